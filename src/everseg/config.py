@@ -1,0 +1,163 @@
+"""The typed configuration of a run, its loading and its overrides (floor 1).
+
+Every field's docstring is its help text in `everseg show`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(_Section):
+    """Which images, and how they become network inputs."""
+
+    dataset: str = "demo"
+    """Data set: a name of `everseg list datasets`, a data.yaml, or your own file.py:build."""
+    root: str | None = None
+    """Folder of the data set (not needed by `demo` and by a data.yaml)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the data set's reader."""
+    crop: int = Field(default=512, ge=8)
+    """Side of the square training crop, in pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the training crop's area relative to the image's (random resized crop)."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip in training."""
+    evaluation: Literal["crop", "whole"] = "crop"
+    """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (the papers), or "whole"."""
+    workers: int = Field(default=2, ge=0, le=256)
+    """Loader processes per rank; never changes the result."""
+    decoded_cache: bool = False
+    """Keep decoded images in memory (small data sets only); never changes the result."""
+
+
+class ScenarioConfig(_Section):
+    """Which classes are taught in which step, and from which images."""
+
+    kind: str = "class-incremental"
+    """Scenario builder: "class-incremental" or your own file.py:build."""
+    task: str | list[list[int | str]] = "4-2"
+    """Task name (15-5, 15-1, 100-50b, any N-M, offline), or explicit steps: lists of class names or raw ids."""
+    protocol: Literal["disjoint", "overlapped", "sequential", "partitioned"] = "overlapped"
+    """Which images a step may use, and whether old classes stay labelled."""
+    policy: Literal["mib-voc", "mib-ade", "plop", "ignore-void"] = "ignore-void"
+    """Label convention: where void, old and future classes go in training and in tests."""
+    order: list[int | str] | None = None
+    """Class order (raw ids or names, without background) that N-M tasks cut into steps; default ascending ids."""
+    lists: str | None = None
+    """Image lists per step: "published" for the authors' own, or a folder of your train-<step>.npy/.txt files."""
+    joint: bool = False
+    """Teach all classes at once (the upper bound), scored in the task's groups."""
+    validation: Literal["none", "split", "cross", "train"] = "none"
+    """Validation images: none, the `val` split, 20 % held out of the step's training images, or all of those."""
+    test_split: str = "val"
+    """Split the results are measured on."""
+
+
+class ModelConfig(_Section):
+    """Architecture and initial weights."""
+
+    name: str = "deeplabv3-resnet101"
+    """A name of `everseg list models`, or your own file.py:build."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the model's builder."""
+    output_stride: Literal[8, 16] = 16
+    """Input pixels per cell of the last feature map."""
+    norm: Literal["bn", "abn", "iabn"] = "abn"
+    """Normalisation and activation: bn = BatchNorm+ReLU, abn = BatchNorm+leaky ReLU 0.01, iabn = with gamma |w|+eps."""
+    weights: str | None = None
+    """Initial encoder weights: a local file (torchvision, timm or In-place ABN names) or hf:org/name (a download)."""
+    download: bool = False
+    """Allow `weights` to be fetched from the network."""
+
+
+class MethodConfig(_Section):
+    """Which method, with its hyper-parameters as further keys (method.kd_weight=10)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "ft"
+    """A name of `everseg list methods`, or your own file.py:Name."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TrainConfig(_Section):
+    """Optimisation of each step."""
+
+    epochs: int = Field(default=30, ge=1)
+    """Passes over the images of the first step."""
+    epochs_next: int | None = Field(default=None, ge=1)
+    """The same for later steps; default as `epochs`."""
+    batch: int = Field(default=24, ge=1)
+    """Images per iteration over all processes together."""
+    lr: float = Field(default=0.01, gt=0)
+    """Learning rate of the first step."""
+    lr_next: float | None = Field(default=0.001, gt=0)
+    """The same for later steps; null as `lr`."""
+    schedule: Literal["poly", "step", "constant"] = "poly"
+    """Learning rate over the iterations of a step."""
+    power: float = Field(default=0.9, ge=0)
+    """Exponent of the poly schedule."""
+    step_size: int = Field(default=5000, ge=1)
+    """Iterations between two drops of the step schedule."""
+    step_factor: float = Field(default=0.1, gt=0)
+    """Factor of each drop of the step schedule."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """L2 penalty on every trainable weight."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; losses are always fp32. fp16 is refused where a method reads gradients."""
+    sync_norm: bool = False
+    """Synchronise batch statistics over processes (CUDA only)."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads per process; exact repetition needs the same number. Default: PyTorch's choice, recorded."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Iterations between checkpoints."""
+    log_every: int = Field(default=10, ge=1)
+    """Iterations between journal lines."""
+    max_time: float | None = Field(default=None, gt=0)
+    """Seconds after which the run saves itself and stops with exit code 75."""
+    max_iterations: int | None = Field(default=None, ge=1)
+    """Stop each step after so many iterations (used by --dry-run)."""
+    eval_batch: int = Field(default=8, ge=1)
+    """Test images per batch and process (1 where images differ in size)."""
+
+
+class RunConfig(_Section):
+    """Everything that decides a run."""
+
+    name: str = "run"
+    """Name of the run's folder."""
+    out: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initial weights, order, augmentation and random protocols."""
+    tensorboard: bool = True
+    """Write TensorBoard events if tensorboard is installed."""
+    data: DataConfig = DataConfig()
+    scenario: ScenarioConfig = ScenarioConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+
+
+HARMLESS = frozenset(
+    {"name", "out", "tensorboard", "data.root", "data.workers", "data.decoded_cache", "model.download",
+     "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
+)  # fmt: skip
+"""Keys that may differ when a run is resumed: they cannot change its result."""

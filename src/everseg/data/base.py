@@ -1,0 +1,49 @@
+"""What a data set is to the rest of everseg (floor 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from everseg.labels import RawLabels
+
+
+class Split(Protocol):
+    """An ordered list of images with their masks."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def id(self, index: int) -> str:
+        """Name of a sample, stable and unique in the split (a file stem or a relative path)."""
+        ...
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids.
+
+        Raises:
+            DataError: missing, unreadable, truncated, of different sizes, or not a mask of ids.
+        """
+        ...
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Decode the mask only, (H, W) uint8 raw ids."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 that changes when any mask or the list changes; independent of where the data lie."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Named splits with the ids that stand in their masks."""
+
+    name: str
+    labels: RawLabels
+    splits: Mapping[str, Split]
+    """Split name ("train", "val", "test") -> split."""

@@ -1,0 +1,1 @@
+"""everseg.data.datasets."""

@@ -1,0 +1,58 @@
+"""The errors a user can cause, each with the exit code of its kind (floor 0)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EversegError(Exception):
+    """A problem to tell the user about: what, where, and what to do; shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(EversegError):
+    """A wrong configuration, name, or command line."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str], where: str = "") -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if len(self.problems) == 1:
+            text = f"{where}: {self.problems[0]}" if where else self.problems[0]
+        else:
+            head = f"{len(self.problems)} problems" + (f" in {where}" if where else "")
+            text = "\n  ".join([head, *self.problems])
+        super().__init__(text)
+
+
+class DataError(EversegError):
+    """A fault in the images, the masks, or their lists."""
+
+    exit_code = 3
+
+
+class CheckpointError(EversegError):
+    """A checkpoint that is damaged, missing, or of another model or run; or one that cannot be written."""
+
+    exit_code = 4
+
+
+class DivergedError(EversegError):
+    """A loss, an input or a weight that is no longer finite."""
+
+    exit_code = 5
+
+
+class TimeBudgetReached(EversegError):  # noqa: N818 - an outcome, not a fault
+    """The time budget is used up; the run is saved and the same command continues it."""
+
+    exit_code = 75
+
+
+class Interrupted(EversegError):  # noqa: N818
+    """A signal stopped the run at an iteration boundary; it is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

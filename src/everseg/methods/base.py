@@ -1,0 +1,119 @@
+"""The contract between a method and the engine (floor 4).
+
+A method returns named loss terms; it never steps the optimiser and never changes the engine or a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from everseg.scenarios.steps import Step
+from everseg.types import Batch, LossTerms, SegOutput
+
+if TYPE_CHECKING:
+    from everseg.models.model import SegmentationModel
+
+
+@dataclass
+class StepContext:
+    """What a method may use while one step is trained."""
+
+    step: Step
+    model: nn.Module
+    """The student as the engine wrapped it (DDP, autocast): call it only through `student`."""
+    module: SegmentationModel
+    """The same student, unwrapped: parameters and buffers."""
+    teacher: SegmentationModel | None
+    """Frozen copy of the model before this step; None in the first step and for methods without one."""
+    train_batches: Callable[[], Iterator[Batch]] = lambda: iter(())
+    """One pass over the step's training images, un-shuffled, without augmentation."""
+    all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """Sum over processes."""
+    autocast: Callable[[], Any] = field(default=lambda: torch.autocast("cpu", enabled=False))
+    """Arithmetic the student runs in; the teacher uses the same."""
+
+    def student(self, batch: Batch) -> SegOutput:
+        """Run the student through the batch's own branch."""
+        return self.model(batch.image, (batch.branch,))[batch.branch]
+
+    def student_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
+        """Run the student through several branches over the same images."""
+        return self.model(batch.image, branches)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> SegOutput | None:
+        """Run the teacher; None when there is none or it never met this branch."""
+        if self.teacher is None or self.step.num_old(batch.branch) == 0:
+            return None
+        with self.autocast():
+            output = self.teacher(batch.image, (batch.branch,))[batch.branch]
+        features = {
+            name: tap.float() if tap.dtype == torch.bfloat16 else tap for name, tap in output.features.items()
+        }
+        logits = output.logits.float() if output.logits.dtype == torch.bfloat16 else output.logits
+        return SegOutput(logits, features)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Half precision -> float32, as the student's outputs are; float64 stays."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+@dataclass(kw_only=True)
+class Method:
+    """Base of all methods: plain fine-tuning hooks, to be overridden. Fields are the hyper-parameters."""
+
+    uses_teacher: ClassVar[bool] = False
+    """The engine keeps a frozen copy of the model from before the step."""
+    partial_updates: ClassVar[bool] = False
+    """Some update leaves trainable weights without gradient (DDP must look for them)."""
+    reads_gradients: ClassVar[bool] = False
+    """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
+
+    freeze_encoder: bool = False
+    """Train only the decoder and the classifiers after the first step."""
+    freeze_norm: bool = False
+    """Freeze the affine weights of all norms after the first step."""
+    frozen_statistics: bool = True
+    """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
+
+    def prepare_model(self, model: SegmentationModel, step: Step) -> None:
+        """Grow, initialise and freeze, before the optimiser exists."""
+        model.grow(step.grows)
+        later = step.index > 0
+        model.freeze(
+            branches=step.old_branches,
+            encoder=self.freeze_encoder and later,
+            norm=self.freeze_norm and later,
+            statistics=self.frozen_statistics,
+        )
+
+    def param_groups(self, model: SegmentationModel, step: Step) -> list[dict[str, Any]]:
+        """Split the trainable weights: dicts with "params" and "lr_scale", each weight in exactly one."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
+
+    def begin_step(self, ctx: StepContext) -> None:
+        """Prepare state from the data (for instance one teacher pass)."""
+
+    def losses(self, batch: Batch, ctx: StepContext) -> Iterator[LossTerms]:
+        """Yield one dict of weighted terms per optimiser update."""
+        raise NotImplementedError
+
+    def after_backward(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Read the final gradients or add to them; the scalars returned are logged."""
+        return {}
+
+    def end_step(self, ctx: StepContext) -> None:
+        """Turn what was gathered in this step into what the next one needs."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the method must carry over a restart or into the next step, as flat tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""

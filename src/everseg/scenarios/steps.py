@@ -1,0 +1,64 @@
+"""What a scenario is: immutable steps, printable, without tensors (floor 3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from everseg.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some images of one split, seen through one branch with one label table."""
+
+    branch: str
+    dataset: str
+    """Name of the data set in the run (`Dataset.name`)."""
+    split: str
+    indices: tuple[int, ...]
+    """Positions in the split, in the order they are read."""
+    lut: bytes
+    """256 bytes: raw id -> train id."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides which pixels with which labels are used."""
+        head = f"{self.branch}|{self.dataset}|{self.split}|".encode()
+        return hashlib.sha256(head + np.asarray(self.indices, np.int64).tobytes() + self.lut).hexdigest()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One increment: what is trained, what is tested, and what the model knows afterwards."""
+
+    index: int
+    train: tuple[Source, ...]
+    test: tuple[Source, ...]
+    spaces: Mapping[str, LabelSpace]
+    """Branch -> label space known after this step, branches in the order they were met."""
+    grows: Mapping[str, int]
+    """Branch -> number of outputs it gains at the start of this step."""
+    val: tuple[Source, ...] = field(default=())
+
+    @property
+    def branch(self) -> str:
+        """The branch trained in this step (the first one, if several are)."""
+        return self.train[0].branch
+
+    @property
+    def branch_order(self) -> tuple[str, ...]:
+        return tuple(self.spaces)
+
+    @property
+    def old_branches(self) -> tuple[str, ...]:
+        """Branches met before and not trained now."""
+        trained = {source.branch for source in self.train}
+        return tuple(branch for branch in self.spaces if branch not in trained)
+
+    def num_old(self, branch: str) -> int:
+        """Outputs the branch had before this step; 0 if it is met for the first time."""
+        return self.spaces[branch].num_classes - self.grows.get(branch, 0)

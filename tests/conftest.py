@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests: determinism, and the golden numbers where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with the numbers of the original authors' code; the test is skipped where it is absent."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden numbers (../shared/golden) are not at hand")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Real images; the test is skipped where they are absent."""
+    folder = SHARED / "data" / "camvid"
+    if not folder.is_dir():
+        pytest.skip("the CamVid images (../shared/data/camvid) are not at hand")
+    return folder
