@@ -1,4 +1,4 @@
-"""One optimiser iteration and one step's loop (floor 5)."""
+"""One optimiser iteration: what a method asks for on one batch (floor 5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def train_batch(
     """Take every optimiser update that the method asks for on one batch.
 
     Args:
-        check: called with the loss terms before anything is changed by them; may raise.
+        check: called with the loss terms when the gradients are there and before any weight or statistic is
+            changed by them; may raise.
 
     Returns:
         Every loss term (weights applied) and every scalar of `after_backward`, detached. A name that comes in
@@ -30,13 +31,9 @@ def train_batch(
     """
     logged: dict[str, Tensor] = {}
     for terms in method.losses(batch, ctx):
-        check(terms)
         optimizer.zero_grad(set_to_none=True)
-        backward(
-            torch.stack(
-                [term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms.values()]
-            ).sum()
-        )
+        backward(torch.stack([*terms.values()]).sum())
+        check(terms)
         extra = method.after_backward(ctx)
         optimizer.step()
         for name, value in {**terms, **extra}.items():

@@ -1,0 +1,249 @@
+"""Folders that are either whole and verified, or not there: checkpoints and finished steps (floor 5).
+
+A folder is written as `X.tmp/` (files, then the manifest with sizes and SHA-256), flushed to disk, renamed to `X`,
+and never overwritten. Only safetensors and JSON are read back, so loading never runs code from a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from everseg.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically and flushed."""
+    _write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write any file atomically and flushed."""
+    _write_atomic(path, data)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: unreadable or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); restore it or start again under another name") from None
+
+
+def save_folder(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], parent: str | None = None
+) -> str:
+    """Commit a folder of safetensors and JSON files.
+
+    Args:
+        folder: where; must not exist yet (an existing whole folder of that name is kept and its digest returned).
+        tensors: file stem -> named tensors, saved as `<stem>.safetensors`.
+        documents: file stem -> JSON value, saved as `<stem>.json`.
+        parent: digest of the folder this one continues.
+
+    Returns:
+        The digest (SHA-256 of the manifest), which children record as `parent`.
+
+    Raises:
+        CheckpointError: disk full, read-only, or no permission; nothing is left half-written.
+    """
+    if (folder / MANIFEST).exists():
+        return verify(folder)
+    temporary = folder.with_name(folder.name + ".tmp")
+    with writing(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            contents = {f"{stem}.safetensors": _pack(values) for stem, values in tensors.items()}
+            contents |= {f"{stem}.json": _json(value) for stem, value in documents.items()}
+            files = {}
+            for name, data in contents.items():
+                _write_flushed(temporary / name, data)
+                files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            body = {"format": FORMAT, "files": files, "parent": parent}
+            manifest = _json({**body, "self": _self_hash(body)})
+            _write_flushed(temporary / MANIFEST, manifest)
+            _flush_directory(temporary)
+            temporary.rename(folder)
+            _flush_directory(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def verify(folder: Path) -> str:
+    """Check every file of a committed folder against its manifest.
+
+    Returns:
+        The folder's digest.
+
+    Raises:
+        CheckpointError: what is missing or differs.
+    """
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(raw)
+        files, given = manifest["files"], manifest.pop("self")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is damaged: no readable {MANIFEST} ({type(error).__name__})") from None
+    if given != _self_hash(manifest):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not match its own checksum")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has format {manifest['format']}; this everseg reads format {FORMAT}")
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is damaged: {name} is missing")
+        if path.stat().st_size != entry["size"]:
+            raise CheckpointError(
+                f"{folder} is damaged: {name} has {path.stat().st_size} bytes instead of {entry['size']}"
+            )
+        found = _file_hash(path)
+        if found != entry["sha256"]:
+            raise CheckpointError(
+                f"{folder} is damaged: {name} sha256 mismatch (expected {entry['sha256'][:12]}…, got {found[:12]}…)"
+            )
+    return hashlib.sha256(raw).hexdigest()
+
+
+def parent_of(folder: Path) -> str | None:
+    """Digest of the folder that this one continues."""
+    return read_json(folder / MANIFEST)["parent"]
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read one safetensors file.
+
+    Raises:
+        CheckpointError: not a safetensors file.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Find the newest checkpoint `it-<iteration>` of a folder that verifies.
+
+    A damaged newest one is skipped with one warning. Leftovers of an interrupted save are ignored.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    problems: list[str] = []
+    for path in sorted(folder.glob("it-" + "[0-9]" * 8), reverse=True):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warn(f"{'; '.join(problems)}. Using {path.name} instead; the iterations after it are done again.")
+        return path
+    if problems:
+        listing = "\n  ".join(problems)
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged:\n  {listing}\n"
+            f"Restore one of them, or delete {folder} to train this step again from its beginning."
+        )
+    return None
+
+
+def purge(folder: Path, keep: int = 2) -> None:
+    """Delete all but the newest checkpoints, once the newest verifies; and leftovers of interrupted saves."""
+    checkpoints = sorted(folder.glob("it-" + "[0-9]" * 8), reverse=True)
+    if checkpoints:
+        verify(checkpoints[0])
+    for path in checkpoints[keep:]:
+        doomed = path.with_name(path.name + ".old")
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    for pattern in ("*.tmp", "*.old"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path):  # noqa: ANN201 - a context manager
+    """Turn the operating system's write errors into one message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(_existing(target)).free / 1e6
+            text = f"disk full: {target} could not be written ({free:.0f} MB free); free some space and run again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            text = f"{target}: no permission to write here; choose another folder with out=DIR"
+        else:
+            text = f"{target}: cannot be written ({error.strerror or error})"
+        raise CheckpointError(text) from error
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _self_hash(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json(body)).hexdigest()
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_atomic(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        try:
+            temporary.unlink(missing_ok=True)
+            _write_flushed(temporary, data)
+            temporary.replace(path)
+            _flush_directory(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
