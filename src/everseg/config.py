@@ -35,8 +35,6 @@ class DataConfig(_Section):
     """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (the papers), or "whole"."""
     workers: int = Field(default=2, ge=0, le=256)
     """Loader processes per rank; never changes the result."""
-    decoded_cache: bool = False
-    """Keep decoded images in memory (small data sets only); never changes the result."""
 
 
 class ScenarioConfig(_Section):
@@ -157,7 +155,7 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "data.root", "data.workers", "data.decoded_cache", "model.download",
+    {"name", "out", "tensorboard", "data.root", "data.workers", "model.download",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they cannot change its result."""
