@@ -1,0 +1,160 @@
+"""Pictures and masks to network inputs, as pure functions on uint8 arrays (floor 2).
+
+All randomness comes from the `random.Random` that is passed in, so a sample's augmentation depends on
+(seed, step, epoch, sample id) alone and never on the worker, the rank or what was drawn before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RATIO = (3 / 4, 4 / 3)
+"""Range of the training crop's width : height."""
+_ATTEMPTS = 10
+
+
+def sample_rng(seed: int, step: int, epoch: int, sample_id: str) -> random.Random:
+    """Make the random stream of one sample in one epoch.
+
+    The stream is the same on every machine and Python version (BLAKE2b, not `hash`).
+    """
+    key = f"{seed}\0{step}\0{epoch}\0{sample_id}".encode("utf-8", "surrogateescape")
+    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+
+
+def random_resized_crop_params(
+    width: int,
+    height: int,
+    *,
+    scale: tuple[float, float],
+    rng: random.Random,
+    ratio: tuple[float, float] = RATIO,
+) -> tuple[int, int, int, int]:
+    """Draw the box of a random resized crop.
+
+    Ten attempts draw an area (uniform, relative to the image's) and an aspect (log-uniform) and keep the first
+    box that fits; after that the largest centred box of the nearest allowed aspect is taken. Because a box must
+    fit, relative areas above 1 practically always fail: with the papers' scale (0.5, 2) the effective range
+    is [0.5, 1], or the fallback.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        scale: range of the box's area relative to the image's.
+        rng: consumed as area, log aspect per attempt, then top and left on success.
+        ratio: range of width / height.
+
+    Returns:
+        (top, left, height, width) of the box, pixels.
+
+    Source: Cermelli et al., CVPR 2020, the authors' training transform; same random stream as theirs.
+    """
+    area = width * height
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(_ATTEMPTS):
+        target = rng.uniform(*scale) * area
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = rng.randint(0, height - h)
+            left = rng.randint(0, width - w)
+            return top, left, h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def train_transform(
+    image: np.ndarray,
+    label: np.ndarray,
+    *,
+    crop: int,
+    scale: tuple[float, float],
+    flip: float,
+    rng: random.Random,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random resized crop, then a horizontal flip.
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8, any ids; resized by nearest neighbour, so no id is ever invented.
+        crop: side of the square result, pixels.
+        scale: range of the crop's area relative to the image's.
+        flip: probability of the flip.
+        rng: the sample's random stream; the flip's draw is made whatever `flip` is.
+
+    Returns:
+        (3, crop, crop) uint8 and (crop, crop) uint8, both contiguous.
+    """
+    height, width = label.shape
+    top, left, h, w = random_resized_crop_params(width, height, scale=scale, rng=rng)
+    x, y = _resize(image[top : top + h, left : left + w], label[top : top + h, left : left + w], crop, crop)
+    if rng.random() < flip:
+        x, y = x[:, ::-1], y[:, ::-1]
+    return _channels_first(x), np.ascontiguousarray(y)
+
+
+def center_transform(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resize the short side to `crop` and cut the centre square: how the papers see validation and test images.
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8.
+        crop: side of the result, pixels.
+
+    Returns:
+        (3, crop, crop) uint8 and (crop, crop) uint8. The scores are thus measured on the resized centre.
+    """
+    height, width = label.shape
+    if width < height:
+        w, h = crop, int(crop * height / width)
+    else:
+        w, h = int(crop * width / height), crop
+    x, y = _resize(image, label, h, w)
+    top, left = round((h - crop) / 2), round((w - crop) / 2)
+    box = slice(top, top + crop), slice(left, left + crop)
+    return _channels_first(x[box]), np.ascontiguousarray(y[box])
+
+
+def whole_transform(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the whole image: (3, H, W) uint8 and (H, W) uint8."""
+    return _channels_first(image), np.ascontiguousarray(label)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """Scale to [0, 1] and standardise with ImageNet's channel means and deviations.
+
+    Args:
+        image: (B, 3, H, W) or (3, H, W) uint8, on any device.
+
+    Returns:
+        float32 of the same shape on the same device.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    return image.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    if label.shape == (height, width):
+        return image, label
+    x = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
+    y = Image.fromarray(np.ascontiguousarray(label)).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(x), np.asarray(y)
+
+
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

@@ -1,0 +1,144 @@
+"""The transforms against the original code's output and against their own rules."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everseg.data.transforms import (
+    center_transform,
+    normalise,
+    random_resized_crop_params,
+    sample_rng,
+    train_transform,
+    whole_transform,
+)
+
+SCALE = (0.5, 2.0)
+
+
+def _picture(height: int = 30, width: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return (
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        rng.choice(np.array([0, 1, 7, 255], np.uint8), (height, width)),
+    )
+
+
+@pytest.mark.golden
+def test_crop_boxes_and_random_stream_equal_the_original(golden: Path) -> None:
+    cases = json.loads((golden / "scenario.json").read_text())["random_resized_crop_params"]
+    assert len(cases) == 30
+    for case in cases:
+        rng = random.Random(case["seed"])
+        box = random_resized_crop_params(case["w"], case["h"], scale=SCALE, rng=rng)
+        assert (*box, rng.random()) == (case["i"], case["j"], case["hh"], case["ww"], case["next_random"])
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("seed", [0, 1, 5, 42])
+def test_training_sample_equals_the_original(golden: Path, seed: int) -> None:
+    stored = np.load(golden / "mib_transforms.npz")
+    x, y = train_transform(
+        stored["img"], stored["lbl"], crop=48, scale=SCALE, flip=0.5, rng=random.Random(seed)
+    )
+    np.testing.assert_array_equal(y, stored[f"train_seed{seed}/lbl"])
+    np.testing.assert_array_equal(normalise(torch.from_numpy(x)).numpy(), stored[f"train_seed{seed}/img"])
+
+
+@pytest.mark.golden
+def test_validation_sample_equals_the_original(golden: Path) -> None:
+    stored = np.load(golden / "mib_transforms.npz")
+    x, y = center_transform(stored["img"], stored["lbl"], crop=48)
+    np.testing.assert_array_equal(y, stored["val/lbl"])
+    np.testing.assert_array_equal(normalise(torch.from_numpy(x)).numpy(), stored["val/img"])
+    x, y = whole_transform(stored["img"], stored["lbl"])
+    np.testing.assert_array_equal(y, stored["nocrop/lbl"])
+    total = normalise(torch.from_numpy(x)).double().sum().item()
+    assert total == pytest.approx(float(stored["nocrop/img_sum"]), rel=1e-6)
+
+
+def test_sample_stream_is_the_same_in_another_process() -> None:
+    code = (
+        "from everseg.data.transforms import sample_rng; "
+        "print([sample_rng(3, 1, 2, 'a/ä').random() for _ in range(2)])"
+    )
+    text = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "src", "PYTHONHASHSEED": "77"},
+        cwd=Path(__file__).resolve().parents[2],
+    ).stdout
+    assert text.strip() == str([sample_rng(3, 1, 2, "a/ä").random()] * 2)
+
+
+def test_sample_stream_differs_by_every_part_of_its_key() -> None:
+    keys = [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b"), (0, 1, 1, "a"),
+            (0, 0, 11, "a"), (0, 0, 1, "1a")]  # fmt: skip
+    assert len({sample_rng(*key).random() for key in keys}) == len(keys)
+
+
+def test_box_area_and_aspect_stay_in_range() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        top, left, h, w = random_resized_crop_params(400, 300, scale=(0.3, 0.6), rng=rng)
+        assert 0 <= top <= 300 - h
+        assert 0 <= left <= 400 - w
+        assert 0.29 < h * w / 120_000 < 0.61
+        assert 0.74 < w / h < 1.35
+
+
+def test_fallback_is_the_centred_box_of_the_nearest_aspect() -> None:
+    wide = random_resized_crop_params(900, 90, scale=(3.0, 4.0), rng=random.Random(0))
+    assert wide == (0, 390, 90, 120)
+    tall = random_resized_crop_params(90, 900, scale=(3.0, 4.0), rng=random.Random(0))
+    assert tall == (390, 0, 120, 90)
+    assert random_resized_crop_params(100, 90, scale=(3.0, 4.0), rng=random.Random(0)) == (0, 0, 90, 100)
+
+
+def test_flip_mirrors_image_and_label_together() -> None:
+    image, label = _picture()
+    plain = train_transform(image, label, crop=16, scale=SCALE, flip=0.0, rng=random.Random(4))
+    flipped = train_transform(image, label, crop=16, scale=SCALE, flip=1.0, rng=random.Random(4))
+    np.testing.assert_array_equal(flipped[0], plain[0][:, :, ::-1])
+    np.testing.assert_array_equal(flipped[1], plain[1][:, ::-1])
+    assert not np.array_equal(flipped[1], plain[1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (7, 7), (300, 20)])
+@pytest.mark.parametrize("crop", [8, 33])
+def test_any_size_gives_squares_without_new_ids(size: tuple[int, int], crop: int) -> None:
+    image, label = _picture(*size)
+    for x, y in (
+        train_transform(image, label, crop=crop, scale=SCALE, flip=0.5, rng=random.Random(1)),
+        center_transform(image, label, crop=crop),
+    ):
+        assert x.shape == (3, crop, crop)
+        assert y.shape == (crop, crop)
+        assert x.dtype == y.dtype == np.uint8
+        assert x.flags.c_contiguous
+        assert y.flags.c_contiguous
+        assert set(np.unique(y)) <= set(np.unique(label))
+
+
+def test_centre_of_an_image_of_the_right_height_is_cut_unchanged() -> None:
+    image, label = _picture(30, 41)
+    x, y = center_transform(image, label, crop=30)
+    np.testing.assert_array_equal(y, label[:, 6:36])  # (41 - 30) / 2 = 5.5, rounded to even
+    np.testing.assert_array_equal(x, image[:, 6:36].transpose(2, 0, 1))
+
+
+def test_normalise_gives_the_standard_values() -> None:
+    x = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    expected = torch.tensor([(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225])
+    torch.testing.assert_close(normalise(x).flatten(), expected)
+    assert x.flatten().tolist() == [0, 255, 51]
