@@ -1,0 +1,129 @@
+"""Distillation of the teacher's softmax: over the old classes, and MiB's unbiased form (floor 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from everseg.losses.pixelwise import (
+    Over,
+    Reduction,
+    checked_alpha,
+    checked_logits,
+    checked_num_old,
+    checked_teacher,
+    reduce,
+)
+
+
+def distillation(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    num_old: int | None = None,
+    alpha: float = 1.0,
+    mask: Tensor | None = None,
+    over: Over = "all",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Distil the old classes, the student's softmax taken over the old channels only.
+
+    Per pixel -(1/K) sum_c q_c log p_c with q = softmax(alpha * t) and p = softmax(x_0..x_{K-1}). Its minimum over
+    the student is the teacher's entropy / K (reached where p = q), not 0.
+
+    Args:
+        logits: student, (B, C, H, W), unnormalised; old classes come first.
+        teacher_logits: (B, K, H, W) with K <= C; no gradient flows into it.
+        num_old: K, if given only checked against the teacher.
+        alpha: factor on the teacher's logits; above 1 it hardens the targets.
+        mask: (B, H, W) bool or float factor of each pixel; None = 1. Without it ignored pixels count too.
+        over: "all" divides by all B*H*W pixels, whatever the mask (the authors' code); "valid" by the mask's sum.
+        reduction: "mean", "sum" (no division), or "none" for (B, H, W).
+
+    Returns:
+        Scalar >= 0, mean over pixels and over the K classes. 0 with over="valid" and an empty mask.
+
+    Raises:
+        ValueError: shapes that do not fit, K not num_old, or alpha <= 0.
+
+    Source: Li and Hoiem (LwF), ECCV 2016, per pixel, normalised by K as in MiB's code, so that published weights
+    apply.
+
+    >>> logits = torch.zeros(1, 3, 1, 1)
+    >>> round(distillation(logits, logits[:, :2]).item(), 4)
+    0.3466
+    """
+    checked_alpha("distillation", alpha)
+    logits = checked_logits("distillation", logits)
+    teacher_logits = checked_teacher("distillation", teacher_logits, logits, num_old)
+    old = logits[:, : teacher_logits.shape[1]]
+    return _reduced("distillation", _soft_cross_entropy(old, teacher_logits, alpha), mask, over, reduction)
+
+
+def unbiased_distillation(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    num_old: int | None = None,
+    alpha: float = 1.0,
+    mask: Tensor | None = None,
+    over: Over = "all",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Distil old classes while the old background covers today's background and every new class.
+
+    Per pixel -(1/K) sum_c q_c log p_c with q = softmax(alpha * t), log p_c = x_c - logsumexp(x) for an old class c
+    and log p_0 = logsumexp(x_0, x_K..x_{C-1}) - logsumexp(x). Computed as `distillation` of the K logits
+    [logsumexp(background, new), x_1..x_{K-1}], which is the same number.
+
+    Args:
+        logits: student, (B, C, H, W), unnormalised; channel 0 is the background, old classes come first.
+        teacher_logits: (B, K, H, W) with K < C; no gradient flows into it.
+        num_old: K, if given only checked against the teacher.
+        alpha: factor on the teacher's logits; above 1 it hardens the targets.
+        mask: as in `distillation`.
+        over: as in `distillation`.
+        reduction: as in `distillation`.
+
+    Returns:
+        Scalar >= 0, mean over pixels and over the K teacher classes; ignored pixels are included.
+
+    Raises:
+        ValueError: K >= C (the authors' code fails there with a shape error), shapes that do not fit, alpha <= 0.
+
+    Source: Cermelli et al., CVPR 2020, eq. 8-9. Same normalisation as the authors' code (divides by K), so the
+    published weights apply.
+
+    >>> teacher = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
+    >>> moved = torch.tensor([-1e9, 0.0, 2.0]).view(1, 3, 1, 1)  # background mass moved to the new class
+    >>> round(unbiased_distillation(moved, teacher).item(), 4)
+    0.1827
+    """
+    checked_alpha("unbiased_distillation", alpha)
+    logits = checked_logits("unbiased_distillation", logits)
+    teacher_logits = checked_teacher("unbiased_distillation", teacher_logits, logits, num_old)
+    num_old = teacher_logits.shape[1]
+    checked_num_old("unbiased_distillation", num_old, logits.shape[1])
+    background = torch.logaddexp(logits[:, 0], torch.logsumexp(logits[:, num_old:], dim=1))
+    old = torch.cat([background.unsqueeze(1), logits[:, 1:num_old]], dim=1)
+    per_pixel = _soft_cross_entropy(old, teacher_logits, alpha)
+    return _reduced("unbiased_distillation", per_pixel, mask, over, reduction)
+
+
+def _soft_cross_entropy(logits: Tensor, teacher_logits: Tensor, alpha: float) -> Tensor:
+    """-(1/K) sum_c softmax(alpha t)_c log softmax(x)_c, (B, H, W)."""
+    if alpha != 1:
+        teacher_logits = alpha * teacher_logits
+    target = torch.softmax(teacher_logits, dim=1).to(logits.dtype)
+    return (target * torch.log_softmax(logits, dim=1)).sum(dim=1) / -logits.shape[1]
+
+
+def _reduced(loss: str, per_pixel: Tensor, mask: Tensor | None, over: Over, reduction: Reduction) -> Tensor:
+    if mask is None:
+        return reduce(per_pixel, None, over, reduction=reduction)
+    if mask.shape != per_pixel.shape:
+        raise ValueError(
+            f"{loss}: expected a mask of shape {tuple(per_pixel.shape)}, got {tuple(mask.shape)}"
+        )
+    mask = mask.to(per_pixel.dtype)
+    return reduce(per_pixel * mask, None, over, reduction=reduction, weight=mask)
