@@ -1,13 +1,37 @@
-"""One optimiser iteration: what a method asks for on one batch (floor 5)."""
+"""One step's loop over batches, exact over restarts (floor 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from everseg.config import RunConfig
+from everseg.data.loading import Loaded, View, batches_per_epoch, plain_batches, train_batches
+from everseg.data.transforms import normalise
+from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
+from everseg.engine.folder import RunFolder, load_strictly
+from everseg.engine.journal import Journal
+from everseg.engine.optim import (
+    check_param_groups,
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_learning_rate,
+)
+from everseg.engine.progress import Progress, memory_text
+from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
+from everseg.engine.tensorboard import Events
+from everseg.errors import CheckpointError, DivergedError
 from everseg.methods.base import Method, StepContext
+from everseg.models.model import SegmentationModel
+from everseg.scenarios.steps import Step
 from everseg.types import Batch
 
 
@@ -40,3 +64,219 @@ def train_batch(
             value = value.detach()
             logged[name] = logged[name] + value if name in logged else value
     return logged
+
+
+def iterations_of(config: RunConfig, step: Step) -> int:
+    """Iterations of a step: whole batches per epoch times epochs, cut by `train.max_iterations`."""
+    count = sum(len(source.indices) for source in step.train)
+    epochs = config.train.epochs if step.index == 0 else config.train.epochs_next or config.train.epochs
+    total = epochs * batches_per_epoch(count, config.train.batch)
+    return min(total, config.train.max_iterations or total)
+
+
+@dataclass
+class StepJob:
+    """Everything one step's training works with; `train` does it."""
+
+    config: RunConfig
+    step: Step
+    views: Sequence[View]
+    model: SegmentationModel
+    """The model as it was after the step before, on the CPU."""
+    teacher: SegmentationModel | None
+    method: Method
+    folder: RunFolder
+    accelerator: Accelerator
+    journal: Journal
+    progress: Progress
+    events: Events
+    stop: StopRequest
+    offset: int = 0
+    """Iterations of all earlier steps, for the x axis of TensorBoard."""
+    parent: str | None = None
+    """Digest of the finished step this one continues."""
+
+    def train(self) -> None:
+        """Train the step to its end, from its newest checkpoint if there is one.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; weights and statistics on disk are untouched.
+            Interrupted, TimeBudgetReached: asked to stop; saved.
+        """
+        self.total = iterations_of(self.config, self.step)
+        self._prepare()
+        start = self._restore()
+        ctx = self._context()
+        if start == 0:
+            self.method.begin_step(ctx)
+        self.journal.rewind(self.step.index, start)
+        self.student.train()
+        self._loop(ctx, start)
+        self.method.end_step(ctx)
+
+    def _prepare(self) -> None:
+        config, index = self.config, self.step.index
+        torch.manual_seed(derive_seed(config.seed, "grow", index))
+        self.method.prepare_model(self.model, self.step)
+        if config.train.sync_norm:
+            from everseg.models.parts import synchronise_norms
+
+            self.model = synchronise_norms(self.model)
+        self.model.to(self.accelerator.device)
+        groups = self.method.param_groups(self.model, self.step)
+        check_param_groups(self.model, groups)
+        lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
+        self.lr = config.train.lr if index == 0 else lr_next
+        self.optimizer = make_optimizer(groups, config.train, lr=self.lr)
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint and return its iteration; then let Accelerate wrap model and optimiser."""
+        path = newest_valid(
+            self.folder.checkpoints(self.step.index), lambda text: self.progress.message(f"warning: {text}")
+        )
+        start = 0
+        if path is not None:
+            state = read_json(path / "state.json")
+            if state["total"] != self.total:
+                raise CheckpointError(
+                    f"{path} was made for {state['total']} iterations, this run has {self.total}: "
+                    f"the images of the step have changed; start again under another name (name=...)"
+                )
+            start = int(state["iteration"])
+            load_strictly(self.model, load_tensors(path / "model.safetensors"), str(path))
+            load_optimizer_state(
+                self.optimizer, self.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
+            )
+            self.method.load_state_dict(load_tensors(path / "method.safetensors"))
+            self.progress.message(f"continuing step {self.step.index} at iteration {start} of {self.total}")
+        self.student, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
+        return start
+
+    def _context(self) -> StepContext:
+        if self.teacher is not None:
+            self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
+        return StepContext(
+            step=self.step,
+            model=self.student,
+            module=self.model,
+            teacher=self.teacher,
+            train_batches=self._plain_pass,
+            all_reduce=all_reduce_sum(self.accelerator),
+            autocast=self.accelerator.autocast,
+        )
+
+    def _plain_pass(self) -> Iterator[Batch]:
+        accelerator = self.accelerator
+        loaded = plain_batches(
+            self.views,
+            self.config.data,
+            batch=self.config.train.eval_batch,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        return map(self._on_device, loaded)
+
+    def _on_device(self, loaded: Loaded) -> Batch:
+        device = self.accelerator.device
+        image = normalise(loaded.image.to(device, non_blocking=True))
+        return Batch(image, loaded.label.to(device, non_blocking=True).long(), self.step.branch, loaded.ids)
+
+    def _loop(self, ctx: StepContext, start: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        world = accelerator.num_processes
+        batches = train_batches(
+            self.views,
+            config.data,
+            seed=config.seed,
+            step=self.step.index,
+            batch=config.train.batch,
+            start=start,
+            stop=self.total,
+            rank=accelerator.process_index,
+            world=world,
+            pin=accelerator.device.type == "cuda",
+        )
+        self.progress.begin(f"step {self.step.index} ({', '.join(self._new_names())})", self.total, start)
+        clock, images = time.perf_counter(), 0
+        for iteration, loaded in enumerate(batches, start):
+            batch = self._on_device(loaded)
+            torch.manual_seed(derive_seed(config.seed, self.step.index, iteration, accelerator.process_index))
+            lr = learning_rate(config.train, self.lr, iteration, self.total)
+            set_learning_rate(self.optimizer, lr)
+            guard = _Guard(self, iteration, batch)
+            logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, guard)
+            done = iteration + 1
+            images += len(batch.ids) * world
+            if done % config.train.log_every == 0 or done == self.total:
+                speed = images / (time.perf_counter() - clock)
+                clock, images = time.perf_counter(), 0
+                self._log(done, logged, lr, speed, guard.norm)
+            code = all_reduce_max(self.stop.code(), accelerator)
+            if code or (done % config.train.checkpoint_every == 0 and done < self.total):
+                self._save(done)
+            if code and done < self.total:
+                self.progress.end()
+                where = f"step {self.step.index}, iteration {done} of {self.total}"
+                raise StopRequest.error(code, where)
+        self.progress.end()
+
+    def _new_names(self) -> list[str]:
+        names = self.step.spaces[self.step.branch].names
+        return [name for name in names[-self.step.grows[self.step.branch] :] if name != "background"]
+
+    def _log(self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float) -> None:
+        terms = {name: float(value) for name, value in logged.items()}
+        epoch = done / batches_per_epoch(sum(len(v.indices) for v in self.views), self.config.train.batch)
+        self.progress.update(done, terms, lr, speed)
+        self.journal.add(
+            "train",
+            step=self.step.index,
+            iteration=done,
+            epoch=round(epoch, 4),
+            lr=lr,
+            grad_norm=norm,
+            images_per_second=round(speed, 2),
+            memory=memory_text(),
+            terms=terms,
+        )
+        self.events.scalars(self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm)
+
+    def _save(self, iteration: int) -> None:
+        if self.accelerator.is_main_process:
+            tensors, document = optimizer_state(self.optimizer, self.model)
+            target = self.folder.checkpoints(self.step.index)
+            save_folder(
+                target / f"it-{iteration:08d}",
+                {"model": self.model.state_dict(), "optim": tensors, "method": self.method.state_dict()},
+                {"state": {"iteration": iteration, "total": self.total, "optimizer": document}},
+            )
+            purge(target)
+        self.accelerator.wait_for_everyone()
+
+
+class _Guard:
+    """Stops on a loss or gradient that is not finite, before the optimiser or the method uses it."""
+
+    def __init__(self, job: StepJob, iteration: int, batch: Batch) -> None:
+        self.job, self.iteration, self.batch = job, iteration, batch
+        self.norm = math.nan
+
+    def __call__(self, terms: dict[str, Tensor]) -> None:
+        job = self.job
+        gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
+        scaled = job.config.train.precision == "fp16"  # a scaled overflow is the scaler's to handle
+        norms = torch._foreach_norm(gradients) if gradients else []
+        self.norm = float(torch.linalg.vector_norm(torch.stack(list(norms)))) if norms else 0.0
+        finite = all(math.isfinite(float(term)) for term in terms.values()) and (
+            scaled or math.isfinite(self.norm)
+        )
+        if not all_reduce_max(int(not finite), job.accelerator):
+            return
+        job.progress.end()
+        values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
+        raise DivergedError(
+            f"step {job.step.index}, iteration {self.iteration}: not finite: {values}, gradient norm {self.norm:g}\n"
+            f"images of the batch: {', '.join(self.batch.ids)}\n"
+            f"Nothing was changed by it; checkpoints before it are whole. Try a lower train.lr"
+            f"{' / train.lr_next' if job.step.index else ''}, or train.precision=fp32, and look at these images."
+        )

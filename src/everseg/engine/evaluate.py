@@ -1,0 +1,132 @@
+"""Integer confusion counts of a model over test images (floor 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from everseg.config import RunConfig
+from everseg.data.base import Dataset
+from everseg.data.loading import View, plain_batches
+from everseg.data.transforms import normalise
+from everseg.engine.progress import Progress
+from everseg.engine.runtime import all_reduce_sum
+from everseg.labels import LabelSpace
+from everseg.metrics import ConfusionMatrix, step_scores
+from everseg.models.model import SegmentationModel
+from everseg.scenarios.steps import Source
+
+
+@dataclass
+class Evaluation:
+    """What one pass over test images gives."""
+
+    counts: dict[str, np.ndarray]
+    """Branch -> (C, C) int64, rows = truth."""
+    samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """A few (image uint8 (H, W, 3), label, prediction) for pictures."""
+
+
+def views_of(sources: Sequence[Source], dataset: Dataset) -> list[View]:
+    """Bind the sources of a step to the data set's splits."""
+    return [
+        View(dataset.splits[s.split], np.asarray(s.indices, np.int64), np.frombuffer(s.lut, np.uint8))
+        for s in sources
+    ]
+
+
+@torch.no_grad()
+def predict_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Arg-max class of every pixel, one image at a time so that memory stays bounded.
+
+    Args:
+        logits: (B, C, h, w) small.
+        size: height and width wanted.
+
+    Returns:
+        (B, H, W) uint8 train ids.
+    """
+    ids = [
+        F.interpolate(
+            one[None].float() if one.dtype != torch.float64 else one[None], size, mode="bilinear"
+        ).argmax(1)
+        for one in logits
+    ]
+    return torch.cat(ids).to(torch.uint8)
+
+
+@torch.no_grad()
+def evaluate(
+    model: SegmentationModel,
+    sources: Sequence[Source],
+    dataset: Dataset,
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    *,
+    title: str,
+    keep: int = 4,
+) -> Evaluation:
+    """Count predictions against labels; every sample exactly once over all processes.
+
+    Args:
+        keep: how many samples to keep for pictures.
+
+    Raises:
+        DataError: a sample cannot be read.
+    """
+    model.to(accelerator.device).eval()
+    reduce = all_reduce_sum(accelerator)
+    result = Evaluation({})
+    matrices = {s.branch: ConfusionMatrix(model.heads[s.branch].num_classes) for s in sources}
+    progress.begin(title, sum(len(s.indices) for s in sources))
+    done = 0
+    for source, view in zip(sources, views_of(sources, dataset), strict=True):
+        batches = plain_batches(
+            [view],
+            config.data,
+            batch=config.train.eval_batch,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            pin=accelerator.device.type == "cuda",
+        )
+        for loaded in batches:
+            image = loaded.image.to(accelerator.device, non_blocking=True)
+            label = loaded.label.to(accelerator.device, non_blocking=True)
+            with accelerator.autocast():
+                logits = model(normalise(image), (source.branch,))[source.branch].logits
+            prediction = predict_ids(logits, (label.shape[-2], label.shape[-1]))
+            matrices[source.branch].update(prediction, label)
+            if len(result.samples) < keep:
+                result.samples.append(
+                    (
+                        loaded.image[0].permute(1, 2, 0).numpy(),
+                        loaded.label[0].numpy(),
+                        prediction[0].cpu().numpy(),
+                    )
+                )
+            done += len(loaded.ids) * accelerator.num_processes
+            progress.update(done, {}, 0.0, 0.0)
+    progress.end()
+    for branch, matrix in matrices.items():
+        result.counts[branch] = reduce(matrix.counts.to(accelerator.device)).cpu().numpy()
+    return result
+
+
+def scores_of(counts: dict[str, np.ndarray], spaces: dict[str, LabelSpace]) -> dict[str, Any]:
+    """Scores per branch, derived from the counts alone."""
+    return {
+        branch: {
+            **step_scores(value, [len(group) for group in spaces[branch].groups], spaces[branch].background),
+            "classes": list(spaces[branch].names),
+            "new_classes": list(spaces[branch].names[-len(spaces[branch].groups[-1]) :]),
+        }
+        for branch, value in counts.items()
+    }

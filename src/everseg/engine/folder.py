@@ -1,0 +1,215 @@
+"""The run folder: where what lies, and how a finished step is read back (floor 5)."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from everseg.config import RunConfig
+from everseg.config_loading import config_hash, difference, load, to_json
+from everseg.engine.checkpoint import (
+    load_tensors,
+    parent_of,
+    read_json,
+    save_folder,
+    verify,
+    write_bytes,
+    write_json,
+)
+from everseg.errors import CheckpointError, ConfigError
+from everseg.labels import LabelSpace
+from everseg.models.build import from_description
+from everseg.models.model import SegmentationModel
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and documents of one run."""
+
+    path: Path
+
+    def step(self, index: int) -> Path:
+        return self.path / "steps" / f"{index:02d}"
+
+    def final(self, index: int) -> Path:
+        return self.step(index) / "final"
+
+    def checkpoints(self, index: int) -> Path:
+        return self.step(index) / "ckpt"
+
+    @property
+    def finished_steps(self) -> list[int]:
+        """Indices of the steps that are trained and scored, in order."""
+        return sorted(int(path.parent.name) for path in self.path.glob("steps/[0-9]*/metrics.json"))
+
+    def config(self) -> RunConfig:
+        """The configuration the run was started with.
+
+        Raises:
+            CheckpointError: not a run folder.
+        """
+        if not (self.path / "run.json").is_file():
+            raise CheckpointError(
+                f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
+            )
+        return load(read_json(self.path / "run.json")["config"])
+
+    def open(self, config: RunConfig, threads: int) -> int:
+        """Create the folder's run.json, or check that an existing one belongs to the same experiment.
+
+        Returns:
+            The number of CPU threads the run uses.
+
+        Raises:
+            ConfigError: the folder holds a run with other settings.
+        """
+        document = self.path / "run.json"
+        if document.exists():
+            changed = difference(self.config(), config)
+            if changed:
+                listing = "\n  ".join(changed)
+                raise ConfigError(
+                    f"{self.path} holds a run with other settings:\n  {listing}\n"
+                    f"Give this run another name (name=...), or delete {self.path} to start again."
+                )
+            return int(read_json(document)["threads"])
+        self.path.mkdir(parents=True, exist_ok=True)
+        packages = ("everseg", "torch", "numpy", "pillow", "accelerate", "safetensors")
+        write_json(
+            document,
+            {
+                "config": to_json(config),
+                "hash": config_hash(config),
+                "seed": config.seed,
+                "threads": threads,
+                "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "host": socket.gethostname(),
+                "machine": platform.platform(),
+                "cores": os.cpu_count(),
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: version(name) for name in packages},
+                },
+            },
+        )
+        return threads
+
+    def save_final(
+        self,
+        index: int,
+        model: SegmentationModel,
+        method_state: dict[str, torch.Tensor],
+        spaces: dict[str, LabelSpace],
+        config: RunConfig,
+        parent: str | None,
+    ) -> None:
+        """Commit a finished step: weights, method state, and what is needed to use and continue them."""
+        classes = {
+            "architecture": model.describe(),
+            "branches": {
+                name: {"groups": space.groups, "names": space.names, "background": space.background}
+                for name, space in spaces.items()
+            },
+            "step": index,
+            "dataset": config.data.dataset,
+            "crop": config.data.crop,
+            "evaluation": config.data.evaluation,
+        }
+        save_folder(
+            self.final(index),
+            {"model": model.state_dict(), "method_state": method_state},
+            {"classes": classes},
+            parent=parent,
+        )
+
+    def load_final(
+        self, index: int, builder: Any = None
+    ) -> tuple[SegmentationModel, dict[str, LabelSpace], dict[str, torch.Tensor], str]:
+        """Read a finished step back, after verifying every byte and its link to the step before.
+
+        Args:
+            builder: the user's own architecture, if it is not a built-in one.
+
+        Returns:
+            Model in eval mode on the CPU, label space per branch, method state, digest of the folder.
+
+        Raises:
+            CheckpointError: missing, damaged, or not the child of the step before it.
+        """
+        folder = self.final(index)
+        again = f"delete {self.step(index)} and later steps, then run the same command to do them again"
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{folder} does not exist: step {index} is not finished; run its command to finish it"
+            )
+        try:
+            digest = verify(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {again}") from None
+        before = self.final(index - 1) if index else None
+        if before is not None and before.is_dir() and parent_of(folder) != verify(before):
+            raise CheckpointError(
+                f"{folder} does not continue {before}: they come from different runs; {again}"
+            )
+        return (*load_model(folder, builder), load_tensors(folder / "method_state.safetensors"), digest)
+
+    def save_result(self, index: int, counts: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
+        """Write a step's confusion counts and scores (metrics last: it marks the step as scored)."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{name: value.astype(np.int64) for name, value in counts.items()})
+        write_bytes(self.step(index) / "confusion.npz", buffer.getvalue())
+        write_json(self.step(index) / "metrics.json", metrics)
+
+    def counts(self, index: int) -> dict[str, np.ndarray]:
+        """Confusion counts of a scored step, per branch: (C, C) int64, rows = truth."""
+        with np.load(self.step(index) / "confusion.npz", allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+
+def load_model(folder: Path, builder: Any = None) -> tuple[SegmentationModel, dict[str, LabelSpace]]:
+    """Rebuild a model from a finished step's folder by replaying its growth; strict.
+
+    Raises:
+        CheckpointError: weights and architecture do not fit.
+    """
+    classes = read_json(folder / "classes.json")
+    model = from_description(classes["architecture"], builder=builder)
+    state = load_tensors(folder / "model.safetensors")
+    load_strictly(model, state, str(folder))
+    model.eval()
+    spaces = {
+        name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
+        for name, entry in classes["branches"].items()
+    }
+    return model, spaces
+
+
+def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load weights that must fit exactly.
+
+    Raises:
+        CheckpointError: names or shapes that differ, at most 20 of them listed.
+    """
+    own = model.state_dict()
+    problems = [f"missing: {name}" for name in own.keys() - state.keys()]
+    problems += [f"not in this model: {name}" for name in state.keys() - own.keys()]
+    problems += [
+        f"{name}: {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        listing = "\n  ".join(sorted(problems)[:20])
+        rest = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"{where} is a checkpoint of another model:\n  {listing}{rest}")
+    model.load_state_dict(state)

@@ -1,0 +1,274 @@
+"""A whole run: all steps, resumed where it stands, each scored when it is finished (floor 5)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from everseg import registry
+from everseg.config import RunConfig
+from everseg.data.base import Dataset
+from everseg.data.datasets import load_dataset
+from everseg.data.index import class_counts
+from everseg.engine.checkpoint import read_json, write_json
+from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
+from everseg.engine.folder import RunFolder
+from everseg.engine.journal import Journal
+from everseg.engine.progress import Progress
+from everseg.engine.runtime import StopRequest, derive_seed, locked, make_accelerator
+from everseg.engine.step import StepJob, iterations_of
+from everseg.engine.tensorboard import Events
+from everseg.errors import ConfigError, DataError
+from everseg.methods.build import build_method
+from everseg.models.build import build_model
+from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.summary import digests
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set with its class index, and the steps made of it."""
+
+    dataset: Dataset
+    counts: Mapping[str, np.ndarray]
+    steps: tuple[Step, ...]
+
+
+def prepare(config: RunConfig, progress: Progress) -> Prepared:
+    """Open the data, index their classes (cached) and build the scenario.
+
+    Raises:
+        ConfigError, DataError: what the data or the scenario lack.
+    """
+    dataset = load_dataset(config.data)
+    wanted = {"train", config.scenario.test_split} | (
+        {"val"} if config.scenario.validation == "split" else set()
+    )
+    missing = sorted(wanted - set(dataset.splits))
+    if missing:
+        raise ConfigError(
+            f"data set '{dataset.name}' has no split {', '.join(missing)}; it has {', '.join(dataset.splits)} "
+            f"(see scenario.test_split)"
+        )
+    counts = {}
+    for name in sorted(wanted):
+        split = dataset.splits[name]
+        progress.begin(f"indexing the classes of {dataset.name}/{name}", len(split))
+        counts[name] = class_counts(
+            split, dataset.labels, progress=lambda done, _total: progress.update(done, {}, 0.0, 0.0)
+        )
+        progress.end()
+    build = registry.resolve("scenario", config.scenario.kind)
+    return Prepared(dataset, counts, build(config.scenario, dataset, counts, seed=config.seed))
+
+
+def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) -> RunFolder:
+    """Run a configuration to its end, continuing what its folder already holds.
+
+    Args:
+        quiet: print no progress.
+        dry_run: test on a few images only (with `train.max_iterations` small, a trial of every stage).
+
+    Returns:
+        The run's folder, every step finished and scored.
+
+    Raises:
+        EversegError: see the errors of each stage; the folder stays whole.
+    """
+    method = build_method(config.method)
+    if config.train.precision == "fp16" and method.reads_gradients:
+        raise ConfigError(
+            f"train.precision: method '{config.method.name}' reads gradients, which fp16 loss scaling would distort; "
+            "use bf16 or fp32"
+        )
+    accelerator = make_accelerator(config, find_unused=method.partial_updates)
+    progress = Progress(quiet=quiet, rank=accelerator.process_index)
+    folder = RunFolder(Path(config.out) / config.name)
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()  # the first process opens the folder, checks the data and fills the caches
+        return _run(config, accelerator, progress, folder, dry_run)
+    with locked(folder.path):
+        threads = folder.open(config, torch.get_num_threads())
+        if threads != torch.get_num_threads():
+            progress.message(f"note: using {threads} CPU threads, as this run did before")
+            torch.set_num_threads(threads)
+            if threads > (os.cpu_count() or 1):
+                progress.message(
+                    "warning: this machine has fewer cores; the run continues, but not bit-identical"
+                )
+        return _run(config, accelerator, progress, folder, dry_run)
+
+
+def _run(
+    config: RunConfig, accelerator: Accelerator, progress: Progress, folder: RunFolder, dry_run: bool
+) -> RunFolder:
+    prepared = prepare(config, progress)
+    main = accelerator.is_main_process
+    if main:
+        _record_scenario(folder, prepared)
+        accelerator.wait_for_everyone()
+    steps = prepared.steps
+    if dry_run:
+        few = 2 * config.train.eval_batch
+        steps = tuple(
+            replace(s, test=tuple(replace(t, indices=t.indices[:few]) for t in s.test)) for s in steps
+        )
+    journal = Journal(folder.path / "journal.jsonl" if main else None)
+    events = Events(folder.path / "events" if main else None, enabled=config.tensorboard)
+    iterations = [iterations_of(config, step) for step in steps]
+    try:
+        with StopRequest(config.train.max_time) as stop:
+            for step in steps:
+                if (folder.step(step.index) / "metrics.json").exists():
+                    continue
+                if not folder.final(step.index).is_dir():
+                    offset = sum(iterations[: step.index])
+                    job = _job(
+                        config, prepared.dataset, step, folder, accelerator, journal, progress, events, stop
+                    )
+                    _train(replace(job, offset=offset))
+                done = sum(iterations[: step.index + 1])
+                _score(config, prepared.dataset, step, folder, accelerator, journal, progress, events, done)
+    finally:
+        events.close()
+    return folder
+
+
+def _record_scenario(folder: RunFolder, prepared: Prepared) -> None:
+    """Write what the steps are made of, or check that it is still the same."""
+    names = sorted({s.split for step in prepared.steps for s in (*step.train, *step.test)})
+    record = {
+        "steps": digests(prepared.steps),
+        "data": {name: prepared.dataset.splits[name].fingerprint() for name in names},
+    }
+    path = folder.path / "scenario.json"
+    if not path.exists():
+        write_json(path, json.loads(json.dumps(record)))
+    elif read_json(path) != json.loads(json.dumps(record)):
+        raise DataError(
+            f"the images, masks or lists have changed since {folder.path} was started; "
+            f"restore them, or start again under another name (name=...)"
+        )
+
+
+def user_builder(config: RunConfig) -> Any:
+    """The user's own architecture; None for built-in ones, which are rebuilt from their description."""
+    return (
+        None
+        if config.model.name in registry.BUILTIN["model"]
+        else registry.resolve("model", config.model.name)
+    )
+
+
+def _job(
+    config: RunConfig,
+    dataset: Dataset,
+    step: Step,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    journal: Journal,
+    progress: Progress,
+    events: Events,
+    stop: StopRequest,
+) -> StepJob:
+    """Gather a step's model, teacher and method from what the step before left on disk."""
+    method = build_method(config.method)
+    teacher, parent = None, None
+    if step.index == 0:
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        model = build_model(config.model)
+    else:
+        builder = user_builder(config)
+        model, _, state, parent = folder.load_final(step.index - 1, builder)
+        method.load_state_dict(state)
+        if method.uses_teacher:
+            teacher = folder.load_final(step.index - 1, builder)[0]
+    return StepJob(
+        config=config,
+        step=step,
+        views=views_of(step.train, dataset),
+        model=model,
+        teacher=teacher,
+        method=method,
+        folder=folder,
+        accelerator=accelerator,
+        journal=journal,
+        progress=progress,
+        events=events,
+        stop=stop,
+        parent=parent,
+    )
+
+
+def _train(job: StepJob) -> None:
+    job.train()
+    if job.accelerator.is_main_process:
+        spaces = dict(job.step.spaces)
+        state = job.method.state_dict()
+        job.folder.save_final(job.step.index, job.model, state, spaces, job.config, job.parent)
+        shutil.rmtree(job.folder.checkpoints(job.step.index), ignore_errors=True)
+    job.accelerator.wait_for_everyone()
+
+
+def score_step(
+    config: RunConfig,
+    dataset: Dataset,
+    sources: Sequence[Source],
+    folder: RunFolder,
+    index: int,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Evaluate a finished step as it lies on disk: during a run and afterwards the same function, the same number.
+
+    Returns:
+        The counts with some samples, and the scores per branch.
+    """
+    model, spaces, _, _ = folder.load_final(index, user_builder(config))
+    result = evaluate(
+        model,
+        sources,
+        dataset,
+        config,
+        accelerator,
+        progress,
+        title=f"step {index}: testing on {config.scenario.test_split}",
+    )
+    return result, scores_of(result.counts, spaces)
+
+
+def _score(
+    config: RunConfig,
+    dataset: Dataset,
+    step: Step,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    journal: Journal,
+    progress: Progress,
+    events: Events,
+    iteration: int,
+) -> None:
+    """Score a finished step (test and, where asked for, validation images) and write the results."""
+    result, scores = score_step(config, dataset, step.test, folder, step.index, accelerator, progress)
+    metrics: dict[str, Any] = {"step": step.index, "branches": scores}
+    if step.val:
+        metrics["validation"] = score_step(
+            config, dataset, step.val, folder, step.index, accelerator, progress
+        )[1]
+    if accelerator.is_main_process:
+        journal.add("test", step=step.index, iteration=iteration, scores=scores)
+        for branch, values in scores.items():
+            events.evaluation(
+                iteration, step.index, values["classes"], values, result.counts[branch], result.samples
+            )
+        folder.save_result(step.index, result.counts, metrics)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,199 @@
+"""Processes, devices, signals, seeds and the run folder's lock (floor 5)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from everseg.config import RunConfig
+from everseg.engine.checkpoint import writing
+from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Mix parts into a 31-bit seed; a pure function of them."""
+    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") & 0x7FFFFFFF
+
+
+def make_accelerator(config: RunConfig, *, find_unused: bool = False) -> Accelerator:
+    """Set threads and precision, and join the other processes if a launcher (torchrun, SLURM) started several.
+
+    Raises:
+        ConfigError: a precision or option the machine cannot honour.
+    """
+    on_cpu = not torch.cuda.is_available()
+    if config.train.precision == "fp16" and on_cpu:
+        raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 here")
+    if config.train.sync_norm and on_cpu:
+        raise ConfigError(
+            "train.sync_norm: synchronised norms need CUDA devices; set train.sync_norm=false here"
+        )
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    AcceleratorState._reset_state(
+        reset_partial_state=False
+    )  # a second run in one process may use another precision
+    precision = {"fp32": "no"}.get(config.train.precision, config.train.precision)
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
+    )
+    if config.train.batch % accelerator.num_processes:
+        raise ConfigError(
+            f"train.batch: {config.train.batch} images cannot be shared equally by "
+            f"{accelerator.num_processes} processes; choose a multiple"
+        )
+    return accelerator
+
+
+class StopRequest:
+    """Notices SIGINT, SIGTERM, SIGUSR1 and the time budget; the loop asks at iteration boundaries.
+
+    A second signal ends the process at once.
+    """
+
+    TIME_BUDGET = 75
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, max_time: float | None = None) -> None:
+        self.received: int | None = None
+        self.deadline = None if max_time is None else time.monotonic() + max_time
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay with the caller
+            for number in self.SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+
+    def code(self) -> int:
+        """0 = go on, a signal number, or `TIME_BUDGET`."""
+        if self.received is not None:
+            return self.received
+        return self.TIME_BUDGET if self.deadline is not None and time.monotonic() > self.deadline else 0
+
+    @staticmethod
+    def error(code: int, where: str) -> EversegError:
+        """Make the error that ends a saved run."""
+        if code == StopRequest.TIME_BUDGET:
+            return TimeBudgetReached(
+                f"time budget reached; saved at {where}; run the same command to continue"
+            )
+        name = signal.Signals(code).name
+        return Interrupted(f"stopped by {name}; saved at {where}; run the same command to continue", code)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; a lock whose process is gone is taken over.
+
+    Raises:
+        ConfigError: another live process, or one on another host, holds it.
+    """
+    path = folder / "LOCK"
+    me = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "started": _start_time(os.getpid()),
+    }
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            try:
+                with path.open("x") as file:
+                    json.dump(me, file)
+                break
+            except FileExistsError:
+                _take_over(path, me)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take_over(path: Path, me: dict[str, Any]) -> None:
+    """Remove a stale lock, or refuse."""
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        owner = {}
+    if owner.get("host", me["host"]) != me["host"]:
+        raise ConfigError(
+            f"{path.parent} is in use by process {owner.get('pid')} on host {owner['host']}; "
+            f"wait for it, or delete {path} if that process is gone"
+        )
+    alive = (
+        owner.get("boot") == me["boot"]
+        and owner.get("started") is not None
+        and _start_time(int(owner["pid"])) == owner["started"]
+    )
+    if alive:
+        raise ConfigError(
+            f"{path.parent} is in use by process {owner['pid']} on this machine; wait for it or stop it"
+        )
+    path.unlink(missing_ok=True)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        with contextlib.suppress(OSError):
+            os.kill(pid, 0)
+            return "unknown"
+        return None
+
+
+def all_reduce_max(value: int, accelerator: Accelerator) -> int:
+    """Largest value over processes."""
+    if accelerator.num_processes == 1:
+        return value
+    tensor = torch.tensor(value, device=accelerator.device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
+def all_reduce_sum(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make the function that sums a tensor over processes."""
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        if accelerator.num_processes > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    return reduce
