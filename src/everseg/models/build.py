@@ -1,0 +1,205 @@
+"""Models by name: builders, building from the configuration and from a checkpoint's description (floor 2)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from everseg.config import ModelConfig
+from everseg.errors import CheckpointError, ConfigError
+from everseg.models.deeplab import RATES, DeepLabV3
+from everseg.models.model import SegmentationModel
+from everseg.models.parts import check_norm
+from everseg.models.pretrained import load_encoder_weights
+from everseg.models.resnet import ResNet
+from everseg.registry import BUILTIN, resolve
+
+Builder = Callable[..., SegmentationModel]
+
+
+def deeplabv3(
+    *,
+    output_stride: int = 16,
+    norm: str = "abn",
+    blocks: Sequence[int] = (3, 4, 23, 3),
+    bottleneck: bool = True,
+    stem: int = 64,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    outputs: Sequence[int] | None = None,
+    stem_pool: bool = True,
+    hidden: int = 256,
+    out_channels: int = 256,
+    rates: Sequence[int] | None = None,
+    pool_size: int | None = 32,
+) -> SegmentationModel:
+    """Build DeepLabV3 on a ResNet with every dimension open; it has no outputs until it is grown.
+
+    Args:
+        output_stride: 16 or 8.
+        norm: "bn" (ReLU), "abn" (leaky ReLU 0.01) or "iabn" (the same with gamma = |weight| + eps).
+        blocks: as for `ResNet`; so are `bottleneck`, `stem`, `widths`, `outputs`, `stem_pool`.
+        hidden: as for `DeepLabV3`; so are `out_channels`, `rates`, `pool_size`. Default rates: 6, 12, 18 at
+            stride 16 and 12, 24, 32 at stride 8.
+
+    Raises:
+        ConfigError: a dimension that cannot be.
+    """
+    options: dict[str, Any] = {
+        "output_stride": output_stride,
+        "norm": norm,
+        "blocks": list(blocks),
+        "bottleneck": bottleneck,
+        "stem": stem,
+        "widths": list(widths),
+        "outputs": None if outputs is None else list(outputs),
+        "stem_pool": stem_pool,
+        "hidden": hidden,
+        "out_channels": out_channels,
+        "rates": None if rates is None else list(rates),
+        "pool_size": pool_size,
+    }
+    kind = check_norm(norm)
+    encoder = ResNet(
+        blocks, bottleneck=bottleneck, stem=stem, widths=widths, outputs=outputs, output_stride=output_stride,
+        norm=kind, stem_pool=stem_pool,
+    )  # fmt: skip
+    decoder = DeepLabV3(
+        encoder.out_channels, hidden=hidden, out_channels=out_channels, rates=rates or RATES[output_stride],
+        norm=kind, pool_size=pool_size,
+    )  # fmt: skip
+    return SegmentationModel(encoder, decoder, {"name": "deeplabv3", "options": options})
+
+
+def deeplabv3_resnet18(*, output_stride: int = 16, norm: str = "abn", **options: Any) -> SegmentationModel:
+    """Build DeepLabV3 on ResNet-18; options as for `deeplabv3`."""
+    return _variant("deeplabv3-resnet18", output_stride, norm, options, blocks=(2, 2, 2, 2), bottleneck=False)
+
+
+def deeplabv3_resnet34(*, output_stride: int = 16, norm: str = "abn", **options: Any) -> SegmentationModel:
+    """Build DeepLabV3 on ResNet-34; options as for `deeplabv3`."""
+    return _variant("deeplabv3-resnet34", output_stride, norm, options, blocks=(3, 4, 6, 3), bottleneck=False)
+
+
+def deeplabv3_resnet50(*, output_stride: int = 16, norm: str = "abn", **options: Any) -> SegmentationModel:
+    """Build DeepLabV3 on ResNet-50; options as for `deeplabv3`."""
+    return _variant("deeplabv3-resnet50", output_stride, norm, options, blocks=(3, 4, 6, 3))
+
+
+def deeplabv3_resnet101(*, output_stride: int = 16, norm: str = "abn", **options: Any) -> SegmentationModel:
+    """Build DeepLabV3 on ResNet-101 (MiB's network); options as for `deeplabv3`."""
+    return _variant("deeplabv3-resnet101", output_stride, norm, options, blocks=(3, 4, 23, 3))
+
+
+def deeplabv3_tiny(
+    *,
+    output_stride: int = 16,
+    norm: str = "abn",
+    widths: Sequence[int] = (16, 32, 48, 64),
+    **options: Any,
+) -> SegmentationModel:
+    """Build a small DeepLabV3 that learns images of 64 to 128 pixels on a CPU in seconds.
+
+    One basic block per stage, no pooling after the stem, and dilations that fit maps of 8 to 16 cells.
+    Options as for `deeplabv3`.
+    """
+    return _variant(
+        "deeplabv3-tiny", output_stride, norm, options, blocks=(1, 1, 1, 1), bottleneck=False, stem=16,
+        widths=widths, stem_pool=False, hidden=48, out_channels=48, rates=(2, 4, 6), pool_size=None,
+    )  # fmt: skip
+
+
+def _variant(
+    name: str, output_stride: int, norm: str, options: Mapping[str, Any], **defaults: Any
+) -> SegmentationModel:
+    model = deeplabv3(output_stride=output_stride, norm=norm, **{**defaults, **options})
+    model.description["name"] = name
+    return model
+
+
+ARCHITECTURES: dict[str, Builder] = {
+    "deeplabv3": deeplabv3,
+    "deeplabv3-resnet18": deeplabv3_resnet18,
+    "deeplabv3-resnet34": deeplabv3_resnet34,
+    "deeplabv3-resnet50": deeplabv3_resnet50,
+    "deeplabv3-resnet101": deeplabv3_resnet101,
+    "deeplabv3-tiny": deeplabv3_tiny,
+}
+"""The only builders that a checkpoint may name."""
+
+
+def build_model(config: ModelConfig) -> SegmentationModel:
+    """Build the model of a configuration and load its initial encoder weights.
+
+    The weights are drawn from PyTorch's global generator: seed it first.
+
+    Raises:
+        ConfigError: unknown name, option, or value; or a download that was not allowed.
+        CheckpointError: the initial weights are damaged or of another network.
+    """
+    builder = resolve("model", config.name)
+    options = {"output_stride": config.output_stride, "norm": config.norm, **config.options}
+    model = _call(config.name, builder, options)
+    if config.name not in BUILTIN["model"]:
+        if not isinstance(model, SegmentationModel):
+            raise ConfigError(f"model.name: '{config.name}' must return an everseg SegmentationModel")
+        model.description = {"name": config.name, "options": options}
+    if config.weights is not None:
+        load_encoder_weights(model, config.weights, download=config.download)
+    return model
+
+
+def _call(name: str, builder: Builder, options: Mapping[str, Any]) -> SegmentationModel:
+    """Call a builder after checking that it takes these options."""
+    signature = inspect.signature(builder)
+    try:
+        signature.bind(**options)
+        if builder in ARCHITECTURES.values():
+            inspect.signature(deeplabv3).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"model.options: '{name}' {error}; it takes {_takes(builder)}") from None
+    try:
+        return builder(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.options: '{name}' cannot be built: {error}") from error
+
+
+def _takes(builder: Builder) -> str:
+    known = deeplabv3 if builder in ARCHITECTURES.values() else builder
+    return ", ".join(inspect.signature(known).parameters)
+
+
+def from_description(
+    description: Mapping[str, Any], builders: Mapping[str, Builder] | None = None
+) -> SegmentationModel:
+    """Rebuild a model from what `SegmentationModel.describe` gave, by replaying its growth.
+
+    The weights are fresh: load the saved ones with `load_state_dict(strict=True)`.
+
+    Args:
+        description: name, options, growth.
+        builders: the user's own builders by the name they were configured with. Nothing is ever imported because
+            a description names it.
+
+    Raises:
+        CheckpointError: unknown name, or a description that cannot be built.
+    """
+    try:
+        name, options, growth = description["name"], description["options"], description["growth"]
+    except (KeyError, TypeError):
+        raise CheckpointError("model description: needs the entries name, options and growth") from None
+    table = {**ARCHITECTURES, **(builders or {})}
+    if name not in table:
+        raise CheckpointError(
+            f"model description: unknown model '{name}'; known: {', '.join(table)}. "
+            "Pass your own builder explicitly if the model came from one"
+        )
+    try:
+        model = _call(name, table[name], options)
+        for grows in growth:
+            model.grow(grows)
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"model description of '{name}' cannot be built: {error}") from error
+    if name not in ARCHITECTURES:
+        model.description = {"name": name, "options": dict(options)}
+    return model

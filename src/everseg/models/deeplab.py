@@ -1,0 +1,86 @@
+"""DeepLabV3's decoder: atrous spatial pyramid pooling with a pooled branch (floor 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from everseg.errors import ConfigError
+from everseg.models.parts import (
+    LEAKY_SLOPE,
+    NormKind,
+    build_activation,
+    build_norm,
+    replicate_to,
+    sliding_mean,
+)
+
+RATES = {16: (6, 12, 18), 8: (12, 24, 32)}
+"""Output stride -> dilations. At stride 8 the last one is 32 as in MiB's code (the paper doubles it to 36)."""
+
+
+class DeepLabV3(nn.Module):
+    """DeepLabV3's head without classifier.
+
+    A 1x1 and three dilated 3x3 convolutions side by side, normalised and reduced; the mean of the map goes a way of
+    its own and is added. In training that mean is over the whole map; in eval mode it is a sliding window, so that
+    large images see the context that training crops saw. Needs two images per process in training.
+
+    Args:
+        in_channels: channels of the encoder's last map.
+        hidden: channels of each side-by-side convolution.
+        out_channels: channels of the result.
+        rates: dilations of the three 3x3 convolutions.
+        norm: "bn", "abn" or "iabn".
+        pool_size: side of the sliding window in cells; None or 0 = the whole map in eval mode too.
+
+    Source: Chen et al., "Rethinking Atrous Convolution" (2017), in the form of MiB's code: no dropout, the pooled
+    branch is added after its reduction instead of concatenated (Rota Bulo et al., In-place ABN, CVPR 2018).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        hidden: int = 256,
+        out_channels: int = 256,
+        rates: Sequence[int] = RATES[16],
+        norm: NormKind = "abn",
+        pool_size: int | None = 32,
+    ) -> None:
+        super().__init__()
+        if len(rates) != 3 or min(*rates, hidden, out_channels) < 1 or (pool_size or 0) < 0:
+            raise ConfigError(
+                "model.options: rates needs three positive numbers, hidden and out_channels one each; "
+                "pool_size must not be negative"
+            )
+        self.pool_size = pool_size or None
+        self.out_channels = out_channels
+        self.aspp = nn.ModuleList([nn.Conv2d(in_channels, hidden, 1, bias=False)])
+        for rate in rates:
+            self.aspp.append(nn.Conv2d(in_channels, hidden, 3, dilation=rate, padding=rate, bias=False))
+        self.aspp_norm = build_norm(norm, 4 * hidden)
+        self.pool_conv = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.pool_norm = build_norm(norm, hidden)
+        self.reduce = nn.Conv2d(4 * hidden, out_channels, 1, bias=False)
+        self.pool_reduce = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        self.norm = build_norm(norm, out_channels)
+        self.act = build_activation(norm)
+        gain = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight, gain)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Map the tap "encoder" (B, in_channels, h, w) to (B, out_channels, h, w), after its activation."""
+        x = features["encoder"]
+        out = self.reduce(self.act(self.aspp_norm(torch.cat([conv(x) for conv in self.aspp], dim=1))))
+        whole = self.training or self.pool_size is None
+        pooled = x.mean((2, 3), keepdim=True) if whole else sliding_mean(x, self.pool_size or 0)
+        # Everything up to the padding works cell by cell, so padding last gives the same and costs less.
+        pooled = self.pool_reduce(self.act(self.pool_norm(self.pool_conv(pooled))))
+        if pooled.shape[2:] != (1, 1):
+            pooled = replicate_to(pooled, *x.shape[2:])
+        return self.act(self.norm(out + pooled))

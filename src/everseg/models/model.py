@@ -1,0 +1,235 @@
+"""The segmentation model: an encoder, a decoder, and growing classifiers per branch (floor 2)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from everseg.errors import ConfigError
+from everseg.models.parts import NORM_TYPES, BranchDict, GrowingHead, copy_weights
+from everseg.types import SegOutput
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What `SegmentationModel.freeze` was told."""
+
+    branches: tuple[str, ...] = ()
+    encoder: bool = False
+    norm: bool = False
+    statistics: bool = True
+
+
+class SegmentationModel(nn.Module):
+    """A network that learns further classes and further branches.
+
+    Args:
+        encoder: maps an image to a dict of feature maps, finest first.
+        decoder: maps that dict, with the last map also under "encoder", to one map; has `out_channels`.
+        description: {"name": ..., "options": {...}}, the builder's name and *all* its arguments, ready for JSON.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, description: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.heads = BranchDict()
+        self.description: dict[str, Any] = dict(description or {"name": None, "options": {}})
+        self.growth: list[dict[str, int]] = []
+        self.frozen = Frozen()
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches in the order they were met."""
+        return tuple(self.heads)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights, frozen ones included."""
+        return sum(p.numel() for p in self.parameters())
+
+    def head(self, branch: str) -> GrowingHead:
+        """The classifiers of a branch.
+
+        Raises:
+            ConfigError: unknown branch.
+        """
+        self._check_branches([branch])
+        return cast(GrowingHead, self.heads[branch])
+
+    def grow(self, grows: Mapping[str, int], init_from: str | None = None) -> None:
+        """Add outputs: a new branch gets a head, a known branch's head grows, 0 does nothing.
+
+        Weights are drawn on the CPU whatever the model's device, so a seed gives the same ones everywhere.
+
+        Args:
+            grows: branch -> number of classes it gains.
+            init_from: branch whose classifier a *new* branch copies where the numbers of classes agree.
+
+        Raises:
+            ConfigError: negative number, bad branch name, unknown `init_from`; the model is unchanged then.
+        """
+        grows = {branch: int(n) for branch, n in grows.items() if n != 0}
+        if init_from is not None:
+            self._check_branches([init_from])
+        for branch, n in grows.items():
+            if n < 0:
+                raise ConfigError(f"branch '{branch}': cannot grow by {n} classes")
+        like = next(self.parameters(), None)
+        new_heads = {}
+        for branch in grows:
+            if branch not in self.heads:
+                new_heads[branch] = GrowingHead(cast(int, self.decoder.out_channels))
+                BranchDict().add(branch, new_heads[branch])  # checks the name before anything is changed
+        for branch, n in grows.items():
+            head = new_heads.get(branch) or cast(GrowingHead, self.heads[branch])
+            head.grow(n)
+            if branch in new_heads:
+                if init_from is not None and self.head(init_from).sizes == head.sizes:
+                    copy_weights(self.head(init_from), head, f"branch '{branch}'")
+                self.heads.add(branch, head)
+            if like is not None:
+                head.to(like.device, like.dtype)
+            head.train(self.training)
+        if grows:
+            self.growth.append(grows)
+
+    def freeze(
+        self,
+        *,
+        branches: Iterable[str] = (),
+        encoder: bool = False,
+        norm: bool = False,
+        statistics: bool = True,
+    ) -> None:
+        """Freeze exactly this; everything else becomes trainable. Outlives `.train()`.
+
+        Args:
+            branches: branches whose own modules get no gradient.
+            encoder: the encoder's weights get no gradient.
+            norm: the affine weights of all norms get no gradient.
+            statistics: the frozen norms also keep their running statistics (they stay in eval mode). False lets
+                them move, as in MiB's code, where `model.train()` undid the freezing.
+
+        Raises:
+            ConfigError: unknown branch.
+        """
+        branches = tuple(branches)
+        self._check_branches(branches)
+        self.frozen = Frozen(branches, encoder, norm, statistics)
+        self.requires_grad_(True)
+        if encoder:
+            self.encoder.requires_grad_(False)
+        for branch in branches:
+            for weight in self.branch_parameters(branch):
+                weight.requires_grad_(False)
+        if norm:
+            for module in self.modules():
+                if isinstance(module, NORM_TYPES):
+                    module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Set training or eval mode; norms with frozen statistics stay in eval mode."""
+        super().train(mode)
+        if mode and self.frozen.statistics:
+            roots = [self.encoder] if self.frozen.encoder else []
+            roots += [m for branch in self.frozen.branches for m in self._branch_modules(branch)]
+            for root in [self] if self.frozen.norm else roots:
+                for module in root.modules():
+                    if isinstance(module, NORM_TYPES):
+                        module.training = False
+        return self
+
+    def branch_parameters(self, name: str) -> list[nn.Parameter]:
+        """The weights that only this branch owns.
+
+        Raises:
+            ConfigError: unknown branch.
+        """
+        self._check_branches([name])
+        return [weight for module in self._branch_modules(name) for weight in module.parameters()]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The weights that no branch owns."""
+        owned = {id(p) for branch in self.branches for p in self.branch_parameters(branch)}
+        return [weight for weight in self.parameters() if id(weight) not in owned]
+
+    def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, SegOutput]:
+        """Run the model through some branches over the same images.
+
+        Args:
+            image: (B, 3, H, W) float, normalised.
+            branches: which; None = all.
+
+        Returns:
+            Branch -> logits (B, C, h, w) at the head's stride, and the taps "layer1" ... "layer4" (or what the
+            encoder names), "encoder" (its last map, after the activation) and "decoder" (the classifiers' input).
+
+        Raises:
+            ConfigError: unknown branch, or the model has no outputs yet.
+        """
+        branches = self.branches if branches is None else tuple(branches)
+        self._check_branches(branches)
+        if not branches:
+            raise ConfigError("the model has no outputs yet: grow it first")
+        features = dict(self.encoder(image))
+        features["encoder"] = features[next(reversed(features))]
+        features["decoder"] = self.decoder(features)
+        return {
+            branch: SegOutput(self.heads[branch](features["decoder"]), dict(features)) for branch in branches
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What rebuilds the model without its weights: name, options, growth in order. Ready for JSON."""
+        return json.loads(json.dumps({**self.description, "growth": self.growth}))
+
+    def _branch_modules(self, branch: str) -> list[nn.Module]:
+        return [m[branch] for m in self.modules() if isinstance(m, BranchDict) and branch in m]
+
+    def _check_branches(self, branches: Iterable[str]) -> None:
+        unknown = [branch for branch in branches if branch not in self.heads]
+        if unknown:
+            raise ConfigError(f"the model has no branch '{unknown[0]}'; it has {list(self.branches)}")
+
+
+def frozen_copy(model: SegmentationModel) -> SegmentationModel:
+    """Copy a model as a teacher: eval mode, no gradients."""
+    teacher = copy.deepcopy(model)
+    teacher.eval()
+    return teacher.requires_grad_(False)
+
+
+@torch.no_grad()
+def init_from_background(model: SegmentationModel, branch: str) -> None:
+    """Start the newest classifier of a branch from the background's, so that old probabilities stay.
+
+    With N new classes, every new weight row becomes the background's (class 0 of the first classifier); the new
+    biases *and* the background's become the old background bias - ln(N + 1).
+
+    As in the authors' code the subtraction is done in float32, also in a float64 model.
+
+    Raises:
+        ConfigError: the branch has grown only once, or is unknown.
+
+    Source: Cermelli et al., "Modeling the Background", CVPR 2020, eq. 10-11.
+    """
+    head = model.head(branch)
+    if len(head.classifiers) < 2:
+        raise ConfigError(f"branch '{branch}': there is no older classifier to start the new one from")
+    first, new = cast(nn.Conv2d, head.classifiers[0]), cast(nn.Conv2d, head.classifiers[-1])
+    if first.bias is None or new.bias is None:
+        raise ConfigError(f"branch '{branch}': the classifiers need a bias")
+    share = torch.log(torch.tensor(new.out_channels + 1, dtype=torch.float32))
+    bias = first.bias[0].to(torch.float32) - share.to(first.bias.device)
+    new.weight.copy_(first.weight[:1].expand_as(new.weight))
+    new.bias.fill_(bias)
+    first.bias[0] = bias

@@ -1,0 +1,212 @@
+"""Initial encoder weights from local files or the Hugging Face hub, whatever their names (floor 2)."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everseg.errors import CheckpointError, ConfigError
+from everseg.models.model import SegmentationModel
+from everseg.models.parts import NORM_EPS, AbsBatchNorm, SyncAbsBatchNorm
+
+log = logging.getLogger("everseg")
+
+CLASSIFIER = ("fc.", "classifier.", "head.", "last_linear.")
+"""Beginnings of the names that belong to the image classifier, which is dropped."""
+WRAPPERS = ("model_state", "state_dict", "model")
+_ABN_BLOCK = re.compile(r"mod([2-5])\.block([1-9]\d*)\.(convs\.(conv|bn)([123])|proj_(conv|bn))\.(\w+)")
+_ABN_STEM = re.compile(r"mod1\.(conv1|bn1)\.(\w+)")
+_OUR_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([123])|downsample\.([01]))\.(\w+)")
+
+
+def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = False) -> str:
+    """Fill the encoder from a file in torchvision, timm or In-place ABN names; the classifier is dropped.
+
+    Args:
+        model: a model whose encoder is named as torchvision's ResNet.
+        spec: a local .safetensors, .pth, .pt or .tar file, or `hf:org/name[@revision]`.
+        download: allow `hf:` to use the network; a file that is in the cache already needs no permission.
+
+    In-place ABN files hold weights w that mean gamma = |w| + 1e-5. Loaded into a "bn" or "abn" model, that gamma is
+    written; loaded into an "iabn" model, w itself. Torchvision and timm files hold gamma; an "iabn" model gets
+    w = gamma - 1e-5, which is impossible for negative gamma.
+
+    Returns:
+        One sentence saying what was loaded.
+
+    Raises:
+        ConfigError: the file does not exist, or a download that was not allowed.
+        CheckpointError: damaged or unsafe file; names or shapes that do not fit (all listed, at most 20 lines).
+    """
+    path = _fetch(spec[3:], download) if spec.startswith("hf:") else Path(spec).expanduser()
+    state = encoder_state(read_tensors(path), str(spec))
+    from_abn = any(name.startswith("mod1.") for name in state)
+    state, unknown = convert_encoder_names(state) if from_abn else (state, [])
+    where = f"weights '{spec}'"
+    _check_names(model.encoder, state, unknown, where)
+    note = _convert_gammas(model.encoder, state, from_abn, where)
+    own = model.encoder.state_dict()
+    for name in own:
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros_like(own[name]))
+    model.encoder.load_state_dict(state, strict=True)
+    sentence = f"encoder: {len(state)} tensors from {spec}{note}"
+    log.info(sentence)
+    return sentence
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a weight file without running code from it: safetensors, or a pickle restricted to tensors.
+
+    Raises:
+        ConfigError: no such file.
+        CheckpointError: damaged, or holds objects other than tensors, numbers, strings and containers.
+    """
+    if not path.is_file():
+        raise ConfigError(f"model.weights: no file '{path}'")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+    ) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise CheckpointError(
+            f"'{path}' cannot be read safely: it is damaged, or holds objects that could run code ({reason[:300]})"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"'{path}' holds no dictionary of weights, but a {type(loaded).__name__}")
+    return loaded
+
+
+def encoder_state(loaded: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Unwrap a checkpoint's weights, strip `module.`, and drop the classifier.
+
+    Raises:
+        CheckpointError: something else than tensors among the weights.
+    """
+    for key in WRAPPERS:
+        if isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    state = {str(name).removeprefix("module."): value for name, value in loaded.items()}
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"weights '{where}': not a tensor: {', '.join(others[:20])}")
+    return {name: value for name, value in state.items() if not name.startswith(CLASSIFIER)}
+
+
+def convert_encoder_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename In-place ABN's ResNet weights (`mod2.block1.convs.conv1.weight`) to torchvision's.
+
+    Returns:
+        The renamed tensors (the same objects), and the names that fit no pattern.
+    """
+    renamed, unknown = {}, []
+    for name, value in state.items():
+        new = _from_abn(name)
+        if new is None:
+            unknown.append(name)
+        else:
+            renamed[new] = value
+    return renamed, unknown
+
+
+def _from_abn(name: str) -> str | None:
+    if stem := _ABN_STEM.fullmatch(name):
+        return f"{stem[1]}.{stem[2]}"
+    if block := _ABN_BLOCK.fullmatch(name):
+        part = f"{block[4]}{block[5]}" if block[4] else f"downsample.{int(block[6] == 'bn')}"
+        return f"layer{int(block[1]) - 1}.{int(block[2]) - 1}.{part}.{block[7]}"
+    return None
+
+
+def to_abn_name(name: str) -> str | None:
+    """Rename one of our encoder's weights to In-place ABN's name; None if there is no such name."""
+    if block := _OUR_BLOCK.fullmatch(name):
+        part = f"convs.{block[3]}{block[4]}" if block[3] else f"proj_{('conv', 'bn')[int(block[5])]}"
+        return f"mod{int(block[1]) + 1}.block{int(block[2]) + 1}.{part}.{block[6]}"
+    return f"mod1.{name}" if re.fullmatch(r"(conv1|bn1)\.\w+", name) else None
+
+
+def _check_names(
+    encoder: nn.Module, state: Mapping[str, Tensor], unknown: list[str], where: str, most: int = 20
+) -> None:
+    own = {n: v for n, v in encoder.state_dict().items() if not n.endswith("num_batches_tracked")}
+    given = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
+    lines = [f"missing: {name}" for name in own if name not in given]
+    lines += [f"unexpected: {name}" for name in [*unknown, *(n for n in given if n not in own)]]
+    lines += [
+        f"{name}: {tuple(given[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if lines:
+        more = [f"... and {len(lines) - most + 1} more"] if len(lines) > most else []
+        shown = lines[: most - 1] if more else lines
+        raise CheckpointError("\n  ".join([f"{where} do not fit this encoder:", *shown, *more]))
+
+
+def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool, where: str) -> str:
+    """Bring the norm weights into the model's meaning; return a remark about it."""
+    norms = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    absolute = {n for n, m in norms.items() if isinstance(m, AbsBatchNorm | SyncAbsBatchNorm)}
+    if from_abn:
+        for name in norms.keys() - absolute:
+            state[f"{name}.weight"] = state[f"{name}.weight"].abs() + NORM_EPS
+        return (
+            " (In-place ABN names)" if absolute else " (In-place ABN names; gamma = |weight| + 1e-5 applied)"
+        )
+    negative = sum(int((state[f"{name}.weight"] < 0).sum()) for name in absolute)
+    if negative:
+        raise CheckpointError(
+            f"{where}: {negative} norm weights are negative, which norm 'iabn' cannot express; use model.norm=abn"
+        )
+    for name in absolute:
+        state[f"{name}.weight"] = (state[f"{name}.weight"] - NORM_EPS).clamp(min=0)
+    return " (weight = gamma - 1e-5 for norm 'iabn')" if absolute else ""
+
+
+def _fetch(spec: str, download: bool) -> Path:
+    """Find a repository's weight file in the hub's cache, or download it where that is allowed."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    repo, _, revision = spec.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"model.weights: 'hf:{spec}' is not of the form hf:org/name[@revision]")
+    problem: Exception | None = None
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            found = hf_hub_download(repo, filename, revision=revision or None, local_files_only=not download)
+            return Path(found)
+        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+            problem = error
+        except (HfHubHTTPError, OSError) as error:
+            raise ConfigError(f"model.weights: 'hf:{spec}' could not be downloaded: {error}") from error
+    if download:
+        raise ConfigError(f"model.weights: 'hf:{spec}' could not be downloaded: {problem}")
+    raise ConfigError(
+        f"model.weights: 'hf:{spec}' is not on this machine; allow the download with model.download=true"
+    )
