@@ -25,7 +25,7 @@ from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import StopRequest, derive_seed, locked, make_accelerator
-from everseg.engine.step import StepJob, iterations_of
+from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import ConfigError, DataError
 from everseg.methods.build import build_method
@@ -127,17 +127,13 @@ def _run(
     iterations = [iterations_of(config, step) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
+            session = Session(config, prepared.dataset, folder, accelerator, journal, progress, events, stop)
             for step in steps:
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
                 if not folder.final(step.index).is_dir():
-                    offset = sum(iterations[: step.index])
-                    job = _job(
-                        config, prepared.dataset, step, folder, accelerator, journal, progress, events, stop
-                    )
-                    _train(replace(job, offset=offset))
-                done = sum(iterations[: step.index + 1])
-                _score(config, prepared.dataset, step, folder, accelerator, journal, progress, events, done)
+                    _train(_job(session, step, sum(iterations[: step.index])))
+                _score(session, step, sum(iterations[: step.index + 1]))
     finally:
         events.close()
     return folder
@@ -169,18 +165,9 @@ def user_builder(config: RunConfig) -> Any:
     )
 
 
-def _job(
-    config: RunConfig,
-    dataset: Dataset,
-    step: Step,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    journal: Journal,
-    progress: Progress,
-    events: Events,
-    stop: StopRequest,
-) -> StepJob:
+def _job(session: Session, step: Step, offset: int) -> StepJob:
     """Gather a step's model, teacher and method from what the step before left on disk."""
+    config, folder = session.config, session.folder
     method = build_method(config.method)
     teacher, parent = None, None
     if step.index == 0:
@@ -192,31 +179,20 @@ def _job(
         method.load_state_dict(state)
         if method.uses_teacher:
             teacher = folder.load_final(step.index - 1, builder)[0]
-    return StepJob(
-        config=config,
-        step=step,
-        views=views_of(step.train, dataset),
-        model=model,
-        teacher=teacher,
-        method=method,
-        folder=folder,
-        accelerator=accelerator,
-        journal=journal,
-        progress=progress,
-        events=events,
-        stop=stop,
-        parent=parent,
-    )
+    views = views_of(step.train, session.dataset)
+    return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent)
 
 
 def _train(job: StepJob) -> None:
     job.train()
-    if job.accelerator.is_main_process:
-        spaces = dict(job.step.spaces)
+    session = job.session
+    if session.accelerator.is_main_process:
         state = job.method.state_dict()
-        job.folder.save_final(job.step.index, job.model, state, spaces, job.config, job.parent)
-        shutil.rmtree(job.folder.checkpoints(job.step.index), ignore_errors=True)
-    job.accelerator.wait_for_everyone()
+        session.folder.save_final(
+            job.step.index, job.model, state, dict(job.step.spaces), session.config, job.parent
+        )
+        shutil.rmtree(session.folder.checkpoints(job.step.index), ignore_errors=True)
+    session.accelerator.wait_for_everyone()
 
 
 def score_step(
@@ -234,40 +210,23 @@ def score_step(
         The counts with some samples, and the scores per branch.
     """
     model, spaces, _, _ = folder.load_final(index, user_builder(config))
-    result = evaluate(
-        model,
-        sources,
-        dataset,
-        config,
-        accelerator,
-        progress,
-        title=f"step {index}: testing on {config.scenario.test_split}",
-    )
+    title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
+    result = evaluate(model, sources, dataset, config, accelerator, progress, title=title)
     return result, scores_of(result.counts, spaces)
 
 
-def _score(
-    config: RunConfig,
-    dataset: Dataset,
-    step: Step,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    journal: Journal,
-    progress: Progress,
-    events: Events,
-    iteration: int,
-) -> None:
+def _score(session: Session, step: Step, iteration: int) -> None:
     """Score a finished step (test and, where asked for, validation images) and write the results."""
-    result, scores = score_step(config, dataset, step.test, folder, step.index, accelerator, progress)
+    config, folder, accelerator = session.config, session.folder, session.accelerator
+    where = (folder, step.index, accelerator, session.progress)
+    result, scores = score_step(config, session.dataset, step.test, *where)
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
-        metrics["validation"] = score_step(
-            config, dataset, step.val, folder, step.index, accelerator, progress
-        )[1]
+        metrics["validation"] = score_step(config, session.dataset, step.val, *where)[1]
     if accelerator.is_main_process:
-        journal.add("test", step=step.index, iteration=iteration, scores=scores)
+        session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         for branch, values in scores.items():
-            events.evaluation(
+            session.events.evaluation(
                 iteration, step.index, values["classes"], values, result.counts[branch], result.samples
             )
         folder.save_result(step.index, result.counts, metrics)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from everseg.config import RunConfig
+from everseg.data.base import Dataset
 from everseg.data.loading import Loaded, View, batches_per_epoch, plain_batches, train_batches
 from everseg.data.transforms import normalise
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
@@ -74,27 +75,38 @@ def iterations_of(config: RunConfig, step: Step) -> int:
     return min(total, config.train.max_iterations or total)
 
 
-@dataclass
-class StepJob:
-    """Everything one step's training works with; `train` does it."""
+@dataclass(frozen=True)
+class Session:
+    """What all steps of a run share."""
 
     config: RunConfig
-    step: Step
-    views: Sequence[View]
-    model: SegmentationModel
-    """The model as it was after the step before, on the CPU."""
-    teacher: SegmentationModel | None
-    method: Method
+    dataset: Dataset
     folder: RunFolder
     accelerator: Accelerator
     journal: Journal
     progress: Progress
     events: Events
     stop: StopRequest
+
+
+@dataclass
+class StepJob:
+    """Everything one step's training works with; `train` does it."""
+
+    session: Session
+    step: Step
+    views: Sequence[View]
+    model: SegmentationModel
+    """The model as it was after the step before, on the CPU."""
+    teacher: SegmentationModel | None
+    method: Method
     offset: int = 0
     """Iterations of all earlier steps, for the x axis of TensorBoard."""
     parent: str | None = None
     """Digest of the finished step this one continues."""
+
+    def __post_init__(self) -> None:
+        self.config, self.accelerator = self.session.config, self.session.accelerator
 
     def train(self) -> None:
         """Train the step to its end, from its newest checkpoint if there is one.
@@ -109,7 +121,7 @@ class StepJob:
         ctx = self._context()
         if start == 0:
             self.method.begin_step(ctx)
-        self.journal.rewind(self.step.index, start)
+        self.session.journal.rewind(self.step.index, start)
         self.student.train()
         self._loop(ctx, start)
         self.method.end_step(ctx)
@@ -132,7 +144,8 @@ class StepJob:
     def _restore(self) -> int:
         """Load the newest checkpoint and return its iteration; then let Accelerate wrap model and optimiser."""
         path = newest_valid(
-            self.folder.checkpoints(self.step.index), lambda text: self.progress.message(f"warning: {text}")
+            self.session.folder.checkpoints(self.step.index),
+            lambda text: self.session.progress.message(f"warning: {text}"),
         )
         start = 0
         if path is not None:
@@ -148,7 +161,9 @@ class StepJob:
                 self.optimizer, self.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
             )
             self.method.load_state_dict(load_tensors(path / "method.safetensors"))
-            self.progress.message(f"continuing step {self.step.index} at iteration {start} of {self.total}")
+            self.session.progress.message(
+                f"continuing step {self.step.index} at iteration {start} of {self.total}"
+            )
         self.student, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
         return start
 
@@ -196,7 +211,9 @@ class StepJob:
             world=world,
             pin=accelerator.device.type == "cuda",
         )
-        self.progress.begin(f"step {self.step.index} ({', '.join(self._new_names())})", self.total, start)
+        self.session.progress.begin(
+            f"step {self.step.index} ({', '.join(self._new_names())})", self.total, start
+        )
         clock, images = time.perf_counter(), 0
         for iteration, loaded in enumerate(batches, start):
             batch = self._on_device(loaded)
@@ -211,14 +228,14 @@ class StepJob:
                 speed = images / (time.perf_counter() - clock)
                 clock, images = time.perf_counter(), 0
                 self._log(done, logged, lr, speed, guard.norm)
-            code = all_reduce_max(self.stop.code(), accelerator)
+            code = all_reduce_max(self.session.stop.code(), accelerator)
             if code or (done % config.train.checkpoint_every == 0 and done < self.total):
                 self._save(done)
             if code and done < self.total:
-                self.progress.end()
+                self.session.progress.end()
                 where = f"step {self.step.index}, iteration {done} of {self.total}"
                 raise StopRequest.error(code, where)
-        self.progress.end()
+        self.session.progress.end()
 
     def _new_names(self) -> list[str]:
         names = self.step.spaces[self.step.branch].names
@@ -227,8 +244,8 @@ class StepJob:
     def _log(self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float) -> None:
         terms = {name: float(value) for name, value in logged.items()}
         epoch = done / batches_per_epoch(sum(len(v.indices) for v in self.views), self.config.train.batch)
-        self.progress.update(done, terms, lr, speed)
-        self.journal.add(
+        self.session.progress.update(done, terms, lr, speed)
+        self.session.journal.add(
             "train",
             step=self.step.index,
             iteration=done,
@@ -239,12 +256,12 @@ class StepJob:
             memory=memory_text(),
             terms=terms,
         )
-        self.events.scalars(self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm)
+        self.session.events.scalars(self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm)
 
     def _save(self, iteration: int) -> None:
         if self.accelerator.is_main_process:
             tensors, document = optimizer_state(self.optimizer, self.model)
-            target = self.folder.checkpoints(self.step.index)
+            target = self.session.folder.checkpoints(self.step.index)
             save_folder(
                 target / f"it-{iteration:08d}",
                 {"model": self.model.state_dict(), "optim": tensors, "method": self.method.state_dict()},
@@ -272,7 +289,7 @@ class _Guard:
         )
         if not all_reduce_max(int(not finite), job.accelerator):
             return
-        job.progress.end()
+        job.session.progress.end()
         values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
         raise DivergedError(
             f"step {job.step.index}, iteration {self.iteration}: not finite: {values}, gradient norm {self.norm:g}\n"
