@@ -76,16 +76,18 @@ class Method:
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
 
     freeze_encoder: bool = False
-    """Train only the decoder and the classifiers after the first step."""
+    """Train only the decoder and the classifiers from step `freeze_from` on."""
     freeze_norm: bool = False
-    """Freeze the affine weights of all norms after the first step."""
+    """Freeze the affine weights of all norms from step `freeze_from` on."""
+    freeze_from: int = 1
+    """First step in which the two switches above act (0: from the start, as the authors' flags do)."""
     frozen_statistics: bool = True
     """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
 
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
         model.grow(step.grows)
-        later = step.index > 0
+        later = step.index >= self.freeze_from
         model.freeze(
             branches=step.old_branches,
             encoder=self.freeze_encoder and later,

@@ -1,0 +1,212 @@
+"""The optimiser, its learning rate, and its state under parameter names (floor 5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everseg.config import TrainConfig
+from everseg.errors import CheckpointError, ConfigError
+
+_SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
+"""Entries of torch's optimisers that have the shape of their weight."""
+
+
+def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: float) -> torch.optim.SGD:
+    """Build SGD with momentum, dampening 0 and the same weight decay on every weight, norms and biases included.
+
+    Args:
+        groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
+        train: momentum, Nesterov switch and weight decay.
+        lr: learning rate of iteration 0.
+
+    Raises:
+        ConfigError: Nesterov momentum without momentum.
+        ValueError: no weight to train.
+    """
+    if train.nesterov and not train.momentum:
+        raise ConfigError(
+            "train.nesterov: needs train.momentum > 0 (give a momentum, or train.nesterov=false)"
+        )
+    scaled = []
+    for group in groups:
+        scale = float(group.get("lr_scale", 1.0))
+        scaled.append({**group, "params": list(group["params"]), "lr_scale": scale, "lr": lr * scale})
+    if not any(group["params"] for group in scaled):
+        raise ValueError("the method left no weight to train in this step")
+    return torch.optim.SGD(
+        scaled,
+        lr=lr,
+        momentum=train.momentum,
+        nesterov=train.nesterov,
+        dampening=0,
+        weight_decay=train.weight_decay,
+    )
+
+
+def check_param_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    """Check that every trainable weight of the model stands in exactly one group, and nothing else does.
+
+    Raises:
+        ValueError: names of the weights left out, given twice, frozen, or not of this model.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    given = Counter(id(p) for group in groups for p in group["params"])
+    shapes = {id(p): f"(unnamed, shape {tuple(p.shape)})" for group in groups for p in group["params"]}
+    faults = {
+        "in no group": [names[i] for i in names if i in trainable and i not in given],
+        "in several groups": [names.get(i, shapes[i]) for i, count in given.items() if count > 1],
+        "frozen, yet in a group": [names[i] for i in given if i in names and i not in trainable],
+        "not weights of this model": [shapes[i] for i in given if i not in names],
+    }
+    problems = [f"{fault}: {_listing(found)}" for fault, found in faults.items() if found]
+    if problems:
+        raise ValueError("param_groups must hold every trainable weight exactly once; " + "; ".join(problems))
+
+
+def learning_rate(train: TrainConfig, base: float, iteration: int, total: int) -> float:
+    """Compute the learning rate of one iteration of a step.
+
+    Args:
+        train: schedule and its constants.
+        base: learning rate of iteration 0.
+        iteration: 0-based.
+        total: iterations of the step.
+
+    Returns:
+        poly: base * (1 - iteration / total) ** power, 0 from `total` on (the authors' code gives complex
+        numbers there); step: base * step_factor ** (iteration // step_size); constant: base.
+    """
+    if train.schedule == "poly":
+        return base * max(0.0, 1 - iteration / total) ** train.power
+    if train.schedule == "step":
+        return base * train.step_factor ** (iteration // train.step_size)
+    return base
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give every group the learning rate, times the group's "lr_scale"."""
+    for group in optimizer.param_groups:
+        group["lr"] = value * group.get("lr_scale", 1.0)
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an optimiser's whole state, keyed by parameter name.
+
+    Returns:
+        Tensors under "<entry>/<parameter name>" (not copied), and a JSON document with everything else.
+
+    Raises:
+        ValueError: the optimiser holds a weight that is not the model's.
+    """
+    names = _names_by_position(optimizer, model)
+    packed = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for position, entries in packed["state"].items():
+        name = names[position]
+        scalars[name] = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
+        tensors |= {f"{key}/{name}": value for key, value in entries.items() if isinstance(value, Tensor)}
+    groups = [
+        {key: _plain(value) for key, value in group.items() if key != "params"}
+        | {"params": [names[position] for position in group["params"]]}
+        for group in packed["param_groups"]
+    ]
+    return tensors, {"class": _class_name(optimizer), "groups": groups, "scalars": scalars}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    document: Mapping[str, Any],
+) -> None:
+    """Restore what `optimizer_state` gave, into an optimiser built for the same step.
+
+    Raises:
+        CheckpointError: another optimiser, other weights, or other shapes; the optimiser is left unchanged.
+    """
+    names = _names_by_position(optimizer, model)
+    here = [[names[i] for i in group["params"]] for group in optimizer.state_dict()["param_groups"]]
+    saved = [group["params"] for group in document["groups"]]
+    _check_fit(optimizer, model, tensors, document, here, saved)
+    positions = {name: position for position, name in names.items()}
+    state: dict[int, dict[str, Any]] = {
+        positions[name]: dict(entries) for name, entries in document["scalars"].items()
+    }
+    for key, value in tensors.items():
+        entry, _, name = key.partition("/")
+        state.setdefault(positions[name], {})[entry] = value.clone()
+    current = optimizer.state_dict()["param_groups"]
+    groups = []
+    for old, group in zip(document["groups"], current, strict=True):
+        options = {key: tuple(v) if isinstance(group.get(key), tuple) else v for key, v in old.items()}
+        groups.append({**group, **options, "params": group["params"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_fit(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    document: Mapping[str, Any],
+    here: list[list[str]],
+    saved: list[list[str]],
+) -> None:
+    if document["class"] != _class_name(optimizer):
+        raise CheckpointError(
+            f"the optimiser state is of {document['class']}, this run uses {_class_name(optimizer)}"
+        )
+    if saved != here:
+        known, wanted = {n for group in saved for n in group}, {n for group in here for n in group}
+        parts = [
+            f"{label}: {_listing(sorted(found))}"
+            for label, found in (("only in the file", known - wanted), ("only in the model", wanted - known))
+            if found
+        ]
+        raise CheckpointError(
+            "the optimiser state belongs to other weights or groups" + "".join(f"; {part}" for part in parts)
+        )
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    wrong = []
+    for key, value in tensors.items():
+        name = key.partition("/")[2]
+        if name not in shapes or (key.partition("/")[0] in _SHAPED and value.shape != shapes[name]):
+            wrong.append(key)
+    if wrong:
+        raise CheckpointError(f"the optimiser state does not fit the model: {_listing(wrong)}")
+
+
+def _names_by_position(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:
+    """Position in the optimiser's packed state -> parameter name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = [p for p in params if id(p) not in names]
+    if foreign:
+        raise ValueError(f"the optimiser holds {len(foreign)} weights that are not the model's")
+    return {position: names[id(p)] for position, p in enumerate(params)}
+
+
+def _class_name(optimizer: Any) -> str:
+    """Name of the torch class, also behind Accelerate's wrapper."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return type(inner).__name__
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _listing(names: list[str], limit: int = 8) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

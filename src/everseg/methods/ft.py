@@ -1,0 +1,20 @@
+"""Fine-tuning, the lower bound; on a joint scenario the upper bound (floor 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from everseg.methods.base import Method
+from everseg.methods.parts import at_label_size, classification
+
+
+@dataclass(kw_only=True)
+class FineTuning(Method):
+    """Learn the labels of the step and nothing else."""
+
+    bce: bool = False
+    """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
+
+    def losses(self, batch, ctx):
+        logits = at_label_size(ctx.student(batch).logits, batch)
+        yield classification(logits, batch, ctx, bce=self.bce)

@@ -1,0 +1,37 @@
+"""Learning without Forgetting on pixels (floor 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from everseg.losses import distillation
+from everseg.methods.base import Method
+from everseg.methods.parts import at_label_size, classification
+
+
+@dataclass(kw_only=True)
+class LwF(Method):
+    """Keep the softmax over the old classes as the teacher had it.
+
+    Source: Li and Hoiem, ECCV 2016, eq. 2, as applied to segmentation by Cermelli et al., CVPR 2020 (values of
+    their code). The student's softmax runs over the old classes only; ignored pixels are distilled too.
+    """
+
+    uses_teacher: ClassVar[bool] = True
+
+    kd_weight: float = 100.0
+    """Weight of the distillation term (paper's code: 100)."""
+    alpha: float = 1.0
+    """Factor on the teacher's logits before its softmax; above 1 hardens the targets (paper: 1)."""
+    bce: bool = False
+    """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
+
+    def losses(self, batch, ctx):
+        teacher = ctx.teach(batch)
+        logits = at_label_size(ctx.student(batch).logits, batch)
+        terms = classification(logits, batch, ctx, bce=self.bce)
+        if teacher is not None:
+            target = at_label_size(teacher.logits, batch)
+            terms["kd"] = self.kd_weight * distillation(logits, target, alpha=self.alpha)
+        yield terms
