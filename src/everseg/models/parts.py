@@ -15,6 +15,8 @@ from everseg.errors import ConfigError
 NormKind = Literal["bn", "abn", "iabn"]
 LEAKY_SLOPE = 0.01
 NORM_EPS = 1e-5
+IABN_EPS, IABN_SLOPE = torch.tensor([NORM_EPS, LEAKY_SLOPE], dtype=torch.float32).tolist()
+"""In-place ABN's constants are float32 in its C++ code, whatever the tensors are; seen only in float64 models."""
 NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """Every module whose affine weights count as norm weights."""
 
@@ -135,7 +137,7 @@ class SyncAbsBatchNorm(nn.SyncBatchNorm):
         return _with_weight(self, absolute_gamma(self.weight, self.eps), super().forward, input)
 
 
-def absolute_gamma(weight: Tensor, eps: float = NORM_EPS) -> Tensor:
+def absolute_gamma(weight: Tensor, eps: float = IABN_EPS) -> Tensor:
     """In-place ABN's scale |weight| + eps, with derivative +1 at weight 0."""
     return torch.where(weight < 0, -weight, weight) + eps
 
@@ -172,12 +174,20 @@ def check_norm(kind: str) -> NormKind:
 
 def build_norm(kind: NormKind, channels: int) -> nn.BatchNorm2d:
     """Make the norm of a kind, without its activation: eps 1e-5, momentum 0.1, weight 1, bias 0."""
-    return AbsBatchNorm(channels, NORM_EPS) if kind == "iabn" else BatchNorm(channels, NORM_EPS)
+    return AbsBatchNorm(channels, IABN_EPS) if kind == "iabn" else BatchNorm(channels, NORM_EPS)
 
 
-def build_activation(kind: NormKind) -> nn.Module:
-    """Make the activation that follows a norm: ReLU for "bn", else leaky ReLU with slope 0.01."""
-    return nn.ReLU(inplace=True) if kind == "bn" else nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+def build_activation(kind: NormKind, *, after_sum: bool = False) -> nn.Module:
+    """Make an activation: ReLU for "bn", else leaky ReLU with slope 0.01.
+
+    Args:
+        kind: kind of norm.
+        after_sum: it follows the sum at the end of a residual block instead of a norm, where In-place ABN's code
+            has the slope in full precision.
+    """
+    if kind == "bn":
+        return nn.ReLU(inplace=True)
+    return nn.LeakyReLU(IABN_SLOPE if kind == "iabn" and not after_sum else LEAKY_SLOPE, inplace=True)
 
 
 def synchronise_norms(model: M) -> M:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import NORM_EPS, AbsBatchNorm, SyncAbsBatchNorm
+from everseg.models.parts import NORM_EPS, AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
 
 log = logging.getLogger("everseg")
 
@@ -174,7 +174,7 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     absolute = {n for n, m in norms.items() if isinstance(m, AbsBatchNorm | SyncAbsBatchNorm)}
     if from_abn:
         for name in norms.keys() - absolute:
-            state[f"{name}.weight"] = state[f"{name}.weight"].abs() + NORM_EPS
+            state[f"{name}.weight"] = absolute_gamma(state[f"{name}.weight"])
         return (
             " (In-place ABN names)" if absolute else " (In-place ABN names; gamma = |weight| + 1e-5 applied)"
         )

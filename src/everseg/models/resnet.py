@@ -30,13 +30,14 @@ class BasicBlock(nn.Module):
         self.conv2 = _conv3(width, out, 1, dilation)
         self.bn2 = build_norm(norm, out)
         self.act = build_activation(norm)
+        self.last_act = build_activation(norm, after_sum=True)
         self.downsample = _shortcut(channels, out, stride, norm)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
         x = self.act(self.bn1(self.conv1(input)))
         x = self.bn2(self.conv2(x))
-        return self.act(x + (input if self.downsample is None else self.downsample(input)))
+        return self.last_act(x + (input if self.downsample is None else self.downsample(input)))
 
 
 class Bottleneck(nn.Module):
@@ -53,6 +54,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = build_norm(norm, out)
         self.act = build_activation(norm)
+        self.last_act = build_activation(norm, after_sum=True)
         self.downsample = _shortcut(channels, out, stride, norm)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class Bottleneck(nn.Module):
         x = self.act(self.bn1(self.conv1(input)))
         x = self.act(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        return self.act(x + (input if self.downsample is None else self.downsample(input)))
+        return self.last_act(x + (input if self.downsample is None else self.downsample(input)))
 
 
 def _conv3(channels: int, out: int, stride: int, dilation: int) -> nn.Conv2d:
