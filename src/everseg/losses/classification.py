@@ -101,8 +101,8 @@ def unbiased_cross_entropy(
     checked_num_old("unbiased_cross_entropy", num_old, logits.shape[1])
     label = checked_label("unbiased_cross_entropy", label, logits)
     weight = _checked_weight("unbiased_cross_entropy", weight, logits)
-    background = torch.logsumexp(logits[:, :num_old], dim=1, keepdim=True)
-    logits = torch.cat([background, logits[:, num_old:]], dim=1)
+    old, new = logits.split([num_old, logits.shape[1] - num_old], dim=1)
+    logits = torch.cat([torch.logsumexp(old, dim=1, keepdim=True), new], dim=1)
     # clamp, not 0: a negative value must stay one, for the kernel to abort on it on CUDA
     merged = torch.where(label < num_old, label.clamp(max=0), label - (num_old - 1))
     label = merged.masked_fill(label == IGNORED, IGNORED)

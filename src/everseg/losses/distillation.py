@@ -104,8 +104,9 @@ def unbiased_distillation(
     teacher_logits = checked_teacher("unbiased_distillation", teacher_logits, logits, num_old)
     num_old = teacher_logits.shape[1]
     checked_num_old("unbiased_distillation", num_old, logits.shape[1])
-    background = torch.logaddexp(logits[:, 0], torch.logsumexp(logits[:, num_old:], dim=1))
-    old = torch.cat([background.unsqueeze(1), logits[:, 1:num_old]], dim=1)
+    background, old, new = logits.split([1, num_old - 1, logits.shape[1] - num_old], dim=1)
+    background = torch.logaddexp(background, torch.logsumexp(new, dim=1, keepdim=True))
+    old = torch.cat([background, old], dim=1)
     per_pixel = _soft_cross_entropy(old, teacher_logits, alpha)
     return _reduced("unbiased_distillation", per_pixel, mask, over, reduction)
 
