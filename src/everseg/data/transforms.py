@@ -104,7 +104,7 @@ def train_transform(
     x, y = _resize(image[top : top + h, left : left + w], label[top : top + h, left : left + w], crop, crop)
     if rng.random() < flip:
         x, y = x[:, ::-1], y[:, ::-1]
-    return _channels_first(x), np.ascontiguousarray(y)
+    return _channels_first(x), np.array(y, order="C")
 
 
 def center_transform(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,12 +126,12 @@ def center_transform(image: np.ndarray, label: np.ndarray, *, crop: int) -> tupl
     x, y = _resize(image, label, h, w)
     top, left = round((h - crop) / 2), round((w - crop) / 2)
     box = slice(top, top + crop), slice(left, left + crop)
-    return _channels_first(x[box]), np.ascontiguousarray(y[box])
+    return _channels_first(x[box]), np.array(y[box], order="C")
 
 
 def whole_transform(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keep the whole image: (3, H, W) uint8 and (H, W) uint8."""
-    return _channels_first(image), np.ascontiguousarray(label)
+    return _channels_first(image), np.array(label, order="C")
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -157,4 +157,4 @@ def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tu
 
 
 def _channels_first(image: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    return np.array(image.transpose(2, 0, 1), order="C")  # a copy: decoded pictures are read-only

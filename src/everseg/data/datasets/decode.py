@@ -1,0 +1,272 @@
+"""Opening and decoding one image or mask file, refusing everything that would be silently wrong (floor 2)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image
+
+from everseg.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+"""Formats ever decoded; exotic decoders (EPS and its like) are never reached."""
+Colour = tuple[int, int, int]
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
+_COLOURS_SHOWN = 12
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a data set are read."""
+
+    max_pixels: int = 100_000_000
+    """Larger pictures are refused before they are decoded (decompression bombs)."""
+    follow_links: bool = False
+    """Allow links that lead out of the data folder."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether images are turned as their EXIF orientation says, as viewers and labelling tools do."""
+
+
+@dataclass(frozen=True)
+class MaskCoding:
+    """How the pixels of a mask stand for raw ids; without either field they are the ids."""
+
+    palette: Mapping[Colour, int] | None = None
+    """Colour -> raw id, for colour masks; any other colour is an error."""
+    id_table: Mapping[int, int] | None = None
+    """Stored id -> raw id; any other stored id is an error."""
+
+
+def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> BinaryIO:
+    """Open a regular file below `root` for reading.
+
+    Args:
+        root: resolved folder.
+        relative: path with forward slashes, without `..`.
+        follow_links: allow links out of `root`.
+
+    Raises:
+        DataError: the file is missing, unreadable, no regular file (a FIFO or device would block), or
+            outside `root`.
+    """
+    path = root / relative
+    if "\0" in relative or relative.startswith("/") or ".." in PurePosixPath(relative).parts:
+        raise DataError(f"{relative!r}: leads out of the data folder {root}; list only files inside it")
+    try:
+        if not follow_links and not path.resolve(strict=True).is_relative_to(root):
+            raise DataError(
+                f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
+                " or set data.options.follow_links=true"
+            )
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: is not a regular file; replace it by the picture, or leave it out")
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        return os.fdopen(os.open(path, flags), "rb")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; restore it, or leave it out of the split") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be opened ({reason}); check its permissions and links") from None
+
+
+def open_picture(file: BinaryIO, shown: Path, reading: Reading) -> Image.Image:
+    """Read a picture's header and check its size against `reading.max_pixels`; nothing is decoded yet.
+
+    Raises:
+        DataError: empty, not a picture of an allowed format, or too large.
+    """
+    # Pillow's own limit is process-wide and warns from 89 million pixels on; ours is the one that decides.
+    if Image.MAX_IMAGE_PIXELS is not None and reading.max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = reading.max_pixels
+    try:
+        picture = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(_too_large(shown, "its header claims an enormous picture", reading)) from None
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise DataError(f"{shown}: {_what_instead(file, error)}") from None
+    width, height = picture.size
+    if width * height > reading.max_pixels:
+        raise DataError(_too_large(shown, f"{width}x{height} pixels", reading))
+    return picture
+
+
+def decode_image(picture: Image.Image, shown: Path) -> Image.Image:
+    """Decode an opened image to RGB; grey is spread over the channels and alpha is dropped.
+
+    Raises:
+        DataError: truncated or damaged, more than 8 bits per channel, several pages, or an unusual colour model.
+    """
+    _check_single(picture, shown)
+    deep = ";16" in _raw_mode(picture) or picture.mode.startswith("I") or picture.mode == "F"
+    if deep:
+        raise DataError(
+            f"{shown}: an image of more than 8 bits per channel ({picture.mode}); its brightness would be cut off."
+            " Convert it to 8 bits with the contrast you want"
+        )
+    if picture.mode not in ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr"):
+        raise DataError(f"{shown}: colour model {picture.mode} is not supported; convert the image to RGB")
+    _decode(picture, shown)
+    return picture.convert("RGB")
+
+
+def orientation(picture: Image.Image) -> int:
+    """Read the EXIF orientation of an opened image, 1 (upright) to 8; 1 where there is none."""
+    try:
+        value = picture.getexif().get(0x0112, 1)
+    except Exception:  # a damaged EXIF block does not make the pixels unusable
+        return 1
+    return value if value in _TURN else 1
+
+
+def turn(picture: Image.Image, how: int) -> Image.Image:
+    """Turn an image as an EXIF orientation says."""
+    return picture.transpose(_TURN[how]) if how in _TURN else picture
+
+
+def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.ndarray:
+    """Decode an opened mask to (H, W) uint8 raw ids.
+
+    Raises:
+        DataError: lossy file format, a colour mask without palette, an unknown colour or id, an id outside
+            0..255, damaged.
+    """
+    if picture.format in _LOSSY:
+        raise DataError(
+            f"{shown}: a mask stored as {picture.format}, which changes ids when it compresses;"
+            " export the masks as PNG again (converting this file does not bring the ids back)"
+        )
+    _check_single(picture, shown)
+    raw_mode = _raw_mode(picture)
+    _decode(picture, shown)
+    if coding.palette is not None:
+        return _from_colours(picture, shown, coding.palette)
+    if picture.mode in ("P", "L", "1"):
+        ids = np.asarray(picture).astype(np.uint8)
+        if raw_mode in (
+            "L;2",
+            "L;4",
+        ):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
+            ids //= 85 if raw_mode == "L;2" else 17
+    elif picture.mode.startswith("I"):
+        ids = np.asarray(picture)
+    elif picture.mode in ("RGB", "RGBA", "RGBX"):
+        raise DataError(_colours_found(picture, shown))
+    else:
+        raise DataError(f"{shown}: a mask of mode {picture.mode}; save one integer channel of ids as PNG")
+    if coding.id_table is not None:
+        return _from_table(ids, shown, coding.id_table)
+    if ids.dtype != np.uint8:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high > 255:
+            raise DataError(
+                f"{shown}: ids from {low} to {high}, but a class id must lie in 0..255 (instance or panoptic ids?);"
+                " export the class ids, or map them in the data.yaml: labels: {map: {...}}"
+            )
+    return ids.astype(np.uint8)
+
+
+def _from_table(ids: np.ndarray, shown: Path, table: Mapping[int, int]) -> np.ndarray:
+    values = np.unique(ids)
+    unknown = [v for v in values.tolist() if v not in table]
+    if unknown:
+        raise DataError(f"{shown}: ids {unknown[:_COLOURS_SHOWN]} are not in labels.map; add them there")
+    targets = np.array([table[v] for v in values.tolist()], np.uint8)
+    if ids.dtype == np.uint8:
+        lut = np.zeros(256, np.uint8)
+        lut[values] = targets
+        return lut[ids]
+    return targets[np.searchsorted(values, ids)]
+
+
+def _from_colours(picture: Image.Image, shown: Path, palette: Mapping[Colour, int]) -> np.ndarray:
+    packed = _packed(picture)
+    keys = np.array(sorted(r << 16 | g << 8 | b for r, g, b in palette), np.uint32)
+    ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()], np.uint8)
+    place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
+    wrong = keys[place] != packed
+    if wrong.any():
+        values, counts = np.unique(packed[wrong], return_counts=True)
+        found = ", ".join(
+            f"{list(_unpack(v))} on {n} pixels" for v, n in zip(values[:_COLOURS_SHOWN], counts, strict=False)
+        )
+        raise DataError(
+            f"{shown}: colours that labels.palette does not name: {found}; add them, or repair the mask"
+        )
+    return ids[place]
+
+
+def _packed(picture: Image.Image) -> np.ndarray:
+    """(H, W) uint32 of red << 16 | green << 8 | blue."""
+    rgb = np.asarray(picture.convert("RGB")).astype(np.uint32)
+    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+
+
+def _unpack(value: int) -> Colour:
+    return int(value) >> 16, int(value) >> 8 & 255, int(value) & 255
+
+
+def _colours_found(picture: Image.Image, shown: Path) -> str:
+    values, counts = np.unique(_packed(picture), return_counts=True)
+    most = values[np.argsort(-counts, kind="stable")][:_COLOURS_SHOWN]
+    lines = [f"    name_{i}: {list(_unpack(v))}" for i, v in enumerate(most)]
+    more = f" (the {_COLOURS_SHOWN} most frequent of {len(values)})" if len(values) > _COLOURS_SHOWN else ""
+    return (
+        f"{shown}: a colour mask where ids are expected. Describe the data in a data.yaml with the colours"
+        f" found{more}, each under its class name:\nlabels:\n  palette:\n" + "\n".join(lines)
+    )
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """The pixel layout inside the file ("RGB;16B", "L;4"), which Pillow's mode does not tell."""
+    tiles = getattr(picture, "tile", None)
+    if not tiles:
+        return picture.mode
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _check_single(picture: Image.Image, shown: Path) -> None:
+    if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
+        raise DataError(f"{shown}: holds {getattr(picture, 'n_frames', 2)} pages; save the one that is meant")
+
+
+def _decode(picture: Image.Image, shown: Path) -> None:
+    try:
+        picture.load()
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise DataError(f"{shown}: damaged or cut off ({error}); restore the file, or leave it out") from None
+
+
+def _what_instead(file: BinaryIO, error: Exception) -> str:
+    file.seek(0)
+    head = file.read(64)
+    if not head:
+        return "is empty (0 bytes); restore the file, or leave it out of the split"
+    if head.lstrip()[:1] == b"<":
+        return "is a web page or XML, not a picture (a failed download?); fetch it again"
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return "is text, not a picture; restore the file, or leave it out of the split"
+    reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    return f"is not a readable {'/'.join(FORMATS)} picture ({reason}); restore the file, or leave it out"
+
+
+def _too_large(shown: Path, what: str, reading: Reading) -> str:
+    return (
+        f"{shown}: {what}, more than the limit of {reading.max_pixels};"
+        " if the picture is genuine, raise data.options.max_pixels, or cut it into tiles"
+    )

@@ -1,0 +1,200 @@
+"""The split shared by all data sets that lie in files (floor 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from everseg.data.datasets.decode import (
+    Colour,
+    MaskCoding,
+    Reading,
+    decode_image,
+    decode_mask,
+    open_inside,
+    open_picture,
+    orientation,
+    turn,
+)
+from everseg.errors import DataError
+
+
+class FileSplit:
+    """Images and masks in files below one folder; satisfies `everseg.data.base.Split`.
+
+    The paths are kept in one byte string, so that loader workers share its memory instead of copying lists.
+
+    Args:
+        name: of the split.
+        root: folder the paths are relative to; may itself be a link.
+        samples: (id, image path, mask path), forward slashes; ids unique.
+        palette: colour -> raw id, for colour masks.
+        id_table: stored id -> raw id, for masks whose ids are not the raw ids.
+        reading: limits and switches of the decoder.
+        warnings: what the reader noticed and corrected (duplicate list entries).
+
+    Raises:
+        DataError: no samples, or an id twice.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | os.PathLike[str],
+        samples: Sequence[tuple[str, str, str]],
+        *,
+        palette: Mapping[Colour, int] | None = None,
+        id_table: Mapping[int, int] | None = None,
+        reading: Reading | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.root = Path(root).resolve()
+        self.warnings = tuple(warnings)
+        self._coding = MaskCoding(palette, id_table)
+        self._reading = reading or Reading()
+        self._fingerprint = ""
+        if not samples:
+            raise DataError(
+                f"split '{name}' of {self.root} is empty; check the folder, or the list of the split"
+            )
+        if len({s[0] for s in samples}) != len(samples):
+            raise DataError(f"split '{name}' of {self.root} names a sample twice; ids must be unique")
+        packed = ["\0".join(s).encode("utf-8", "surrogateescape") for s in samples]
+        self._bytes = b"".join(packed)
+        self._ends = np.cumsum([len(p) for p in packed])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def id(self, index: int) -> str:
+        """Name of a sample, unique in the split."""
+        return self._sample(index)[0]
+
+    def image_path(self, index: int) -> Path:
+        """Where the image of a sample lies."""
+        return self.root / self._sample(index)[1]
+
+    def mask_path(self, index: int) -> Path:
+        """Where the mask of a sample lies."""
+        return self.root / self._sample(index)[2]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Read (width, height) of an image as `read` returns it, from the file's header alone.
+
+        Raises:
+            DataError: as `read`, as far as the header shows it.
+        """
+        relative = self._sample(index)[1]
+        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
+            picture = open_picture(file, self.root / relative, self._reading)
+            width, height = picture.size
+            turned = self._reading.exif == "apply" and orientation(picture) >= 5
+        return (height, width) if turned else (width, height)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids.
+
+        An image with an EXIF orientation is turned upright if the mask then fits it, as labelling tools show it.
+
+        Raises:
+            DataError: missing, unreadable, truncated, of different sizes, or not a mask of ids.
+        """
+        image, how = self._image(index)
+        mask = self.read_mask(index)
+        upright = turn(image, how) if self._reading.exif == "apply" else image
+        size = mask.shape[1], mask.shape[0]
+        if upright.size != size:
+            where = f"{self.image_path(index)} and {self.mask_path(index)}"
+            if image.size == size:
+                raise DataError(
+                    f"{where}: the image carries EXIF orientation {how}, but the mask fits its unturned pixels only;"
+                    " turn the mask as well, or set data.options.exif=ignore"
+                )
+            raise DataError(
+                f"{where}: the image is {upright.size[0]}x{upright.size[1]} but the mask {size[0]}x{size[1]};"
+                " export the mask at the image's size, or leave the sample out"
+            )
+        return np.asarray(upright), mask
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Decode the mask only, (H, W) uint8 raw ids.
+
+        Raises:
+            DataError: missing, unreadable, truncated, or not a mask of ids.
+        """
+        relative = self._sample(index)[2]
+        shown = self.root / relative
+        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
+            return decode_mask(open_picture(file, shown, self._reading), shown, self._coding)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the ids, the masks' bytes and how their pixels are read; read once and remembered.
+
+        It does not depend on where the data lie, nor on the images.
+
+        Raises:
+            DataError: a mask is missing or unreadable.
+        """
+        if not self._fingerprint:
+            head = {
+                "format": 1,
+                "palette": sorted(self._coding.palette.items()) if self._coding.palette is not None else None,
+                "id_table": sorted(self._coding.id_table.items())
+                if self._coding.id_table is not None
+                else None,
+            }
+            total = hashlib.sha256(json.dumps(head).encode())
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                for index, digest in enumerate(pool.map(self._mask_digest, range(len(self)))):
+                    total.update(f"\n{self.id(index)}\0{digest}".encode("utf-8", "surrogateescape"))
+            self._fingerprint = total.hexdigest()
+        return self._fingerprint
+
+    def _sample(self, index: int) -> tuple[str, str, str]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        start = int(self._ends[index - 1]) if index else 0
+        text = self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+        name, image, mask = text.split("\0")
+        return name, image, mask
+
+    def _image(self, index: int) -> tuple[Image.Image, int]:
+        relative = self._sample(index)[1]
+        shown = self.root / relative
+        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
+            picture = open_picture(file, shown, self._reading)
+            how = orientation(picture)
+            return decode_image(picture, shown), how
+
+    def _mask_digest(self, index: int) -> str:
+        relative = self._sample(index)[2]
+        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
+            try:
+                return hashlib.sha256(file.read()).hexdigest()
+            except OSError as error:
+                raise DataError(f"{self.root / relative}: cannot be read ({error.strerror})") from None
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = Reading.max_pixels) -> np.ndarray:
+    """Decode one image of the user's, turned upright by its EXIF orientation; links are followed.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: missing, unreadable, truncated or too large.
+    """
+    path = Path(path).absolute()
+    reading = Reading(max_pixels=max_pixels, follow_links=True)
+    with open_inside(path.parent, path.name, follow_links=True) as file:
+        picture = open_picture(file, path, reading)
+        how = orientation(picture)
+        return np.array(turn(decode_image(picture, path), how))
