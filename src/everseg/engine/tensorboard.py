@@ -1,0 +1,298 @@
+"""TensorBoard events, where TensorBoard is installed; the journal stays the record of a run (floor 5)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everseg.engine.pictures import confusion_picture, legend, shrink, triplet
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Image (H, W, 3) uint8, label ids (H, W), predicted ids (H, W)."""
+
+_PICTURE_HEIGHT = 512
+_PICTURE_WIDTH = 1536
+_LONGEST_TAG = 80
+_SHORT_TAGS = {"backward_transfer": "bwt", "average_miou": "avg_miou"}
+
+
+class Events:
+    """Writes a run's TensorBoard events; does nothing where it cannot.
+
+    Not installed, broken installation, folder not writable, disk full: one note, and training goes on without events.
+
+    Args:
+        folder: the run's `events` folder; None (another rank than 0) writes nothing.
+        enabled: False writes nothing and imports nothing.
+        purge_step: first iteration that a resumed run does again. What was written for it and for later iterations
+            before the interruption is hidden, so nothing shows twice. None: where the folder has events already, the
+            iteration of the first numbers written.
+        notify: receives the note why there are no events.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        enabled: bool = True,
+        purge_step: int | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        self._notify = notify
+        self._writer: Any = None
+        self._resumed = False
+        self._legends: dict[str, tuple[str, ...]] = {}
+        if folder is None or not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception as error:  # not only ImportError: protobuf and NumPy mismatches raise anything
+            self._note(
+                f"no TensorBoard events ({type(error).__name__}: {error}); pip install 'everseg[tensorboard]' adds them"
+            )
+            return
+        self._resumed = purge_step is None and any(folder.glob("events.out.tfevents.*"))
+        try:
+            self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step, flush_secs=30)
+        except OSError as error:
+            self._note(f"no TensorBoard events: {folder} cannot be written ({error.strerror or error})")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is written; False spares the caller the making of samples."""
+        return self._writer is not None
+
+    def scalars(
+        self,
+        iteration: int,
+        terms: Mapping[str, float],
+        *,
+        lr: float | Mapping[str, float],
+        images_per_second: float,
+        grad_norm: float | None = None,
+        memory: float | None = None,
+        gpu_memory: float | None = None,
+        extra: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write the numbers of one training iteration.
+
+        Args:
+            iteration: iterations done, counted over all steps.
+            terms: loss term -> value, weight applied: `train/loss/<term>`, and their sum `train/loss`.
+            lr: learning rate, `train/lr`, or one for each group, `train/lr/<group>`.
+            images_per_second: `sys/img_s`, over all processes.
+            grad_norm: `train/grad_norm`.
+            memory: memory of this process in bytes, `sys/mem` in GiB.
+            gpu_memory: memory on the GPU in bytes, `sys/gpu_mem` in GiB.
+            extra: what a method measures, `train/<name>`.
+        """
+        if not self.active:
+            return
+        values: dict[str, float | None] = {
+            "train/loss": math.fsum(terms.values()) if _finite(terms) else math.nan
+        }
+        values |= _tagged("train/loss", terms)
+        values |= _tagged("train/lr", lr) if isinstance(lr, Mapping) else {"train/lr": lr}
+        values |= {"train/grad_norm": grad_norm, "sys/img_s": images_per_second}
+        values |= {"sys/mem": _gibibytes(memory), "sys/gpu_mem": _gibibytes(gpu_memory)}
+        values |= _tagged("train", extra or {})
+        with self._writing(iteration):
+            for tag, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(tag, value, iteration)
+
+    def evaluation(
+        self,
+        iteration: int,
+        step: int,
+        class_names: Sequence[str],
+        scores: Mapping[str, Any],
+        counts: np.ndarray,
+        samples: Sequence[Sample] = (),
+        *,
+        domain: str | None = None,
+    ) -> None:
+        """Write one evaluation: groups of scores, IoU of each class, a table, the confusion matrix, pictures.
+
+        Absent scores (None or NaN: a class without pixels, a group without classes) are left out of the curves.
+
+        Args:
+            iteration: iterations done, counted over all steps.
+            step: the scenario's step, from 0.
+            class_names: C names in the order of the ids.
+            scores: as `everseg.metrics.step_scores`, fractions of 1. A number becomes `val/<name>`, a group
+                `val/<name>/<member>`; "class_iou" (C numbers) `val/iou/<class>`; every "class_..." is a column of
+                the table `val/classes`. Other lists and texts are not written.
+            counts: (C, C) pixels, row = label, column = prediction; picture `val/confusion`.
+            samples: pictures `val/pred/<k>`: image | label | prediction.
+            domain: where there are several, its name; `val/<domain>/` then takes the place of `val/`.
+
+        Raises:
+            ValueError: lengths or sizes do not fit together.
+        """
+        if not self.active:
+            return
+        root = "val" if domain is None else f"val/{safe_tag(domain)}"
+        columns = {
+            name: _column(name, scores[name], len(class_names))
+            for name in scores
+            if name.startswith("class_")
+        }
+        values: dict[str, float | None] = {}
+        for name, value in scores.items():
+            if isinstance(value, Mapping):
+                values |= _tagged(f"{root}/{safe_tag(name)}", value)
+            elif isinstance(value, (int, float, np.number)):
+                values[f"{root}/{safe_tag(name)}"] = float(value)
+        if "class_iou" in columns:
+            tags = (f"{root}/iou/{tag}" for tag in safe_tags(class_names))
+            values |= dict(zip(tags, columns["class_iou"], strict=True))
+        pictures = {f"{root}/confusion": confusion_picture(counts, class_names)}
+        if self._legends.get(root) != tuple(class_names):
+            pictures[f"{root}/legend"] = legend(class_names)
+            self._legends[root] = tuple(class_names)
+        for k, sample in enumerate(samples):
+            pictures[f"{root}/pred/{k}"] = shrink(triplet(*sample), _PICTURE_HEIGHT, _PICTURE_WIDTH)
+        table = _table(class_names, columns, np.asarray(counts).sum(axis=1))
+        with self._writing(iteration):
+            self._add_present(values, iteration)
+            for tag, picture in pictures.items():
+                self._writer.add_image(tag, picture, iteration, dataformats="HWC")
+            self._writer.add_text(
+                f"{root}/classes", f"Step {step}, iteration {iteration}\n\n{table}", iteration
+            )
+            self._writer.flush()
+
+    def sequence(self, iteration: int, scores: Mapping[str, Any]) -> None:
+        """Write scores of the sequence so far: `cl/forgetting`, `cl/bwt`, `cl/avg_miou`.
+
+        Args:
+            iteration: iterations done, counted over all steps.
+            scores: name -> number (absent: None or NaN), or name -> group of numbers (`cl/<name>/<member>`).
+                "backward_transfer" is written as `bwt`, "average_miou" as `avg_miou`.
+        """
+        if not self.active:
+            return
+        values: dict[str, float | None] = {}
+        for name, value in scores.items():
+            tag = f"cl/{safe_tag(_SHORT_TAGS.get(name, name))}"
+            values |= _tagged(tag, value) if isinstance(value, Mapping) else {tag: value}
+        with self._writing(iteration):
+            self._add_present(values, iteration)
+            self._writer.flush()
+
+    def text(self, tag: str, markdown: str, iteration: int = 0) -> None:
+        """Write a text, such as the resolved configuration; slashes in the tag make groups."""
+        if not self.active:
+            return
+        with self._writing():
+            clean = markdown.encode("utf-8", "replace").decode()
+            self._writer.add_text("/".join(safe_tag(part) for part in tag.split("/")), clean, iteration)
+
+    def close(self) -> None:
+        """Write what is pending and close the file; a second call does nothing."""
+        if self.active:
+            with self._writing():
+                self._writer.close()
+            self._writer = None
+
+    def _add_present(self, values: Mapping[str, float | None], iteration: int) -> None:
+        for tag, value in values.items():
+            if value is not None and not math.isnan(value):
+                self._writer.add_scalar(tag, value, iteration)
+
+    def _note(self, text: str) -> None:
+        if self._notify is not None:
+            self._notify(text)
+
+    @contextlib.contextmanager
+    def _writing(self, iteration: int | None = None) -> Iterator[None]:
+        try:
+            if self._resumed and iteration is not None:
+                from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+                start = Event(session_log=SessionLog(status=SessionLog.START))
+                self._writer.file_writer.add_event(start, iteration)
+                self._resumed = False
+            yield
+        except OSError as error:  # TensorBoard's thread hands its error to the next call
+            self._writer = None
+            self._note(
+                f"TensorBoard events stop here ({error.strerror or error}); training and journal go on"
+            )
+
+
+def safe_tag(name: str) -> str:
+    """One part of a tag out of any text: letters of all scripts, digits and `_ . -` and blanks, at most 80."""
+    clean = re.sub(r"[^\w.\- ]+", "_", name)
+    clean = " ".join(clean.split()).strip(" .")[:_LONGEST_TAG].strip(" .")
+    return clean or "_"
+
+
+def safe_tags(names: Sequence[str]) -> list[str]:
+    """Distinct safe tags; of names that would fall together the later ones carry their number in the list."""
+    tags: list[str] = []
+    for index, name in enumerate(names):
+        tag = safe_tag(name)
+        number = str(index)
+        while tag in tags:
+            tag = f"{safe_tag(name)}_{number}"
+            number += "_"
+        tags.append(tag)
+    return tags
+
+
+def _tagged(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:
+    tags = safe_tags(list(values))
+    return {f"{prefix}/{tag}": value for tag, value in zip(tags, values.values(), strict=True)}
+
+
+def _finite(terms: Mapping[str, float]) -> bool:
+    return all(math.isfinite(value) for value in terms.values())
+
+
+def _gibibytes(count: float | None) -> float | None:
+    return None if count is None else count / 2**30
+
+
+def _column(name: str, values: Sequence[float | None], count: int) -> list[float | None]:
+    column = [None if value is None else float(value) for value in values]
+    if len(column) != count:
+        raise ValueError(f"{name} has {len(column)} entries for {count} class names")
+    return column
+
+
+def _table(
+    class_names: Sequence[str], columns: Mapping[str, Sequence[float | None]], label_pixels: np.ndarray
+) -> str:
+    heads = [
+        "id",
+        "class",
+        *(name.removeprefix("class_").replace("_", " ") for name in columns),
+        "label pixels",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---:|:---|" + "---:|" * (len(columns) + 1)]
+    for index, name in enumerate(class_names):
+        numbers = [_percent(column[index]) for column in columns.values()]
+        lines.append(
+            "| " + " | ".join([str(index), _escape(name), *numbers, str(int(label_pixels[index]))]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _escape(name: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in name)
+    return re.sub(
+        r"[^\w \-.,:;/()+]|_", lambda found: f"&#{ord(found.group())};", " ".join(printable.split())
+    )
