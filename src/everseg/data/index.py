@@ -53,16 +53,15 @@ def class_counts(
     Raises:
         DataError: masks that cannot be read, or ids that `labels` does not declare; one error names all files.
     """
-    fingerprint = split.fingerprint()
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "index"
+    try:
+        fingerprint = split.fingerprint()
+    except DataError:  # of the first bad file; name all of them
+        _build(split, labels, workers, progress)
+        raise
     counts = _load(folder, fingerprint, len(split))
     if counts is None:
-        results = map_samples(_count, split, len(split), workers=workers, progress=progress)
-        unreadable = [result for result in results if isinstance(result, str)]
-        if unreadable:
-            faults = unreadable + undeclared(split, labels, results)
-            raise DataError(_listing(f"{len(faults)} masks of split '{split.name}' have faults:", faults))
-        counts = np.stack(results) if results else np.zeros((0, 256), np.int32)
+        counts = _build(split, labels, workers, progress)
         _store(folder, fingerprint, counts, split.name)
     require_declared(split, labels, counts)
     return counts
@@ -164,6 +163,17 @@ def ranges(ids: set[int] | frozenset[int]) -> str:
         else:
             parts.append([raw, raw])
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
+def _build(split: Split, labels: RawLabels, workers: int | None, progress: Progress | None) -> np.ndarray:
+    results = map_samples(_count, split, len(split), workers=workers, progress=progress)
+    unreadable = [result for result in results if isinstance(result, str)]
+    if unreadable:
+        faults = unreadable + undeclared(split, labels, results)
+        raise DataError(_listing(f"{len(faults)} masks of split '{split.name}' have faults:", faults))
+    return (
+        np.stack([r for r in results if not isinstance(r, str)]) if results else np.zeros((0, 256), np.int32)
+    )
 
 
 def _count(split: Split, index: int) -> np.ndarray | str:
