@@ -1,0 +1,294 @@
+"""From presets, YAML files, mappings and `key=value` to a checked `RunConfig` (floor 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from everseg import presets, registry
+from everseg.config import RunConfig
+from everseg.config_checks import (
+    Problem,
+    accepts_text_only,
+    method_problems,
+    plain,
+    run_problems,
+    shown,
+)
+from everseg.config_text import config_hash, difference, dump, fields, identity, to_json
+from everseg.config_yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
+from everseg.errors import ConfigError
+
+__all__ = ["config_hash", "difference", "dump", "fields", "identity", "load", "override_value", "to_json"]
+
+SHORTHAND: dict[str, KeyPath] = {
+    "data": ("data", "dataset"),
+    "scenario": ("scenario", "kind"),
+    "model": ("model", "name"),
+    "method": ("method", "name"),
+}
+"""`method=mib` means method.name=mib."""
+
+ALIASES: dict[str, KeyPath] = {
+    "task": ("scenario", "task"),
+    "protocol": ("scenario", "protocol"),
+}
+"""Keys that may be written without their section."""
+
+_OWNED: dict[KeyPath, str] = {
+    ("data", "dataset"): "options",
+    ("model", "name"): "options",
+    ("method", "name"): "*",
+}
+"""When such a name changes, these neighbours belonged to the old one and are dropped ("*": all)."""
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = (), **sections: Any
+) -> RunConfig:
+    """Read and check the configuration of a run.
+
+    Later wins: defaults, `preset:` (or `base:`, another file) named in a file, the file, `sections`, `overrides`.
+    Changing the method drops the hyper-parameters given for the former one; the hyper-parameters that are not given
+    are filled in with the method's defaults, so that the result says everything.
+
+    Args:
+        source: preset name, path of a YAML file, mapping with the same keys, or None for the defaults.
+        overrides: "key=value" with dotted keys; values are read as YAML 1.2 (`train.lr=1e-3`,
+            `scenario.task=[[road,sky],[car]]`). `method=mib`, `data=...`, `model=...`, `task=...`, `protocol=...`
+            are short for method.name and so on.
+        sections: the same as keywords: `method="mib"`, `train={"lr": 0.02}`, `seed=1`.
+
+    Raises:
+        ConfigError: every problem found, each with its key and, for files, file:line.
+    """
+    problems: list[Problem] = []
+    tree = _Tree()
+    _add_source(tree, source, problems)
+    tree.merge(Parsed(plain(sections, problems)))
+    tree.merge(_overrides(overrides, problems))
+    trusted = set(registry.names("method"))
+    checked = isinstance(source, Mapping) and tree.method_untouched(source)
+    return _checked(tree, problems, resolve=lambda name: name in trusted or not checked)
+
+
+def _checked(tree: _Tree, problems: list[Problem], resolve: Callable[[Any], bool]) -> RunConfig:
+    raw = tree.value
+    _texts(raw, tree.origins, RunConfig)
+    method = raw.get("method", {})
+    if isinstance(method, Mapping) and resolve(method.get("name", "ft")):
+        full, wrong = method_problems(method)
+        raw = {**raw, "method": full}
+        problems += wrong
+    config, wrong = run_problems(raw)
+    known = {path for path, _ in problems}
+    problems += [problem for problem in wrong if problem[0] not in known]
+    if config is None or problems:
+        texts = [_problem_text(path, text, tree.origins) for path, text in problems]
+        raise ConfigError(texts, "" if len(texts) == 1 else "the configuration")
+    return config
+
+
+def _problem_text(path: KeyPath, text: str, origins: Mapping[KeyPath, Origin]) -> str:
+    key = ".".join(map(str, path))
+    for length in range(len(path), -1, -1):
+        origin = origins.get(path[:length])
+        if origin is not None and (origin.where or length == len(path)):
+            return f"{key}: {text}" + (f" ({origin.where})" if origin.where else "")
+    return f"{key}: {text}" if key else text
+
+
+# ---------------------------------------------------------------- layers
+
+
+class _Tree:
+    """The merged raw configuration, with the place each value comes from."""
+
+    def __init__(self) -> None:
+        self.value: dict[str, Any] = {}
+        self.origins: dict[KeyPath, Origin] = {}
+
+    def merge(self, layer: Parsed) -> None:
+        """Lay a mapping over what is there; mappings merge, everything else replaces."""
+        layer = _expanded(layer)
+        for path in _OWNED:
+            name = _at(layer.value, path)
+            if name is not None and name != self._effective(path):
+                self._drop(path)
+        _overlay(self.value, layer.value)
+        new = {path: origin for path, origin in layer.origins.items() if path}
+        stale = [
+            old for old in self.origins if any(old[: len(path)] == path for path in _leaves(layer.value))
+        ]
+        for path in stale:
+            del self.origins[path]
+        self.origins.update(new)
+
+    def method_untouched(self, source: Mapping[str, Any]) -> bool:
+        """Tell whether the method's name is still the one of this mapping."""
+        given = _expanded(Parsed(plain(source, []))).value
+        return _at(given, ("method", "name")) == _at(self.value, ("method", "name"))
+
+    def _effective(self, path: KeyPath) -> Any:
+        default: Any = RunConfig()
+        for key in path:
+            default = getattr(default, str(key))
+        return _at(self.value, path, default)
+
+    def _drop(self, path: KeyPath) -> None:
+        section = self.value.get(str(path[0]))
+        owned = _OWNED[path]
+        if isinstance(section, dict):
+            for key in list(section):
+                if key == owned or (owned == "*" and key != path[1]):
+                    del section[key]
+
+
+def _at(tree: Any, path: KeyPath, default: Any = None) -> Any:
+    for key in path:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return default
+        tree = tree[key]
+    return tree
+
+
+def _overlay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            inner = under.get(key)
+            fresh: dict[str, Any] = dict(inner) if isinstance(inner, Mapping) and key != "options" else {}
+            _overlay(fresh, value)
+            under[key] = fresh
+        else:
+            under[key] = value
+
+
+def _leaves(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _expanded(layer: Parsed) -> Parsed:
+    """Replace shorthands (`method: mib`, `task: 15-5`) by the full keys."""
+    value: dict[str, Any] = {}
+    origins = dict(layer.origins)
+    for key, item in layer.value.items():
+        path = ALIASES.get(key)
+        if path is None and key in SHORTHAND and not isinstance(item, Mapping):
+            path = SHORTHAND[key]
+        if path is None:
+            _overlay(value, {key: item})
+            continue
+        _overlay(value, {str(path[0]): {str(path[1]): item}})
+        for old in [old for old in origins if old[:1] == (key,)]:
+            origins[path + old[1:]] = origins.pop(old)
+    return Parsed(value, origins)
+
+
+def _add_source(tree: _Tree, source: str | Path | Mapping[str, Any] | None, problems: list[Problem]) -> None:
+    if source is None:
+        return
+    if isinstance(source, Mapping):
+        given = Parsed(plain(source, problems))
+        _add_layer(tree, given, Path(), problems, ())
+    elif isinstance(source, Path) or _is_file_name(source):
+        _add_file(tree, Path(source).expanduser(), problems, ())
+    else:
+        tree.merge(Parsed(presets.load_preset(source)))
+
+
+def _is_file_name(source: str) -> bool:
+    if source in presets.names(every=True):
+        return False
+    return source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
+
+
+def _add_file(tree: _Tree, path: Path, problems: list[Problem], parents: tuple[Path, ...]) -> None:
+    if path.resolve() in parents:
+        raise ConfigError(f"{path}: names itself as its base")
+    if len(parents) >= 10:
+        raise ConfigError(f"{path}: more than 10 files, each the base of another")
+    parsed = read(path)
+    if parsed.value is None:
+        parsed = Parsed({})
+    if not isinstance(parsed.value, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as 'preset: voc-15-5-mib'")
+    _add_layer(tree, parsed, path.parent, problems, (*parents, path.resolve()))
+
+
+def _add_layer(
+    tree: _Tree, layer: Parsed, folder: Path, problems: list[Problem], parents: tuple[Path, ...]
+) -> None:
+    value = {str(key): item for key, item in layer.value.items()}
+    named = [(key, value.pop(key)) for key in ("preset", "base") if key in value]
+    if len(named) > 1:
+        problems.append((("base",), "write either preset or base, not both"))
+    for key, name in named[:1]:
+        if not isinstance(name, str):
+            problems.append(((key,), "expected the name of a preset or a YAML file"))
+        elif key == "base" and name not in presets.names(every=True):
+            _add_file(tree, folder / Path(name).expanduser(), problems, parents)
+        else:
+            try:
+                tree.merge(Parsed(presets.load_preset(name)))
+            except ConfigError as error:
+                where = layer.origins.get((key,))
+                problems.append(((key,), f"{error}" + (f" ({where.where})" if where else "")))
+    layer_origins = {path: o for path, o in layer.origins.items() if path[:1] not in (("preset",), ("base",))}
+    tree.merge(Parsed(plain(value, problems), layer_origins))
+
+
+def _overrides(texts: Sequence[str], problems: list[Problem]) -> Parsed:
+    """All `key=value` as one layer, so that their order does not matter unless a key comes twice."""
+    layer = Parsed({})
+    for text in texts:
+        key, sign, written = text.partition("=")
+        path: KeyPath = tuple(key.strip().split("."))
+        if not sign or not all(path) or len(path) > MAX_DEPTH:
+            problems.append(((), f"{shown(text)}: expected key=value, such as train.epochs=10"))
+            continue
+        try:
+            value, origin = override_value(written)
+        except ConfigError as error:
+            problems.append((path, str(error)))
+            continue
+        value = plain(value, problems, path)
+        for part in reversed(path):
+            value = {part: value}
+        one = _expanded(Parsed(value, {path: origin}))
+        _overlay(layer.value, one.value)
+        layer.origins.update(one.origins)
+    return layer
+
+
+def override_value(text: str) -> tuple[Any, Origin]:
+    """Read the right side of `key=value`: lists, mappings and quoted texts as YAML, anything else as one scalar."""
+    text = text.strip()
+    if text[:1] in ("[", "{", '"', "'"):
+        return parse(text, "value").value, Origin("")
+    return scalar(text), Origin("", text)
+
+
+def _texts(
+    raw: dict[str, Any], origins: Mapping[KeyPath, Origin], section: type[BaseModel], path: KeyPath = ()
+) -> None:
+    """Give text fields the text that was written where it looks like a number: `scenario.task=50`."""
+    for key, value in raw.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if isinstance(value, dict):
+                _texts(value, origins, field.annotation, (*path, key))
+        elif isinstance(value, (int, float)) and accepts_text_only(field.annotation):
+            origin = origins.get((*path, key))
+            if origin is not None and origin.text is not None:
+                raw[key] = origin.text
+            elif isinstance(value, int) and not isinstance(value, bool):
+                raw[key] = str(value)
