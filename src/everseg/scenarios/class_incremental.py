@@ -1,0 +1,281 @@
+"""Class-incremental scenarios: which images and labels each step sees (floor 3).
+
+Rules of Cermelli et al., CVPR 2020 (MiB), section 4, as the authors' code has them: an image belongs to a step by
+the classes of its whole mask, in the order of the split; the background never counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from everseg.config import ScenarioConfig
+from everseg.data.base import Dataset
+from everseg.errors import ConfigError, DataError
+from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
+from everseg.scenarios.combine import cross_validation, joint
+from everseg.scenarios.lists import check_list, resolve_lists
+from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.tasks import Groups, task_groups
+
+PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
+_PARTITION_STREAM = 0x5041
+
+
+class Labelled(Protocol):
+    """What is needed to know of a data set here; a `Dataset` has it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> RawLabels: ...
+
+
+def build(
+    config: ScenarioConfig, dataset: Dataset, counts: Mapping[str, np.ndarray], *, seed: int
+) -> tuple[Step, ...]:
+    """Build the scenario a configuration asks for; the registry's "class-incremental".
+
+    Args:
+        counts: split -> (N, 256) pixels per raw id of every image, in the order of the split.
+        seed: decides the partitioned protocol and the held-out images, nothing else.
+
+    Raises:
+        ConfigError: a task, class, split or list that does not exist.
+        DataError: a step or class without images, or lists that do not fit the data.
+    """
+    groups = task_groups(config.task, dataset.labels, dataset.name, config.order)
+    # Images are held out after joining, so that none is trained in one step and held out in another.
+    holdout_joint = config.joint and config.validation == "cross"
+    steps = class_incremental(
+        dataset,
+        groups,
+        counts,
+        protocol=config.protocol,
+        policy=config.policy,
+        seed=seed,
+        lists=resolve_lists(config, dataset, len(groups)),
+        test_split=config.test_split,
+        validation="none" if holdout_joint else config.validation,
+    )
+    if config.joint:
+        steps = joint(steps)
+    return cross_validation(steps, seed=seed) if holdout_joint else steps
+
+
+def class_incremental(
+    dataset: Labelled,
+    groups: Groups,
+    image_classes: Mapping[str, np.ndarray],
+    *,
+    protocol: str = "overlapped",
+    policy: str | PolicySet = "ignore-void",
+    seed: int = 0,
+    branch: str = "default",
+    lists: Sequence[np.ndarray] | None = None,
+    train_split: str = "train",
+    test_split: str = "val",
+    validation: Literal["none", "split", "cross", "train"] = "none",
+    strict: bool = True,
+) -> tuple[Step, ...]:
+    """Teach groups of classes one after the other.
+
+    Training images of a step, by `protocol`:
+        overlapped: at least one pixel of a class taught now.
+        disjoint: additionally nothing but classes taught now or before, background and void in the whole mask.
+        sequential: as disjoint, and old classes keep their labels (the authors' `--no_mask`).
+        partitioned: every image with a class is given to one of its classes at random, so to one step only.
+    Validation images always follow the overlapped rule. Test images are those with any class taught so far (as
+    the authors do, so their number grows), with all of these classes labelled.
+
+    Args:
+        dataset: name and raw labels (a `Dataset`).
+        groups: raw ids taught in each step, without background; classes in no group are never taught.
+        image_classes: split -> (N, 256) pixels per raw id of every image (only > 0 counts here).
+        policy: label convention, a name or a `PolicySet`.
+        seed: decides `partitioned` and "cross", nothing else.
+        branch: branch that grows.
+        lists: positions in the training split per step, used instead of the protocol's choice.
+        validation: "none", "split" (the data set's own `val` split, labelled with `policy.val`), "cross" (20 % of
+            the step's training images, held out, training labels) or "train" (the training images).
+        strict: refuse steps without training or test images, and classes that no training image of their step has.
+
+    Returns:
+        One step per group. A data set without background class gets a synthetic background as train id 0.
+
+    Raises:
+        ConfigError: unknown protocol, policy or split; ill-formed groups or lists.
+        DataError: see `strict`.
+    """
+    labels = dataset.labels
+    policies = policy_set(policy) if isinstance(policy, str) else policy
+    _check_arguments(labels, groups, image_classes, protocol, validation, (train_split, test_split))
+    present = {split: np.asarray(counts) > 0 for split, counts in image_classes.items()}
+    spaces = _spaces(labels, groups)
+    chosen = (
+        _train_images(present[train_split], labels, groups, protocol, seed)
+        if lists is None
+        else _check_lists(lists, len(groups), len(present[train_split]))
+    )
+    val_split = "val" if "val" in present and test_split != "val" else test_split
+    steps = []
+    for s, space in enumerate(spaces):
+        seen = space.order
+        visible = seen if protocol == "sequential" else groups[s]
+
+        def source(
+            split: str, indices: np.ndarray, ids: Sequence[int], way: LabelPolicy, space: LabelSpace = space
+        ) -> Source:
+            lut = space.lut(ids, way, labels.names).tobytes()
+            return Source(branch, dataset.name, split, tuple(int(i) for i in indices), lut)
+
+        train = source(train_split, chosen[s], visible, policies.train)
+        taught = [raw for group in groups[: s + 1] for raw in group]
+        test = source(test_split, _having(present[test_split], taught), seen, policies.test)
+        val: tuple[Source, ...] = (train,) if validation == "train" else ()
+        if validation == "split":
+            val = (source(val_split, _having(present[val_split], groups[s]), visible, policies.val),)
+        grows = {branch: space.num_classes - (spaces[s - 1].num_classes if s else 0)}
+        steps.append(Step(s, (train,), (test,), {branch: space}, grows, val))
+    if strict:
+        _check_images(steps, groups, labels, present[train_split], protocol, lists is not None)
+    return cross_validation(tuple(steps), seed=seed) if validation == "cross" else tuple(steps)
+
+
+def _having(present: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Positions of images with a pixel of any of the ids; (N, 256) bool -> (n,) int64, ascending."""
+    return np.flatnonzero(present[:, list(ids)].any(axis=1))
+
+
+def _train_images(
+    present: np.ndarray, labels: RawLabels, groups: Groups, protocol: str, seed: int
+) -> list[np.ndarray]:
+    if protocol == "partitioned":
+        owner = _owners(present, groups, seed)
+        return [np.flatnonzero(owner == s) for s in range(len(groups))]
+    chosen = [_having(present, group) for group in groups]
+    if protocol == "overlapped":
+        return chosen
+    neutral = set(labels.void) | ({labels.background} if labels.background is not None else set())
+    for s, indices in enumerate(chosen):
+        allowed = neutral.union(*groups[: s + 1])
+        foreign = [raw for raw in range(256) if raw not in allowed]
+        chosen[s] = indices[~present[indices][:, foreign].any(axis=1)]
+    return chosen
+
+
+def _owners(present: np.ndarray, groups: Groups, seed: int) -> np.ndarray:
+    """Draw the step that owns each image: uniformly one of the taught classes it has; -1 without any."""
+    step_of = {raw: s for s, group in enumerate(groups) for raw in group}
+    taught = np.array(sorted(step_of))
+    steps = np.array([step_of[int(raw)] for raw in taught])
+    has = present[:, taught]
+    number = has.sum(axis=1)
+    draw = np.random.default_rng([seed, _PARTITION_STREAM]).random(len(present))
+    rank = np.minimum((draw * number).astype(np.int64), number - 1)
+    column = (has.cumsum(axis=1) == rank[:, None] + 1).argmax(axis=1)
+    return np.where(number > 0, steps[column], -1)
+
+
+def _spaces(labels: RawLabels, groups: Groups) -> list[LabelSpace]:
+    """Label space known after each step; the background is train id 0."""
+    background = SYNTHETIC_BACKGROUND if labels.background is None else labels.background
+    names = {SYNTHETIC_BACKGROUND: "background", **labels.names}
+    full = ((background, *groups[0]), *groups[1:])
+    return [
+        LabelSpace(
+            groups=full[: s + 1],
+            names=tuple("background" if i == background else names[i] for g in full[: s + 1] for i in g),
+            background=0,
+        )
+        for s in range(len(groups))
+    ]
+
+
+def _check_arguments(
+    labels: RawLabels,
+    groups: Groups,
+    image_classes: Mapping[str, np.ndarray],
+    protocol: str,
+    validation: str,
+    splits: tuple[str, ...],
+) -> None:
+    problems = []
+    if protocol not in PROTOCOLS:
+        problems.append(f"scenario.protocol: unknown '{protocol}'; choose one of {', '.join(PROTOCOLS)}")
+    if validation not in ("none", "split", "cross", "train"):
+        problems.append(f"scenario.validation: unknown '{validation}'; choose none, split, cross or train")
+    for split in dict.fromkeys(splits):
+        if split not in image_classes:
+            problems.append(
+                f"scenario: the data set has no split '{split}'; it has {', '.join(image_classes) or 'none'}"
+            )
+    taught = [raw for group in groups for raw in group]
+    if (
+        not groups
+        or not all(groups)
+        or len(set(taught)) < len(taught)
+        or not set(taught) <= set(labels.classes)
+    ):
+        problems.append(
+            "scenario.task: every step needs at least one class of the data set, no class twice, no background"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_lists(lists: Sequence[np.ndarray], num_steps: int, length: int) -> list[np.ndarray]:
+    if len(lists) != num_steps:
+        raise ConfigError(
+            f"scenario.lists: {len(lists)} image lists for {num_steps} steps; give one list per step"
+        )
+    checked = [np.asarray(indices) for indices in lists]
+    problems = [p for s, one in enumerate(checked) for p in check_list(one, length, f"list of step {s}")]
+    if problems:
+        raise DataError("scenario.lists: " + "; ".join(problems))
+    return checked
+
+
+def _check_images(
+    steps: Sequence[Step],
+    groups: Groups,
+    labels: RawLabels,
+    present: np.ndarray,
+    protocol: str,
+    listed: bool,
+) -> None:
+    """Raise with every step that has nothing to learn or to be tested on, and every class that no image teaches."""
+    if listed:
+        hint = "; check scenario.lists"
+    elif protocol == "partitioned":
+        hint = "; the draw gave them to other steps: take another seed, or scenario.protocol=overlapped"
+    elif protocol in ("disjoint", "sequential"):
+        hint = "; all images with them also have classes of later steps: take scenario.protocol=overlapped"
+    else:
+        hint = ""
+    problems = []
+    for step, group in zip(steps, groups, strict=True):
+        names = [labels.names[raw] for raw in group]
+        where = f"step {step.index} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
+        train, test = step.train[0], step.test[0]
+        own = present[list(train.indices)]
+        absent = [labels.names[raw] for raw in group if not present[:, raw].any()]
+        untaught = [labels.names[raw] for raw in group if present[:, raw].any() and not own[:, raw].any()]
+        if not train.indices:
+            problems.append(
+                f"{where}: no image of split '{train.split}' to train on{hint if untaught else ''}"
+            )
+        if absent:
+            problems.append(
+                f"{where}: no image of split '{train.split}' has {', '.join(absent)}; check the masks "
+                f"(everseg data check) or leave the class out with an explicit scenario.task"
+            )
+        if untaught and train.indices:
+            problems.append(f"{where}: no training image of this step has {', '.join(untaught)}{hint}")
+        if not test.indices:
+            problems.append(f"{where}: no image of split '{test.split}' has any class taught so far")
+    if problems:
+        raise DataError("\n  ".join(["the scenario cannot be taught with these images:", *problems]))

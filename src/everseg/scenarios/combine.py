@@ -1,0 +1,224 @@
+"""Scenarios made of scenarios: all classes at once, one step alone, one after the other (floor 3).
+
+Joint, multi-task and single-task training are such scenarios run with fine-tuning, not methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from everseg.errors import ConfigError, DataError
+from everseg.labels import LabelSpace
+from everseg.scenarios.steps import Source, Step
+
+_IGNORED = 255
+_HOLDOUT_STREAM = 0x4356
+
+_Key = tuple[str, str, str]
+
+
+def cross_validation(steps: Sequence[Step], *, seed: int, share: float = 0.8) -> tuple[Step, ...]:
+    """Hold out part of every step's training images for validation, labelled as in training.
+
+    Args:
+        steps: their validation images are replaced.
+        seed: the draw is a function of (seed, step index, number of images) only.
+        share: part that stays for training; rounded down to whole images, as the authors' 80/20 split.
+
+    Raises:
+        DataError: a step has too few images to keep one and hold one out.
+    """
+    result, problems = [], []
+    for step in steps:
+        train, val = [], []
+        for number, source in enumerate(step.train):
+            indices = np.array(source.indices, np.int64)
+            keep = int(share * len(indices))
+            if not 0 < keep < len(indices):
+                problems.append(
+                    f"step {step.index}: {len(indices)} training image(s) cannot be split for validation; "
+                    f"set scenario.validation to none, split or train"
+                )
+                continue
+            stream = np.random.default_rng([seed, _HOLDOUT_STREAM, step.index, number])
+            drawn = stream.permutation(len(indices))
+            train.append(replace(source, indices=tuple(indices[np.sort(drawn[:keep])].tolist())))
+            val.append(replace(source, indices=tuple(indices[np.sort(drawn[keep:])].tolist())))
+        result.append(replace(step, train=tuple(train), val=tuple(val)))
+    if problems:
+        raise DataError("\n  ".join(["scenario.validation:", *problems]))
+    return tuple(result)
+
+
+def joint(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Teach everything at once: the upper bound of a scenario.
+
+    One step over the union of all training images, with every class of the scenario labelled; tested as after
+    the last step. The label spaces keep the scenario's groups, so that scores are reported for the same old and
+    new classes; all outputs come in one growth, so in one classifier. Images held out for validation in any step
+    are not trained.
+
+    Raises:
+        ConfigError: no steps.
+    """
+    if not steps:
+        raise ConfigError("joint: the scenario has no steps")
+    last = steps[-1]
+    train = _merged((source for step in steps for source in step.train), last)
+    val = _merged((source for step in steps for source in step.val), last)
+    validated_on_train = all(_images(step.val) == _images(step.train) for step in steps)
+    if not validated_on_train:
+        held_out = _images(val)
+        train = tuple(
+            replace(s, indices=tuple(i for i in s.indices if (s.dataset, s.split, i) not in held_out))
+            for s in train
+        )
+    grows = {branch: space.num_classes for branch, space in last.spaces.items()}
+    return (Step(0, train, last.test, dict(last.spaces), grows, val),)
+
+
+def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
+    """Teach the classes of one step alone, from scratch, on that step's images.
+
+    The label space holds the branch's background and the step's own classes. Classes taught in earlier steps are
+    background in training and, in the step's test and validation images, what not yet taught classes are there.
+    Branches that are not trained in the step are left out.
+
+    Raises:
+        ConfigError: no such step.
+    """
+    if not 0 <= index < len(scenario):
+        raise ConfigError(f"single: no step {index}; the scenario has steps 0 to {len(scenario) - 1}")
+    step = scenario[index]
+    trained = list(dict.fromkeys(source.branch for source in step.train))
+    spaces = {branch: _own_space(step, branch) for branch in trained}
+
+    def remapped(source: Source, other: int) -> Source:
+        old, new = step.spaces[source.branch], spaces[source.branch]
+        table = [
+            new.names.index(name) if name in new.names else other for name in old.names
+        ]  # train id before -> train id now
+        return _through(source, table)
+
+    def unknown(source: Source) -> int:
+        num_old = step.num_old(source.branch)
+        for earlier in scenario[:index]:
+            for other in (*earlier.test, *earlier.val):
+                if _key(other) == _key(source) and num_old:
+                    return other.lut[step.spaces[source.branch].order[num_old]]
+        return _IGNORED
+
+    def neutral(source: Source) -> int:
+        background = spaces[source.branch].background
+        return _IGNORED if background is None else background
+
+    return (
+        Step(
+            0,
+            tuple(remapped(source, neutral(source)) for source in step.train),
+            tuple(remapped(source, unknown(source)) for source in step.test if source.branch in spaces),
+            spaces,
+            {branch: space.num_classes for branch, space in spaces.items()},
+            tuple(remapped(source, unknown(source)) for source in step.val),
+        ),
+    )
+
+
+def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
+    """Run scenarios one after the other in one model.
+
+    A branch met again keeps growing: its classes are told apart by name, a class it knows already (and the
+    background) keeps its output, the others get new ones behind. What earlier scenarios tested last is tested
+    after every later step too.
+    """
+    known: dict[str, LabelSpace] = {}
+    carried: dict[_Key, Source] = {}
+    result: list[Step] = []
+    for scenario in scenarios:
+        tested: dict[_Key, Source] = {}
+        for step in scenario:
+            grows = {}
+            for branch, space in step.spaces.items():
+                before = known[branch].num_classes if branch in known else 0
+                known[branch] = _grown(known.get(branch), space)
+                if known[branch].num_classes > before:
+                    grows[branch] = known[branch].num_classes - before
+            moved = {
+                branch: [known[branch].names.index(name) for name in space.names]
+                for branch, space in step.spaces.items()
+            }
+            tested = dict(carried)
+            for source in step.test:
+                source = _through(source, moved[source.branch])
+                if _key(source) in tested:
+                    source = _union([tested[_key(source)], source], known[source.branch].background)
+                tested[_key(source)] = source
+            train = tuple(_through(source, moved[source.branch]) for source in step.train)
+            val = tuple(_through(source, moved[source.branch]) for source in step.val)
+            result.append(Step(len(result), train, tuple(tested.values()), dict(known), grows, val))
+        carried = tested or carried
+    return tuple(result)
+
+
+def _key(source: Source) -> _Key:
+    return source.branch, source.dataset, source.split
+
+
+def _images(sources: Iterable[Source]) -> set[tuple[str, str, int]]:
+    return {(source.dataset, source.split, i) for source in sources for i in source.indices}
+
+
+def _merged(sources: Iterable[Source], last: Step) -> tuple[Source, ...]:
+    """One source per branch, data set and split: the union of images, every class labelled that any one labels."""
+    together: dict[_Key, list[Source]] = {}
+    for source in sources:
+        together.setdefault(_key(source), []).append(source)
+    return tuple(_union(parts, last.spaces[key[0]].background) for key, parts in together.items())
+
+
+def _union(parts: Sequence[Source], background: int | None) -> Source:
+    """Union of images, ascending; where the tables differ a class wins, then the last one counts."""
+    lut = bytearray(parts[-1].lut)
+    for part in parts:
+        for raw, train_id in enumerate(part.lut):
+            if train_id not in (background, _IGNORED):
+                lut[raw] = train_id
+    indices = sorted({i for part in parts for i in part.indices})
+    return replace(parts[-1], indices=tuple(indices), lut=bytes(lut))
+
+
+def _through(source: Source, table: Sequence[int]) -> Source:
+    """Send the train ids of a source through table[id]; ignored stays ignored."""
+    return replace(source, lut=bytes(v if v == _IGNORED else table[v] for v in source.lut))
+
+
+def _own_space(step: Step, branch: str) -> LabelSpace:
+    """The background and the classes that a branch gains in a step."""
+    space, num_old = step.spaces[branch], step.num_old(branch)
+    if num_old == 0:
+        return space
+    head = () if space.background is None else (space.background,)
+    kept = (*head, *range(num_old, space.num_classes))
+    return LabelSpace(
+        groups=(tuple(space.order[i] for i in kept),),
+        names=tuple(space.names[i] for i in kept),
+        background=None if space.background is None else 0,
+    )
+
+
+def _grown(known: LabelSpace | None, space: LabelSpace) -> LabelSpace:
+    """The known space with the classes of another one behind it, as far as their names are new."""
+    if known is None:
+        return space
+    new = [i for i, name in enumerate(space.names) if name not in known.names]
+    if not new:
+        return known
+    names = (*known.names, *(space.names[i] for i in new))
+    background = known.background
+    if background is None and space.background is not None:
+        background = names.index(space.names[space.background])
+    group = tuple(space.order[i] for i in new)
+    return LabelSpace(groups=(*known.groups, group), names=names, background=background)

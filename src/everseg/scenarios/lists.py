@@ -1,0 +1,213 @@
+"""Image lists per step: the published ones, and a user's own (floor 3)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everseg.config import ScenarioConfig
+from everseg.data.base import Dataset
+from everseg.errors import ConfigError, DataError
+from everseg.scenarios.tasks import canonical_task
+
+_TABLES = "everseg.scenarios"
+
+
+def sha1_int64(indices: np.ndarray) -> str:
+    """SHA-1 of an index list as little-endian int64, the checksum the lists are published under."""
+    return hashlib.sha1(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
+
+
+@functools.cache
+def _checksums() -> dict[str, Any]:
+    text = resources.files(_TABLES).joinpath("tables/mib_lists.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def unpack(name: str, array: np.ndarray) -> np.ndarray:
+    """Restore one packed list: `.bits` holds a mask of an ascending list, anything else the list itself."""
+    if name.endswith(".bits"):
+        return np.flatnonzero(np.unpackbits(array)).astype(np.int64)
+    return array.astype(np.int64)
+
+
+def published_length(dataset_name: str) -> int | None:
+    """Images of the training split the published lists index; None for a data set without lists."""
+    return _checksums()["images"].get(dataset_name)
+
+
+def published_lists(dataset_name: str) -> tuple[tuple[str, str], ...]:
+    """The (task, protocol) pairs with published lists."""
+    folders = sorted({name.rsplit("/", 1)[0] for name in _checksums()["lists"]})
+    pairs: list[tuple[str, str]] = []
+    for folder in folders:
+        owner, _, task = folder.partition("/")
+        if owner == dataset_name:
+            protocols = ["overlapped"] if task.endswith("-ov") else ["disjoint", "sequential"]
+            if dataset_name == "ade":
+                protocols.append("partitioned")
+            pairs += [(task.removesuffix("-ov"), protocol) for protocol in protocols]
+    return tuple(pairs)
+
+
+def published(dataset_name: str, task: str, protocol: str) -> list[np.ndarray] | None:
+    """The authors' training lists, positions in VOC's train_aug (10 582) or ADE20K's training split (20 210).
+
+    VOC has lists for disjoint (also used by sequential) and overlapped; ADE20K one set per task, in which every
+    image belongs to one step, for disjoint, sequential and partitioned.
+
+    Returns:
+        One int64 array per step in the published order, or None if nothing is published.
+
+    Raises:
+        DataError: the table of this installation is damaged.
+
+    Source: index files of github.com/fcdl94/MiB (MIT), checked against their SHA-1.
+    """
+    task = canonical_task(task, dataset_name)
+    if (task, protocol) not in published_lists(dataset_name):
+        return None
+    folder = f"{dataset_name}/{task}" + ("-ov" if protocol == "overlapped" else "")
+    checksums = {k: v for k, v in _checksums()["lists"].items() if k.rsplit("/", 1)[0] == folder}
+    lists = []
+    for step in range(len(checksums)):
+        key = f"{folder}/train-{step}"
+        try:
+            indices = _read_packed(key)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"published list {key}: unreadable ({error}); install everseg again") from None
+        if sha1_int64(indices) != checksums[key]["sha1_int64"]:
+            raise DataError(f"published list {key}: checksum differs; install everseg again")
+        lists.append(indices)
+    return lists
+
+
+def _read_packed(key: str) -> np.ndarray:
+    table = resources.files(_TABLES).joinpath("tables/mib_lists.npz")
+    with resources.as_file(table) as path, np.load(path, allow_pickle=False) as packed:
+        name = key if key in packed else f"{key}.bits"
+        return unpack(name, packed[name])
+
+
+def resolve_lists(config: ScenarioConfig, dataset: Dataset, num_steps: int) -> list[np.ndarray] | None:
+    """Image lists that a configuration asks for; None leaves the choice to the protocol.
+
+    Raises:
+        ConfigError: no such published lists, no such folder, or files missing in it.
+        DataError: lists that do not fit the data set.
+    """
+    if config.lists is None:
+        return None
+    split = dataset.splits.get("train")
+    if split is None:
+        raise ConfigError(f"scenario.lists: data set '{dataset.name}' has no split 'train'")
+    if config.lists != "published":
+        return read_lists(Path(config.lists), num_steps, [split.id(i) for i in range(len(split))])
+    lists = None
+    if isinstance(config.task, str) and config.order is None:
+        lists = published(dataset.name, config.task, config.protocol)
+    if lists is None:
+        known = "; ".join(f"{task} {protocol}" for task, protocol in published_lists(dataset.name)) or "none"
+        order = " in an order of your own" if config.order is not None else ""
+        raise ConfigError(
+            f"scenario.lists: no published lists for {dataset.name}, task {config.task}{order}, "
+            f"{config.protocol} (published: {known}); leave scenario.lists out to select by the protocol's rule"
+        )
+    expected = published_length(dataset.name)
+    if len(split) != expected:
+        raise DataError(
+            f"scenario.lists: the published lists of {dataset.name} are positions in a training split of "
+            f"{expected} images, this one has {len(split)}; complete the data set, or leave scenario.lists out"
+        )
+    return lists
+
+
+def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndarray]:
+    """Read a user's lists: train-0, train-1, ... as .npy (integers) or .txt (one image per line).
+
+    Lines of a .txt are sample ids if all of them are ids of the split, else 0-based positions. Empty lines and
+    lines beginning with # are skipped.
+
+    Args:
+        ids: sample ids of the training split, in its order.
+
+    Returns:
+        One int64 array per step, in the file's order.
+
+    Raises:
+        ConfigError: folder or files missing, or more files than steps.
+        DataError: unreadable file, unknown id, position outside the split, or an image twice in a file.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"scenario.lists: no folder '{folder}' (give a folder with train-0.npy, train-1.npy, ...)"
+        )
+    files, problems = [], []
+    for step in range(num_steps):
+        found = [p for p in (folder / f"train-{step}.npy", folder / f"train-{step}.txt") if p.is_file()]
+        if len(found) != 1:
+            what = "both .npy and .txt for" if found else "neither .npy nor .txt for"
+            problems.append(f"scenario.lists: '{folder}' has {what} train-{step}")
+        files += found
+    for suffix in (".npy", ".txt"):
+        if (folder / f"train-{num_steps}{suffix}").is_file():
+            problems.append(
+                f"scenario.lists: '{folder}' has train-{num_steps}{suffix}, but the task {num_steps} steps"
+            )
+    if problems:
+        raise ConfigError(problems)
+    lists, faults = [], []
+    for path in files:
+        try:
+            indices = _read_npy(path) if path.suffix == ".npy" else _read_txt(path, ids)
+        except (OSError, ValueError) as error:
+            faults.append(f"{path}: {error}")
+            continue
+        faults += check_list(indices, len(ids), str(path))
+        lists.append(indices)
+    if faults:
+        raise DataError("\n  ".join(["scenario.lists: the image lists cannot be used:", *faults]))
+    return [indices.astype(np.int64) for indices in lists]
+
+
+def check_list(indices: np.ndarray, length: int, where: str) -> list[str]:
+    """What is wrong with one list of positions in a split of `length` images."""
+    if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        return [f"{where}: expected one row of integers, got shape {indices.shape} of {indices.dtype}"]
+    problems = []
+    outside = indices[(indices < 0) | (indices >= length)]
+    if outside.size:
+        problems.append(f"{where}: position {outside[0]} is outside the split (0 to {length - 1})")
+    values, number = np.unique(indices, return_counts=True)
+    if (number > 1).any():
+        problems.append(f"{where}: image {values[number > 1][0]} is listed {number[number > 1][0]} times")
+    return problems
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("not an array of positions")
+    return array
+
+
+def _read_txt(path: Path, ids: Sequence[str]) -> np.ndarray:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    position = {name: i for i, name in enumerate(ids)}
+    unknown = [line for line in lines if line not in position]
+    if not unknown:
+        return np.array([position[line] for line in lines], np.int64)
+    if all(line.isascii() and line.isdecimal() and len(line) < 10 for line in lines):
+        return np.array([int(line) for line in lines], np.int64)
+    raise ValueError(
+        f"{len(unknown)} of {len(lines)} lines are neither ids of the training split nor all positions, "
+        f"first '{unknown[0]}'"
+    )
