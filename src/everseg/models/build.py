@@ -169,17 +169,15 @@ def _takes(builder: Builder) -> str:
     return ", ".join(inspect.signature(known).parameters)
 
 
-def from_description(
-    description: Mapping[str, Any], builders: Mapping[str, Builder] | None = None
-) -> SegmentationModel:
+def from_description(description: Mapping[str, Any], builder: Builder | None = None) -> SegmentationModel:
     """Rebuild a model from what `SegmentationModel.describe` gave, by replaying its growth.
 
     The weights are fresh: load the saved ones with `load_state_dict(strict=True)`.
 
     Args:
         description: name, options, growth.
-        builders: the user's own builders by the name they were configured with. Nothing is ever imported because
-            a description names it.
+        builder: the user's own builder, for a name that is not one of `ARCHITECTURES`. Nothing is ever imported
+            because a description names it.
 
     Raises:
         CheckpointError: unknown name, or a description that cannot be built.
@@ -188,14 +186,14 @@ def from_description(
         name, options, growth = description["name"], description["options"], description["growth"]
     except (KeyError, TypeError):
         raise CheckpointError("model description: needs the entries name, options and growth") from None
-    table = {**ARCHITECTURES, **(builders or {})}
-    if name not in table:
+    build = ARCHITECTURES.get(name, builder) if isinstance(name, str) else None
+    if build is None:
         raise CheckpointError(
-            f"model description: unknown model '{name}'; known: {', '.join(table)}. "
-            "Pass your own builder explicitly if the model came from one"
+            f"model description: unknown model '{name}'; known: {', '.join(ARCHITECTURES)}. "
+            "If it came from your own builder, pass that"
         )
     try:
-        model = _call(name, table[name], options)
+        model = _call(name, build, options)
         for grows in growth:
             model.grow(grows)
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
