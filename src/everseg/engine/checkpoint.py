@@ -44,11 +44,16 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); restore it or start again under another name") from None
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); restore it or start again under another name"
+        ) from None
 
 
 def save_folder(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], parent: str | None = None
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    documents: Mapping[str, Any],
+    parent: str | None = None,
 ) -> str:
     """Commit a folder of safetensors and JSON files.
 
@@ -103,7 +108,9 @@ def verify(folder: Path) -> str:
         manifest = json.loads(raw)
         files, given = manifest["files"], manifest.pop("self")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is damaged: no readable {MANIFEST} ({type(error).__name__})") from None
+        raise CheckpointError(
+            f"{folder} is damaged: no readable {MANIFEST} ({type(error).__name__})"
+        ) from None
     if given != _self_hash(manifest):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not match its own checksum")
     if manifest["format"] != FORMAT:
@@ -213,7 +220,9 @@ def _self_hash(body: Mapping[str, Any]) -> str:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    return safetensors.torch.save(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    )
 
 
 def _file_hash(path: Path) -> str:

@@ -284,13 +284,13 @@ class _Guard:
         scaled = job.config.train.precision == "fp16"  # a scaled overflow is the scaler's to handle
         norms = torch._foreach_norm(gradients) if gradients else []
         self.norm = float(torch.linalg.vector_norm(torch.stack(list(norms)))) if norms else 0.0
-        finite = all(math.isfinite(float(term)) for term in terms.values()) and (
+        finite = all(math.isfinite(float(term.detach())) for term in terms.values()) and (
             scaled or math.isfinite(self.norm)
         )
         if not all_reduce_max(int(not finite), job.accelerator):
             return
         job.session.progress.end()
-        values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
+        values = ", ".join(f"{name}={float(term.detach()):g}" for name, term in terms.items())
         raise DivergedError(
             f"step {job.step.index}, iteration {self.iteration}: not finite: {values}, gradient norm {self.norm:g}\n"
             f"images of the batch: {', '.join(self.batch.ids)}\n"

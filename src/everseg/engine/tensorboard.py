@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 _PICTURE_HEIGHT = 512
 _PICTURE_WIDTH = 1536
 _LONGEST_TAG = 80
+_FILE_NAME = "events.out.tfevents."
 _SHORT_TAGS = {"backward_transfer": "bwt", "average_miou": "avg_miou"}
 
 
@@ -45,28 +47,33 @@ class Events:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self._notify = notify
-        self._writer: Any = None
+        self._file: _EventFile | None = None
         self._resumed = False
         self._legends: dict[str, tuple[str, ...]] = {}
         if folder is None or not enabled:
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard.summary  # noqa: F401
         except Exception as error:  # not only ImportError: protobuf and NumPy mismatches raise anything
             self._note(
-                f"no TensorBoard events ({type(error).__name__}: {error}); pip install 'everseg[tensorboard]' adds them"
+                f"no TensorBoard events ({type(error).__name__}: {error}); "
+                "pip install 'everseg[tensorboard]' adds them"
             )
             return
-        self._resumed = purge_step is None and any(folder.glob("events.out.tfevents.*"))
         try:
-            self._writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step, flush_secs=30)
+            self._resumed = purge_step is None and any(folder.glob(f"{_FILE_NAME}*"))
+            self._file = _EventFile(folder)
+            if purge_step is not None:
+                self._file.purge(purge_step)
+                self._file.flush()
         except OSError as error:
+            self._file = None
             self._note(f"no TensorBoard events: {folder} cannot be written ({error.strerror or error})")
 
     @property
     def active(self) -> bool:
         """Whether anything is written; False spares the caller the making of samples."""
-        return self._writer is not None
+        return self._file is not None
 
     def scalars(
         self,
@@ -102,10 +109,10 @@ class Events:
         values |= {"train/grad_norm": grad_norm, "sys/img_s": images_per_second}
         values |= {"sys/mem": _gibibytes(memory), "sys/gpu_mem": _gibibytes(gpu_memory)}
         values |= _tagged("train", extra or {})
-        with self._writing(iteration):
+        with self._writing(iteration) as file:
             for tag, value in values.items():
                 if value is not None:
-                    self._writer.add_scalar(tag, value, iteration)
+                    file.scalar(tag, value, iteration)
 
     def evaluation(
         self,
@@ -160,14 +167,11 @@ class Events:
         for k, sample in enumerate(samples):
             pictures[f"{root}/pred/{k}"] = shrink(triplet(*sample), _PICTURE_HEIGHT, _PICTURE_WIDTH)
         table = _table(class_names, columns, np.asarray(counts).sum(axis=1))
-        with self._writing(iteration):
-            self._add_present(values, iteration)
+        with self._writing(iteration) as file:
+            _write_present(file, values, iteration)
             for tag, picture in pictures.items():
-                self._writer.add_image(tag, picture, iteration, dataformats="HWC")
-            self._writer.add_text(
-                f"{root}/classes", f"Step {step}, iteration {iteration}\n\n{table}", iteration
-            )
-            self._writer.flush()
+                file.image(tag, picture, iteration)
+            file.text(f"{root}/classes", f"Step {step}, iteration {iteration}\n\n{table}", iteration)
 
     def sequence(self, iteration: int, scores: Mapping[str, Any]) -> None:
         """Write scores of the sequence so far: `cl/forgetting`, `cl/bwt`, `cl/avg_miou`.
@@ -183,49 +187,100 @@ class Events:
         for name, value in scores.items():
             tag = f"cl/{safe_tag(_SHORT_TAGS.get(name, name))}"
             values |= _tagged(tag, value) if isinstance(value, Mapping) else {tag: value}
-        with self._writing(iteration):
-            self._add_present(values, iteration)
-            self._writer.flush()
+        with self._writing(iteration) as file:
+            _write_present(file, values, iteration)
 
     def text(self, tag: str, markdown: str, iteration: int = 0) -> None:
         """Write a text, such as the resolved configuration; slashes in the tag make groups."""
         if not self.active:
             return
-        with self._writing():
-            clean = markdown.encode("utf-8", "replace").decode()
-            self._writer.add_text("/".join(safe_tag(part) for part in tag.split("/")), clean, iteration)
+        clean = markdown.encode("utf-8", "replace").decode()
+        with self._writing() as file:
+            file.text("/".join(safe_tag(part) for part in tag.split("/")), clean, iteration)
 
     def close(self) -> None:
-        """Write what is pending and close the file; a second call does nothing."""
-        if self.active:
-            with self._writing():
-                self._writer.close()
-            self._writer = None
-
-    def _add_present(self, values: Mapping[str, float | None], iteration: int) -> None:
-        for tag, value in values.items():
-            if value is not None and not math.isnan(value):
-                self._writer.add_scalar(tag, value, iteration)
+        """Close the file; a second call does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _note(self, text: str) -> None:
         if self._notify is not None:
             self._notify(text)
 
     @contextlib.contextmanager
-    def _writing(self, iteration: int | None = None) -> Iterator[None]:
+    def _writing(self, iteration: int | None = None) -> Iterator[_EventFile]:
+        """Lend the open file, flush it afterwards; an error of the file ends the events, not the run."""
+        assert self._file is not None
         try:
             if self._resumed and iteration is not None:
-                from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-                start = Event(session_log=SessionLog(status=SessionLog.START))
-                self._writer.file_writer.add_event(start, iteration)
+                self._file.purge(iteration)
                 self._resumed = False
-            yield
-        except OSError as error:  # TensorBoard's thread hands its error to the next call
-            self._writer = None
+            yield self._file
+            self._file.flush()
+        except OSError as error:
+            self.close()
             self._note(
                 f"TensorBoard events stop here ({error.strerror or error}); training and journal go on"
             )
+
+
+class _EventFile:
+    """One file of events, written in the caller's own thread.
+
+    `SummaryWriter` writes from another thread, which prints a traceback when the disk is full, and names its files
+    after the clock: after a quick restart, or a clock set back, their order is not the order of writing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(folder.glob(f"{_FILE_NAME}*")))
+        while (folder / f"{_FILE_NAME}{number:06d}").exists():
+            number += 1
+        self._raw = (folder / f"{_FILE_NAME}{number:06d}").open("xb")
+        self._records = RecordWriter(self._raw)
+        self._write(file_version="brain.Event:2")
+
+    def scalar(self, tag: str, value: float, iteration: int) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
+        self._write(step=int(iteration), summary=scalar(tag, float(value)))
+
+    def image(self, tag: str, picture: np.ndarray, iteration: int) -> None:
+        from torch.utils.tensorboard.summary import image
+
+        self._write(step=int(iteration), summary=image(tag, picture, dataformats="HWC"))
+
+    def text(self, tag: str, markdown: str, iteration: int) -> None:
+        from torch.utils.tensorboard.summary import text
+
+        self._write(step=int(iteration), summary=text(tag, markdown))
+
+    def purge(self, iteration: int) -> None:
+        """Hide what earlier files hold for this iteration and later ones."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._write(step=int(iteration), session_log=SessionLog(status=SessionLog.START))
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # every write was flushed and its error told before
+            self._raw.close()
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def _write_present(file: _EventFile, values: Mapping[str, float | None], iteration: int) -> None:
+    for tag, value in values.items():
+        if value is not None and not math.isnan(value):
+            file.scalar(tag, value, iteration)
 
 
 def safe_tag(name: str) -> str:
