@@ -1,1 +1,26 @@
-"""everseg.metrics."""
+"""Integer confusion counts and the scores derived from them (floor 1)."""
+
+from everseg.metrics.confusion import ConfusionMatrix
+from everseg.metrics.continual import sequence_scores, step_scores
+from everseg.metrics.scores import (
+    class_accuracy,
+    frequency_weighted_iou,
+    iou,
+    iou_eval,
+    mean_accuracy,
+    mean_iou,
+    overall_accuracy,
+)
+
+__all__ = [
+    "ConfusionMatrix",
+    "class_accuracy",
+    "frequency_weighted_iou",
+    "iou",
+    "iou_eval",
+    "mean_accuracy",
+    "mean_iou",
+    "overall_accuracy",
+    "sequence_scores",
+    "step_scores",
+]

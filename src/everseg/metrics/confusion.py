@@ -1,0 +1,189 @@
+"""Integer confusion counts, gathered on the device that predicts (floor 1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everseg.metrics import scores
+from everseg.types import IGNORED
+
+_ROWS = IGNORED + 3
+"""Rows of the internal table: labels below 0, 0..255, above 255."""
+
+
+class ConfusionMatrix:
+    """Count pixels by (true class, predicted class).
+
+    Counts are int64 and live on the device of the first update; on CUDA an update never waits for the device.
+    Pixels labelled 255 are ignored. Any other value outside [0, C), in labels or predictions (also predictions
+    under ignored pixels), is an error: raised by the update itself on the CPU, by the next reading of the counts
+    elsewhere.
+
+    Source: rows are the truth, as in the authors' code; unlike there, labels out of range raise instead of vanishing.
+
+    >>> matrix = ConfusionMatrix(2)
+    >>> matrix.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 255]))
+    >>> matrix.counts.tolist()
+    [[1, 1], [0, 1]]
+    >>> matrix.iou(eps=0.0).tolist()
+    [0.5, 0.5]
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        """Start with no pixel counted.
+
+        Args:
+            num_classes: C, in 1..255.
+
+        Raises:
+            ValueError: C outside 1..255.
+        """
+        if not 1 <= num_classes <= IGNORED:
+            raise ValueError(f"ConfusionMatrix: num_classes must be in 1..{IGNORED}, got {num_classes}")
+        self.num_classes = num_classes
+        self._table: Tensor | None = None
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Count the pixels of one batch.
+
+        Args:
+            prediction: integer class ids, any shape.
+            label: integer train ids of the same shape on the same device; 255 = ignored.
+
+        Raises:
+            ValueError: shapes or devices differ, a type is not an integer, or (on the CPU) a value is out of range;
+                nothing is counted then.
+        """
+        if prediction.shape != label.shape or prediction.device != label.device:
+            raise ValueError(
+                f"ConfusionMatrix: prediction {tuple(prediction.shape)} on {prediction.device} and "
+                f"label {tuple(label.shape)} on {label.device} must have the same shape and device"
+            )
+        for name, tensor in (("prediction", prediction), ("label", label)):
+            if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+                raise ValueError(f"ConfusionMatrix: expected an integer {name}, got {tensor.dtype}")
+        with torch.no_grad():
+            table = self._count(prediction, label)
+            if table.device.type == "cpu":
+                self._raise_if_out_of_range(table, prediction, label)
+            # not in place: the sum may have been started under torch.inference_mode()
+            self._table = table if self._table is None else self._table + table.to(self._table.device)
+
+    @property
+    def counts(self) -> Tensor:
+        """(C, C) int64: pixels of true class (row) predicted as class (column).
+
+        Raises:
+            ValueError: an update off the CPU met values out of range.
+        """
+        if self._table is None:
+            return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        self._raise_if_out_of_range(self._table)
+        return self._classes(self._table).clone()
+
+    def iou(self, eps: float = scores.EPS) -> Tensor:
+        """Intersection over union of each class, see `scores.iou`.
+
+        Returns:
+            (C,) float64 on the CPU, NaN for classes without a true pixel.
+        """
+        return torch.from_numpy(scores.iou(self.counts, eps))
+
+    def accuracy(self, eps: float = scores.EPS) -> Tensor:
+        """Share of each class's true pixels that were found, see `scores.class_accuracy`.
+
+        Returns:
+            (C,) float64 on the CPU, NaN for classes without a true pixel.
+        """
+        return torch.from_numpy(scores.class_accuracy(self.counts, eps))
+
+    def reset(self) -> None:
+        """Forget all counts, and the device."""
+        self._table = None
+
+    def merge(self, other: ConfusionMatrix | Tensor | np.ndarray) -> None:
+        """Add the counts of another matrix, for instance of another process.
+
+        Args:
+            other: a matrix of as many classes, or its (C, C) integer counts.
+
+        Raises:
+            ValueError: another number of classes, or not integer counts >= 0.
+        """
+        if isinstance(other, ConfusionMatrix):
+            if other.num_classes != self.num_classes:
+                raise ValueError(
+                    f"ConfusionMatrix: cannot merge {other.num_classes} classes into {self.num_classes}"
+                )
+            table = other._table
+        else:
+            array = scores.checked_counts(other)
+            if len(array) != self.num_classes:
+                raise ValueError(
+                    f"ConfusionMatrix: cannot merge {len(array)} classes into {self.num_classes}"
+                )
+            device = other.device if isinstance(other, Tensor) else "cpu"
+            table = torch.zeros(_ROWS, self.num_classes + 2, dtype=torch.int64)
+            self._classes(table).copy_(torch.from_numpy(array))
+            table = table.to(device)
+        if table is not None:
+            self._table = table.clone() if self._table is None else self._table + table.to(self._table.device)
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        """A new matrix with the counts of both."""
+        if not isinstance(other, ConfusionMatrix):
+            return NotImplemented
+        total = ConfusionMatrix(self.num_classes)
+        total.merge(self)
+        total.merge(other)
+        return total
+
+    def __repr__(self) -> str:
+        return f"ConfusionMatrix(num_classes={self.num_classes})"
+
+    def _count(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Pixels by label (rows: below 0, 0..255, above 255) and prediction (columns: below 0, 0..C-1, above)."""
+        rows = label.reshape(-1).long().clamp(-1, IGNORED + 1)
+        columns = prediction.reshape(-1).long().clamp(-1, self.num_classes)
+        width = self.num_classes + 2
+        index = torch.add(columns, rows, alpha=width).add_(width + 1)
+        # not bincount, which on CUDA waits for the largest index; integer sums are exact in any order
+        one = torch.ones((), dtype=torch.int64, device=index.device)
+        flat = torch.zeros(_ROWS * width, dtype=torch.int64, device=index.device)
+        return flat.index_add_(0, index, one.expand_as(index)).view(_ROWS, width)
+
+    def _classes(self, table: Tensor) -> Tensor:
+        return table[1 : self.num_classes + 1, 1 : self.num_classes + 1]
+
+    def _raise_if_out_of_range(
+        self, table: Tensor, prediction: Tensor | None = None, label: Tensor | None = None
+    ) -> None:
+        classes = self.num_classes
+        labels, predictions = table.sum(1), table.sum(0)
+        labels[1 : classes + 1] = 0
+        labels[IGNORED + 1] = 0
+        predictions[1 : classes + 1] = 0
+        if not labels.any() and not predictions.any():
+            return
+        found = []
+        for name, counts, values, allowed in (
+            ("label", labels, label, f"0..{classes - 1}, or {IGNORED} = ignored"),
+            ("prediction", predictions, prediction, f"0..{classes - 1}"),
+        ):
+            if not counts.any():
+                continue
+            if values is None:
+                seen = [_name(row - 1, len(counts) - 2) for row in counts.nonzero().flatten().tolist()]
+            else:
+                bad = (values < 0) | (values >= classes)
+                seen = torch.unique(values[bad & (values != IGNORED) if name == "label" else bad]).tolist()
+            listed = ", ".join(str(value) for value in seen[:5]) + (", ..." if len(seen) > 5 else "")
+            found.append(f"{int(counts.sum())} pixels have a {name} of {listed}, expected {allowed}")
+        raise ValueError("ConfusionMatrix: " + "; ".join(found))
+
+
+def _name(value: int, last: int) -> str:
+    """The value of a row or column of the table; the outer ones hold all values beyond."""
+    return "below 0" if value < 0 else f"{last} or more" if value == last else str(value)

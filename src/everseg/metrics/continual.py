@@ -1,0 +1,194 @@
+"""Scores of one step and of a sequence of steps, by the groups in which classes were learnt (floor 1).
+
+Results are ready for JSON: floats in [0, 1] (differences in [-1, 1]) or None where undefined.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from everseg.metrics.scores import (
+    Counts,
+    checked_counts,
+    class_accuracy,
+    frequency_weighted_iou,
+    iou,
+    mean_accuracy,
+    mean_iou,
+    overall_accuracy,
+)
+
+
+def step_scores(counts: Counts, group_sizes: Sequence[int], background: int | None) -> dict[str, Any]:
+    """Score the model after one step.
+
+    Args:
+        counts: (C, C) int64, rows = truth, classes in output order.
+        group_sizes: number of classes added by each growth, in order; they sum to C. VOC 15-5: (16, 5).
+        background: train id of the background; None if the label space has none.
+
+    Returns:
+        * `miou`: means of the class IoUs over `all` classes, `base` (first group), `old` (all groups but the last;
+          None after the first step) and `new` (last group). The background belongs to its own group: base and old.
+        * `miou_without_background`: the same means with the background left out of them; its pixels still count
+          for the other classes. Equal to `miou` if `background` is None.
+        * `overall_accuracy`, `mean_accuracy`, `frequency_weighted_iou`: over all classes with background.
+        * `harmonic_mean`: 2 * old * new / (old + new) of `miou` (background counted); 0 if both are 0.
+        * `class_iou`, `class_accuracy`: per class, None for classes without a true pixel.
+
+        Means leave out classes without a true pixel. IoU and accuracy carry MiB's eps of 1e-6.
+
+    Raises:
+        ValueError: wrong counts, sizes that are not positive or do not sum to C, or a background out of range.
+
+    Source: the convention with background is the one of PLOP and later papers, without it that of the MiB paper.
+
+    >>> import numpy as np
+    >>> scores = step_scores(np.diag([8, 2, 2]), (2, 1), background=0)
+    >>> round(scores["miou"]["old"], 4), round(scores["harmonic_mean"], 4)
+    (1.0, 1.0)
+    """
+    n = checked_counts(counts)
+    spans = _spans(len(n), group_sizes, background)
+    means = _group_means(n, spans, None)
+    return {
+        "miou": means,
+        "miou_without_background": _group_means(n, spans, background),
+        "overall_accuracy": _defined(overall_accuracy(n)),
+        "mean_accuracy": _defined(mean_accuracy(n)),
+        "frequency_weighted_iou": _defined(frequency_weighted_iou(n)),
+        "harmonic_mean": _harmonic_mean(means["old"], means["new"]),
+        "class_iou": [_defined(value) for value in iou(n)],
+        "class_accuracy": [_defined(value) for value in class_accuracy(n)],
+    }
+
+
+def sequence_scores(
+    step_counts: Sequence[Counts], group_sizes_per_step: Sequence[Sequence[int]], background: int | None
+) -> dict[str, Any]:
+    """Score a whole sequence: what was learnt, what was forgotten.
+
+    Args:
+        step_counts: the counts after each step, each on its own test set, classes in output order.
+        group_sizes_per_step: for each step the sizes of all groups known by then; each continues the one before.
+            VOC 15-5: [(16,), (16, 5)].
+        background: train id of the background; None if there is none.
+
+    Returns:
+        With R[i][j] = mIoU over group j after step i, T the last step, b(j) the first step that knows group j, and
+        j over the groups with b(j) < T:
+
+        * `average_miou`: mean over steps of the mIoU over all classes known then (papers' "avg").
+        * `step_matrix`: R, one row per step, one column per group; None for groups not born yet.
+        * `forgetting`: `groups`: max over b(j) <= i < T of R[i][j] - R[T][j]; `mean` of those; `classes`: the same
+          of each class's IoU. Negative = improved. None for groups and classes born in the last step.
+        * `backward_transfer`: `groups`: R[T][j] - R[b(j)][j], and their `mean`. Negative = forgotten.
+
+        and `average_miou_without_background`, `step_matrix_without_background`, ... with the background left out of
+        every mean. What is undefined (no true pixel) is None and left out of means.
+
+    Raises:
+        ValueError: no step, as many counts as sizes are not given, groups that do not continue the former ones, or
+            what `step_scores` raises.
+
+    Source: forgetting: Chaudhry et al., ECCV 2018, eq. 3, per group of classes instead of per task and with IoU for
+    accuracy; backward transfer: Lopez-Paz and Ranzato, NeurIPS 2017; average: Douillard et al. (PLOP), CVPR 2021.
+
+    >>> import numpy as np
+    >>> first, second = np.diag([5, 5]), np.array([[5, 0, 0], [0, 0, 5], [0, 0, 5]])
+    >>> result = sequence_scores([first, second], [(2,), (2, 1)], background=0)
+    >>> round(result["forgetting"]["mean"], 4), round(result["forgetting_without_background"]["mean"], 4)
+    (0.5, 1.0)
+    """
+    sizes = [tuple(s) for s in group_sizes_per_step]
+    if not sizes or len(sizes) != len(step_counts):
+        raise ValueError(
+            f"sequence_scores: expected counts and group sizes of at least one step, got {len(step_counts)} counts "
+            f"and {len(sizes)} lists of sizes"
+        )
+    for before, after in itertools.pairwise(sizes):
+        if after[: len(before)] != before:
+            raise ValueError(f"sequence_scores: the groups {after} do not continue {before}")
+    matrices = [checked_counts(counts) for counts in step_counts]
+    spans = [_spans(len(n), s, background) for n, s in zip(matrices, sizes, strict=True)]
+    class_rows = [[_defined(value) for value in iou(n)] for n in matrices]
+    classes = _forgetting(class_rows)
+    result: dict[str, Any] = {}
+    for suffix, left_out in (("", None), ("_without_background", background)):
+        rows = [
+            [_mean_iou(n, span, left_out) for span in step] for n, step in zip(matrices, spans, strict=True)
+        ]
+        forgetting, transfer = _forgetting(rows), _backward_transfer(rows)
+        counted = [None if c == left_out else value for c, value in enumerate(classes)]
+        width = len(rows[-1])
+        result |= {
+            f"average_miou{suffix}": _mean(_mean_iou(n, range(len(n)), left_out) for n in matrices),
+            f"step_matrix{suffix}": [row + [None] * (width - len(row)) for row in rows],
+            f"forgetting{suffix}": {"mean": _mean(forgetting), "groups": forgetting, "classes": counted},
+            f"backward_transfer{suffix}": {"mean": _mean(transfer), "groups": transfer},
+        }
+    return result
+
+
+def _spans(num_classes: int, group_sizes: Sequence[int], background: int | None) -> list[range]:
+    """Train ids of each group."""
+    if not group_sizes or min(group_sizes) < 1 or sum(group_sizes) != num_classes:
+        raise ValueError(
+            f"group_sizes: expected positive sizes that sum to {num_classes} classes, got {tuple(group_sizes)}"
+        )
+    if background is not None and not 0 <= background < num_classes:
+        raise ValueError(f"background: expected a train id in 0..{num_classes - 1} or None, got {background}")
+    ends = [sum(group_sizes[: i + 1]) for i in range(len(group_sizes))]
+    return [range(end - size, end) for end, size in zip(ends, group_sizes, strict=True)]
+
+
+def _group_means(n: Counts, spans: list[range], left_out: int | None) -> dict[str, float | None]:
+    last = spans[-1]
+    return {
+        "all": _mean_iou(n, range(last.stop), left_out),
+        "base": _mean_iou(n, spans[0], left_out),
+        "old": _mean_iou(n, range(last.start), left_out) if len(spans) > 1 else None,
+        "new": _mean_iou(n, last, left_out),
+    }
+
+
+def _mean_iou(n: Counts, classes: range, left_out: int | None) -> float | None:
+    return _defined(mean_iou(n, [c for c in classes if c != left_out]))
+
+
+def _harmonic_mean(old: float | None, new: float | None) -> float | None:
+    if old is None or new is None:
+        return None
+    return 2 * old * new / (old + new) if old + new else 0.0
+
+
+def _forgetting(rows: list[list[float | None]]) -> list[float | None]:
+    """Best value before the last row, minus the last; None for columns that only the last row has."""
+    out: list[float | None] = []
+    for column, final in enumerate(rows[-1]):
+        earlier = [row[column] for row in rows[:-1] if column < len(row)]
+        known = [value for value in earlier if value is not None]
+        out.append(max(known) - final if known and final is not None else None)
+    return out
+
+
+def _backward_transfer(rows: list[list[float | None]]) -> list[float | None]:
+    """Last value minus the one at birth; None for columns that only the last row has."""
+    out: list[float | None] = []
+    for column, final in enumerate(rows[-1]):
+        born = next(row[column] for row in rows if column < len(row))
+        late = all(column >= len(row) for row in rows[:-1])
+        out.append(None if late or born is None or final is None else final - born)
+    return out
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
