@@ -34,7 +34,7 @@ class Events:
         enabled: False writes nothing and imports nothing.
         purge_step: first iteration that a resumed run does again. What was written for it and for later iterations
             before the interruption is hidden, so nothing shows twice. None: where the folder has events already, the
-            iteration of the first numbers written.
+            iteration of the first numbers written. (TensorBoard itself hides numbers and pictures, not texts.)
         notify: receives the note why there are no events.
     """
 
