@@ -45,5 +45,5 @@ def build(
     for name, folder in _FOLDERS.items():
         images, masks = scan(base, f"images/{folder}"), scan(base, f"annotations/{folder}")
         splits[name] = FileSplit(name, base, pair(images, masks, f"{base}, {folder}"), reading=reading)
-    names = {0: "background", **{i: name for i, name in enumerate(NAMES, 1)}}
+    names = dict(enumerate(("background", *NAMES)))
     return Dataset("ade", RawLabels(names=names, background=0, void=(255,)), splits)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-NAMES: tuple[str, ...] = tuple(
-    name.strip()
-    for name in """
+_TEXT = """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
     table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field,
     armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard,
@@ -17,6 +15,6 @@ NAMES: tuple[str, ...] = tuple(
     minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher,
     screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate,
     monitor, bulletin board, shower, radiator, glass, clock, flag
-    """.split(",")
-)
+    """
+NAMES: tuple[str, ...] = tuple(name.strip() for name in _TEXT.split(","))
 """NAMES[i] is the class of raw id i + 1. Raw id 21, "auto" in that list, is called "car" as nearly everywhere."""

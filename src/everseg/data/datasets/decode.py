@@ -19,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 Colour = tuple[int, int, int]
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 _COLOURS_SHOWN = 12
+_DAMAGED = "damaged or cut off ({}); restore the file, or leave it out"
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -125,7 +126,10 @@ def decode_image(picture: Image.Image, shown: Path) -> Image.Image:
 
 
 def orientation(picture: Image.Image) -> int:
-    """Read the EXIF orientation of an opened image, 1 (upright) to 8; 1 where there is none."""
+    """Read the EXIF orientation of an image, 1 (upright) to 8; 1 where there is none.
+
+    Call it after `decode_image`: for PNG, Pillow decodes the pixels to find the EXIF block.
+    """
     try:
         value = picture.getexif().get(0x0112, 1)
     except Exception:  # a damaged EXIF block does not make the pixels unusable
@@ -241,15 +245,19 @@ def _raw_mode(picture: Image.Image) -> str:
 
 
 def _check_single(picture: Image.Image, shown: Path) -> None:
-    if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-        raise DataError(f"{shown}: holds {getattr(picture, 'n_frames', 2)} pages; save the one that is meant")
+    try:
+        pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    except Exception as error:  # counting the pages reads more of the file
+        raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
+    if pages > 1:
+        raise DataError(f"{shown}: holds {pages} pages; save the one that is meant")
 
 
 def _decode(picture: Image.Image, shown: Path) -> None:
     try:
         picture.load()
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise DataError(f"{shown}: damaged or cut off ({error}); restore the file, or leave it out") from None
+        raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
 
 
 def _what_instead(file: BinaryIO, error: Exception) -> str:

@@ -87,7 +87,7 @@ class FileSplit:
         return self.root / self._sample(index)[2]
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Read (width, height) of an image as `read` returns it, from the file's header alone.
+        """Read (width, height) of an image as `read` returns it, where possible from the file's header alone.
 
         Raises:
             DataError: as `read`, as far as the header shows it.
@@ -171,8 +171,7 @@ class FileSplit:
         shown = self.root / relative
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             picture = open_picture(file, shown, self._reading)
-            how = orientation(picture)
-            return decode_image(picture, shown), how
+            return decode_image(picture, shown), orientation(picture)
 
     def _mask_digest(self, index: int) -> str:
         relative = self._sample(index)[2]
@@ -196,5 +195,5 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = Reading.max_pi
     reading = Reading(max_pixels=max_pixels, follow_links=True)
     with open_inside(path.parent, path.name, follow_links=True) as file:
         picture = open_picture(file, path, reading)
-        how = orientation(picture)
-        return np.array(turn(decode_image(picture, path), how))
+        image = decode_image(picture, path)
+        return np.array(turn(image, orientation(picture)))

@@ -1,0 +1,255 @@
+"""The data.yaml that describes plain folders: its keys, and all of its faults at once (floor 2)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from everseg.data.datasets.decode import Colour
+from everseg.errors import ConfigError
+from everseg.labels import RawLabels
+
+KEYS = (
+    "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
+    "max_pixels", "follow_links", "exif",
+)  # fmt: skip
+IGNORE = "ignore"
+"""The name that stands for the void id in `labels`."""
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A checked data.yaml."""
+
+    name: str
+    images: str
+    masks: str
+    splits: Mapping[str, str] | None
+    """Split -> folder or list file; None: those of train, val, test whose image folder exists."""
+    labels: RawLabels
+    palette: Mapping[Colour, int] | None
+    id_table: Mapping[int, int] | None
+    image_suffix: str = ""
+    mask_suffix: str = ""
+
+
+def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Descriptor:
+    """Check the keys of a description.
+
+    Args:
+        given: the keys, as read from YAML.
+        where: file name for messages.
+        name: of the data set, if `given` has none.
+
+    Raises:
+        ConfigError: every problem found.
+    """
+    check = _Check(given)
+    check.keys("", given, KEYS)
+    classes = check.classes()
+    void = check.void(classes)
+    background = check.background(classes)
+    palette, table = check.labels(classes, void)
+    images, masks = check.folder("images", "images/{split}"), check.folder("masks", "masks/{split}")
+    splits = check.splits(images)
+    pair = check.mapping("pair")
+    check.keys("pair.", pair, ("image_suffix", "mask_suffix"))
+    suffixes = [check.text(f"pair.{k}", pair.get(k), "") for k in ("image_suffix", "mask_suffix")]
+    if images == masks and suffixes[0] == suffixes[1]:
+        check.problems.append(
+            "masks: the same folder as images; tell them apart with pair: {mask_suffix: _mask}, or move the masks"
+        )
+    name = check.text("name", given.get("name"), name)
+    if check.problems:
+        raise ConfigError(check.problems, where)
+    return Descriptor(
+        name, images, masks, splits, RawLabels(classes, background, void), palette, table, *suffixes
+    )
+
+
+@dataclass
+class _Check:
+    """Reads one key after the other, noting the faults."""
+
+    given: Mapping[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    def keys(self, prefix: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        for key in found:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+                self.problems.append(f"{prefix}{key}: unknown key; {hint}")
+
+    def wrong(self, key: str, expected: str, value: Any) -> None:
+        self.problems.append(f"{key}: expected {expected}, got {value!r}")
+
+    def text(self, key: str, value: Any, default: str) -> str:
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.wrong(key, "text", value)
+            return default
+        return value
+
+    def mapping(self, key: str) -> Mapping[Any, Any]:
+        value = self.given.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self.wrong(key, "keys with values", value)
+            return {}
+        return value
+
+    def folder(self, key: str, default: str) -> str:
+        value = self.text(key, self.given.get(key), default)
+        parts = value.replace("\\", "/").split("/")
+        if value.startswith("/") or ".." in parts or "\0" in value:
+            self.problems.append(
+                f"{key}: '{value}' leads out of the data folder; set root to a folder that holds both"
+            )
+        return value.rstrip("/")
+
+    def splits(self, images: str) -> Mapping[str, str] | None:
+        value = self.given.get("splits")
+        if isinstance(value, list):
+            value = (
+                {v: v for v in value if isinstance(v, str)} if all(isinstance(v, str) for v in value) else 0
+            )
+        if value is None:
+            if "{split}" not in images:
+                self.problems.append(
+                    "splits: needed, since images has no {split}; name image lists: {train: train.txt, val: val.txt}"
+                )
+            return None
+        if not isinstance(value, Mapping) or not value or not all(
+            isinstance(k, str) and k and isinstance(v, str) and v for k, v in value.items()
+        ):  # fmt: skip
+            self.wrong("splits", "a list of names, or split: folder or list.txt", self.given.get("splits"))
+            return None
+        for split, place in value.items():
+            if ".." in place.replace("\\", "/").split("/"):
+                self.problems.append(f"splits.{split}: '{place}' leads out of the data folder")
+            elif not place.endswith(".txt") and "{split}" not in images:
+                self.problems.append(
+                    f"splits.{split}: images has no {{split}}, so '{place}' must be an image list (.txt)"
+                )
+        return dict(value)
+
+    def classes(self) -> dict[int, str]:
+        value = self.given.get("classes")
+        named: dict[Any, Any]
+        if isinstance(value, list) and value:
+            named = dict(enumerate(value))
+        elif isinstance(value, Mapping) and value:
+            named = dict(value)
+        else:
+            self.wrong("classes", "a list of names, or id: name", value)
+            return {}
+        good: dict[int, str] = {}
+        seen: dict[str, int] = {}
+        for raw, name in named.items():
+            if not _is_id(raw):
+                self.wrong(f"classes.{raw}", "an id from 0 to 255", raw)
+            elif not isinstance(name, str) or not name.strip() or name == IGNORE:
+                self.wrong(f"classes.{raw}", f"a name other than '{IGNORE}'", name)
+            elif name.strip().lower() in seen:
+                self.problems.append(
+                    f"classes.{raw}: the name '{name}' stands for id {seen[name.strip().lower()]} already"
+                )
+            else:
+                good[raw] = name
+                seen[name.strip().lower()] = raw
+        return good
+
+    def void(self, classes: Mapping[int, str]) -> tuple[int, ...]:
+        if "ignore" not in self.given:
+            return () if 255 in classes else (255,)
+        value = self.given["ignore"]
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(_is_id(i) for i in ids):
+            self.wrong("ignore", "ids from 0 to 255", value)
+            return ()
+        for i in ids:
+            if i in classes:
+                self.problems.append(f"ignore: id {i} is the class '{classes[i]}'; take one of them away")
+        return tuple(sorted(set(ids)))
+
+    def background(self, classes: Mapping[int, str]) -> int | None:
+        ids = {name: i for i, name in classes.items()}
+        if "background" not in self.given:
+            return ids.get("background")
+        value = self.given["background"]
+        if value is None:
+            return None
+        if value not in ids:
+            near = difflib.get_close_matches(str(value), list(ids), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            self.problems.append(
+                f"background: '{value}' is not one of the classes{hint} (null: there is no background class)"
+            )
+            return None
+        return ids[value]
+
+    def labels(
+        self, classes: Mapping[int, str], void: tuple[int, ...]
+    ) -> tuple[dict[Colour, int] | None, dict[int, int] | None]:
+        section = self.mapping("labels")
+        self.keys("labels.", section, ("palette", "map"))
+        colours, table = section.get("palette"), section.get("map")
+        if colours is not None and table is not None:
+            self.problems.append("labels: give either palette or map, not both")
+        for key, value in (("palette", colours), ("map", table)):
+            if value is not None and (not isinstance(value, Mapping) or not value):
+                self.wrong(f"labels.{key}", "keys with values", value)
+        targets: dict[Any, int] = {**{i: i for i in classes}, **{n: i for i, n in classes.items()}}
+        if void:
+            targets[IGNORE] = void[0]
+        palette = self._palette(colours, targets) if isinstance(colours, Mapping) else None
+        return palette, self._map(table, targets, void) if isinstance(table, Mapping) else None
+
+    def _target(self, key: str, value: Any, targets: Mapping[Any, int]) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str) or value not in targets:
+            near = difflib.get_close_matches(str(value), [t for t in targets if isinstance(t, str)], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            self.problems.append(f"{key}: {value!r} is neither a class nor '{IGNORE}'{hint}")
+            return 0
+        return targets[value]
+
+    def _palette(self, given: Mapping[Any, Any], targets: Mapping[Any, int]) -> dict[Colour, int]:
+        palette: dict[Colour, int] = {}
+        for name, value in given.items():
+            raw = self._target(f"labels.palette.{name}", name, targets)
+            several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+            for c in several:
+                if not isinstance(c, list) or len(c) != 3 or not all(_is_id(x) for x in c):
+                    self.wrong(f"labels.palette.{name}", "[red, green, blue] from 0 to 255", c)
+                elif palette.setdefault((c[0], c[1], c[2]), raw) != raw:
+                    self.problems.append(
+                        f"labels.palette.{name}: the colour {c} is given to another class already"
+                    )
+        without = [
+            n
+            for n, raw in targets.items()
+            if isinstance(n, str) and n != IGNORE and raw not in palette.values()
+        ]
+        if without:
+            self.problems.append(f"labels.palette: no colour for {', '.join(without)}")
+        return palette
+
+    def _map(
+        self, given: Mapping[Any, Any], targets: Mapping[Any, int], void: tuple[int, ...]
+    ) -> dict[int, int]:
+        table = {i: i for i in void}
+        for stored, value in given.items():
+            if isinstance(stored, bool) or not isinstance(stored, int):
+                self.wrong(f"labels.map.{stored}", "a whole number (the id in the mask files)", stored)
+            else:
+                table[stored] = self._target(f"labels.map.{stored}", value, targets)
+        return table
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255

@@ -1,0 +1,112 @@
+"""Plain folders of images and masks, described by a small YAML file (floor 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from everseg.config_yaml import read
+from everseg.data.base import Dataset
+from everseg.data.datasets.decode import Reading
+from everseg.data.datasets.descriptor import Descriptor, parse
+from everseg.data.datasets.files import FileSplit
+from everseg.data.datasets.listing import ListedFolder, Sample, pair, scan
+from everseg.data.datasets.options import reading_of, root_of
+from everseg.errors import ConfigError, DataError
+
+
+def build(root: str | Path | None = None, *, descriptor: str | Path | None = None, **options: Any) -> Dataset:
+    """Read folders of images and masks that bear the same names.
+
+    The description (`classes` is the only key without default)::
+
+        root: .                      # relative to this file; default: this file's folder
+        images: images/{split}       # sub-folders are searched as well
+        masks: masks/{split}
+        splits: [train, val]         # or {train: training, val: validation}, or {train: train.txt, val: val.txt}
+        pair: {image_suffix: "", mask_suffix: _mask}     # a_1.jpg and a_1_mask.png
+        classes: [background, road, tree]                # ids 0, 1, 2; or {7: road, 8: tree}
+        background: background       # null: no background class; default: the class of that name, if any
+        ignore: 255                  # id or ids without annotation
+        labels: {palette: {road: [128, 64, 128], ...}}   # colour masks; or {map: {7: road, 0: ignore}}
+
+    Also `name`, `max_pixels`, `follow_links`, `exif`.
+
+    Args:
+        root: data folder; goes before the description's.
+        descriptor: the YAML file.
+        options: any of its keys; they go before the file's.
+
+    Returns:
+        The splits described, or those of `train`, `val`, `test` whose image folder exists; images in the order of
+        their names or of the list.
+
+    Raises:
+        ConfigError: every fault of the description, or no such root.
+        DataError: empty splits, images and masks that do not pair, listed files that do not exist.
+    """
+    given: dict[str, Any] = {}
+    here = Path.cwd()
+    if descriptor is not None:
+        file = Path(descriptor).expanduser()
+        value = read(file).value
+        if not isinstance(value, dict):
+            raise ConfigError("expected keys like images, masks, classes", str(descriptor))
+        given, here = value, file.resolve().parent
+    given = {**given, **options}
+    where = str(descriptor) if descriptor is not None else "data.options"
+    described = parse(given, where, name=Path(descriptor).stem if descriptor is not None else "folder")
+    reading = reading_of(*(given.get(k, getattr(Reading, k)) for k in ("max_pixels", "follow_links", "exif")))
+    if root is None and isinstance(given.get("root"), str):
+        root = here / Path(given["root"]).expanduser()
+    elif root is None and "root" in given:
+        raise ConfigError(f"root: expected a folder, got {given['root']!r}", where)
+    elif root is None and descriptor is not None:
+        root = here
+    base = root_of(root)
+    splits = {}
+    for name, place in _places(described, base).items():
+        samples, warnings = _samples(described, base, here, name, place)
+        splits[name] = FileSplit(
+            name,
+            base,
+            samples,
+            palette=described.palette,
+            id_table=described.id_table,
+            reading=reading,
+            warnings=warnings,
+        )
+    return Dataset(described.name, described.labels, splits)
+
+
+def _places(described: Descriptor, base: Path) -> dict[str, str]:
+    if described.splits is not None:
+        return dict(described.splits)
+    names = ("train", "val", "test")
+    found = {n: n for n in names if (base / described.images.replace("{split}", n)).is_dir()}
+    if not found:
+        raise DataError(
+            f"{base}: none of {', '.join(described.images.replace('{split}', n) for n in names)} exists;"
+            " set root, images or splits in the data.yaml"
+        )
+    return found
+
+
+def _samples(
+    described: Descriptor, base: Path, here: Path, name: str, place: str
+) -> tuple[list[Sample], list[str]]:
+    listed = place.endswith(".txt")
+    images = described.images.replace("{split}", name if listed else place)
+    masks = described.masks.replace("{split}", name if listed else place)
+    if listed:
+        folder = ListedFolder(
+            base, images, masks, recursive=True,
+            image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
+        )  # fmt: skip
+        beside = here / place
+        return folder.samples(beside if beside.is_file() else base / place)
+    without = described.mask_suffix if images == masks else ""
+    found = scan(base, images, suffix=described.image_suffix, without=without, recursive=True)
+    return pair(
+        found, scan(base, masks, suffix=described.mask_suffix, recursive=True), f"{base}, split '{name}'"
+    ), []
