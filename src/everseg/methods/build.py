@@ -10,9 +10,10 @@ import itertools
 import json
 import re
 import textwrap
-from typing import Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from everseg import registry
 from everseg.config import MethodConfig
@@ -27,7 +28,7 @@ class Hyperparameter(NamedTuple):
 
     name: str
     type: str
-    """As written in the class."""
+    """For people: "float >= 0", "'combined' or 'disjoint'"."""
     default: Any
     """`...` where a value must be given."""
     help: str
@@ -43,7 +44,7 @@ def build_method(config: MethodConfig) -> Method:
     cls = registry.resolve("method", config.name)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise ConfigError(f"method.name: '{config.name}' is not a subclass of everseg.Method")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     known = {field.name: field for field in _fields(cls)}
     problems, values = [], {}
     for name, value in config.options.items():
@@ -53,8 +54,7 @@ def build_method(config: MethodConfig) -> Method:
         try:
             values[name] = _checked(hints[name], value)
         except (ValidationError, ValueError, TypeError):
-            expected = str(known[name].type).removeprefix("Literal")
-            problems.append(f"method.{name}: expected {expected}, got {value!r}")
+            problems.append(f"method.{name}: expected {_type_text(hints[name])}, got {value!r}")
     for name, field in known.items():
         if name not in config.options and _default(field) is ...:
             problems.append(f"method.{name}: must be given for method '{config.name}'")
@@ -68,14 +68,16 @@ def build_method(config: MethodConfig) -> Method:
 
 def hyperparameters(cls: type[Method]) -> list[Hyperparameter]:
     """List a method's fields, its own first, then those every method has."""
-    helps = _field_docstrings(cls)
-    base = {field.name for field in dataclasses.fields(Method)}
-    fields = sorted(_fields(cls), key=lambda field: field.name in base)
-    return [Hyperparameter(f.name, str(f.type), _default(f), helps.get(f.name, "")) for f in fields]
+    helps, hints = _field_docstrings(cls), get_type_hints(cls, include_extras=True)
+    return [
+        Hyperparameter(f.name, _type_text(hints[f.name]), _default(f), helps.get(f.name, ""))
+        for f in _fields(cls)
+    ]
 
 
 def _fields(cls: type[Method]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(cls) if field.init]
+    base = {field.name for field in dataclasses.fields(Method)}
+    return sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: f.name in base)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -92,9 +94,23 @@ def _unknown(method: str, name: str, known: list[str]) -> str:
 
 def _checked(hint: Any, value: Any) -> Any:
     """Validate strictly, as JSON: lists may become tuples, but 1 is not true and "10" is not 10."""
-    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+    if (get_args(hint) or [hint])[0] is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-3 as text
     return TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
+
+
+def _type_text(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        base, *rest = get_args(hint)
+        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+        limits = [limit for info in rest if isinstance(info, FieldInfo) for limit in info.metadata]
+        bounds = [
+            f"{signs[k]} {v}" for limit in limits for k, v in dataclasses.asdict(limit).items() if k in signs
+        ]
+        return " ".join([_type_text(base), " and ".join(bounds)]).strip()
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from everseg.methods.importance import ImportancePenalty
+from everseg.methods.parts import Weight
 
 
 @dataclass(kw_only=True)
@@ -17,9 +20,9 @@ class EWC(ImportancePenalty):
     Cermelli et al., CVPR 2020. It starts at ones and goes on, un-normalised, from step to step.
     """
 
-    weight: float = 500.0
+    weight: Weight = 500.0
     """Weight of the penalty (paper's code: 500)."""
-    alpha: float = 0.9
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of the newest squared gradient in the moving average (paper's code: 0.9)."""
 
     def importance(self, name):

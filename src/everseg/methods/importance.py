@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size, classification
+from everseg.methods.parts import Weight, at_label_size, classification
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class ImportancePenalty(Method):
     per_step: ClassVar[tuple[str, ...]] = ()
     """Parts that start anew in every step."""
 
-    weight: float
+    weight: Weight
     """Weight of the penalty."""
     normalise: bool = True
     """Bring each tensor's importance to the range 0..1 before it is used."""

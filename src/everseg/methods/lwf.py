@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from everseg.losses import distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size, classification
+from everseg.methods.parts import Positive, Weight, at_label_size, classification
 
 
 @dataclass(kw_only=True)
@@ -20,9 +20,9 @@ class LwF(Method):
 
     uses_teacher: ClassVar[bool] = True
 
-    kd_weight: float = 100.0
+    kd_weight: Weight = 100.0
     """Weight of the distillation term (paper's code: 100)."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """Factor on the teacher's logits before its softmax; above 1 hardens the targets (paper: 1)."""
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""

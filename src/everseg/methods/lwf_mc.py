@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from everseg.losses import binary_cross_entropy, icarl, icarl_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size
+from everseg.methods.parts import Weight, at_label_size
 
 
 @dataclass(kw_only=True)
@@ -23,7 +23,7 @@ class LwFMC(Method):
 
     form: Literal["combined", "disjoint"] = "combined"
     """How labels and teacher go together."""
-    importance: float = 10.0
+    importance: Weight = 10.0
     """Weight of the distillation in the combined form (paper's code: 10)."""
     background_from_labels: bool = False
     """In the disjoint form the background's target comes from the labels, not from the teacher."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from everseg.losses import distillation, unbiased_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size, classification
+from everseg.methods.parts import Positive, Weight, at_label_size, classification
 from everseg.models.model import init_from_background
 
 
@@ -21,9 +21,9 @@ class MiB(Method):
 
     uses_teacher: ClassVar[bool] = True
 
-    kd_weight: float = 10.0
+    kd_weight: Weight = 10.0
     """Weight of the distillation term (paper: 10; the authors use 100 where a step adds one VOC class)."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """Factor on the teacher's logits before its softmax; above 1 hardens the targets (paper: 1)."""
     unbiased_ce: bool = True
     """A pixel labelled background may be background or any old class."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor
 
 from everseg.losses import binary_cross_entropy, cross_entropy, unbiased_cross_entropy
 from everseg.losses.pixelwise import upsample
 from everseg.methods.base import StepContext
 from everseg.types import Batch, LossTerms
+
+Weight = Annotated[float, Field(ge=0)]
+"""Type of a term's weight: checked where a configuration is read."""
+Positive = Annotated[float, Field(gt=0)]
 
 
 def at_label_size(logits: Tensor, batch: Batch) -> Tensor:

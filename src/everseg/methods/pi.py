@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from everseg.methods.importance import ImportancePenalty
+from everseg.methods.parts import Weight
 
 
 @dataclass(kw_only=True)
@@ -21,7 +22,7 @@ class PI(ImportancePenalty):
 
     per_step: ClassVar[tuple[str, ...]] = ("delta", "previous")
 
-    weight: float = 500.0
+    weight: Weight = 500.0
     """Weight of the penalty (paper's code: 500)."""
 
     def importance(self, name):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
 from everseg.methods.importance import ImportancePenalty
+from everseg.methods.parts import Weight
 
 
 @dataclass(kw_only=True)
@@ -20,17 +22,12 @@ class RW(ImportancePenalty):
 
     per_step: ClassVar[tuple[str, ...]] = ("path", "previous")
 
-    weight: float = 100.0
+    weight: Weight = 100.0
     """Weight of the penalty (paper's code: 100)."""
-    alpha: float = 0.9
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of the newest squared gradient in the Fisher average (paper's code: 0.9)."""
-    period: int = 10
+    period: Annotated[int, Field(ge=1)] = 10
     """Iterations between two looks at the path (paper's code: 10)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.period < 1:
-            raise ValueError(f"period: expected at least 1 iteration, got {self.period}")
 
     def importance(self, name):
         fisher = self.stats.get("fisher", {}).get(name)

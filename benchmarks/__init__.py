@@ -1,0 +1,1 @@
+"""Checks and timings that are no part of the package."""

@@ -1,0 +1,165 @@
+"""Optimiser, learning rate, and state under parameter names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from everseg.config import TrainConfig
+from everseg.engine.optim import (
+    check_param_groups,
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_learning_rate,
+)
+from everseg.errors import CheckpointError, ConfigError
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def groups(model: nn.Module) -> list[dict]:
+    return [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr_scale": 10.0}]
+
+
+def take(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 1) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.ones(5, 3)).square().sum().backward()
+        optimizer.step()
+
+
+def test_poly_falls_to_zero_and_stays_there():
+    train = TrainConfig(schedule="poly", power=0.9)
+    assert learning_rate(train, 0.01, 0, 6) == 0.01
+    assert learning_rate(train, 0.01, 1, 6) == pytest.approx(0.00848666, rel=1e-6)
+    assert learning_rate(train, 0.01, 5, 6) == pytest.approx(0.00199372, rel=1e-5)
+    assert learning_rate(train, 0.01, 6, 6) == 0
+    assert learning_rate(train, 0.01, 9, 6) == 0
+
+
+def test_step_schedule_drops_every_step_size_iterations():
+    train = TrainConfig(schedule="step", step_size=2, step_factor=0.5)
+    assert [learning_rate(train, 8.0, i, 6) for i in range(6)] == [8, 8, 4, 4, 2, 2]
+
+
+def test_constant_schedule_is_constant():
+    assert {learning_rate(TrainConfig(schedule="constant"), 0.3, i, 4) for i in range(6)} == {0.3}
+
+
+def test_learning_rate_scale_belongs_to_the_group():
+    model = net()
+    optimizer = make_optimizer(groups(model), TrainConfig(), lr=0.1)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 1.0]
+    set_learning_rate(optimizer, 0.02)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.02, pytest.approx(0.2)]
+
+
+def test_first_update_is_nesterov_with_weight_decay():
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimizer = make_optimizer([{"params": [weight]}], TrainConfig(momentum=0.9, weight_decay=0.1), lr=0.5)
+    weight.grad = torch.tensor([1.0])
+    optimizer.step()
+    decayed = 1.0 + 0.1 * 2.0
+    assert weight.item() == pytest.approx(2.0 - 0.5 * (decayed + 0.9 * decayed))
+
+
+def test_nesterov_without_momentum_is_a_configuration_error():
+    with pytest.raises(ConfigError, match=r"train\.nesterov"):
+        make_optimizer(groups(net()), TrainConfig(momentum=0.0), lr=0.1)
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ValueError, match="no weight to train"):
+        make_optimizer([{"params": []}], TrainConfig(), lr=0.1)
+
+
+def test_groups_that_cover_the_model_pass_also_as_generators():
+    model = net()
+    check_param_groups(
+        model, [{"params": list(model[0].parameters())}, {"params": list(model[1].parameters())}]
+    )
+
+
+def test_all_faults_of_groups_are_named_at_once():
+    model = net()
+    model[0].bias.requires_grad_(False)
+    given = [
+        {"params": [model[0].bias, model[1].weight]},
+        {"params": [model[1].weight, nn.Parameter(torch.ones(7))]},
+    ]
+    with pytest.raises(ValueError, match="exactly once") as caught:
+        check_param_groups(model, given)
+    for part in (
+        "in no group: 0.weight, 1.bias",
+        "in several groups: 1.weight",
+        "frozen, yet in a group: 0.bias",
+        "not weights of this model: (unnamed, shape (7,))",
+    ):
+        assert part in str(caught.value)
+
+
+OPTIMIZERS = [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    lambda p: torch.optim.SGD(p, lr=0.1),
+    lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    lambda p: torch.optim.AdamW(p, lr=0.01),
+    lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
+    lambda p: torch.optim.Adafactor(p, lr=0.01),
+]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_state_survives_files_and_continues_bit_equal(make):
+    model, other = net(), net()
+    optimizer, again = make(groups(model)), make(groups(other))
+    take(model, optimizer, 3)
+    set_learning_rate(optimizer, 0.007)
+    tensors, document = optimizer_state(optimizer, model)
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    other.load_state_dict(model.state_dict())
+    load_optimizer_state(again, other, tensors, json.loads(json.dumps(document)))
+    take(model, optimizer, 3)
+    take(other, again, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.007
+
+
+def test_momentum_is_stored_under_the_weight_name():
+    model = net()
+    optimizer = make_optimizer(groups(model), TrainConfig(), lr=0.1)
+    take(model, optimizer)
+    tensors, document = optimizer_state(optimizer, model)
+    assert set(tensors) == {f"momentum_buffer/{name}" for name, _ in model.named_parameters()}
+    assert document["groups"][1]["params"] == ["1.weight", "1.bias"]
+
+
+def test_state_of_other_weights_is_refused_and_nothing_changes():
+    model = net()
+    optimizer = make_optimizer(groups(model), TrainConfig(), lr=0.1)
+    take(model, optimizer)
+    tensors, document = optimizer_state(optimizer, model)
+    bigger = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
+    fresh = make_optimizer([*groups(bigger), {"params": bigger[2].parameters()}], TrainConfig(), lr=0.1)
+    with pytest.raises(CheckpointError, match=r"only in the model: 2\.bias, 2\.weight"):
+        load_optimizer_state(fresh, bigger, tensors, document)
+    assert not fresh.state
+
+
+def test_state_of_another_optimiser_or_shape_is_refused():
+    model = net()
+    optimizer = make_optimizer(groups(model), TrainConfig(), lr=0.1)
+    take(model, optimizer)
+    tensors, document = optimizer_state(optimizer, model)
+    with pytest.raises(CheckpointError, match="SGD"):
+        load_optimizer_state(torch.optim.Adam(groups(model)), model, tensors, document)
+    tensors["momentum_buffer/0.weight"] = torch.ones(1, 1)
+    with pytest.raises(CheckpointError, match=r"momentum_buffer/0\.weight"):
+        load_optimizer_state(optimizer, model, tensors, document)

@@ -1,0 +1,126 @@
+"""A tiny model and generated batches, trained exactly as the engine does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from everseg.config import TrainConfig
+from everseg.engine.optim import check_param_groups, make_optimizer
+from everseg.engine.step import train_batch
+from everseg.labels import LabelSpace
+from everseg.methods.base import Method, StepContext
+from everseg.models.build import deeplabv3
+from everseg.models.model import SegmentationModel, frozen_copy
+from everseg.scenarios.steps import Source, Step
+from everseg.types import Batch
+
+TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
+
+
+def model_for_tests() -> SegmentationModel:
+    return deeplabv3(
+        blocks=(1, 1, 1, 1), bottleneck=False, stem=4, widths=(4, 4, 6, 8), stem_pool=False, hidden=4,
+        out_channels=6, rates=(1, 2, 3),
+    )  # fmt: skip
+
+
+def make_step(
+    index: int, sizes: Mapping[str, tuple[int, ...]], grows: Mapping[str, int], branch: str
+) -> Step:
+    """A step after which each branch has grown by `sizes`."""
+    spaces = {}
+    for name, growth in sizes.items():
+        ids = iter(range(sum(growth)))
+        groups = tuple(tuple(next(ids) for _ in range(n)) for n in growth)
+        spaces[name] = LabelSpace(groups, tuple(f"{name}-{i}" for i in range(sum(growth))))
+    return Step(index, (Source(branch, "toy", "train", (), bytes(range(256))),), (), spaces, grows)
+
+
+CLASSES = (
+    make_step(0, {"a": (3,)}, {"a": 3}, "a"),
+    make_step(1, {"a": (3, 2)}, {"a": 2}, "a"),
+)
+"""Class-incremental: 3 classes, then 2 more."""
+
+
+def batches(step: Step, count: int = 3) -> list[Batch]:
+    """Images and labels as the step would see them: old classes are background, some pixels ignored."""
+    generator = torch.Generator().manual_seed(100 + step.index)
+    branch = step.branch
+    old, total = step.num_old(branch), step.spaces[branch].num_classes
+    found = []
+    for _ in range(count):
+        image = torch.randn(2, 3, 16, 16, generator=generator)
+        first = old if old < total else 1
+        label = torch.randint(first - bool(old), total, (2, 16, 16), generator=generator)
+        if old:
+            label[label < first] = 0
+        label[:, :2] = 255
+        found.append(Batch(image, label, branch))
+    return found
+
+
+@dataclass
+class Run:
+    """One step in the making."""
+
+    method: Method
+    model: SegmentationModel
+    step: Step
+    teacher: SegmentationModel | None
+    ctx: StepContext
+    optimizer: torch.optim.Optimizer
+    terms: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def take(self, *batches: Batch) -> Run:
+        for batch in batches:
+            self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
+        return self
+
+
+class Toy:
+    """What the tests of methods share."""
+
+    steps = CLASSES
+    step = staticmethod(make_step)
+    batches = staticmethod(batches)
+
+    def model(self) -> SegmentationModel:
+        torch.manual_seed(1)
+        return model_for_tests()
+
+    def begin(self, method: Method, model: SegmentationModel, step: Step, *, begin: bool = True) -> Run:
+        """Prepare a step as the engine does; `begin=False` where its state is restored instead."""
+        torch.manual_seed(10 + step.index)
+        teacher = frozen_copy(model) if method.uses_teacher and step.index else None
+        method.prepare_model(model, step)
+        groups = method.param_groups(model, step)
+        check_param_groups(model, groups)
+        optimizer = make_optimizer(groups, TRAIN, lr=0.05)
+        ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
+        if begin:
+            method.begin_step(ctx)
+        model.train()
+        return Run(method, model, step, teacher, ctx, optimizer)
+
+    def train(self, method: Method, model: SegmentationModel, *steps: Step) -> Run:
+        """Train whole steps; returns the last one."""
+        for step in steps or self.steps:
+            run = self.begin(method, model, step).take(*self.batches(step))
+            method.end_step(run.ctx)
+        return run
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy()
+
+
+def snapshot(*states: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()} for state in states]

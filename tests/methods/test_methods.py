@@ -1,0 +1,209 @@
+"""What every method, built-in or installed, must hold to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import safetensors.torch
+import torch
+
+from everseg import registry
+from everseg.engine.optim import check_param_groups, load_optimizer_state, optimizer_state
+from everseg.methods.base import Method
+
+METHODS = registry.names("method")
+NEEDS: dict[str, dict[str, Any]] = {
+    "freeze_from": {"freeze_encoder": True},
+    "frozen_statistics": {"freeze_encoder": True},
+    "background_from_labels": {"form": "disjoint"},
+}
+"""Hyper-parameters that act only together with another one."""
+
+
+def build(name: str, **options: Any):
+    return registry.resolve("method", name)(**options)
+
+
+def fields() -> list[tuple[str, str]]:
+    """Each method's own fields; those of the base for two methods, one with a `prepare_model` of its own."""
+    shared = {f.name for f in dataclasses.fields(Method)}
+    found = [(n, f.name) for n in METHODS for f in dataclasses.fields(registry.resolve("method", n))]
+    return [(n, name) for n, name in found if name not in shared or n in ("ft", "mib")]
+
+
+def other_value(cls: type, name: str) -> Any:
+    default = {f.name: f.default for f in dataclasses.fields(cls)}[name]
+    hint = get_type_hints(cls)[name]
+    if get_origin(hint) is Literal:
+        return next(value for value in get_args(hint) if value != default)
+    if hint is bool:
+        return not default
+    return {"freeze_from": 0, "period": 1}.get(name, default * 0.5)
+
+
+def fingerprint(run) -> list[torch.Tensor]:
+    logged = [value.double() for terms in run.terms for value in terms.values()]
+    return logged + [value.double() for value in run.model.state_dict().values()]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_steps_stay_finite_and_learn(toy, name):
+    model = toy.model()
+    first = toy.train(build(name), model, toy.steps[0])
+    start = {k: v.clone() for k, v in model.named_parameters()}
+    second = toy.train(first.method, model, toy.steps[1])
+    for run in (first, second):
+        assert all(torch.isfinite(value) for terms in run.terms for value in terms.values())
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    unmoved = [k for k, v in model.named_parameters() if k in start and torch.equal(v, start[k])]
+    assert not unmoved
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_teacher_is_bit_unchanged_and_the_model_of_before(toy, name):
+    method, model = build(name), toy.model()
+    toy.train(method, model, toy.steps[0])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    run = toy.begin(method, model, toy.steps[1]).take(*toy.batches(toy.steps[1]))
+    if method.uses_teacher:
+        assert equal(before, run.teacher.state_dict())
+        assert not any(p.requires_grad or p.grad is not None for p in run.teacher.parameters())
+    else:
+        assert run.teacher is None
+
+
+@pytest.mark.parametrize(("name", "field"), fields())
+def test_every_hyperparameter_changes_the_result(toy, name, field):
+    needs = NEEDS.get(field, {})
+    value = other_value(registry.resolve("method", name), field)
+    plain = toy.train(build(name, **needs), toy.model())
+    changed = toy.train(build(name, **needs | {field: value}), toy.model())
+    ours, theirs = fingerprint(plain), fingerprint(changed)
+    assert len(ours) != len(theirs) or any(not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_of_ignored_pixels_stays_finite(toy, name):
+    method, model = build(name), toy.model()
+    toy.train(method, model, toy.steps[0])
+    batch = toy.batches(toy.steps[1], 1)[0]
+    batch.label.fill_(255)
+    run = toy.begin(method, model, toy.steps[1]).take(batch)
+    assert all(torch.isfinite(value) for value in run.terms[0].values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_first_step_is_the_plain_loss(toy, name):
+    run = toy.begin(build(name), toy.model(), toy.steps[0]).take(toy.batches(toy.steps[0])[0])
+    plain = build("ft", bce=name == "lwf-mc")
+    expected = toy.begin(plain, toy.model(), toy.steps[0]).take(toy.batches(toy.steps[0])[0])
+    assert run.terms[0] == expected.terms[0]
+    assert equal(run.model.state_dict(), expected.model.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("index", [0, 1])
+def test_restart_inside_a_step_is_bit_equal(toy, name, index):
+    options = {"period": 2} if name == "rw" else {}
+    model, method = toy.model(), build(name, **options)
+    for step in toy.steps[:index]:
+        toy.train(method, model, step)
+    before, carried = [
+        {k: v.clone() for k, v in s.items()} for s in (model.state_dict(), method.state_dict())
+    ]
+    step, data = toy.steps[index], toy.batches(toy.steps[index], 7)
+    run = toy.begin(method, model, step).take(*data[:3])
+    tensors, document = optimizer_state(run.optimizer, model)
+    files = [safetensors.torch.save(clones(s)) for s in (model.state_dict(), tensors, method.state_dict())]
+    document = json.loads(json.dumps(document))
+    run.take(*data[3:])
+    method.end_step(run.ctx)
+
+    fresh, again = build(name, **options), toy.model()
+    for earlier in toy.steps[:index]:
+        again.grow(earlier.grows)
+    again.load_state_dict(before)
+    fresh.load_state_dict(carried)
+    resumed = toy.begin(fresh, again, step, begin=False)
+    weights, momenta, state = [safetensors.torch.load(data) for data in files]
+    again.load_state_dict(weights)
+    load_optimizer_state(resumed.optimizer, again, momenta, document)
+    fresh.load_state_dict(state)
+    fresh.begin_step(resumed.ctx)  # harmless where the engine calls it after a restart
+    resumed.take(*data[3:])
+    fresh.end_step(resumed.ctx)
+
+    assert equal(model.state_dict(), again.state_dict())
+    assert equal(method.state_dict(), fresh.state_dict())
+    assert run.terms[3:] == resumed.terms
+
+
+def clones(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone().contiguous() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unknown_hyperparameter_is_an_error(name):
+    with pytest.raises(TypeError, match="kd_wieght"):
+        build(name, kd_wieght=1.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("options", [{}, {"freeze_encoder": True}, {"freeze_norm": True}])
+def test_param_groups_hold_every_trainable_weight_once(toy, name, options):
+    method, model = build(name, **options), toy.model()
+    for step in toy.steps:
+        method.prepare_model(model, step)
+        check_param_groups(model, method.param_groups(model, step))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_frozen_encoder_is_bit_unchanged_with_its_statistics(toy, name):
+    method, model = build(name, freeze_encoder=True), toy.model()
+    toy.train(method, model, toy.steps[0])
+    before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
+    toy.train(method, model, toy.steps[1])
+    assert equal(before, model.encoder.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_new_branch_learns_plainly_and_leaves_the_old_one_alone(toy, name):
+    method, model = build(name), toy.model()
+    toy.train(method, model, toy.steps[0])
+    head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("heads.a.")}
+    assert head
+    run = toy.train(method, model, toy.step(1, {"a": (3,), "b": (4,)}, {"b": 4}, "b"))
+    assert set(run.terms[-1]) <= {"ce", "bce", "penalty"}
+    after = {k: v for k, v in model.state_dict().items() if k.startswith("heads.a.")}
+    assert equal(head, after)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_step_without_new_classes_runs(toy, name):
+    method, model = build(name), toy.model()
+    toy.train(method, model, *toy.steps)
+    run = toy.train(method, model, toy.step(2, {"a": (3, 2)}, {}, "a"))
+    assert all(torch.isfinite(value) for value in run.terms[-1].values())
+    assert model.head("a").num_classes == 5
+
+
+def test_only_mib_with_its_initialisation_starts_from_the_background(toy):
+    for name, options, expected in (
+        ("mib", {}, True),
+        ("mib", {"init_background": False}, False),
+        ("lwf", {}, False),
+    ):
+        model = toy.model()
+        method = build(name, **options)
+        toy.train(method, model, toy.steps[0])
+        toy.begin(method, model, toy.steps[1])
+        old, new = model.head("a").classifiers
+        assert torch.equal(new.weight, old.weight[:1].expand_as(new.weight)) is expected
