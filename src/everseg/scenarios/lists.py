@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -81,7 +83,7 @@ def published(dataset_name: str, task: str, protocol: str) -> list[np.ndarray] |
         key = f"{folder}/train-{step}"
         try:
             indices = _read_packed(key)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"published list {key}: unreadable ({error}); install everseg again") from None
         if sha1_int64(indices) != checksums[key]["sha1_int64"]:
             raise DataError(f"published list {key}: checksum differs; install everseg again")
@@ -159,7 +161,7 @@ def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndar
     for suffix in (".npy", ".txt"):
         if (folder / f"train-{num_steps}{suffix}").is_file():
             problems.append(
-                f"scenario.lists: '{folder}' has train-{num_steps}{suffix}, but the task {num_steps} steps"
+                f"scenario.lists: '{folder}' has train-{num_steps}{suffix}, but the task has {num_steps} steps"
             )
     if problems:
         raise ConfigError(problems)
@@ -192,10 +194,8 @@ def check_list(indices: np.ndarray, length: int, where: str) -> list[str]:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError("not an array of positions")
-    return array
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_txt(path: Path, ids: Sequence[str]) -> np.ndarray:

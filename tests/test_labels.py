@@ -1,0 +1,77 @@
+"""Label tables: every cell of the conventions in use (void, background, old and future classes)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from everseg.errors import ConfigError
+from everseg.labels import POLICIES, SYNTHETIC_BACKGROUND, LabelSpace, RawLabels, policy_set
+
+# Raw ids: 0 background, 3 and 1 learnt first, 4 taught now, 2 later; 255 void; 77 is in no list of the data set.
+LABELS = RawLabels({0: "background", 1: "cow", 2: "dog", 3: "cat", 4: "sheep"})
+SPACE = LabelSpace(((0, 3, 1), (4,)), ("background", "cat", "cow", "sheep"))
+BACKGROUND, OLD, NOW, FUTURE, VOID, UNDECLARED = 0, (3, 1), 4, 2, 255, 77
+
+# policy: role -> (background, void, unlabelled old, future); old classes' own ids and the current id are 1, 2 and 3.
+CELLS = {
+    "mib-voc": {"train": (0, 0, 0, 0), "val": (0, 255, 255, 255), "test": (0, 255, 255, 255)},
+    "mib-ade": {"train": (0, 0, 0, 0), "val": (255, 255, 255, 255), "test": (255, 255, 255, 255)},
+    "plop": {"train": (0, 255, 0, 0), "val": (0, 255, 0, 0), "test": (0, 255, 0, 0)},
+    "ignore-void": {"train": (0, 255, 0, 0), "val": (0, 255, 255, 255), "test": (0, 255, 255, 255)},
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("role", ["train", "val", "test"])
+def test_every_cell_of_a_convention(name, role):
+    background, void, old, future = CELLS[name][role]
+    policy = getattr(POLICIES[name], role)
+    table = SPACE.lut((NOW,), policy, LABELS.names)
+    assert table.shape == (256,)
+    assert table.dtype == np.uint8
+    assert table[BACKGROUND] == background
+    assert [table[raw] for raw in OLD] == [old, old]
+    assert table[NOW] == 3
+    assert table[FUTURE] == future
+    assert table[VOID] == void
+    assert table[UNDECLARED] == void
+    seen = SPACE.lut(SPACE.order, policy, LABELS.names)
+    assert [seen[raw] for raw in (3, 1, 4)] == [1, 2, 3]
+    assert seen[BACKGROUND] == background
+
+
+def test_every_convention_is_covered_here():
+    assert set(CELLS) == set(POLICIES)
+
+
+@pytest.mark.parametrize("name", ["mib-voc", "plop", "ignore-void"])
+def test_a_synthetic_background_takes_old_and_future_but_no_raw_id_of_its_own(name):
+    labels = RawLabels({i: f"class {i}" for i in range(11)}, background=None, void=(11,))
+    space = LabelSpace(
+        ((SYNTHETIC_BACKGROUND, 0, 1, 2), (3, 4)), ("background", *(f"class {i}" for i in range(5)))
+    )
+    table = space.lut((3, 4), POLICIES[name].train, labels.names)
+    assert table[:11].tolist() == [0, 0, 0, 4, 5, 0, 0, 0, 0, 0, 0]
+    assert table[11] == POLICIES[name].train.void
+    # Raw 0 is a class here, not the background: the policy's background value must not touch it.
+    tested = space.lut(space.order, POLICIES["mib-ade"].test, labels.names)
+    assert tested[:11].tolist() == [1, 2, 3, 4, 5, 255, 255, 255, 255, 255, 255]
+
+
+def test_a_space_without_background_has_no_special_raw_id():
+    labels = RawLabels({0: "road", 1: "sky"}, background=None)
+    space = LabelSpace(((0,), (1,)), ("road", "sky"), background=None)
+    assert space.lut(space.order, POLICIES["plop"].test, labels.names)[:3].tolist() == [0, 1, 255]
+
+
+def test_an_unknown_convention_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'voc'.*mib-voc, mib-ade, plop, ignore-void"):
+        policy_set("voc")
+
+
+def test_raw_labels_tell_classes_from_background_and_void():
+    assert LABELS.classes == (1, 2, 3, 4)
+    assert LABELS.declared == {0, 1, 2, 3, 4, 255}
+    camvid = RawLabels({0: "sky", 1: "road"}, background=None, void=(11,))
+    assert camvid.classes == (0, 1)
