@@ -72,6 +72,13 @@ def test_addition_leaves_both_sides_alone():
     assert total.counts.tolist() == [[0, 0], [2, 0]]
 
 
+def test_writing_into_the_counts_leaves_the_matrix_alone():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.tensor([0]), torch.tensor([1]))
+    matrix.counts.zero_()
+    assert matrix.counts.tolist() == [[0, 0], [1, 0]]
+
+
 def test_permuting_the_classes_permutes_the_matrix():
     prediction, label = random_case(4, 6, (4, 9))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
