@@ -70,9 +70,13 @@ def load(
     _add_source(tree, source, problems)
     tree.merge(Parsed(plain(sections, problems)))
     tree.merge(_overrides(overrides, problems))
-    trusted = set(registry.names("method"))
-    checked = isinstance(source, Mapping) and tree.method_untouched(source)
-    return _checked(tree, problems, resolve=lambda name: name in trusted or not checked)
+    stored = isinstance(source, Mapping) and tree.method_untouched(source)
+    return _checked(tree, problems, resolve=lambda name: not stored or _installed(name))
+
+
+def _installed(name: Any) -> bool:
+    """A mapping may come from a run folder: only methods that are installed anyway are looked up for its sake."""
+    return isinstance(name, str) and (name in registry.BUILTIN["method"] or name in registry.names("method"))
 
 
 def _checked(tree: _Tree, problems: list[Problem], resolve: Callable[[Any], bool]) -> RunConfig:

@@ -113,7 +113,7 @@ class Progress:
             iteration: iterations done so far, `start` included.
             terms: loss term -> value, weights applied; their sum is shown as the loss.
             lr: learning rate of this iteration; 0 hides it (evaluation).
-            images_per_second: throughput over all processes.
+            images_per_second: throughput over all processes; 0 hides it.
         """
         if self._silent:
             return
@@ -155,7 +155,8 @@ class Progress:
             parts.append(" ".join(f"{name} {value:.3f}" for name, value in terms.items()))
         if lr:
             parts.append(f"lr {lr:.1e}")
-        parts.append(f"{images_per_second:.1f} img/s")
+        if images_per_second:
+            parts.append(f"{images_per_second:.1f} img/s")
         parts.append(memory_text())
         fresh = self._done - self._start
         if fresh > 0 and self._done < self._total:

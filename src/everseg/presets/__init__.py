@@ -116,4 +116,6 @@ def _unknown(name: str) -> str:
 
 
 def _example(data: str) -> str:
-    return next(name for name in names() if name.startswith(f"{data}-") and name.endswith("-mib"))
+    tasks = _part("tasks")[data]
+    task = next(task for task, settings in tasks.items() if task != OFFLINE and "method" not in settings)
+    return f"{data}-{task}-mib"

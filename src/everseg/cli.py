@@ -1,0 +1,325 @@
+"""The command line: verbs, messages and exit codes (floor 6).
+
+torch is imported only where a verb needs it, so that --help and the lists answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from everseg.cli_support import (
+    byte_progress,
+    console_of_stdout,
+    guarded,
+    listing,
+    note,
+    say,
+    speaks,
+    unicode_output,
+    write_json,
+)
+from everseg.errors import ConfigError
+
+app = typer.Typer(
+    name="everseg",
+    help="Keep a semantic-segmentation model learning: new classes, without the old data.",
+    epilog="Add --debug to any command for the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Check and download data sets.", no_args_is_help=True, rich_markup_mode=None)
+import_app = typer.Typer(
+    help="Read (and write) other projects' checkpoints.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(data_app, name="data")
+app.add_typer(import_app, name="import")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
+]
+Source = Annotated[
+    str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes and of training.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
+    from everseg import api
+    from everseg.report import tables
+
+    rows = api.demo(out=out, seed=seed, quiet=quiet)
+    if not speaks():
+        return
+    if as_json:
+        write_json(rows)
+        return
+    console = console_of_stdout()
+    console.print(
+        "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
+    )
+    console.print(tables.demo_table(rows, mark="▇" if unicode_output() else "#"))
+    for row in rows:
+        say(f"  {row['method']:<6} {row['path']}")
+    path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
+    say(
+        "\nNext:  everseg show demo-mib                        every setting with its meaning\n"
+        f"       everseg eval {path}                     score a step again\n"
+        f"       everseg predict {path} IMAGES -o out    masks and overlays of your images\n"
+        "       everseg run camvid-6-5-mib data.root=DIR    the same on real images\n"
+        "       everseg list presets"
+    )
+
+
+@app.command()
+def run(
+    source: Source,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Two iterations of every step through every stage; keeps nothing."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train and score every step; the same command continues an unfinished run."""
+    from everseg import api
+    from everseg.report import tables
+
+    done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
+    if not speaks():
+        return
+    result = done.to_json()
+    if as_json:
+        write_json(result)
+        return
+    console = console_of_stdout()
+    console.print(tables.step_table(result))
+    if text := tables.sequence_text(result):
+        say(text)
+    if dry_run:
+        say("dry run: every stage works; these scores mean nothing and nothing was kept")
+    else:
+        say(f"run folder: {done.path}")
+
+
+@app.command("eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    step: Step = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a finished step again, on its own test images or on others (data=... scenario.test_split=...)."""
+    from everseg import api
+    from everseg.report import tables
+
+    result = api.evaluate(path, step=step, overrides=overrides or [], quiet=quiet)
+    if not speaks():
+        return
+    if as_json:
+        write_json(result)
+        return
+    for branch, scores in result["branches"].items():
+        title = f"{result['run']}, step {result['step']}" + (
+            f", {branch}" if len(result["branches"]) > 1 else ""
+        )
+        console_of_stdout().print(tables.scores_table(title, scores))
+
+
+@app.command()
+def predict(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
+    step: Step = None,
+) -> None:
+    """Write the id mask and an overlay of every image."""
+    from everseg import api
+
+    written = api.predict(path, images, out, step=step)
+    say(f"{len(written)} masks and overlays in {out}; classes.json there names the ids")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="methods, tasks, presets, models, datasets, policies.")
+    ],
+    contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the names that a configuration may use."""
+    rows = [row for row in listing(what) if contains in row[0]]
+    if as_json:
+        write_json([{"name": name, "help": text} for name, text in rows])
+    elif any(text for _, text in rows):
+        from everseg.report import tables
+
+        console_of_stdout().print(tables.table(["name", "what"], rows))
+    else:
+        say("\n".join(name for name, _ in rows))
+
+
+@app.command()
+def show(
+    source: Source,
+    overrides: Overrides = None,
+    scenario: Annotated[
+        bool | None,
+        typer.Option(
+            "--scenario/--no-scenario", help="What every step sees; default if the data are at hand."
+        ),
+    ] = None,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print a YAML file to start from.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the resolved configuration with each field's help, and what every step will see."""
+    from everseg import config_loading
+    from everseg.report import tables
+
+    config = config_loading.load(source, overrides or [])
+    if as_yaml:
+        say(config_loading.dump(config).rstrip())
+        return
+    if scenario is None:
+        root = config.data.root
+        scenario = config.data.dataset == "demo" or (root is not None and Path(root).expanduser().is_dir())
+    steps = None
+    if scenario:
+        from everseg import api
+
+        steps = api.describe_scenario(config)
+    if as_json:
+        write_json({"config": config_loading.to_json(config), "scenario": steps})
+        return
+    console = console_of_stdout()
+    console.print(tables.settings_table(config_loading.fields(config)))
+    if steps is None:
+        say("What every step sees is shown here too when the data are at hand: data.root=DIR")
+        return
+    for piece in tables.scenario_tables(steps):
+        console.print(piece)
+
+
+@data_app.command("check")
+def data_check(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A data set's name, a data.yaml, or file.py:build.")
+    ],
+    overrides: Overrides = None,
+    skiplist: Annotated[
+        Path | None,
+        typer.Option("--write-skiplist", help="Write split and name of every faulty sample to this file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every file once and list all faults (exit code 3 if there are errors)."""
+    from everseg.config_loading import load
+    from everseg.data.datasets import load_dataset
+    from everseg.data.doctor import check_source
+    from everseg.engine.progress import Progress
+
+    config = load({}, [f"data.dataset={dataset}", *(_data_key(text) for text in overrides or [])])
+    with Progress(quiet=as_json) as progress:
+        started: list[int] = []
+
+        def advance(done: int, total: int) -> None:
+            if not started:
+                started.append(total)
+                progress.begin(f"checking {dataset}", total)
+            progress.update(done, {}, 0.0, 0.0)
+
+        report = check_source(lambda: load_dataset(config.data), progress=advance)
+    if as_json:
+        write_json(report.to_json())
+    else:
+        say(report.summary())
+    if skiplist is not None:
+        bad = dict.fromkeys(
+            f"{f.split}\t{f.sample}" for f in report.findings if f.level == "error" and f.sample
+        )
+        skiplist.write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
+        note(f"{len(bad)} faulty samples in {skiplist}; leave them out of your lists")
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+def _data_key(text: str) -> str:
+    """`root=DIR` is short for data.root=DIR here."""
+    return text if text.startswith("data.") else f"data.{text}"
+
+
+@data_app.command("download")
+def data_download(
+    dataset: Annotated[str, typer.Argument(metavar="voc|ade")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to download and unpack to.")],
+) -> None:
+    """Fetch and unpack a data set; a second call goes on where the first stopped."""
+    from everseg.data.download import download
+
+    root = download(dataset, to, progress=byte_progress(dataset))
+    say(f"ready: data.root={root}")
+
+
+@import_app.command("mib")
+def import_mib(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth; with --back our folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder; with --back the .pth to write.")],
+    back: Annotated[
+        bool, typer.Option("--back", help="Write one of our models in the original layout.")
+    ] = False,
+    norm: Annotated[
+        Literal["bn", "abn", "iabn"], typer.Option(help="Norm the checkpoint was trained with.")
+    ] = "iabn",
+    output_stride: Annotated[int, typer.Option(help="8 or 16, as in the original's options.")] = 16,
+    classes: Annotated[str, typer.Option(help="Class names in output order, separated by commas.")] = "",
+) -> None:
+    """Turn an original MiB step checkpoint into a model folder, or back."""
+    from everseg import api
+
+    if back:
+        say(f"wrote {api.export_mib(source, out)}")
+        return
+    names = [name.strip() for name in classes.split(",")] if classes else []
+    if output_stride not in (8, 16):
+        raise ConfigError(f"--output-stride: expected 8 or 16, got {output_stride}")
+    folder = api.import_mib(source, out, norm=norm, output_stride=output_stride, classes=names)
+    say(f"wrote {folder}; use it with: everseg predict {folder} IMAGES -o out")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    code = guarded(app, [argument for argument in given if argument != "--debug"], debug)
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        sys.stdout.flush()
+    if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

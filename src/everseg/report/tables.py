@@ -1,0 +1,185 @@
+"""Results as tables for the terminal (floor 6)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from everseg.report.text import printable
+
+BAR_CELLS = 10
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one digit; "-" where undefined."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> str:
+    """A fraction in [0, 1] as a row of blocks; empty below half a block, for None and for negative values."""
+    return "" if value is None else mark * round(cells * min(max(value, 0.0), 1.0))
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = ""
+) -> Table:
+    """A plain table; every cell is text with control characters escaped.
+
+    Args:
+        right: names of right-aligned columns, separated by "|".
+    """
+    result = Table(
+        title=printable(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    numbers = set(right.split("|"))
+    for column in columns:
+        result.add_column(
+            Text(printable(column)),
+            justify="right" if column in numbers else "left",
+            no_wrap=column in numbers,
+        )
+    for row in rows:
+        result.add_row(*(Text(printable(cell)) for cell in row))
+    return result
+
+
+def shortened(names: Sequence[str], limit: int = 6) -> str:
+    """The first names and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names) if more <= 1 else ", ".join(names[:limit]) + f" and {more} more"
+
+
+def step_table(run_json: Mapping[str, Any]) -> Table:
+    """One row per step: mIoU of old, new and all classes in percent, with and without background.
+
+    Args:
+        run_json: what `Run.to_json()` gives.
+    """
+    groups = ("old", "new", "all")
+    plain_names = [f"{group} (no bg)" for group in groups]
+    numbers = ["step", *groups, *plain_names, "hIoU", "accuracy"]
+    columns = ["step", "new classes", *groups, *plain_names, "hIoU", "accuracy"]
+    rows = [
+        [
+            step["index"],
+            shortened(step["classes"]),
+            *(percent(step["miou"].get(group)) for group in groups),
+            *(percent(step["miou_without_background"].get(group)) for group in groups),
+            percent(step.get("harmonic_mean")),
+            percent(step.get("overall_accuracy")),
+        ]
+        for step in run_json["steps"]
+    ]
+    return table(
+        columns, rows, title=f"{run_json['name']}: mIoU in percent after each step", right="|".join(numbers)
+    )
+
+
+def sequence_text(run_json: Mapping[str, Any]) -> str:
+    """Average over steps, forgetting and backward transfer in one line; "" for runs of one step."""
+    forgetting = (run_json.get("forgetting") or {}).get("mean")
+    if forgetting is None:
+        return ""
+    transfer = (run_json.get("backward_transfer") or {}).get("mean")
+    return (
+        f"average over steps {percent(run_json.get('average_miou'))} · forgetting {percent(forgetting)}"
+        f" · backward transfer {percent(transfer)} (points of mIoU)"
+    )
+
+
+def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
+    """The scores of one step and branch: groups first, then every class.
+
+    Args:
+        scores: what `evaluate` gives for a branch: `miou`, `miou_without_background`, `classes`, `class_iou`, ...
+    """
+    rows = [
+        [f"mIoU {group}", percent(value), percent(scores["miou_without_background"].get(group))]
+        for group, value in scores["miou"].items()
+    ]
+    for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
+        rows.append([key.replace("_", " "), percent(scores.get(key)), ""])
+    rows += [[f"IoU {name}", percent(value), ""] for name, value in class_iou(scores).items()]
+    return table(
+        ["score", "percent", "without background"], rows, title=title, right="percent|without background"
+    )
+
+
+def class_iou(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Class name -> IoU, from scores that hold a list or a mapping."""
+    values = scores.get("class_iou", {})
+    return dict(values) if isinstance(values, Mapping) else dict(zip(scores["classes"], values, strict=True))
+
+
+def demo_table(rows: Sequence[Mapping[str, Any]], *, mark: str = "▇") -> Table:
+    """The demo's result: one row per method, forgetting as a bar."""
+    columns = ["method", "step 0: all", "step 1: old", "new", "all", "forgetting", ""]
+    cells = [
+        [
+            row["method"],
+            *(percent(row.get(key)) for key in ("first", "old", "new", "all", "forgetting")),
+            bar(row.get("forgetting"), mark=mark)
+            if row["method"] != "joint"
+            else "(upper bound: sees all classes at once)",
+        ]
+        for row in rows
+    ]
+    return table(columns, cells, title="mIoU in percent", right="|".join(columns[1:6]))
+
+
+def settings_table(rows: Iterable[tuple[str, Any, str]]) -> Table:
+    """Key, value and help of every setting."""
+    return table(["key", "value", "help"], [(key, value_text(value), text) for key, value, text in rows])
+
+
+def value_text(value: Any) -> str:
+    """A setting as it would be written after `key=`."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What every step sees: images and leaks per step, then images and pixels per class."""
+    overview = table(
+        [
+            "step",
+            "new classes",
+            "train",
+            "test",
+            "background px",
+            "ignored px",
+            "old px hidden",
+            "future px hidden",
+            "shared",
+        ],
+        [
+            [
+                step["index"],
+                shortened(step["new_classes"], 8),
+                step["train"],
+                step["test"],
+                f"{step['background_pixels']:,}",
+                f"{step['ignored_pixels']:,}",
+                f"{sum(step['hidden']['old'].values()):,}",
+                f"{sum(step['hidden']['future'].values()):,}",
+                ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items()) or "-",
+            ]
+            for step in steps
+        ],
+        title="What every step sees (hidden: pixels of old or future classes trained as background; "
+        "shared: training images another step uses too)",
+        right="step|train|test|background px|ignored px|old px hidden|future px hidden",
+    )
+    rows = [
+        [step["index"], name, entry["images"], f"{entry['pixels']:,}"]
+        for step in steps
+        for name, entry in step["classes"].items()
+    ]
+    classes = table(
+        ["step", "class", "images", "pixels"], rows, title="Labelled in training", right="step|images|pixels"
+    )
+    return [overview, classes]

@@ -1,0 +1,68 @@
+"""Names -> objects."""
+
+from __future__ import annotations
+
+import textwrap
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from everseg import registry
+from everseg.errors import ConfigError
+
+
+def test_every_built_in_method_and_model_and_scenario_exists() -> None:
+    for kind, table in registry.BUILTIN.items():
+        for name in table:
+            assert callable(registry.resolve(kind, name)), (kind, name)
+
+
+def test_modules_and_files_are_addressed_by_attribute(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("class Mine: pass\n")
+    assert registry.resolve("method", "pathlib:Path") is Path
+    first = registry.resolve("method", f"{path}:Mine")
+    assert first.__name__ == "Mine"
+    assert registry.resolve("method", f"{path}:Mine") is first
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mibb", "unknown name 'mibb'; did you mean 'mib'?"),
+        ("zzzz", "unknown name 'zzzz' (everseg list methods"),
+        ("pathlib:Nothing", "'pathlib' has no 'Nothing'"),
+        ("no_such_module_x:A", "no module named 'no_such_module_x'"),
+        ("no_such_file.py:A", "no file 'no_such_file.py'"),
+    ],
+)
+def test_what_does_not_exist_is_told(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        registry.resolve("method", name)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_fails_says_why_and_can_be_corrected(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import no_such_module_y\n")
+    with pytest.raises(ConfigError, match=r"mine\.py' cannot be imported: ModuleNotFoundError"):
+        registry.resolve("method", f"{path}:Mine")
+    path.write_text(textwrap.dedent("class Mine:\n    pass\n"))
+    assert registry.resolve("method", f"{path}:Mine").__name__ == "Mine"
+
+
+def test_entry_points_come_after_the_built_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = [
+        EntryPoint("theirs", "pathlib:Path", "everseg.methods"),
+        EntryPoint("mib", "pathlib:PurePath", "everseg.methods"),
+    ]
+
+    def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
+        return [e for e in installed if e.group == group and name in (None, e.name)]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    assert registry.names("method")[-1] == "theirs"
+    assert registry.names("method").count("mib") == 1
+    assert registry.resolve("method", "theirs") is Path
+    assert registry.resolve("method", "mib").__name__ == "MiB"
