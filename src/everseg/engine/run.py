@@ -133,6 +133,8 @@ def _run(
                     continue
                 if not folder.final(step.index).is_dir():
                     _train(_job(session, step, sum(iterations[: step.index])))
+                if main:
+                    shutil.rmtree(folder.checkpoints(step.index), ignore_errors=True)
                 _score(session, step, sum(iterations[: step.index + 1]))
     finally:
         events.close()
@@ -191,7 +193,6 @@ def _train(job: StepJob) -> None:
         session.folder.save_final(
             job.step.index, job.model, state, dict(job.step.spaces), session.config, job.parent
         )
-        shutil.rmtree(session.folder.checkpoints(job.step.index), ignore_errors=True)
     session.accelerator.wait_for_everyone()
 
 

@@ -1,0 +1,91 @@
+"""Two processes over gloo: one run, the same weights, every test image counted once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import complete, ranks, results
+from safetensors.torch import load_file
+from toy import settings
+
+from everseg.engine.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
+    """The same run by one and by two processes, norms without batch statistics so that they can agree."""
+    folders = []
+    for world in (1, 2):
+        out = tmp_path_factory.mktemp(f"world{world}")
+        config = settings(out, method={"name": "ewc", "weight": 5.0}, scenario={"validation": "none"})
+        config["model"] = {"name": f"{Path(__file__).with_name('plain_model.py')}:build"}
+        codes = ranks(config, world) if world > 1 else [complete(config)]
+        assert codes == [0] * world
+        folders.append(RunFolder(out / "toy"))
+    return folders[0], folders[1]
+
+
+def test_two_processes_learn_the_weights_of_one_at_the_same_global_batch(pair):
+    for step in (0, 1):
+        one, two = (load_file(folder.final(step) / "model.safetensors") for folder in pair)
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        one, two = (load_file(folder.final(step) / "method_state.safetensors") for folder in pair)
+        assert one.keys() == two.keys()
+
+
+def test_evaluation_counts_every_pixel_once(pair):
+    for step in (0, 1):
+        one, two = (folder.counts(step)["default"] for folder in pair)
+        assert one.sum() == two.sum()
+        np.testing.assert_array_equal(one.sum(1), two.sum(1))  # truth pixels per class: no sample twice, none left out
+
+
+def test_the_same_weights_give_the_same_counts_in_one_and_two_processes(pair, tmp_path):
+    """Seven test images over two processes: an uneven last share."""
+    config = settings(tmp_path, data={"options": {"val": 7}}, method={"name": "ft"})
+    assert complete(config) == 0
+    whole = RunFolder(tmp_path / "toy")
+    before = {step: whole.counts(step)["default"] for step in (0, 1)}
+    for step in (0, 1):
+        (whole.step(step) / "metrics.json").unlink()
+        (whole.step(step) / "confusion.npz").unlink()
+    assert ranks(config, 2) == [0, 0]
+    for step in (0, 1):
+        np.testing.assert_array_equal(whole.counts(step)["default"], before[step])
+
+
+def test_both_ranks_hold_the_same_weights_and_a_second_time_gives_the_same_bytes(tmp_path):
+    """With real batch norms; the plug-in method compares the weights of the ranks after each step."""
+    digests = []
+    for name in ("a", "b"):
+        method = {"name": f"{Path(__file__).with_name('checked_method.py')}:Checked"}
+        config = settings(tmp_path / name, train={"epochs": 1, "epochs_next": 1}, method=method)
+        assert ranks(config, 2) == [0, 0]
+        digests.append(results(tmp_path / name / "toy"))
+    assert digests[0] == digests[1]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    assert ranks(settings(tmp_path, train={"batch": 3}), 2) == [2, 2]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(tmp_path):
+    script = tmp_path / "go.py"
+    config = settings(tmp_path, train={"epochs": 1, "epochs_next": 1})
+    script.write_text(f"import everseg\neverseg.run({config!r}, quiet=True)\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "toy" / "steps" / "01" / "metrics.json").read_text())
+    assert metrics["step"] == 1

@@ -1,0 +1,201 @@
+"""Kill it whenever you like: the same command continues, and the result is byte-identical."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from processes import complete, results, start, wait, wait_until
+from toy import settings
+
+from everseg.engine.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, dict[str, str]]:
+    """Results of runs nobody disturbed, by method."""
+    found = {}
+    for method in ("mib", "rw"):
+        out = tmp_path_factory.mktemp(method)
+        assert complete(settings(out, method={"name": method})) == 0
+        found[method] = results(out / "toy")
+        assert len(found[method]) == 12
+    return found
+
+
+@pytest.mark.parametrize("method", ["mib", "rw"])
+def test_kills_at_random_moments_change_nothing(tmp_path, undisturbed, method):
+    config = settings(tmp_path, method={"name": method})
+    rng = random.Random(f"{method}")
+    kills = 0
+    began = time.monotonic()
+    while kills < 6:
+        child = start(config)
+        time.sleep(rng.uniform(0.05, 1.2))
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            break
+        if wait(child) == 0:
+            break
+        kills += 1
+    assert complete(config) == 0
+    assert results(tmp_path / "toy") == undisturbed[method]
+    print(f"{kills} kills in {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.parametrize("flush", [2, 5, 9, 14, 17, 23, 31])
+def test_kills_inside_a_save_change_nothing(tmp_path, undisturbed, flush):
+    config = settings(tmp_path)
+    assert complete(config, kill_at_flush=flush) == -signal.SIGKILL
+    assert complete(config) == 0
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+def test_kills_between_steps_change_nothing(tmp_path, undisturbed):
+    config = settings(tmp_path)
+    folder = RunFolder(tmp_path / "toy")
+    for landmark in (folder.final(0), folder.step(0) / "metrics.json", folder.checkpoints(1), folder.final(1)):
+        child = start(config)
+        wait_until(landmark.exists)
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+    assert complete(config) == 0
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+@pytest.mark.slow
+def test_workers_and_checkpoint_intervals_do_not_change_the_result(tmp_path, undisturbed):
+    config = settings(tmp_path, data={"workers": 2}, train={"checkpoint_every": 3, "log_every": 1})
+    assert complete(config, kill_at_flush=12) == -signal.SIGKILL
+    assert complete(settings(tmp_path, data={"workers": 1}, train={"checkpoint_every": 5})) == 0
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_saves_and_continues(tmp_path, undisturbed, number):
+    config = settings(tmp_path, train={"checkpoint_every": 10_000})
+    folder = RunFolder(tmp_path / "toy")
+    child = start(config)
+    wait_until(lambda: (folder.path / "journal.jsonl").exists())
+    os.kill(child, number)
+    code = wait(child)
+    assert code == 128 + number
+    assert list(folder.path.glob("steps/*/ckpt/it-*")) or folder.final(0).exists()
+    assert complete(config) == 0
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+def test_a_time_budget_cuts_the_run_into_pieces(tmp_path, undisturbed):
+    config = settings(tmp_path, train={"max_time": 0.3})
+    codes = []
+    while not codes or codes[-1] == 75:
+        codes.append(complete(config))
+        assert len(codes) < 60
+    assert codes[-1] == 0
+    assert 75 in codes
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+def test_a_damaged_newest_checkpoint_costs_iterations_not_the_result(tmp_path, undisturbed):
+    config = settings(tmp_path)
+    folder = RunFolder(tmp_path / "toy")
+    child = start(config)
+    wait_until(lambda: len(list(folder.checkpoints(0).glob("it-*[0-9]"))) >= 2)
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    newest = sorted(folder.checkpoints(0).glob("it-*[0-9]"))[-1]
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-3] ^= 4
+    (newest / "model.safetensors").write_bytes(data)
+    assert complete(config) == 0
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+def test_all_checkpoints_damaged_stops_with_4_and_starts_nothing_anew(tmp_path):
+    config = settings(tmp_path)
+    folder = RunFolder(tmp_path / "toy")
+    child = start(config)
+    wait_until(lambda: len(list(folder.checkpoints(0).glob("it-*[0-9]"))) >= 2)
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    for path in folder.checkpoints(0).glob("it-*[0-9]"):
+        (path / "optim.safetensors").write_bytes(b"")
+    before = sorted(p.name for p in folder.checkpoints(0).iterdir())
+    assert complete(config) == 4
+    assert sorted(p.name for p in folder.checkpoints(0).iterdir()) == before
+
+
+def test_a_damaged_or_foreign_parent_stops_with_4(tmp_path):
+    config = settings(tmp_path)
+    assert complete(config) == 0
+    folder = RunFolder(tmp_path / "toy")
+    for name in ("final", "metrics.json"):
+        target = folder.step(1) / name
+        target.rename(target.with_name(f"away-{name}"))
+    weights = folder.final(0) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert complete(config) == 4
+    weights.write_bytes(whole)
+    other = settings(tmp_path / "other", seed=4)
+    assert complete(other) == 0
+    (folder.step(1) / "away-final").rename(folder.final(1))
+    for name in ("model.safetensors", "MANIFEST.json", "classes.json", "method_state.safetensors"):
+        (folder.final(0) / name).write_bytes((tmp_path / "other/toy/steps/00/final" / name).read_bytes())
+    assert complete(config) == 4
+
+
+def test_a_finished_run_is_read_not_redone(tmp_path):
+    config = settings(tmp_path)
+    assert complete(config) == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "toy" / "steps").rglob("*") if p.is_file()}
+    assert complete(config) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "toy" / "steps").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"train": {"lr": 0.07}}, 2),
+        ({"seed": 4}, 2),
+        ({"method": {"name": "mib", "kd_weight": 5.0}}, 2),
+        ({"scenario": {"task": "1-1"}}, 2),
+        ({"model": {"output_stride": 8}}, 2),
+        ({"data": {"crop": 24}}, 2),
+        ({"data": {"workers": 1}}, 0),
+        ({"train": {"log_every": 1, "checkpoint_every": 4}}, 0),
+        ({"data": {"options": {"train": 20}}}, 2),
+    ],
+)
+def test_a_changed_configuration_is_refused_where_it_matters(tmp_path, change, code):
+    config = settings(tmp_path, train={"epochs": 1, "epochs_next": 1})
+    assert complete(config) == 0
+    merged = json.loads(json.dumps(config))
+    for key, value in change.items():
+        merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+    assert complete(merged) == code
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    config = settings(tmp_path)
+    child = start(config)
+    wait_until((Path(tmp_path) / "toy" / "LOCK").exists)
+    assert complete(config) == 2
+    assert wait(child) == 0
+
+
+def test_the_lock_of_a_dead_process_is_taken_over_and_a_foreign_one_is_not(tmp_path):
+    config = settings(tmp_path, train={"epochs": 1, "epochs_next": 1})
+    lock = tmp_path / "toy" / "LOCK"
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "boot": "x", "started": "1"}))
+    assert complete(config) == 2
+    lock.write_text("")
+    assert complete(config) == 0
+    assert not lock.exists()

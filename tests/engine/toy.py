@@ -1,0 +1,67 @@
+"""A data set of the user's own, as a plug-in file: coloured rectangles, three classes and a background."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from everseg.data.base import Dataset
+from everseg.labels import RawLabels
+
+COLOURS = np.array([[40, 40, 40], [220, 30, 30], [30, 220, 30], [30, 30, 220]], np.uint8)
+HERE = f"{Path(__file__).resolve()}:build"
+
+
+class Toy:
+    """Images of rectangles, generated from their index."""
+
+    def __init__(self, name: str, count: int, size: int) -> None:
+        self.name, self.count, self.size = name, count, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def id(self, index: int) -> str:
+        return f"{self.name}-{index:03d}"
+
+    def read_mask(self, index: int) -> np.ndarray:
+        rng = np.random.RandomState(index + (1000 if self.name == "val" else 0))
+        mask = np.zeros((self.size, self.size), np.uint8)
+        for raw in rng.permutation([1, 2, 3])[: 2 + index % 2]:
+            y, x = rng.randint(0, self.size * 2 // 3, 2)
+            mask[y : y + self.size // 2, x : x + self.size // 3] = raw
+        return mask
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = self.read_mask(index)
+        noise = np.random.RandomState(index).randint(0, 30, (self.size, self.size, 3), dtype=np.uint8)
+        return COLOURS[mask] + noise, mask
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.name}{self.count}{self.size}".encode()).hexdigest()
+
+
+def build(root: str | None = None, *, train: int = 24, val: int = 10, size: int = 40) -> Dataset:
+    labels = RawLabels({0: "background", 1: "red", 2: "green", 3: "blue"}, background=0)
+    return Dataset("toy", labels, {"train": Toy("train", train, size), "val": Toy("val", val, size)})
+
+
+def settings(out: Path, **changes) -> dict:
+    """A two-step run of a few seconds."""
+    config = {
+        "name": "toy",
+        "out": str(out),
+        "seed": 3,
+        "tensorboard": False,
+        "data": {"dataset": HERE, "crop": 32, "evaluation": "crop", "workers": 0},
+        "scenario": {"task": "2-1"},
+        "model": {"name": "deeplabv3-tiny", "norm": "bn", "options": {"widths": [8, 8, 8, 8], "hidden": 8}},
+        "method": {"name": "mib"},
+        "train": {"epochs": 3, "epochs_next": 2, "batch": 4, "lr": 0.05, "lr_next": 0.02, "checkpoint_every": 4,
+                  "log_every": 3, "threads": 1},
+    }  # fmt: skip
+    for key, value in changes.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
+    return config
