@@ -17,6 +17,7 @@ import pytest
 
 from everseg.data import download as module
 from everseg.data.archive import Limits, extract
+from everseg.data.datasets.voc import build as read_voc
 from everseg.data.download import RECEIPT, Source, download
 from everseg.data.fetch import fetch
 from everseg.errors import ConfigError, DataError
@@ -543,6 +544,16 @@ def test_wrong_names_and_places(tmp_path, voc):
     (tmp_path / RECEIPT).write_text("[")
     with pytest.raises(DataError, match="remove it"):
         download("voc", tmp_path, sources=voc)
+
+
+@pytest.mark.filterwarnings("ignore:.*not the 10582")
+def test_the_voc_reader_reads_what_the_download_leaves(voc, tmp_path):
+    root = download("voc", tmp_path, sources=voc, **QUICK)
+    for start in (root, tmp_path):
+        splits = read_voc(start).splits
+        assert [splits["train"].id(i) for i in range(2)] == ["2007_000032", "2008_000002"]
+        assert splits["train"].mask_path(0) == (root / "SegmentationClassAug/2007_000032.png").resolve()
+        assert [splits["val"].id(i) for i in range(len(splits["val"]))] == ["2007_000033"]
 
 
 def test_the_table_has_web_addresses_and_known_checksums():

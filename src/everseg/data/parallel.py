@@ -86,7 +86,7 @@ def _collect(pool: Executor, chunks: list[range], count: int, progress: Progress
             done += len(chunk)
             if progress:
                 progress(done, count)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, BrokenPipeError) as error:  # the latter if it died while being handed work
         raise DataError(
             "A worker process died while reading the data, most often because memory ran out. "
             "Try again with fewer workers (workers=1)."
