@@ -157,6 +157,23 @@ def test_synchronised_norms_keep_weights_names_and_results(kind):
     assert synchronise_norms(model)[1][0] is norm
 
 
+def test_synchronised_iabn_trains_with_the_absolute_gamma(monkeypatch):
+    """The synchronised kernel needs CUDA; here the plain one stands in for it and must see gamma, not the weight."""
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)
+    plain = nn.Sequential(build_norm("iabn", 3))
+    with torch.no_grad():
+        plain[0].weight.copy_(torch.tensor([-2.0, 0.0, 3.0]))
+    converted = synchronise_norms(copy.deepcopy(plain))
+    monkeypatch.setattr(converted[0], "_check_input_dim", lambda input: None)
+    x, cotangent = torch.randn(4, 3, 5, 2), torch.randn(4, 3, 5, 2)
+    outputs = [model(x) for model in (plain, converted)]
+    for output in outputs:
+        output.backward(cotangent)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(plain[0].weight.grad, converted[0].weight.grad)
+    assert torch.equal(plain[0].running_var, converted[0].running_var)
+
+
 @pytest.mark.parametrize(("window", "height", "width"), [(3, 5, 7), (4, 5, 7), (4, 3, 9), (32, 4, 6)])
 def test_sliding_mean_with_replicated_border_equals_a_loop(window, height, width):
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
