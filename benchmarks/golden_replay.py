@@ -5,6 +5,7 @@ Inputs (initial weights, images, labels, order of the images) and results come f
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,28 +91,39 @@ def tags(folder: Path) -> list[str]:
     return [tag for tag in found if tag != "common"]
 
 
-def replay(folder: Path, tag: str) -> dict[str, float]:
+@dataclass
+class Comparison:
+    """How many values were compared, and their largest relative difference."""
+
+    count: int = 0
+    largest: float = 0.0
+
+
+def replay(folder: Path, tag: str) -> dict[str, Comparison]:
     """Train one run again and compare it with its file.
 
     Returns:
-        Quantity -> largest relative difference over all steps and iterations. Of scalars, element by element; of
-        weights and statistics, the largest difference in a tensor over the tensor's largest value.
+        Quantity -> values compared and largest relative difference, over all steps and iterations. Of scalars,
+        element by element; of weights and statistics, the largest difference in a tensor over the tensor's largest
+        value. Loss terms that are 0 on both sides are left out.
 
     Raises:
         KeyError: a run that `CASES` does not describe.
     """
     case, method = CASES[tag], CASES[tag].method()
     common, golden = np.load(folder / "train_mib_common.npz"), np.load(folder / f"train_mib_{tag}.npz")
-    worst: dict[str, float] = {}
+    found: dict[str, Comparison] = {}
 
     def compare(quantity: str, ours: Any, theirs: Any, scale: Any = None) -> None:
-        worst[quantity] = max(worst.get(quantity, 0.0), difference(ours, theirs, scale))
+        entry = found.setdefault(quantity, Comparison())
+        entry.count += np.size(theirs)
+        entry.largest = max(entry.largest, difference(ours, theirs, scale))
 
     start = {k.removeprefix("init/"): common[k] for k in common.files if k.startswith("init/")}
     model = _initial_model(case, start)
     for step in _steps(case.task):
         _replay_step(case, method, model, step, common, golden, start, compare)
-    return worst
+    return found
 
 
 def difference(ours: Any, theirs: Any, scale: Any = None) -> float:
@@ -128,7 +140,7 @@ def difference(ours: Any, theirs: Any, scale: Any = None) -> float:
 
 def _initial_model(case: Case, start: dict[str, np.ndarray]) -> SegmentationModel:
     """The network of the files, not grown yet; its weights are set in step 0, when it is."""
-    template = mib.load(_tensors(start), norm=case.norm)
+    template = mib.load(tensors(start), norm=case.norm)
     return deeplabv3(**template.description["options"]).double()
 
 
@@ -157,7 +169,7 @@ def _replay_step(
     teacher = frozen_copy(model) if method.uses_teacher and k else None
     method.prepare_model(model, step)
     model.double()
-    names = _original_names(model)
+    names = original_names(model)
     if k == 0:
         _set_weights(model, names, start)
     else:
@@ -183,7 +195,8 @@ def _replay_step(
         compare("learning rate", lr, golden[at + "lr"][i])
         logged = train_batch(method, batch, ctx, optimizer)
         for term, value in _unweighted(method, logged, step.num_old(BRANCH)).items():
-            compare(term, value, golden[at + term][i])
+            if value != 0 or golden[at + term][i] != 0:
+                compare(term, value, golden[at + term][i])
         rows = golden[at + "names"].tolist()
         theirs = golden[at + "gradnorm"][i]
         for name, weight in model.named_parameters():
@@ -262,10 +275,28 @@ def generated_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return ((2 * levels - 63) / 32.0).astype(np.float32)
 
 
-def _original_names(model: SegmentationModel) -> dict[str, str]:
+def generated_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The files' deterministic weights and statistics: 16 levels, exact in float32."""
+    rng = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()) & 0x7FFFFFFF)
+    leaf = name.rsplit(".", 1)[-1]
+    level = rng.randint(0, 16, size=shape)
+    if len(shape) >= 2:
+        bound = 2.0 ** np.round(np.log2(np.sqrt(6.0 / int(np.prod(shape[1:])))))
+        value = (2 * level - 15) / 16.0 * bound
+    elif leaf == "running_var":
+        value = 0.5 + level / 8.0
+    elif leaf == "weight":  # of a norm, about one in eight negative
+        value = 0.5 + level / 16.0
+        value = np.where(rng.randint(0, 8, size=shape) == 0, -value, value)
+    else:
+        value = (2 * level - 15) / 64.0
+    return np.asarray(value, np.float32)
+
+
+def original_names(model: SegmentationModel, prefix: str = "module.") -> dict[str, str]:
     """Our name of a weight or buffer -> the original's; counters, which it does not have, are left out."""
     own = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
-    return dict(zip(own, mib.dump(model), strict=True))
+    return dict(zip(own, mib.dump(model, prefix), strict=True))
 
 
 def _set_weights(
@@ -277,5 +308,5 @@ def _set_weights(
             state[name].copy_(torch.from_numpy(values[original]))
 
 
-def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
