@@ -83,10 +83,11 @@ def test_growth_follows_the_models_dtype_and_draws_the_same_weights():
     models = [tiny(), tiny().double()]
     for model in models:
         torch.manual_seed(3)
-        model.grow({"default": 2})
-    weights = [m.head("default").classifiers[1].weight for m in models]
-    assert [w.dtype for w in weights] == [torch.float32, torch.float64]
-    assert torch.equal(weights[0].double(), weights[1])
+        model.grow({"default": 2, "night": 1})
+    for branch in ("default", "night"):
+        weights = [m.head(branch).classifiers[-1].weight for m in models]
+        assert [w.dtype for w in weights] == [torch.float32, torch.float64]
+        assert torch.equal(weights[0].double(), weights[1])
 
 
 def test_forward_gives_small_logits_and_the_named_taps():
