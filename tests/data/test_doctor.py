@@ -103,6 +103,20 @@ def test_image_and_mask_of_one_sample_both_bad_are_both_listed(folder):
     assert {f.code for f in folder.check().findings} == {"unreadable-image", "unreadable-mask"}
 
 
+def test_both_are_listed_for_a_reader_that_stops_at_the_mask(folder):
+    class MaskFirst(FileSplit):
+        def read(self, index):
+            self.read_mask(index)
+            return super().read(index)
+
+    cut(folder.image("train", "t0"))
+    cut(folder.mask("train", "t0"))
+    dataset = Dataset("pets", LABELS, {"train": MaskFirst("train", folder.root, folder.samples["train"])})
+    findings = doctor.check(dataset).findings
+    assert [f.code for f in findings] == ["unreadable-mask", "unreadable-image"]
+    assert str(folder.image("train", "t0")) in findings[1].message
+
+
 def test_a_mask_of_another_size(folder):
     Image.fromarray(np.zeros((5, 3), np.uint8)).save(folder.mask("train", "t1"))
     finding = only(folder.check(), "size-mismatch")

@@ -296,6 +296,13 @@ def lying_zip() -> bytes:
     return bytes(data)
 
 
+def encrypted_zip() -> bytes:
+    data = bytearray(zip_of(("secret", b"x", 0)))
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + at] |= 1
+    return bytes(data)
+
+
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
 
@@ -354,6 +361,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: flipped(zip_of(("a", bytes(range(256)) * 9, 0)), 100),
         "damaged",
     ),
+    "zip encrypted": (encrypted_zip, "'secret' is encrypted"),
     "neither": (lambda: b"<html>not found</html>", "not an archive"),
     "empty": (lambda: b"", "not an archive"),
 }

@@ -155,6 +155,17 @@ def test_a_changed_mask_is_counted_anew(tmp_path):
     np.testing.assert_array_equal(counts, slow_counts(masks))
 
 
+def test_two_data_sets_keep_their_own_index(tmp_path):
+    first, second = random_masks(5, seed=1), random_masks(5, seed=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for masks, reads in ((first, 5), (second, 5), (first, 0), (second, 0)):
+            split = MemorySplit(masks)
+            counts = index.class_counts(split, LABELS, cache_dir=tmp_path)
+            np.testing.assert_array_equal(counts, slow_counts(masks))
+            assert len(split.reads) == reads
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_cache_is_found_and_rebuilt(tmp_path, suffix, damage):

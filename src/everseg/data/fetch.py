@@ -174,12 +174,10 @@ def _append(
     response: Any, part: Path, have: int, total: int | None, progress: Callable[[int, int], None] | None
 ) -> None:
     try:
-        file = part.open("r+b" if have else "wb")
+        file = part.open("ab" if have else "wb")
     except OSError as error:
         raise _unwritable(part, error) from None
     with file:
-        file.seek(have)
-        file.truncate()
         while True:
             try:
                 block = response.read1(BLOCK)
