@@ -80,11 +80,15 @@ class _Samples(Dataset):
         sample_id = view.split.id(index)
         image, label = view.split.read(index)
         if image.dtype != np.uint8 or label.dtype != np.uint8:
-            raise DataError(f"{sample_id}: images and masks must be uint8, got {image.dtype} and {label.dtype}")
+            raise DataError(
+                f"{sample_id}: images and masks must be uint8, got {image.dtype} and {label.dtype}"
+            )
         data = self.data
         if epoch is not None:
             rng = sample_rng(self.seed, self.step, epoch, sample_id)
-            image, label = train_transform(image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng)
+            image, label = train_transform(
+                image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng
+            )
         elif data.evaluation == "crop":
             image, label = center_transform(image, label, crop=data.crop)
         else:
@@ -99,11 +103,15 @@ def _collate(samples: list[Any]) -> Loaded | EversegError:
     images, labels, ids = zip(*samples, strict=True)
     shapes = {label.shape for label in labels}
     if len(shapes) > 1:
-        return DataError(f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}")
+        return DataError(
+            f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
+        )
     return Loaded(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), ids)
 
 
-def _loader(samples: _Samples, batches: list[list[tuple[int | None, int]]], workers: int, pin: bool) -> Iterator[Loaded]:
+def _loader(
+    samples: _Samples, batches: list[list[tuple[int | None, int]]], workers: int, pin: bool
+) -> Iterator[Loaded]:
     loader = DataLoader(
         samples,
         batch_sampler=batches,
@@ -157,7 +165,9 @@ def train_batches(
     if size % world:
         size -= size % world
     if size == 0:
-        raise DataError(f"step {step} has {count} images, fewer than the {world} processes that share each batch")
+        raise DataError(
+            f"step {step} has {count} images, fewer than the {world} processes that share each batch"
+        )
     per_epoch = batches_per_epoch(count, batch)
     plan: list[list[tuple[int | None, int]]] = []
     order, order_epoch = np.empty(0, int), -1
