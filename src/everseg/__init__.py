@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "run": "everseg.api:run",
-    "load": "everseg.api:load",
+    "load": "everseg.predictor:load",
     "evaluate": "everseg.api:evaluate",
-    "predict": "everseg.api:predict",
+    "predict": "everseg.predictor:predict",
     "Run": "everseg.api:Run",
     "Method": "everseg.methods.base:Method",
     "LabelSpace": "everseg.labels:LabelSpace",

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from everseg import registry
 from everseg.config import RunConfig
 from everseg.config_loading import load as load_config
 from everseg.config_loading import to_json
+from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
-from everseg.data.datasets.files import read_image
 from everseg.data.index import class_counts
-from everseg.data.transforms import normalise
-from everseg.engine.checkpoint import read_json, save_folder, verify
-from everseg.engine.evaluate import predict_ids
-from everseg.engine.folder import RunFolder, load_model
-from everseg.engine.pictures import overlay, write_prediction
+from everseg.engine.checkpoint import read_json
+from everseg.engine.folder import RunFolder
 from everseg.engine.progress import Progress
 from everseg.engine.run import execute, prepare, score_step
 from everseg.engine.runtime import make_accelerator
-from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.errors import ConfigError, DataError
+from everseg.interop.convert import export_mib, import_mib
 from everseg.labels import LabelSpace, policy_set
-from everseg.metrics import sequence_scores
+from everseg.predictor import LoadedModel, Prediction, load, predict
 from everseg.scenarios.steps import Source
 from everseg.scenarios.summary import summarise
+
+__all__ = [
+    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mib", "import_mib", "load",
+    "predict", "run",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,7 @@ class Run:
     @cached_property
     def sequence(self) -> dict[str, Any]:
         """Average over steps, forgetting and backward transfer."""
-        indices = self.folder.finished_steps
-        if not indices:
-            return {}
-        finals = [read_json(self.folder.final(index) / "classes.json")["branches"] for index in indices]
-        branch = next(iter(finals[-1]))
-        sizes = [[len(group) for group in final[branch]["groups"]] for final in finals if branch in final]
-        counts = [self.folder.counts(index)[branch] for index in indices]
-        return sequence_scores(counts, sizes, finals[-1][branch]["background"])
+        return self.folder.sequence_scores()
 
     def to_json(self) -> dict[str, Any]:
         """Everything for scripts: configuration, scores per step and over the sequence."""
@@ -164,7 +154,7 @@ def evaluate(
     stored = folder.config()
     config = load_config(to_json(stored), overrides)
     _refuse_stored_code(config, overrides)
-    index = _step_index(folder, step)
+    index = folder.chosen_step(step)
     accelerator = make_accelerator(config)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     if (stored.data.dataset, stored.scenario) == (config.data.dataset, config.scenario):
@@ -172,7 +162,7 @@ def evaluate(
         dataset, sources = prepared.dataset, prepared.steps[index].test
     else:
         dataset = load_dataset(config.data)
-        sources = _sources_by_name(dataset, config, _spaces(folder, index))
+        sources = _sources_by_name(dataset, config, folder.spaces(index))
     result, scores = score_step(config, dataset, sources, folder, index, accelerator, progress)
     return {
         "run": str(path),
@@ -195,28 +185,9 @@ def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
 
 
-def _step_index(folder: RunFolder, step: int | None) -> int:
-    finished = folder.finished_steps
-    if not finished:
-        raise CheckpointError(f"{folder.path} has no finished step yet; run its command to finish one")
-    if step is None:
-        return finished[-1]
-    if step not in finished:
-        raise ConfigError(
-            f"--step {step}: finished steps of {folder.path} are {', '.join(map(str, finished))}"
-        )
-    return step
-
-
-def _spaces(folder: RunFolder, index: int) -> dict[str, LabelSpace]:
-    branches = read_json(folder.final(index) / "classes.json")["branches"]
-    return {
-        name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
-        for name, entry in branches.items()
-    }
-
-
-def _sources_by_name(dataset: Any, config: RunConfig, spaces: Mapping[str, LabelSpace]) -> tuple[Source, ...]:
+def _sources_by_name(
+    dataset: Dataset, config: RunConfig, spaces: Mapping[str, LabelSpace]
+) -> tuple[Source, ...]:
     """Test sources on another data set: its classes are matched by name; unknown ones follow the label policy."""
     split_name = config.scenario.test_split
     if split_name not in dataset.splits:
@@ -247,149 +218,6 @@ def _sources_by_name(dataset: Any, config: RunConfig, spaces: Mapping[str, Label
     return tuple(sources)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Classes of one image's pixels."""
-
-    ids: np.ndarray
-    """(H, W) uint8 train ids."""
-    classes: tuple[str, ...]
-    """Name of each train id."""
-    image: np.ndarray
-    """(H, W, 3) uint8, as predicted on."""
-
-    def overlay(self) -> np.ndarray:
-        """The image with the classes in colour over it, (H, W, 3) uint8."""
-        return overlay(self.image, self.ids)
-
-
-class LoadedModel:
-    """A trained model with its class names: `predict` takes images as they are."""
-
-    def __init__(self, model: torch.nn.Module, spaces: Mapping[str, LabelSpace]) -> None:
-        self.model = model.eval()
-        self.spaces = spaces
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(self.device)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names of the first branch in output order."""
-        return next(iter(self.spaces.values())).names
-
-    @torch.no_grad()
-    def predict(
-        self, image: str | Path | np.ndarray | Image.Image | Tensor, *, branch: str | None = None
-    ) -> Prediction:
-        """Classify every pixel at the image's own size.
-
-        Args:
-            image: a path, a PIL image, or (H, W, 3) uint8 RGB.
-            branch: which branch; default the first.
-
-        Raises:
-            DataError: the file is not a readable image.
-        """
-        branch = branch or next(iter(self.spaces))
-        pixels = _pixels(image)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(self.device)
-        logits = self.model(normalise(batch), (branch,))[branch].logits
-        ids = predict_ids(logits, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
-        return Prediction(ids, self.spaces[branch].names, pixels)
-
-
-def _pixels(image: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Tensor):
-        image = image.cpu().numpy()
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"predict wants an (H, W, 3) uint8 RGB image, got {image.shape} {image.dtype}")
-    return image
-
-
-def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> LoadedModel:
-    """Load a trained model: from a run folder (its last step), or from a finished step's folder.
-
-    Args:
-        step: which step of a run; default the last.
-        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
-
-    Raises:
-        CheckpointError: missing, damaged, or not a model of everseg.
-    """
-    path = Path(path)
-    if (path / "run.json").is_file():
-        folder = RunFolder(path)
-        return LoadedModel(*folder.load_final(_step_index(folder, step), builder)[:2])
-    if (path / "final").is_dir():
-        path = path / "final"
-    if not (path / "classes.json").is_file():
-        raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
-    verify(path)
-    return LoadedModel(*load_model(path, builder))
-
-
-def predict(
-    run_path: str | Path, paths: Iterable[str | Path], out: str | Path, *, step: int | None = None
-) -> list[tuple[Path, Path]]:
-    """Predict images and folders of images; write id masks and overlays.
-
-    Returns:
-        (mask, overlay) of each image. Masks hold train ids; `classes.json` beside them names the ids.
-
-    Raises:
-        DataError: no image found, or every unreadable one listed, before anything is written.
-    """
-    model = load(run_path, step=step)
-    files: list[tuple[Path, Path]] = []
-    missing = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            files += [(p, p.relative_to(path).with_suffix("")) for p in found]
-        elif path.is_file():
-            files.append((path, Path(path.stem)))
-        else:
-            missing.append(str(path))
-    if missing:
-        raise DataError(f"no such image or folder: {', '.join(missing)}")
-    if not files:
-        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in the folders given")
-    stems = [stem for _, stem in files]
-    twice = sorted({str(stem) for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise DataError(
-            f"several images would be written to one name: {', '.join(twice)}; predict them separately"
-        )
-    bad = []
-    for path, _ in files:
-        try:
-            read_image(path)
-        except DataError as error:
-            bad.append(str(error))
-    if bad:
-        raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
-    out = Path(out)
-    written = []
-    for path, stem in files:
-        prediction = model.predict(path)
-        (out / stem).parent.mkdir(parents=True, exist_ok=True)
-        written.append(write_prediction(out / stem, prediction.ids, prediction.image))
-    names = {str(i): name for i, name in enumerate(model.classes)}
-    (out / "classes.json").write_text(json.dumps(names, indent=1) + "\n")
-    return written
-
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-
-
 def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
     """What every step will see before training: new classes, images, pixels per class, leaks between steps."""
     prepared = prepare(config, Progress(quiet=quiet))
@@ -416,62 +244,3 @@ def demo(*, out: str | Path = "runs", quiet: bool = False, seed: int = 0) -> lis
             {"method": method, "path": str(done.path), "first": first, **last["miou"], "forgetting": lost}
         )
     return rows
-
-
-def import_mib(
-    checkpoint: str | Path,
-    out: str | Path,
-    *,
-    norm: str = "iabn",
-    output_stride: int = 16,
-    classes: Sequence[str] = (),
-) -> Path:
-    """Turn an original MiB step checkpoint into a model folder that `load` and `predict` read.
-
-    Args:
-        norm: "iabn" for checkpoints trained with In-place ABN (the authors' default), "abn" otherwise.
-        classes: class names in output order; default background, class 1, ...
-
-    Raises:
-        CheckpointError: not readable without running code from it, or its keys do not make a whole model.
-    """
-    from everseg.interop import mib
-
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give a new folder")
-    model = mib.load(mib.read(Path(checkpoint)), norm=norm, output_stride=output_stride)
-    (branch,) = model.heads
-    sizes = model.heads[branch].sizes
-    total = sum(sizes)
-    names = tuple(classes) or ("background", *(f"class {i}" for i in range(1, total)))
-    if len(names) != total:
-        raise ConfigError(f"--classes: the checkpoint has {total} outputs, {len(names)} names were given")
-    starts = np.cumsum([0, *sizes])
-    groups = [list(range(int(a), int(b))) for a, b in itertools.pairwise(starts)]
-    document = {
-        "architecture": model.describe(),
-        "branches": {branch: {"groups": groups, "names": names, "background": 0}},
-        "step": len(sizes) - 1,
-        "source": f"MiB checkpoint {Path(checkpoint).name}",
-    }
-    temporary = out / "final"
-    save_folder(temporary, {"model": model.state_dict(), "method_state": {}}, {"classes": document})
-    return temporary
-
-
-def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
-    """Write a model back in the original MiB layout (`model_state` with `module.` names), loadable by that code."""
-    from everseg.interop import mib
-
-    target = Path(checkpoint)
-    if target.exists():
-        raise ConfigError(f"{target} exists; give a new file name")
-    state = mib.dump(load(path).model)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        torch.save({"epoch": 0, "model_state": state, "best_score": 0.0, "trainer_state": {}}, temporary)
-        shutil.move(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target

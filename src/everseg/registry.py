@@ -38,6 +38,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "deeplabv3-resnet34": "everseg.models.build:deeplabv3_resnet34",
         "deeplabv3-resnet50": "everseg.models.build:deeplabv3_resnet50",
         "deeplabv3-resnet101": "everseg.models.build:deeplabv3_resnet101",
+        "deeplabv3": "everseg.models.build:deeplabv3",
         "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
     },
     "scenario": {

@@ -87,6 +87,10 @@ def test_a_damaged_newest_falls_back_with_one_warning(tmp_path):
     assert len(warnings) == 1
     assert "it-00000030" in warnings[0]
     assert "it-00000020" in warnings[0]
+    assert (tmp_path / "it-00000030.damaged").is_dir()
+    _save(tmp_path / "it-00000030", 30)  # done again, under its own name
+    assert newest_valid(tmp_path, warnings.append) == tmp_path / "it-00000030"
+    assert len(warnings) == 1
 
 
 def test_all_damaged_stops_and_lists_them(tmp_path):

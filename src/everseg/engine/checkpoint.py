@@ -151,18 +151,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """Find the newest checkpoint `it-<iteration>` of a folder that verifies.
 
-    A damaged newest one is skipped with one warning. Leftovers of an interrupted save are ignored.
+    A damaged newest one is set aside as `it-<iteration>.damaged`, with one warning, so that the iterations done
+    again can be saved under their name. Leftovers of an interrupted save are ignored.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
     """
     problems: list[str] = []
+    damaged: list[Path] = []
     for path in sorted(folder.glob("it-" + "[0-9]" * 8), reverse=True):
         try:
             verify(path)
         except CheckpointError as error:
             problems.append(str(error))
+            damaged.append(path)
             continue
+        for bad in damaged:
+            aside = bad.with_name(bad.name + ".damaged")
+            with writing(aside):
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
         if problems:
             warn(f"{'; '.join(problems)}. Using {path.name} instead; the iterations after it are done again.")
         return path

@@ -30,8 +30,8 @@ class Evaluation:
 
     counts: dict[str, np.ndarray]
     """Branch -> (C, C) int64, rows = truth."""
-    samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    """A few (image uint8 (H, W, 3), label, prediction) for pictures."""
+    samples: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    """Branch -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
 
 def views_of(sources: Sequence[Source], dataset: Dataset) -> list[View]:
@@ -77,7 +77,7 @@ def evaluate(
     """Count predictions against labels; every sample exactly once over all processes.
 
     Args:
-        keep: how many samples to keep for pictures.
+        keep: how many samples of each branch to keep for pictures.
 
     Raises:
         DataError: a sample cannot be read.
@@ -85,10 +85,11 @@ def evaluate(
     model.to(accelerator.device).eval()
     reduce = all_reduce_sum(accelerator)
     result = Evaluation({})
-    matrices = {s.branch: ConfusionMatrix(model.heads[s.branch].num_classes) for s in sources}
+    matrices = {s.branch: ConfusionMatrix(model.head(s.branch).num_classes) for s in sources}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
     for source, view in zip(sources, views_of(sources, dataset), strict=True):
+        samples = result.samples.setdefault(source.branch, [])
         batches = plain_batches(
             [view],
             config.data,
@@ -104,8 +105,8 @@ def evaluate(
                 logits = model(normalise(image), (source.branch,))[source.branch].logits
             prediction = predict_ids(logits, (label.shape[-2], label.shape[-1]))
             matrices[source.branch].update(prediction, label)
-            if len(result.samples) < keep:
-                result.samples.append(
+            if len(samples) < keep:
+                samples.append(
                     (
                         loaded.image[0].permute(1, 2, 0).numpy(),
                         loaded.label[0].numpy(),

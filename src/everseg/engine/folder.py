@@ -28,6 +28,7 @@ from everseg.engine.checkpoint import (
 )
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
+from everseg.metrics import sequence_scores
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 
@@ -51,6 +52,44 @@ class RunFolder:
     def finished_steps(self) -> list[int]:
         """Indices of the steps that are trained and scored, in order."""
         return sorted(int(path.parent.name) for path in self.path.glob("steps/[0-9]*/metrics.json"))
+
+    def is_finished(self, config: RunConfig) -> bool:
+        """Whether every step of this very run is trained and scored."""
+        if not (self.path / "scenario.json").is_file() or difference(self.config(), config):
+            return False
+        return len(self.finished_steps) == len(read_json(self.path / "scenario.json")["steps"])
+
+    def sequence_scores(self) -> dict[str, Any]:
+        """Average over steps, forgetting and backward transfer of the scored steps (first branch)."""
+        indices = self.finished_steps
+        if not indices:
+            return {}
+        spaces = [self.spaces(index) for index in indices]
+        branch = next(iter(spaces[-1]))
+        known = [(index, s[branch]) for index, s in zip(indices, spaces, strict=True) if branch in s]
+        counts = [self.counts(index)[branch] for index, _ in known]
+        sizes = [[len(group) for group in space.groups] for _, space in known]
+        return sequence_scores(counts, sizes, spaces[-1][branch].background)
+
+    def chosen_step(self, step: int | None) -> int:
+        """The step a user asked for; the last finished one by default.
+
+        Raises:
+            CheckpointError: no step is finished.
+            ConfigError: that step is not finished.
+        """
+        finished = self.finished_steps
+        if not finished:
+            raise CheckpointError(f"{self.path} has no finished step yet; run its command to finish one")
+        if step is not None and step not in finished:
+            raise ConfigError(
+                f"--step {step}: finished steps of {self.path} are {', '.join(map(str, finished))}"
+            )
+        return finished[-1] if step is None else step
+
+    def spaces(self, index: int) -> dict[str, LabelSpace]:
+        """Label space of each branch after a step."""
+        return read_spaces(self.final(index) / "classes.json")
 
     def config(self) -> RunConfig:
         """The configuration the run was started with.
@@ -166,7 +205,8 @@ class RunFolder:
     def save_result(self, index: int, counts: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
         """Write a step's confusion counts and scores (metrics last: it marks the step as scored)."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{name: value.astype(np.int64) for name, value in counts.items()})
+        arrays: dict[str, Any] = {name: value.astype(np.int64) for name, value in counts.items()}
+        np.savez_compressed(buffer, **arrays)
         write_bytes(self.step(index) / "confusion.npz", buffer.getvalue())
         write_json(self.step(index) / "metrics.json", metrics)
 
@@ -187,11 +227,15 @@ def load_model(folder: Path, builder: Any = None) -> tuple[SegmentationModel, di
     state = load_tensors(folder / "model.safetensors")
     load_strictly(model, state, str(folder))
     model.eval()
-    spaces = {
+    return model, read_spaces(folder / "classes.json")
+
+
+def read_spaces(path: Path) -> dict[str, LabelSpace]:
+    """Read the label space of each branch from a `classes.json`."""
+    return {
         name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
-        for name, entry in classes["branches"].items()
+        for name, entry in read_json(path)["branches"].items()
     }
-    return model, spaces
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,14 +25,15 @@ from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
 from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
 from everseg.engine.progress import Progress
-from everseg.engine.runtime import StopRequest, derive_seed, locked, make_accelerator
+from everseg.engine.runtime import StopRequest, all_reduce_max, derive_seed, locked, make_accelerator
 from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
-from everseg.errors import ConfigError, DataError
+from everseg.errors import ConfigError, DataError, EversegError
+from everseg.labels import policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.scenarios.steps import Source, Step
-from everseg.scenarios.summary import digests
+from everseg.scenarios.summary import scenario_json
 
 
 @dataclass(frozen=True)
@@ -90,32 +92,53 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             f"train.precision: method '{config.method.name}' reads gradients, which fp16 loss scaling would distort; "
             "use bf16 or fp32"
         )
+    folder = RunFolder(Path(config.out) / config.name)
+    if folder.is_finished(config):
+        return folder
     accelerator = make_accelerator(config, find_unused=method.partial_updates)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
-    folder = RunFolder(Path(config.out) / config.name)
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()  # the first process opens the folder, checks the data and fills the caches
-        return _run(config, accelerator, progress, folder, dry_run)
-    with locked(folder.path):
-        threads = folder.open(config, torch.get_num_threads())
-        if threads != torch.get_num_threads():
-            progress.message(f"note: using {threads} CPU threads, as this run did before")
-            torch.set_num_threads(threads)
-            if threads > (os.cpu_count() or 1):
-                progress.message(
-                    "warning: this machine has fewer cores; the run continues, but not bit-identical"
-                )
-        return _run(config, accelerator, progress, folder, dry_run)
+    if not accelerator.is_main_process:  # the first process checks everything and fills the caches
+        if all_reduce_max(0, accelerator):
+            raise EversegError("the first process stopped; its message says why")
+        return _run(config, prepare(config, progress), accelerator, progress, folder, dry_run)
+    with contextlib.ExitStack() as held:
+        try:
+            prepared = prepare(config, progress)
+            if not folder.final(0).is_dir():
+                build_model(
+                    config.model
+                )  # a wrong architecture or weights file is told before anything is written
+            held.enter_context(locked(folder.path))
+            _open(config, folder, prepared, progress)
+        except BaseException:
+            all_reduce_max(1, accelerator)
+            raise
+        all_reduce_max(0, accelerator)
+        return _run(config, prepared, accelerator, progress, folder, dry_run)
+
+
+def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
+    """Create the run's documents, or check that they fit and take over their number of threads."""
+    threads = folder.open(config, torch.get_num_threads())
+    _record_scenario(config, folder, prepared)
+    if threads != torch.get_num_threads():
+        progress.message(f"note: using {threads} CPU threads, as this run did before")
+        torch.set_num_threads(threads)
+        if threads > (os.cpu_count() or 1):
+            progress.message(
+                "warning: this machine has fewer cores; the run continues, but not bit-identical"
+            )
 
 
 def _run(
-    config: RunConfig, accelerator: Accelerator, progress: Progress, folder: RunFolder, dry_run: bool
+    config: RunConfig,
+    prepared: Prepared,
+    accelerator: Accelerator,
+    progress: Progress,
+    folder: RunFolder,
+    dry_run: bool,
 ) -> RunFolder:
-    prepared = prepare(config, progress)
     main = accelerator.is_main_process
-    if main:
-        _record_scenario(folder, prepared)
-        accelerator.wait_for_everyone()
     steps = prepared.steps
     if dry_run:
         few = 2 * config.train.eval_batch
@@ -123,7 +146,9 @@ def _run(
             replace(s, test=tuple(replace(t, indices=t.indices[:few]) for t in s.test)) for s in steps
         )
     journal = Journal(folder.path / "journal.jsonl" if main else None)
-    events = Events(folder.path / "events" if main else None, enabled=config.tensorboard)
+    events = Events(
+        folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
+    )
     iterations = [iterations_of(config, step) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
@@ -141,16 +166,15 @@ def _run(
     return folder
 
 
-def _record_scenario(folder: RunFolder, prepared: Prepared) -> None:
+def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -> None:
     """Write what the steps are made of, or check that it is still the same."""
     names = sorted({s.split for step in prepared.steps for s in (*step.train, *step.test)})
-    record = {
-        "steps": digests(prepared.steps),
-        "data": {name: prepared.dataset.splits[name].fingerprint() for name in names},
-    }
+    settings = config.scenario.model_dump(mode="json")
+    record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
+    record["masks"] = {name: prepared.dataset.splits[name].fingerprint() for name in names}
     path = folder.path / "scenario.json"
     if not path.exists():
-        write_json(path, json.loads(json.dumps(record)))
+        write_json(path, record)
     elif read_json(path) != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks or lists have changed since {folder.path} was started; "
@@ -221,6 +245,7 @@ def _score(session: Session, step: Step, iteration: int) -> None:
     config, folder, accelerator = session.config, session.folder, session.accelerator
     where = (folder, step.index, accelerator, session.progress)
     result, scores = score_step(config, session.dataset, step.test, *where)
+    several = len(scores) > 1
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
         metrics["validation"] = score_step(config, session.dataset, step.val, *where)[1]
@@ -228,7 +253,14 @@ def _score(session: Session, step: Step, iteration: int) -> None:
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         for branch, values in scores.items():
             session.events.evaluation(
-                iteration, step.index, values["classes"], values, result.counts[branch], result.samples
+                iteration,
+                step.index,
+                values["classes"],
+                values,
+                result.counts[branch],
+                result.samples[branch],
+                domain=branch if several else None,
             )
         folder.save_result(step.index, result.counts, metrics)
+        session.events.sequence(iteration, folder.sequence_scores())
     accelerator.wait_for_everyone()

@@ -26,7 +26,7 @@ from everseg.engine.optim import (
     optimizer_state,
     set_learning_rate,
 )
-from everseg.engine.progress import Progress, memory_text
+from everseg.engine.progress import Progress, memory_text, resident_bytes
 from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, DivergedError
@@ -47,8 +47,8 @@ def train_batch(
     """Take every optimiser update that the method asks for on one batch.
 
     Args:
-        check: called with the loss terms when the gradients are there and before any weight or statistic is
-            changed by them; may raise.
+        check: called with the loss terms when the gradients are there, and again with the scalars of
+            `after_backward`, before any weight is changed by them; may raise.
 
     Returns:
         Every loss term (weights applied) and every scalar of `after_backward`, detached. A name that comes in
@@ -60,6 +60,7 @@ def train_batch(
         backward(torch.stack([*terms.values()]).sum())
         check(terms)
         extra = method.after_backward(ctx)
+        check(extra)
         optimizer.step()
         for name, value in {**terms, **extra}.items():
             value = value.detach()
@@ -256,7 +257,9 @@ class StepJob:
             memory=memory_text(),
             terms=terms,
         )
-        self.session.events.scalars(self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm)
+        self.session.events.scalars(
+            self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm, memory=resident_bytes()
+        )
 
     def _save(self, iteration: int) -> None:
         if self.accelerator.is_main_process:
@@ -279,6 +282,8 @@ class _Guard:
         self.norm = math.nan
 
     def __call__(self, terms: dict[str, Tensor]) -> None:
+        if not terms:
+            return
         job = self.job
         gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
         scaled = job.config.train.precision == "fp16"  # a scaled overflow is the scaler's to handle

@@ -52,11 +52,7 @@ class StepContext:
             return None
         with self.autocast():
             output = self.teacher(batch.image, (batch.branch,))[batch.branch]
-        features = {
-            name: tap.float() if tap.dtype == torch.bfloat16 else tap for name, tap in output.features.items()
-        }
-        logits = output.logits.float() if output.logits.dtype == torch.bfloat16 else output.logits
-        return SegOutput(logits, features)
+        return SegOutput(_full(output.logits), {name: _full(tap) for name, tap in output.features.items()})
 
 
 def _full(tensor: Tensor) -> Tensor:
