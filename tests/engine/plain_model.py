@@ -12,7 +12,9 @@ from everseg.models.model import SegmentationModel
 class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, 2, 1), nn.ReLU())
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, 2, 1), nn.ReLU()
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return {"layer1": self.layers(image)}

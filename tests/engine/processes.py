@@ -16,7 +16,9 @@ from everseg.engine import checkpoint
 from everseg.errors import EversegError
 
 
-def start(config: dict, *, kill_at_flush: int | None = None, environment: dict[str, str] | None = None) -> int:
+def start(
+    config: dict, *, kill_at_flush: int | None = None, environment: dict[str, str] | None = None
+) -> int:
     """Fork a process that does the run; it exits with the code the command line would give.
 
     Args:

@@ -47,7 +47,7 @@ def test_every_flipped_bit_is_found(tmp_path, seed):
     data = bytearray(file.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged|format"):
+    with pytest.raises(CheckpointError, match=r"damaged|format"):
         verify(tmp_path / "a")
 
 
@@ -135,9 +135,9 @@ def test_a_failing_disk_leaves_the_old_one_and_no_leftover(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint.os, "fsync", failing)
     with pytest.raises(CheckpointError) as caught:
         _save(tmp_path / "it-00000020")
-    assert {errno.ENOSPC: "disk full", errno.EROFS: "no permission", errno.EIO: "cannot be written"}[code] in str(
-        caught.value
-    )
+    assert {errno.ENOSPC: "disk full", errno.EROFS: "no permission", errno.EIO: "cannot be written"}[
+        code
+    ] in str(caught.value)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["it-00000010"]
     assert newest_valid(tmp_path, lambda text: None) == tmp_path / "it-00000010"

@@ -46,7 +46,8 @@ def test_evaluation_counts_every_pixel_once(pair):
     for step in (0, 1):
         one, two = (folder.counts(step)["default"] for folder in pair)
         assert one.sum() == two.sum()
-        np.testing.assert_array_equal(one.sum(1), two.sum(1))  # truth pixels per class: no sample twice, none left out
+        # truth pixels per class: no sample twice, none left out
+        np.testing.assert_array_equal(one.sum(1), two.sum(1))
 
 
 def test_the_same_weights_give_the_same_counts_in_one_and_two_processes(pair, tmp_path):
@@ -83,7 +84,14 @@ def test_torchrun_starts_it(tmp_path):
     script = tmp_path / "go.py"
     config = settings(tmp_path, train={"epochs": 1, "epochs_next": 1})
     script.write_text(f"import everseg\neverseg.run({config!r}, quiet=True)\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(script),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

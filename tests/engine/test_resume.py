@@ -60,7 +60,12 @@ def test_kills_inside_a_save_change_nothing(tmp_path, undisturbed, flush):
 def test_kills_between_steps_change_nothing(tmp_path, undisturbed):
     config = settings(tmp_path)
     folder = RunFolder(tmp_path / "toy")
-    for landmark in (folder.final(0), folder.step(0) / "metrics.json", folder.checkpoints(1), folder.final(1)):
+    for landmark in (
+        folder.final(0),
+        folder.step(0) / "metrics.json",
+        folder.checkpoints(1),
+        folder.final(1),
+    ):
         child = start(config)
         wait_until(landmark.exists)
         os.kill(child, signal.SIGKILL)
