@@ -210,7 +210,7 @@ def test_all_problems_are_listed_at_once() -> None:
         ("data.scale=[1]", "data.scale: expected list of 2 numbers, got [1]"),
         ("data.flip=1.1", "data.flip: expected number >= 0 and <= 1, got 1.1"),
         ("train=5", "train: expected keys and values, got 5"),
-        ("method.kd_weight=x", "method.kd_weight: expected number, got 'x'"),
+        ("method.kd_weight=x", "method.kd_weight: expected number >= 0, got 'x'"),
         ("method=mibb", "method.name: unknown name 'mibb'; did you mean 'mib'?"),
         ("model.output_stride=12", "model.output_stride: expected one of 8, 16, got 12"),
     ],

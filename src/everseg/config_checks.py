@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import PurePath
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -151,6 +151,9 @@ def shown(value: Any) -> str:
 
 def expectation(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """Say in words what a field accepts: "int >= 1", "one of 'bn', 'abn'", "number > 0 or null"."""
+    if get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        metadata = [limit for extra in extras for limit in getattr(extra, "metadata", [extra])]
     parts = list(get_args(annotation)) if is_union(annotation) else [annotation]
     words = list(dict.fromkeys(_word(part) for part in parts))
     bounds = [
@@ -185,6 +188,8 @@ def _word(annotation: Any) -> str:
 
 def choices(annotation: Any) -> list[str]:
     """The texts a closed choice accepts."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) is Literal:
         return [choice for choice in get_args(annotation) if isinstance(choice, str)]
     return [text for part in get_args(annotation) for text in choices(part)] if is_union(annotation) else []
@@ -226,7 +231,7 @@ def method_options(name: str) -> dict[str, Option]:
 def _class_options(method: Any) -> dict[str, Option]:
     if not (isinstance(method, type) and dataclasses.is_dataclass(method) and hasattr(method, "losses")):
         raise ConfigError(f"'{getattr(method, '__name__', method)}' is not a subclass of everseg.Method")
-    hints = typing.get_type_hints(method)
+    hints = typing.get_type_hints(method, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(method) if field.init}
     lost = [
         key for key in inspect.get_annotations(method)

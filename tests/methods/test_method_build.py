@@ -6,8 +6,9 @@ import pytest
 
 from everseg import registry
 from everseg.config import MethodConfig
+from everseg.config_checks import method_options
 from everseg.errors import ConfigError
-from everseg.methods.build import build_method, hyperparameters
+from everseg.methods.build import build_method
 from everseg.methods.mib import MiB
 
 
@@ -18,36 +19,30 @@ def test_hyperparameters_reach_the_method():
     assert isinstance(method.kd_weight, float)
 
 
-def test_number_that_yaml_reads_as_text_is_a_number():
-    assert build_method(MethodConfig(name="ilt", feature_weight="1e-2")).feature_weight == 0.01
-
-
 def test_all_problems_are_listed_at_once():
     with pytest.raises(ConfigError) as caught:
         build_method(MethodConfig(name="mib", kd_wieght=3, alpha="a", bce=1, kd_weight=-1))
-    assert caught.value.problems == [
-        "method.kd_wieght: unknown key, did you mean 'kd_weight'?",
-        "method.alpha: expected float > 0, got 'a'",
-        "method.bce: expected bool, got 1",
-        "method.kd_weight: expected float >= 0, got -1",
+    assert sorted(caught.value.problems) == [
+        "method.alpha: expected number > 0, got 'a'",
+        "method.bce: expected true or false, got 1",
+        "method.kd_weight: expected number >= 0, got -1",
+        "method.kd_wieght: unknown key; did you mean 'kd_weight'?",
     ]
 
 
 @pytest.mark.parametrize("value", [True, float("nan"), float("inf"), None, [1.0]])
 def test_weight_must_be_a_finite_number(value):
-    with pytest.raises(ConfigError, match=r"method\.weight: expected float >= 0"):
+    with pytest.raises(ConfigError, match=r"method\.weight: expected number >= 0"):
         build_method(MethodConfig(name="ewc", weight=value))
 
 
 def test_unknown_choice_names_the_choices():
-    with pytest.raises(ConfigError, match="expected 'combined' or 'disjoint', got 'both'"):
+    with pytest.raises(ConfigError, match="expected one of 'combined', 'disjoint', got 'both'"):
         build_method(MethodConfig(name="lwf-mc", form="both"))
 
 
 def test_unknown_key_without_near_miss_names_the_known_ones():
-    with pytest.raises(
-        ConfigError, match=r"method\.temperature: unknown key, method 'ft' has bce, freeze_encoder"
-    ):
+    with pytest.raises(ConfigError, match=r"method\.temperature: unknown key \('ft' has bce, freeze_encoder"):
         build_method(MethodConfig(name="ft", temperature=2))
 
 
@@ -63,22 +58,20 @@ def test_own_method_from_a_file(tmp_path):
         "class Other: ...\n"
     )
     assert build_method(MethodConfig(name=f"{file}:Mine", strength=2)).strength == 2.0
-    with pytest.raises(ConfigError, match=r"method\.strength: must be given"):
+    with pytest.raises(ConfigError, match=r"method\.strength: needed by"):
         build_method(MethodConfig(name=f"{file}:Mine"))
     with pytest.raises(ConfigError, match="not a subclass"):
         build_method(MethodConfig(name=f"{file}:Other"))
-    assert ("strength", "float", ..., "How strong (paper: 3).") in hyperparameters(
-        registry.resolve("method", f"{file}:Mine")
-    )
+    assert method_options(f"{file}:Mine")["strength"].help == "How strong (paper: 3)."
 
 
 def test_every_field_of_every_method_has_a_help_text():
     for name in registry.names("method"):
-        for parameter in hyperparameters(registry.resolve("method", name)):
+        for parameter in method_options(name).values():
             assert parameter.help, f"{name}.{parameter.name}"
 
 
 def test_own_fields_come_before_those_of_every_method():
-    names = [parameter.name for parameter in hyperparameters(MiB)]
+    names = list(method_options("mib"))
     assert names.index("kd_weight") < names.index("freeze_encoder")
-    assert hyperparameters(MiB)[0][:3] == ("kd_weight", "float >= 0", 10.0)
+    assert (names[0], method_options("mib")["kd_weight"].default) == ("kd_weight", 10.0)
