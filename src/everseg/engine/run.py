@@ -218,6 +218,7 @@ def _train(job: StepJob) -> None:
             job.step.index, job.model, state, dict(job.step.spaces), session.config, job.parent
         )
     session.accelerator.wait_for_everyone()
+    session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
 
 
 def score_step(

@@ -179,14 +179,14 @@ class Events:
         Args:
             iteration: iterations done, counted over all steps.
             scores: name -> number (absent: None or NaN), or name -> group of numbers (`cl/<name>/<member>`).
-                "backward_transfer" is written as `bwt`, "average_miou" as `avg_miou`.
+                "backward_transfer" is written as `bwt`, "average_miou" as `avg_miou`. Lists are not written.
         """
         if not self.active:
             return
         values: dict[str, float | None] = {}
         for name, value in scores.items():
             tag = f"cl/{safe_tag(_SHORT_TAGS.get(name, name))}"
-            values |= _tagged(tag, value) if isinstance(value, Mapping) else {tag: value}
+            values |= _tagged(tag, _numbers(value)) if isinstance(value, Mapping) else _numbers({tag: value})
         with self._writing(iteration) as file:
             _write_present(file, values, iteration)
 
@@ -306,6 +306,11 @@ def safe_tags(names: Sequence[str]) -> list[str]:
 def _tagged(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:
     tags = safe_tags(list(values))
     return {f"{prefix}/{tag}": value for tag, value in zip(tags, values.values(), strict=True)}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """The single numbers among scores; lists stay in the files they come from."""
+    return {name: v for name, v in values.items() if v is None or isinstance(v, (int, float, np.number))}
 
 
 def _finite(terms: Mapping[str, float]) -> bool:
