@@ -13,6 +13,7 @@ from PIL import Image
 
 from everseg.engine.pictures import confusion_picture, legend, triplet
 from everseg.engine.tensorboard import Events, safe_tag, safe_tags
+from everseg.metrics import sequence_scores
 
 NAMES = ["background", "road", "sky/<b>"]
 COUNTS = np.array([[8, 1, 1], [0, 5, 5], [0, 0, 0]], dtype=np.int64)
@@ -189,6 +190,21 @@ def test_scores_of_the_sequence_have_short_tags(tmp_path, read):
         "cl/bwt": [(9, -0.1)],
         "cl/avg_miou": [(9, 0.6)],
     }
+
+
+def test_of_the_sequence_scores_only_single_numbers_are_written(tmp_path, read):
+    """Lists per class or group and the matrix of steps stay in the files they come from."""
+    events = Events(tmp_path)
+    first, second = np.diag([5, 5]), np.array([[5, 0, 0], [0, 0, 5], [0, 0, 5]])
+    events.sequence(9, sequence_scores([first, second], [(2,), (2, 1)], background=0))
+    events.close()
+    found = read(tmp_path)
+    assert series(found, "cl/forgetting/mean") == [(9, 0.5)]
+    assert series(found, "cl/forgetting_without_background/mean") == [(9, 1.0)]
+    assert sorted(found.Tags()["scalars"]) == [
+        "cl/average_miou_without_background", "cl/avg_miou", "cl/backward_transfer_without_background/mean",
+        "cl/bwt/mean", "cl/forgetting/mean", "cl/forgetting_without_background/mean",
+    ]  # fmt: skip
 
 
 def test_text_is_kept_as_it_is(tmp_path, read):
