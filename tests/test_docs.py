@@ -1,0 +1,171 @@
+"""The documentation: its Python runs, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from everseg import config_loading, presets
+from everseg.cli import app
+from everseg.cli_support import listing
+from everseg.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(everseg [a-z][^`\n]*)`")
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+LAUNCHER = re.compile(r".*\s-m everseg\.cli\s|(?:\S*/)?everseg\s")
+PLACEHOLDERS = {"PRESET": "demo-mib", "PRESET_OR_YAML": "demo-mib", "METHOD": "ft"}
+
+
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(path.read_text(encoding="utf-8")) if found == language]
+
+
+def file_name(code: str) -> str | None:
+    match = re.match(r"# (\w+\.py)\n", code)
+    return match[1] if match else None
+
+
+def commands(path: Path) -> list[str]:
+    """Every `everseg ...` command of a page, without launcher, comment, pipes and continuation lines."""
+    found = []
+    for code in blocks(path, "sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|\||;|\||>", re.sub(r"\s#.*", "", line)):
+                match = LAUNCHER.match(part.strip())
+                if match:
+                    found.append(part.strip()[match.end() :])
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    return found + [text.removeprefix("everseg ") for text in INLINE.findall(prose) if "..." not in text]
+
+
+@pytest.fixture(scope="module")
+def plug_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that docs/extending.md prints."""
+    folder = tmp_path_factory.mktemp("docs")
+    for code in blocks(ROOT / "docs" / "extending.md", "python"):
+        if name := file_name(code):
+            (folder / name).write_text(code)
+    assert len(list(folder.iterdir())) == 4
+    return folder
+
+
+def test_the_examples_of_extending_run_in_their_order(
+    plug_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in plug_ins.iterdir():
+        (tmp_path / file.name).write_text(file.read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("EVERSEG_CACHE", str(tmp_path / "cache"))
+    scope: dict[str, object] = {"__name__": "docs"}
+    for code in blocks(ROOT / "docs" / "extending.md", "python"):
+        if not file_name(code):
+            exec(compile(code, "docs/extending.md", "exec"), scope)
+    again = scope["everseg"].run(scope["settings"], quiet=True)  # type: ignore[attr-defined]
+    assert again.table() == scope["run"].table()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_python_examples_compile(path: Path) -> None:
+    for code in blocks(path, "python"):
+        compile(code, page_id(path), "exec")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_commands_parse(path: Path, plug_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plug_ins)
+    for command in commands(path):
+        check(command)
+
+
+def check(command: str) -> None:
+    """Verb, options, preset and keys of a command exist; its files need not."""
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    words = [word for word in words if word not in ("[KEY=VALUE]", "--debug")]
+    parser, names = typer.main.get_command(app), []
+    while hasattr(parser, "commands"):
+        assert words, f"everseg {command}: no verb"
+        assert words[0] in parser.commands, f"everseg {command}: no verb '{words[0]}'"
+        names.append(words[0])
+        parser, words = parser.commands[words[0]], words[1:]
+    if not words:
+        return  # a verb mentioned in a text
+    known = {option for p in parser.params for option in (*p.opts, *p.secondary_opts)}
+    plain, options = [], [p for p in parser.params if not getattr(p, "is_flag", False)]
+    valued = {option for p in options for option in p.opts}
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.startswith("-"):
+            assert word in known, f"everseg {command}: no option '{word}'"
+            skip = word in valued
+        else:
+            plain.append(word)
+    verb = " ".join(names)
+    keys = [word for word in plain if "=" in word and not word.startswith("=")]
+    if verb in ("run", "show"):
+        source = next(word for word in plain if "=" not in word)
+        if source.endswith((".yaml", ".yml")):
+            source = None
+        else:
+            assert source in presets.names(every=True), f"everseg {command}: no preset '{source}'"
+        config_loading.load(source, keys)
+    elif verb == "eval":
+        config_loading.load("demo-mib", keys)
+    elif verb == "data check":
+        config_loading.load({}, [key if key.startswith("data.") else f"data.{key}" for key in keys])
+    elif verb == "list":
+        assert listing(plain[0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["rum demo-mib", "run demo-mibb", "run demo-mib train.lrr=1", "run demo-mib --dry", "data chek x", "list thing",
+     "eval runs/x data.rooot=y"],
+)  # fmt: skip
+def test_the_check_of_commands_sees_mistakes(wrong: str) -> None:
+    with pytest.raises((AssertionError, ConfigError)):
+        check(wrong)
+
+
+def test_the_pages_print_commands() -> None:
+    assert sum(len(commands(path)) for path in PAGES) > 30
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (path.parent / place).resolve() if place else path
+        assert file.exists(), f"{page_id(path)}: {target} does not exist"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{page_id(path)}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_tests_that_the_pages_name_exist(path: Path) -> None:
+    for file, _, name in re.findall(r"`(tests/[\w/]+\.py)(::(\w+))?`", path.read_text(encoding="utf-8")):
+        assert (ROOT / file).is_file(), f"{page_id(path)}: no {file}"
+        assert not name or f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_pages_hold_no_path_of_one_machine(path: Path) -> None:
+    found = re.findall(r"(?<![\w.])/(?:work|tmp|root|home)\b\S*", path.read_text(encoding="utf-8"))
+    assert found == []
