@@ -310,7 +310,8 @@ def _tagged(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
     """The single numbers among scores; lists stay in the files they come from."""
-    return {name: v for name, v in values.items() if v is None or isinstance(v, (int, float, np.number))}
+    keep = {name: v for name, v in values.items() if v is None or isinstance(v, (int, float, np.number))}
+    return {name: None if v is None else float(v) for name, v in keep.items()}
 
 
 def _finite(terms: Mapping[str, float]) -> bool:
