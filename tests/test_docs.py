@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import typer
 
-from everseg import config_loading, presets
+from everseg import config_loading, config_yaml, errors, presets
 from everseg.cli import app
 from everseg.cli_support import listing
+from everseg.config import HARMLESS
+from everseg.data.datasets import descriptor
 from everseg.errors import ConfigError
+from everseg.labels import POLICIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,8 +76,13 @@ def test_the_examples_of_extending_run_in_their_order(
     for code in blocks(ROOT / "docs" / "extending.md", "python"):
         if not file_name(code):
             exec(compile(code, "docs/extending.md", "exec"), scope)
-    again = scope["everseg"].run(scope["settings"], quiet=True)  # type: ignore[attr-defined]
-    assert again.table() == scope["run"].table()  # type: ignore[attr-defined]
+    package, run = cast(Any, scope["everseg"]), cast(Any, scope["run"])
+    assert package.run(scope["settings"], quiet=True).table() == run.table()
+    with pytest.raises(ConfigError, match="your own code"):
+        package.evaluate(run.path, quiet=True)
+    (command,) = [c for c in commands(ROOT / "docs" / "extending.md") if c.startswith("eval ")]
+    scored = package.evaluate(run.path, overrides=command.split()[2:], quiet=True)
+    assert scored["branches"]["default"]["miou"] == run.steps[-1]["miou"]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
@@ -169,3 +178,56 @@ def test_tests_that_the_pages_name_exist(path: Path) -> None:
 def test_pages_hold_no_path_of_one_machine(path: Path) -> None:
     found = re.findall(r"(?<![\w.])/(?:work|tmp|root|home)\b\S*", path.read_text(encoding="utf-8"))
     assert found == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_yaml_examples_are_valid(path: Path, plug_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plug_ins)
+    for number, code in enumerate(blocks(path, "yaml")):
+        given = config_yaml.parse(code, f"{page_id(path)}, YAML block {number}").value
+        if "classes" in given:
+            descriptor.parse({k: v for k, v in given.items() if k != "root"}, page_id(path))
+        else:
+            config_loading.load(given)
+
+
+def test_the_policy_table_says_what_the_code_does() -> None:
+    """Rows of docs/data.md: raw pixel, then train and test of four policies."""
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    head = re.search(r"^\| raw pixel \|(.*)$", page, re.MULTILINE)
+    assert head is not None
+    names = re.findall(r"`([\w-]+)` train", head[1])
+    assert names == list(POLICIES)
+    for row, role in (
+        ("background", "background"),
+        ("void", "void"),
+        ("earlier classes", "old"),
+        ("later classes", "future"),
+    ):
+        cells = [
+            cell.strip(" *") for cell in re.search(rf"^\| {row} \|(.*)\|$", page, re.MULTILINE)[1].split("|")
+        ]  # type: ignore[index]
+        for number, name in enumerate(names):
+            policy = POLICIES[name]
+            train, test = cells[2 * number : 2 * number + 2]
+            assert train == str(getattr(policy.train, role)), (name, row)
+            assert test == ("own id" if role == "old" else str(getattr(policy.test, role))), (name, row)
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    codes = {
+        int(code) for row in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for code in row.split(",")
+    }
+    known = {
+        cls.exit_code
+        for cls in vars(errors).values()
+        if isinstance(cls, type) and issubclass(cls, errors.EversegError)
+    }
+    assert known | {0, 130, 143} == codes
+
+
+def test_the_harmless_settings_are_listed() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    section = page.split("## Settings that may change")[1].split("##")[0]
+    assert set(re.findall(r"`([a-z_.]+)`", section)) == HARMLESS
