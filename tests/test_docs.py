@@ -206,7 +206,7 @@ def test_the_policy_table_says_what_the_code_does() -> None:
     ):
         cells = [
             cell.strip(" *") for cell in re.search(rf"^\| {row} \|(.*)\|$", page, re.MULTILINE)[1].split("|")
-        ]  # type: ignore[index]
+        ]
         for number, name in enumerate(names):
             policy = POLICIES[name]
             train, test = cells[2 * number : 2 * number + 2]
