@@ -127,7 +127,7 @@ def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any
     assert code == 0
     assert out.startswith("1 masks and overlays in out")
     assert api["calls"] == [
-        ("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), {"step": 0})
+        ("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), {"step": 0, "builder": None})
     ]
 
 

@@ -416,3 +416,11 @@ def test_reading_gives_the_place_of_every_value(tmp_path: Path) -> None:
     assert {key: int(o.where.rpartition(":")[2]) for key, o in parsed.origins.items()} == {
         (): 1, ("a",): 1, ("a", 0): 2, ("a", 1): 3, ("a", 1, "b"): 3, ("c",): 4,
     }  # fmt: skip
+
+
+def test_options_add_to_those_given_before_until_the_name_changes():
+    both = load("demo-mib", ["data.options.num_train=40", "data.options.num_val=10"])
+    assert both.data.options == {"num_train": 40, "num_val": 10}
+    wider = load("camvid-6-5-mib", ["model.options.hidden=32"])
+    assert wider.model.options == {**load("camvid-6-5-mib").model.options, "hidden": 32}
+    assert load("camvid-6-5-mib", ["model=deeplabv3-resnet18"]).model.options == {}

@@ -151,11 +151,15 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
     step: Step = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
+    ] = None,
 ) -> None:
     """Write the id mask and an overlay of every image."""
-    from everseg import api
+    from everseg import api, registry
 
-    written = api.predict(path, images, out, step=step)
+    builder = None if model is None else registry.resolve("model", model)
+    written = api.predict(path, images, out, step=step, builder=builder)
     say(f"{len(written)} masks and overlays in {out}; classes.json there names the ids")
 
 
@@ -236,8 +240,13 @@ def data_check(
     from everseg.config_loading import load
     from everseg.data.datasets import load_dataset
     from everseg.data.doctor import check_source
+    from everseg.engine.checkpoint import write_bytes
     from everseg.engine.progress import Progress
 
+    if skiplist is not None and (skiplist.is_dir() or not skiplist.parent.is_dir()):
+        raise ConfigError(
+            f"--write-skiplist: {skiplist} cannot be a file there; name a file in a folder that exists"
+        )
     config = load({}, [f"data.dataset={dataset}", *(_data_key(text) for text in overrides or [])])
     with Progress(quiet=as_json) as progress:
         started: list[int] = []
@@ -257,7 +266,7 @@ def data_check(
         bad = dict.fromkeys(
             f"{f.split}\t{f.sample}" for f in report.findings if f.level == "error" and f.sample
         )
-        skiplist.write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
+        write_bytes(skiplist, "".join(f"{line}\n" for line in bad).encode("utf-8", "surrogateescape"))
         note(f"{len(bad)} faulty samples in {skiplist}; leave them out of your lists")
     if not report.ok:
         raise typer.Exit(3)

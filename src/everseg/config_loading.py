@@ -163,7 +163,7 @@ def _overlay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
     for key, value in over.items():
         if isinstance(value, Mapping):
             inner = under.get(key)
-            fresh: dict[str, Any] = dict(inner) if isinstance(inner, Mapping) and key != "options" else {}
+            fresh: dict[str, Any] = dict(inner) if isinstance(inner, Mapping) else {}
             _overlay(fresh, value)
             under[key] = fresh
         else:

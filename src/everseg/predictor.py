@@ -70,7 +70,7 @@ class LoadedModel:
         """
         branch = branch or next(iter(self.spaces))
         pixels = _pixels(image)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].to(self.device)
+        batch = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)[None].to(self.device)
         logits = self.model(normalise(batch), (branch,))[branch].logits
         ids = predict_ids(logits, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
         return Prediction(ids, self.spaces[branch].names, pixels)
@@ -111,9 +111,18 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> L
 
 
 def predict(
-    run_path: str | Path, paths: Iterable[str | Path], out: str | Path, *, step: int | None = None
+    run_path: str | Path,
+    paths: Iterable[str | Path],
+    out: str | Path,
+    *,
+    step: int | None = None,
+    builder: Any = None,
 ) -> list[tuple[Path, Path]]:
     """Predict images and folders of images; write id masks and overlays.
+
+    Args:
+        step: which step of a run; default the last.
+        builder: your own architecture's builder, if the model is not a built-in one.
 
     Returns:
         (mask, overlay) of each image. Masks hold train ids; `classes.json` beside them names the ids.
@@ -121,7 +130,7 @@ def predict(
     Raises:
         DataError: no image found, or every unreadable one listed, before anything is written.
     """
-    model = load(run_path, step=step)
+    model = load(run_path, step=step, builder=builder)
     files: list[tuple[Path, Path]] = []
     missing = []
     for path in map(Path, paths):
@@ -158,7 +167,6 @@ def predict(
     written = []
     for path, stem in files:
         prediction = model.predict(path)
-        (out / stem).parent.mkdir(parents=True, exist_ok=True)
         written.append(write_prediction(out / stem, prediction.ids, prediction.image))
     write_json(out / "classes.json", {str(i): name for i, name in enumerate(model.classes)})
     return written
