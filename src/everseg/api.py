@@ -18,12 +18,11 @@ from everseg.config_loading import to_json
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.data.index import class_counts
-from everseg.engine.checkpoint import read_json
 from everseg.engine.folder import RunFolder
 from everseg.engine.progress import Progress
 from everseg.engine.run import execute, prepare, score_step
 from everseg.engine.runtime import make_accelerator
-from everseg.errors import ConfigError, DataError
+from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop.convert import export_mib, import_mib
 from everseg.labels import LabelSpace, policy_set
 from everseg.predictor import LoadedModel, Prediction, load, predict
@@ -54,21 +53,27 @@ class Run:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """Scores of each finished step (fractions in [0, 1], None where undefined)."""
-        rows = []
-        for index in self.folder.finished_steps:
-            for branch, scores in read_json(self.folder.step(index) / "metrics.json")["branches"].items():
-                names = scores["classes"]
-                rows.append(
-                    {
-                        "index": index,
-                        "branch": branch,
-                        "classes": [name for name in scores["new_classes"] if name != "background"],
-                        **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
-                        "class_iou": dict(zip(names, scores["class_iou"], strict=True)),
-                        "class_accuracy": dict(zip(names, scores["class_accuracy"], strict=True)),
-                    }
-                )
-        return rows
+        return [row for index in self.folder.finished_steps for row in self._rows(index)]
+
+    def _rows(self, index: int) -> list[dict[str, Any]]:
+        branches = self.folder.metrics(index)["branches"]
+        try:
+            return [
+                {
+                    "index": index,
+                    "branch": branch,
+                    "classes": [name for name in scores["new_classes"] if name != "background"],
+                    **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
+                    "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
+                    "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
+                }
+                for branch, scores in branches.items()
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder.step(index) / 'metrics.json'} is damaged ({error!r}); "
+                "delete it and run the same command to score the step again"
+            ) from None
 
     def table(self) -> list[dict[str, Any]]:
         """One row per step: index, new classes, and mIoU in percent, with and without background."""

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -22,7 +23,7 @@ from everseg.report.text import printable
 LISTS: dict[str, str] = {
     "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",
 }  # fmt: skip
-OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """The system's reasons not to let a file be written."""
 
 
@@ -138,11 +139,15 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
         The exit code; -1 if stdout's reader has gone.
     """
     try:
-        code = app(arguments, standalone_mode=False, prog_name="everseg")
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+            code = app(arguments, standalone_mode=False, prog_name="everseg")
         sys.stdout.flush()
     except BrokenPipeError:
         return -1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # the library takes any end of file for an interrupt
+            return _unexpected(error.__cause__, debug)
         return _failed("interrupted", 130, debug)
     except typer.Exit as stop:
         return stop.exit_code

@@ -49,6 +49,21 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def read_document(path: Path, *needed: str) -> dict[str, Any]:
+    """Read a JSON file of named entries.
+
+    Raises:
+        CheckpointError: unreadable, damaged, or without one of the entries `needed`.
+    """
+    value = read_json(path)
+    missing = [name for name in needed if not isinstance(value, dict) or name not in value]
+    if missing:
+        raise CheckpointError(
+            f"{path} is damaged: it has no {', '.join(missing)}; restore it or start again under another name"
+        )
+    return value
+
+
 def save_folder(
     folder: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -207,9 +222,11 @@ def writing(target: Path):  # noqa: ANN201 - a context manager
             free = shutil.disk_usage(_existing(target)).free / 1e6
             text = f"disk full: {target} could not be written ({free:.0f} MB free); free some space and run again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text = f"{target}: no permission to write here; choose another folder with out=DIR"
+            text = f"{target}: no permission to write here; choose another folder to write to"
         else:
-            text = f"{target}: cannot be written ({error.strerror or error})"
+            text = (
+                f"{target}: cannot be written ({error.strerror or error}); choose another folder to write to"
+            )
         raise CheckpointError(text) from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import platform
 import socket
@@ -20,6 +22,7 @@ from everseg.config_loading import config_hash, difference, load, to_json
 from everseg.engine.checkpoint import (
     load_tensors,
     parent_of,
+    read_document,
     read_json,
     save_folder,
     verify,
@@ -51,13 +54,14 @@ class RunFolder:
     @property
     def finished_steps(self) -> list[int]:
         """Indices of the steps that are trained and scored, in order."""
-        return sorted(int(path.parent.name) for path in self.path.glob("steps/[0-9]*/metrics.json"))
+        names = (path.parent.name for path in self.path.glob("steps/[0-9]*/metrics.json"))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def is_finished(self, config: RunConfig) -> bool:
         """Whether every step of this very run is trained and scored."""
         if not (self.path / "scenario.json").is_file() or difference(self.config(), config):
             return False
-        return len(self.finished_steps) == len(read_json(self.path / "scenario.json")["steps"])
+        return len(self.finished_steps) == len(read_document(self.path / "scenario.json", "steps")["steps"])
 
     def sequence_scores(self) -> dict[str, Any]:
         """Average over steps, forgetting and backward transfer of the scored steps (first branch)."""
@@ -95,13 +99,20 @@ class RunFolder:
         """The configuration the run was started with.
 
         Raises:
-            CheckpointError: not a run folder.
+            CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
         """
         if not (self.path / "run.json").is_file():
             raise CheckpointError(
                 f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
             )
-        return load(read_json(self.path / "run.json")["config"])
+        stored = read_document(self.path / "run.json", "config", "threads")
+        try:
+            return load(stored["config"])
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{self.path / 'run.json'}: this everseg does not understand its configuration: {error}; "
+                "restore it or start again under another name"
+            ) from None
 
     def open(self, config: RunConfig, threads: int) -> int:
         """Create the folder's run.json, or check that an existing one belongs to the same experiment.
@@ -208,12 +219,43 @@ class RunFolder:
         arrays: dict[str, Any] = {name: value.astype(np.int64) for name, value in counts.items()}
         np.savez_compressed(buffer, **arrays)
         write_bytes(self.step(index) / "confusion.npz", buffer.getvalue())
-        write_json(self.step(index) / "metrics.json", metrics)
+        write_json(self.step(index) / "metrics.json", {**metrics, "sha256": _json_hash(metrics)})
+
+    def metrics(self, index: int) -> dict[str, Any]:
+        """Scores of a scored step as `save_result` wrote them.
+
+        Raises:
+            CheckpointError: missing, or changed since.
+        """
+        path = self.step(index) / "metrics.json"
+        stored = read_document(path, "branches")
+        given = stored.pop("sha256", None)
+        if given is not None and given != _json_hash(stored):
+            raise CheckpointError(
+                f"{path} is damaged: it does not match its own checksum; "
+                "delete it and run the same command to score the step again"
+            )
+        return stored
 
     def counts(self, index: int) -> dict[str, np.ndarray]:
-        """Confusion counts of a scored step, per branch: (C, C) int64, rows = truth."""
-        with np.load(self.step(index) / "confusion.npz", allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        """Confusion counts of a scored step, per branch: (C, C) int64, rows = truth.
+
+        Raises:
+            CheckpointError: missing or damaged.
+        """
+        path = self.step(index) / "confusion.npz"
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except Exception as error:  # a damaged archive makes its readers raise nearly anything
+            raise CheckpointError(
+                f"{path} cannot be read ({type(error).__name__}); delete {path.with_name('metrics.json')} "
+                "and run the same command to score the step again"
+            ) from None
+
+
+def _json_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def load_model(folder: Path, builder: Any = None) -> tuple[SegmentationModel, dict[str, LabelSpace]]:

@@ -126,11 +126,19 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             try:
-                with path.open("x") as file:
-                    json.dump(me, file)
-                break
+                file = path.open("x")
             except FileExistsError:
+                if not path.parent.is_dir():
+                    raise
                 _take_over(path, me)
+                continue
+            try:
+                with file:
+                    json.dump(me, file)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+            break
     try:
         yield
     finally:

@@ -113,7 +113,7 @@ class StepJob:
         """Train the step to its end, from its newest checkpoint if there is one.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; weights and statistics on disk are untouched.
+            DivergedError: a loss, a gradient or an updated weight is not finite; what lies on disk is untouched.
             Interrupted, TimeBudgetReached: asked to stop; saved.
         """
         self.total = iterations_of(self.config, self.step)
@@ -230,7 +230,10 @@ class StepJob:
                 clock, images = time.perf_counter(), 0
                 self._log(done, logged, lr, speed, guard.norm)
             code = all_reduce_max(self.session.stop.code(), accelerator)
-            if code or (done % config.train.checkpoint_every == 0 and done < self.total):
+            due = done % config.train.checkpoint_every == 0
+            if code or due or done == self.total:
+                guard.check_weights()
+            if code or (due and done < self.total):
                 self._save(done)
             if code and done < self.total:
                 self.session.progress.end()
@@ -300,5 +303,21 @@ class _Guard:
             f"step {job.step.index}, iteration {self.iteration}: not finite: {values}, gradient norm {self.norm:g}\n"
             f"images of the batch: {', '.join(self.batch.ids)}\n"
             f"Nothing was changed by it; checkpoints before it are whole. Try a lower train.lr"
+            f"{' / train.lr_next' if job.step.index else ''}, or train.precision=fp32, and look at these images."
+        )
+
+    def check_weights(self) -> None:
+        """Stop before weights or running statistics that an update made infinite are written to disk."""
+        job = self.job
+        bad = [name for name, value in job.model.state_dict().items() if not bool(value.isfinite().all())]
+        if not all_reduce_max(int(bool(bad)), job.accelerator):
+            return
+        job.session.progress.end()
+        named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise DivergedError(
+            f"step {job.step.index}, iteration {self.iteration}: the update left weights that are not finite: "
+            f"{named or 'on another process'}\n"
+            f"images of the batch: {', '.join(self.batch.ids)}\n"
+            f"They were not saved; checkpoints before it are whole. Try a lower train.lr"
             f"{' / train.lr_next' if job.step.index else ''}, or train.precision=fp32, and look at these images."
         )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from everseg.engine.checkpoint import save_folder
-from everseg.errors import ConfigError
+from everseg.engine.checkpoint import save_folder, write_bytes
+from everseg.errors import CheckpointError, ConfigError
 from everseg.interop import mib
 from everseg.predictor import load
 
@@ -34,9 +34,15 @@ def import_mib(
         CheckpointError: not readable without running code from it, or its keys do not make a whole model.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give a new folder")
-    model = mib.load(mib.read(Path(checkpoint)), norm=norm, output_stride=output_stride)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    state = mib.read(Path(checkpoint))
+    try:
+        model = mib.load(state, norm=norm, output_stride=output_stride)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"'{checkpoint}': {error}; give the .pth that MiB's run.py wrote for a step"
+        ) from None
     (branch,) = model.branches
     sizes = model.head(branch).sizes
     total = sum(sizes)
@@ -51,9 +57,9 @@ def import_mib(
         "step": len(sizes) - 1,
         "source": f"MiB checkpoint {Path(checkpoint).name}",
     }
-    temporary = out / "final"
-    save_folder(temporary, {"model": model.state_dict(), "method_state": {}}, {"classes": document})
-    return temporary
+    folder = out / "final"
+    save_folder(folder, {"model": model.state_dict(), "method_state": {}}, {"classes": document})
+    return folder
 
 
 def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
@@ -62,10 +68,7 @@ def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
     if target.exists():
         raise ConfigError(f"{target} exists; give a new file name")
     state = mib.dump(load(path).model)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        torch.save({"epoch": 0, "model_state": state, "best_score": 0.0, "trainer_state": {}}, temporary)
-        shutil.move(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save({"epoch": 0, "model_state": state, "best_score": 0.0, "trainer_state": {}}, buffer)
+    write_bytes(target, buffer.getvalue())
     return target

@@ -42,7 +42,8 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
 
     Raises:
         ConfigError: the file does not exist, or a download that was not allowed.
-        CheckpointError: damaged or unsafe file; names or shapes that do not fit (all listed, at most 20 lines).
+        CheckpointError: damaged or unsafe file; names or shapes that do not fit, or values that are not finite
+            (all listed, at most 20 lines).
     """
     path = _fetch(spec[3:], download) if spec.startswith("hf:") else Path(spec).expanduser()
     state = encoder_state(read_tensors(path), str(spec))
@@ -50,6 +51,12 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     state, unknown = convert_encoder_names(state) if from_abn else (state, [])
     where = f"weights '{spec}'"
     _check_names(model.encoder, state, unknown, where)
+    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 20} more" if len(broken) > 20 else ""
+        raise CheckpointError(
+            f"{where} are not finite: {', '.join(broken[:20])}{more}; fetch or save the file again"
+        )
     note = _convert_gammas(model.encoder, state, from_abn, where)
     own = model.encoder.state_dict()
     for name in own:
