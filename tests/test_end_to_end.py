@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import complete, start, wait, wait_until
 from safetensors.torch import load_file
-from toy import HERE, settings
+from toy import HERE, build, settings
 
 import everseg
 from everseg import cli, registry
@@ -116,6 +117,22 @@ def test_a_dry_run_that_fails_leaves_nothing_either(
     assert list(scratch.iterdir()) == []
 
 
+def test_a_preset_under_another_name_lies_in_runs_of_the_working_folder(
+    tmp_path: Path, call: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["data.options.num_train=24", "data.options.num_val=8", "train.max_iterations=1"]
+    code, out, err = call("run", "demo-mib", "name=X", *small)
+    assert code == 0, err
+    assert "run folder: runs/X" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["X"]
+    code, out, err = call("eval", "runs/X", "--json", "--quiet")
+    assert (code, err) == (0, ""), "nobody's own code: nothing to name again"
+    metrics = json.loads((tmp_path / "runs/X/steps/01/metrics.json").read_text())
+    assert json.loads(out)["branches"] == metrics["branches"]
+
+
 # ---------------------------------------------------------------- scenarios
 
 
@@ -211,6 +228,8 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
         assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
         state = load_file(done.folder.final(1) / "method_state.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in state.values())
+        found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
+        assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
     assert all(math.isfinite(value) for value in losses["bf16"])
     np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.15 if method == "ilt" else 0.03)
     assert losses["bf16"] != losses["fp32"], "bf16 was not used"
@@ -320,6 +339,17 @@ def test_stored_code_is_not_imported_unless_it_is_named_again(
     with pytest.raises(CheckpointError, match="unknown model"):
         everseg.load(tmp_path / "toy")
     assert not imported.exists()
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "x.png")
+    arguments = ("predict", tmp_path / "toy", tmp_path / "x.png", "-o", tmp_path / "out")
+    code, _, err = call(*arguments)
+    assert code == 4
+    assert not imported.exists()
+    assert not (tmp_path / "out").exists()
+    assert "--model" in err
+    code, _, err = call(*arguments, "--model", model)
+    assert code == 0, err
+    assert imported.exists()
+    assert Image.open(tmp_path / "out" / "x_mask.png").size == (30, 20)
 
 
 @pytest.mark.slow
@@ -484,9 +514,6 @@ def test_without_tensorboard_the_same_run_ends_the_same(tmp_path: Path) -> None:
 def test_a_folder_with_a_descriptor_trains_from_another_place_and_another_root_gives_the_same(
     tmp_path: Path, call: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from PIL import Image
-    from toy import build
-
     toy = build()
     root = tmp_path / "data"
     for split in ("train", "val"):

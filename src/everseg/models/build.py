@@ -190,7 +190,7 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
     if build is None:
         raise CheckpointError(
             f"model description: unknown model '{name}'; known: {', '.join(ARCHITECTURES)}. "
-            "If it came from your own builder, pass that"
+            "If it came from your own builder, name it again: builder=... in Python, --model FILE.py:NAME for predict"
         )
     try:
         model = _call(name, build, options)
