@@ -803,10 +803,14 @@ def test_permissions_of_data_and_run_folder_are_named(
     everseg: Everseg, monkeypatch: pytest.MonkeyPatch, trained: Path
 ) -> None:
     nobody = 65534 if os.geteuid() == 0 else None  # permissions do not bind root
+    package_file = Path(cli.__file__)
+    if nobody is not None and not all(folder.stat().st_mode & 0o001 for folder in package_file.parents):
+        pytest.skip("another user cannot read the package here")
     with tempfile.TemporaryDirectory() as name:
         base = small(Path(name))
         base.chmod(0o755)
         monkeypatch.chdir(base)
+        assert everseg("run", "run.yaml", "--dry-run", "--quiet").code == 0  # all modules are imported now
         mask = base / "data/masks/train/a_1.png"
         mask.chmod(0)
         outcome = forked(None, "run", "run.yaml", "--quiet", user=nobody)
