@@ -365,6 +365,22 @@ def test_predict_replaces_older_files_and_leaves_the_input_alone(
     assert images
 
 
+def test_predict_never_overwrites_an_image_it_was_given(
+    finished: everseg.Run, tmp_path: Path, call: Outcome
+) -> None:
+    """Labels are often named photo_mask.png; and a second call must not take the first one's masks for photos."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("photo.jpg", "photo_mask.png"):
+        Image.fromarray(np.full((8, 8, 3), 40, np.uint8)).save(folder / name)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = call("predict", finished.path, folder, "-o", tmp_path / "in" / ".." / "in")
+    assert code == 2
+    assert str(folder / "photo_mask.png") in err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert call("predict", finished.path, folder, "-o", tmp_path / "out")[0] == 0
+
+
 def test_predict_tells_what_it_cannot_read_before_it_writes(
     finished: everseg.Run, tmp_path: Path, call: Outcome
 ) -> None:

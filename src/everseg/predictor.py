@@ -18,7 +18,7 @@ from everseg.engine.checkpoint import verify, write_json
 from everseg.engine.evaluate import predict_ids
 from everseg.engine.folder import RunFolder, load_model
 from everseg.engine.pictures import overlay, write_prediction
-from everseg.errors import CheckpointError, DataError
+from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
 
@@ -128,6 +128,7 @@ def predict(
         (mask, overlay) of each image. Masks hold train ids; `classes.json` beside them names the ids.
 
     Raises:
+        ConfigError: a result would overwrite an image given. (Results of an earlier call are replaced.)
         DataError: no image found, or every unreadable one listed, before anything is written.
     """
     model = load(run_path, step=step, builder=builder)
@@ -155,6 +156,13 @@ def predict(
         raise DataError(
             f"several images would be written to one name: {', '.join(twice)}; predict them separately"
         )
+    out = Path(out)
+    results = {(out / f"{stem}_{kind}.png").resolve() for stem in stems for kind in ("mask", "overlay")}
+    if inputs := [str(path) for path, _ in files if path.resolve() in results]:
+        raise ConfigError(
+            f"--out {out}: the results would overwrite images given to predict: {', '.join(inputs)}; "
+            "give another folder"
+        )
     bad = []
     for path, _ in files:
         try:
@@ -163,7 +171,6 @@ def predict(
             bad.append(str(error))
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
-    out = Path(out)
     written = []
     for path, stem in files:
         prediction = model.predict(path)
