@@ -222,9 +222,6 @@ def test_a_data_set_without_a_common_class_is_told(finished: everseg.Run, tmp_pa
         everseg.evaluate(finished.path, overrides=[strange], quiet=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="everseg.evaluate ignores settings that cannot change a finished model"
-)
 @pytest.mark.parametrize(
     "override",
     ["model=deeplabv3-resnet18", "model.norm=abn", "method=ft", "task=1-1", "train.lr=1", "seed=9"],

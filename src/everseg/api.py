@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from everseg import registry
 from everseg.config import RunConfig
+from everseg.config_loading import identity, to_json
 from everseg.config_loading import load as load_config
-from everseg.config_loading import to_json
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.data.index import class_counts
@@ -57,12 +58,13 @@ class Run:
 
     def _rows(self, index: int) -> list[dict[str, Any]]:
         branches = self.folder.metrics(index)["branches"]
+        taught = "classes" if self.config.scenario.joint else "new_classes"
         try:
             return [
                 {
                     "index": index,
                     "branch": branch,
-                    "classes": [name for name in scores["new_classes"] if name != "background"],
+                    "classes": [name for name in scores[taught] if name != "background"],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
@@ -147,20 +149,25 @@ def evaluate(
     Args:
         path: run folder.
         step: which step; default the last finished one.
-        overrides: "data=...", "data.root=...", "scenario.test_split=..." and the like.
+        overrides: other images or another way to look at them: `data...`, `scenario.test_split`,
+            `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
 
     Returns:
         {"run", "step", "branches": {branch: scores}}: on the same data exactly the numbers of the run.
 
     Raises:
-        ConfigError: an override that would make it another model; a user's own code not named in `overrides`.
+        ConfigError: an override that cannot change a finished model's score; a user's own code not named in
+            `overrides`.
     """
     folder = RunFolder(Path(path))
     stored = folder.config()
     config = load_config(to_json(stored), overrides)
+    _refuse_training_settings(stored, config)
     _refuse_stored_code(config, overrides)
     index = folder.chosen_step(step)
     accelerator = make_accelerator(config)
+    if config.train.threads is None:
+        torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     if (stored.data.dataset, stored.scenario) == (config.data.dataset, config.scenario):
         prepared = prepare(config, progress)
@@ -178,9 +185,22 @@ def evaluate(
     }
 
 
+EVALUATION_KEYS = ("data.", "scenario.test_split", "scenario.policy", "train.precision", "train.threads")
+
+
+def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
+    """A setting that could only have changed the training is refused, not ignored."""
+    before, now = identity(stored), identity(config)
+    changed = [key for key in now if now[key] != before.get(key) and not key.startswith(EVALUATION_KEYS)]
+    if changed:
+        raise ConfigError(
+            [f"{key}: cannot be changed for a finished run; start another run for that" for key in changed]
+        )
+
+
 def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
     """A run folder may come from somebody else: code it names is imported only if the user names it too."""
-    given = " ".join(overrides)
+    given = {text.partition("=")[2].strip() for text in overrides}
     for kind, key, name in (
         ("model", "model", config.model.name),
         ("dataset", "data", config.data.dataset),

@@ -114,6 +114,11 @@ class RunFolder:
                 "restore it or start again under another name"
             ) from None
 
+    @property
+    def threads(self) -> int:
+        """CPU threads the run was started with."""
+        return int(read_document(self.path / "run.json", "threads")["threads"])
+
     def open(self, config: RunConfig, threads: int) -> int:
         """Create the folder's run.json, or check that an existing one belongs to the same experiment.
 
@@ -132,7 +137,7 @@ class RunFolder:
                     f"{self.path} holds a run with other settings:\n  {listing}\n"
                     f"Give this run another name (name=...), or delete {self.path} to start again."
                 )
-            return int(read_json(document)["threads"])
+            return self.threads
         self.path.mkdir(parents=True, exist_ok=True)
         packages = ("everseg", "torch", "numpy", "pillow", "accelerate", "safetensors")
         write_json(
