@@ -176,6 +176,11 @@ def test_a_restart_in_the_middle_gives_the_tail() -> None:
     assert train(split, start=11, stop=11) == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_restart_after_the_last_iteration_gives_nothing(workers: int) -> None:
+    assert train(Memory(8), start=4, stop=4, workers=workers) == []
+
+
 def test_more_processes_than_images_is_told() -> None:
     with pytest.raises(DataError, match="step 1 has 2 images, fewer than the 3 processes"):
         train(Memory(2), batch=3, rank=0, world=3)

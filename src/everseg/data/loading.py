@@ -177,7 +177,7 @@ def train_batches(
             order, order_epoch = epoch_order(seed, step, epoch, count), epoch
         chosen = order[slot * size : (slot + 1) * size][rank * size // world : (rank + 1) * size // world]
         plan.append([(epoch, int(position)) for position in chosen])
-    return _loader(samples, plan, data.workers, pin)
+    return _loader(samples, plan, data.workers, pin) if plan else iter(())
 
 
 def plain_batches(
