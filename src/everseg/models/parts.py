@@ -111,7 +111,7 @@ class BatchNorm(nn.BatchNorm2d):
         """Normalise (B, C, H, W).
 
         Raises:
-            ValueError: training with B * H * W = 1. (In-place ABN silently stores a non-finite variance there.)
+            ConfigError: training with B * H * W = 1. (In-place ABN silently stores a non-finite variance there.)
         """
         _check_values(self, input)
         return super().forward(input)
@@ -155,7 +155,7 @@ def _with_weight(
 
 def _check_values(norm: _BatchNorm, input: Tensor) -> None:
     if norm.training and input.shape[0] * input.shape[2:].numel() == 1:
-        raise ValueError(
+        raise ConfigError(
             f"batch norm cannot train on one value per channel (input {tuple(input.shape)}): give every process "
             "at least two images per iteration (train.batch)"
         )
