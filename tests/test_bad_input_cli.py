@@ -339,6 +339,7 @@ def test_lists_that_name_missing_files_are_refused(everseg: Everseg, tmp_path: P
         (["data.options={clases: [a]}"], ["clases", "did you mean 'classes'?"]),
         (["method=mine.py:Mine"], ["method.name: no file 'mine.py'"]),
         (["train.precision=fp16"], ["train.precision", "bf16"]),
+        (["data.scale=[-1,1]"], ["data.scale: expected list of 2 numbers > 0"]),
     ],
     ids=lambda value: value[0][:24] if isinstance(value, list) else None,
 )  # fmt: skip

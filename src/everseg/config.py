@@ -5,7 +5,7 @@ Every field's docstring is its help text in `everseg show`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,7 +27,7 @@ class DataConfig(_Section):
     """Further arguments of the data set's reader."""
     crop: int = Field(default=512, ge=8)
     """Side of the square training crop, in pixels."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
     """Range of the training crop's area relative to the image's (random resized crop)."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""

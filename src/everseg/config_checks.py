@@ -180,7 +180,9 @@ def _word(annotation: Any) -> str:
         case origin if origin is list:
             return f"list of {expectation(arguments[0])}" if arguments else "list"
         case origin if origin is tuple:
-            return "list of " + (f"{len(arguments)} numbers" if ... not in arguments else "values")
+            if ... in arguments:
+                return "list of values"
+            return f"list of {len(arguments)} {expectation(arguments[0]).replace('number', 'numbers')}"
         case origin if origin is dict or annotation is dict:
             return "keys and values"
     return getattr(annotation, "__name__", str(annotation))
