@@ -204,6 +204,15 @@ def other(tmp_path: Path, names: dict[int, str], table: str, background: int | N
     return f"data={path}:build"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="synchronised norms work here")
+def test_a_run_with_synchronised_norms_is_scored_without_cuda_too(finished: everseg.Run, copy: Path) -> None:
+    stored = json.loads((copy / "run.json").read_text())
+    stored["config"]["train"]["sync_norm"] = True
+    (copy / "run.json").write_text(json.dumps(stored))
+    found = everseg.evaluate(copy, overrides=[USER_CODE], quiet=True)
+    assert found["confusion"]["default"] == finished.folder.counts(1)["default"].tolist()
+
+
 def test_another_data_set_is_matched_by_class_name_not_by_id(finished: everseg.Run, tmp_path: Path) -> None:
     """The same images with other ids, and a class the model does not know: the same counts, its pixels not scored."""
     same = other(tmp_path, {0: "background", 7: "blue", 9: "red", 11: "green"}, "0, 9, 11, 7")

@@ -165,7 +165,7 @@ def evaluate(
     _refuse_training_settings(stored, config)
     _refuse_stored_code(config, overrides)
     index = folder.chosen_step(step)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, training=False)
     if config.train.threads is None:
         torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)

@@ -30,8 +30,12 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
 
-def make_accelerator(config: RunConfig, *, find_unused: bool = False) -> Accelerator:
+def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: bool = True) -> Accelerator:
     """Set threads and precision, and join the other processes if a launcher (torchrun, SLURM) started several.
+
+    Args:
+        find_unused: some update leaves trainable weights without gradient.
+        training: check also what only training needs: synchronised norms, a batch that can be shared.
 
     Raises:
         ConfigError: a precision or option the machine cannot honour.
@@ -39,7 +43,7 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False) -> Acceler
     on_cpu = not torch.cuda.is_available()
     if config.train.precision == "fp16" and on_cpu:
         raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 here")
-    if config.train.sync_norm and on_cpu:
+    if training and config.train.sync_norm and on_cpu:
         raise ConfigError(
             "train.sync_norm: synchronised norms need CUDA devices; set train.sync_norm=false here"
         )
@@ -54,7 +58,7 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False) -> Acceler
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )
-    if config.train.batch % accelerator.num_processes:
+    if training and config.train.batch % accelerator.num_processes:
         raise ConfigError(
             f"train.batch: {config.train.batch} images cannot be shared equally by "
             f"{accelerator.num_processes} processes; choose a multiple"
