@@ -101,7 +101,7 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_nothing(
     assert [line.split()[0] for line in text.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])] == [
         "0", "1", "2",
     ]  # fmt: skip
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("everseg-*")) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "scratch"]
     assert "2/2" in err, "two iterations of each step"
 
@@ -114,7 +114,7 @@ def test_a_dry_run_that_fails_leaves_nothing_either(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     code, _, err = call("run", written(tmp_path), "train.lr=1e30", "train.lr_next=1e30", "--dry-run")
     assert code == 5, err
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("everseg-*")) == []
 
 
 def test_a_preset_under_another_name_lies_in_runs_of_the_working_folder(

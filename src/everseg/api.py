@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from everseg import registry
 from everseg.config import RunConfig
@@ -128,16 +131,17 @@ def run(
     config = load_config(source, overrides, **sections)
     if not dry_run:
         return Run(execute(config, quiet=quiet))
-    with tempfile.TemporaryDirectory(prefix="everseg-dry-run-") as out:
-        small = config.model_copy(
-            update={
-                "out": out,
-                "tensorboard": config.tensorboard,
-                "train": config.train.model_copy(update={"max_iterations": 2, "log_every": 1}),
-            }
-        )
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    with contextlib.ExitStack() as held:
+        out = [""]
+        if processes.is_main_process:
+            out = [held.enter_context(tempfile.TemporaryDirectory(prefix="everseg-dry-run-"))]
+        broadcast_object_list(out)
+        few = {"max_iterations": 2, "log_every": 1, "checkpoint_every": 1}
+        small = config.model_copy(update={"out": out[0], "train": config.train.model_copy(update=few)})
         done = Run(execute(small, quiet=quiet, dry_run=True))
         _ = done.steps, done.sequence, done.config  # read while the folder is there
+        processes.wait_for_everyone()
         return done
 
 

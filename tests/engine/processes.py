@@ -17,7 +17,11 @@ from everseg.errors import EversegError
 
 
 def start(
-    config: dict, *, kill_at_flush: int | None = None, environment: dict[str, str] | None = None
+    config: dict,
+    *,
+    kill_at_flush: int | None = None,
+    environment: dict[str, str] | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Fork a process that does the run; it exits with the code the command line would give.
 
@@ -32,7 +36,7 @@ def start(
         os.environ.update(environment or {})
         if kill_at_flush is not None:
             _kill_at(kill_at_flush)
-        everseg.run(config, quiet=True)
+        everseg.run(config, quiet=True, dry_run=dry_run)
         code = 0
     except EversegError as error:
         os.write(2, f"{error}\n".encode())
@@ -79,7 +83,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 60) -> None:
         time.sleep(0.002)
 
 
-def ranks(config: dict, world: int, timeout: float = 120) -> list[int]:
+def ranks(config: dict, world: int, timeout: float = 120, **options) -> list[int]:
     """Do one run in several processes that talk over gloo; their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -96,6 +100,7 @@ def ranks(config: dict, world: int, timeout: float = 120) -> list[int]:
                 "LOCAL_RANK": str(rank),
                 "ACCELERATE_USE_CPU": "true",
             },
+            **options,
         )
         for rank in range(world)
     ]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_both_ranks_hold_the_same_weights_and_a_second_time_gives_the_same_bytes
         assert ranks(config, 2) == [0, 0]
         digests.append(results(tmp_path / name / "toy"))
     assert digests[0] == digests[1]
+
+
+def test_two_processes_take_a_dry_run_through_one_folder_that_is_gone_afterwards(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert ranks(settings(tmp_path), 2, dry_run=True) == [0, 0]
+    assert list(scratch.glob("everseg-*")) == []
+    assert list(tmp_path.iterdir()) == [scratch]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):

@@ -78,7 +78,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
 
     Args:
         quiet: print no progress.
-        dry_run: test on a few images only (with `train.max_iterations` small, a trial of every stage).
+        dry_run: test and validate on a few images only (with `train.max_iterations` small, a trial of every stage).
 
     Returns:
         The run's folder, every step finished and scored.
@@ -143,7 +143,12 @@ def _run(
     if dry_run:
         few = 2 * config.train.eval_batch
         steps = tuple(
-            replace(s, test=tuple(replace(t, indices=t.indices[:few]) for t in s.test)) for s in steps
+            replace(
+                step,
+                test=tuple(replace(source, indices=source.indices[:few]) for source in step.test),
+                val=tuple(replace(source, indices=source.indices[:few]) for source in step.val),
+            )
+            for step in steps
         )
     journal = Journal(folder.path / "journal.jsonl" if main else None)
     events = Events(
