@@ -85,6 +85,19 @@ def test_two_processes_take_a_dry_run_through_one_folder_that_is_gone_afterwards
     assert list(tmp_path.iterdir()) == [scratch]
 
 
+def test_every_process_uses_the_number_of_threads_that_the_run_recorded(tmp_path):
+    """The plug-in's import gives each rank another number, as another machine's default would."""
+    plug_in = tmp_path / "threads.py"
+    plug_in.write_text(
+        "import os\nfrom dataclasses import dataclass\nimport torch\nfrom everseg.methods.ft import FineTuning\n"
+        "torch.set_num_threads(1 + int(os.environ['RANK']))\n"
+        "@dataclass(kw_only=True)\nclass Threads(FineTuning):\n"
+        "    def begin_step(self, ctx):\n        assert torch.get_num_threads() == 1\n"
+    )
+    train = {"epochs": 1, "epochs_next": 1, "threads": None}
+    assert ranks(settings(tmp_path, method=f"{plug_in}:Threads", train=train), 2) == [0, 0]
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     assert ranks(settings(tmp_path, train={"batch": 3}), 2) == [2, 2]
 

@@ -100,6 +100,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     if not accelerator.is_main_process:  # the first process checks everything and fills the caches
         if all_reduce_max(0, accelerator):
             raise EversegError("the first process stopped; its message says why")
+        torch.set_num_threads(folder.threads)
         return _run(config, prepare(config, progress), accelerator, progress, folder, dry_run)
     with contextlib.ExitStack() as held:
         try:
