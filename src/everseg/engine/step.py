@@ -144,10 +144,11 @@ class StepJob:
 
     def _restore(self) -> int:
         """Load the newest checkpoint and return its iteration; then let Accelerate wrap model and optimiser."""
-        path = newest_valid(
-            self.session.folder.checkpoints(self.step.index),
-            lambda text: self.session.progress.message(f"warning: {text}"),
-        )
+        with self.accelerator.main_process_first():  # it sets damaged ones aside
+            path = newest_valid(
+                self.session.folder.checkpoints(self.step.index),
+                lambda text: self.session.progress.message(f"warning: {text}"),
+            )
         start = 0
         if path is not None:
             state = read_json(path / "state.json")
