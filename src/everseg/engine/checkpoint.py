@@ -27,12 +27,21 @@ MANIFEST = "MANIFEST.json"
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically and flushed."""
-    _write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(path, _json(value))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write any file atomically and flushed."""
-    _write_atomic(path, data)
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        try:
+            temporary.unlink(missing_ok=True)
+            _write_flushed(temporary, data)
+            temporary.replace(path)
+            _flush_directory(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_json(path: Path) -> Any:
@@ -260,19 +269,6 @@ def _write_flushed(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
-        try:
-            temporary.unlink(missing_ok=True)
-            _write_flushed(temporary, data)
-            temporary.replace(path)
-            _flush_directory(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def _flush_directory(path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
@@ -19,6 +18,7 @@ from everseg.data.transforms import normalise
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import all_reduce_sum
 from everseg.labels import LabelSpace
+from everseg.losses import upsample
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source
@@ -53,13 +53,7 @@ def predict_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, H, W) uint8 train ids.
     """
-    ids = [
-        F.interpolate(
-            one[None].float() if one.dtype != torch.float64 else one[None], size, mode="bilinear"
-        ).argmax(1)
-        for one in logits
-    ]
-    return torch.cat(ids).to(torch.uint8)
+    return torch.cat([upsample(one[None], size).argmax(1) for one in logits]).to(torch.uint8)
 
 
 @torch.no_grad()

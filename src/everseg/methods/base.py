@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from everseg.losses.pixelwise import full_precision
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, SegOutput
 
@@ -52,12 +53,8 @@ class StepContext:
             return None
         with self.autocast():
             output = self.teacher(batch.image, (batch.branch,))[batch.branch]
-        return SegOutput(_full(output.logits), {name: _full(tap) for name, tap in output.features.items()})
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """Half precision -> float32, as the student's outputs are; float64 stays."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+        taps = {name: full_precision(tap) for name, tap in output.features.items()}
+        return SegOutput(full_precision(output.logits), taps)  # as Accelerate gives the student's
 
 
 @dataclass(kw_only=True)
