@@ -32,6 +32,7 @@ from everseg.errors import ConfigError, DataError, EversegError
 from everseg.labels import policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
+from everseg.models.model import frozen_copy
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json
 
@@ -210,7 +211,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
         model, _, state, parent = folder.load_final(step.index - 1, builder)
         method.load_state_dict(state)
         if method.uses_teacher:
-            teacher = folder.load_final(step.index - 1, builder)[0]
+            teacher = frozen_copy(model)
     views = views_of(step.train, session.dataset)
     return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent)
 

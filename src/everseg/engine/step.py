@@ -100,6 +100,7 @@ class StepJob:
     model: SegmentationModel
     """The model as it was after the step before, on the CPU."""
     teacher: SegmentationModel | None
+    """Frozen copy of it, on the CPU too."""
     method: Method
     offset: int = 0
     """Iterations of all earlier steps, for the x axis of TensorBoard."""
@@ -171,7 +172,7 @@ class StepJob:
 
     def _context(self) -> StepContext:
         if self.teacher is not None:
-            self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
+            self.teacher.to(self.accelerator.device)
         return StepContext(
             step=self.step,
             model=self.student,
