@@ -57,7 +57,7 @@ Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes and of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, order and augmentation.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -299,7 +299,7 @@ def import_mib(
         bool, typer.Option("--back", help="Write one of our models in the original layout.")
     ] = False,
     norm: Annotated[
-        Literal["bn", "abn", "iabn"], typer.Option(help="Norm the checkpoint was trained with.")
+        Literal["abn", "iabn"], typer.Option(help="Norm the checkpoint was trained with.")
     ] = "iabn",
     output_stride: Annotated[int, typer.Option(help="8 or 16, as in the original's options.")] = 16,
     classes: Annotated[str, typer.Option(help="Class names in output order, separated by commas.")] = "",
