@@ -1,1 +1,1 @@
-"""everseg.data."""
+"""Images and masks: readers, class index, transforms, batches, checks and downloads (floor 2)."""

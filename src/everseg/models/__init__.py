@@ -1,1 +1,1 @@
-"""everseg.models."""
+"""Networks that grow: encoders, decoders, classifiers per branch, and their initial weights (floor 2)."""

@@ -1,1 +1,1 @@
-"""everseg.report."""
+"""Results as tables and text (floor 6)."""
