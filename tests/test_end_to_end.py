@@ -312,6 +312,21 @@ def test_method_data_model_and_scenario_from_files_of_ones_own(
     assert (code, json.loads(again)) == (0, done)
 
 
+def test_a_step_that_trains_two_branches_at_once_is_refused_not_mixed_up(tmp_path: Path) -> None:
+    """The engine gives every batch one branch; labels of another would be read in the wrong space."""
+    plan = tmp_path / "plan.py"
+    plan.write_text(
+        "from dataclasses import replace\nfrom everseg.scenarios.class_incremental import build as usual\n"
+        "def build(*arguments, **options):\n    first, *rest = usual(*arguments, **options)\n"
+        "    other = replace(first.train[0], branch='night')\n"
+        "    spaces = {**first.spaces, 'night': first.spaces['default']}\n"
+        "    return (replace(first, train=(*first.train, other), spaces=spaces, grows={'default': 3, 'night': 3}),)\n"
+    )
+    with pytest.raises(ConfigError, match="step 0 trains the branches default, night together"):
+        everseg.run(settings(tmp_path, scenario={"kind": f"{plan}:build"}), quiet=True)
+    assert not (tmp_path / "toy").exists()
+
+
 def test_stored_code_is_not_imported_unless_it_is_named_again(
     tmp_path: Path, call: Outcome, plug_ins: Path
 ) -> None:

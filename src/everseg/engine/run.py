@@ -71,7 +71,15 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         )
         progress.end()
     build = registry.resolve("scenario", config.scenario.kind)
-    return Prepared(dataset, counts, build(config.scenario, dataset, counts, seed=config.seed))
+    steps = build(config.scenario, dataset, counts, seed=config.seed)
+    for step in steps:
+        trained = sorted({source.branch for source in step.train})
+        if len(trained) > 1:
+            raise ConfigError(
+                f"scenario.kind: step {step.index} trains the branches {', '.join(trained)} together; "
+                "a step can train one branch"
+            )
+    return Prepared(dataset, counts, steps)
 
 
 def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) -> RunFolder:
