@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ def purge(folder: Path, keep: int = 2) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Path):  # noqa: ANN201 - a context manager
+def writing(target: Path) -> Iterator[None]:
     """Turn the operating system's write errors into one message."""
     try:
         yield
