@@ -259,11 +259,6 @@ def test_the_remedy_fits_the_confusion(declared, void, found, words):
     assert words in index.remedy(labels, found)
 
 
-def test_missing_classes_are_those_no_mask_holds():
-    counts = slow_counts([np.array([[0, 2, 255]], np.uint8)])
-    assert index.missing_classes(counts, LABELS) == [1, 3]
-
-
 def test_a_fingerprint_that_fails_at_the_first_bad_file_still_lists_all(tmp_path):
     masks: list = random_masks(4)
     masks[1] = DataError("a.png: no such file")

@@ -73,16 +73,6 @@ def default_cache_dir() -> Path:
     return Path(named).expanduser() if named else Path("~/.cache/everseg").expanduser()
 
 
-def missing_classes(counts: np.ndarray, labels: RawLabels) -> list[int]:
-    """Raw ids of the declared classes (background included) that no mask holds, ascending.
-
-    Args:
-        counts: (N, 256) from `class_counts`.
-    """
-    present = set(np.flatnonzero(np.any(counts, axis=0)).tolist())
-    return [raw for raw in sorted(labels.names) if raw not in present]
-
-
 def count_ids(mask: np.ndarray) -> np.ndarray:
     """Pixels per raw id of one mask, (H, W) uint8 -> (256,) int32."""
     return np.bincount(mask.reshape(-1), minlength=256).astype(np.int32)

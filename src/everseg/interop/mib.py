@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
+from everseg.models.parts import absolute_gamma
 from everseg.models.pretrained import convert_encoder_names, read_tensors, to_abn_name
 
 __all__ = ["convert_encoder_names", "dump", "load", "read"]
@@ -148,11 +148,6 @@ def dump(
     if strange:
         raise ConfigError(f"interop.mib: no original name for {', '.join(strange[:_MOST])}")
     return state
-
-
-def norm_of(model: SegmentationModel) -> str:
-    """Tell which norm a checkpoint written by `dump` has to be read with: "iabn", or "abn" for all others."""
-    return "iabn" if any(isinstance(m, AbsBatchNorm | SyncAbsBatchNorm) for m in model.modules()) else "abn"
 
 
 def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
