@@ -17,7 +17,7 @@ BAR_CELLS = 10
 
 def percent(value: float | None) -> str:
     """A fraction as percent with one digit; "-" where undefined."""
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> str:
