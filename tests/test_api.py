@@ -225,6 +225,30 @@ def test_another_data_set_is_matched_by_class_name_not_by_id(finished: everseg.R
     np.testing.assert_array_equal(found, expected)
 
 
+def test_the_same_reader_with_other_ids_is_matched_by_class_name_too(tmp_path: Path) -> None:
+    """An option (or an edited description) may give the classes other ids: the model's outputs keep their names."""
+    plug_in = tmp_path / "swapped.py"
+    plug_in.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(HERE.rpartition(':')[0]).parent)!r})\n"
+        "import numpy as np\nfrom toy import Toy\nfrom everseg.data.base import Dataset\n"
+        "from everseg.labels import RawLabels\n"
+        "class Swapped(Toy):\n"
+        "    def read(self, index):\n"
+        "        image, mask = super().read(index)\n"
+        "        return image, np.array([0, 3, 2, 1], np.uint8)[mask]\n"
+        "def build(root=None, *, swap: bool = False):\n"
+        "    kind, names = (Swapped, ['blue', 'green', 'red']) if swap else (Toy, ['red', 'green', 'blue'])\n"
+        "    labels = RawLabels({0: 'background', **dict(enumerate(names, 1))}, background=0)\n"
+        "    return Dataset('toy', labels, {'train': kind('train', 24, 40), 'val': kind('val', 10, 40)})\n"
+    )
+    data = f"data={plug_in}:build"
+    done = everseg.run(
+        settings(tmp_path, data={"dataset": f"{plug_in}:build"}, train={"max_iterations": 6}), quiet=True
+    )
+    found = everseg.evaluate(done.path, overrides=[data, "data.options.swap=true"], quiet=True)
+    assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
+
+
 def test_a_data_set_without_a_common_class_is_told(finished: everseg.Run, tmp_path: Path) -> None:
     strange = other(tmp_path, {0: "background", 7: "violet"}, "0, 7, 7, 7")
     with pytest.raises(DataError, match=r"no class name.*violet.*red, green, blue"):

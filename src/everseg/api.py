@@ -173,12 +173,16 @@ def evaluate(
     if config.train.threads is None:
         torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
+    sources: tuple[Source, ...] = ()
+    spaces = folder.spaces(index)
     if (stored.data.dataset, stored.scenario) == (config.data.dataset, config.scenario):
         prepared = prepare(config, progress)
-        dataset, sources = prepared.dataset, prepared.steps[index].test
+        dataset, steps = prepared.dataset, prepared.steps
+        if index < len(steps) and steps[index].spaces == spaces:  # the data may have other classes by now
+            sources = steps[index].test
     else:
         dataset = load_dataset(config.data)
-        sources = _sources_by_name(dataset, config, folder.spaces(index))
+    sources = sources or _sources_by_name(dataset, config, spaces)
     result, scores = score_step(config, dataset, sources, folder, index, accelerator, progress)
     return {
         "run": str(path),
