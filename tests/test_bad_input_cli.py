@@ -26,7 +26,8 @@ import everseg as package
 from everseg import cli
 from everseg.engine.checkpoint import load_tensors, verify
 from everseg.errors import DataError
-from everseg.models.build import build_model
+from everseg.interop import mib
+from everseg.models.build import build_model, deeplabv3
 
 
 class Outcome(NamedTuple):
@@ -830,9 +831,21 @@ def test_predict_on_a_full_disk_leaves_no_half_picture(everseg: Everseg, done: P
 
 
 def test_import_back_on_a_full_disk_leaves_no_file(everseg: Everseg, done: Path) -> None:
-    outcome = forked(1000, "import", "mib", "runs/x", "--back", "-o", "x.pth")
+    model = deeplabv3(
+        blocks=(1, 1, 1, 1), bottleneck=False, stem=8, widths=(8, 8, 8, 8), hidden=8, out_channels=8
+    )
+    model.grow({"default": 3})
+    torch.save({"model_state": mib.dump(model)}, "theirs.pth")
+    everseg("import", "mib", "theirs.pth", "-o", "ours", "--norm", "abn")
+    outcome = forked(1000, "import", "mib", "ours", "--back", "-o", "x.pth")
     refused(outcome, 4, "x.pth", "disk full")
     assert [path.name for path in done.glob("x.pth*")] == []
+
+
+def test_import_back_of_a_model_the_original_cannot_express_is_refused(everseg: Everseg, done: Path) -> None:
+    outcome = everseg("import", "mib", "runs/x", "--back", "-o", "x.pth")
+    refused(outcome, 2, "cannot express", "pools after the stem", "dilations")
+    assert list(done.glob("x.pth*")) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from everseg.errors import ConfigError
-from everseg.labels import POLICIES, SYNTHETIC_BACKGROUND, LabelSpace, RawLabels, policy_set
+from everseg.labels import POLICIES, SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, RawLabels, policy_set
 
 # Raw ids: 0 background, 3 and 1 learnt first, 4 taught now, 2 later; 255 void; 77 is in no list of the data set.
 LABELS = RawLabels({0: "background", 1: "cow", 2: "dog", 3: "cat", 4: "sheep"})
@@ -75,3 +75,9 @@ def test_raw_labels_tell_classes_from_background_and_void():
     assert LABELS.declared == {0, 1, 2, 3, 4, 255}
     camvid = RawLabels({0: "sky", 1: "road"}, background=None, void=(11,))
     assert camvid.classes == (0, 1)
+
+
+def test_a_space_without_background_ignores_what_a_policy_calls_background():
+    space = LabelSpace(((3, 4),), ("cat", "dog"), background=None)
+    table = space.lut([3], LabelPolicy(void=255, background=0, old=0, future=0), [3, 4, 5])
+    assert [int(table[raw]) for raw in (3, 4, 5, 9)] == [0, 255, 255, 255]

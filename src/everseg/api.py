@@ -175,7 +175,8 @@ def evaluate(
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     sources: tuple[Source, ...] = ()
     spaces = folder.spaces(index)
-    if (stored.data.dataset, stored.scenario) == (config.data.dataset, config.scenario):
+    own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
+    if own_scenario and (stored.data.dataset, stored.scenario) == (config.data.dataset, config.scenario):
         prepared = prepare(config, progress)
         dataset, steps = prepared.dataset, prepared.steps
         if index < len(steps) and steps[index].spaces == spaces:  # the data may have other classes by now
@@ -221,7 +222,10 @@ def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
 def _sources_by_name(
     dataset: Dataset, config: RunConfig, spaces: Mapping[str, LabelSpace]
 ) -> tuple[Source, ...]:
-    """Test sources on another data set: its classes are matched by name; unknown ones follow the label policy."""
+    """Test sources made from the test split alone: classes are matched by name, others follow the label policy.
+
+    On the run's own data this is what the scenario builder makes: images with any class known, all of them labelled.
+    """
     split_name = config.scenario.test_split
     if split_name not in dataset.splits:
         raise ConfigError(

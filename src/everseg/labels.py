@@ -7,7 +7,7 @@ What happens to pixels that carry no class taught now differs between the public
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -122,6 +122,8 @@ class LabelSpace:
     def lut(self, visible: Iterable[int], policy: LabelPolicy, all_raw: Iterable[int]) -> np.ndarray:
         """Build the table raw id -> train id.
 
+        In a label space without background, pixels that a policy would call background (0) are ignored instead.
+
         Args:
             visible: raw ids that keep their train id.
             policy: where all other pixels go.
@@ -133,6 +135,8 @@ class LabelSpace:
         order = self.order
         visible, all_raw = set(visible), set(all_raw)
         background = None if self.background is None else order[self.background]
+        if self.background is None:
+            policy = LabelPolicy(*(255 if value == 0 else value for value in astuple(policy)))
         table = np.full(256, policy.void, np.uint8)
         for raw in all_raw - set(order):
             table[raw] = policy.future

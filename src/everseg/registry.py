@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _from_file(kind: str, file_name: str) -> Any:
     path = Path(file_name).expanduser().resolve()
     if not path.is_file():
         raise ConfigError(f"{kind}: no file '{file_name}'")
-    module_name = f"everseg_user_{path.stem}_{abs(hash(str(path)))}"
+    module_name = f"everseg_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

@@ -206,3 +206,21 @@ def test_upsample_computes_half_precision_in_float32_and_keeps_float64():
     assert out[0, 0, 0, 1].item() == 1.001953125  # a quarter of the way: lost in bfloat16
     assert losses.upsample(half, (1, 2)).dtype == torch.float32
     assert losses.upsample(half.double(), (1, 4)).dtype == torch.float64
+
+
+def test_class_weights_multiply_each_class_in_sigmoid_and_distillation_terms():
+    logits = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64).view(1, 3, 1, 1)
+    label = torch.tensor([2]).view(1, 1, 1)
+    weight = torch.tensor([2.0, 0.0, 3.0], dtype=torch.float64)
+    softplus = [math.log1p(math.exp(x)) for x in (0.5, -1.0, 2.0)]
+    expected = 2 * softplus[0] + 3 * (softplus[2] - 2.0)
+    assert_close(losses.binary_cross_entropy(logits, label, weight=weight).item(), expected)
+    teacher = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1)
+    q = math.e / (math.e + 1)
+    p = math.exp(0.5) / (math.exp(0.5) + math.exp(-1.0))
+    only_first = losses.distillation(logits, teacher, weight=torch.tensor([1.0, 0.0]))
+    assert_close(only_first.item(), -q * math.log(p) / 2)
+    whole = math.exp(0.5) + math.exp(-1.0) + math.exp(2.0)
+    background = (math.exp(0.5) + math.exp(2.0)) / whole
+    unbiased = losses.unbiased_distillation(logits, teacher, weight=torch.tensor([1.0, 0.0]))
+    assert_close(unbiased.item(), -q * math.log(background) / 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +67,13 @@ def evaluate(
     *,
     title: str,
     keep: int = 4,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Count predictions against labels; every sample exactly once over all processes.
 
     Args:
         keep: how many samples of each branch to keep for pictures.
+        between: called after every batch; may raise to stop.
 
     Raises:
         DataError: a sample cannot be read.
@@ -109,6 +111,7 @@ def evaluate(
                 )
             done += len(loaded.ids) * accelerator.num_processes
             progress.update(done, {}, 0.0, 0.0)
+            between()
     progress.end()
     for branch, matrix in matrices.items():
         result.counts[branch] = reduce(matrix.counts.to(accelerator.device)).cpu().numpy()

@@ -281,7 +281,7 @@ def read_spaces(path: Path) -> dict[str, LabelSpace]:
     """Read the label space of each branch from a `classes.json`."""
     return {
         name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
-        for name, entry in read_json(path)["branches"].items()
+        for name, entry in read_document(path, "branches")["branches"].items()
     }
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -244,29 +244,39 @@ def score_step(
     index: int,
     accelerator: Accelerator,
     progress: Progress,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Evaluate a finished step as it lies on disk: during a run and afterwards the same function, the same number.
+
+    Args:
+        between: called after every batch; may raise to stop.
 
     Returns:
         The counts with some samples, and the scores per branch.
     """
     model, spaces, _, _ = folder.load_final(index, user_builder(config))
     title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
-    result = evaluate(model, sources, dataset, config, accelerator, progress, title=title)
+    result = evaluate(model, sources, dataset, config, accelerator, progress, title=title, between=between)
     return result, scores_of(result.counts, spaces)
 
 
 def _score(session: Session, step: Step, iteration: int) -> None:
     """Score a finished step (test and, where asked for, validation images) and write the results."""
     config, folder, accelerator = session.config, session.folder, session.accelerator
-    where = (folder, step.index, accelerator, session.progress)
+
+    def stop_if_asked() -> None:
+        code = session.stop.code()
+        if code and accelerator.num_processes == 1:  # several processes have unequal numbers of test batches
+            session.progress.end()
+            raise StopRequest.error(code, f"the end of step {step.index}, before its test")
+
+    where = (folder, step.index, accelerator, session.progress, stop_if_asked)
     result, scores = score_step(config, session.dataset, step.test, *where)
     several = len(scores) > 1
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
         metrics["validation"] = score_step(config, session.dataset, step.val, *where)[1]
     if accelerator.is_main_process:
-        session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         for branch, values in scores.items():
             session.events.evaluation(
                 iteration,
@@ -278,5 +288,6 @@ def _score(session: Session, step: Step, iteration: int) -> None:
                 domain=branch if several else None,
             )
         folder.save_result(step.index, result.counts, metrics)
+        session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, folder.sequence_scores())
     accelerator.wait_for_everyone()

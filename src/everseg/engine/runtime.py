@@ -94,6 +94,7 @@ class StopRequest:
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
+        os.write(2, b"\nstopping at the next iteration; a second signal ends at once\n")
 
     def code(self) -> int:
         """0 = go on, a signal number, or `TIME_BUDGET`."""

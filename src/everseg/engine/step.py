@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,7 @@ from everseg.engine.optim import (
     optimizer_state,
     set_learning_rate,
 )
-from everseg.engine.progress import Progress, memory_text, resident_bytes
+from everseg.engine.progress import Progress, resident_bytes
 from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, DivergedError
@@ -159,6 +160,13 @@ class StepJob:
                     f"the images of the step have changed; start again under another name (name=...)"
                 )
             start = int(state["iteration"])
+            if state["processes"] != self.accelerator.num_processes:
+                self.session.progress.message(
+                    f"warning: {path.name} was made by {state['processes']} processes, now there are "
+                    f"{self.accelerator.num_processes}; the run continues, but not bit-identical"
+                )
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             load_strictly(self.model, load_tensors(path / "model.safetensors"), str(path))
             load_optimizer_state(
                 self.optimizer, self.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
@@ -259,12 +267,21 @@ class StepJob:
             lr=lr,
             grad_norm=norm,
             images_per_second=round(speed, 2),
-            memory=memory_text(),
+            memory=resident_bytes(),
             terms=terms,
         )
         self.session.events.scalars(
             self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm, memory=resident_bytes()
         )
+
+    def _progress_state(self, iteration: int) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "iteration": iteration,
+            "total": self.total,
+            "processes": self.accelerator.num_processes,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
 
     def _save(self, iteration: int) -> None:
         if self.accelerator.is_main_process:
@@ -273,7 +290,7 @@ class StepJob:
             save_folder(
                 target / f"it-{iteration:08d}",
                 {"model": self.model.state_dict(), "optim": tensors, "method": self.method.state_dict()},
-                {"state": {"iteration": iteration, "total": self.total, "optimizer": document}},
+                {"state": {**self._progress_state(iteration), "optimizer": document}},
             )
             purge(target)
         self.accelerator.wait_for_everyone()

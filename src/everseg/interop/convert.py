@@ -67,7 +67,7 @@ def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
     target = Path(checkpoint)
     if target.exists():
         raise ConfigError(f"{target} exists; give a new file name")
-    state = mib.dump(load(path).model)
+    state = {name: value.cpu() for name, value in mib.dump(load(path).model).items()}
     buffer = io.BytesIO()
     torch.save({"epoch": 0, "model_state": state, "best_score": 0.0, "trainer_state": {}}, buffer)
     write_bytes(target, buffer.getvalue())

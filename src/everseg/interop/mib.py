@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import deeplabv3
+from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
 from everseg.models.parts import absolute_gamma
 from everseg.models.pretrained import convert_encoder_names, read_tensors, to_abn_name
@@ -129,8 +130,10 @@ def dump(
         branch: the branch whose classifiers are written; needed if the model has several.
 
     Raises:
-        ConfigError: the model has no such branch, or weights without an original name.
+        ConfigError: the model has no such branch, weights without an original name, or computes what the original
+            code cannot (ReLU norms, no pooling after the stem, other dilations).
     """
+    _check_expressible(model.description.get("options", {}))
     if branch is None:
         if len(model.branches) != 1:
             raise ConfigError(f"interop.mib: choose one of the model's branches: {list(model.branches)}")
@@ -148,6 +151,25 @@ def dump(
     if strange:
         raise ConfigError(f"interop.mib: no original name for {', '.join(strange[:_MOST])}")
     return state
+
+
+def _check_expressible(options: Mapping[str, Any]) -> None:
+    """The original code has one activation, stem and set of dilations; other models would come out different there."""
+    rates = options.get("rates")
+    problems = [
+        text
+        for wrong, text in (
+            (options.get("norm") == "bn", "norm 'bn' has ReLU, the original leaky ReLU 0.01"),
+            (options.get("stem_pool") is False, "the original pools after the stem"),
+            (
+                rates is not None and tuple(rates) != tuple(RATES[options.get("output_stride", 16)]),
+                f"dilations {rates}",
+            ),
+        )
+        if wrong
+    ]
+    if problems:
+        raise ConfigError(f"the original MiB code cannot express this model: {'; '.join(problems)}")
 
 
 def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:

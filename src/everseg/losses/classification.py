@@ -116,16 +116,18 @@ def binary_cross_entropy(
     logits: Tensor,
     label: Tensor,
     *,
+    weight: Tensor | None = None,
     over: Over = "all",
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Binary cross-entropy of one sigmoid per class against the one-hot label, summed over classes.
 
-    Per pixel: sum_c softplus(x_c) - x_y.
+    Per pixel: sum_c w_c softplus(x_c) - w_y x_y, with w = 1 unless given.
 
     Args:
         logits: (B, C, H, W), unnormalised; half precision is computed in float32.
         label: (B, H, W) integers in [0, C), or 255 = ignored: such a pixel has loss 0.
+        weight: (C,) factor of each class's sigmoid; it does not enter the denominator.
         over: "all" divides by all pixels, ignored ones included; "valid" by the non-ignored ones.
         reduction: "mean", "sum" (no division), or "none" for (B, H, W).
 
@@ -142,8 +144,13 @@ def binary_cross_entropy(
     """
     logits = checked_logits("binary_cross_entropy", logits)
     label = checked_label("binary_cross_entropy", label, logits)
+    weight = _checked_weight("binary_cross_entropy", weight, logits)
     valid = label != IGNORED
-    per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid
+    if weight is None:
+        per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid
+    else:
+        factor = weight.view(1, -1, 1, 1)
+        per_pixel = ((F.softplus(logits) * factor).sum(dim=1) - _picked(logits * factor, label)) * valid
     return reduce(per_pixel, label, over, reduction=reduction)
 
 

@@ -22,6 +22,7 @@ def distillation(
     *,
     num_old: int | None = None,
     alpha: float = 1.0,
+    weight: Tensor | None = None,
     mask: Tensor | None = None,
     over: Over = "all",
     reduction: Reduction = "mean",
@@ -36,6 +37,7 @@ def distillation(
         teacher_logits: (B, K, H, W) with K <= C; no gradient flows into it.
         num_old: K, if given only checked against the teacher.
         alpha: factor on the teacher's logits; above 1 it hardens the targets.
+        weight: (K,) factor of each old class's summand; None = 1.
         mask: (B, H, W) bool or float factor of each pixel; None = 1. Without it ignored pixels count too.
         over: "all" divides by all B*H*W pixels, whatever the mask (the authors' code); "valid" by the mask's sum.
         reduction: "mean", "sum" (no division), or "none" for (B, H, W).
@@ -57,7 +59,9 @@ def distillation(
     logits = checked_logits("distillation", logits)
     teacher_logits = checked_teacher("distillation", teacher_logits, logits, num_old)
     old = logits[:, : teacher_logits.shape[1]]
-    return _reduced("distillation", _soft_cross_entropy(old, teacher_logits, alpha), mask, over, reduction)
+    return _reduced(
+        "distillation", _soft_cross_entropy(old, teacher_logits, alpha, weight), mask, over, reduction
+    )
 
 
 def unbiased_distillation(
@@ -66,6 +70,7 @@ def unbiased_distillation(
     *,
     num_old: int | None = None,
     alpha: float = 1.0,
+    weight: Tensor | None = None,
     mask: Tensor | None = None,
     over: Over = "all",
     reduction: Reduction = "mean",
@@ -81,6 +86,7 @@ def unbiased_distillation(
         teacher_logits: (B, K, H, W) with K < C; no gradient flows into it.
         num_old: K, if given only checked against the teacher.
         alpha: factor on the teacher's logits; above 1 it hardens the targets.
+        weight: (K,) factor of each old class's summand; None = 1.
         mask: as in `distillation`.
         over: as in `distillation`.
         reduction: as in `distillation`.
@@ -107,15 +113,23 @@ def unbiased_distillation(
     background, old, new = logits.split([1, num_old - 1, logits.shape[1] - num_old], dim=1)
     background = torch.logaddexp(background, torch.logsumexp(new, dim=1, keepdim=True))
     old = torch.cat([background, old], dim=1)
-    per_pixel = _soft_cross_entropy(old, teacher_logits, alpha)
+    per_pixel = _soft_cross_entropy(old, teacher_logits, alpha, weight)
     return _reduced("unbiased_distillation", per_pixel, mask, over, reduction)
 
 
-def _soft_cross_entropy(logits: Tensor, teacher_logits: Tensor, alpha: float) -> Tensor:
-    """-(1/K) sum_c softmax(alpha t)_c log softmax(x)_c, (B, H, W)."""
+def _soft_cross_entropy(
+    logits: Tensor, teacher_logits: Tensor, alpha: float, weight: Tensor | None
+) -> Tensor:
+    """-(1/K) sum_c w_c softmax(alpha t)_c log softmax(x)_c, (B, H, W)."""
     if alpha != 1:
         teacher_logits = alpha * teacher_logits
     target = torch.softmax(teacher_logits, dim=1).to(logits.dtype)
+    if weight is not None:
+        if weight.shape != logits.shape[1:2]:
+            raise ValueError(
+                f"expected one weight per old class ({logits.shape[1]},), got {tuple(weight.shape)}"
+            )
+        target = target * weight.to(logits).view(1, -1, 1, 1)
     return (target * torch.log_softmax(logits, dim=1)).sum(dim=1) / -logits.shape[1]
 
 
