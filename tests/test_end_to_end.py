@@ -430,7 +430,7 @@ def test_the_journal_has_one_line_per_interval_with_everything(tmp_path: Path) -
             assert ("kd" in line["terms"]) is (line["step"] == 1)
             assert line["lr"] > 0
             assert line["images_per_second"] > 0
-            assert line["memory"][-1] in "Gu"
+            assert line["memory"] > 2**20  # bytes
             assert math.isfinite(line["grad_norm"])
     rates = [line["lr"] for line in lines if line["event"] == "train" and line["step"] == 0]
     assert rates == sorted(rates, reverse=True)

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
+
 import everseg
 from everseg.engine import checkpoint
 from everseg.errors import EversegError
@@ -34,6 +36,9 @@ def start(
     code = 1
     try:
         os.environ.update(environment or {})
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # a run of this test process may have made one
         if kill_at_flush is not None:
             _kill_at(kill_at_flush)
         everseg.run(config, quiet=True, dry_run=dry_run)
