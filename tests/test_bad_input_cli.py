@@ -64,7 +64,7 @@ def refused(outcome: Outcome, code: int, *parts: str) -> None:
     assert outcome.out == ""
     assert outcome.err.startswith("error: ")
     assert sum(line.startswith("error:") for line in outcome.err.splitlines()) == 1
-    for text in ("Traceback", "fault of everseg", "Warning"):
+    for text in ("Traceback", "a fault of everseg", "Warning"):
         assert text not in outcome.err
     for part in parts:
         assert part in outcome.err, outcome.err

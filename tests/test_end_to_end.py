@@ -563,3 +563,10 @@ def test_unknown_presets_and_keys_are_one_message(tmp_path: Path) -> None:
     assert "train.epoch" in str(caught.value)
     assert "data.crop" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ft_and_mib_train_the_first_step_alike_so_the_demo_may_share_it(tmp_path: Path) -> None:
+    for method in ("ft", "mib"):
+        assert complete(settings(tmp_path / method, method={"name": method})) == 0
+    one, other = (tmp_path / method / "toy/steps/00/final" for method in ("ft", "mib"))
+    assert (one / "MANIFEST.json").read_bytes() == (other / "MANIFEST.json").read_bytes()

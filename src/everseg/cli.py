@@ -79,13 +79,15 @@ def demo(
     for row in rows:
         say(f"  {row['method']:<6} {row['path']}")
     path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
-    say(
-        "\nNext:  everseg show demo-mib                        every setting with its meaning\n"
-        f"       everseg eval {path}                     score a step again\n"
-        f"       everseg predict {path} IMAGES -o out    masks and overlays of your images\n"
-        "       everseg run camvid-6-5-mib data.root=DIR    the same on real images\n"
-        "       everseg list presets"
-    )
+    commands = {
+        "everseg show demo-mib": "every setting with its meaning",
+        f"everseg eval {path}": "score a step again",
+        f"everseg predict {path} IMAGES -o out": "masks and overlays of your images",
+        "everseg run camvid-6-5-mib data.root=DIR": "the same on real images",
+        "everseg list presets": "every published setting",
+    }
+    width = max(map(len, commands)) + 3
+    say("\nNext:\n" + "\n".join(f"  {command:<{width}}{what}" for command, what in commands.items()))
 
 
 @app.command()
@@ -206,7 +208,8 @@ def show(
         return
     if scenario is None:
         root = config.data.root
-        scenario = config.data.dataset == "demo" or (root is not None and Path(root).expanduser().is_dir())
+        at_hand = config.data.dataset == "demo" or config.data.dataset.endswith((".yaml", ".yml"))
+        scenario = at_hand or (root is not None and Path(root).expanduser().is_dir())
     steps = None
     if scenario:
         from everseg import api

@@ -185,6 +185,10 @@ def _failed(text: str, code: int, debug: bool) -> int:
 def _unexpected(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    hint = "" if debug else "; this is a fault of everseg: the same command with --debug shows where"
+    hint = (
+        ""
+        if debug
+        else "; a fault of everseg, or of your own code if the run uses any: the same command with --debug shows where"
+    )
     note(f"error: {type(error).__name__}: {error}{hint}")
     return 1

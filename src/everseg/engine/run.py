@@ -102,10 +102,12 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             "use bf16 or fp32"
         )
     folder = RunFolder(Path(config.out) / config.name)
-    if folder.is_finished(config):
-        return folder
+    finished = folder.is_finished(config)
     accelerator = make_accelerator(config, find_unused=method.partial_updates)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
+    if finished:
+        progress.message(f"{folder.path} is finished already; nothing to train")
+        return folder
     if not accelerator.is_main_process:  # the first process checks everything and fills the caches
         if all_reduce_max(0, accelerator):
             raise EversegError("the first process stopped; its message says why")

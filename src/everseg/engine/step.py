@@ -30,7 +30,7 @@ from everseg.engine.optim import (
 from everseg.engine.progress import Progress, resident_bytes
 from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.tensorboard import Events
-from everseg.errors import CheckpointError, DivergedError
+from everseg.errors import CheckpointError, ConfigError, DivergedError
 from everseg.methods.base import Method, StepContext
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
@@ -57,6 +57,11 @@ def train_batch(
     """
     logged: dict[str, Tensor] = {}
     for terms in method.losses(batch, ctx):
+        if not isinstance(terms, dict):
+            raise ConfigError(
+                f"method '{type(method).__name__}': losses must yield dicts of loss terms, got {type(terms).__name__} "
+                "(`yield {...}`, not `return`)"
+            )
         optimizer.zero_grad(set_to_none=True)
         backward(torch.stack([*terms.values()]).sum())
         check(terms)

@@ -48,6 +48,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         ConfigError: no such file.
         CheckpointError: damaged, unsafe, or not a checkpoint of MiB's code.
     """
+    if not Path(path).expanduser().is_file():
+        raise ConfigError(f"'{path}': no such file; give the .pth that MiB's run.py wrote for a step")
     # Old checkpoints carry their best score as a numpy number; nothing but plain numbers can be made of these.
     scalar = np.float64(0).__reduce__()[0]
     numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]

@@ -79,7 +79,7 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; restore it, or leave it out of the split") from None
+        raise DataError(f"{path}: no such file; restore it, or leave it out") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be opened ({reason}); check its permissions and links") from None
@@ -264,11 +264,11 @@ def _what_instead(file: BinaryIO, error: Exception) -> str:
     file.seek(0)
     head = file.read(64)
     if not head:
-        return "is empty (0 bytes); restore the file, or leave it out of the split"
+        return "is empty (0 bytes); restore the file, or leave it out"
     if head.lstrip()[:1] == b"<":
         return "is a web page or XML, not a picture (a failed download?); fetch it again"
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
-        return "is text, not a picture; restore the file, or leave it out of the split"
+        return "is text, not a picture; restore the file, or leave it out"
     reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
     return f"is not a readable {'/'.join(FORMATS)} picture ({reason}); restore the file, or leave it out"
 
