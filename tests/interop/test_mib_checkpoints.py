@@ -185,7 +185,7 @@ def test_unsafe_damaged_and_absent_files_are_refused(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match="cannot be read safely"):
             mib.read(name)
     assert not Path("attacked").exists()
-    with pytest.raises(ConfigError, match="no file"):
+    with pytest.raises(ConfigError, match="no such file"):
         mib.read("absent.pth")
 
 
