@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from toy import HERE, settings
 
 import everseg
-from everseg import cli
 from everseg.data.transforms import normalise
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError, DataError
@@ -25,20 +24,6 @@ from everseg.report import tables
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Outcome:
-    """Call the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -22,27 +22,13 @@ from safetensors.torch import load_file
 from toy import HERE, build, settings
 
 import everseg
-from everseg import cli, registry
+from everseg import registry
 from everseg.errors import CheckpointError, ConfigError
 
 METHODS = list(registry.BUILTIN["method"])
 BASE = {"max_iterations": 3, "log_every": 1, "batch": 4}
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Outcome:
-    """Call the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def written(folder: Path, **changes: object) -> Path:

@@ -34,9 +34,3 @@ class Journal:
         if self.path is not None:
             with writing(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        if self.path is None or not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]

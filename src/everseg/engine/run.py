@@ -117,9 +117,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         try:
             prepared = prepare(config, progress)
             if not folder.final(0).is_dir():
-                build_model(
-                    config.model
-                )  # a wrong architecture or weights file is told before anything is written
+                build_model(config.model)  # a wrong name or weights file is told before anything is written
             held.enter_context(locked(folder.path))
             _open(config, folder, prepared, progress)
         except BaseException:

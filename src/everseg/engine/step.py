@@ -33,6 +33,7 @@ from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DivergedError
 from everseg.methods.base import Method, StepContext
 from everseg.models.model import SegmentationModel
+from everseg.models.parts import synchronise_norms
 from everseg.scenarios.steps import Step
 from everseg.types import Batch
 
@@ -139,8 +140,6 @@ class StepJob:
         torch.manual_seed(derive_seed(config.seed, "grow", index))
         self.method.prepare_model(self.model, self.step)
         if config.train.sync_norm:
-            from everseg.models.parts import synchronise_norms
-
             self.model = synchronise_norms(self.model)
         self.model.to(self.accelerator.device)
         groups = self.method.param_groups(self.model, self.step)
@@ -263,6 +262,8 @@ class StepJob:
     def _log(self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float) -> None:
         terms = {name: float(value) for name, value in logged.items()}
         epoch = done / batches_per_epoch(sum(len(v.indices) for v in self.views), self.config.train.batch)
+        memory = resident_bytes()
+        on_gpu = self.accelerator.device.type == "cuda"
         self.session.progress.update(done, terms, lr, speed)
         self.session.journal.add(
             "train",
@@ -272,11 +273,17 @@ class StepJob:
             lr=lr,
             grad_norm=norm,
             images_per_second=round(speed, 2),
-            memory=resident_bytes(),
+            memory=memory,
             terms=terms,
         )
         self.session.events.scalars(
-            self.offset + done, terms, lr=lr, images_per_second=speed, grad_norm=norm, memory=resident_bytes()
+            self.offset + done,
+            terms,
+            lr=lr,
+            images_per_second=speed,
+            grad_norm=norm,
+            memory=memory,
+            gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
         )
 
     def _progress_state(self, iteration: int) -> dict[str, Any]:
