@@ -16,32 +16,74 @@ class _Section(BaseModel):
     )
 
 
+class DomainConfig(_Section):
+    """The data of one domain."""
+
+    dataset: str = "demo"
+    """Data set: a name of `everseg list datasets`, a data.yaml, or your own file.py:build."""
+    root: str | None = None
+    """Folder of the data set; default `data.root`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the data set's reader."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Class name in this data set -> name in the run; several may share one name, "ignore" makes a class void."""
+
+
 class DataConfig(_Section):
     """Which images, and how they become network inputs."""
 
     dataset: str = "demo"
     """Data set: a name of `everseg list datasets`, a data.yaml, or your own file.py:build."""
+    domains: dict[str, DomainConfig] = Field(default_factory=dict)
+    """Domain name -> its data, for domain-incremental scenarios; `dataset` and `options` are not used then."""
     root: str | None = None
     """Folder of the data set (not needed by `demo` and by a data.yaml)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the data set's reader."""
+    transform: Literal["crop", "resize"] = "crop"
+    """Training images: "crop" = random resized crop to a square, "resize" = whole image at `size`, shifted by a
+    few pixels."""
     crop: int = Field(default=512, ge=8)
     """Side of the square training crop, in pixels."""
+    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (512, 1024)
+    """Height and width of "resize", in pixels."""
+    shift: int = Field(default=2, ge=0)
+    """Training images of "resize" are moved by up to so many pixels in each direction."""
+    shift_fill: Literal["void", "authors"] = "void"
+    """Label of the strip a shift uncovers: void, or as in MDIL's code (class 0 at the right and at the bottom)."""
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
     """Range of the training crop's area relative to the image's (random resized crop)."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
-    evaluation: Literal["crop", "whole"] = "crop"
-    """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (the papers), or "whole"."""
+    evaluation: Literal["crop", "whole", "resize"] = "crop"
+    """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (MiB's papers), "whole", or
+    "resize" = image and labels at `size` (MDIL)."""
+    normalisation: Literal["imagenet", "unit"] = "imagenet"
+    """Scale of the network's inputs: "imagenet" = ImageNet's channel means and deviations, "unit" = [0, 1] (MDIL)."""
     workers: int = Field(default=2, ge=0, le=256)
     """Loader processes per rank; never changes the result."""
+
+
+class StepConfig(_Section):
+    """One step of a domain-incremental or mixed sequence."""
+
+    domain: str
+    """Name of one of `data.domains`."""
+    branch: str | None = None
+    """Path through the model; default the domain's own. Domains that name the same branch share one path."""
+    classes: list[int | str] | None = None
+    """Classes taught when the domain is met first (names or raw ids, no background); default all."""
+    add: list[int | str] | None = None
+    """Classes added to a domain met before."""
 
 
 class ScenarioConfig(_Section):
     """Which classes are taught in which step, and from which images."""
 
     kind: str = "class-incremental"
-    """Scenario builder: "class-incremental" or your own file.py:build."""
+    """Scenario builder: "class-incremental", "domain-incremental" (also mixed), or your own file.py:build."""
+    steps: list[StepConfig] | None = None
+    """Steps of a domain-incremental scenario; default one per domain, in the order of `data.domains`."""
     task: str | list[list[int | str]] = "4-2"
     """Task name (15-5, 15-1, 100-50b, any N-M, offline), or explicit steps: lists of class names or raw ids."""
     protocol: Literal["disjoint", "overlapped", "sequential", "partitioned"] = "overlapped"
@@ -53,7 +95,15 @@ class ScenarioConfig(_Section):
     lists: str | None = None
     """Image lists per step: "published" for the authors' own, or a folder of your train-<step>.npy/.txt files."""
     joint: bool = False
-    """Teach all classes at once (the upper bound), scored in the task's groups."""
+    """Teach everything at once: joint training (the upper bound), multi-task training over several domains."""
+    single: bool = False
+    """Train every step from scratch on its own: the single-task models that the relative drop compares with."""
+    single_task: dict[str, Annotated[float, Field(gt=0, le=100)]] | None = None
+    """Single-task mIoU per domain in percent, for the relative drop; default: a finished single-task run beside this one."""
+    class_weights: Literal["none", "computed", "published"] = "none"
+    """Weights 1/ln(1.1 + share of pixels) in the cross-entropy: computed from the step's images, or the published ones."""
+    void_channel: bool = False
+    """Give domains without background an extra output for void, never trained, as MDIL's code does."""
     validation: Literal["none", "split", "cross", "train"] = "none"
     """Validation images: none, the `val` split, 20 % held out of the step's training images, or all of those."""
     test_split: str = "val"
@@ -67,10 +117,11 @@ class ModelConfig(_Section):
     """A name of `everseg list models`, or your own file.py:build."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the model's builder."""
-    output_stride: Literal[8, 16] = 16
-    """Input pixels per cell of the last feature map."""
-    norm: Literal["bn", "abn", "iabn"] = "abn"
-    """Normalisation and activation: bn = BatchNorm+ReLU, abn = BatchNorm+leaky ReLU 0.01, iabn = with gamma |w|+eps."""
+    output_stride: Literal[8, 16] | None = None
+    """Input pixels per cell of the encoder's last map; default the architecture's own (DeepLabV3: 16)."""
+    norm: Literal["bn", "abn", "iabn"] | None = None
+    """Normalisation and activation: bn = BatchNorm+ReLU, abn = BatchNorm+leaky ReLU 0.01, iabn = with gamma |w|+eps;
+    default the architecture's own (DeepLabV3: abn)."""
     weights: str | None = None
     """Initial encoder weights: a local file (torchvision, timm or In-place ABN names) or hf:org/name (a download)."""
     download: bool = False
@@ -106,12 +157,18 @@ class TrainConfig(_Section):
     """The same for later steps; null as `lr`."""
     schedule: Literal["poly", "step", "constant"] = "poly"
     """Learning rate over the iterations of a step."""
+    schedule_by: Literal["iteration", "epoch"] = "iteration"
+    """Whether the poly schedule falls with every iteration (MiB) or every epoch (MDIL)."""
     power: float = Field(default=0.9, ge=0)
     """Exponent of the poly schedule."""
     step_size: int = Field(default=5000, ge=1)
     """Iterations between two drops of the step schedule."""
     step_factor: float = Field(default=0.1, gt=0)
     """Factor of each drop of the step schedule."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with momentum, or Adam."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of Adam's two averages."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
     nesterov: bool = True
@@ -155,7 +212,8 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "data.root", "data.workers", "model.download",
+    {"name", "out", "tensorboard", "data.root", "data.domains.*.root", "data.workers", "model.download",
+     "scenario.single_task",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they cannot change its result."""

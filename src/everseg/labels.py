@@ -17,6 +17,10 @@ SYNTHETIC_BACKGROUND = -1
 """Raw id of the background channel added for data sets that have no background class: no pixel carries it."""
 
 
+SYNTHETIC_VOID = -2
+"""Raw id of an extra output for void (MDIL's last class): no pixel carries it, so it is never trained as a target."""
+
+
 @dataclass(frozen=True)
 class RawLabels:
     """The ids that stand in a data set's masks."""

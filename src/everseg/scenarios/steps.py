@@ -23,6 +23,13 @@ class Source:
     """Positions in the split, in the order they are read."""
     lut: bytes
     """256 bytes: raw id -> train id."""
+    domain: str = ""
+    """Name under which test results are kept where a run has several domains; else empty."""
+
+    @property
+    def name(self) -> str:
+        """Name of the results on these images: the domain, or the branch in runs on one data set."""
+        return self.domain or self.branch
 
     @property
     def digest(self) -> str:
@@ -43,6 +50,10 @@ class Step:
     grows: Mapping[str, int]
     """Branch -> number of outputs it gains at the start of this step."""
     val: tuple[Source, ...] = field(default=())
+    class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Branch -> weight of each output in the cross-entropy; branches without an entry weigh all classes alike."""
+    fresh: bool = False
+    """The model starts from its initial weights and knows nothing of the steps before."""
 
     @property
     def branch(self) -> str:
@@ -54,9 +65,14 @@ class Step:
         return tuple(self.spaces)
 
     @property
+    def trained_branches(self) -> tuple[str, ...]:
+        """Branches trained in this step, in the order of their sources."""
+        return tuple(dict.fromkeys(source.branch for source in self.train))
+
+    @property
     def old_branches(self) -> tuple[str, ...]:
         """Branches met before and not trained now."""
-        trained = {source.branch for source in self.train}
+        trained = self.trained_branches
         return tuple(branch for branch in self.spaces if branch not in trained)
 
     def num_old(self, branch: str) -> int:
