@@ -15,7 +15,7 @@ from everseg.config import DataConfig
 from everseg.data.loading import (
     Loaded,
     View,
-    batches_per_epoch,
+    epoch_length,
     epoch_order,
     plain_batches,
     train_batches,
@@ -104,7 +104,7 @@ ORDER_312 = [5, 6, 7, 0, 1, 2, 4, 3]
 
 def test_an_epoch_shows_every_sample_once_but_for_the_last_incomplete_batch() -> None:
     batches = train(Memory(11), batch=4, stop=2 * 3)
-    assert batches_per_epoch(11, 4) == 2
+    assert epoch_length([11], 4) == 2
     for epoch in range(3):
         shown = [name for batch in batches[2 * epoch : 2 * epoch + 2] for name in batch.ids]
         assert len(shown) == len(set(shown)) == 8
@@ -128,7 +128,7 @@ def test_the_same_sample_is_cut_differently_in_each_epoch_step_and_seed() -> Non
 
 
 def test_a_list_shorter_than_a_batch_makes_one_smaller_batch() -> None:
-    assert batches_per_epoch(3, 8) == 1
+    assert epoch_length([3], 8) == 1
     batches = train(Memory(3), batch=8, stop=2)
     assert [sorted(batch.ids) for batch in batches] == [[f"memory/00{i}.png" for i in range(3)]] * 2
     assert batches[0].image.shape == (3, 3, 16, 16)

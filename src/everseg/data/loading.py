@@ -1,13 +1,13 @@
 """Turns views of splits into batches (floor 2).
 
-The order is a pure function of (seed, step, epoch), the augmentation of (seed, step, epoch, sample id), and every
-process takes its slice of one global order: workers, ranks and restarts never change which pixels are seen.
+The order is a pure function of (seed, step, epoch, branch), the augmentation of (seed, step, epoch, sample id), and
+every process takes its slice of one global order: workers, ranks and restarts never change which pixels are seen.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,39 +18,62 @@ from torch.utils.data import DataLoader, Dataset
 
 from everseg.config import DataConfig
 from everseg.data.base import Split
-from everseg.data.transforms import center_transform, sample_rng, train_transform, whole_transform
+from everseg.data.transforms import (
+    center_transform,
+    flip_and_shift,
+    resize_transform,
+    sample_rng,
+    train_transform,
+    whole_transform,
+)
 from everseg.errors import DataError, EversegError
 
 
 @dataclass(frozen=True)
 class View:
-    """Some samples of a split, with the table raw id -> train id they are seen through."""
+    """Some samples of a split, with the table raw id -> train id and the branch they are seen through."""
 
     split: Split
     indices: np.ndarray
     lut: np.ndarray
+    branch: str = "default"
 
 
 @dataclass
 class Loaded:
-    """A batch as the workers made it: bytes, not yet normalised."""
+    """A batch of one branch as the workers made it: bytes, not yet normalised."""
 
     image: Tensor
     """(B, 3, H, W) uint8."""
     label: Tensor
     """(B, H, W) uint8 train ids."""
     ids: tuple[str, ...]
+    branch: str = "default"
 
 
-def epoch_order(seed: int, step: int, epoch: int, count: int) -> np.ndarray:
-    """Permutation of `count` samples; a pure function of its arguments."""
-    digest = hashlib.blake2b(f"order:{seed}:{step}:{epoch}".encode(), digest_size=4).digest()
+def epoch_order(seed: int, step: int, epoch: int, count: int, branch: int = 0) -> np.ndarray:
+    """Permutation of the `count` samples of the step's branch number `branch`; a pure function of its arguments."""
+    key = f"order:{seed}:{step}:{epoch}" + (f":{branch}" if branch else "")
+    digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
     return np.random.RandomState(int.from_bytes(digest, "big")).permutation(count)
 
 
-def batches_per_epoch(count: int, batch: int) -> int:
-    """Whole batches in an epoch; a list shorter than one batch makes one smaller batch."""
-    return max(1, count // batch)
+def epoch_length(counts: Collection[int], batch: int) -> int:
+    """Iterations of an epoch in which the branches take turns until the shortest has no whole batch left.
+
+    Args:
+        counts: number of samples of each branch, at least one.
+        batch: images per iteration.
+
+    Returns:
+        Branches * whole batches of the shortest; a branch shorter than one batch makes one smaller batch.
+
+    Source: for several branches MDIL's multi-task training (iterations = shortest loader).
+
+    >>> epoch_length([11], 4), epoch_length([11, 9, 30], 4), epoch_length([3], 8)
+    (2, 6, 1)
+    """
+    return len(counts) * max(1, min(counts) // batch)
 
 
 class _Samples(Dataset):
@@ -66,6 +89,13 @@ class _Samples(Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def branches(self) -> dict[str, np.ndarray]:
+        """Positions of each branch's samples; branches in the order in which they first stand in the views."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for view, start, stop in zip(self.views, self.starts[:-1], self.starts[1:], strict=True):
+            parts.setdefault(view.branch, []).append(np.arange(start, stop))
+        return {branch: np.concatenate(positions) for branch, positions in parts.items()}
+
     def __getitem__(self, key: tuple[int | None, int]) -> Any:
         epoch, position = key
         which = int(np.searchsorted(self.starts, position, side="right")) - 1
@@ -76,37 +106,48 @@ class _Samples(Dataset):
         except EversegError as error:  # travels to the main process as a value: no worker traceback
             return error
 
-    def _sample(self, view: View, index: int, epoch: int | None) -> tuple[np.ndarray, np.ndarray, str]:
+    def _sample(self, view: View, index: int, epoch: int | None) -> tuple[np.ndarray, np.ndarray, str, str]:
         sample_id = view.split.id(index)
         image, label = view.split.read(index)
         if image.dtype != np.uint8 or label.dtype != np.uint8:
             raise DataError(
                 f"{sample_id}: images and masks must be uint8, got {image.dtype} and {label.dtype}"
             )
-        data = self.data
-        if epoch is not None:
-            rng = sample_rng(self.seed, self.step, epoch, sample_id)
-            image, label = train_transform(
-                image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng
+        if epoch is None:
+            image, label = self._plain(image, label)
+            return image, view.lut[label], sample_id, view.branch
+        data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
+        if data.transform == "resize":
+            image, label = resize_transform(image, label, size=data.size)
+            image, label = flip_and_shift(
+                image, view.lut[label], flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
             )
-        elif data.evaluation == "crop":
-            image, label = center_transform(image, label, crop=data.crop)
-        else:
-            image, label = whole_transform(image, label)
-        return image, view.lut[label], sample_id
+            return image, label, sample_id, view.branch
+        image, label = train_transform(
+            image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng
+        )
+        return image, view.lut[label], sample_id, view.branch
+
+    def _plain(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        data = self.data
+        if data.evaluation == "crop":
+            return center_transform(image, label, crop=data.crop)
+        if data.evaluation == "resize":
+            return resize_transform(image, label, size=data.size)
+        return whole_transform(image, label)
 
 
 def _collate(samples: list[Any]) -> Loaded | EversegError:
     for sample in samples:
         if isinstance(sample, EversegError):
             return sample
-    images, labels, ids = zip(*samples, strict=True)
+    images, labels, ids, branches = zip(*samples, strict=True)
     shapes = {label.shape for label in labels}
     if len(shapes) > 1:
         return DataError(
             f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
         )
-    return Loaded(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), ids)
+    return Loaded(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), ids, branches[0])
 
 
 def _loader(
@@ -153,6 +194,9 @@ def train_batches(
 ) -> Iterator[Loaded]:
     """Augmented batches of iterations start..stop-1 of a step, this process's share of each.
 
+    With T branches in the views, in the order in which they first stand there, iteration i is a batch of branch
+    i % T; every `epoch_length` iterations all branches start again in a new order.
+
     Args:
         batch: images per iteration over all processes.
 
@@ -160,23 +204,32 @@ def train_batches(
         DataError: a sample cannot be read; fewer images than processes.
     """
     samples = _Samples(views, data, seed, step)
-    count = len(samples)
-    size = min(batch, count)
-    if size % world:
-        size -= size % world
-    if size == 0:
-        raise DataError(
-            f"step {step} has {count} images, fewer than the {world} processes that share each batch"
-        )
-    per_epoch = batches_per_epoch(count, batch)
+    branches = samples.branches()
+    counts = [len(positions) for positions in branches.values()]
+    sizes = [_shared_size(count, batch, world) for count in counts]
+    for branch, count, size in zip(branches, counts, sizes, strict=True):
+        if size == 0:
+            where = f" of branch {branch!r}" if len(counts) > 1 else ""
+            raise DataError(
+                f"step {step} has {count} images{where}, fewer than the {world} processes that share each batch"
+            )
+    per_branch = epoch_length(counts, batch) // len(counts)
     plan: list[list[tuple[int | None, int]]] = []
-    order, order_epoch = np.empty(0, int), -1
+    orders: list[np.ndarray] = []
+    order_epoch = -1
     for iteration in range(start, stop):
-        epoch, slot = divmod(iteration, per_epoch)
+        turn, which = divmod(iteration, len(counts))
+        epoch, slot = divmod(turn, per_branch)
         if epoch != order_epoch:
-            order, order_epoch = epoch_order(seed, step, epoch, count), epoch
-        chosen = order[slot * size : (slot + 1) * size][rank * size // world : (rank + 1) * size // world]
-        plan.append([(epoch, int(position)) for position in chosen])
+            orders = [
+                positions[epoch_order(seed, step, epoch, len(positions), number)]
+                for number, positions in enumerate(branches.values())
+            ]
+            order_epoch = epoch
+        size = sizes[which]
+        chosen = orders[which][slot * size : (slot + 1) * size]
+        mine = chosen[rank * size // world : (rank + 1) * size // world]
+        plan.append([(epoch, int(position)) for position in mine])
     return _loader(samples, plan, data.workers, pin) if plan else iter(())
 
 
@@ -189,11 +242,20 @@ def plain_batches(
     world: int = 1,
     pin: bool = False,
 ) -> Iterator[Loaded]:
-    """Every sample exactly once over all processes, without augmentation; batches of one where sizes may differ."""
+    """Every sample exactly once over all processes, without augmentation, one branch after the other.
+
+    Batches never mix branches; where images may differ in size (evaluation "whole") they hold one image.
+    """
     samples = _Samples(views, data, 0, 0)
-    size = batch if data.evaluation == "crop" else 1
-    mine = range(rank, len(samples), world)
-    plan: list[list[tuple[int | None, int]]] = [
-        [(None, position) for position in mine[i : i + size]] for i in range(0, len(mine), size)
-    ]
+    size = 1 if data.evaluation == "whole" else batch
+    plan: list[list[tuple[int | None, int]]] = []
+    for positions in samples.branches().values():
+        mine = positions[rank::world].tolist()
+        plan += [[(None, position) for position in mine[i : i + size]] for i in range(0, len(mine), size)]
     return _loader(samples, plan, data.workers, pin) if plan else iter(())
+
+
+def _shared_size(count: int, batch: int, world: int) -> int:
+    """Images of a batch: as many as there are up to `batch`, in equal shares."""
+    size = min(batch, count)
+    return size - size % world

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from everseg.types import IGNORED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -134,18 +137,86 @@ def whole_transform(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, n
     return _channels_first(image), np.array(label, order="C")
 
 
-def normalise(image: Tensor) -> Tensor:
-    """Scale to [0, 1] and standardise with ImageNet's channel means and deviations.
+def resize_transform(
+    image: np.ndarray, label: np.ndarray, *, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize the whole image to one size, whatever its aspect.
+
+    Args:
+        image: (H, W, 3) uint8, resized bilinearly (with Pillow's antialiasing when it shrinks).
+        label: (H, W) uint8, any ids, resized by nearest neighbour.
+        size: height and width of the result, pixels.
+
+    Returns:
+        (3, *size) uint8 and `size` uint8, both contiguous.
+
+    Source: Garg et al. (MDIL), WACV 2022, the authors' transform of training and test images.
+    """
+    x, y = _resize(image, label, *size)
+    return _channels_first(x), np.array(y, order="C")
+
+
+def flip_and_shift(
+    image: np.ndarray,
+    label: np.ndarray,
+    *,
+    flip: float,
+    shift: int,
+    fill: Literal["void", "authors"],
+    rng: random.Random,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Horizontal flip, then a move by up to `shift` pixels right or left and down or up.
+
+    Args:
+        image: (3, H, W) uint8; the strips that the move uncovers become 0 (black).
+        label: (H, W) uint8 train ids.
+        flip: probability of the flip.
+        shift: largest move in each direction, pixels; each whole number in [-shift, shift] is equally likely.
+        fill: label of the uncovered strips: "void" = ignored (255) on all sides; "authors" = ignored at the left
+            and at the top, class 0 at the right and at the bottom, which also wins in the corners.
+        rng: the sample's random stream, consumed as flip, move right, move down, whatever `flip` and `shift` are.
+
+    Returns:
+        Arrays of the same shapes, contiguous.
+
+    Source: Garg et al. (MDIL), WACV 2022, the authors' training transform; same random stream as theirs. Their
+    label 0 at the right and bottom ("road") comes from cropping beyond the image; it is the form "authors".
+    """
+    if rng.random() < flip:
+        image, label = image[:, :, ::-1], label[:, ::-1]
+    right, down = rng.randint(-shift, shift), rng.randint(-shift, shift)
+    height, width = label.shape
+    source = _overlap(-down, height), _overlap(-right, width)
+    target = _overlap(down, height), _overlap(right, width)
+    x, y = np.zeros_like(image, order="C"), np.full_like(label, IGNORED, order="C")
+    x[:, *target] = image[:, *source]
+    y[target] = label[source]
+    if fill == "authors":
+        y[target[0].stop :], y[:, target[1].stop :] = 0, 0
+    return x, y
+
+
+def normalise(image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet") -> Tensor:
+    """Scale to [0, 1] and, for "imagenet", standardise with ImageNet's channel means and deviations.
 
     Args:
         image: (B, 3, H, W) or (3, H, W) uint8, on any device.
+        kind: "imagenet" (MiB) or "unit", [0, 1] as it is (MDIL).
 
     Returns:
         float32 of the same shape on the same device.
     """
+    unit = image.to(torch.float32).div_(255)
+    if kind == "unit":
+        return unit
     mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
-    return image.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return unit.sub_(mean).div_(std)
+
+
+def _overlap(move: int, length: int) -> slice:
+    """Where the pixels of a line of `length`, moved by `move`, come to lie within it."""
+    return slice(min(max(move, 0), length), max(min(length + move, length), 0))
 
 
 def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
