@@ -245,8 +245,9 @@ def test_unreadable_masks_and_undeclared_ids_come_in_one_error_and_nothing_is_ca
 @pytest.mark.parametrize(
     ("declared", "void", "found", "words"),
     [
-        (range(19), (255,), {0, 7, 11, 23, 33}, "labelIds (0-33) where trainIds"),
-        ((7, 8, 11, 33), (255,), {0, 1, 18}, "trainIds (0-18) where labelIds"),
+        (range(19), (255,), {0, 7, 11, 23, 33}, "Cityscapes labelIds (0-33), not trainIds"),
+        ((7, 8, 11, 33), (255,), {0, 1, 18}, "trainIds (0-18), not labelIds"),
+        (range(26), (255,), {0, 3, 26, 33, 39, 255}, "IDD's label ids"),
         (range(1, 5), (255,), {0, 1, 2}, "Id 0"),
         (range(5), (), {0, 1, 255}, "Id 255"),
         (range(5), (255,), {1, 2, 3, 4, 5}, "start at 1"),

@@ -127,12 +127,17 @@ def remedy(labels: RawLabels, found: set[int]) -> str:
         )
     if classes and max(classes) <= 18 and foreign <= set(range(34)) and max(foreign) >= 19:
         return (
-            "These look like Cityscapes labelIds (0-33) where trainIds (0-18) are declared: "
-            "use the *_labelTrainIds.png masks, or map the ids in the data set's description."
+            "These look like Cityscapes labelIds (0-33), not trainIds (0-18), which are declared: use masks of "
+            "trainIds (everseg data prepare cityscapes DIR makes them), or map the ids in a data.yaml."
+        )
+    if classes == set(range(26)) and foreign <= set(range(26, 40)):
+        return (
+            "These look like IDD's label ids (0-39) or level-4 ids (0-29), not level-3 ids (0-25), which are "
+            "declared: use masks of level-3 ids (everseg data prepare idd DIR makes them)."
         )
     if classes and 19 <= max(classes) <= 33 and min(classes) >= 7 and max(foreign) <= 18:
         return (
-            "These look like Cityscapes trainIds (0-18) where labelIds (7-33) are declared: "
+            "These look like Cityscapes trainIds (0-18), not labelIds (7-33), which are declared: "
             "use the *_labelIds.png masks, or declare the trainIds."
         )
     if foreign == {0}:

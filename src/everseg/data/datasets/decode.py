@@ -188,7 +188,10 @@ def _from_table(ids: np.ndarray, shown: Path, table: Mapping[int, int]) -> np.nd
     values = np.unique(ids)
     unknown = [v for v in values.tolist() if v not in table]
     if unknown:
-        raise DataError(f"{shown}: ids {unknown[:_COLOURS_SHOWN]} are not in labels.map; add them there")
+        raise DataError(
+            f"{shown}: ids {unknown[:_COLOURS_SHOWN]} are not in labels.map (or the layout's own table of ids);"
+            " add them there, or repair the mask"
+        )
     targets = np.array([table[v] for v in values.tolist()], np.uint8)
     if ids.dtype == np.uint8:
         lut = np.zeros(256, np.uint8)

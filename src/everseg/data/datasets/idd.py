@@ -1,0 +1,81 @@
+"""The India Driving Dataset for segmentation, Part 1, Part 2, or both as one (floor 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from everseg.data.base import Dataset
+from everseg.data.datasets.cityscapes import pair_drawn, present_splits
+from everseg.data.datasets.decode import Reading
+from everseg.data.datasets.files import FileSplit
+from everseg.data.datasets.listing import Sample, data_folder, scan
+from everseg.data.datasets.options import reading_of, root_of
+from everseg.data.datasets.street_labels import IDD_CLASSES, VOID
+from everseg.labels import RawLabels
+
+PARTS = (
+    ("IDD_Segmentation", "idd-segmentation/IDD_Segmentation"),
+    ("idd20kII", "idd-20k-II/idd20kII"),
+)
+"""Part 1 and Part 2: where each may lie below the root."""
+_NEEDED = ("leftImg8bit", "gtFine")
+
+
+def build(
+    root: str | Path | None = None,
+    *,
+    max_pixels: int = Reading.max_pixels,
+    follow_links: bool = False,
+    exif: str = "apply",
+) -> Dataset:
+    """Read IDD with the 26 classes of level 3.
+
+    Args:
+        root: a folder with `leftImg8bit/` and `gtFine/` (either part), or one that holds `IDD_Segmentation/`,
+            `idd20kII/`, or both, which are then united.
+        max_pixels: larger pictures are refused.
+        follow_links: allow links out of the data folder.
+        exif: "apply" or "ignore" the images' EXIF orientation.
+
+    Returns:
+        Those of the splits `train` and `val` that exist, Part 1 before Part 2, each sorted by sequence and name; raw
+        ids are the level3Ids, no background class, void 255. Names of united parts start with the part's folder.
+
+    Raises:
+        ConfigError: no such root, or a wrong option.
+        DataError: not this layout, images and masks that do not pair, or polygons of which no masks were made yet.
+    """
+    reading = reading_of(max_pixels, follow_links, exif)
+    base = root_of(root)
+    parts = find_parts(base)
+    samples: dict[str, list[Sample]] = {}
+    for part in parts:
+        for name in present_splits(base / part, "leftImg8bit"):
+            found = _samples(base, part, name)
+            if len(parts) > 1:
+                found = [(f"{Path(part).name}/{sample}", image, mask) for sample, image, mask in found]
+            samples.setdefault(name, []).extend(found)
+    splits = {name: FileSplit(name, base, found, reading=reading) for name, found in samples.items()}
+    labels = RawLabels(names=dict(enumerate(IDD_CLASSES)), background=None, void=(VOID,))
+    return Dataset("idd", labels, splits)
+
+
+def find_parts(root: Path) -> list[str]:
+    """Find the folders that hold `leftImg8bit/` and `gtFine/`, relative to `root` ("." is `root` itself).
+
+    Raises:
+        DataError: none.
+    """
+    places = [place for part in PARTS for place in part]
+    first = data_folder(root, places, _NEEDED, "IDD")
+    if first == root:
+        return ["."]
+    with_both = [[p for p in part if all((root / p / n).is_dir() for n in _NEEDED)] for part in PARTS]
+    return [found[0] for found in with_both if found]
+
+
+def _samples(base: Path, part: str, split: str) -> list[Sample]:
+    place = "" if part == "." else f"{part}/"
+    images = scan(base, f"{place}leftImg8bit/{split}", suffix=("_leftImg8bit", "_image"), recursive=True)
+    masks = scan(base, f"{place}gtFine/{split}", suffix="_gtFine_labellevel3Ids", recursive=True)
+    return pair_drawn(base, f"{place}gtFine/{split}", images, masks, f"everseg data prepare idd {base}")

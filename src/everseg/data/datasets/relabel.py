@@ -1,0 +1,129 @@
+"""Other class names for a data set, so that several data sets can share classes (floor 2)."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from everseg.data.base import Dataset, Split
+from everseg.data.datasets.descriptor import IGNORE
+from everseg.errors import ConfigError
+from everseg.labels import RawLabels
+
+
+def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
+    """Rename, join and leave out classes of a data set.
+
+    Classes that end up with one name become one class: the masks show the smallest of their ids. The class that the
+    background is part of is the background. A class sent to "ignore" becomes void: it reads as the first void id, or
+    as the smallest of the ignored ids where the data set has no void.
+
+    Args:
+        dataset: its masks on disk stay as they are.
+        rename: class name in `dataset`, the background's included -> its name from now on, or "ignore". All names
+            are replaced at once, so two may be swapped; classes not named keep theirs.
+
+    Returns:
+        The data set seen so; `dataset` itself if `rename` is empty.
+
+    Raises:
+        ConfigError: unknown class names, target names that are no names or differ only in case, no class left.
+    """
+    if not rename:
+        return dataset
+    labels = dataset.labels
+    _check(dataset.name, labels, rename)
+    targets = {raw: rename.get(name, name) for raw, name in sorted(labels.names.items())}
+    ignored = [raw for raw, name in targets.items() if name == IGNORE]
+    void = labels.void or tuple(ignored[:1])
+    first: dict[str, int] = {}
+    for raw, name in targets.items():
+        first.setdefault(name, raw)
+    table = np.arange(256, dtype=np.uint8)
+    for raw, name in targets.items():
+        table[raw] = void[0] if name == IGNORE else first[name]
+    names = {raw: name for name, raw in first.items() if name != IGNORE}
+    background = None if labels.background is None else int(table[labels.background])
+    new = RawLabels(names=names, background=background if background in names else None, void=void)
+    if not new.classes:
+        raise ConfigError(f"rename: leaves data set '{dataset.name}' without a class; keep at least one")
+    moved = (table != np.arange(256)).any()
+    splits = (
+        {key: Relabelled(split, table) for key, split in dataset.splits.items()} if moved else dataset.splits
+    )
+    return replace(dataset, labels=new, splits=splits)
+
+
+class Relabelled:
+    """A split whose masks pass through a table; satisfies `everseg.data.base.Split`.
+
+    What the wrapped split offers beyond the protocol (paths, warnings) is offered as well.
+
+    Args:
+        split: what is wrapped.
+        table: raw id -> raw id, (256,) uint8.
+    """
+
+    def __init__(self, split: Split, table: np.ndarray) -> None:
+        self.name = split.name
+        self._split = split
+        self._table = table
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while it is unpickled, when there is no _split yet
+            raise AttributeError(name)
+        return getattr(self._split, name)
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def id(self, index: int) -> str:
+        """Name of a sample, unique in the split."""
+        return self._split.id(index)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids after the table.
+
+        Raises:
+            DataError: as the wrapped split.
+        """
+        image, mask = self._split.read(index)
+        return image, self._mapped(mask)
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Decode the mask only, (H, W) uint8 raw ids after the table."""
+        return self._mapped(self._split.read_mask(index))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the wrapped split's fingerprint and the table."""
+        return hashlib.sha256(
+            f"{self._split.fingerprint()}:{self._table.tobytes().hex()}".encode()
+        ).hexdigest()
+
+    def _mapped(self, mask: np.ndarray) -> np.ndarray:
+        """The mask after the table; one that is not of bytes is left to the checks that name it."""
+        return self._table[mask] if mask.dtype == np.uint8 else mask
+
+
+def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:
+    problems = []
+    known = list(labels.names.values())
+    for old, new in rename.items():
+        if old not in known:
+            near = difflib.get_close_matches(str(old), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
+            problems.append(f"rename.{old}: data set '{dataset}' has no class of this name; {hint}")
+        if not isinstance(new, str) or not new.strip():
+            problems.append(f"rename.{old}: expected a class name or '{IGNORE}', got {new!r}")
+    spelt: dict[str, str] = {IGNORE: IGNORE}
+    for name in (rename.get(n, n) for n in known):
+        other = spelt.setdefault(str(name).strip().lower(), name)
+        if other != name and (other in (IGNORE, *rename.values()) or name in rename.values()):
+            problems.append(f"rename: '{other}' and '{name}' would be two classes; spell one name one way")
+    if problems:
+        raise ConfigError(problems)
