@@ -32,12 +32,13 @@ from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop.convert import export_mib, import_mib
 from everseg.labels import LabelSpace, policy_set
 from everseg.predictor import LoadedModel, Prediction, load, predict
+from everseg.report.feature_report import compare
 from everseg.scenarios.steps import Source
 from everseg.scenarios.summary import summarise
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mib", "import_mib", "load",
-    "predict", "run",
+    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mib", "features", "import_mib",
+    "load", "predict", "run",
 ]  # fmt: skip
 
 
@@ -255,6 +256,35 @@ def _sources_by_name(
         indices = np.flatnonzero(counts[:, known].sum(1) > 0)
         sources.append(Source(branch, dataset.name, split_name, tuple(map(int, indices)), table.tobytes()))
     return tuple(sources)
+
+
+def features(
+    path: str | Path,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Compare the encoder's features of the same pixels before and after steps; tables and PNGs in a folder.
+
+    Args:
+        path: run folder.
+        before: earlier finished step; default the one before `after`.
+        after: later finished step; default the last one.
+        overrides: where the data lie now, `data...`.
+        options: `out`, `limit`, `images`, `seed` of `everseg.report.feature_report.compare`.
+
+    Raises:
+        EversegError: with what, where and what to do.
+    """
+    folder = RunFolder(Path(path))
+    stored = folder.config()
+    config = load_config(to_json(stored), overrides)
+    _refuse_training_settings(stored, config)
+    _refuse_stored_code(config, overrides)
+    return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
 
 
 def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:

@@ -165,6 +165,41 @@ def predict(
     say(f"{len(written)} masks and overlays in {out}; classes.json there names the ids")
 
 
+@app.command()
+def features(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    before: Annotated[int | None, typer.Option(min=0, help="Earlier step; default --after minus 1.")] = None,
+    after: Annotated[int | None, typer.Option(min=0, help="Later step; default the last.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default RUN/features/before-K-after-L.")] = None,
+    pixels: Annotated[int, typer.Option(min=1, help="Most pixels per class and domain.")] = 200,
+    images: Annotated[int, typer.Option(min=1, help="Most test images per domain.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of t-SNE.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the encoder's features before and after a step: PCA, t-SNE and the drift of class centres."""
+    from everseg import api
+    from everseg.report.feature_report import drift_table
+
+    result = api.features(
+        path,
+        before=before,
+        after=after,
+        overrides=overrides or [],
+        quiet=quiet,
+        out=out,
+        limit=pixels,
+        images=images,
+        seed=seed,
+    )
+    if as_json:
+        write_json(result)
+        return
+    console_of_stdout().print(drift_table(result))
+    say(f"{', '.join(result['pictures'])}, drift.csv and drift.json in {result['path']}")
+
+
 @app.command("list")
 def list_names(
     what: Annotated[
