@@ -20,9 +20,10 @@ from everseg.data.loading import (
     plain_batches,
     train_batches,
 )
+from everseg.data.transforms import flip_and_shift, resize_transform, sample_rng
 from everseg.errors import DataError
 
-DATA = DataConfig(crop=16, workers=0)
+DATA = DataConfig(crop=16, size=(10, 14), workers=0)
 TABLE = np.arange(256, dtype=np.uint8)
 
 
@@ -60,8 +61,13 @@ class Memory:
         return self.name
 
 
-def view(split: Memory, indices: Iterable[int] | None = None, table: np.ndarray = TABLE) -> View:
-    return View(split, np.asarray(list(range(len(split)) if indices is None else indices)), table)
+def view(
+    split: Memory,
+    indices: Iterable[int] | None = None,
+    table: np.ndarray = TABLE,
+    branch: str = "default",
+) -> View:
+    return View(split, np.asarray(list(range(len(split)) if indices is None else indices)), table, branch)
 
 
 def train(split: Memory, *, workers: int = 0, **options: object) -> list[Loaded]:
@@ -186,10 +192,125 @@ def test_more_processes_than_images_is_told() -> None:
         train(Memory(2), batch=3, rank=0, world=3)
 
 
+# ---------------------------------------------------------------- several branches
+
+
+def domains() -> list[View]:
+    """Three branches of 9, 5 and 12 samples; the second one's samples come from two splits around the third's."""
+    day, dusk, night = Memory(9, "day"), Memory(3, "dusk"), Memory(12, "night")
+    return [
+        view(day, branch="day"),
+        view(dusk, branch="dusk"),
+        view(night, branch="night"),
+        view(Memory(4, "dawn"), [3, 1], branch="dusk"),
+    ]
+
+
+def train_domains(views: list[View] | None = None, **options: object) -> list[Loaded]:
+    settings = {"seed": 7, "step": 1, "batch": 2, "start": 0, "stop": 18, **options}
+    return list(train_batches(domains() if views is None else views, DATA, **settings))
+
+
+def test_branches_take_turns_and_start_again_when_the_shortest_has_no_whole_batch_left() -> None:
+    assert epoch_length([9, 5, 12], 2) == 6
+    batches = train_domains()
+    assert [batch.branch for batch in batches] == ["day", "dusk", "night"] * 6
+    homes = {"day": {"day"}, "dusk": {"dusk", "dawn"}, "night": {"night"}}
+    for epoch in range(3):
+        for branch, names in homes.items():
+            shown = [n for b in batches[6 * epoch : 6 * epoch + 6] if b.branch == branch for n in b.ids]
+            assert len(set(shown)) == 4, "two whole batches, no sample twice"
+            assert {name.split("/")[0] for name in shown} <= names
+    dusk = {name for batch in batches if batch.branch == "dusk" for name in batch.ids}
+    assert len(dusk) == 5, "over three epochs every sample of the shortest branch is met"
+
+
+def test_each_branch_has_an_order_of_its_own_and_the_first_that_of_a_single_branch() -> None:
+    same = [view(Memory(8, "a"), branch="a"), view(Memory(8, "b"), branch="b")]
+    batches = train_domains(same, batch=4, stop=4)
+    shown = [[int(n[-7:-4]) for b in batches[first::2] for n in b.ids] for first in (0, 1)]
+    assert shown[0] == epoch_order(7, 1, 0, 8).tolist()
+    assert shown[1] == epoch_order(7, 1, 0, 8, branch=1).tolist() != shown[0]
+
+
+def test_a_branch_shorter_than_a_batch_makes_smaller_batches_and_the_others_whole_ones() -> None:
+    views = [view(Memory(6, "a"), branch="a"), view(Memory(3, "b"), branch="b")]
+    batches = train_domains(views, batch=4, stop=4)
+    assert epoch_length([6, 3], 4) == 2
+    assert [len(batch.ids) for batch in batches] == [4, 3, 4, 3]
+
+
+def test_a_restart_anywhere_gives_the_same_turns() -> None:
+    whole = train_domains()
+    for start in range(18):
+        assert_equal(train_domains(start=start), whole[start:])
+        assert [b.branch for b in train_domains(start=start)] == [b.branch for b in whole[start:]]
+
+
+def test_the_shares_of_the_ranks_make_up_the_batches_of_each_branch() -> None:
+    whole = train_domains(batch=4, stop=6)
+    shares = [train_domains(batch=4, stop=6, rank=rank, world=2) for rank in range(2)]
+    for parts, batch in zip(zip(*shares, strict=True), whole, strict=True):
+        assert [part.branch for part in parts] == [batch.branch] * 2
+        assert sum((part.ids for part in parts), ()) == batch.ids
+        assert torch.equal(torch.cat([part.image for part in parts]), batch.image)
+
+
+def test_a_branch_with_fewer_images_than_processes_is_named() -> None:
+    views = [view(Memory(6, "a"), branch="day"), view(Memory(1, "b"), branch="dusk")]
+    with pytest.raises(DataError, match="step 1 has 1 images of branch 'dusk', fewer than the 2 processes"):
+        train_domains(views, world=2)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_without_augmentation_batches_never_mix_branches(world: int) -> None:
+    seen = []
+    for rank in range(world):
+        for batch in plain_batches(domains(), DATA, batch=4, rank=rank, world=world):
+            homes = {name.split("/")[0] for name in batch.ids}
+            assert homes <= {"day": {"day"}, "dusk": {"dusk", "dawn"}, "night": {"night"}}[batch.branch]
+            seen += batch.ids
+    expected = [v.split.id(int(index)) for v in domains() for index in v.indices]
+    assert sorted(seen) == sorted(expected)
+
+
+# ---------------------------------------------------------------- whole images at one size
+
+
+def resized(**options: object) -> DataConfig:
+    return DATA.model_copy(update={"transform": "resize", "evaluation": "resize", **options})
+
+
+def test_resized_training_images_are_moved_and_padded_by_the_sample_s_own_stream() -> None:
+    split = Memory(4, sizes={2: (31, 17)})
+    table = np.full(256, 255, np.uint8)
+    table[:5] = [3, 4, 5, 6, 7]  # class 0 of the authors' strip is train id 0, whatever raw id 0 means
+    for fill in ("void", "authors"):
+        data = resized(shift_fill=fill)
+        (batch,) = train_batches([view(split, table=table)], data, seed=2, step=1, batch=4, start=0, stop=1)
+        assert batch.image.shape == (4, 3, 10, 14)
+        for name, image, label in zip(batch.ids, batch.image, batch.label, strict=True):
+            x, y = resize_transform(*split.read(int(name[-7:-4])), size=(10, 14))
+            rng = sample_rng(2, 1, 0, name)
+            x, y = flip_and_shift(x, table[y], flip=0.5, shift=2, fill=fill, rng=rng)
+            np.testing.assert_array_equal(image.numpy(), x)
+            np.testing.assert_array_equal(label.numpy(), y)
+        assert (0 in batch.label) == (fill == "authors")
+
+
+def test_resized_evaluation_stacks_images_of_any_size_unmoved() -> None:
+    split = Memory(3, sizes={1: (31, 17)})
+    (batch,) = plain_batches([view(split)], resized(), batch=8)
+    for index in range(3):
+        x, y = resize_transform(*split.read(index), size=(10, 14))
+        np.testing.assert_array_equal(batch.image[index].numpy(), x)
+        np.testing.assert_array_equal(batch.label[index].numpy(), y)
+
+
 # ---------------------------------------------------------------- evaluation
 
 
-@pytest.mark.parametrize("evaluation", ["crop", "whole"])
+@pytest.mark.parametrize("evaluation", ["crop", "whole", "resize"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_evaluation_sees_every_sample_exactly_once(evaluation: str, world: int, count: int) -> None:

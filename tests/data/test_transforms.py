@@ -14,8 +14,10 @@ import torch
 
 from everseg.data.transforms import (
     center_transform,
+    flip_and_shift,
     normalise,
     random_resized_crop_params,
+    resize_transform,
     sample_rng,
     train_transform,
     whole_transform,
@@ -63,6 +65,26 @@ def test_validation_sample_equals_the_original(golden: Path) -> None:
     np.testing.assert_array_equal(y, stored["nocrop/lbl"])
     total = normalise(torch.from_numpy(x)).double().sum().item()
     assert total == pytest.approx(float(stored["nocrop/img_sum"]), rel=1e-6)
+
+
+@pytest.mark.golden
+def test_mdil_training_samples_equal_the_original(golden: Path) -> None:
+    stored = np.load(golden / "mdil_transforms.npz")
+    seeds = sorted(int(name[4:].split("/")[0]) for name in stored if name.endswith("/y") and name[0] == "s")
+    assert len(seeds) == 10
+    for seed in seeds:
+        x, y = resize_transform(stored["img"], stored["label"], size=(32, 64))
+        x, y = flip_and_shift(x, y, flip=0.5, shift=2, fill="authors", rng=random.Random(seed))
+        np.testing.assert_array_equal(x, stored[f"seed{seed}/x_u8"])
+        np.testing.assert_array_equal(np.where(y == 255, 19, y), stored[f"seed{seed}/y"][0])
+
+
+@pytest.mark.golden
+def test_mdil_validation_sample_equals_the_original(golden: Path) -> None:
+    stored = np.load(golden / "mdil_transforms.npz")
+    x, y = resize_transform(stored["img"], stored["label"], size=(32, 64))
+    np.testing.assert_array_equal(x, stored["val/x_u8"])
+    np.testing.assert_array_equal(np.where(y == 255, 19, y), stored["val/y"][0])
 
 
 def test_sample_stream_is_the_same_in_another_process() -> None:
@@ -130,6 +152,71 @@ def test_any_size_gives_squares_without_new_ids(size: tuple[int, int], crop: int
         assert set(np.unique(y)) <= set(np.unique(label))
 
 
+@pytest.mark.parametrize("size", [(8, 20), (33, 9), (30, 40)])
+def test_resize_gives_exactly_the_size_without_new_ids(size: tuple[int, int]) -> None:
+    image, label = _picture()
+    x, y = resize_transform(image, label, size=size)
+    assert x.shape == (3, *size)
+    assert y.shape == size
+    assert x.flags.c_contiguous
+    assert y.flags.c_contiguous
+    assert set(np.unique(y)) <= set(np.unique(label))
+    if size == label.shape:
+        np.testing.assert_array_equal(x, image.transpose(2, 0, 1))
+        np.testing.assert_array_equal(y, label)
+
+
+def _moved(label: np.ndarray, right: int, down: int, fill: str) -> np.ndarray:
+    """Pixel by pixel: where it comes from, and what stands where nothing comes from."""
+    height, width = label.shape
+    out = np.zeros_like(label)
+    for row, column in np.ndindex(height, width):
+        r, c = row - down, column - right
+        if 0 <= r < height and 0 <= c < width:
+            out[row, column] = label[r, c]
+        else:
+            beyond = r >= height or c >= width
+            out[row, column] = 0 if fill == "authors" and beyond else 255
+    return out
+
+
+@pytest.mark.parametrize("fill", ["void", "authors"])
+@pytest.mark.parametrize("shift", [0, 2, 9])  # 9: more than the picture is high
+def test_every_move_equals_the_move_pixel_by_pixel(fill: str, shift: int) -> None:
+    rng = np.random.default_rng(5)
+    image, label = rng.integers(1, 256, (3, 6, 11), np.uint8), rng.integers(1, 9, (6, 11), np.uint8)
+    met = set()
+    for seed in range(120):
+        draws = random.Random(seed)
+        flipped = draws.random() < 0.5
+        right, down = draws.randint(-shift, shift), draws.randint(-shift, shift)
+        met.add((flipped, right, down))
+        stream = random.Random(seed)
+        x, y = flip_and_shift(image, label, flip=0.5, shift=shift, fill=fill, rng=stream)
+        source = label[:, ::-1] if flipped else label
+        np.testing.assert_array_equal(y, _moved(source, right, down, fill))
+        for channel, plane in enumerate(image):
+            expected = _moved(plane[:, ::-1] if flipped else plane, right, down, "void")
+            outside = _moved(np.full_like(label, 7), right, down, "void") == 255
+            np.testing.assert_array_equal(x[channel], np.where(outside, 0, expected))
+        assert stream.random() == draws.random(), "the stream goes on where the original's does"
+    assert {right for _, right, _ in met} == {down for _, _, down in met} == set(range(-shift, shift + 1))
+
+
+def test_moves_of_zero_and_no_flip_change_nothing_and_leave_the_input_alone() -> None:
+    image, label = _picture()
+    x, y = resize_transform(image, label, size=(30, 40))
+    before = x.copy(), y.copy()
+    same = flip_and_shift(x, y, flip=0.0, shift=0, fill="void", rng=random.Random(0))
+    np.testing.assert_array_equal(same[0], x)
+    np.testing.assert_array_equal(same[1], y)
+    moved = flip_and_shift(x, y, flip=1.0, shift=2, fill="authors", rng=random.Random(0))
+    assert moved[0].flags.c_contiguous
+    assert moved[1].flags.c_contiguous
+    np.testing.assert_array_equal(x, before[0])
+    np.testing.assert_array_equal(y, before[1])
+
+
 def test_centre_of_an_image_of_the_right_height_is_cut_unchanged() -> None:
     image, label = _picture(30, 41)
     x, y = center_transform(image, label, crop=30)
@@ -141,4 +228,10 @@ def test_normalise_gives_the_standard_values() -> None:
     x = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = torch.tensor([(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225])
     torch.testing.assert_close(normalise(x).flatten(), expected)
+    assert x.flatten().tolist() == [0, 255, 51]
+
+
+def test_normalise_to_the_unit_range_only_divides() -> None:
+    x = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(normalise(x, "unit").flatten(), torch.tensor([0.0, 1.0, 0.2]))
     assert x.flatten().tolist() == [0, 255, 51]
