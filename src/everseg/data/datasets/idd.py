@@ -67,7 +67,7 @@ def find_parts(root: Path) -> list[str]:
         DataError: none.
     """
     places = [place for part in PARTS for place in part]
-    first = data_folder(root, places, _NEEDED, "IDD")
+    first = data_folder(root, places, _NEEDED, "level-3 IDD")
     if first == root:
         return ["."]
     with_both = [[p for p in part if all((root / p / n).is_dir() for n in _NEEDED)] for part in PARTS]
