@@ -14,6 +14,7 @@ from typing import Any
 
 from everseg.data.archive import ArchiveError, extract
 from everseg.data.fetch import fetch
+from everseg.data.writing import write_atomically
 from everseg.errors import ConfigError, DataError
 
 RECEIPT = ".everseg-download.json"
@@ -225,7 +226,8 @@ def _ensure_train_aug(to: Path) -> None:
             "published list; results will not compare with published ones.",
             stacklevel=3,
         )
-    _replace(path, "".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in names))
+    lines = (f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in names)
+    write_atomically(path, "".join(lines).encode())
 
 
 @contextmanager
@@ -260,13 +262,4 @@ def _read_receipt(to: Path, name: str) -> dict[str, Any]:
 
 
 def _write_receipt(to: Path, receipt: dict[str, Any]) -> None:
-    _replace(to / RECEIPT, json.dumps(receipt, indent=1) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(to / RECEIPT, (json.dumps(receipt, indent=1) + "\n").encode())

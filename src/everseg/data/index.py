@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from everseg.data.base import Split
 from everseg.data.parallel import Progress, map_samples
+from everseg.data.writing import write_atomically
 from everseg.errors import DataError
 from everseg.labels import RawLabels
 
@@ -233,23 +233,11 @@ def _store(folder: Path, fingerprint: str, counts: np.ndarray, name: str) -> Non
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(data_path, data)
-        _replace(manifest_path, json.dumps(manifest, indent=1).encode())
+        write_atomically(data_path, data)
+        write_atomically(manifest_path, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         warnings.warn(
             f"The class index cannot be cached in {folder} ({error}); it is built again in every run. "
             "Set EVERSEG_CACHE to a folder that can be written.",
             stacklevel=3,
         )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
