@@ -116,10 +116,31 @@ def test_image_edges_lie_where_the_mask_changes() -> None:
     assert np.mean(at_edges) > 2.5 * np.mean(elsewhere)
 
 
+def test_dusk_shows_other_scenes_darker_bluer_and_grainier_with_the_same_classes() -> None:
+    day, dusk = build(num_train=60), build(num_train=60, light="dusk")
+    again = build(num_train=60, light="dusk")
+    assert dusk.labels == day.labels
+    splits = [data.splits["train"] for data in (day, dusk, again)]
+    np.testing.assert_array_equal(splits[1].read(5)[0], splits[2].read(5)[0])
+    assert splits[0].fingerprint() != splits[1].fingerprint() == splits[2].fingerprint()
+    images, masks = (
+        np.stack([[split.read(i)[k] for i in range(60)] for split in splits[:2]]) for k in (0, 1)
+    )
+    images = images.astype(float)
+    brightness = images.mean(axis=(1, 2, 3, 4))
+    assert brightness[1] < 0.6 * brightness[0]
+    blue = images[..., 2].mean(axis=(1, 2, 3)) / images[..., 0].mean(axis=(1, 2, 3))
+    assert blue[1] > 1.4 * blue[0]
+    between = np.abs(np.diff(images[..., 0] - images[..., 2], axis=3))  # by day the noise is grey
+    grain = np.median(between, axis=(1, 2, 3))
+    assert grain[0] < 2 < 5 < grain[1]
+    assert set(np.unique(masks[1])) == set(range(7))
+
+
 def test_wrong_options_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        build(size=[64], num_train=0, num_val=2.5, seed=-1)
-    for key in ("size", "num_train", "num_val", "seed"):
+        build(size=[64], num_train=0, num_val=2.5, seed=-1, light="night")
+    for key in ("size", "num_train", "num_val", "seed", "light"):
         assert f"data.options.{key}" in str(caught.value)
     with pytest.raises(ConfigError, match="size"):
         build(size=64)

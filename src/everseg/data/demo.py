@@ -28,6 +28,7 @@ def build(
     num_train: int = 400,
     num_val: int = 100,
     seed: int = 0,
+    light: str = "day",
 ) -> Dataset:
     """Make the demo data set.
 
@@ -37,6 +38,7 @@ def build(
         num_train: scenes of the split `train`.
         num_val: scenes of the split `val`.
         seed: of the scenes.
+        light: "day", or "dusk": other scenes, darker, bluish and grainy, for runs over two domains.
 
     Returns:
         Splits `train` and `val`; background 0 and six classes, of which several stand in every scene.
@@ -52,11 +54,13 @@ def build(
             problems.append(f"data.options.{key}: expected a number of scenes, at least 1, got {value!r}")
     if not _is_count(seed, 0):
         problems.append(f"data.options.seed: expected a whole number of at least 0, got {seed!r}")
+    if light not in ("day", "dusk"):
+        problems.append(f"data.options.light: expected 'day' or 'dusk', got {light!r}")
     if problems:
         raise ConfigError(problems)
     height, width = size
     splits = {
-        name: DemoSplit(name, count, size=(height, width), seed=seed)
+        name: DemoSplit(name, count, size=(height, width), seed=seed, dusk=light == "dusk")
         for name, count in (("train", num_train), ("val", num_val))
     }
     return Dataset("demo", RawLabels(names=dict(NAMES), background=0, void=(255,)), splits)
@@ -65,11 +69,14 @@ def build(
 class DemoSplit:
     """Scenes made when they are first read, then kept; satisfies `everseg.data.base.Split`."""
 
-    def __init__(self, name: str, count: int, *, size: tuple[int, int], seed: int) -> None:
+    def __init__(
+        self, name: str, count: int, *, size: tuple[int, int], seed: int, dusk: bool = False
+    ) -> None:
         self.name = name
         self._count = count
         self._size = size
         self._seed = seed
+        self._dusk = dusk
         self._made: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._fingerprint = ""
 
@@ -89,8 +96,9 @@ class DemoSplit:
         """Image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids; both read-only."""
         name = self.id(index)
         if index not in self._made:
-            digest = hashlib.blake2b(f"demo/{self._seed}/{name}".encode(), digest_size=8).digest()
-            pair = scene(int.from_bytes(digest, "big"), self._size)
+            stream = f"demo/{self._seed}/{'dusk/' if self._dusk else ''}{name}"
+            digest = hashlib.blake2b(stream.encode(), digest_size=8).digest()
+            pair = scene(int.from_bytes(digest, "big"), self._size, dusk=self._dusk)
             for array in pair:
                 array.flags.writeable = False
             self._made[index] = pair

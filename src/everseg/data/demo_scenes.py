@@ -19,12 +19,13 @@ _Colour = tuple[int, int, int]
 _Point = tuple[float, float]
 
 
-def scene(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def scene(seed: int, size: tuple[int, int], *, dusk: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Paint one street scene.
 
     Args:
         seed: decides everything.
         size: (height, width), pixels.
+        dusk: the same scene in little, bluish light, taken with a grainy camera.
 
     Returns:
         image (height, width, 3) uint8 and mask (height, width) uint8 of raw ids.
@@ -35,7 +36,8 @@ def scene(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     painter.street_sides()
     painter.objects()
     image, mask = painter.finish()
-    return _light(image, mask, painter.rng), mask
+    lit = _light(image, mask, painter.rng)
+    return (_dusk(lit, painter.rng) if dusk else lit), mask
 
 
 class _Painter:
@@ -278,3 +280,14 @@ def _light(image: np.ndarray, mask: np.ndarray, rng: random.Random) -> np.ndarra
     noise = np.random.RandomState(rng.getrandbits(32)).standard_normal((height, width, 1)).astype(np.float32)
     lit = image * cast * (1 + tilt)[None, :, None] + noise * _TEXTURE[mask][..., None]
     return np.clip(lit, 0, 255).astype(np.uint8)
+
+
+def _dusk(image: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Paler colours, darker above than below, a blue cast, and noise that hides fine texture."""
+    height, width = image.shape[:2]
+    grey = image.mean(axis=2, keepdims=True, dtype=np.float32)
+    pale = grey + 0.55 * (image - grey)
+    cast = rng.uniform(0.36, 0.52) * np.array([0.7, 0.85, 1.3], np.float32)
+    fall = np.linspace(0.8, 1.2, height, dtype=np.float32)[:, None, None]
+    noise = np.random.RandomState(rng.getrandbits(32)).standard_normal((height, width, 3)).astype(np.float32)
+    return np.clip(pale * cast * fall + 7 * noise, 0, 255).astype(np.uint8)

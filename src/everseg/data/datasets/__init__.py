@@ -10,7 +10,9 @@ from typing import Any
 from everseg import registry
 from everseg.config import DataConfig
 from everseg.data.base import Dataset
-from everseg.errors import ConfigError
+from everseg.data.datasets.relabel import relabelled
+from everseg.errors import ConfigError, DataError
+from everseg.labels import RawLabels
 
 
 def load_dataset(data: DataConfig) -> Dataset:
@@ -38,6 +40,76 @@ def load_dataset(data: DataConfig) -> Dataset:
             f"data.dataset: '{data.dataset}' returned {type(dataset).__name__}, expected everseg.data.base.Dataset"
         )
     return dataset
+
+
+def load_domains(data: DataConfig) -> dict[str, Dataset]:
+    """Open the data set of every domain, its classes renamed where the configuration says so.
+
+    Args:
+        data: its `domains`; `root` is that of the domains without their own.
+
+    Returns:
+        Domain name -> data set, in the order of the configuration.
+
+    Raises:
+        ConfigError: settings that do not fit, or two data sets under one name whose ids mean different classes; every
+            problem with its domain.
+        DataError: files that are not as their layout wants them.
+    """
+    opened: dict[str, Dataset] = {}
+    renamed: dict[str, Dataset] = {}
+    settings: list[str] = []
+    faults: list[str] = []
+    for name, domain in data.domains.items():
+        own = {"dataset": domain.dataset, "root": domain.root or data.root, "options": domain.options}
+        try:
+            opened[name] = load_dataset(data.model_copy(update=own))
+            renamed[name] = relabelled(opened[name], domain.rename)
+        except ConfigError as error:
+            settings += [_in_domain(name, problem) for problem in error.problems]
+        except DataError as error:
+            faults.append(_in_domain(name, str(error)))
+    settings += _contradictions(opened)
+    if settings:
+        raise ConfigError([*settings, *faults])
+    if faults:
+        raise DataError("\n  ".join(faults if len(faults) == 1 else [f"{len(faults)} problems", *faults]))
+    return renamed
+
+
+def _in_domain(name: str, problem: str) -> str:
+    """Say of a data set's problem whose it is: "data.root: ..." -> "data.domains.dusk.root: ..."."""
+    if problem.startswith(("data.", "rename")):
+        return f"data.domains.{name}.{problem.removeprefix('data.')}"
+    if problem.startswith("dataset: "):
+        return f"data.domains.{name}.{problem}"
+    return f"data.domains.{name}: {problem}"
+
+
+def _contradictions(opened: Mapping[str, Dataset]) -> list[str]:
+    """Pairs of domains whose data sets go by one name, but whose masks mean different classes by the same id."""
+    problems = []
+    domains = list(opened)
+    for position, second in enumerate(domains):
+        for first in domains[:position]:
+            if opened[first].name != opened[second].name:
+                continue
+            meanings = [_meanings(opened[domain].labels) for domain in (first, second)]
+            differ = [
+                raw for raw in meanings[0] if meanings[1].get(raw, meanings[0][raw]) != meanings[0][raw]
+            ]
+            if differ:
+                raw = differ[0]
+                problems.append(
+                    f"data.domains.{second}: data set '{opened[second].name}' has other classes than in domain "
+                    f"'{first}': id {raw} is '{meanings[1][raw]}' here and '{meanings[0][raw]}' there; give the data "
+                    "sets different names, or read both with the same classes (rename changes names afterwards)"
+                )
+    return problems
+
+
+def _meanings(labels: RawLabels) -> dict[int, str]:
+    return {**labels.names, **dict.fromkeys(labels.void, "void")}
 
 
 def _check_options(name: str, builder: Callable[..., Any], given: Mapping[str, Any]) -> None:
