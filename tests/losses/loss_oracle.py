@@ -28,10 +28,11 @@ def cross_entropy(x, y, *, weight=None):
     return (1.0 if weight is None else float(weight[y])) * (lse(x) - x[y])
 
 
-def unbiased_cross_entropy(x, y, *, num_old):
+def unbiased_cross_entropy(x, y, *, num_old, weight=None):
     if y == 255:
         return 0.0
-    return lse(x) - (lse(x[:num_old]) if y < num_old else x[y])
+    w = 1.0 if weight is None else float(weight[0 if y < num_old else y])
+    return w * (lse(x) - (lse(x[:num_old]) if y < num_old else x[y]))
 
 
 def binary_cross_entropy(x, y):
@@ -69,6 +70,15 @@ def unbiased_distillation(x, t, *, alpha=1.0):
     k = len(t)
     logs = [lse([x[0], *x[k:]]) - lse(x)] + [x[c] - lse(x) for c in range(1, k)]
     return -sum(q * log for q, log in zip(_teacher(t, alpha), logs, strict=True)) / k
+
+
+def kl_divergence(x, t, *, form="log"):
+    total = 0.0
+    for c, q in enumerate(_teacher(t, 1.0)):
+        if q > 0:
+            p = math.exp(x[c] - lse(x))
+            total += q * (math.log(q) - (x[c] - lse(x) if form == "log" else p))
+    return total / len(x)
 
 
 def per_pixel(loss, logits, *others, **kwargs) -> np.ndarray:

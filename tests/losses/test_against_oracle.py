@@ -27,6 +27,8 @@ WITH_TEACHER = {
     "unbiased_distillation": {},
     "unbiased_distillation alpha": {"alpha": 2.5},
     "icarl_distillation": {},
+    "kl_divergence": {},
+    "kl_divergence probabilities": {"form": "probabilities"},
 }
 WITH_BOTH = {"icarl": {}, "icarl background": {"background_from_label": True}}
 ALL = [*WITH_LABEL, *WITH_TEACHER, *WITH_BOTH]
@@ -37,7 +39,8 @@ def case(name, *, seed=0, classes=C, num_old=K, shape=(2, 3, 4), scale=3.0, dtyp
     rng = np.random.default_rng(seed)
     batch, height, width = shape
     x = scale * rng.standard_normal((batch, classes, height, width))
-    t = scale * rng.standard_normal((batch, num_old, height, width))
+    known = classes if name.startswith("kl_") else num_old
+    t = scale * rng.standard_normal((batch, known, height, width))
     y = rng.integers(0, classes + 1, (batch, height, width))
     y[y == classes] = 255
     key = name.split()[0]
@@ -82,17 +85,31 @@ def test_over_valid_divides_by_the_pixels_that_are_not_ignored(name):
 
 
 @pytest.mark.parametrize("over", ["all", "valid"])
-def test_class_weights_multiply_and_normalise_only_the_valid_mean(over):
+@pytest.mark.parametrize(
+    ("name", "options"), [("cross_entropy", {}), ("unbiased_cross_entropy", {"num_old": K})]
+)
+def test_class_weights_multiply_and_normalise_only_the_valid_mean(name, options, over):
     rng = np.random.default_rng(1)
-    x, weight = rng.standard_normal((2, C, 3, 4)), np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    x, weight = rng.standard_normal((2, C, 3, 4)), np.array([0.5, 2.0, 0.25, 0.0, 3.0])
     y = rng.integers(0, C, (2, 3, 4))
     y[0, 0] = 255
-    slow = oracle.per_pixel(oracle.cross_entropy, x, y, weight=weight)
-    divisor = y.size if over == "all" else weight[y[y != 255]].sum()
-    fast = losses.cross_entropy(
-        torch.from_numpy(x), torch.from_numpy(y), weight=torch.from_numpy(weight), over=over
+    slow = oracle.per_pixel(getattr(oracle, name), x, y, weight=weight, **options)
+    seen = np.where(y < K, 0, y) if options else y  # the unbiased form weighs what the label stands for
+    divisor = y.size if over == "all" else weight[seen[y != 255]].sum()
+    fast = getattr(losses, name)(
+        torch.from_numpy(x), torch.from_numpy(y), weight=torch.from_numpy(weight), over=over, **options
     )
     assert fast.item() == pytest.approx(slow.sum() / divisor, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "unbiased_cross_entropy", "binary_cross_entropy"])
+@pytest.mark.parametrize("over", ["all", "valid"])
+def test_class_weights_of_one_change_nothing(name, over):
+    logits = 30 * torch.randn(2, C, 3, 4, dtype=torch.float64)
+    label = torch.randint(0, C, (2, 3, 4))
+    label[0, 0] = 255
+    loss = partial(getattr(losses, name), logits, label, over=over, **WITH_LABEL[name])
+    assert_close(loss(weight=torch.ones(C)), loss(), rtol=1e-15, atol=0)
 
 
 def test_weights_of_the_unbiased_form_follow_the_merged_classes():
@@ -197,15 +214,16 @@ def test_autocast_does_not_lower_the_precision(name):
 @pytest.mark.parametrize("name", WITH_TEACHER)
 def test_no_gradient_reaches_the_teacher(name):
     logits = torch.randn(1, C, 2, 2, requires_grad=True)
-    teacher = torch.randn(1, K, 2, 2, requires_grad=True)
+    teacher = torch.randn(1, C if name.startswith("kl_") else K, 2, 2, requires_grad=True)
     getattr(losses, name.split()[0])(logits, teacher, **WITH_TEACHER[name]).backward()
     assert teacher.grad is None
     assert logits.grad is not None
 
 
-@pytest.mark.parametrize("name", ["distillation", "unbiased_distillation"])
+@pytest.mark.parametrize("name", ["distillation", "unbiased_distillation", "kl_divergence"])
 def test_mask_multiplies_and_normalises_only_the_valid_mean(name):
-    logits, teacher = torch.randn(1, C, 1, 4), torch.randn(1, K, 1, 4)
+    logits = torch.randn(1, C, 1, 4)
+    teacher = torch.randn(1, C if name == "kl_divergence" else K, 1, 4)
     mask = torch.tensor([[[True, False, True, False]]])
     loss = partial(getattr(losses, name), logits, teacher)
     pixels = loss(reduction="none").flatten()
@@ -213,6 +231,35 @@ def test_mask_multiplies_and_normalises_only_the_valid_mean(name):
     assert_close(loss(mask=mask, over="valid"), (pixels[0] + pixels[2]) / 2)
     assert_close(loss(mask=mask, reduction="sum"), pixels[0] + pixels[2])
     assert loss(mask=torch.zeros_like(mask), over="valid").item() == 0.0
+
+
+def test_kl_divergence_is_zero_at_the_teacher_and_positive_elsewhere():
+    teacher = 5 * torch.randn(2, C, 3, 4, dtype=torch.float64)
+    same = (teacher + torch.randn(2, 1, 3, 4)).requires_grad_()  # softmax does not see a constant
+    value = losses.kl_divergence(same, teacher)
+    (gradient,) = torch.autograd.grad(value, same)
+    assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-15)
+    assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-15)
+    other = losses.kl_divergence(torch.randn_like(teacher), teacher, reduction="none")
+    assert (other > 0).all()
+
+
+def test_kl_divergence_equals_torch_and_with_probabilities_torch_fed_wrongly():
+    logits, teacher = torch.randn(2, 2, C, 3, 4, dtype=torch.float64)
+    kl = partial(torch.nn.KLDivLoss(reduction="sum"), target=teacher.softmax(1))
+    right, wrong = kl(logits.log_softmax(1)) / logits.numel(), kl(logits.softmax(1)) / logits.numel()
+    assert_close(losses.kl_divergence(logits, teacher), right)
+    assert_close(losses.kl_divergence(logits, teacher, form="probabilities"), wrong)
+    assert wrong < 0 < right
+
+
+def test_kl_divergence_of_a_teacher_sure_of_one_class_is_finite():
+    teacher = torch.tensor([1e4, 0.0, -1e4]).view(1, 3, 1, 1)  # softmax is exactly 1, 0, 0
+    logits = torch.tensor([0.0, 0.0, 2000.0]).view(1, 3, 1, 1).requires_grad_()
+    value = losses.kl_divergence(logits, teacher)
+    value.backward()
+    assert_close(value.item(), 2000.0 / 3)
+    assert_close(logits.grad.flatten(), torch.tensor([-1.0, 0.0, 1.0]) / 3)
 
 
 def test_integer_labels_of_any_width_are_accepted():

@@ -20,6 +20,7 @@ DISTILLING = {
     "distillation": losses.distillation,
     "unbiased_distillation": losses.unbiased_distillation,
     "icarl_distillation": losses.icarl_distillation,
+    "kl_divergence": losses.kl_divergence,
 }
 
 
@@ -62,6 +63,15 @@ def test_a_class_whose_train_id_would_mean_ignored_is_refused():
 def test_teacher_that_does_not_fit_is_refused(name, shape):
     with pytest.raises(ValueError, match=f"{name}: expected teacher logits"):
         DISTILLING[name](X, torch.zeros(shape))
+
+
+def test_kl_divergence_needs_the_same_classes_and_a_known_form():
+    with pytest.raises(ValueError, match="the teacher has 3 classes and the student 5; use distillation"):
+        losses.kl_divergence(X, T)
+    with pytest.raises(ValueError, match="form: expected 'log' or 'probabilities', got 'logprob'"):
+        losses.kl_divergence(X, X, form="logprob")
+    with pytest.raises(ValueError, match="expected a mask of shape"):
+        losses.kl_divergence(X, X, mask=torch.ones(4, 6))
 
 
 def test_unbiased_distillation_needs_a_new_class():

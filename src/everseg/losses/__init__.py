@@ -8,7 +8,7 @@ from everseg.losses.classification import (
     icarl_distillation,
     unbiased_cross_entropy,
 )
-from everseg.losses.distillation import distillation, unbiased_distillation
+from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
 from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
 
@@ -20,6 +20,7 @@ __all__ = [
     "focal",
     "icarl",
     "icarl_distillation",
+    "kl_divergence",
     "unbiased_cross_entropy",
     "unbiased_distillation",
     "upsample",

@@ -150,7 +150,8 @@ def binary_cross_entropy(
         per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid
     else:
         factor = weight.view(1, -1, 1, 1)
-        per_pixel = ((F.softplus(logits) * factor).sum(dim=1) - _picked(logits * factor, label)) * valid
+        softplus = F.softplus(logits, threshold=_LINEAR_FROM)
+        per_pixel = ((softplus * factor).sum(dim=1) - _picked(logits * factor, label)) * valid
     return reduce(per_pixel, label, over, reduction=reduction)
 
 

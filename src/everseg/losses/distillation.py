@@ -1,6 +1,8 @@
-"""Distillation of the teacher's softmax: over the old classes, and MiB's unbiased form (floor 1)."""
+"""Distillation of the teacher's softmax: over the old classes, MiB's unbiased form, MDIL's divergence (floor 1)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -115,6 +117,58 @@ def unbiased_distillation(
     old = torch.cat([background, old], dim=1)
     per_pixel = _soft_cross_entropy(old, teacher_logits, alpha, weight)
     return _reduced("unbiased_distillation", per_pixel, mask, over, reduction)
+
+
+def kl_divergence(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    form: Literal["log", "probabilities"] = "log",
+    mask: Tensor | None = None,
+    over: Over = "all",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Divergence of the student's softmax from the teacher's, over the same classes.
+
+    With q = softmax(t) and p = softmax(x), per pixel (1/C) sum_c q_c (ln q_c - ln p_c), which is 0 where p = q and
+    nowhere less. A probability of 0 in q adds 0.
+
+    Args:
+        logits: student, (B, C, H, W), unnormalised.
+        teacher_logits: (B, C, H, W) of the same classes; no gradient flows into it.
+        form: "log" as above; "probabilities" = (1/C) sum_c q_c (ln q_c - p_c), what comes of giving torch's KLDivLoss
+            probabilities instead of their logarithms. That is no divergence: it is negative, and lowest where p is
+            all on the teacher's likeliest class.
+        mask: as in `distillation`.
+        over: as in `distillation`.
+        reduction: as in `distillation`; times C, "sum" / B is what torch calls "batchmean".
+
+    Returns:
+        Scalar, mean over pixels and over the C classes; ignored pixels are included.
+
+    Raises:
+        ValueError: shapes that do not fit, another number of classes, or an unknown `form`.
+
+    Source: Garg et al. (MDIL), WACV 2022. The authors' code computes form "probabilities"; the mean over
+    B*C*H*W elements is theirs in both, so that the published weight applies.
+
+    >>> logits, teacher = torch.zeros(1, 2, 1, 1), torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
+    >>> round(kl_divergence(logits, teacher).item(), 4), kl_divergence(teacher, teacher).item()
+    (0.1639, 0.0)
+    """
+    if form not in ("log", "probabilities"):
+        raise ValueError(f"kl_divergence: form: expected 'log' or 'probabilities', got {form!r}")
+    logits = checked_logits("kl_divergence", logits)
+    teacher_logits = checked_teacher("kl_divergence", teacher_logits, logits)
+    if teacher_logits.shape[1] != logits.shape[1]:
+        raise ValueError(
+            f"kl_divergence: the teacher has {teacher_logits.shape[1]} classes and the student {logits.shape[1]}; "
+            "use distillation or unbiased_distillation for a branch that has grown"
+        )
+    log_target = torch.log_softmax(teacher_logits, dim=1).to(logits.dtype)
+    student = (torch.log_softmax if form == "log" else torch.softmax)(logits, dim=1)
+    per_pixel = (log_target.exp() * (log_target - student)).mean(dim=1)
+    return _reduced("kl_divergence", per_pixel, mask, over, reduction)
 
 
 def _soft_cross_entropy(
