@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from everseg.cli_data import data_app
 from everseg.cli_support import (
-    byte_progress,
+    Json,
+    Overrides,
     console_of_stdout,
     guarded,
     listing,
-    note,
     say,
     speaks,
     unicode_output,
@@ -36,20 +37,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Check and download data sets.", no_args_is_help=True, rich_markup_mode=None)
 import_app = typer.Typer(
     help="Read (and write) other projects' checkpoints.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
-]
 Source = Annotated[
     str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 
@@ -260,71 +256,6 @@ def show(
         return
     for piece in tables.scenario_tables(steps):
         console.print(piece)
-
-
-@data_app.command("check")
-def data_check(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="A data set's name, a data.yaml, or file.py:build.")
-    ],
-    overrides: Overrides = None,
-    skiplist: Annotated[
-        Path | None,
-        typer.Option("--write-skiplist", help="Write split and name of every faulty sample to this file."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Read every file once and list all faults (exit code 3 if there are errors)."""
-    from everseg.config_loading import load
-    from everseg.data.datasets import load_dataset
-    from everseg.data.doctor import check_source
-    from everseg.engine.checkpoint import write_bytes
-    from everseg.engine.progress import Progress
-
-    if skiplist is not None and (skiplist.is_dir() or not skiplist.parent.is_dir()):
-        raise ConfigError(
-            f"--write-skiplist: {skiplist} cannot be a file there; name a file in a folder that exists"
-        )
-    config = load({}, [f"data.dataset={dataset}", *(_data_key(text) for text in overrides or [])])
-    with Progress(quiet=as_json) as progress:
-        started: list[int] = []
-
-        def advance(done: int, total: int) -> None:
-            if not started:
-                started.append(total)
-                progress.begin(f"checking {dataset}", total)
-            progress.update(done, {}, 0.0, 0.0)
-
-        report = check_source(lambda: load_dataset(config.data), progress=advance)
-    if as_json:
-        write_json(report.to_json())
-    else:
-        say(report.summary())
-    if skiplist is not None:
-        bad = dict.fromkeys(
-            f"{f.split}\t{f.sample}" for f in report.findings if f.level == "error" and f.sample
-        )
-        write_bytes(skiplist, "".join(f"{line}\n" for line in bad).encode("utf-8", "surrogateescape"))
-        note(f"{len(bad)} faulty samples in {skiplist}; leave them out of your lists")
-    if not report.ok:
-        raise typer.Exit(3)
-
-
-def _data_key(text: str) -> str:
-    """`root=DIR` is short for data.root=DIR here."""
-    return text if text.startswith("data.") else f"data.{text}"
-
-
-@data_app.command("download")
-def data_download(
-    dataset: Annotated[str, typer.Argument(metavar="voc|ade")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to download and unpack to.")],
-) -> None:
-    """Fetch and unpack a data set; a second call goes on where the first stopped."""
-    from everseg.data.download import download
-
-    root = download(dataset, to, progress=byte_progress(dataset))
-    say(f"ready: data.root={root}")
 
 
 @import_app.command("mib")

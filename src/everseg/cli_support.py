@@ -11,14 +11,20 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from everseg.errors import ConfigError, EversegError
 from everseg.report.text import printable
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 LISTS: dict[str, str] = {
     "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",
@@ -130,6 +136,23 @@ def byte_progress(name: str) -> Callable[[int, int], None]:
         sys.stderr.flush()
 
     return advance
+
+
+@contextmanager
+def sample_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Report on stderr how many of the samples are done; the bar appears with the first."""
+    from everseg.engine.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        started: list[int] = []
+
+        def advance(done: int, total: int) -> None:
+            if not started:
+                started.append(total)
+                progress.begin(title, total)
+            progress.update(done, {}, 0.0, 0.0)
+
+        yield advance
 
 
 def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:

@@ -1,0 +1,153 @@
+"""The verbs of `everseg data` (floor 6)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everseg.cli_support import (
+    Json,
+    Overrides,
+    byte_progress,
+    console_of_stdout,
+    note,
+    sample_progress,
+    say,
+    write_json,
+)
+from everseg.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from everseg.config import DataConfig
+
+data_app = typer.Typer(
+    help="Check, download and prepare data sets.", no_args_is_help=True, rich_markup_mode=None
+)
+
+DatasetName = Annotated[
+    str, typer.Argument(metavar="DATASET", help="A data set's name, a data.yaml, or file.py:build.")
+]
+
+
+@data_app.command("check")
+def data_check(
+    dataset: DatasetName,
+    overrides: Overrides = None,
+    skiplist: Annotated[
+        Path | None,
+        typer.Option("--write-skiplist", help="Write split and name of every faulty sample to this file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every file once and list all faults (exit code 3 if there are errors)."""
+    from everseg.data.datasets import load_dataset
+    from everseg.data.doctor import check_source
+    from everseg.engine.checkpoint import write_bytes
+
+    if skiplist is not None and (skiplist.is_dir() or not skiplist.parent.is_dir()):
+        raise ConfigError(
+            f"--write-skiplist: {skiplist} cannot be a file there; name a file in a folder that exists"
+        )
+    data = _data_config(dataset, overrides)
+    with sample_progress(f"checking {dataset}", quiet=as_json) as advance:
+        report = check_source(lambda: load_dataset(data), progress=advance)
+    if as_json:
+        write_json(report.to_json())
+    else:
+        say(report.summary())
+    if skiplist is not None:
+        bad = dict.fromkeys(
+            f"{f.split}\t{f.sample}" for f in report.findings if f.level == "error" and f.sample
+        )
+        write_bytes(skiplist, "".join(f"{line}\n" for line in bad).encode("utf-8", "surrogateescape"))
+        note(f"{len(bad)} faulty samples in {skiplist}; leave them out of your lists")
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+@data_app.command("download")
+def data_download(
+    dataset: Annotated[str, typer.Argument(metavar="voc|ade")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to download and unpack to.")],
+) -> None:
+    """Fetch and unpack a data set; a second call goes on where the first stopped."""
+    from everseg.data.download import download
+
+    root = download(dataset, to, progress=byte_progress(dataset))
+    say(f"ready: data.root={root}")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    dataset: Annotated[str, typer.Argument(metavar="cityscapes|idd")],
+    root: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that holds gtFine/ (IDD: or its parts).")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw masks that exist again too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only verify the masks that exist.")] = False,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out polygons of unknown labels.")
+    ] = False,
+) -> None:
+    """Draw the id masks from the polygons; a second call does what is left (exit code 3 if files are refused)."""
+    from everseg.data.prepare import prepare
+
+    begun = time.monotonic()
+    with sample_progress(f"preparing {dataset}") as advance:
+        done = prepare(
+            dataset, root, overwrite=overwrite, check=check, skip_unknown=skip_unknown, progress=advance
+        )
+    counts = f"{done.kept} masks whole" if check else f"{done.written} masks written, {done.kept} kept"
+    say(f"{counts}, {len(done.faults)} files refused in {time.monotonic() - begun:.1f} s")
+    if done.faults:
+        head = f"{len(done.faults)} polygon files have no mask that can be used:"
+        remedy = "Restore these files, or leave the images out."
+        if any("not of this data set" in fault for fault in done.faults):
+            remedy += " --skip-unknown draws the rest of files with unknown labels."
+        raise DataError("\n  ".join([head, *done.faults]) + f"\n{remedy}")
+
+
+@data_app.command("weights")
+def data_weights(
+    dataset: DatasetName,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split whose pixels are counted.")] = "train",
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="1/ln(1.2 + p), for training ERFNet's encoder alone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compute the class weights 1/ln(1.1 + p), p the share of pixels; void counts but weighs 0."""
+    from everseg.data.datasets import load_dataset
+    from everseg.data.weights import (
+        CONSTANT,
+        ENCODER_CONSTANT,
+        class_weights,
+        dataset_pixels,
+        output_order,
+    )
+    from everseg.report import tables
+
+    data = load_dataset(_data_config(dataset, overrides))
+    with sample_progress(f"counting {dataset}", quiet=as_json) as advance:
+        pixels = dataset_pixels(data, split, progress=advance)
+    constant = ENCODER_CONSTANT if encoder else CONSTANT
+    names = [*(data.labels.names[raw] for raw in output_order(data.labels)), "void"]
+    rows = list(zip(names, pixels.tolist(), class_weights(pixels, constant).tolist(), strict=True))
+    if as_json:
+        classes = [{"name": name, "pixels": count, "weight": weight} for name, count, weight in rows]
+        write_json({"dataset": data.name, "split": split, "constant": constant, "classes": classes})
+        return
+    lines = [(name, str(count), f"{weight:.6f}") for name, count, weight in rows]
+    console_of_stdout().print(tables.table(["class", "pixels", "weight"], lines, right="pixels|weight"))
+
+
+def _data_config(dataset: str, overrides: list[str] | None) -> DataConfig:
+    """`root=DIR` is short for data.root=DIR here."""
+    from everseg.config_loading import load
+
+    keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides or []]
+    return load({}, [f"data.dataset={dataset}", *keys]).data
