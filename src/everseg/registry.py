@@ -44,6 +44,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "deeplabv3-resnet101": "everseg.models.build:deeplabv3_resnet101",
         "deeplabv3": "everseg.models.build:deeplabv3",
         "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
+        "erfnet": "everseg.models.erfnet:erfnet",
     },
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",

@@ -81,15 +81,15 @@ def test_a_users_own_file_is_a_model(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from everseg.models.build import deeplabv3_tiny\n"
-        "def build(output_stride, norm, hidden=4):\n"
+        "def build(output_stride=16, norm='bn', hidden=4):\n"
         "    return deeplabv3_tiny(output_stride=output_stride, norm=norm, hidden=hidden)\n"
-        "def wrong(output_stride, norm):\n"
+        "def wrong():\n"
         "    return 3\n"
     )
-    model = build_model(ModelConfig(name=f"{file}:build", options={"hidden": 3}))
+    model = build_model(ModelConfig(name=f"{file}:build", norm="abn", options={"hidden": 3}))
     assert model.describe() == {
         "name": f"{file}:build",
-        "options": {"output_stride": 16, "norm": "abn", "hidden": 3},
+        "options": {"norm": "abn", "hidden": 3},
         "growth": [],
     }
     with pytest.raises(ConfigError, match="must return an everseg SegmentationModel"):

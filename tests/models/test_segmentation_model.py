@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import deeplabv3, deeplabv3_tiny, from_description
 from everseg.models.model import SegmentationModel, frozen_copy, init_from_background
+from everseg.models.parts import BranchDict
 
 
 def tiny(norm: str = "abn", **options) -> SegmentationModel:
@@ -69,12 +71,12 @@ def test_growth_by_zero_does_nothing_and_bad_growth_changes_nothing():
     assert model.growth == [{"default": 3}]
 
 
-def test_a_new_branch_may_start_from_another_ones_classifier():
+def test_a_new_branchs_classifiers_start_afresh():
     model = tiny()
-    model.grow({"copy": 3, "fresh": 2}, init_from="default")
-    heads = model.heads
-    assert torch.equal(heads["copy"].classifiers[0].weight, heads["default"].classifiers[0].weight)
-    assert heads["fresh"].sizes == (2,)
+    model.grow({"copy": 3}, init_from="default")
+    assert not torch.equal(
+        model.head("copy").classifiers[0].weight, model.head("default").classifiers[0].weight
+    )
     with pytest.raises(ConfigError, match="no branch 'nobody'"):
         model.grow({"x": 3}, init_from="nobody")
 
@@ -207,11 +209,8 @@ def test_freezing_survives_growth_and_keeps_the_mode():
 
 def test_a_branchs_own_norms_freeze_with_it():
     model = tiny()
-    from everseg.models.parts import BranchDict
-
-    model.decoder.adapters = BranchDict()
-    for branch in ("default", "night"):
-        model.decoder.adapters.add(branch, nn.BatchNorm2d(3))
+    model.decoder.adapters = BranchDict(partial(nn.BatchNorm2d, 3))
+    model.decoder.adapters.add("default")
     model.grow({"night": 1})
     model.freeze(branches=["default"])
     model.train()

@@ -9,6 +9,7 @@ from typing import Any
 from everseg.config import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.deeplab import RATES, DeepLabV3
+from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.parts import check_norm
 from everseg.models.pretrained import load_encoder_weights
@@ -124,6 +125,7 @@ ARCHITECTURES: dict[str, Builder] = {
     "deeplabv3-resnet50": deeplabv3_resnet50,
     "deeplabv3-resnet101": deeplabv3_resnet101,
     "deeplabv3-tiny": deeplabv3_tiny,
+    "erfnet": erfnet,
 }
 """The only builders that a checkpoint may name."""
 
@@ -134,11 +136,20 @@ def build_model(config: ModelConfig) -> SegmentationModel:
     The weights are drawn from PyTorch's global generator: seed it first.
 
     Raises:
-        ConfigError: unknown name, option, or value; or a download that was not allowed.
+        ConfigError: unknown name, option, or value; an output stride or norm for an architecture that has no such
+            choice; or a download that was not allowed.
         CheckpointError: the initial weights are damaged or of another network.
     """
     builder = resolve("model", config.name)
-    options = {"output_stride": config.output_stride, "norm": config.norm, **config.options}
+    options = {
+        key: value
+        for key, value in (("output_stride", config.output_stride), ("norm", config.norm))
+        if value is not None
+    }
+    for key, value in options.items():
+        if not _accepts(builder, key):
+            raise ConfigError(f"model.{key}: '{config.name}' has no such choice; leave {key}={value} out")
+    options |= config.options
     model = _call(config.name, builder, options)
     if config.name not in BUILTIN["model"]:
         if not isinstance(model, SegmentationModel):
@@ -151,22 +162,32 @@ def build_model(config: ModelConfig) -> SegmentationModel:
 
 def _call(name: str, builder: Builder, options: Mapping[str, Any]) -> SegmentationModel:
     """Call a builder after checking that it takes these options."""
-    signature = inspect.signature(builder)
     try:
-        signature.bind(**options)
-        if builder in ARCHITECTURES.values():
-            inspect.signature(deeplabv3).bind(**options)
+        inspect.signature(builder).bind(**options)
+        _signature(builder).bind(**options)
     except TypeError as error:
-        raise ConfigError(f"model.options: '{name}' {error}; it takes {_takes(builder)}") from None
+        known = ", ".join(_signature(builder).parameters)
+        raise ConfigError(f"model.options: '{name}' {error}; it takes {known}") from None
     try:
         return builder(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.options: '{name}' cannot be built: {error}") from error
 
 
-def _takes(builder: Builder) -> str:
-    known = deeplabv3 if builder in ARCHITECTURES.values() else builder
-    return ", ".join(inspect.signature(known).parameters)
+def _signature(builder: Builder) -> inspect.Signature:
+    """The arguments a builder takes; our variants of DeepLabV3 hand theirs on."""
+    signature = inspect.signature(builder)
+    handed_on = builder in ARCHITECTURES.values() and _has_others(signature)
+    return inspect.signature(deeplabv3) if handed_on else signature
+
+
+def _accepts(builder: Builder, key: str) -> bool:
+    signature = _signature(builder)
+    return key in signature.parameters or _has_others(signature)
+
+
+def _has_others(signature: inspect.Signature) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
 def from_description(description: Mapping[str, Any], builder: Builder | None = None) -> SegmentationModel:

@@ -6,13 +6,14 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import NORM_TYPES, BranchDict, GrowingHead, copy_weights
+from everseg.models.parts import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
 from everseg.types import SegOutput
 
 
@@ -29,19 +30,30 @@ class Frozen:
 class SegmentationModel(nn.Module):
     """A network that learns further classes and further branches.
 
+    A branch owns its entries in all `BranchDict`s of encoder and decoder, and its classifiers. Everything else is
+    shared by all branches.
+
     Args:
-        encoder: maps an image to a dict of feature maps, finest first.
-        decoder: maps that dict, with the last map also under "encoder", to one map; has `out_channels`.
+        encoder: maps an image to a dict of feature maps, finest first. With `by_branch = True` it is called with the
+            branches as well and returns such a dict for each; it runs once what the branches have in common.
+        decoder: maps that dict, with the last map also under "encoder", to one map; has `out_channels`. With
+            `by_branch = True` it is called with the branch as well.
         description: {"name": ..., "options": {...}}, the builder's name and *all* its arguments, ready for JSON.
+        make_classifier: layer of a branch's classifiers, as for `GrowingHead`.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, description: Mapping[str, Any] | None = None
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        description: Mapping[str, Any] | None = None,
+        *,
+        make_classifier: MakeClassifier | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.heads = BranchDict()
+        self.heads = BranchDict(partial(GrowingHead, cast(int, decoder.out_channels), make_classifier))
         self.description: dict[str, Any] = dict(description or {"name": None, "options": {}})
         self.growth: list[dict[str, int]] = []
         self.frozen = Frozen()
@@ -66,13 +78,14 @@ class SegmentationModel(nn.Module):
         return cast(GrowingHead, self.heads[branch])
 
     def grow(self, grows: Mapping[str, int], init_from: str | None = None) -> None:
-        """Add outputs: a new branch gets a head, a known branch's head grows, 0 does nothing.
+        """Add outputs: a new branch gets modules of its own and a head, a known branch's head grows, 0 does nothing.
 
         Weights are drawn on the CPU whatever the model's device, so a seed gives the same ones everywhere.
 
         Args:
             grows: branch -> number of classes it gains.
-            init_from: branch whose classifier a *new* branch copies where the numbers of classes agree.
+            init_from: branch whose modules in encoder and decoder a *new* branch copies, as each `BranchDict` says;
+                its classifiers always start afresh.
 
         Raises:
             ConfigError: negative number, bad branch name, unknown `init_from`; the model is unchanged then.
@@ -80,25 +93,25 @@ class SegmentationModel(nn.Module):
         grows = {branch: int(n) for branch, n in grows.items() if n != 0}
         if init_from is not None:
             self._check_branches([init_from])
+        owners = [
+            m for part in (self.encoder, self.decoder) for m in part.modules() if isinstance(m, BranchDict)
+        ]
         for branch, n in grows.items():
             if n < 0:
                 raise ConfigError(f"branch '{branch}': cannot grow by {n} classes")
+            for owner in [*owners, self.heads] if branch not in self.heads else ():
+                owner.check(branch)
         like = next(self.parameters(), None)
-        new_heads = {}
-        for branch in grows:
-            if branch not in self.heads:
-                new_heads[branch] = GrowingHead(cast(int, self.decoder.out_channels))
-                BranchDict().add(branch, new_heads[branch])  # checks the name before anything is changed
         for branch, n in grows.items():
-            head = new_heads.get(branch) or cast(GrowingHead, self.heads[branch])
-            head.grow(n)
-            if branch in new_heads:
-                if init_from is not None and self.head(init_from).sizes == head.sizes:
-                    copy_weights(self.head(init_from), head, f"branch '{branch}'")
-                self.heads.add(branch, head)
-            if like is not None:
-                head.to(like.device, like.dtype)
-            head.train(self.training)
+            added = []
+            if branch not in self.heads:
+                added = [owner.add(branch, init_from) for owner in owners]
+                self.heads.add(branch)
+            self.head(branch).grow(n)
+            for module in [*added, self.heads[branch]]:
+                if like is not None:
+                    module.to(like.device, like.dtype)
+        self.train(self.training)
         if grows:
             self.growth.append(grows)
 
@@ -171,7 +184,8 @@ class SegmentationModel(nn.Module):
             branches: which; None = all.
 
         Returns:
-            Branch -> logits (B, C, h, w) at the head's stride, and the taps "layer1" ... "layer4" (or what the
+            Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
+            taps "layer1" ... "layer4" (or what the
             encoder names), "encoder" (its last map, after the activation) and "decoder" (the classifiers' input).
 
         Raises:
@@ -181,12 +195,31 @@ class SegmentationModel(nn.Module):
         self._check_branches(branches)
         if not branches:
             raise ConfigError("the model has no outputs yet: grow it first")
-        features = dict(self.encoder(image))
-        features["encoder"] = features[next(reversed(features))]
-        features["decoder"] = self.decoder(features)
+        taps = self._taps(image, branches)
+        height, width = image.shape[2:]
         return {
-            branch: SegOutput(self.heads[branch](features["decoder"]), dict(features)) for branch in branches
+            branch: SegOutput(self.heads[branch](maps["decoder"])[..., :height, :width], maps)
+            for branch, maps in taps.items()
         }
+
+    def _taps(self, image: Tensor, branches: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+        """The named maps of every branch; encoder and decoder run once for branches that share them."""
+        if _by_branch(self.encoder):
+            encoded = self.encoder(image, branches)
+        else:
+            encoded = dict.fromkeys(branches, self.encoder(image))
+        taps = {}
+        decoded: dict[int, Tensor] = {}
+        for branch in branches:
+            maps = dict(encoded[branch])
+            maps["encoder"] = maps[next(reversed(maps))]
+            if _by_branch(self.decoder):
+                maps["decoder"] = self.decoder(maps, branch)
+            else:
+                same = id(encoded[branch])
+                maps["decoder"] = decoded[same] = decoded[same] if same in decoded else self.decoder(maps)
+            taps[branch] = maps
+        return taps
 
     def describe(self) -> dict[str, Any]:
         """What rebuilds the model without its weights: name, options, growth in order. Ready for JSON."""
@@ -199,6 +232,10 @@ class SegmentationModel(nn.Module):
         unknown = [branch for branch in branches if branch not in self.heads]
         if unknown:
             raise ConfigError(f"the model has no branch '{unknown[0]}'; it has {list(self.branches)}")
+
+
+def _by_branch(part: nn.Module) -> bool:
+    return bool(getattr(part, "by_branch", False))
 
 
 def frozen_copy(model: SegmentationModel) -> SegmentationModel:
@@ -225,11 +262,14 @@ def init_from_background(model: SegmentationModel, branch: str) -> None:
     head = model.head(branch)
     if len(head.classifiers) < 2:
         raise ConfigError(f"branch '{branch}': there is no older classifier to start the new one from")
-    first, new = cast(nn.Conv2d, head.classifiers[0]), cast(nn.Conv2d, head.classifiers[-1])
+    first, new = cast(Classifier, head.classifiers[0]), cast(Classifier, head.classifiers[-1])
     if first.bias is None or new.bias is None:
         raise ConfigError(f"branch '{branch}': the classifiers need a bias")
     share = torch.log(torch.tensor(new.out_channels + 1, dtype=torch.float32))
     bias = first.bias[0].to(torch.float32) - share.to(first.bias.device)
-    new.weight.copy_(first.weight[:1].expand_as(new.weight))
+    outputs = (
+        1 if isinstance(first, nn.ConvTranspose2d) else 0
+    )  # dimension of the weights that counts the classes
+    new.weight.copy_(first.weight.narrow(outputs, 0, 1).expand_as(new.weight))
     new.bias.fill_(bias)
     first.bias[0] = bias

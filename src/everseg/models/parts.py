@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, TypeVar, cast, get_args
 
 import torch
@@ -20,88 +21,136 @@ IABN_EPS, IABN_SLOPE = torch.tensor([NORM_EPS, LEAKY_SLOPE], dtype=torch.float32
 NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """Every module whose affine weights count as norm weights."""
 
+PerBranch = Literal["head", "decoder", "norm", "adapter"]
+"""What each branch owns, every choice including the ones before it: its classifiers; its decoder; the encoder's batch
+norms; 1x1 convolutions beside the encoder's convolutions."""
+Classifier = nn.Conv2d | nn.ConvTranspose2d
+MakeClassifier = Callable[[int, int], Classifier]
+
 M = TypeVar("M", bound=nn.Module)
 
 
 class BranchDict(nn.ModuleDict):
-    """Modules owned by branches: one entry per branch, by the branch's name."""
+    """Modules owned by branches: one entry per branch, by the branch's name, all made by one factory.
 
-    def add(
-        self, name: str, module: nn.Module | Callable[[], nn.Module], init_from: str | None = None
-    ) -> nn.Module:
-        """Give a new branch its own module.
+    Args:
+        make: makes the module of a new branch.
+        init: what an entry that starts from another branch copies: its "weights" (running statistics stay fresh)
+            or "all" (buffers too).
+    """
 
-        Args:
-            name: the branch; no dot, and no name that `nn.ModuleDict` itself uses.
-            module: the module, or a function that makes it.
-            init_from: branch whose weights are copied; buffers (running statistics) stay fresh.
+    def __init__(self, make: Callable[[], nn.Module], init: Literal["weights", "all"] = "weights") -> None:
+        super().__init__()
+        self.make = make
+        self.init = init
 
-        Returns:
-            The module added.
+    def check(self, name: str) -> None:
+        """Stop unless a new branch may have this name: no dot, and no name that `nn.ModuleDict` itself uses.
 
         Raises:
-            ConfigError: bad or known name, unknown `init_from`, or the two modules do not fit.
+            ConfigError: bad or known name.
         """
         if name in self:
             raise ConfigError(f"branch '{name}' exists already")
         if not name or "." in name or hasattr(self, name):
             raise ConfigError(f"branch '{name}': not a usable name; choose another one, without dots")
+
+    def add(self, name: str, init_from: str | None = None) -> nn.Module:
+        """Make a new branch its own module.
+
+        Args:
+            name: the branch.
+            init_from: branch whose entry is copied.
+
+        Returns:
+            The module added.
+
+        Raises:
+            ConfigError: bad or known name, or unknown `init_from`.
+        """
+        self.check(name)
         if init_from is not None and init_from not in self:
             raise ConfigError(f"branch '{name}': no branch '{init_from}' to start from")
-        made = module if isinstance(module, nn.Module) else module()
+        made = self.make()
         if init_from is not None:
-            copy_weights(self[init_from], made, f"branch '{name}' from '{init_from}'")
+            origin = self[init_from]
+            like = next(origin.parameters(), None)
+            if like is not None:
+                made.to(like.device, like.dtype)  # before the copy, which must not round
+            kept = dict(made.named_buffers()) if self.init == "weights" else {}
+            made.load_state_dict({**origin.state_dict(), **kept}, strict=True)
         self[name] = made
         return made
 
 
-def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
-    """Copy the parameters, not the buffers.
-
-    Raises:
-        ConfigError: names or shapes differ; nothing is copied then.
-    """
-    old, new = dict(source.named_parameters()), dict(target.named_parameters())
-    if {name: p.shape for name, p in old.items()} != {name: p.shape for name, p in new.items()}:
-        raise ConfigError(f"{what}: the weights cannot be copied, their names or shapes differ")
-    with torch.no_grad():
-        for name, weight in new.items():
-            weight.copy_(old[name])
-
-
 class GrowingHead(nn.Module):
-    """A classifier that grows: one 1x1 convolution with bias per growth, their outputs concatenated.
+    """A classifier that grows: one layer with bias per growth, their outputs concatenated.
 
-    Old convolutions keep their names and shapes, so the logits of old classes are bit-equal after a growth.
+    Old layers keep their names and shapes, so the logits of old classes are bit-equal after a growth.
+
+    Args:
+        in_channels: channels of the decoder's map.
+        make_classifier: (in_channels, num_classes) -> a convolution, plain or transposed; default 1x1.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, make_classifier: MakeClassifier | None = None) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.make_classifier = make_classifier or partial(nn.Conv2d, kernel_size=1)
         self.classifiers = nn.ModuleList()
 
     def grow(self, num_classes: int) -> None:
         """Append outputs for `num_classes` >= 1 more classes, with PyTorch's default initialisation."""
         if num_classes < 1:
             raise ValueError(f"a head grows by at least one class, not by {num_classes}")
-        new = nn.Conv2d(self.in_channels, num_classes, 1)
+        new = self.make_classifier(self.in_channels, num_classes)
         if len(self.classifiers):
-            first = cast(nn.Conv2d, self.classifiers[0]).weight
+            first = cast(Classifier, self.classifiers[0]).weight
             new.to(first.device, first.dtype)
         self.classifiers.append(new)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of classes added by each growth."""
-        return tuple(cast(nn.Conv2d, c).out_channels for c in self.classifiers)
+        return tuple(cast(Classifier, c).out_channels for c in self.classifiers)
 
     @property
     def num_classes(self) -> int:
         return sum(self.sizes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, in_channels, h, w) to logits (B, num_classes, h, w)."""
+        """Map (B, in_channels, h, w) to logits (B, num_classes, h * stride, w * stride)."""
         return torch.cat([classifier(features) for classifier in self.classifiers], dim=1)
+
+
+class BranchDecoder(nn.Module):
+    """A decoder per branch: what a model takes instead of one shared decoder.
+
+    A new branch that starts from another one copies its decoder whole, running statistics included.
+
+    Args:
+        make: makes a branch's decoder.
+        out_channels: channels of the map that it gives.
+    """
+
+    by_branch = True
+
+    def __init__(self, make: Callable[[], nn.Module], out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.paths = BranchDict(make, init="all")
+
+    def forward(self, features: Mapping[str, Tensor], branch: str) -> Tensor:
+        """Map the taps of a branch to its decoder's map."""
+        return self.paths[branch](features)
+
+
+def through(module: nn.Module, input: Tensor, branch: str | None) -> Tensor:
+    """Run a module, or the branch's own entry where each branch has one."""
+    if isinstance(module, BranchDict):
+        assert branch is not None
+        return module[branch](input)
+    return module(input)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -170,6 +219,19 @@ def check_norm(kind: str) -> NormKind:
     if kind not in get_args(NormKind):
         raise ConfigError(f"model.norm: unknown norm '{kind}'; choose one of {', '.join(get_args(NormKind))}")
     return cast(NormKind, kind)
+
+
+def check_per_branch(choice: str) -> PerBranch:
+    """Return what each branch owns.
+
+    Raises:
+        ConfigError: unknown choice.
+    """
+    if choice not in get_args(PerBranch):
+        raise ConfigError(
+            f"model.options: per_branch '{choice}' is unknown; choose one of {', '.join(get_args(PerBranch))}"
+        )
+    return cast(PerBranch, choice)
 
 
 def build_norm(kind: NormKind, channels: int) -> nn.BatchNorm2d:

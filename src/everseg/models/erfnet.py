@@ -1,0 +1,249 @@
+"""ERFNet with shared factorised convolutions and, where wanted, a path of its own per branch (floor 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everseg.errors import ConfigError
+from everseg.models.model import SegmentationModel
+from everseg.models.parts import (
+    BatchNorm,
+    BranchDecoder,
+    BranchDict,
+    PerBranch,
+    check_per_branch,
+    through,
+)
+
+ERFNET_EPS = 1e-3
+DILATIONS = (2, 4, 8, 16)
+"""Dilations of the blocks at 1/8 of the resolution, over and over."""
+
+
+class Down(nn.Module):
+    """Halve the resolution: a strided 3x3 convolution and a 2x2 max pooling side by side, norm, ReLU.
+
+    Args:
+        channels: channels coming in.
+        out: channels going out, more than come in.
+        make_norm: makes the norm (one, or one per branch) of `out` channels.
+    """
+
+    def __init__(self, channels: int, out: int, make_norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out - channels, 3, stride=2, padding=1)
+        self.norm = make_norm(out)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """What all branches share: (B, C, H, W) to (B, out, H / 2, W / 2), odd sides rounded up."""
+        return torch.cat([self.conv(x), F.max_pool2d(x, 2, ceil_mode=True)], dim=1)
+
+    def forward(self, x: Tensor, branch: str | None) -> Tensor:
+        """Map (B, C, H, W) to (B, out, H / 2, W / 2)."""
+        return self.finish(self.reduce(x), branch)
+
+    def finish(self, reduced: Tensor, branch: str | None) -> Tensor:
+        """Norm and ReLU of `reduce`'s result."""
+        return F.relu(through(self.norm, reduced, branch))
+
+
+class Block(nn.Module):
+    """Non-bottleneck 1D block: two pairs of 3x1 and 1x3 convolutions, the second pair dilated, and a shortcut.
+
+    With adapters a branch's 1x1 convolution of each pair's input is added to the pair's result before the norm:
+    a = relu(norm1(pair1(x) + adapter1(x))), result = relu(dropout(norm2(pair2(a) + adapter2(a))) + x).
+
+    Args:
+        channels: channels in and out.
+        dilation: of the second pair.
+        dropout: probability that a whole channel is dropped.
+        make_norm: makes a norm (one, or one per branch).
+        adapters: each branch has adapters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dilation: int,
+        dropout: float,
+        make_norm: Callable[[int], nn.Module],
+        *,
+        adapters: bool = False,
+    ) -> None:
+        super().__init__()
+        adapter = partial(nn.Conv2d, channels, channels, 1)
+        self.vertical1, self.horizontal1 = _pair(channels, 1)
+        self.adapter1 = BranchDict(adapter) if adapters else None
+        self.norm1 = make_norm(channels)
+        self.vertical2, self.horizontal2 = _pair(channels, dilation)
+        self.adapter2 = BranchDict(adapter) if adapters else None
+        self.norm2 = make_norm(channels)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, x: Tensor, branch: str | None) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        a = self.horizontal1(F.relu(self.vertical1(x)))
+        if self.adapter1 is not None:
+            a = a + through(self.adapter1, x, branch)
+        a = F.relu(through(self.norm1, a, branch))
+        b = self.horizontal2(F.relu(self.vertical2(a)))
+        if self.adapter2 is not None:
+            b = b + through(self.adapter2, a, branch)
+        b = self.dropout(through(self.norm2, b, branch))
+        return F.relu(b + x)
+
+
+def _pair(channels: int, dilation: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    return (
+        nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1)),
+        nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation)),
+    )
+
+
+class Encoder(nn.Module):
+    """ERFNet's encoder: taps "down1", "down2" and "down3" at 1/2, 1/4 and 1/8, each at the end of its stage.
+
+    Args:
+        widths: channels of the three stages.
+        blocks: blocks of the second and of the third stage.
+        dropout: of the blocks of the second and of the third stage.
+        per_branch: what each branch owns; with "norm" and "adapter" the paths differ from the first norm on.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], blocks: Sequence[int], dropout: Sequence[float], per_branch: PerBranch
+    ) -> None:
+        super().__init__()
+        self.by_branch = per_branch in ("norm", "adapter")
+        adapters = per_branch == "adapter"
+        norm = _branch_norm if self.by_branch else _norm
+        self.down1 = Down(3, widths[0], norm)
+        self.down2 = Down(widths[0], widths[1], norm)
+        self.blocks2 = nn.ModuleList(
+            Block(widths[1], 1, dropout[0], norm, adapters=adapters) for _ in range(blocks[0])
+        )
+        self.down3 = Down(widths[1], widths[2], norm)
+        self.blocks3 = nn.ModuleList(
+            Block(widths[2], DILATIONS[i % len(DILATIONS)], dropout[1], norm, adapters=adapters)
+            for i in range(blocks[1])
+        )
+
+    def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
+        """Map (B, 3, H, W) to the taps, or to branch -> taps where the encoder has paths per branch.
+
+        Only the first convolution and pooling come before the paths differ; they run once.
+        """
+        start = self.down1.reduce(image)
+        if not self.by_branch:
+            return self._path(start, None)
+        return {branch: self._path(start, branch) for branch in branches or ()}
+
+    def _path(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
+        taps = {"down1": self.down1.finish(start, branch)}
+        x = self.down2(taps["down1"], branch)
+        for block in self.blocks2:
+            x = block(x, branch)
+        taps["down2"] = x
+        x = self.down3(x, branch)
+        for block in self.blocks3:
+            x = block(x, branch)
+        taps["down3"] = x
+        return taps
+
+
+class Up(nn.Module):
+    """Double the resolution: a transposed 3x3 convolution, norm, ReLU."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(channels, out, 3, stride=2, padding=1, output_padding=1)
+        self.norm = _norm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out, 2 H, 2 W)."""
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Decoder(nn.Module):
+    """ERFNet's decoder without its last layer: two doublings, two blocks without dropout after each.
+
+    Args:
+        widths: the encoder's; the map returned has the first stage's channels at half the image's resolution.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.out_channels = widths[0]
+        self.up2 = Up(widths[2], widths[1])
+        self.blocks2 = nn.ModuleList(Block(widths[1], 1, 0.0, _norm) for _ in range(2))
+        self.up1 = Up(widths[1], widths[0])
+        self.blocks1 = nn.ModuleList(Block(widths[0], 1, 0.0, _norm) for _ in range(2))
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Map the tap "encoder" (B, C, h, w) to (B, out_channels, 4 h, 4 w)."""
+        x = self.up2(features["encoder"])
+        for block in self.blocks2:
+            x = block(x, None)
+        x = self.up1(x)
+        for block in self.blocks1:
+            x = block(x, None)
+        return x
+
+
+def erfnet(
+    *,
+    per_branch: str = "adapter",
+    dropout: Sequence[float] = (0.03, 0.3),
+    widths: Sequence[int] = (16, 64, 128),
+    blocks: Sequence[int] = (5, 8),
+) -> SegmentationModel:
+    """Build ERFNet, alone or with MDIL's path per branch; it has no outputs until it is grown.
+
+    Logits come at the image's resolution (its sides rounded up to multiples of 8, then cut). Weights start as
+    PyTorch's layers do; norms have eps 1e-3.
+
+    Args:
+        per_branch: what each branch owns: "head" = its last layer (a transposed 2x2 convolution), "decoder" = its
+            decoder too (the plain ERFNet of the baselines), "norm" = the encoder's norms too, "adapter" = two
+            parallel 1x1 convolutions in each of the encoder's blocks too (MDIL).
+        dropout: probabilities in the encoder's second and third stage.
+        widths: channels of the encoder's stages, increasing.
+        blocks: blocks of the second and third stage.
+
+    Raises:
+        ConfigError: a dimension or a choice that cannot be.
+
+    Source: Romera et al., "ERFNet", T-ITS 2018; adapters and norms per branch: Garg et al., "Multi-Domain Incremental
+    Learning for Semantic Segmentation", WACV 2022. Behaves as the authors' code; the path is an argument here, a
+    global variable there.
+    """
+    choice = check_per_branch(per_branch)
+    if len(widths) != 3 or not 3 < widths[0] < widths[1] < widths[2]:
+        raise ConfigError("model.options: widths needs three increasing numbers, the first above 3")
+    if len(blocks) != 2 or min(blocks) < 0 or len(dropout) != 2 or not all(0 <= p < 1 for p in dropout):
+        raise ConfigError("model.options: blocks needs two numbers, dropout two probabilities below 1")
+    options = {
+        "per_branch": choice, "dropout": list(dropout), "widths": list(widths), "blocks": list(blocks),
+    }  # fmt: skip
+    encoder = Encoder(widths, blocks, dropout, choice)
+    decoder = (
+        Decoder(widths) if choice == "head" else BranchDecoder(partial(Decoder, list(widths)), widths[0])
+    )
+    classifier = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
+    return SegmentationModel(
+        encoder, decoder, {"name": "erfnet", "options": options}, make_classifier=classifier
+    )
+
+
+def _norm(channels: int) -> nn.Module:
+    return BatchNorm(channels, ERFNET_EPS)
+
+
+def _branch_norm(channels: int) -> nn.Module:
+    return BranchDict(partial(_norm, channels))
