@@ -51,7 +51,7 @@ def pca(pixels: Pixels) -> Projection:
     with np.errstate(invalid="ignore"):
         shares = 100 * np.nan_to_num(fitted.explained_variance_ratio_)
     return Projection(
-        "PCA fitted on the features before",
+        "PCA fitted on the features before; large dots: centres, lines: from where they were",
         fitted.transform(pixels.before),
         fitted.transform(pixels.after),
         np.arange(len(pixels.label)),

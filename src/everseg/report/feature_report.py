@@ -25,8 +25,9 @@ from everseg.engine.progress import Progress
 from everseg.engine.run import Prepared, prepare, user_builder
 from everseg.engine.runtime import derive_seed
 from everseg.errors import ConfigError, DataError
+from everseg.labels import LabelSpace
 from everseg.report.feature_plots import pictures
-from everseg.report.features import TAP, class_drift, draw_pixels, mean_drift
+from everseg.report.features import TAP, Pixels, class_drift, draw_pixels, mean_drift
 from everseg.report.tables import percent, table
 from everseg.scenarios.steps import Source
 
@@ -64,25 +65,21 @@ def compare(
     before, after = _checked(folder, before, after, limit, images)
     progress = progress or Progress(quiet=True)
     spaces, known = folder.spaces(after), folder.spaces(before)
-    shared = [branch for branch in spaces if branch in known]
     left_out = [branch for branch in spaces if branch not in known]
-    if not shared:
+    if len(left_out) == len(spaces):
         raise ConfigError(
             f"steps {before} and {after} of {folder.path} have no branch in common: "
-            f"{', '.join(known)}; {', '.join(spaces)}"
+            f"they know {', '.join(known)} and {', '.join(spaces)}"
         )
     if left_out:
-        progress.message(f"note: left out, not yet known after step {before}: {', '.join(left_out)}")
+        progress.message(f"note: left out, not known yet after step {before}: {', '.join(left_out)}")
     prepared = prepare(config, progress)
     if after >= len(prepared.steps) or dict(prepared.steps[after].spaces) != spaces:
         raise DataError(f"the data have other classes now than when {folder.path} was trained; restore them")
-    sources = [
-        _some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in shared and s.indices
-    ]
+    sources = [_some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in known]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    first, second = (
-        folder.load_final(index, user_builder(config))[0].to(device) for index in (before, after)
-    )
+    builder = user_builder(config)
+    first, second = (folder.load_final(index, builder)[0].to(device) for index in (before, after))
     progress.begin(f"features of steps {before} and {after}", sum(len(s.indices) for s in sources))
     pixels = draw_pixels(
         (first, second),
@@ -94,10 +91,6 @@ def compare(
         shown=lambda done: progress.update(done, {}, 0.0, 0.0),
     )
     progress.end()
-    rows = class_drift(pixels)
-    branches = {source.name: source.branch for source in sources}
-    classes = [{**asdict(row), "new": row.name not in known[branches[row.domain]].names} for row in rows]
-    means = {name: mean_drift([row for row in rows if row.domain == name]) for name in pixels.domains}
     progress.message(f"projecting {len(pixels.label)} pixels")
     files = pictures(pixels, run=config.name, steps=(before, after), seed=seed)
     result: dict[str, Any] = {
@@ -107,15 +100,33 @@ def compare(
         "features": TAP,
         "channels": pixels.before.shape[1],
         "seed": seed,
-        "branches": branches,
+        **_numbers(pixels, {source.name: source.branch for source in sources}, known),
         "left_out": left_out,
-        "classes": classes,
-        "means": means,
         "pictures": list(files),
     }
     target = out or folder.path / "features" / f"before-{before}-after-{after}"
     _write(target, result, files)
     return {**result, "path": str(target)}
+
+
+def _numbers(pixels: Pixels, branches: Mapping[str, str], known: Mapping[str, LabelSpace]) -> dict[str, Any]:
+    """Drift per class and domain, and its means.
+
+    Args:
+        branches: domain -> branch.
+        known: branch -> label space before; other classes are new.
+    """
+    rows = class_drift(pixels)
+    return {
+        "branches": dict(branches),
+        "classes": [
+            {**asdict(row), "new": row.class_name not in known[branches[row.domain]].names} for row in rows
+        ],
+        "means": {
+            domain: mean_drift([row for row in rows if row.domain == domain])
+            for domain in dict.fromkeys(row.domain for row in rows)
+        },
+    }
 
 
 def _checked(
@@ -191,7 +202,7 @@ def drift_table(result: Mapping[str, Any]) -> Table:
     for domain, mean in result["means"].items():
         mine = [row for row in result["classes"] if row["domain"] == domain]
         for row in mine:
-            name = f"{row['name']} (new)" if row["new"] else row["name"]
+            name = f"{row['class_name']} (new)" if row["new"] else row["class_name"]
             rows.append([domain, name, row["pixels"], *_cells(row)])
         rows.append([domain, "mean of classes", sum(row["pixels"] for row in mine), *_cells(mean)])
     title = (

@@ -50,7 +50,7 @@ class Drift:
     """How one class moved in one domain; distances in units of the features."""
 
     domain: str
-    name: str
+    class_name: str
     pixels: int
     distance: float
     """Euclidean, from the centre before to the centre after."""
@@ -201,7 +201,7 @@ def class_drift(pixels: Pixels) -> list[Drift]:
             rows.append(
                 Drift(
                     domain=pixels.domains[domain],
-                    name=pixels.classes[label],
+                    class_name=pixels.classes[label],
                     pixels=len(at),
                     distance=distance,
                     spread=spread,
