@@ -1,7 +1,7 @@
 """Integer confusion counts and the scores derived from them (floor 1)."""
 
 from everseg.metrics.confusion import ConfusionMatrix
-from everseg.metrics.continual import sequence_scores, step_scores
+from everseg.metrics.continual import relative_drop, sequence_scores, step_scores
 from everseg.metrics.scores import (
     class_accuracy,
     frequency_weighted_iou,
@@ -21,6 +21,7 @@ __all__ = [
     "mean_accuracy",
     "mean_iou",
     "overall_accuracy",
+    "relative_drop",
     "sequence_scores",
     "step_scores",
 ]

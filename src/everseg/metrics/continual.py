@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everseg.metrics.scores import (
@@ -131,6 +131,38 @@ def sequence_scores(
             f"backward_transfer{suffix}": {"mean": _mean(transfer), "groups": transfer},
         }
     return result
+
+
+def relative_drop(values: Mapping[str, float], baselines: Mapping[str, float]) -> dict[str, Any]:
+    """Change of each domain's score relative to a model trained on that domain alone (Delta-m).
+
+    Args:
+        values: domain -> score m, usually the mIoU; at least one.
+        baselines: domain -> score b of the single-task model, above 0, in the unit of `values`; further domains are
+            not used.
+
+    Returns:
+        `domains`: domain -> (m - b) / b as a fraction, negative = dropped; `mean` of those over the domains of
+        `values`.
+
+    Raises:
+        ValueError: no domain, or domains without a baseline or with one that is not above 0.
+
+    Source: Garg et al. (MDIL), WACV 2022, who print it in percent, in places without the sign.
+
+    >>> relative_drop({"day": 0.75, "dusk": 0.5}, {"day": 1.0, "dusk": 0.5})
+    {'mean': -0.125, 'domains': {'day': -0.25, 'dusk': 0.0}}
+    """
+    if not values:
+        raise ValueError("relative_drop: expected the score of at least one domain")
+    missing = [name for name in values if name not in baselines]
+    useless = [name for name in values if name in baselines and not baselines[name] > 0]
+    problems = [f"no baseline for {', '.join(missing)}"] if missing else []
+    problems += [f"the baseline of {name} must be above 0, got {baselines[name]}" for name in useless]
+    if problems:
+        raise ValueError(f"relative_drop: {'; '.join(problems)}")
+    domains = {name: (value - baselines[name]) / baselines[name] for name, value in values.items()}
+    return {"mean": sum(domains.values()) / len(domains), "domains": domains}
 
 
 def _spans(num_classes: int, group_sizes: Sequence[int], background: int | None) -> list[range]:
