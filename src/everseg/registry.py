@@ -26,6 +26,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "rw": "everseg.methods.rw:RW",
         "pi": "everseg.methods.pi:PI",
         "mib": "everseg.methods.mib:MiB",
+        "mdil": "everseg.methods.mdil:MDIL",
+        "mdil+mib": "everseg.methods.mdil_mib:MDILMiB",
     },
     "dataset": {
         "voc": "everseg.data.datasets.voc:build",
@@ -48,6 +50,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",
+        "domain-incremental": "everseg.scenarios.domain_incremental:build",
     },
 }
 

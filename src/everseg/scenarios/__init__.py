@@ -1,11 +1,13 @@
 """Scenarios: which classes are taught when, from which images, under which label convention."""
 
 from everseg.scenarios.class_incremental import class_incremental
-from everseg.scenarios.combine import chain, cross_validation, joint, single
+from everseg.scenarios.combine import chain, cross_validation, joint, single, singles
+from everseg.scenarios.domain_incremental import domain_incremental
 from everseg.scenarios.lists import published
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import digests, scenario_json, summarise
 from everseg.scenarios.tasks import known_orders, known_tasks, task_groups
+from everseg.scenarios.weights import weighted
 
 __all__ = [
     "Source",
@@ -14,12 +16,15 @@ __all__ = [
     "class_incremental",
     "cross_validation",
     "digests",
+    "domain_incremental",
     "joint",
     "known_orders",
     "known_tasks",
     "published",
     "scenario_json",
     "single",
+    "singles",
     "summarise",
     "task_groups",
+    "weighted",
 ]

@@ -6,8 +6,8 @@ the classes of its whole mask, in the order of the split; the background never c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -15,23 +15,16 @@ from everseg.config import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
-from everseg.scenarios.combine import cross_validation, joint
+from everseg.scenarios.combine import cross_validation, joint, singles
 from everseg.scenarios.lists import check_list, resolve_lists
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Labelled, Source, Step
 from everseg.scenarios.tasks import Groups, task_groups
+from everseg.scenarios.weights import weighted
 
+Validation = Literal["none", "split", "cross", "train"]
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
+BOTH = "scenario.single: cannot be combined with scenario.joint; choose one"
 _PARTITION_STREAM = 0x5041
-
-
-class Labelled(Protocol):
-    """What is needed to know of a data set here; a `Dataset` has it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def labels(self) -> RawLabels: ...
 
 
 def build(
@@ -47,6 +40,21 @@ def build(
         ConfigError: a task, class, split or list that does not exist.
         DataError: a step or class without images, or lists that do not fit the data.
     """
+    settings = [
+        (config.joint and config.single, BOTH),
+        (
+            config.steps is not None,
+            "scenario.steps: steps of domains need data.domains and scenario.kind=domain-incremental; "
+            "the classes of each step are scenario.task here",
+        ),
+        (
+            config.void_channel,
+            "scenario.void_channel: a void output is for domains without background; "
+            "class-incremental label spaces have one",
+        ),
+    ]
+    if problems := [text for wrong, text in settings if wrong]:
+        raise ConfigError(problems)
     groups = task_groups(config.task, dataset.labels, dataset.name, config.order)
     # Images are held out after joining, so that none is trained in one step and held out in another.
     holdout_joint = config.joint and config.validation == "cross"
@@ -63,7 +71,12 @@ def build(
     )
     if config.joint:
         steps = joint(steps)
-    return cross_validation(steps, seed=seed) if holdout_joint else steps
+    if config.single:
+        steps = singles(steps)
+    if holdout_joint:
+        steps = cross_validation(steps, seed=seed)
+    keyed = {f"{dataset.name}/{split}": table for split, table in counts.items()}
+    return weighted(steps, config.class_weights, {dataset.name: dataset}, keyed)
 
 
 def class_incremental(
@@ -78,7 +91,7 @@ def class_incremental(
     lists: Sequence[np.ndarray] | None = None,
     train_split: str = "train",
     test_split: str = "val",
-    validation: Literal["none", "split", "cross", "train"] = "none",
+    validation: Validation = "none",
     strict: bool = True,
 ) -> tuple[Step, ...]:
     """Teach groups of classes one after the other.
@@ -120,7 +133,7 @@ def class_incremental(
         if lists is None
         else _check_lists(lists, len(groups), len(present[train_split]))
     )
-    val_split = "val" if "val" in present and test_split != "val" else test_split
+    val_split = validation_split(present, test_split)
     steps = []
     for s, space in enumerate(spaces):
         seen = space.order
@@ -143,6 +156,11 @@ def class_incremental(
     if strict:
         _check_images(steps, groups, labels, present[train_split], protocol, lists is not None)
     return cross_validation(tuple(steps), seed=seed) if validation == "cross" else tuple(steps)
+
+
+def validation_split(splits: Iterable[str], test_split: str) -> str:
+    """The split that `validation="split"` means: the data set's own `val`, unless that is the test split."""
+    return "val" if "val" in splits and test_split != "val" else test_split
 
 
 def _having(present: np.ndarray, ids: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from everseg.errors import ConfigError, DataError
-from everseg.labels import LabelSpace
+from everseg.labels import SYNTHETIC_VOID, LabelSpace
 from everseg.scenarios.steps import Source, Step
 
 _IGNORED = 255
@@ -59,7 +59,7 @@ def joint(steps: Sequence[Step]) -> tuple[Step, ...]:
     One step over the union of all training images, with every class of the scenario labelled; tested as after
     the last step. The label spaces keep the scenario's groups, so that scores are reported for the same old and
     new classes; all outputs come in one growth, so in one classifier. Images held out for validation in any step
-    are not trained.
+    are not trained. Class weights are not taken over.
 
     Raises:
         ConfigError: no steps.
@@ -81,11 +81,12 @@ def joint(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
-    """Teach the classes of one step alone, from scratch, on that step's images.
+    """Teach what one step teaches alone, from scratch, on that step's images.
 
-    The label space holds the branch's background and the step's own classes. Classes taught in earlier steps are
-    background in training and, in the step's test and validation images, what not yet taught classes are there.
-    Branches that are not trained in the step are left out.
+    The label space of each branch trained holds its background and void outputs and the step's own classes: those the
+    branch gains, and those that no earlier step taught from the same data. Classes taught in earlier steps are
+    background in training and, in the step's test and validation images, what not yet taught classes are there. Data
+    that the step does not train are not tested.
 
     Raises:
         ConfigError: no such step.
@@ -93,37 +94,45 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
     if not 0 <= index < len(scenario):
         raise ConfigError(f"single: no step {index}; the scenario has steps 0 to {len(scenario) - 1}")
     step = scenario[index]
-    trained = list(dict.fromkeys(source.branch for source in step.train))
-    spaces = {branch: _own_space(step, branch) for branch in trained}
+    own = {branch: _own_outputs(scenario, index, branch) for branch in step.trained_branches}
+    spaces = {branch: _cut(step.spaces[branch], kept) for branch, kept in own.items()}
+    trained = {(source.branch, source.dataset) for source in step.train}
 
     def remapped(source: Source, other: int) -> Source:
-        old, new = step.spaces[source.branch], spaces[source.branch]
-        table = [
-            new.names.index(name) if name in new.names else other for name in old.names
-        ]  # train id before -> train id now
-        return _through(source, table)
+        kept = own[source.branch]
+        size = step.spaces[source.branch].num_classes
+        return _through(source, [kept.index(old) if old in kept else other for old in range(size)])
 
     def unknown(source: Source) -> int:
-        num_old = step.num_old(source.branch)
+        space = step.spaces[source.branch]
+        new = next((i for i in own[source.branch] if i != space.background and space.order[i] >= 0), None)
         for earlier in scenario[:index]:
             for other in (*earlier.test, *earlier.val):
-                if _key(other) == _key(source) and num_old:
-                    return other.lut[step.spaces[source.branch].order[num_old]]
+                if _key(other) == _key(source) and new is not None:
+                    return other.lut[space.order[new]]
         return _IGNORED
 
     def neutral(source: Source) -> int:
         background = spaces[source.branch].background
         return _IGNORED if background is None else background
 
+    test = [source for source in step.test if (source.branch, source.dataset) in trained]
     return (
         Step(
             0,
             tuple(remapped(source, neutral(source)) for source in step.train),
-            tuple(remapped(source, unknown(source)) for source in step.test if source.branch in spaces),
+            tuple(remapped(source, unknown(source)) for source in test),
             spaces,
             {branch: space.num_classes for branch, space in spaces.items()},
             tuple(remapped(source, unknown(source)) for source in step.val),
         ),
+    )
+
+
+def singles(scenario: Sequence[Step]) -> tuple[Step, ...]:
+    """Every step of a scenario alone and from scratch, under its own index: what single-task models are trained on."""
+    return tuple(
+        replace(single(scenario, index)[0], index=index, fresh=True) for index in range(len(scenario))
     )
 
 
@@ -132,7 +141,7 @@ def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
 
     A branch met again keeps growing: its classes are told apart by name, a class it knows already (and the
     background) keeps its output, the others get new ones behind. What earlier scenarios tested last is tested
-    after every later step too.
+    after every later step too. Class weights are not taken over: they belong to the result's outputs.
     """
     known: dict[str, LabelSpace] = {}
     carried: dict[_Key, Source] = {}
@@ -195,17 +204,42 @@ def _through(source: Source, table: Sequence[int]) -> Source:
     return replace(source, lut=bytes(v if v == _IGNORED else table[v] for v in source.lut))
 
 
-def _own_space(step: Step, branch: str) -> LabelSpace:
-    """The background and the classes that a branch gains in a step."""
-    space, num_old = step.spaces[branch], step.num_old(branch)
-    if num_old == 0:
+def _own_outputs(scenario: Sequence[Step], index: int, branch: str) -> list[int]:
+    """Outputs that a step teaches a branch, see `single`, with those of background and void; ascending."""
+    step = scenario[index]
+    space = step.spaces[branch]
+    before = {
+        (source.dataset, raw)
+        for earlier in scenario[:index]
+        for source in earlier.train
+        if source.branch == branch
+        for raw in _labelled(source, earlier.spaces[branch])
+    }
+    gained = range(step.num_old(branch), space.num_classes)
+    labelled = {
+        source.lut[raw]
+        for source in step.train
+        if source.branch == branch
+        for raw in _labelled(source, space)
+        if (source.dataset, raw) not in before
+    }
+    special = (i for i, raw in enumerate(space.order) if i == space.background or raw == SYNTHETIC_VOID)
+    return sorted({*gained, *labelled, *special})
+
+
+def _labelled(source: Source, space: LabelSpace) -> list[int]:
+    """Raw ids that a source labels as a class."""
+    return [raw for raw, train_id in enumerate(source.lut) if train_id not in (_IGNORED, space.background)]
+
+
+def _cut(space: LabelSpace, kept: Sequence[int]) -> LabelSpace:
+    """The space with these outputs only, in one group; itself if it has no others."""
+    if len(kept) == space.num_classes:
         return space
-    head = () if space.background is None else (space.background,)
-    kept = (*head, *range(num_old, space.num_classes))
     return LabelSpace(
         groups=(tuple(space.order[i] for i in kept),),
         names=tuple(space.names[i] for i in kept),
-        background=None if space.background is None else 0,
+        background=None if space.background is None else list(kept).index(space.background),
     )
 
 

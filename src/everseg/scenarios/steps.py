@@ -5,10 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from everseg.labels import LabelSpace
+from everseg.labels import LabelSpace, RawLabels
+
+
+class Labelled(Protocol):
+    """What scenarios need to know of a data set; a `Dataset` has it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> RawLabels: ...
 
 
 @dataclass(frozen=True)
@@ -17,7 +28,7 @@ class Source:
 
     branch: str
     dataset: str
-    """Name of the data set in the run (`Dataset.name`)."""
+    """Key of the data set in the run: the domain's name, or `Dataset.name` in runs on one data set."""
     split: str
     indices: tuple[int, ...]
     """Positions in the split, in the order they are read."""

@@ -152,7 +152,7 @@ def _published_order(suffix: str, labels: RawLabels, dataset_name: str) -> list[
 
 
 def _own_order(order: Sequence[int | str], labels: RawLabels) -> list[int]:
-    ids, problems = _resolve(order, labels, "scenario.order")
+    ids, problems = resolve_classes(order, labels, "scenario.order")
     missing = [labels.names[i] for i in labels.classes if i not in ids]
     if missing and not problems:
         problems.append(f"scenario.order: every class must be named once; missing: {', '.join(missing)}")
@@ -166,7 +166,7 @@ def _explicit(task: Sequence[Sequence[int | str]], labels: RawLabels, dataset_na
         raise ConfigError(f"scenario.task: no steps given; known tasks: {_listed(dataset_name)}")
     groups, problems = [], []
     for step, group in enumerate(task):
-        ids, wrong = _resolve(group, labels, f"scenario.task, step {step}")
+        ids, wrong = resolve_classes(group, labels, f"scenario.task, step {step}")
         if not group:
             wrong.append(f"scenario.task, step {step}: teaches no class")
         groups.append(tuple(ids))
@@ -181,8 +181,15 @@ def _explicit(task: Sequence[Sequence[int | str]], labels: RawLabels, dataset_na
     return tuple(groups)
 
 
-def _resolve(items: Iterable[int | str], labels: RawLabels, where: str) -> tuple[list[int], list[str]]:
-    """Names or raw ids -> raw ids, and what is wrong with them."""
+def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -> tuple[list[int], list[str]]:
+    """Turn class names or raw ids into raw ids.
+
+    Args:
+        where: key they were given under, for messages.
+
+    Returns:
+        The raw ids found, in the order given, and the problems: unknown, repeated, background or void.
+    """
     by_name = {name: raw for raw, name in labels.names.items()}
     ids: list[int] = []
     problems: list[str] = []

@@ -1,0 +1,325 @@
+"""Domain-incremental and mixed scenarios: steps that each bring a domain, more classes of one, or both (floor 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from everseg.config import ScenarioConfig, StepConfig
+from everseg.config_checks import near_miss
+from everseg.errors import ConfigError, DataError
+from everseg.labels import SYNTHETIC_VOID, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
+from everseg.scenarios.class_incremental import BOTH, Validation, class_incremental, validation_split
+from everseg.scenarios.combine import chain, cross_validation, joint, singles
+from everseg.scenarios.steps import Labelled, Source, Step
+from everseg.scenarios.tasks import resolve_classes
+from everseg.scenarios.weights import weighted
+
+VOID = "void"
+"""Name of the output that `void_channel` adds."""
+
+
+def build(
+    config: ScenarioConfig, datasets: Mapping[str, Labelled], counts: Mapping[str, np.ndarray], *, seed: int
+) -> tuple[Step, ...]:
+    """Build the scenario a configuration asks for; the registry's "domain-incremental".
+
+    Args:
+        datasets: domain -> its data set.
+        counts: "domain/split" -> (N, 256) pixels per raw id of every image, in the order of the split.
+        seed: decides the partitioned protocol and the held-out images, nothing else.
+
+    Raises:
+        ConfigError: steps, classes or settings that do not fit; all are named.
+        DataError: a step without images.
+    """
+    settings = [
+        (config.joint and config.single, BOTH),
+        (config.lists is not None, "scenario.lists: image lists belong to scenario.kind=class-incremental"),
+        (
+            config.order is not None,
+            "scenario.order: a class order belongs to scenario.kind=class-incremental",
+        ),
+    ]
+    if problems := [text for wrong, text in settings if wrong]:
+        raise ConfigError(problems)
+    # Images are held out after joining, so that none is trained in one step and held out in another.
+    holdout_joint = config.joint and config.validation == "cross"
+    steps = domain_incremental(
+        datasets,
+        counts,
+        config.steps,
+        protocol=config.protocol,
+        policy=config.policy,
+        seed=seed,
+        void_channel=config.void_channel,
+        test_split=config.test_split,
+        validation="none" if holdout_joint else config.validation,
+    )
+    if config.joint:
+        steps = joint(steps)
+    if config.single:
+        steps = singles(steps)
+    if holdout_joint:
+        steps = cross_validation(steps, seed=seed)
+    return weighted(steps, config.class_weights, datasets, counts)
+
+
+def domain_incremental(
+    datasets: Mapping[str, Labelled],
+    image_classes: Mapping[str, np.ndarray],
+    teaching: Sequence[StepConfig] | None = None,
+    *,
+    protocol: str = "overlapped",
+    policy: str | PolicySet = "ignore-void",
+    seed: int = 0,
+    void_channel: bool = False,
+    train_split: str = "train",
+    test_split: str = "val",
+    validation: Validation = "none",
+) -> tuple[Step, ...]:
+    """Teach domains one after the other, each through a path of its own, and more classes of a domain met before.
+
+    A domain taught all its classes at once is taught on all images of the split, and its label space has a background
+    only if the data set has one. A domain taught in several steps, or some of its classes only, follows the rules of
+    `class_incremental`; so do the domains that share a path with it. Domains that name the same branch share one path:
+    their classes are told apart by name, and the path grows by those it does not know.
+
+    After each step every domain met so far is tested, through its own path. Steps are put together with `chain`.
+
+    Args:
+        datasets: domain -> name and raw labels of its data set.
+        image_classes: "domain/split" -> (N, 256) pixels per raw id of every image.
+        teaching: what each step teaches; None = every domain with all its classes, in the order of `datasets`.
+        protocol: which images of a domain taught in several steps belong to which, as in `class_incremental`.
+        policy: label convention, a name or a `PolicySet`.
+        seed: decides `partitioned` and "cross", nothing else.
+        void_channel: give every path one more output for void (MDIL's last class): never a target, but part of the
+            softmax. Only without background and growth.
+        validation: "none", "split" (the `val` split), "cross" (20 % of the step's training images, held out) or "train"
+            (the training images).
+
+    Raises:
+        ConfigError: unknown domains, classes, splits; a domain or class named twice; a void output where there is a
+            background or growth; all are named.
+        DataError: a step without images.
+    """
+    policies = policy_set(policy) if isinstance(policy, str) else policy
+    needed = [train_split, test_split, *(["val"] if validation == "split" else [])]
+    plan = _plan(datasets, teaching, image_classes, needed, void_channel)
+    parts: dict[str, tuple[Step, ...]] = {}
+    within: Validation = "none" if validation == "cross" else validation
+    for domain, groups in plan.groups.items():
+        counts = {
+            key.removeprefix(f"{domain}/"): table
+            for key, table in image_classes.items()
+            if key.startswith(f"{domain}/")
+        }
+        branch = plan.branches[domain]
+        one = _Named(domain, datasets[domain].labels)
+        if plan.is_whole(domain):
+            splits = (train_split, test_split, validation_split(counts, test_split))
+            steps = _whole(one, branch, groups[0], counts, policies, splits, within, void_channel)
+        else:
+            try:
+                steps = class_incremental(
+                    one,
+                    tuple(groups),
+                    counts,
+                    protocol=protocol,
+                    policy=policies,
+                    seed=seed,
+                    branch=branch,
+                    train_split=train_split,
+                    test_split=test_split,
+                    validation=within,
+                )
+            except DataError as error:
+                raise DataError(f"domain '{domain}' (its own steps counted from 0): {error}") from None
+        parts[domain] = tuple(_of_domain(step, domain) for step in steps)
+    result = chain(*((parts[domain][number],) for domain, number in plan.order))
+    _check_void_outputs(result)
+    return cross_validation(result, seed=seed) if validation == "cross" else result
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A data set under its domain's name, which is its key in the run."""
+
+    name: str
+    labels: RawLabels
+
+
+@dataclass
+class _Plan:
+    """What is taught when: steps in their order as (domain, how many-th of that domain)."""
+
+    order: list[tuple[str, int]]
+    groups: dict[str, list[tuple[int, ...]]]
+    """Domain -> raw ids of each of its steps."""
+    branches: dict[str, str]
+    labels: Mapping[str, RawLabels]
+
+    def is_whole(self, domain: str) -> bool:
+        """All classes at once, on a branch that needs no background of ours."""
+        sharing = [d for d, branch in self.branches.items() if branch == self.branches[domain]]
+        if not all(self._at_once(d) for d in sharing):
+            return False
+        return self.labels[domain].background is not None or all(
+            self.labels[d].background is None for d in sharing
+        )
+
+    def _at_once(self, domain: str) -> bool:
+        groups = self.groups[domain]
+        return len(groups) == 1 and set(groups[0]) == set(self.labels[domain].classes)
+
+
+def _plan(
+    datasets: Mapping[str, Labelled],
+    teaching: Sequence[StepConfig] | None,
+    image_classes: Mapping[str, np.ndarray],
+    splits: Sequence[str],
+    void_channel: bool,
+) -> _Plan:
+    if teaching is None:
+        teaching = [StepConfig(domain=domain) for domain in datasets]
+    labels = {domain: dataset.labels for domain, dataset in datasets.items()}
+    plan = _Plan([], {}, {}, labels)
+    problems = [] if teaching else ["scenario.steps: no steps; name at least one domain"]
+    for number, step in enumerate(teaching):
+        problems += _add(plan, step, number)
+    for domain in plan.groups:
+        known = [key.removeprefix(f"{domain}/") for key in image_classes if key.startswith(f"{domain}/")]
+        problems += [
+            f"data.domains.{domain}: the data set has no split '{split}'; it has {', '.join(known) or 'none'}"
+            for split in dict.fromkeys(splits)
+            if split not in known
+        ]
+    problems += _spellings(plan)
+    if void_channel:
+        problems += [
+            f"scenario.void_channel: domain '{domain}' "
+            + (
+                "has a background class; a void output is for data without one"
+                if labels[domain].background is not None
+                else "is taught step by step or shares its path with one that is; its path cannot have a void output"
+            )
+            for domain in plan.groups
+            if labels[domain].background is not None or not plan.is_whole(domain)
+        ]
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
+    """Enter one step into the plan; what is wrong with it is returned."""
+    where, domain = f"scenario.steps[{number}]", step.domain
+    if domain not in plan.labels:
+        hint = near_miss(domain, plan.labels)
+        return [f"{where}.domain: no domain '{domain}' in data.domains ({', '.join(plan.labels)}){hint}"]
+    labels = plan.labels[domain]
+    if step.classes is not None and step.add is not None:
+        return [f"{where}: write classes (a domain met first) or add (a domain met before), not both"]
+    taught = plan.groups.get(domain)
+    first = next((i for i, (other, _) in enumerate(plan.order) if other == domain), None)
+    if taught is None and step.add is not None:
+        return [f"{where}.add: domain '{domain}' has not been met before; write classes for its first step"]
+    if taught is not None and step.add is None:
+        return [
+            f"{where}: domain '{domain}' is named twice (first in step {first}); "
+            "write add: [...] to teach more of its classes"
+        ]
+    key = "add" if taught is not None else "classes"
+    given = step.add if taught is not None else step.classes
+    ids, problems = list(labels.classes), list[str]()
+    if given is not None:
+        ids, problems = resolve_classes(given, labels, f"{where}.{key}")
+        if not given:
+            problems.append(f"{where}.{key}: teaches no class")
+    twice = [labels.names[raw] for raw in ids if any(raw in group for group in taught or ())]
+    if twice:
+        problems.append(f"{where}.add: taught before from domain '{domain}': {', '.join(twice)}")
+    branch = plan.branches.setdefault(domain, step.branch or domain)
+    if step.branch not in (None, branch):
+        problems.append(f"{where}.branch: domain '{domain}' goes through '{branch}' already; leave it out")
+    plan.order.append((domain, len(taught or ())))
+    plan.groups.setdefault(domain, []).append(tuple(ids))
+    return problems
+
+
+def _spellings(plan: _Plan) -> list[str]:
+    """Classes of one path whose names differ in case, spaces or dashes only: one class meant, two learnt."""
+    spelt: dict[tuple[str, str], tuple[str, str]] = {}
+    problems = []
+    for domain, groups in plan.groups.items():
+        branch, names = plan.branches[domain], plan.labels[domain].names
+        for raw in (raw for group in groups for raw in group):
+            name = names[raw]
+            plain = "".join(letter for letter in name.casefold() if letter.isalnum())
+            other, there = spelt.setdefault((branch, plain), (name, domain))
+            if other != name and there != domain:
+                problems.append(
+                    f"data.domains.{domain}: class '{name}' and '{other}' of domain '{there}' share the path "
+                    f"'{branch}' and would be two classes; spell them alike with rename: {{{name}: {other}}}"
+                )
+    return problems
+
+
+def _whole(
+    dataset: _Named,
+    branch: str,
+    group: Sequence[int],
+    counts: Mapping[str, np.ndarray],
+    policies: PolicySet,
+    splits: tuple[str, str, str],
+    validation: Validation,
+    void_channel: bool,
+) -> tuple[Step, ...]:
+    """One step over all images and classes of a domain."""
+    labels, (train_split, test_split, val_split) = dataset.labels, splits
+    head = () if labels.background is None else (labels.background,)
+    tail = (SYNTHETIC_VOID,) if void_channel else ()
+    names = (*("background" for _ in head), *(labels.names[raw] for raw in group), *(VOID for _ in tail))
+    space = LabelSpace(((*head, *group, *tail),), names, background=0 if head else None)
+
+    def source(split: str, policy: LabelPolicy) -> Source:
+        images = tuple(range(len(counts[split])))
+        if not images:
+            raise DataError(f"data.domains.{dataset.name}: split '{split}' has no image")
+        lut = space.lut(space.order, policy, labels.names).tobytes()
+        return Source(branch, dataset.name, split, images, lut)
+
+    train = source(train_split, policies.train)
+    val: tuple[Source, ...] = (train,) if validation == "train" else ()
+    if validation == "split":
+        val = (source(val_split, policies.val),)
+    test = source(test_split, policies.test)
+    return (Step(0, (train,), (test,), {branch: space}, {branch: space.num_classes}, val),)
+
+
+def _of_domain(step: Step, domain: str) -> Step:
+    """The step with its results kept under the domain's name."""
+    train, test, val = (
+        tuple(replace(source, domain=domain) for source in sources)
+        for sources in (step.train, step.test, step.val)
+    )
+    return replace(step, train=train, test=test, val=val)
+
+
+def _check_void_outputs(steps: Sequence[Step]) -> None:
+    """A void output must stay the last one, so a path that has one cannot grow."""
+    problems = []
+    for step in steps:
+        for branch, number in step.grows.items():
+            space = step.spaces[branch]
+            if SYNTHETIC_VOID in space.order[:-1]:
+                new = ", ".join(space.names[space.num_classes - number :])
+                problems.append(
+                    f"scenario.void_channel: step {step.index} adds {new} to the path '{branch}', whose void output "
+                    "cannot be followed by classes; give the domain a path of its own, or rename its classes"
+                )
+    if problems:
+        raise ConfigError(problems)
