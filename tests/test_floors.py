@@ -21,7 +21,7 @@ FLOORS = {
     "scenarios": 3,
     "methods": 4,
     "engine": 5,
-    "cli": 6, "api": 6, "predictor": 6, "report": 6, "interop": 6,
+    "cli": 6, "api": 6, "evaluation": 6, "predictor": 6, "report": 6, "interop": 6,
 }  # fmt: skip
 SAME_UNIT = {
     "config_checks": "config", "config_loading": "config", "config_text": "config", "config_yaml": "config",

@@ -11,29 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from everseg import registry
 from everseg.config import RunConfig
-from everseg.config_loading import identity, to_json
 from everseg.config_loading import load as load_config
-from everseg.data.base import Dataset
-from everseg.data.datasets import load_dataset
-from everseg.data.index import class_counts
+from everseg.config_loading import to_json
 from everseg.engine.checkpoint import writing
 from everseg.engine.folder import RunFolder
 from everseg.engine.progress import Progress
-from everseg.engine.run import execute, prepare, score_step
-from everseg.engine.runtime import make_accelerator
-from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.engine.run import execute, prepare
+from everseg.engine.sequence import run_sequence
+from everseg.errors import CheckpointError
+from everseg.evaluation import evaluate, stored_config
 from everseg.interop.convert import export_mib, import_mib
-from everseg.labels import LabelSpace, policy_set
 from everseg.predictor import LoadedModel, Prediction, load, predict
+from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.feature_report import compare
-from everseg.scenarios.steps import Source
 from everseg.scenarios.summary import summarise
 
 __all__ = [
@@ -63,19 +58,20 @@ class Run:
         return [row for index in self.folder.finished_steps for row in self._rows(index)]
 
     def _rows(self, index: int) -> list[dict[str, Any]]:
-        branches = self.folder.metrics(index)["branches"]
+        tested = self.folder.metrics(index)["branches"]
         taught = "classes" if self.config.scenario.joint else "new_classes"
         try:
             return [
                 {
                     "index": index,
-                    "branch": branch,
+                    "name": name,
+                    "branch": name,
                     "classes": [name for name in scores[taught] if name != "background"],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
                 }
-                for branch, scores in branches.items()
+                for name, scores in tested.items()
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -84,7 +80,12 @@ class Run:
             ) from None
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per step: index, new classes, and mIoU in percent, with and without background."""
+        """One row per step: index, new classes, and mIoU in percent, with and without background.
+
+        Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
+        """
+        if self.over_domains:
+            return domain_rows(self.steps, taught(self.folder))
         rows = []
         for step in self.steps:
             row: dict[str, Any] = {"step": step["index"], "new classes": ", ".join(step["classes"])}
@@ -95,10 +96,18 @@ class Run:
             rows.append(row)
         return rows
 
+    @property
+    def over_domains(self) -> bool:
+        """Whether the run is over several domains: results are per domain then."""
+        return bool(self.config.data.domains)
+
     @cached_property
     def sequence(self) -> dict[str, Any]:
-        """Average over steps, forgetting and backward transfer."""
-        return self.folder.sequence_scores()
+        """Average over steps, forgetting and backward transfer; over domains also the relative drop, if known."""
+        sequence = run_sequence(self.folder)
+        if self.over_domains and sequence:
+            sequence["relative_drop"] = drop_against_single(self.folder, self.config)
+        return sequence
 
     def to_json(self) -> dict[str, Any]:
         """Everything for scripts: configuration, scores per step and over the sequence."""
@@ -107,6 +116,7 @@ class Run:
             "path": str(self.path),
             "config": to_json(self.config),
             "steps": self.steps,
+            **({"table": self.table()} if self.over_domains else {}),
             **self.sequence,
         }
 
@@ -148,116 +158,6 @@ def run(
         return done
 
 
-def evaluate(
-    path: str | Path, *, step: int | None = None, overrides: Sequence[str] = (), quiet: bool = False
-) -> dict[str, Any]:
-    """Score a finished step again, on the run's own test images or on others.
-
-    Args:
-        path: run folder.
-        step: which step; default the last finished one.
-        overrides: other images or another way to look at them: `data...`, `scenario.test_split`,
-            `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
-
-    Returns:
-        {"run", "step", "branches": {branch: scores}}: on the same data exactly the numbers of the run.
-
-    Raises:
-        ConfigError: an override that cannot change a finished model's score; a user's own code not named in
-            `overrides`.
-    """
-    folder = RunFolder(Path(path))
-    stored = folder.config()
-    config = load_config(to_json(stored), overrides)
-    _refuse_training_settings(stored, config)
-    _refuse_stored_code(config, overrides)
-    index = folder.chosen_step(step)
-    accelerator = make_accelerator(config, training=False)
-    if config.train.threads is None:
-        torch.set_num_threads(folder.threads)
-    progress = Progress(quiet=quiet, rank=accelerator.process_index)
-    sources: tuple[Source, ...] = ()
-    spaces = folder.spaces(index)
-    own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
-    if own_scenario and (stored.data.dataset, stored.scenario) == (config.data.dataset, config.scenario):
-        prepared = prepare(config, progress)
-        dataset, steps = prepared.dataset, prepared.steps
-        if index < len(steps) and steps[index].spaces == spaces:  # the data may have other classes by now
-            sources = steps[index].test
-    else:
-        dataset = load_dataset(config.data)
-    sources = sources or _sources_by_name(dataset, config, spaces)
-    result, scores = score_step(config, dataset, sources, folder, index, accelerator, progress)
-    return {
-        "run": str(path),
-        "step": index,
-        "images": sum(len(source.indices) for source in sources),
-        "branches": scores,
-        "confusion": {branch: counts.tolist() for branch, counts in result.counts.items()},
-    }
-
-
-EVALUATION_KEYS = ("data.", "scenario.test_split", "scenario.policy", "train.precision", "train.threads")
-
-
-def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
-    """A setting that could only have changed the training is refused, not ignored."""
-    before, now = identity(stored), identity(config)
-    changed = [key for key in now if now[key] != before.get(key) and not key.startswith(EVALUATION_KEYS)]
-    if changed:
-        raise ConfigError(
-            [f"{key}: cannot be changed for a finished run; start another run for that" for key in changed]
-        )
-
-
-def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
-    """A run folder may come from somebody else: code it names is imported only if the user names it too."""
-    given = {text.partition("=")[2].strip() for text in overrides}
-    for kind, key, name in (
-        ("model", "model", config.model.name),
-        ("dataset", "data", config.data.dataset),
-        ("scenario", "scenario.kind", config.scenario.kind),
-    ):
-        if ":" in name and name not in given and name not in registry.names(kind):
-            raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
-
-
-def _sources_by_name(
-    dataset: Dataset, config: RunConfig, spaces: Mapping[str, LabelSpace]
-) -> tuple[Source, ...]:
-    """Test sources made from the test split alone: classes are matched by name, others follow the label policy.
-
-    On the run's own data this is what the scenario builder makes: images with any class known, all of them labelled.
-    """
-    split_name = config.scenario.test_split
-    if split_name not in dataset.splits:
-        raise ConfigError(
-            f"data set '{dataset.name}' has no split '{split_name}'; it has {', '.join(dataset.splits)}"
-        )
-    policy = policy_set(config.scenario.policy).test
-    counts = class_counts(dataset.splits[split_name], dataset.labels)
-    sources = []
-    for branch, space in spaces.items():
-        table = np.full(256, policy.void, np.uint8)
-        known = []
-        for raw, name in dataset.labels.names.items():
-            if raw == dataset.labels.background:
-                table[raw] = policy.background
-            elif name in space.names:
-                table[raw] = space.names.index(name)
-                known.append(raw)
-            else:
-                table[raw] = policy.future
-        if not known:
-            raise DataError(
-                f"data set '{dataset.name}' shares no class name with the model: it has "
-                f"{', '.join(dataset.labels.names.values())}; the model knows {', '.join(space.names)}"
-            )
-        indices = np.flatnonzero(counts[:, known].sum(1) > 0)
-        sources.append(Source(branch, dataset.name, split_name, tuple(map(int, indices)), table.tobytes()))
-    return tuple(sources)
-
-
 def features(
     path: str | Path,
     *,
@@ -280,10 +180,7 @@ def features(
         EversegError: with what, where and what to do.
     """
     folder = RunFolder(Path(path))
-    stored = folder.config()
-    config = load_config(to_json(stored), overrides)
-    _refuse_training_settings(stored, config)
-    _refuse_stored_code(config, overrides)
+    config = stored_config(folder, overrides)
     return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
 
 

@@ -47,6 +47,12 @@ Source = Annotated[
     str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Domain = Annotated[
+    str | None, typer.Option("--domain", metavar="NAME", help="Domain whose path is used (and tested).")
+]
+InferDomain = Annotated[
+    bool, typer.Option("--infer-domain", help="Choose the path per image from the batch-norm statistics.")
+]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 
 
@@ -109,9 +115,10 @@ def run(
         write_json(result)
         return
     console = console_of_stdout()
-    console.print(tables.step_table(result))
-    if text := tables.sequence_text(result):
-        say(text)
+    console.print(tables.run_table(result))
+    for text in (tables.sequence_text(result), tables.drop_text(result)):
+        if text:
+            say(text)
     if dry_run:
         say("dry run: every stage works; these scores mean nothing and nothing was kept")
     else:
@@ -123,6 +130,8 @@ def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     overrides: Overrides = None,
     step: Step = None,
+    domain: Domain = None,
+    infer_domain: InferDomain = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -130,7 +139,9 @@ def evaluate(
     from everseg import api
     from everseg.report import tables
 
-    result = api.evaluate(path, step=step, overrides=overrides or [], quiet=quiet)
+    result = api.evaluate(
+        path, step=step, overrides=overrides or [], domain=domain, infer_domain=infer_domain, quiet=quiet
+    )
     if not speaks():
         return
     if as_json:

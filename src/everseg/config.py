@@ -99,9 +99,10 @@ class ScenarioConfig(_Section):
     single: bool = False
     """Train every step from scratch on its own: the single-task models that the relative drop compares with."""
     single_task: dict[str, Annotated[float, Field(gt=0, le=100)]] | None = None
-    """Single-task mIoU per domain in percent, for the relative drop; default: a finished single-task run beside this one."""
+    """Single-task mIoU per domain in percent, for the relative drop; default: of a finished single-task run beside
+    this one."""
     class_weights: Literal["none", "computed", "published"] = "none"
-    """Weights 1/ln(1.1 + share of pixels) in the cross-entropy: computed from the step's images, or the published ones."""
+    """Weights 1/ln(1.1 + share of pixels) in the cross-entropy: computed from the step's images, or published."""
     void_channel: bool = False
     """Give domains without background an extra output for void, never trained, as MDIL's code does."""
     validation: Literal["none", "split", "cross", "train"] = "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,18 +26,25 @@ from everseg.scenarios.steps import Source
 
 @dataclass
 class Evaluation:
-    """What one pass over test images gives."""
+    """What one pass over test images gives, by the name of the results (`Source.name`)."""
 
-    counts: dict[str, np.ndarray]
-    """Branch -> (C, C) int64, rows = truth."""
+    branches: dict[str, str]
+    """Name -> branch the images went through."""
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> (C, C) int64, rows = truth."""
     samples: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    """Branch -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
+    """Name -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
 
-def views_of(sources: Sequence[Source], dataset: Dataset) -> list[View]:
-    """Bind the sources of a step to the data set's splits."""
+def views_of(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list[View]:
+    """Bind the sources of a step to the splits of their data sets."""
     return [
-        View(dataset.splits[s.split], np.asarray(s.indices, np.int64), np.frombuffer(s.lut, np.uint8))
+        View(
+            datasets[s.dataset].splits[s.split],
+            np.asarray(s.indices, np.int64),
+            np.frombuffer(s.lut, np.uint8),
+            s.branch,
+        )
         for s in sources
     ]
 
@@ -60,7 +67,7 @@ def predict_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def evaluate(
     model: SegmentationModel,
     sources: Sequence[Source],
-    dataset: Dataset,
+    datasets: Mapping[str, Dataset],
     config: RunConfig,
     accelerator: Accelerator,
     progress: Progress,
@@ -72,7 +79,7 @@ def evaluate(
     """Count predictions against labels; every sample exactly once over all processes.
 
     Args:
-        keep: how many samples of each branch to keep for pictures.
+        keep: how many samples under each name to keep for pictures.
         between: called after every batch; may raise to stop.
 
     Raises:
@@ -80,12 +87,12 @@ def evaluate(
     """
     model.to(accelerator.device).eval()
     reduce = all_reduce_sum(accelerator)
-    result = Evaluation({})
-    matrices = {s.branch: ConfusionMatrix(model.head(s.branch).num_classes) for s in sources}
+    result = Evaluation({s.name: s.branch for s in sources})
+    matrices = {s.name: ConfusionMatrix(model.head(s.branch).num_classes) for s in sources}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
-    for source, view in zip(sources, views_of(sources, dataset), strict=True):
-        samples = result.samples.setdefault(source.branch, [])
+    for source, view in zip(sources, views_of(sources, datasets), strict=True):
+        samples = result.samples.setdefault(source.name, [])
         batches = plain_batches(
             [view],
             config.data,
@@ -98,9 +105,11 @@ def evaluate(
             image = loaded.image.to(accelerator.device, non_blocking=True)
             label = loaded.label.to(accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                logits = model(normalise(image), (source.branch,))[source.branch].logits
+                logits = model(normalise(image, config.data.normalisation), (source.branch,))[
+                    source.branch
+                ].logits
             prediction = predict_ids(logits, (label.shape[-2], label.shape[-1]))
-            matrices[source.branch].update(prediction, label)
+            matrices[source.name].update(prediction, label)
             if len(samples) < keep:
                 samples.append(
                     (
@@ -113,18 +122,20 @@ def evaluate(
             progress.update(done, {}, 0.0, 0.0)
             between()
     progress.end()
-    for branch, matrix in matrices.items():
-        result.counts[branch] = reduce(matrix.counts.to(accelerator.device)).cpu().numpy()
+    for name, matrix in matrices.items():
+        result.counts[name] = reduce(matrix.counts.to(accelerator.device)).cpu().numpy()
     return result
 
 
-def scores_of(counts: dict[str, np.ndarray], spaces: dict[str, LabelSpace]) -> dict[str, Any]:
-    """Scores per branch, derived from the counts alone."""
-    return {
-        branch: {
-            **step_scores(value, [len(group) for group in spaces[branch].groups], spaces[branch].background),
-            "classes": list(spaces[branch].names),
-            "new_classes": list(spaces[branch].names[-len(spaces[branch].groups[-1]) :]),
+def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:
+    """Scores by name of the results, derived from the counts alone."""
+    scores = {}
+    for name, counts in result.counts.items():
+        space = spaces[result.branches[name]]
+        scores[name] = {
+            **step_scores(counts, [len(group) for group in space.groups], space.background),
+            "branch": result.branches[name],
+            "classes": list(space.names),
+            "new_classes": list(space.names[-len(space.groups[-1]) :]),
         }
-        for branch, value in counts.items()
-    }
+    return scores

@@ -31,7 +31,6 @@ from everseg.engine.checkpoint import (
 )
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
-from everseg.metrics import sequence_scores
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 
@@ -62,18 +61,6 @@ class RunFolder:
         if not (self.path / "scenario.json").is_file() or difference(self.config(), config):
             return False
         return len(self.finished_steps) == len(read_document(self.path / "scenario.json", "steps")["steps"])
-
-    def sequence_scores(self) -> dict[str, Any]:
-        """Average over steps, forgetting and backward transfer of the scored steps (first branch)."""
-        indices = self.finished_steps
-        if not indices:
-            return {}
-        spaces = [self.spaces(index) for index in indices]
-        branch = next(iter(spaces[-1]))
-        known = [(index, s[branch]) for index, s in zip(indices, spaces, strict=True) if branch in s]
-        counts = [self.counts(index)[branch] for index, _ in known]
-        sizes = [[len(group) for group in space.groups] for _, space in known]
-        return sequence_scores(counts, sizes, spaces[-1][branch].background)
 
     def chosen_step(self, step: int | None) -> int:
         """The step a user asked for; the last finished one by default.
@@ -167,6 +154,7 @@ class RunFolder:
         spaces: dict[str, LabelSpace],
         config: RunConfig,
         parent: str | None,
+        fresh: bool = False,
     ) -> None:
         """Commit a finished step: weights, method state, and what is needed to use and continue them."""
         classes = {
@@ -176,9 +164,10 @@ class RunFolder:
                 for name, space in spaces.items()
             },
             "step": index,
+            "fresh": fresh,
             "dataset": config.data.dataset,
-            "crop": config.data.crop,
-            "evaluation": config.data.evaluation,
+            "domains": list(config.data.domains),
+            **{key: getattr(config.data, key) for key in ("crop", "size", "evaluation", "normalisation")},
         }
         save_folder(
             self.final(index),
@@ -212,7 +201,8 @@ class RunFolder:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {again}") from None
         before = self.final(index - 1) if index else None
-        if before is not None and before.is_dir() and parent_of(folder) != verify(before):
+        fresh = read_document(folder / "classes.json", "branches").get("fresh", False)
+        if before is not None and before.is_dir() and not fresh and parent_of(folder) != verify(before):
             raise CheckpointError(
                 f"{folder} does not continue {before}: they come from different runs; {again}"
             )

@@ -16,19 +16,22 @@ _SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq
 """Entries of torch's optimisers that have the shape of their weight."""
 
 
-def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: float) -> torch.optim.SGD:
-    """Build SGD with momentum, dampening 0 and the same weight decay on every weight, norms and biases included.
+def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: float) -> torch.optim.Optimizer:
+    """Build the optimiser: SGD with momentum and dampening 0, or Adam with eps 1e-8.
+
+    Weight decay is the same on every weight, norms and biases included, and is added to the gradient (also by Adam:
+    an L2 penalty, not the decoupled decay of AdamW).
 
     Args:
         groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
-        train: momentum, Nesterov switch and weight decay.
+        train: kind of optimiser, its constants, and weight decay.
         lr: learning rate of iteration 0.
 
     Raises:
         ConfigError: Nesterov momentum without momentum.
         ValueError: no weight to train.
     """
-    if train.nesterov and not train.momentum:
+    if train.optimizer == "sgd" and train.nesterov and not train.momentum:
         raise ConfigError(
             "train.nesterov: needs train.momentum > 0 (give a momentum, or train.nesterov=false)"
         )
@@ -38,6 +41,8 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
         scaled.append({**group, "params": list(group["params"]), "lr_scale": scale, "lr": lr * scale})
     if not any(group["params"] for group in scaled):
         raise ValueError("the method left no weight to train in this step")
+    if train.optimizer == "adam":
+        return torch.optim.Adam(scaled, lr=lr, betas=train.betas, weight_decay=train.weight_decay)
     return torch.optim.SGD(
         scaled,
         lr=lr,
@@ -70,7 +75,9 @@ def check_param_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         raise ValueError("param_groups must hold every trainable weight exactly once; " + "; ".join(problems))
 
 
-def learning_rate(train: TrainConfig, base: float, iteration: int, total: int) -> float:
+def learning_rate(
+    train: TrainConfig, base: float, iteration: int, total: int, epoch_length: int = 1
+) -> float:
     """Compute the learning rate of one iteration of a step.
 
     Args:
@@ -78,12 +85,16 @@ def learning_rate(train: TrainConfig, base: float, iteration: int, total: int) -
         base: learning rate of iteration 0.
         iteration: 0-based.
         total: iterations of the step.
+        epoch_length: iterations of an epoch, for `schedule_by` "epoch".
 
     Returns:
-        poly: base * (1 - iteration / total) ** power, 0 from `total` on (the authors' code gives complex
-        numbers there); step: base * step_factor ** (iteration // step_size); constant: base.
+        poly: base * (1 - iteration / total) ** power, 0 from `total` on (MiB's code gives complex numbers there);
+        by epoch the same of whole epochs (MDIL), the last one counting as whole if the step ends within it;
+        step: base * step_factor ** (iteration // step_size); constant: base.
     """
     if train.schedule == "poly":
+        if train.schedule_by == "epoch":
+            iteration, total = iteration // epoch_length, -(-total // epoch_length)
         return base * max(0.0, 1 - iteration / total) ** train.power
     if train.schedule == "step":
         return base * train.step_factor ** (iteration // train.step_size)

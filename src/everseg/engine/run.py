@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 
 from everseg import registry
-from everseg.config import RunConfig
+from everseg.config import DataConfig, RunConfig
 from everseg.data.base import Dataset
-from everseg.data.datasets import load_dataset
+from everseg.data.datasets import load_dataset, load_domains
 from everseg.data.index import class_counts
 from everseg.engine.checkpoint import read_json, write_json
 from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
@@ -26,7 +26,8 @@ from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import StopRequest, all_reduce_max, derive_seed, locked, make_accelerator
-from everseg.engine.step import Session, StepJob, iterations_of
+from everseg.engine.sequence import run_sequence
+from everseg.engine.step import Session, StepJob, is_first, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import ConfigError, DataError, EversegError
 from everseg.labels import policy_set
@@ -39,10 +40,12 @@ from everseg.scenarios.summary import scenario_json
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set with its class index, and the steps made of it."""
+    """The data with their class index, and the steps made of them."""
 
-    dataset: Dataset
+    datasets: Mapping[str, Dataset]
+    """Domain -> data set; in runs on one data set its own name -> it."""
     counts: Mapping[str, np.ndarray]
+    """"key/split" -> (N, 256) pixels per raw id of every image."""
     steps: tuple[Step, ...]
 
 
@@ -52,34 +55,60 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     Raises:
         ConfigError, DataError: what the data or the scenario lack.
     """
-    dataset = load_dataset(config.data)
-    wanted = {"train", config.scenario.test_split} | (
-        {"val"} if config.scenario.validation == "split" else set()
-    )
-    missing = sorted(wanted - set(dataset.splits))
-    if missing:
+    several = bool(config.data.domains)
+    if config.scenario.kind in registry.BUILTIN["scenario"] and several != (
+        config.scenario.kind == "domain-incremental"
+    ):
         raise ConfigError(
-            f"data set '{dataset.name}' has no split {', '.join(missing)}; it has {', '.join(dataset.splits)} "
-            f"(see scenario.test_split)"
+            f"scenario.kind: '{config.scenario.kind}' needs data.domains (domain name -> its data)"
+            if not several
+            else f"scenario.kind: '{config.scenario.kind}' takes one data set, but data.domains names "
+            f"{', '.join(config.data.domains)}; use scenario.kind=domain-incremental"
         )
-    counts = {}
-    for name in sorted(wanted):
-        split = dataset.splits[name]
-        progress.begin(f"indexing the classes of {dataset.name}/{name}", len(split))
-        counts[name] = class_counts(
-            split, dataset.labels, progress=lambda done, _total: progress.update(done, {}, 0.0, 0.0)
-        )
-        progress.end()
+    datasets = open_datasets(config.data)
+    wanted = sorted(
+        {"train", config.scenario.test_split} | ({"val"} if config.scenario.validation == "split" else set())
+    )
+    missing = [
+        f"{f'domain {key!r}' if several else f'data set {key!r}'} has no split '{name}'; it has "
+        f"{', '.join(dataset.splits)} (see scenario.test_split)"
+        for key, dataset in datasets.items()
+        for name in wanted
+        if name not in dataset.splits
+    ]
+    if missing:
+        raise ConfigError(missing)
+    counts = {
+        f"{key}/{name}": _indexed(dataset, name, f"{key}/{name}", progress)
+        for key, dataset in datasets.items()
+        for name in wanted
+    }
     build = registry.resolve("scenario", config.scenario.kind)
-    steps = build(config.scenario, dataset, counts, seed=config.seed)
-    for step in steps:
-        trained = sorted({source.branch for source in step.train})
-        if len(trained) > 1:
-            raise ConfigError(
-                f"scenario.kind: step {step.index} trains the branches {', '.join(trained)} together; "
-                "a step can train one branch"
-            )
-    return Prepared(dataset, counts, steps)
+    if several:
+        steps = build(config.scenario, datasets, counts, seed=config.seed)
+    else:
+        ((key, dataset),) = datasets.items()
+        steps = build(config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed)
+    return Prepared(datasets, counts, steps)
+
+
+def open_datasets(data: DataConfig) -> dict[str, Dataset]:
+    """Open a run's data: every domain under its name, or the one data set under its own."""
+    if data.domains:
+        return load_domains(data)
+    dataset = load_dataset(data)
+    return {dataset.name: dataset}
+
+
+def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.ndarray:
+    """Count the classes of a split, with progress."""
+    split = dataset.splits[name]
+    progress.begin(f"indexing the classes of {title}", len(split))
+    counts = class_counts(
+        split, dataset.labels, progress=lambda done, _total: progress.update(done, {}, 0.0, 0.0)
+    )
+    progress.end()
+    return counts
 
 
 def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) -> RunFolder:
@@ -103,7 +132,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         )
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
-    accelerator = make_accelerator(config, find_unused=method.partial_updates)
+    together = bool(config.data.domains) and config.scenario.joint  # a batch trains one of several branches
+    accelerator = make_accelerator(config, find_unused=method.partial_updates or together)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     if finished:
         progress.message(f"{folder.path} is finished already; nothing to train")
@@ -167,7 +197,7 @@ def _run(
     iterations = [iterations_of(config, step) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
-            session = Session(config, prepared.dataset, folder, accelerator, journal, progress, events, stop)
+            session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
             for step in steps:
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
@@ -183,10 +213,15 @@ def _run(
 
 def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -> None:
     """Write what the steps are made of, or check that it is still the same."""
-    names = sorted({s.split for step in prepared.steps for s in (*step.train, *step.test)})
+    sources = (s for step in prepared.steps for s in (*step.train, *step.test))
+    used = sorted({(s.dataset, s.split) for s in sources})
     settings = config.scenario.model_dump(mode="json")
     record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
-    record["masks"] = {name: prepared.dataset.splits[name].fingerprint() for name in names}
+    several = len(prepared.datasets) > 1
+    record["masks"] = {
+        f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
+        for key, name in used
+    }
     path = folder.path / "scenario.json"
     if not path.exists():
         write_json(path, record)
@@ -211,7 +246,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
     config, folder = session.config, session.folder
     method = build_method(config.method)
     teacher, parent = None, None
-    if step.index == 0:
+    if is_first(step):
         torch.manual_seed(derive_seed(config.seed, "model"))
         model = build_model(config.model)
     else:
@@ -220,7 +255,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
         method.load_state_dict(state)
         if method.uses_teacher:
             teacher = frozen_copy(model)
-    views = views_of(step.train, session.dataset)
+    views = views_of(step.train, session.datasets)
     return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent)
 
 
@@ -230,7 +265,13 @@ def _train(job: StepJob) -> None:
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
         session.folder.save_final(
-            job.step.index, job.model, state, dict(job.step.spaces), session.config, job.parent
+            job.step.index,
+            job.model,
+            state,
+            dict(job.step.spaces),
+            session.config,
+            job.parent,
+            job.step.fresh,
         )
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
@@ -238,7 +279,7 @@ def _train(job: StepJob) -> None:
 
 def score_step(
     config: RunConfig,
-    dataset: Dataset,
+    datasets: Mapping[str, Dataset],
     sources: Sequence[Source],
     folder: RunFolder,
     index: int,
@@ -252,12 +293,12 @@ def score_step(
         between: called after every batch; may raise to stop.
 
     Returns:
-        The counts with some samples, and the scores per branch.
+        The counts with some samples, and the scores by name.
     """
     model, spaces, _, _ = folder.load_final(index, user_builder(config))
     title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
-    result = evaluate(model, sources, dataset, config, accelerator, progress, title=title, between=between)
-    return result, scores_of(result.counts, spaces)
+    result = evaluate(model, sources, datasets, config, accelerator, progress, title=title, between=between)
+    return result, scores_of(result, spaces)
 
 
 def _score(session: Session, step: Step, iteration: int) -> None:
@@ -271,23 +312,22 @@ def _score(session: Session, step: Step, iteration: int) -> None:
             raise StopRequest.error(code, f"the end of step {step.index}, before its test")
 
     where = (folder, step.index, accelerator, session.progress, stop_if_asked)
-    result, scores = score_step(config, session.dataset, step.test, *where)
-    several = len(scores) > 1
+    result, scores = score_step(config, session.datasets, step.test, *where)
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
-        metrics["validation"] = score_step(config, session.dataset, step.val, *where)[1]
+        metrics["validation"] = score_step(config, session.datasets, step.val, *where)[1]
     if accelerator.is_main_process:
-        for branch, values in scores.items():
+        for name, values in scores.items():
             session.events.evaluation(
                 iteration,
                 step.index,
                 values["classes"],
                 values,
-                result.counts[branch],
-                result.samples[branch],
-                domain=branch if several else None,
+                result.counts[name],
+                result.samples[name],
+                domain=name if config.data.domains else None,
             )
         folder.save_result(step.index, result.counts, metrics)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
-        session.events.sequence(iteration, folder.sequence_scores())
+        session.events.sequence(iteration, run_sequence(folder))
     accelerator.wait_for_everyone()

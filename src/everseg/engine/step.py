@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import Loaded, View, batches_per_epoch, plain_batches, train_batches
+from everseg.data.loading import Loaded, View, epoch_length, plain_batches, train_batches
 from everseg.data.transforms import normalise
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
@@ -75,11 +76,23 @@ def train_batch(
     return logged
 
 
+def epoch_of(config: RunConfig, step: Step) -> int:
+    """Iterations of an epoch: whole batches; over several branches as many of each as the shortest one has."""
+    counts = Counter[str]()
+    for source in step.train:
+        counts[source.branch] += len(source.indices)
+    return epoch_length(counts.values(), config.train.batch)
+
+
+def is_first(step: Step) -> bool:
+    """Whether the settings of a first step apply: nothing was learnt before."""
+    return step.index == 0 or step.fresh
+
+
 def iterations_of(config: RunConfig, step: Step) -> int:
-    """Iterations of a step: whole batches per epoch times epochs, cut by `train.max_iterations`."""
-    count = sum(len(source.indices) for source in step.train)
-    epochs = config.train.epochs if step.index == 0 else config.train.epochs_next or config.train.epochs
-    total = epochs * batches_per_epoch(count, config.train.batch)
+    """Iterations of a step: an epoch's times the epochs, cut by `train.max_iterations`."""
+    epochs = config.train.epochs if is_first(step) else config.train.epochs_next or config.train.epochs
+    total = epochs * epoch_of(config, step)
     return min(total, config.train.max_iterations or total)
 
 
@@ -88,7 +101,7 @@ class Session:
     """What all steps of a run share."""
 
     config: RunConfig
-    dataset: Dataset
+    datasets: Mapping[str, Dataset]
     folder: RunFolder
     accelerator: Accelerator
     journal: Journal
@@ -125,6 +138,7 @@ class StepJob:
             Interrupted, TimeBudgetReached: asked to stop; saved.
         """
         self.total = iterations_of(self.config, self.step)
+        self.epoch = epoch_of(self.config, self.step)
         self._prepare()
         start = self._restore()
         ctx = self._context()
@@ -145,7 +159,7 @@ class StepJob:
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
-        self.lr = config.train.lr if index == 0 else lr_next
+        self.lr = config.train.lr if is_first(self.step) else lr_next
         self.optimizer = make_optimizer(groups, config.train, lr=self.lr)
 
     def _restore(self) -> int:
@@ -208,8 +222,8 @@ class StepJob:
 
     def _on_device(self, loaded: Loaded) -> Batch:
         device = self.accelerator.device
-        image = normalise(loaded.image.to(device, non_blocking=True))
-        return Batch(image, loaded.label.to(device, non_blocking=True).long(), self.step.branch, loaded.ids)
+        image = normalise(loaded.image.to(device, non_blocking=True), self.config.data.normalisation)
+        return Batch(image, loaded.label.to(device, non_blocking=True).long(), loaded.branch, loaded.ids)
 
     def _loop(self, ctx: StepContext, start: int) -> None:
         config, accelerator = self.config, self.accelerator
@@ -226,14 +240,12 @@ class StepJob:
             world=world,
             pin=accelerator.device.type == "cuda",
         )
-        self.session.progress.begin(
-            f"step {self.step.index} ({', '.join(self._new_names())})", self.total, start
-        )
+        self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
         clock, images = time.perf_counter(), 0
         for iteration, loaded in enumerate(batches, start):
             batch = self._on_device(loaded)
             torch.manual_seed(derive_seed(config.seed, self.step.index, iteration, accelerator.process_index))
-            lr = learning_rate(config.train, self.lr, iteration, self.total)
+            lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
             set_learning_rate(self.optimizer, lr)
             guard = _Guard(self, iteration, batch)
             logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, guard)
@@ -255,13 +267,16 @@ class StepJob:
                 raise StopRequest.error(code, where)
         self.session.progress.end()
 
-    def _new_names(self) -> list[str]:
-        names = self.step.spaces[self.step.branch].names
-        return [name for name in names[-self.step.grows[self.step.branch] :] if name != "background"]
+    def _what(self) -> str:
+        """What a step teaches: the domains where there are several, else the classes."""
+        domains = dict.fromkeys(source.domain for source in self.step.train if source.domain)
+        branch = self.step.branch
+        names = self.step.spaces[branch].names[self.step.num_old(branch) :]
+        return ", ".join(domains or [name for name in names if name != "background"])
 
     def _log(self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float) -> None:
         terms = {name: float(value) for name, value in logged.items()}
-        epoch = done / batches_per_epoch(sum(len(v.indices) for v in self.views), self.config.train.batch)
+        epoch = done / self.epoch
         memory = resident_bytes()
         on_gpu = self.accelerator.device.type == "cuda"
         self.session.progress.update(done, terms, lr, speed)

@@ -43,18 +43,46 @@ class StepContext:
         return self.model(batch.image, (batch.branch,))[batch.branch]
 
     def student_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
-        """Run the student through several branches over the same images."""
+        """Run the student through several branches over the same images, in one forward."""
         return self.model(batch.image, branches)
 
-    @torch.no_grad()
+    def taught(self, batch: Batch) -> tuple[str, ...]:
+        """Branches the teacher knows and this step can forget: the batch's own unless it is new, and the old ones."""
+        if self.teacher is None:
+            return ()
+        own = (batch.branch,) if self.step.num_old(batch.branch) else ()
+        return own + self.step.old_branches
+
     def teach(self, batch: Batch) -> SegOutput | None:
-        """Run the teacher; None when there is none or it never met this branch."""
-        if self.teacher is None or self.step.num_old(batch.branch) == 0:
-            return None
+        """Run the teacher through the batch's own branch; None when there is no teacher or it never met it."""
+        own = {batch.branch} & set(self.taught(batch))
+        return self.teach_through(batch, tuple(own))[batch.branch] if own else None
+
+    @torch.no_grad()
+    def teach_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
+        """Run the teacher through several branches over the same images; {} for none."""
+        if self.teacher is None or not branches:
+            return {}
         with self.autocast():
-            output = self.teacher(batch.image, (batch.branch,))[batch.branch]
-        taps = {name: full_precision(tap) for name, tap in output.features.items()}
-        return SegOutput(full_precision(output.logits), taps)  # as Accelerate gives the student's
+            outputs = self.teacher(batch.image, branches)
+        return {branch: _precise(output) for branch, output in outputs.items()}
+
+    def compare(self, batch: Batch) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
+        """Run teacher and student over the batch: what distillation compares.
+
+        Returns:
+            The student's outputs, of the batch's own branch and of every branch in `taught`, and the teacher's of
+            `taught`. In class-incremental runs the two hold the one branch (the teacher's none in the first step).
+        """
+        branches = self.taught(batch)
+        teacher = self.teach_through(batch, branches)
+        return self.student_through(batch, tuple(dict.fromkeys((batch.branch, *branches)))), teacher
+
+
+def _precise(output: SegOutput) -> SegOutput:
+    """In at least float32, as Accelerate gives the student's outputs."""
+    taps = {name: full_precision(tap) for name, tap in output.features.items()}
+    return SegOutput(full_precision(output.logits), taps)
 
 
 @dataclass(kw_only=True)
@@ -79,7 +107,7 @@ class Method:
 
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
-        model.grow(step.grows)
+        self.grow(model, step)
         later = step.index >= self.freeze_from
         model.freeze(
             branches=step.old_branches,
@@ -88,9 +116,20 @@ class Method:
             statistics=self.frozen_statistics,
         )
 
+    def grow(self, model: SegmentationModel, step: Step) -> None:
+        """Add the step's outputs and branches; part of `prepare_model`."""
+        model.grow(step.grows)
+
     def param_groups(self, model: SegmentationModel, step: Step) -> list[dict[str, Any]]:
-        """Split the trainable weights: dicts with "params" and "lr_scale", each weight in exactly one."""
-        return [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
+        """Split the trainable weights: dicts with "params" and "lr_scale", each weight in exactly one.
+
+        A step that trains T branches in turn (multi-task) moves the shared weights T times as often as a branch's
+        own, so they learn at 1/T of the rate, as in MDIL's multi-task code.
+        """
+        several = len(step.trained_branches)
+        if several < 2:
+            return [{"params": [p for p in model.parameters() if p.requires_grad], "lr_scale": 1.0}]
+        return split_groups(model, 1 / several)
 
     def begin_step(self, ctx: StepContext) -> None:
         """Prepare state from the data (for instance one teacher pass)."""
@@ -112,3 +151,15 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
+
+
+def split_groups(model: SegmentationModel, shared_scale: float) -> list[dict[str, Any]]:
+    """Two parameter groups of the trainable weights: the shared ones at a fraction of the rate, the branches' own.
+
+    An empty group is left out.
+    """
+    shared = [p for p in model.shared_parameters() if p.requires_grad]
+    known = {id(p) for p in shared}
+    own = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": shared, "lr_scale": shared_scale}, {"params": own, "lr_scale": 1.0}]
+    return [group for group in groups if group["params"]]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
+
+import torch
 
 from everseg.losses import distillation, feature_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, at_label_size, classification
+from everseg.methods.parts import Positive, Weight, at_label_size, classification, over_branches
 
 
 @dataclass(kw_only=True)
@@ -15,7 +18,8 @@ class ILT(Method):
     """LwF plus the mean squared distance of the encoder's output from the teacher's.
 
     Source: Michieli and Zanuttigh, ICCV Workshops 2019, with the weights of Cermelli et al., CVPR 2020. The
-    distance is a mean over all elements, so its weight does not depend on the image's size.
+    distance is a mean over all elements, so its weight does not depend on the image's size. With several branches
+    the outputs of the old ones are distilled too, and the distance is the mean over the branches' encoder outputs.
     """
 
     uses_teacher: ClassVar[bool] = True
@@ -30,13 +34,15 @@ class ILT(Method):
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
 
     def losses(self, batch, ctx):
-        teacher = ctx.teach(batch)
-        student = ctx.student(batch)
-        logits = at_label_size(student.logits, batch)
+        student, teacher = ctx.compare(batch)
+        logits = at_label_size(student[batch.branch].logits, batch)
         terms = classification(logits, batch, ctx, bce=self.bce)
-        if teacher is not None:
-            target = at_label_size(teacher.logits, batch)
-            distance = feature_distillation(student.features["encoder"], teacher.features["encoder"])
-            terms["kd"] = self.kd_weight * distillation(logits, target, alpha=self.alpha)
-            terms["feature"] = self.feature_weight * distance
+        if teacher:
+            loss = partial(distillation, alpha=self.alpha)
+            terms["kd"] = self.kd_weight * over_branches(loss, student, teacher, batch)
+            distances = [
+                feature_distillation(student[branch].features["encoder"], output.features["encoder"])
+                for branch, output in teacher.items()
+            ]
+            terms["feature"] = self.feature_weight * torch.stack(distances).mean()
         yield terms

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from everseg.losses import binary_cross_entropy, icarl, icarl_distillation
+from everseg.losses import icarl, icarl_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Weight, at_label_size
+from everseg.methods.parts import Weight, at_label_size, classification, over_branches
 
 
 @dataclass(kw_only=True)
@@ -16,7 +16,8 @@ class LwFMC(Method):
 
     Source: Rebuffi et al., CVPR 2017 (LwF.MC), as applied to segmentation by Cermelli et al., CVPR 2020.
     `combined` (their default) adds the distillation to the label loss; `disjoint` replaces the targets of the
-    old channels, so every pixel, ignored ones too, has one target per channel.
+    old channels, so every pixel, ignored ones too, has one target per channel. The old branches of other domains
+    are always distilled as in the combined form.
     """
 
     uses_teacher: ClassVar[bool] = True
@@ -29,18 +30,15 @@ class LwFMC(Method):
     """In the disjoint form the background's target comes from the labels, not from the teacher."""
 
     def losses(self, batch, ctx):
-        teacher = ctx.teach(batch)
-        logits = at_label_size(ctx.student(batch).logits, batch)
-        if teacher is None:
-            yield {"bce": binary_cross_entropy(logits, batch.label)}
-            return
-        target = at_label_size(teacher.logits, batch)
-        grown = logits.shape[1] > target.shape[1]
-        if self.form == "disjoint" and grown:
+        student, teacher = ctx.compare(batch)
+        logits = at_label_size(student[batch.branch].logits, batch)
+        own = teacher.get(batch.branch)
+        if own is not None and self.form == "disjoint" and own.logits.shape[1] < logits.shape[1]:
+            target = at_label_size(teacher.pop(batch.branch).logits, batch)
             from_label = self.background_from_labels
-            yield {"icarl": icarl(logits, batch.label, target, background_from_label=from_label)}
-            return
-        yield {
-            "bce": binary_cross_entropy(logits, batch.label),
-            "kd": self.importance * icarl_distillation(logits, target),
-        }
+            terms = {"icarl": icarl(logits, batch.label, target, background_from_label=from_label)}
+        else:
+            terms = classification(logits, batch, ctx, bce=True)
+        if teacher:
+            terms["kd"] = self.importance * over_branches(icarl_distillation, student, teacher, batch)
+        yield terms

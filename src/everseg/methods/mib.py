@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from everseg.losses import distillation, unbiased_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, at_label_size, classification
-from everseg.models.model import init_from_background
+from everseg.methods.parts import Positive, Weight, at_label_size, background_terms, init_backgrounds
 
 
 @dataclass(kw_only=True)
@@ -37,17 +35,19 @@ class MiB(Method):
     def prepare_model(self, model, step):
         super().prepare_model(model, step)
         if self.init_background:
-            for branch, num_new in step.grows.items():
-                if num_new and step.num_old(branch):
-                    init_from_background(model, branch)
+            init_backgrounds(model, step)
 
     def losses(self, batch, ctx):
         teacher = ctx.teach(batch)
         logits = at_label_size(ctx.student(batch).logits, batch)
-        terms = classification(logits, batch, ctx, bce=self.bce, unbiased=self.unbiased_ce)
-        if teacher is not None:
-            target = at_label_size(teacher.logits, batch)
-            grown = logits.shape[1] > target.shape[1]  # without new classes both forms are the same
-            loss = unbiased_distillation if self.unbiased_kd and grown else distillation
-            terms["kd"] = self.kd_weight * loss(logits, target, alpha=self.alpha)
-        yield terms
+        yield background_terms(
+            logits,
+            teacher,
+            batch,
+            ctx,
+            kd_weight=self.kd_weight,
+            alpha=self.alpha,
+            unbiased_ce=self.unbiased_ce,
+            unbiased_kd=self.unbiased_kd,
+            bce=self.bce,
+        )

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from everseg.losses import binary_cross_entropy, cross_entropy, unbiased_cross_entropy
+from everseg.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    distillation,
+    unbiased_cross_entropy,
+    unbiased_distillation,
+)
 from everseg.losses.pixelwise import upsample
 from everseg.methods.base import StepContext
-from everseg.types import Batch, LossTerms
+from everseg.models.model import SegmentationModel, init_from_background
+from everseg.scenarios.steps import Step
+from everseg.types import Batch, LossTerms, SegOutput
 
 Weight = Annotated[float, Field(ge=0)]
 """Type of a term's weight: checked where a configuration is read."""
@@ -27,10 +37,13 @@ def classification(
 ) -> LossTerms:
     """Build the term that learns the labels.
 
+    Where the step has class weights, the loss is the weighted mean over the pixels that are not ignored,
+    sum(w nll) / sum(w), as in MDIL's code; else the mean over all pixels, ignored ones adding 0, as in MiB's.
+
     Args:
         logits: student at label size, (B, C, H, W).
-        batch: labels; ignored pixels add 0 and count in the denominator.
-        ctx: tells how many outputs are old.
+        batch: labels.
+        ctx: tells how many outputs are old, and the class weights.
         bce: sigmoid cross-entropy summed over classes; wins over `unbiased`, as in the authors' code.
         unbiased: MiB's cross-entropy, where the background label stands for background or any old class.
 
@@ -38,9 +51,69 @@ def classification(
         {"bce": scalar} or {"ce": scalar}. Where nothing is old (first step, new branch) or nothing new: the
         plain loss.
     """
+    weights = ctx.step.class_weights.get(batch.branch)
+    options: dict[str, Any] = {}
+    if weights is not None:
+        options = {"weight": torch.tensor(weights, dtype=logits.dtype, device=logits.device), "over": "valid"}
     if bce:
-        return {"bce": binary_cross_entropy(logits, batch.label)}
+        return {"bce": binary_cross_entropy(logits, batch.label, **options)}
     num_old = ctx.step.num_old(batch.branch)
     if unbiased and 0 < num_old < logits.shape[1]:
-        return {"ce": unbiased_cross_entropy(logits, batch.label, num_old=num_old)}
-    return {"ce": cross_entropy(logits, batch.label)}
+        return {"ce": unbiased_cross_entropy(logits, batch.label, num_old=num_old, **options)}
+    return {"ce": cross_entropy(logits, batch.label, **options)}
+
+
+def background_terms(
+    logits: Tensor,
+    teacher: SegOutput | None,
+    batch: Batch,
+    ctx: StepContext,
+    *,
+    kd_weight: float,
+    alpha: float = 1.0,
+    unbiased_ce: bool = True,
+    unbiased_kd: bool = True,
+    bce: bool = False,
+) -> LossTerms:
+    """MiB's two terms inside one branch: the labels', and the distillation of what the teacher knew of it.
+
+    Args:
+        logits: student at label size, (B, C, H, W).
+        teacher: the teacher's output of the same branch; None where it never met it.
+
+    Returns:
+        "ce" (or "bce"), and "kd" where there is a teacher.
+    """
+    terms = classification(logits, batch, ctx, bce=bce, unbiased=unbiased_ce)
+    if teacher is not None:
+        target = at_label_size(teacher.logits, batch)
+        grown = logits.shape[1] > target.shape[1]  # without new classes both forms are the same
+        loss = unbiased_distillation if unbiased_kd and grown else distillation
+        terms["kd"] = kd_weight * loss(logits, target, alpha=alpha)
+    return terms
+
+
+def init_backgrounds(model: SegmentationModel, step: Step) -> None:
+    """MiB's classifier initialisation in every branch that grows and has a background."""
+    for branch, number in step.grows.items():
+        if number and step.num_old(branch) and step.spaces[branch].background is not None:
+            init_from_background(model, branch)
+
+
+def over_branches(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    student: Mapping[str, SegOutput],
+    teacher: Mapping[str, SegOutput],
+    batch: Batch,
+) -> Tensor:
+    """Sum a distillation over every branch the teacher was run through.
+
+    Args:
+        loss: (student's logits, teacher's logits), both (B, ., H, W) at label size, to a scalar.
+        teacher: at least one branch.
+    """
+    terms = [
+        loss(at_label_size(student[branch].logits, batch), at_label_size(output.logits, batch))
+        for branch, output in teacher.items()
+    ]
+    return torch.stack(terms).sum()

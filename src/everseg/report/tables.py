@@ -80,6 +80,27 @@ def step_table(run_json: Mapping[str, Any]) -> Table:
     )
 
 
+def run_table(run_json: Mapping[str, Any]) -> Table:
+    """A run's results: one row per step, over domains a column per domain.
+
+    Args:
+        run_json: what `Run.to_json()` gives.
+    """
+    if "table" not in run_json:
+        return step_table(run_json)
+    columns = list(dict.fromkeys(key for row in run_json["table"] for key in row))
+    rows = [
+        [row[key] if key in ("step", "trained") else _hundredths(row[key]) for key in columns]
+        for row in run_json["table"]
+    ]
+    title = f"{run_json['name']}: mIoU in percent of each domain after each step"
+    return table(columns, rows, title=title, right="|".join(c for c in columns if c != "trained"))
+
+
+def _hundredths(value: float | None) -> str:
+    return percent(None if value is None else value / 100)
+
+
 def sequence_text(run_json: Mapping[str, Any]) -> str:
     """Average over steps, forgetting and backward transfer in one line; "" for runs of one step."""
     forgetting = (run_json.get("forgetting") or {}).get("mean")
@@ -89,6 +110,22 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
     return (
         f"average over steps {percent(run_json.get('average_miou'))} · forgetting {percent(forgetting)}"
         f" · backward transfer {percent(transfer)} (points of mIoU)"
+    )
+
+
+def drop_text(run_json: Mapping[str, Any]) -> str:
+    """The relative drop against single-task models in one line; "" for runs on one data set."""
+    if "table" not in run_json or run_json["config"]["scenario"]["single"]:
+        return ""
+    drop = run_json.get("relative_drop")
+    if drop is None:
+        return (
+            "relative drop: no single-task numbers; train them beside this run (scenario.single=true), "
+            "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
+        )
+    each = ", ".join(f"{name} {percent(value)}" for name, value in drop["domains"].items())
+    return (
+        f"relative drop against single-task models {percent(drop['mean'])} % ({each}; from {drop['source']})"
     )
 
 

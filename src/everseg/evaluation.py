@@ -1,0 +1,258 @@
+"""Scoring a finished step again: on its own test images, on others, or with paths chosen per image (floor 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from everseg import registry
+from everseg.config import RunConfig
+from everseg.config_loading import identity, to_json
+from everseg.config_loading import load as load_config
+from everseg.data.base import Dataset
+from everseg.data.index import class_counts
+from everseg.engine.evaluate import scores_of
+from everseg.engine.folder import RunFolder
+from everseg.engine.progress import Progress
+from everseg.engine.run import open_datasets, prepare, score_step, user_builder
+from everseg.engine.runtime import make_accelerator
+from everseg.errors import ConfigError, DataError
+from everseg.labels import LabelSpace, policy_set
+from everseg.scenarios.steps import Source
+
+EVALUATION_KEYS = (
+    "data.dataset", "data.options", "data.root", "data.crop", "data.size", "data.evaluation", "data.domains.",
+    "data.normalisation", "data.transform", "data.scale", "data.flip", "data.shift",
+    "scenario.test_split", "scenario.policy", "train.precision", "train.threads",
+)  # fmt: skip
+"""Settings that may differ from the run's; those of the training transform are not used."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is scored, and how."""
+
+    datasets: Mapping[str, Dataset]
+    sources: tuple[Source, ...]
+    spaces: Mapping[str, LabelSpace]
+    """Name of a source -> label space of its table."""
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    domain: str | None = None,
+    infer_domain: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score a finished step again, on the run's own test images or on others.
+
+    Args:
+        path: run folder.
+        step: which step; default the last finished one.
+        overrides: other images or another way to look at them: `data...`, `scenario.test_split`,
+            `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
+        domain: only this domain of the run; with other images (`data=...`) the domain whose path they go through.
+        infer_domain: choose the path of every image from the domains' batch-norm statistics.
+
+    Returns:
+        {"run", "step", "images", "branches": {name: scores}, "confusion": {name: counts}}: on the same data exactly
+        the numbers of the run. With `infer_domain` also "inferred": {domain: {path: images}} and "accuracy", the
+        share of images that went through their own domain's path (None for images of a domain never trained). A
+        class that the chosen path knows and the image's domain does not is counted in an extra column "other".
+
+    Raises:
+        ConfigError: an override that cannot change a finished model's score; a user's own code not named in
+            `overrides`; no such domain.
+    """
+    folder = RunFolder(Path(path))
+    stored, config = folder.config(), stored_config(folder, overrides)
+    index = folder.chosen_step(step)
+    accelerator = make_accelerator(config, training=False)
+    if config.train.threads is None:
+        torch.set_num_threads(folder.threads)
+    progress = Progress(quiet=quiet, rank=accelerator.process_index)
+    job = _job(folder, index, stored, config, domain, infer_domain, progress)
+    result: dict[str, Any] = {
+        "run": str(path),
+        "step": index,
+        "images": sum(len(source.indices) for source in job.sources),
+    }
+    where = (accelerator, progress)
+    if infer_domain:
+        from everseg.engine.infer import evaluate_inferred
+
+        model, spaces, _, _ = folder.load_final(index, user_builder(config))
+        classes = {branch: space.names for branch, space in spaces.items()}
+        found, wider, chosen = evaluate_inferred(
+            model, classes, job.spaces, job.sources, job.datasets, config, *where
+        )
+        scores = scores_of(found, wider)
+        known = {source.name: source.branch for source in job.sources if source.branch}
+        right = [chosen[name].get(branch, 0) for name, branch in known.items()]
+        total = sum(sum(chosen[name].values()) for name in known)
+        result |= {"inferred": chosen, "accuracy": sum(right) / total if total else None}
+    else:
+        found, scores = score_step(config, job.datasets, job.sources, folder, index, *where)
+    return {
+        **result,
+        "branches": scores,
+        "confusion": {name: counts.tolist() for name, counts in found.counts.items()},
+    }
+
+
+def stored_config(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a finished run, with other images or another way to look at them.
+
+    Raises:
+        ConfigError: an override that could only have changed the training; a user's own code not named in it.
+    """
+    stored = folder.config()
+    config = load_config(to_json(stored), overrides)
+    _refuse_training_settings(stored, config)
+    _refuse_stored_code(config, overrides)
+    return config
+
+
+def _job(
+    folder: RunFolder,
+    index: int,
+    stored: RunConfig,
+    config: RunConfig,
+    domain: str | None,
+    infer: bool,
+    progress: Progress,
+) -> _Job:
+    """Find out what to score: the scenario's own test images, or images made into sources by class name."""
+    spaces = folder.spaces(index)
+    paths = {name: s.get("branch", name) for name, s in folder.metrics(index)["branches"].items()}
+    other = (stored.data.dataset, stored.data.options) != (config.data.dataset, config.data.options)
+    several = bool(stored.data.domains)
+    if domain is not None and infer and other:
+        raise ConfigError(
+            "--domain names the path of all images, --infer-domain chooses it per image; give one"
+        )
+    if domain is not None and domain not in paths and domain not in spaces:
+        raise ConfigError(
+            f"--domain {domain}: step {index} of {folder.path} knows {', '.join(dict.fromkeys([*paths, *spaces]))}"
+        )
+    if several and not other:
+        chosen = [domain] if domain is not None else list(paths)
+        kept = {name: config.data.domains[name] for name in chosen}
+        datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
+        sources = [
+            source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
+            for name in chosen
+        ]
+        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen})
+    own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
+    if own_scenario and not other and stored.scenario == config.scenario:
+        prepared = prepare(config, progress)
+        steps = prepared.steps
+        if index < len(steps) and steps[index].spaces == spaces:  # the data may have other classes by now
+            test = steps[index].test
+            return _Job(prepared.datasets, test, {source.name: spaces[source.branch] for source in test})
+    datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
+    ((name, dataset),) = datasets.items()
+    if several and infer:
+        space = _common_space(dataset, spaces.values())
+        sources = [source_by_name(dataset, config, "", space, domain=name)]
+    elif several:
+        if domain is None:
+            raise ConfigError(
+                f"which path shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
+            )
+        branch = paths.get(domain, domain)
+        sources = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
+    else:
+        sources = [source_by_name(dataset, config, branch, space) for branch, space in spaces.items()]
+    seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
+    return _Job(datasets, tuple(sources), seen)
+
+
+def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> LabelSpace:
+    """The data set's classes that some path knows, for images whose path is chosen one by one."""
+    known = {name for space in spaces for name in space.names}
+    pairs = [(raw, name) for raw, name in dataset.labels.names.items() if name in known]
+    if not pairs:
+        raise _nothing_shared(dataset, known)
+    background = dataset.labels.background
+    ids = tuple(raw for raw, _ in pairs)
+    return LabelSpace(
+        (ids,), tuple(name for _, name in pairs), ids.index(background) if background in ids else None
+    )
+
+
+def _nothing_shared(dataset: Dataset, known: Iterable[str]) -> DataError:
+    return DataError(
+        f"data set '{dataset.name}' shares no class name with the model: it has "
+        f"{', '.join(dataset.labels.names.values())}; the model knows {', '.join(known)}"
+    )
+
+
+def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
+    """A setting that could only have changed the training is refused, not ignored."""
+    before, now = identity(stored), identity(config)
+    changed = [key for key in now if now[key] != before.get(key) and not key.startswith(EVALUATION_KEYS)]
+    if changed:
+        raise ConfigError(
+            [f"{key}: cannot be changed for a finished run; start another run for that" for key in changed]
+        )
+
+
+def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
+    """A run folder may come from somebody else: code it names is imported only if the user names it too."""
+    given = {text.partition("=")[2].strip() for text in overrides}
+    domains = [
+        ("dataset", f"data.domains.{name}.dataset", entry.dataset)
+        for name, entry in config.data.domains.items()
+    ]
+    for kind, key, name in (
+        ("model", "model", config.model.name),
+        ("dataset", "data", config.data.dataset),
+        *domains,
+        ("scenario", "scenario.kind", config.scenario.kind),
+    ):
+        if ":" in name and name not in given and name not in registry.names(kind):
+            raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
+
+
+def source_by_name(
+    dataset: Dataset, config: RunConfig, branch: str, space: LabelSpace, *, domain: str = ""
+) -> Source:
+    """A test source made from the test split alone: classes are matched by name, others follow the label policy.
+
+    On the run's own data this counts the pixels that the scenario builder's source counts: those of images with any
+    class known, all of these labelled.
+    """
+    split_name = config.scenario.test_split
+    if split_name not in dataset.splits:
+        raise ConfigError(
+            f"data set '{dataset.name}' has no split '{split_name}'; it has {', '.join(dataset.splits)}"
+        )
+    policy = policy_set(config.scenario.policy).test
+    if space.background is None:
+        policy = replace(policy, background=255, future=255)
+    counts = class_counts(dataset.splits[split_name], dataset.labels)
+    table = np.full(256, policy.void, np.uint8)
+    known = []
+    for raw, name in dataset.labels.names.items():
+        if raw == dataset.labels.background and space.background is not None:
+            table[raw] = policy.background
+        elif name in space.names:
+            table[raw] = space.names.index(name)
+            known.append(raw)
+        else:
+            table[raw] = policy.future
+    if not known:
+        raise _nothing_shared(dataset, space.names)
+    indices = np.flatnonzero(counts[:, known].sum(1) > 0)
+    key = domain or dataset.name
+    return Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)

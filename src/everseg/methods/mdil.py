@@ -1,0 +1,104 @@
+"""Multi-domain incremental learning (floor 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from everseg.losses import kl_divergence
+from everseg.methods.base import Method, StepContext, split_groups
+from everseg.methods.parts import Positive, Weight, at_label_size, classification, over_branches
+from everseg.models.model import SegmentationModel
+from everseg.scenarios.steps import Step
+from everseg.types import Batch, SegOutput
+
+
+@dataclass(kw_only=True)
+class MDIL(Method):
+    """Learn a new domain in a path of its own while the old domains' paths are held by distillation.
+
+    A new branch starts from the one met before it (all but its classifier); the weights that the branches share
+    move at a fraction of the learning rate; old branches' own weights are frozen. The teacher's softmax through each
+    old branch, on the new domain's images, is the target of the student's through the same branch.
+
+    Source: Garg et al., "Multi-Domain Incremental Learning for Semantic Segmentation", WACV 2022 (RAP-FT-KLD). The
+    authors' code differs from this default in four places, each of which can be had back: `kl`, `updates`,
+    `teacher_statistics`, and the base's `frozen_statistics` (false: old domains' running statistics drift).
+    """
+
+    uses_teacher: ClassVar[bool] = True
+    partial_updates: ClassVar[bool] = True
+
+    kd_weight: Weight = 0.1
+    """Weight of the distillation, summed over the old branches (paper: 0.1)."""
+    shared_lr_scale: Positive = 0.01
+    """Learning rate of the shared weights relative to the new branch's, after the first step (paper: 5e-6 / 5e-4)."""
+    kl: Literal["log", "probabilities"] = "log"
+    """Divergence: of the probabilities' logarithms, or as in the authors' code, which feeds plain probabilities."""
+    updates: Literal["one", "two", "two-legacy"] = "one"
+    """Optimiser updates per batch: one; or as in the authors' code, from the third domain on, one for the labels and
+    one for the distillation ("two-legacy": gradients zeroed instead of absent, so Adam moves the new branch twice)."""
+    teacher_statistics: Literal["running", "authors"] = "running"
+    """Batch statistics of the teacher: its running ones, or as in the authors' code, from the third domain on, the
+    batch's own, with active dropout."""
+
+    def grow(self, model, step):
+        grow_from_previous(model, step)
+
+    def param_groups(self, model, step):
+        return branch_groups(self, model, step, self.shared_lr_scale)
+
+    def losses(self, batch, ctx):
+        third = ctx.step.index >= 2
+        if third and ctx.teacher is not None and self.teacher_statistics == "authors":
+            ctx.teacher.train()
+        old = old_branches(ctx)
+        together = old if self.updates == "one" or not third else ()
+        student = ctx.student_through(batch, (batch.branch, *together))
+        logits = at_label_size(student[batch.branch].logits, batch)
+        terms = classification(logits, batch, ctx)
+        if together:
+            terms["kd"] = self.kd_weight * self._divergence(batch, ctx, student, old)
+        yield terms
+        if old and not together:
+            student = ctx.student_through(batch, old)
+            yield {"kd": self.kd_weight * self._divergence(batch, ctx, student, old)}
+
+    def _divergence(
+        self, batch: Batch, ctx: StepContext, student: Mapping[str, SegOutput], old: tuple[str, ...]
+    ) -> Tensor:
+        loss = partial(kl_divergence, form=self.kl)
+        return over_branches(loss, student, ctx.teach_through(batch, old), batch)
+
+    def after_backward(self, ctx):
+        if self.updates == "two-legacy":
+            for weight in ctx.module.parameters():
+                if weight.requires_grad and weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+        return {}
+
+
+def old_branches(ctx: StepContext) -> tuple[str, ...]:
+    """Branches that are not trained now and that the teacher knows."""
+    return ctx.step.old_branches if ctx.teacher is not None else ()
+
+
+def grow_from_previous(model: SegmentationModel, step: Step) -> None:
+    """Grow the model; a new branch starts from the branch met before it."""
+    order = step.branch_order
+    for branch, number in step.grows.items():
+        new = number and step.num_old(branch) == 0 and order.index(branch) > 0
+        previous = order[order.index(branch) - 1] if new and not step.fresh else None
+        model.grow({branch: number}, init_from=previous if previous in model.branches else None)
+
+
+def branch_groups(method: Method, model: SegmentationModel, step: Step, scale: float) -> list[dict[str, Any]]:
+    """Parameter groups: after the first step the shared weights at `scale` times the rate."""
+    if step.index == 0 or step.fresh:
+        return Method.param_groups(method, model, step)
+    return split_groups(model, scale)
