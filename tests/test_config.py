@@ -213,9 +213,19 @@ def test_all_problems_are_listed_at_once() -> None:
         ("train=5", "train: expected keys and values, got 5"),
         ("method.kd_weight=x", "method.kd_weight: expected number >= 0, got 'x'"),
         ("method=mibb", "method.name: unknown name 'mibb'; did you mean 'mib'?"),
-        ("model.output_stride=12", "model.output_stride: expected one of 8, 16, got 12"),
+        ("data.domains.dusk.datset=x", "data.domains.dusk.datset: unknown key; did you mean 'dataset'?"),
+        ("data.domains.dusk=5", "data.domains.dusk: expected keys and values, got 5"),
+        ("data.domains=[a]", "data.domains: expected keys and values, got ['a']"),
+        ("data.domains.dusk.root=[1]", "data.domains.dusk.root: expected text or null, got [1]"),
+        ("data.domains.dusk.options=4", "data.domains.dusk.options: expected keys and values, got 4"),
+        ("scenario.steps=[{domian: x, domain: x}]",
+         "scenario.steps[0].domian: unknown key; did you mean 'domain'?"),
+        ("scenario.steps=[{domain: a}, {add: [b]}]", "scenario.steps[1].domain: missing; expected text"),
+        ("scenario.steps=[4]", "scenario.steps[0]: expected keys and values, got 4"),
+        ("scenario.steps=5", "scenario.steps: expected list of {domain: ..., branch: ..., "),
+        ("model.output_stride=12", "model.output_stride: expected one of 8, 16 or null, got 12"),
     ],
-)
+)  # fmt: skip
 def test_messages_say_where_what_and_what_would_be_right(override: str, message: str) -> None:
     found = problems("voc-15-5-mib", [override])
     assert len(found) == 1
@@ -226,6 +236,61 @@ def test_problems_of_files_name_file_and_line(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\ntrain:\n  batch: 2\n  epochs: a\n")
     assert problems(path) == [f"train.epochs: expected int >= 1, got 'a' ({path}:4)"]
     assert problems(path, ["train.epochs=b"]) == ["train.epochs: expected int >= 1, got 'b'"]
+
+
+def test_problems_inside_domains_and_steps_name_their_line(tmp_path: Path) -> None:
+    text = """\
+        data:
+          domains:
+            dusk:
+              datset: demo
+        scenario:
+          steps:
+            - domain: day
+            - domian: dusk
+    """
+    path = write(tmp_path, text)
+    assert problems(path) == [
+        f"data.domains.dusk.datset: unknown key; did you mean 'dataset'? ({path}:4)",
+        f"scenario.steps[1].domain: missing; expected text ({path}:8)",
+        f"scenario.steps[1].domian: unknown key; did you mean 'domain'? ({path}:8)",
+    ]
+
+
+def test_domains_and_steps_are_given_as_overrides_and_layers(tmp_path: Path) -> None:
+    text = """\
+        data:
+          domains:
+            day: {dataset: camvid, options: {sequence: day}}
+            7: {dataset: camvid, rename: {car: vehicle}}
+        scenario: {kind: domain-incremental, steps: [{domain: day}, {domain: 7, classes: [3, car]}]}
+    """
+    config = load(
+        write(tmp_path, text), ["data.domains.day.root=D", "data.domains.dusk.options={light: dusk}"]
+    )
+    assert list(config.data.domains) == ["day", "7", "dusk"]
+    assert config.data.domains["day"].root == "D"
+    assert config.data.domains["dusk"].dataset == "demo"
+    steps = config.scenario.steps
+    assert [(step.domain, step.classes) for step in steps] == [("day", None), ("7", [3, "car"])]
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(tmp_path / "again.yaml") == config
+    other = load(
+        to_json(config),
+        ["data.domains.day.dataset=demo", "data.domains.7.dataset=demo", "scenario.steps=[{domain: 7}]"],
+    )
+    assert other.data.domains["day"].options == {}  # they were another data set's
+    assert other.data.domains["day"].root == "D"
+    assert other.data.domains["7"].rename == {}
+    assert [step.domain for step in other.scenario.steps] == ["7"]
+
+
+def test_every_setting_of_every_domain_is_shown_with_help() -> None:
+    rows = {key: (value, text) for key, value, text in fields(load(None, ["data.domains.dusk.root=D"]))}
+    assert rows["data.domains.dusk.root"] == ("D", "Folder of the data set; default `data.root`.")
+    assert all(text for key, (_, text) in rows.items() if key.startswith("data.domains."))
+    assert "data.domains" not in rows
+    assert {key: value for key, value, _ in fields(load(None))}["data.domains"] == {}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +375,7 @@ def test_harmless_keys_do_not_change_the_identity() -> None:
     changed = {
         "name": "x", "out": "y", "tensorboard": "false", "data.root": "/r", "data.workers": "7",
         "train.checkpoint_every": "3", "train.log_every": "2", "train.max_time": "9", "train.eval_batch": "2",
-        "model.download": "true",
+        "model.download": "true", "scenario.single_task": "{day: 50.5}",
     }  # fmt: skip
     assert set(changed) <= HARMLESS
     base = load("demo-mib")
@@ -318,6 +383,19 @@ def test_harmless_keys_do_not_change_the_identity() -> None:
     assert other != base
     assert config_hash(other) == config_hash(base)
     assert difference(base, other) == []
+
+
+def test_the_folder_of_a_domain_is_harmless_everything_else_of_it_is_not() -> None:
+    base = load({"data": {"domains": {"day": {"dataset": "camvid"}, "dusk": {"dataset": "camvid"}}}})
+    moved = load(to_json(base), ["data.domains.dusk.root=DIR"])
+    assert moved != base
+    assert config_hash(moved) == config_hash(base)
+    for override in (
+        "dusk.dataset=demo", "dusk.options={sequence: dusk}", "dusk.rename={car: vehicle}", "night.root=DIR"
+    ):  # fmt: skip
+        assert config_hash(load(to_json(base), [f"data.domains.{override}"])) != config_hash(base)
+    turned = load({"data": {"domains": dict(reversed(to_json(base)["data"]["domains"].items()))}})
+    assert difference(base, turned) == ['data.domains: ["day", "dusk"] -> ["dusk", "day"]']
 
 
 def test_every_other_key_changes_the_identity() -> None:

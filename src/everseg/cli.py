@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,6 +27,9 @@ from everseg.cli_support import (
     write_json,
 )
 from everseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from everseg.config import DataConfig
 
 app = typer.Typer(
     name="everseg",
@@ -249,9 +252,7 @@ def show(
         say(config_loading.dump(config).rstrip())
         return
     if scenario is None:
-        root = config.data.root
-        at_hand = config.data.dataset == "demo" or config.data.dataset.endswith((".yaml", ".yml"))
-        scenario = at_hand or (root is not None and Path(root).expanduser().is_dir())
+        scenario = _at_hand(config.data)
     steps = None
     if scenario:
         from everseg import api
@@ -267,6 +268,18 @@ def show(
         return
     for piece in tables.scenario_tables(steps):
         console.print(piece)
+
+
+def _at_hand(data: DataConfig) -> bool:
+    """Whether the data set, or that of every domain, can be read now: it is generated, or its folder is there."""
+    sets = data.domains.values() or [data]
+    places = [(one.dataset, one.root or data.root) for one in sets]
+    return all(
+        name == "demo"
+        or name.endswith((".yaml", ".yml"))
+        or (root is not None and Path(root).expanduser().is_dir())
+        for name, root in places
+    )
 
 
 @import_app.command("mib")

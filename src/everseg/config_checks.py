@@ -90,6 +90,8 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
             name = str(path[-1])
             hint = near_miss(name, section.model_fields) or _elsewhere(name)
             found[path] = f"unknown key{hint}"
+        elif item["type"] == "missing" and field is not None and len(path) == len(item["loc"]):
+            found[path] = f"missing; expected {expectation(field.annotation, field.metadata)}"
         elif field is None:
             found[path] = f"expected keys and values, got {shown(_value(raw, path))}"
         else:
@@ -104,14 +106,35 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
 def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, FieldInfo | None, type[BaseModel]]:
     """Cut an error's location at the deepest key of the schema."""
     section: type[BaseModel] = RunConfig
-    for depth, key in enumerate(loc):
-        field = section.model_fields.get(str(key))
+    depth = 0
+    while depth < len(loc):
+        field = section.model_fields.get(str(loc[depth]))
         if field is None:
             return loc[: depth + 1], None, section
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return loc[: depth + 1], field, section
-        section = field.annotation
+        inner, several = section_in(field.annotation)
+        depth += 1
+        if inner is None or (several and depth == len(loc)):
+            return loc[:depth], field, section
+        section = inner
+        depth += several  # the name or number of one of several sections
     return loc, None, section
+
+
+def section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The section a field holds, and whether it holds several: by name (domains) or as a list (steps)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    for part in get_args(annotation) if is_union(annotation) else (annotation,):
+        inner = get_args(part)[-1:] if get_origin(part) in (dict, list) else ()
+        if inner and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+            return inner[0], True
+    return None, False
+
+
+def key_text(path: KeyPath) -> str:
+    """A key path as it is written on the command line and in messages: data.root, scenario.steps[0].domain."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return text.removeprefix(".")
 
 
 def _elsewhere(name: str) -> str:
@@ -185,6 +208,8 @@ def _word(annotation: Any) -> str:
             return f"list of {len(arguments)} {expectation(arguments[0]).replace('number', 'numbers')}"
         case origin if origin is dict or annotation is dict:
             return "keys and values"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(f'{name}: ...' for name in annotation.model_fields)}}}"
     return getattr(annotation, "__name__", str(annotation))
 
 

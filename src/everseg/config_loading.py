@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from everseg import presets, registry
-from everseg.config import RunConfig
+from everseg.config import DomainConfig, RunConfig
 from everseg.config_checks import (
     Problem,
     accepts_text_only,
+    key_text,
     method_problems,
     plain,
     run_problems,
+    section_in,
     shown,
 )
 from everseg.config_text import config_hash, difference, dump, fields, identity, to_json
@@ -38,12 +40,14 @@ ALIASES: dict[str, KeyPath] = {
 }
 """Keys that may be written without their section."""
 
-_OWNED: dict[KeyPath, str] = {
-    ("data", "dataset"): "options",
-    ("model", "name"): "options",
-    ("method", "name"): "*",
+_OWNED: dict[KeyPath, tuple[str, ...]] = {
+    ("data", "dataset"): ("options",),
+    ("model", "name"): ("options",),
+    ("method", "name"): ("*",),
 }
 """When such a name changes, these neighbours belonged to the old one and are dropped ("*": all)."""
+_OWNED_BY_DOMAIN = ("options", "rename")
+"""The same where the data set of a domain changes."""
 
 
 def load(
@@ -97,7 +101,7 @@ def _checked(tree: _Tree, problems: list[Problem], resolve: Callable[[Any], bool
 
 
 def _problem_text(path: KeyPath, text: str, origins: Mapping[KeyPath, Origin]) -> str:
-    key = ".".join(map(str, path))
+    key = key_text(path)
     for length in range(len(path), -1, -1):
         origin = origins.get(path[:length])
         if origin is not None and (origin.where or length == len(path)):
@@ -118,10 +122,14 @@ class _Tree:
     def merge(self, layer: Parsed) -> None:
         """Lay a mapping over what is there; mappings merge, everything else replaces."""
         layer = _expanded(layer)
-        for path in _OWNED:
+        owned = dict(_OWNED)
+        domains = _at(layer.value, ("data", "domains"))
+        for domain in domains if isinstance(domains, Mapping) else ():
+            owned["data", "domains", domain, "dataset"] = _OWNED_BY_DOMAIN
+        for path, neighbours in owned.items():
             name = _at(layer.value, path)
             if name is not None and name != self._effective(path):
-                self._drop(path)
+                self._drop(path, neighbours)
         _overlay(self.value, layer.value)
         new = {path: origin for path, origin in layer.origins.items() if path}
         stale = [
@@ -137,17 +145,15 @@ class _Tree:
         return _at(given, ("method", "name")) == _at(self.value, ("method", "name"))
 
     def _effective(self, path: KeyPath) -> Any:
-        default: Any = RunConfig()
-        for key in path:
-            default = getattr(default, str(key))
+        default: Any = DomainConfig() if path[1] == "domains" else getattr(RunConfig(), str(path[0]))
+        default = getattr(default, str(path[-1]))
         return _at(self.value, path, default)
 
-    def _drop(self, path: KeyPath) -> None:
-        section = self.value.get(str(path[0]))
-        owned = _OWNED[path]
+    def _drop(self, path: KeyPath, neighbours: Sequence[str]) -> None:
+        section = _at(self.value, path[:-1])
         if isinstance(section, dict):
             for key in list(section):
-                if key == owned or (owned == "*" and key != path[1]):
+                if key in neighbours or ("*" in neighbours and key != path[-1]):
                     del section[key]
 
 
@@ -287,11 +293,21 @@ def _texts(
         field = section.model_fields.get(key)
         if field is None:
             continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            if isinstance(value, dict):
-                _texts(value, origins, field.annotation, (*path, key))
+        here = (*path, key)
+        inner, several = section_in(field.annotation)
+        if inner is not None:
+            items: Iterable[tuple[Any, Any]] = [(None, value)]
+            if several:
+                items = (
+                    value.items()
+                    if isinstance(value, dict)
+                    else enumerate(value if isinstance(value, list) else ())
+                )
+            for name, item in items:
+                if isinstance(item, dict):
+                    _texts(item, origins, inner, here if name is None else (*here, name))
         elif isinstance(value, (int, float)) and accepts_text_only(field.annotation):
-            origin = origins.get((*path, key))
+            origin = origins.get(here)
             if origin is not None and origin.text is not None:
                 raw[key] = origin.text
             elif isinstance(value, int) and not isinstance(value, bool):

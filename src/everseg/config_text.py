@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from everseg.config import HARMLESS, RunConfig
+from everseg.config import HARMLESS, DomainConfig, RunConfig
 from everseg.config_checks import method_options
 from everseg.config_yaml import scalar
 
@@ -45,17 +46,29 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys; the mappings inside `options` stay whole."""
+    """Dotted keys; the mappings inside `options` and the list of steps stay whole."""
     for key, value in tree.items():
         if not prefix and key in SECTIONS:
             yield from _flat(value, f"{key}.")
+        elif f"{prefix}{key}" == "data.domains" and value:
+            for name, domain in value.items():
+                yield from _flat(domain, f"data.domains.{name}.")
         else:
             yield f"{prefix}{key}", value
 
 
+def is_harmless(key: str) -> bool:
+    """Whether a dotted key cannot change a run's result."""
+    return any(fnmatchcase(key, pattern) for pattern in HARMLESS)
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
-    """Everything that can change the result, dotted key -> value: the configuration without the harmless keys."""
-    return {key: value for key, value in _flat(to_json(config)) if key not in HARMLESS}
+    """Everything that can change the result, dotted key -> value: the configuration without the harmless keys.
+
+    Where there are domains, "data.domains" holds their order, which is that of the steps by default.
+    """
+    order = {"data.domains": list(config.data.domains)} if config.data.domains else {}
+    return {**{key: value for key, value in _flat(to_json(config)) if not is_harmless(key)}, **order}
 
 
 def config_hash(config: RunConfig) -> str:
@@ -85,7 +98,10 @@ def fields(config: RunConfig) -> list[tuple[str, Any, str]]:
     options = method_options(config.method.name)
     for key, value in _flat(to_json(config)):
         section, _, name = key.rpartition(".")
-        model: Any = RunConfig.model_fields[section].annotation if section else RunConfig
+        model: Any = RunConfig
+        if section:
+            domain = section.startswith("data.domains.")
+            model = DomainConfig if domain else RunConfig.model_fields[section].annotation
         field = model.model_fields.get(name)
         if field is not None:
             text = field.description or ""
