@@ -215,6 +215,15 @@ def test_a_full_disk_stops_and_leaves_no_partial_mask(
     assert leftovers(tmp_path) == []
 
 
+def test_a_new_mask_takes_the_place_of_the_old_one_which_is_never_written_to(tmp_path: Path) -> None:
+    mask = mask_of(annotate(tmp_path, "train/1/a"), "idd")
+    Image.new("L", (5, 3), 7).save(mask)
+    old = mask.read_bytes()
+    os.link(mask, tmp_path / "second name")
+    prepare("idd", tmp_path, overwrite=True)
+    assert (tmp_path / "second name").read_bytes() == old != mask.read_bytes()
+
+
 def test_a_mask_that_reads_back_differently_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
