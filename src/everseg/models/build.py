@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from everseg.config import ModelConfig
@@ -11,7 +12,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import check_norm
+from everseg.models.parts import BranchDecoder, check_norm, check_per_branch
 from everseg.models.pretrained import load_encoder_weights
 from everseg.models.resnet import ResNet
 from everseg.registry import BUILTIN, resolve
@@ -33,6 +34,7 @@ def deeplabv3(
     out_channels: int = 256,
     rates: Sequence[int] | None = None,
     pool_size: int | None = 32,
+    per_branch: str = "head",
 ) -> SegmentationModel:
     """Build DeepLabV3 on a ResNet with every dimension open; it has no outputs until it is grown.
 
@@ -42,6 +44,8 @@ def deeplabv3(
         blocks: as for `ResNet`; so are `bottleneck`, `stem`, `widths`, `outputs`, `stem_pool`.
         hidden: as for `DeepLabV3`; so are `out_channels`, `rates`, `pool_size`. Default rates: 6, 12, 18 at
             stride 16 and 12, 24, 32 at stride 8.
+        per_branch: what each branch owns: "head" = its classifiers, "decoder" = its DeepLabV3 head too, "norm" = the
+            encoder's norms too, "adapter" = 1x1 convolutions beside the encoder's 3x3 ones too.
 
     Raises:
         ConfigError: a dimension that cannot be.
@@ -60,15 +64,20 @@ def deeplabv3(
         "rates": None if rates is None else list(rates),
         "pool_size": pool_size,
     }
-    kind = check_norm(norm)
+    if per_branch != "head":
+        options["per_branch"] = (
+            per_branch  # left out otherwise: descriptions from before it existed stay equal
+        )
+    kind, choice = check_norm(norm), check_per_branch(per_branch)
     encoder = ResNet(
         blocks, bottleneck=bottleneck, stem=stem, widths=widths, outputs=outputs, output_stride=output_stride,
-        norm=kind, stem_pool=stem_pool,
+        norm=kind, stem_pool=stem_pool, per_branch=choice,
     )  # fmt: skip
-    decoder = DeepLabV3(
-        encoder.out_channels, hidden=hidden, out_channels=out_channels, rates=rates or RATES[output_stride],
-        norm=kind, pool_size=pool_size,
+    make = partial(
+        DeepLabV3, encoder.out_channels, hidden=hidden, out_channels=out_channels,
+        rates=rates or RATES[output_stride], norm=kind, pool_size=pool_size,
     )  # fmt: skip
+    decoder = make() if choice == "head" else BranchDecoder(make)
     return SegmentationModel(encoder, decoder, {"name": "deeplabv3", "options": options})
 
 

@@ -17,6 +17,7 @@ from everseg.models.parts import (
     BranchDecoder,
     BranchDict,
     PerBranch,
+    beside,
     check_per_branch,
     through,
 )
@@ -88,13 +89,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, branch: str | None) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        a = self.horizontal1(F.relu(self.vertical1(x)))
-        if self.adapter1 is not None:
-            a = a + through(self.adapter1, x, branch)
+        a = beside(self.horizontal1(F.relu(self.vertical1(x))), self.adapter1, x, branch)
         a = F.relu(through(self.norm1, a, branch))
-        b = self.horizontal2(F.relu(self.vertical2(a)))
-        if self.adapter2 is not None:
-            b = b + through(self.adapter2, a, branch)
+        b = beside(self.horizontal2(F.relu(self.vertical2(a))), self.adapter2, a, branch)
         b = self.dropout(through(self.norm2, b, branch))
         return F.relu(b + x)
 
@@ -114,6 +111,10 @@ class Encoder(nn.Module):
         blocks: blocks of the second and of the third stage.
         dropout: of the blocks of the second and of the third stage.
         per_branch: what each branch owns; with "norm" and "adapter" the paths differ from the first norm on.
+
+    Attributes:
+        fresh_norms: the norms do not start from pretrained ones. So it is in the authors' code (their norms' names
+            do not match the file's), and adapters, which are not pretrained, come before them.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.by_branch = per_branch in ("norm", "adapter")
-        adapters = per_branch == "adapter"
+        self.fresh_norms = adapters = per_branch == "adapter"
         norm = _branch_norm if self.by_branch else _norm
         self.down1 = Down(3, widths[0], norm)
         self.down2 = Down(widths[0], widths[1], norm)
@@ -232,9 +233,7 @@ def erfnet(
         "per_branch": choice, "dropout": list(dropout), "widths": list(widths), "blocks": list(blocks),
     }  # fmt: skip
     encoder = Encoder(widths, blocks, dropout, choice)
-    decoder = (
-        Decoder(widths) if choice == "head" else BranchDecoder(partial(Decoder, list(widths)), widths[0])
-    )
+    decoder = Decoder(widths) if choice == "head" else BranchDecoder(partial(Decoder, list(widths)))
     classifier = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
     return SegmentationModel(
         encoder, decoder, {"name": "erfnet", "options": options}, make_classifier=classifier

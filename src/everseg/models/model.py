@@ -114,6 +114,8 @@ class SegmentationModel(nn.Module):
         self.train(self.training)
         if grows:
             self.growth.append(grows)
+            for owner in owners:
+                owner.pretrained = None  # for the first branches only: a model read from disk has none either
 
     def freeze(
         self,

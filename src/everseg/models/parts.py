@@ -37,12 +37,21 @@ class BranchDict(nn.ModuleDict):
         make: makes the module of a new branch.
         init: what an entry that starts from another branch copies: its "weights" (running statistics stay fresh)
             or "all" (buffers too).
+
+    Attributes:
+        pretrained: weights and statistics of an entry that starts from no other branch; None = those of `make`.
     """
 
     def __init__(self, make: Callable[[], nn.Module], init: Literal["weights", "all"] = "weights") -> None:
         super().__init__()
         self.make = make
         self.init = init
+        self.pretrained: dict[str, Tensor] | None = None
+
+    def makes_norms(self) -> bool:
+        """Whether an entry is a norm."""
+        with torch.device("meta"):  # draws no random numbers
+            return isinstance(self.make(), NORM_TYPES)
 
     def check(self, name: str) -> None:
         """Stop unless a new branch may have this name: no dot, and no name that `nn.ModuleDict` itself uses.
@@ -79,6 +88,8 @@ class BranchDict(nn.ModuleDict):
                 made.to(like.device, like.dtype)  # before the copy, which must not round
             kept = dict(made.named_buffers()) if self.init == "weights" else {}
             made.load_state_dict({**origin.state_dict(), **kept}, strict=True)
+        elif self.pretrained is not None:
+            made.load_state_dict(self.pretrained, strict=True)
         self[name] = made
         return made
 
@@ -129,15 +140,15 @@ class BranchDecoder(nn.Module):
     A new branch that starts from another one copies its decoder whole, running statistics included.
 
     Args:
-        make: makes a branch's decoder.
-        out_channels: channels of the map that it gives.
+        make: makes a branch's decoder, which says `out_channels`.
     """
 
     by_branch = True
 
-    def __init__(self, make: Callable[[], nn.Module], out_channels: int) -> None:
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.out_channels = out_channels
+        with torch.device("meta"):  # draws no random numbers; wrong dimensions are told now
+            self.out_channels = cast(int, make().out_channels)
         self.paths = BranchDict(make, init="all")
 
     def forward(self, features: Mapping[str, Tensor], branch: str) -> Tensor:
@@ -151,6 +162,11 @@ def through(module: nn.Module, input: Tensor, branch: str | None) -> Tensor:
         assert branch is not None
         return module[branch](input)
     return module(input)
+
+
+def beside(output: Tensor, adapter: nn.Module | None, input: Tensor, branch: str | None) -> Tensor:
+    """Add what an adapter makes of a layer's input to the layer's output; without adapter, leave it."""
+    return output if adapter is None else output + through(adapter, input, branch)
 
 
 class BatchNorm(nn.BatchNorm2d):

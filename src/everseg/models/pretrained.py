@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,54 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError
+from everseg.models import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import NORM_EPS, AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
+from everseg.models.parts import (
+    NORM_EPS,
+    NORM_TYPES,
+    AbsBatchNorm,
+    BranchDict,
+    SyncAbsBatchNorm,
+    absolute_gamma,
+)
 
 log = logging.getLogger("everseg")
 
 CLASSIFIER = ("fc.", "classifier.", "head.", "last_linear.")
 """Beginnings of the names that belong to the image classifier, which is dropped."""
 WRAPPERS = ("model_state", "state_dict", "model")
+ERFNET_DOWN = ({"conv": "conv"}, {"bn": "norm"}, {"bn_ini": "norm"})
+"""Names in the original ERFNet -> ours of what a change of resolution has: shared; plain norms; owned by domains."""
+ERFNET_BLOCK = (
+    {
+        "conv3x1_1": "vertical1",
+        "conv1x3_1": "horizontal1",
+        "conv3x1_2": "vertical2",
+        "conv1x3_2": "horizontal2",
+    },
+    {"bn1": "norm1", "bn2": "norm2"},
+    {"parallel_conv_1": "adapter1", "bns_1": "norm1", "parallel_conv_2": "adapter2", "bns_2": "norm2"},
+)
+"""The same for a block."""
 _ABN_BLOCK = re.compile(r"mod([2-5])\.block([1-9]\d*)\.(convs\.(conv|bn)([123])|proj_(conv|bn))\.(\w+)")
 _ABN_STEM = re.compile(r"mod1\.(conv1|bn1)\.(\w+)")
 _OUR_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([123])|downsample\.([01]))\.(\w+)")
 
 
 def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = False) -> str:
-    """Fill the encoder from a file in torchvision, timm or In-place ABN names; the classifier is dropped.
+    """Fill the encoder from a file in torchvision, timm, In-place ABN or ERFNet names; the classifier is dropped.
 
     Args:
-        model: a model whose encoder is named as torchvision's ResNet.
+        model: a model, not grown yet, whose encoder is our ResNet or ERFNet or named as torchvision's ResNet.
         spec: a local .safetensors, .pth, .pt or .tar file, or `hf:org/name[@revision]`.
         download: allow `hf:` to use the network; a file that is in the cache already needs no permission.
 
     In-place ABN files hold weights w that mean gamma = |w| + 1e-5. Loaded into a "bn" or "abn" model, that gamma is
     written; loaded into an "iabn" model, w itself. Torchvision and timm files hold gamma; an "iabn" model gets
     w = gamma - 1e-5, which is impossible for negative gamma.
+
+    Where each branch has norms of its own, the branches of the model's first growth start from the file's norms.
+    MDIL's ERFNet ("adapter") takes the 110 tensors of the shared convolutions only, as the authors' code does.
 
     Returns:
         One sentence saying what was loaded.
@@ -47,25 +72,54 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     """
     path = _fetch(spec[3:], download) if spec.startswith("hf:") else Path(spec).expanduser()
     state = encoder_state(read_tensors(path), str(spec))
+    plain = _single_path(model.encoder)
     from_abn = any(name.startswith("mod1.") for name in state)
-    state, unknown = convert_encoder_names(state) if from_abn else (state, [])
+    unknown: list[str] = []
+    if from_abn:
+        state, unknown = convert_encoder_names(state)
+    elif isinstance(plain, erfnet.Encoder):
+        state, unknown = _convert_erfnet_names(state, plain)
     where = f"weights '{spec}'"
-    _check_names(model.encoder, state, unknown, where)
+    _check_names(plain, state, unknown, where)
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if broken:
         more = f" and {len(broken) - 20} more" if len(broken) > 20 else ""
         raise CheckpointError(
             f"{where} are not finite: {', '.join(broken[:20])}{more}; fetch or save the file again"
         )
-    note = _convert_gammas(model.encoder, state, from_abn, where)
-    own = model.encoder.state_dict()
-    for name in own:
+    note = _convert_gammas(plain, state, from_abn, where)
+    for name, value in plain.state_dict().items():
         if name.endswith("num_batches_tracked"):
-            state.setdefault(name, torch.zeros_like(own[name]))
-    model.encoder.load_state_dict(state, strict=True)
-    sentence = f"encoder: {len(state)} tensors from {spec}{note}"
+            state.setdefault(name, torch.zeros_like(value))
+    plain.load_state_dict(state, strict=True)
+    used = _adopt(model.encoder, plain)
+    sentence = f"encoder: {used} tensors from {spec}{note}"
     log.info(sentence)
     return sentence
+
+
+def _single_path(encoder: nn.Module) -> nn.Module:
+    """Copy an encoder, with one norm where each branch has its own and without adapters: what a file can fill."""
+    plain = copy.deepcopy(encoder)
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BranchDict) and child.makes_norms():
+                setattr(parent, name, child.make())
+    return plain
+
+
+def _adopt(encoder: nn.Module, plain: nn.Module) -> int:
+    """Take over the weights of `_single_path`'s copy; return how many tensors were used."""
+    loaded = plain.state_dict()
+    used = {name: loaded[name] for name in encoder.state_dict()}
+    encoder.load_state_dict(used, strict=True)
+    count = len(used)
+    for name, owner in encoder.named_modules():
+        norm = None if getattr(encoder, "fresh_norms", False) else plain.get_submodule(name)
+        if isinstance(owner, BranchDict) and isinstance(norm, NORM_TYPES):
+            owner.pretrained = norm.state_dict()
+            count += len(owner.pretrained)
+    return count
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -127,6 +181,45 @@ def convert_encoder_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
             unknown.append(name)
         else:
             renamed[new] = value
+    return renamed, unknown
+
+
+def erfnet_modules(blocks: Sequence[int], branches: Sequence[str] | None = None) -> dict[str, str]:
+    """Name the modules of ERFNet's encoder in the original projects and here.
+
+    Args:
+        blocks: blocks of its second and third stage.
+        branches: our branches in the order of MDIL's domains, which number them; None = the plain ERFNet.
+
+    Returns:
+        Their name -> ours, without `encoder.`, of everything that has weights.
+    """
+    stages = ["down1", "down2", *(f"blocks2.{i}" for i in range(blocks[0]))]
+    stages += ["down3", *(f"blocks3.{i}" for i in range(blocks[1]))]
+    names: dict[str, str] = {}
+    for index, stage in enumerate(stages):
+        layer = f"layers.{index - 1}" if index else "initial_block"
+        shared, plain, owned = ERFNET_DOWN if stage.startswith("down") else ERFNET_BLOCK
+        names |= {f"{layer}.{theirs}": f"{stage}.{ours}" for theirs, ours in shared.items()}
+        if branches is None:
+            names |= {f"{layer}.{theirs}": f"{stage}.{ours}" for theirs, ours in plain.items()}
+        for number, branch in enumerate(branches or ()):
+            names |= {f"{layer}.{t}.{number}": f"{stage}.{o}.{branch}" for t, o in owned.items()}
+    return names
+
+
+def _convert_erfnet_names(
+    state: Mapping[str, Tensor], encoder: erfnet.Encoder
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename the plain ERFNet encoder's weights (`features.encoder.initial_block.conv.weight`) to ours."""
+    modules = erfnet_modules((len(encoder.blocks2), len(encoder.blocks3)))
+    renamed, unknown = {}, []
+    for name, value in state.items():
+        module, _, leaf = name.removeprefix("features.").removeprefix("encoder.").rpartition(".")
+        if module in modules:
+            renamed[f"{modules[module]}.{leaf}"] = value
+        elif module != "output_conv":  # the classifier of the encoder's own training
+            unknown.append(name)
     return renamed, unknown
 
 

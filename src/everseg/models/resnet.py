@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import NormKind, build_activation, build_norm
+from everseg.models.parts import (
+    BranchDict,
+    NormKind,
+    PerBranch,
+    beside,
+    build_activation,
+    build_norm,
+    through,
+)
 
 STRIDES = {
     # output stride, stem pools -> stride and dilation of the four stages
@@ -18,61 +28,80 @@ STRIDES = {
 }
 
 
+MakeNorm = Callable[[int], nn.Module]
+
+
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut; with adapters, a branch's 1x1 convolution beside each of the two."""
 
     def __init__(
-        self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind
-    ) -> None:
+        self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind,
+        make_norm: MakeNorm, adapters: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = _conv3(channels, width, stride, dilation)
-        self.bn1 = build_norm(norm, width)
+        self.adapter1 = _adapter(channels, width, stride) if adapters else None
+        self.bn1 = make_norm(width)
         self.conv2 = _conv3(width, out, 1, dilation)
-        self.bn2 = build_norm(norm, out)
+        self.adapter2 = _adapter(width, out, 1) if adapters else None
+        self.bn2 = make_norm(out)
         self.act = build_activation(norm)
         self.last_act = build_activation(norm, after_sum=True)
-        self.downsample = _shortcut(channels, out, stride, norm)
+        self.downsample = _shortcut(channels, out, stride, make_norm)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, branch: str | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
-        x = self.act(self.bn1(self.conv1(input)))
-        x = self.bn2(self.conv2(x))
-        return self.last_act(x + (input if self.downsample is None else self.downsample(input)))
+        x = beside(self.conv1(input), self.adapter1, input, branch)
+        x = self.act(through(self.bn1, x, branch))
+        x = beside(self.conv2(x), self.adapter2, x, branch)
+        return self.last_act(through(self.bn2, x, branch) + _skip(self.downsample, input, branch))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the 3x3 one carries stride and dilation."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; stride, dilation and adapters are the 3x3 one's."""
 
     def __init__(
-        self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind
-    ) -> None:
+        self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind,
+        make_norm: MakeNorm, adapters: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = build_norm(norm, width)
+        self.bn1 = make_norm(width)
         self.conv2 = _conv3(width, width, stride, dilation)
-        self.bn2 = build_norm(norm, width)
+        self.adapter2 = _adapter(width, width, stride) if adapters else None
+        self.bn2 = make_norm(width)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
-        self.bn3 = build_norm(norm, out)
+        self.bn3 = make_norm(out)
         self.act = build_activation(norm)
         self.last_act = build_activation(norm, after_sum=True)
-        self.downsample = _shortcut(channels, out, stride, norm)
+        self.downsample = _shortcut(channels, out, stride, make_norm)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, branch: str | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
-        x = self.act(self.bn1(self.conv1(input)))
-        x = self.act(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        return self.last_act(x + (input if self.downsample is None else self.downsample(input)))
+        x = self.act(through(self.bn1, self.conv1(input), branch))
+        x = beside(self.conv2(x), self.adapter2, x, branch)
+        x = self.act(through(self.bn2, x, branch))
+        x = through(self.bn3, self.conv3(x), branch)
+        return self.last_act(x + _skip(self.downsample, input, branch))
 
 
 def _conv3(channels: int, out: int, stride: int, dilation: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
 
-def _shortcut(channels: int, out: int, stride: int, norm: NormKind) -> nn.Sequential | None:
+def _adapter(channels: int, out: int, stride: int) -> BranchDict:
+    """No bias: a norm follows."""
+    return BranchDict(partial(nn.Conv2d, channels, out, 1, stride=stride, bias=False))
+
+
+def _shortcut(channels: int, out: int, stride: int, make_norm: MakeNorm) -> nn.Sequential | None:
     if stride == 1 and channels == out:
         return None
-    return nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), build_norm(norm, out))
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), make_norm(out))
+
+
+def _skip(shortcut: nn.Sequential | None, input: Tensor, branch: str | None) -> Tensor:
+    return input if shortcut is None else through(shortcut[1], shortcut[0](input), branch)
 
 
 class ResNet(nn.Module):
@@ -90,6 +119,9 @@ class ResNet(nn.Module):
         output_stride: input pixels per cell of the last map, 16 or 8, reached by dilation.
         norm: "bn", "abn" or "iabn".
         stem_pool: 3x3 max pooling after the stem (stride 4 in all); without it, small images keep more detail.
+        per_branch: what each branch owns: with "norm" all norms, with "adapter" also a parallel 1x1 convolution
+            beside each 3x3 one, whose output is added before the norm (Rebuffi et al., CVPR 2018). The paths differ
+            from the first norm on, and `forward` takes the branches and returns the maps of each.
     """
 
     def __init__(
@@ -103,15 +135,18 @@ class ResNet(nn.Module):
         output_stride: int = 16,
         norm: NormKind = "abn",
         stem_pool: bool = True,
+        per_branch: PerBranch = "head",
     ) -> None:
         super().__init__()
+        self.by_branch = per_branch in ("norm", "adapter")
         outputs = [w * 4 if bottleneck else w for w in widths] if outputs is None else outputs
         if not len(blocks) == len(widths) == len(outputs) == 4 or min(*blocks, *widths, *outputs, stem) < 1:
             raise ConfigError("model.options: blocks, widths and outputs need four positive numbers each")
         if (output_stride, stem_pool) not in STRIDES:
             raise ConfigError(f"model.output_stride: must be 16 or 8, not {output_stride}")
+        make_norm = partial(_branch_norm if self.by_branch else build_norm, norm)
         self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
-        self.bn1 = build_norm(norm, stem)
+        self.bn1 = make_norm(stem)
         self.act = build_activation(norm)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if stem_pool else nn.Identity()
         block = Bottleneck if bottleneck else BasicBlock
@@ -122,16 +157,31 @@ class ResNet(nn.Module):
             for i in range(blocks[k]):
                 stride = strides[k] if i == 0 else 1
                 stage.append(
-                    block(channels, widths[k], outputs[k], stride=stride, dilation=dilations[k], norm=norm)
-                )
+                    block(
+                        channels, widths[k], outputs[k], stride=stride, dilation=dilations[k], norm=norm,
+                        make_norm=make_norm, adapters=per_branch == "adapter",
+                    )
+                )  # fmt: skip
                 channels = outputs[k]
             self.add_module(f"layer{k + 1}", nn.Sequential(*stage))
         self.out_channels = channels
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first."""
-        x = self.pool(self.act(self.bn1(self.conv1(image))))
+    def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
+        """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; with paths, for each branch."""
+        start = self.conv1(image)
+        if not self.by_branch:
+            return self._path(start, None)
+        return {branch: self._path(start, branch) for branch in branches or ()}
+
+    def _path(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
+        x = self.pool(self.act(through(self.bn1, start, branch)))
         features = {}
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            x = features[name] = getattr(self, name)(x)
+            for block in getattr(self, name):
+                x = block(x, branch)
+            features[name] = x
         return features
+
+
+def _branch_norm(kind: NormKind, channels: int) -> BranchDict:
+    return BranchDict(partial(build_norm, kind, channels))
