@@ -10,7 +10,7 @@ import pytest
 
 from everseg import presets, registry
 from everseg.config import RunConfig
-from everseg.config_loading import load
+from everseg.config_loading import difference, load
 from everseg.errors import ConfigError
 
 
@@ -145,7 +145,100 @@ def test_camvid_trains_with_void_ignored_and_is_scored_on_its_test_split() -> No
     assert (scenario.policy, scenario.protocol, scenario.test_split) == ("ignore-void", "overlapped", "test")
 
 
+PAPER = ("cs-bdd", "cs-idd", "cs-bdd-idd", "cs-idd-bdd")
+
+
+@pytest.mark.parametrize("sequence", PAPER)
+def test_mdil_trains_as_published(sequence: str) -> None:
+    """Garg et al., WACV 2022, section 4, and the authors' scripts."""
+    config = load(f"{sequence}-mdil")
+    data, train = config.data, config.train
+    assert list(data.domains) == sequence.split("-")
+    names = {"cs": "cityscapes", "bdd": "bdd100k", "idd": "idd"}
+    assert all(domain.dataset == names[key] for key, domain in data.domains.items())
+    assert (data.transform, data.size, data.shift, data.shift_fill, data.flip) == (
+        "resize",
+        (512, 1024),
+        2,
+        "void",
+        0.5,
+    )
+    assert (data.normalisation, data.evaluation) == ("unit", "resize")
+    assert (config.scenario.kind, config.scenario.steps) == ("domain-incremental", None)
+    assert (config.scenario.class_weights, config.scenario.void_channel) == ("published", True)
+    assert config.scenario.test_split == "val"
+    assert (train.optimizer, train.lr, train.lr_next, train.betas) == ("adam", 5e-4, None, (0.9, 0.999))
+    assert (train.weight_decay, train.epochs, train.epochs_next, train.batch) == (1e-4, 150, None, 6)
+    assert (train.schedule, train.schedule_by, train.power) == ("poly", "epoch", 0.9)
+    assert (config.model.name, config.model.options) == ("erfnet", {"per_branch": "adapter"})
+    options = config.method.options
+    assert (config.method.name, options["kd_weight"], options["shared_lr_scale"]) == ("mdil", 0.1, 0.01)
+    assert options["frozen_statistics"] is True
+    assert (options["kl"], options["updates"], options["teacher_statistics"]) == ("log", "one", "running")
+
+
+def test_the_authors_form_of_mdil_is_a_preset_that_differs_in_its_quirks_only() -> None:
+    ours, theirs = load("cs-bdd-idd-mdil"), load("cs-bdd-idd-mdil-authors")
+    changed = {row.split(":")[0]: row for row in difference(ours, theirs)}
+    assert {key: row.split("-> ")[1] for key, row in changed.items()} == {
+        "data.shift_fill": '"authors"',
+        "method.kl": '"probabilities"',
+        "method.updates": '"two-legacy"',
+        "method.teacher_statistics": '"authors"',
+        "method.frozen_statistics": "false",
+    }
+
+
+@pytest.mark.parametrize("sequence", [*PAPER, "camvid-day-dusk", "demo-day-dusk"])
+def test_the_baselines_share_one_encoder_and_differ_in_one_thing_each(sequence: str) -> None:
+    ft = load(f"{sequence}-ft")
+    assert ft.model.options["per_branch"] == "decoder"
+    assert ft.method.name == "ft"
+    for name, key in (
+        ("fe", "method.freeze_encoder"),
+        ("multi", "scenario.joint"),
+        ("single", "scenario.single"),
+    ):
+        assert difference(ft, load(f"{sequence}-{name}")) == [f"{key}: false -> true"]
+    rows = difference(ft, load(f"{sequence}-mdil"))
+    assert {row.split(":")[0].split(".")[0] for row in rows} == {"model", "method"}
+
+
+def test_class_incremental_methods_run_on_domains_with_their_published_numbers() -> None:
+    listed = presets.names()
+    for method in ("lwf", "lwf-mc", "ilt", "ewc", "rw", "pi"):
+        assert f"camvid-day-dusk-{method}" in listed
+        published = load(f"voc-15-5-{method}").method
+        assert load(f"camvid-day-dusk-{method}").method == published
+        assert f"cs-bdd-{method}" in presets.names(every=True)
+
+
+def test_the_domains_of_camvid_are_its_sequences_under_one_root() -> None:
+    config = load("camvid-day-dusk-mdil", ["data.root=DIR"])
+    assert {name: (d.dataset, d.root, d.options) for name, d in config.data.domains.items()} == {
+        "day": ("camvid", None, {"sequence": "day"}),
+        "dusk": ("camvid", None, {"sequence": "dusk"}),
+    }
+    assert config.scenario.test_split == "test"  # the only other split that shows both
+
+
+@pytest.mark.parametrize(("name", "base", "added"), [("camvid-mixed", 8, 3), ("demo-mixed", 4, 2)])
+def test_mixed_presets_add_classes_to_one_domain_and_then_another_domain(
+    name: str, base: int, added: int
+) -> None:
+    assert {f"{name}-{method}" for method in ("mdil+mib", "ft")} <= set(presets.names())
+    config = load(f"{name}-mdil+mib")
+    first, second, third = config.scenario.steps or ()
+    assert (first.domain, len(first.classes or ()), first.add) == ("day", base, None)
+    assert (second.domain, second.classes, len(second.add or ())) == ("day", None, added)
+    assert (third.domain, third.classes, third.add) == ("dusk", None, None)
+    assert config.method.name == "mdil+mib"
+    assert f"{name}-single" not in presets.names(every=True)
+
+
 def test_unknown_names_get_the_nearest_one_and_a_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'cs-bdd-idd-mdil'\?"):
+        presets.load_preset("cs-bdd-idd-mdill")
     with pytest.raises(ConfigError, match=r"did you mean 'voc-15-5-mib'\?.*scenario\.task=") as caught:
         presets.load_preset("voc-15-5-mibb")
     assert "voc-15-5-mib scenario.task" in str(caught.value)

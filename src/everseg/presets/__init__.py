@@ -1,7 +1,8 @@
 """Every published setting under its name, composed of small parts (floor 1).
 
 Names read `<data>-<task>[-<protocol>]-<method>`: voc-15-5-mib, voc-15-1-overlapped-mib, ade-100-50b-lwf,
-voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-ft.
+voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-ft; and over domains
+`<domains>-<method>`: cs-bdd-idd-mdil, camvid-day-dusk-ft, camvid-mixed-mdil+mib (classes and domains).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from everseg.errors import ConfigError
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
 JOINT = "joint"
 OFFLINE = "offline"
+MIXED_METHODS = ("mdil+mib", "mdil", "mib", "ft", "multi")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,15 @@ class _Preset:
     """A method's name, or "joint"."""
     listed: bool
     """Shown by `names()`: a published combination under its shortest name."""
+
+
+@dataclass(frozen=True)
+class _DomainPreset:
+    group: str
+    """Key of domains.yaml."""
+    sequence: str
+    method: str
+    listed: bool
 
 
 @cache
@@ -48,6 +59,20 @@ def _table() -> dict[str, _Preset]:
         for method in ([*_part("methods"), JOINT] if task != OFFLINE else ["ft"])
         for name, protocol, listed in _spellings(data, str(task), settings, method)
     }
+
+
+@cache
+def _domain_table() -> dict[str, _DomainPreset]:
+    methods = list(_part("domain_methods"))
+    result = {}
+    for group, settings in _part("domains").items():
+        mixed = settings.get("mixed", {})
+        for sequence in (*settings["sequences"], *mixed):
+            listed = MIXED_METHODS if sequence in mixed else settings["listed"]
+            for method in listed if sequence in mixed else (m for m in methods if m != "mdil+mib"):
+                name = f"{sequence}-{method}"
+                result[name] = _DomainPreset(group, sequence, method, method in listed)
+    return result
 
 
 def _spellings(
@@ -73,7 +98,8 @@ def names(*, every: bool = False) -> list[str]:
     Args:
         every: with the aliases (15-5s = 15-1), the spelt-out defaults and the protocols nobody published.
     """
-    return [name for name, preset in _table().items() if every or preset.listed]
+    tables = (_table(), _domain_table())
+    return [name for table in tables for name, preset in table.items() if every or preset.listed]
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -85,6 +111,8 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: unknown name, with the nearest one.
     """
+    if name in _domain_table():
+        return {"name": name, **_domain_config(_domain_table()[name])}
     preset = _table().get(name)
     if preset is None:
         raise ConfigError(_unknown(name))
@@ -102,13 +130,38 @@ def load_preset(name: str) -> dict[str, Any]:
     return {"name": name, **config}
 
 
+def _domain_config(preset: _DomainPreset) -> dict[str, Any]:
+    group = _part("domains")[preset.group]
+    config = _merged(group["config"], _part("domain_methods")[preset.method])
+    if preset.sequence in group["sequences"]:
+        order, steps = group["sequences"][preset.sequence], None
+    else:
+        steps = group["mixed"][preset.sequence]
+        order = dict.fromkeys(step["domain"] for step in steps)
+    domains = {domain: group["domains"][domain] for domain in order}
+    scenario = {"kind": "domain-incremental"} | ({"steps": steps} if steps else {})
+    method = {"method": _part("methods").get(preset.method, {})}
+    return copy.deepcopy(_merged(config, {"data": {"domains": domains}, "scenario": scenario, **method}))
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings in a new one; where both hold mappings these merge, else `over` counts."""
+    both = {
+        key: _merged(under[key], value)
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+        else value
+        for key, value in over.items()
+    }
+    return {**under, **both}
+
+
 def _key(preset: _Preset) -> str | int:
     tasks = _part("tasks")[preset.data]
     return preset.task if preset.task in tasks else int(preset.task)
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, list(_table()), n=1)
+    near = difflib.get_close_matches(name, [*_domain_table(), *_table()], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     data = next((data for data in _part("data") if name.startswith(f"{data}-")), None)
     own = f"; for another task: everseg run {_example(data)} scenario.task=..." if data else ""
