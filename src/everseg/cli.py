@@ -155,6 +155,8 @@ def evaluate(
             f", {branch}" if len(result["branches"]) > 1 else ""
         )
         console_of_stdout().print(tables.scores_table(title, scores))
+    if "inferred" in result:
+        console_of_stdout().print(tables.inferred_table(result))
 
 
 @app.command()
@@ -163,6 +165,8 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
     step: Step = None,
+    domain: Domain = None,
+    infer_domain: InferDomain = False,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
@@ -171,7 +175,9 @@ def predict(
     from everseg import api, registry
 
     builder = None if model is None else registry.resolve("model", model)
-    written = api.predict(path, images, out, step=step, builder=builder)
+    written = api.predict(
+        path, images, out, step=step, builder=builder, domain=domain, infer_domain=infer_domain
+    )
     say(f"{len(written)} masks and overlays in {out}; classes.json there names the ids")
 
 
@@ -303,11 +309,46 @@ def import_mib(
     if back:
         say(f"wrote {api.export_mib(source, out)}")
         return
-    names = [name.strip() for name in classes.split(",")] if classes else []
     if output_stride not in (8, 16):
         raise ConfigError(f"--output-stride: expected 8 or 16, got {output_stride}")
-    folder = api.import_mib(source, out, norm=norm, output_stride=output_stride, classes=names)
+    folder = api.import_mib(source, out, norm=norm, output_stride=output_stride, classes=_listed(classes))
     say(f"wrote {folder}; use it with: everseg predict {folder} IMAGES -o out")
+
+
+@import_app.command("mdil")
+def import_mdil(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth.tar; with --back our folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder; with --back the file to write.")],
+    back: Annotated[
+        bool, typer.Option("--back", help="Write one of our models in the original layout.")
+    ] = False,
+    domains: Annotated[
+        str, typer.Option(help="Names of the domains in the order they were learnt, separated by commas.")
+    ] = "",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class names of a domain in output order, without void, separated by commas; once each."
+        ),
+    ] = None,
+) -> None:
+    """Turn an original MDIL checkpoint of any step into a model folder, or back."""
+    from everseg import api
+
+    if back:
+        say(f"wrote {api.export_mdil(source, out)}")
+        return
+    folder = api.import_mdil(
+        source, out, domains=_listed(domains), classes=[_listed(names) for names in classes or ()]
+    )
+    say(f"wrote {folder}; use it with: everseg predict {folder} IMAGES -o out")
+
+
+def _listed(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Original MiB checkpoints to model folders of everseg, and back (floor 6)."""
+"""Original MiB and MDIL checkpoints to model folders of everseg, and back (floor 6)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
 from everseg.engine.checkpoint import save_folder, write_bytes
 from everseg.errors import CheckpointError, ConfigError
-from everseg.interop import mib
+from everseg.interop import mdil, mib
+from everseg.labels import SYNTHETIC_VOID
+from everseg.models.model import SegmentationModel
 from everseg.predictor import load
+
+MDIL_SIZE = (512, 1024)
+"""Height and width to which MDIL's code resizes all images."""
 
 
 def import_mib(
@@ -33,9 +40,7 @@ def import_mib(
     Raises:
         CheckpointError: not readable without running code from it, or its keys do not make a whole model.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    out = _new_folder(out)
     state = mib.read(Path(checkpoint))
     try:
         model = mib.load(state, norm=norm, output_stride=output_stride)
@@ -51,24 +56,104 @@ def import_mib(
         raise ConfigError(f"--classes: the checkpoint has {total} outputs, {len(names)} names were given")
     starts = np.cumsum([0, *sizes])
     groups = [list(range(int(a), int(b))) for a, b in itertools.pairwise(starts)]
-    document = {
-        "architecture": model.describe(),
-        "branches": {branch: {"groups": groups, "names": names, "background": 0}},
-        "step": len(sizes) - 1,
-        "source": f"MiB checkpoint {Path(checkpoint).name}",
-    }
-    folder = out / "final"
-    save_folder(folder, {"model": model.state_dict(), "method_state": {}}, {"classes": document})
-    return folder
+    branches = {branch: {"groups": groups, "names": names, "background": 0}}
+    return _save(out, model, branches, step=len(sizes) - 1, source=f"MiB checkpoint {Path(checkpoint).name}")
 
 
 def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
     """Write a model back in the original MiB layout (`model_state` with `module.` names), loadable by that code."""
-    target = Path(checkpoint)
+    target = _new_file(checkpoint)
+    state = {name: value.cpu() for name, value in mib.dump(load(path).model).items()}
+    _write(target, {"epoch": 0, "model_state": state, "best_score": 0.0, "trainer_state": {}})
+    return target
+
+
+def import_mdil(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    domains: Sequence[str] = (),
+    classes: Sequence[Sequence[str]] = (),
+) -> Path:
+    """Turn an original MDIL checkpoint of any step into a model folder that `load` and `predict` read.
+
+    Args:
+        domains: names of the domains in the order they were learnt; default domain1, domain2, ...
+        classes: for each domain its class names in output order; the last output is the original's void and may be
+            left out. Default: Cityscapes' names for 20 outputs (BDD100K's are the same), IDD's for 27, else class 0,
+            class 1, ...
+
+    Raises:
+        ConfigError: wrong numbers of names, or `out` is in use.
+        CheckpointError: not readable without running code from it, or its keys do not make a whole model.
+    """
+    out = _new_folder(out)
+    state = mdil.read(Path(checkpoint))
+    try:
+        model = mdil.load(state, domains=domains)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"'{checkpoint}': {error}; give the .pth.tar that MDIL's training scripts wrote for a step"
+        ) from None
+    if classes and len(classes) != len(model.branches):
+        raise ConfigError(
+            f"--classes: the checkpoint has {len(model.branches)} domains, {len(classes)} lists of names were given"
+        )
+    branches = {}
+    for number, branch in enumerate(model.branches):
+        total = model.head(branch).num_classes
+        names = _with_void(branch, total, tuple(classes[number]) if classes else ())
+        groups = [[*range(total - 1), SYNTHETIC_VOID]]
+        branches[branch] = {"groups": groups, "names": names, "background": None}
+    return _save(
+        out, model, branches, step=len(branches) - 1, source=f"MDIL checkpoint {Path(checkpoint).name}",
+        domains=list(branches), size=list(MDIL_SIZE), evaluation="resize", normalisation="unit",
+    )  # fmt: skip
+
+
+def export_mdil(path: str | Path, checkpoint: str | Path) -> Path:
+    """Write a model back in the original MDIL layout (`state_dict` with `module.` names), loadable by that code."""
+    target = _new_file(checkpoint)
+    state = {name: value.cpu() for name, value in mdil.dump(load(path).model).items()}
+    _write(target, {"epoch": 0, "arch": "erfnet", "state_dict": state, "best_acc": 0.0, "optimizer": {}})
+    return target
+
+
+def _with_void(branch: str, total: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of a domain's outputs, the last one void's."""
+    if not names:
+        known = {len(known) + 1: known for known in (CITYSCAPES_CLASSES, IDD_CLASSES)}
+        names = tuple(known.get(total, [f"class {i}" for i in range(total - 1)]))
+    if len(names) == total - 1:
+        return (*names, "void")
+    if len(names) != total:
+        raise ConfigError(
+            f"--classes: domain '{branch}' has {total} outputs, the last one void; {len(names)} names were given"
+        )
+    return names
+
+
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    return out
+
+
+def _new_file(target: str | Path) -> Path:
+    target = Path(target)
     if target.exists():
         raise ConfigError(f"{target} exists; give a new file name")
-    state = {name: value.cpu() for name, value in mib.dump(load(path).model).items()}
-    buffer = io.BytesIO()
-    torch.save({"epoch": 0, "model_state": state, "best_score": 0.0, "trainer_state": {}}, buffer)
-    write_bytes(target, buffer.getvalue())
     return target
+
+
+def _save(out: Path, model: SegmentationModel, branches: dict[str, Any], **more: Any) -> Path:
+    document = {"architecture": model.describe(), "branches": branches, **more}
+    save_folder(out / "final", {"model": model.state_dict(), "method_state": {}}, {"classes": document})
+    return out / "final"
+
+
+def _write(target: Path, checkpoint: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_bytes(target, buffer.getvalue())

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,12 +49,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).expanduser().is_file():
         raise ConfigError(f"'{path}': no such file; give the .pth that MiB's run.py wrote for a step")
-    # Old checkpoints carry their best score as a numpy number; nothing but plain numbers can be made of these.
-    scalar = np.float64(0).__reduce__()[0]
-    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    numbers += [np.dtype, *(type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4"))]
-    with torch.serialization.safe_globals(numbers):
-        return _weights(read_tensors(Path(path).expanduser()), f"'{path}'")
+    return _weights(read_tensors(Path(path).expanduser()), f"'{path}'")
 
 
 def load(

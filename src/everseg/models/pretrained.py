@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -139,8 +140,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}") from None
+    # Old checkpoints carry their best score as a numpy number; nothing but plain numbers can be made of these.
+    scalar = np.float64(0).__reduce__()[0]
+    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    numbers += [np.dtype, *(type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4"))]
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(numbers):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file makes the unpickler raise nearly anything
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise CheckpointError(

@@ -1,0 +1,185 @@
+"""Read and write the checkpoints of MDIL's original code (floor 6).
+
+Their names: `encoder.initial_block`, `encoder.layers.<i>` and `decoder.<domain>`, usually after `module.`; what a
+domain owns in the encoder ends in its number: `bn_ini.<t>`, `bns_1.<t>`, `parallel_conv_1.<t>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everseg.errors import CheckpointError, ConfigError
+from everseg.models.erfnet import erfnet
+from everseg.models.model import SegmentationModel
+from everseg.models.pretrained import ERFNET_BLOCK, ERFNET_DOWN, erfnet_modules, read_tensors
+
+__all__ = ["dump", "load", "names", "read"]
+
+DECODER = ("up2", "blocks2.0", "blocks2.1", "up1", "blocks1.0", "blocks1.1")
+"""Our names of the `layers` of a domain's decoder."""
+_MOST = 20
+
+
+def names(branches: Sequence[str], blocks: Sequence[int] = (5, 8)) -> dict[str, str]:
+    """Name the modules of the whole network in the original code and here.
+
+    Args:
+        branches: our branches in the order of the domains.
+        blocks: blocks of the encoder's second and third stage.
+
+    Returns:
+        Their name (without `module.`) -> ours, of everything that has weights or statistics.
+    """
+    table = {f"encoder.{t}": f"encoder.{o}" for t, o in erfnet_modules(blocks, branches).items()}
+    for number, branch in enumerate(branches):
+        for layer, ours in enumerate(DECODER):
+            shared, plain, _ = ERFNET_DOWN if ours.startswith("up") else ERFNET_BLOCK
+            for part, own in {**shared, **plain}.items():
+                table[f"decoder.{number}.layers.{layer}.{part}"] = f"decoder.paths.{branch}.{ours}.{own}"
+        table[f"decoder.{number}.output_conv"] = f"heads.{branch}.classifiers.0"
+    return table
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of an original checkpoint without running code from it.
+
+    Returns:
+        Their state dict, without `module.`.
+
+    Raises:
+        ConfigError: no such file.
+        CheckpointError: damaged, unsafe, or without weights.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"'{path}': no such file; give a checkpoint that MDIL's training scripts wrote")
+    return _weights(read_tensors(path), f"'{path}'")
+
+
+def load(
+    state_dict: Mapping[str, Any],
+    *,
+    domains: Sequence[str] = (),
+    dropout: Sequence[float] = (0.03, 0.3),
+) -> SegmentationModel:
+    """Build the model of an original checkpoint; domains, classes and sizes follow from its names and shapes.
+
+    Args:
+        state_dict: their weights, with or without `module.`, or the whole checkpoint with `state_dict`.
+        domains: names of the branches in the order they were learnt; default domain1, domain2, ...
+        dropout: of the encoder; the file does not say.
+
+    Returns:
+        The model in training mode, with its own copies of the tensors, in the tensors' dtype.
+
+    Raises:
+        ConfigError: another number of names than the checkpoint has domains.
+        CheckpointError: leftover, missing or ill-shaped entries (at most 20 are listed).
+    """
+    theirs = _weights(state_dict, "state dict")
+    options, classes = _dimensions(theirs)
+    branches = tuple(domains) or tuple(f"domain{number}" for number in range(1, len(classes) + 1))
+    if len(set(branches)) != len(classes) or len(branches) != len(classes):
+        raise ConfigError(
+            f"--domains: the checkpoint has {len(classes)} domains; give as many different names, "
+            f"not {', '.join(branches)}"
+        )
+    with torch.device("meta"):
+        model = erfnet(dropout=dropout, **options)
+        for branch, number in zip(branches, classes, strict=True):
+            model.grow({branch: number})
+    table, own = names(branches, options["blocks"]), model.state_dict()
+    ours = {_renamed(name, table): value for name, value in theirs.items()}
+    back = {new: old for old, new in table.items()}
+    _stop("unexpected", [name for name in theirs if _renamed(name, table) not in own])
+    _stop("missing", [str(_renamed(name, back)) for name in own if name not in ours])
+    _stop(
+        "ill-shaped",
+        [
+            f"{_renamed(name, back)} {tuple(ours[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if ours[name].shape != value.shape
+        ],
+    )
+    model.load_state_dict({n: ours[n].detach().clone() for n in own}, strict=True, assign=True)
+    return model
+
+
+def dump(model: SegmentationModel, prefix: str = "module.") -> dict[str, Tensor]:
+    """Give a model's weights their original names: the inverse of `load`.
+
+    Args:
+        model: an ERFNet with adapters per branch; its branches become the domains in their order.
+        prefix: put before every name; the original code writes "module.".
+
+    Raises:
+        ConfigError: the original code cannot express the model: another architecture, what its branches own, or a
+            branch whose classes were taught in several steps.
+    """
+    options = model.description.get("options", {})
+    if model.description.get("name") != "erfnet" or options.get("per_branch") != "adapter":
+        raise ConfigError("the original MDIL code has one network: erfnet with per_branch 'adapter'")
+    grown = [branch for branch in model.branches if len(model.head(branch).sizes) != 1]
+    if grown or not model.branches:
+        what = (
+            f"branch '{grown[0]}' learnt its classes in several steps"
+            if grown
+            else "the model has no outputs"
+        )
+        raise ConfigError(f"the original MDIL code cannot express this model: {what}")
+    back = {new: old for old, new in names(model.branches, options["blocks"]).items()}
+    return {f"{prefix}{_renamed(n, back)}": v.detach().clone() for n, v in model.state_dict().items()}
+
+
+def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Unwrap `state_dict` and strip `module.`."""
+    inner = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(inner, Mapping) or not inner:
+        raise CheckpointError(f"{where}: no checkpoint of MDIL's code: it holds no weights")
+    state = {str(name).removeprefix("module."): value for name, value in inner.items()}
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{where}: no checkpoint of MDIL's code: {', '.join(others[:_MOST])} hold no tensors"
+        )
+    return state
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str | None:
+    """Translate the name of a tensor by its module's; None if it is unknown."""
+    module, _, leaf = name.rpartition(".")
+    return f"{table[module]}.{leaf}" if module in table else None
+
+
+def _stop(what: str, found: list[str]) -> None:
+    if found:
+        more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+        raise CheckpointError(
+            f"not a complete checkpoint of MDIL's code; {what}: {', '.join(found[:_MOST])}{more}"
+        )
+
+
+def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]]:
+    """Infer the builder's dimensions and each domain's number of classes."""
+    numbers = {
+        int(m[1]) for name in theirs if (m := re.fullmatch(r"decoder\.(\d+)\.output_conv\.weight", name))
+    }
+    domains = range(max(numbers, default=0) + 1)
+    needed = [f"decoder.{t}.output_conv.weight" for t in domains]
+    norms = ["encoder.initial_block.bn_ini.0.weight", "encoder.layers.0.bn_ini.0.weight"]
+    layers = [int(m[1]) for name in theirs if (m := re.match(r"encoder\.layers\.(\d+)\.", name))]
+    downs = [int(m[1]) for n in theirs if (m := re.fullmatch(r"encoder\.layers\.(\d+)\.conv\.weight", n))]
+    last = max(downs, default=0)
+    norms.append(f"encoder.layers.{last}.bn_ini.0.weight")
+    _stop("missing", [name for name in [*needed, *norms] if name not in theirs])
+    options = {
+        "widths": [theirs[name].shape[0] for name in norms],
+        "blocks": [last - 1, max(layers) - last],
+    }
+    return options, [theirs[name].shape[1] for name in needed]
