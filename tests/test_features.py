@@ -75,15 +75,15 @@ def test_a_known_shift_gives_its_length_and_the_other_numbers_of_a_plain_loop() 
 
 
 def test_accuracy_asks_for_the_nearest_centre_before_of_the_own_domain() -> None:
-    """Day: centres 0 and 10, the first class walks over to 8; dusk: centres 100 and 104 stay."""
+    """Day: centres 0 and 10, the first class walks 8 towards the other; dusk: centres 100 and 104 stay."""
     before = np.array([[-1, 0], [1, 0], [9, 0], [11, 0], [99, 0], [101, 0], [103.5, 0], [104.5, 0]])
     after = before.copy()
-    after[0] = [8, 0]
+    after[:2] += [8, 0]
     pixels = pixels_of(before, after, [0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1])
     rows = class_drift(pixels)
     assert [row.accuracy_before for row in rows] == [1, 1, 1, 1]
-    assert [row.accuracy_after for row in rows] == [0.5, 1, 1, 1]
-    assert [row.distance for row in rows] == [4.5, 0, 0, 0]
+    assert [row.accuracy_after for row in rows] == [0, 1, 1, 1]
+    assert [row.distance for row in rows] == [8, 0, 0, 0]
 
 
 def test_what_is_not_defined_is_none_and_left_out_of_the_means() -> None:
@@ -218,9 +218,6 @@ def test_features_that_are_not_finite_and_too_few_pixels_are_told() -> None:
         draw(limit=4, constants=(0, float("nan")))
     with pytest.raises(DataError, match="0 labelled pixels"):
         draw_pixels((Marked(0), Marked(1)), (), SPACES, marked_batches(1), limit=3, seed=0)
-
-
-# ---------------------------------------------------------------- pictures
 
 
 def test_one_picture_per_projection_and_another_by_domain_where_there_are_several() -> None:

@@ -6,7 +6,7 @@ matplotlib and scikit-learn (the extra `plot`) are imported where they are used.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ TSNE_PIXELS = 2500
 """t-SNE shows at most so many pixels; its time grows faster than their number."""
 _SEED = 0x66656174
 _LONGEST_NAME = 24
-_LEGEND_COLUMNS = 5
+_LEGEND_WIDTH = 125
+"""Letters in a line of the legend."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,14 @@ def _figure(
         colours: one RGB in [0, 1] per name.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    present = np.unique(groups).tolist()
-    legend_rows = -(-len(present) // _LEGEND_COLUMNS)
-    figure = Figure(figsize=(12, 7 + 0.28 * legend_rows), dpi=110, layout="constrained")
+    shown = {group: _short(names[group]) for group in np.unique(groups).tolist()}
+    columns = min(len(shown), 5, _LEGEND_WIDTH // (max(map(len, shown.values())) + 6))
+    figure = Figure(figsize=(12, 7 + 0.28 * -(-len(shown) // columns)), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=15, parse_math=False)
     points = np.concatenate([flat.before, flat.after])
-    low, high = points.min(0), points.max(0)
-    half = 0.53 * max(float((high - low).max()), 1e-6)
+    middle = (points.min(0) + points.max(0)) / 2
+    half = 0.53 * max(float(np.ptp(points, axis=0).max()), 1e-6)
     panels: list[Axes] = list(figure.subplots(1, 2))
     for panel, where, step, name in zip(
         panels, (flat.before, flat.after), steps, ("before", "after"), strict=True
@@ -139,29 +139,29 @@ def _figure(
         panel.set_title(f"{name}: step {step}", fontsize=14)
         panel.set_xlabel(flat.axes[0], fontsize=12)
         panel.set_ylabel(flat.axes[1], fontsize=12)
-        panel.set_xlim((low + high)[0] / 2 - half, (low + high)[0] / 2 + half)
-        panel.set_ylim((low + high)[1] / 2 - half, (low + high)[1] / 2 + half)
+        panel.set_xlim(middle[0] - half, middle[0] + half)
+        panel.set_ylim(middle[1] - half, middle[1] + half)
         panel.set_box_aspect(1)
         panel.grid(color="0.9", linewidth=0.6)
         panel.set_axisbelow(True)
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=9, color=tuple(colours[group]))
-        for group in present
+    _legend(figure, shown, colours, columns)
+    return figure
+
+
+def _legend(figure: Figure, shown: Mapping[int, str], colours: np.ndarray, columns: int) -> None:
+    """A dot and a name per group, below the panels."""
+    from matplotlib.lines import Line2D
+
+    dots = [
+        Line2D([], [], linestyle="", marker="o", markersize=9, color=tuple(colours[group])) for group in shown
     ]
     legend = figure.legend(
-        handles,
-        [str(group) for group in present],
-        loc="outside lower center",
-        ncols=min(len(present), _LEGEND_COLUMNS),
-        fontsize=12,
+        dots, [str(group) for group in shown], loc="outside lower center", ncols=columns, fontsize=12,
         frameon=False,
-    )
-    for text, group in zip(legend.get_texts(), present, strict=True):
-        text.set_text(
-            _short(names[group])
-        )  # afterwards: the library reads a leading "_" and "$" as its own signs
+    )  # fmt: skip
+    for text, name in zip(legend.get_texts(), shown.values(), strict=True):
+        text.set_text(name)  # afterwards: the library reads a leading "_" and "$" as its own signs
         text.set_parse_math(False)
-    return figure
 
 
 def _centres(
