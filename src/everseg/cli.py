@@ -157,6 +157,8 @@ def evaluate(
         console_of_stdout().print(tables.scores_table(title, scores))
     if "inferred" in result:
         console_of_stdout().print(tables.inferred_table(result))
+        if result["accuracy"] is not None:
+            say(f"{100 * result['accuracy']:.1f} % of the images took their own domain's path")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from everseg.data.base import Dataset
 from everseg.data.index import class_counts
 from everseg.engine.evaluate import scores_of
 from everseg.engine.folder import RunFolder
+from everseg.engine.infer import evaluate_inferred
 from everseg.engine.progress import Progress
 from everseg.engine.run import open_datasets, prepare, score_step, user_builder
 from everseg.engine.runtime import make_accelerator
@@ -87,8 +88,6 @@ def evaluate(
     }
     where = (accelerator, progress)
     if infer_domain:
-        from everseg.engine.infer import evaluate_inferred
-
         model, spaces, _, _ = folder.load_final(index, user_builder(config))
         classes = {branch: space.names for branch, space in spaces.items()}
         found, wider, chosen = evaluate_inferred(

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from everseg.data.datasets.files import read_image
-from everseg.data.transforms import normalise
-from everseg.engine.checkpoint import verify, write_json
+from everseg.data.transforms import normalise, resize_transform
+from everseg.engine.checkpoint import read_json, verify, write_json
 from everseg.engine.evaluate import predict_ids
 from everseg.engine.folder import RunFolder, load_model
 from everseg.engine.pictures import overlay, write_prediction
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
+from everseg.models.inference import infer_branch
 from everseg.models.model import SegmentationModel
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -34,19 +35,41 @@ class Prediction:
     classes: tuple[str, ...]
     """Name of each train id."""
     image: np.ndarray
-    """(H, W, 3) uint8, as predicted on."""
+    """(H, W, 3) uint8, as given."""
+    branch: str
+    """Path the image went through."""
 
     def overlay(self) -> np.ndarray:
         """The image with the classes in colour over it, (H, W, 3) uint8."""
         return overlay(self.image, self.ids)
 
 
+@dataclass(frozen=True)
+class InputForm:
+    """How a model saw its images in training."""
+
+    normalisation: str = "imagenet"
+    """Kind of `everseg.data.transforms.normalise`."""
+    size: tuple[int, int] | None = None
+    """(H, W) in pixels that images are brought to; None: their own size."""
+
+    @classmethod
+    def read(cls, folder: Path) -> InputForm:
+        """Read it from a model folder; older folders and imported models say less, and mean the defaults."""
+        stored = read_json(folder / "classes.json")
+        size = stored.get("size") if stored.get("evaluation") == "resize" else None
+        return cls(stored.get("normalisation", "imagenet"), None if size is None else (size[0], size[1]))
+
+
 class LoadedModel:
     """A trained model with its class names: `predict` takes images as they are."""
 
-    def __init__(self, model: SegmentationModel, spaces: Mapping[str, LabelSpace]) -> None:
+    def __init__(
+        self, model: SegmentationModel, spaces: Mapping[str, LabelSpace], form: InputForm | None = None
+    ) -> None:
         self.model = model.eval()
         self.spaces = spaces
+        self.form = form or InputForm()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(self.device)
 
@@ -55,25 +78,47 @@ class LoadedModel:
         """Class names of the first branch in output order."""
         return next(iter(self.spaces.values())).names
 
+    def check_path(self, domain: str | None, infer_domain: bool = False) -> None:
+        """Raise a ConfigError where it is not clear which path images take."""
+        paths = ", ".join(self.spaces)
+        if domain is not None and domain not in self.spaces:
+            raise ConfigError(f"--domain {domain}: the model has the paths {paths}")
+        if domain is not None and infer_domain:
+            raise ConfigError("--domain and --infer-domain exclude each other")
+        if domain is None and not infer_domain and len(self.spaces) > 1:
+            raise ConfigError(f"the model has the paths {paths}: give --domain NAME or --infer-domain")
+
     @torch.no_grad()
     def predict(
-        self, image: str | Path | np.ndarray | Image.Image | Tensor, *, branch: str | None = None
+        self,
+        image: str | Path | np.ndarray | Image.Image | Tensor,
+        *,
+        branch: str | None = None,
+        infer_domain: bool = False,
     ) -> Prediction:
         """Classify every pixel at the image's own size.
 
         Args:
             image: a path, a PIL image, or (H, W, 3) uint8 RGB.
-            branch: which branch; default the first.
+            branch: which path: the name of a domain, or of a shared branch; default the first.
+            infer_domain: choose the path from the domains' batch-norm statistics.
 
         Raises:
+            ConfigError: no such path, or no statistics to choose by.
             DataError: the file is not a readable image.
         """
-        branch = branch or next(iter(self.spaces))
         pixels = _pixels(image)
-        batch = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)[None].to(self.device)
-        logits = self.model(normalise(batch), (branch,))[branch].logits
+        if self.form.size is None:
+            batch = np.array(pixels.transpose(2, 0, 1), order="C")
+        else:
+            batch, _ = resize_transform(pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.size)
+        inputs = normalise(torch.from_numpy(batch)[None].to(self.device), self.form.normalisation)
+        if infer_domain:
+            (branch,) = infer_branch(self.model, inputs)
+        branch = branch or next(iter(self.spaces))
+        logits = self.model(inputs, (branch,))[branch].logits
         ids = predict_ids(logits, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
-        return Prediction(ids, self.spaces[branch].names, pixels)
+        return Prediction(ids, self.spaces[branch].names, pixels, branch)
 
 
 def _pixels(image: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray:
@@ -101,13 +146,15 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> L
     path = Path(path)
     if (path / "run.json").is_file():
         folder = RunFolder(path)
-        return LoadedModel(*folder.load_final(folder.chosen_step(step), builder)[:2])
+        index = folder.chosen_step(step)
+        form = InputForm.read(folder.final(index))
+        return LoadedModel(*folder.load_final(index, builder)[:2], form)
     if (path / "final").is_dir():
         path = path / "final"
     if not (path / "classes.json").is_file():
         raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
     verify(path)
-    return LoadedModel(*load_model(path, builder))
+    return LoadedModel(*load_model(path, builder), InputForm.read(path))
 
 
 def predict(
@@ -117,21 +164,29 @@ def predict(
     *,
     step: int | None = None,
     builder: Any = None,
+    domain: str | None = None,
+    infer_domain: bool = False,
 ) -> list[tuple[Path, Path]]:
     """Predict images and folders of images; write id masks and overlays.
 
     Args:
         step: which step of a run; default the last.
+        domain: the path all images take; needed where the model has several.
+        infer_domain: choose the path of every image from the domains' batch-norm statistics; `domains.json` beside
+            the masks names them.
         builder: your own architecture's builder, if the model is not a built-in one.
 
     Returns:
-        (mask, overlay) of each image. Masks hold train ids; `classes.json` beside them names the ids.
+        (mask, overlay) of each image. Masks hold train ids; `classes.json` beside them names the ids (per path where
+        several were taken).
 
     Raises:
-        ConfigError: a result would overwrite an image given. (Results of an earlier call are replaced.)
+        ConfigError: no path or an unknown one given for a model that has several; a result would overwrite an
+            image given. (Results of an earlier call are replaced.)
         DataError: no image found, or every unreadable one listed, before anything is written.
     """
     model = load(run_path, step=step, builder=builder)
+    model.check_path(domain, infer_domain)
     files: list[tuple[Path, Path]] = []
     missing = []
     for path in map(Path, paths):
@@ -171,9 +226,14 @@ def predict(
             bad.append(str(error))
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
-    written = []
+    written, taken = [], {}
     for path, stem in files:
-        prediction = model.predict(path)
+        prediction = model.predict(path, branch=domain, infer_domain=infer_domain)
         written.append(write_prediction(out / stem, prediction.ids, prediction.image))
-    write_json(out / "classes.json", {str(i): name for i, name in enumerate(model.classes)})
+        taken[stem.as_posix()] = prediction.branch
+    used = dict.fromkeys(taken.values())
+    names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
+    if infer_domain:
+        write_json(out / "domains.json", taken)
+    write_json(out / "classes.json", names if infer_domain else names[next(iter(used))])
     return written

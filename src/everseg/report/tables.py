@@ -113,6 +113,13 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
     )
 
 
+def inferred_table(result: Mapping[str, Any]) -> Table:
+    """How many images of each domain took which path, from what `evaluate(..., infer_domain=True)` gives."""
+    paths = list(dict.fromkeys(path for taken in result["inferred"].values() for path in taken))
+    rows = [[name, *(taken.get(path, 0) for path in paths)] for name, taken in result["inferred"].items()]
+    return table(["images of", *paths], rows, title="Paths chosen per image", right="|".join(paths))
+
+
 def drop_text(run_json: Mapping[str, Any]) -> str:
     """The relative drop against single-task models in one line; "" for runs on one data set."""
     if "table" not in run_json or run_json["config"]["scenario"]["single"]:
@@ -180,22 +187,19 @@ def value_text(value: Any) -> str:
 
 
 def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """What every step sees: images and leaks per step, then images and pixels per class."""
+    """What every step sees: images and leaks per step, then images, pixels and weights per class.
+
+    Args:
+        steps: what `describe_scenario` gives.
+    """
+    domains = any(step.get("domains") for step in steps)
+    head = ["background px", "ignored px", "old px hidden", "future px hidden"]
     overview = table(
-        [
-            "step",
-            "new classes",
-            "train",
-            "test",
-            "background px",
-            "ignored px",
-            "old px hidden",
-            "future px hidden",
-            "shared",
-        ],
+        ["step", *(["domains"] if domains else []), "new classes", "train", "test", *head, "shared"],
         [
             [
                 step["index"],
+                *([", ".join(step["domains"])] if domains else []),
                 shortened(step["new_classes"], 8),
                 step["train"],
                 step["test"],
@@ -207,16 +211,17 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
             ]
             for step in steps
         ],
-        title="What every step sees (hidden: pixels of old or future classes trained as background; "
+        title="What every step sees (hidden: pixels of old or future classes trained as background or ignored; "
         "shared: training images another step uses too)",
-        right="step|train|test|background px|ignored px|old px hidden|future px hidden",
+        right="|".join(["step", "train", "test", *head]),
     )
-    rows = [
-        [step["index"], name, entry["images"], f"{entry['pixels']:,}"]
-        for step in steps
-        for name, entry in step["classes"].items()
-    ]
-    classes = table(
-        ["step", "class", "images", "pixels"], rows, title="Labelled in training", right="step|images|pixels"
-    )
+    weighted = any(step.get("class_weights") for step in steps)
+    rows = []
+    for step in steps:
+        for name, entry in step["classes"].items():
+            weight = step.get("class_weights", {}).get(name)
+            shown = ["-" if weight is None else f"{weight:.2f}"] if weighted else []
+            rows.append([step["index"], name, entry["images"], f"{entry['pixels']:,}", *shown])
+    columns = ["step", "class", "images", "pixels", *(["weight"] if weighted else [])]
+    classes = table(columns, rows, title="Labelled in training", right="step|images|pixels|weight")
     return [overview, classes]
