@@ -21,14 +21,14 @@ def test_a_step_is_told_by_images_pixels_and_leaks(steps, counts):
     # Step 1 (dog) trains images 1, 2 and 5: background 12, cat 2, dog 16, sheep 6.
     assert told[1] == {
         "index": 1,
-        "branch": "default",
-        "num_old": 3,
-        "num_classes": 4,
+        "domains": [],
+        "branches": {"default": {"num_old": 3, "num_classes": 4}},
         "new_classes": ["dog"],
         "train": 3,
         "val": 0,
         "test": 3,
         "classes": {"dog": {"images": 3, "pixels": 16}},
+        "class_weights": {},
         "background_pixels": 12 + 2 + 6,
         "ignored_pixels": 0,
         "hidden": {"old": {"cat": 2, "cow": 0}, "future": {"sheep": 6}},

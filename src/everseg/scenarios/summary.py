@@ -22,47 +22,53 @@ def summarise(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[d
 
     Returns:
         One JSON-ready dict per step:
-        index, branch, new_classes;
+        index; domains: those trained, [] in runs on one data set; branches: name -> {num_old, num_classes} of those
+            trained;
+        new_classes: classes that outputs are added for;
         train, val, test: numbers of images;
         classes: name -> {images, pixels} of the classes labelled in training (counts before augmentation);
+        class_weights: name -> weight in the cross-entropy, {} without;
         background_pixels, ignored_pixels: all training pixels with that label;
-        hidden: pixels that carry a class of the scenario but are trained as background, {old, future}: name -> pixels;
+        hidden: pixels that carry a class of the scenario but are trained as background or ignored, {old, future}:
+            name -> pixels;
         leaks: {shared_images: earlier or later step -> training images in common, images_with_future_classes,
             images_with_old_classes_unlabelled}.
+        Where a step trains several domains, class names read "domain: class".
     """
     return [_summary(step, steps, counts) for step in steps]
 
 
 def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    branch = step.branch
-    space = step.spaces[branch]
     totals = {"classes": {}, "background": 0, "ignored": 0, "old": {}, "future": {}}  # type: dict[str, Any]
     with_future = with_old = 0
+    prefix = _prefixes(step)
     for source in step.train:
         pixels = _pixels(source, counts)
         later = _hidden(step, steps, source, future=True)
         earlier = _hidden(step, steps, source, future=False)
         with_future += int((pixels[:, list(later)] > 0).any(axis=1).sum())
         with_old += int((pixels[:, list(earlier)] > 0).any(axis=1).sum())
-        _add_labels(totals, pixels, source, step)
+        _add_labels(totals, pixels, source, step, prefix[source.name])
         for kind, ids in (("old", earlier), ("future", later)):
             for raw, name in ids.items():
-                totals[kind][name] = totals[kind].get(name, 0) + int(pixels[:, raw].sum())
+                key = prefix[source.name] + name
+                totals[kind][key] = totals[kind].get(key, 0) + int(pixels[:, raw].sum())
     shared = {
         str(other.index): len(_images(step.train) & _images(other.train))
         for other in steps
         if other is not step
     }
-    gained = {b: s.names[step.num_old(b) :] for b, s in step.spaces.items() if step.grows.get(b)}
-    new = [n for b, names in gained.items() for n in names if n != _background(step, b)]
+    trained = step.trained_branches
     return {
         "index": step.index,
-        "branch": branch,
-        "num_old": step.num_old(branch),
-        "num_classes": space.num_classes,
-        "new_classes": new,
+        "domains": list(dict.fromkeys(source.domain for source in step.train if source.domain)),
+        "branches": {
+            b: {"num_old": step.num_old(b), "num_classes": step.spaces[b].num_classes} for b in trained
+        },
+        "new_classes": _new_classes(step),
         **{role: sum(len(s.indices) for s in getattr(step, role)) for role in ("train", "val", "test")},
         "classes": totals["classes"],
+        "class_weights": _weights(step),
         "background_pixels": totals["background"],
         "ignored_pixels": totals["ignored"],
         "hidden": {"old": totals["old"], "future": totals["future"]},
@@ -74,12 +80,32 @@ def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]
     }
 
 
-def _background(step: Step, branch: str) -> str | None:
-    space = step.spaces[branch]
-    return None if space.background is None else space.names[space.background]
+def _prefixes(step: Step) -> dict[str, str]:
+    """What stands before the class names of each source: its domain where the step trains several."""
+    names = dict.fromkeys(source.name for source in step.train)
+    return {name: f"{name}: " if len(names) > 1 else "" for name in names}
 
 
-def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step: Step) -> None:
+def _new_classes(step: Step) -> list[str]:
+    prefix, result = _prefixes(step), dict[str, None]()
+    for source in step.train:
+        space = step.spaces[source.branch]
+        labelled = set(source.lut)
+        for train_id in range(step.num_old(source.branch), space.num_classes):
+            if train_id != space.background and space.order[train_id] >= 0 and train_id in labelled:
+                result[prefix[source.name] + space.names[train_id]] = None
+    return list(result)
+
+
+def _weights(step: Step) -> dict[str, float]:
+    prefix, result = _prefixes(step), dict[str, float]()
+    for source in step.train:
+        weights, names = step.class_weights.get(source.branch, ()), step.spaces[source.branch].names
+        result |= {prefix[source.name] + name: weight for name, weight in zip(names, weights, strict=False)}
+    return result
+
+
+def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step: Step, prefix: str) -> None:
     space = step.spaces[source.branch]
     for raw, train_id in enumerate(source.lut):
         number = int(pixels[:, raw].sum())
@@ -88,7 +114,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
         elif train_id == space.background:
             totals["background"] += number
         else:
-            entry = totals["classes"].setdefault(space.names[train_id], {"images": 0, "pixels": 0})
+            entry = totals["classes"].setdefault(prefix + space.names[train_id], {"images": 0, "pixels": 0})
             entry["images"] += int((pixels[:, raw] > 0).sum())
             entry["pixels"] += number
 
@@ -159,6 +185,8 @@ def scenario_json(
                     for branch, space in step.spaces.items()
                 },
                 "grows": dict(step.grows),
+                **({"fresh": True} if step.fresh else {}),
+                **({"class_weights": dict(step.class_weights)} if step.class_weights else {}),
                 **{
                     role: [_source_json(source) for source in getattr(step, role)]
                     for role in ("train", "val", "test")
@@ -173,6 +201,7 @@ def _source_json(source: Source) -> dict[str, Any]:
     return {
         "branch": source.branch,
         "dataset": source.dataset,
+        **({"domain": source.domain} if source.domain else {}),
         "split": source.split,
         "images": len(source.indices),
         "sha256": source.digest,
