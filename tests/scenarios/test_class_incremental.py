@@ -245,3 +245,23 @@ def test_joint_cross_validation_never_trains_a_held_out_image(dataset, counts):
     kept, held = set(step.train[0].indices), set(step.val[0].indices)
     assert kept | held == {0, 1, 2, 4, 5, 6, 7}
     assert (len(kept), len(held)) == (5, 2)
+
+
+def test_single_in_the_configuration_teaches_every_step_afresh(dataset, counts):
+    config = ScenarioConfig(task=[["cat", "cow"], ["dog"]], single=True)
+    steps = build(config, dataset, counts, seed=0)
+    assert [(step.index, step.fresh) for step in steps] == [(0, True), (1, True)]
+    assert steps[1].spaces["default"].names == ("background", "dog")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"single": True, "joint": True}, "scenario.single: cannot be combined with scenario.joint"),
+        ({"void_channel": True}, "scenario.void_channel: a void output is for domains without background"),
+        ({"steps": [{"domain": "day"}]}, "scenario.steps: steps of domains need data.domains"),
+    ],
+)
+def test_settings_of_domains_are_refused_in_class_incremental_scenarios(dataset, counts, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ScenarioConfig(task="2-1", **settings), dataset, counts, seed=0)

@@ -10,7 +10,7 @@ import pytest
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace, RawLabels
-from everseg.scenarios import Source, Step, chain, class_incremental, cross_validation, joint, single
+from everseg.scenarios import Source, Step, chain, class_incremental, cross_validation, joint, single, singles
 
 
 @pytest.fixture
@@ -176,3 +176,30 @@ def test_other_data_with_the_same_raw_ids_are_told_apart_by_name(dataset, groups
         ("farm", [0, 1, 2, 3, 4]),
         ("stud", [0, 5, 1, 255, 255]),
     ]
+
+
+def test_singles_are_every_step_alone_under_its_own_index(steps):
+    alone = singles(steps)
+    assert [step.index for step in alone] == [0, 1, 2]
+    assert all(step.fresh for step in alone)
+    for index, step in enumerate(alone):
+        assert dataclasses.replace(step, index=0, fresh=False) == single(steps, index)[0]
+    assert [step.spaces["default"].names for step in alone] == [
+        ("background", "cat", "cow"), ("background", "dog"), ("background", "sheep")
+    ]  # fmt: skip
+
+
+def test_single_leaves_out_what_the_step_does_not_train():
+    steps = chain(domain("city", "cs", [0, 1]), domain("road", "bdd", [0, 1, 2]))
+    (step,) = single(steps, 1)
+    assert step.branch_order == ("road",)
+    assert [source.dataset for source in step.test] == ["bdd"]
+
+
+def test_single_of_other_data_on_a_known_branch_keeps_all_classes_it_labels():
+    steps = chain(domain("all", "cs", [0, 1, 2]), domain("all", "bdd", [1, 0]))
+    (step,) = single(steps, 1)
+    assert step.spaces["all"].names == ("road", "sky")
+    assert list(step.train[0].lut[:3]) == [1, 0, 255]
+    assert [source.dataset for source in step.test] == ["bdd"]
+    assert dict(step.grows) == {"all": 2}

@@ -289,7 +289,7 @@ def _check_images(
         if absent:
             problems.append(
                 f"{where}: no image of split '{train.split}' has {', '.join(absent)}; check the masks "
-                f"(everseg data check) or leave the class out with an explicit scenario.task"
+                f"(everseg data check) or leave the class out of the step (scenario.task, or classes in scenario.steps)"
             )
         if untaught and train.indices:
             problems.append(f"{where}: no training image of this step has {', '.join(untaught)}{hint}")

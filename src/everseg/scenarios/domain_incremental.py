@@ -135,11 +135,13 @@ def domain_incremental(
                     train_split=train_split,
                     test_split=test_split,
                     validation=within,
+                    strict=not plan.at_once(domain),
                 )
             except DataError as error:
                 raise DataError(f"domain '{domain}' (its own steps counted from 0): {error}") from None
         parts[domain] = tuple(_of_domain(step, domain) for step in steps)
     result = chain(*((parts[domain][number],) for domain, number in plan.order))
+    _check_images(result)
     _check_void_outputs(result)
     return cross_validation(result, seed=seed) if validation == "cross" else result
 
@@ -165,13 +167,14 @@ class _Plan:
     def is_whole(self, domain: str) -> bool:
         """All classes at once, on a branch that needs no background of ours."""
         sharing = [d for d, branch in self.branches.items() if branch == self.branches[domain]]
-        if not all(self._at_once(d) for d in sharing):
+        if not all(self.at_once(d) for d in sharing):
             return False
         return self.labels[domain].background is not None or all(
             self.labels[d].background is None for d in sharing
         )
 
-    def _at_once(self, domain: str) -> bool:
+    def at_once(self, domain: str) -> bool:
+        """All classes in one step."""
         groups = self.groups[domain]
         return len(groups) == 1 and set(groups[0]) == set(self.labels[domain].classes)
 
@@ -286,11 +289,8 @@ def _whole(
     space = LabelSpace(((*head, *group, *tail),), names, background=0 if head else None)
 
     def source(split: str, policy: LabelPolicy) -> Source:
-        images = tuple(range(len(counts[split])))
-        if not images:
-            raise DataError(f"data.domains.{dataset.name}: split '{split}' has no image")
         lut = space.lut(space.order, policy, labels.names).tobytes()
-        return Source(branch, dataset.name, split, images, lut)
+        return Source(branch, dataset.name, split, tuple(range(len(counts[split]))), lut)
 
     train = source(train_split, policies.train)
     val: tuple[Source, ...] = (train,) if validation == "train" else ()
@@ -307,6 +307,18 @@ def _of_domain(step: Step, domain: str) -> Step:
         for sources in (step.train, step.test, step.val)
     )
     return replace(step, train=train, test=test, val=val)
+
+
+def _check_images(steps: Sequence[Step]) -> None:
+    empty = {
+        f"data.domains.{source.domain}: split '{source.split}' has no image to {what}"
+        for step in steps
+        for what, sources in (("train on", step.train), ("test on", step.test))
+        for source in sources
+        if not source.indices
+    }
+    if empty:
+        raise DataError("\n  ".join(["the scenario cannot be taught with these images:", *sorted(empty)]))
 
 
 def _check_void_outputs(steps: Sequence[Step]) -> None:
