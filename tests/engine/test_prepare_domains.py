@@ -1,0 +1,65 @@
+"""From a configuration with domains to opened data and steps, and what does not fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everseg import api
+from everseg.config_loading import load
+from everseg.engine.progress import Progress
+from everseg.engine.run import prepare
+from everseg.errors import ConfigError
+
+FEW = {"num_train": 6, "num_val": 3, "size": [32, 48]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERSEG_CACHE", str(tmp_path / "cache"))
+
+
+def config(kind: str = "domain-incremental", **scenario: Any) -> Any:
+    domains = {
+        "day": {"dataset": "demo", "options": FEW},
+        "dusk": {"dataset": "demo", "options": {**FEW, "light": "dusk"}, "rename": {"car": "vehicle"}},
+    }
+    return load({"data": {"domains": domains}, "scenario": {"kind": kind, **scenario}})
+
+
+def prepared(settings: Any) -> Any:
+    return prepare(settings, Progress(quiet=True))
+
+
+def test_domains_become_data_sets_counts_and_steps_under_their_names() -> None:
+    ready = prepared(config())
+    assert list(ready.datasets) == ["day", "dusk"]
+    assert sorted(ready.counts) == ["day/train", "day/val", "dusk/train", "dusk/val"]
+    assert [step.branch for step in ready.steps] == ["day", "dusk"]
+    assert ready.steps[1].spaces["dusk"].names[4] == "vehicle"
+    for step in ready.steps:
+        for source in (*step.train, *step.test):
+            assert len(source.indices) == len(ready.datasets[source.dataset].splits[source.split])
+
+
+def test_what_every_domain_will_see_is_told_before_training() -> None:
+    first, second = api.describe_scenario(config(class_weights="computed"), quiet=True)
+    assert (first["domains"], second["domains"]) == (["day"], ["dusk"])
+    assert "vehicle" in second["classes"]
+    assert second["class_weights"]["vehicle"] > second["class_weights"]["road"]
+
+
+def test_kind_and_domains_must_fit() -> None:
+    with pytest.raises(ConfigError, match=r"scenario.kind: 'domain-incremental' needs data.domains"):
+        prepared(load({"scenario": {"kind": "domain-incremental"}}))
+    with pytest.raises(ConfigError, match=r"takes one data set, but data.domains names day, dusk"):
+        prepared(config(kind="class-incremental"))
+
+
+def test_a_split_that_a_domain_lacks_is_told_with_the_domain() -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepared(config(test_split="test"))
+    assert len(caught.value.problems) == 2
+    assert "domain 'dusk' has no split 'test'; it has train, val" in caught.value.problems[1]
