@@ -204,3 +204,31 @@ def test_inplace_abn_names_go_both_ways():
     assert unknown == []
     assert pretrained.convert_encoder_names({"mod6.bn.weight": torch.ones(1)}) == ({}, ["mod6.bn.weight"])
     assert to_abn_name("fc.weight") is None
+
+
+@pytest.mark.parametrize("per_branch", ["norm", "adapter"])
+def test_first_branches_start_from_the_files_norms_later_ones_do_not(tmp_path, per_branch):
+    state, path = source(positive=True), tmp_path / "w.pth"
+    torch.save(state, path)
+    model = small("iabn", per_branch=per_branch)
+    assert load_encoder_weights(model, str(path)).startswith(f"encoder: {len(state) - 2} tensors")
+    model.grow({"day": 2, "dusk": 2})
+    model.grow({"night": 2})
+    own = model.encoder.state_dict()
+    for name, value in state.items():
+        if name in own:
+            assert torch.equal(own[name], value), name
+        elif not name.startswith("fc"):
+            module, _, leaf = name.rpartition(".")
+            for branch in ("day", "dusk"):
+                gamma = value - 1e-5 if leaf == "weight" else value
+                assert_close(own[f"{module}.{branch}.{leaf}"], gamma)
+            assert own[f"{module}.night.{leaf}"].unique().tolist() in ([0], [1]), name
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    torch.save(source(), tmp_path / "w.pth")
+    model = small(per_branch="adapter")
+    before = torch.get_rng_state()
+    load_encoder_weights(model, str(tmp_path / "w.pth"))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -91,7 +91,10 @@ def load(
             f"not {', '.join(branches)}"
         )
     with torch.device("meta"):
-        model = erfnet(dropout=dropout, **options)
+        try:
+            model = erfnet(dropout=dropout, **options)
+        except ConfigError as error:
+            raise CheckpointError(f"not a complete checkpoint of MDIL's code; {error}") from None
         for branch, number in zip(branches, classes, strict=True):
             model.grow({branch: number})
     table, own = names(branches, options["blocks"]), model.state_dict()
@@ -167,19 +170,21 @@ def _stop(what: str, found: list[str]) -> None:
 
 def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]]:
     """Infer the builder's dimensions and each domain's number of classes."""
-    numbers = {
-        int(m[1]) for name in theirs if (m := re.fullmatch(r"decoder\.(\d+)\.output_conv\.weight", name))
+    found = {
+        part: sorted(int(m[1]) for name in theirs if (m := re.fullmatch(pattern, name)))
+        for part, pattern in (
+            ("domains", r"decoder\.(\d{1,4})\.output_conv\.weight"),
+            ("downs", r"encoder\.layers\.(\d{1,4})\.(?:conv|bn_ini)\..*"),
+            ("blocks", r"encoder\.layers\.(\d{1,4})\.conv3x1_1\..*"),
+        )
     }
-    domains = range(max(numbers, default=0) + 1)
-    needed = [f"decoder.{t}.output_conv.weight" for t in domains]
-    norms = ["encoder.initial_block.bn_ini.0.weight", "encoder.layers.0.bn_ini.0.weight"]
-    layers = [int(m[1]) for name in theirs if (m := re.match(r"encoder\.layers\.(\d+)\.", name))]
-    downs = [int(m[1]) for n in theirs if (m := re.fullmatch(r"encoder\.layers\.(\d+)\.conv\.weight", n))]
-    last = max(downs, default=0)
-    norms.append(f"encoder.layers.{last}.bn_ini.0.weight")
-    _stop("missing", [name for name in [*needed, *norms] if name not in theirs])
+    last = max(found["downs"], default=1)
+    norms = [f"encoder.{part}.bn_ini.0.weight" for part in ("initial_block", "layers.0", f"layers.{last}")]
+    heads = [f"decoder.{number}.output_conv.weight" for number in range(max(len(found["domains"]), 1))]
+    _stop("missing", [name for name in [*heads, *norms] if name not in theirs])
+    _stop("ill-shaped", [name for name in heads if theirs[name].ndim != 4 or theirs[name].shape[1] < 1])
     options = {
-        "widths": [theirs[name].shape[0] for name in norms],
-        "blocks": [last - 1, max(layers) - last],
+        "widths": [theirs[name].numel() for name in norms],
+        "blocks": [last - 1, max(found["blocks"], default=last) - last],
     }
-    return options, [theirs[name].shape[1] for name in needed]
+    return options, [theirs[name].shape[1] for name in heads]

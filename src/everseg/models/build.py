@@ -63,11 +63,8 @@ def deeplabv3(
         "out_channels": out_channels,
         "rates": None if rates is None else list(rates),
         "pool_size": pool_size,
+        "per_branch": per_branch,
     }
-    if per_branch != "head":
-        options["per_branch"] = (
-            per_branch  # left out otherwise: descriptions from before it existed stay equal
-        )
     kind, choice = check_norm(norm), check_per_branch(per_branch)
     encoder = ResNet(
         blocks, bottleneck=bottleneck, stem=stem, widths=widths, outputs=outputs, output_stride=output_stride,
