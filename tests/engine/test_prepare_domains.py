@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from everseg import api
 from everseg.config_loading import load
+from everseg.config_yaml import parse
 from everseg.engine.progress import Progress
 from everseg.engine.run import prepare
 from everseg.errors import ConfigError
@@ -63,3 +65,21 @@ def test_a_split_that_a_domain_lacks_is_told_with_the_domain() -> None:
         prepared(config(test_split="test"))
     assert len(caught.value.problems) == 2
     assert "domain 'dusk' has no split 'test'; it has train, val" in caught.value.problems[1]
+
+
+def test_the_examples_of_the_documentation_are_scenarios() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "scenarios.md"
+    found = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    steps = []
+    for code in found:
+        few = [
+            f"data.domains.{name}.options.{key}=4"
+            for name in ("day", "dusk")
+            for key in ("num_train", "num_val")
+        ]
+        steps.append(prepared(load(parse(code, "docs/scenarios.md").value, few)).steps)
+    alone, shared, mixed = steps
+    assert [dict(step.grows) for step in alone] == [{"day": 7}, {"dusk": 7}]
+    assert [dict(step.grows) for step in shared] == [{"street": 7}, {"street": 1}]
+    assert shared[1].spaces["street"].names[-1] == "vehicle"
+    assert [dict(step.grows) for step in mixed] == [{"day": 5}, {"dusk": 7}, {"day": 2}]
