@@ -37,8 +37,9 @@ def classification(
 ) -> LossTerms:
     """Build the term that learns the labels.
 
-    Where the step has class weights, the loss is the weighted mean over the pixels that are not ignored,
-    sum(w nll) / sum(w), as in MDIL's code; else the mean over all pixels, ignored ones adding 0, as in MiB's.
+    Without class weights it is the mean over all pixels, ignored ones adding 0, as in MiB's code. Where the step has
+    class weights, the cross-entropy is the weighted mean over the pixels that are not ignored, sum(w nll) / sum(w),
+    as in MDIL's code; with `bce` they weigh each class's sigmoid, and the mean is over the number of those pixels.
 
     Args:
         logits: student at label size, (B, C, H, W).
@@ -48,8 +49,8 @@ def classification(
         unbiased: MiB's cross-entropy, where the background label stands for background or any old class.
 
     Returns:
-        {"bce": scalar} or {"ce": scalar}. Where nothing is old (first step, new branch) or nothing new: the
-        plain loss.
+        {"bce": scalar} or {"ce": scalar}. Where nothing is old (first step, new branch) or nothing new, or the branch
+        has no background: the plain loss.
     """
     weights = ctx.step.class_weights.get(batch.branch)
     options: dict[str, Any] = {}
@@ -58,7 +59,7 @@ def classification(
     if bce:
         return {"bce": binary_cross_entropy(logits, batch.label, **options)}
     num_old = ctx.step.num_old(batch.branch)
-    if unbiased and 0 < num_old < logits.shape[1]:
+    if unbiased and 0 < num_old < logits.shape[1] and _has_background(ctx.step, batch.branch):
         return {"ce": unbiased_cross_entropy(logits, batch.label, num_old=num_old, **options)}
     return {"ce": cross_entropy(logits, batch.label, **options)}
 
@@ -87,8 +88,9 @@ def background_terms(
     terms = classification(logits, batch, ctx, bce=bce, unbiased=unbiased_ce)
     if teacher is not None:
         target = at_label_size(teacher.logits, batch)
-        grown = logits.shape[1] > target.shape[1]  # without new classes both forms are the same
-        loss = unbiased_distillation if unbiased_kd and grown else distillation
+        # without new classes both forms are the same; without background the new ones were nothing before
+        hidden = logits.shape[1] > target.shape[1] and _has_background(ctx.step, batch.branch)
+        loss = unbiased_distillation if unbiased_kd and hidden else distillation
         terms["kd"] = kd_weight * loss(logits, target, alpha=alpha)
     return terms
 
@@ -96,8 +98,13 @@ def background_terms(
 def init_backgrounds(model: SegmentationModel, step: Step) -> None:
     """MiB's classifier initialisation in every branch that grows and has a background."""
     for branch, number in step.grows.items():
-        if number and step.num_old(branch) and step.spaces[branch].background is not None:
+        if number and step.num_old(branch) and _has_background(step, branch):
             init_from_background(model, branch)
+
+
+def _has_background(step: Step, branch: str) -> bool:
+    """Whether output 0 of a branch is the background, as MiB's forms take it to be."""
+    return step.spaces[branch].background == 0
 
 
 def over_branches(
