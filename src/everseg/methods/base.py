@@ -101,14 +101,15 @@ class Method:
     freeze_norm: bool = False
     """Freeze the affine weights of all norms from step `freeze_from` on."""
     freeze_from: int = 1
-    """First step in which the two switches above act (0: from the start, as the authors' flags do)."""
+    """First step in which the two switches above act (0: from the start, as the authors' flags do). Steps from
+    scratch count as step 0."""
     frozen_statistics: bool = True
     """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
 
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
         self.grow(model, step)
-        later = step.index >= self.freeze_from
+        later = (0 if step.fresh else step.index) >= self.freeze_from
         model.freeze(
             branches=step.old_branches,
             encoder=self.freeze_encoder and later,

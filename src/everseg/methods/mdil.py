@@ -54,10 +54,10 @@ class MDIL(Method):
         return branch_groups(self, model, step, self.shared_lr_scale)
 
     def losses(self, batch, ctx):
-        third = ctx.step.index >= 2
-        if third and ctx.teacher is not None and self.teacher_statistics == "authors":
-            ctx.teacher.train()
         old = old_branches(ctx)
+        third = len(old) >= 2
+        if third and self.teacher_statistics == "authors":
+            ctx.teacher.train()
         together = old if self.updates == "one" or not third else ()
         student = ctx.student_through(batch, (batch.branch, *together))
         logits = at_label_size(student[batch.branch].logits, batch)
