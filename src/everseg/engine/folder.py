@@ -82,6 +82,10 @@ class RunFolder:
         """Label space of each branch after a step."""
         return read_spaces(self.final(index) / "classes.json")
 
+    def is_fresh(self, index: int) -> bool:
+        """Whether a finished step was trained from scratch."""
+        return bool(read_document(self.final(index) / "classes.json", "branches").get("fresh", False))
+
     def config(self) -> RunConfig:
         """The configuration the run was started with.
 
@@ -201,8 +205,8 @@ class RunFolder:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {again}") from None
         before = self.final(index - 1) if index else None
-        fresh = read_document(folder / "classes.json", "branches").get("fresh", False)
-        if before is not None and before.is_dir() and not fresh and parent_of(folder) != verify(before):
+        continues = before is not None and before.is_dir() and not self.is_fresh(index)
+        if before is not None and continues and parent_of(folder) != verify(before):
             raise CheckpointError(
                 f"{folder} does not continue {before}: they come from different runs; {again}"
             )
@@ -217,7 +221,7 @@ class RunFolder:
         write_json(self.step(index) / "metrics.json", {**metrics, "sha256": _json_hash(metrics)})
 
     def metrics(self, index: int) -> dict[str, Any]:
-        """Scores of a scored step as `save_result` wrote them.
+        """Scores of a scored step as `save_result` wrote them, domains in the order of the configuration.
 
         Raises:
             CheckpointError: missing, or changed since.
@@ -230,6 +234,10 @@ class RunFolder:
                 f"{path} is damaged: it does not match its own checksum; "
                 "delete it and run the same command to score the step again"
             )
+        order = list(self.config().data.domains)
+        tested = stored["branches"]
+        if order and isinstance(tested, dict):
+            stored["branches"] = {name: tested[name] for name in sorted(tested, key=order.index)}
         return stored
 
     def counts(self, index: int) -> dict[str, np.ndarray]:

@@ -29,8 +29,8 @@ from everseg.engine.runtime import StopRequest, all_reduce_max, derive_seed, loc
 from everseg.engine.sequence import run_sequence
 from everseg.engine.step import Session, StepJob, is_first, iterations_of
 from everseg.engine.tensorboard import Events
-from everseg.errors import ConfigError, DataError, EversegError
-from everseg.labels import policy_set
+from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
+from everseg.labels import LabelSpace, policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
@@ -132,7 +132,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         )
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
-    together = bool(config.data.domains) and config.scenario.joint  # a batch trains one of several branches
+    # a batch may train one of several branches
+    together = config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]
     accelerator = make_accelerator(config, find_unused=method.partial_updates or together)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     if finished:
@@ -251,12 +252,28 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
         model = build_model(config.model)
     else:
         builder = user_builder(config)
-        model, _, state, parent = folder.load_final(step.index - 1, builder)
+        model, spaces, state, parent = folder.load_final(step.index - 1, builder)
+        _check_known(step, spaces, folder.final(step.index - 1))
         method.load_state_dict(state)
         if method.uses_teacher:
             teacher = frozen_copy(model)
     views = views_of(step.train, session.datasets)
     return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent)
+
+
+def _check_known(step: Step, spaces: Mapping[str, LabelSpace], where: Path) -> None:
+    """Stop unless a checkpoint knows what the steps before this one teach."""
+    needed = {b: space.names[: step.num_old(b)] for b, space in step.spaces.items() if step.num_old(b)}
+    known = {branch: space.names for branch, space in spaces.items()}
+    if known != needed:
+        told = [
+            "; ".join(f"{branch} ({', '.join(names)})" for branch, names in every.items())
+            for every in (known, needed)
+        ]
+        raise CheckpointError(
+            f"{where} is a checkpoint with other domains or classes: it knows {told[0]}; step {step.index} of this "
+            f"run continues {told[1]}; put the right one there, or delete {where.parent} and later steps"
+        )
 
 
 def _train(job: StepJob) -> None:

@@ -32,7 +32,9 @@ def run_sequence(folder: RunFolder) -> dict[str, Any]:
         counts, spaces = folder.counts(index), folder.spaces(index)
         scores = folder.metrics(index)["branches"]
         for name, values in scores.items():
-            tested.setdefault(name, []).append((counts[name], spaces[values.get("branch", name)]))
+            if name not in tested or folder.is_fresh(index):  # another model: nothing goes on
+                tested[name] = []
+            tested[name].append((counts[name], spaces[values.get("branch", name)]))
             last[name] = values["miou"]["all"]
         per_step.append([values["miou"]["all"] for values in scores.values()])
     if not tested:

@@ -129,6 +129,8 @@ class StepJob:
 
     def __post_init__(self) -> None:
         self.config, self.accelerator = self.session.config, self.session.accelerator
+        self.stream = 0 if self.step.fresh else self.step.index
+        """Number the random draws depend on: a step from scratch is what a run of it alone would be."""
 
     def train(self) -> None:
         """Train the step to its end, from its newest checkpoint if there is one.
@@ -150,8 +152,8 @@ class StepJob:
         self.method.end_step(ctx)
 
     def _prepare(self) -> None:
-        config, index = self.config, self.step.index
-        torch.manual_seed(derive_seed(config.seed, "grow", index))
+        config = self.config
+        torch.manual_seed(derive_seed(config.seed, "grow", self.stream))
         self.method.prepare_model(self.model, self.step)
         if config.train.sync_norm:
             self.model = synchronise_norms(self.model)
@@ -232,7 +234,7 @@ class StepJob:
             self.views,
             config.data,
             seed=config.seed,
-            step=self.step.index,
+            step=self.stream,
             batch=config.train.batch,
             start=start,
             stop=self.total,
@@ -244,7 +246,7 @@ class StepJob:
         clock, images = time.perf_counter(), 0
         for iteration, loaded in enumerate(batches, start):
             batch = self._on_device(loaded)
-            torch.manual_seed(derive_seed(config.seed, self.step.index, iteration, accelerator.process_index))
+            torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
             lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
             set_learning_rate(self.optimizer, lr)
             guard = _Guard(self, iteration, batch)
