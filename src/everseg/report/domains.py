@@ -20,7 +20,8 @@ def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] 
     Args:
         folder: of a run over domains with at least one scored step.
         config: its configuration; `scenario.single_task` gives the single-task mIoU in percent, else they are
-            looked up in a finished run beside this one that has the same data and `scenario.single`.
+            looked up in a finished run beside this one with `scenario.single`, in which these domains have the same
+            data and were tested on the same classes.
 
     Returns:
         `mean` and `domains` (fractions, negative = worse than single-task), `baselines` (domain -> mIoU as a
@@ -33,20 +34,28 @@ def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] 
     elif config.scenario.single:
         return None
     else:
-        found, source = _beside(folder, config)
+        found, source = _beside(folder, config, list(values))
     if not values or not values.keys() <= found.keys() or not all(found[name] for name in values):
         return None
     baselines = {name: found[name] for name in values}
     return {**relative_drop(values, baselines), "baselines": baselines, "source": source}
 
 
-def _beside(folder: RunFolder, config: RunConfig) -> tuple[dict[str, float], str]:
-    """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and has its data."""
+def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tuple[dict[str, float], str]:
+    """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
+    scored = _scored_classes(folder)
     for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
         other = RunFolder(path.parent)
         try:
             theirs = other.config()
-            if not theirs.scenario.single or _data(theirs) != _data(config) or not other.is_finished(theirs):
+            if (
+                not theirs.scenario.single
+                or _data(theirs, domains) != _data(config, domains)
+                or not other.is_finished(theirs)
+            ):
+                continue
+            found = _scored_classes(other)
+            if any(found.get(name) != scored[name] for name in domains):
                 continue
             values = run_sequence(other)["miou"]
         except EversegError:  # a damaged or foreign neighbour is no baseline
@@ -55,15 +64,22 @@ def _beside(folder: RunFolder, config: RunConfig) -> tuple[dict[str, float], str
     return {}, ""
 
 
-def _data(config: RunConfig) -> Any:
-    """What two runs must share to be compared: the domains' data and how test images are seen and labelled."""
+def _data(config: RunConfig, domains: Sequence[str]) -> Any:
+    """What two runs must share to be compared: these domains' data and how test images are seen and labelled."""
     text = to_json(config)
-    domains = {
-        name: {key: value for key, value in entry.items() if key != "root"}
-        for name, entry in text["data"]["domains"].items()
-    }
+    entries = {name: {**text["data"]["domains"].get(name, {}), "root": None} for name in domains}
     seen = {key: text["data"][key] for key in ("evaluation", "size", "crop")}
-    return domains, seen, text["scenario"]["test_split"], text["scenario"]["policy"]
+    return entries, seen, text["scenario"]["test_split"], text["scenario"]["policy"]
+
+
+def _scored_classes(folder: RunFolder) -> dict[str, set[str]]:
+    """Domain -> classes that its last test had pixels of."""
+    found = {}
+    for index in folder.finished_steps:
+        for name, scores in folder.metrics(index)["branches"].items():
+            ious = zip(scores["classes"], scores["class_iou"], strict=True)
+            found[name] = {label for label, value in ious if value is not None}
+    return found
 
 
 def taught(folder: RunFolder) -> dict[int, str]:
