@@ -16,6 +16,7 @@ from everseg.config_loading import identity, to_json
 from everseg.config_loading import load as load_config
 from everseg.data.base import Dataset
 from everseg.data.index import class_counts
+from everseg.engine.checkpoint import read_document
 from everseg.engine.evaluate import scores_of
 from everseg.engine.folder import RunFolder
 from everseg.engine.infer import evaluate_inferred
@@ -67,7 +68,7 @@ def evaluate(
         {"run", "step", "images", "branches": {name: scores}, "confusion": {name: counts}}: on the same data exactly
         the numbers of the run. With `infer_domain` also "inferred": {domain: {path: images}} and "accuracy", the
         share of images that went through their own domain's path (None for images of a domain never trained). A
-        class that the chosen path knows and the image's domain does not is counted in an extra column "other".
+        class that some path knows and the image's domain does not is counted in an extra column "other".
 
     Raises:
         ConfigError: an override that cannot change a finished model's score; a user's own code not named in
@@ -138,16 +139,17 @@ def _job(
         raise ConfigError(
             "--domain names the path of all images, --infer-domain chooses it per image; give one"
         )
-    if domain is not None and domain not in paths and domain not in spaces:
-        raise ConfigError(
-            f"--domain {domain}: step {index} of {folder.path} knows {', '.join(dict.fromkeys([*paths, *spaces]))}"
-        )
+    choices = list(dict.fromkeys([*paths, *spaces])) if other else list(paths)
+    if domain is not None and domain not in choices:
+        raise ConfigError(f"--domain {domain}: step {index} of {folder.path} knows {', '.join(choices)}")
     if several and not other:
         chosen = [domain] if domain is not None else list(paths)
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
+        recorded = _recorded_tests(folder, index) if config.scenario == stored.scenario else {}
         sources = [
-            source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
+            source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
+            or source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
             for name in chosen
         ]
         return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen})
@@ -221,6 +223,38 @@ def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
     ):
         if ":" in name and name not in given and name not in registry.names(kind):
             raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
+
+
+def _recorded_tests(folder: RunFolder, index: int) -> dict[str, Mapping[str, Any]]:
+    """Domain -> what scenario.json says of its test images after a step."""
+    step = read_document(folder.path / "scenario.json", "steps")["steps"][index]
+    return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
+
+
+def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space: LabelSpace) -> Source | None:
+    """A test source of a run, made again from its record and the test split alone.
+
+    Returns:
+        None where the record does not fit the data any more: another number of images, or other ids of the classes.
+    """
+    if entry is None or entry["split"] not in dataset.splits:
+        return None
+    table, names = entry["lut"], dataset.labels.names
+    labelled = [raw for raw, value in enumerate(table) if value not in (255, space.background)]
+    if any(names.get(raw) != space.names[table[raw]] for raw in labelled):
+        return None
+    counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
+    taught = counts[:, labelled].sum(1) > 0
+    rows = np.arange(len(counts)) if len(counts) == entry["images"] else np.flatnonzero(taught)
+    source = Source(
+        entry["branch"],
+        entry["dataset"],
+        entry["split"],
+        tuple(map(int, rows)),
+        bytes(table),
+        entry["domain"],
+    )
+    return source if source.digest == entry["sha256"] else None
 
 
 def source_by_name(

@@ -45,8 +45,8 @@ def evaluate_inferred(
         spaces: name of a source -> label space of its table, in which its images are scored.
 
     Returns:
-        The counts; the label space of each, with a column "other" behind for predictions outside it; and name ->
-        path -> number of images that took it.
+        The counts; the label space of each, with a column "other" behind where some path knows a class that it does
+        not have; and name -> path -> number of images that took it.
 
     Raises:
         ConfigError: the paths have no batch-norm statistics of their own.
@@ -55,7 +55,10 @@ def evaluate_inferred(
     device, world = accelerator.device, accelerator.num_processes
     reduce = all_reduce_sum(accelerator)
     branches = tuple(classes)
-    wider = {name: _with_other(space) for name, space in spaces.items()}
+    known = {name for names in classes.values() for name in names}
+    wider = {
+        name: space if known <= set(space.names) else _with_other(space) for name, space in spaces.items()
+    }
     result = Evaluation({s.name: s.name for s in sources})
     chosen: dict[str, dict[str, int]] = {}
     progress.begin("testing, paths chosen per image", sum(len(s.indices) for s in sources))
@@ -73,7 +76,8 @@ def evaluate_inferred(
             paths = infer_branch(model, image, branches)
             for branch in set(paths):
                 rows = torch.tensor([i for i, path in enumerate(paths) if path == branch], device=device)
-                logits = model(image[rows], (branch,))[branch].logits
+                with accelerator.autocast():
+                    logits = model(image[rows], (branch,))[branch].logits
                 ids = predict_ids(logits, (label.shape[-2], label.shape[-1]))
                 matrix.update(tables[branch][ids.long()], label[rows])
             taken.update(paths)
