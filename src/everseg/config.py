@@ -124,7 +124,8 @@ class ModelConfig(_Section):
     """Normalisation and activation: bn = BatchNorm+ReLU, abn = BatchNorm+leaky ReLU 0.01, iabn = with gamma |w|+eps;
     default the architecture's own (DeepLabV3: abn)."""
     weights: str | None = None
-    """Initial encoder weights: a local file (torchvision, timm or In-place ABN names) or hf:org/name (a download)."""
+    """Initial encoder weights: a local file (torchvision, timm, In-place ABN or ERFNet names) or hf:org/name
+    (a download)."""
     download: bool = False
     """Allow `weights` to be fetched from the network."""
 
