@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import everseg
 from everseg import api, interop
@@ -209,3 +210,28 @@ def test_unsafe_damaged_and_absent_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no such file"):
         api.import_mdil("absent.pth", "ours")
     assert not Path("ours").exists()
+
+
+def test_the_command_goes_both_ways_and_its_model_predicts(tmp_path, call):
+    state = original(4, 3)
+    torch.save(whole(state), tmp_path / "x.pth.tar")
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(picture)
+    code, out, err = call(
+        "import", "mdil", tmp_path / "x.pth.tar", "-o", tmp_path / "ours", "--domains", "day, dusk",
+        "--classes", "road,sky,car", "--classes", "road,sky",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "ours" in out
+    loaded = everseg.load(tmp_path / "ours")
+    assert {name: space.names for name, space in loaded.spaces.items()} == {
+        "day": ("road", "sky", "car", "void"), "dusk": ("road", "sky", "void"),
+    }  # fmt: skip
+    assert loaded.predict(picture, branch="dusk").ids.shape == (24, 40)
+    code, _, err = call("import", "mdil", tmp_path / "ours", "-o", tmp_path / "back.pth", "--back")
+    assert code == 0, err
+    assert mdil.read(tmp_path / "back.pth").keys() == state.keys()
+    code, _, err = call("import", "mdil", tmp_path / "x.pth.tar", "-o", tmp_path / "new", "--domains", "day")
+    assert code == 2
+    assert "2 domains" in err
+    assert "Traceback" not in err
