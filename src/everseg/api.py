@@ -85,7 +85,7 @@ class Run:
         Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
         """
         if self.over_domains:
-            return domain_rows(self.steps, taught(self.folder))
+            return domain_rows(self.steps, self.taught)
         rows = []
         for step in self.steps:
             row: dict[str, Any] = {"step": step["index"], "new classes": ", ".join(step["classes"])}
@@ -100,6 +100,11 @@ class Run:
     def over_domains(self) -> bool:
         """Whether the run is over several domains: results are per domain then."""
         return bool(self.config.data.domains)
+
+    @cached_property
+    def taught(self) -> dict[int, str]:
+        """Step -> the domains (or the data set) whose images it trained on."""
+        return taught(self.folder)
 
     @cached_property
     def sequence(self) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def run(
         few = {"max_iterations": 2, "log_every": 1, "checkpoint_every": 1}
         small = config.model_copy(update={"out": out[0], "train": config.train.model_copy(update=few)})
         done = Run(execute(small, quiet=quiet, dry_run=True))
-        _ = done.steps, done.sequence, done.config  # read while the folder is there
+        _ = done.steps, done.sequence, done.config, done.taught  # read while the folder is there
         processes.wait_for_everyone()
         return done
 

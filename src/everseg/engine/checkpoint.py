@@ -246,7 +246,7 @@ def _existing(path: Path) -> Path:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def _self_hash(body: Mapping[str, Any]) -> str:

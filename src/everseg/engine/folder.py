@@ -221,7 +221,7 @@ class RunFolder:
         write_json(self.step(index) / "metrics.json", {**metrics, "sha256": _json_hash(metrics)})
 
     def metrics(self, index: int) -> dict[str, Any]:
-        """Scores of a scored step as `save_result` wrote them, domains in the order of the configuration.
+        """Scores of a scored step as `save_result` wrote them.
 
         Raises:
             CheckpointError: missing, or changed since.
@@ -234,10 +234,6 @@ class RunFolder:
                 f"{path} is damaged: it does not match its own checksum; "
                 "delete it and run the same command to score the step again"
             )
-        order = list(self.config().data.domains)
-        tested = stored["branches"]
-        if order and isinstance(tested, dict):
-            stored["branches"] = {name: tested[name] for name in sorted(tested, key=order.index)}
         return stored
 
     def counts(self, index: int) -> dict[str, np.ndarray]:
