@@ -109,9 +109,8 @@ def test_only_the_first_process_prints(
 def test_eval_prints_groups_and_classes(everseg: Outcome, api: dict[str, Any]) -> None:
     code, out, _ = everseg("eval", "runs/x", "--step", "1", "data=camvid")
     assert code == 0
-    assert api["calls"] == [
-        ("evaluate", (Path("runs/x"),), {"step": 1, "overrides": ["data=camvid"], "quiet": False})
-    ]
+    given = {"step": 1, "overrides": ["data=camvid"], "domain": None, "infer_domain": False, "quiet": False}
+    assert api["calls"] == [("evaluate", (Path("runs/x"),), given)]
     rows = [line.split() for line in out.splitlines()]
     assert ["mIoU", "old", "25.0", "25.0"] in rows
     assert ["mIoU", "all", "50.0", "-"] in rows
@@ -123,12 +122,11 @@ def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any
     code, _, err = everseg("predict", "runs/x", "a.png")
     assert code == 2
     assert "--out" in err
-    code, out, _ = everseg("predict", "runs/x", "a.png", "b", "-o", "out", "--step", "0")
+    code, out, _ = everseg("predict", "runs/x", "a.png", "b", "-o", "out", "--step", "0", "--domain", "dusk")
     assert code == 0
     assert out.startswith("1 masks and overlays in out")
-    assert api["calls"] == [
-        ("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), {"step": 0, "builder": None})
-    ]
+    given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False}
+    assert api["calls"] == [("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), given)]
 
 
 def test_demo_shows_methods_bars_runs_and_what_is_next(everseg: Outcome, api: dict[str, Any]) -> None:

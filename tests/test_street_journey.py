@@ -31,9 +31,9 @@ def annotation(path: Path, labels: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     step = WIDTH // len(labels)
     objects = [
-        {"label": label, "polygon": [[i * step, 0], [i * step + step - 1, 0], [i * step + step - 1, 47], [i * step, 47]]}
-        for i, label in enumerate(labels)
-    ]  # fmt: skip
+        {"label": label, "polygon": [[left, 0], [left + step - 1, 0], [left + step - 1, 47], [left, 47]]}
+        for left, label in zip(range(0, WIDTH, step), labels, strict=False)
+    ]
     path.write_text(json.dumps({"imgHeight": HEIGHT, "imgWidth": WIDTH, "objects": objects}))
 
 
@@ -78,7 +78,11 @@ def test_polygons_become_masks_and_the_sequence_runs_to_its_end(
     code, again, err = call("run", "cs-bdd-idd-mdil", *where, "--quiet", "--json")
     assert (code, json.loads(again)) == (0, result), err
     model = everseg.load(tmp_path / "cs-bdd-idd-mdil")
-    assert {name: space.num_classes for name, space in model.spaces.items()} == {"cs": 20, "bdd": 20, "idd": 27}
+    assert {name: space.num_classes for name, space in model.spaces.items()} == {
+        "cs": 20,
+        "bdd": 20,
+        "idd": 27,
+    }
     image = next((street / "idd").rglob("*.jpg"))
     assert model.predict(image, branch="idd").ids.shape == (HEIGHT, WIDTH)
     code, out, _ = call("eval", tmp_path / "cs-bdd-idd-mdil", "--infer-domain", "--quiet", "--json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Prediction:
 class InputForm:
     """How a model saw its images in training."""
 
-    normalisation: str = "imagenet"
+    normalisation: Literal["imagenet", "unit"] = "imagenet"
     """Kind of `everseg.data.transforms.normalise`."""
     size: tuple[int, int] | None = None
     """(H, W) in pixels that images are brought to; None: their own size."""

@@ -133,7 +133,8 @@ def _figure(
         panels, (flat.before, flat.after), steps, ("before", "after"), strict=True
     ):
         order = np.random.default_rng(_SEED).permutation(len(where))  # no class lies on top of the others
-        panel.scatter(*where[order].T, c=colours[groups[order]], s=14, alpha=0.75, linewidths=0)
+        x, y = where[order].T
+        panel.scatter(x, y, c=colours[groups[order]], s=14, alpha=0.75, linewidths=0)
         if flat.linear:
             _centres(panel, flat.before, where, groups, colours)
         panel.set_title(f"{name}: step {step}", fontsize=14)
