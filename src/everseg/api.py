@@ -32,8 +32,8 @@ from everseg.report.feature_report import compare
 from everseg.scenarios.summary import summarise
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil", "export_mib", "features",
-    "import_mdil", "import_mib", "load", "predict", "run",
+    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil", "export_mib",
+    "features", "import_mdil", "import_mib", "load", "predict", "run",
 ]  # fmt: skip
 
 

@@ -148,7 +148,9 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         try:
             prepared = prepare(config, progress)
             if not folder.final(0).is_dir():
-                build_model(config.model)  # a wrong name or weights file is told before anything is written
+                model = build_model(config.model)  # wrong names and weights are told before anything is written
+                for branch in prepared.steps[-1].spaces:
+                    model.heads.check(branch)
             held.enter_context(locked(folder.path))
             _open(config, folder, prepared, progress)
         except BaseException:

@@ -85,13 +85,16 @@ def epoch_of(config: RunConfig, step: Step) -> int:
 
 
 def is_first(step: Step) -> bool:
-    """Whether the settings of a first step apply: nothing was learnt before."""
+    """Whether the model knows nothing yet: it starts from its initial weights, at the first step's learning rate."""
     return step.index == 0 or step.fresh
 
 
 def iterations_of(config: RunConfig, step: Step) -> int:
-    """Iterations of a step: an epoch's times the epochs, cut by `train.max_iterations`."""
-    epochs = config.train.epochs if is_first(step) else config.train.epochs_next or config.train.epochs
+    """Iterations of a step: an epoch's times the epochs, cut by `train.max_iterations`.
+
+    Single-task models are trained as long as the step they are compared with.
+    """
+    epochs = config.train.epochs if step.index == 0 else config.train.epochs_next or config.train.epochs
     total = epochs * epoch_of(config, step)
     return min(total, config.train.max_iterations or total)
 

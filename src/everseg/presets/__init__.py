@@ -136,7 +136,8 @@ def _domain_config(preset: _DomainPreset) -> dict[str, Any]:
     if preset.sequence in group["sequences"]:
         order, steps = group["sequences"][preset.sequence], None
     else:
-        steps = group["mixed"][preset.sequence]
+        mixed = group["mixed"][preset.sequence]
+        steps, config = mixed["steps"], _merged(config, {"train": mixed.get("train", {})})
         order = dict.fromkeys(step["domain"] for step in steps)
     domains = {domain: group["domains"][domain] for domain in order}
     scenario = {"kind": "domain-incremental"} | ({"steps": steps} if steps else {})
