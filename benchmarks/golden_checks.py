@@ -34,6 +34,7 @@ EXACT = 1e-8
 """Limit of everything in float64."""
 SINGLE = 1e-4
 """Limit in float32, where the original does not repeat itself better."""
+Terms = Callable[[dict[str, np.ndarray], torch.dtype], dict[str, Callable[[Tensor], Tensor]]]
 NUM_CLASSES = {"voc": 20, "ade": 150}
 ROLES = {
     "train_disjoint": ("disjoint", "train"),
@@ -79,13 +80,17 @@ class Tally:
         return [Row(self.file, quantity, *values) for quantity, values in self.found.items()]
 
 
-def check_losses(path: Path) -> list[Row]:
-    """Values and gradients of every loss, in every reduction the file holds."""
+def check_losses(path: Path, terms: Terms | None = None) -> list[Row]:
+    """Values and gradients of every loss, in every reduction the file holds.
+
+    Args:
+        terms: (arrays, dtype) -> name in the file -> loss of the logits; default MiB's.
+    """
     arrays, tally = dict(np.load(path)), Tally(path.name)
     for precision, dtype, limit in (("f64", torch.float64, EXACT), ("f32", torch.float32, SINGLE)):
         logits = torch.from_numpy(arrays["logits"]).to(dtype)
         cotangent = torch.from_numpy(arrays["grad_weight"]).to(dtype)
-        for name, term in _loss_terms(arrays, dtype).items():
+        for name, term in (terms or _loss_terms)(arrays, dtype).items():
             if f"{precision}/{name}/out" not in arrays:
                 continue
             x = logits.clone().requires_grad_()

@@ -275,14 +275,16 @@ def generated_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return ((2 * levels - 63) / 32.0).astype(np.float32)
 
 
-def generated_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The files' deterministic weights and statistics: 16 levels, exact in float32."""
+def generated_weight(name: str, shape: tuple[int, ...], seed: int, gain: float = 1.0) -> np.ndarray:
+    """The files' deterministic weights and statistics: 16 levels, exact in float32; `gain` is of the kernels."""
+    if name.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
     rng = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()) & 0x7FFFFFFF)
     leaf = name.rsplit(".", 1)[-1]
     level = rng.randint(0, 16, size=shape)
     if len(shape) >= 2:
         bound = 2.0 ** np.round(np.log2(np.sqrt(6.0 / int(np.prod(shape[1:])))))
-        value = (2 * level - 15) / 16.0 * bound
+        value = (2 * level - 15) / 16.0 * bound * gain
     elif leaf == "running_var":
         value = 0.5 + level / 8.0
     elif leaf == "weight":  # of a norm, about one in eight negative

@@ -1,4 +1,4 @@
-"""Measures how far everseg is from MiB's original code: `python -m benchmarks.verification GOLDEN_DIR`.
+"""Measures how far everseg is from MiB's and MDIL's original code: `python -m benchmarks.verification GOLDEN_DIR`.
 
 The folder holds numbers produced by the authors' own code. With `--write FILE` the table is written as Markdown.
 Exit status 1 if any difference is above its limit.
@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.golden_checks import EXACT, Row, all_checks
+from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
+from benchmarks.golden_mdil_checks import all_mdil_checks
 from benchmarks.golden_replay import CASES, replay, tags
 
 ROUNDING = {"MiB_2epochs": {"gradient norms": 3e-6, "gradient norms, of the total": 3e-8}}
@@ -23,8 +25,9 @@ multiplied by 1e9. Images scaled by 1 + 2e-16 move everseg's own gradient norms 
 
 INTRODUCTION = """# Agreement with the original code
 
-Numbers produced by the authors' own MiB code (run on CPU, one process) against everseg's. Differences are relative:
-for loss terms and norms to each value, for tensors to the tensor's largest value. `0` means bit-equal. Made by
+Numbers produced by the authors' own code of MiB and MDIL (run on CPU, one process) against everseg's. Differences are
+relative: for loss terms and norms to each value, for tensors to the tensor's largest value. `0` means bit-equal. Made
+by
 
     python -m benchmarks.verification GOLDEN_DIR --write docs/verification.md
 
@@ -37,6 +40,17 @@ Gradient norms are compared twice: each tensor's to itself, and to the norm of t
 multiplies rounding by 1e9 over its 12 iterations: images scaled by 1 + 2e-16 move everseg's own per-tensor gradient
 norms there by 4e-7, two threads instead of one by 1e-7. So these have a wider limit in this run, and are above 1e-8;
 its losses and weights are not.
+
+`train_mdil*` are the three steps of MDIL in float64 (the small one two epochs, the wide one with images large enough
+for the largest dilation), replayed with method `mdil` in the authors' form: `kl=probabilities`,
+`teacher_statistics=authors`, `frozen_statistics=false`, and `updates=two-legacy` ("legacy": gradients zeroed between
+the updates) or `two` ("modern": absent). Steps also stored with a distillation weight of 50 are replayed too. `kld` is
+the authors' divergence, `kld_corrected` the one of logarithms, both from the outputs met in training. Gradients and
+weights are compared at every update (two per batch in the third step), each gradient to its tensor's norm and to the
+whole gradient's; those below 1e-10 of the whole, which are zero but for rounding, to the whole only. Sums are relative
+to norm * sqrt(size). Validation runs through every domain's path. `model_mdil_*`: every path of networks with one, two
+and three domains; `mdil_transfer`: what each tensor of a grown network starts from; `mdil_param_groups`: which weights
+are trained at which rate.
 """
 
 
@@ -46,7 +60,7 @@ def measure(folder: Path, progress: bool = True) -> list[Row]:
     Raises:
         FileNotFoundError: no golden file in the folder.
     """
-    rows = list(all_checks(folder))
+    rows = [*all_checks(folder), *all_mdil_checks(folder)]
     for tag in tags(folder):
         if progress:
             print(f"replaying {tag}", file=sys.stderr)
@@ -59,6 +73,13 @@ def measure(folder: Path, progress: bool = True) -> list[Row]:
             rows.append(
                 Row(file, quantity, comparison.count, comparison.largest, limits.get(quantity, EXACT))
             )
+    for path in sorted(folder.glob("train_mdil*.npz")):
+        for form in forms(path):
+            if progress:
+                print(f"replaying {path.stem}, {form}", file=sys.stderr)
+            for quantity, comparison in replay_mdil(path, form).items():
+                limit = LIMITS.get(quantity, EXACT)
+                rows.append(Row(f"{path.name} {form}", quantity, comparison.count, comparison.largest, limit))
     if not rows:
         raise FileNotFoundError(f"no golden file in {folder}")
     return rows
