@@ -47,6 +47,13 @@ CLASSES = (
     make_step(1, {"a": (3, 2)}, {"a": 2}, "a"),
 )
 """Class-incremental: 3 classes, then 2 more."""
+DOMAINS = (
+    make_step(0, {"a": (3,)}, {"a": 3}, "a"),
+    make_step(1, {"a": (3,), "b": (4,)}, {"b": 4}, "b"),
+    make_step(2, {"a": (3,), "b": (4,), "c": (2,)}, {"c": 2}, "c"),
+    make_step(3, {"a": (3, 2), "b": (4,), "c": (2,)}, {"a": 2}, "a"),
+)
+"""Mixed: three domains, then 2 more classes of the first."""
 
 
 def batches(step: Step, count: int = 3) -> list[Batch]:
@@ -88,6 +95,7 @@ class Toy:
     """What the tests of methods share."""
 
     steps = CLASSES
+    domains = DOMAINS
     step = staticmethod(make_step)
     batches = staticmethod(batches)
 
@@ -98,6 +106,7 @@ class Toy:
     def begin(self, method: Method, model: SegmentationModel, step: Step, *, begin: bool = True) -> Run:
         """Prepare a step as the engine does; `begin=False` where its state is restored instead."""
         torch.manual_seed(10 + step.index)
+        model.zero_grad(set_to_none=True)  # the engine reads the model from disk
         teacher = frozen_copy(model) if method.uses_teacher and step.index else None
         method.prepare_model(model, step)
         groups = method.param_groups(model, step)

@@ -21,6 +21,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "background_from_labels": {"form": "disjoint"},
 }
 """Hyper-parameters that act only together with another one."""
+OVER_DOMAINS = ("mdil", "mdil+mib")
+"""Methods whose hyper-parameters act where there are several branches."""
 PLAIN: dict[tuple[str, str], list[torch.Tensor]] = {}
 """Results with default values, to compare the changed ones with."""
 
@@ -86,10 +88,11 @@ def test_every_hyperparameter_changes_the_result(toy, name, field):
     needs = NEEDS.get(field, {})
     value = other_value(registry.resolve("method", name), field)
     key = (name, str(needs))
+    steps = toy.domains if name in OVER_DOMAINS else toy.steps
     if key not in PLAIN:
-        PLAIN[key] = fingerprint(toy.train(build(name, **needs), toy.model()))
+        PLAIN[key] = fingerprint(toy.train(build(name, **needs), toy.model(), *steps))
     ours = PLAIN[key]
-    theirs = fingerprint(toy.train(build(name, **needs | {field: value}), toy.model()))
+    theirs = fingerprint(toy.train(build(name, **needs | {field: value}), toy.model(), *steps))
     assert len(ours) != len(theirs) or any(not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -114,16 +117,18 @@ def test_first_step_is_the_plain_loss(toy, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_restart_inside_a_step_is_bit_equal(toy, name, index):
-    options = {"period": 2} if name == "rw" else {}
+    """Steps 0 and 1 of the classes; steps 2 and 3 of the domains."""
+    steps = toy.steps if index < 2 else toy.domains
+    options = {"rw": {"period": 2}, "ilt": {"feature_weight": 1.0}}.get(name, {})
     model, method = toy.model(), build(name, **options)
-    for step in toy.steps[:index]:
+    for step in steps[:index]:
         toy.train(method, model, step)
     before, carried = [
         {k: v.clone() for k, v in s.items()} for s in (model.state_dict(), method.state_dict())
     ]
-    step, data = toy.steps[index], toy.batches(toy.steps[index], 7)
+    step, data = steps[index], toy.batches(steps[index], 7)
     run = toy.begin(method, model, step).take(*data[:3])
     tensors, document = optimizer_state(run.optimizer, model)
     files = [safetensors.torch.save(clones(s)) for s in (model.state_dict(), tensors, method.state_dict())]
@@ -132,7 +137,7 @@ def test_restart_inside_a_step_is_bit_equal(toy, name, index):
     method.end_step(run.ctx)
 
     fresh, again = build(name, **options), toy.model()
-    for earlier in toy.steps[:index]:
+    for earlier in steps[:index]:
         again.grow(earlier.grows)
     again.load_state_dict(before)
     fresh.load_state_dict(carried)
@@ -164,7 +169,7 @@ def test_unknown_hyperparameter_is_an_error(name):
 @pytest.mark.parametrize("options", [{}, {"freeze_encoder": True}, {"freeze_norm": True}])
 def test_param_groups_hold_every_trainable_weight_once(toy, name, options):
     method, model = build(name, **options), toy.model()
-    for step in toy.steps:
+    for step in toy.domains:
         method.prepare_model(model, step)
         check_param_groups(model, method.param_groups(model, step))
 
@@ -179,13 +184,16 @@ def test_frozen_encoder_is_bit_unchanged_with_its_statistics(toy, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_new_branch_learns_plainly_and_leaves_the_old_one_alone(toy, name):
+def test_new_branch_learns_and_leaves_the_old_ones_weights_alone(toy, name):
     method, model = build(name), toy.model()
     toy.train(method, model, toy.steps[0])
     head = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("heads.a.")}
     assert head
     run = toy.train(method, model, toy.step(1, {"a": (3,), "b": (4,)}, {"b": 4}, "b"))
-    assert set(run.terms[-1]) <= {"ce", "bce", "penalty"}
+    assert set(run.terms[-1]) - {"ce", "bce"} == {
+        "lwf": {"kd"}, "lwf-mc": {"kd"}, "ilt": {"kd", "feature"}, "mdil": {"kd"}, "mdil+mib": {"kd_domains"},
+        "ewc": {"penalty"}, "rw": {"penalty"}, "pi": {"penalty"},
+    }.get(name, set())  # fmt: skip
     after = {k: v for k, v in model.state_dict().items() if k.startswith("heads.a.")}
     assert equal(head, after)
 
@@ -202,6 +210,8 @@ def test_step_without_new_classes_runs(toy, name):
 def test_only_mib_with_its_initialisation_starts_from_the_background(toy):
     for name, options, expected in (
         ("mib", {}, True),
+        ("mdil+mib", {}, True),
+        ("mdil", {}, False),
         ("mib", {"init_background": False}, False),
         ("lwf", {}, False),
     ):
