@@ -298,19 +298,34 @@ def test_method_data_model_and_scenario_from_files_of_ones_own(
     assert (code, json.loads(again)) == (0, done)
 
 
-def test_a_step_that_trains_two_branches_at_once_is_refused_not_mixed_up(tmp_path: Path) -> None:
-    """The engine gives every batch one branch; labels of another would be read in the wrong space."""
+def test_a_step_of_ones_own_plan_may_train_two_branches_in_turn(tmp_path: Path, call: Outcome) -> None:
+    """The same images through a second branch, whose classes are swapped: each head learns its own labels."""
     plan = tmp_path / "plan.py"
     plan.write_text(
         "from dataclasses import replace\nfrom everseg.scenarios.class_incremental import build as usual\n"
         "def build(*arguments, **options):\n    first, *rest = usual(*arguments, **options)\n"
-        "    other = replace(first.train[0], branch='night')\n"
+        "    swapped = lambda s: replace(s, branch='night', lut=s.lut.translate(bytes([0, 2, 1, *range(3, 256)])))\n"
+        "    both = lambda sources: (*sources, *map(swapped, sources))\n"
         "    spaces = {**first.spaces, 'night': first.spaces['default']}\n"
-        "    return (replace(first, train=(*first.train, other), spaces=spaces, grows={'default': 3, 'night': 3}),)\n"
+        "    return (replace(first, train=both(first.train), test=both(first.test), spaces=spaces,\n"
+        "                    grows={'default': 3, 'night': 3}),)\n"
     )
-    with pytest.raises(ConfigError, match="step 0 trains the branches default, night together"):
-        everseg.run(settings(tmp_path, scenario={"kind": f"{plan}:build"}), quiet=True)
-    assert not (tmp_path / "toy").exists()
+    train = {"epochs": 12, "batch": 4, "lr": 0.05, "log_every": 1}
+    config = settings(tmp_path, method="ft", scenario={"kind": f"{plan}:build"}, train=train)
+    done = everseg.run(config, quiet=True)
+    one, other = (done.folder.counts(0)[branch] for branch in ("default", "night"))
+    swap = [0, 2, 1]
+    np.testing.assert_array_equal(one.sum(1), other.sum(1)[swap])
+    for counts in (one, other):
+        assert counts[1, 1] + counts[2, 2] > 4 * (counts[1, 2] + counts[2, 1]), (
+            "a head learnt the other's labels"
+        )
+        assert counts[1, 1] + counts[2, 2] > 200
+    code, out, err = call(
+        "eval", tmp_path / "toy", USER_CODE, f"scenario.kind={plan}:build", "--json", "--quiet"
+    )
+    assert code == 0, err
+    assert json.loads(out)["confusion"] == {"default": one.tolist(), "night": other.tolist()}
 
 
 def test_stored_code_is_not_imported_unless_it_is_named_again(
