@@ -42,6 +42,8 @@ class Run:
     """A run on disk: every number derives from the counts its steps stored."""
 
     folder: RunFolder
+    asked: RunConfig | None = None
+    """Configuration it was asked for with, if at hand; may name other single-task numbers than the stored one."""
 
     @property
     def path(self) -> Path:
@@ -111,7 +113,7 @@ class Run:
         """Average over steps, forgetting and backward transfer; over domains also the relative drop, if known."""
         sequence = run_sequence(self.folder)
         if self.over_domains and sequence:
-            sequence["relative_drop"] = drop_against_single(self.folder, self.config)
+            sequence["relative_drop"] = drop_against_single(self.folder, self.asked or self.config)
         return sequence
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def run(
     """
     config = load_config(source, overrides, **sections)
     if not dry_run:
-        return Run(execute(config, quiet=quiet))
+        return Run(execute(config, quiet=quiet), config)
     processes = PartialState(cpu=not torch.cuda.is_available())
     with contextlib.ExitStack() as held:
         out = [""]

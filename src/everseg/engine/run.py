@@ -130,6 +130,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             f"train.precision: method '{config.method.name}' reads gradients, which fp16 loss scaling would distort; "
             "use bf16 or fp32"
         )
+    _check_single_task(config)
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
     # a batch may train one of several branches
@@ -148,7 +149,9 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         try:
             prepared = prepare(config, progress)
             if not folder.final(0).is_dir():
-                model = build_model(config.model)  # wrong names and weights are told before anything is written
+                model = build_model(
+                    config.model
+                )  # wrong names and weights are told before anything is written
                 for branch in prepared.steps[-1].spaces:
                     model.heads.check(branch)
             held.enter_context(locked(folder.path))
@@ -158,6 +161,16 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             raise
         all_reduce_max(0, accelerator)
         return _run(config, prepared, accelerator, progress, folder, dry_run)
+
+
+def _check_single_task(config: RunConfig) -> None:
+    """Stop where single-task numbers are not those of the domains, before hours of training."""
+    given, domains = config.scenario.single_task, config.data.domains
+    if given is not None and given.keys() != domains.keys():
+        raise ConfigError(
+            f"scenario.single_task: expected a number for each of data.domains ({', '.join(domains) or 'none'}), "
+            f"got {', '.join(given) or 'none'}"
+        )
 
 
 def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
