@@ -213,11 +213,12 @@ def test_all_problems_are_listed_at_once() -> None:
         ("train=5", "train: expected keys and values, got 5"),
         ("method.kd_weight=x", "method.kd_weight: expected number >= 0, got 'x'"),
         ("method=mibb", "method.name: unknown name 'mibb'; did you mean 'mib'?"),
-        ("data.domains.dusk.datset=x", "data.domains.dusk.datset: unknown key; did you mean 'dataset'?"),
+        ("data.domains.dusk={dataset: x, datset: x}", "data.domains.dusk.datset: unknown key; did you mean 'dataset'?"),
+        ("data.domains.dsk.root=DIR", "data.domains.dsk.dataset: missing; expected text"),
         ("data.domains.dusk=5", "data.domains.dusk: expected keys and values, got 5"),
         ("data.domains=[a]", "data.domains: expected keys and values, got ['a']"),
-        ("data.domains.dusk.root=[1]", "data.domains.dusk.root: expected text or null, got [1]"),
-        ("data.domains.dusk.options=4", "data.domains.dusk.options: expected keys and values, got 4"),
+        ("data.domains.dusk={dataset: x, root: [1]}", "data.domains.dusk.root: expected text or null, got [1]"),
+        ("data.domains.dusk={dataset: x, options: 4}", "data.domains.dusk.options: expected keys and values, got 4"),
         ("scenario.steps=[{domian: x, domain: x}]",
          "scenario.steps[0].domian: unknown key; did you mean 'domain'?"),
         ("scenario.steps=[{domain: a}, {add: [b]}]", "scenario.steps[1].domain: missing; expected text"),
@@ -251,6 +252,7 @@ def test_problems_inside_domains_and_steps_name_their_line(tmp_path: Path) -> No
     """
     path = write(tmp_path, text)
     assert problems(path) == [
+        f"data.domains.dusk.dataset: missing; expected text ({path}:3)",
         f"data.domains.dusk.datset: unknown key; did you mean 'dataset'? ({path}:4)",
         f"scenario.steps[1].domain: missing; expected text ({path}:8)",
         f"scenario.steps[1].domian: unknown key; did you mean 'domain'? ({path}:8)",
@@ -266,11 +268,12 @@ def test_domains_and_steps_are_given_as_overrides_and_layers(tmp_path: Path) -> 
         scenario: {kind: domain-incremental, steps: [{domain: day}, {domain: 7, classes: [3, car]}]}
     """
     config = load(
-        write(tmp_path, text), ["data.domains.day.root=D", "data.domains.dusk.options={light: dusk}"]
+        write(tmp_path, text),
+        ["data.domains.day.root=D", "data.domains.dusk={dataset: demo, options: {light: dusk}}"],
     )
     assert list(config.data.domains) == ["day", "7", "dusk"]
     assert config.data.domains["day"].root == "D"
-    assert config.data.domains["dusk"].dataset == "demo"
+    assert config.data.domains["dusk"].options == {"light": "dusk"}
     steps = config.scenario.steps
     assert [(step.domain, step.classes) for step in steps] == [("day", None), ("7", [3, "car"])]
     (tmp_path / "again.yaml").write_text(dump(config))
@@ -286,7 +289,10 @@ def test_domains_and_steps_are_given_as_overrides_and_layers(tmp_path: Path) -> 
 
 
 def test_every_setting_of_every_domain_is_shown_with_help() -> None:
-    rows = {key: (value, text) for key, value, text in fields(load(None, ["data.domains.dusk.root=D"]))}
+    rows = {
+        key: (value, text)
+        for key, value, text in fields(load(None, ["data.domains.dusk={dataset: demo, root: D}"]))
+    }
     assert rows["data.domains.dusk.root"] == ("D", "Folder of the data set; default `data.root`.")
     assert all(text for key, (_, text) in rows.items() if key.startswith("data.domains."))
     assert "data.domains" not in rows
@@ -391,7 +397,7 @@ def test_the_folder_of_a_domain_is_harmless_everything_else_of_it_is_not() -> No
     assert moved != base
     assert config_hash(moved) == config_hash(base)
     for override in (
-        "dusk.dataset=demo", "dusk.options={sequence: dusk}", "dusk.rename={car: vehicle}", "night.root=DIR"
+        "dusk.dataset=demo", "dusk.options={sequence: dusk}", "dusk.rename={car: vehicle}", "night.dataset=camvid"
     ):  # fmt: skip
         assert config_hash(load(to_json(base), [f"data.domains.{override}"])) != config_hash(base)
     turned = load({"data": {"domains": dict(reversed(to_json(base)["data"]["domains"].items()))}})

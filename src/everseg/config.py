@@ -19,7 +19,7 @@ class _Section(BaseModel):
 class DomainConfig(_Section):
     """The data of one domain."""
 
-    dataset: str = "demo"
+    dataset: str
     """Data set: a name of `everseg list datasets`, a data.yaml, or your own file.py:build."""
     root: str | None = None
     """Folder of the data set; default `data.root`."""

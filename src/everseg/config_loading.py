@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from everseg import presets, registry
-from everseg.config import DomainConfig, RunConfig
+from everseg.config import RunConfig
 from everseg.config_checks import (
     Problem,
     accepts_text_only,
@@ -145,8 +145,9 @@ class _Tree:
         return _at(given, ("method", "name")) == _at(self.value, ("method", "name"))
 
     def _effective(self, path: KeyPath) -> Any:
-        default: Any = DomainConfig() if path[1] == "domains" else getattr(RunConfig(), str(path[0]))
-        default = getattr(default, str(path[-1]))
+        default: Any = RunConfig()
+        for key in path:
+            default = getattr(default, str(key), None)  # a domain has none
         return _at(self.value, path, default)
 
     def _drop(self, path: KeyPath, neighbours: Sequence[str]) -> None:
