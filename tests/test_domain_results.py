@@ -232,6 +232,13 @@ def test_other_images_go_through_the_path_that_is_named(mdil: everseg.Run, call:
     assert counts == wanted.tolist()
 
 
+def test_a_data_set_that_is_named_is_never_taken_for_the_run_s_own(mdil: everseg.Run) -> None:
+    """Also the one that runs over domains have in their unused `data.dataset`."""
+    for named in ("data=demo", "data.dataset=demo", "data={dataset: demo}"):
+        with pytest.raises(ConfigError, match="which path shall the images of 'demo' take"):
+            everseg.evaluate(mdil.path, overrides=[*USER_CODE, named], quiet=True)
+
+
 def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcome) -> None:
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk"]
     code, _, err = call("eval", mdil.path, *other, "--quiet")

@@ -12,7 +12,7 @@ import torch
 
 from everseg import registry
 from everseg.config import RunConfig
-from everseg.config_loading import identity, to_json
+from everseg.config_loading import identity, override_value, to_json
 from everseg.config_loading import load as load_config
 from everseg.data.base import Dataset
 from everseg.data.index import class_counts
@@ -81,7 +81,8 @@ def evaluate(
     if config.train.threads is None:
         torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
-    job = _job(folder, index, stored, config, domain, infer_domain, progress)
+    other = _other_images(stored, config, overrides)
+    job = _job(folder, index, stored, config, other, domain, infer_domain, progress)
     result: dict[str, Any] = {
         "run": str(path),
         "step": index,
@@ -126,6 +127,7 @@ def _job(
     index: int,
     stored: RunConfig,
     config: RunConfig,
+    other: bool,
     domain: str | None,
     infer: bool,
     progress: Progress,
@@ -133,7 +135,6 @@ def _job(
     """Find out what to score: the scenario's own test images, or images made into sources by class name."""
     spaces = folder.spaces(index)
     paths = {name: s.get("branch", name) for name, s in folder.metrics(index)["branches"].items()}
-    other = (stored.data.dataset, stored.data.options) != (config.data.dataset, config.data.options)
     several = bool(stored.data.domains)
     if domain is not None and infer and other:
         raise ConfigError(
@@ -176,6 +177,19 @@ def _job(
         sources = [source_by_name(dataset, config, branch, space) for branch, space in spaces.items()]
     seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
     return _Job(datasets, tuple(sources), seen)
+
+
+def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
+    """Whether the user named a data set of its own; in runs over domains any that is named is one."""
+    if (stored.data.dataset, stored.data.options) != (config.data.dataset, config.data.options):
+        return True
+    if not stored.data.domains:
+        return False
+    given = {key.strip(): override_value(value)[0] for key, _, value in (t.partition("=") for t in overrides)}
+    whole = given.get("data")
+    return (
+        "data.dataset" in given or isinstance(whole, str) or (isinstance(whole, dict) and "dataset" in whole)
+    )
 
 
 def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> LabelSpace:
