@@ -13,10 +13,10 @@ import numpy as np
 
 from everseg.errors import ConfigError
 
+IGNORED = 255
+"""The train id of pixels that no loss and no score counts."""
 SYNTHETIC_BACKGROUND = -1
 """Raw id of the background channel added for data sets that have no background class: no pixel carries it."""
-
-
 SYNTHETIC_VOID = -2
 """Raw id of an extra output for void (MDIL's last class): no pixel carries it, so it is never trained as a target."""
 

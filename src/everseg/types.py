@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from everseg.labels import IGNORED as IGNORED
+
 LossTerms = dict[str, Tensor]
 """Name of a loss term -> scalar, its weight already applied."""
-
-IGNORED = 255
-"""The train id of pixels that no loss and no score counts."""
 
 
 @dataclass

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from everseg.engine.runtime import derive_seed
 from everseg.errors import CheckpointError, DataError
-from everseg.labels import LabelSpace
+from everseg.labels import IGNORED, LabelSpace
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source
 
-_IGNORED = 255
 _LEAST_PIXELS = 4
 TAP = "encoder"
 """Whose features are compared: the encoder's last map."""
@@ -64,9 +63,6 @@ class Drift:
     """Part of the pixels whose nearest centre (of the domain's classes, before) is their own class's, before."""
     accuracy_after: float
     """The same of the features after, still with the centres of before."""
-
-
-# ---------------------------------------------------------------- collection
 
 
 def labels_at(label: Tensor, size: tuple[int, int]) -> Tensor:
@@ -146,7 +142,7 @@ def draw_pixels(
             cells_of = labels_at(label, (maps.shape[-2], maps.shape[-1])).flatten(1).numpy()
             for pair, labels, sample in zip(maps.flatten(3), cells_of, ids, strict=True):
                 keys = np.random.default_rng(derive_seed(seed, source.name, sample)).random(len(labels))
-                for train_id in np.unique(labels[labels != _IGNORED]).tolist():
+                for train_id in np.unique(labels[labels != IGNORED]).tolist():
                     cells = np.flatnonzero(labels == train_id)
                     draw = draws.setdefault((source.name, names[train_id]), _Draw(limit))
                     draw.add(keys[cells], cells, pair)
@@ -177,9 +173,6 @@ def _pixels(
     counts = [len(part) for part in features]
     domain, label = (np.repeat(np.array([part[i] for part in parts], np.int64), counts) for i in (0, 1))
     return Pixels(both[:, 0], both[:, 1], label, domain, classes, domains)
-
-
-# ---------------------------------------------------------------- numbers
 
 
 def class_drift(pixels: Pixels) -> list[Drift]:

@@ -11,10 +11,9 @@ from dataclasses import replace
 import numpy as np
 
 from everseg.errors import ConfigError, DataError
-from everseg.labels import SYNTHETIC_VOID, LabelSpace
+from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
 from everseg.scenarios.steps import Source, Step
 
-_IGNORED = 255
 _HOLDOUT_STREAM = 0x4356
 
 _Key = tuple[str, str, str]
@@ -110,11 +109,11 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
             for other in (*earlier.test, *earlier.val):
                 if _key(other) == _key(source) and new is not None:
                     return other.lut[space.order[new]]
-        return _IGNORED
+        return IGNORED
 
     def neutral(source: Source) -> int:
         background = spaces[source.branch].background
-        return _IGNORED if background is None else background
+        return IGNORED if background is None else background
 
     test = [source for source in step.test if (source.branch, source.dataset) in trained]
     return (
@@ -193,7 +192,7 @@ def _union(parts: Sequence[Source], background: int | None) -> Source:
     lut = bytearray(parts[-1].lut)
     for part in parts:
         for raw, train_id in enumerate(part.lut):
-            if train_id not in (background, _IGNORED):
+            if train_id not in (background, IGNORED):
                 lut[raw] = train_id
     indices = sorted({i for part in parts for i in part.indices})
     return replace(parts[-1], indices=tuple(indices), lut=bytes(lut))
@@ -201,7 +200,7 @@ def _union(parts: Sequence[Source], background: int | None) -> Source:
 
 def _through(source: Source, table: Sequence[int]) -> Source:
     """Send the train ids of a source through table[id]; ignored stays ignored."""
-    return replace(source, lut=bytes(v if v == _IGNORED else table[v] for v in source.lut))
+    return replace(source, lut=bytes(v if v == IGNORED else table[v] for v in source.lut))
 
 
 def _own_outputs(scenario: Sequence[Step], index: int, branch: str) -> list[int]:
@@ -229,7 +228,7 @@ def _own_outputs(scenario: Sequence[Step], index: int, branch: str) -> list[int]
 
 def _labelled(source: Source, space: LabelSpace) -> list[int]:
     """Raw ids that a source labels as a class."""
-    return [raw for raw, train_id in enumerate(source.lut) if train_id not in (_IGNORED, space.background)]
+    return [raw for raw, train_id in enumerate(source.lut) if train_id not in (IGNORED, space.background)]
 
 
 def _cut(space: LabelSpace, kept: Sequence[int]) -> LabelSpace:

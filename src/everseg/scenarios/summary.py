@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from everseg.labels import PolicySet
+from everseg.labels import IGNORED, PolicySet
 from everseg.scenarios.steps import Source, Step
-
-_IGNORED = 255
 
 
 def summarise(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -109,7 +107,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
     space = step.spaces[source.branch]
     for raw, train_id in enumerate(source.lut):
         number = int(pixels[:, raw].sum())
-        if train_id == _IGNORED:
+        if train_id == IGNORED:
             totals["ignored"] += number
         elif train_id == space.background:
             totals["background"] += number
@@ -137,7 +135,7 @@ def _hidden(step: Step, steps: Sequence[Step], source: Source, *, future: bool) 
                 continue
             space = other.spaces[taught.branch]
             for raw, train_id in enumerate(taught.lut):
-                if train_id in (_IGNORED, space.background) or source.lut[raw] == train_id:
+                if train_id in (IGNORED, space.background) or source.lut[raw] == train_id:
                     continue
                 hidden[raw] = space.names[train_id]
     return hidden

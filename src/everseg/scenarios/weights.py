@@ -10,10 +10,8 @@ import numpy as np
 
 from everseg.data.weights import class_weights, published_weights
 from everseg.errors import ConfigError
-from everseg.labels import SYNTHETIC_VOID
+from everseg.labels import IGNORED, SYNTHETIC_VOID
 from everseg.scenarios.steps import Labelled, Source, Step
-
-_IGNORED = 255
 
 
 def weighted(
@@ -66,7 +64,7 @@ def _computed(
         np.add.at(pixels, np.frombuffer(source.lut, np.uint8), total.astype(np.int64))
     real = [i for i, raw in enumerate(order) if raw != SYNTHETIC_VOID]
     weights = np.zeros(len(order))
-    weights[real] = class_weights(np.append(pixels[real], pixels[_IGNORED]))[:-1]
+    weights[real] = class_weights(np.append(pixels[real], pixels[IGNORED]))[:-1]
     return tuple(weights.tolist())
 
 
@@ -82,7 +80,7 @@ def _published(
             table = published_weights(dataset)
         except ConfigError as error:
             return (), error.problems
-        for name in (space.names[i] for i in sorted(set(source.lut) - {_IGNORED})):
+        for name in (space.names[i] for i in sorted(set(source.lut) - {IGNORED})):
             if name not in table:
                 problems.append(
                     f"scenario.class_weights: no weight of '{name}' is published for data set '{dataset}'; "
