@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from everseg.config_checks import shown
 from everseg.errors import DataError
 
 MAX_BYTES = 16 * 2**20
@@ -63,12 +64,12 @@ def parse(text: bytes) -> Annotation:
     if missing:
         raise DataError(f"lacks {', '.join(missing)}")
     faults = [
-        f"{key} is {_short(content[key])}, expected a number of pixels"
+        f"{key} is {shown(content[key])}, expected a number of pixels"
         for key in ("imgHeight", "imgWidth")
         if not _is_number(content[key]) or content[key] != int(content[key]) or content[key] < 1
     ]
     if not faults and content["imgHeight"] * content["imgWidth"] > MAX_PIXELS:
-        size = f"{_short(content['imgWidth'])}x{_short(content['imgHeight'])}"
+        size = f"{shown(content['imgWidth'])}x{shown(content['imgHeight'])}"
         faults.append(f"claims an image of {size}, more than the limit of {MAX_PIXELS} pixels")
     polygons: list[Polygon] = []
     if isinstance(content["objects"], list):
@@ -127,7 +128,7 @@ def draw(
         if value is not None:
             pen.polygon(polygon.points, fill=value)
     if unknown and not skip_unknown:
-        labels = _some([_short(label) for label in dict.fromkeys(unknown)])
+        labels = _some([shown(label) for label in dict.fromkeys(unknown)])
         raise DataError(f"holds labels that are not of this data set: {labels}")
     return picture
 
@@ -141,16 +142,16 @@ def _polygon(item: Any) -> Polygon | str:
         return f"lacks {' and '.join(missing)}"
     label, points, deleted = item["label"], item["polygon"], item.get("deleted")
     if not isinstance(label, str):
-        return f"has the label {_short(label)}, expected a name"
+        return f"has the label {shown(label)}, expected a name"
     if not isinstance(points, list):
-        return f"({_short(label)}): polygon is {_kind(points)}, expected a list of points"
+        return f"({shown(label)}): polygon is {_kind(points)}, expected a list of points"
     for number, point in enumerate(points):
         if not isinstance(point, list) or len(point) != 2 or not all(_is_number(v) for v in point):
-            return f"({_short(label)}): point {number} is {_short(point)}, expected [x, y]"
+            return f"({shown(label)}): point {number} is {shown(point)}, expected [x, y]"
         if max(map(abs, point)) > MAX_COORDINATE:
-            return f"({_short(label)}): point {number} is {_short(point)}, far outside of any image"
+            return f"({shown(label)}): point {number} is {shown(point)}, far outside of any image"
     if not (deleted is None or isinstance(deleted, (bool, int, float))):
-        return f"({_short(label)}): deleted is {_short(deleted)}, expected 0 or 1"
+        return f"({shown(label)}): deleted is {shown(deleted)}, expected 0 or 1"
     return Polygon(label, tuple((x, y) for x, y in points), bool(deleted))
 
 
@@ -164,11 +165,6 @@ def _is_number(value: Any) -> bool:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _some(items: list[str]) -> str:

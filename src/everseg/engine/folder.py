@@ -169,7 +169,7 @@ class RunFolder:
             },
             "step": index,
             "fresh": fresh,
-            "dataset": config.data.dataset,
+            "dataset": None if config.data.domains else config.data.dataset,
             "domains": list(config.data.domains),
             **{key: getattr(config.data, key) for key in ("crop", "size", "evaluation", "normalisation")},
         }

@@ -27,7 +27,7 @@ from everseg.engine.journal import Journal
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import StopRequest, all_reduce_max, derive_seed, locked, make_accelerator
 from everseg.engine.sequence import run_sequence
-from everseg.engine.step import Session, StepJob, is_first, iterations_of
+from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.labels import LabelSpace, policy_set
@@ -262,7 +262,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
     config, folder = session.config, session.folder
     method = build_method(config.method)
     teacher, parent = None, None
-    if is_first(step):
+    if step.is_first:
         torch.manual_seed(derive_seed(config.seed, "model"))
         model = build_model(config.model)
     else:

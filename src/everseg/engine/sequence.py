@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from everseg.engine.folder import RunFolder
 from everseg.labels import LabelSpace
-from everseg.metrics import sequence_scores
+from everseg.metrics import defined_mean, sequence_scores
 
 
 def run_sequence(folder: RunFolder) -> dict[str, Any]:
@@ -45,19 +44,14 @@ def run_sequence(folder: RunFolder) -> dict[str, Any]:
     result: dict[str, Any] = {
         "domains": sequences,
         "miou": last,
-        "average_miou": _mean(_mean(values) for values in per_step),
+        "average_miou": defined_mean(defined_mean(values) for values in per_step),
     }
     for key in ("forgetting", "backward_transfer"):
         means = {name: values[key]["mean"] for name, values in sequences.items()}
-        result[key] = {"mean": _mean(means.values()), "domains": means}
+        result[key] = {"mean": defined_mean(means.values()), "domains": means}
     return result
 
 
 def _of(rows: list[tuple[np.ndarray, LabelSpace]]) -> dict[str, Any]:
     sizes = [[len(group) for group in space.groups] for _, space in rows]
     return sequence_scores([counts for counts, _ in rows], sizes, rows[-1][1].background)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -84,11 +84,6 @@ def epoch_of(config: RunConfig, step: Step) -> int:
     return epoch_length(counts.values(), config.train.batch)
 
 
-def is_first(step: Step) -> bool:
-    """Whether the model knows nothing yet: it starts from its initial weights, at the first step's learning rate."""
-    return step.index == 0 or step.fresh
-
-
 def iterations_of(config: RunConfig, step: Step) -> int:
     """Iterations of a step: an epoch's times the epochs, cut by `train.max_iterations`.
 
@@ -164,7 +159,7 @@ class StepJob:
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
-        self.lr = config.train.lr if is_first(self.step) else lr_next
+        self.lr = config.train.lr if self.step.is_first else lr_next
         self.optimizer = make_optimizer(groups, config.train, lr=self.lr)
 
     def _restore(self) -> int:

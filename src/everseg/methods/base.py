@@ -109,7 +109,7 @@ class Method:
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
         self.grow(model, step)
-        later = (0 if step.fresh else step.index) >= self.freeze_from
+        later = (0 if step.is_first else step.index) >= self.freeze_from
         model.freeze(
             branches=step.old_branches,
             encoder=self.freeze_encoder and later,

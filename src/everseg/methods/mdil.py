@@ -99,6 +99,6 @@ def grow_from_previous(model: SegmentationModel, step: Step) -> None:
 
 def branch_groups(method: Method, model: SegmentationModel, step: Step, scale: float) -> list[dict[str, Any]]:
     """Parameter groups: after the first step the shared weights at `scale` times the rate."""
-    if step.index == 0 or step.fresh:
+    if step.is_first:
         return Method.param_groups(method, model, step)
     return split_groups(model, scale)

@@ -1,7 +1,7 @@
 """Integer confusion counts and the scores derived from them (floor 1)."""
 
 from everseg.metrics.confusion import ConfusionMatrix
-from everseg.metrics.continual import relative_drop, sequence_scores, step_scores
+from everseg.metrics.continual import defined_mean, relative_drop, sequence_scores, step_scores
 from everseg.metrics.scores import (
     class_accuracy,
     frequency_weighted_iou,
@@ -15,6 +15,7 @@ from everseg.metrics.scores import (
 __all__ = [
     "ConfusionMatrix",
     "class_accuracy",
+    "defined_mean",
     "frequency_weighted_iou",
     "iou",
     "iou_eval",

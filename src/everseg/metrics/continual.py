@@ -125,10 +125,14 @@ def sequence_scores(
         counted = [None if c == left_out else value for c, value in enumerate(classes)]
         width = len(rows[-1])
         result |= {
-            f"average_miou{suffix}": _mean(_mean_iou(n, range(len(n)), left_out) for n in matrices),
+            f"average_miou{suffix}": defined_mean(_mean_iou(n, range(len(n)), left_out) for n in matrices),
             f"step_matrix{suffix}": [row + [None] * (width - len(row)) for row in rows],
-            f"forgetting{suffix}": {"mean": _mean(forgetting), "groups": forgetting, "classes": counted},
-            f"backward_transfer{suffix}": {"mean": _mean(transfer), "groups": transfer},
+            f"forgetting{suffix}": {
+                "mean": defined_mean(forgetting),
+                "groups": forgetting,
+                "classes": counted,
+            },
+            f"backward_transfer{suffix}": {"mean": defined_mean(transfer), "groups": transfer},
         }
     return result
 
@@ -217,7 +221,8 @@ def _backward_transfer(rows: list[list[float | None]]) -> list[float | None]:
     return out
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def defined_mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None; None where there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

@@ -11,7 +11,7 @@ from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.sequence import run_sequence
 from everseg.errors import EversegError
-from everseg.metrics import relative_drop
+from everseg.metrics import defined_mean, relative_drop
 
 
 def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
@@ -99,10 +99,7 @@ def domain_rows(steps: Sequence[Mapping[str, Any]], learnt: Mapping[int, str]) -
     rows = []
     for index in dict.fromkeys(row["index"] for row in steps):
         scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
-        known = [value for value in scores.values() if value is not None]
-        values = {name: scores.get(name) for name in names} | {
-            "mean": sum(known) / len(known) if known else None
-        }
+        values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
         percent = {name: None if value is None else round(100 * value, 2) for name, value in values.items()}
         rows.append({"step": index, "trained": learnt.get(index, ""), **percent})
     return rows

@@ -12,6 +12,7 @@ from torch import Tensor
 from everseg.engine.runtime import derive_seed
 from everseg.errors import CheckpointError, DataError
 from everseg.labels import IGNORED, LabelSpace
+from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source
 
@@ -214,8 +215,5 @@ def _nearest(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def mean_drift(rows: Sequence[Drift]) -> dict[str, float | None]:
     """Unweighted mean over classes of every number; None values are left out."""
-    means: dict[str, float | None] = {}
-    for key in ("distance", "spread", "relative", "cosine", "accuracy_before", "accuracy_after"):
-        values = [getattr(row, key) for row in rows if getattr(row, key) is not None]
-        means[key] = float(np.mean(values)) if values else None
-    return means
+    keys = ("distance", "spread", "relative", "cosine", "accuracy_before", "accuracy_after")
+    return {key: defined_mean(getattr(row, key) for row in rows) for key in keys}

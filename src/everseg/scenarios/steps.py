@@ -76,6 +76,11 @@ class Step:
         return tuple(self.spaces)
 
     @property
+    def is_first(self) -> bool:
+        """Whether the model knows nothing yet: it starts from its initial weights."""
+        return self.index == 0 or self.fresh
+
+    @property
     def trained_branches(self) -> tuple[str, ...]:
         """Branches trained in this step, in the order of their sources."""
         return tuple(dict.fromkeys(source.branch for source in self.train))
