@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="everseg",
-    help="Keep a semantic-segmentation model learning: new classes, without the old data.",
+    help="Keep a semantic-segmentation model learning: new classes, new domains, without the old data.",
     epilog="Add --debug to any command for the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
@@ -221,7 +221,7 @@ def features(
 @app.command("list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="methods, tasks, presets, models, datasets, policies.")
+        str, typer.Argument(help="methods, scenarios, tasks, presets, models, datasets, policies.")
     ],
     contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
     as_json: Json = False,

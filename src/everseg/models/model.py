@@ -187,8 +187,8 @@ class SegmentationModel(nn.Module):
 
         Returns:
             Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
-            taps "layer1" ... "layer4" (or what the
-            encoder names), "encoder" (its last map, after the activation) and "decoder" (the classifiers' input).
+            taps "layer1" ... "layer4" (or what the encoder names), "encoder" (its last map, after the activation) and
+            "decoder" (the classifiers' input).
 
         Raises:
             ConfigError: unknown branch, or the model has no outputs yet.
