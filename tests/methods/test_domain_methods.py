@@ -14,6 +14,7 @@ from everseg import registry
 from everseg.labels import LabelSpace
 from everseg.methods.base import Method, StepContext
 from everseg.methods.parts import classification
+from everseg.models.erfnet import erfnet
 from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch
 
@@ -161,6 +162,26 @@ def test_mdil_moves_shared_weights_slowly_after_the_first_step(toy, name):
         if len(groups) == 2:
             assert {id(p) for p in groups[1]["params"]} == {id(p) for p in model.branch_parameters("b")}
     assert scales == [[1.0], [0.25, 1.0], [1.0]]
+
+
+@pytest.mark.parametrize(("name", "copied"), [("mdil", True), ("mdil+mib", True), ("ft", False)])
+def test_a_new_branch_starts_from_the_one_met_before_it(toy, name, copied):
+    """Adapters, affine weights and decoder; the classifier and the encoder's statistics start afresh."""
+    model, method = erfnet(widths=(4, 6, 8), blocks=(1, 1)), build(name)
+    for step in toy.domains[:3]:
+        method.prepare_model(model, step)
+        state = model.state_dict()
+        with torch.no_grad():
+            for key, value in state.items():
+                if value.is_floating_point() and f".{step.branch}." in key and step.index != 2:
+                    value.add_(torch.rand(value.shape))
+    known = {key for key in state if ".b." in key}
+    assert any("adapter" in key for key in known)
+    for key in known:
+        same = torch.equal(state[key], state.get(key.replace(".b.", ".c."), torch.empty(0)))
+        fresh = key.startswith("heads.") or (key.startswith("encoder.") and "running_" in key)
+        if "num_batches" not in key:
+            assert same == (copied and not fresh), key
 
 
 @pytest.mark.parametrize("name", ["ewc", "rw", "pi"])
