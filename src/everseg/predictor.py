@@ -187,6 +187,23 @@ def predict(
     """
     model = load(run_path, step=step, builder=builder)
     model.check_path(domain, infer_domain)
+    out = Path(out)
+    files = _checked_files(paths, out)
+    written, taken = [], {}
+    for path, stem in files:
+        prediction = model.predict(path, branch=domain, infer_domain=infer_domain)
+        written.append(write_prediction(out / stem, prediction.ids, prediction.image))
+        taken[stem.as_posix()] = prediction.branch
+    used = dict.fromkeys(taken.values())
+    names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
+    if infer_domain:
+        write_json(out / "domains.json", taken)
+    write_json(out / "classes.json", names if infer_domain else names[next(iter(used))])
+    return written
+
+
+def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
+    """Every image given or in the folders given, all readable, and the name of its results below `out`."""
     files: list[tuple[Path, Path]] = []
     missing = []
     for path in map(Path, paths):
@@ -211,7 +228,6 @@ def predict(
         raise DataError(
             f"several images would be written to one name: {', '.join(twice)}; predict them separately"
         )
-    out = Path(out)
     results = {(out / f"{stem}_{kind}.png").resolve() for stem in stems for kind in ("mask", "overlay")}
     if inputs := [str(path) for path, _ in files if path.resolve() in results]:
         raise ConfigError(
@@ -226,14 +242,4 @@ def predict(
             bad.append(str(error))
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
-    written, taken = [], {}
-    for path, stem in files:
-        prediction = model.predict(path, branch=domain, infer_domain=infer_domain)
-        written.append(write_prediction(out / stem, prediction.ids, prediction.image))
-        taken[stem.as_posix()] = prediction.branch
-    used = dict.fromkeys(taken.values())
-    names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
-    if infer_domain:
-        write_json(out / "domains.json", taken)
-    write_json(out / "classes.json", names if infer_domain else names[next(iter(used))])
-    return written
+    return files

@@ -15,6 +15,7 @@ from processes import complete, ranks, results, start, wait, wait_until
 from safetensors.torch import load_file
 
 import everseg
+from everseg import registry
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 from everseg.methods.ft import FineTuning
@@ -277,9 +278,7 @@ REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw":
                "mdil": "kd", "mdil+mib": "kd_domains"}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "method", ["ft", "lwf", "lwf-mc", "ilt", "ewc", "rw", "pi", "mib", "mdil", "mdil+mib"]
-)
+@pytest.mark.parametrize("method", registry.BUILTIN["method"])
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
     config = settings(tmp_path, data=data_of(few("day", "dusk")), model=DEEPLAB, method={"name": method},
@@ -293,9 +292,7 @@ def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(
-    "method", ["ft", "lwf", "lwf-mc", "ilt", "ewc", "rw", "pi", "mib", "mdil", "mdil+mib"]
-)
+@pytest.mark.parametrize("method", registry.BUILTIN["method"])
 def test_every_method_runs_through_a_path_that_domains_share(tmp_path, method):
     """The second domain brings one class more: the shared path grows, and both domains are tested through it."""
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}

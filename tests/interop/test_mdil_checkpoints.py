@@ -235,3 +235,12 @@ def test_the_command_goes_both_ways_and_its_model_predicts(tmp_path, call):
     assert code == 2
     assert "2 domains" in err
     assert "Traceback" not in err
+
+
+def test_the_imagenet_encoder_alone_is_told_where_it_belongs(tmp_path: Path) -> None:
+    torch.save(
+        {"module.features.encoder.initial_block.conv.weight": torch.ones(13, 3, 3, 3)}, tmp_path / "e.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"encoder alone.*model\.weights="):
+        api.import_mdil(tmp_path / "e.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -89,6 +89,11 @@ def import_mdil(
     """
     out = _new_folder(out)
     state = mdil.read(Path(checkpoint))
+    if any(name.startswith("features.encoder.") for name in state):
+        raise CheckpointError(
+            f"'{checkpoint}' is the ImageNet-pretrained encoder alone, from which a run starts as it is: "
+            f"model.name=erfnet model.weights={checkpoint}"
+        )
     try:
         model = mdil.load(state, domains=domains)
     except CheckpointError as error:
