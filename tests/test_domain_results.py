@@ -183,6 +183,12 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
     assert (
         everseg.evaluate(done.path, overrides=[*USER_CODE, *other], domain="road", quiet=True)["images"] == 6
     )
+    model, image = everseg.load(done.path), build(light="fog").splits["val"].read(0)[0]
+    by_domain, by_path = (model.predict(image, branch=name) for name in ("fog", "road"))
+    assert by_domain.branch == by_path.branch == "road"
+    np.testing.assert_array_equal(by_domain.ids, by_path.ids)
+    with pytest.raises(ConfigError, match=r"--domain dusk: the model has the paths road, day, fog"):
+        model.check_path("dusk")
 
 
 def test_images_of_the_background_alone_count_as_in_the_run(tmp_path: Path) -> None:

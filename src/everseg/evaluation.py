@@ -134,7 +134,7 @@ def _job(
 ) -> _Job:
     """Find out what to score: the scenario's own test images, or images made into sources by class name."""
     spaces = folder.spaces(index)
-    paths = {name: s.get("branch", name) for name, s in folder.metrics(index)["branches"].items()}
+    paths = folder.paths(index)
     several = bool(stored.data.domains)
     if domain is not None and infer and other:
         raise ConfigError(

@@ -65,11 +65,17 @@ class LoadedModel:
     """A trained model with its class names: `predict` takes images as they are."""
 
     def __init__(
-        self, model: SegmentationModel, spaces: Mapping[str, LabelSpace], form: InputForm | None = None
+        self,
+        model: SegmentationModel,
+        spaces: Mapping[str, LabelSpace],
+        form: InputForm | None = None,
+        paths: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model.eval()
         self.spaces = spaces
         self.form = form or InputForm()
+        self.paths = {**{branch: branch for branch in spaces}, **(paths or {})}
+        """Names that `predict` takes for a path -> branch: the branches, and the domains that go through them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(self.device)
 
@@ -80,8 +86,8 @@ class LoadedModel:
 
     def check_path(self, domain: str | None, infer_domain: bool = False) -> None:
         """Raise a ConfigError where it is not clear which path images take."""
-        paths = ", ".join(self.spaces)
-        if domain is not None and domain not in self.spaces:
+        paths = ", ".join(self.paths)
+        if domain is not None and domain not in self.paths:
             raise ConfigError(f"--domain {domain}: the model has the paths {paths}")
         if domain is not None and infer_domain:
             raise ConfigError("--domain and --infer-domain exclude each other")
@@ -100,7 +106,7 @@ class LoadedModel:
 
         Args:
             image: a path, a PIL image, or (H, W, 3) uint8 RGB.
-            branch: which path: the name of a domain, or of a shared branch; default the first.
+            branch: which path: its name, or that of a domain that goes through it; default the first.
             infer_domain: choose the path from the domains' batch-norm statistics.
 
         Raises:
@@ -115,7 +121,8 @@ class LoadedModel:
         inputs = normalise(torch.from_numpy(batch)[None].to(self.device), self.form.normalisation)
         if infer_domain:
             (branch,) = infer_branch(self.model, inputs)
-        branch = branch or next(iter(self.spaces))
+        else:
+            branch = next(iter(self.spaces)) if branch is None else self.paths.get(branch, branch)
         logits = self.model(inputs, (branch,))[branch].logits
         ids = predict_ids(logits, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
         return Prediction(ids, self.spaces[branch].names, pixels, branch)
@@ -148,7 +155,7 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> L
         folder = RunFolder(path)
         index = folder.chosen_step(step)
         form = InputForm.read(folder.final(index))
-        return LoadedModel(*folder.load_final(index, builder)[:2], form)
+        return LoadedModel(*folder.load_final(index, builder)[:2], form, folder.paths(index))
     if (path / "final").is_dir():
         path = path / "final"
     if not (path / "classes.json").is_file():

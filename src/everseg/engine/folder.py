@@ -82,6 +82,10 @@ class RunFolder:
         """Label space of each branch after a step."""
         return read_spaces(self.final(index) / "classes.json")
 
+    def paths(self, index: int) -> dict[str, str]:
+        """Name of the results of a scored step (domain, or branch in runs on one data set) -> branch they are of."""
+        return {name: scores.get("branch", name) for name, scores in self.metrics(index)["branches"].items()}
+
     def is_fresh(self, index: int) -> bool:
         """Whether a finished step was trained from scratch."""
         return bool(read_document(self.final(index) / "classes.json", "branches").get("fresh", False))

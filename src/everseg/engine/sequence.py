@@ -29,11 +29,11 @@ def run_sequence(folder: RunFolder) -> dict[str, Any]:
     last: dict[str, float | None] = {}
     for index in folder.finished_steps:
         counts, spaces = folder.counts(index), folder.spaces(index)
-        scores = folder.metrics(index)["branches"]
+        scores, paths = folder.metrics(index)["branches"], folder.paths(index)
         for name, values in scores.items():
             if name not in tested or folder.is_fresh(index):  # another model: nothing goes on
                 tested[name] = []
-            tested[name].append((counts[name], spaces[values.get("branch", name)]))
+            tested[name].append((counts[name], spaces[paths[name]]))
             last[name] = values["miou"]["all"]
         per_step.append([values["miou"]["all"] for values in scores.values()])
     if not tested:
