@@ -186,9 +186,9 @@ def plan(config, datasets, counts, *, seed):
 @pytest.mark.parametrize(
     ("method", "scenario"),
     [
-        ({"name": "Mdil"}, {}),
+        pytest.param({"name": "Mdil"}, {}, marks=pytest.mark.slow),
         ({"name": "Mdil", "updates": "two"}, {}),
-        ({"name": "Mdil", "updates": "two-legacy"}, {}),
+        pytest.param({"name": "Mdil", "updates": "two-legacy"}, {}, marks=pytest.mark.slow),
         ({"name": "Mixed"}, {}),
         ({"name": "Ft"}, {"joint": True}),
         ({"name": "Ft"}, {"kind": "plan"}),
