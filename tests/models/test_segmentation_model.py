@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import deeplabv3, deeplabv3_tiny, from_description
+from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel, frozen_copy, init_from_background
-from everseg.models.parts import BranchDict
+from everseg.models.parts import BatchNorm, BranchDict
 
 
 def tiny(norm: str = "abn", **options) -> SegmentationModel:
@@ -353,3 +354,21 @@ def test_dilation_applies_to_every_block_of_a_stage_and_replaces_its_stride():
         "layer4.0.conv2": (1, 4), "layer4.1.conv2": (1, 4),
     }  # fmt: skip
     assert [conv.dilation[0] for conv in model.decoder.aspp] == [1, 12, 24, 32]
+
+
+def test_a_frozen_encoder_leaves_the_norms_and_adapters_of_a_new_branch_trainable():
+    model = erfnet(widths=(6, 8, 10), blocks=(1, 1))
+    model.grow({"day": 2})
+    model.grow({"dusk": 2}, init_from="day")
+    model.freeze(branches=["day"], encoder=True)
+    model.train()
+    names = {name for name, weight in model.encoder.named_parameters() if weight.requires_grad}
+    assert names
+    assert all(".dusk." in f".{name}." for name in names)
+    norms = {
+        name: module.training
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, BatchNorm)
+    }
+    assert {name.rpartition(".")[2] for name, training in norms.items() if training} == {"dusk"}
+    assert {name.rpartition(".")[2] for name, training in norms.items() if not training} == {"day"}

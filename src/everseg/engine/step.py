@@ -94,6 +94,11 @@ def iterations_of(config: RunConfig, step: Step) -> int:
     return min(total, config.train.max_iterations or total)
 
 
+def _named(recent: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The last terms of branches that take turns: "ce/day"."""
+    return {f"{term}/{branch}": value for branch, terms in recent.items() for term, value in terms.items()}
+
+
 @dataclass(frozen=True)
 class Session:
     """What all steps of a run share."""
@@ -242,6 +247,7 @@ class StepJob:
         )
         self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
         clock, images = time.perf_counter(), 0
+        recent: dict[str, dict[str, Tensor]] = {}
         for iteration, loaded in enumerate(batches, start):
             batch = self._on_device(loaded)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
@@ -249,12 +255,14 @@ class StepJob:
             set_learning_rate(self.optimizer, lr)
             guard = _Guard(self, iteration, batch)
             logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, guard)
+            recent[batch.branch] = logged
             done = iteration + 1
             images += len(batch.ids) * world
             if done % config.train.log_every == 0 or done == self.total:
                 speed = images / (time.perf_counter() - clock)
                 clock, images = time.perf_counter(), 0
-                self._log(done, logged, lr, speed, guard.norm)
+                named = _named(recent) if len(self.step.trained_branches) > 1 else logged
+                self._log(done, named, lr, speed, guard.norm)
             code = all_reduce_max(self.session.stop.code(), accelerator)
             due = done % config.train.checkpoint_every == 0
             if code or due or done == self.total:

@@ -129,7 +129,8 @@ class SegmentationModel(nn.Module):
 
         Args:
             branches: branches whose own modules get no gradient.
-            encoder: the encoder's weights get no gradient.
+            encoder: the encoder's weights get no gradient, but for what the other branches own in it: a new
+                branch's norms and adapters would stay untrained.
             norm: the affine weights of all norms get no gradient.
             statistics: the frozen norms also keep their running statistics (they stay in eval mode). False lets
                 them move, as in MiB's code, where `model.train()` undid the freezing.
@@ -143,6 +144,8 @@ class SegmentationModel(nn.Module):
         self.requires_grad_(True)
         if encoder:
             self.encoder.requires_grad_(False)
+            for module in self._trained_in_encoder():
+                module.requires_grad_(True)
         for branch in branches:
             for weight in self.branch_parameters(branch):
                 weight.requires_grad_(False)
@@ -158,11 +161,19 @@ class SegmentationModel(nn.Module):
         if mode and self.frozen.statistics:
             roots = [self.encoder] if self.frozen.encoder else []
             roots += [m for branch in self.frozen.branches for m in self._branch_modules(branch)]
+            kept = () if self.frozen.norm else self._trained_in_encoder()
+            trained = {id(inner) for module in kept for inner in module.modules()}
             for root in [self] if self.frozen.norm else roots:
                 for module in root.modules():
-                    if isinstance(module, NORM_TYPES):
+                    if isinstance(module, NORM_TYPES) and id(module) not in trained:
                         module.training = False
         return self
+
+    def _trained_in_encoder(self) -> list[nn.Module]:
+        """What the branches that are not frozen own in the encoder."""
+        owners = [m for m in self.encoder.modules() if isinstance(m, BranchDict)]
+        trained = [branch for branch in self.branches if branch not in self.frozen.branches]
+        return [owner[branch] for owner in owners for branch in trained]
 
     def branch_parameters(self, name: str) -> list[nn.Parameter]:
         """The weights that only this branch owns.
