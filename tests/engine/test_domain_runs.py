@@ -265,9 +265,10 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
     assert sorted(name for branch, names in seen[:4] for name in names) == sorted(
         f"{light}-train-{i:03d}" for light in ("day", "dusk") for i in range(8)
     ), "an epoch shows every image of both"
-    values = [line["ce"] for line in terms(done.path, 0)]
-    for branch in (0, 1):
-        own = values[branch::2]
+    lines = terms(done.path, 0)
+    assert [sorted(line) for line in lines] == [["ce/day"], *[["ce/day", "ce/dusk"]] * 31]
+    for number, branch in enumerate(("day", "dusk")):
+        own = [line[f"ce/{branch}"] for line in lines[number::2]]
         assert sum(own[-4:]) < 0.8 * sum(own[:4])
     assert tuple(done.folder.counts(0)) == ("day", "dusk")
 
