@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -25,26 +26,41 @@ def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> st
     return "" if value is None else mark * round(cells * min(max(value, 0.0), 1.0))
 
 
+class _Titled(Table):
+    """A table below a heading that wraps at the terminal's width, not at the table's; a blank line behind."""
+
+    heading = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.heading:
+            yield Text(self.heading, style="table.title")
+        yield from super().__rich_console__(console, options)
+        yield ""
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = ""
 ) -> Table:
     """A plain table; every cell is text with control characters escaped.
 
     Args:
+        title: line above it.
         right: names of right-aligned columns, separated by "|".
     """
-    result = Table(
-        title=printable(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
-    )
+    result = _Titled(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    result.heading = printable(title)
     numbers = set(right.split("|"))
-    for column in columns:
+    cells = [[printable(cell) for cell in row] for row in rows]
+    for index, column in enumerate(map(printable, columns)):
+        # In a narrow terminal headings and names wrap, numbers never.
+        kept = [row[index] for row in cells] if columns[index] in numbers else []
         result.add_column(
-            Text(printable(column)),
-            justify="right" if column in numbers else "left",
-            no_wrap=column in numbers,
+            Text(column),
+            justify="right" if columns[index] in numbers else "left",
+            min_width=max(map(len, [*kept, *column.split()]), default=0),
         )
-    for row in rows:
-        result.add_row(*(Text(printable(cell)) for cell in row))
+    for row in cells:
+        result.add_row(*map(Text, row))
     return result
 
 
