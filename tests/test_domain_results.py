@@ -139,7 +139,7 @@ def test_given_single_task_numbers_win_also_for_a_finished_run(
     assert f"{100 * drop['mean']:.1f} %" in text
     code, _, err = call("run", config, "scenario.single_task={day: 40, frog: 80}", "--quiet")
     assert code == 2
-    assert "a number for each of data.domains (day, fog), got day, frog" in err
+    assert "a number for each domain taught (day, fog), got day, frog" in err
 
 
 # ---------------------------------------------------------------- scoring again
@@ -260,7 +260,7 @@ def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcom
 
 @pytest.mark.parametrize("fog", ["fog", "day"])
 def test_the_path_of_each_image_is_chosen_and_told(mdil: everseg.Run, call: Outcome, fog: str) -> None:
-    """Counted again one by one. Fog has no blue: what the path of day calls blue there is in a column "other".
+    """Counted again one by one. Fog has no blue: what the path of day calls blue there is in a last column.
 
     Images of the day under the name of fog take that path.
     """
@@ -288,8 +288,10 @@ def test_the_path_of_each_image_is_chosen_and_told(mdil: everseg.Run, call: Outc
     assert result["accuracy"] == right / 8
     if fog == "day":
         assert wanted[:, 3].sum() > 0, "nothing was called blue; this comparison says nothing"
-    assert result["branches"]["fog"]["classes"] == ["background", "red", "green", "other"]
-    assert result["branches"]["day"]["classes"] == ["background", "red", "green", "blue"]
+    for name, known in (("fog", ["red", "green"]), ("day", ["red", "green", "blue"])):
+        scores = result["branches"][name]
+        assert scores["classes"] == scores["new_classes"] == ["background", *known]
+        assert len(scores["class_iou"]) == len(scores["class_accuracy"]) == 1 + len(known)
     assert result["branches"]["fog"]["miou"]["all"] == pytest.approx(miou(wanted), abs=1e-8)
 
 

@@ -46,6 +46,27 @@ def test_domains_become_data_sets_counts_and_steps_under_their_names() -> None:
             assert len(source.indices) == len(ready.datasets[source.dataset].splits[source.split])
 
 
+def test_the_data_of_a_domain_that_no_step_names_are_not_needed() -> None:
+    settings = config(steps=[{"domain": "day"}])
+    missing = settings.data.domains["dusk"].model_copy(update={"dataset": "cityscapes", "root": "nowhere"})
+    domains = {"night": missing, **settings.data.domains, "dusk": missing}
+    data = settings.data.model_copy(update={"domains": domains})
+    ready = prepared(settings.model_copy(update={"data": data}))
+    assert list(ready.datasets) == ["day"]
+    assert sorted(ready.counts) == ["day/train", "day/val"]
+    assert ready.steps == prepared(settings).steps
+    with pytest.raises(
+        ConfigError, match=r"steps\[0\].domain: no domain 'dask' in data.domains \(day, dusk\).*'dusk'"
+    ):
+        prepared(config(steps=[{"domain": "dask"}, {"domain": "day"}]))
+
+
+def test_domains_keep_their_order_whatever_the_order_of_the_steps() -> None:
+    ready = prepared(config(steps=[{"domain": "dusk"}, {"domain": "day"}]))
+    assert list(ready.datasets) == ["day", "dusk"]
+    assert [step.branch for step in ready.steps] == ["dusk", "day"]
+
+
 def test_what_every_domain_will_see_is_told_before_training() -> None:
     first, second = api.describe_scenario(config(class_weights="computed"), quiet=True)
     assert (first["domains"], second["domains"]) == (["day"], ["dusk"])

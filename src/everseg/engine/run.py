@@ -34,6 +34,7 @@ from everseg.labels import LabelSpace, policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
+from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json
 
@@ -52,6 +53,8 @@ class Prepared:
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
     """Open the data, index their classes (cached) and build the scenario.
 
+    Of the domains only those that some step teaches are opened; a scenario of the user's own gets all.
+
     Raises:
         ConfigError, DataError: what the data or the scenario lack.
     """
@@ -65,7 +68,11 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
             else f"scenario.kind: '{config.scenario.kind}' takes one data set, but data.domains names "
             f"{', '.join(config.data.domains)}; use scenario.kind=domain-incremental"
         )
-    datasets = open_datasets(config.data)
+    data = config.data
+    if config.scenario.kind == "domain-incremental":
+        kept = {name: data.domains[name] for name in needed_domains(config.scenario.steps, data.domains)}
+        data = data.model_copy(update={"domains": kept})
+    datasets = open_datasets(data)
     wanted = sorted(
         {"train", config.scenario.test_split} | ({"val"} if config.scenario.validation == "split" else set())
     )
@@ -166,9 +173,12 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
 def _check_single_task(config: RunConfig) -> None:
     """Stop where single-task numbers are not those of the domains, before hours of training."""
     given, domains = config.scenario.single_task, config.data.domains
-    if given is not None and given.keys() != domains.keys():
+    if given is None:
+        return
+    needed = needed_domains(config.scenario.steps, domains)
+    if not set(needed) <= given.keys() <= domains.keys():
         raise ConfigError(
-            f"scenario.single_task: expected a number for each of data.domains ({', '.join(domains) or 'none'}), "
+            f"scenario.single_task: expected a number for each domain taught ({', '.join(needed) or 'none'}), "
             f"got {', '.join(given) or 'none'}"
         )
 
@@ -233,7 +243,7 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
     used = sorted({(s.dataset, s.split) for s in sources})
     settings = config.scenario.model_dump(mode="json")
     record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
-    several = len(prepared.datasets) > 1
+    several = len(config.data.domains) > 1
     record["masks"] = {
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used

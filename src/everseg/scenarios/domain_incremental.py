@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,6 +65,23 @@ def build(
     if holdout_joint:
         steps = cross_validation(steps, seed=seed)
     return weighted(steps, config.class_weights, datasets, counts)
+
+
+def needed_domains(steps: Sequence[StepConfig] | None, domains: Iterable[str]) -> list[str]:
+    """The domains that some step names, in the order of `domains`; all of them where no steps are given.
+
+    Raises:
+        ConfigError: steps that name others.
+    """
+    known = list(domains)
+    if not steps:
+        return known
+    if unknown := [
+        _unknown(i, step.domain, known) for i, step in enumerate(steps) if step.domain not in known
+    ]:
+        raise ConfigError(unknown)
+    taught = {step.domain for step in steps}
+    return [domain for domain in known if domain in taught]
 
 
 def domain_incremental(
@@ -221,8 +238,7 @@ def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
     """Enter one step into the plan; what is wrong with it is returned."""
     where, domain = f"scenario.steps[{number}]", step.domain
     if domain not in plan.labels:
-        hint = near_miss(domain, plan.labels)
-        return [f"{where}.domain: no domain '{domain}' in data.domains ({', '.join(plan.labels)}){hint}"]
+        return [_unknown(number, domain, plan.labels)]
     labels = plan.labels[domain]
     if step.classes is not None and step.add is not None:
         return [f"{where}: write classes (a domain met first) or add (a domain met before), not both"]
@@ -251,6 +267,14 @@ def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
     plan.order.append((domain, len(taught or ())))
     plan.groups.setdefault(domain, []).append(tuple(ids))
     return problems
+
+
+def _unknown(number: int, domain: str, known: Iterable[str]) -> str:
+    names = list(known)
+    return (
+        f"scenario.steps[{number}].domain: no domain '{domain}' in data.domains ({', '.join(names)})"
+        f"{near_miss(domain, names)}"
+    )
 
 
 def _spellings(plan: _Plan) -> list[str]:
