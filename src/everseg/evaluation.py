@@ -17,7 +17,6 @@ from everseg.config_loading import load as load_config
 from everseg.data.base import Dataset
 from everseg.data.index import class_counts
 from everseg.engine.checkpoint import read_document
-from everseg.engine.evaluate import scores_of
 from everseg.engine.folder import RunFolder
 from everseg.engine.infer import evaluate_inferred
 from everseg.engine.progress import Progress
@@ -68,7 +67,8 @@ def evaluate(
         {"run", "step", "images", "branches": {name: scores}, "confusion": {name: counts}}: on the same data exactly
         the numbers of the run. With `infer_domain` also "inferred": {domain: {path: images}} and "accuracy", the
         share of images that went through their own domain's path (None for images of a domain never trained). A
-        class that some path knows and the image's domain does not is counted in an extra column "other".
+        class that some path knows and the image's domain does not is counted in an extra last column (and row) of
+        "confusion", and is no class of the scores.
 
     Raises:
         ConfigError: an override that cannot change a finished model's score; a user's own code not named in
@@ -92,10 +92,9 @@ def evaluate(
     if infer_domain:
         model, spaces, _, _ = folder.load_final(index, user_builder(config))
         classes = {branch: space.names for branch, space in spaces.items()}
-        found, wider, chosen = evaluate_inferred(
+        found, scores, chosen = evaluate_inferred(
             model, classes, job.spaces, job.sources, job.datasets, config, *where
         )
-        scores = scores_of(found, wider)
         known = {source.name: source.branch for source in job.sources if source.branch}
         right = [chosen[name].get(branch, 0) for name, branch in known.items()]
         total = sum(sum(chosen[name].values()) for name in known)

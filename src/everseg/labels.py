@@ -19,6 +19,8 @@ SYNTHETIC_BACKGROUND = -1
 """Raw id of the background channel added for data sets that have no background class: no pixel carries it."""
 SYNTHETIC_VOID = -2
 """Raw id of an extra output for void (MDIL's last class): no pixel carries it, so it is never trained as a target."""
+SYNTHETIC_OTHER = -3
+"""Raw id of the column that counts predictions a label space has no class for: no pixel and no output carries it."""
 
 
 @dataclass(frozen=True)

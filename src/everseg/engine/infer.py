@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from everseg.config import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import plain_batches
 from everseg.data.transforms import normalise
-from everseg.engine.evaluate import Evaluation, predict_ids, views_of
+from everseg.engine.evaluate import Evaluation, predict_ids, scores_of, views_of
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import all_reduce_sum
-from everseg.labels import SYNTHETIC_VOID, LabelSpace
+from everseg.labels import SYNTHETIC_OTHER, LabelSpace
 from everseg.metrics import ConfusionMatrix
 from everseg.models.inference import infer_branch
 from everseg.models.model import SegmentationModel
@@ -37,7 +38,7 @@ def evaluate_inferred(
     config: RunConfig,
     accelerator: Accelerator,
     progress: Progress,
-) -> tuple[Evaluation, dict[str, LabelSpace], dict[str, dict[str, int]]]:
+) -> tuple[Evaluation, dict[str, Any], dict[str, dict[str, int]]]:
     """Send every image through the path whose batch-norm statistics it fits best.
 
     Args:
@@ -45,8 +46,9 @@ def evaluate_inferred(
         spaces: name of a source -> label space of its table, in which its images are scored.
 
     Returns:
-        The counts; the label space of each, with a column "other" behind where some path knows a class that it does
-        not have; and name -> path -> number of images that took it.
+        The counts, with a last row and column "other" where some path knows a class that the label space does not
+        have; the scores, where such a prediction is wrong but "other" is no class; and name -> path -> number of
+        images that took it.
 
     Raises:
         ConfigError: the paths have no batch-norm statistics of their own.
@@ -87,12 +89,22 @@ def evaluate_inferred(
         counted = reduce(torch.tensor([taken[branch] for branch in branches], device=device))
         chosen[source.name] = dict(zip(branches, counted.tolist(), strict=True))
     progress.end()
-    return result, wider, chosen
+    return result, _scores(result, wider), chosen
 
 
 def _with_other(space: LabelSpace) -> LabelSpace:
-    groups = (*space.groups[:-1], (*space.groups[-1], SYNTHETIC_VOID))
+    groups = (*space.groups[:-1], (*space.groups[-1], SYNTHETIC_OTHER))
     return replace(space, groups=groups, names=(*space.names, OTHER))
+
+
+def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:
+    """Scores by name, "other" left out of their lists of classes; never true, it enters no mean."""
+    scores = scores_of(result, spaces)
+    for name, entry in scores.items():
+        if SYNTHETIC_OTHER in spaces[name].order:
+            for key in ("classes", "new_classes", "class_iou", "class_accuracy"):
+                entry[key].pop()
+    return scores
 
 
 def _table(predicted: Sequence[str], names: Sequence[str]) -> torch.Tensor:
