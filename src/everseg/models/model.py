@@ -252,8 +252,9 @@ def _by_branch(part: nn.Module) -> bool:
 
 
 def frozen_copy(model: SegmentationModel) -> SegmentationModel:
-    """Copy a model as a teacher: eval mode, no gradients."""
+    """Copy a model as a teacher: eval mode, no gradients; what the model has frozen is not the teacher's matter."""
     teacher = copy.deepcopy(model)
+    teacher.frozen = Frozen()
     teacher.eval()
     return teacher.requires_grad_(False)
 
