@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ from everseg.data.base import Split
 from everseg.data.transforms import (
     center_transform,
     flip_and_shift,
+    normalise,
     resize_transform,
     sample_rng,
     train_transform,
     whole_transform,
 )
 from everseg.errors import DataError, EversegError
+from everseg.types import Batch
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Loaded:
     """(B, H, W) uint8 train ids."""
     ids: tuple[str, ...]
     branch: str = "default"
+
+    def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
+        """The batch on a device, as models and losses take it."""
+        image = normalise(self.image.to(device, non_blocking=True), normalisation)
+        return Batch(image, self.label.to(device, non_blocking=True).long(), self.branch, self.ids)
 
 
 def epoch_order(seed: int, step: int, epoch: int, count: int, branch: int = 0) -> np.ndarray:
@@ -253,6 +260,21 @@ def plain_batches(
         mine = positions[rank::world].tolist()
         plan += [[(None, position) for position in mine[i : i + size]] for i in range(0, len(mine), size)]
     return _loader(samples, plan, data.workers, pin) if plan else iter(())
+
+
+def normalised_batches(
+    views: Sequence[View],
+    data: DataConfig,
+    device: torch.device,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Loaded, Batch]]:
+    """The batches of `plain_batches`, each as it was read and as the model takes it."""
+    pin = device.type == "cuda"
+    for loaded in plain_batches(views, data, batch=batch, rank=rank, world=world, pin=pin):
+        yield loaded, loaded.on(device, data.normalisation)
 
 
 def _shared_size(count: int, batch: int, world: int) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import View, plain_batches
-from everseg.data.transforms import normalise
+from everseg.data.loading import View, normalised_batches
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import all_reduce_sum
 from everseg.labels import LabelSpace
@@ -22,6 +21,9 @@ from everseg.losses import upsample
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source
+
+Predict = Callable[[Source, Tensor], Tensor]
+"""Images of a source, (B, 3, H, W) normalised -> (B, H, W) integer train ids."""
 
 
 @dataclass
@@ -63,6 +65,13 @@ def predict_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([upsample(one[None], size).argmax(1) for one in logits]).to(torch.uint8)
 
 
+def through(model: SegmentationModel, branch: str, image: Tensor, accelerator: Accelerator) -> Tensor:
+    """Send normalised images (B, 3, H, W) through one path; (B, H, W) uint8 train ids of its arg-max classes."""
+    with accelerator.autocast():
+        logits = model(image, (branch,))[branch].logits
+    return predict_ids(logits, (image.shape[-2], image.shape[-1]))
+
+
 @torch.no_grad()
 def evaluate(
     model: SegmentationModel,
@@ -73,12 +82,16 @@ def evaluate(
     progress: Progress,
     *,
     title: str,
+    predict: Predict | None = None,
+    outputs: Mapping[str, int] | None = None,
     keep: int = 4,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Count predictions against labels; every sample exactly once over all processes.
 
     Args:
+        predict: what the model says of the images; default: through their source's own branch.
+        outputs: name of a source -> number of classes told apart; default those of its branch.
         keep: how many samples under each name to keep for pictures.
         between: called after every batch; may raise to stop.
 
@@ -86,30 +99,26 @@ def evaluate(
         DataError: a sample cannot be read.
     """
     model.to(accelerator.device).eval()
+    predict = predict or (lambda source, image: through(model, source.branch, image, accelerator))
+    outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
+    matrices = {name: ConfusionMatrix(number) for name, number in outputs.items()}
     reduce = all_reduce_sum(accelerator)
     result = Evaluation({s.name: s.branch for s in sources})
-    matrices = {s.name: ConfusionMatrix(model.head(s.branch).num_classes) for s in sources}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
     for source, view in zip(sources, views_of(sources, datasets), strict=True):
         samples = result.samples.setdefault(source.name, [])
-        batches = plain_batches(
+        batches = normalised_batches(
             [view],
             config.data,
+            accelerator.device,
             batch=config.train.eval_batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            pin=accelerator.device.type == "cuda",
         )
-        for loaded in batches:
-            image = loaded.image.to(accelerator.device, non_blocking=True)
-            label = loaded.label.to(accelerator.device, non_blocking=True)
-            with accelerator.autocast():
-                logits = model(normalise(image, config.data.normalisation), (source.branch,))[
-                    source.branch
-                ].logits
-            prediction = predict_ids(logits, (label.shape[-2], label.shape[-1]))
-            matrices[source.name].update(prediction, label)
+        for loaded, batch in batches:
+            prediction = predict(source, batch.image)
+            matrices[source.name].update(prediction, batch.label)
             if len(samples) < keep:
                 samples.append(
                     (

@@ -13,13 +13,10 @@ from accelerate import Accelerator
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import plain_batches
-from everseg.data.transforms import normalise
-from everseg.engine.evaluate import Evaluation, predict_ids, scores_of, views_of
+from everseg.engine.evaluate import Evaluation, evaluate, scores_of, through
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import all_reduce_sum
 from everseg.labels import SYNTHETIC_OTHER, LabelSpace
-from everseg.metrics import ConfusionMatrix
 from everseg.models.inference import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source
@@ -28,7 +25,6 @@ OTHER = "other"
 """Name of the column for predicted classes that the image's own label space does not have."""
 
 
-@torch.no_grad()
 def evaluate_inferred(
     model: SegmentationModel,
     classes: Mapping[str, Sequence[str]],
@@ -53,42 +49,46 @@ def evaluate_inferred(
     Raises:
         ConfigError: the paths have no batch-norm statistics of their own.
     """
-    model.to(accelerator.device).eval()
-    device, world = accelerator.device, accelerator.num_processes
-    reduce = all_reduce_sum(accelerator)
+    device = accelerator.device
     branches = tuple(classes)
     known = {name for names in classes.values() for name in names}
     wider = {
         name: space if known <= set(space.names) else _with_other(space) for name, space in spaces.items()
     }
-    result = Evaluation({s.name: s.name for s in sources})
+    tables = {
+        name: {branch: _table(classes[branch], space.names).to(device) for branch in branches}
+        for name, space in wider.items()
+    }
+    taken = {source.name: Counter[str]() for source in sources}
+
+    def predict(source: Source, image: torch.Tensor) -> torch.Tensor:
+        paths = infer_branch(model, image, branches)
+        taken[source.name].update(paths)
+        ids = torch.empty(len(image), *image.shape[2:], dtype=torch.int64, device=device)
+        for branch in set(paths):
+            rows = torch.tensor([i for i, path in enumerate(paths) if path == branch], device=device)
+            found = through(model, branch, image[rows], accelerator)
+            ids[rows] = tables[source.name][branch][found.long()]
+        return ids
+
+    result = evaluate(
+        model,
+        sources,
+        datasets,
+        config,
+        accelerator,
+        progress,
+        title="testing, paths chosen per image",
+        predict=predict,
+        outputs={source.name: len(wider[source.name].names) for source in sources},
+        keep=0,
+    )
+    result.branches = {name: name for name in result.counts}
+    reduce = all_reduce_sum(accelerator)
     chosen: dict[str, dict[str, int]] = {}
-    progress.begin("testing, paths chosen per image", sum(len(s.indices) for s in sources))
-    done = 0
-    for source, view in zip(sources, views_of(sources, datasets), strict=True):
-        names = wider[source.name].names
-        tables = {branch: _table(classes[branch], names).to(device) for branch in branches}
-        matrix, taken = ConfusionMatrix(len(names)), Counter[str]()
-        batches = plain_batches(
-            [view], config.data, batch=config.train.eval_batch, rank=accelerator.process_index, world=world
-        )
-        for loaded in batches:
-            image = normalise(loaded.image.to(device), config.data.normalisation)
-            label = loaded.label.to(device)
-            paths = infer_branch(model, image, branches)
-            for branch in set(paths):
-                rows = torch.tensor([i for i, path in enumerate(paths) if path == branch], device=device)
-                with accelerator.autocast():
-                    logits = model(image[rows], (branch,))[branch].logits
-                ids = predict_ids(logits, (label.shape[-2], label.shape[-1]))
-                matrix.update(tables[branch][ids.long()], label[rows])
-            taken.update(paths)
-            done += len(paths) * world
-            progress.update(done, {}, 0.0, 0.0)
-        result.counts[source.name] = reduce(matrix.counts.to(device)).cpu().numpy()
-        counted = reduce(torch.tensor([taken[branch] for branch in branches], device=device))
-        chosen[source.name] = dict(zip(branches, counted.tolist(), strict=True))
-    progress.end()
+    for name, counter in taken.items():
+        counted = reduce(torch.tensor([counter[branch] for branch in branches], device=device))
+        chosen[name] = dict(zip(branches, counted.tolist(), strict=True))
     return result, _scores(result, wider), chosen
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import Loaded, View, epoch_length, plain_batches, train_batches
-from everseg.data.transforms import normalise
+from everseg.data.loading import View, epoch_length, normalised_batches, train_batches
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
 from everseg.engine.journal import Journal
@@ -216,19 +215,15 @@ class StepJob:
 
     def _plain_pass(self) -> Iterator[Batch]:
         accelerator = self.accelerator
-        loaded = plain_batches(
+        batches = normalised_batches(
             self.views,
             self.config.data,
+            accelerator.device,
             batch=self.config.train.eval_batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        return map(self._on_device, loaded)
-
-    def _on_device(self, loaded: Loaded) -> Batch:
-        device = self.accelerator.device
-        image = normalise(loaded.image.to(device, non_blocking=True), self.config.data.normalisation)
-        return Batch(image, loaded.label.to(device, non_blocking=True).long(), loaded.branch, loaded.ids)
+        return (batch for _, batch in batches)
 
     def _loop(self, ctx: StepContext, start: int) -> None:
         config, accelerator = self.config, self.accelerator
@@ -249,7 +244,7 @@ class StepJob:
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         for iteration, loaded in enumerate(batches, start):
-            batch = self._on_device(loaded)
+            batch = loaded.on(accelerator.device, config.data.normalisation)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
             lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
             set_learning_rate(self.optimizer, lr)

@@ -16,8 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from everseg.config import RunConfig
-from everseg.data.loading import plain_batches
-from everseg.data.transforms import normalise
+from everseg.data.loading import normalised_batches
 from everseg.engine.checkpoint import write_bytes, write_json, writing
 from everseg.engine.evaluate import views_of
 from everseg.engine.folder import RunFolder
@@ -173,9 +172,8 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
     """The images of a source as the model is tested on them."""
     views = views_of([source], prepared.datasets)
-    for loaded in plain_batches(views, config.data, batch=config.train.eval_batch):
-        image = normalise(loaded.image.to(device), config.data.normalisation)
-        yield image, loaded.label, loaded.ids
+    for loaded, batch in normalised_batches(views, config.data, device, batch=config.train.eval_batch):
+        yield batch.image, loaded.label, loaded.ids
 
 
 def _write(target: Path, result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
