@@ -20,7 +20,7 @@ from everseg.losses.pixelwise import (
 )
 from everseg.types import IGNORED
 
-_LINEAR_FROM = 50.0
+LINEAR_FROM = 50.0
 """softplus(x) = x from here on, exact in float64 (torch's own default of 20 is off by 2e-9)."""
 
 
@@ -150,7 +150,7 @@ def binary_cross_entropy(
         per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid
     else:
         factor = weight.view(1, -1, 1, 1)
-        softplus = F.softplus(logits, threshold=_LINEAR_FROM)
+        softplus = F.softplus(logits, threshold=LINEAR_FROM)
         per_pixel = ((softplus * factor).sum(dim=1) - _picked(logits * factor, label)) * valid
     return reduce(per_pixel, label, over, reduction=reduction)
 
@@ -274,7 +274,7 @@ def _cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tens
 
 
 def _softplus_sum(logits: Tensor) -> Tensor:
-    return F.softplus(logits, threshold=_LINEAR_FROM).sum(dim=1)
+    return F.softplus(logits, threshold=LINEAR_FROM).sum(dim=1)
 
 
 def _picked(logits: Tensor, label: Tensor) -> Tensor:

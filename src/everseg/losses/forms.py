@@ -1,0 +1,187 @@
+"""Pixel-wise losses as sums of few statistics of the logits: what each one is made of (floor 1).
+
+Given label and teacher, most pixel-wise losses are linear in log-sum-exps over groups of classes, sums of softplus,
+single logits, and products of the logits with the teacher's probabilities. A form lists the statistics of a loss with
+their coefficients; its value is their sum, and its gradient follows from the same list, with one exponential per logit
+for all losses together. The functions of `classification` and `distillation` are the oracle of these forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from everseg.losses.classification import (
+    binary_cross_entropy,
+    cross_entropy,
+    icarl,
+    icarl_distillation,
+    unbiased_cross_entropy,
+)
+from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
+from everseg.types import IGNORED
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """Log-sum-exp of the logits of some ranges of classes (first, one past the last)."""
+
+    classes: tuple[tuple[int, int], ...]
+    alpha: float | None = None
+    """If given, times the probability of class 0 in the teacher's softmax(alpha t)."""
+
+
+@dataclass(frozen=True)
+class Softplus:
+    """Sum of softplus over the classes first to last - 1."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The logit of one class per pixel, index (P,)."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """Sum of q_c x_c over the classes first to last - 1, q = softmax(alpha t) or sigmoid(alpha t) of the teacher."""
+
+    first: int
+    last: int
+    of: Literal["softmax", "sigmoid"] = "softmax"
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Entropy of the teacher's softmax(alpha t)."""
+
+    alpha: float = 1.0
+
+
+Statistic = LogSumExp | Softplus | Logit | Target | Entropy
+
+
+def shift_invariant(statistic: Statistic) -> bool:
+    """Whether a loss with this part may be given logits less their maximum."""
+    return not (isinstance(statistic, Softplus) or getattr(statistic, "of", "") == "sigmoid")
+
+
+Parts = list[tuple[Statistic, Tensor]]
+"""Statistics and their coefficients, (P,)."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a form knows of P pixels: their label (P,) int64, the number of classes, and of the teacher's."""
+
+    label: Tensor
+    num_classes: int
+    num_old: int
+
+    @property
+    def valid(self) -> Tensor:
+        """Which are not ignored."""
+        return self.label != IGNORED
+
+
+def _cross_entropy(at: Pixels, factor: Tensor, *, weight: Tensor | None = None) -> Parts:
+    index = at.label.masked_fill(~at.valid, 0)
+    factor = factor * at.valid
+    if weight is not None:
+        factor = factor * weight[index]
+    return [(LogSumExp(((0, at.num_classes),)), factor), (Logit(index), -factor)]
+
+
+def _unbiased_cross_entropy(
+    at: Pixels, factor: Tensor, *, num_old: int, weight: Tensor | None = None
+) -> Parts:
+    is_new = (at.label >= num_old) & at.valid
+    index = at.label * is_new
+    factor = factor * at.valid
+    if weight is not None:
+        factor = factor * weight[index]
+    new = factor * is_new
+    return [
+        (LogSumExp(((0, at.num_classes),)), factor),
+        (LogSumExp(((0, num_old),)), new - factor),
+        (Logit(index), -new),
+    ]
+
+
+def _distillation(at: Pixels, factor: Tensor, *, num_old: int | None = None, alpha: float = 1.0) -> Parts:
+    factor = factor / at.num_old
+    return [(LogSumExp(((0, at.num_old),)), factor), (Target(0, at.num_old, alpha=alpha), -factor)]
+
+
+def _unbiased_distillation(
+    at: Pixels, factor: Tensor, *, num_old: int | None = None, alpha: float = 1.0
+) -> Parts:
+    factor = factor / at.num_old
+    hidden = ((0, 1), (at.num_old, at.num_classes))
+    return [
+        (LogSumExp(((0, at.num_classes),)), factor),
+        (LogSumExp(hidden, alpha), -factor),
+        (Target(1, at.num_old, alpha=alpha), -factor),
+    ]
+
+
+def _kl_divergence(at: Pixels, factor: Tensor, *, form: str = "log") -> Parts | None:
+    if form != "log":
+        return None
+    factor = factor / at.num_classes
+    return [
+        (LogSumExp(((0, at.num_classes),)), factor),
+        (Target(0, at.num_classes), -factor),
+        (Entropy(), -factor),
+    ]
+
+
+def _binary_cross_entropy(at: Pixels, factor: Tensor) -> Parts:
+    factor = factor * at.valid
+    return [(Softplus(0, at.num_classes), factor), (Logit(at.label.masked_fill(~at.valid, 0)), -factor)]
+
+
+def _icarl(at: Pixels, factor: Tensor, *, background_from_label: bool = False) -> Parts:
+    by_label = (at.label >= at.num_old) & at.valid
+    if background_from_label:
+        by_label = by_label | (at.label == 0)
+    return [
+        (Softplus(0, at.num_classes), factor),
+        (Target(int(background_from_label), at.num_old, "sigmoid"), -factor),
+        (Logit(at.label * by_label), -factor * by_label),
+    ]
+
+
+def _icarl_distillation(at: Pixels, factor: Tensor) -> Parts:
+    return [(Softplus(0, at.num_old), factor), (Target(0, at.num_old, "sigmoid"), -factor)]
+
+
+_FORMS: dict[Any, tuple[Callable[..., Parts | None], frozenset[str]]] = {
+    cross_entropy: (_cross_entropy, frozenset({"weight"})),
+    unbiased_cross_entropy: (_unbiased_cross_entropy, frozenset({"weight", "num_old"})),
+    distillation: (_distillation, frozenset({"num_old", "alpha"})),
+    unbiased_distillation: (_unbiased_distillation, frozenset({"num_old", "alpha"})),
+    kl_divergence: (_kl_divergence, frozenset({"form"})),
+    binary_cross_entropy: (_binary_cross_entropy, frozenset()),
+    icarl: (_icarl, frozenset({"background_from_label"})),
+    icarl_distillation: (_icarl_distillation, frozenset()),
+}
+"""The form of each loss, and the options that it knows."""
+
+
+def parts_of(
+    loss: Callable[..., Tensor], options: Mapping[str, Any], at: Pixels, factor: Tensor
+) -> Parts | None:
+    """What a loss times a factor (P,) is made of; None for one that has no form and is left to autograd."""
+    form, known = _FORMS.get(loss, (None, frozenset()))
+    if form is None or not options.keys() <= known:
+        return None
+    return form(at, factor, **options)

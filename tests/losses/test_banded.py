@@ -1,0 +1,333 @@
+"""Pixel-wise losses band by band equal the plain losses of resized logits."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_oracle import per_pixel
+from loss_oracle import unbiased_distillation as slow_unbiased_distillation
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from everseg.losses import (
+    banded,
+    binary_cross_entropy,
+    cross_entropy,
+    distillation,
+    focal,
+    icarl,
+    icarl_distillation,
+    kl_divergence,
+    unbiased_cross_entropy,
+    unbiased_distillation,
+)
+from everseg.losses.banded import Term, pixelwise_losses
+
+B, C, K = 2, 6, 4
+SIZES = {
+    "odd": ((3, 4), (11, 13)),
+    "same": ((7, 5), (7, 5)),
+    "one row each way": ((1, 4), (6, 4)),
+    "smaller": ((9, 8), (5, 6)),
+    "stride": ((2, 3), (16, 24)),
+}
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.3, 1.7, 0.9], dtype=torch.float64)
+TERMS = {
+    "ce": Term(cross_entropy),
+    "ce valid": Term(cross_entropy, over="valid"),
+    "ce weights": Term(cross_entropy, options={"weight": WEIGHTS}, over="valid", weight=3.0),
+    "unce": Term(unbiased_cross_entropy, options={"num_old": K}),
+    "unce weights": Term(unbiased_cross_entropy, options={"num_old": K, "weight": WEIGHTS}, over="valid"),
+    "unce other old": Term(unbiased_cross_entropy, options={"num_old": 2}),
+    "kd": Term(distillation, weight=100.0),
+    "kd alpha": Term(distillation, options={"alpha": 2.5}),
+    "kd class weights": Term(distillation, options={"weight": WEIGHTS[:K]}),
+    "unkd": Term(unbiased_distillation, weight=10.0, options={"num_old": K}),
+    "unkd alpha": Term(unbiased_distillation, options={"alpha": 0.5}),
+    "bce": Term(binary_cross_entropy),
+    "bce weights": Term(binary_cross_entropy, options={"weight": WEIGHTS}, over="valid"),
+    "icarl": Term(icarl),
+    "icarl background": Term(icarl, options={"background_from_label": True}),
+    "icarl kd": Term(icarl_distillation, weight=10.0),
+    "focal": Term(focal, over="valid"),
+}
+TOGETHER = {
+    "mib": {"ce": TERMS["unce"], "kd": TERMS["unkd"]},
+    "mib with weights": {"ce": TERMS["unce weights"], "kd": TERMS["unkd alpha"]},
+    "lwf": {"ce": TERMS["ce"], "kd": TERMS["kd"]},
+    "lwf with sigmoids": {"bce": TERMS["bce"], "kd": TERMS["kd"]},
+    "lwf-mc": {"bce": TERMS["bce"], "kd": TERMS["icarl kd"]},
+    "everything": TERMS,
+}
+
+
+def full(logits, size, align_corners=False):
+    if logits.shape[2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+
+
+def plain(terms, logits, label, teacher=None, align_corners=False):
+    """Every term from the losses of equal resolution, and the gradient of their sum."""
+    x = full(logits, label.shape[1:], align_corners)
+    values = {}
+    for name, term in terms.items():
+        given = (
+            {"teacher_logits": full(teacher, label.shape[1:], align_corners)} if teacher is not None else {}
+        )
+        given |= {"label": label, **term.options}
+        if term.loss is distillation or term.loss is unbiased_distillation:
+            given |= {"mask": term.mask, "over": term.over}
+        elif term.over != "all":
+            given["over"] = term.over
+        code = term.loss.__code__
+        known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        values[name] = term.weight * term.loss(x, **{k: v for k, v in given.items() if k in known})
+    return values, torch.autograd.grad(sum(values.values()), logits, retain_graph=True)[0]
+
+
+def tensors(small, size, *, num_old=K, ignored=0.2, scale=4.0, dtype=torch.float64):
+    logits = (scale * torch.randn(B, C, *small, dtype=dtype)).requires_grad_()
+    teacher = scale * torch.randn(B, num_old, *small, dtype=dtype)
+    label = torch.randint(0, C, (B, *size))
+    label[torch.rand(B, *size) < ignored] = 255
+    return logits, label, teacher
+
+
+def check(terms, logits, label, teacher, *, align_corners=False, rtol=1e-9, **options):
+    expected, expected_grad = plain(terms, logits, label, teacher, align_corners)
+    found = pixelwise_losses(terms, logits, label, teacher, align_corners=align_corners, **options)
+    assert list(found) == list(terms)
+    for name in terms:
+        assert_close(found[name], expected[name], rtol=rtol, atol=1e-12)
+    grad = torch.autograd.grad(sum(found.values()), logits)[0]
+    assert_close(grad, expected_grad, rtol=rtol, atol=1e-15 + 1e-13 * expected_grad.abs().max().item())
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", TOGETHER)
+def test_terms_together_equal_the_plain_losses(method, size, align_corners):
+    check(TOGETHER[method], *tensors(*SIZES[size]), band=3, align_corners=align_corners)
+
+
+@pytest.mark.parametrize("band", [*range(1, 13), None])
+def test_every_height_of_the_bands_gives_the_same(band):
+    given = tensors((3, 4), (11, 13))
+    check(TOGETHER["mib with weights"], *given, band=band)
+    check(TOGETHER["lwf with sigmoids"], *given, band=band)
+    check({"focal": TERMS["focal"]}, *given, band=band)
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", TERMS)
+def test_each_term_alone_equals_the_plain_loss(name, ignored):
+    check({name: TERMS[name]}, *tensors((3, 4), (11, 13), ignored=ignored), band=4)
+
+
+@pytest.mark.parametrize("form", ["log", "probabilities"])
+def test_divergence_of_equal_classes(form):
+    terms = {"ce": Term(cross_entropy), "kl": Term(kl_divergence, options={"form": form}, weight=0.1)}
+    check(terms, *tensors((3, 4), (11, 13), num_old=C), band=2)
+
+
+def test_distillation_of_all_classes_and_of_the_background_alone():
+    check({"kd": TERMS["kd"]}, *tensors((3, 4), (7, 9), num_old=C))
+    check({"kd": TERMS["unkd alpha"], "kd2": TERMS["kd"]}, *tensors((3, 4), (7, 9), num_old=1))
+
+
+def test_teacher_of_another_resolution():
+    logits, label, _ = tensors((3, 4), (12, 8))
+    teacher = torch.randn(B, K, 12, 8, dtype=torch.float64)
+    check(TOGETHER["mib"], logits, label, teacher, band=5)
+
+
+@pytest.mark.parametrize("over", ["all", "valid"])
+def test_masks_weigh_pixels(over):
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    mask = torch.rand(B, 11, 13, dtype=torch.float64) * (torch.rand(B, 11, 13) < 0.5)
+    terms = {
+        "kd": Term(distillation, mask=mask, over=over),
+        "unkd": Term(unbiased_distillation, mask=mask > 0, over=over),
+    }
+    check(terms, logits, label, teacher, band=3)
+
+
+def test_a_mask_on_the_labels_loss_is_a_pseudo_labels_confidence():
+    logits, label, _ = tensors((3, 4), (11, 13))
+    sure = torch.rand(B, 11, 13, dtype=torch.float64)
+    found = pixelwise_losses({"ce": Term(cross_entropy, mask=sure, over="valid")}, logits, label, band=2)[
+        "ce"
+    ]
+    entropy = F.cross_entropy(full(logits, (11, 13)), label, ignore_index=255, reduction="none")
+    assert_close(found, (entropy * sure).sum() / sure[label != 255].sum())
+
+
+def test_value_and_gradient_against_the_pixel_by_pixel_oracle():
+    logits, label, teacher = tensors((2, 2), (3, 5))
+    found = pixelwise_losses({"kd": Term(unbiased_distillation)}, logits, label, teacher)["kd"]
+    (grad,) = torch.autograd.grad(found, logits)
+
+    def slow(x):
+        x, t = full(x, (3, 5)).detach().numpy(), full(teacher, (3, 5)).numpy()
+        return per_pixel(slow_unbiased_distillation, x, t).mean()
+
+    assert_close(found.item(), slow(logits), rtol=1e-10, atol=0)
+    for at in [(0, 0, 0, 0), (0, 2, 1, 1), (1, 5, 0, 1)]:
+        step = torch.zeros_like(logits)
+        step[at] = 1e-5
+        assert_close(
+            grad[at].item(), (slow(logits + step) - slow(logits - step)) / 2e-5, rtol=1e-6, atol=1e-9
+        )
+
+
+def test_a_function_of_the_users_own_is_a_term():
+    def margin(logits, label, teacher_logits, *, by):
+        top = logits.amax(dim=1) - logits.gather(1, label.masked_fill(label == 255, 0)[:, None])[:, 0]
+        return F.relu(top - by + teacher_logits[:, 0] ** 2) * (label != 255)
+
+    terms = {"margin": Term(margin, options={"by": 0.5}, over="valid"), "kd": TERMS["unkd"]}
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    x, t = full(logits, (11, 13)), full(teacher, (11, 13))
+    expected = margin(x, label, t, by=0.5).sum() / (label != 255).sum()
+    expected_grad = torch.autograd.grad(expected + 10 * unbiased_distillation(x, t), logits)[0]
+    found = pixelwise_losses(terms, logits, label, teacher, band=3)
+    assert_close(found["margin"], expected)
+    assert_close(torch.autograd.grad(sum(found.values()), logits)[0], expected_grad)
+
+
+def test_terms_may_be_weighed_after_the_pass():
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    terms = TOGETHER["everything"]
+    factors = [0.5 * i for i in range(len(terms))]
+    expected, _ = plain(terms, logits, label, teacher)
+    found = pixelwise_losses(terms, logits, label, teacher, band=3)
+    totals = [sum(f * v for f, v in zip(factors, x.values(), strict=True)) for x in (expected, found)]
+    grads = [torch.autograd.grad(total, logits)[0] for total in totals]
+    assert_close(grads[1], grads[0])
+
+
+def test_a_common_factor_scales_the_gradient():
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    _, expected = plain(TOGETHER["mib"], logits, label, teacher)
+    found = pixelwise_losses(TOGETHER["mib"], logits, label, teacher)
+    assert_close(torch.autograd.grad(8 * torch.stack([*found.values()]).sum(), logits)[0], 8 * expected)
+
+
+@pytest.mark.parametrize("method", ["mib", "lwf", "lwf with sigmoids", "everything"])
+def test_logits_far_apart_lose_nothing(method):
+    """Groups of classes whose exponentials are 0 next to the largest of the pixel, in student and teacher."""
+    logits, label, teacher = tensors((3, 4), (11, 13), scale=2000.0)
+    check(TOGETHER[method], logits, label, teacher, band=3)
+
+
+def test_float32_where_a_group_underflows_is_as_good_as_the_plain_loss():
+    logits = torch.tensor([0.0, -1.0, -300.0, -301.0]).view(1, 4, 1, 1).requires_grad_()
+    label = torch.full((1, 2, 2), 3)
+    found = pixelwise_losses({"ce": Term(unbiased_cross_entropy, options={"num_old": 2})}, logits, label)[
+        "ce"
+    ]
+    assert_close(found, torch.tensor(301.3133), rtol=1e-6, atol=0)
+    expected = torch.tensor([0.7311, 0.2689, 0.0, -1.0]).view_as(logits)
+    assert_close(torch.autograd.grad(found, logits)[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits, label, teacher = tensors((3, 4), (32, 40), dtype=torch.float32)
+    logits, teacher = logits.detach().to(dtype).requires_grad_(), teacher.to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pixelwise_losses(TOGETHER["mib"], logits, label, teacher)
+    precise = logits.detach().double().requires_grad_()
+    expected, expected_grad = plain(TOGETHER["mib"], precise, label, teacher.double())
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    grad = torch.autograd.grad(sum(found.values()), logits)[0]
+    assert grad.dtype == dtype
+    assert_close(grad.double(), expected_grad, rtol=1e-2, atol=1e-5)
+
+
+def test_nothing_is_differentiated_without_need():
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    expected, _ = plain(TERMS, logits, label, teacher)
+    with torch.no_grad():
+        found = pixelwise_losses(TERMS, logits, label, teacher)
+    assert not any(value.requires_grad for value in found.values())
+    for name, value in found.items():
+        assert_close(value, expected[name])
+    assert not pixelwise_losses({"ce": TERMS["ce"]}, logits.detach(), label)["ce"].requires_grad
+
+
+def test_inputs_are_left_as_they_are():
+    given = tensors((7, 5), (7, 5))
+    before = [tensor.detach().clone() for tensor in given]
+    sum(pixelwise_losses(TERMS, *given, band=2).values()).backward()
+    assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
+
+
+def test_nothing_of_full_resolution_is_made():
+    """The largest tensor that any operation gives is a band, the label's maps, or the rows at small width."""
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.size = max(getattr(self, "size", 0), result.untyped_storage().nbytes())
+            return result
+
+    classes, old, small, size = 120, 30, (4, 4), (64, 64)
+    logits = torch.randn(1, classes, *small, requires_grad=True)
+    label = torch.randint(0, classes, (1, *size))
+    terms = {"ce": Term(unbiased_cross_entropy, options={"num_old": old}), "kd": Term(unbiased_distillation)}
+    teacher = torch.randn(1, old, *small)
+    with Largest() as seen:
+        sum(pixelwise_losses(terms, logits, label, teacher, band=4).values()).backward()
+    assert seen.size == classes * 4 * 64 * 4 == classes * 64 * 64 * 4 / 16
+
+
+def test_second_derivatives_are_refused():
+    logits, label, _ = tensors((3, 4), (11, 13))
+    value = pixelwise_losses({"ce": TERMS["ce"]}, logits, label)["ce"]
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(value, logits, create_graph=True)
+
+
+def test_no_terms_no_losses():
+    logits, label, _ = tensors((3, 4), (11, 13))
+    assert pixelwise_losses({}, logits, label) == {}
+
+
+@pytest.mark.parametrize(
+    ("terms", "change", "message"),
+    [
+        ({"kd": Term(distillation)}, {"teacher_logits": None}, "kd: the loss reads the teacher"),
+        ({"ce": Term(cross_entropy)}, {"label": torch.zeros(B, 11, 12)}, "integer label"),
+        ({"ce": Term(cross_entropy)}, {"label": torch.full((B, 11, 13), C)}, "out of range"),
+        ({"ce": Term(cross_entropy)}, {"label": torch.zeros(1, 11, 13).long()}, "expected a label of shape"),
+        ({"ce": Term(cross_entropy)}, {"label": torch.zeros(11, 13).long()}, r"label \(B, H, W\)"),
+        ({"ce": Term(cross_entropy)}, {"band": 0}, "at least 1 row"),
+        ({"ce": Term(cross_entropy, over="some")}, {}, "ce: over"),
+        ({"ce": Term(cross_entropy, mask=torch.ones(B, 3, 4))}, {}, "ce: expected a mask"),
+        ({"ce": Term(cross_entropy, options={"weight": torch.ones(3)})}, {}, "6 class weights"),
+        ({"ce": Term(unbiased_cross_entropy, options={"num_old": C})}, {}, "num_old must be in"),
+        ({"kd": Term(distillation, options={"alpha": 0.0})}, {}, "alpha must be positive"),
+        ({"kl": Term(kl_divergence)}, {}, "kl_divergence: the teacher has 4 classes"),
+        ({"sum": Term(lambda logits: logits.sum())}, {}, "sum: a pixel-wise loss gives"),
+        ({"kd": Term(distillation)}, {"teacher_logits": torch.zeros(B, C + 1, 3, 4)}, "K <= C"),
+        ({"ce": Term(cross_entropy)}, {"logits": torch.zeros(B, C)}, "logits"),
+    ],
+)
+def test_bad_input_is_refused(terms, change, message):
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    given = {"logits": logits, "label": label, "teacher_logits": teacher, **change}
+    with pytest.raises(ValueError, match=message):
+        pixelwise_losses(terms, **given)
+
+
+def test_docstring_example_holds():
+    result = doctest.testmod(banded)
+    assert (result.attempted > 0, result.failed) == (True, 0)
