@@ -247,7 +247,7 @@ real, seen = os.fsync, []
 
 def fsync(handle):
     seen.append(handle)
-    if len(seen) == 6:
+    if len(seen) == 11:  # the sixth mask; each flushes its file and its folder
         os.killpg(0, signal.SIGKILL)
     real(handle)
 

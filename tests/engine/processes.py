@@ -14,7 +14,6 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 import everseg
-from everseg.engine import checkpoint
 from everseg.errors import EversegError
 
 
@@ -60,7 +59,7 @@ def _kill_at(flush: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(descriptor)
 
-    checkpoint.os.fsync = counting
+    os.fsync = counting
 
 
 def wait(child: int, timeout: float = 120) -> int:

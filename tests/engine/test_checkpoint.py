@@ -132,7 +132,7 @@ def test_a_failing_disk_leaves_the_old_one_and_no_leftover(tmp_path, monkeypatch
             raise OSError(code, os.strerror(code))
         real(descriptor)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(CheckpointError) as caught:
         _save(tmp_path / "it-00000020")
     assert {errno.ENOSPC: "disk full", errno.EROFS: "no permission", errno.EIO: "cannot be written"}[
@@ -141,6 +141,22 @@ def test_a_failing_disk_leaves_the_old_one_and_no_leftover(tmp_path, monkeypatch
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["it-00000010"]
     assert newest_valid(tmp_path, lambda text: None) == tmp_path / "it-00000010"
+
+
+@pytest.mark.parametrize(("fail_at", "kept"), [(0, b"old"), (1, b"new")], ids=["file", "folder"])
+def test_a_file_is_the_old_or_the_new_one_when_the_disk_fails(tmp_path, monkeypatch, fail_at, kept):
+    checkpoint.write_bytes(tmp_path / "x.json", b"old")
+    calls = iter(range(100))
+
+    def failing(_descriptor: int) -> None:
+        if next(calls) == fail_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(CheckpointError, match="disk full"):
+        checkpoint.write_bytes(tmp_path / "x.json", b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").read_bytes() == kept
 
 
 def test_a_newer_format_is_refused_by_name(tmp_path):

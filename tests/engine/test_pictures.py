@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.engine import checkpoint
 from everseg.engine.pictures import (
     IGNORED_COLOUR,
     colourise,
@@ -237,7 +237,7 @@ def test_full_disk_leaves_the_earlier_prediction_whole(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="disk full"):
         write_prediction(tmp_path / "x", np.ones((2, 2), np.uint8), grey(2, 2))
     assert mask.read_bytes() == before

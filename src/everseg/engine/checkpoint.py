@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from everseg.data.writing import flush_folder, write_atomically, write_flushed
 from everseg.errors import CheckpointError
 
 FORMAT = 1
@@ -31,17 +31,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write any file atomically and flushed."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write any file atomically and flushed.
+
+    Raises:
+        CheckpointError: the folder or disk does not allow it; an earlier file of that name is then still whole.
+    """
     with writing(path):
-        try:
-            temporary.unlink(missing_ok=True)
-            _write_flushed(temporary, data)
-            temporary.replace(path)
-            _flush_directory(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, data)
 
 
 def read_json(path: Path) -> Any:
@@ -104,14 +100,14 @@ def save_folder(
             contents |= {f"{stem}.json": _json(value) for stem, value in documents.items()}
             files = {}
             for name, data in contents.items():
-                _write_flushed(temporary / name, data)
+                write_flushed(temporary / name, data)
                 files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             body = {"format": FORMAT, "files": files, "parent": parent}
             manifest = _json({**body, "self": _self_hash(body)})
-            _write_flushed(temporary / MANIFEST, manifest)
-            _flush_directory(temporary)
+            write_flushed(temporary / MANIFEST, manifest)
+            flush_folder(temporary)
             temporary.rename(folder)
-            _flush_directory(folder.parent)
+            flush_folder(folder.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -262,18 +258,3 @@ def _pack(tensors: Mapping[str, Tensor]) -> bytes:
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
