@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from domain_toy import DEEPLAB, HERE, build, domain, settings
+from safetensors.torch import load_file
 
 import everseg
-from everseg.engine.folder import RunFolder
+from everseg.engine.checkpoint import save_folder
+from everseg.engine.folder import RunFolder, read_paths
 from everseg.errors import ConfigError, DataError
 from everseg.models.inference import infer_branch
 
@@ -183,12 +185,26 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
     assert (
         everseg.evaluate(done.path, overrides=[*USER_CODE, *other], domain="road", quiet=True)["images"] == 6
     )
-    model, image = everseg.load(done.path), build(light="fog").splits["val"].read(0)[0]
-    by_domain, by_path = (model.predict(image, branch=name) for name in ("fog", "road"))
-    assert by_domain.branch == by_path.branch == "road"
-    np.testing.assert_array_equal(by_domain.ids, by_path.ids)
-    with pytest.raises(ConfigError, match=r"--domain dusk: the model has the paths road, day, fog"):
-        model.check_path("dusk")
+    image, bare = build(light="fog").splits["val"].read(0)[0], tmp_path / "elsewhere"
+    shutil.copytree(done.folder.final(1), bare)
+    for place in (done.path, bare):
+        model = everseg.load(place)
+        by_domain, by_path = (model.predict(image, branch=name) for name in ("fog", "road"))
+        assert by_domain.branch == by_path.branch == "road"
+        np.testing.assert_array_equal(by_domain.ids, by_path.ids)
+        with pytest.raises(ConfigError, match=r"--domain dusk: the model has the paths road, day, fog"):
+            model.check_path("dusk")
+    assert read_paths(done.folder.final(0) / "classes.json") == {"day": "road"}
+
+
+def test_a_model_folder_of_before_domains_were_recorded_still_loads(
+    mdil: everseg.Run, tmp_path: Path
+) -> None:
+    final = mdil.folder.final(1)
+    document = {**json.loads((final / "classes.json").read_text()), "domains": ["day", "fog"], "crop": 32}
+    tensors = {name: load_file(final / f"{name}.safetensors") for name in ("model", "method_state")}
+    save_folder(tmp_path / "old", tensors, {"classes": document})
+    assert everseg.load(tmp_path / "old").paths == {"day": "day", "fog": "fog"}
 
 
 def test_images_of_the_background_alone_count_as_in_the_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from everseg.data.datasets.files import read_image
 from everseg.data.transforms import normalise, resize_transform
 from everseg.engine.checkpoint import read_json, verify, write_json
 from everseg.engine.evaluate import predict_ids
-from everseg.engine.folder import RunFolder, load_model
+from everseg.engine.folder import RunFolder, load_model, read_paths
 from everseg.engine.pictures import overlay, write_prediction
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
@@ -161,7 +161,7 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> L
     if not (path / "classes.json").is_file():
         raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
     verify(path)
-    return LoadedModel(*load_model(path, builder), InputForm.read(path))
+    return LoadedModel(*load_model(path, builder), InputForm.read(path), read_paths(path / "classes.json"))
 
 
 def predict(

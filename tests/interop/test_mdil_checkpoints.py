@@ -145,7 +145,7 @@ def test_a_converted_checkpoint_predicts_as_the_model_and_goes_back(tmp_path, zi
         "groups": [[0, 1, 2, -2]], "names": ["a", "b", "c", "void"], "background": None,
     }  # fmt: skip
     assert document["branches"]["cs"]["names"] == [*CS, "void"]
-    assert document["domains"] == ["camvid", "cs"]
+    assert document["domains"] == {"camvid": "camvid", "cs": "cs"}
     assert (document["normalisation"], document["evaluation"], document["size"]) == (
         "unit",
         "resize",

@@ -33,6 +33,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
+from everseg.scenarios.steps import Step
 
 
 @dataclass(frozen=True)
@@ -156,29 +157,25 @@ class RunFolder:
 
     def save_final(
         self,
-        index: int,
+        step: Step,
         model: SegmentationModel,
         method_state: dict[str, torch.Tensor],
-        spaces: dict[str, LabelSpace],
         config: RunConfig,
         parent: str | None,
-        fresh: bool = False,
     ) -> None:
         """Commit a finished step: weights, method state, and what is needed to use and continue them."""
         classes = {
             "architecture": model.describe(),
             "branches": {
                 name: {"groups": space.groups, "names": space.names, "background": space.background}
-                for name, space in spaces.items()
+                for name, space in step.spaces.items()
             },
-            "step": index,
-            "fresh": fresh,
-            "dataset": None if config.data.domains else config.data.dataset,
-            "domains": list(config.data.domains),
-            **{key: getattr(config.data, key) for key in ("crop", "size", "evaluation", "normalisation")},
+            "domains": {source.domain: source.branch for source in step.test if source.domain},
+            "fresh": step.fresh,
+            **{key: getattr(config.data, key) for key in ("size", "evaluation", "normalisation")},
         }
         save_folder(
-            self.final(index),
+            self.final(step.index),
             {"model": model.state_dict(), "method_state": method_state},
             {"classes": classes},
             parent=parent,
@@ -281,6 +278,12 @@ def read_spaces(path: Path) -> dict[str, LabelSpace]:
         name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
         for name, entry in read_document(path, "branches")["branches"].items()
     }
+
+
+def read_paths(path: Path) -> dict[str, str]:
+    """Read from a `classes.json` which branch each domain goes through; {} of one data set, and in older files."""
+    stored = read_document(path, "branches").get("domains")
+    return dict(stored) if isinstance(stored, dict) else {}
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:

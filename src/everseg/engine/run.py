@@ -306,15 +306,7 @@ def _train(job: StepJob) -> None:
     session = job.session
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
-        session.folder.save_final(
-            job.step.index,
-            job.model,
-            state,
-            dict(job.step.spaces),
-            session.config,
-            job.parent,
-            job.step.fresh,
-        )
+        session.folder.save_final(job.step, job.model, state, session.config, job.parent)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
 

@@ -57,7 +57,7 @@ def import_mib(
     starts = np.cumsum([0, *sizes])
     groups = [list(range(int(a), int(b))) for a, b in itertools.pairwise(starts)]
     branches = {branch: {"groups": groups, "names": names, "background": 0}}
-    return _save(out, model, branches, step=len(sizes) - 1, source=f"MiB checkpoint {Path(checkpoint).name}")
+    return _save(out, model, branches, source=f"MiB checkpoint {Path(checkpoint).name}")
 
 
 def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
@@ -111,8 +111,8 @@ def import_mdil(
         groups = [[*range(total - 1), SYNTHETIC_VOID]]
         branches[branch] = {"groups": groups, "names": names, "background": None}
     return _save(
-        out, model, branches, step=len(branches) - 1, source=f"MDIL checkpoint {Path(checkpoint).name}",
-        domains=list(branches), size=list(MDIL_SIZE), evaluation="resize", normalisation="unit",
+        out, model, branches, domains={branch: branch for branch in branches}, size=list(MDIL_SIZE),
+        evaluation="resize", normalisation="unit", source=f"MDIL checkpoint {Path(checkpoint).name}",
     )  # fmt: skip
 
 
