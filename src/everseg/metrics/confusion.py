@@ -99,10 +99,6 @@ class ConfusionMatrix:
         """
         return torch.from_numpy(scores.class_accuracy(self.counts, eps))
 
-    def reset(self) -> None:
-        """Forget all counts, and the device."""
-        self._table = None
-
     def merge(self, other: ConfusionMatrix | Tensor | np.ndarray) -> None:
         """Add the counts of another matrix, for instance of another process.
 

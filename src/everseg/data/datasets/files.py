@@ -86,19 +86,6 @@ class FileSplit:
         """Where the mask of a sample lies."""
         return self.root / self._sample(index)[2]
 
-    def image_size(self, index: int) -> tuple[int, int]:
-        """Read (width, height) of an image as `read` returns it, where possible from the file's header alone.
-
-        Raises:
-            DataError: as `read`, as far as the header shows it.
-        """
-        relative = self._sample(index)[1]
-        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
-            picture = open_picture(file, self.root / relative, self._reading)
-            width, height = picture.size
-            turned = self._reading.exif == "apply" and orientation(picture) >= 5
-        return (height, width) if turned else (width, height)
-
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids.
 
