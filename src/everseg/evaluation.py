@@ -24,7 +24,7 @@ from everseg.engine.run import open_datasets, prepare, score_step, user_builder
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace, policy_set
-from everseg.scenarios.steps import Source
+from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (
     "data.dataset", "data.options", "data.root", "data.crop", "data.size", "data.evaluation", "data.domains.",
@@ -279,10 +279,8 @@ def source_by_name(
     class known, all of these labelled.
     """
     split_name = config.scenario.test_split
-    if split_name not in dataset.splits:
-        raise ConfigError(
-            f"data set '{dataset.name}' has no split '{split_name}'; it has {', '.join(dataset.splits)}"
-        )
+    if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
+        raise ConfigError(missing)
     policy = policy_set(config.scenario.policy).test
     if space.background is None:
         policy = replace(policy, background=255, future=255)

@@ -6,6 +6,7 @@ What happens to pixels that carry no class taught now differs between the public
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 
@@ -21,6 +22,16 @@ SYNTHETIC_VOID = -2
 """Raw id of an extra output for void (MDIL's last class): no pixel carries it, so it is never trained as a target."""
 SYNTHETIC_OTHER = -3
 """Raw id of the column that counts predictions a label space has no class for: no pixel and no output carries it."""
+
+
+def spelling(name: str) -> str:
+    """What names have in common that differ in case, spaces, dashes or other signs only.
+
+    >>> spelling("Traffic-Light") == spelling("traffic light")
+    True
+    """
+    plain = "".join(letter for letter in name.casefold() if unicodedata.category(letter)[0] in "LMN")
+    return plain or name.strip()
 
 
 @dataclass(frozen=True)

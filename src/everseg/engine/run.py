@@ -35,7 +35,7 @@ from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
 from everseg.scenarios.domain_incremental import needed_domains
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Source, Step, missing_splits
 from everseg.scenarios.summary import scenario_json
 
 
@@ -76,14 +76,12 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
     wanted = sorted(
         {"train", config.scenario.test_split} | ({"val"} if config.scenario.validation == "split" else set())
     )
-    missing = [
-        f"{f'domain {key!r}' if several else f'data set {key!r}'} has no split '{name}'; it has "
-        f"{', '.join(dataset.splits)} (see scenario.test_split)"
+    whose = "domain" if several else "data set"
+    if missing := [
+        text
         for key, dataset in datasets.items()
-        for name in wanted
-        if name not in dataset.splits
-    ]
-    if missing:
+        for text in missing_splits(f"{whose} '{key}'", wanted, dataset.splits)
+    ]:
         raise ConfigError(missing)
     counts = {
         f"{key}/{name}": _indexed(dataset, name, f"{key}/{name}", progress)

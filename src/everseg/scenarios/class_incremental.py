@@ -7,7 +7,6 @@ the classes of its whole mask, in the order of the split; the background never c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -15,15 +14,13 @@ from everseg.config import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
-from everseg.scenarios.combine import cross_validation, joint, singles
+from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.lists import check_list, resolve_lists
-from everseg.scenarios.steps import Labelled, Source, Step
+from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
 from everseg.scenarios.tasks import Groups, task_groups
 from everseg.scenarios.weights import weighted
 
-Validation = Literal["none", "split", "cross", "train"]
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
-BOTH = "scenario.single: cannot be combined with scenario.joint; choose one"
 _PARTITION_STREAM = 0x5041
 
 
@@ -40,8 +37,8 @@ def build(
         ConfigError: a task, class, split or list that does not exist.
         DataError: a step or class without images, or lists that do not fit the data.
     """
-    settings = [
-        (config.joint and config.single, BOTH),
+    check_settings(
+        config,
         (
             config.steps is not None,
             "scenario.steps: steps of domains need data.domains and scenario.kind=domain-incremental; "
@@ -52,12 +49,8 @@ def build(
             "scenario.void_channel: a void output is for domains without background; "
             "class-incremental label spaces have one",
         ),
-    ]
-    if problems := [text for wrong, text in settings if wrong]:
-        raise ConfigError(problems)
+    )
     groups = task_groups(config.task, dataset.labels, dataset.name, config.order)
-    # Images are held out after joining, so that none is trained in one step and held out in another.
-    holdout_joint = config.joint and config.validation == "cross"
     steps = class_incremental(
         dataset,
         groups,
@@ -67,15 +60,10 @@ def build(
         seed=seed,
         lists=resolve_lists(config, dataset, len(groups)),
         test_split=config.test_split,
-        validation="none" if holdout_joint else config.validation,
+        validation="none" if holds_out_later(config) else config.validation,
     )
-    if config.joint:
-        steps = joint(steps)
-    if config.single:
-        steps = singles(steps)
-    if holdout_joint:
-        steps = cross_validation(steps, seed=seed)
     keyed = {f"{dataset.name}/{split}": table for split, table in counts.items()}
+    steps = arranged(config, steps, seed=seed)
     return weighted(steps, config.class_weights, {dataset.name: dataset}, keyed)
 
 
@@ -125,7 +113,7 @@ def class_incremental(
     """
     labels = dataset.labels
     policies = policy_set(policy) if isinstance(policy, str) else policy
-    _check_arguments(labels, groups, image_classes, protocol, validation, (train_split, test_split))
+    _check_arguments(dataset, groups, image_classes, protocol, validation, (train_split, test_split))
     present = {split: np.asarray(counts) > 0 for split, counts in image_classes.items()}
     spaces = _spaces(labels, groups)
     chosen = (
@@ -214,7 +202,7 @@ def _spaces(labels: RawLabels, groups: Groups) -> list[LabelSpace]:
 
 
 def _check_arguments(
-    labels: RawLabels,
+    dataset: Labelled,
     groups: Groups,
     image_classes: Mapping[str, np.ndarray],
     protocol: str,
@@ -226,17 +214,13 @@ def _check_arguments(
         problems.append(f"scenario.protocol: unknown '{protocol}'; choose one of {', '.join(PROTOCOLS)}")
     if validation not in ("none", "split", "cross", "train"):
         problems.append(f"scenario.validation: unknown '{validation}'; choose none, split, cross or train")
-    for split in dict.fromkeys(splits):
-        if split not in image_classes:
-            problems.append(
-                f"scenario: the data set has no split '{split}'; it has {', '.join(image_classes) or 'none'}"
-            )
+    problems += missing_splits(f"data set '{dataset.name}'", splits, image_classes)
     taught = [raw for group in groups for raw in group]
     if (
         not groups
         or not all(groups)
         or len(set(taught)) < len(taught)
-        or not set(taught) <= set(labels.classes)
+        or not set(taught) <= set(dataset.labels.classes)
     ):
         problems.append(
             "scenario.task: every step needs at least one class of the data set, no class twice, no background"

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from everseg.config import ScenarioConfig
 from everseg.errors import ConfigError, DataError
 from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
 from everseg.scenarios.steps import Source, Step
@@ -17,6 +18,37 @@ from everseg.scenarios.steps import Source, Step
 _HOLDOUT_STREAM = 0x4356
 
 _Key = tuple[str, str, str]
+
+
+def check_settings(config: ScenarioConfig, *unfit: tuple[bool, str]) -> None:
+    """Refuse settings that exclude one another, or that a kind of scenario has no use for.
+
+    Args:
+        unfit: whether it is so, and what to say then.
+
+    Raises:
+        ConfigError: all that is wrong.
+    """
+    both = (
+        config.joint and config.single,
+        "scenario.single: cannot be combined with scenario.joint; choose one",
+    )
+    if problems := [text for wrong, text in (both, *unfit) if wrong]:
+        raise ConfigError(problems)
+
+
+def holds_out_later(config: ScenarioConfig) -> bool:
+    """Whether `arranged` holds out images, after joining: so none is trained in one step and held out in another."""
+    return config.joint and config.validation == "cross"
+
+
+def arranged(config: ScenarioConfig, steps: tuple[Step, ...], *, seed: int) -> tuple[Step, ...]:
+    """The steps as they are, all in one (`joint`), or each from scratch (`single`), as a configuration says."""
+    if config.joint:
+        steps = joint(steps)
+    if config.single:
+        steps = singles(steps)
+    return cross_validation(steps, seed=seed) if holds_out_later(config) else steps
 
 
 def cross_validation(steps: Sequence[Step], *, seed: int, share: float = 0.8) -> tuple[Step, ...]:

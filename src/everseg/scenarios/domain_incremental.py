@@ -10,10 +10,10 @@ import numpy as np
 from everseg.config import ScenarioConfig, StepConfig
 from everseg.config_checks import near_miss
 from everseg.errors import ConfigError, DataError
-from everseg.labels import SYNTHETIC_VOID, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
-from everseg.scenarios.class_incremental import BOTH, Validation, class_incremental, validation_split
-from everseg.scenarios.combine import chain, cross_validation, joint, singles
-from everseg.scenarios.steps import Labelled, Source, Step
+from everseg.labels import SYNTHETIC_VOID, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set, spelling
+from everseg.scenarios.class_incremental import class_incremental, validation_split
+from everseg.scenarios.combine import arranged, chain, check_settings, cross_validation, holds_out_later
+from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
 from everseg.scenarios.tasks import resolve_classes
 from everseg.scenarios.weights import weighted
 
@@ -35,18 +35,14 @@ def build(
         ConfigError: steps, classes or settings that do not fit; all are named.
         DataError: a step without images.
     """
-    settings = [
-        (config.joint and config.single, BOTH),
+    check_settings(
+        config,
         (config.lists is not None, "scenario.lists: image lists belong to scenario.kind=class-incremental"),
         (
             config.order is not None,
             "scenario.order: a class order belongs to scenario.kind=class-incremental",
         ),
-    ]
-    if problems := [text for wrong, text in settings if wrong]:
-        raise ConfigError(problems)
-    # Images are held out after joining, so that none is trained in one step and held out in another.
-    holdout_joint = config.joint and config.validation == "cross"
+    )
     steps = domain_incremental(
         datasets,
         counts,
@@ -56,15 +52,9 @@ def build(
         seed=seed,
         void_channel=config.void_channel,
         test_split=config.test_split,
-        validation="none" if holdout_joint else config.validation,
+        validation="none" if holds_out_later(config) else config.validation,
     )
-    if config.joint:
-        steps = joint(steps)
-    if config.single:
-        steps = singles(steps)
-    if holdout_joint:
-        steps = cross_validation(steps, seed=seed)
-    return weighted(steps, config.class_weights, datasets, counts)
+    return weighted(arranged(config, steps, seed=seed), config.class_weights, datasets, counts)
 
 
 def needed_domains(steps: Sequence[StepConfig] | None, domains: Iterable[str]) -> list[str]:
@@ -129,11 +119,7 @@ def domain_incremental(
     parts: dict[str, tuple[Step, ...]] = {}
     within: Validation = "none" if validation == "cross" else validation
     for domain, groups in plan.groups.items():
-        counts = {
-            key.removeprefix(f"{domain}/"): table
-            for key, table in image_classes.items()
-            if key.startswith(f"{domain}/")
-        }
+        counts = _of_splits(image_classes, domain)
         branch = plan.branches[domain]
         one = _Named(domain, datasets[domain].labels)
         if plan.is_whole(domain):
@@ -211,12 +197,7 @@ def _plan(
     for number, step in enumerate(teaching):
         problems += _add(plan, step, number)
     for domain in plan.groups:
-        known = [key.removeprefix(f"{domain}/") for key in image_classes if key.startswith(f"{domain}/")]
-        problems += [
-            f"data.domains.{domain}: the data set has no split '{split}'; it has {', '.join(known) or 'none'}"
-            for split in dict.fromkeys(splits)
-            if split not in known
-        ]
+        problems += missing_splits(f"domain '{domain}'", splits, _of_splits(image_classes, domain))
     problems += _spellings(plan)
     if void_channel:
         problems += [
@@ -269,6 +250,12 @@ def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
     return problems
 
 
+def _of_splits(image_classes: Mapping[str, np.ndarray], domain: str) -> dict[str, np.ndarray]:
+    """What the "domain/split" tables hold of one domain, by split."""
+    start = f"{domain}/"
+    return {key.removeprefix(start): table for key, table in image_classes.items() if key.startswith(start)}
+
+
 def _unknown(number: int, domain: str, known: Iterable[str]) -> str:
     names = list(known)
     return (
@@ -285,8 +272,7 @@ def _spellings(plan: _Plan) -> list[str]:
         branch, names = plan.branches[domain], plan.labels[domain].names
         for raw in (raw for group in groups for raw in group):
             name = names[raw]
-            plain = "".join(letter for letter in name.casefold() if letter.isalnum())
-            other, there = spelt.setdefault((branch, plain), (name, domain))
+            other, there = spelt.setdefault((branch, spelling(name)), (name, domain))
             if other != name and there != domain:
                 problems.append(
                     f"data.domains.{domain}: class '{name}' and '{other}' of domain '{there}' share the path "

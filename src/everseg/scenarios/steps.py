@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from everseg.labels import LabelSpace, RawLabels
+
+Validation = Literal["none", "split", "cross", "train"]
+"""Images validated on: none, the split `val`, some of the training images held out, or the training images."""
+
+
+def missing_splits(whose: str, needed: Iterable[str], known: Collection[str]) -> list[str]:
+    """A message for each split that is needed and not there."""
+    return [
+        f"{whose} has no split '{split}'; it has {', '.join(known) or 'none'} (see scenario.test_split)"
+        for split in dict.fromkeys(needed)
+        if split not in known
+    ]
 
 
 class Labelled(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.descriptor import IGNORE
 from everseg.errors import ConfigError
-from everseg.labels import RawLabels
+from everseg.labels import RawLabels, spelling
 
 
 def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
@@ -32,7 +32,8 @@ def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
         The data set seen so; `dataset` itself if `rename` is empty.
 
     Raises:
-        ConfigError: unknown class names, target names that are no names or differ only in case, no class left.
+        ConfigError: unknown class names, target names that are no names or differ only in case, spaces or dashes, no
+            class left.
     """
     if not rename:
         return dataset
@@ -122,7 +123,7 @@ def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:
             problems.append(f"rename.{old}: expected a class name or '{IGNORE}', got {new!r}")
     spelt: dict[str, str] = {IGNORE: IGNORE}
     for name in (rename.get(n, n) for n in known):
-        other = spelt.setdefault(str(name).strip().lower(), name)
+        other = spelt.setdefault(spelling(str(name)), name)
         if other != name and (other in (IGNORE, *rename.values()) or name in rename.values()):
             problems.append(f"rename: '{other}' and '{name}' would be two classes; spell one name one way")
     if problems:
