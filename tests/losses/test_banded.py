@@ -145,6 +145,13 @@ def test_teacher_of_another_resolution():
     check(TOGETHER["mib"], logits, label, teacher, band=5)
 
 
+@pytest.mark.parametrize("size", ["odd", "same"])
+def test_channels_last(size):
+    logits, label, teacher = tensors(*SIZES[size])
+    logits = logits.detach().to(memory_format=torch.channels_last).requires_grad_()
+    check(TOGETHER["mib"], logits, label, teacher.to(memory_format=torch.channels_last), band=2)
+
+
 @pytest.mark.parametrize("over", ["all", "valid"])
 def test_masks_weigh_pixels(over):
     logits, label, teacher = tensors((3, 4), (11, 13))

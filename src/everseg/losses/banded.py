@@ -217,35 +217,45 @@ class _Image:
             parts_of(term.loss, options, pixels, map_)
             for term, options, map_ in zip(plan.terms, plan.options, self.maps, strict=True)
         ]
-        # softmax does not change with a shift of all logits of a pixel
-        shifted = all(p is not None and all(shift_invariant(stat) for stat, _ in p) for p in parts)
+        # softmax does not change with a shift of all logits of a pixel, and a small image is quickly shifted
+        shifted = logits[0].numel() < self.label.numel() // 4 and all(
+            p is not None and all(shift_invariant(stat) for stat, _ in p) for p in parts
+        )
         closed = ClosedForm([p or [] for p in parts], num_classes, logits, self.buffers, shifted)
         rows = plan.resize.rows(_shifted(logits) if shifted else logits)
         rows_teacher = None
         if self.teacher is not None:
             rows_teacher = plan.resize_teacher.rows(_shifted(self.teacher) if shifted else self.teacher)
-        grad_rows = torch.empty_like(rows) if needs_grad else None
+        grad_rows = rows.new_empty(rows.shape) if needs_grad else None
         left = [number for number, listed in enumerate(parts) if listed is None]
         del parts, pixels  # the maps of a whole image that are not needed on
         for start in range(0, height, plan.rows):
             here = slice(start, min(height, start + plan.rows))
             there = slice(here.start * width, here.stop * width)
             size = there.stop - there.start
-            x = plan.resize.columns(rows[:, here], self.buffers.view("logits", num_classes, size))
+            x = self._full(plan.resize, "logits", rows[:, here], size)
             t = None
             if rows_teacher is not None:
-                out = self.buffers.view("teacher", self.num_old, size)
-                t = plan.resize_teacher.columns(rows_teacher[:, here], out)
-            grad = closed.band(x, t, there, needs_grad)
-            by_autograd = left if grad is not None else range(len(plan.terms))
-            if grad is None:
-                grad = self.buffers.view("exp", num_classes, size).zero_()
+                t = self._full(plan.resize_teacher, "teacher", rows_teacher[:, here], size)
+            grad = self.buffers.view("exp", num_classes, size)
+            by_autograd = left
+            if not closed.band(x, t, there, grad, needs_grad):
+                by_autograd = [*range(len(plan.terms))]
+                grad.zero_()
             for number in by_autograd:
                 self._by_autograd(number, x, t, there, grad if needs_grad else None)
             if grad_rows is not None:
                 plan.resize.columns_adjoint(grad, grad_rows[:, here])
         closed.add_values(self.values)
         return None if grad_rows is None else plan.resize.rows_adjoint(grad_rows)
+
+    def _full(self, resize: BandedResize, name: str, band: Tensor, size: int) -> Tensor:
+        """A band (C, r, w) at full width, (C, r * W): itself where it has it already, or in a buffer."""
+        if resize.keeps_columns:
+            return band.flatten(1)
+        out = self.buffers.view(name, band.shape[0], size)
+        resize.columns(band, out)
+        return out
 
     def _by_autograd(
         self, number: int, logits: Tensor, teacher: Tensor | None, there: slice, grad: Tensor | None

@@ -6,11 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_SOURCES = 32
+"""Small columns per matrix product: fewer make thin products, more multiply more zeros (measured)."""
+
 
 class BandedResize:
-    """Bilinear resizing as two matrix products: all rows once, then the columns of one band after the other.
+    """Bilinear resizing as matrix products: all rows once, then the columns of one band after the other.
 
-    Only (C, H, w) is ever held: the full width W exists for the rows of one band.
+    Only (C, H, w) is ever held: the full width W exists for the rows of one band. An axis that keeps its size is not
+    touched, nor copied.
 
     Args:
         small: (h, w) of the tensors to resize.
@@ -20,9 +24,21 @@ class BandedResize:
     """
 
     def __init__(self, small: torch.Size, size: torch.Size, align_corners: bool, like: Tensor) -> None:
-        self._rows = _matrix(small[0], size[0], align_corners, like)
-        self._columns = _matrix(small[1], size[1], align_corners, like)
-        self._columns_t = None if self._columns is None else self._columns.t().contiguous()
+        self.keeps_rows, self.keeps_columns = small[0] == size[0], small[1] == size[1]
+        self._rows = None
+        if not self.keeps_rows:
+            self._rows = _matrix(small[0], size[0], align_corners, like.dtype).to(like.device)
+        self._blocks: list[tuple[slice, slice, Tensor, Tensor]] = []
+        if not self.keeps_columns:
+            matrix = _matrix(small[1], size[1], align_corners, like.dtype)
+            step = max(1, size[1] * _SOURCES // max(small[1], _SOURCES))
+            for start in range(0, size[1], step):
+                part = matrix[start : start + step]
+                used = (part != 0).any(dim=0).nonzero()[:, 0]
+                sources = slice(int(used[0]), int(used[-1]) + 1)
+                part = part[:, sources].contiguous().to(like.device)
+                columns = slice(start, min(start + step, size[1]))
+                self._blocks.append((columns, sources, part.t().contiguous(), part))
 
     def rows(self, image: Tensor) -> Tensor:
         """Resize the rows of (C, h, w): (C, H, w)."""
@@ -32,26 +48,27 @@ class BandedResize:
         """Gradient (C, h, w) of `rows` from that of its result, (C, H, w)."""
         return grad if self._rows is None else torch.matmul(self._rows.t(), grad)
 
-    def columns(self, band: Tensor, out: Tensor) -> Tensor:
+    def columns(self, band: Tensor, out: Tensor) -> None:
         """Resize the columns of a band (C, r, w) into `out`, contiguous (C, r * W)."""
-        num_classes, height, width = band.shape
-        if self._columns_t is None:
-            out.view(band.shape).copy_(band)
-        else:
-            small = band.reshape(num_classes * height, width)
-            torch.mm(small, self._columns_t, out=out.view(num_classes * height, -1))
-        return out
+        small = band.reshape(-1, band.shape[2])
+        large = out.view(small.shape[0], -1)
+        for columns, sources, matrix, _ in self._blocks:
+            torch.mm(small[:, sources], matrix, out=large[:, columns])
 
     def columns_adjoint(self, grad: Tensor, out: Tensor) -> None:
         """Write the gradient of a band (C, r, w) into `out`, from that of its result, contiguous (C, r * W)."""
-        flat = grad.view(out.shape[0] * out.shape[1], -1)
-        out.copy_((flat if self._columns is None else torch.mm(flat, self._columns)).view(out.shape))
+        if self.keeps_columns:
+            out.copy_(grad.view(out.shape))
+            return
+        large = grad.view(out.shape[0] * out.shape[1], -1)
+        small = grad.new_zeros(large.shape[0], out.shape[2])
+        for columns, sources, _, matrix in self._blocks:
+            small[:, sources].addmm_(large[:, columns], matrix)
+        out.copy_(small.view(out.shape))
 
 
-def _matrix(small: int, large: int, align_corners: bool, like: Tensor) -> Tensor | None:
-    """What `interpolate` does to one axis, (large, small), asked of itself; None where it does nothing."""
-    if small == large:
-        return None
-    basis = torch.eye(small, dtype=like.dtype, device=like.device)[None, :, :, None]
+def _matrix(small: int, large: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    """What `interpolate` does to one axis, (large, small), asked of itself."""
+    basis = torch.eye(small, dtype=dtype)[None, :, :, None]
     resized = F.interpolate(basis, (large, 1), mode="bilinear", align_corners=align_corners)
     return resized[0, :, :, 0].t().contiguous()

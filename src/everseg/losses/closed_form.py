@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,9 +12,6 @@ from torch import Tensor
 
 from everseg.losses.classification import LINEAR_FROM
 from everseg.losses.forms import Entropy, Logit, LogSumExp, Parts, Softplus, Statistic, Target
-
-Targets = dict[tuple[str, float], tuple[Tensor, Tensor]]
-"""The teacher's probabilities of each kind, as (K, P) and a factor (P,) that is still to be applied."""
 
 _Other = Softplus | Logit | Target | Entropy
 
@@ -29,6 +28,19 @@ class Buffers:
         if name not in self._flat:
             self._flat[name] = self._like.new_empty(num_classes * self._pixels)
         return self._flat[name][: num_classes * pixels].view(num_classes, pixels)
+
+
+@dataclass
+class _Teacher:
+    """The teacher's probabilities over a band."""
+
+    logits: Tensor
+    powers: Tensor
+    """Probabilities (K, P) but for `scale`."""
+    scale: Tensor
+    """Factor (P,)."""
+    log_sum: Tensor | None
+    """Of a softmax: its normaliser, (P,)."""
 
 
 class ClosedForm:
@@ -80,35 +92,34 @@ class ClosedForm:
         self._to_segments = self._in_group[:, starts].t()[:, self._group_of].contiguous()
 
     def band(
-        self, logits: Tensor, teacher_logits: Tensor | None, pixels: slice, needs_grad: bool
-    ) -> Tensor | None:
-        """Add the values of a band, and give its gradient (C, P).
+        self, logits: Tensor, teacher_logits: Tensor | None, pixels: slice, grad: Tensor, needs_grad: bool
+    ) -> bool:
+        """Add the values of a band, and write its gradient.
 
         Args:
-            logits: student, contiguous (C, P); left as it is.
+            logits: student, (C, P); left as it is.
             teacher_logits: (K, P) or None; left as it is.
             pixels: where the band lies among the N pixels.
-            needs_grad: whether the gradient is wanted; without it the result is undefined.
+            grad: (C, P) to write the gradient into.
+            needs_grad: whether it is wanted; without, what is written is undefined.
 
         Returns:
-            The gradient, in a buffer. None, and nothing added, where exponentials underflow: the logits of a whole
-            group of classes lie too far below the largest of the pixel.
+            False, and nothing added, where exponentials underflow: the logits of a whole group of classes lie too
+            far below the largest of the pixel.
         """
-        size = logits.shape[1]
-        grad = self._buffers.view("exp", self._num_classes, size)
-        targets = self._targets(teacher_logits, size)
+        targets = self._targets(teacher_logits)
         if targets is None:
-            return None
+            return False
         if self._sums:
             if not self._add_sums(logits, grad, targets, pixels, needs_grad):
-                return None
+                return False
         elif needs_grad:
             grad.zero_()
         for (_, stat, map_), values in zip(self._others, self._other_values, strict=True):
             values.append(
                 self._add_other(stat, map_[pixels], logits, targets, pixels, grad if needs_grad else None)
             )
-        return grad
+        return True
 
     def add_values(self, values: Tensor) -> None:
         """Add the sums over all bands to those of the terms, (n,) float64."""
@@ -120,30 +131,35 @@ class ClosedForm:
             if listed:
                 values[term] += torch.stack(listed).double().sum()
 
-    def _targets(self, teacher_logits: Tensor | None, size: int) -> Targets | None:
-        found: Targets = {}
-        for kind in self._kinds:
+    def _targets(self, teacher_logits: Tensor | None) -> dict[tuple[str, float], _Teacher] | None:
+        """The teacher's probabilities of each kind that is needed; None where they underflow."""
+        found = {}
+        for of, alpha in self._kinds:
             assert teacher_logits is not None
-            of, alpha = kind
-            powers = self._buffers.view(kind, teacher_logits.shape[0], size)
+            num_old, size = teacher_logits.shape
+            powers = self._buffers.view((of, alpha), num_old, size)
             if of == "sigmoid":
-                found[kind] = torch.sigmoid(teacher_logits, out=powers), powers.new_ones(size)
+                torch.sigmoid(teacher_logits, out=powers)
+                found[of, alpha] = _Teacher(teacher_logits, powers, powers.new_ones(size), None)
                 continue
-            if self._shifted:
-                if alpha == 1:
-                    torch.exp(teacher_logits, out=powers)
-                else:
-                    torch.mul(teacher_logits, alpha, out=powers).exp_()
-            else:
-                torch.sub(teacher_logits, teacher_logits.amax(dim=0), out=powers).mul_(alpha).exp_()
-            sums = powers.sum(dim=0)
+            top = None if self._shifted else teacher_logits.amax(dim=0)
+            scaled = teacher_logits if top is None else torch.sub(teacher_logits, top, out=powers)
+            if alpha != 1:
+                scaled = torch.mul(scaled, alpha, out=powers)
+            sums = torch.exp(scaled, out=powers).sum(dim=0)
             if not sums.amin() > self._smallest:
                 return None
-            found[kind] = powers, sums.reciprocal_()
+            log_sum = sums.log() if top is None else sums.log().add_(top, alpha=alpha)
+            found[of, alpha] = _Teacher(teacher_logits, powers, sums.reciprocal_(), log_sum)
         return found
 
     def _add_sums(
-        self, logits: Tensor, grad: Tensor, targets: Targets, pixels: slice, needs_grad: bool
+        self,
+        logits: Tensor,
+        grad: Tensor,
+        targets: Mapping[tuple[str, float], _Teacher],
+        pixels: slice,
+        needs_grad: bool,
     ) -> bool:
         """Add the values of all log-sum-exps of a band, and write their gradient; False where they underflow."""
         top = None
@@ -158,8 +174,8 @@ class ClosedForm:
         maps = self._maps[:, pixels].clone()
         for row, (_, stat) in zip(maps, self._sums, strict=True):
             if stat.alpha is not None:
-                powers, scale = targets["softmax", stat.alpha]
-                row.mul_(powers[0]).mul_(scale)
+                teacher = targets["softmax", stat.alpha]
+                row.mul_(teacher.powers[0]).mul_(teacher.scale)
         sums = sums[self._group_of]
         logs = sums.log()
         if top is not None:
@@ -176,7 +192,7 @@ class ClosedForm:
         stat: _Other,
         map_: Tensor,
         logits: Tensor,
-        targets: Targets,
+        targets: Mapping[tuple[str, float], _Teacher],
         pixels: slice,
         grad: Tensor | None,
     ) -> Tensor:
@@ -186,18 +202,21 @@ class ClosedForm:
             if grad is not None:
                 grad.scatter_add_(0, index, map_[None])
             return torch.dot(map_, logits.gather(0, index)[0])
+        scratch = self._buffers.view("scratch", self._num_classes, logits.shape[1])
         if isinstance(stat, Entropy):
-            powers, scale = targets["softmax", stat.alpha]
-            return torch.dot(map_, torch.special.entr(powers * scale).sum(dim=0))
-        logits = logits[stat.first : stat.last]
-        scratch = self._buffers.view("scratch", self._num_classes, logits.shape[1])[stat.first : stat.last]
+            teacher = targets["softmax", stat.alpha]
+            assert teacher.log_sum is not None
+            scratch = scratch[: len(teacher.powers)]
+            mean = torch.mul(teacher.powers, teacher.logits, out=scratch).sum(dim=0).mul_(teacher.scale)
+            return torch.dot(map_, teacher.log_sum.sub(mean, alpha=stat.alpha))
+        logits, scratch = logits[stat.first : stat.last], scratch[stat.first : stat.last]
         if isinstance(stat, Softplus):
             value = torch.dot(map_, F.softplus(logits, threshold=LINEAR_FROM).sum(dim=0))
             factor = torch.sigmoid(logits, out=scratch)
         else:
-            powers, scale = targets[stat.of, stat.alpha]
-            factor = powers[stat.first : stat.last]
-            map_ = map_ * scale
+            teacher = targets[stat.of, stat.alpha]
+            factor = teacher.powers[stat.first : stat.last]
+            map_ = map_ * teacher.scale
             value = torch.dot(map_, torch.mul(factor, logits, out=scratch).sum(dim=0))
         if grad is not None:
             grad[stat.first : stat.last].addcmul_(factor, map_)
