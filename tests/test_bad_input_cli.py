@@ -333,7 +333,7 @@ def test_lists_that_name_missing_files_are_refused(everseg: Everseg, tmp_path: P
         (["task=15-x"], ["scenario.task", "15-x"]),
         (["task=7-7"], ["scenario.task", "7-7"]),
         (["task=[[road],[car]]"], ["scenario.task", "car"]),
-        (["scenario.test_split=tset"], ["no split tset", "train, val", "scenario.test_split"]),
+        (["scenario.test_split=tset"], ["no split 'tset'", "train, val", "scenario.test_split"]),
         (["model.options={widhts: [8]}"], ["model.options", "widhts", "widths"]),
         (["model.options={widths: [8]}"], ["model.options", "widths"]),
         (["model.weights=nowhere.pth"], ["model.weights: no file 'nowhere.pth'"]),

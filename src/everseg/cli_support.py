@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import errno
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everseg.errors import ConfigError, EversegError
+from everseg.errors import ConfigError, EversegError, near_miss
 from everseg.report.text import printable
 
 Overrides = Annotated[
@@ -60,9 +59,7 @@ def listing(what: str) -> list[tuple[str, str]]:
             for name, policy in POLICIES.items()
         ]
     known = [*LISTS, "presets", "tasks", "policies"]
-    near = difflib.get_close_matches(what, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise ConfigError(f"list: unknown '{what}'{hint} (one of {', '.join(known)})")
+    raise ConfigError(f"list: unknown '{what}'{near_miss(what, known)} (one of {', '.join(known)})")
 
 
 def _policy_text(policy: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import itertools
 import json
@@ -23,18 +22,12 @@ from pydantic.fields import FieldInfo
 from everseg import registry
 from everseg.config import RunConfig
 from everseg.config_yaml import MAX_DEPTH, KeyPath
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, near_miss
 
 Problem = tuple[KeyPath, str]
 """Key path and what is wrong there."""
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-
-
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """The end of a message: "; did you mean 'x'?", or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def plain(value: Any, problems: list[Problem], path: KeyPath = ()) -> Any:

@@ -1,8 +1,27 @@
-"""The errors a user can cause, each with the exit code of its kind (floor 0)."""
+"""The errors a user can cause, each with the exit code of its kind, and what their messages share (floor 0)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def near_miss(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message: "; did you mean 'x'?", or `otherwise` where no known name is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else otherwise
+
+
+def some(items: Sequence[str], most: int = 20, between: str = ", ") -> str:
+    """The first items and how many more there are; one more than `most` is still shown.
+
+    >>> some(["a", "b", "c", "d"], 2)
+    'a, b, and 2 more'
+    >>> some(["a", "b", "c"], 2)
+    'a, b, c'
+    """
+    more = len(items) - most
+    return between.join(items if more <= 1 else [*items[:most], f"and {more} more"])
 
 
 class EversegError(Exception):

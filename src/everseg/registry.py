@@ -5,7 +5,6 @@ Nothing is ever resolved because a checkpoint says so: callers pass only names t
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -14,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, near_miss
 
 BUILTIN: dict[str, dict[str, str]] = {
     "method": {
@@ -78,8 +77,7 @@ def resolve(kind: str, name: str) -> Any:
         address = name
     module_name, sep, attribute = address.rpartition(":")
     if not sep:
-        near = difflib.get_close_matches(name, names(kind), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = near_miss(name, names(kind))
         raise ConfigError(
             f"{kind}: unknown name '{name}'{hint} (everseg list {kind}s, or your own file.py:Name)"
         )

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from everseg.config_checks import shown
-from everseg.errors import DataError
+from everseg.errors import DataError, some
 
 MAX_BYTES = 16 * 2**20
 """Larger polygon files are refused before they are parsed; real ones have less than 1 MB."""
@@ -82,7 +82,7 @@ def parse(text: bytes) -> Annotation:
     else:
         faults.append(f"objects is {_kind(content['objects'])}, expected a list")
     if faults:
-        raise DataError(_some(faults))
+        raise DataError(some(faults, _SHOWN, "; "))
     return Annotation(int(content["imgWidth"]), int(content["imgHeight"]), tuple(polygons))
 
 
@@ -128,7 +128,7 @@ def draw(
         if value is not None:
             pen.polygon(polygon.points, fill=value)
     if unknown and not skip_unknown:
-        labels = _some([shown(label) for label in dict.fromkeys(unknown)])
+        labels = some([shown(label) for label in dict.fromkeys(unknown)], _SHOWN, "; ")
         raise DataError(f"holds labels that are not of this data set: {labels}")
     return picture
 
@@ -165,8 +165,3 @@ def _is_number(value: Any) -> bool:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _some(items: list[str]) -> str:
-    more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(items[:_SHOWN]) + more

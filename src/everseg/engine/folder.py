@@ -29,7 +29,7 @@ from everseg.engine.checkpoint import (
     write_bytes,
     write_json,
 )
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import LabelSpace
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
@@ -301,7 +301,6 @@ def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where:
         if own[name].shape != state[name].shape
     ]
     if problems:
-        listing = "\n  ".join(sorted(problems)[:20])
-        rest = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise CheckpointError(f"{where} is a checkpoint of another model:\n  {listing}{rest}")
+        listing = some(sorted(problems), between="\n  ")
+        raise CheckpointError(f"{where} is a checkpoint of another model:\n  {listing}")
     model.load_state_dict(state)

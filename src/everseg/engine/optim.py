@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.config import TrainConfig
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, some
 
 _SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
 """Entries of torch's optimisers that have the shape of their weight."""
@@ -70,7 +70,7 @@ def check_param_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         "frozen, yet in a group": [names[i] for i in given if i in names and i not in trainable],
         "not weights of this model": [shapes[i] for i in given if i not in names],
     }
-    problems = [f"{fault}: {_listing(found)}" for fault, found in faults.items() if found]
+    problems = [f"{fault}: {some(found, 8)}" for fault, found in faults.items() if found]
     if problems:
         raise ValueError("param_groups must hold every trainable weight exactly once; " + "; ".join(problems))
 
@@ -179,7 +179,7 @@ def _check_fit(
     if saved != here:
         known, wanted = {n for group in saved for n in group}, {n for group in here for n in group}
         parts = [
-            f"{label}: {_listing(sorted(found))}"
+            f"{label}: {some(sorted(found), 8)}"
             for label, found in (("only in the file", known - wanted), ("only in the model", wanted - known))
             if found
         ]
@@ -193,7 +193,7 @@ def _check_fit(
         if name not in shapes or (key.partition("/")[0] in _SHAPED and value.shape != shapes[name]):
             wrong.append(key)
     if wrong:
-        raise CheckpointError(f"the optimiser state does not fit the model: {_listing(wrong)}")
+        raise CheckpointError(f"the optimiser state does not fit the model: {some(wrong, 8)}")
 
 
 def _names_by_position(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:
@@ -216,8 +216,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _listing(names: list[str], limit: int = 8) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

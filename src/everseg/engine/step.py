@@ -30,7 +30,7 @@ from everseg.engine.optim import (
 from everseg.engine.progress import Progress, resident_bytes
 from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.tensorboard import Events
-from everseg.errors import CheckpointError, ConfigError, DivergedError
+from everseg.errors import CheckpointError, ConfigError, DivergedError, some
 from everseg.methods.base import Method, StepContext
 from everseg.models.model import SegmentationModel
 from everseg.models.parts import synchronise_norms
@@ -362,10 +362,9 @@ class _Guard:
         if not all_reduce_max(int(bool(bad)), job.accelerator):
             return
         job.session.progress.end()
-        named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise DivergedError(
             f"step {job.step.index}, iteration {self.iteration}: the update left weights that are not finite: "
-            f"{named or 'on another process'}\n"
+            f"{some(bad, 5) or 'on another process'}\n"
             f"images of the batch: {', '.join(self.batch.ids)}\n"
             f"They were not saved; checkpoints before it are whole. Try a lower train.lr"
             f"{' / train.lr_next' if job.step.index else ''}, or train.precision=fp32, and look at these images."

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import ERFNET_BLOCK, ERFNET_DOWN, erfnet_modules, read_tensors
@@ -23,7 +23,6 @@ __all__ = ["dump", "load", "names", "read"]
 
 DECODER = ("up2", "blocks2.0", "blocks2.1", "up1", "blocks1.0", "blocks1.1")
 """Our names of the `layers` of a domain's decoder."""
-_MOST = 20
 
 
 def names(branches: Sequence[str], blocks: Sequence[int] = (5, 8)) -> dict[str, str]:
@@ -148,9 +147,7 @@ def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     state = {str(name).removeprefix("module."): value for name, value in inner.items()}
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(
-            f"{where}: no checkpoint of MDIL's code: {', '.join(others[:_MOST])} hold no tensors"
-        )
+        raise CheckpointError(f"{where}: no checkpoint of MDIL's code: {some(others)} hold no tensors")
     return state
 
 
@@ -162,10 +159,7 @@ def _renamed(name: str, table: Mapping[str, str]) -> str | None:
 
 def _stop(what: str, found: list[str]) -> None:
     if found:
-        more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
-        raise CheckpointError(
-            f"not a complete checkpoint of MDIL's code; {what}: {', '.join(found[:_MOST])}{more}"
-        )
+        raise CheckpointError(f"not a complete checkpoint of MDIL's code; {what}: {some(found)}")
 
 
 def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]]:

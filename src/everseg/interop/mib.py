@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models.build import deeplabv3
 from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
@@ -34,7 +34,6 @@ HEAD = {
 }
 """Their name of a part of the head -> ours."""
 TRACKED = "num_batches_tracked"
-_MOST = 20
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -145,7 +144,7 @@ def dump(
         else:
             state[prefix + new] = value.detach().clone()
     if strange:
-        raise ConfigError(f"interop.mib: no original name for {', '.join(strange[:_MOST])}")
+        raise ConfigError(f"interop.mib: no original name for {some(strange)}")
     return state
 
 
@@ -176,18 +175,13 @@ def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     state = {str(name).removeprefix("module."): value for name, value in inner.items()}
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(
-            f"{where}: no checkpoint of MiB's code: {', '.join(others[:_MOST])} hold no tensors"
-        )
+        raise CheckpointError(f"{where}: no checkpoint of MiB's code: {some(others)} hold no tensors")
     return state
 
 
 def _stop(what: str, names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-        raise CheckpointError(
-            f"not a complete checkpoint of MiB's code; {what}: {', '.join(names[:_MOST])}{more}"
-        )
+        raise CheckpointError(f"not a complete checkpoint of MiB's code; {what}: {some(names)}")
 
 
 def _our_names(theirs: Mapping[str, Tensor], branch: str) -> tuple[dict[str, Tensor], list[str]]:

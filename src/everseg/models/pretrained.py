@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.parts import (
@@ -84,10 +84,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     _check_names(plain, state, unknown, where)
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if broken:
-        more = f" and {len(broken) - 20} more" if len(broken) > 20 else ""
-        raise CheckpointError(
-            f"{where} are not finite: {', '.join(broken[:20])}{more}; fetch or save the file again"
-        )
+        raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
     note = _convert_gammas(plain, state, from_abn, where)
     for name, value in plain.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -246,9 +243,7 @@ def to_abn_name(name: str) -> str | None:
     return f"mod1.{name}" if re.fullmatch(r"(conv1|bn1)\.\w+", name) else None
 
 
-def _check_names(
-    encoder: nn.Module, state: Mapping[str, Tensor], unknown: list[str], where: str, most: int = 20
-) -> None:
+def _check_names(encoder: nn.Module, state: Mapping[str, Tensor], unknown: list[str], where: str) -> None:
     own = {n: v for n, v in encoder.state_dict().items() if not n.endswith("num_batches_tracked")}
     given = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
     lines = [f"missing: {name}" for name in own if name not in given]
@@ -259,9 +254,7 @@ def _check_names(
         if name in given and given[name].shape != own[name].shape
     ]
     if lines:
-        more = [f"... and {len(lines) - most + 1} more"] if len(lines) > most else []
-        shown = lines[: most - 1] if more else lines
-        raise CheckpointError("\n  ".join([f"{where} do not fit this encoder:", *shown, *more]))
+        raise CheckpointError(f"{where} do not fit this encoder:\n  " + some(lines, 19, "\n  "))
 
 
 def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool, where: str) -> str:

@@ -8,7 +8,6 @@ voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-f
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from everseg.config_yaml import parse
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, near_miss
 
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
 JOINT = "joint"
@@ -162,8 +161,7 @@ def _key(preset: _Preset) -> str | int:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [*_domain_table(), *_table()], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = near_miss(name, [*_domain_table(), *_table()])
     data = next((data for data in _part("data") if name.startswith(f"{data}-")), None)
     own = f"; for another task: everseg run {_example(data)} scenario.task=..." if data else ""
     return f"no preset and no file '{name}'{hint} (everseg list presets{own})"

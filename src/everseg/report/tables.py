@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from everseg.errors import some
 from everseg.report.text import printable
 
 BAR_CELLS = 10
@@ -64,12 +65,6 @@ def table(
     return result
 
 
-def shortened(names: Sequence[str], limit: int = 6) -> str:
-    """The first names and how many more there are."""
-    more = len(names) - limit
-    return ", ".join(names) if more <= 1 else ", ".join(names[:limit]) + f" and {more} more"
-
-
 def step_table(run_json: Mapping[str, Any]) -> Table:
     """One row per step: mIoU of old, new and all classes in percent, with and without background.
 
@@ -83,7 +78,7 @@ def step_table(run_json: Mapping[str, Any]) -> Table:
     rows = [
         [
             step["index"],
-            shortened(step["classes"]),
+            some(step["classes"], 6),
             *(percent(step["miou"].get(group)) for group in groups),
             *(percent(step["miou_without_background"].get(group)) for group in groups),
             percent(step.get("harmonic_mean")),
@@ -216,7 +211,7 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
             [
                 step["index"],
                 *([", ".join(step["domains"])] if domains else []),
-                shortened(step["new_classes"], 8),
+                some(step["new_classes"], 8),
                 step["train"],
                 step["test"],
                 f"{step['background_pixels']:,}",

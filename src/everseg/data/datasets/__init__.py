@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from everseg import registry
 from everseg.config import DataConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets.relabel import relabelled
-from everseg.errors import ConfigError, DataError
+from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import RawLabels
 
 
@@ -121,9 +120,8 @@ def _check_options(name: str, builder: Callable[..., Any], given: Mapping[str, A
     problems = []
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'none'}"
-            problems.append(f"data.options.{key}: data set '{name}' has no such option; {hint}")
+            hint = near_miss(key, known, f"; it has {', '.join(known) or 'none'}")
+            problems.append(f"data.options.{key}: data set '{name}' has no such option{hint}")
     for p in parameters:
         if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and p.name not in given:
             problems.append(f"data.options.{p.name}: data set '{name}' needs this option")

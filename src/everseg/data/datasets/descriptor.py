@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from everseg.data.datasets.decode import Colour
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, near_miss
 from everseg.labels import RawLabels
 
 KEYS = (
@@ -79,9 +78,8 @@ class _Check:
     def keys(self, prefix: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for key in found:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-                self.problems.append(f"{prefix}{key}: unknown key; {hint}")
+                hint = near_miss(key, known, f"; known: {', '.join(known)}")
+                self.problems.append(f"{prefix}{key}: unknown key{hint}")
 
     def wrong(self, key: str, expected: str, value: Any) -> None:
         self.problems.append(f"{key}: expected {expected}, got {value!r}")
@@ -185,8 +183,7 @@ class _Check:
         if value is None:
             return None
         if value not in ids:
-            near = difflib.get_close_matches(str(value), list(ids), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = near_miss(value, ids)
             self.problems.append(
                 f"background: '{value}' is not one of the classes{hint} (null: there is no background class)"
             )
@@ -212,8 +209,7 @@ class _Check:
 
     def _target(self, key: str, value: Any, targets: Mapping[Any, int]) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str) or value not in targets:
-            near = difflib.get_close_matches(str(value), [t for t in targets if isinstance(t, str)], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = near_miss(value, [t for t in targets if isinstance(t, str)])
             self.problems.append(f"{key}: {value!r} is neither a class nor '{IGNORE}'{hint}")
             return 0
         return targets[value]

@@ -7,12 +7,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.errors import DataError
+from everseg.errors import DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings taken for pictures, in any case; masks may not be JPEG, which the decoder explains better."""
 Sample = tuple[str, str, str]
-_SHOWN = 20
 
 
 def scan(
@@ -60,7 +59,7 @@ def scan(
             found.setdefault(name, path)
     if twice:
         raise DataError(
-            f"{root / folder}: {len(twice)} names stand for two files each; keep one of each: {_some(twice)}"
+            f"{root / folder}: {len(twice)} names stand for two files each; keep one of each: {some(twice)}"
         )
     return found
 
@@ -75,9 +74,9 @@ def pair(images: Mapping[str, str], masks: Mapping[str, str], where: str) -> lis
     orphans = [masks[n] for n in sorted(masks.keys() - images.keys())]
     problems = []
     if alone:
-        problems.append(f"{len(alone)} images without mask: {_some(alone)}")
+        problems.append(f"{len(alone)} images without mask: {some(alone)}")
     if orphans:
-        problems.append(f"{len(orphans)} masks without image: {_some(orphans)}")
+        problems.append(f"{len(orphans)} masks without image: {some(orphans)}")
     if problems:
         raise DataError(
             f"{where}: "
@@ -181,9 +180,9 @@ class ListedFolder:
             twice.append(image[0])
         problems = []
         if outside:
-            problems.append(f"{len(outside)} entries lead out of the data folder: {_some(outside)}")
+            problems.append(f"{len(outside)} entries lead out of the data folder: {some(outside)}")
         if missing:
-            problems.append(f"{len(missing)} files do not exist in {self._root}: {_some(missing)}")
+            problems.append(f"{len(missing)} files do not exist in {self._root}: {some(missing)}")
         if problems:
             raise DataError(f"{list_file}: " + "; ".join(problems) + ". Correct the list, or add the files")
         repeated = len(twice) - len(samples)
@@ -249,7 +248,3 @@ def data_folder(root: Path, candidates: Iterable[str], needed: Sequence[str], la
 
 def _leaves(entry: str) -> bool:
     return "\0" in entry or "://" in entry or ".." in entry.replace("\\", "/").split("/")
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

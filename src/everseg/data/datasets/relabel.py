@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ import numpy as np
 
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.descriptor import IGNORE
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, near_miss
 from everseg.labels import RawLabels, spelling
 
 
@@ -116,9 +115,8 @@ def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:
     known = list(labels.names.values())
     for old, new in rename.items():
         if old not in known:
-            near = difflib.get_close_matches(str(old), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
-            problems.append(f"rename.{old}: data set '{dataset}' has no class of this name; {hint}")
+            hint = near_miss(old, known, f"; it has {', '.join(known)}")
+            problems.append(f"rename.{old}: data set '{dataset}' has no class of this name{hint}")
         if not isinstance(new, str) or not new.strip():
             problems.append(f"rename.{old}: expected a class name or '{IGNORE}', got {new!r}")
     spelt: dict[str, str] = {IGNORE: IGNORE}
