@@ -25,14 +25,15 @@ from everseg.engine.run import execute, prepare
 from everseg.engine.sequence import run_sequence
 from everseg.errors import CheckpointError
 from everseg.evaluation import evaluate, stored_config
-from everseg.interop.convert import export_mdil, export_mib, import_mdil, import_mib
+from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
 from everseg.predictor import LoadedModel, Prediction, load, predict
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.feature_report import compare
 from everseg.scenarios.summary import summarise
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil", "export_mib",
+    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil",
+    "export_mdil_encoder", "export_mib",
     "features", "import_mdil", "import_mib", "load", "predict", "run",
 ]  # fmt: skip
 

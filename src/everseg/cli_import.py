@@ -47,10 +47,25 @@ def import_mdil(
     source: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth.tar; with --back our folder.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder; with --back the file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="New folder, of the encoder alone a .safetensors; with --back the file to write.",
+        ),
+    ],
     back: Annotated[
         bool, typer.Option("--back", help="Write one of our models in the original layout.")
     ] = False,
+    encoder: Annotated[
+        bool,
+        typer.Option("--encoder", help="With --back: the encoder alone, as the ImageNet-pretrained one."),
+    ] = False,
+    domain: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --encoder: whose norms, if each domain has its own."),
+    ] = None,
     domains: Annotated[
         str, typer.Option(help="Names of the domains in the order they were learnt, separated by commas.")
     ] = "",
@@ -61,16 +76,26 @@ def import_mdil(
         ),
     ] = None,
 ) -> None:
-    """Turn an original MDIL checkpoint of any step into a model folder, or back."""
+    """Turn an original MDIL checkpoint of any step, or its ImageNet-pretrained encoder, into ours, or back."""
     from everseg import api
 
+    if encoder and not back:
+        raise ConfigError("--encoder goes with --back; an original encoder file is recognised without it")
+    if domain is not None and not encoder:
+        raise ConfigError("--domain goes with --back --encoder")
     if back:
-        say(f"wrote {api.export_mdil(source, out)}")
+        wrote = (
+            api.export_mdil_encoder(source, out, domain=domain) if encoder else api.export_mdil(source, out)
+        )
+        say(f"wrote {wrote}")
         return
-    folder = api.import_mdil(
+    made = api.import_mdil(
         source, out, domains=_listed(domains), classes=[_listed(names) for names in classes or ()]
     )
-    say(f"wrote {folder}; use it with: everseg predict {folder} IMAGES -o out")
+    if made.is_file():
+        say(f"wrote {made}; start a run from it with: model.name=erfnet model.weights={made}")
+    else:
+        say(f"wrote {made}; use it with: everseg predict {made} IMAGES -o out")
 
 
 def _listed(text: str) -> list[str]:

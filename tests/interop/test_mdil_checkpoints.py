@@ -94,7 +94,13 @@ def test_ill_shaped_entries_are_named():
     for key, value, words in (
         ("decoder.0.layers.0.bn.bias", torch.ones(3), r"bn\.bias \(3,\) instead of \(6,\)"),
         ("decoder.0.output_conv.weight", torch.ones(3), r"ill-shaped: decoder\.0\.output_conv\.weight"),
-        ("encoder.initial_block.bn_ini.0.weight", torch.ones(90), "increasing"),
+        (
+            "encoder.initial_block.bn_ini.0.weight",
+            torch.ones(90),
+            r"bn_ini.0.weight \(90,\) instead of \(4,\)",
+        ),
+        ("encoder.initial_block.conv.weight", torch.ones(90, 3, 3, 3), "increasing"),
+        ("encoder.initial_block.conv.weight", torch.ones(3), "ill-shaped: encoder.initial_block.conv.weight"),
     ):
         with pytest.raises(CheckpointError, match=words):
             mdil.load({**state, key: value})
@@ -235,12 +241,3 @@ def test_the_command_goes_both_ways_and_its_model_predicts(tmp_path, call):
     assert code == 2
     assert "2 domains" in err
     assert "Traceback" not in err
-
-
-def test_the_imagenet_encoder_alone_is_told_where_it_belongs(tmp_path: Path) -> None:
-    torch.save(
-        {"module.features.encoder.initial_block.conv.weight": torch.ones(13, 3, 3, 3)}, tmp_path / "e.pth"
-    )
-    with pytest.raises(CheckpointError, match=r"encoder alone.*model\.weights="):
-        api.import_mdil(tmp_path / "e.pth", tmp_path / "out")
-    assert not (tmp_path / "out").exists()

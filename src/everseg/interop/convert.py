@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
 from everseg.engine.checkpoint import save_folder, write_bytes
@@ -77,7 +78,11 @@ def import_mdil(
 ) -> Path:
     """Turn an original MDIL checkpoint of any step into a model folder that `load` and `predict` read.
 
+    The ImageNet-pretrained encoder alone becomes a safetensors file that `model.weights` takes; loaded from there or
+    from the original, it gives the same model.
+
     Args:
+        out: a new folder; of the encoder alone a new file that ends in .safetensors.
         domains: names of the domains in the order they were learnt; default domain1, domain2, ...
         classes: for each domain its class names in output order; the last output is the original's void and may be
             left out. Default: Cityscapes' names for 20 outputs (BDD100K's are the same), IDD's for 27, else class 0,
@@ -87,13 +92,14 @@ def import_mdil(
         ConfigError: wrong numbers of names, or `out` is in use.
         CheckpointError: not readable without running code from it, or its keys do not make a whole model.
     """
-    out = _new_folder(out)
     state = mdil.read(Path(checkpoint))
-    if any(name.startswith("features.encoder.") for name in state):
-        raise CheckpointError(
-            f"'{checkpoint}' is the ImageNet-pretrained encoder alone, from which a run starts as it is: "
-            f"model.name=erfnet model.weights={checkpoint}"
-        )
+    if mdil.is_encoder(state):
+        if domains or classes:
+            raise ConfigError(
+                f"'{checkpoint}' is the ImageNet-pretrained encoder alone: it has no domains and no classes to name"
+            )
+        return _import_encoder(Path(checkpoint), out)
+    out = _new_folder(out)
     try:
         model = mdil.load(state, domains=domains)
     except CheckpointError as error:
@@ -121,6 +127,39 @@ def export_mdil(path: str | Path, checkpoint: str | Path) -> Path:
     target = _new_file(checkpoint)
     state = {name: value.cpu() for name, value in mdil.dump(load(path).model).items()}
     _write(target, {"epoch": 0, "arch": "erfnet", "state_dict": state, "best_acc": 0.0, "optimizer": {}})
+    return target
+
+
+def export_mdil_encoder(path: str | Path, checkpoint: str | Path, *, domain: str | None = None) -> Path:
+    """Write a model's encoder under the names of the ImageNet-pretrained one, for `model.weights` and `import_mdil`.
+
+    Args:
+        domain: whose norms are taken where each domain has its own; None: the shared convolutions alone, which is
+            what models with adapters start from.
+
+    Raises:
+        ConfigError: no ERFNet, no such domain, or `checkpoint` exists.
+    """
+    target, loaded = _new_file(checkpoint), load(path)
+    if domain is not None and domain not in loaded.paths:
+        raise ConfigError(f"--domain {domain}: the model has the paths {', '.join(loaded.paths)}")
+    branch = None if domain is None else loaded.paths[domain]
+    state = {name: value.cpu() for name, value in mdil.dump_encoder(loaded.model, branch).items()}
+    _write(target, {"epoch": 0, "arch": "erfnet", "state_dict": state})
+    return target
+
+
+def _import_encoder(checkpoint: Path, out: str | Path) -> Path:
+    target = _new_file(out)
+    if target.suffix != ".safetensors":
+        raise ConfigError(
+            f"'{checkpoint}' is the ImageNet-pretrained encoder alone, which becomes a file: give {target}.safetensors"
+        )
+    try:
+        state = mdil.load_encoder(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{checkpoint}': {error}") from None
+    write_bytes(target, save(state))
     return target
 
 

@@ -1,7 +1,8 @@
 """Read and write the checkpoints of MDIL's original code (floor 6).
 
 Their names: `encoder.initial_block`, `encoder.layers.<i>` and `decoder.<domain>`, usually after `module.`; what a
-domain owns in the encoder ends in its number: `bn_ini.<t>`, `bns_1.<t>`, `parallel_conv_1.<t>`.
+domain owns in the encoder ends in its number: `bn_ini.<t>`, `bns_1.<t>`, `parallel_conv_1.<t>`. The ImageNet-pretrained
+encoder from which the first domain starts is a plain ERFNet's, after `module.features.`: norms `bn`, `bn1`, `bn2`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from torch import Tensor
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.models.pretrained import ERFNET_BLOCK, ERFNET_DOWN, erfnet_modules, read_tensors
+from everseg.models.pretrained import (
+    ERFNET_BLOCK,
+    ERFNET_DOWN,
+    erfnet_modules,
+    load_encoder_weights,
+    read_tensors,
+)
 
-__all__ = ["dump", "load", "names", "read"]
+__all__ = ["dump", "dump_encoder", "is_encoder", "load", "load_encoder", "names", "read"]
 
 DECODER = ("up2", "blocks2.0", "blocks2.1", "up1", "blocks1.0", "blocks1.1")
 """Our names of the `layers` of a domain's decoder."""
@@ -90,10 +97,7 @@ def load(
             f"not {', '.join(branches)}"
         )
     with torch.device("meta"):
-        try:
-            model = erfnet(dropout=dropout, **options)
-        except ConfigError as error:
-            raise CheckpointError(f"not a complete checkpoint of MDIL's code; {error}") from None
+        model = _built(dropout=dropout, **options)
         for branch, number in zip(branches, classes, strict=True):
             model.grow({branch: number})
     table, own = names(branches, options["blocks"]), model.state_dict()
@@ -139,6 +143,63 @@ def dump(model: SegmentationModel, prefix: str = "module.") -> dict[str, Tensor]
     return {f"{prefix}{_renamed(n, back)}": v.detach().clone() for n, v in model.state_dict().items()}
 
 
+def is_encoder(state_dict: Mapping[str, Any]) -> bool:
+    """Whether weights, as `read` gives them, are those of the ImageNet-pretrained encoder alone."""
+    return any(name.startswith("features.encoder.") for name in state_dict)
+
+
+def load_encoder(path: str | Path) -> dict[str, Tensor]:
+    """Read the ImageNet-pretrained encoder in our names, checked whole: what `model.weights` takes.
+
+    Returns:
+        Names without `encoder.`, float32: convolutions and norms, or the convolutions alone if the file has no norms
+        (255 and 110 tensors in ERFNet's published size). Classifiers are dropped.
+
+    Raises:
+        ConfigError: no such file.
+        CheckpointError: damaged, unsafe, or not such an encoder: leftover, missing or ill-shaped entries.
+    """
+    theirs = {name.removeprefix("features."): value for name, value in read(path).items()}
+    has_norms = any(re.search(r"\.bn[12]?\.", name) for name in theirs)
+    model = _built(per_branch="decoder" if has_norms else "adapter", **_encoder_options(theirs))
+    load_encoder_weights(model, str(path))
+    return model.encoder.state_dict()
+
+
+def dump_encoder(
+    model: SegmentationModel, branch: str | None = None, prefix: str = "module.features."
+) -> dict[str, Tensor]:
+    """Give a model's encoder the names of the ImageNet-pretrained one: the inverse of `load_encoder`.
+
+    Args:
+        model: an ERFNet.
+        branch: whose norms are taken, where each branch has its own; None: the shared convolutions alone. Adapters
+            have no name there and are left out.
+        prefix: put before every name; the original file has "module.features.".
+
+    Raises:
+        ConfigError: another architecture.
+    """
+    if model.description.get("name") != "erfnet":
+        raise ConfigError(
+            "the ImageNet-pretrained encoder of MDIL's code is an ERFNet's; this model has another"
+        )
+    table = erfnet_modules(model.description["options"]["blocks"])
+    back = {ours: f"encoder.{theirs}" for theirs, ours in table.items()}
+    if branch is not None:
+        back |= {f"{ours}.{branch}": theirs for ours, theirs in back.items()}
+    renamed = {_renamed(name, back): value for name, value in model.encoder.state_dict().items()}
+    return {f"{prefix}{name}": value.detach().clone() for name, value in renamed.items() if name is not None}
+
+
+def _built(**options: Any) -> SegmentationModel:
+    """Build the network whose dimensions a file tells."""
+    try:
+        return erfnet(**options)
+    except ConfigError as error:
+        raise CheckpointError(f"not a complete checkpoint of MDIL's code; {error}") from None
+
+
 def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """Unwrap `state_dict` and strip `module.`."""
     inner = checkpoint.get("state_dict", checkpoint)
@@ -164,21 +225,25 @@ def _stop(what: str, found: list[str]) -> None:
 
 def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]]:
     """Infer the builder's dimensions and each domain's number of classes."""
-    found = {
-        part: sorted(int(m[1]) for name in theirs if (m := re.fullmatch(pattern, name)))
-        for part, pattern in (
-            ("domains", r"decoder\.(\d{1,4})\.output_conv\.weight"),
-            ("downs", r"encoder\.layers\.(\d{1,4})\.(?:conv|bn_ini)\..*"),
-            ("blocks", r"encoder\.layers\.(\d{1,4})\.conv3x1_1\..*"),
-        )
-    }
-    last = max(found["downs"], default=1)
-    norms = [f"encoder.{part}.bn_ini.0.weight" for part in ("initial_block", "layers.0", f"layers.{last}")]
-    heads = [f"decoder.{number}.output_conv.weight" for number in range(max(len(found["domains"]), 1))]
-    _stop("missing", [name for name in [*heads, *norms] if name not in theirs])
+    domains = _numbers(theirs, r"decoder\.(\d{1,4})\.output_conv\.weight")
+    heads = [f"decoder.{number}.output_conv.weight" for number in range(max(len(domains), 1))]
+    _stop("missing", [name for name in heads if name not in theirs])
     _stop("ill-shaped", [name for name in heads if theirs[name].ndim != 4 or theirs[name].shape[1] < 1])
-    options = {
-        "widths": [theirs[name].numel() for name in norms],
-        "blocks": [last - 1, max(found["blocks"], default=last) - last],
+    return _encoder_options(theirs), [theirs[name].shape[1] for name in heads]
+
+
+def _encoder_options(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Infer the encoder's dimensions; a change of resolution puts its input's channels beside its convolution's."""
+    last = max(_numbers(theirs, r"encoder\.layers\.(\d{1,4})\.(?:conv|bn|bn_ini)\..*"), default=1)
+    blocks = _numbers(theirs, r"encoder\.layers\.(\d{1,4})\.conv3x1_1\..*")
+    convs = [f"encoder.{part}.conv.weight" for part in ("initial_block", "layers.0", f"layers.{last}")]
+    _stop("missing", [name for name in convs if name not in theirs])
+    _stop("ill-shaped", [name for name in convs if theirs[name].ndim != 4 or not theirs[name].numel()])
+    return {
+        "widths": [sum(theirs[name].shape[:2]) for name in convs],
+        "blocks": [last - 1, max(blocks, default=last) - last],
     }
-    return options, [theirs[name].shape[1] for name in heads]
+
+
+def _numbers(theirs: Mapping[str, Tensor], pattern: str) -> list[int]:
+    return [int(found[1]) for name in theirs if (found := re.fullmatch(pattern, name))]

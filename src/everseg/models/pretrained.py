@@ -61,7 +61,8 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     w = gamma - 1e-5, which is impossible for negative gamma.
 
     Where each branch has norms of its own, the branches of the model's first growth start from the file's norms.
-    MDIL's ERFNet ("adapter") takes the 110 tensors of the shared convolutions only, as the authors' code does.
+    MDIL's ERFNet ("adapter") takes the 110 tensors of the shared convolutions only, as the authors' code does; the
+    file may have no norms then.
 
     Returns:
         One sentence saying what was loaded.
@@ -80,6 +81,9 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
         state, unknown = convert_encoder_names(state)
     elif isinstance(plain, erfnet.Encoder):
         state, unknown = _convert_erfnet_names(state, plain)
+    if getattr(model.encoder, "fresh_norms", False):
+        used = model.encoder.state_dict()
+        state = {name: value for name, value in plain.state_dict().items() if name not in used} | state
     where = f"weights '{spec}'"
     _check_names(plain, state, unknown, where)
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
@@ -90,8 +94,8 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros_like(value))
     plain.load_state_dict(state, strict=True)
-    used = _adopt(model.encoder, plain)
-    sentence = f"encoder: {used} tensors from {spec}{note}"
+    count = _adopt(model.encoder, plain)
+    sentence = f"encoder: {count} tensors from {spec}{note}"
     log.info(sentence)
     return sentence
 
@@ -214,8 +218,9 @@ def erfnet_modules(blocks: Sequence[int], branches: Sequence[str] | None = None)
 def _convert_erfnet_names(
     state: Mapping[str, Tensor], encoder: erfnet.Encoder
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the plain ERFNet encoder's weights (`features.encoder.initial_block.conv.weight`) to ours."""
+    """Rename the plain ERFNet encoder's weights (`features.encoder.initial_block.conv.weight`) to ours; keep ours."""
     modules = erfnet_modules((len(encoder.blocks2), len(encoder.blocks3)))
+    modules |= {ours: ours for ours in modules.values()}
     renamed, unknown = {}, []
     for name, value in state.items():
         module, _, leaf = name.removeprefix("features.").removeprefix("encoder.").rpartition(".")
