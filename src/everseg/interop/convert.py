@@ -155,11 +155,7 @@ def _import_encoder(checkpoint: Path, out: str | Path) -> Path:
         raise ConfigError(
             f"'{checkpoint}' is the ImageNet-pretrained encoder alone, which becomes a file: give {target}.safetensors"
         )
-    try:
-        state = mdil.load_encoder(checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f"'{checkpoint}': {error}") from None
-    write_bytes(target, save(state))
+    write_bytes(target, save(mdil.load_encoder(checkpoint)))
     return target
 
 

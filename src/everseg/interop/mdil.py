@@ -161,7 +161,10 @@ def load_encoder(path: str | Path) -> dict[str, Tensor]:
     """
     theirs = {name.removeprefix("features."): value for name, value in read(path).items()}
     has_norms = any(re.search(r"\.bn[12]?\.", name) for name in theirs)
-    model = _built(per_branch="decoder" if has_norms else "adapter", **_encoder_options(theirs))
+    try:
+        model = _built(per_branch="decoder" if has_norms else "adapter", **_encoder_options(theirs))
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error}") from None
     load_encoder_weights(model, str(path))
     return model.encoder.state_dict()
 
