@@ -95,10 +95,7 @@ def evaluate(
         found, scores, chosen = evaluate_inferred(
             model, classes, job.spaces, job.sources, job.datasets, config, *where
         )
-        known = {source.name: source.branch for source in job.sources if source.branch}
-        right = [chosen[name].get(branch, 0) for name, branch in known.items()]
-        total = sum(sum(chosen[name].values()) for name in known)
-        result |= {"inferred": chosen, "accuracy": sum(right) / total if total else None}
+        result |= {"inferred": chosen, "accuracy": _share_right(chosen, job.sources)}
     else:
         found, scores = score_step(config, job.datasets, job.sources, folder, index, *where)
     return {
@@ -106,6 +103,13 @@ def evaluate(
         "branches": scores,
         "confusion": {name: counts.tolist() for name, counts in found.counts.items()},
     }
+
+
+def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Source]) -> float | None:
+    """Share of the images that took their own path; None where no image has one."""
+    known = {source.name: source.branch for source in sources if source.branch}
+    total = sum(sum(chosen[name].values()) for name in known)
+    return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
 
 
 def stored_config(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:

@@ -120,13 +120,8 @@ def evaluate(
             prediction = predict(source, batch.image)
             matrices[source.name].update(prediction, batch.label)
             if len(samples) < keep:
-                samples.append(
-                    (
-                        loaded.image[0].permute(1, 2, 0).numpy(),
-                        loaded.label[0].numpy(),
-                        prediction[0].cpu().numpy(),
-                    )
-                )
+                picture = loaded.image[0].permute(1, 2, 0).numpy()
+                samples.append((picture, loaded.label[0].numpy(), prediction[0].cpu().numpy()))
             done += len(loaded.ids) * accelerator.num_processes
             progress.update(done, {}, 0.0, 0.0)
             between()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,28 +48,15 @@ def evaluate_inferred(
     Raises:
         ConfigError: the paths have no batch-norm statistics of their own.
     """
-    device = accelerator.device
-    branches = tuple(classes)
     known = {name for names in classes.values() for name in names}
     wider = {
         name: space if known <= set(space.names) else _with_other(space) for name, space in spaces.items()
     }
     tables = {
-        name: {branch: _table(classes[branch], space.names).to(device) for branch in branches}
+        name: {path: _table(outputs, space.names).to(accelerator.device) for path, outputs in classes.items()}
         for name, space in wider.items()
     }
-    taken = {source.name: Counter[str]() for source in sources}
-
-    def predict(source: Source, image: torch.Tensor) -> torch.Tensor:
-        paths = infer_branch(model, image, branches)
-        taken[source.name].update(paths)
-        ids = torch.empty(len(image), *image.shape[2:], dtype=torch.int64, device=device)
-        for branch in set(paths):
-            rows = torch.tensor([i for i, path in enumerate(paths) if path == branch], device=device)
-            found = through(model, branch, image[rows], accelerator)
-            ids[rows] = tables[source.name][branch][found.long()]
-        return ids
-
+    chooser = _Chooser(model, tables, accelerator)
     result = evaluate(
         model,
         sources,
@@ -79,17 +65,46 @@ def evaluate_inferred(
         accelerator,
         progress,
         title="testing, paths chosen per image",
-        predict=predict,
+        predict=chooser,
         outputs={source.name: len(wider[source.name].names) for source in sources},
         keep=0,
     )
     result.branches = {name: name for name in result.counts}
-    reduce = all_reduce_sum(accelerator)
-    chosen: dict[str, dict[str, int]] = {}
-    for name, counter in taken.items():
-        counted = reduce(torch.tensor([counter[branch] for branch in branches], device=device))
-        chosen[name] = dict(zip(branches, counted.tolist(), strict=True))
-    return result, _scores(result, wider), chosen
+    return result, _scores(result, wider), chooser.taken()
+
+
+class _Chooser:
+    """Predicts every image through the path that it fits best, and remembers which that was."""
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        tables: Mapping[str, Mapping[str, torch.Tensor]],
+        accelerator: Accelerator,
+    ) -> None:
+        """Take name of a source -> path -> table of its train ids (see `_table`)."""
+        self.model, self.tables, self.accelerator = model, tables, accelerator
+        self.counts = {name: dict.fromkeys(paths, 0) for name, paths in tables.items()}
+
+    def __call__(self, source: Source, image: torch.Tensor) -> torch.Tensor:
+        tables, counts = self.tables[source.name], self.counts[source.name]
+        paths = infer_branch(self.model, image, tuple(tables))
+        ids = torch.empty(len(image), *image.shape[2:], dtype=torch.int64, device=image.device)
+        for branch in dict.fromkeys(paths):
+            rows = [i for i, path in enumerate(paths) if path == branch]
+            found = through(self.model, branch, image[rows], self.accelerator)
+            ids[rows] = tables[branch][found.long()]
+            counts[branch] += len(rows)
+        return ids
+
+    def taken(self) -> dict[str, dict[str, int]]:
+        """Name of a source -> path -> number of images that took it, over all processes."""
+        reduce = all_reduce_sum(self.accelerator)
+        totals = {}
+        for name, counts in self.counts.items():
+            total = reduce(torch.tensor(list(counts.values()), device=self.accelerator.device))
+            totals[name] = dict(zip(counts, total.tolist(), strict=True))
+        return totals
 
 
 def _with_other(space: LabelSpace) -> LabelSpace:

@@ -64,12 +64,7 @@ def compare(
     before, after = _checked(folder, before, after, limit, images)
     progress = progress or Progress(quiet=True)
     spaces, known = folder.spaces(after), folder.spaces(before)
-    left_out = [branch for branch in spaces if branch not in known]
-    if len(left_out) == len(spaces):
-        raise ConfigError(
-            f"steps {before} and {after} of {folder.path} have no branch in common: "
-            f"they know {', '.join(known)} and {', '.join(spaces)}"
-        )
+    left_out = _left_out(folder, before, after)
     if left_out:
         progress.message(f"note: left out, not known yet after step {before}: {', '.join(left_out)}")
     prepared = prepare(config, progress)
@@ -156,6 +151,18 @@ def _checked(
     if problems:
         raise ConfigError(problems)
     return before, after
+
+
+def _left_out(folder: RunFolder, before: int, after: int) -> list[str]:
+    """Branches that only the later step knows; it must not be all of them."""
+    known, spaces = folder.spaces(before), folder.spaces(after)
+    left_out = [branch for branch in spaces if branch not in known]
+    if len(left_out) == len(spaces):
+        raise ConfigError(
+            f"steps {before} and {after} of {folder.path} have no branch in common: "
+            f"they know {', '.join(known)} and {', '.join(spaces)}"
+        )
+    return left_out
 
 
 def _some_images(source: Source, most: int, seed: int) -> Source:
