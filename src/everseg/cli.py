@@ -148,9 +148,7 @@ def evaluate(
         write_json(result)
         return
     for branch, scores in result["branches"].items():
-        title = f"{result['run']}, step {result['step']}" + (
-            f", {branch}" if len(result["branches"]) > 1 else ""
-        )
+        title = f"{result['run']}, step {result['step']}" + ("" if branch == "default" else f", {branch}")
         console_of_stdout().print(tables.scores_table(title, scores))
     if "inferred" in result:
         console_of_stdout().print(tables.inferred_table(result))
@@ -227,6 +225,10 @@ def list_names(
     rows = [row for row in listing(what) if contains in row[0]]
     if as_json:
         write_json([{"name": name, "help": text} for name, text in rows])
+    elif not rows:
+        from everseg.errors import ConfigError
+
+        raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
     elif any(text for _, text in rows):
         from everseg.report import tables
 

@@ -103,7 +103,7 @@ def data_prepare(
     counts = f"{done.kept} masks whole" if check else f"{done.written} masks written, {done.kept} kept"
     say(f"{counts}, {len(done.faults)} files refused in {time.monotonic() - begun:.1f} s")
     if done.faults:
-        head = f"{len(done.faults)} polygon files have no mask that can be used:"
+        head = f"{len(done.faults)} without a mask of these polygons (a mask made before is left as it was):"
         remedy = "Restore these files, or leave the images out."
         if any("not of this data set" in fault for fault in done.faults):
             remedy += " --skip-unknown draws the rest of files with unknown labels."

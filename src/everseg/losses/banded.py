@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from everseg.losses.bilinear import BandedResize
 from everseg.losses.classification import cross_entropy, unbiased_cross_entropy
 from everseg.losses.closed_form import Buffers, ClosedForm
-from everseg.losses.forms import Pixels, parts_of, shift_invariant
+from everseg.losses.forms import Parts, Pixels, parts_of, shift_invariant
 from everseg.losses.pixelwise import Over, checked_label, checked_logits, checked_teacher
 from everseg.types import IGNORED, LossTerms
 
@@ -154,16 +155,28 @@ class _Plan:
             _check(name, term, logits, label, teacher_logits)
         self.terms = [*terms.values()]
         self.label, self.teacher = label, teacher_logits
+        self.num_old = 0 if teacher_logits is None else teacher_logits.shape[1]
         self.factors = [term.weight / _divisor(term, label, logits) for term in self.terms]
         self.options = [_ready(term.options, logits) for term in self.terms]
-        height, width = label.shape[1:]
-        row = logits.shape[1] * width * logits.element_size()
-        self.rows = min(height, band or max(1, _BAND_BYTES // row))
-        self.resize = BandedResize(logits.shape[2:], label.shape[1:], align_corners, logits)
+        size = label.shape[1:]
+        row = logits.shape[1] * size[1] * logits.element_size()
+        self.rows = min(size[0], band or max(1, _BAND_BYTES // row))
+        self.resize = BandedResize(logits.shape[2:], size, align_corners, logits)
         if teacher_logits is not None:
-            self.resize_teacher = BandedResize(
-                teacher_logits.shape[2:], label.shape[1:], align_corners, logits
-            )
+            self.resize_teacher = BandedResize(teacher_logits.shape[2:], size, align_corners, logits)
+        pixel = Pixels(label.new_zeros(1), logits.shape[1], self.num_old)
+        parts = self.parts(pixel, [logits.new_ones(1)] * len(terms))
+        # softmax does not change with a shift of all logits of a pixel, and a small image is quickly shifted
+        self.shifted = logits[0, 0].numel() < label[0].numel() // 4 and all(
+            listed is not None and all(shift_invariant(stat) for stat, _ in listed) for listed in parts
+        )
+
+    def parts(self, at: Pixels, factors: list[Tensor]) -> list[Parts | None]:
+        """The parts of every term at some pixels, times factors (P,); None for a term that has no form."""
+        return [
+            parts_of(term.loss, options, at, factor)
+            for term, options, factor in zip(self.terms, self.options, factors, strict=True)
+        ]
 
     def run(self, logits: Tensor, scales: Tensor | None, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
         """Evaluate all terms.
@@ -176,100 +189,118 @@ class _Plan:
         Returns:
             Values (n,), and the gradient of their sum on the small logits.
         """
-        values = torch.zeros(len(self.terms), dtype=torch.float64, device=logits.device)
+        factors = [
+            torch.as_tensor(factor, dtype=logits.dtype, device=logits.device) for factor in self.factors
+        ]
+        if scales is not None:
+            factors = [factor * scale for factor, scale in zip(factors, scales, strict=True)]
         grad = torch.empty_like(logits) if needs_grad else None
-        factors = (
-            self.factors if scales is None else [f * s for f, s in zip(self.factors, scales, strict=True)]
-        )
+        values = torch.zeros(len(self.terms), dtype=torch.float64, device=logits.device)
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-            buffers = Buffers(self.rows * self.label.shape[2], logits)
-            for image in range(logits.shape[0]):
-                maps = [
-                    self._map(term, image, factor, logits)
-                    for term, factor in zip(self.terms, factors, strict=True)
-                ]
-                small = _Image(self, image, maps, buffers, values).run(logits[image], needs_grad)
-                if grad is not None and small is not None:
-                    grad[image] = small
+            for number in range(logits.shape[0]):
+                image = _Image(self, number, factors, logits[number], needs_grad)
+                _on_all_threads(image.work, logits.device)
+                values += torch.stack(image.values).sum(dim=0)
+                if grad is not None and image.grad_rows is not None:
+                    grad[number] = self.resize.rows_adjoint(image.grad_rows)
         return values.to(logits.dtype), grad
-
-    def _map(self, term: Term, image: int, factor: Tensor | float, logits: Tensor) -> Tensor:
-        """Factor of each pixel of an image, (H * W,)."""
-        if term.mask is None:
-            return logits.new_ones(self.label[image].numel()) * factor
-        return term.mask[image].reshape(-1).to(logits) * factor
 
 
 class _Image:
-    """One image of a call: the terms' forms, and the terms that have none."""
+    """One image of a call."""
 
-    def __init__(self, plan: _Plan, image: int, maps: list[Tensor], buffers: Buffers, values: Tensor) -> None:
-        self.plan, self.maps, self.buffers, self.values = plan, maps, buffers, values
-        self.label = plan.label[image]
-        self.teacher = None if plan.teacher is None else plan.teacher[image]
-        self.num_old = 0 if self.teacher is None else self.teacher.shape[0]
+    def __init__(
+        self, plan: _Plan, number: int, factors: list[Tensor], logits: Tensor, needs_grad: bool
+    ) -> None:
+        self.plan, self.number, self.factors, self.needs_grad = plan, number, factors, needs_grad
+        self.label = plan.label[number]
+        self.rows = plan.resize.rows(_shifted(logits) if plan.shifted else logits)
+        self.rows_teacher = None
+        if plan.teacher is not None:
+            teacher = plan.teacher[number]
+            self.rows_teacher = plan.resize_teacher.rows(_shifted(teacher) if plan.shifted else teacher)
+        self.grad_rows = self.rows.new_empty(self.rows.shape) if needs_grad else None
+        bands = range(0, len(self.label), plan.rows)
+        self.values = [torch.empty(0)] * len(bands)
+        """Of every term, by band."""
+        self._todo = iter(enumerate(bands))
 
-    def run(self, logits: Tensor, needs_grad: bool) -> Tensor | None:
-        """Add the values of all terms, and give the gradient (C, h, w) on the image's small logits (C, h, w)."""
-        plan, (height, width), num_classes = self.plan, self.label.shape, logits.shape[0]
-        pixels = Pixels(self.label.reshape(-1), num_classes, self.num_old)
-        parts = [
-            parts_of(term.loss, options, pixels, map_)
-            for term, options, map_ in zip(plan.terms, plan.options, self.maps, strict=True)
-        ]
-        # softmax does not change with a shift of all logits of a pixel, and a small image is quickly shifted
-        shifted = logits[0].numel() < self.label.numel() // 4 and all(
-            p is not None and all(shift_invariant(stat) for stat, _ in p) for p in parts
-        )
-        closed = ClosedForm([p or [] for p in parts], num_classes, logits, self.buffers, shifted)
-        rows = plan.resize.rows(_shifted(logits) if shifted else logits)
-        rows_teacher = None
-        if self.teacher is not None:
-            rows_teacher = plan.resize_teacher.rows(_shifted(self.teacher) if shifted else self.teacher)
-        grad_rows = rows.new_empty(rows.shape) if needs_grad else None
-        left = [number for number, listed in enumerate(parts) if listed is None]
-        del parts, pixels  # the maps of a whole image that are not needed on
-        for start in range(0, height, plan.rows):
-            here = slice(start, min(height, start + plan.rows))
-            there = slice(here.start * width, here.stop * width)
-            size = there.stop - there.start
-            x = self._full(plan.resize, "logits", rows[:, here], size)
-            t = None
-            if rows_teacher is not None:
-                t = self._full(plan.resize_teacher, "teacher", rows_teacher[:, here], size)
-            grad = self.buffers.view("exp", num_classes, size)
-            by_autograd = left
-            if not closed.band(x, t, there, grad, needs_grad):
-                by_autograd = [*range(len(plan.terms))]
-                grad.zero_()
-            for number in by_autograd:
-                self._by_autograd(number, x, t, there, grad if needs_grad else None)
-            if grad_rows is not None:
-                plan.resize.columns_adjoint(grad, grad_rows[:, here])
-        closed.add_values(self.values)
-        return None if grad_rows is None else plan.resize.rows_adjoint(grad_rows)
+    def work(self) -> None:
+        """Take bands until none is left."""
+        buffers = Buffers(self.plan.rows * self.label.shape[1], self.rows)
+        for number, start in self._todo:
+            self.values[number] = self._band(slice(start, start + self.plan.rows), buffers)
 
-    def _full(self, resize: BandedResize, name: str, band: Tensor, size: int) -> Tensor:
+    def _band(self, here: slice, buffers: Buffers) -> Tensor:
+        """Values of all terms over a band of rows, (n,) float64; its gradient goes into `grad_rows`."""
+        plan = self.plan
+        label = self.label[here].reshape(-1)
+        factors = []
+        for term, factor in zip(plan.terms, self.factors, strict=True):
+            mask = None if term.mask is None else term.mask[self.number, here].reshape(-1).to(factor)
+            factors.append(factor.expand(len(label)) if mask is None else mask * factor)
+        x = self._full(plan.resize, "logits", self.rows[:, here], buffers)
+        t = None
+        if self.rows_teacher is not None:
+            t = self._full(plan.resize_teacher, "teacher", self.rows_teacher[:, here], buffers)
+        grad = buffers.view("grad", *x.shape)
+        parts = plan.parts(Pixels(label, len(x), plan.num_old), factors)
+        closed = ClosedForm(x, t, grad, buffers, needs_grad=self.needs_grad, shifted=plan.shifted)
+        values = closed.evaluate([listed or [] for listed in parts])
+        left = [number for number, listed in enumerate(parts) if values is None or listed is None]
+        if values is None:
+            values = torch.zeros(len(parts), dtype=torch.float64, device=x.device)
+            grad.zero_()
+        for number in left:
+            values[number] += self._by_autograd(plan.terms[number], x, t, label, factors[number], grad)
+        if self.grad_rows is not None:
+            plan.resize.columns_adjoint(grad, self.grad_rows[:, here])
+        return values
+
+    def _full(self, resize: BandedResize, name: str, band: Tensor, buffers: Buffers) -> Tensor:
         """A band (C, r, w) at full width, (C, r * W): itself where it has it already, or in a buffer."""
         if resize.keeps_columns:
             return band.flatten(1)
-        out = self.buffers.view(name, band.shape[0], size)
+        out = buffers.view(name, band.shape[0], band.shape[1] * self.label.shape[1])
         resize.columns(band, out)
         return out
 
     def _by_autograd(
-        self, number: int, logits: Tensor, teacher: Tensor | None, there: slice, grad: Tensor | None
-    ) -> None:
-        """Add a term's value, and its gradient to `grad` (C, P), from its plain function."""
-        term, width = self.plan.terms[number], self.label.shape[1]
-        x = logits.view(1, logits.shape[0], -1, width).detach().requires_grad_(grad is not None)
-        t = None if teacher is None else teacher.view(1, self.num_old, -1, width)
-        with torch.set_grad_enabled(grad is not None):
-            per_pixel = term.per_pixel(x, self.label.reshape(-1)[there].view(1, -1, width), t)
-            value = torch.dot(per_pixel.reshape(-1), self.maps[number][there])
-        self.values[number] += value.detach()
-        if grad is not None:
-            grad += torch.autograd.grad(value, x)[0].view(grad.shape)
+        self, term: Term, x: Tensor, t: Tensor | None, label: Tensor, factor: Tensor, grad: Tensor
+    ) -> Tensor:
+        """A term's value, from its plain function; its gradient is added to `grad` (C, P)."""
+        shape = (-1, self.label.shape[1])
+        logits = x.view(1, len(x), *shape).detach().requires_grad_(self.needs_grad)
+        teacher = None if t is None else t.view(1, len(t), *shape)
+        with torch.set_grad_enabled(self.needs_grad):
+            value = torch.dot(term.per_pixel(logits, label.view(1, *shape), teacher).reshape(-1), factor)
+        if self.needs_grad:
+            grad += torch.autograd.grad(value, logits)[0].view(grad.shape)
+        return value.detach()
+
+
+def _on_all_threads(work: Callable[[], None], device: torch.device) -> None:
+    """Do a work that several threads can share, on as many as torch may use on the CPU.
+
+    Each operation then runs on one thread. Bands are small: threads that share every operation would wait for each
+    other after each, and long where other processes want the cores too (measured).
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        work()
+        return
+
+    def of_one_thread() -> None:
+        with torch.no_grad():
+            work()
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(of_one_thread) for _ in range(threads)]:
+                done.result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _shifted(logits: Tensor) -> Tensor:

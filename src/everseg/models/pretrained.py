@@ -149,9 +149,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(numbers):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file makes the unpickler raise nearly anything
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise CheckpointError(
-            f"'{path}' cannot be read safely: it is damaged, or holds objects that could run code ({reason[:300]})"
+            f"'{path}' cannot be read safely: it is damaged, no PyTorch file, or holds objects that could run code "
+            f"({type(e).__name__})"
         ) from None
     if not isinstance(loaded, dict):
         raise CheckpointError(f"'{path}' holds no dictionary of weights, but a {type(loaded).__name__}")

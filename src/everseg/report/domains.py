@@ -65,11 +65,15 @@ def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tup
 
 
 def _data(config: RunConfig, domains: Sequence[str]) -> Any:
-    """What two runs must share to be compared: these domains' data and how test images are seen and labelled."""
+    """What two runs must share to be compared: these domains' data and how test images are seen and labelled.
+
+    Runs cut short by `train.max_iterations` compare with those cut alike only.
+    """
     text = to_json(config)
     entries = {name: {**text["data"]["domains"].get(name, {}), "root": None} for name in domains}
     seen = {key: text["data"][key] for key in ("evaluation", "size", "crop")}
-    return entries, seen, text["scenario"]["test_split"], text["scenario"]["policy"]
+    cut = text["train"]["max_iterations"]
+    return entries, seen, cut, text["scenario"]["test_split"], text["scenario"]["policy"]
 
 
 def _scored_classes(folder: RunFolder) -> dict[str, set[str]]:

@@ -138,13 +138,19 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
     drop = run_json.get("relative_drop")
     if drop is None:
         return (
-            "relative drop: no single-task numbers; train them beside this run (scenario.single=true), "
+            "relative drop: no single-task numbers; train them beside this run on the same data and image size "
+            "(the preset that ends in -single, or scenario.single=true), "
             "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
         )
-    each = ", ".join(f"{name} {percent(value)}" for name, value in drop["domains"].items())
+    each = ", ".join(f"{name} {_signed(value)}" for name, value in drop["domains"].items())
     return (
-        f"relative drop against single-task models {percent(drop['mean'])} % ({each}; from {drop['source']})"
+        f"relative drop (negative = worse than single-task models): {_signed(drop['mean'])} % "
+        f"({each}; against {drop['source']})"
     )
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> Table:

@@ -78,6 +78,7 @@ def load_domains(data: DataConfig) -> dict[str, Dataset]:
 
 def _in_domain(name: str, problem: str) -> str:
     """Say of a data set's problem whose it is: "data.root: ..." -> "data.domains.dusk.root: ..."."""
+    problem = problem.replace("data.root=DIR", f"data.domains.{name}.root=DIR")
     if problem.startswith(("data.", "rename")):
         return f"data.domains.{name}.{problem.removeprefix('data.')}"
     if problem.startswith("dataset: "):

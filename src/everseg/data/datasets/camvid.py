@@ -79,6 +79,9 @@ def _prefixes(sequence: str | Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     wanted = [sequence] if isinstance(sequence, str) else list(sequence)
     if not wanted or not all(isinstance(w, str) and w for w in wanted):
-        raise ConfigError(f"data.options.sequence: expected a name or a list of names, got {sequence!r}")
+        raise ConfigError(
+            f"data.options.sequence: expected a name or a list of names, got {sequence!r}; "
+            'quote names that read as numbers: ["0006R0", "0016E5"]'
+        )
     known = {"dusk": SEQUENCES[:1], "day": SEQUENCES[1:]}
     return tuple(prefix for w in wanted for prefix in known.get(w, (w,)))
