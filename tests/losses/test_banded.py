@@ -145,6 +145,29 @@ def test_teacher_of_another_resolution():
     check(TOGETHER["mib"], logits, label, teacher, band=5)
 
 
+def test_threads_share_the_bands_without_changing_a_bit():
+    given = tensors((3, 4), (11, 13))
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found = pixelwise_losses(TERMS, *given, band=1)
+        results.append([*found.values(), *torch.autograd.grad(sum(found.values()), given[0])])
+        assert torch.get_num_threads() == threads
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
+def test_an_error_inside_a_band_reaches_the_caller():
+    def picky(logits):
+        if logits.shape[2] > 1:
+            raise ValueError("no more than one row")
+        return logits.sum(dim=1)
+
+    torch.set_num_threads(2)
+    with pytest.raises(ValueError, match="no more than one row"):
+        pixelwise_losses({"picky": Term(picky)}, *tensors((3, 4), (11, 13))[:2], band=2)
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("size", ["odd", "same"])
 def test_channels_last(size):
     logits, label, teacher = tensors(*SIZES[size])

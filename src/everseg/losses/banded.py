@@ -18,7 +18,7 @@ from everseg.losses.forms import Parts, Pixels, parts_of, shift_invariant
 from everseg.losses.pixelwise import Over, checked_label, checked_logits, checked_teacher
 from everseg.types import IGNORED, LossTerms
 
-_BAND_BYTES = 2**21
+_BAND_BYTES = 2**20
 """Size of a band of student logits that is looked for: with its like it stays in a core's cache (measured)."""
 
 
@@ -197,8 +197,9 @@ class _Plan:
         grad = torch.empty_like(logits) if needs_grad else None
         values = torch.zeros(len(self.terms), dtype=torch.float64, device=logits.device)
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            spare: list[Buffers] = []
             for number in range(logits.shape[0]):
-                image = _Image(self, number, factors, logits[number], needs_grad)
+                image = _Image(self, number, factors, logits[number], spare, needs_grad)
                 _on_all_threads(image.work, logits.device)
                 values += torch.stack(image.values).sum(dim=0)
                 if grad is not None and image.grad_rows is not None:
@@ -210,7 +211,13 @@ class _Image:
     """One image of a call."""
 
     def __init__(
-        self, plan: _Plan, number: int, factors: list[Tensor], logits: Tensor, needs_grad: bool
+        self,
+        plan: _Plan,
+        number: int,
+        factors: list[Tensor],
+        logits: Tensor,
+        spare: list[Buffers],
+        needs_grad: bool,
     ) -> None:
         self.plan, self.number, self.factors, self.needs_grad = plan, number, factors, needs_grad
         self.label = plan.label[number]
@@ -223,13 +230,15 @@ class _Image:
         bands = range(0, len(self.label), plan.rows)
         self.values = [torch.empty(0)] * len(bands)
         """Of every term, by band."""
-        self._todo = iter(enumerate(bands))
+        self._todo, self._spare = iter(enumerate(bands)), spare
 
     def work(self) -> None:
         """Take bands until none is left."""
-        buffers = Buffers(self.plan.rows * self.label.shape[1], self.rows)
+        pixels = self.plan.rows * self.label.shape[1]
+        buffers = self._spare.pop() if self._spare else Buffers(pixels, self.rows)
         for number, start in self._todo:
             self.values[number] = self._band(slice(start, start + self.plan.rows), buffers)
+        self._spare.append(buffers)
 
     def _band(self, here: slice, buffers: Buffers) -> Tensor:
         """Values of all terms over a band of rows, (n,) float64; its gradient goes into `grad_rows`."""
