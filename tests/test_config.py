@@ -509,3 +509,8 @@ def test_options_add_to_those_given_before_until_the_name_changes():
     wider = load("camvid-6-5-mib", ["model.options.hidden=32"])
     assert wider.model.options == {**load("camvid-6-5-mib").model.options, "hidden": 32}
     assert load("camvid-6-5-mib", ["model=deeplabv3-resnet18"]).model.options == {}
+
+
+def test_a_misspelt_domain_is_told_the_one_that_was_meant() -> None:
+    found = problems("camvid-day-dusk-mdil", ["data.domains.dsk.root=DIR"])
+    assert found == ["data.domains.dsk.dataset: missing; expected text; did you mean 'dusk'?"]

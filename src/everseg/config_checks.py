@@ -84,7 +84,10 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
             hint = near_miss(name, section.model_fields) or _elsewhere(name)
             found[path] = f"unknown key{hint}"
         elif item["type"] == "missing" and field is not None and len(path) == len(item["loc"]):
-            found[path] = f"missing; expected {expectation(field.annotation, field.metadata)}"
+            named = _value(raw, path[:-2])
+            others = [key for key in named if key != path[-2]] if isinstance(named, Mapping) else []
+            hint = near_miss(str(path[-2]), others)  # a domain without data may be another one misspelt
+            found[path] = f"missing; expected {expectation(field.annotation, field.metadata)}{hint}"
         elif field is None:
             found[path] = f"expected keys and values, got {shown(_value(raw, path))}"
         else:
