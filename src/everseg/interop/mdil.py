@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, ConfigError, some
+from everseg.interop.unwrap import tensors_of
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import (
@@ -65,7 +66,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(f"'{path}': no such file; give a checkpoint that MDIL's training scripts wrote")
-    return _weights(read_tensors(path), f"'{path}'")
+    return tensors_of(read_tensors(path), "state_dict", "MDIL", f"'{path}'")
 
 
 def load(
@@ -88,7 +89,7 @@ def load(
         ConfigError: another number of names than the checkpoint has domains.
         CheckpointError: leftover, missing or ill-shaped entries (at most 20 are listed).
     """
-    theirs = _weights(state_dict, "state dict")
+    theirs = tensors_of(state_dict, "state_dict", "MDIL", "state dict")
     options, classes = _dimensions(theirs)
     branches = tuple(domains) or tuple(f"domain{number}" for number in range(1, len(classes) + 1))
     if len(set(branches)) != len(classes) or len(branches) != len(classes):
@@ -201,18 +202,6 @@ def _built(**options: Any) -> SegmentationModel:
         return erfnet(**options)
     except ConfigError as error:
         raise CheckpointError(f"not a complete checkpoint of MDIL's code; {error}") from None
-
-
-def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Unwrap `state_dict` and strip `module.`."""
-    inner = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(inner, Mapping) or not inner:
-        raise CheckpointError(f"{where}: no checkpoint of MDIL's code: it holds no weights")
-    state = {str(name).removeprefix("module."): value for name, value in inner.items()}
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(f"{where}: no checkpoint of MDIL's code: {some(others)} hold no tensors")
-    return state
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str | None:

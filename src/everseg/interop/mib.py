@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
+from everseg.interop.unwrap import tensors_of
 from everseg.models.build import deeplabv3
 from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
@@ -48,7 +49,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).expanduser().is_file():
         raise ConfigError(f"'{path}': no such file; give the .pth that MiB's run.py wrote for a step")
-    return _weights(read_tensors(Path(path).expanduser()), f"'{path}'")
+    return tensors_of(read_tensors(Path(path).expanduser()), "model_state", "MiB", f"'{path}'")
 
 
 def load(
@@ -84,7 +85,7 @@ def load(
         raise ConfigError(
             "interop.mib: 'abn' weights may be negative, which 'iabn' cannot express; use norm='abn'"
         )
-    theirs = _weights(state_dict, "state dict")
+    theirs = tensors_of(state_dict, "model_state", "MiB", "state dict")
     ours, unknown = _our_names(theirs, branch)
     _stop("unexpected", unknown)
     dims, sizes = _dimensions(theirs)
@@ -165,18 +166,6 @@ def _check_expressible(options: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise ConfigError(f"the original MiB code cannot express this model: {'; '.join(problems)}")
-
-
-def _weights(checkpoint: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Unwrap `model_state` and strip `module.`."""
-    inner = checkpoint.get("model_state", checkpoint)
-    if not isinstance(inner, Mapping) or not inner:
-        raise CheckpointError(f"{where}: no checkpoint of MiB's code: it holds no weights")
-    state = {str(name).removeprefix("module."): value for name, value in inner.items()}
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(f"{where}: no checkpoint of MiB's code: {some(others)} hold no tensors")
-    return state
 
 
 def _stop(what: str, names: list[str]) -> None:

@@ -1,0 +1,32 @@
+"""The weights inside another project's checkpoint (floor 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from everseg.errors import CheckpointError, some
+
+
+def tensors_of(checkpoint: Mapping[str, Any], key: str, project: str, where: str) -> dict[str, Tensor]:
+    """Unwrap what stands under a key, if there is such a key, and strip `module.` off the names.
+
+    Args:
+        checkpoint: as read from the file.
+        key: under which the project keeps its weights.
+        project: its name, for messages.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: no weights, or something else than tensors among them.
+    """
+    inner = checkpoint.get(key, checkpoint)
+    if not isinstance(inner, Mapping) or not inner:
+        raise CheckpointError(f"{where}: no checkpoint of {project}'s code: it holds no weights")
+    state = {str(name).removeprefix("module."): value for name, value in inner.items()}
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{where}: no checkpoint of {project}'s code: {some(others)} hold no tensors")
+    return state
