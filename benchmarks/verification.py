@@ -18,10 +18,14 @@ from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
 from benchmarks.golden_replay import CASES, replay, tags
 
-ROUNDING = {"MiB_2epochs": {"gradient norms": 3e-6, "gradient norms, of the total": 3e-8}}
-"""Limits of quantities that the file itself makes ill-conditioned: over the 12 iterations of this run rounding is
+ROUNDING = {
+    "MiB_2epochs": {"gradient norms": 3e-6, "gradient norms, of the total": 3e-8},
+    "ILT": {"gradient norms": 5e-7},
+}
+"""Limits of quantities that the file itself makes ill-conditioned: over the 12 iterations of MiB_2epochs rounding is
 multiplied by 1e9. Images scaled by 1 + 2e-16 move everseg's own gradient norms by 4e-7, two threads instead of one by
-1e-7. Losses and weights keep the general limit."""
+1e-7. In ILT's run the same scaling moves them by 1e-7, and another processor by 1e-8. Losses and weights keep the
+general limit."""
 
 INTRODUCTION = """# Agreement with the original code
 
@@ -38,8 +42,8 @@ distillation, `icarl` LwF-MC's distillation, `reg` penalty, all without their we
 
 Gradient norms are compared twice: each tensor's to itself, and to the norm of the whole gradient. `MiB_2epochs`
 multiplies rounding by 1e9 over its 12 iterations: images scaled by 1 + 2e-16 move everseg's own per-tensor gradient
-norms there by 4e-7, two threads instead of one by 1e-7. So these have a wider limit in this run, and are above 1e-8;
-its losses and weights are not.
+norms there by 4e-7, two threads instead of one by 1e-7; in ILT's run the scaling moves them by 1e-7. So these have a
+wider limit in these runs, and may be above 1e-8; their losses and weights are not.
 
 `train_mdil*` are the three steps of MDIL in float64 (the small one two epochs, the wide one with images large enough
 for the largest dilation), replayed with method `mdil` in the authors' form: `kl=probabilities`,

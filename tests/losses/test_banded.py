@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from everseg.losses import (
     banded,
     binary_cross_entropy,
+    classification,
     cross_entropy,
     distillation,
     focal,
@@ -238,6 +239,53 @@ def test_terms_may_be_weighed_after_the_pass():
     totals = [sum(f * v for f, v in zip(factors, x.values(), strict=True)) for x in (expected, found)]
     grads = [torch.autograd.grad(total, logits)[0] for total in totals]
     assert_close(grads[1], grads[0])
+
+
+def passes(monkeypatch):
+    """Count the passes over the bands."""
+    made, run = [], banded._Plan.run
+    monkeypatch.setattr(banded._Plan, "run", lambda *given: made.append(1) or run(*given))
+    return made
+
+
+def test_a_plain_sum_costs_one_pass_and_no_look_at_its_gradients(monkeypatch):
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    made = passes(monkeypatch)
+    for total in (lambda found: torch.stack([*found]).sum(), sum, lambda found: 3 * sum(found)):
+        found = pixelwise_losses(TOGETHER["mib"], logits, label, teacher)
+        total(found.values()).backward()
+    assert len(made) == 3
+    found = pixelwise_losses(TOGETHER["mib"], logits, label, teacher)
+    (found["ce"] + 2 * found["kd"]).backward()
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize("method", TOGETHER)
+def test_devices_without_closed_forms_get_the_plain_functions_and_never_wait(method, monkeypatch):
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function.overloadpacket not in (
+                torch.ops.aten._local_scalar_dense,
+                torch.ops.aten.nonzero,
+                torch.ops.aten.equal,
+            )
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(banded, "_CLOSED_ON", frozenset())
+    given = tensors((3, 4), (11, 13))
+    check(TOGETHER[method], *given, band=4)
+    monkeypatch.setattr(banded, "checked_label", lambda name, label, logits: label)  # looks at values on the CPU
+    monkeypatch.setattr(classification, "checked_label", lambda name, label, logits: label)
+    with Waits():
+        sum(pixelwise_losses(TOGETHER[method], *given, band=4).values()).backward()
+
+
+def test_a_label_that_no_term_reads_may_belong_to_another_branch():
+    logits, label, teacher = tensors((3, 4), (11, 13))
+    terms = {"kd": TERMS["kd"]}
+    label[label != 255] += 200
+    found = pixelwise_losses(terms, logits, label, teacher)["kd"]
+    assert_close(found, pixelwise_losses(terms, logits, torch.zeros_like(label), teacher)["kd"])
 
 
 def test_a_common_factor_scales_the_gradient():

@@ -13,10 +13,10 @@ from torch import Tensor
 from everseg import registry
 from everseg.labels import LabelSpace
 from everseg.methods.base import Method, StepContext
-from everseg.methods.parts import classification
+from everseg.methods.parts import at_label_size, label_terms
 from everseg.models.erfnet import erfnet
 from everseg.scenarios.steps import Source, Step
-from everseg.types import Batch
+from everseg.types import Batch, SegOutput
 
 
 def build(name: str, **options):
@@ -258,7 +258,9 @@ def test_class_weights_are_sums_over_the_pixels_that_count(bce):
     step = Step(0, (source,), (), {"a": space}, {"a": 3}, class_weights={"a": weights})
     ctx = StepContext(step=step, model=torch.nn.Identity(), module=None, teacher=None)
     batch = Batch(torch.zeros(2, 3, 4, 5), torch.tensor(label), "a")
-    ((name, value),) = classification(torch.tensor(logits), batch, ctx, bce=bce).items()
+    output = SegOutput(torch.tensor(logits), {})
+    terms = label_terms(output.logits, batch, ctx, bce=bce)
+    ((name, value),) = at_label_size(terms, output, batch).items()
     total = denominator = 0.0
     for b, y, x in np.ndindex(label.shape):
         truth, row = label[b, y, x], logits[b, :, y, x]

@@ -1,5 +1,6 @@
-"""Losses as pure functions of tensors at equal resolution (floor 1)."""
+"""Losses as pure functions of tensors at equal resolution, and their evaluation from small logits (floor 1)."""
 
+from everseg.losses.banded import Term, pixelwise_losses
 from everseg.losses.classification import (
     binary_cross_entropy,
     cross_entropy,
@@ -13,6 +14,7 @@ from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
 
 __all__ = [
+    "Term",
     "binary_cross_entropy",
     "cross_entropy",
     "distillation",
@@ -21,6 +23,7 @@ __all__ = [
     "icarl",
     "icarl_distillation",
     "kl_divergence",
+    "pixelwise_losses",
     "unbiased_cross_entropy",
     "unbiased_distillation",
     "upsample",

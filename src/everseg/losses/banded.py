@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everseg.losses.bilinear import BandedResize
+from everseg.losses.bilinear import BandedResize, banded_resize
 from everseg.losses.classification import cross_entropy, unbiased_cross_entropy
 from everseg.losses.closed_form import Buffers, ClosedForm
 from everseg.losses.forms import Parts, Pixels, parts_of, shift_invariant
 from everseg.losses.pixelwise import Over, checked_label, checked_logits, checked_teacher
 from everseg.types import IGNORED, LossTerms
 
-_BAND_BYTES = 2**20
-"""Size of a band of student logits that is looked for: with its like it stays in a core's cache (measured)."""
+_BAND_BYTES, _LARGE_BAND_BYTES = 2**20, 2**26
+"""Size of a band of student logits that is looked for: on the CPU it and its like stay in a core's cache (measured);
+on other devices there should be few."""
+_CLOSED_ON = frozenset({"cpu"})
+"""Devices on which closed forms are used: they look for underflow after every band, which waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,15 @@ def pixelwise_losses(
 
     Every number is that of the loss applied to bilinearly resized logits, but nothing of full resolution is made:
     each band of rows is resized, all terms are computed, and the gradient of their sum on the small logits is
-    accumulated in the same pass. Terms whose gradients are not equal (the total is not their plain sum) cost a
-    second pass in backward.
+    accumulated in the same pass. Where the total is not the plain sum of the terms, backward makes a second pass.
+
+    On the CPU terms that have a closed form (see `forms`) are evaluated by it; other devices, and other terms, get
+    the plain functions with autograd, a band at a time. Nothing waits for the device.
 
     Args:
         terms: by name; none of the names or terms depends on another.
         logits: student, (B, C, h, w), any resolution; half precision is computed in float32.
-        label: (B, H, W) integers in [0, C), or 255 = ignored.
+        label: (B, H, W) integers in [0, C), or 255 = ignored. Where no term reads it, only its size counts.
         teacher_logits: (B, K, h', w') with K <= C; no gradient flows into it. None for losses that read none.
         band: rows per band; None chooses. It changes memory and time, and results in the last digits only.
         align_corners: of the bilinear resizing, for student and teacher.
@@ -100,14 +105,15 @@ def pixelwise_losses(
     if band is not None and band < 1:
         raise ValueError(f"pixelwise_losses: band must be at least 1 row, got {band}")
     size = label.shape[1:]
-    label = checked_label("pixelwise_losses", label, _at_size(logits, size))
+    if any(term.reads("label") for term in terms.values()):
+        label = checked_label("pixelwise_losses", label, _at_size(logits, size))
     if teacher_logits is not None:
         teacher_logits = checked_logits("pixelwise_losses: teacher", teacher_logits)
         checked_teacher("pixelwise_losses", _at_size(teacher_logits, size), _at_size(logits, size))
         teacher_logits = teacher_logits.detach().to(logits)
     plan = _Plan(terms, logits, label, teacher_logits, band, align_corners)
     values = _Banded.apply(logits, plan, logits.requires_grad and torch.is_grad_enabled())
-    return dict(zip(terms, values.unbind(), strict=True))
+    return dict(zip(terms, values, strict=True))
 
 
 def _at_size(logits: Tensor, size: torch.Size) -> Tensor:
@@ -119,24 +125,25 @@ class _Banded(torch.autograd.Function):
     """Loss terms whose gradient on the small logits is computed along with them."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, plan: _Plan, needs_grad: bool) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, plan: _Plan, needs_grad: bool) -> tuple[Tensor, ...]:
         values, grad = plan.run(logits, None, needs_grad)
         if needs_grad:
             ctx.plan = plan
             ctx.save_for_backward(logits, grad)
-        return values
+        return tuple(value.clone() for value in values)
 
     @staticmethod
-    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "pixelwise_losses is differentiable once: no create_graph=True; for second derivatives, "
                 "upsample the logits and call the losses themselves"
             )
         logits, grad = ctx.saved_tensors
-        if (grad_values == grad_values[0]).all():
-            return grad * grad_values[0], None, None
-        return ctx.plan.run(logits, grad_values, True)[1], None, None
+        # a plain sum hands every term the same scalar: seen without reading values, which would wait for the device
+        if len({value.data_ptr() for value in grads}) == 1:
+            return grad * grads[0], None, None
+        return ctx.plan.run(logits, torch.stack(grads), True)[1], None, None
 
 
 class _Plan:
@@ -160,10 +167,13 @@ class _Plan:
         self.options = [_ready(term.options, logits) for term in self.terms]
         size = label.shape[1:]
         row = logits.shape[1] * size[1] * logits.element_size()
-        self.rows = min(size[0], band or max(1, _BAND_BYTES // row))
-        self.resize = BandedResize(logits.shape[2:], size, align_corners, logits)
+        bytes_wanted = _BAND_BYTES if logits.device.type == "cpu" else _LARGE_BAND_BYTES
+        self.rows = min(size[0], band or max(1, bytes_wanted // row))
+        self.resize = banded_resize(logits.shape[2:], size, align_corners, logits.dtype, logits.device)
         if teacher_logits is not None:
-            self.resize_teacher = BandedResize(teacher_logits.shape[2:], size, align_corners, logits)
+            self.resize_teacher = banded_resize(
+                teacher_logits.shape[2:], size, align_corners, logits.dtype, logits.device
+            )
         pixel = Pixels(label.new_zeros(1), logits.shape[1], self.num_old)
         parts = self.parts(pixel, [logits.new_ones(1)] * len(terms))
         # softmax does not change with a shift of all logits of a pixel, and a small image is quickly shifted
@@ -172,7 +182,9 @@ class _Plan:
         )
 
     def parts(self, at: Pixels, factors: list[Tensor]) -> list[Parts | None]:
-        """The parts of every term at some pixels, times factors (P,); None for a term that has no form."""
+        """The parts of every term at some pixels, times factors (P,); None for a term without form here."""
+        if at.label.device.type not in _CLOSED_ON:
+            return [None] * len(factors)
         return [
             parts_of(term.loss, options, at, factor)
             for term, options, factor in zip(self.terms, self.options, factors, strict=True)

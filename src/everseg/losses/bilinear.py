@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,23 +22,31 @@ class BandedResize:
         small: (h, w) of the tensors to resize.
         size: (H, W) to resize to.
         align_corners: as in `torch.nn.functional.interpolate`, whose values these are.
-        like: tensor whose type and device the matrices get.
+        dtype: type of the matrices.
+        device: where they lie.
     """
 
-    def __init__(self, small: torch.Size, size: torch.Size, align_corners: bool, like: Tensor) -> None:
+    def __init__(
+        self,
+        small: tuple[int, ...],
+        size: tuple[int, ...],
+        align_corners: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.keeps_rows, self.keeps_columns = small[0] == size[0], small[1] == size[1]
         self._rows = None
         if not self.keeps_rows:
-            self._rows = _matrix(small[0], size[0], align_corners, like.dtype).to(like.device)
+            self._rows = _matrix(small[0], size[0], align_corners, dtype).to(device)
         self._blocks: list[tuple[slice, slice, Tensor, Tensor]] = []
         if not self.keeps_columns:
-            matrix = _matrix(small[1], size[1], align_corners, like.dtype)
+            matrix = _matrix(small[1], size[1], align_corners, dtype)
             step = max(1, size[1] * _SOURCES // max(small[1], _SOURCES))
             for start in range(0, size[1], step):
                 part = matrix[start : start + step]
                 used = (part != 0).any(dim=0).nonzero()[:, 0]
                 sources = slice(int(used[0]), int(used[-1]) + 1)
-                part = part[:, sources].contiguous().to(like.device)
+                part = part[:, sources].contiguous().to(device)
                 columns = slice(start, min(start + step, size[1]))
                 self._blocks.append((columns, sources, part.t().contiguous(), part))
 
@@ -65,6 +75,18 @@ class BandedResize:
         for columns, sources, _, matrix in self._blocks:
             small[:, sources].addmm_(large[:, columns], matrix)
         out.copy_(small.view(out.shape))
+
+
+@lru_cache(maxsize=32)
+def banded_resize(
+    small: tuple[int, ...],
+    size: tuple[int, ...],
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> BandedResize:
+    """The resizing between two sizes, made once; arguments as of `BandedResize`."""
+    return BandedResize(small, size, align_corners, dtype, device)
 
 
 def _matrix(small: int, large: int, align_corners: bool, dtype: torch.dtype) -> Tensor:

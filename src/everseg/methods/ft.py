@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size, classification
+from everseg.methods.parts import at_label_size, label_terms
 
 
 @dataclass(kw_only=True)
@@ -16,5 +16,5 @@ class FineTuning(Method):
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
 
     def losses(self, batch, ctx):
-        logits = at_label_size(ctx.student(batch).logits, batch)
-        yield classification(logits, batch, ctx, bce=self.bce)
+        student = ctx.student(batch)
+        yield at_label_size(label_terms(student.logits, batch, ctx, bce=self.bce), student, batch)

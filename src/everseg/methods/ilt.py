@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 
-from everseg.losses import distillation, feature_distillation
+from everseg.losses import Term, distillation, feature_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, at_label_size, classification, over_branches
+from everseg.methods.parts import Positive, Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)
@@ -35,11 +34,12 @@ class ILT(Method):
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
-        logits = at_label_size(student[batch.branch].logits, batch)
-        terms = classification(logits, batch, ctx, bce=self.bce)
+        own = label_terms(student[batch.branch].logits, batch, ctx, bce=self.bce)
+        kept = {"kd": Term(distillation, options={"alpha": self.alpha}, weight=self.kd_weight)}
+        if batch.branch in teacher:
+            own |= kept
+        terms = over_branches(own, kept, student, teacher, batch)
         if teacher:
-            loss = partial(distillation, alpha=self.alpha)
-            terms["kd"] = self.kd_weight * over_branches(loss, student, teacher, batch)
             distances = [
                 feature_distillation(student[branch].features["encoder"], output.features["encoder"])
                 for branch, output in teacher.items()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.methods.base import Method
-from everseg.methods.parts import Weight, at_label_size, classification
+from everseg.methods.parts import Weight, at_label_size, label_terms
 
 
 @dataclass(kw_only=True)
@@ -80,8 +80,8 @@ class ImportancePenalty(Method):
             self.start(name, theta)
 
     def losses(self, batch, ctx):
-        logits = at_label_size(ctx.student(batch).logits, batch)
-        yield classification(logits, batch, ctx, bce=self.bce)
+        student = ctx.student(batch)
+        yield at_label_size(label_terms(student.logits, batch, ctx, bce=self.bce), student, batch)
 
     @torch.no_grad()
     def after_backward(self, ctx):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-from everseg.losses import distillation
+from everseg.losses import Term, distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, at_label_size, classification, over_branches
+from everseg.methods.parts import Positive, Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)
@@ -31,9 +30,8 @@ class LwF(Method):
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
-        logits = at_label_size(student[batch.branch].logits, batch)
-        terms = classification(logits, batch, ctx, bce=self.bce)
-        if teacher:
-            loss = partial(distillation, alpha=self.alpha)
-            terms["kd"] = self.kd_weight * over_branches(loss, student, teacher, batch)
-        yield terms
+        own = label_terms(student[batch.branch].logits, batch, ctx, bce=self.bce)
+        kept = {"kd": Term(distillation, options={"alpha": self.alpha}, weight=self.kd_weight)}
+        if batch.branch in teacher:
+            own |= kept
+        yield over_branches(own, kept, student, teacher, batch)

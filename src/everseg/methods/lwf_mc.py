@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from everseg.losses import icarl, icarl_distillation
+from everseg.losses import Term, icarl, icarl_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Weight, at_label_size, classification, over_branches
+from everseg.methods.parts import Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)
@@ -31,14 +31,11 @@ class LwFMC(Method):
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
-        logits = at_label_size(student[batch.branch].logits, batch)
-        own = teacher.get(batch.branch)
-        if own is not None and self.form == "disjoint" and own.logits.shape[1] < logits.shape[1]:
-            target = at_label_size(teacher.pop(batch.branch).logits, batch)
-            from_label = self.background_from_labels
-            terms = {"icarl": icarl(logits, batch.label, target, background_from_label=from_label)}
+        logits, taught = student[batch.branch].logits, teacher.get(batch.branch)
+        kept = {"kd": Term(icarl_distillation, weight=self.importance)}
+        if taught is not None and self.form == "disjoint" and taught.logits.shape[1] < logits.shape[1]:
+            options = {"background_from_label": self.background_from_labels}
+            own = {"icarl": Term(icarl, options=options)}
         else:
-            terms = classification(logits, batch, ctx, bce=True)
-        if teacher:
-            terms["kd"] = self.importance * over_branches(icarl_distillation, student, teacher, batch)
-        yield terms
+            own = label_terms(logits, batch, ctx, bce=True) | (kept if taught is not None else {})
+        yield over_branches(own, kept, student, teacher, batch)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from everseg.losses import kl_divergence
+from everseg.losses import Term, kl_divergence
 from everseg.methods.base import Method, StepContext, split_groups
-from everseg.methods.parts import Positive, Weight, at_label_size, classification, over_branches
+from everseg.methods.parts import Positive, Weight, label_terms, over_branches
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
-from everseg.types import Batch, SegOutput
 
 
 @dataclass(kw_only=True)
@@ -59,21 +55,13 @@ class MDIL(Method):
         if third and self.teacher_statistics == "authors":
             ctx.teacher.train()
         together = old if self.updates == "one" or not third else ()
+        others = {"kd": Term(kl_divergence, options={"form": self.kl}, weight=self.kd_weight)}
         student = ctx.student_through(batch, (batch.branch, *together))
-        logits = at_label_size(student[batch.branch].logits, batch)
-        terms = classification(logits, batch, ctx)
-        if together:
-            terms["kd"] = self.kd_weight * self._divergence(batch, ctx, student, old)
-        yield terms
+        own = label_terms(student[batch.branch].logits, batch, ctx)
+        yield over_branches(own, others, student, ctx.teach_through(batch, together), batch)
         if old and not together:
             student = ctx.student_through(batch, old)
-            yield {"kd": self.kd_weight * self._divergence(batch, ctx, student, old)}
-
-    def _divergence(
-        self, batch: Batch, ctx: StepContext, student: Mapping[str, SegOutput], old: tuple[str, ...]
-    ) -> Tensor:
-        loss = partial(kl_divergence, form=self.kl)
-        return over_branches(loss, student, ctx.teach_through(batch, old), batch)
+            yield over_branches({}, others, student, ctx.teach_through(batch, old), batch)
 
     def after_backward(self, ctx):
         if self.updates == "two-legacy":

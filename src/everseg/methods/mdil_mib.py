@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from everseg.losses import kl_divergence
+from everseg.losses import Term, kl_divergence
 from everseg.methods.base import Method
 from everseg.methods.mdil import branch_groups, grow_from_previous
 from everseg.methods.parts import (
     Positive,
     Weight,
-    at_label_size,
     background_terms,
     init_backgrounds,
     over_branches,
@@ -52,11 +51,13 @@ class MDILMiB(Method):
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
-        logits = at_label_size(student[batch.branch].logits, batch)
-        inside = teacher.pop(batch.branch, None)
-        terms = background_terms(
-            logits, inside, batch, ctx, kd_weight=self.background_kd_weight, alpha=self.alpha
+        own = background_terms(
+            student[batch.branch].logits,
+            teacher.get(batch.branch),
+            batch,
+            ctx,
+            kd_weight=self.background_kd_weight,
+            alpha=self.alpha,
         )
-        if teacher:
-            terms["kd_domains"] = self.kd_weight * over_branches(kl_divergence, student, teacher, batch)
-        yield terms
+        others = {"kd_domains": Term(kl_divergence, weight=self.kd_weight)}
+        yield over_branches(own, others, student, teacher, batch)

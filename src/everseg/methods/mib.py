@@ -39,9 +39,9 @@ class MiB(Method):
 
     def losses(self, batch, ctx):
         teacher = ctx.teach(batch)
-        logits = at_label_size(ctx.student(batch).logits, batch)
-        yield background_terms(
-            logits,
+        student = ctx.student(batch)
+        terms = background_terms(
+            student.logits,
             teacher,
             batch,
             ctx,
@@ -51,3 +51,4 @@ class MiB(Method):
             unbiased_kd=self.unbiased_kd,
             bce=self.bce,
         )
+        yield at_label_size(terms, student, batch, teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -10,31 +10,30 @@ from pydantic import Field
 from torch import Tensor
 
 from everseg.losses import (
+    Term,
     binary_cross_entropy,
     cross_entropy,
     distillation,
+    pixelwise_losses,
     unbiased_cross_entropy,
     unbiased_distillation,
 )
-from everseg.losses.pixelwise import upsample
+from everseg.losses.pixelwise import Over
 from everseg.methods.base import StepContext
 from everseg.models.model import SegmentationModel, init_from_background
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, SegOutput
 
+Terms = dict[str, Term]
+"""Pixel-wise losses by name, not yet evaluated."""
 Weight = Annotated[float, Field(ge=0)]
 """Type of a term's weight: checked where a configuration is read."""
 Positive = Annotated[float, Field(gt=0)]
 
 
-def at_label_size(logits: Tensor, batch: Batch) -> Tensor:
-    """Bring logits (B, C, h, w) to the label's (H, W), bilinearly, in at least float32."""
-    return upsample(logits, batch.label.shape[-2:])
-
-
-def classification(
+def label_terms(
     logits: Tensor, batch: Batch, ctx: StepContext, *, bce: bool = False, unbiased: bool = False
-) -> LossTerms:
+) -> Terms:
     """Build the term that learns the labels.
 
     Without class weights it is the mean over all pixels, ignored ones adding 0, as in MiB's code. Where the step has
@@ -42,26 +41,27 @@ def classification(
     as in MDIL's code; with `bce` they weigh each class's sigmoid, and the mean is over the number of those pixels.
 
     Args:
-        logits: student at label size, (B, C, H, W).
-        batch: labels.
+        logits: student, small, (B, C, h, w); only its shape and type matter.
+        batch: the branch.
         ctx: tells how many outputs are old, and the class weights.
         bce: sigmoid cross-entropy summed over classes; wins over `unbiased`, as in the authors' code.
         unbiased: MiB's cross-entropy, where the background label stands for background or any old class.
 
     Returns:
-        {"bce": scalar} or {"ce": scalar}. Where nothing is old (first step, new branch) or nothing new, or the branch
-        has no background: the plain loss.
+        {"bce": term} or {"ce": term}. Where nothing is old (first step, new branch) or nothing new, or the branch has
+        no background: the plain loss.
     """
     weights = ctx.step.class_weights.get(batch.branch)
     options: dict[str, Any] = {}
     if weights is not None:
-        options = {"weight": torch.tensor(weights, dtype=logits.dtype, device=logits.device), "over": "valid"}
+        options["weight"] = torch.tensor(weights, dtype=torch.float64)  # brought to the logits' type
+    over: Over = "all" if weights is None else "valid"
     if bce:
-        return {"bce": binary_cross_entropy(logits, batch.label, **options)}
+        return {"bce": Term(binary_cross_entropy, options=options, over=over)}
     num_old = ctx.step.num_old(batch.branch)
     if unbiased and 0 < num_old < logits.shape[1] and _has_background(ctx.step, batch.branch):
-        return {"ce": unbiased_cross_entropy(logits, batch.label, num_old=num_old, **options)}
-    return {"ce": cross_entropy(logits, batch.label, **options)}
+        return {"ce": Term(unbiased_cross_entropy, options={"num_old": num_old, **options}, over=over)}
+    return {"ce": Term(cross_entropy, options=options, over=over)}
 
 
 def background_terms(
@@ -75,24 +75,58 @@ def background_terms(
     unbiased_ce: bool = True,
     unbiased_kd: bool = True,
     bce: bool = False,
-) -> LossTerms:
+) -> Terms:
     """MiB's two terms inside one branch: the labels', and the distillation of what the teacher knew of it.
 
     Args:
-        logits: student at label size, (B, C, H, W).
+        logits: student, small, (B, C, h, w).
         teacher: the teacher's output of the same branch; None where it never met it.
 
     Returns:
         "ce" (or "bce"), and "kd" where there is a teacher.
     """
-    terms = classification(logits, batch, ctx, bce=bce, unbiased=unbiased_ce)
+    terms = label_terms(logits, batch, ctx, bce=bce, unbiased=unbiased_ce)
     if teacher is not None:
-        target = at_label_size(teacher.logits, batch)
         # without new classes both forms are the same; without background the new ones were nothing before
-        hidden = logits.shape[1] > target.shape[1] and _has_background(ctx.step, batch.branch)
+        hidden = logits.shape[1] > teacher.logits.shape[1] and _has_background(ctx.step, batch.branch)
         loss = unbiased_distillation if unbiased_kd and hidden else distillation
-        terms["kd"] = kd_weight * loss(logits, target, alpha=alpha)
+        terms["kd"] = Term(loss, options={"alpha": alpha}, weight=kd_weight)
     return terms
+
+
+def at_label_size(
+    terms: Mapping[str, Term], student: SegOutput, batch: Batch, teacher: SegOutput | None = None
+) -> LossTerms:
+    """Evaluate terms of one branch at the label's size, bilinearly and in at least float32, a band at a time."""
+    target = None if teacher is None else teacher.logits
+    return pixelwise_losses(terms, student.logits, batch.label, target)
+
+
+def over_branches(
+    own: Mapping[str, Term],
+    others: Mapping[str, Term],
+    student: Mapping[str, SegOutput],
+    teacher: Mapping[str, SegOutput],
+    batch: Batch,
+) -> LossTerms:
+    """Evaluate terms on the batch's own branch, and on every other branch that the teacher was run through.
+
+    Args:
+        own: of the batch's branch; may be none.
+        others: of each of the other branches; none that reads the label, which is not in their label space.
+        student: outputs of all these branches.
+        teacher: outputs of the branches it knows.
+
+    Returns:
+        One scalar per name; where it comes in several branches, their sum.
+    """
+    total: LossTerms = {}
+    for branch in dict.fromkeys((batch.branch, *teacher)):
+        terms = own if branch == batch.branch else others
+        if terms:
+            found = at_label_size(terms, student[branch], batch, teacher.get(branch))
+            total |= {name: total[name] + value if name in total else value for name, value in found.items()}
+    return total
 
 
 def init_backgrounds(model: SegmentationModel, step: Step) -> None:
@@ -105,22 +139,3 @@ def init_backgrounds(model: SegmentationModel, step: Step) -> None:
 def _has_background(step: Step, branch: str) -> bool:
     """Whether output 0 of a branch is the background, as MiB's forms take it to be."""
     return step.spaces[branch].background == 0
-
-
-def over_branches(
-    loss: Callable[[Tensor, Tensor], Tensor],
-    student: Mapping[str, SegOutput],
-    teacher: Mapping[str, SegOutput],
-    batch: Batch,
-) -> Tensor:
-    """Sum a distillation over every branch the teacher was run through.
-
-    Args:
-        loss: (student's logits, teacher's logits), both (B, ., H, W) at label size, to a scalar.
-        teacher: at least one branch.
-    """
-    terms = [
-        loss(at_label_size(student[branch].logits, batch), at_label_size(output.logits, batch))
-        for branch, output in teacher.items()
-    ]
-    return torch.stack(terms).sum()
