@@ -33,4 +33,5 @@ class SegOutput(NamedTuple):
     logits: Tensor
     """(B, C, h, w) at the head's stride; C = classes the branch knows, in output order."""
     features: dict[str, Tensor]
-    """Tap name -> (B, C_i, H_i, W_i); every model has the taps `encoder` and `decoder`."""
+    """Tap name -> (B, C_i, H_i, W_i), in the arithmetic of the network; every model has the taps `encoder` and
+    `decoder`."""

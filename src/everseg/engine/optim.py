@@ -20,7 +20,8 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
     """Build the optimiser: SGD with momentum and dampening 0, or Adam with eps 1e-8.
 
     Weight decay is the same on every weight, norms and biases included, and is added to the gradient (also by Adam:
-    an L2 penalty, not the decoupled decay of AdamW).
+    an L2 penalty, not the decoupled decay of AdamW). The update is torch's fused one, which can skip itself on the
+    device (see `guard`).
 
     Args:
         groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
@@ -42,7 +43,7 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
     if not any(group["params"] for group in scaled):
         raise ValueError("the method left no weight to train in this step")
     if train.optimizer == "adam":
-        return torch.optim.Adam(scaled, lr=lr, betas=train.betas, weight_decay=train.weight_decay)
+        return torch.optim.Adam(scaled, lr=lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
     return torch.optim.SGD(
         scaled,
         lr=lr,
@@ -50,6 +51,7 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
         nesterov=train.nesterov,
         dampening=0,
         weight_decay=train.weight_decay,
+        fused=True,
     )
 
 
@@ -150,11 +152,14 @@ def load_optimizer_state(
     saved = [group["params"] for group in document["groups"]]
     _check_fit(optimizer, model, tensors, document, here, saved)
     positions = {name: position for position, name in names.items()}
+    weights = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {
         positions[name]: dict(entries) for name, entries in document["scalars"].items()
     }
     for key, value in tensors.items():
         entry, _, name = key.partition("/")
+        if entry in _SHAPED:  # fused updates walk weight and state in the memory's order
+            value = torch.empty_like(weights[name], dtype=value.dtype).copy_(value)
         state.setdefault(positions[name], {})[entry] = value.clone()
     current = optimizer.state_dict()["param_groups"]
     groups = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from everseg.data.base import Dataset
 from everseg.data.loading import View, epoch_length, normalised_batches, train_batches
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
+from everseg.engine.guard import Guard
 from everseg.engine.journal import Journal
 from everseg.engine.optim import (
     check_param_groups,
@@ -30,9 +30,10 @@ from everseg.engine.optim import (
 from everseg.engine.progress import Progress, resident_bytes
 from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.tensorboard import Events
-from everseg.errors import CheckpointError, ConfigError, DivergedError, some
+from everseg.errors import CheckpointError, ConfigError
 from everseg.methods.base import Method, StepContext
-from everseg.models.model import SegmentationModel
+from everseg.models.folding import folded_copy
+from everseg.models.model import SegmentationModel, channels_last
 from everseg.models.parts import synchronise_norms
 from everseg.scenarios.steps import Step
 from everseg.types import Batch
@@ -160,6 +161,8 @@ class StepJob:
         if config.train.sync_norm:
             self.model = synchronise_norms(self.model)
         self.model.to(self.accelerator.device)
+        if config.train.precision != "fp32":
+            channels_last(self.model)  # what kernels of half precision want (measured)
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
@@ -198,11 +201,15 @@ class StepJob:
                 f"continuing step {self.step.index} at iteration {start} of {self.total}"
             )
         self.student, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
+        # Accelerate's own forward copies every feature map to float32; `StepContext` runs the model under its autocast
+        self.model.__dict__.pop("forward", None)
         return start
 
     def _context(self) -> StepContext:
+        folded = None
         if self.teacher is not None:
             self.teacher.to(self.accelerator.device)
+            folded = channels_last(folded_copy(self.teacher))
         return StepContext(
             step=self.step,
             model=self.student,
@@ -211,6 +218,7 @@ class StepJob:
             train_batches=self._plain_pass,
             all_reduce=all_reduce_sum(self.accelerator),
             autocast=self.accelerator.autocast,
+            folded_teacher=folded,
         )
 
     def _plain_pass(self) -> Iterator[Batch]:
@@ -243,32 +251,48 @@ class StepJob:
         self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
+        guard = self._guard()
+        where = f"step {self.step.index}"
         for iteration, loaded in enumerate(batches, start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
             lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
             set_learning_rate(self.optimizer, lr)
-            guard = _Guard(self, iteration, batch)
-            logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, guard)
+            check = guard.watch(where, iteration, batch.ids)
+            logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, check)
             recent[batch.branch] = logged
             done = iteration + 1
             images += len(batch.ids) * world
-            if done % config.train.log_every == 0 or done == self.total:
+            due_log = done % config.train.log_every == 0 or done == self.total
+            if due_log:
+                guard.look()
                 speed = images / (time.perf_counter() - clock)
                 clock, images = time.perf_counter(), 0
                 named = _named(recent) if len(self.step.trained_branches) > 1 else logged
                 self._log(done, named, lr, speed, guard.norm)
-            code = all_reduce_max(self.session.stop.code(), accelerator)
             due = done % config.train.checkpoint_every == 0
+            # off the CPU, agreeing on a stop waits for the device; alone there is nothing to agree on
+            agree = guard.at_once or world == 1 or due_log or due
+            code = all_reduce_max(self.session.stop.code(), accelerator) if agree else 0
             if code or due or done == self.total:
-                guard.check_weights()
+                guard.check_weights(iteration, batch.ids)
             if code or (due and done < self.total):
                 self._save(done)
             if code and done < self.total:
                 self.session.progress.end()
-                where = f"step {self.step.index}, iteration {done} of {self.total}"
-                raise StopRequest.error(code, where)
+                raise StopRequest.error(code, f"{where}, iteration {done} of {self.total}")
         self.session.progress.end()
+
+    def _guard(self) -> Guard:
+        rate = "train.lr / train.lr_next" if self.step.index else "train.lr"
+        return Guard(
+            self.model,
+            self.optimizer,
+            self.accelerator,
+            scaled=self.config.train.precision == "fp16",
+            remedy=f"Try a lower {rate}, or train.precision=fp32, and look at these images.",
+            end=self.session.progress.end,
+        )
 
     def _what(self) -> str:
         """What a step teaches: the domains where there are several, else the classes."""
@@ -324,48 +348,3 @@ class StepJob:
             )
             purge(target)
         self.accelerator.wait_for_everyone()
-
-
-class _Guard:
-    """Stops on a loss or gradient that is not finite, before the optimiser or the method uses it."""
-
-    def __init__(self, job: StepJob, iteration: int, batch: Batch) -> None:
-        self.job, self.iteration, self.batch = job, iteration, batch
-        self.norm = math.nan
-
-    def __call__(self, terms: dict[str, Tensor]) -> None:
-        if not terms:
-            return
-        job = self.job
-        gradients = [p.grad for p in job.model.parameters() if p.grad is not None]
-        scaled = job.config.train.precision == "fp16"  # a scaled overflow is the scaler's to handle
-        norms = torch._foreach_norm(gradients) if gradients else []
-        self.norm = float(torch.linalg.vector_norm(torch.stack(list(norms)))) if norms else 0.0
-        finite = all(math.isfinite(float(term.detach())) for term in terms.values()) and (
-            scaled or math.isfinite(self.norm)
-        )
-        if not all_reduce_max(int(not finite), job.accelerator):
-            return
-        job.session.progress.end()
-        values = ", ".join(f"{name}={float(term.detach()):g}" for name, term in terms.items())
-        raise DivergedError(
-            f"step {job.step.index}, iteration {self.iteration}: not finite: {values}, gradient norm {self.norm:g}\n"
-            f"images of the batch: {', '.join(self.batch.ids)}\n"
-            f"Nothing was changed by it; checkpoints before it are whole. Try a lower train.lr"
-            f"{' / train.lr_next' if job.step.index else ''}, or train.precision=fp32, and look at these images."
-        )
-
-    def check_weights(self) -> None:
-        """Stop before weights or running statistics that an update made infinite are written to disk."""
-        job = self.job
-        bad = [name for name, value in job.model.state_dict().items() if not bool(value.isfinite().all())]
-        if not all_reduce_max(int(bool(bad)), job.accelerator):
-            return
-        job.session.progress.end()
-        raise DivergedError(
-            f"step {job.step.index}, iteration {self.iteration}: the update left weights that are not finite: "
-            f"{some(bad, 5) or 'on another process'}\n"
-            f"images of the batch: {', '.join(self.batch.ids)}\n"
-            f"They were not saved; checkpoints before it are whole. Try a lower train.lr"
-            f"{' / train.lr_next' if job.step.index else ''}, or train.precision=fp32, and look at these images."
-        )

@@ -37,14 +37,37 @@ class StepContext:
     """Sum over processes."""
     autocast: Callable[[], Any] = field(default=lambda: torch.autocast("cpu", enabled=False))
     """Arithmetic the student runs in; the teacher uses the same."""
+    folded_teacher: SegmentationModel | None = None
+    """The teacher with its norms folded (`models.folding`): what `teach` runs where it is given."""
+    _encoded: tuple[Batch, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def student(self, batch: Batch) -> SegOutput:
         """Run the student through the batch's own branch."""
-        return self.model(batch.image, (batch.branch,))[batch.branch]
+        return self.student_through(batch, (batch.branch,))[batch.branch]
 
     def student_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
         """Run the student through several branches over the same images, in one forward."""
-        return self.model(batch.image, branches)
+        encoded = self._encode(batch)
+        with self.autocast():
+            outputs = self.model(batch.image, branches, encoded=encoded)
+        return _precise(outputs)
+
+    def _encode(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The encoder's maps of a batch, made once, where student and teacher have the same for good; else None."""
+        teacher = self._teacher
+        if teacher is None or teacher.training or not self.module.encoder_is_constant:
+            return None
+        if self._encoded is None or self._encoded[0] is not batch:
+            with torch.no_grad(), self.autocast():
+                self._encoded = batch, teacher.encoder(batch.image)
+        return self._encoded[1]
+
+    @property
+    def _teacher(self) -> SegmentationModel | None:
+        """The teacher as it is run: folded, unless the method has it use the batch's own statistics."""
+        if self.teacher is None or self.teacher.training:
+            return self.teacher
+        return self.folded_teacher or self.teacher
 
     def taught(self, batch: Batch) -> tuple[str, ...]:
         """Branches the teacher knows and this step can forget: the batch's own unless it is new, and the old ones."""
@@ -61,11 +84,13 @@ class StepContext:
     @torch.no_grad()
     def teach_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
         """Run the teacher through several branches over the same images; {} for none."""
-        if self.teacher is None or not branches:
+        teacher = self._teacher
+        if teacher is None or not branches:
             return {}
+        encoded = self._encode(batch)
         with self.autocast():
-            outputs = self.teacher(batch.image, branches)
-        return {branch: _precise(output) for branch, output in outputs.items()}
+            outputs = teacher(batch.image, branches, encoded=encoded)
+        return _precise(outputs)
 
     def compare(self, batch: Batch) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
         """Run teacher and student over the batch: what distillation compares.
@@ -79,10 +104,9 @@ class StepContext:
         return self.student_through(batch, tuple(dict.fromkeys((batch.branch, *branches)))), teacher
 
 
-def _precise(output: SegOutput) -> SegOutput:
-    """In at least float32, as Accelerate gives the student's outputs."""
-    taps = {name: full_precision(tap) for name, tap in output.features.items()}
-    return SegOutput(full_precision(output.logits), taps)
+def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:
+    """Logits in at least float32; the taps stay in the arithmetic of the network, for nobody may want them."""
+    return {name: SegOutput(full_precision(out.logits), out.features) for name, out in outputs.items()}
 
 
 @dataclass(kw_only=True)

@@ -40,6 +40,12 @@ class DeepLabV3(nn.Module):
     branch is added after its reduction instead of concatenated (Rota Bulo et al., In-place ABN, CVPR 2018).
     """
 
+    folds = (
+        (("aspp.0", "aspp.1", "aspp.2", "aspp.3"), "aspp_norm"),
+        (("pool_conv",), "pool_norm"),
+        (("reduce", "pool_reduce"), "norm"),
+    )
+
     def __init__(
         self,
         in_channels: int,

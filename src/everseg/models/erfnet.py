@@ -68,6 +68,8 @@ class Block(nn.Module):
         adapters: each branch has adapters.
     """
 
+    folds = ((("horizontal1",), "norm1"), (("horizontal2",), "norm2"))
+
     def __init__(
         self,
         channels: int,
@@ -160,6 +162,8 @@ class Encoder(nn.Module):
 
 class Up(nn.Module):
     """Double the resolution: a transposed 3x3 convolution, norm, ReLU."""
+
+    folds = ((("conv",), "norm"),)
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()

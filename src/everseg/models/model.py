@@ -175,6 +175,19 @@ class SegmentationModel(nn.Module):
         trained = [branch for branch in self.branches if branch not in self.frozen.branches]
         return [owner[branch] for owner in owners for branch in trained]
 
+    @property
+    def encoder_is_constant(self) -> bool:
+        """Whether the encoder is frozen whole, so that training changes nothing of what it makes of an image.
+
+        Frozen weights and statistics, the same for all branches, and nothing drawn at random inside.
+        """
+        return (
+            self.frozen.encoder
+            and self.frozen.statistics
+            and not _by_branch(self.encoder)
+            and not any("drop" in type(m).__name__.lower() for m in self.encoder.modules())
+        )
+
     def branch_parameters(self, name: str) -> list[nn.Parameter]:
         """The weights that only this branch owns.
 
@@ -189,12 +202,19 @@ class SegmentationModel(nn.Module):
         owned = {id(p) for branch in self.branches for p in self.branch_parameters(branch)}
         return [weight for weight in self.parameters() if id(weight) not in owned]
 
-    def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, SegOutput]:
+    def forward(
+        self,
+        image: Tensor,
+        branches: Iterable[str] | None = None,
+        *,
+        encoded: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, SegOutput]:
         """Run the model through some branches over the same images.
 
         Args:
             image: (B, 3, H, W) float, normalised.
             branches: which; None = all.
+            encoded: what the encoder made of the image, where it is known already and the same for all branches.
 
         Returns:
             Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
@@ -208,19 +228,21 @@ class SegmentationModel(nn.Module):
         self._check_branches(branches)
         if not branches:
             raise ConfigError("the model has no outputs yet: grow it first")
-        taps = self._taps(image, branches)
+        taps = self._taps(image, branches, encoded)
         height, width = image.shape[2:]
         return {
             branch: SegOutput(self.heads[branch](maps["decoder"])[..., :height, :width], maps)
             for branch, maps in taps.items()
         }
 
-    def _taps(self, image: Tensor, branches: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    def _taps(
+        self, image: Tensor, branches: tuple[str, ...], known: Mapping[str, Tensor] | None
+    ) -> dict[str, dict[str, Tensor]]:
         """The named maps of every branch; encoder and decoder run once for branches that share them."""
-        if _by_branch(self.encoder):
+        if known is None and _by_branch(self.encoder):
             encoded = self.encoder(image, branches)
         else:
-            encoded = dict.fromkeys(branches, self.encoder(image))
+            encoded = dict.fromkeys(branches, self.encoder(image) if known is None else known)
         taps = {}
         decoded: dict[int, Tensor] = {}
         for branch in branches:
@@ -257,6 +279,11 @@ def frozen_copy(model: SegmentationModel) -> SegmentationModel:
     teacher.frozen = Frozen()
     teacher.eval()
     return teacher.requires_grad_(False)
+
+
+def channels_last(model: SegmentationModel) -> SegmentationModel:
+    """Lay a model's convolutions out with the channels innermost, in place; no value changes."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.no_grad()

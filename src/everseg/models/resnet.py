@@ -34,6 +34,8 @@ MakeNorm = Callable[[int], nn.Module]
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; with adapters, a branch's 1x1 convolution beside each of the two."""
 
+    folds = ((("conv1",), "bn1"), (("conv2",), "bn2"))
+
     def __init__(
         self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind,
         make_norm: MakeNorm, adapters: bool,
@@ -60,6 +62,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; stride, dilation and adapters are the 3x3 one's."""
 
+    folds = ((("conv1",), "bn1"), (("conv2",), "bn2"), (("conv3",), "bn3"))
+
     def __init__(
         self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind,
         make_norm: MakeNorm, adapters: bool,
@@ -85,6 +89,12 @@ class Bottleneck(nn.Module):
         return self.last_act(x + _skip(self.downsample, input, branch))
 
 
+class Shortcut(nn.Sequential):
+    """A convolution and a norm; the norm may be a branch's own, so they are run by `_skip`."""
+
+    folds = ((("0",), "1"),)
+
+
 def _conv3(channels: int, out: int, stride: int, dilation: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
@@ -97,7 +107,7 @@ def _adapter(channels: int, out: int, stride: int) -> BranchDict:
 def _shortcut(channels: int, out: int, stride: int, make_norm: MakeNorm) -> nn.Sequential | None:
     if stride == 1 and channels == out:
         return None
-    return nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), make_norm(out))
+    return Shortcut(nn.Conv2d(channels, out, 1, stride=stride, bias=False), make_norm(out))
 
 
 def _skip(shortcut: nn.Sequential | None, input: Tensor, branch: str | None) -> Tensor:
@@ -123,6 +133,8 @@ class ResNet(nn.Module):
             beside each 3x3 one, whose output is added before the norm (Rebuffi et al., CVPR 2018). The paths differ
             from the first norm on, and `forward` takes the branches and returns the maps of each.
     """
+
+    folds = ((("conv1",), "bn1"),)
 
     def __init__(
         self,
