@@ -69,12 +69,15 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
     if "\0" in relative or relative.startswith("/") or ".." in PurePosixPath(relative).parts:
         raise DataError(f"{relative!r}: leads out of the data folder {root}; list only files inside it")
     try:
-        if not follow_links and not path.resolve(strict=True).is_relative_to(root):
-            raise DataError(
-                f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
-                " or set data.options.follow_links=true"
-            )
-        if not stat.S_ISREG(path.stat().st_mode):
+        info = _below(root, relative)
+        if info is None:  # a link somewhere on the way
+            if not follow_links and not path.resolve(strict=True).is_relative_to(root):
+                raise DataError(
+                    f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
+                    " or set data.options.follow_links=true"
+                )
+            info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
             raise DataError(f"{path}: is not a regular file; replace it by the picture, or leave it out")
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(path, flags), "rb")
@@ -83,6 +86,21 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be opened ({reason}); check its permissions and links") from None
+
+
+def _below(root: Path, relative: str) -> os.stat_result | None:
+    """What the system says of a file below the resolved `root`; None if a link lies on the way there.
+
+    A few calls of `lstat` instead of resolving the path, which costs ten times as much.
+    """
+    place = str(root)
+    info = None
+    for part in PurePosixPath(relative).parts:
+        place = f"{place}{os.sep}{part}"
+        info = os.lstat(place)
+        if stat.S_ISLNK(info.st_mode):
+            return None
+    return info
 
 
 def open_picture(file: BinaryIO, shown: Path, reading: Reading) -> Image.Image:
@@ -122,7 +140,7 @@ def decode_image(picture: Image.Image, shown: Path) -> Image.Image:
     if picture.mode not in ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr"):
         raise DataError(f"{shown}: colour model {picture.mode} is not supported; convert the image to RGB")
     _decode(picture, shown)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def orientation(picture: Image.Image) -> int:
@@ -143,7 +161,7 @@ def turn(picture: Image.Image, how: int) -> Image.Image:
 
 
 def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.ndarray:
-    """Decode an opened mask to (H, W) uint8 raw ids.
+    """Decode an opened mask to (H, W) uint8 raw ids; the array may be read-only.
 
     Raises:
         DataError: lossy file format, a colour mask without palette, an unknown colour or id, an id outside
@@ -160,12 +178,9 @@ def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.nda
     if coding.palette is not None:
         return _from_colours(picture, shown, coding.palette)
     if picture.mode in ("P", "L", "1"):
-        ids = np.asarray(picture).astype(np.uint8)
-        if raw_mode in (
-            "L;2",
-            "L;4",
-        ):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
-            ids //= 85 if raw_mode == "L;2" else 17
+        ids = np.asarray(picture).astype(np.uint8, copy=False)
+        if raw_mode in ("L;2", "L;4"):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
+            ids = ids // np.uint8(85 if raw_mode == "L;2" else 17)
     elif picture.mode.startswith("I"):
         ids = np.asarray(picture)
     elif picture.mode in ("RGB", "RGBA", "RGBX"):
@@ -181,7 +196,7 @@ def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.nda
                 f"{shown}: ids from {low} to {high}, but a class id must lie in 0..255 (instance or panoptic ids?);"
                 " export the class ids, or map them in the data.yaml: labels: {map: {...}}"
             )
-    return ids.astype(np.uint8)
+    return ids.astype(np.uint8, copy=False)
 
 
 def _from_table(ids: np.ndarray, shown: Path, table: Mapping[int, int]) -> np.ndarray:
