@@ -54,7 +54,9 @@ def _shape(rng: np.random.Generator, size: tuple[int, int]) -> list[tuple[float,
     waves = sum(rng.normal(0, 0.25 / k) * np.sin(k * angles + rng.uniform(0, 6.28)) for k in range(1, 6))
     radius = rng.uniform(40, 150) * np.clip(1 + waves, 0.3, 2)
     x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
-    return list(zip((x + radius * np.cos(angles)).tolist(), (y + radius * np.sin(angles)).tolist(), strict=True))
+    return list(
+        zip((x + radius * np.cos(angles)).tolist(), (y + radius * np.sin(angles)).tolist(), strict=True)
+    )
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:

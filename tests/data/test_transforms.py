@@ -246,7 +246,9 @@ def _by_pillow(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> t
     return np.asarray(x).transpose(2, 0, 1), np.asarray(y)
 
 
-@pytest.mark.parametrize("size", [(512, 512), (256, 64), (32, 1024), (8, 8), (513, 512), (500, 500), (7, 300)])
+@pytest.mark.parametrize(
+    "size", [(512, 512), (256, 64), (32, 1024), (8, 8), (513, 512), (500, 500), (7, 300)]
+)
 def test_every_size_is_resized_as_pillow_does_to_the_bit(size: tuple[int, int]) -> None:
     """Noise, from one pixel to larger than the result: powers of two go through another code than the rest."""
     rng = np.random.default_rng(sum(size))

@@ -39,7 +39,8 @@ def class_counts(
     The counts are cached under a key of the split's content (`split.fingerprint()`), so a changed mask, a
     changed list or another data set never meets a stale index, and a moved data set finds its own again. A
     damaged cache file is found by its SHA-256 and rebuilt; where the cache cannot be written there is one
-    warning and no cache.
+    warning and no cache. A split that knows a cheaper name of its content than the fingerprint tells it as
+    `index_key()`; one that reads a mask together with its file's digest, `read_digested(index)`, is read once.
 
     Args:
         split: the masks.
@@ -55,17 +56,18 @@ def class_counts(
         DataError: masks that cannot be read, or ids that `labels` does not declare; one error names all files.
     """
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "index"
-    counts = None
+    counts, fingerprint = None, ""
+    name_content = getattr(split, "index_key", split.fingerprint)
     if _may_be_cached(folder, len(split)) or not hasattr(split, "read_digested"):
         try:
-            fingerprint = split.fingerprint()
+            fingerprint = name_content()
         except DataError:  # of the first bad file; name all of them
             _build(split, labels, workers, progress)
             raise
         counts = _load(folder, fingerprint, len(split))
     if counts is None:
         counts, digests = _build(split, labels, workers, progress)
-        fingerprint = split.fingerprint(digests) if digests else split.fingerprint()  # type: ignore[call-arg]
+        fingerprint = fingerprint or split.fingerprint(digests)  # type: ignore[call-arg]
         _store(folder, fingerprint, counts, split.name)
     require_declared(split, labels, counts)
     return counts

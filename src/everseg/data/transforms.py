@@ -247,7 +247,7 @@ def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _weights_are_exact(source: int, target: int) -> bool:
-    """Whether an enlargement's weights are multiples of 2^-14: to a power of two, up to 2^13, they are of 1/2 target."""
+    """Whether the weights are multiples of 2^-14: enlarged to a power of two up to 2^13 they are of 1 / 2 target."""
     return source <= target <= 2**13 and target & (target - 1) == 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import View, epoch_length, normalised_batches, train_batches
+from everseg.data.loading import Timed, View, epoch_length, normalised_batches, train_batches
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
 from everseg.engine.journal import Journal
@@ -241,6 +241,7 @@ class StepJob:
             pin=accelerator.device.type == "cuda",
         )
         self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
+        batches = Timed(batches)
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         for iteration, loaded in enumerate(batches, start):
@@ -254,10 +255,11 @@ class StepJob:
             done = iteration + 1
             images += len(batch.ids) * world
             if done % config.train.log_every == 0 or done == self.total:
-                speed = images / (time.perf_counter() - clock)
-                clock, images = time.perf_counter(), 0
+                spent = time.perf_counter() - clock
+                speed, data_wait = images / spent, batches.seconds / spent
+                clock, images, batches.seconds = time.perf_counter(), 0, 0.0
                 named = _named(recent) if len(self.step.trained_branches) > 1 else logged
-                self._log(done, named, lr, speed, guard.norm)
+                self._log(done, named, lr, speed, guard.norm, data_wait)
             code = all_reduce_max(self.session.stop.code(), accelerator)
             due = done % config.train.checkpoint_every == 0
             if code or due or done == self.total:
@@ -277,7 +279,9 @@ class StepJob:
         names = self.step.spaces[branch].names[self.step.num_old(branch) :]
         return ", ".join(domains or [name for name in names if name != "background"])
 
-    def _log(self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float) -> None:
+    def _log(
+        self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float, data_wait: float
+    ) -> None:
         terms = {name: float(value) for name, value in logged.items()}
         epoch = done / self.epoch
         memory = resident_bytes()
@@ -291,6 +295,7 @@ class StepJob:
             lr=lr,
             grad_norm=norm,
             images_per_second=round(speed, 2),
+            data_wait=round(data_wait, 4),
             memory=memory,
             terms=terms,
         )
@@ -299,6 +304,7 @@ class StepJob:
             terms,
             lr=lr,
             images_per_second=speed,
+            data_wait=data_wait,
             grad_norm=norm,
             memory=memory,
             gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,

@@ -179,7 +179,10 @@ def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.nda
         return _from_colours(picture, shown, coding.palette)
     if picture.mode in ("P", "L", "1"):
         ids = np.asarray(picture).astype(np.uint8, copy=False)
-        if raw_mode in ("L;2", "L;4"):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
+        if raw_mode in (
+            "L;2",
+            "L;4",
+        ):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
             ids = ids // np.uint8(85 if raw_mode == "L;2" else 17)
     elif picture.mode.startswith("I"):
         ids = np.asarray(picture)

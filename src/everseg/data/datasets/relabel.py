@@ -110,11 +110,18 @@ class Relabelled:
 
         return read_digested
 
+    @property
+    def index_key(self) -> Callable[[], str]:
+        """The wrapped split's method with the table in its key; no such attribute if that split has none."""
+        key = self._split.index_key  # type: ignore[attr-defined]
+        return lambda: self._with_table(key())
+
     def fingerprint(self, *digests: Sequence[str]) -> str:
         """SHA-256 of the wrapped split's fingerprint (which may take the masks' digests) and the table."""
-        return hashlib.sha256(
-            f"{self._split.fingerprint(*digests)}:{self._table.tobytes().hex()}".encode()
-        ).hexdigest()
+        return self._with_table(self._split.fingerprint(*digests))
+
+    def _with_table(self, fingerprint: str) -> str:
+        return hashlib.sha256(f"{fingerprint}:{self._table.tobytes().hex()}".encode()).hexdigest()
 
     def _mapped(self, mask: np.ndarray) -> np.ndarray:
         """The mask after the table; one that is not of bytes is left to the checks that name it."""
