@@ -153,7 +153,7 @@ def test_wrong_options_are_all_named() -> None:
 
 def test_the_class_index_is_found_again_without_drawing_a_scene(tmp_path, monkeypatch):
     def counts(**options):
-        made = build(num_train=4, num_val=1, size=(16, 24), **options)
+        made = build(num_train=4, num_val=1, size=(32, 48), **options)
         return class_counts(made.splits["train"], made.labels, cache_dir=tmp_path)
 
     first = counts()
@@ -165,7 +165,7 @@ def test_the_class_index_is_found_again_without_drawing_a_scene(tmp_path, monkey
         np.testing.assert_array_equal(counts(seed=1), other)
     dusk = counts(light="dusk")  # a key of its own, though the masks are alike
     assert dusk.shape == first.shape
-    split = build(num_train=4, num_val=1, size=(16, 24)).splits["train"]
+    split = build(num_train=4, num_val=1, size=(32, 48)).splits["train"]
     assert split.index_key() != Relabelled(split, np.arange(256, dtype=np.uint8)).index_key()
     before = split.index_key()
     monkeypatch.setattr(np, "__version__", "another")

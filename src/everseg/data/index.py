@@ -82,11 +82,14 @@ def default_cache_dir() -> Path:
 def count_ids(mask: np.ndarray) -> np.ndarray:
     """Pixels per raw id of one mask, (H, W) uint8 -> (256,) int32."""
     pixels = mask.reshape(-1)
-    ends = np.flatnonzero(pixels[1:] != pixels[:-1])
+    (ends,) = (pixels[1:] != pixels[:-1]).nonzero()
     if not pixels.size or ends.size > pixels.size // 16:
         return np.bincount(pixels, minlength=256).astype(np.int32)
     ends = np.append(ends, pixels.size - 1)  # of the runs of equal ids; there are few, so this is quicker
-    return np.bincount(pixels[ends], np.diff(ends, prepend=-1), 256).astype(np.int32)
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    lengths[0] += 1
+    return np.bincount(pixels[ends], lengths, 256).astype(np.int32)
 
 
 def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | str] | np.ndarray) -> list[str]:

@@ -58,6 +58,7 @@ class FileSplit:
     ) -> None:
         self.name = name
         self.root = Path(root).resolve()
+        self._root = str(self.root)
         self.warnings = tuple(warnings)
         self._coding = MaskCoding(palette, id_table)
         self._reading = reading or Reading()
@@ -119,7 +120,7 @@ class FileSplit:
             DataError: missing, unreadable, truncated, or not a mask of ids.
         """
         relative = self._sample(index)[2]
-        shown = self.root / relative
+        shown = f"{self._root}{os.sep}{relative}"
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             return decode_mask(open_picture(file, shown, self._reading), shown, self._coding)
 
@@ -130,7 +131,7 @@ class FileSplit:
             DataError: as `read_mask`.
         """
         relative = self._sample(index)[2]
-        shown = self.root / relative
+        shown = f"{self._root}{os.sep}{relative}"
         data = self._mask_bytes(relative)
         mask = decode_mask(open_picture(io.BytesIO(data), shown, self._reading), shown, self._coding)
         return mask, hashlib.sha256(data).hexdigest()
@@ -170,7 +171,7 @@ class FileSplit:
 
     def _image(self, index: int) -> tuple[Image.Image, int]:
         relative = self._sample(index)[1]
-        shown = self.root / relative
+        shown = f"{self._root}{os.sep}{relative}"
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             picture = open_picture(file, shown, self._reading)
             return decode_image(picture, shown), orientation(picture)
