@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from everseg.config import DataConfig
 from everseg.data.datasets.files import FileSplit
@@ -366,6 +367,15 @@ def reachable(root: object) -> set[int]:
             seen[id(one)] = one
             queue += gc.get_referents(one)
     return set(seen)
+
+
+def test_batches_for_a_gpu_are_pinned_by_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self)
+    (batch,) = train(Memory(4), stop=1)
+    again = pin_memory(batch)
+    assert pinned == [(4, 3, 16, 16), (4, 16, 16)]
+    assert_equal([again], [batch])
 
 
 def test_the_time_spent_waiting_for_batches_is_counted() -> None:

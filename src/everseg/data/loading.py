@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +53,10 @@ class Loaded:
     """(B, H, W) uint8 train ids."""
     ids: tuple[str, ...]
     branch: str = "default"
+
+    def pin_memory(self) -> Loaded:
+        """The same in page-locked memory; torch's loader asks for it where batches go to a GPU."""
+        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
     def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
         """The batch on a device, as models and losses take it."""
