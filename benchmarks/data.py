@@ -1,8 +1,9 @@
 """Speed and memory of the data's way: `python -m benchmarks.data [--quick] [--json FILE]`.
 
 Pictures are generated ones like Pascal VOC's (`benchmarks.photographs`: 500x375, JPEG of about 90 kB, palette PNG),
-and everything runs on one thread but where cores or workers are named. A sample's times are the least of several runs
-per image, averaged over the images: what the code costs where nothing disturbs it. Ratios are medians of runs in turn.
+and everything runs on one thread but where cores or workers are named. A sample's times are processor times, the least
+of several runs per image, averaged over the images: what the code costs where nothing disturbs it. The index's ratio is
+the median of runs in turn.
 """
 
 from __future__ import annotations
@@ -76,14 +77,9 @@ def sample_figures(split: FileSplit, repeat: int) -> list[Figure]:
         "raw": lambda index: raw[0, index],
     }
     best = least(ways, len(split), repeat)
-    slow = in_turn(
-        {
-            "original": lambda: original_sample(split, 0),
-            "sample": lambda: [samples[0, index] for index in range(len(split))],
-        },
-        repeat,
+    few = least(
+        {"original": lambda index: original_sample(split, index), "sample": ways["sample"]}, 4, repeat
     )
-    slow["sample"] = [seconds / len(split) for seconds in slow["sample"]]
     parts = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in stages(split, repeat).items())
     size = f"{SIZE[0]}x{SIZE[1]} JPEG + mask -> {CROP}"
     return [
@@ -91,10 +87,10 @@ def sample_figures(split: FileSplit, repeat: int) -> list[Figure]:
         Figure(
             "data",
             "the same, times faster than the original's (apply_ per pixel)",
-            ratio(slow, "original", "sample"),
+            few["original"] / few["sample"],
             "x",
             10,
-            note=medians(slow),
+            note=f"original {1e3 * few['original']:.1f} ms, sample {1e3 * few['sample']:.2f} ms",
         ),
         Figure(
             "data",
@@ -114,14 +110,14 @@ def sample_figures(split: FileSplit, repeat: int) -> list[Figure]:
 
 
 def least(ways: dict[str, Callable[[int], object]], count: int, repeat: int) -> dict[str, float]:
-    """Seconds of each way per index: the least of `repeat` runs, averaged over the indices."""
+    """Processor seconds of each way per index: the least of `repeat` runs, averaged over the indices."""
     best = {name: [float("inf")] * count for name in ways}
     for _ in range(repeat + 1):
         for index in range(count):
             for name, way in ways.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 way(index)
-                best[name][index] = min(best[name][index], time.perf_counter() - start)
+                best[name][index] = min(best[name][index], time.process_time() - start)
     return {name: statistics.mean(seconds) for name, seconds in best.items()}
 
 
@@ -178,9 +174,9 @@ def original_sample(split: FileSplit, index: int) -> tuple[torch.Tensor, torch.T
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
     for channel, mean, deviation in zip(pixels, IMAGENET_MEAN, IMAGENET_STD, strict=True):
         channel.sub_(mean).div_(deviation)
-    order = {raw: train_id for raw, train_id in enumerate(TABLE.tolist()) if train_id != 255}
+    order, void = {raw: train_id for raw, train_id in enumerate(TABLE.tolist()) if train_id != 255}, 255
     label = torch.from_numpy(np.array(mask))
-    return pixels, label.apply_(lambda raw: order.get(raw, 255))
+    return pixels, label.apply_(lambda raw: order[raw] if raw in order else void)
 
 
 class Raw:
