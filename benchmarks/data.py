@@ -176,7 +176,7 @@ def original_sample(split: FileSplit, index: int) -> tuple[torch.Tensor, torch.T
         channel.sub_(mean).div_(deviation)
     order, void = {raw: train_id for raw, train_id in enumerate(TABLE.tolist()) if train_id != 255}, 255
     label = torch.from_numpy(np.array(mask))
-    return pixels, label.apply_(lambda raw: order[raw] if raw in order else void)
+    return pixels, label.apply_(lambda raw: order[raw] if raw in order else void)  # noqa: SIM401
 
 
 class Raw:
