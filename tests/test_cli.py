@@ -303,20 +303,26 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_and_lists_do_not_import_torch() -> None:
-    for arguments in (
-        ["--help"],
-        ["run", "--help"],
-        ["list", "methods"],
-        ["list", "presets"],
-        ["list", "models"],
-    ):
-        code = (
-            f"import sys\nfrom everseg import cli\ntry:\n cli.main({arguments!r})\nexcept SystemExit as stop:\n"
-            " assert not stop.code, stop.code\nassert 'torch' not in sys.modules"
-        )
-        done = python("-c", code)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(
+    "line",
+    ["--help", "run --help", "list methods", "list presets", "list models", "list tasks", "show voc-15-5-mib",
+     "show cs-bdd-idd-mdil", "show voc-15-5-rw --json", "show demo-mib", "show demo-mib --yaml"],
+)  # fmt: skip
+def test_help_lists_and_show_do_not_import_torch(line: str) -> None:
+    code = (
+        f"import sys\nfrom everseg import cli\ntry:\n cli.main({line.split()!r})\nexcept SystemExit as stop:\n"
+        " assert not stop.code, stop.code\n"
+        "assert not {'torch', 'accelerate'} & set(sys.modules)\n"
+        f"assert {line.startswith(('show demo', 'list tasks'))} or 'numpy' not in sys.modules"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_everseg_imports_next_to_nothing() -> None:
+    code = "import sys\nimport everseg\nassert not {'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules)"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -431,6 +431,7 @@ def test_the_journal_has_one_line_per_interval_with_everything(tmp_path: Path) -
             assert ("kd" in line["terms"]) is (line["step"] == 1)
             assert line["lr"] > 0
             assert line["images_per_second"] > 0
+            assert 0 < line["data_wait"] < 1
             assert line["memory"] > 2**20  # bytes
             assert math.isfinite(line["grad_norm"])
     rates = [line["lr"] for line in lines if line["event"] == "train" and line["step"] == 0]
@@ -471,7 +472,9 @@ def test_tensorboard_shows_losses_groups_classes_pictures_and_the_confusion_matr
     )
     events.Reload()
     tags = {kind: set(names) for kind, names in events.Tags().items() if isinstance(names, list)}
-    assert {"train/loss", "train/loss/ce", "train/loss/kd", "train/lr", "sys/img_s"} <= tags["scalars"]
+    assert {"train/loss", "train/loss/ce", "train/loss/kd", "train/lr", "sys/img_s", "sys/data_wait"} <= tags[
+        "scalars"
+    ]
     for group in ("all", "base", "old", "new"):
         series = [(e.step, e.value) for e in events.Scalars(f"val/miou/{group}")]
         wanted = [

@@ -25,7 +25,7 @@ FLOORS = {
 }  # fmt: skip
 SAME_UNIT = {
     "config_checks": "config", "config_loading": "config", "config_text": "config", "config_yaml": "config",
-    "presets": "config", "cli_support": "cli", "cli_data": "cli",
+    "config_methods": "config", "presets": "config", "cli_support": "cli", "cli_data": "cli",
     "cli_import": "cli",
 }  # fmt: skip
 FREE = (0, 6)

@@ -20,8 +20,9 @@ from everseg.config_loading import load as load_config
 from everseg.config_loading import to_json
 from everseg.engine.checkpoint import writing
 from everseg.engine.folder import RunFolder
+from everseg.engine.prepare import describe_scenario
 from everseg.engine.progress import Progress
-from everseg.engine.run import execute, prepare
+from everseg.engine.run import execute
 from everseg.engine.sequence import run_sequence
 from everseg.errors import CheckpointError
 from everseg.evaluation import evaluate, stored_config
@@ -29,7 +30,6 @@ from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib
 from everseg.predictor import LoadedModel, Prediction, load, predict
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.feature_report import compare
-from everseg.scenarios.summary import summarise
 
 __all__ = [
     "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil",
@@ -190,12 +190,6 @@ def features(
     folder = RunFolder(Path(path))
     config = stored_config(folder, overrides)
     return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
-
-
-def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
-    """What every step will see before training: new classes, images, pixels per class, leaks between steps."""
-    prepared = prepare(config, Progress(quiet=quiet))
-    return summarise(prepared.steps, prepared.counts)
 
 
 def _copy_first_step(source: RunFolder, target: RunFolder) -> None:

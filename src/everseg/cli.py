@@ -262,9 +262,9 @@ def show(
         scenario = _at_hand(config.data)
     steps = None
     if scenario:
-        from everseg import api
+        from everseg.engine.prepare import describe_scenario
 
-        steps = api.describe_scenario(config)
+        steps = describe_scenario(config)
     if as_json:
         write_json({"config": config_loading.to_json(config), "scenario": steps})
         return

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import json
 import math
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from everseg import registry
 from everseg.config import RunConfig
+from everseg.config_methods import Option, method_options
 from everseg.config_yaml import MAX_DEPTH, KeyPath
 from everseg.errors import ConfigError, near_miss
 
@@ -225,81 +220,6 @@ def accepts_text_only(annotation: Any) -> bool:
 
 
 # ---------------------------------------------------------------- the method's hyper-parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One hyper-parameter of a method."""
-
-    name: str
-    annotation: Any
-    default: Any
-    help: str
-
-
-def method_options(name: str) -> dict[str, Option]:
-    """The hyper-parameters of a method, those of its base last.
-
-    Raises:
-        ConfigError: no such method, or its class is no method.
-    """
-    try:
-        return _class_options(registry.resolve("method", name))
-    except ConfigError as error:
-        problem = str(error).removeprefix("method: ")
-        raise ConfigError(f"method.name: {problem}") from None
-
-
-@cache
-def _class_options(method: Any) -> dict[str, Option]:
-    if not (isinstance(method, type) and dataclasses.is_dataclass(method) and hasattr(method, "losses")):
-        raise ConfigError(f"'{getattr(method, '__name__', method)}' is not a subclass of everseg.Method")
-    hints = typing.get_type_hints(method, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(method) if field.init}
-    lost = [
-        key for key in inspect.get_annotations(method)
-        if key not in fields and get_origin(hints[key]) is not ClassVar and hints[key] is not ClassVar
-    ]  # fmt: skip
-    if lost:
-        raise ConfigError(
-            f"'{method.__name__}' has fields ({', '.join(lost)}) but no @dataclass(kw_only=True) above its class"
-        )
-    helps: dict[str, str] = {}
-    for cls in reversed(method.__mro__):
-        helps.update(_field_docstrings(cls))
-    own = inspect.get_annotations(method)
-    ordered = sorted(fields.values(), key=lambda field: field.name not in own)
-    return {
-        field.name: Option(field.name, hints[field.name], _default(field), helps.get(field.name, ""))
-        for field in ordered
-    }
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return dataclasses.MISSING
-
-
-def _field_docstrings(cls: type) -> dict[str, str]:
-    """Texts standing below the fields of a class; empty where the source is not at hand."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    except (OSError, TypeError, SyntaxError, AttributeError):
-        return {}
-    texts = {}
-    for field, text in itertools.pairwise(body):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-        ):
-            value = text.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                texts[field.target.id] = " ".join(value.value.split())
-    return texts
 
 
 def method_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from everseg.config import HARMLESS, DomainConfig, RunConfig
-from everseg.config_checks import method_options
+from everseg.config_methods import method_options, written_helps
 from everseg.config_yaml import scalar
 
 SECTIONS = frozenset(
@@ -102,10 +102,9 @@ def fields(config: RunConfig) -> list[tuple[str, Any, str]]:
         if section:
             domain = section.startswith("data.domains.")
             model = DomainConfig if domain else RunConfig.model_fields[section].annotation
-        field = model.model_fields.get(name)
-        if field is not None:
-            text = field.description or ""
+        if name in model.model_fields:
+            text = written_helps(model.__module__, model.__name__).get(name, "")
         else:
             text = options[name].help if section == "method" and name in options else ""
-        rows.append((key, value, " ".join(text.split())))
+        rows.append((key, value, text))
     return rows

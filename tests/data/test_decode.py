@@ -203,6 +203,9 @@ def test_only_regular_files_inside_the_root_are_opened(tmp_path: Path) -> None:
     (root / "out.png").symlink_to(outside)
     (root / "loop.png").symlink_to(root / "loop.png")
     (root / "dangling.png").symlink_to(root / "none.png")
+    trees.save(tmp_path / "away" / "a.png", trees.image_of(1))
+    (root / "away").symlink_to(tmp_path / "away")
+    (root / "here").symlink_to(root)
     (root / "folder.png").mkdir()
     (root / "device.png").symlink_to("/dev/zero")
     os.mkfifo(root / "fifo.png")
@@ -210,6 +213,9 @@ def test_only_regular_files_inside_the_root_are_opened(tmp_path: Path) -> None:
         "out.png": "leads out of the data folder",
         "loop.png": "cannot be opened",
         "dangling.png": "no such file",
+        "away/a.png": "leads out of the data folder",
+        "here/away/a.png": "leads out of the data folder",
+        "m.png/a.png": "cannot be opened",
         "folder.png": "not a regular file",
         "device.png": "leads out",
         "fifo.png": "not a regular file",
@@ -220,6 +226,7 @@ def test_only_regular_files_inside_the_root_are_opened(tmp_path: Path) -> None:
     for name, reason in expected.items():
         with pytest.raises(DataError, match=reason):
             FileSplit("train", root, [("a", name, "m.png")]).read(0)
+    assert FileSplit("train", root, [("a", "m.png", "here/m.png")]).read_mask(0).shape == (12, 16)
     follow = FileSplit("train", root, [("a", "out.png", "m.png")], reading=Reading(follow_links=True))
     assert follow.read(0)[0].shape == (12, 16, 3)
     with pytest.raises(DataError, match="not a regular file"):

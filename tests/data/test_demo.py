@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from everseg.config import DataConfig
+from everseg.data import demo_scenes
 from everseg.data.datasets import load_dataset
+from everseg.data.datasets.relabel import Relabelled
 from everseg.data.demo import build
+from everseg.data.index import class_counts
 from everseg.errors import ConfigError
 
 OLD, NEW = (1, 2, 3, 4), (5, 6)
@@ -146,3 +149,24 @@ def test_wrong_options_are_all_named() -> None:
         build(size=64)
     with pytest.raises(IndexError):
         build(num_train=1).splits["train"].id(1)
+
+
+def test_the_class_index_is_found_again_without_drawing_a_scene(tmp_path, monkeypatch):
+    def counts(**options):
+        made = build(num_train=4, num_val=1, size=(32, 48), **options)
+        return class_counts(made.splits["train"], made.labels, cache_dir=tmp_path)
+
+    first = counts()
+    other = counts(seed=1)
+    assert not np.array_equal(first, other)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_scenes, "scene", lambda *_, **__: pytest.fail("a scene was drawn"))
+        np.testing.assert_array_equal(counts(), first)
+        np.testing.assert_array_equal(counts(seed=1), other)
+    dusk = counts(light="dusk")  # a key of its own, though the masks are alike
+    assert dusk.shape == first.shape
+    split = build(num_train=4, num_val=1, size=(32, 48)).splits["train"]
+    assert split.index_key() != Relabelled(split, np.arange(256, dtype=np.uint8)).index_key()
+    before = split.index_key()
+    monkeypatch.setattr(np, "__version__", "another")
+    assert split.index_key() != before

@@ -12,8 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from everseg.data import index, parallel
+from everseg.data.datasets import files
+from everseg.data.datasets.decode import open_inside
+from everseg.data.datasets.files import FileSplit
+from everseg.data.datasets.relabel import Relabelled
 from everseg.errors import DataError
 from everseg.labels import RawLabels
 
@@ -271,3 +276,64 @@ def test_a_fingerprint_that_fails_at_the_first_bad_file_still_lists_all(tmp_path
 
     with pytest.raises(DataError, match=r"(?s)2 masks.*a\.png.*b\.png"):
         index.class_counts(Fails(masks), LABELS, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["noise", "areas", "one id", "one pixel", "empty"])
+def test_few_runs_and_many_are_counted_alike(kind):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (37, 41), dtype=np.uint8)
+    masks = {
+        "noise": noise,
+        "areas": noise[:4, :4].repeat(20, 0).repeat(40, 1),
+        "one id": np.full((9, 7), 255, np.uint8),
+        "one pixel": noise[:1, :1],
+        "empty": noise[:0],
+    }
+    counts = index.count_ids(masks[kind])
+    assert counts.dtype == np.int32
+    np.testing.assert_array_equal(counts, slow_counts([masks[kind]])[0])
+
+
+def file_split(folder, masks):
+    samples = []
+    for number, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"{number}.png")
+        samples.append((f"img{number}", f"{number}.jpg", f"{number}.png"))
+    return FileSplit("train", folder, samples)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_masks_in_files_are_read_once_and_keep_the_fingerprint_of_indices_made_before(
+    tmp_path, monkeypatch, renamed
+):
+    masks = random_masks(5)
+    opened = []
+    monkeypatch.setattr(files, "open_inside", lambda *a, **k: opened.append(a[1]) or open_inside(*a, **k))
+
+    def split():
+        plain = file_split(tmp_path, masks)
+        table = np.arange(256, dtype=np.uint8)
+        table[1] = 2
+        return Relabelled(plain, table) if renamed else plain
+
+    expected = slow_counts([np.where(mask == 1, 2, mask) if renamed else mask for mask in masks])
+    first = split()
+    counts = index.class_counts(first, LABELS, cache_dir=tmp_path)
+    np.testing.assert_array_equal(counts, expected)
+    assert sorted(opened) == [f"{i}.png" for i in range(5)], "each file once, for counts and fingerprint"
+    assert first.fingerprint() == split().fingerprint(), "as without known digests"
+    reads = []
+    monkeypatch.setattr(index, "_count", lambda *a: reads.append(a))
+    np.testing.assert_array_equal(index.class_counts(split(), LABELS, cache_dir=tmp_path), expected)
+    assert reads == []
+
+
+def test_the_fingerprint_of_masks_in_files_stays_what_it_was(tmp_path):
+    """Indices that lie in people's caches are found under it; this value may never change."""
+    split = FileSplit("train", tmp_path, [("a", "a.jpg", "a.png")])
+    (tmp_path / "a.png").write_bytes(b"bytes of a mask")
+    digest = hashlib.sha256(b"bytes of a mask").hexdigest()
+    head = b'{"format": 1, "palette": null, "id_table": null}'
+    expected = hashlib.sha256(head + f"\na\0{digest}".encode()).hexdigest()
+    assert split.fingerprint() == expected
+    assert FileSplit("train", tmp_path, [("a", "a.jpg", "a.png")]).fingerprint([digest]) == expected

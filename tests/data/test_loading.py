@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Iterable
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from everseg.config import DataConfig
+from everseg.data.datasets.files import FileSplit
 from everseg.data.loading import (
     Loaded,
+    Timed,
     View,
     epoch_length,
     epoch_order,
@@ -305,6 +313,84 @@ def test_resized_evaluation_stacks_images_of_any_size_unmoved() -> None:
         x, y = resize_transform(*split.read(index), size=(10, 14))
         np.testing.assert_array_equal(batch.image[index].numpy(), x)
         np.testing.assert_array_equal(batch.label[index].numpy(), y)
+
+
+# ---------------------------------------------------------------- memory and waiting
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes that Python objects and arrays take at most while `work` runs."""
+    work()  # what is made once
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_iterations() -> None:
+    def first(stop: int) -> Callable[[], object]:
+        return lambda: next(
+            train_batches([view(Memory(8))], DATA, seed=7, step=1, batch=4, start=0, stop=stop)
+        )
+
+    assert peak(first(10**9)) < 1.2 * peak(first(10)) < 1e6
+
+
+def test_of_each_image_evaluation_keeps_some_bytes_only() -> None:
+    """Its place in the lists of positions, 8 bytes each; no Python object per image or batch."""
+    data = DATA.model_copy(update={"evaluation": "whole"})
+    indices = np.zeros(100_000, np.int64)
+    views = [View(Memory(1), indices, TABLE)]
+    assert peak(lambda: next(plain_batches(views, data, batch=8))) < 40 * len(indices)
+
+
+def test_a_split_of_files_is_a_few_objects_however_many_there_are(tmp_path: Path) -> None:
+    """What a forked worker would copy page by page as it counts references."""
+
+    def objects(count: int) -> int:
+        names = [(f"{i:06d}", f"images/{i:06d}.jpg", f"masks/{i:06d}.png") for i in range(count)]
+        return len(reachable(FileSplit("train", tmp_path, names)))
+
+    assert objects(20_000) == objects(10) < 200
+
+
+def reachable(root: object) -> set[int]:
+    """Ids of the objects that hang on one, classes and modules left out."""
+    seen: dict[int, object] = {}
+    queue = [root]
+    while queue:
+        one = queue.pop()
+        if id(one) not in seen and not isinstance(one, (type, ModuleType, FunctionType)):
+            seen[id(one)] = one
+            queue += gc.get_referents(one)
+    return set(seen)
+
+
+def test_batches_for_a_gpu_are_pinned_by_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self)
+    (batch,) = train(Memory(4), stop=1)
+    again = pin_memory(batch)
+    assert pinned == [(4, 3, 16, 16), (4, 16, 16)]
+    assert_equal([again], [batch])
+
+
+def test_the_time_spent_waiting_for_batches_is_counted() -> None:
+    def slow() -> Iterator[Loaded]:
+        time.sleep(0.05)
+        yield from train(Memory(8), stop=2)
+
+    batches = Timed(slow())
+    next(batches)
+    first = batches.seconds
+    time.sleep(0.2)  # the step's own time
+    batches.seconds = 0.0
+    assert len(list(batches)) == 1
+    assert first >= 0.05
+    assert batches.seconds < 0.1
 
 
 # ---------------------------------------------------------------- evaluation

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from everseg.data import transforms
 from everseg.data.transforms import (
     center_transform,
     flip_and_shift,
@@ -235,3 +237,54 @@ def test_normalise_to_the_unit_range_only_divides() -> None:
     x = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(normalise(x, "unit").flatten(), torch.tensor([0.0, 1.0, 0.2]))
     assert x.flatten().tolist() == [0, 255, 51]
+
+
+def _by_pillow(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    shape = size[1], size[0]
+    x = Image.fromarray(np.ascontiguousarray(image)).resize(shape, Image.Resampling.BILINEAR)
+    y = Image.fromarray(np.ascontiguousarray(label)).resize(shape, Image.Resampling.NEAREST)
+    return np.asarray(x).transpose(2, 0, 1), np.asarray(y)
+
+
+@pytest.mark.parametrize(
+    "size", [(512, 512), (256, 64), (32, 1024), (8, 8), (513, 512), (500, 500), (7, 300)]
+)
+def test_every_size_is_resized_as_pillow_does_to_the_bit(size: tuple[int, int]) -> None:
+    """Noise, from one pixel to larger than the result: powers of two go through another code than the rest."""
+    rng = np.random.default_rng(sum(size))
+    for height, width in ((1, 1), (2, 3), (333, 499), (375, 500), (512, 64), (5, 512), (90, 7), (600, 700)):
+        image, label = _picture(height, width)
+        image = rng.permutation(image.reshape(-1)).reshape(image.shape)
+        image.setflags(write=False)  # as decoded pictures are
+        for ours, theirs in zip(
+            resize_transform(image, label, size=size), _by_pillow(image, label, size), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_torch_resizes_where_its_weights_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above would pass without it; and torch's own rounding is not Pillow's elsewhere."""
+    image, label = _picture(375, 500)
+    used = []
+    monkeypatch.setattr(transforms.F, "interpolate", lambda *_, **__: used.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        resize_transform(image, label, size=(512, 512))
+    for size in ((500, 600), (256, 256), (512, 600), (2**14, 2**14)):
+        if size[0] < 2**14:
+            resize_transform(image, label, size=size)
+        else:
+            assert not transforms._weights_are_exact(375, size[0])
+    assert used == [1]
+
+
+def test_the_table_gives_what_it_gives_on_the_result() -> None:
+    image, label = _picture()
+    table = np.random.default_rng(1).permutation(256).astype(np.uint8)
+    for seed in range(6):
+        x, y = train_transform(image, label, crop=32, scale=SCALE, flip=0.5, rng=random.Random(seed))
+        with_table = train_transform(
+            image, label, crop=32, scale=SCALE, flip=0.5, rng=random.Random(seed), table=table
+        )
+        np.testing.assert_array_equal(with_table[0], x)
+        np.testing.assert_array_equal(with_table[1], table[y])
+        assert with_table[1].flags.c_contiguous

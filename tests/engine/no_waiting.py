@@ -12,7 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class NoWaiting(TorchDispatchMode):
     """Raise where an operation reads values of a tensor."""
 
-    READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2")
+    READS = (
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::equal",
+        "aten::masked_select",
+        "aten::_unique2",
+    )
 
     def __enter__(self) -> NoWaiting:
         self.patch = pytest.MonkeyPatch()

@@ -11,8 +11,8 @@ import pytest
 from everseg import api
 from everseg.config_loading import load
 from everseg.config_yaml import parse
+from everseg.engine.prepare import prepare
 from everseg.engine.progress import Progress
-from everseg.engine.run import prepare
 from everseg.errors import ConfigError
 
 FEW = {"num_train": 6, "num_val": 3, "size": [32, 48]}

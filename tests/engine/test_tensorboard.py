@@ -72,6 +72,7 @@ def test_training_numbers_stand_under_their_tags_at_the_iteration(tmp_path, read
         {"ce": 1.5, "kd": 0.25},
         lr=0.01,
         images_per_second=12.5,
+        data_wait=0.25,
         grad_norm=3.0,
         memory=2**30,
         gpu_memory=2**31,
@@ -87,6 +88,7 @@ def test_training_numbers_stand_under_their_tags_at_the_iteration(tmp_path, read
         "train/grad_norm": 3.0,
         "train/pseudo_label_share": 0.5,
         "sys/img_s": 12.5,
+        "sys/data_wait": 0.25,
         "sys/mem": 1.0,
         "sys/gpu_mem": 2.0,
     }

@@ -6,7 +6,7 @@ import pytest
 
 from everseg import registry
 from everseg.config import MethodConfig
-from everseg.config_checks import method_options
+from everseg.config_methods import UnreadableError, class_options, method_options, written_options
 from everseg.errors import ConfigError
 from everseg.methods.build import build_method
 from everseg.methods.mib import MiB
@@ -75,3 +75,20 @@ def test_own_fields_come_before_those_of_every_method():
     names = list(method_options("mib"))
     assert names.index("kd_weight") < names.index("freeze_encoder")
     assert (names[0], method_options("mib")["kd_weight"].default) == ("kd_weight", 10.0)
+
+
+@pytest.mark.parametrize("name", registry.BUILTIN["method"])
+def test_hyper_parameters_read_from_the_source_are_those_of_the_class(name: str) -> None:
+    """Order, types, bounds, defaults and help; reading them imports nothing."""
+    written = written_options(registry.BUILTIN["method"][name])
+    assert repr(list(written.values())) == repr(
+        list(class_options(registry.resolve("method", name)).values())
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["", "somewhere.else:Mine", "everseg.methods.mib:Nothing", "everseg.methods.none:MiB"]
+)
+def test_a_class_whose_source_does_not_tell_is_imported(address: str) -> None:
+    with pytest.raises(UnreadableError):
+        written_options(address)

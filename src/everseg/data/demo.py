@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 
+from everseg.data import demo_scenes
 from everseg.data.base import Dataset
-from everseg.data.demo_scenes import scene
 from everseg.errors import ConfigError
 from everseg.labels import RawLabels
 
@@ -98,7 +99,7 @@ class DemoSplit:
         if index not in self._made:
             stream = f"demo/{self._seed}/{'dusk/' if self._dusk else ''}{name}"
             digest = hashlib.blake2b(stream.encode(), digest_size=8).digest()
-            pair = scene(int.from_bytes(digest, "big"), self._size, dusk=self._dusk)
+            pair = demo_scenes.scene(int.from_bytes(digest, "big"), self._size, dusk=self._dusk)
             for array in pair:
                 array.flags.writeable = False
             self._made[index] = pair
@@ -107,6 +108,20 @@ class DemoSplit:
     def read_mask(self, index: int) -> np.ndarray:
         """Mask (H, W) uint8 raw ids, read-only."""
         return self.read(index)[1]
+
+    def index_key(self) -> str:
+        """SHA-256 of what the scenes are made of: the code that draws them and its arguments; nothing is drawn."""
+        code = Path(demo_scenes.__file__).read_bytes()
+        made_of = (
+            self.name,
+            self._count,
+            self._size,
+            self._seed,
+            self._dusk,
+            np.__version__,
+            PIL.__version__,
+        )
+        return hashlib.sha256(code + repr(made_of).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """SHA-256 of the masks and their names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -38,7 +39,8 @@ def class_counts(
     The counts are cached under a key of the split's content (`split.fingerprint()`), so a changed mask, a
     changed list or another data set never meets a stale index, and a moved data set finds its own again. A
     damaged cache file is found by its SHA-256 and rebuilt; where the cache cannot be written there is one
-    warning and no cache.
+    warning and no cache. A split that knows a cheaper name of its content than the fingerprint tells it as
+    `index_key()`; one that reads a mask together with its file's digest, `read_digested(index)`, is read once.
 
     Args:
         split: the masks.
@@ -54,14 +56,18 @@ def class_counts(
         DataError: masks that cannot be read, or ids that `labels` does not declare; one error names all files.
     """
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "index"
-    try:
-        fingerprint = split.fingerprint()
-    except DataError:  # of the first bad file; name all of them
-        _build(split, labels, workers, progress)
-        raise
-    counts = _load(folder, fingerprint, len(split))
+    counts, fingerprint = None, ""
+    name_content = getattr(split, "index_key", split.fingerprint)
+    if _may_be_cached(folder, len(split)) or not hasattr(split, "read_digested"):
+        try:
+            fingerprint = name_content()
+        except DataError:  # of the first bad file; name all of them
+            _build(split, labels, workers, progress)
+            raise
+        counts = _load(folder, fingerprint, len(split))
     if counts is None:
-        counts = _build(split, labels, workers, progress)
+        counts, digests = _build(split, labels, workers, progress)
+        fingerprint = fingerprint or split.fingerprint(digests)  # type: ignore[call-arg]
         _store(folder, fingerprint, counts, split.name)
     require_declared(split, labels, counts)
     return counts
@@ -75,7 +81,15 @@ def default_cache_dir() -> Path:
 
 def count_ids(mask: np.ndarray) -> np.ndarray:
     """Pixels per raw id of one mask, (H, W) uint8 -> (256,) int32."""
-    return np.bincount(mask.reshape(-1), minlength=256).astype(np.int32)
+    pixels = mask.reshape(-1)
+    (ends,) = (pixels[1:] != pixels[:-1]).nonzero()
+    if not pixels.size or ends.size > pixels.size // 16:
+        return np.bincount(pixels, minlength=256).astype(np.int32)
+    ends = np.append(ends, pixels.size - 1)  # of the runs of equal ids; there are few, so this is quicker
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    lengths[0] += 1
+    return np.bincount(pixels[ends], lengths, 256).astype(np.int32)
 
 
 def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | str] | np.ndarray) -> list[str]:
@@ -160,28 +174,33 @@ def ranges(ids: set[int] | frozenset[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
 
 
-def _build(split: Split, labels: RawLabels, workers: int | None, progress: Progress | None) -> np.ndarray:
+def _build(
+    split: Split, labels: RawLabels, workers: int | None, progress: Progress | None
+) -> tuple[np.ndarray, list[str]]:
+    """The counts, and the digests of the masks' files ([] where the split tells none)."""
     results = map_samples(_count, split, len(split), workers=workers, progress=progress)
     unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:
-        faults = unreadable + undeclared(split, labels, results)
+        rows = [result if isinstance(result, str) else result[0] for result in results]
+        faults = unreadable + undeclared(split, labels, rows)
         raise DataError(_listing(f"{len(faults)} masks of split '{split.name}' have faults:", faults))
-    return (
-        np.stack([r for r in results if not isinstance(r, str)]) if results else np.zeros((0, 256), np.int32)
-    )
+    whole = [result for result in results if not isinstance(result, str)]
+    counts = np.stack([row for row, _ in whole]) if whole else np.zeros((0, 256), np.int32)
+    return counts, [digest for _, digest in whole if digest]
 
 
-def _count(split: Split, index: int) -> np.ndarray | str:
-    """Counts of one mask, or what is wrong with it."""
+def _count(split: Split, index: int) -> tuple[np.ndarray, str] | str:
+    """Counts of one mask with the digest of its file ("" where the split tells none), or what is wrong with it."""
+    read = getattr(split, "read_digested", None)
     try:
-        mask = split.read_mask(index)
+        mask, digest = read(index) if read else (split.read_mask(index), "")
     except DataError as error:
         return str(error)
     except OSError as error:
         return f"{split.id(index)}: {error}"
     if mask.ndim != 2 or mask.dtype != np.uint8:
         return f"{split.id(index)}: the mask is {mask.shape} {mask.dtype}, not (H, W) uint8 ids"
-    return count_ids(mask)
+    return count_ids(mask), digest
 
 
 def _listing(head: str, lines: list[str]) -> str:
@@ -192,6 +211,16 @@ def _listing(head: str, lines: list[str]) -> str:
 def _paths(folder: Path, fingerprint: str) -> tuple[Path, Path]:
     key = hashlib.sha256(f"{fingerprint}:{FORMAT}".encode()).hexdigest()
     return folder / f"{key}.npy", folder / f"{key}.json"
+
+
+def _may_be_cached(folder: Path, length: int) -> bool:
+    """Whether an index of so many images lies there: else its masks need not be read to find out that theirs is not."""
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(path.read_bytes())["images"] != length:
+                continue
+        return True  # also one that is damaged: `_load` tells
+    return False
 
 
 def _load(folder: Path, fingerprint: str, length: int) -> np.ndarray | None:

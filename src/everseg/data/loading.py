@@ -7,17 +7,19 @@ every process takes its slice of one global order: workers, ranks and restarts n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from everseg.config import DataConfig
 from everseg.data.base import Split
+from everseg.data.parallel import keep_memory
 from everseg.data.transforms import (
     center_transform,
     flip_and_shift,
@@ -51,6 +53,10 @@ class Loaded:
     """(B, H, W) uint8 train ids."""
     ids: tuple[str, ...]
     branch: str = "default"
+
+    def pin_memory(self) -> Loaded:
+        """The same in page-locked memory; torch's loader asks for it where batches go to a GPU."""
+        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
     def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
         """The batch on a device, as models and losses take it."""
@@ -122,18 +128,18 @@ class _Samples(Dataset):
             )
         if epoch is None:
             image, label = self._plain(image, label)
-            return image, view.lut[label], sample_id, view.branch
+            return image, view.lut.take(label), sample_id, view.branch
         data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
         if data.transform == "resize":
             image, label = resize_transform(image, label, size=data.size)
             image, label = flip_and_shift(
-                image, view.lut[label], flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
+                image, view.lut.take(label), flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
             )
             return image, label, sample_id, view.branch
         image, label = train_transform(
-            image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng
+            image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng, table=view.lut
         )
-        return image, view.lut[label], sample_id, view.branch
+        return image, label, sample_id, view.branch
 
     def _plain(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         data = self.data
@@ -154,19 +160,40 @@ def _collate(samples: list[Any]) -> Loaded | EversegError:
         return DataError(
             f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
         )
-    return Loaded(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), ids, branches[0])
+    return Loaded(_stacked(images), _stacked(labels), ids, branches[0])
 
 
-def _loader(
-    samples: _Samples, batches: list[list[tuple[int | None, int]]], workers: int, pin: bool
-) -> Iterator[Loaded]:
+def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    """One tensor of all; torch's own function makes it in a worker in the memory it shares with the main process."""
+    return default_collate([torch.from_numpy(array) for array in arrays])
+
+
+Keys = list[tuple[int | None, int]]
+"""What `_Samples` is asked for to make a batch."""
+
+
+class _Plan(Sampler[Keys]):
+    """The keys of each batch, made when the loader asks for it: nothing grows with the number of batches."""
+
+    def __init__(self, batches: Callable[[], Iterator[Keys]], length: int) -> None:
+        self._batches, self._length = batches, length
+
+    def __iter__(self) -> Iterator[Keys]:
+        return self._batches()
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def _loader(samples: _Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[Loaded]:
     loader = DataLoader(
         samples,
-        batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
+        batch_sampler=plan,
+        num_workers=min(workers, len(plan)),
         collate_fn=_collate,
         pin_memory=pin,
         timeout=300 if workers else 0,
+        worker_init_fn=_begin_worker,
     )
     iterator = iter(loader)
     while True:
@@ -184,6 +211,25 @@ def _loader(
         if isinstance(loaded, EversegError):
             raise loaded
         yield loaded
+
+
+def _begin_worker(number: int) -> None:
+    keep_memory()
+
+
+class Timed(Iterator[Loaded]):
+    """Batches, with the time spent waiting for them in `seconds`; whoever reads it sets it back to 0."""
+
+    def __init__(self, batches: Iterator[Loaded]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> Loaded:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 def train_batches(
@@ -221,23 +267,26 @@ def train_batches(
                 f"step {step} has {count} images{where}, fewer than the {world} processes that share each batch"
             )
     per_branch = epoch_length(counts, batch) // len(counts)
-    plan: list[list[tuple[int | None, int]]] = []
-    orders: list[np.ndarray] = []
-    order_epoch = -1
-    for iteration in range(start, stop):
-        turn, which = divmod(iteration, len(counts))
-        epoch, slot = divmod(turn, per_branch)
-        if epoch != order_epoch:
-            orders = [
-                positions[epoch_order(seed, step, epoch, len(positions), number)]
-                for number, positions in enumerate(branches.values())
-            ]
-            order_epoch = epoch
-        size = sizes[which]
-        chosen = orders[which][slot * size : (slot + 1) * size]
-        mine = chosen[rank * size // world : (rank + 1) * size // world]
-        plan.append([(epoch, int(position)) for position in mine])
-    return _loader(samples, plan, data.workers, pin) if plan else iter(())
+
+    def plan() -> Iterator[Keys]:
+        orders: list[np.ndarray] = []
+        order_epoch = -1
+        for iteration in range(start, stop):
+            turn, which = divmod(iteration, len(counts))
+            epoch, slot = divmod(turn, per_branch)
+            if epoch != order_epoch:
+                orders = [
+                    positions[epoch_order(seed, step, epoch, len(positions), number)]
+                    for number, positions in enumerate(branches.values())
+                ]
+                order_epoch = epoch
+            size = sizes[which]
+            chosen = orders[which][slot * size : (slot + 1) * size]
+            mine = chosen[rank * size // world : (rank + 1) * size // world]
+            yield [(epoch, position) for position in mine.tolist()]
+
+    length = max(0, stop - start)
+    return _loader(samples, _Plan(plan, length), data.workers, pin) if length else iter(())
 
 
 def plain_batches(
@@ -255,11 +304,15 @@ def plain_batches(
     """
     samples = _Samples(views, data, 0, 0)
     size = 1 if data.evaluation == "whole" else batch
-    plan: list[list[tuple[int | None, int]]] = []
-    for positions in samples.branches().values():
-        mine = positions[rank::world].tolist()
-        plan += [[(None, position) for position in mine[i : i + size]] for i in range(0, len(mine), size)]
-    return _loader(samples, plan, data.workers, pin) if plan else iter(())
+    shares = [positions[rank::world] for positions in samples.branches().values()]
+
+    def plan() -> Iterator[Keys]:
+        for mine in shares:
+            for i in range(0, len(mine), size):
+                yield [(None, position) for position in mine[i : i + size].tolist()]
+
+    length = sum(-(-len(mine) // size) for mine in shares)
+    return _loader(samples, _Plan(plan, length), data.workers, pin) if length else iter(())
 
 
 def normalised_batches(

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -88,6 +89,7 @@ def train_transform(
     scale: tuple[float, float],
     flip: float,
     rng: random.Random,
+    table: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Random resized crop, then a horizontal flip.
 
@@ -98,13 +100,16 @@ def train_transform(
         scale: range of the crop's area relative to the image's.
         flip: probability of the flip.
         rng: the sample's random stream; the flip's draw is made whatever `flip` is.
+        table: (256,) uint8, raw id -> train id of the label; None leaves the ids. It is applied to the cut-out, which
+            gives the same as applying it to the result and is less work where the cut-out is enlarged.
 
     Returns:
         (3, crop, crop) uint8 and (crop, crop) uint8, both contiguous.
     """
     height, width = label.shape
     top, left, h, w = random_resized_crop_params(width, height, scale=scale, rng=rng)
-    x, y = _resize(image[top : top + h, left : left + w], label[top : top + h, left : left + w], crop, crop)
+    box = slice(top, top + h), slice(left, left + w)
+    x, y = _resize(image[box], label[box] if table is None else table.take(label[box]), crop, crop)
     if rng.random() < flip:
         x, y = x[:, ::-1], y[:, ::-1]
     return _channels_first(x), np.array(y, order="C")
@@ -222,9 +227,28 @@ def _overlap(move: int, length: int) -> slice:
 def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     if label.shape == (height, width):
         return image, label
-    x = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
     y = Image.fromarray(np.ascontiguousarray(label)).resize((width, height), Image.Resampling.NEAREST)
-    return np.asarray(x), np.asarray(y)
+    return _bilinear(image, height, width), np.asarray(y)
+
+
+def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 as Pillow does, to the bit.
+
+    Both Pillow and torch weigh pixels by whole numbers, Pillow in steps of 2^-22, torch in steps of 2^-14, and round
+    between the two directions. Where all weights are multiples of torch's step, the results are equal, and torch's
+    vector code does it in a third of the time.
+    """
+    if not (_weights_are_exact(image.shape[0], height) and _weights_are_exact(image.shape[1], width)):
+        x = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(x.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _weights_are_exact(source: int, target: int) -> bool:
+    """Whether the weights are multiples of 2^-14: enlarged to a power of two up to 2^13 they are of 1 / 2 target."""
+    return source <= target <= 2**13 and target & (target - 1) == 0
 
 
 def _channels_first(image: np.ndarray) -> np.ndarray:

@@ -7,23 +7,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
 from everseg import registry
-from everseg.config import DataConfig, RunConfig
+from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.datasets import load_dataset, load_domains
-from everseg.data.index import class_counts
 from everseg.engine.checkpoint import read_json, write_json
 from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
 from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
+from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import StopRequest, all_reduce_max, derive_seed, locked, make_accelerator
 from everseg.engine.sequence import run_sequence
@@ -35,85 +33,8 @@ from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
 from everseg.scenarios.domain_incremental import needed_domains
-from everseg.scenarios.steps import Source, Step, missing_splits
+from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The data with their class index, and the steps made of them."""
-
-    datasets: Mapping[str, Dataset]
-    """Domain -> data set; in runs on one data set its own name -> it."""
-    counts: Mapping[str, np.ndarray]
-    """"key/split" -> (N, 256) pixels per raw id of every image."""
-    steps: tuple[Step, ...]
-
-
-def prepare(config: RunConfig, progress: Progress) -> Prepared:
-    """Open the data, index their classes (cached) and build the scenario.
-
-    Of the domains only those that some step teaches are opened; a scenario of the user's own gets all.
-
-    Raises:
-        ConfigError, DataError: what the data or the scenario lack.
-    """
-    several = bool(config.data.domains)
-    if config.scenario.kind in registry.BUILTIN["scenario"] and several != (
-        config.scenario.kind == "domain-incremental"
-    ):
-        raise ConfigError(
-            f"scenario.kind: '{config.scenario.kind}' needs data.domains (domain name -> its data)"
-            if not several
-            else f"scenario.kind: '{config.scenario.kind}' takes one data set, but data.domains names "
-            f"{', '.join(config.data.domains)}; use scenario.kind=domain-incremental"
-        )
-    data = config.data
-    if config.scenario.kind == "domain-incremental":
-        kept = {name: data.domains[name] for name in needed_domains(config.scenario.steps, data.domains)}
-        data = data.model_copy(update={"domains": kept})
-    datasets = open_datasets(data)
-    wanted = sorted(
-        {"train", config.scenario.test_split} | ({"val"} if config.scenario.validation == "split" else set())
-    )
-    whose = "domain" if several else "data set"
-    if missing := [
-        text
-        for key, dataset in datasets.items()
-        for text in missing_splits(f"{whose} '{key}'", wanted, dataset.splits)
-    ]:
-        raise ConfigError(missing)
-    counts = {
-        f"{key}/{name}": _indexed(dataset, name, f"{key}/{name}", progress)
-        for key, dataset in datasets.items()
-        for name in wanted
-    }
-    build = registry.resolve("scenario", config.scenario.kind)
-    if several:
-        steps = build(config.scenario, datasets, counts, seed=config.seed)
-    else:
-        ((key, dataset),) = datasets.items()
-        steps = build(config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed)
-    return Prepared(datasets, counts, steps)
-
-
-def open_datasets(data: DataConfig) -> dict[str, Dataset]:
-    """Open a run's data: every domain under its name, or the one data set under its own."""
-    if data.domains:
-        return load_domains(data)
-    dataset = load_dataset(data)
-    return {dataset.name: dataset}
-
-
-def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.ndarray:
-    """Count the classes of a split, with progress."""
-    split = dataset.splits[name]
-    progress.begin(f"indexing the classes of {title}", len(split))
-    counts = class_counts(
-        split, dataset.labels, progress=lambda done, _total: progress.update(done, {}, 0.0, 0.0)
-    )
-    progress.end()
-    return counts
 
 
 def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) -> RunFolder:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import View, epoch_length, normalised_batches, train_batches
+from everseg.data.loading import Timed, View, epoch_length, normalised_batches, train_batches
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
 from everseg.engine.guard import Guard
@@ -249,6 +249,7 @@ class StepJob:
             pin=accelerator.device.type == "cuda",
         )
         self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
+        batches = Timed(batches)
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         guard = self._guard()
@@ -266,10 +267,11 @@ class StepJob:
             due_log = done % config.train.log_every == 0 or done == self.total
             if due_log:
                 guard.look()
-                speed = images / (time.perf_counter() - clock)
-                clock, images = time.perf_counter(), 0
+                spent = time.perf_counter() - clock
+                speed, data_wait = images / spent, batches.seconds / spent
+                clock, images, batches.seconds = time.perf_counter(), 0, 0.0
                 named = _named(recent) if len(self.step.trained_branches) > 1 else logged
-                self._log(done, named, lr, speed, guard.norm)
+                self._log(done, named, lr, speed, guard.norm, data_wait)
             due = done % config.train.checkpoint_every == 0
             # off the CPU, agreeing on a stop waits for the device; alone there is nothing to agree on
             agree = guard.at_once or world == 1 or due_log or due
@@ -301,7 +303,9 @@ class StepJob:
         names = self.step.spaces[branch].names[self.step.num_old(branch) :]
         return ", ".join(domains or [name for name in names if name != "background"])
 
-    def _log(self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float) -> None:
+    def _log(
+        self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float, data_wait: float
+    ) -> None:
         terms = {name: float(value) for name, value in logged.items()}
         epoch = done / self.epoch
         memory = resident_bytes()
@@ -315,6 +319,7 @@ class StepJob:
             lr=lr,
             grad_norm=norm,
             images_per_second=round(speed, 2),
+            data_wait=round(data_wait, 4),
             memory=memory,
             terms=terms,
         )
@@ -323,6 +328,7 @@ class StepJob:
             terms,
             lr=lr,
             images_per_second=speed,
+            data_wait=data_wait,
             grad_norm=norm,
             memory=memory,
             gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,

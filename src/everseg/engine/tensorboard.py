@@ -82,6 +82,7 @@ class Events:
         *,
         lr: float | Mapping[str, float],
         images_per_second: float,
+        data_wait: float | None = None,
         grad_norm: float | None = None,
         memory: float | None = None,
         gpu_memory: float | None = None,
@@ -94,6 +95,7 @@ class Events:
             terms: loss term -> value, weight applied: `train/loss/<term>`, and their sum `train/loss`.
             lr: learning rate, `train/lr`, or one for each group, `train/lr/<group>`.
             images_per_second: `sys/img_s`, over all processes.
+            data_wait: share of the time spent waiting for the loader, `sys/data_wait`.
             grad_norm: `train/grad_norm`.
             memory: memory of this process in bytes, `sys/mem` in GiB.
             gpu_memory: memory on the GPU in bytes, `sys/gpu_mem` in GiB.
@@ -106,7 +108,7 @@ class Events:
         }
         values |= _tagged("train/loss", terms)
         values |= _tagged("train/lr", lr) if isinstance(lr, Mapping) else {"train/lr": lr}
-        values |= {"train/grad_norm": grad_norm, "sys/img_s": images_per_second}
+        values |= {"train/grad_norm": grad_norm, "sys/img_s": images_per_second, "sys/data_wait": data_wait}
         values |= {"sys/mem": _gibibytes(memory), "sys/gpu_mem": _gibibytes(gpu_memory)}
         values |= _tagged("train", extra or {})
         with self._writing(iteration) as file:

@@ -46,7 +46,7 @@ class _DomainPreset:
 @cache
 def _part(name: str) -> dict[str, Any]:
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return parse(text, f"presets/{name}.yaml").value
+    return parse(text, f"presets/{name}.yaml", quick=True).value
 
 
 @cache

@@ -20,8 +20,9 @@ from everseg.data.loading import normalised_batches
 from everseg.engine.checkpoint import write_bytes, write_json, writing
 from everseg.engine.evaluate import views_of
 from everseg.engine.folder import RunFolder
+from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.progress import Progress
-from everseg.engine.run import Prepared, prepare, user_builder
+from everseg.engine.run import user_builder
 from everseg.engine.runtime import derive_seed
 from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace

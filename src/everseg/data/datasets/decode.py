@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -65,16 +65,21 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
         DataError: the file is missing, unreadable, no regular file (a FIFO or device would block), or
             outside `root`.
     """
-    path = root / relative
-    if "\0" in relative or relative.startswith("/") or ".." in PurePosixPath(relative).parts:
+    parts = relative.split("/")
+    if "\0" in relative or relative.startswith("/") or ".." in parts:
         raise DataError(f"{relative!r}: leads out of the data folder {root}; list only files inside it")
+    path: Path | str = f"{root}{os.sep}{relative}"  # pathlib would take longer than opening the file
     try:
-        if not follow_links and not path.resolve(strict=True).is_relative_to(root):
-            raise DataError(
-                f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
-                " or set data.options.follow_links=true"
-            )
-        if not stat.S_ISREG(path.stat().st_mode):
+        info = _below(root, parts)
+        if info is None:  # a link somewhere on the way
+            path = Path(path)
+            if not follow_links and not path.resolve(strict=True).is_relative_to(root):
+                raise DataError(
+                    f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
+                    " or set data.options.follow_links=true"
+                )
+            info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
             raise DataError(f"{path}: is not a regular file; replace it by the picture, or leave it out")
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(path, flags), "rb")
@@ -85,7 +90,22 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
         raise DataError(f"{path}: cannot be opened ({reason}); check its permissions and links") from None
 
 
-def open_picture(file: BinaryIO, shown: Path, reading: Reading) -> Image.Image:
+def _below(root: Path, parts: list[str]) -> os.stat_result | None:
+    """What the system says of a file below the resolved `root`; None if a link lies on the way there.
+
+    A few calls of `lstat` instead of resolving the path, which costs ten times as much.
+    """
+    place = str(root)
+    info = None
+    for part in parts:
+        place = f"{place}{os.sep}{part}"
+        info = os.lstat(place)
+        if stat.S_ISLNK(info.st_mode):
+            return None
+    return info
+
+
+def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.Image:
     """Read a picture's header and check its size against `reading.max_pixels`; nothing is decoded yet.
 
     Raises:
@@ -106,7 +126,7 @@ def open_picture(file: BinaryIO, shown: Path, reading: Reading) -> Image.Image:
     return picture
 
 
-def decode_image(picture: Image.Image, shown: Path) -> Image.Image:
+def decode_image(picture: Image.Image, shown: Path | str) -> Image.Image:
     """Decode an opened image to RGB; grey is spread over the channels and alpha is dropped.
 
     Raises:
@@ -122,7 +142,7 @@ def decode_image(picture: Image.Image, shown: Path) -> Image.Image:
     if picture.mode not in ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr"):
         raise DataError(f"{shown}: colour model {picture.mode} is not supported; convert the image to RGB")
     _decode(picture, shown)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def orientation(picture: Image.Image) -> int:
@@ -142,8 +162,8 @@ def turn(picture: Image.Image, how: int) -> Image.Image:
     return picture.transpose(_TURN[how]) if how in _TURN else picture
 
 
-def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.ndarray:
-    """Decode an opened mask to (H, W) uint8 raw ids.
+def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> np.ndarray:
+    """Decode an opened mask to (H, W) uint8 raw ids; the array may be read-only.
 
     Raises:
         DataError: lossy file format, a colour mask without palette, an unknown colour or id, an id outside
@@ -160,12 +180,12 @@ def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.nda
     if coding.palette is not None:
         return _from_colours(picture, shown, coding.palette)
     if picture.mode in ("P", "L", "1"):
-        ids = np.asarray(picture).astype(np.uint8)
+        ids = np.asarray(picture).astype(np.uint8, copy=False)
         if raw_mode in (
             "L;2",
             "L;4",
         ):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
-            ids //= 85 if raw_mode == "L;2" else 17
+            ids = ids // np.uint8(85 if raw_mode == "L;2" else 17)
     elif picture.mode.startswith("I"):
         ids = np.asarray(picture)
     elif picture.mode in ("RGB", "RGBA", "RGBX"):
@@ -181,10 +201,10 @@ def decode_mask(picture: Image.Image, shown: Path, coding: MaskCoding) -> np.nda
                 f"{shown}: ids from {low} to {high}, but a class id must lie in 0..255 (instance or panoptic ids?);"
                 " export the class ids, or map them in the data.yaml: labels: {map: {...}}"
             )
-    return ids.astype(np.uint8)
+    return ids.astype(np.uint8, copy=False)
 
 
-def _from_table(ids: np.ndarray, shown: Path, table: Mapping[int, int]) -> np.ndarray:
+def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) -> np.ndarray:
     values = np.unique(ids)
     unknown = [v for v in values.tolist() if v not in table]
     if unknown:
@@ -200,7 +220,7 @@ def _from_table(ids: np.ndarray, shown: Path, table: Mapping[int, int]) -> np.nd
     return targets[np.searchsorted(values, ids)]
 
 
-def _from_colours(picture: Image.Image, shown: Path, palette: Mapping[Colour, int]) -> np.ndarray:
+def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colour, int]) -> np.ndarray:
     packed = _packed(picture)
     keys = np.array(sorted(r << 16 | g << 8 | b for r, g, b in palette), np.uint32)
     ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()], np.uint8)
@@ -227,7 +247,7 @@ def _unpack(value: int) -> Colour:
     return int(value) >> 16, int(value) >> 8 & 255, int(value) & 255
 
 
-def _colours_found(picture: Image.Image, shown: Path) -> str:
+def _colours_found(picture: Image.Image, shown: Path | str) -> str:
     values, counts = np.unique(_packed(picture), return_counts=True)
     most = values[np.argsort(-counts, kind="stable")][:_COLOURS_SHOWN]
     lines = [f"    name_{i}: {list(_unpack(v))}" for i, v in enumerate(most)]
@@ -247,7 +267,7 @@ def _raw_mode(picture: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _check_single(picture: Image.Image, shown: Path) -> None:
+def _check_single(picture: Image.Image, shown: Path | str) -> None:
     try:
         pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     except Exception as error:  # counting the pages reads more of the file
@@ -256,7 +276,7 @@ def _check_single(picture: Image.Image, shown: Path) -> None:
         raise DataError(f"{shown}: holds {pages} pages; save the one that is meant")
 
 
-def _decode(picture: Image.Image, shown: Path) -> None:
+def _decode(picture: Image.Image, shown: Path | str) -> None:
     try:
         picture.load()
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -276,7 +296,7 @@ def _what_instead(file: BinaryIO, error: Exception) -> str:
     return f"is not a readable {'/'.join(FORMATS)} picture ({reason}); restore the file, or leave it out"
 
 
-def _too_large(shown: Path, what: str, reading: Reading) -> str:
+def _too_large(shown: Path | str, what: str, reading: Reading) -> str:
     return (
         f"{shown}: {what}, more than the limit of {reading.max_pixels};"
         " if the picture is genuine, raise data.options.max_pixels, or cut it into tiles"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class FileSplit:
     ) -> None:
         self.name = name
         self.root = Path(root).resolve()
+        self._root = str(self.root)
         self.warnings = tuple(warnings)
         self._coding = MaskCoding(palette, id_table)
         self._reading = reading or Reading()
@@ -118,14 +120,29 @@ class FileSplit:
             DataError: missing, unreadable, truncated, or not a mask of ids.
         """
         relative = self._sample(index)[2]
-        shown = self.root / relative
+        shown = f"{self._root}{os.sep}{relative}"
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             return decode_mask(open_picture(file, shown, self._reading), shown, self._coding)
 
-    def fingerprint(self) -> str:
+    def read_digested(self, index: int) -> tuple[np.ndarray, str]:
+        """Decode the mask and give its file's SHA-256 too: for `fingerprint`, with the file read once.
+
+        Raises:
+            DataError: as `read_mask`.
+        """
+        relative = self._sample(index)[2]
+        shown = f"{self._root}{os.sep}{relative}"
+        data = self._mask_bytes(relative)
+        mask = decode_mask(open_picture(io.BytesIO(data), shown, self._reading), shown, self._coding)
+        return mask, hashlib.sha256(data).hexdigest()
+
+    def fingerprint(self, digests: Sequence[str] | None = None) -> str:
         """SHA-256 over the ids, the masks' bytes and how their pixels are read; read once and remembered.
 
         It does not depend on where the data lie, nor on the images.
+
+        Args:
+            digests: SHA-256 of every mask's file, if known (`read_digested`); then nothing is read.
 
         Raises:
             DataError: a mask is missing or unreadable.
@@ -139,9 +156,8 @@ class FileSplit:
                 else None,
             }
             total = hashlib.sha256(json.dumps(head).encode())
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                for index, digest in enumerate(pool.map(self._mask_digest, range(len(self)))):
-                    total.update(f"\n{self.id(index)}\0{digest}".encode("utf-8", "surrogateescape"))
+            for index, digest in enumerate(self._mask_digests() if digests is None else digests):
+                total.update(f"\n{self.id(index)}\0{digest}".encode("utf-8", "surrogateescape"))
             self._fingerprint = total.hexdigest()
         return self._fingerprint
 
@@ -155,16 +171,20 @@ class FileSplit:
 
     def _image(self, index: int) -> tuple[Image.Image, int]:
         relative = self._sample(index)[1]
-        shown = self.root / relative
+        shown = f"{self._root}{os.sep}{relative}"
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             picture = open_picture(file, shown, self._reading)
             return decode_image(picture, shown), orientation(picture)
 
-    def _mask_digest(self, index: int) -> str:
-        relative = self._sample(index)[2]
+    def _mask_digests(self) -> Iterator[str]:
+        relative = (self._sample(index)[2] for index in range(len(self)))
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # they wait for the disk together
+            yield from pool.map(lambda one: hashlib.sha256(self._mask_bytes(one)).hexdigest(), relative)
+
+    def _mask_bytes(self, relative: str) -> bytes:
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             try:
-                return hashlib.sha256(file.read()).hexdigest()
+                return file.read()
             except OSError as error:
                 raise DataError(f"{self.root / relative}: cannot be read ({error.strerror})") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -99,15 +99,33 @@ class Relabelled:
         """Decode the mask only, (H, W) uint8 raw ids after the table."""
         return self._mapped(self._split.read_mask(index))
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the wrapped split's fingerprint and the table."""
-        return hashlib.sha256(
-            f"{self._split.fingerprint()}:{self._table.tobytes().hex()}".encode()
-        ).hexdigest()
+    @property
+    def read_digested(self) -> Callable[[int], tuple[np.ndarray, str]]:
+        """The wrapped split's method with the mask after the table; no such attribute if that split has none."""
+        read = self._split.read_digested  # type: ignore[attr-defined]
+
+        def read_digested(index: int) -> tuple[np.ndarray, str]:
+            mask, digest = read(index)
+            return self._mapped(mask), digest
+
+        return read_digested
+
+    @property
+    def index_key(self) -> Callable[[], str]:
+        """The wrapped split's method with the table in its key; no such attribute if that split has none."""
+        key = self._split.index_key  # type: ignore[attr-defined]
+        return lambda: self._with_table(key())
+
+    def fingerprint(self, *digests: Sequence[str]) -> str:
+        """SHA-256 of the wrapped split's fingerprint (which may take the masks' digests) and the table."""
+        return self._with_table(self._split.fingerprint(*digests))
+
+    def _with_table(self, fingerprint: str) -> str:
+        return hashlib.sha256(f"{fingerprint}:{self._table.tobytes().hex()}".encode()).hexdigest()
 
     def _mapped(self, mask: np.ndarray) -> np.ndarray:
         """The mask after the table; one that is not of bytes is left to the checks that name it."""
-        return self._table[mask] if mask.dtype == np.uint8 else mask
+        return self._table.take(mask) if mask.dtype == np.uint8 else mask
 
 
 def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:

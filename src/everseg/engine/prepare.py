@@ -1,0 +1,103 @@
+"""What is made before a run trains: data, class index and steps; without torch, so that it is quick (floor 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from everseg import registry
+from everseg.config import DataConfig, RunConfig
+from everseg.data.base import Dataset
+from everseg.data.datasets import load_dataset, load_domains
+from everseg.data.index import class_counts
+from everseg.engine.progress import Progress
+from everseg.errors import ConfigError
+from everseg.scenarios.domain_incremental import needed_domains
+from everseg.scenarios.steps import Step, missing_splits
+from everseg.scenarios.summary import summarise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data with their class index, and the steps made of them."""
+
+    datasets: Mapping[str, Dataset]
+    """Domain -> data set; in runs on one data set its own name -> it."""
+    counts: Mapping[str, np.ndarray]
+    """"key/split" -> (N, 256) pixels per raw id of every image."""
+    steps: tuple[Step, ...]
+
+
+def prepare(config: RunConfig, progress: Progress) -> Prepared:
+    """Open the data, index their classes (cached) and build the scenario.
+
+    Of the domains only those that some step teaches are opened; a scenario of the user's own gets all.
+
+    Raises:
+        ConfigError, DataError: what the data or the scenario lack.
+    """
+    several = bool(config.data.domains)
+    if config.scenario.kind in registry.BUILTIN["scenario"] and several != (
+        config.scenario.kind == "domain-incremental"
+    ):
+        raise ConfigError(
+            f"scenario.kind: '{config.scenario.kind}' needs data.domains (domain name -> its data)"
+            if not several
+            else f"scenario.kind: '{config.scenario.kind}' takes one data set, but data.domains names "
+            f"{', '.join(config.data.domains)}; use scenario.kind=domain-incremental"
+        )
+    data = config.data
+    if config.scenario.kind == "domain-incremental":
+        kept = {name: data.domains[name] for name in needed_domains(config.scenario.steps, data.domains)}
+        data = data.model_copy(update={"domains": kept})
+    datasets = open_datasets(data)
+    wanted = sorted(
+        {"train", config.scenario.test_split} | ({"val"} if config.scenario.validation == "split" else set())
+    )
+    whose = "domain" if several else "data set"
+    if missing := [
+        text
+        for key, dataset in datasets.items()
+        for text in missing_splits(f"{whose} '{key}'", wanted, dataset.splits)
+    ]:
+        raise ConfigError(missing)
+    counts = {
+        f"{key}/{name}": _indexed(dataset, name, f"{key}/{name}", progress)
+        for key, dataset in datasets.items()
+        for name in wanted
+    }
+    build = registry.resolve("scenario", config.scenario.kind)
+    if several:
+        steps = build(config.scenario, datasets, counts, seed=config.seed)
+    else:
+        ((key, dataset),) = datasets.items()
+        steps = build(config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed)
+    return Prepared(datasets, counts, steps)
+
+
+def open_datasets(data: DataConfig) -> dict[str, Dataset]:
+    """Open a run's data: every domain under its name, or the one data set under its own."""
+    if data.domains:
+        return load_domains(data)
+    dataset = load_dataset(data)
+    return {dataset.name: dataset}
+
+
+def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
+    """What every step will see before training: new classes, images, pixels per class, leaks between steps."""
+    prepared = prepare(config, Progress(quiet=quiet))
+    return summarise(prepared.steps, prepared.counts)
+
+
+def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.ndarray:
+    """Count the classes of a split, with progress."""
+    split = dataset.splits[name]
+    progress.begin(f"indexing the classes of {title}", len(split))
+    counts = class_counts(
+        split, dataset.labels, progress=lambda done, _total: progress.update(done, {}, 0.0, 0.0)
+    )
+    progress.end()
+    return counts
