@@ -9,12 +9,11 @@ the median of runs in turn.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.common import Figure, in_turn, medians, ratio, table
+from benchmarks.common import Figure, in_turn, main, medians, ratio
 from benchmarks.photographs import LABELS, SIZE, write_split
 from everseg.config import DataConfig
 from everseg.data.datasets.files import FileSplit
@@ -363,17 +362,5 @@ def plan_figure(split: FileSplit) -> Figure:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; write JSON if asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    found = figures(options.quick)
-    print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps([figure.to_json() for figure in found], indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(figures, argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]))

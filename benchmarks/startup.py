@@ -7,17 +7,16 @@ time is the least of all rounds: what the command costs where nothing disturbs i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import everseg
-from benchmarks.common import Figure, in_turn, table
+from benchmarks.common import Figure, in_turn, main
 
 COMMANDS = (
     "--help",
@@ -79,17 +78,5 @@ def _process(code: str, environment: dict[str, str]) -> Callable[[], object]:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; write JSON if asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    found = figures(options.quick)
-    print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps([figure.to_json() for figure in found], indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(figures, argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]))

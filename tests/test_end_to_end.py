@@ -310,7 +310,7 @@ def test_a_step_of_ones_own_plan_may_train_two_branches_in_turn(tmp_path: Path, 
         "    return (replace(first, train=both(first.train), test=both(first.test), spaces=spaces,\n"
         "                    grows={'default': 3, 'night': 3}),)\n"
     )
-    train = {"epochs": 12, "batch": 4, "lr": 0.05, "log_every": 1}
+    train = {"epochs": 24, "batch": 4, "lr": 0.05, "log_every": 1}
     config = settings(tmp_path, method="ft", scenario={"kind": f"{plan}:build"}, train=train)
     done = everseg.run(config, quiet=True)
     one, other = (done.folder.counts(0)[branch] for branch in ("default", "night"))

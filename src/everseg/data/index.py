@@ -215,7 +215,11 @@ def _paths(folder: Path, fingerprint: str) -> tuple[Path, Path]:
 
 def _may_be_cached(folder: Path, length: int) -> bool:
     """Whether an index of so many images lies there: else its masks need not be read to find out that theirs is not."""
-    for path in folder.glob("*.json"):
+    try:
+        manifests = [*folder.glob("*.json")]
+    except OSError:  # a folder that cannot be read serves nobody
+        return False
+    for path in manifests:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(path.read_bytes())["images"] != length:
                 continue
