@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
@@ -42,8 +43,8 @@ class Source:
     preprocessing: Path | None
 
 
-def library() -> Any:
-    """Import transformers.
+def library() -> tuple[Any, Any]:
+    """Import transformers and its tables of classes.
 
     Raises:
         ConfigError: it is not installed, or cannot be imported.
@@ -52,7 +53,7 @@ def library() -> Any:
         import transformers
         from transformers.models.auto import modeling_auto
 
-        return transformers, modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
+        return transformers, modeling_auto
     except Exception as error:  # a torchvision that does not fit torch raises nearly anything
         raise ConfigError(
             "model.encoder: hf: needs the package transformers (pip install 'everseg[hf]'), which cannot be "
@@ -62,7 +63,7 @@ def library() -> Any:
 
 def known_types() -> list[str]:
     """The types of model that can be an encoder."""
-    return sorted({*library()[1], *HIDDEN_STATES} - {*NOT_TAKEN})
+    return sorted({*library()[1].MODEL_FOR_BACKBONE_MAPPING_NAMES, *HIDDEN_STATES} - {*NOT_TAKEN})
 
 
 def describe(
@@ -155,19 +156,19 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
     Raises:
         CheckpointError: damaged; weights that are missing, of another shape, or not finite.
     """
-    kind = description["type"]
-    auto = library()[0]
-    factory = auto.AutoModel if kind in HIDDEN_STATES else auto.AutoBackbone
+    kind, tables = description["type"], library()[1]
+    config = _config(kind, description["config"], description["taps"])
+    classes = tables.MODEL_MAPPING if kind in HIDDEN_STATES else tables.MODEL_FOR_BACKBONE_MAPPING
     where = f"weights of 'hf:{source.folder}'"
     try:
         with _quiet():
-            body, told = factory.from_pretrained(
-                source.folder, config=_config(kind, description["config"], description["taps"]),
+            body, told = classes[type(config)].from_pretrained(
+                str(source.folder), config=config,
                 local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32,
                 use_safetensors=source.weights.suffix == ".safetensors", weights_only=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{where} cannot be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{where} cannot be loaded: {_first_line(error)}") from error
     fresh = {name for name in told["missing_keys"] if name.startswith(MAP_NORMS)}
     missing = sorted({*told["missing_keys"]} - fresh)
     if missing or told["mismatched_keys"]:

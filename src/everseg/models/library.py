@@ -68,7 +68,7 @@ class LibraryEncoder(nn.Module):
         self.multiple = math.lcm(*strides)
         self.out_channels, self.stride = list(self.taps.values())[-1]
         _keep_unused(self.body, maps[-1:] if last_only else maps)
-        inputs = description.get("inputs")
+        inputs = _checked_inputs(description.get("inputs"))
         self.scale: Tensor | None
         self.shift: Tensor | None
         for name in ("scale", "shift"):
@@ -256,9 +256,25 @@ def _module(description: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"model.options: encoder needs {', '.join(sorted(keys))}; give model.encoder={FORM} instead"
         )
-    if description["library"] not in modules:
-        raise ConfigError(f"model.options: encoder: unknown library '{description['library']}'")
-    return modules[description["library"]]
+    library = description["library"]
+    if not isinstance(library, str) or library not in modules:
+        raise ConfigError(f"model.options: encoder: unknown library '{library}'")
+    return modules[library]
+
+
+def _checked_inputs(inputs: Any) -> Mapping[str, list[float]] | None:
+    if inputs is None:
+        return None
+    if not isinstance(inputs, Mapping) or inputs.keys() != {"scale", "shift"}:
+        raise ConfigError(f"model.options: encoder: inputs needs scale and shift, got {inputs}")
+    for values in inputs.values():
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(type(v) in (int, float) for v in values)
+        ):
+            raise ConfigError(f"model.options: encoder: inputs needs three numbers each, got {values}")
+    return inputs
 
 
 def _model(name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, Any]) -> SegmentationModel:

@@ -17,9 +17,10 @@ class MLPDecoder(nn.Module):
     """The light all-MLP head without classifier.
 
     With taps F_i (C_i channels, stride s_i, s_1 the finest):
-    out = act(norm(sum_i up_i(W_i (V_i F_i + b_i)))), where V_i maps C_i to `hidden` channels cell by cell, up_i
+    out = act(norm(sum_i up_i(W_i V_i F_i))), where V_i maps C_i to `hidden` channels cell by cell, up_i
     enlarges s_i / s_1 times, bilinearly, and the W_i side by side are the published fusing layer over the maps joined.
-    W_i stands before up_i: both are linear and up_i keeps constants, so the sum is the same and costs a third.
+    W_i stands before up_i: both are linear, so the sum is the same and costs a third. The published V_i have a bias,
+    which the norm takes away again.
 
     Maps are enlarged by the ratio of the strides and then cut to the finest one's size, so that cells stay where they
     are; to resize the last map to the finest one's size, as the published code does, moves them where the image's
@@ -56,7 +57,9 @@ class MLPDecoder(nn.Module):
         self.taps = tuple(taps)
         self.ratios = [stride // strides[0] for stride in strides]
         self.out_channels = hidden
-        self.project = nn.ModuleList([nn.Conv2d(channels, hidden, 1) for channels, _ in taps.values()])
+        self.project = nn.ModuleList(
+            [nn.Conv2d(channels, hidden, 1, bias=False) for channels, _ in taps.values()]
+        )
         self.fuse = nn.ModuleList([nn.Conv2d(hidden, hidden, 1, bias=False) for _ in taps])
         self.norm = build_norm(norm, hidden)
         self.act = build_activation(norm)
