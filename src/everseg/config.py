@@ -114,8 +114,12 @@ class ModelConfig(_Section):
 
     name: str = "deeplabv3-resnet101"
     """A name of `everseg list models`, or your own file.py:build."""
+    encoder: str | None = None
+    """Encoder of another library, under model.name=mlp or deeplabv3: hf:TYPE (random weights), hf:ORG/NAME[@REVISION]
+    or hf:FOLDER of transformers, timm:NAME (random) or timm:NAME.TAG; null = the architecture's own."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the model's builder."""
+    """Further arguments of the model's builder; with `encoder` also `config`, entries of the library's configuration,
+    and `taps`, which of its maps."""
     output_stride: Literal[8, 16] | None = None
     """Input pixels per cell of the encoder's last map; default the architecture's own (DeepLabV3: 16)."""
     norm: Literal["bn", "abn", "iabn"] | None = None
@@ -125,7 +129,7 @@ class ModelConfig(_Section):
     """Initial encoder weights: a local file (torchvision, timm, In-place ABN or ERFNet names) or hf:org/name
     (a download)."""
     download: bool = False
-    """Allow `weights` to be fetched from the network."""
+    """Allow `weights` and `encoder` to be fetched from the network."""
 
 
 class MethodConfig(_Section):

@@ -43,6 +43,7 @@ ALIASES: dict[str, KeyPath] = {
 _OWNED: dict[KeyPath, tuple[str, ...]] = {
     ("data", "dataset"): ("options",),
     ("model", "name"): ("options",),
+    ("model", "encoder"): ("options", "output_stride"),
     ("method", "name"): ("*",),
 }
 """When such a name changes, these neighbours belonged to the old one and are dropped ("*": all)."""

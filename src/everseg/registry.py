@@ -46,6 +46,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "deeplabv3": "everseg.models.build:deeplabv3",
         "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
         "erfnet": "everseg.models.erfnet:erfnet",
+        "mlp": "everseg.models.library:mlp",
     },
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",

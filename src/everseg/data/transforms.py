@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from everseg.types import IGNORED
+from everseg.types import IGNORED, IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 RATIO = (3 / 4, 4 / 3)
 """Range of the training crop's width : height."""
 _ATTEMPTS = 10

@@ -75,9 +75,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         try:
             prepared = prepare(config, progress)
             if not folder.final(0).is_dir():
-                model = build_model(
-                    config.model
-                )  # wrong names and weights are told before anything is written
+                # wrong names and weights are told before anything is written
+                model = build_model(config.model, config.data.normalisation)
                 for branch in prepared.steps[-1].spaces:
                     model.heads.check(branch)
             held.enter_context(locked(folder.path))
@@ -193,7 +192,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
     teacher, parent = None, None
     if step.is_first:
         torch.manual_seed(derive_seed(config.seed, "model"))
-        model = build_model(config.model)
+        model = build_model(config.model, config.data.normalisation)
     else:
         builder = user_builder(config)
         model, spaces, state, parent = folder.load_final(step.index - 1, builder)

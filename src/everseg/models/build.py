@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from everseg.config import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
+from everseg.models import library
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
@@ -132,21 +133,33 @@ ARCHITECTURES: dict[str, Builder] = {
     "deeplabv3-resnet101": deeplabv3_resnet101,
     "deeplabv3-tiny": deeplabv3_tiny,
     "erfnet": erfnet,
+    "mlp": library.mlp,
+    "library-deeplabv3": library.library_deeplabv3,
 }
 """The only builders that a checkpoint may name."""
 
 
-def build_model(config: ModelConfig) -> SegmentationModel:
+def build_model(
+    config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet"
+) -> SegmentationModel:
     """Build the model of a configuration and load its initial encoder weights.
 
     The weights are drawn from PyTorch's global generator: seed it first.
+
+    Args:
+        config: the `model` section.
+        normalisation: how the run's images are normalised; a library's encoder may want another form.
 
     Raises:
         ConfigError: unknown name, option, or value; an output stride or norm for an architecture that has no such
             choice; or a download that was not allowed.
         CheckpointError: the initial weights are damaged or of another network.
     """
+    if config.encoder is not None:
+        return _on_library_encoder(config, normalisation)
     builder = resolve("model", config.name)
+    if builder in library.DECODERS.values():
+        raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={library.FORM}")
     options = {
         key: value
         for key, value in (("output_stride", config.output_stride), ("norm", config.norm))
@@ -163,6 +176,27 @@ def build_model(config: ModelConfig) -> SegmentationModel:
         model.description = {"name": config.name, "options": options}
     if config.weights is not None:
         load_encoder_weights(model, config.weights, download=config.download)
+    return model
+
+
+def _on_library_encoder(config: ModelConfig, normalisation: Literal["imagenet", "unit"]) -> SegmentationModel:
+    """Build a decoder on an encoder of another library, with its weights."""
+    builder = library.DECODERS.get(config.name)
+    if builder is None:
+        raise ConfigError(
+            f"model.encoder: '{config.name}' has an encoder of its own; encoders of other libraries go with "
+            f"model.name={' or '.join(library.DECODERS)}"
+        )
+    if config.output_stride is not None:
+        raise ConfigError(
+            "model.output_stride: an encoder of another library has its own strides; give model.output_stride=null"
+        )
+    encoder, weights = library.describe(config, normalisation)
+    options = {key: value for key, value in config.options.items() if key not in ("config", "taps")}
+    norm = {} if config.norm is None else {"norm": config.norm}
+    model = _call(config.name, builder, {**norm, **options, "encoder": encoder})
+    if weights is not None:
+        library.load_body(model, weights)
     return model
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
+from everseg.models.hub import fetch
 from everseg.models.model import SegmentationModel
 from everseg.models.parts import (
     NORM_EPS,
@@ -29,6 +30,8 @@ log = logging.getLogger("everseg")
 
 CLASSIFIER = ("fc.", "classifier.", "head.", "last_linear.")
 """Beginnings of the names that belong to the image classifier, which is dropped."""
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of a hub repository's weights, the better one first."""
 WRAPPERS = ("model_state", "state_dict", "model")
 ERFNET_DOWN = ({"conv": "conv"}, {"bn": "norm"}, {"bn_ini": "norm"})
 """Names in the original ERFNet -> ours of what a change of resolution has: shared; plain norms; owned by domains."""
@@ -72,7 +75,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
         CheckpointError: damaged or unsafe file; names or shapes that do not fit, or values that are not finite
             (all listed, at most 20 lines).
     """
-    path = _fetch(spec[3:], download) if spec.startswith("hf:") else Path(spec).expanduser()
+    path = weight_file(spec, download)
     state = encoder_state(read_tensors(path), str(spec))
     plain = _single_path(model.encoder)
     from_abn = any(name.startswith("mod1.") for name in state)
@@ -98,6 +101,19 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     sentence = f"encoder: {count} tensors from {spec}{note}"
     log.info(sentence)
     return sentence
+
+
+def weight_file(spec: str, download: bool, key: str = "model.weights") -> Path:
+    """The file that a path or `hf:org/name[@revision]` stands for.
+
+    Raises:
+        ConfigError: a download that failed or was not allowed.
+    """
+    if not spec.startswith("hf:"):
+        return Path(spec).expanduser()
+    found = fetch(spec[3:], WEIGHT_FILES, download=download, key=key)
+    assert found is not None
+    return found
 
 
 def _single_path(encoder: nn.Module) -> nn.Module:
@@ -158,8 +174,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def encoder_state(loaded: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Unwrap a checkpoint's weights, strip `module.`, and drop the classifier.
+def encoder_state(
+    loaded: Mapping[str, Any], where: str, classifier: tuple[str, ...] = CLASSIFIER
+) -> dict[str, Tensor]:
+    """Unwrap a checkpoint's weights, strip `module.`, and drop the classifier, by the beginnings of its names.
 
     Raises:
         CheckpointError: something else than tensors among the weights.
@@ -172,7 +190,7 @@ def encoder_state(loaded: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(f"weights '{where}': not a tensor: {', '.join(others[:20])}")
-    return {name: value for name, value in state.items() if not name.startswith(CLASSIFIER)}
+    return {name: value for name, value in state.items() if not name.startswith(classifier)}
 
 
 def convert_encoder_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -280,27 +298,3 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     for name in absolute:
         state[f"{name}.weight"] = (state[f"{name}.weight"] - NORM_EPS).clamp(min=0)
     return " (weight = gamma - 1e-5 for norm 'iabn')" if absolute else ""
-
-
-def _fetch(spec: str, download: bool) -> Path:
-    """Find a repository's weight file in the hub's cache, or download it where that is allowed."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    repo, _, revision = spec.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ConfigError(f"model.weights: 'hf:{spec}' is not of the form hf:org/name[@revision]")
-    problem: Exception | None = None
-    for filename in ("model.safetensors", "pytorch_model.bin"):
-        try:
-            found = hf_hub_download(repo, filename, revision=revision or None, local_files_only=not download)
-            return Path(found)
-        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
-            problem = error
-        except (HfHubHTTPError, OSError) as error:
-            raise ConfigError(f"model.weights: 'hf:{spec}' could not be downloaded: {error}") from error
-    if download:
-        raise ConfigError(f"model.weights: 'hf:{spec}' could not be downloaded: {problem}")
-    raise ConfigError(
-        f"model.weights: 'hf:{spec}' is not on this machine; allow the download with model.download=true"
-    )

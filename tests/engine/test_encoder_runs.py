@@ -1,0 +1,84 @@
+"""Whole runs on library encoders: two steps with a teacher, dropout and stochastic depth, killed and continued."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+from encoders import TYPES, need_transformers
+from processes import complete, ranks, results
+from toy import settings
+
+import everseg
+from everseg.engine.folder import load_model
+
+need_transformers()
+
+
+def configured(out, kind: str = "segformer", decoder: str = "mlp", **changes) -> dict:
+    dropping = {"drop_path_rate": 0.3, "hidden_dropout_prob": 0.2} if kind in ("segformer", "swin") else {}
+    options = {"config": {**TYPES[kind], **dropping}, "hidden": 8}
+    if decoder == "deeplabv3":
+        options |= {"out_channels": 8}
+    config = settings(out, **changes)
+    config["data"] |= {"options": {"train": 16, "val": 4}}
+    return {**config, "model": {"name": decoder, "encoder": f"hf:{kind}", "options": options}}
+
+
+def test_a_killed_run_continues_to_the_same_bytes_through_dropout(tmp_path):
+    undisturbed, killed = configured(tmp_path / "a"), configured(tmp_path / "b")
+    assert complete(undisturbed) == 0
+    expected = results(tmp_path / "a" / "toy")
+    assert len(expected) == 12
+    for flush in (2, 9):
+        code = complete(killed, kill_at_flush=flush)
+        assert code == -signal.SIGKILL
+    assert complete(killed) == 0
+    assert results(tmp_path / "b" / "toy") == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "method"),
+    [
+        ("segformer", "mlp", "mib"),
+        ("convnext", "deeplabv3", "mib"),
+        ("resnet", "deeplabv3", "ilt"),
+        ("swin", "deeplabv3", "mib"),
+        ("dinov2", "mlp", "ilt"),
+    ],
+)
+def test_two_steps_with_a_teacher(kind, name, method, tmp_path):
+    config = configured(
+        tmp_path, kind, name, method={"name": method}, train={"epochs": 1, "epochs_next": 1, "log_every": 1}
+    )
+    run = everseg.run(config, quiet=True)
+    lines = map(json.loads, (run.path / "journal.jsonl").read_text().splitlines())
+    terms = [line["terms"] for line in lines if "terms" in line]
+    assert all(math.isfinite(value) for term in terms for value in term.values())
+    assert {"mib": {"ce", "kd"}, "ilt": {"ce", "kd", "feature"}}[method] == set(terms[-1])
+    assert max(term["kd"] for term in terms if "kd" in term) > 0
+    model, spaces = load_model(tmp_path / "toy" / "steps" / "01" / "final")
+    before, _ = load_model(tmp_path / "toy" / "steps" / "00" / "final")
+    assert model.growth == [{"default": 3}, {"default": 1}]
+    assert spaces["default"].num_classes == 4
+    image = torch.randn(1, 3, 41, 37)
+    taps, old = model(image)["default"].features, before(image)["default"].features
+    assert {n: t.shape for n, t in taps.items()} == {n: t.shape for n, t in old.items()}
+    assert not torch.equal(taps["encoder"], old["encoder"])  # it was trained in step 1
+
+
+def test_bf16_frozen_and_two_processes_run(tmp_path):
+    frozen = configured(
+        tmp_path, "dinov2", "deeplabv3", name="frozen", method={"freeze_encoder": True, "freeze_from": 0},
+        train={"precision": "bf16", "epochs": 1, "epochs_next": 1},
+    )  # fmt: skip
+    everseg.run(frozen, quiet=True)
+    first, second = (load_model(tmp_path / "frozen" / "steps" / s / "final")[0] for s in ("00", "01"))
+    for name, value in first.encoder.state_dict().items():
+        assert torch.equal(value, second.encoder.state_dict()[name])
+    both = configured(tmp_path, "swin", "deeplabv3", name="both", train={"epochs": 1, "epochs_next": 1})
+    assert ranks(both, 2) == [0, 0]
+    assert (tmp_path / "both" / "steps" / "01" / "metrics.json").exists()

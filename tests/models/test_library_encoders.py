@@ -1,0 +1,249 @@
+"""Encoders of transformers: every family, odd sizes, freezing, checkpoints, and nothing run because a file says so."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from encoders import TYPES, WITH_PATCHES, need_transformers, tiny
+from torch import nn
+from torch.testing import assert_close
+
+from everseg.config import ModelConfig
+from everseg.errors import CheckpointError, ConfigError
+from everseg.models.build import build_model, from_description
+from everseg.models.model import frozen_copy
+from everseg.models.parts import NORM_TYPES
+
+need_transformers()
+
+FEW = ("segformer", "resnet", "swin", "dinov2")
+
+
+def grown(kind: str = "segformer", name: str = "mlp", **changes):
+    model = tiny(kind, name, **changes)
+    model.grow({"default": 3})
+    return model
+
+
+def strides(kind: str) -> list[int]:
+    if kind in WITH_PATCHES:
+        return [WITH_PATCHES[kind]] * 4
+    return [8, 16, 32, 32] if kind == "focalnet" else [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", ["mlp", "deeplabv3"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_family_trains_whole_and_takes_odd_sizes(kind, name):
+    model = grown(kind, name).train()
+    output = model(torch.randn(2, 3, 64, 96))["default"]
+    output.logits.square().mean().backward()
+    assert [
+        n for n, p in model.named_parameters() if p.grad is None
+    ] == []  # DDP refuses weights without gradient
+    assert list(output.features) == ["layer1", "layer2", "layer3", "layer4", "encoder", "decoder"]
+    assert output.features["encoder"] is output.features["layer4"]
+    model.eval()
+    for height, width in ((75, 53), (33, 97), (9, 20)):
+        features = (found := model(torch.randn(1, 3, height, width))["default"]).features
+        sizes = [(-(-height // s), -(-width // s)) for s in strides(kind)]
+        assert [tuple(features[f"layer{k + 1}"].shape[2:]) for k in range(4)] == sizes
+        assert tuple(found.logits.shape[2:]) == sizes[0 if name == "mlp" else -1]
+        assert found.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_description_rebuilds_the_model_without_the_library_being_asked_for_a_file(kind, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = grown(kind).eval()
+    again = from_description(json.loads(json.dumps(model.describe())))
+    assert list(again.state_dict()) == list(model.state_dict())
+    again.load_state_dict(model.state_dict(), strict=True)
+    x = torch.randn(1, 3, 40, 56)
+    assert torch.equal(again.eval()(x)["default"].logits, model(x)["default"].logits)
+    assert again.describe() == model.describe()
+
+
+def test_the_image_is_seen_through_whole_cells_and_pixels_beyond_it_are_its_border():
+    encoder = tiny("convnext").encoder.eval()
+    image = torch.randn(1, 3, 40, 50)
+    padded = nn.functional.pad(image, (0, 14, 0, 24), mode="replicate")
+    assert padded.shape[2:] == (64, 64)
+    small, large = encoder(image), encoder(padded)
+    for name, (_, stride) in encoder.taps.items():
+        assert torch.equal(small[name], large[name][..., : -(-40 // stride), : -(-50 // stride)])
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not():
+    options = {"config": TYPES["swin"], "hidden": 8}
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model = build_model(ModelConfig(name="mlp", encoder="hf:swin", options=options))
+        states.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_frozen_encoder_is_bit_unchanged_and_runs_without_dropout(kind):
+    config = {"drop_path_rate": 0.5, "hidden_dropout_prob": 0.5} if kind != "resnet" else {}
+    model = grown(kind, options={"config": {**TYPES[kind], **config}, "dropout": 0.0})
+    x = torch.randn(2, 3, 64, 64)
+
+    def taps() -> torch.Tensor:
+        return model(x)["default"].features["encoder"].detach()
+
+    model.train()
+    if kind != "resnet":
+        assert not torch.equal(taps(), taps())  # dropout
+    model.freeze(encoder=True)
+    before = copy.deepcopy(model.state_dict())
+    assert torch.equal(taps(), taps())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(x)["default"].logits.square().mean().backward()
+    optimizer.step()
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {n for n in before if not n.startswith("encoder.")}
+    model.freeze()
+    assert all(m.training for m in model.encoder.body.modules())
+
+
+def test_statistics_move_in_a_frozen_encoder_only_where_asked():
+    for statistics in (True, False):
+        model = grown("resnet").train()
+        model.freeze(encoder=True, norm=True, statistics=statistics)
+        norms = [m for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert norms
+        before = norms[-1].running_mean.clone()
+        model(torch.randn(2, 3, 64, 64))
+        assert torch.equal(norms[-1].running_mean, before) is statistics
+    affine = [p for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters()]
+    assert affine
+    assert not any(p.requires_grad for p in affine)
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_teacher_is_a_model_of_its_own(kind):
+    model = grown(kind).train()
+    teacher = frozen_copy(model)
+    x = torch.randn(2, 3, 40, 40)
+    old = teacher(x)["default"]
+    model.grow({"default": 2})
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1)
+    model(x)
+    new = teacher(x)["default"]
+    assert torch.equal(old.logits, new.logits)
+    assert all(torch.equal(old.features[name], new.features[name]) for name in old.features)
+    student = model.eval()(x)["default"]
+    assert student.logits.shape[1] == 5
+    assert not torch.equal(student.features["encoder"], new.features["encoder"])
+
+
+def test_decoders_may_belong_to_branches_but_norms_and_adapters_may_not():
+    model = tiny(options={"per_branch": "decoder"})
+    model.grow({"day": 3})
+    model.grow({"night": 2}, init_from="day")
+    outputs = model.eval()(torch.randn(1, 3, 32, 32))
+    assert {b: o.logits.shape[1] for b, o in outputs.items()} == {"day": 3, "night": 2}
+    assert len(model.branch_parameters("night")) > 2
+    for choice in ("norm", "adapter"):
+        with pytest.raises(ConfigError, match=f"'{choice}'.*choose 'head' or 'decoder'"):
+            tiny(options={"per_branch": choice})
+
+
+def test_taps_can_be_chosen():
+    model = tiny("dinov2", options={"taps": ["stage2", "stage8"]})
+    assert list(model.encoder.taps) == ["layer1", "layer2"]
+    assert len(model.encoder.body.encoder.layer) == 8
+    by_number = tiny("segformer", options={"taps": [1, 3]})
+    assert list(by_number.encoder.taps.values()) == [(8, 8), (16, 32)]
+    assert by_number.describe()["options"]["encoder"]["taps"] == [1, 3]
+    tap = tiny("dinov2").describe()["options"]["encoder"]["taps"]
+    assert tap == ["stage2", "stage4", "stage6", "stage8"]  # even depths
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"encoder": "hf:segformr"}, "did you mean 'segformer'.*types: .*convnext"),
+        ({"encoder": "hf:bert"}, "no type of encoder"),
+        ({"encoder": "hf:timm_backbone"}, "no type of encoder"),
+        ({"encoder": "segformer"}, "expected hf:NAME or timm:NAME"),
+        ({"encoder": "tv:resnet18"}, "expected hf:NAME or timm:NAME"),
+        ({"name": "erfnet"}, "an encoder of its own.*model.name=mlp or deeplabv3"),
+        ({"name": "deeplabv3-resnet18"}, "an encoder of its own"),
+        ({"output_stride": 8}, "model.output_stride=null"),
+        ({"weights": "x.pth"}, "takes no file of weights"),
+        ({"options": {"config": {"depth": [1, 1, 1, 1]}}}, "no depth; did you mean 'depths'"),
+        ({"options": {"config": {"depths": "many"}}}, "configuration of 'segformer' is wrong.*depths"),
+        ({"options": {"config": 3}}, "config needs keys and values"),
+        ({"options": {"config": {"num_channels": 4}}}, "num_channels must be 3"),
+        ({"options": {"taps": [0, 9]}}, "numbers of hidden states, 0 to 3"),
+        ({"options": {"taps": ["stage1"]}}, "numbers of hidden states"),
+        ({"options": {"taps": [3, 0]}}, "from fine to coarse"),
+        ({"encoder": "hf:resnet", "options": {"taps": ["stage9"]}}, "stage9"),
+        ({"encoder": "hf:resnet", "options": {"taps": [1]}}, "names of stages"),
+        ({"encoder": "hf:hiera"}, "one size only"),
+        ({"options": {"widths": [1]}}, "it takes encoder, norm, hidden"),
+        ({"options": {"hidden": 0}}, "hidden needs a positive number"),
+        ({"options": {"dropout": 1.0}}, "dropout a probability below 1"),
+        ({"encoder": "hf:someone/no-such-model"}, r"not on this machine.*model\.download=true"),
+        ({"encoder": "timm:resnet18"}, "pip install 'everseg.timm.'|no model|cannot be"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told(config, words, monkeypatch):
+    if config.get("encoder") == "timm:resnet18":
+        monkeypatch.setitem(__import__("sys").modules, "timm", None)  # as where it is not installed
+        words = "pip install 'everseg.timm.'"
+    with pytest.raises(ConfigError, match=words):
+        build_model(ModelConfig(**{"name": "mlp", "encoder": "hf:segformer", **config}))
+
+
+def test_a_decoder_alone_asks_for_its_encoder_and_without_the_extra_it_is_named(monkeypatch):
+    with pytest.raises(ConfigError, match=r"'mlp' needs an encoder: model\.encoder=hf:NAME or timm:NAME"):
+        build_model(ModelConfig(name="mlp"))
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'everseg\[hf\]'"):
+        tiny()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": {"auto_map": {"AutoModel": "evil.Model"}}}, "auto_map"),
+        ({"config": {"trust_remote_code": True}}, "trust_remote_code"),
+        ({"config": {"attn_implementation": "someone/kernel"}}, "attn_implementation"),
+        ({"config": {"_attn_implementation": "someone/kernel"}}, "_attn_implementation"),
+        ({"config": {"quantization_config": {}}}, "quantization_config"),
+        ({"config": {"dtype": "bfloat16"}}, "dtype"),
+        ({"type": "timm_backbone"}, "no type of encoder"),
+        ({"type": "../../evil"}, "no type of encoder"),
+        ({"trust_remote_code": True}, "encoder needs config"),
+        ({"library": "evil"}, "unknown library 'evil'"),
+        ({"library": ["hf"]}, "unknown library"),
+        ({"taps": {"a": 1}}, "numbers of hidden states"),
+        ({"inputs": {"scale": [1, 2], "shift": [0, 0, 0]}}, "three numbers each"),
+        ({"inputs": 3}, "inputs needs scale and shift"),
+    ],
+)
+def test_a_checkpoints_description_cannot_ask_for_code_or_files(changes, words):
+    described = grown().describe()
+    described["options"]["encoder"] |= changes
+    with pytest.raises(CheckpointError, match=words):
+        from_description(described)
+
+
+@pytest.mark.parametrize("name", ["mlp", "deeplabv3"])
+def test_bf16_is_close(name):
+    model = grown("segformer", name).eval()
+    x = torch.randn(1, 3, 50, 70)
+    full = model(x)["default"].logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(x)["default"].logits
+    assert half.dtype == torch.bfloat16
+    assert_close(half.float(), full, atol=0.05, rtol=0.05)

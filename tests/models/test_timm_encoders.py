@@ -1,0 +1,202 @@
+"""The adapter to timm, against a stand-in with timm's feature interface, and timm itself where it can be imported."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from everseg.config import ModelConfig
+from everseg.errors import CheckpointError, ConfigError
+from everseg.models.build import build_model, from_description
+
+
+class Net(nn.Module):
+    """Five stages of stride 2, as timm's `features_only` networks: a list of maps, `feature_info`, `output_fmt`."""
+
+    def __init__(self, out_indices=(0, 1, 2, 3, 4), width: int = 4, channels_last: bool = False) -> None:
+        super().__init__()
+        self.out_indices = out_indices
+        self.output_fmt = types.SimpleNamespace(value="NHWC" if channels_last else "NCHW")
+        widths = [3, *(width * (k + 1) for k in range(5))]
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
+        self.feature_info = types.SimpleNamespace(reduction=lambda: [2 << i for i in out_indices])
+
+    def forward(self, x):
+        maps = []
+        for stage in self.stages:
+            x = stage(x).relu()
+            maps.append(x.permute(0, 2, 3, 1) if self.output_fmt.value == "NHWC" else x)
+        return [maps[i] for i in self.out_indices]
+
+
+class Timm(types.ModuleType):
+    """What the adapter uses of timm."""
+
+    def __init__(self) -> None:
+        super().__init__("timm")
+        self.calls: list[dict] = []
+
+    @staticmethod
+    def is_model(name: str) -> bool:
+        return name in ("toynet", "swinny")
+
+    @staticmethod
+    def get_pretrained_cfg(name: str):
+        known = {"toynet.in1k": "timm/", "toynet": None, "toynet.mine": None}
+        return types.SimpleNamespace(
+            hf_hub_id=known.get(name), classifier="fc", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+        )
+
+    def create_model(
+        self, name, pretrained=False, features_only=False, pretrained_cfg_overlay=None, **kwargs
+    ):
+        self.calls.append({"name": name, "pretrained": pretrained, **kwargs})
+        assert features_only
+        net = Net(**kwargs, channels_last=name == "swinny")
+        if pretrained:  # strict, because num_classes agrees: as timm's load_pretrained
+            assert pretrained_cfg_overlay["num_classes"] == 0
+            net.load_state_dict(pretrained_cfg_overlay["state_dict"], strict=True)
+        return net
+
+
+@pytest.fixture
+def timm(monkeypatch) -> Timm:
+    module = Timm()
+    monkeypatch.setitem(sys.modules, "timm", module)
+    return module
+
+
+def build(encoder: str = "timm:toynet", name: str = "mlp", **changes):
+    torch.manual_seed(2)
+    options = {
+        "hidden": 8,
+        **({"out_channels": 8} if name == "deeplabv3" else {}),
+        **changes.pop("options", {}),
+    }
+    model = build_model(ModelConfig(name=name, encoder=encoder, options=options, **changes))
+    model.grow({"default": 3})
+    return model
+
+
+@pytest.mark.parametrize("name", ["mlp", "deeplabv3"])
+@pytest.mark.parametrize("encoder", ["timm:toynet", "timm:swinny"])
+def test_maps_become_taps_and_odd_sizes_work(encoder, name, timm):
+    model = build(encoder, name).train()
+    assert model.encoder.taps == {f"layer{k}": (4 * (k + 1), 2 << k) for k in (1, 2, 3, 4)}  # the last four
+    features = model(torch.randn(2, 3, 75, 40))["default"].features
+    assert [tuple(features[f"layer{k}"].shape[1:]) for k in (1, 2, 3, 4)] == [
+        (8, 19, 10), (12, 10, 5), (16, 5, 3), (20, 3, 2)
+    ]  # fmt: skip
+    model(torch.randn(2, 3, 64, 64))["default"].logits.square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_description_rebuilds_the_model_without_weights_of_others(timm):
+    model = build(options={"config": {"width": 2}, "taps": [1, 3]}).eval()
+    again = from_description(model.describe())
+    assert timm.calls[-1] == {"name": "toynet", "pretrained": False, "width": 2, "out_indices": (1, 3)}
+    again.load_state_dict(model.state_dict(), strict=True)
+    image = torch.randn(1, 3, 50, 50)
+    assert torch.equal(again.eval()(image)["default"].logits, model(image)["default"].logits)
+    assert list(again.encoder.taps.values()) == [(4, 4), (8, 16)]
+
+
+def weights(path: Path, **changes) -> dict[str, torch.Tensor]:
+    torch.manual_seed(9)
+    state = {f"{name}": value.clone() for name, value in Net().state_dict().items()}
+    save_file({**state, "fc.weight": torch.zeros(2, 20), **changes}, path)
+    return state
+
+
+def test_a_tag_names_weights_in_the_cache_and_a_file_replaces_them(timm, tmp_path, monkeypatch):
+    state = weights(tmp_path / "model.safetensors")
+    asked = []
+
+    def fake(repo, filename, *, revision, local_files_only):
+        asked.append((repo, filename, local_files_only))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fake)
+    tagged = build("timm:toynet.in1k")
+    assert asked == [("timm/toynet.in1k", "model.safetensors", True)]
+    given = build("timm:toynet", weights=str(tmp_path / "model.safetensors"))
+    for model in (tagged, given):
+        assert all(torch.equal(value, state[n]) for n, value in model.encoder.body.state_dict().items())
+        assert model.describe()["options"]["encoder"]["type"] == "toynet"
+    assert tagged.describe()["options"]["encoder"]["inputs"]["scale"] == pytest.approx([0.916, 0.896, 0.9])
+    assert given.describe()["options"]["encoder"]["inputs"] is None  # a file does not say
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages.0.weight": torch.zeros(1)}, "do not fit 'toynet'.*stages.0.weight"),
+        ({"more": torch.zeros(1)}, "do not fit 'toynet'.*more"),
+        ({"stages.0.bias": torch.full((4,), float("nan"))}, "not finite: stages.0.bias"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told(changes, words, timm, tmp_path):
+    weights(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        build(weights=str(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"encoder": "timm:toynett"}, "timm has no model 'toynett'"),
+        ({"encoder": "timm:hf-hub:someone/x"}, "timm has no model"),
+        ({"encoder": "timm:toynet.mine"}, "names no file.*model.weights=FILE"),
+        ({"options": {"config": {"pretrained": True}}}, "pretrained cannot be set here"),
+        ({"options": {"config": {"checkpoint_path": "x"}}}, "checkpoint_path cannot be set"),
+        ({"options": {"config": {"colour": 1}}}, "cannot be built as an encoder.*colour"),
+        ({"options": {"taps": ["stage1"]}}, "numbers of timm's feature maps"),
+        ({"options": {"taps": [4, 1]}}, "from fine to coarse"),
+    ],
+)
+def test_what_cannot_be_is_told(config, words, timm):
+    with pytest.raises(ConfigError, match=words):
+        build(**config)
+
+
+def test_a_checkpoints_description_cannot_fetch_anything(timm):
+    described = build().describe()
+    for changes in (
+        {"type": "hf-hub:someone/x"},
+        {"type": "local-dir:x"},
+        {"config": {"pretrained": True}},
+        {"config": {"pretrained_cfg": {"url": "http://x"}}},
+        {"config": {"cache_dir": "x"}},
+    ):
+        bad = {**described, "options": {**described["options"]}}
+        bad["options"]["encoder"] = {**described["options"]["encoder"], **changes}
+        with pytest.raises(CheckpointError, match=r"has no model|cannot be set here"):
+            from_description(bad)
+
+
+def test_timm_itself():
+    try:
+        import timm
+
+        assert timm.create_model
+    except Exception as error:
+        pytest.skip(f"timm cannot be imported (it needs a torchvision that fits torch): {error}")
+    for encoder, config in (
+        ("timm:resnet18", {}),
+        ("timm:convnext_atto", {}),
+        ("timm:swin_tiny_patch4_window7_224", {"strict_img_size": False}),
+        ("timm:vit_tiny_patch16_224", {"dynamic_img_size": True, "depth": 4}),
+    ):
+        model = build(encoder, options={"config": config}).train()
+        output = model(torch.randn(2, 3, 75, 64))["default"]
+        output.logits.square().mean().backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+        again = from_description(model.describe())
+        again.load_state_dict(model.state_dict(), strict=True)
