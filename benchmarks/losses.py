@@ -1,28 +1,26 @@
-"""Cost of MiB's loss at full resolution: `python -m benchmarks.losses [--threads 1 2] [--repeat N] [--json FILE]`.
+"""Cost of MiB's loss at full resolution: `python -m benchmarks.losses [--cases ade voc] [--repeat N] [--json FILE]`.
 
 Student and teacher logits at stride 16, forward and backward of unbiased cross-entropy and unbiased distillation:
 "direct" resizes the logits and writes the formulas down as log-softmax forms, left to autograd; "functions" resizes
 them and calls the package's functions of equal resolution; "banded" is `pixelwise_losses`. Times are medians of runs
-in turn, so that a busy machine slows all alike; "cpu" is the same of the process's own time on all its threads.
-Memory is by how much one run lifts the peak of the resident size over the size before, in a process of its own (Linux).
+in turn, so that a busy machine slows all alike. Memory is by how much one run lifts the peak of the resident size over
+the size before, in a process of its own (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.common import Figure, in_turn, main, medians, ratio
 from everseg.engine.progress import resident_bytes
 from everseg.losses import unbiased_cross_entropy, unbiased_distillation, upsample
 from everseg.losses.banded import Term, pixelwise_losses
@@ -103,91 +101,50 @@ def peak_memory(case: str, form: str) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 - before
 
 
-def measure(case: str, threads: int, repeat: int) -> dict[str, Any]:
-    """Seconds and peak bytes of the three ways, their ratios, and how far the results are apart."""
-    torch.set_num_threads(threads)
+def measure(case: str, threads: int, repeat: int) -> list[Figure]:
+    """Time and memory of the banded way against the direct formula, and how far the results are apart."""
     given = inputs(case)
-    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
-    cpu: dict[str, list[float]] = {form: [] for form in FORMS}
+    ways = {form: partial(run, loss, *given) for form, loss in FORMS.items()}
     values, grads = {}, {}
-    for form, loss in FORMS.items():  # warm
-        values[form] = run(loss, *given)
+    for form, way in ways.items():  # warm
+        values[form] = way()
         assert given[0].grad is not None
         grads[form] = given[0].grad.clone()
-    for _ in range(repeat):
-        for form, loss in FORMS.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            run(loss, *given)
-            seconds[form].append(time.perf_counter() - start)
-            cpu[form].append(time.process_time() - start_cpu)
-    ratios = [a / b for a, b in zip(seconds["direct"], seconds["banded"], strict=True)]
-    memory = {}
-    for form in FORMS:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.losses",
-            "--memory",
-            case,
-            form,
-            "--threads",
-            str(threads),
-        ]
-        memory[form] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    seconds = in_turn(ways, repeat, warm=0)
+    memory = {form: _memory_of(case, form, threads) for form in FORMS}
+    megabytes = ", ".join(f"{form} {size / 2**20:.0f} MB" for form, size in memory.items())
+    batch, classes, old, height, width = CASES[case]
+    name = f"{batch}x{classes}x{height}x{width}, {old} old classes, {threads} threads: banded against direct"
     error = (grads["banded"] - grads["direct"]).norm() / grads["direct"].norm()
-    return {
-        "case": case,
-        "shape": dict(zip(("batch", "classes", "old", "height", "width"), CASES[case], strict=True)),
-        "threads": threads,
-        "seconds": {form: round(statistics.median(times), 4) for form, times in seconds.items()},
-        "cpu_seconds": {form: round(statistics.median(times), 4) for form, times in cpu.items()},
-        "megabytes": {form: round(size / 2**20, 1) for form, size in memory.items()},
-        "time_ratio": round(statistics.median(ratios), 2),
-        "time_ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "memory_ratio": round(memory["direct"] / max(memory["banded"], 1), 1),
-        "relative_difference": {
-            "value": float(abs(values["banded"] / values["direct"] - 1)),
-            "gradient": float(error),
-        },
-    }
+    return [
+        Figure("losses", f"{name}, time", ratio(seconds, "direct", "banded"), "x", 3, note=medians(seconds)),
+        Figure(
+            "losses", f"{name}, memory", memory["direct"] / max(memory["banded"], 1), "x", 8, note=megabytes
+        ),
+        Figure("losses", f"{name}, relative difference of the gradient", float(error), ""),
+    ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, with ratios to "direct"."""
-    heads = ("case", "threads", "way", "seconds", "", "cpu", "", "MB", "")
-    lines = [heads]
-    for row in rows:
-        for form in FORMS:
-            cells = [row["case"], str(row["threads"]), form]
-            for key, digits in (("seconds", 3), ("cpu_seconds", 3), ("megabytes", 1)):
-                figures = row[key]
-                cells += [f"{figures[form]:.{digits}f}", f"{figures['direct'] / figures[form]:.1f}x"]
-            lines.append(tuple(cells))
-    return "\n".join(" ".join(f"{cell:>9}" for cell in line) for line in lines)
+def _memory_of(case: str, form: str, threads: int) -> int:
+    """`peak_memory` of a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.losses", "--memory", case, form, str(threads)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=[*CASES])
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--memory", nargs=2, metavar=("CASE", "WAY"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.memory:
-        torch.set_num_threads(given.threads[0])
-        sys.stdout.write(str(peak_memory(*given.memory)))
-        return
-    rows = [measure(case, threads, given.repeat) for case in given.cases for threads in given.threads]
-    sys.stdout.write(table(rows) + "\n")
-    text = json.dumps({"torch": torch.__version__, "rows": rows}, indent=1)
-    if given.json:
-        given.json.write_text(text + "\n")
-    else:
-        sys.stdout.write(text + "\n")
+def figures(quick: bool = False, *, cases: Sequence[str] = tuple(CASES), repeat: int = 5) -> list[Figure]:
+    """Both cases with the threads that torch uses."""
+    threads = torch.get_num_threads()
+    return [figure for case in cases for figure in measure(case, threads, 1 if quick else repeat)]
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--memory"]:
+        torch.set_num_threads(int(sys.argv[4]))
+        sys.stdout.write(str(peak_memory(*sys.argv[2:4])))
+    else:
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--cases", nargs="+", default=[*CASES], choices=[*CASES])
+        parser.add_argument("--repeat", type=int, default=5)
+        main(figures, parser)
