@@ -235,7 +235,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
                   f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns}  # fmt: skip
-        found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts}
+        found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
         found[f"published-{number}"] = one.rows
     return {stem: rows for stem, rows in found.items() if rows}

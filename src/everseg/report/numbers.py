@@ -47,7 +47,7 @@ def matrix_rows(track: Track, suffix: str = "") -> Rows:
     return [
         {
             "after step": index,
-            **{f"learnt in step {b}": percent(v) for b, v in zip(track.born, row, strict=True)},
+            **{title: percent(value) for title, value in zip(track.group_titles, row, strict=True)},
         }
         for index, row in zip(track.steps, matrix, strict=True)
     ]
