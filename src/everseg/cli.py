@@ -84,6 +84,7 @@ def demo(
         say(f"  {row['method']:<6} {row['path']}")
     path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
     commands = {
+        f"everseg report {path}": "the page report.html in its folder again, with more pictures",
         "everseg show demo-mib": "every setting with its meaning",
         f"everseg eval {path}": "score a step again",
         f"everseg predict {path} IMAGES -o out": "masks and overlays of your images",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 
+from everseg.report import flow
 from everseg.report.flow import flows, turns
 
 # background, road | car | sign: three growths; rows = truth
@@ -20,7 +23,7 @@ BORN = [0, 0, 1, 2]
 
 
 def test_every_pixel_of_a_class_goes_to_one_kind() -> None:
-    found = {flow.train_id: flow for flow in flows(COUNTS, BORN, background=0)}
+    found = {one.train_id: one for one in flows(COUNTS, BORN, background=0)}
     assert sorted(found) == [0, 1, 2], "a class without a true pixel has no flow"
     assert found[0].shares == pytest.approx((0.6, 0.0, 0.3, 0.1)), (
         "background: car and sign are later, road is not"
@@ -36,8 +39,8 @@ def test_kinds_follow_a_loop_over_random_counts() -> None:
         counts = rng.integers(0, 50, (6, 6))
         born = sorted(rng.integers(0, 3, 6).tolist())
         background = [None, 0, 3][rng.integers(3)]
-        for flow in flows(counts, born, background):
-            c, expected = flow.train_id, dict.fromkeys(("right", "background", "later", "others"), 0.0)
+        for found in flows(counts, born, background):
+            c, expected = found.train_id, dict.fromkeys(("right", "background", "later", "others"), 0.0)
             for other in range(6):
                 if other == c:
                     kind = "right"
@@ -46,8 +49,8 @@ def test_kinds_follow_a_loop_over_random_counts() -> None:
                 else:
                     kind = "later" if born[other] > born[c] else "others"
                 expected[kind] += counts[c, other] / counts[c].sum()
-            assert flow.shares == pytest.approx(tuple(expected.values()))
-            assert sum(flow.shares) == pytest.approx(1.0)
+            assert found.shares == pytest.approx(tuple(expected.values()))
+            assert sum(found.shares) == pytest.approx(1.0)
 
 
 def test_the_largest_rises_come_first_and_what_was_not_there_counts_from_nothing() -> None:
@@ -61,3 +64,9 @@ def test_the_largest_rises_come_first_and_what_was_not_there_counts_from_nothing
     assert pairs[1, 0].rise == pytest.approx(0.2), "30 % now, 10 % when it was learnt"
     assert pairs[1, 0].pixels == 30
     assert len(turns(COUNTS, [better, better], most=2)) == 2
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    result = doctest.testmod(flow, extraglobs={"np": np})
+    assert result.attempted
+    assert not result.failed

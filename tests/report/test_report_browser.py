@@ -110,24 +110,27 @@ def test_every_chart_is_drawn_and_every_picture_shown(pages: list[Path], tmp_pat
         assert min(found["pictures"]) > 0
 
 
-def test_it_fits_a_phone_and_follows_the_dark(pages: list[Path], tmp_path: Path) -> None:
+def test_it_fits_a_phone(pages: list[Path], tmp_path: Path) -> None:
     for page in pages:
-        frame = tmp_path / "frame.html"
-        light = probed(page, tmp_path, window="500,900")
-        assert light["wide"] <= 500, "nothing sticks out of a narrow window"
-        dark = probed(page, tmp_path, "--blink-settings=preferredColorScheme=0")
-        assert sum(map(int, re.findall(r"\d+", light["background"]))) > 600
-        assert sum(map(int, re.findall(r"\d+", dark["background"]))) < 150
-        assert sum(map(int, re.findall(r"\d+", dark["ink"]))) > 600
-        frame.write_text(
-            f"<body style='margin:0'><iframe src='{page.as_uri()}' style='border:0;width:390px;height:800px'>"
+        assert probed(page, tmp_path, window="500,900")["wide"] <= 500, (
+            "nothing sticks out of a narrow window"
         )
-        shot = tmp_path / "phone.png"
+        frame, shot = tmp_path / "frame.html", tmp_path / "phone.png"
+        style = "border:0;width:390px;height:800px"
+        frame.write_text(f"<body style='margin:0'><iframe src='{page.as_uri()}' style='{style}'>")
         browse(frame, tmp_path, f"--screenshot={shot}", window="500,800")
         with Image.open(shot) as opened:
             pixels = np.asarray(opened.convert("L"))[:, :390]
         assert len(np.unique(pixels)) > 20
         assert (pixels[:, 386:] > 225).all(), "an empty margin at the right edge of a phone"
+
+
+def test_it_follows_light_and_dark(pages: list[Path], tmp_path: Path) -> None:
+    light = probed(pages[0], tmp_path)
+    dark = probed(pages[0], tmp_path, "--blink-settings=preferredColorScheme=0")
+    assert sum(map(int, re.findall(r"\d+", light["background"]))) > 600
+    assert sum(map(int, re.findall(r"\d+", dark["background"]))) < 150
+    assert sum(map(int, re.findall(r"\d+", dark["ink"]))) > 600
 
 
 def test_it_prints(pages: list[Path], tmp_path: Path) -> None:

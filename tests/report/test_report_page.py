@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from everseg import api
 from everseg.config_loading import difference, load
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
-from everseg.report import figures, html, page
+from everseg.report import assemble, figures, html, page
 from everseg.report.collect import tracks_of
 from everseg.report.html import write_report
 from everseg.report.provenance import cite, command
+from everseg.report.published import Match, published
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -233,7 +235,7 @@ def test_an_unfinished_run_says_so(copy: Path) -> None:
 
 def test_counts_that_do_not_fit_the_classes_are_an_error_that_says_what_to_do(copy: Path) -> None:
     np.savez_compressed(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
-    with pytest.raises(CheckpointError, match="does not fit the classes.*run the same command"):
+    with pytest.raises(CheckpointError, match=r"does not fit the classes.*run the same command"):
         tracks_of(RunFolder(copy))
 
 
@@ -247,6 +249,37 @@ def test_groups_taught_in_one_step_keep_names_of_their_own(tmp_path: Path) -> No
     tables = json.loads(given.download("toy.json"))["tables"]
     assert list(tables["step-matrix"][0]) == ["after step", "group 0", "group 1"]
     assert "flow" not in tables
+
+
+def test_published_numbers_stand_beside_the_runs_in_their_own_convention_only(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mib,) = [
+        e
+        for e in published()
+        if (e.dataset, e.task, e.protocol, e.background) == ("voc", "15-5", "disjoint", "excluded")
+    ]
+    mine = replace(mib, columns=("1-2", "3-3", "all"))
+    told = [
+        Match(mine, (), ("seeds: not stated",)),
+        Match(mib, ("protocol disjoint there, overlapped here",), ()),
+    ]
+    monkeypatch.setattr(assemble, "matches", lambda *_: told)
+    given = made(copy, images=0)
+    rows = list(csv.DictReader(io.StringIO(given.download("published-1.csv"))))
+    last = everseg.Run(RunFolder(copy)).table()[-1]
+    assert rows[0]["method"] == "this run (mib)"
+    assert [float(rows[0][column]) for column in mine.columns] == pytest.approx(
+        [last[f"{group} (no background)"] for group in ("old", "new", "all")], abs=0.011
+    )
+    assert {row["method"]: row["all"] for row in rows}["mib"] == "64.7"
+    assert (
+        "background left out of the means; mean over classes, after the last step; seeds: not stated"
+        in given.text
+    )
+    assert "voc-tab.png in fcdl94/MiB" in given.text
+    assert "protocol disjoint there, overlapped here" in given.text
+    assert not [a for a in given.all("a") if a.get("download", "").endswith("published-2.csv")]
 
 
 # ---------------------------------------------------------------- the page

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
@@ -137,7 +138,7 @@ def curve(
     description: str,
     y: str,
 ) -> str:
-    """Values over the iterations of all steps; a thin line where a step begins. Wide ranges get a log scale."""
+    """Draw values over the iterations of all steps, broken where a step begins. Wide ranges get a log scale."""
 
     def paint(figure: Figure) -> None:
         axes = _axes(figure)
@@ -145,7 +146,7 @@ def curve(
             axes.plot(
                 at, values, color=SERIES[number % 8], linewidth=1.5, marker="o" if len(at) == 1 else None
             )
-        every = [value for _, values in series.values() for value in values]
+        every = [value for _, values in series.values() for value in values if isfinite(value)] or [0.0]
         low, high = min(every), max(every)
         if low > 0 and high > 30 * low:
             axes.set_yscale("log")

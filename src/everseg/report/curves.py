@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 MOST_POINTS = 300
-"""Longer curves are averaged into so many pieces of equal length."""
+"""Curves with more are averaged, each step into its share of so many pieces of equal length."""
+_GAP = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Curves:
     """Values over the iterations of all steps, one after the other."""
 
     series: dict[str, tuple[list[float], list[float]]]
-    """Name -> (iteration, value); "loss/NAME" for the terms (weights applied), "lr", "grad_norm"."""
+    """Name -> (iteration, value), NaN between two steps; "loss/NAME" (weights applied), "lr", "grad_norm"."""
     starts: list[tuple[int, int]]
     """(step, first iteration)."""
     speed: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -47,17 +48,20 @@ def read_curves(path: Path) -> Curves | None:
             continue
     if not lines:
         return None
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[list[tuple[float, float]]]] = {}
     starts, speed, offset = [], {}, 0
     for step in sorted(lines):
         starts.append((step, offset))
+        mine: dict[str, list[tuple[float, float]]] = {}
         for entry in lines[step]:
             for name, value in _values(entry):
-                points.setdefault(name, []).append((offset + entry["iteration"], value))
+                mine.setdefault(name, []).append((offset + entry["iteration"], value))
+        for name, found in mine.items():
+            points.setdefault(name, []).append(found)
         speed[step] = _speed(lines[step])
         offset += max(entry["iteration"] for entry in lines[step])
     series = {name: _thinned(found) for name, found in points.items()}
-    averaged = any(len(found) > MOST_POINTS for found in points.values())
+    averaged = any(sum(map(len, found)) > MOST_POINTS for found in points.values())
     return Curves(series, starts, speed, averaged)
 
 
@@ -81,8 +85,14 @@ def _speed(entries: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _thinned(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """At most MOST_POINTS means of neighbours; no value is left out."""
-    pieces = np.array_split(np.array(points, dtype=np.float64), min(len(points), MOST_POINTS))
-    means = np.array([piece.mean(axis=0) for piece in pieces])
-    return means[:, 0].tolist(), means[:, 1].tolist()
+def _thinned(steps: list[list[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """About MOST_POINTS means of neighbours, none across two steps; no value is left out."""
+    share = min(1.0, MOST_POINTS / sum(map(len, steps)))
+    kept: list[tuple[float, float]] = []
+    for points in steps:
+        pieces = np.array_split(np.array(points, dtype=np.float64), max(1, round(share * len(points))))
+        kept += [
+            *([_GAP] if kept else []),
+            *((float(x), float(y)) for x, y in (p.mean(axis=0) for p in pieces)),
+        ]
+    return [x for x, _ in kept], [y for _, y in kept]

@@ -131,7 +131,7 @@ def training_charts(curves: Curves, key: str) -> list[Chart]:
         ("Loss", "loss", {name.removeprefix("loss/"): s for name, s in curves.series.items() if "/" in name},
          "Every loss term with its weight, and their sum where there are several."),
         ("Learning rate", "learning rate", {k: s for k, s in curves.series.items() if k == "lr"},
-         "Of the first group of weights."),
+         "As scheduled; a method may scale it for some of the weights."),
         ("Gradient norm", "gradient norm", {k: s for k, s in curves.series.items() if k == "grad_norm"},
          "Length of the gradient of all weights at the logged iterations."),
     ]  # fmt: skip

@@ -168,9 +168,9 @@ def published_rows(
         own = own_domain_numbers(entry, miou, drop)
     else:
         own = own_numbers(entry, tracks[0].counts[-1], tracks[0].space)
-    rows = [{"who": f"this run ({method})", **dict(zip(entry.columns, own, strict=True))}]
+    rows = [{"method": f"this run ({method})", **dict(zip(entry.columns, own, strict=True))}]
     rows += [
-        {"who": name, **dict(zip(entry.columns, values, strict=True))}
+        {"method": name, **dict(zip(entry.columns, values, strict=True))}
         for name, values in entry.methods.items()
     ]
     return [{k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows]

@@ -8,6 +8,7 @@ import shlex
 from importlib import resources
 from typing import Any
 
+import everseg
 from everseg import presets
 from everseg.config import RunConfig
 from everseg.config_loading import difference, dump, fields, load
@@ -99,8 +100,6 @@ def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
 
 def cite(config: RunConfig) -> list[str]:
     """Lines to cite: the tool, the method, the data and the model."""
-    from everseg import __version__
-
     text = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
     known = parse(text, "report/citations.yaml").value
     sets = [domain.dataset for domain in config.data.domains.values()] or [config.data.dataset]
@@ -110,4 +109,4 @@ def cite(config: RunConfig) -> list[str]:
         *(known["data"].get(name) for name in sets),
         known["models"].get(architecture),
     ]
-    return [f"everseg {__version__} (Apache-2.0).", *dict.fromkeys(line for line in wanted if line)]
+    return [f"everseg {everseg.__version__} (Apache-2.0).", *dict.fromkeys(line for line in wanted if line)]
