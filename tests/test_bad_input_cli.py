@@ -82,6 +82,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 SETTINGS: dict[str, Any] = {
     "name": "x",
     "tensorboard": False,
+    "report": False,
     "data": {"dataset": "data/data.yaml", "crop": 32, "workers": 0},
     "scenario": {"task": "1-1"},
     "model": {"name": "deeplabv3-tiny", "norm": "bn", "options": {"widths": [8, 8, 8, 8], "hidden": 8}},

@@ -27,6 +27,7 @@ SAME_UNIT = {
     "config_checks": "config", "config_loading": "config", "config_text": "config", "config_yaml": "config",
     "config_methods": "config", "presets": "config", "cli_support": "cli", "cli_data": "cli",
     "cli_import": "cli",
+    "cli_report": "cli",
 }  # fmt: skip
 FREE = (0, 6)
 """Floors whose units may use one another."""

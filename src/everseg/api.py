@@ -30,11 +30,12 @@ from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib
 from everseg.predictor import LoadedModel, Prediction, load, predict
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.feature_report import compare
+from everseg.report.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
 
 __all__ = [
     "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil",
     "export_mdil_encoder", "export_mib",
-    "features", "import_mdil", "import_mib", "load", "predict", "run",
+    "features", "import_mdil", "import_mib", "load", "predict", "report", "run",
 ]  # fmt: skip
 
 
@@ -128,6 +129,12 @@ class Run:
             **self.sequence,
         }
 
+    def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
+        """Write the run's report (one HTML file; default in its folder) and give its path."""
+        target = None if out is None else Path(out)
+        made = write_report(self.folder, self.asked or self.config, out=target, images=images)
+        return Path(made["path"])
+
 
 def run(
     source: str | Path | Mapping[str, Any] | None = None,
@@ -151,7 +158,9 @@ def run(
     """
     config = load_config(source, overrides, **sections)
     if not dry_run:
-        return Run(execute(config, quiet=quiet), config)
+        done = Run(execute(config, quiet=quiet), config)
+        _report_at_the_end(done, config, quiet)
+        return done
     processes = PartialState(cpu=not torch.cuda.is_available())
     with contextlib.ExitStack() as held:
         out = [""]
@@ -164,6 +173,47 @@ def run(
         _ = done.steps, done.sequence, done.config, done.taught  # read while the folder is there
         processes.wait_for_everyone()
         return done
+
+
+def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
+    """Write the report of a run that has just finished; whatever goes wrong is one line, never a failed run."""
+    progress = Progress(quiet=quiet, rank=PartialState().process_index)
+    if not config.report or not PartialState().is_main_process or not is_due(done.folder):
+        return
+    try:
+        made = write_report(done.folder, config, images=AUTOMATIC_IMAGES, progress=progress)
+        progress.message(f"report: {made['path']}")
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        progress.message(f"warning: no report ({reason}); everseg report {done.path} tries again")
+
+
+def report(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    images: int = IMAGES,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Write the report of a run with at least one finished step.
+
+    Args:
+        path: run folder.
+        overrides: where the data lie now, `data...`.
+        out: file to write; default RUN/report.html.
+        images: test images looked at for the pictures; 0 = none.
+
+    Returns:
+        path, bytes, sentence, notes, charts, pictures.
+
+    Raises:
+        EversegError: with what, where and what to do.
+    """
+    folder = RunFolder(Path(path))
+    config = stored_config(folder, overrides)
+    target = None if out is None else Path(out)
+    return write_report(folder, config, out=target, images=images, progress=Progress(quiet=quiet))
 
 
 def features(

@@ -16,6 +16,7 @@ import typer
 
 from everseg.cli_data import data_app
 from everseg.cli_import import import_app
+from everseg.cli_report import report
 from everseg.cli_support import (
     Json,
     Overrides,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
+app.command()(report)
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
@@ -82,6 +84,7 @@ def demo(
         say(f"  {row['method']:<6} {row['path']}")
     path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
     commands = {
+        f"everseg report {path}": "the page report.html in its folder again, with more pictures",
         "everseg show demo-mib": "every setting with its meaning",
         f"everseg eval {path}": "score a step again",
         f"everseg predict {path} IMAGES -o out": "masks and overlays of your images",

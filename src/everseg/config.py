@@ -208,6 +208,8 @@ class RunConfig(_Section):
     """Seed of initial weights, order, augmentation and random protocols."""
     tensorboard: bool = True
     """Write TensorBoard events if tensorboard is installed."""
+    report: bool = True
+    """Write report.html into the run's folder when the run is finished."""
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     model: ModelConfig = ModelConfig()
@@ -216,7 +218,7 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "data.root", "data.domains.*.root", "data.workers", "model.download",
+    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.workers", "model.download",
      "scenario.single_task",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
 )  # fmt: skip

@@ -72,6 +72,7 @@ def settings(out: Path, *lights: str, **changes: Any) -> dict[str, Any]:
         "out": str(out),
         "seed": 3,
         "tensorboard": False,
+        "report": False,
         "data": {"domains": {light: domain(light) for light in lights or ("day", "dusk")}, "transform": "resize",
                  "size": [32, 32], "evaluation": "resize", "normalisation": "unit", "workers": 0},
         "scenario": {"kind": "domain-incremental"},

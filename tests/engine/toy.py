@@ -55,6 +55,7 @@ def settings(out: Path, **changes) -> dict:
         "out": str(out),
         "seed": 3,
         "tensorboard": False,
+        "report": False,
         "data": {"dataset": HERE, "crop": 32, "evaluation": "crop", "workers": 0},
         "scenario": {"task": "2-1"},
         "model": {"name": "deeplabv3-tiny", "norm": "bn", "options": {"widths": [8, 8, 8, 8], "hidden": 8}},

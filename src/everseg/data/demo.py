@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,16 @@ def build(
         raise ConfigError(problems)
     height, width = size
     splits = {
-        name: DemoSplit(name, count, size=(height, width), seed=seed, dusk=light == "dusk")
+        name: _split(name, count, (height, width), seed, light == "dusk")
         for name, count in (("train", num_train), ("val", num_val))
     }
     return Dataset("demo", RawLabels(names=dict(NAMES), background=0, void=(255,)), splits)
+
+
+@lru_cache(maxsize=4)
+def _split(name: str, count: int, size: tuple[int, int], seed: int, dusk: bool) -> DemoSplit:
+    """A split, kept for the next run or report of this process: its scenes cost more than a look at them."""
+    return DemoSplit(name, count, size=size, seed=seed, dusk=dusk)
 
 
 class DemoSplit:
