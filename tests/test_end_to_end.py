@@ -221,6 +221,16 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
     assert losses["bf16"] != losses["fp32"], "bf16 was not used"
 
 
+@pytest.mark.parametrize("able", [False, True])
+def test_a_processor_without_bf16_is_warned_about(
+    tmp_path: Path, call: Outcome, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr("everseg.engine.run.computes_bf16", lambda device: able)
+    code, _, err = call("run", written(tmp_path), "train.precision=bf16", "--dry-run")
+    assert code == 0
+    assert ("no bf16 instructions" in err) is not able
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_fp16_is_refused_with_a_reason(tmp_path: Path, call: Outcome, method: str) -> None:
     reads = registry.resolve("method", method).reads_gradients

@@ -132,6 +132,40 @@ def test_state_survives_files_and_continues_bit_equal(make):
     assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.007
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_state_takes_the_layout_of_its_weight(kind):
+    """Fused updates walk both in the memory's order; files hold contiguous tensors."""
+
+    def begin():
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        train = TrainConfig(optimizer=kind, lr=0.01)
+        return model, make_optimizer([{"params": [*model.parameters()]}], train, lr=0.01)
+
+    def go_on(model, optimizer):
+        for number in range(3):
+            optimizer.zero_grad()
+            generator = torch.Generator().manual_seed(number)
+            model(torch.randn(2, 3, 6, 6, generator=generator)).square().sum().backward()
+            optimizer.step()
+
+    (model, optimizer), (other, again) = begin(), begin()
+    go_on(model, optimizer)
+    tensors, document = optimizer_state(optimizer, model)
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    other.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()})
+    load_optimizer_state(again, other, tensors, document)
+    go_on(model, optimizer)
+    go_on(other, again)
+    assert torch.equal(model.weight, other.weight)
+    entry = "momentum_buffer" if kind == "sgd" else "exp_avg"
+    assert (
+        again.state[other.weight][entry].stride()
+        == other.weight.stride()
+        != other.weight.contiguous().stride()
+    )
+
+
 def test_momentum_is_stored_under_the_weight_name():
     model = net()
     optimizer = make_optimizer(groups(model), TrainConfig(), lr=0.1)

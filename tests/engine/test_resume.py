@@ -56,6 +56,15 @@ def test_kills_inside_a_save_change_nothing(tmp_path, undisturbed, flush):
     assert results(tmp_path / "toy") == undisturbed["mib"]
 
 
+def test_a_kill_changes_nothing_in_bf16(tmp_path):
+    train = {"precision": "bf16", "epochs": 2, "epochs_next": 2}
+    config = settings(tmp_path, train=train)
+    assert complete(config, kill_at_flush=14) == -signal.SIGKILL
+    assert complete(config) == 0
+    assert complete(settings(tmp_path / "whole", train=train)) == 0
+    assert results(tmp_path / "toy") == results(tmp_path / "whole" / "toy")
+
+
 def test_kills_between_steps_change_nothing(tmp_path, undisturbed):
     config = settings(tmp_path)
     folder = RunFolder(tmp_path / "toy")

@@ -13,6 +13,7 @@ import torch
 from everseg import registry
 from everseg.engine.optim import check_param_groups, load_optimizer_state, optimizer_state
 from everseg.methods.base import Method
+from everseg.models.folding import folded_copy
 
 METHODS = registry.names("method")
 NEEDS: dict[str, dict[str, Any]] = {
@@ -181,6 +182,30 @@ def test_frozen_encoder_is_bit_unchanged_with_its_statistics(toy, name):
     before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
     toy.train(method, model, toy.steps[1])
     assert equal(before, model.encoder.state_dict())
+
+
+@pytest.mark.parametrize("name", ["lwf", "lwf-mc", "ilt", "mib"])
+def test_a_frozen_encoder_runs_once_for_student_and_teacher(toy, name, monkeypatch):
+    def terms(*, shared: bool):
+        model = toy.model()
+        method = build(name, freeze_encoder=True)
+        toy.train(method, model, toy.steps[0])
+        run = toy.begin(method, model, toy.steps[1])
+        run.ctx.folded_teacher = folded_copy(run.teacher)
+        seen = []
+        for part in (model, run.teacher, run.ctx.folded_teacher):
+            part.encoder.register_forward_hook(lambda *_: seen.append(1))
+        if not shared:
+            monkeypatch.setattr(type(model), "encoder_is_constant", False)
+        run.take(*toy.batches(toy.steps[1]))
+        return run.terms, len(seen)
+
+    (ours, runs), (plain, twice) = terms(shared=True), terms(shared=False)
+    assert (runs, twice) == (3, 6)
+    for one, other in zip(ours, plain, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -23,7 +23,14 @@ from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.progress import Progress
-from everseg.engine.runtime import StopRequest, all_reduce_max, derive_seed, locked, make_accelerator
+from everseg.engine.runtime import (
+    StopRequest,
+    all_reduce_max,
+    computes_bf16,
+    derive_seed,
+    locked,
+    make_accelerator,
+)
 from everseg.engine.sequence import run_sequence
 from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
@@ -66,6 +73,11 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     if finished:
         progress.message(f"{folder.path} is finished already; nothing to train")
         return folder
+    if config.train.precision == "bf16" and not computes_bf16(accelerator.device):
+        progress.message(
+            "warning: this processor has no bf16 instructions and imitates them, several times slower than fp32; "
+            "use train.precision=fp32 here"
+        )
     if not accelerator.is_main_process:  # the first process checks everything and fills the caches
         if all_reduce_max(0, accelerator):
             raise EversegError("the first process stopped; its message says why")

@@ -66,6 +66,11 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: 
     return accelerator
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16; a CPU without them is several times slower than with float32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class StopRequest:
     """Notices SIGINT, SIGTERM, SIGUSR1 and the time budget; the loop asks at iteration boundaries.
 
