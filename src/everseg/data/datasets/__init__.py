@@ -9,6 +9,7 @@ from typing import Any
 from everseg import registry
 from everseg.config import DataConfig
 from everseg.data.base import Dataset
+from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.relabel import relabelled
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import RawLabels
@@ -115,9 +116,11 @@ def _meanings(labels: RawLabels) -> dict[int, str]:
 def _check_options(name: str, builder: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Compare the options with the builder's signature and report all that do not fit."""
     parameters = list(inspect.signature(builder).parameters.values())[1:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    if rest not in (None, "shared"):
         return
-    known = [p.name for p in parameters]
+    parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known = [*(p.name for p in parameters), *(SHARED if rest else ())]
     problems = []
     for key in given:
         if key not in known:

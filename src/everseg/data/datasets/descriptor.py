@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everseg.data.datasets.decode import Colour
+from everseg.data.datasets.options import SHARED
 from everseg.errors import ConfigError, near_miss
 from everseg.labels import RawLabels
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
-    "max_pixels", "follow_links", "exif",
+    *SHARED,
 )  # fmt: skip
 IGNORE = "ignore"
 """The name that stands for the void id in `labels`."""

@@ -11,7 +11,7 @@ from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import ListedFolder, Sample, pair, scan
-from everseg.data.datasets.options import reading_of, root_of
+from everseg.data.datasets.options import SHARED, reading_of, root_of
 from everseg.errors import ConfigError, DataError
 
 
@@ -30,7 +30,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         ignore: 255                  # id or ids without annotation
         labels: {palette: {road: [128, 64, 128], ...}}   # colour masks; or {map: {7: road, 0: ignore}}
 
-    Also `name`, `max_pixels`, `follow_links`, `exif`.
+    Also `name`, and the options of all readers (`everseg.data.datasets.options.reading_of`).
 
     Args:
         root: data folder; goes before the description's.
@@ -56,7 +56,8 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     given = {**given, **options}
     where = str(descriptor) if descriptor is not None else "data.options"
     described = parse(given, where, name=Path(descriptor).stem if descriptor is not None else "folder")
-    reading = reading_of(*(given.get(k, getattr(Reading, k)) for k in ("max_pixels", "follow_links", "exif")))
+    beside = here if "skip" not in options else None
+    reading = reading_of({key: given[key] for key in SHARED if key in given}, here=beside)
     if root is None and isinstance(given.get("root"), str):
         root = here / Path(given["root"]).expanduser()
     elif root is None and "root" in given:
@@ -66,7 +67,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     base = root_of(root)
     splits = {}
     for name, place in _places(described, base).items():
-        samples, warnings = _samples(described, base, here, name, place)
+        samples, warnings = _samples(described, base, here, name, place, reading)
         splits[name] = FileSplit(
             name,
             base,
@@ -93,7 +94,7 @@ def _places(described: Descriptor, base: Path) -> dict[str, str]:
 
 
 def _samples(
-    described: Descriptor, base: Path, here: Path, name: str, place: str
+    described: Descriptor, base: Path, here: Path, name: str, place: str, reading: Reading
 ) -> tuple[list[Sample], list[str]]:
     listed = place.endswith(".txt")
     images = described.images.replace("{split}", name if listed else place)
@@ -104,9 +105,8 @@ def _samples(
             image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
         )  # fmt: skip
         beside = here / place
-        return folder.samples(beside if beside.is_file() else base / place)
+        return folder.samples(beside if beside.is_file() else base / place, name, reading)
     without = described.mask_suffix if images == masks else ""
     found = scan(base, images, suffix=described.image_suffix, without=without, recursive=True)
-    return pair(
-        found, scan(base, masks, suffix=described.mask_suffix, recursive=True), f"{base}, split '{name}'"
-    ), []
+    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True)
+    return pair(found, drawn, f"{base}, split '{name}'", name, reading)
