@@ -26,7 +26,7 @@ FLOORS = {
 SAME_UNIT = {
     "config_checks": "config", "config_loading": "config", "config_text": "config", "config_yaml": "config",
     "presets": "config", "cli_support": "cli", "cli_data": "cli",
-    "cli_import": "cli",
+    "cli_import": "cli", "cli_init": "cli",
 }  # fmt: skip
 FREE = (0, 6)
 """Floors whose units may use one another."""

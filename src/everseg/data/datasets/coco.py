@@ -148,6 +148,14 @@ def _files(base: Path, given: str | Mapping[str, str] | None) -> dict[str, Path]
     return {"": one}
 
 
+def find_annotations(base: Path) -> list[Path]:
+    """Files at the usual places that look like COCO annotations: JSON with its three lists named in it."""
+    found = [path for patterns in FILES.values() if (path := _first(base, patterns)) is not None]
+    found = found or [path for path in [_first(base, ONE_FILE)] if path is not None]
+    keys = (b'"images"', b'"categories"', b'"annotations"')
+    return [path for path in found if all(key in path.read_bytes() for key in keys)]
+
+
 def _first(base: Path, patterns: tuple[str, ...]) -> Path | None:
     return next((p for pattern in patterns for p in sorted(base.glob(pattern)) if p.is_file()), None)
 
