@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +160,33 @@ def test_every_reader_honours_a_skip_list(tmp_path: Path) -> None:
     for name, left in (("voc", 1), ("ade", 3), ("camvid", 1)):
         data = DataConfig(dataset=name, root=str(tmp_path / name), options={"skip": str(skip)})
         assert len(load_dataset(data).splits["train"]) == left
+
+
+def test_the_command_writes_and_honours_lists_and_locks(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trees.folder(tmp_path)
+    trees.save(tmp_path / "images/val/a_0.png", trees.image_of(7))
+    (tmp_path / "masks/train/a_1.png").unlink()
+    code, out, err = call("data", "check", "data.yaml", "--write-skiplist", "bad.txt")
+    assert code == 3
+    assert "ERROR unpaired (1)" in out
+    assert "1 faulty samples in bad.txt; leave them out with data.options.skip=bad.txt" in err
+    assert (tmp_path / "bad.txt").read_text() == "train\ta_1\n"
+    code, out, err = call(
+        "data", "check", "data.yaml", "data.options.skip=bad.txt", "--lock", "hashes", "--json"
+    )
+    assert (code, json.loads(out)["images"]) == (0, {"train": 2, "val": 1})
+    trees.save(tmp_path / "images/train/a_2.png", trees.image_of(5))
+    code, out, _ = call("data", "check", "data.yaml", "options.skip=bad.txt", "--lock", "hashes")
+    assert code == 0
+    assert "train/a_2: image changed since the lock file was written" in out
+    code, out, _ = call(
+        "data", "check", "data.yaml", "options.on_missing=skip", "--sample", "1", "--no-cache"
+    )
+    assert code == 0
+    assert "only 1 of 2 samples were looked at" in out
+    code, _, err = call("data", "check", "data.yaml", "options.skip=none.txt")
+    assert code == 2
+    assert "none.txt cannot be read" in err

@@ -251,7 +251,7 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     "39 image alone": (lambda t: t.mask("t1").unlink(), "unpaired"),
     "39 mask alone": (lambda t: t.image("t1").unlink(), "unpaired"),
     "40 two endings": (lambda t: shutil.copy(t.image("t1"), t.image("t1", ending="jpg")), "layout"),
-    "42 list of missing files": (lambda t: listed(t, "train/t0\ntrain/none\n"), "unpaired"),
+    "42 list of missing files": (lambda t: listed(t, "train/t0\ntrain/none\ntrain/t1\n"), "unpaired"),
     "44 list leads out": (lambda t: listed(t, "train/t0\n../../etc/passwd\n"), "layout"),
     "44 list with an address": (lambda t: listed(t, "train/t0\nfile:///etc/passwd\n"), "layout"),
     "45 link out": (lambda t: link(t, shutil.copy(t.image("t2"), t.root.parent / "o.png")), "unreadable-image"),
@@ -261,6 +261,7 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     "46 FIFO as mask": (lambda t: fifo(t.mask("t1")), "unreadable-mask"),
     "46 folder": (lambda t: (t.image("t1").unlink(), t.image("t1").mkdir()), "unpaired"),
     "49 same bytes": (lambda t: copy_pair(t, "t2", "v1"), "same-image"),
+    "55 one image": (lambda t: [p.unlink() for n in "1234" for p in t.root.rglob(f"t{n}.png")], "one-image"),
     "55 empty split": (lambda t: [p.unlink() for p in t.root.rglob("v*.png")], "layout"),
 }  # fmt: skip
 
@@ -334,7 +335,12 @@ def test_errors_are_found_and_the_skip_list_leaves_a_set_that_loads(tree: Tree, 
     errors = [f for f in report.findings if f.level == "error"]
     assert {f.code for f in errors} == {code}
     assert all(f.message and f.remedy for f in errors)
-    if code not in ("same-image", "binary-mask", "undeclared-id"):  # loads, but means something else
+    if code not in (
+        "same-image",
+        "binary-mask",
+        "undeclared-id",
+        "one-image",
+    ):  # loads, but means something else
         with pytest.raises(EversegError):
             load_everything(tree.config())
     if all(f.sample for f in errors) and len(errors) < 5:

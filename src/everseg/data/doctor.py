@@ -151,14 +151,10 @@ def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined
     if len(present) == 1 and void and len(labels.names) > 1:
         text = f"the only value besides {min(present)} is the ignore value {min(void)}: there is nothing to learn"
         yield finding("error", "binary-mask", name, "", text)
-    if name == "train" and 0 < len(samples) < RARE:
-        yield finding(
-            "warning",
-            "few-images",
-            name,
-            "",
-            "1 image only" if len(samples) == 1 else f"{len(samples)} images only",
-        )
+    if name == "train" and len(split) == 1:
+        yield finding("error", "one-image", name, "", "a single image")
+    elif name == "train" and 0 < len(split) < RARE:
+        yield finding("warning", "few-images", name, "", f"{len(split)} images only")
 
 
 def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) -> Iterator[Finding]:

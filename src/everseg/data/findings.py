@@ -41,6 +41,7 @@ REMEDIES: dict[str, str] = {
     "large-image": "Cut into windows as they are read: tiles: {size: 512, overlap: 64} in the data.yaml.",
     "interpolated-mask": "Masks that were resized with interpolation hold such ids; resize with nearest neighbour.",
     "few-images": "Add images; so few cannot show what a class looks like.",
+    "one-image": "Add images: batch norm cannot be trained on one.",
     "changed-file": "If nobody changed these files on purpose, restore them; else write the lock file again.",
     "sampled": "Check all samples before a long run.",
 }
