@@ -204,6 +204,13 @@ def test_what_is_written_is_what_is_read(value: object) -> None:
     assert config_yaml.parse(f"k: {_flow(value)}\n", "x").value["k"] == value
 
 
+def test_large_pictures_become_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "data", "images/a{}.png", "masks/a{}.png", 8)
+    assert "tiles" not in init(tmp_path / "data")[0]
+    monkeypatch.setattr("everseg.data.describe.LARGE", 100)
+    assert init(tmp_path / "data")[0]["tiles"] == {"size": 1024, "overlap": 64}
+
+
 # ---------------------------------------------------------------- the command
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from everseg.config_yaml import scalar
+from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.labelmap import palette_of, read_labelmap
 from everseg.data.guess import Guess, guess
 from everseg.data.mask_values import Values, mask_values
@@ -21,6 +22,8 @@ Value = int | tuple[int, int, int]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MOST = 254
 """Classes that a mask of bytes can hold beside background and void."""
+LARGE = 8_000_000
+"""Pictures of more pixels are read in windows."""
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 
 
@@ -139,11 +142,27 @@ def describe(proposal: Proposal, names: Sequence[str] | None, *, here: Path) -> 
     comments = {}
     if "split" in keys:
         comments["split"] = "a fifth of the images, drawn by their names"
+    if _large(root, proposal.layout.masks[:20]):
+        keys["tiles"] = {"size": 1024, "overlap": 64}
+        comments["tiles"] = "large pictures: every window is a sample"
     values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
     labels, classes = _labels(values, named, proposal.ignore)
     keys |= {"classes": classes, "background": named[0] if proposal.background is not None else None}
     keys |= {"ignore": proposal.ignore} | labels
     return Described({"name": root.name or "data", **head, **keys}, comments)
+
+
+def _large(root: Path, masks: Sequence[str]) -> bool:
+    """Whether most of the masks have more pixels than a training crop can make use of; reads their headers."""
+    large = 0
+    for name in masks:
+        try:
+            with open_inside(root, name) as file:
+                width, height = open_picture(file, root / name, Reading(max_pixels=2**40)).size
+        except DataError:
+            continue
+        large += width * height > LARGE
+    return 2 * large > len(masks)
 
 
 def _names(proposal: Proposal, given: Sequence[str] | None) -> list[str]:
