@@ -25,6 +25,7 @@ OPTIONAL = (
     "pytest",
     "hypothesis",
     "sklearn",
+    "datasets",
     "torchvision",
     "timm",
     "transformers",
@@ -129,6 +130,7 @@ def test_the_core_needs_only_what_it_declares() -> None:
         "sklearn",
         "transformers",
         "timm",
+        "datasets",
     }  # used on request only, and told if absent
     strange = set()
     for path in (SOURCE / "everseg").rglob("*.py"):

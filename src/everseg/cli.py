@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from everseg import cli_init  # noqa: F401 - adds its verb to data_app
 from everseg.cli_data import data_app
 from everseg.cli_import import import_app
 from everseg.cli_report import report

@@ -40,30 +40,48 @@ def data_check(
         Path | None,
         typer.Option("--write-skiplist", help="Write split and name of every faulty sample to this file."),
     ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help="Look at so many samples of each split only.")
+    ] = None,
+    lock: Annotated[
+        Path | None,
+        typer.Option("--lock", help="Write the files' hashes here; if the file exists, compare with it."),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Read files again that have not changed since the last check.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Read every file once and list all faults (exit code 3 if there are errors)."""
+    from everseg.data.check_files import read_lock, write_lock, write_skiplist
     from everseg.data.datasets import load_dataset
     from everseg.data.doctor import check_source
-    from everseg.engine.checkpoint import write_bytes
 
-    if skiplist is not None and (skiplist.is_dir() or not skiplist.parent.is_dir()):
-        raise ConfigError(
-            f"--write-skiplist: {skiplist} cannot be a file there; name a file in a folder that exists"
-        )
+    for option, file in (("--write-skiplist", skiplist), ("--lock", lock)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigError(f"{option}: {file} cannot be a file there; name a file in a folder that exists")
     data = _data_config(dataset, overrides)
+    forgiving = data.model_copy(update={"options": {**data.options, "on_missing": "skip"}})
+    locked = read_lock(lock) if lock is not None and lock.exists() else None
     with sample_progress(f"checking {dataset}", quiet=as_json) as advance:
-        report = check_source(lambda: load_dataset(data), progress=advance)
+        report = check_source(
+            lambda: load_dataset(data),
+            lenient=lambda: load_dataset(forgiving),
+            sample=sample,
+            cache=not no_cache and lock is None,
+            lock=locked,
+            progress=advance,
+        )
     if as_json:
         write_json(report.to_json())
     else:
         say(report.summary())
     if skiplist is not None:
-        bad = dict.fromkeys(
-            f"{f.split}\t{f.sample}" for f in report.findings if f.level == "error" and f.sample
-        )
-        write_bytes(skiplist, "".join(f"{line}\n" for line in bad).encode("utf-8", "surrogateescape"))
-        note(f"{len(bad)} faulty samples in {skiplist}; leave them out of your lists")
+        count = write_skiplist(skiplist, report)
+        note(f"{count} faulty samples in {skiplist}; leave them out with data.options.skip={skiplist}")
+    if lock is not None and locked is None:
+        write_lock(lock, report)
+        note(f"hashes of {len(report.digests)} samples in {lock}; the same command compares with them")
     if not report.ok:
         raise typer.Exit(3)
 

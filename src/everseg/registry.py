@@ -36,6 +36,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "bdd100k": "everseg.data.datasets.bdd100k:build",
         "idd": "everseg.data.datasets.idd:build",
         "folder": "everseg.data.datasets.folder:build",
+        "coco": "everseg.data.datasets.coco:build",
+        "hf": "everseg.data.datasets.hf:build",
         "demo": "everseg.data.demo:build",
     },
     "model": {

@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
-import stat
+import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from everseg.data import check_cache
 from everseg.data.base import Dataset, Split
-from everseg.data.datasets.decode import FORMATS
-from everseg.data.findings import ClassRow, Finding, Report, finding
-from everseg.data.index import count_ids, ranges, remedy, undeclared
+from everseg.data.datasets.listing import LeftOut
+from everseg.data.examine import Examined, Job, examine
+from everseg.data.findings import ClassRow, Finding, Level, Report, finding
+from everseg.data.index import ranges, remedy
 from everseg.data.parallel import Progress, map_samples
-from everseg.errors import DataError
+from everseg.errors import DataError, EversegError, some
 from everseg.labels import RawLabels
 
 RARE = 3
 """A class in fewer training images than this is reported."""
-
-MAX_DECODED = 100_000_000
-"""Larger pictures are not decoded to find out why a reader refused them."""
+ALIKE = 1.5
+"""Images are reported as alike whose small grey pictures differ by at most so many grey levels (root mean square)."""
 
 
 def check(
     dataset: Dataset,
     *,
     splits: Sequence[str] | None = None,
+    sample: int | None = None,
+    cache: bool = True,
+    lock: Mapping[tuple[str, str], tuple[str, str]] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Read every image and mask once, on all cores, and report all faults.
 
     Errors are what would stop a run or make its scores meaningless: files that cannot be read, sizes that
-    differ, colour or lossy masks, undeclared ids, empty splits, training images that are byte for byte in
-    another split. Warnings: masks of void only, images one pixel wide or high, classes without training image,
-    classes in fewer than 3 training images, what the reader had to correct. Images smaller than the crop are fine.
+    differ, colour or lossy masks, undeclared ids, masks whose objects all carry the ignore value, empty splits,
+    training images that are byte for byte in another split. Warnings: masks of void only, images one pixel wide or
+    high, classes without training image, classes in fewer than 3 training images, images that look like a training
+    image, and what the reader had to correct. Images smaller than the crop are fine.
 
     Args:
         splits: names; None = all.
+        sample: look at so many samples of each split only, drawn with a fixed seed; None = all.
+        cache: use what an earlier check found about files of unchanged size, times and number, or of unchanged
+            content; False = read all.
+        lock: (split, sample) -> SHA-256 of image and mask when they were known to be good; others are reported.
         workers: processes; None = all cores.
         progress: called with (done, total) samples over all splits.
 
@@ -53,8 +61,9 @@ def check(
     if unknown:
         raise DataError(f"{dataset.name} has no split {unknown}; it has {', '.join(dataset.splits)}")
     findings: list[Finding] = []
-    samples: dict[str, list[_Sample]] = {}
-    done, total = 0, sum(len(dataset.splits[name]) for name in names)
+    samples: dict[str, list[Examined]] = {}
+    chosen = {name: _chosen(len(dataset.splits[name]), sample) for name in names}
+    done, total = 0, sum(map(len, chosen.values()))
 
     def advance(reached: int, _: int) -> None:
         if progress:
@@ -62,185 +71,191 @@ def check(
 
     for name in names:
         split = dataset.splits[name]
-        samples[name] = map_samples(_examine, split, len(split), workers=workers, progress=advance)
-        done += len(split)
+        samples[name] = _examined(split, chosen[name], cache, workers, advance)
+        done += len(chosen[name])
         findings += _of_split(name, split, dataset.labels, samples[name])
-    findings += _same_images(dataset, samples)
+        if len(chosen[name]) < len(split):
+            text = f"only {len(chosen[name])} of {len(split)} samples were looked at"
+            findings.append(finding("note", "sampled", name, "", text))
+    findings += _same_images(samples)
+    findings += _similar_images(samples)
     rows = _class_rows(dataset.labels, samples)
     findings += _of_classes(rows, names)
-    return Report(dataset.name, tuple(findings), {name: len(samples[name]) for name in names}, rows)
+    digests = {(name, s.id): s.digests for name in names for s in samples[name] if s.digests[0]}
+    findings += _changed(lock or {}, digests)
+    images = {name: len(samples[name]) for name in names}
+    return Report(dataset.name, tuple(findings), images, rows, digests)
 
 
 def check_source(
-    build: Callable[[], Dataset],
-    *,
-    splits: Sequence[str] | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    build: Callable[[], Dataset], *, lenient: Callable[[], Dataset] | None = None, **options: Any
 ) -> Report:
     """Build a data set and check it; faults that stop the building (unpaired files, a missing folder) are findings.
+
+    Args:
+        build: opens the data set.
+        lenient: the same, leaving out what has no partner, so that the other files are looked at in spite of it.
+        options: of `check`.
 
     Raises:
         ConfigError: from `build`; wrong options are no fault of the data.
     """
     try:
-        dataset = build()
+        return check(build(), **options)
     except DataError as error:
-        return Report("data", (finding("error", "layout", "", "", str(error)),))
-    return check(dataset, splits=splits, workers=workers, progress=progress)
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """What one worker found out about one sample; counts and digest are None where it cannot be read."""
-
-    faults: tuple[tuple[str, str], ...] = ()
-    counts: np.ndarray | None = None
-    digest: str | None = None
-    size: tuple[int, int] = (0, 0)
-
-
-def _examine(split: Split, index: int) -> _Sample:
+        stopped = finding("error", "layout", "", "", str(error))
     try:
-        image, mask = split.read(index)
-        if image.shape[:2] != mask.shape:
-            text = (
-                f"the image is {image.shape[1]}x{image.shape[0]} but the mask {mask.shape[1]}x{mask.shape[0]}"
-            )
-            return _Sample((("size-mismatch", text),))
-    except (DataError, OSError) as error:
-        return _Sample(tuple(_faults(split, index, str(error))))
-    faults: tuple[tuple[str, str], ...] = ()
-    path = _path(split, "mask_path", index)
-    if path is not None and _look(path)[0] in ("JPEG", "MPO"):
-        faults = (("lossy-mask", f"{path}: the mask is a JPEG file"),)
-    return _Sample(faults, count_ids(mask), _digest(split, index, image), mask.shape)
+        dataset = lenient() if lenient is not None else None
+    except EversegError:
+        dataset = None
+    if dataset is None:
+        return Report("data", (stopped,))
+    report = check(dataset, **options)
+    unpaired = [replace(f, level="error") for f in report.findings if f.code == "unpaired"]
+    others = [f for f in report.findings if f.code != "unpaired"]
+    return replace(report, findings=(*(unpaired or [stopped]), *others))
 
 
-def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]:
-    """Which file of a sample that cannot be read is at fault: the image, the mask, or both."""
-    mask: np.ndarray | None = None
-    mask_message = ""
-    try:
-        mask = split.read_mask(index)
-    except (DataError, OSError) as error:
-        mask_message = str(error)
-        path = _path(split, "mask_path", index)
-        yield _mask_code(path), mask_message
-    image_path = _path(split, "image_path", index)
-    form, size, problem = _look(image_path) if image_path is not None else ("", None, "")
-    if mask is None:
-        if message != mask_message:
-            yield "unreadable-image" if image_path is not None else "unreadable-sample", message
-        elif problem:
-            yield "unreadable-image", f"{image_path}: {problem}"
-    elif form and not problem and size != (mask.shape[1], mask.shape[0]):
-        yield "size-mismatch", message
-    elif image_path is not None:
-        yield "unreadable-image" if problem or not form else "unreadable-sample", message
-    else:
-        yield "unreadable-sample", message
+def _chosen(count: int, sample: int | None) -> list[int]:
+    if sample is None or sample >= count:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), sample))
 
 
-def _mask_code(path: Path | None) -> str:
-    if path is None:
-        return "bad-mask"
-    form, _, problem = _look(path)
-    if form in ("JPEG", "MPO", "WEBP"):
-        return "lossy-mask"
-    if problem:
-        return "unreadable-mask"
-    with Image.open(path, formats=FORMATS) as picture:
-        return (
-            "colour-mask" if picture.mode in ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB") else "bad-mask"
-        )
+def _examined(
+    split: Split, indices: list[int], cache: bool, workers: int | None, progress: Progress
+) -> list[Examined]:
+    file = check_cache.cache_file(split)
+    known = check_cache.load(file) if file is not None and cache else {}
+    job = Job(split, indices, known)
+    found = map_samples(examine, job, len(indices), workers=workers, progress=progress)
+    news = any(s.id not in known or known[s.id].stamp != s.stamp for s in found if not s.faults)
+    if file is not None and news:
+        check_cache.store(file, list({**known, **{s.id: s for s in found}}.values()))
+    return found
 
 
-def _look(path: Path) -> tuple[str, tuple[int, int] | None, str]:
-    """Format, (width, height), and what is wrong with a picture file; never blocks on a pipe or device."""
-    form, size = "", None
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return form, size, "not a regular file"
-        with Image.open(path, formats=FORMATS) as picture:
-            form, size = picture.format or "", picture.size
-            if size[0] * size[1] > MAX_DECODED:
-                return form, size, "too large"
-            picture.load()
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        return form, size, str(error) or type(error).__name__
-    return form, size, ""
-
-
-def _path(split: Split, kind: str, index: int) -> Path | None:
-    """Where a file of the sample lies, for splits that lie in files."""
-    find = getattr(split, kind, None)
-    return None if find is None else Path(find(index))
-
-
-def _digest(split: Split, index: int, image: np.ndarray) -> str:
-    path = _path(split, "image_path", index)
-    if path is not None:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
-def _of_split(name: str, split: Split, labels: RawLabels, samples: list[_Sample]) -> Iterator[Finding]:
+def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined]) -> Iterator[Finding]:
     if not samples:
         yield finding("error", "empty-split", name, "", "the split has no images")
     for text in getattr(split, "warnings", ()):
-        yield finding("warning", "list", name, "", str(text))
+        left_out = isinstance(text, LeftOut)
+        place = text.sample if left_out else ""
+        yield finding("warning", "unpaired" if left_out else "list", name, place, str(text))
     counted = [np.zeros(256, np.int32) if s.counts is None else s.counts for s in samples]
     found = {int(raw) for row in counted for raw in np.flatnonzero(row)}
-    void = sorted(labels.void)
-    for index, (sample, row) in enumerate(zip(samples, counted, strict=True)):
-        where = split.id(index)
-        for code, message in sample.faults:
-            yield finding("error", code, name, where, message)
-        if sample.counts is None:
-            continue
-        foreign = undeclared(split, labels, [row])
-        if foreign:
-            ids = {int(raw) for raw in np.flatnonzero(row)} - labels.declared
-            text = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in sorted(ids))
-            text += f"; declared: {ranges(labels.declared)}"
-            yield Finding("error", "undeclared-id", name, where, text, remedy(labels, found))
-        if row[void].sum() == row.sum():
-            yield finding("warning", "all-void", name, where, "every pixel of the mask is void")
-        if min(sample.size) == 1:
-            text = f"the image is {sample.size[1]}x{sample.size[0]} pixels"
-            yield finding("warning", "tiny-image", name, where, text)
+    for sample in samples:
+        yield from _of_sample(name, sample, labels, found)
+    yield from _together(name, samples)
+    present, void = found - set(labels.void), found & set(labels.void)
+    if len(present) == 1 and void and len(labels.names) > 1:
+        text = f"the only value besides {min(present)} is the ignore value {min(void)}: there is nothing to learn"
+        yield finding("error", "binary-mask", name, "", text)
+    if name == "train" and len(split) == 1:
+        yield finding("error", "one-image", name, "", "a single image")
+    elif name == "train" and 0 < len(split) < RARE:
+        yield finding("warning", "few-images", name, "", f"{len(split)} images only")
 
 
-def _same_images(dataset: Dataset, samples: Mapping[str, list[_Sample]]) -> Iterator[Finding]:
-    first = {
-        name: {s.digest: i for i, s in reversed(list(enumerate(of))) if s.digest}
-        for name, of in samples.items()
-    }
+def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) -> Iterator[Finding]:
+    for code, message in sample.faults:
+        yield finding("error", code, name, sample.id, message)
+    if sample.counts is None:
+        return
+    row = sample.counts
+    foreign = sorted({int(raw) for raw in np.flatnonzero(row)} - labels.declared)
+    if foreign:
+        text = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign)
+        text += f"; declared: {ranges(labels.declared)}"
+        yield Finding("error", "undeclared-id", name, sample.id, text, remedy(labels, found))
+    if row[sorted(labels.void)].sum() == row.sum():
+        yield finding("warning", "all-void", name, sample.id, "every pixel of the mask is void")
+    if min(sample.size) == 1:
+        text = f"the image is {sample.size[1]}x{sample.size[0]} pixels"
+        yield finding("warning", "tiny-image", name, sample.id, text)
+    for level, code, message in sample.notes:
+        if level != "note":
+            yield finding(level, code, name, sample.id, message)
+
+
+def _together(name: str, samples: list[Examined]) -> Iterator[Finding]:
+    """One line for all samples with the same note."""
+    noted: dict[str, list[str]] = {}
+    for sample in samples:
+        for level, code, message in sample.notes:
+            if level == "note":
+                noted.setdefault(code, []).append(message)
+    for code, messages in noted.items():
+        messages = list(dict.fromkeys(messages))
+        yield finding("note", code, name, "", f"{len(messages)} images: {some(messages, 5)}")
+
+
+def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
+    first: dict[str, dict[str, str]] = {}
+    for name, of in samples.items():
+        first[name] = {}
+        twins = []
+        for sample in of:
+            other = first[name].setdefault(sample.digests[0], sample.id) if sample.digests[0] else sample.id
+            if other != sample.id and not _window(sample.id):
+                twins.append(f"{sample.id} = {other}")
+        if twins:
+            text = f"{len(twins)} images are byte-identical to another of the split: {some(twins)}"
+            yield finding("note", "twin-image", name, "", text)
     names = sorted(first, key=lambda name: name != "train")
     for at, name in enumerate(names):
         for other in names[:at]:
-            shared = first[name].keys() & first[other].keys()
+            shared = first[name].keys() & first[other].keys() - {""}
             if not shared:
                 continue
             if other != "train" and first[name].keys() == first[other].keys():
                 text = f"holds the same {len(shared)} images as '{other}'"
                 yield finding("note", "same-split", name, "", text)
                 continue
-            for index, sample in enumerate(samples[name]):
-                if sample.digest in shared:
-                    twin = dataset.splits[other].id(first[other][sample.digest])
+            level: Level = "error" if other == "train" else "warning"
+            for sample in samples[name]:
+                if sample.digests[0] in shared:
+                    twin = f"byte-identical to {other}/{first[other][sample.digests[0]]}"
+                    yield finding(level, "same-image", name, sample.id, twin)
+
+
+def _window(sample: str) -> bool:
+    """Whether a sample is one window of a picture, so that others share its file."""
+    return re.fullmatch(r".*@\d+,\d+", sample, re.DOTALL) is not None
+
+
+def _similar_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
+    """Images of other splits that look like a training image, such as one that was encoded again."""
+    train = [s for s in samples.get("train", []) if _has_content(s)]
+    if not train:
+        return
+    known = {s.digests[0] for s in train}
+    table = np.stack([np.frombuffer(s.signature, np.uint8) for s in train]).astype(np.float32)
+    squares = (table**2).sum(axis=1)
+    for name, of in samples.items():
+        others = [s for s in of if name != "train" and _has_content(s) and s.digests[0] not in known]
+        for start in range(0, len(others), 256):
+            part = others[start : start + 256]
+            rows = np.stack([np.frombuffer(s.signature, np.uint8) for s in part]).astype(np.float32)
+            apart = squares[None] + (rows**2).sum(axis=1)[:, None] - 2 * rows @ table.T
+            for sample, nearest in zip(part, apart.argmin(axis=1), strict=True):
+                twin = train[nearest]
+                exact = float(((_grey(sample) - _grey(twin)) ** 2).mean())
+                if exact <= ALIKE**2:
                     yield finding(
-                        "error" if other == "train" else "warning",
-                        "same-image",
-                        name,
-                        dataset.splits[name].id(index),
-                        f"byte-identical to {other}/{twin}",
+                        "warning", "near-same-image", name, sample.id, f"looks like train/{twin.id}"
                     )
 
 
-def _class_rows(labels: RawLabels, samples: Mapping[str, list[_Sample]]) -> tuple[ClassRow, ...]:
+def _grey(sample: Examined) -> np.ndarray:
+    return np.frombuffer(sample.signature, np.uint8).astype(np.float64)
+
+
+def _has_content(sample: Examined) -> bool:
+    return len(sample.signature) > 0 and float(_grey(sample).std()) > 4 * ALIKE
+
+
+def _class_rows(labels: RawLabels, samples: Mapping[str, list[Examined]]) -> tuple[ClassRow, ...]:
     images: dict[str, np.ndarray] = {}
     pixels: dict[str, np.ndarray] = {}
     for name, of in samples.items():
@@ -264,7 +279,8 @@ def _of_classes(rows: Sequence[ClassRow], names: Sequence[str]) -> Iterator[Find
         what = f"class {row.id} '{row.name}'"
         elsewhere = [name for name in names if name != "train" and row.images[name]]
         if not elsewhere and not row.images.get("train"):
-            yield finding("warning", "class-missing", "", "", f"{what} is in no image")
+            hint = "; do the ids of the masks start at 1, without a background?" if row.id == 0 else ""
+            yield finding("warning", "class-missing", "", "", f"{what} is in no image{hint}")
         elif "train" in row.images and not row.images["train"]:
             yield finding(
                 "warning",
@@ -277,3 +293,17 @@ def _of_classes(rows: Sequence[ClassRow], names: Sequence[str]) -> Iterator[Find
             count = row.images["train"]
             text = f"{what} is in {count} training image{'s' if count > 1 else ''} only"
             yield finding("warning", "class-rare", "train", "", text)
+
+
+def _changed(
+    lock: Mapping[tuple[str, str], tuple[str, str]], digests: Mapping[tuple[str, str], tuple[str, str]]
+) -> Iterator[Finding]:
+    for place, before in lock.items():
+        now = digests.get(place)
+        if now is not None and now != before:
+            what = " and ".join(
+                kind for kind, a, b in zip(("image", "mask"), before, now, strict=True) if a != b
+            )
+            yield finding(
+                "warning", "changed-file", *place, f"{what} changed since the lock file was written"
+            )

@@ -27,6 +27,23 @@ REMEDIES: dict[str, str] = {
     "class-untrained": "The class cannot be learnt: move images into training, or remove the class.",
     "class-rare": "Scores of so rare a class are unstable; add images if you can.",
     "list": "Clean the list when convenient.",
+    "unpaired": "Add the missing files, or leave the others out: on_missing: skip, or a skip list.",
+    "binary-mask": "If the objects are stored as this value, declare it as a class and set ignore: null in the "
+    "data.yaml (classes: {0: background, 255: object}).",
+    "near-same-image": "Look at both: scores on images seen in training mean nothing.",
+    "twin-image": "Nothing to do if this is meant; these images count twice.",
+    "other-format": "Rename these files when convenient; they are read by their content.",
+    "trailing-bytes": "Look whether these files were joined with something else; the picture itself is whole.",
+    "print-colours": "The colours come out other than they look; convert these images to RGB.",
+    "alpha": "Transparency is dropped.",
+    "turned": "Turned as their EXIF orientation says, as viewers show them; their masks fit.",
+    "turned-square": "Look at the overlay; exif: ignore leaves all images as they are stored.",
+    "large-image": "Cut into windows as they are read: tiles: {size: 512, overlap: 64} in the data.yaml.",
+    "interpolated-mask": "Masks that were resized with interpolation hold such ids; resize with nearest neighbour.",
+    "few-images": "Add images; so few cannot show what a class looks like.",
+    "one-image": "Add images: batch norm cannot be trained on one.",
+    "changed-file": "If nobody changed these files on purpose, restore them; else write the lock file again.",
+    "sampled": "Check all samples before a long run.",
 }
 
 
@@ -66,6 +83,8 @@ class Report:
     images: Mapping[str, int] = field(default_factory=dict)
     """Split name -> samples looked at."""
     classes: tuple[ClassRow, ...] = ()
+    digests: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """(split, sample) -> SHA-256 of image and mask, of the samples that can be read."""
 
     @property
     def ok(self) -> bool:

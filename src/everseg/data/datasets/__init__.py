@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from everseg import registry
 from everseg.config import DataConfig
+from everseg.config_yaml import read
 from everseg.data.base import Dataset
+from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.relabel import relabelled
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import RawLabels
@@ -25,20 +28,40 @@ def load_dataset(data: DataConfig) -> Dataset:
         ConfigError: unknown name or option, missing root.
         DataError: the data set's files are not as its layout wants them.
     """
+    name, given, root = data.dataset, dict(data.options), data.root
     if data.dataset.lower().endswith((".yaml", ".yml")):
-        name, given = "folder", {"descriptor": data.dataset, **data.options}
-    else:
-        name, given = data.dataset, dict(data.options)
+        name, given, root = _described(data)
     builder = registry.resolve("dataset", name)
     if not callable(builder):
         raise ConfigError(f"data.dataset: '{data.dataset}' is not a function that returns a Dataset")
     _check_options(name, builder, given)
-    dataset = builder(data.root, **given)
+    dataset = builder(root, **given)
     if not isinstance(dataset, Dataset):
         raise ConfigError(
             f"data.dataset: '{data.dataset}' returned {type(dataset).__name__}, expected everseg.data.base.Dataset"
         )
     return dataset
+
+
+def _described(data: DataConfig) -> tuple[str, dict[str, Any], str | None]:
+    """Reader, its options and root for a data.yaml: plain folders, or another reader that its `layout` names."""
+    file = Path(data.dataset).expanduser()
+    content = read(file).value
+    layout = content.get("layout", "folders") if isinstance(content, dict) else "folders"
+    if layout == "folders":
+        return "folder", {"descriptor": data.dataset, **data.options}, data.root
+    known = [name for name in registry.names("dataset") if name not in ("folder", "demo")]
+    if layout not in known:
+        hint = near_miss(layout, known, f"; known: folders, {', '.join(known)}")
+        raise ConfigError(f"layout: no reader '{layout}'{hint}", str(file))
+    given = {key: value for key, value in content.items() if key not in ("layout", "root")}
+    here = file.resolve().parent
+    if isinstance(given.get("skip"), str):
+        given["skip"] = str(here / Path(given["skip"]).expanduser())
+    root = content.get("root", ".")
+    if not isinstance(root, str):
+        raise ConfigError(f"root: expected a folder, got {root!r}", str(file))
+    return layout, {**given, **data.options}, data.root or str(here / Path(root).expanduser())
 
 
 def load_domains(data: DataConfig) -> dict[str, Dataset]:
@@ -115,9 +138,11 @@ def _meanings(labels: RawLabels) -> dict[int, str]:
 def _check_options(name: str, builder: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Compare the options with the builder's signature and report all that do not fit."""
     parameters = list(inspect.signature(builder).parameters.values())[1:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    if rest not in (None, "shared"):
         return
-    known = [p.name for p in parameters]
+    parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known = [*(p.name for p in parameters), *(SHARED if rest else ())]
     problems = []
     for key in given:
         if key not in known:

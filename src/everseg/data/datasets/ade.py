@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from everseg.data.base import Dataset
 from everseg.data.datasets.ade_names import NAMES
-from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import data_folder, pair, scan
 from everseg.data.datasets.options import reading_of, root_of
@@ -17,18 +17,13 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 def build(
     root: str | Path | None = None,
-    *,
-    max_pixels: int = Reading.max_pixels,
-    follow_links: bool = False,
-    exif: str = "apply",
+    **shared: Any,
 ) -> Dataset:
     """Read ADE20K.
 
     Args:
         root: `ADEChallengeData2016` (with `images/` and `annotations/`), or the folder that holds it.
-        max_pixels: larger pictures are refused.
-        follow_links: allow links out of the data folder.
-        exif: "apply" or "ignore" the images' EXIF orientation.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
         Splits `train` and `val` sorted by file name, which is the order published image lists count in.
@@ -38,12 +33,13 @@ def build(
         ConfigError: no such root, or a wrong option.
         DataError: not this layout, or images and masks that do not pair.
     """
-    reading = reading_of(max_pixels, follow_links, exif)
+    reading = reading_of(shared)
     needed = [f"{kind}/{f}" for kind in ("images", "annotations") for f in _FOLDERS.values()]
     base = data_folder(root_of(root), ("ADEChallengeData2016",), needed, "ADEChallengeData2016")
     splits = {}
     for name, folder in _FOLDERS.items():
         images, masks = scan(base, f"images/{folder}"), scan(base, f"annotations/{folder}")
-        splits[name] = FileSplit(name, base, pair(images, masks, f"{base}, {folder}"), reading=reading)
+        samples, warnings = pair(images, masks, f"{base}, {folder}", name, reading)
+        splits[name] = FileSplit(name, base, samples, reading=reading, warnings=warnings)
     names = dict(enumerate(("background", *NAMES)))
     return Dataset("ade", RawLabels(names=names, background=0, void=(255,)), splits)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from everseg.data.base import Dataset
 from everseg.data.datasets.cityscapes import present_splits
-from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import pair, scan
 from everseg.data.datasets.options import reading_of, root_of
@@ -37,9 +36,7 @@ def build(
     root: str | Path | None = None,
     *,
     generation: str | None = None,
-    max_pixels: int = Reading.max_pixels,
-    follow_links: bool = False,
-    exif: str = "apply",
+    **shared: Any,
 ) -> Dataset:
     """Read BDD100K's semantic segmentation.
 
@@ -48,9 +45,7 @@ def build(
             as `bdd100k/seg`; for the new ones, the folder with `images/10k` and `labels/sem_seg/masks`, or
             `bdd100k/` with them.
         generation: "old" or "new"; only needed where both lie below `root`.
-        max_pixels: larger pictures are refused.
-        follow_links: allow links out of the data folder.
-        exif: "apply" or "ignore" the images' EXIF orientation.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
         Those of the splits `train` and `val` that exist, sorted by name; the 19 classes and trainIds of Cityscapes
@@ -60,13 +55,14 @@ def build(
         ConfigError: no such root, both generations there and none chosen, or a wrong option.
         DataError: neither generation found, or images and masks that do not pair.
     """
-    reading = reading_of(max_pixels, follow_links, exif)
+    reading = reading_of(shared)
     base, layout = _find(root_of(root), generation)
     splits = {}
     for name in present_splits(base, layout.images):
         images = scan(base, f"{layout.images}/{name}")
         masks = scan(base, f"{layout.masks}/{name}", suffix=layout.suffix)
-        splits[name] = FileSplit(name, base, pair(images, masks, f"{base}, {name}"), reading=reading)
+        samples, warnings = pair(images, masks, f"{base}, {name}", name, reading)
+        splits[name] = FileSplit(name, base, samples, reading=reading, warnings=warnings)
     labels = RawLabels(names=dict(enumerate(CITYSCAPES_CLASSES)), background=None, void=(VOID,))
     return Dataset("bdd100k", labels, splits)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from everseg.data.base import Dataset
-from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import ListedFolder, data_folder, pair, scan
 from everseg.data.datasets.options import reading_of, root_of
@@ -27,9 +27,7 @@ def build(
     *,
     sequence: str | Sequence[str] | None = None,
     lists: bool = False,
-    max_pixels: int = Reading.max_pixels,
-    follow_links: bool = False,
-    exif: str = "apply",
+    **shared: Any,
 ) -> Dataset:
     """Read CamVid.
 
@@ -39,9 +37,7 @@ def build(
             0001TP and the others. Splits that this leaves empty are dropped.
         lists: take the frames and their order from `train.txt`, `val.txt`, `test.txt`, whose entries may carry
             another machine's absolute prefix; default: the folders, sorted by name.
-        max_pixels: larger pictures are refused.
-        follow_links: allow links out of the data folder.
-        exif: "apply" or "ignore" the images' EXIF orientation.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
         Those of the splits `train`, `val` and `test` that exist; 11 classes, no background class, void 11.
@@ -50,18 +46,19 @@ def build(
         ConfigError: no such root, or a wrong option.
         DataError: not this layout, images and masks that do not pair, or no frame of the sequence.
     """
-    reading = reading_of(max_pixels, follow_links, exif)
+    reading = reading_of(shared)
     base = data_folder(root_of(root), ("CamVid", "SegNet/CamVid"), ("train", "trainannot"), "CamVid")
     prefixes = _prefixes(sequence)
     splits = {}
     for name in _SPLITS:
         if name != "train" and not (base / name).is_dir():
             continue
-        warnings: list[str] = []
         if lists:
-            samples, warnings = ListedFolder(base, name, f"{name}annot").samples(base / f"{name}.txt")
+            listed = ListedFolder(base, name, f"{name}annot")
+            samples, warnings = listed.samples(base / f"{name}.txt", name, reading)
         else:
-            samples = pair(scan(base, name), scan(base, f"{name}annot"), f"{base}, {name}")
+            images, masks = scan(base, name), scan(base, f"{name}annot")
+            samples, warnings = pair(images, masks, f"{base}, {name}", name, reading)
         kept = [s for s in samples if prefixes is None or s[0].startswith(prefixes)]
         if kept or prefixes is None:
             splits[name] = FileSplit(name, base, kept, reading=reading, warnings=warnings)

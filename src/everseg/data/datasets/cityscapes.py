@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from everseg.data.base import Dataset
 from everseg.data.datasets.decode import Reading
@@ -20,18 +21,13 @@ SPLITS = ("train", "val")
 
 def build(
     root: str | Path | None = None,
-    *,
-    max_pixels: int = Reading.max_pixels,
-    follow_links: bool = False,
-    exif: str = "apply",
+    **shared: Any,
 ) -> Dataset:
     """Read Cityscapes.
 
     Args:
         root: the folder that holds `leftImg8bit/` and `gtFine/`, or `cityscapes/` with them.
-        max_pixels: larger pictures are refused.
-        follow_links: allow links out of the data folder.
-        exif: "apply" or "ignore" the images' EXIF orientation.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
         Those of the splits `train` and `val` that exist, sorted by city and name; 19 classes whose raw ids are the
@@ -42,7 +38,7 @@ def build(
         ConfigError: no such root, or a wrong option.
         DataError: not this layout, images and masks that do not pair, or polygons of which no masks were made yet.
     """
-    reading = reading_of(max_pixels, follow_links, exif)
+    reading = reading_of(shared)
     places = ("cityscapes", "Cityscapes")
     base = data_folder(root_of(root), places, ("leftImg8bit", "gtFine"), "Cityscapes")
     splits = {}
@@ -54,8 +50,9 @@ def build(
             label_ids = scan(base, f"gtFine/{name}", suffix="_gtFine_labelIds", recursive=True)
             if len(label_ids) > len(masks):
                 masks, table = label_ids, CITYSCAPES_TRAIN_ID
-        samples = pair_drawn(base, f"gtFine/{name}", images, masks, f"everseg data prepare cityscapes {base}")
-        splits[name] = FileSplit(name, base, samples, id_table=table, reading=reading)
+        command = f"everseg data prepare cityscapes {base}"
+        samples, warnings = pair_drawn(base, f"gtFine/{name}", images, masks, command, name, reading)
+        splits[name] = FileSplit(name, base, samples, id_table=table, reading=reading, warnings=warnings)
     labels = RawLabels(names=dict(enumerate(CITYSCAPES_CLASSES)), background=None, void=(VOID,))
     return Dataset("cityscapes", labels, splits)
 
@@ -75,8 +72,16 @@ def present_splits(base: Path, images: str) -> list[str]:
 
 
 def pair_drawn(
-    base: Path, folder: str, images: Mapping[str, str], masks: Mapping[str, str], command: str
-) -> list[Sample]:
+    base: Path,
+    folder: str,
+    images: Mapping[str, str],
+    masks: Mapping[str, str],
+    command: str,
+    split: str,
+    reading: Reading,
+    *,
+    prefix: str = "",
+) -> tuple[list[Sample], list[str]]:
     """Pair images with masks that are drawn from polygon files beside them.
 
     Args:
@@ -85,14 +90,16 @@ def pair_drawn(
         images: name -> path relative to `base`, as `scan` returns it.
         masks: the same.
         command: what draws the missing masks.
+        split: as for `pair`, also the others.
 
     Raises:
         DataError: as `pair`; where a missing mask has its polygon file, names `command` instead.
     """
     alone = sorted(images.keys() - masks.keys())
-    if any((base / folder / f"{name}_gtFine_polygons.json").is_file() for name in alone[:20]):
+    drawn = any((base / folder / f"{name}_gtFine_polygons.json").is_file() for name in alone[:20])
+    if drawn and reading.on_missing == "stop":
         raise DataError(
             f"{base / folder}: {len(alone)} of {len(images)} images have polygons (*_gtFine_polygons.json) but no"
             f" mask; make the masks with: {command}"
         )
-    return pair(images, masks, f"{base}, {folder}")
+    return pair(images, masks, f"{base}, {folder}", split, reading, prefix=prefix)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from everseg.errors import DataError
 
@@ -41,6 +41,12 @@ class Reading:
     """Allow links that lead out of the data folder."""
     exif: Literal["apply", "ignore"] = "apply"
     """Whether images are turned as their EXIF orientation says, as viewers and labelling tools do."""
+    bit_depth: Literal[8, 16] = 8
+    """Bits per channel of the images; with 16 their values 0..65535 become 0..255 (their higher byte)."""
+    on_missing: Literal["stop", "skip"] = "stop"
+    """Whether images without mask and masks without image stop everything, or are left out with a warning."""
+    skip: frozenset[tuple[str, str]] = frozenset()
+    """(split, sample) to leave out, as a skip list names them."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +132,30 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
     return picture
 
 
-def decode_image(picture: Image.Image, shown: Path | str) -> Image.Image:
+def decode_image(picture: Image.Image, shown: Path | str, *, bit_depth: int = 8) -> Image.Image:
     """Decode an opened image to RGB; grey is spread over the channels and alpha is dropped.
 
+    Args:
+        bit_depth: with 16, channels of 16 bits are allowed and reduced to their higher byte.
+
     Raises:
-        DataError: truncated or damaged, more than 8 bits per channel, several pages, or an unusual colour model.
+        DataError: truncated or damaged, more bits per channel than declared, several pages, or an unusual colour
+            model.
     """
     _check_single(picture, shown)
-    deep = ";16" in _raw_mode(picture) or picture.mode.startswith("I") or picture.mode == "F"
+    if bit_depth == 16 and picture.mode.startswith("I;16"):
+        _decode(picture, shown)
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    deep = (";16" in _raw_mode(picture) and bit_depth == 8) or picture.mode[:1] in ("I", "F")
     if deep:
         raise DataError(
             f"{shown}: an image of more than 8 bits per channel ({picture.mode}); its brightness would be cut off."
             " Convert it to 8 bits with the contrast you want"
+            + (
+                ", or set bit_depth: 16 (data.options.bit_depth=16) to take the higher byte of each value"
+                if ";16" in _raw_mode(picture)
+                else ""
+            )
         )
     if picture.mode not in ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr"):
         raise DataError(f"{shown}: colour model {picture.mode} is not supported; convert the image to RGB")
@@ -292,8 +310,23 @@ def _what_instead(file: BinaryIO, error: Exception) -> str:
         return "is a web page or XML, not a picture (a failed download?); fetch it again"
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         return "is text, not a picture; restore the file, or leave it out"
+    bands = _bands(file) if head[:4] in (b"II*\0", b"MM\0*") else 0
+    if bands > 4:
+        return f"is a TIFF of {bands} bands; export the three that are meant as an RGB picture"
     reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
     return f"is not a readable {'/'.join(FORMATS)} picture ({reason}); restore the file, or leave it out"
+
+
+def _bands(file: BinaryIO) -> int:
+    """Samples per pixel that a TIFF's first directory states; 0 if it cannot be read."""
+    try:
+        file.seek(0)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    except Exception:  # decoders raise nearly anything on damaged files
+        return 0
 
 
 def _too_large(shown: Path | str, what: str, reading: Reading) -> str:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everseg.data.datasets.decode import Colour
+from everseg.data.datasets.division import Division, division_of
+from everseg.data.datasets.options import SHARED
+from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
 from everseg.labels import RawLabels
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
-    "max_pixels", "follow_links", "exif",
+    "split", "tiles", "layout", *SHARED,
 )  # fmt: skip
 IGNORE = "ignore"
 """The name that stands for the void id in `labels`."""
@@ -32,6 +35,10 @@ class Descriptor:
     id_table: Mapping[int, int] | None
     image_suffix: str = ""
     mask_suffix: str = ""
+    division: Division | None = None
+    """How one set of images is cut into splits."""
+    tiles: Tiles | None = None
+    """Windows that the pictures are cut into."""
 
 
 def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Descriptor:
@@ -52,7 +59,12 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
     background = check.background(classes)
     palette, table = check.labels(classes, void)
     images, masks = check.folder("images", "images/{split}"), check.folder("masks", "masks/{split}")
-    splits = check.splits(images)
+    division, wrong = division_of(given.get("split"))
+    tiles, more = tiles_of(given.get("tiles"))
+    check.problems += wrong + more
+    if given.get("layout", "folders") != "folders":
+        check.wrong("layout", "folders, or nothing, beside these keys", given["layout"])
+    splits = check.splits(images, given.get("split") is not None)
     pair = check.mapping("pair")
     check.keys("pair.", pair, ("image_suffix", "mask_suffix"))
     suffixes = [check.text(f"pair.{k}", pair.get(k), "") for k in ("image_suffix", "mask_suffix")]
@@ -64,7 +76,17 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
     if check.problems:
         raise ConfigError(check.problems, where)
     return Descriptor(
-        name, images, masks, splits, RawLabels(classes, background, void), palette, table, *suffixes
+        name=name,
+        images=images,
+        masks=masks,
+        splits=splits,
+        labels=RawLabels(classes, background, void),
+        palette=palette,
+        id_table=table,
+        image_suffix=suffixes[0],
+        mask_suffix=suffixes[1],
+        division=division,
+        tiles=tiles,
     )
 
 
@@ -110,16 +132,21 @@ class _Check:
             )
         return value.rstrip("/")
 
-    def splits(self, images: str) -> Mapping[str, str] | None:
+    def splits(self, images: str, divided: bool) -> Mapping[str, str] | None:
         value = self.given.get("splits")
+        if divided and (value is not None or "{split}" in images):
+            other = "splits" if value is not None else "images with {split}"
+            self.problems.append(f"split: cuts one set of images into splits; give either it or {other}")
+            return None
         if isinstance(value, list):
             value = (
                 {v: v for v in value if isinstance(v, str)} if all(isinstance(v, str) for v in value) else 0
             )
         if value is None:
-            if "{split}" not in images:
+            if "{split}" not in images and not divided:
                 self.problems.append(
-                    "splits: needed, since images has no {split}; name image lists: {train: train.txt, val: val.txt}"
+                    "splits: needed, since images has no {split}; name image lists: {train: train.txt, val: val.txt},"
+                    " or cut the images into splits with split: {val: 0.2, seed: 0}"
                 )
             return None
         if not isinstance(value, Mapping) or not value or not all(

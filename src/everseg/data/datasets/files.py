@@ -63,10 +63,13 @@ class FileSplit:
         self._coding = MaskCoding(palette, id_table)
         self._reading = reading or Reading()
         self._fingerprint = ""
-        if not samples:
+        kept = [s for s in samples if (name, s[0]) not in self._reading.skip]
+        if not kept:
+            left_out = f" ({len(samples)} samples are in the skip list)" if samples else ""
             raise DataError(
-                f"split '{name}' of {self.root} is empty; check the folder, or the list of the split"
+                f"split '{name}' of {self.root} is empty{left_out}; check the folder, or the list of the split"
             )
+        samples = kept
         if len({s[0] for s in samples}) != len(samples):
             raise DataError(f"split '{name}' of {self.root} names a sample twice; ids must be unique")
         packed = ["\0".join(s).encode("utf-8", "surrogateescape") for s in samples]
@@ -124,6 +127,11 @@ class FileSplit:
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             return decode_mask(open_picture(file, shown, self._reading), shown, self._coding)
 
+    def decoding(self) -> str:
+        """Everything but the files that decides what `read` returns, as text."""
+        reading = self._reading
+        return repr((reading.max_pixels, reading.exif, reading.bit_depth, self._coding))
+
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
         """Decode the mask and give its file's SHA-256 too: for `fingerprint`, with the file read once.
 
@@ -174,12 +182,14 @@ class FileSplit:
         shown = f"{self._root}{os.sep}{relative}"
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
             picture = open_picture(file, shown, self._reading)
-            return decode_image(picture, shown), orientation(picture)
+            return decode_image(picture, shown, bit_depth=self._reading.bit_depth), orientation(picture)
 
     def _mask_digests(self) -> Iterator[str]:
-        relative = (self._sample(index)[2] for index in range(len(self)))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # they wait for the disk together
-            yield from pool.map(lambda one: hashlib.sha256(self._mask_bytes(one)).hexdigest(), relative)
+            yield from pool.map(self._mask_digest, range(len(self)))
+
+    def _mask_digest(self, index: int) -> str:
+        return hashlib.sha256(self._mask_bytes(self._sample(index)[2])).hexdigest()
 
     def _mask_bytes(self, relative: str) -> bytes:
         with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from everseg.config_yaml import read
-from everseg.data.base import Dataset
+from everseg.data.base import Dataset, Split
 from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse
 from everseg.data.datasets.files import FileSplit
+from everseg.data.datasets.labelmap import with_labelmap
 from everseg.data.datasets.listing import ListedFolder, Sample, pair, scan
-from everseg.data.datasets.options import reading_of, root_of
+from everseg.data.datasets.options import SHARED, reading_of, root_of
+from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError
 
 
@@ -24,13 +27,16 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         images: images/{split}       # sub-folders are searched as well
         masks: masks/{split}
         splits: [train, val]         # or {train: training, val: validation}, or {train: train.txt, val: val.txt}
+        split: {val: 0.2, seed: 0}   # instead: cut one set of images (images: images) into train and val
         pair: {image_suffix: "", mask_suffix: _mask}     # a_1.jpg and a_1_mask.png
         classes: [background, road, tree]                # ids 0, 1, 2; or {7: road, 8: tree}
         background: background       # null: no background class; default: the class of that name, if any
         ignore: 255                  # id or ids without annotation
         labels: {palette: {road: [128, 64, 128], ...}}   # colour masks; or {map: {7: road, 0: ignore}}
 
-    Also `name`, `max_pixels`, `follow_links`, `exif`.
+    `labels.palette` may name a file of `name:red,green,blue` lines, as CVAT's labelmap.txt; `classes` then defaults
+    to its names. `tiles: {size: 512, overlap: 64}` makes every window of a picture a sample. Also `name`, and the
+    options of all readers (`everseg.data.datasets.options.reading_of`).
 
     Args:
         root: data folder; goes before the description's.
@@ -53,10 +59,11 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         if not isinstance(value, dict):
             raise ConfigError("expected keys like images, masks, classes", str(descriptor))
         given, here = value, file.resolve().parent
-    given = {**given, **options}
+    given = with_labelmap({**given, **options}, here)
     where = str(descriptor) if descriptor is not None else "data.options"
     described = parse(given, where, name=Path(descriptor).stem if descriptor is not None else "folder")
-    reading = reading_of(*(given.get(k, getattr(Reading, k)) for k in ("max_pixels", "follow_links", "exif")))
+    beside = here if "skip" not in options else None
+    reading = reading_of({key: given[key] for key in SHARED if key in given}, here=beside)
     if root is None and isinstance(given.get("root"), str):
         root = here / Path(given["root"]).expanduser()
     elif root is None and "root" in given:
@@ -64,10 +71,10 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     elif root is None and descriptor is not None:
         root = here
     base = root_of(root)
-    splits = {}
-    for name, place in _places(described, base).items():
-        samples, warnings = _samples(described, base, here, name, place)
-        splits[name] = FileSplit(
+    listed = _listed(described, base, here, reading)
+    splits: dict[str, Split] = {}
+    for name, (samples, warnings) in listed.items():
+        whole = FileSplit(
             name,
             base,
             samples,
@@ -76,7 +83,24 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
             reading=reading,
             warnings=warnings,
         )
+        splits[name] = whole if described.tiles is None else TiledSplit(whole, described.tiles, reading)
     return Dataset(described.name, described.labels, splits)
+
+
+def _listed(
+    described: Descriptor, base: Path, here: Path, reading: Reading
+) -> dict[str, tuple[list[Sample], list[str]]]:
+    """Samples and warnings of every split."""
+    if described.division is None:
+        places = _places(described, base).items()
+        return {name: _samples(described, base, here, name, place, reading) for name, place in places}
+    anywhere = replace(reading, skip=frozenset(("", sample) for _, sample in reading.skip))
+    samples, warnings = _samples(described, base, here, "", "", anywhere)
+    parts = described.division.parts([sample[0] for sample in samples])
+    return {
+        name: ([samples[i] for i in positions], warnings if name == "train" else [])
+        for name, positions in parts.items()
+    }
 
 
 def _places(described: Descriptor, base: Path) -> dict[str, str]:
@@ -93,7 +117,7 @@ def _places(described: Descriptor, base: Path) -> dict[str, str]:
 
 
 def _samples(
-    described: Descriptor, base: Path, here: Path, name: str, place: str
+    described: Descriptor, base: Path, here: Path, name: str, place: str, reading: Reading
 ) -> tuple[list[Sample], list[str]]:
     listed = place.endswith(".txt")
     images = described.images.replace("{split}", name if listed else place)
@@ -104,9 +128,8 @@ def _samples(
             image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
         )  # fmt: skip
         beside = here / place
-        return folder.samples(beside if beside.is_file() else base / place)
+        return folder.samples(beside if beside.is_file() else base / place, name, reading)
     without = described.mask_suffix if images == masks else ""
     found = scan(base, images, suffix=described.image_suffix, without=without, recursive=True)
-    return pair(
-        found, scan(base, masks, suffix=described.mask_suffix, recursive=True), f"{base}, split '{name}'"
-    ), []
+    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True)
+    return pair(found, drawn, f"{base}, split '{name}'", name, reading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from everseg.data.base import Dataset
 from everseg.data.datasets.cityscapes import pair_drawn, present_splits
@@ -23,19 +24,14 @@ _NEEDED = ("leftImg8bit", "gtFine")
 
 def build(
     root: str | Path | None = None,
-    *,
-    max_pixels: int = Reading.max_pixels,
-    follow_links: bool = False,
-    exif: str = "apply",
+    **shared: Any,
 ) -> Dataset:
     """Read IDD with the 26 classes of level 3.
 
     Args:
         root: a folder with `leftImg8bit/` and `gtFine/` (either part), or one that holds `IDD_Segmentation/`,
             `idd20kII/`, or both, which are then united.
-        max_pixels: larger pictures are refused.
-        follow_links: allow links out of the data folder.
-        exif: "apply" or "ignore" the images' EXIF orientation.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
         Those of the splits `train` and `val` that exist, Part 1 before Part 2, each sorted by sequence and name; raw
@@ -45,17 +41,21 @@ def build(
         ConfigError: no such root, or a wrong option.
         DataError: not this layout, images and masks that do not pair, or polygons of which no masks were made yet.
     """
-    reading = reading_of(max_pixels, follow_links, exif)
+    reading = reading_of(shared)
     base = root_of(root)
     parts = find_parts(base)
     samples: dict[str, list[Sample]] = {}
+    warnings: dict[str, list[str]] = {}
     for part in parts:
         for name in present_splits(base / part, "leftImg8bit"):
-            found = _samples(base, part, name)
-            if len(parts) > 1:
-                found = [(f"{Path(part).name}/{sample}", image, mask) for sample, image, mask in found]
+            prefix = f"{Path(part).name}/" if len(parts) > 1 else ""
+            found, noticed = _samples(base, part, name, reading, prefix)
             samples.setdefault(name, []).extend(found)
-    splits = {name: FileSplit(name, base, found, reading=reading) for name, found in samples.items()}
+            warnings.setdefault(name, []).extend(noticed)
+    splits = {
+        name: FileSplit(name, base, found, reading=reading, warnings=warnings[name])
+        for name, found in samples.items()
+    }
     labels = RawLabels(names=dict(enumerate(IDD_CLASSES)), background=None, void=(VOID,))
     return Dataset("idd", labels, splits)
 
@@ -74,8 +74,11 @@ def find_parts(root: Path) -> list[str]:
     return [found[0] for found in with_both if found]
 
 
-def _samples(base: Path, part: str, split: str) -> list[Sample]:
+def _samples(
+    base: Path, part: str, split: str, reading: Reading, prefix: str
+) -> tuple[list[Sample], list[str]]:
     place = "" if part == "." else f"{part}/"
     images = scan(base, f"{place}leftImg8bit/{split}", suffix=("_leftImg8bit", "_image"), recursive=True)
     masks = scan(base, f"{place}gtFine/{split}", suffix="_gtFine_labellevel3Ids", recursive=True)
-    return pair_drawn(base, f"{place}gtFine/{split}", images, masks, f"everseg data prepare idd {base}")
+    command = f"everseg data prepare idd {base}"
+    return pair_drawn(base, f"{place}gtFine/{split}", images, masks, command, split, reading, prefix=prefix)

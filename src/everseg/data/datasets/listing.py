@@ -7,11 +7,23 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from everseg.data.datasets.decode import Reading
 from everseg.errors import DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings taken for pictures, in any case; masks may not be JPEG, which the decoder explains better."""
 Sample = tuple[str, str, str]
+
+
+class LeftOut(str):
+    """A warning about one sample that is left out."""
+
+    sample: str
+
+    def __new__(cls, text: str, sample: str = "") -> LeftOut:
+        warning = super().__new__(cls, text)
+        warning.sample = sample
+        return warning
 
 
 def scan(
@@ -64,14 +76,42 @@ def scan(
     return found
 
 
-def pair(images: Mapping[str, str], masks: Mapping[str, str], where: str) -> list[Sample]:
+def pair(
+    images: Mapping[str, str],
+    masks: Mapping[str, str],
+    where: str,
+    split: str,
+    reading: Reading,
+    *,
+    prefix: str = "",
+) -> tuple[list[Sample], list[str]]:
     """Pair images and masks of equal names, in the order of the names.
+
+    Args:
+        images: name -> path, as `scan` returns it.
+        masks: the same.
+        where: place for messages.
+        split: name of the split, for the skip list.
+        reading: its `skip` is left out; its `on_missing` says what becomes of files without partner.
+        prefix: put before the names to make the samples' ids.
+
+    Returns:
+        The samples, and a warning for each file left out for want of a partner.
 
     Raises:
         DataError: any image without mask or mask without image; all are counted, the first 20 named.
     """
-    alone = [images[n] for n in sorted(images.keys() - masks.keys())]
-    orphans = [masks[n] for n in sorted(masks.keys() - images.keys())]
+    skipped = {sample.removeprefix(prefix) for of, sample in reading.skip if of == split}
+    images = {n: path for n, path in images.items() if n not in skipped}
+    masks = {n: path for n, path in masks.items() if n not in skipped}
+    samples = [(prefix + n, images[n], masks[n]) for n in sorted(images.keys() & masks.keys())]
+    lonely = sorted(images.keys() ^ masks.keys())
+    if reading.on_missing == "skip":
+        texts = {n: f"{images[n]}: an image without mask" for n in lonely if n in images}
+        texts |= {n: f"{masks[n]}: a mask without image" for n in lonely if n in masks}
+        return samples, [LeftOut(texts[n], prefix + n) for n in lonely]
+    alone = [images[n] for n in lonely if n in images]
+    orphans = [masks[n] for n in lonely if n in masks]
     problems = []
     if alone:
         problems.append(f"{len(alone)} images without mask: {some(alone)}")
@@ -81,9 +121,9 @@ def pair(images: Mapping[str, str], masks: Mapping[str, str], where: str) -> lis
         raise DataError(
             f"{where}: "
             + "; ".join(problems)
-            + ". Add the missing files, or move the others out of the folder"
+            + ". Add the missing files, or leave the others out with on_missing=skip (data.options.on_missing=skip)"
         )
-    return [(name, images[name], masks[name]) for name in sorted(images)]
+    return samples, []
 
 
 def read_list(path: Path) -> list[list[str]]:
@@ -148,8 +188,13 @@ class ListedFolder:
         self._scans: dict[tuple[str, int], dict[str, str]] = {}
         self._folders: dict[tuple[str, ...], str | None] = {}
 
-    def samples(self, list_file: Path) -> tuple[list[Sample], list[str]]:
+    def samples(self, list_file: Path, split: str, reading: Reading) -> tuple[list[Sample], list[str]]:
         """Resolve a list, in its order.
+
+        Args:
+            list_file: the list.
+            split: name of the split, for the skip list.
+            reading: its `skip` is left out; its `on_missing` says what becomes of entries without file.
 
         Returns:
             The samples, duplicates once, and warnings about what was tolerated.
@@ -159,17 +204,19 @@ class ListedFolder:
         """
         outside, missing, twice = [], [], []
         samples: dict[str, Sample] = {}
+        left_out: list[str] = []
         for fields in read_list(list_file):
             if any(_leaves(f) for f in fields):
                 outside.append(" ".join(fields))
                 continue
             image = self._find(fields[0], 0)
             mask = self._find(fields[1], 1) if len(fields) == 2 else self._mask_of(image)
-            if image is None:
-                missing.append(f"image {fields[0]}")
-            if mask is None and (image is not None or len(fields) == 2):
-                missing.append(f"mask of {fields[-1]}" if len(fields) == 1 else f"mask {fields[1]}")
+            absent = _absent(fields, image is None, mask is None)
             if image is None or mask is None:
+                name = image[0] if image else fields[0]
+                if (split, name) not in reading.skip:
+                    left_out.append(LeftOut(f"{', '.join(absent)}: no such file", name))
+                    missing += absent
                 continue
             sample = (image[0], image[1], mask[1])
             if samples.setdefault(image[0], sample) != sample:
@@ -181,13 +228,13 @@ class ListedFolder:
         problems = []
         if outside:
             problems.append(f"{len(outside)} entries lead out of the data folder: {some(outside)}")
-        if missing:
+        if missing and reading.on_missing == "stop":
             problems.append(f"{len(missing)} files do not exist in {self._root}: {some(missing)}")
         if problems:
             raise DataError(f"{list_file}: " + "; ".join(problems) + ". Correct the list, or add the files")
         repeated = len(twice) - len(samples)
         warnings = [f"{list_file}: {repeated} duplicate entries, used once"] if repeated else []
-        return list(samples.values()), warnings
+        return list(samples.values()), warnings + left_out
 
     def _find(self, entry: str, kind: int) -> tuple[str, str] | None:
         """(name, path) of an entry as image (kind 0) or mask (kind 1)."""
@@ -227,6 +274,14 @@ class ListedFolder:
         if key not in self._scans:
             self._scans[key] = scan(self._root, folder, suffix=self._suffixes[kind], recursive=recursive)
         return self._scans[key]
+
+
+def _absent(fields: Sequence[str], image: bool, mask: bool) -> list[str]:
+    """Name the missing files of a list entry."""
+    missing = [f"image {fields[0]}"] if image else []
+    if mask and (not image or len(fields) == 2):
+        missing.append(f"mask of {fields[-1]}" if len(fields) == 1 else f"mask {fields[1]}")
+    return missing
 
 
 def data_folder(root: Path, candidates: Iterable[str], needed: Sequence[str], layout: str) -> Path:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from everseg.data.datasets.decode import Reading
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, near_miss
+
+SHARED = ("max_pixels", "follow_links", "exif", "bit_depth", "on_missing", "skip")
+"""Options of every reader of files, in a data.yaml too."""
 
 
 def root_of(root: str | Path | None) -> Path:
@@ -25,19 +30,80 @@ def root_of(root: str | Path | None) -> Path:
     return path.resolve()
 
 
-def reading_of(max_pixels: Any, follow_links: Any, exif: Any) -> Reading:
-    """Check the decoder's options.
+def reading_of(given: Mapping[str, Any], *, here: Path | None = None) -> Reading:
+    """Check the options that all readers share.
+
+    Args:
+        given: some of `SHARED`. `max_pixels`: larger pictures are refused. `follow_links`: allow links out of the
+            data folder. `exif`: "apply" or "ignore" the images' EXIF orientation. `bit_depth`: 8, or 16 for images
+            of up to 16 bits per channel, reduced to their higher byte. `on_missing`: "stop", or "skip" to leave out
+            images without mask and masks without image. `skip`: file with a line "split<tab>sample" for each sample
+            to leave out, as `everseg data check --write-skiplist` writes it.
+        here: folder that a relative `skip` starts from; default the working directory.
 
     Raises:
         ConfigError: all that are wrong.
     """
     problems = []
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
-        problems.append(f"data.options.max_pixels: expected a positive whole number, got {max_pixels!r}")
-    if not isinstance(follow_links, bool):
-        problems.append(f"data.options.follow_links: expected true or false, got {follow_links!r}")
-    if exif not in ("apply", "ignore"):
-        problems.append(f"data.options.exif: expected 'apply' or 'ignore', got {exif!r}")
+    for key in given:
+        if key not in SHARED:
+            problems.append(f"data.options.{key}: no such option{near_miss(key, SHARED)}")
+    values = {key: given.get(key, getattr(Reading, key)) for key in SHARED if key != "skip"}
+    if type(values["max_pixels"]) is not int or values["max_pixels"] < 1:
+        problems.append(_expected("max_pixels", "a positive whole number", values))
+    if not isinstance(values["follow_links"], bool):
+        problems.append(_expected("follow_links", "true or false", values))
+    if values["exif"] not in ("apply", "ignore"):
+        problems.append(_expected("exif", "'apply' or 'ignore'", values))
+    if type(values["bit_depth"]) is not int or values["bit_depth"] not in (8, 16):
+        problems.append(_expected("bit_depth", "8 or 16", values))
+    if values["on_missing"] not in ("stop", "skip"):
+        problems.append(_expected("on_missing", "'stop' or 'skip'", values))
+    skip: frozenset[tuple[str, str]] = frozenset()
+    if given.get("skip") is not None:
+        if isinstance(given["skip"], str | Path):
+            try:
+                skip = read_skiplist((here or Path.cwd()) / Path(given["skip"]).expanduser())
+            except ConfigError as error:
+                problems += error.problems
+        else:
+            problems.append(_expected("skip", "a file that data check --write-skiplist wrote", given))
     if problems:
         raise ConfigError(problems)
-    return Reading(max_pixels, follow_links, exif)
+    return Reading(**values, skip=skip)
+
+
+def _expected(key: str, what: str, values: Mapping[str, Any]) -> str:
+    return f"data.options.{key}: expected {what}, got {values[key]!r}"
+
+
+def skiplist_line(split: str, sample: str) -> str:
+    """One line of a skip list; names that a line cannot hold are written as JSON text."""
+    return f"{split}\t{sample if sample.isprintable() and sample[:1] not in (chr(34), '#') else json.dumps(sample)}"
+
+
+def read_skiplist(path: Path) -> frozenset[tuple[str, str]]:
+    """Read a skip list: "split<tab>sample" per line; blank lines and lines starting with # say nothing.
+
+    Raises:
+        ConfigError: it cannot be read, or a line is not of this form.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise ConfigError(f"data.options.skip: {path} cannot be read ({error.strerror})") from None
+    found, problems = set(), []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line.strip() or line.startswith("#"):
+            continue
+        split, tab, sample = line.partition("\t")
+        try:
+            found.add((split, json.loads(sample) if sample.startswith('"') else sample))
+        except ValueError:
+            tab = ""
+        if not (tab and split and sample):
+            problems.append(f"data.options.skip: {path}, line {number}: expected 'split<tab>sample'")
+    if problems:
+        raise ConfigError(problems[:20])
+    return frozenset(found)

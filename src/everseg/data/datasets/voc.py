@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from everseg.data.base import Dataset
-from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import ListedFolder, data_folder
 from everseg.data.datasets.options import reading_of, root_of
@@ -27,9 +27,7 @@ def build(
     train_list: str | None = None,
     val_list: str = "val",
     masks: str | None = None,
-    max_pixels: int = Reading.max_pixels,
-    follow_links: bool = False,
-    exif: str = "apply",
+    **shared: Any,
 ) -> Dataset:
     """Read Pascal VOC 2012.
 
@@ -41,9 +39,7 @@ def build(
         val_list: the same for validation.
         masks: folder of the masks where a list does not name one; default `SegmentationClassAug` if it exists,
             else `SegmentationClass`.
-        max_pixels: larger pictures are refused.
-        follow_links: allow links out of the data folder.
-        exif: "apply" or "ignore" the images' EXIF orientation.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
         Splits `train` and, if its list exists, `val`, in the order of the lists; background 0, void 255.
@@ -52,7 +48,7 @@ def build(
         ConfigError: no such root, or a wrong option.
         DataError: not this layout, a missing list, or listed files that do not exist.
     """
-    reading = reading_of(max_pixels, follow_links, exif)
+    reading = reading_of(shared)
     base = data_folder(root_of(root), _FOLDERS, ("JPEGImages",), "Pascal VOC")
     if masks is None:
         masks = "SegmentationClassAug" if (base / "SegmentationClassAug").is_dir() else "SegmentationClass"
@@ -64,7 +60,7 @@ def build(
     splits = {}
     for name, file in files.items():
         assert file is not None
-        samples, warnings = listed.samples(file)
+        samples, warnings = listed.samples(file, name, reading)
         splits[name] = FileSplit(name, base, samples, reading=reading, warnings=warnings)
     labels = RawLabels(names=dict(enumerate(NAMES)), background=0, void=(255,))
     return Dataset("voc", labels, splits)

@@ -1,0 +1,211 @@
+"""Semantic-segmentation sets stored by the Hugging Face `datasets` library (floor 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from everseg.data.base import Dataset
+from everseg.data.datasets.decode import (
+    MaskCoding,
+    Reading,
+    decode_image,
+    decode_mask,
+    open_inside,
+    open_picture,
+    orientation,
+    turn,
+)
+from everseg.data.datasets.descriptor import parse
+from everseg.data.datasets.division import division_of
+from everseg.data.datasets.options import reading_of, root_of
+from everseg.errors import ConfigError, DataError
+
+MASKS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
+"""Names that the column of the masks usually has."""
+
+
+def build(
+    root: str | Path | None = None,
+    *,
+    image: str = "image",
+    mask: str | None = None,
+    classes: Any = None,
+    ignore: Any = 255,
+    background: str | None = None,
+    split: Mapping[str, Any] | None = None,
+    **shared: Any,
+) -> Dataset:
+    """Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files. Nothing is fetched.
+
+    Args:
+        root: the folder.
+        image: column of the images.
+        mask: column of the masks, pictures of ids; default the first of `MASKS` that is there.
+        classes: list of names, or id -> name; default `id2label.json` in the folder.
+        ignore: id or ids without annotation, or null.
+        background: name of the background class; null: there is none, or it is called "background".
+        split: shares of the images that are held out where the set has no splits: {val: 0.2, seed: 0}, the default.
+        shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
+
+    Returns:
+        The set's splits ("validation" is `val`), samples named by their position.
+
+    Raises:
+        ConfigError: the library is missing (extra `hf-data`), no such root, no classes, or a wrong option.
+        DataError: no such set there, or no such column.
+    """
+    reading = reading_of(shared)
+    base = root_of(root)
+    division, problems = division_of({"val": 0.2} if split is None else split)
+    if problems:
+        raise ConfigError([f"data.options.{problem}" for problem in problems])
+    named = {"classes": _classes(base, classes), "ignore": ignore, "images": "i", "masks": "m", "split": {}}
+    labels = parse({**named, **({"background": background} if background else {})}, "data.options").labels
+    splits = {}
+    for name, table in _tables(base).items():
+        for column in (image, mask or _mask_column(table.column_names, base)):
+            if column not in table.column_names:
+                found = ", ".join(table.column_names)
+                raise DataError(f"{base}, split '{name}': no column '{column}'; it has {found}")
+        columns = (image, mask or _mask_column(table.column_names, base))
+        parts = {name: list(range(len(table)))}
+        if not name and division is not None:
+            parts = division.parts([f"{i:06d}" for i in range(len(table))])
+        for part, rows in parts.items():
+            splits[part] = ColumnSplit(part, base, _undecoded(table, columns), columns, rows, reading)
+    return Dataset("hf", labels, splits)
+
+
+class ColumnSplit:
+    """Images and masks in two columns of a table; satisfies `everseg.data.base.Split`."""
+
+    def __init__(
+        self, name: str, root: Path, table: Any, columns: tuple[str, str], rows: list[int], reading: Reading
+    ) -> None:
+        self.name, self.warnings = name, ()
+        self._root, self._table, self._columns, self._reading = root, table, columns, reading
+        self._rows = [row for row in rows if (name, f"{row:06d}") not in reading.skip]
+        if not self._rows:
+            raise DataError(f"split '{name}' of {root} is empty")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def id(self, index: int) -> str:
+        """Position in the stored table, six digits."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return f"{self._rows[index]:06d}"
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids.
+
+        Raises:
+            DataError: as for files.
+        """
+        shown = self._shown(index, 0)
+        with self._open(index, 0) as file:
+            picture = open_picture(file, shown, self._reading)
+            image = decode_image(picture, shown, bit_depth=self._reading.bit_depth)
+            how = orientation(picture) if self._reading.exif == "apply" else 1
+        mask, upright = self.read_mask(index), turn(image, how)
+        if upright.size != (mask.shape[1], mask.shape[0]):
+            size = f"{upright.size[0]}x{upright.size[1]}"
+            raise DataError(f"{shown}: the image is {size} but the mask {mask.shape[1]}x{mask.shape[0]}")
+        return np.asarray(upright), mask
+
+    def read_mask(self, index: int) -> np.ndarray:
+        """Decode the mask only, (H, W) uint8 raw ids."""
+        shown = self._shown(index, 1)
+        with self._open(index, 1) as file:
+            return decode_mask(open_picture(file, shown, self._reading), shown, MaskCoding())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the samples' names and the masks' bytes."""
+        total = hashlib.sha256()
+        for index in range(len(self)):
+            with self._open(index, 1) as file:
+                total.update(f"{self.id(index)}\0{hashlib.sha256(file.read()).hexdigest()}\n".encode())
+        return total.hexdigest()
+
+    def _shown(self, index: int, column: int) -> Path:
+        return self._root / f"{self.name}[{self._rows[index]}].{self._columns[column]}"
+
+    def _open(self, index: int, column: int) -> BinaryIO:
+        value = self._table[self._rows[index]][self._columns[column]]
+        if isinstance(value, dict) and value.get("bytes") is not None:
+            return io.BytesIO(value["bytes"])
+        if isinstance(value, dict) and value.get("path"):
+            path = Path(value["path"])
+            inside = path.relative_to(self._root) if path.is_relative_to(self._root) else path
+            return open_inside(self._root, str(inside), follow_links=self._reading.follow_links)
+        raise DataError(f"{self._shown(index, column)}: holds no picture; leave the sample out")
+
+
+def _tables(base: Path) -> dict[str, Any]:
+    """Split -> stored table; "" where the set has no splits."""
+    try:
+        import datasets
+    except Exception as error:
+        raise ConfigError(
+            f"data set 'hf': the library datasets cannot be imported ({error}); pip install 'everseg[hf-data]'"
+        ) from None
+    datasets.disable_progress_bars()
+    try:
+        if (base / "dataset_dict.json").is_file() or (base / "state.json").is_file():
+            stored = datasets.load_from_disk(str(base))
+        else:
+            files = sorted(p for p in base.rglob("*.parquet") if not p.name.startswith("."))
+            if not files:
+                raise DataError(f"{base}: neither a folder of save_to_disk nor one with Parquet files")
+            by_split: dict[str, list[str]] = {}
+            for file in files:
+                by_split.setdefault(file.name.split("-")[0].removesuffix(".parquet"), []).append(str(file))
+            stored = datasets.load_dataset("parquet", data_files=by_split)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{base}: the stored data set cannot be read ({error}); store it again") from None
+    if not isinstance(stored, dict):
+        return {"": stored}
+    return {"val" if name == "validation" else name: table for name, table in stored.items()}
+
+
+def _undecoded(table: Any, columns: tuple[str, str]) -> Any:
+    """The two columns, their pictures as bytes: they are decoded as files are, with the same refusals."""
+    import datasets
+
+    table = table.select_columns(list(columns))
+    for column in columns:
+        if not isinstance(table.features[column], datasets.Image):
+            raise DataError(
+                f"column '{column}' holds {table.features[column]}, expected pictures (datasets.Image)"
+            )
+        table = table.cast_column(column, datasets.Image(decode=False))
+    return table
+
+
+def _mask_column(names: list[str], base: Path) -> str:
+    found = next((name for name in MASKS if name in names), None)
+    if found is None:
+        raise DataError(
+            f"{base}: which column holds the masks? It has {', '.join(names)}; set data.options.mask=NAME"
+        )
+    return found
+
+
+def _classes(base: Path, given: Any) -> Any:
+    if given is not None:
+        return given
+    file = base / "id2label.json"
+    try:
+        return {int(key): name for key, name in json.loads(file.read_bytes()).items()}
+    except (OSError, ValueError, AttributeError):
+        raise ConfigError(
+            f"data.options.classes: name the classes, or put an id2label.json into {base}"
+        ) from None
