@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everseg.cli_data import data_app
+from everseg.cli_deploy import add_deploy_commands
 from everseg.cli_import import import_app
 from everseg.cli_support import (
     Json,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
+add_deploy_commands(app)
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")

@@ -50,6 +50,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",
         "domain-incremental": "everseg.scenarios.domain_incremental:build",
+        "extension": "everseg.scenarios.extension:build",
     },
 }
 
