@@ -18,6 +18,10 @@ from accelerate.utils import broadcast_object_list
 from everseg.config import RunConfig
 from everseg.config_loading import load as load_config
 from everseg.config_loading import to_json
+from everseg.deploy.bundle import Bundle
+from everseg.deploy.diff import diff
+from everseg.deploy.export import export
+from everseg.deploy.extend import extend
 from everseg.engine.checkpoint import writing
 from everseg.engine.folder import RunFolder
 from everseg.engine.progress import Progress
@@ -32,8 +36,8 @@ from everseg.report.feature_report import compare
 from everseg.scenarios.summary import summarise
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil",
-    "export_mdil_encoder", "export_mib",
+    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "diff", "evaluate", "export", "export_mdil",
+    "export_mdil_encoder", "export_mib", "extend",
     "features", "import_mdil", "import_mib", "load", "predict", "run",
 ]  # fmt: skip
 
@@ -116,6 +120,10 @@ class Run:
         if self.over_domains and sequence:
             sequence["relative_drop"] = drop_against_single(self.folder, self.asked or self.config)
         return sequence
+
+    def export(self, out: str | Path | None = None, **options: Any) -> Bundle:
+        """Write a finished step as a bundle; see `everseg.deploy.export.export`."""
+        return export(self.path, out, **options)
 
     def to_json(self) -> dict[str, Any]:
         """Everything for scripts: configuration, scores per step and over the sequence."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everseg.cli_support import Json, Overrides, say, speaks, write_json
+from everseg.cli_support import Json, Overrides, console_of_stdout, say, speaks, write_json
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new bundle.")]
 Images = Annotated[
@@ -22,6 +22,7 @@ def add_deploy_commands(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command()(export)
     app.command()(extend)
+    app.command()(diff)
 
 
 def export(
@@ -117,6 +118,54 @@ def extend(
         say(f"gate: PASS, at least {percent(keep_at_least)} % asked for, {percent(done.kept.share)} % left")
     say_parity(done.bundle.lineage["parity"])
     say(f"wrote {done.bundle.path} ({path} is untouched; the run is {done.run})")
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Bundle, run folder or model folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Images to compare them on.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for diff.png and diff.json.")
+    ] = None,
+    largest: Annotated[int, typer.Option(min=1, help="Images on the picture and in the table.")] = 8,
+    domain: Annotated[
+        str | None, typer.Option("--domain", metavar="NAME", help="Path that the images take.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show where two models disagree on the same images, and which class became which."""
+    from everseg.deploy.diff import diff as compare
+    from everseg.report.tables import percent, table
+
+    found = compare(a, b, images, out=out, largest=largest, domain=domain, quiet=quiet)
+    if as_json:
+        write_json(found)
+        return
+    rows = [
+        [row["image"], percent(row["share"]), ", ".join(_became(one) for one in row["became"][:3])]
+        for row in found["images"][:largest]
+    ]
+    console = console_of_stdout()
+    title = f"{a} and {b}: pixels that differ, {percent(found['share'])} % of {len(found['images'])} images"
+    console.print(
+        table(
+            ["image", "percent", "what became what (percent of the image)"],
+            rows,
+            title=title,
+            right="percent",
+        )
+    )
+    say("over all images: " + (", ".join(_became(one) for one in found["became"]) or "no difference"))
+    for name, which in (("only_a", a), ("only_b", b)):
+        if found[name]:
+            say(f"only {which} knows: {', '.join(found[name])}")
+    if found["sheet"]:
+        say(f"wrote {found['sheet']} and diff.json beside it")
+
+
+def _became(one: dict) -> str:
+    return f"{one['a']} -> {one['b']} {100 * one['share']:.1f}"
 
 
 def say_parity(parity: dict) -> None:

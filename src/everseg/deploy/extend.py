@@ -115,7 +115,7 @@ def extend(
         for name, value in zip(entry["classes"], entry["class_iou"], strict=True)
         if name in add
     }
-    if keep_at_least is not None and not kept.share >= keep_at_least:
+    if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(
             f"gate: FAIL, {percent(kept.share)} % of the old classes' quality is left, at least "
             f"{percent(keep_at_least)} % was asked for. {_capital(kept.text)}.\n{_new_text(new)}\n"

@@ -30,9 +30,11 @@ class Kept:
 
     how: str
     """"measured" on labelled images, or "estimated" from agreement."""
-    share: float
-    """What a gate compares. Measured: mean IoU over the old classes, new model by deployed model. Estimated: see
-    `estimated`."""
+    share: float | None
+    """What a gate compares; None where it cannot be told.
+
+    Measured: mean IoU over the old classes, the new model's by the deployed model's. Estimated: see `estimated`.
+    """
     classes: Mapping[str, Mapping[str, float | None]]
     """Old class -> its figures."""
     figures: Mapping[str, float]
@@ -101,11 +103,8 @@ def estimated(
 ) -> Kept:
     """Compare the two models' predictions, leaving out pixels labelled as a new class.
 
-    The share is the mean over old classes, background included, of the part of the pixels that the deployed model
+    The share is the mean over old classes, without background, of the part of the pixels that the deployed model
     gives to the class and the new model too; classes with less than one pixel in ten thousand are left out.
-
-    Raises:
-        DataError: no pixel to compare.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
     for image, label in _batches(source, datasets, config, accelerator):
@@ -113,10 +112,14 @@ def estimated(
         taught = (label >= pair.old.num_classes) & (label != IGNORED)
         matrix.update(after.long(), before.long().masked_fill(taught, IGNORED))
     counts = matrix.counts.cpu().numpy()
-    if not counts.sum():
-        raise DataError("the new data's test images leave no pixel to compare the two models on")
     rows = counts.sum(1)[: pair.old.num_classes]
-    often = rows > counts.sum() / 10_000
+    often = [i for i in pair.classes if rows[i] > counts.sum() / 10_000]
+    if not often:
+        return Kept(
+            "estimated", None, {}, {},
+            "old classes cannot be estimated: the deployed model sees none of them in the new data's test images; "
+            "--old-val DATA measures them",
+        )  # fmt: skip
     agree, overlap = (values[: pair.old.num_classes] for values in (class_accuracy(counts), iou(counts)))
     figures = {
         "agreement": float(np.trace(counts) / counts.sum()),
@@ -131,8 +134,8 @@ def estimated(
     return Kept(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{100 * figures['agreement']:.1f} % of the pixels, {100 * share:.1f} % in the mean over "
-        f"{int(often.sum())} classes (mean IoU {100 * figures['agreement_miou']:.1f})",
+        f"{100 * figures['agreement']:.1f} % of the pixels, on {100 * share:.1f} % in the mean over "
+        f"{len(often)} of its classes (mean IoU {100 * figures['agreement_miou']:.1f})",
     )  # fmt: skip
 
 

@@ -125,8 +125,10 @@ def read_known(bundle: Path) -> Known:
         ConfigError: several paths, or no background.
     """
     try:
-        documents = [json.loads((bundle / f"{name}.json").read_text()) for name in ("classes", "lineage")]
-        return Known(*documents, bundle)
+        classes, lineage = (
+            json.loads((bundle / f"{name}.json").read_text()) for name in ("classes", "lineage")
+        )
+        return Known(classes, lineage, bundle)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{bundle} is no bundle ({type(error).__name__}); make one of a run with: everseg export"
