@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from everseg.config import RunConfig
 from everseg.config_loading import load as load_config
 from everseg.config_loading import to_json
+from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
@@ -36,9 +37,9 @@ from everseg.report.feature_report import compare
 from everseg.scenarios.summary import summarise
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "diff", "evaluate", "export", "export_mdil",
-    "export_mdil_encoder", "export_mib", "extend",
-    "features", "import_mdil", "import_mib", "load", "predict", "run",
+    "LoadedModel", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
+    "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
+    "import_mdil", "import_mib", "load", "predict", "run",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ def add_deploy_commands(app: typer.Typer) -> None:
     app.command()(export)
     app.command()(extend)
     app.command()(diff)
+    app.command()(adopt)
 
 
 def export(
@@ -162,6 +163,44 @@ def diff(
             say(f"only {which} knows: {', '.join(found[name])}")
     if found["sheet"]:
         say(f"wrote {found['sheet']} and diff.json beside it")
+
+
+def adopt(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="State dict: .safetensors or .pth.")],
+    arch: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND:NAME", help="torchvision:deeplabv3_resnet50 (or fcn), transformers:CONFIG_DIR."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Class names in output order: a,b,c or a file; default config.json's.")
+    ] = None,
+    normalisation: Annotated[
+        Literal["imagenet", "unit"],
+        typer.Option(help="How the model wants its inputs, as data.normalisation."),
+    ] = "imagenet",
+    images: Images = None,
+    no_onnx: NoOnnx = False,
+) -> None:
+    """Turn a model that was not trained here into a bundle, checked by a forward pass."""
+    from everseg.deploy.adopt import adopt as take
+
+    done = take(
+        weights,
+        arch=arch,
+        classes=classes,
+        out=out,
+        normalisation=normalisation,
+        images=images,
+        onnx=not no_onnx,
+    )
+    say(f"check: {done.check}")
+    say_parity(done.bundle.lineage["parity"])
+    say(f"wrote {done.bundle.path}: {len(done.bundle.registry.classes)} classes")
+    if not done.background:
+        say("note: its first class is not the background, so everseg extend cannot go on from it")
 
 
 def _became(one: dict) -> str:

@@ -46,6 +46,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "deeplabv3": "everseg.models.build:deeplabv3",
         "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
         "erfnet": "everseg.models.erfnet:erfnet",
+        "torchvision-deeplabv3": "everseg.models.torchvision_heads:torchvision_deeplabv3",
+        "torchvision-fcn": "everseg.models.torchvision_heads:torchvision_fcn",
+        "transformers": "everseg.models.transformers_net:transformers_network",
     },
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",

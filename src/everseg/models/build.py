@@ -15,6 +15,8 @@ from everseg.models.model import SegmentationModel
 from everseg.models.parts import BranchDecoder, check_norm, check_per_branch
 from everseg.models.pretrained import load_encoder_weights
 from everseg.models.resnet import ResNet
+from everseg.models.torchvision_heads import torchvision_deeplabv3, torchvision_fcn
+from everseg.models.transformers_net import transformers_network
 from everseg.registry import BUILTIN, resolve
 
 Builder = Callable[..., SegmentationModel]
@@ -132,6 +134,9 @@ ARCHITECTURES: dict[str, Builder] = {
     "deeplabv3-resnet101": deeplabv3_resnet101,
     "deeplabv3-tiny": deeplabv3_tiny,
     "erfnet": erfnet,
+    "torchvision-deeplabv3": torchvision_deeplabv3,
+    "torchvision-fcn": torchvision_fcn,
+    "transformers": transformers_network,
 }
 """The only builders that a checkpoint may name."""
 
