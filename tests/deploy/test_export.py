@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import domain_toy
 import numpy as np
 import pytest
 from PIL import Image
@@ -278,3 +279,18 @@ def test_a_wrong_architecture_is_told(monkeypatch):
     )
     with pytest.raises(ConfigError, match="--no-onnx"):
         to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
+
+
+def test_a_run_over_domains_keeps_its_paths_and_results(tmp_path, call):
+    config = domain_toy.settings(tmp_path, train={"epochs": 1})
+    made = export(everseg.run(config, quiet=True).path, tmp_path / "b", onnx=False)
+    assert made.classes["domains"] == {"day": "day", "dusk": "dusk"}
+    assert {c.name: c.paths for c in made.registry.classes}["red"] == ("day", "dusk")
+    card = (made.path / "MODEL_CARD.md").read_text()
+    assert "paths day, dusk" in card
+    assert card.count("| 1 | ") >= 2  # the second step was tested on both domains
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
+    assert call("predict", made.path, tmp_path / "one.png", "-o", tmp_path / "out")[0] == 2
+    assert (
+        call("predict", made.path, tmp_path / "one.png", "-o", tmp_path / "out", "--domain", "dusk")[0] == 0
+    )

@@ -249,7 +249,7 @@ def _write(
 
 def _next_name(path: Path) -> Path:
     """The next bundle of a line: b, b-v2, b-v3."""
-    path = path.resolve()
+    path = path if path.name not in ("", "..") else path.resolve()
     match = re.fullmatch(r"(.+)-v(\d+)", path.name)
     return path.with_name(f"{match[1]}-v{int(match[2]) + 1}" if match else f"{path.name}-v2")
 
