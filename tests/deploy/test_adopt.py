@@ -240,10 +240,17 @@ def test_weights_of_another_network_are_refused(segformer, tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"batch_norm\.bias[\s\S]*decode_head\.extra"):
         adopt(tmp_path / "w.safetensors", arch=f"transformers:{folder}", out=tmp_path / "b", onnx=False)
-    changed = json.loads((folder / "config.json").read_text()) | {"use_pretrained_backbone": True}
-    (tmp_path / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(ConfigError, match="from elsewhere"):
-        adopt(folder / "model.safetensors", arch=f"transformers:{tmp_path}", out=tmp_path / "b", onnx=False)
+    for foreign in (
+        {"use_pretrained_backbone": True},
+        {"x": {"auto_map": {"a": "b"}}},
+        {"attn_implementation": "a/b"},
+    ):
+        changed = json.loads((folder / "config.json").read_text()) | foreign
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match="from elsewhere"):
+            adopt(
+                folder / "model.safetensors", arch=f"transformers:{tmp_path}", out=tmp_path / "b", onnx=False
+            )
 
 
 @pytest.mark.slow

@@ -178,7 +178,8 @@ def write_bundle(
         **contents.lineage,
         "parity": {path: asdict(one) for path, one in parity.items()},
     }
-    files["example.py"] = resources.files("everseg.deploy").joinpath("example.txt").read_bytes()
+    if onnx:
+        files["example.py"] = resources.files("everseg.deploy").joinpath("example.txt").read_bytes()
     files["MODEL_CARD.md"] = model_card(out.name, classes, lineage, contents.model.parameter_count).encode()
     save_folder(
         out,

@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from accelerate import PartialState
+
 from everseg.config import RunConfig
 from everseg.config_loading import load as load_config
 from everseg.data.datasets import load_dataset
@@ -100,7 +104,8 @@ def extend(
     folder = RunFolder(Path(config.out) / config.name)
     if not is_bundle(target):
         new_folder(target)
-    progress = Progress(quiet=quiet)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    progress = Progress(quiet=quiet, rank=processes.process_index)
     if not folder.finished_steps:
         if is_bundle(target):
             new_folder(target)
@@ -122,8 +127,10 @@ def extend(
             f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR; "
             f"write it all the same: everseg export {folder.path} --out {target}"
         )
-    made = _write(target, folder, index, config, kept, with_onnx, images, overrides)
-    return Extension(made, folder.path, kept, new, keep_at_least)
+    if processes.is_main_process:
+        _write(target, folder, index, config, kept, with_onnx, images, overrides)
+    processes.wait_for_everyone()
+    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least)
 
 
 def configuration(
@@ -142,7 +149,10 @@ def configuration(
         train["epochs"] = train.pop("epochs_next") or train["epochs"]
         train["lr"] = train.pop("lr_next") or train["lr"]
     else:
-        train["lr"] = RunConfig().train.lr_next
+        train = {
+            "lr": RunConfig().train.lr_next,
+            "eval_batch": 1,
+        }  # nothing says that its images have one size
     form = {
         key: source.classes[key] for key in ("size", "evaluation", "normalisation") if key in source.classes
     }
@@ -232,19 +242,19 @@ def _write(
     onnx: bool,
     images: str | Path | None,
     overrides: Sequence[str],
-) -> Bundle:
-    """Write the new bundle, or find the one that this run has written before."""
+) -> None:
+    """Write the new bundle, unless this run has written it before."""
     if is_bundle(target):
-        made = open_bundle(target)
-        if made.lineage.get("final") == verify(folder.final(index)):
-            return made
-        new_folder(target)
+        if open_bundle(target).lineage.get("final") != verify(folder.final(index)):
+            new_folder(target)
+        return
     contents = of_run(folder, index, user_builder(config), asdict(kept))
-    if not onnx:
-        return write_bundle(target, contents, onnx=False)
-    named = [text for text in overrides if text.startswith("data")]
-    pictures, where = images_of(images) if images is not None else images_of_run(folder, named)
-    return write_bundle(target, contents, images=pictures, source=where)
+    pictures: list[np.ndarray] = []
+    where = ""
+    if onnx:
+        named = [text for text in overrides if text.startswith("data")]
+        pictures, where = images_of(images) if images is not None else images_of_run(folder, named)
+    write_bundle(target, contents, images=pictures, source=where, onnx=onnx)
 
 
 def _next_name(path: Path) -> Path:

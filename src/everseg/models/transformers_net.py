@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from everseg.errors import ConfigError
 from everseg.models.model import SegmentationModel
 
+ELSEWHERE = ("use_pretrained_backbone", "use_timm_backbone", "auto_map", "quantization_config")
+
 
 class WholeNetwork(nn.Module):
     """A network whose last layer, the classifier, is left out.
@@ -70,10 +72,10 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         ConfigError: as `transformers_network`.
     """
     library = transformers_library()
-    if any(config.get(key) for key in ("use_pretrained_backbone", "use_timm_backbone", "auto_map")):
+    if found := _from_elsewhere(config):
         raise ConfigError(
-            "this configuration fetches a backbone or runs code from elsewhere; give one that holds the whole network "
-            "(backbone_config instead of backbone)"
+            f"this configuration fetches a part or runs code from elsewhere ({', '.join(found)}); give one that holds "
+            "the whole network (backbone_config instead of backbone)"
         )
     try:
         return library.AutoModelForSemanticSegmentation.from_config(
@@ -84,6 +86,17 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(
             f"transformers cannot build a semantic-segmentation network of this configuration: {reason}"
         ) from error
+
+
+def _from_elsewhere(config: Mapping[str, Any]) -> list[str]:
+    """Keys that make the library download something or run code that is not its own."""
+    found = [key for key in ELSEWHERE if config.get(key)]
+    kernels = [key for key in config if key.endswith("_implementation")]
+    found += [key for key in kernels if config[key] not in (None, "eager", "sdpa")]
+    for value in config.values():
+        if isinstance(value, Mapping):
+            found += _from_elsewhere(value)
+    return found
 
 
 def transformers_library() -> Any:
