@@ -229,7 +229,7 @@ def test_a_method_with_a_memory_needs_its_own_bundle(at, new_data, call, tmp_pat
         quiet=True,
     )
     made = run.export(tmp_path / "ewc", onnx=False)
-    assert made.method_state()
+    assert load_tensors(made.path / "method_state.safetensors")
     done = extend(
         made.path, data=new_data, add=["forklift"], method="ewc", quiet=True,
         overrides=["data.workers=0", "train.log_every=1", "train.lr=0.01"],

@@ -19,7 +19,7 @@ from everseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_transfor
 from everseg.deploy.card import model_card
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.deploy.registry import Registry, register, with_ids
-from everseg.engine.checkpoint import load_tensors, read_document, save_folder, verify
+from everseg.engine.checkpoint import read_document, save_folder, verify
 from everseg.engine.folder import load_model, read_spaces
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
@@ -83,9 +83,6 @@ class Bundle:
     def model(self, builder: Any = None) -> SegmentationModel:
         """The model, in eval mode on the CPU."""
         return load_model(self.path, builder)[0]
-
-    def method_state(self) -> dict[str, Tensor]:
-        return load_tensors(self.path / "method_state.safetensors")
 
 
 def is_bundle(path: Path) -> bool:

@@ -64,10 +64,6 @@ class Registry:
     def to_json(self) -> dict[str, Any]:
         return {"classes": [asdict(entry) for entry in self.classes], "next_id": self.next_id}
 
-    def id_of(self, name: str) -> int:
-        """The id of a class by name."""
-        return next(entry.id for entry in self.classes if entry.name == name)
-
     def ids(self, space: LabelSpace) -> list[int]:
         """Ids of a path's outputs in output order."""
         by_name = {entry.name: entry.id for entry in self.classes}
