@@ -232,6 +232,26 @@ def test_a_segformer_gives_the_librarys_logits(segformer, tmp_path, call):
     assert torch.equal(head.classifiers[0].weight, network.decode_head.classifier.weight)
 
 
+def test_a_segformer_learns_a_further_class(segformer, tmp_path, new_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = segformer
+    made = adopt(
+        folder / "model.safetensors", arch=f"transformers:{folder}", out=tmp_path / "b", onnx=False
+    ).bundle
+    changes = [
+        "data.workers=0",
+        "train.max_iterations=2",
+        "train.log_every=1",
+        "data.crop=64",
+        "train.batch=2",
+    ]
+    done = extend(made.path, data=new_data, add=["forklift"], overrides=changes, quiet=True)
+    assert done.bundle.model().head("default").sizes == (4, 1)
+    before, after = (bundle.model().state_dict() for bundle in (made, done.bundle))
+    moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert any(name.startswith("encoder.network.segformer") for name in moved)
+
+
 def test_weights_of_another_network_are_refused(segformer, tmp_path):
     folder, network = segformer
     state = {name: value.clone() for name, value in network.state_dict().items()}

@@ -28,7 +28,7 @@ from everseg.engine.folder import RunFolder
 from everseg.engine.progress import Progress
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.scenarios.extension import build
@@ -313,3 +313,23 @@ def test_only_a_bundle_is_extended(deployed, new_data):
         everseg.load(run).extend(data=new_data, add=["forklift"])
     with pytest.raises(ConfigError, match="exists already"):
         export(run, deployed)
+
+
+def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
+    """A deployed model that sees nothing but background tells nothing of its old classes."""
+    bundle = open_bundle(at)
+    model = bundle.model()
+    model.head("default").classifiers[0].bias.data[0] = 1e4
+    made = write_bundle("blind", Contents(model, bundle.spaces), onnx=False).path
+    changes = [
+        "data.workers=0",
+        "train.max_iterations=1",
+        "data.crop=32",
+        "data.evaluation=crop",
+        "train.batch=4",
+    ]
+    with pytest.raises(GateError, match="not known how much"):
+        extend(made, data=new_data, add=["forklift"], keep_at_least=0.1, quiet=True, overrides=changes)
+    done = extend(made, data=new_data, add=["forklift"], quiet=True, overrides=changes)
+    assert done.kept.share is None
+    assert "cannot be estimated" in done.kept.text

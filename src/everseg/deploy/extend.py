@@ -121,12 +121,7 @@ def extend(
         if name in add
     }
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
-        raise GateError(
-            f"gate: FAIL, {percent(kept.share)} % of the old classes' quality is left, at least "
-            f"{percent(keep_at_least)} % was asked for. {_capital(kept.text)}.\n{_new_text(new)}\n"
-            f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR; "
-            f"write it all the same: everseg export {folder.path} --out {target}"
-        )
+        raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
         _write(target, folder, index, config, kept, with_onnx, images, overrides)
     processes.wait_for_everyone()
@@ -262,6 +257,19 @@ def _next_name(path: Path) -> Path:
     path = path if path.name not in ("", "..") else path.resolve()
     match = re.fullmatch(r"(.+)-v(\d+)", path.name)
     return path.with_name(f"{match[1]}-v{int(match[2]) + 1}" if match else f"{path.name}-v2")
+
+
+def _failed(
+    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Mapping[str, float | None], gate: float
+) -> str:
+    """What a gate says that was not passed."""
+    left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
+    return (
+        f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"
+        f"{_capital(kept.text)}.\n{_new_text(new)}\n"
+        f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
+        f"Write it all the same: everseg export {folder.path} --out {target}"
+    )
 
 
 def _new_text(new: Mapping[str, float | None]) -> str:
