@@ -122,7 +122,8 @@ def test_the_core_needs_only_what_it_declares() -> None:
         | {"everseg", "tensorboard"}
         | set(sys.stdlib_module_names)
     )
-    optional = {"huggingface_hub", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "transformers"}  # used on request only, and told if absent
+    # used on request only, and told if absent
+    optional = {"huggingface_hub", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "transformers"}
     strange = set()
     for path in (SOURCE / "everseg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
