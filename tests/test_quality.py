@@ -123,7 +123,15 @@ def test_the_core_needs_only_what_it_declares() -> None:
         | set(sys.stdlib_module_names)
     )
     # used on request only, and told if absent
-    optional = {"huggingface_hub", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "transformers"}
+    optional = {
+        "huggingface_hub",
+        "matplotlib",
+        "sklearn",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "transformers",
+    }
     strange = set()
     for path in (SOURCE / "everseg").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
