@@ -22,12 +22,13 @@ FLOORS = {
     "methods": 4,
     "engine": 5,
     "cli": 6, "api": 6, "evaluation": 6, "predictor": 6, "report": 6, "interop": 6,
+    "deploy": 6,
 }  # fmt: skip
 SAME_UNIT = {
     "config_checks": "config", "config_loading": "config", "config_text": "config", "config_yaml": "config",
     "config_methods": "config", "presets": "config", "cli_support": "cli", "cli_data": "cli",
     "cli_import": "cli", "cli_init": "cli",
-    "cli_report": "cli",
+    "cli_report": "cli", "cli_deploy": "cli",
 }  # fmt: skip
 FREE = (0, 6)
 """Floors whose units may use one another."""

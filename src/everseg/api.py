@@ -18,6 +18,11 @@ from accelerate.utils import broadcast_object_list
 from everseg.config import RunConfig
 from everseg.config_loading import load as load_config
 from everseg.config_loading import to_json
+from everseg.deploy.adopt import adopt
+from everseg.deploy.bundle import Bundle
+from everseg.deploy.diff import diff
+from everseg.deploy.export import export
+from everseg.deploy.extend import extend
 from everseg.engine.checkpoint import writing
 from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import describe_scenario
@@ -33,9 +38,9 @@ from everseg.report.feature_report import compare
 from everseg.report.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "demo", "describe_scenario", "evaluate", "export_mdil",
-    "export_mdil_encoder", "export_mib",
-    "features", "import_mdil", "import_mib", "load", "predict", "report", "run",
+    "LoadedModel", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
+    "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
+    "import_mdil", "import_mib", "load", "predict", "report", "run",
 ]  # fmt: skip
 
 
@@ -117,6 +122,10 @@ class Run:
         if self.over_domains and sequence:
             sequence["relative_drop"] = drop_against_single(self.folder, self.asked or self.config)
         return sequence
+
+    def export(self, out: str | Path | None = None, **options: Any) -> Bundle:
+        """Write a finished step as a bundle; see `everseg.deploy.export.export`."""
+        return export(self.path, out, **options)
 
     def to_json(self) -> dict[str, Any]:
         """Everything for scripts: configuration, scores per step and over the sequence."""

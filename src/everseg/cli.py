@@ -16,6 +16,7 @@ import typer
 
 from everseg import cli_init  # noqa: F401 - adds its verb to data_app
 from everseg.cli_data import data_app
+from everseg.cli_deploy import add_deploy_commands
 from everseg.cli_import import import_app
 from everseg.cli_report import report
 from everseg.cli_support import (
@@ -44,7 +45,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
-app.command()(report)
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
@@ -291,6 +291,10 @@ def _at_hand(data: DataConfig) -> bool:
         or (root is not None and Path(root).expanduser().is_dir())
         for name, root in places
     )
+
+
+app.command()(report)
+add_deploy_commands(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -79,7 +79,10 @@ class ScenarioConfig(_Section):
     """Which classes are taught in which step, and from which images."""
 
     kind: str = "class-incremental"
-    """Scenario builder: "class-incremental", "domain-incremental" (also mixed), or your own file.py:build."""
+    """Scenario builder: "class-incremental", "domain-incremental" (also mixed), "extension" (new classes for the
+    model of a bundle), or your own file.py:build."""
+    bundle: str | None = None
+    """Bundle whose model an "extension" starts from; its classes are the old ones, `task` names the new ones."""
     steps: list[StepConfig] | None = None
     """Steps of a domain-incremental scenario; default one per domain, in the order of `data.domains`."""
     task: str | list[list[int | str]] = "4-2"

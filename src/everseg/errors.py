@@ -63,6 +63,12 @@ class DivergedError(EversegError):
     exit_code = 5
 
 
+class GateError(EversegError):
+    """A model that does not pass a check it had to pass: the quality kept, the parity of an exported file."""
+
+    exit_code = 6
+
+
 class TimeBudgetReached(EversegError):  # noqa: N818 - an outcome, not a fault
     """The time budget is used up; the run is saved and the same command continues it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +74,8 @@ class LoadedModel:
         self.model = model.eval()
         self.spaces = spaces
         self.form = form or InputForm()
+        self.path: Path | None = None
+        """Folder it was loaded from."""
         self.paths = {**{branch: branch for branch in spaces}, **(paths or {})}
         """Names that `predict` takes for a path -> branch: the branches, and the domains that go through them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,6 +129,20 @@ class LoadedModel:
         ids = predict_ids(logits, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
         return Prediction(ids, self.spaces[branch].names, pixels, branch)
 
+    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Any:
+        """Teach further classes to a model loaded from a bundle; see `everseg.deploy.extend.extend`.
+
+        Raises:
+            CheckpointError: it was not loaded from a bundle.
+        """
+        from everseg.deploy.extend import extend
+
+        if self.path is None:
+            raise CheckpointError(
+                "this model was not loaded from a bundle: use everseg.load(BUNDLE).extend(...)"
+            )
+        return extend(self.path, data=data, add=add, **options)
+
 
 def _pixels(image: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray:
     if isinstance(image, str | Path):
@@ -161,7 +177,9 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> L
     if not (path / "classes.json").is_file():
         raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
     verify(path)
-    return LoadedModel(*load_model(path, builder), InputForm.read(path), read_paths(path / "classes.json"))
+    loaded = LoadedModel(*load_model(path, builder), InputForm.read(path), read_paths(path / "classes.json"))
+    loaded.path = path
+    return loaded
 
 
 def predict(

@@ -49,10 +49,14 @@ BUILTIN: dict[str, dict[str, str]] = {
         "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
         "erfnet": "everseg.models.erfnet:erfnet",
         "mlp": "everseg.models.library:mlp",
+        "torchvision-deeplabv3": "everseg.models.torchvision_heads:torchvision_deeplabv3",
+        "torchvision-fcn": "everseg.models.torchvision_heads:torchvision_fcn",
+        "transformers": "everseg.models.transformers_net:transformers_network",
     },
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",
         "domain-incremental": "everseg.scenarios.domain_incremental:build",
+        "extension": "everseg.scenarios.extension:build",
     },
 }
 

@@ -19,6 +19,7 @@ from everseg.models.parts import (
     replicate_to,
     sliding_mean,
     synchronise_norms,
+    window_means,
 )
 
 KINDS = ["bn", "abn", "iabn"]
@@ -187,3 +188,12 @@ def test_sliding_mean_with_replicated_border_equals_a_loop(window, height, width
             left = min(max(j - (kw - 1) // 2, 0), width - kw)
             expected[:, :, i, j] = x[:, :, top : top + kh, left : left + kw].mean((2, 3))
     assert_close(replicate_to(sliding_mean(x, window), height, width), expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(3, 5, 4), (9, 9, 4), (7, 12, 7), (1, 1, 4), (2, 40, 5)]
+)
+def test_window_means_are_the_sliding_mean_replicated(height: int, width: int, window: int) -> None:
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    expected = replicate_to(sliding_mean(x, window), height, width)
+    torch.testing.assert_close(window_means(x, window), expected)

@@ -74,6 +74,7 @@ def save_folder(
     tensors: Mapping[str, Mapping[str, Tensor]],
     documents: Mapping[str, Any],
     parent: str | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> str:
     """Commit a folder of safetensors and JSON files.
 
@@ -82,6 +83,7 @@ def save_folder(
         tensors: file stem -> named tensors, saved as `<stem>.safetensors`.
         documents: file stem -> JSON value, saved as `<stem>.json`.
         parent: digest of the folder this one continues.
+        files: file name -> bytes of any other files.
 
     Returns:
         The digest (SHA-256 of the manifest), which children record as `parent`.
@@ -98,11 +100,12 @@ def save_folder(
         try:
             contents = {f"{stem}.safetensors": _pack(values) for stem, values in tensors.items()}
             contents |= {f"{stem}.json": _json(value) for stem, value in documents.items()}
-            files = {}
+            contents |= files or {}
+            listed = {}
             for name, data in contents.items():
                 write_flushed(temporary / name, data)
-                files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            body = {"format": FORMAT, "files": files, "parent": parent}
+                listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            body = {"format": FORMAT, "files": listed, "parent": parent}
             manifest = _json({**body, "self": _self_hash(body)})
             write_flushed(temporary / MANIFEST, manifest)
             flush_folder(temporary)

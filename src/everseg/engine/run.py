@@ -32,6 +32,7 @@ from everseg.engine.runtime import (
     make_accelerator,
 )
 from everseg.engine.sequence import run_sequence
+from everseg.engine.start import place_start
 from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
@@ -86,7 +87,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     with contextlib.ExitStack() as held:
         try:
             prepared = prepare(config, progress)
-            if not folder.final(0).is_dir():
+            if prepared.steps[0].is_first and not folder.final(0).is_dir():
                 # wrong names and weights are told before anything is written
                 model = build_model(config.model, config.data.normalisation)
                 for branch in prepared.steps[-1].spaces:
@@ -117,6 +118,8 @@ def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Pr
     """Create the run's documents, or check that they fit and take over their number of threads."""
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(config, folder, prepared)
+    if config.scenario.bundle is not None:
+        place_start(folder, prepared.steps[0], config)
     if threads != torch.get_num_threads():
         progress.message(f"note: using {threads} CPU threads, as this run did before")
         torch.set_num_threads(threads)
@@ -154,14 +157,14 @@ def _run(
     try:
         with StopRequest(config.train.max_time) as stop:
             session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
-            for step in steps:
+            for position, step in enumerate(steps):
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
                 if not folder.final(step.index).is_dir():
-                    _train(_job(session, step, sum(iterations[: step.index])))
+                    _train(_job(session, step, sum(iterations[:position])))
                 if main:
                     shutil.rmtree(folder.checkpoints(step.index), ignore_errors=True)
-                _score(session, step, sum(iterations[: step.index + 1]))
+                _score(session, step, sum(iterations[: position + 1]))
     finally:
         events.close()
     return folder
@@ -171,7 +174,8 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
     """Write what the steps are made of, or check that it is still the same."""
     sources = (s for step in prepared.steps for s in (*step.train, *step.test))
     used = sorted({(s.dataset, s.split) for s in sources})
-    settings = config.scenario.model_dump(mode="json")
+    unused = {"bundle"} if config.scenario.bundle is None else None  # runs begun before it was there continue
+    settings = config.scenario.model_dump(mode="json", exclude=unused)
     record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
     several = len(config.data.domains) > 1
     record["masks"] = {

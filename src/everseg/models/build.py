@@ -16,6 +16,8 @@ from everseg.models.model import SegmentationModel
 from everseg.models.parts import BranchDecoder, check_norm, check_per_branch
 from everseg.models.pretrained import load_encoder_weights
 from everseg.models.resnet import ResNet
+from everseg.models.torchvision_heads import torchvision_deeplabv3, torchvision_fcn
+from everseg.models.transformers_net import transformers_network
 from everseg.registry import BUILTIN, resolve
 
 Builder = Callable[..., SegmentationModel]
@@ -135,6 +137,9 @@ ARCHITECTURES: dict[str, Builder] = {
     "erfnet": erfnet,
     "mlp": library.mlp,
     "library-deeplabv3": library.library_deeplabv3,
+    "torchvision-deeplabv3": torchvision_deeplabv3,
+    "torchvision-fcn": torchvision_fcn,
+    "transformers": transformers_network,
 }
 """The only builders that a checkpoint may name."""
 

@@ -15,6 +15,7 @@ from everseg.models.parts import (
     build_norm,
     replicate_to,
     sliding_mean,
+    window_means,
 )
 
 RATES = {16: (6, 12, 18), 8: (12, 24, 32)}
@@ -83,10 +84,19 @@ class DeepLabV3(nn.Module):
         """Map the tap "encoder" (B, in_channels, h, w) to (B, out_channels, h, w), after its activation."""
         x = features["encoder"]
         out = self.reduce(self.act(self.aspp_norm(torch.cat([conv(x) for conv in self.aspp], dim=1))))
-        whole = self.training or self.pool_size is None
-        pooled = x.mean((2, 3), keepdim=True) if whole else sliding_mean(x, self.pool_size or 0)
+        return self.act(self.norm(out + self._pooled(x)))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """The pooled branch: (B, in_channels, h, w) to (B, out_channels, h, w), or (B, out_channels, 1, 1)."""
+        exported = torch.compiler.is_exporting()
+        if self.training or self.pool_size is None:
+            pooled = x.mean((2, 3), keepdim=True)
+        elif exported:
+            pooled = window_means(x, self.pool_size)
+        else:
+            pooled = sliding_mean(x, self.pool_size)
         # Everything up to the padding works cell by cell, so padding last gives the same and costs less.
         pooled = self.pool_reduce(self.act(self.pool_norm(self.pool_conv(pooled))))
-        if pooled.shape[2:] != (1, 1):
-            pooled = replicate_to(pooled, *x.shape[2:])
-        return self.act(self.norm(out + pooled))
+        if exported or pooled.shape[2:] == (1, 1):
+            return pooled
+        return replicate_to(pooled, *x.shape[2:])

@@ -43,7 +43,13 @@ class Down(nn.Module):
 
     def reduce(self, x: Tensor) -> Tensor:
         """What all branches share: (B, C, H, W) to (B, out, H / 2, W / 2), odd sides rounded up."""
-        return torch.cat([self.conv(x), F.max_pool2d(x, 2, ceil_mode=True)], dim=1)
+        if (
+            torch.compiler.is_exporting()
+        ):  # the same, in a form whose size is the convolution's whatever x's is
+            pooled = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 2)
+        else:
+            pooled = F.max_pool2d(x, 2, ceil_mode=True)
+        return torch.cat([self.conv(x), pooled], dim=1)
 
     def forward(self, x: Tensor, branch: str | None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / 2, W / 2)."""

@@ -299,6 +299,24 @@ def sliding_mean(input: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(input, (min(window, input.shape[2]), min(window, input.shape[3])), stride=1)
 
 
+def window_means(input: Tensor, window: int) -> Tensor:
+    """`replicate_to(sliding_mean(input, window), H, W)` as two matrix products: (B, C, H, W) -> (B, C, H, W).
+
+    For graphs whose sizes are open: how many cells a window holds is then known only when they run.
+    """
+    rows, columns = (_averages(input, length, window) for length in input.shape[2:])
+    return rows @ input @ columns.T
+
+
+def _averages(like: Tensor, length: int, window: int) -> Tensor:
+    """(length, length): row i weighs the cells of the window that stands for cell i."""
+    cells = torch.arange(length, device=like.device)
+    size = torch.full_like(cells, length).clamp(max=window)
+    start = torch.minimum((cells - (size - 1) // 2).clamp(min=0), length - size)[:, None]
+    inside = (cells >= start) & (cells < start + size[:, None])
+    return inside.to(like.dtype) / size[:, None].to(like.dtype)
+
+
 def replicate_to(input: Tensor, height: int, width: int) -> Tensor:
     """Replicate the border until the map has a size; the larger half goes right and to the bottom."""
     down, right = height - input.shape[2], width - input.shape[3]

@@ -118,7 +118,7 @@ class ResNet(nn.Module):
     """ResNet without classifier; the maps of its four stages, each after its last activation.
 
     Differs from torchvision's dilated ResNet, and agrees with MiB's code, in that *all* blocks of a dilated stage
-    are dilated, the first one included.
+    are dilated, the first one included; unless `late_dilation` is set.
 
     Args:
         blocks: blocks of each of the four stages.
@@ -148,6 +148,7 @@ class ResNet(nn.Module):
         norm: NormKind = "abn",
         stem_pool: bool = True,
         per_branch: PerBranch = "head",
+        late_dilation: bool = False,
     ) -> None:
         super().__init__()
         self.by_branch = per_branch in ("norm", "adapter")
@@ -168,9 +169,10 @@ class ResNet(nn.Module):
             stage = []
             for i in range(blocks[k]):
                 stride = strides[k] if i == 0 else 1
+                dilation = dilations[max(k - 1, 0) if late_dilation and i == 0 else k]
                 stage.append(
                     block(
-                        channels, widths[k], outputs[k], stride=stride, dilation=dilations[k], norm=norm,
+                        channels, widths[k], outputs[k], stride=stride, dilation=dilation, norm=norm,
                         make_norm=make_norm, adapters=per_branch == "adapter",
                     )
                 )  # fmt: skip

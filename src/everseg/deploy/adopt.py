@@ -1,0 +1,267 @@
+"""A model that was not trained here as a bundle, its classifier turned into the first of ours (floor 6)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from everseg.data.transforms import normalise
+from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
+from everseg.deploy.images import generated, images_of
+from everseg.deploy.onnx import require_onnx
+from everseg.engine.folder import load_strictly
+from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
+from everseg.interop.unwrap import tensors_of
+from everseg.labels import LabelSpace
+from everseg.losses import upsample
+from everseg.models.build import ARCHITECTURES
+from everseg.models.model import SegmentationModel
+from everseg.models.pretrained import read_tensors
+from everseg.models.transformers_net import build_network, find_classifier
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit from the original network's, relative to the largest (at least 1)."""
+TORCHVISION = {
+    "deeplabv3_resnet50": ("torchvision-deeplabv3", (3, 4, 6, 3)),
+    "deeplabv3_resnet101": ("torchvision-deeplabv3", (3, 4, 23, 3)),
+    "fcn_resnet50": ("torchvision-fcn", (3, 4, 6, 3)),
+    "fcn_resnet101": ("torchvision-fcn", (3, 4, 23, 3)),
+}
+BACKGROUNDS = ("background", "__background__")
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A bundle made of another project's model."""
+
+    bundle: Bundle
+    check: str
+    """What the forward pass has shown."""
+    background: bool
+    """Whether its first class is the background, so that it can be extended."""
+
+
+def adopt(
+    weights: str | Path,
+    *,
+    arch: str,
+    classes: str | Path | Sequence[str] | None = None,
+    out: str | Path,
+    normalisation: Literal["imagenet", "unit"] = "imagenet",
+    images: str | Path | None = None,
+    onnx: bool = True,
+) -> Adopted:
+    """Turn a state dict of another library, with its list of classes, into a bundle.
+
+    Args:
+        weights: a safetensors file, or a .pth that holds tensors only.
+        arch: "torchvision:NAME" (deeplabv3_resnet50, deeplabv3_resnet101, fcn_resnet50, fcn_resnet101), or
+            "transformers:DIR", a folder with the config.json of a SegFormer, UPerNet or the like (extra `hf`).
+        classes: names in output order: a sequence, "a,b,c", or a file with one name per line or a JSON list; default
+            the config.json's. A first class called background or __background__ is the background.
+        out: a new folder.
+        normalisation: how the model wants its inputs, see `everseg.data.transforms.normalise`.
+        images: as for `export`; also the forward pass is checked on one of them.
+        onnx: write the ONNX file.
+
+    Raises:
+        ConfigError: unknown architecture, or other than as many names as outputs.
+        CheckpointError: weights that do not fit, all listed.
+        GateError: the adopted model does not give the original's logits.
+    """
+    new_folder(out)
+    if onnx:
+        require_onnx()
+    kind, _, name = arch.partition(":")
+    if kind == "torchvision" and name not in TORCHVISION:
+        known = [f"torchvision:{known}" for known in TORCHVISION]
+        raise ConfigError(f"--arch {arch}: unknown{near_miss(arch, known)} (one of {', '.join(known)})")
+    if kind not in ("torchvision", "transformers") or not name:
+        raise ConfigError(
+            f"--arch {arch}: expected torchvision:NAME or transformers:FOLDER with a config.json"
+        )
+    state = _state(Path(weights).expanduser())
+    pictures, source = images_of(images) if images is not None else generated()
+    sample = normalise(torch.from_numpy(pictures[0].transpose(2, 0, 1).copy())[None], normalisation)
+    if kind == "torchvision":
+        model, own, check = _torchvision(name, state, sample)
+    else:
+        model, own, check = _transformers(Path(name), state, sample)
+    names = list(own) if classes is None else class_names(classes)
+    total = model.head("default").num_classes
+    if not names:
+        raise ConfigError(
+            "--classes: this architecture's weights name no classes; give them: a,b,c or a file"
+        )
+    if len(names) != total or len(set(names)) != total:
+        raise ConfigError(
+            f"--classes: the model has {total} outputs, {len(set(names))} different names were given"
+        )
+    background = names[0] in BACKGROUNDS
+    names = ["background", *names[1:]] if background else names
+    space = LabelSpace((tuple(range(total)),), tuple(names), 0 if background else None)
+    contents = Contents(
+        model, {"default": space}, input={"evaluation": "whole", "normalisation": normalisation},
+        lineage={"source": f"{arch if kind == 'torchvision' else kind} weights {Path(weights).name}", "check": check},
+    )  # fmt: skip
+    bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)
+    return Adopted(bundle, check, background)
+
+
+def class_names(given: str | Path | Sequence[str]) -> list[str]:
+    """Names from a sequence, "a,b,c", or a file.
+
+    Raises:
+        ConfigError: a file that holds no names.
+    """
+    if not isinstance(given, str | Path):
+        return [str(name) for name in given]
+    path = Path(given).expanduser()
+    if not path.is_file():
+        if path.suffix in (".txt", ".json"):
+            raise ConfigError(f"--classes {given}: no such file")
+        return [name.strip() for name in str(given).split(",") if name.strip()]
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"--classes {given}: expected a JSON list of names")
+    return value
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"'{path}': no such file of weights")
+    loaded = read_tensors(path)
+    key = next(
+        (key for key in ("state_dict", "model", "model_state") if isinstance(loaded.get(key), Mapping)), ""
+    )
+    return tensors_of(loaded, key, "a known library", f"'{path}'")
+
+
+def _torchvision(
+    name: str, state: dict[str, Tensor], sample: Tensor
+) -> tuple[SegmentationModel, list[str], str]:
+    """One of torchvision's networks; every dimension follows from the shapes."""
+    architecture, blocks = TORCHVISION[name]
+    ours, last = {}, "classifier.4"
+    for theirs, value in state.items():
+        if theirs.startswith("aux_classifier."):
+            continue  # helps in training only
+        moved = (
+            theirs.replace(last, "heads.default.classifiers.0") if theirs.startswith(f"{last}.") else theirs
+        )
+        ours[re.sub(r"^backbone\.", "encoder.", re.sub(r"^classifier\.", "decoder.", moved))] = value
+    try:
+        counted = tuple(
+            len({key.split(".")[2] for key in state if key.startswith(f"backbone.layer{k}.")})
+            for k in range(1, 5)
+        )
+        options = {
+            "blocks": counted,
+            "stem": len(state["backbone.conv1.weight"]),
+            "widths": [len(state[f"backbone.layer{k}.0.conv1.weight"]) for k in range(1, 5)],
+            "outputs": [len(state[f"backbone.layer{k}.0.conv3.weight"]) for k in range(1, 5)],
+            "hidden": state[f"{last}.weight"].shape[1],
+        }
+        outputs = len(state[f"{last}.weight"])
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(f"these are no weights of torchvision's {name}: {error} is missing") from None
+    if counted != blocks:
+        raise CheckpointError(
+            f"these weights have {', '.join(map(str, counted))} blocks in the stages, {name} has "
+            f"{', '.join(map(str, blocks))}: give the right --arch"
+        )
+    model = ARCHITECTURES[architecture](**options)
+    model.grow({"default": outputs})
+    _fill(model, ours, f"torchvision's {name}")
+    logits = _logits(model, sample)
+    if not bool(logits.isfinite().all()):
+        raise GateError(f"the adopted {name} gives logits that are not finite; nothing was written")
+    return model, [], f"all weights loaded strictly; a forward pass gives {outputs} finite logits per cell"
+
+
+def _transformers(
+    folder: Path, state: dict[str, Tensor], sample: Tensor
+) -> tuple[SegmentationModel, list[str], str]:
+    """A network of the transformers library, compared with itself before its classifier was taken out."""
+    config, network = _original(folder, state)
+    outputs = int(network.config.num_labels)
+    classifier, channels = find_classifier(network, sample, outputs)
+    with torch.no_grad():
+        expected = network(pixel_values=sample).logits
+    own = network.state_dict()
+    parts = {"weight": own.pop(f"{classifier}.weight"), "bias": own.pop(f"{classifier}.bias", None)}
+    if parts["bias"] is None:
+        parts["bias"] = torch.zeros(outputs)
+    model = ARCHITECTURES["transformers"](config=config, classifier=classifier, channels=channels)
+    model.grow({"default": outputs})
+    ours = {f"encoder.network.{name}": value for name, value in own.items()}
+    ours |= {f"heads.default.classifiers.0.{name}": value for name, value in parts.items()}
+    _fill(model, ours, "this network")
+    found = upsample(_logits(model, sample), expected.shape[2:])
+    difference = float((found - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise GateError(
+            f"the adopted model's logits differ from the original's by up to {difference:.3g}: '{classifier}' is not "
+            "the last layer of this network; nothing was written"
+        )
+    names = network.config.id2label or {}
+    own_names = [str(names[i]) for i in range(outputs)] if set(names) == set(range(outputs)) else []
+    return (
+        model,
+        own_names,
+        f"classifier '{classifier}'; logits within {difference:.1e} of the original network's",
+    )
+
+
+def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], Any]:
+    """The library's own network with these weights, strictly."""
+    path = folder / "config.json" if folder.is_dir() else folder
+    try:
+        config = json.loads(path.read_text())
+        config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--arch transformers:{folder}: no readable config.json ({type(error).__name__})"
+        ) from None
+    network: Any = build_network(config)
+    try:  # the library knows older names of its weights
+        network, info = type(network).from_pretrained(
+            None, config=network.config, state_dict=dict(state), output_loading_info=True
+        )
+    except Exception as error:  # the library raises nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"transformers cannot load these weights: {reason}") from None
+    problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
+    problems += [f"not in this network: {name}" for name in sorted(info["unexpected_keys"])]
+    problems += [f"another shape: {entry[0]}" for entry in info["mismatched_keys"]]
+    if problems:
+        raise CheckpointError("these weights are of another network:\n  " + some(problems, between="\n  "))
+    return config, network.eval()
+
+
+def _fill(model: SegmentationModel, state: dict[str, Tensor], what: str) -> None:
+    own = model.state_dict()
+    for name, value in own.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros_like(value))
+    load_strictly(model, {name: value.float() if value.is_floating_point() else value for name, value in state.items()},
+                  f"--arch: {what}")  # fmt: skip
+    model.eval()
+
+
+@torch.no_grad()
+def _logits(model: SegmentationModel, sample: Tensor) -> Tensor:
+    return model(sample, ("default",))["default"].logits

@@ -1,0 +1,245 @@
+"""What a bundle holds and how it is written and read: a model that is complete by itself (floor 6)."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from everseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_transform
+from everseg.deploy.card import model_card
+from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
+from everseg.deploy.registry import Registry, register, with_ids
+from everseg.engine.checkpoint import read_document, save_folder, verify
+from everseg.engine.folder import load_model, read_spaces
+from everseg.errors import CheckpointError, ConfigError
+from everseg.labels import LabelSpace
+from everseg.models.model import SegmentationModel
+from everseg.predictor import InputForm
+
+LINEAGE = "lineage.json"
+PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")
+
+
+@dataclass
+class Contents:
+    """A trained model and what is known of it."""
+
+    model: SegmentationModel
+    """In eval mode, on the CPU."""
+    spaces: Mapping[str, LabelSpace]
+    method_state: Mapping[str, Tensor] = field(default_factory=dict)
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """`size`, `evaluation`, `normalisation` as in `DataConfig`."""
+    domains: Mapping[str, str] = field(default_factory=dict)
+    """Domain -> path that its images take."""
+    steps: Sequence[int] = ()
+    """Step of each growth; default 0, 1, ..."""
+    before: Registry | None = None
+    """Classes of the bundle it was extended from."""
+    parent: str | None = None
+    """Digest of that bundle."""
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    """What `lineage.json` says besides."""
+
+    @property
+    def form(self) -> InputForm:
+        size = self.input.get("size") if self.input.get("evaluation") == "resize" else None
+        return InputForm(
+            self.input.get("normalisation", "imagenet"), None if size is None else (size[0], size[1])
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, verified."""
+
+    path: Path
+    digest: str
+    classes: Mapping[str, Any]
+    """Its `classes.json`."""
+    lineage: Mapping[str, Any]
+    registry: Registry
+
+    @property
+    def spaces(self) -> dict[str, LabelSpace]:
+        """Label space of each path; raw ids are the classes' lasting ids."""
+        return read_spaces(self.path / "classes.json")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that the model has been trained in; the next one's index."""
+        return int(self.lineage["steps"])
+
+    def model(self, builder: Any = None) -> SegmentationModel:
+        """The model, in eval mode on the CPU."""
+        return load_model(self.path, builder)[0]
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / LINEAGE).is_file() and (path / "classes.json").is_file()
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Verify a bundle byte by byte and read its documents.
+
+    Raises:
+        CheckpointError: missing, damaged, or no bundle.
+    """
+    path = Path(path)
+    if not is_bundle(path):
+        hint = (
+            "a run: make a bundle of it with everseg export" if (path / "run.json").is_file() else "no bundle"
+        )
+        raise CheckpointError(
+            f"{path} is {hint}" if path.exists() else f"{path} does not exist: give a bundle's folder"
+        )
+    digest = verify(path)
+    classes = read_document(path / "classes.json", "branches", "classes", "next_id")
+    lineage = read_document(path / LINEAGE, "steps", "history")
+    return Bundle(path, digest, classes, lineage, Registry.read(classes, str(path)))
+
+
+def new_folder(out: str | Path) -> Path:
+    """A folder that may be written.
+
+    Raises:
+        ConfigError: something lies there.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ConfigError(f"{out} exists already; bundles are never overwritten: give another folder (--out)")
+    return out
+
+
+def write_bundle(
+    out: str | Path,
+    contents: Contents,
+    *,
+    images: Sequence[np.ndarray] = (),
+    source: str = "",
+    onnx: bool = True,
+) -> Bundle:
+    """Write a bundle whole or not at all.
+
+    Args:
+        out: a new folder.
+        images: (H, W, 3) uint8 on which the ONNX file is compared with the model.
+        source: what these images are.
+        onnx: write the ONNX files.
+
+    Raises:
+        ConfigError: the folder exists, or the ONNX file cannot be made here.
+        GateError: the ONNX file gives other results.
+        CheckpointError: the disk does not allow it.
+    """
+    out = new_folder(out)
+    if onnx:
+        require_onnx()
+    growth = contents.model.describe()["growth"]
+    steps = contents.steps or range(len(growth))
+    registry = register(contents.spaces, growth, steps, contents.before)
+    files, parity, branches = {}, {}, {}
+    for path, name in _file_names(contents.spaces).items():
+        space, ids = with_ids(contents.spaces[path], registry), registry.ids(contents.spaces[path])
+        branches[path] = {
+            "groups": space.groups, "names": space.names, "background": space.background, "ids": ids,
+            "onnx": name if onnx else None,
+        }  # fmt: skip
+        if onnx:
+            about = _about(contents, registry, path, ids)
+            files[name], parity[path] = _graph(contents, path, ids, about, images, source)
+    classes = {
+        "architecture": contents.model.describe(),
+        "branches": branches,
+        "domains": dict(contents.domains),
+        **contents.input,
+        **registry.to_json(),
+    }
+    lineage = {
+        "format": 1,
+        "created": datetime.now(UTC).date().isoformat(),
+        "parent": contents.parent,
+        "steps": max(steps, default=-1) + 1,
+        "history": [],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        **contents.lineage,
+        "parity": {path: asdict(one) for path, one in parity.items()},
+    }
+    if onnx:
+        files["example.py"] = resources.files("everseg.deploy").joinpath("example.txt").read_bytes()
+    files["MODEL_CARD.md"] = model_card(out.name, classes, lineage, contents.model.parameter_count).encode()
+    save_folder(
+        out,
+        {"model": contents.model.state_dict(), "method_state": contents.method_state},
+        {"classes": classes, "lineage": lineage, "preprocessing": _preprocessing(contents.form)},
+        parent=contents.parent,
+        files=files,
+    )
+    return open_bundle(out)
+
+
+def _graph(
+    contents: Contents,
+    path: str,
+    ids: list[int],
+    about: Mapping[str, Any],
+    images: Sequence[np.ndarray],
+    source: str,
+) -> tuple[bytes, Parity]:
+    """The ONNX file of a path, compared with the model."""
+    form = contents.form
+    deployed = Deployed(contents.model, path, ids, form)
+    file = to_onnx(deployed, about)
+    if form.size is not None:
+        fitted = (
+            resize_transform(image, np.zeros(image.shape[:2], np.uint8), size=form.size)[0]
+            for image in images
+        )
+        images = [image.transpose(1, 2, 0) for image in fitted]
+    return file, check_parity(deployed, file, images, source)
+
+
+def _about(contents: Contents, registry: Registry, path: str, ids: list[int]) -> dict[str, Any]:
+    """The metadata of a path's ONNX file."""
+    entries = {entry.id: entry for entry in registry.classes}
+    return {
+        "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
+        "path": path,
+        "preprocessing": _preprocessing(contents.form),
+    }
+
+
+def _preprocessing(form: InputForm) -> dict[str, Any]:
+    """How an image becomes the network's input; inside the ONNX file all but the resizing is done already."""
+    imagenet = form.normalisation == "imagenet"
+    return {
+        "input": "image: uint8 RGB, (batch, height, width, 3)",
+        "size": None if form.size is None else list(form.size),
+        "resize": "bilinear, antialiased",
+        "scale": 1 / 255,
+        "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
+        "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],
+        "outputs": "logits: float32, (batch, outputs of the path, h, w); mask: uint8 class ids, (batch, height, width)",
+    }
+
+
+def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:
+    """Path -> name of its ONNX file: model.onnx, of several paths model-NAME.onnx."""
+    if len(spaces) == 1:
+        return dict.fromkeys(spaces, "model.onnx")
+    names = {path: re.sub(r"[^\w-]", "_", path) for path in spaces}
+    twice = len(set(names.values())) < len(names)
+    return {
+        path: f"model-{i}-{n}.onnx" if twice else f"model-{n}.onnx"
+        for i, (path, n) in enumerate(names.items())
+    }

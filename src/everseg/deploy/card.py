@@ -1,0 +1,150 @@
+"""The model card of a bundle, in Markdown (floor 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from everseg.report.tables import percent
+
+WEAK = 0.5
+"""A class is weak where its IoU is below this share of the mean IoU."""
+
+
+def model_card(name: str, classes: Mapping[str, Any], lineage: Mapping[str, Any], parameters: int) -> str:
+    """Tell what the model knows, how well, where it comes from, and how to use it.
+
+    Args:
+        classes: a bundle's `classes.json`.
+        lineage: its `lineage.json`.
+        parameters: number of weights.
+    """
+    history = lineage["history"]
+    parts = [
+        f"# {name}",
+        _summary(classes, lineage, parameters),
+        "## Classes",
+        "\n".join(_classes(classes, history)),
+        *_steps(history),
+        *_weak(history),
+        "## Use",
+        _use(name, classes, lineage),
+        "## Where it comes from",
+        "\n".join(_origin(lineage)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(classes: Mapping[str, Any], lineage: Mapping[str, Any], parameters: int) -> str:
+    known = [entry for entry in classes["classes"] if entry["paths"]]
+    paths = list(classes["branches"])
+    through = f", paths {', '.join(paths)}" if len(paths) > 1 else ""
+    return (
+        f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
+        f"{'' if lineage['steps'] == 1 else 's'}, `{classes['architecture']['name']}`, "
+        f"{parameters / 1e6:.1f} M weights{through}. Written {lineage['created']} by everseg "
+        f"{lineage['versions']['everseg']}. It holds no image of its training data."
+    )
+
+
+def _classes(classes: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """One row per class; the scores of the last step that tested it."""
+    found: dict[str, str] = {}
+    for entry in history:
+        several = len(entry["scores"]) > 1
+        for result, scores in entry["scores"].items():
+            for name, value in scores["class_iou"].items():
+                text = f"{result} {percent(value)}" if several else percent(value)
+                found[name] = (
+                    f"{found[name]}, {text}" if several and result != next(iter(entry["scores"])) else text
+                )
+    yield "| id | class | learnt in step | IoU % | colour |"
+    yield "|---|---|---|---|---|"
+    for entry in classes["classes"]:
+        colour = "#{:02x}{:02x}{:02x}".format(*entry["colour"])
+        gone = "" if entry["paths"] else " (not in this model any more)"
+        cells = [
+            entry["id"],
+            _cell(entry["name"]) + gone,
+            entry["step"],
+            found.get(entry["name"], "-"),
+            colour,
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not history:
+        return
+    rows = [
+        "| step | method | new classes | tested on | old | new | all | all without background |",
+        "|---" * 8 + "|",
+    ]
+    for entry in history:
+        for result, scores in entry["scores"].items():
+            tested = next((source for source in entry["test"]), {"data": "-", "images": 0})
+            where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
+            means = [percent(scores["miou"].get(group)) for group in ("old", "new", "all")]
+            plain = percent(scores["miou_without_background"]["all"])
+            names = ", ".join(name for name in entry["classes"] if name != "background")
+            cells = [str(entry["step"]), entry["method"], _cell(names), where, *means, plain]
+            rows.append(f"| {' | '.join(cells)} |")
+    yield "## Steps"
+    yield "mIoU in percent after each step, over the classes with a pixel in the test images."
+    yield "\n".join(rows)
+    for entry in history:
+        if entry.get("kept"):
+            yield f"Step {entry['step']}: {entry['kept']['text']}"
+
+
+def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Classes far below the mean of the last step."""
+    if not history:
+        return
+    found = []
+    for scores in history[-1]["scores"].values():
+        mean = scores["miou"]["all"]
+        found += [
+            f"{name} ({percent(value)})"
+            for name, value in scores["class_iou"].items()
+            if value is not None and mean is not None and value < WEAK * mean
+        ]
+    yield "## Weak classes"
+    yield f"IoU below {100 * WEAK:.0f} % of the mean of the last step: {', '.join(map(_cell, found)) or 'none'}."
+
+
+def _use(name: str, classes: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
+    domain = f" --domain {next(iter(classes['branches']))}" if len(classes["branches"]) > 1 else ""
+    lines = [f"everseg predict {name} IMAGES -o out{domain}"]
+    if lineage["parity"]:
+        lines.append("python example.py IMAGE...            # onnxruntime, numpy and Pillow only")
+    lines.append(f"everseg extend {name} --data NEW.yaml --add CLASS,CLASS --method mib")
+    return (
+        "```sh\n"
+        + "\n".join(lines)
+        + "\n```\n\nMasks hold the class ids above; an id is never given to another class."
+    )
+
+
+def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
+    if run := lineage.get("run"):
+        yield f"* Command: `{run['command']}` (seed {run['seed']}, configuration {run['config_hash'][:12]}…)"
+    if source := lineage.get("source"):
+        yield f"* Made of: {source}"
+    if lineage["parent"]:
+        yield f"* Extended from the bundle {lineage['parent'][:12]}…"
+    for entry in lineage["history"]:
+        lists = ", ".join(f"{s['images']} of {s['data']} ({s['sha256'][:12]}…)" for s in entry["train"])
+        yield f"* Step {entry['step']} was trained on {lists}; a list is named by the hash of its images and labels."
+    for path, parity in lineage["parity"].items():
+        yield (
+            f"* ONNX of path '{path}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: largest "
+            f"difference of a logit {parity['logit_difference']:.1e}, same class on "
+            f"{100 * parity['equal_pixels']:.4f} % of the pixels."
+        )
+    yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
+
+
+def _cell(text: str) -> str:
+    """Text that does not break a table."""
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,192 @@
+"""Where two models disagree on the same images (floor 6)."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from everseg.data.datasets.files import read_image
+from everseg.deploy.images import image_files
+from everseg.engine.checkpoint import write_bytes, write_json, writing
+from everseg.engine.pictures import colourise, legend, shrink
+from everseg.engine.progress import Progress
+from everseg.errors import ConfigError
+from everseg.predictor import LoadedModel, load
+
+CELL = (240, 320)
+"""Largest height and width of a picture on the sheet, pixels."""
+CAPTION = 22
+GAP = 4
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    images: str | Path,
+    *,
+    out: str | Path | None = None,
+    largest: int = 8,
+    domain: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Predict every image with both models and compare their classes by name.
+
+    Args:
+        a: bundle, run folder or model folder; so is `b`.
+        images: folder of images.
+        out: folder for `diff.json` and the sheet `diff.png`; None: neither is written.
+        largest: number of images on the sheet, those with most disagreement.
+        domain: path that all images take; needed where a model has several.
+
+    Returns:
+        a, b; images: per image, most disagreement first, {image, share of disagreeing pixels, became: [{a, b, share}]};
+        share: of all pixels; became: over all images, largest first; only_a, only_b: classes that one model knows
+        alone; sheet: path of the picture or None.
+
+    Raises:
+        ConfigError: the models share no class, or it is not clear which path images take.
+        CheckpointError, DataError: a model or an image that cannot be read.
+    """
+    models = [load(path) for path in (a, b)]
+    for model in models:
+        model.check_path(domain)
+    names = _names(models, domain)
+    files = image_files(images)
+    rows, total, pixels = [], Counter[tuple[str, str]](), 0
+    with Progress(quiet=quiet) as progress:
+        progress.begin("comparing", len(files))
+        for done, path in enumerate(files, 1):
+            compared = _compare(models, names, path, domain)
+            pixels += compared.a.size
+            changed = compared.changed()
+            total += changed
+            name = path.relative_to(images).as_posix()
+            rows.append(
+                {
+                    "image": name,
+                    "share": _share(changed, compared.a.size),
+                    **_became(changed, compared.a.size),
+                }
+            )
+            progress.update(done, {}, 0.0, 0.0)
+        progress.end()
+    rows.sort(key=lambda row: -row["share"])
+    known = [set(model.spaces[_branch(model, domain)].names) for model in models]
+    result = {
+        "a": str(a), "b": str(b), "images": rows, "share": _share(total, pixels), **_became(total, pixels),
+        "only_a": [name for name in names if name not in known[1]],
+        "only_b": [name for name in names if name not in known[0]], "sheet": None,
+    }  # fmt: skip
+    if out is not None:
+        out = Path(out)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        shown = [_compare(models, names, Path(images) / row["image"], domain) for row in rows[:largest]]
+        write_bytes(out / "diff.png", _sheet(shown, rows, names, (Path(a).name, Path(b).name)))
+        result["sheet"] = str(out / "diff.png")
+        write_json(out / "diff.json", result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Two predictions of one image, as positions in the common list of class names."""
+
+    image: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    names: Sequence[str]
+
+    def changed(self) -> Counter[tuple[str, str]]:
+        """(class in a, class in b) -> pixels, where the two differ."""
+        size = len(self.names)
+        pairs = self.a.astype(np.int64) * size + self.b
+        found, counts = np.unique(pairs[self.a != self.b], return_counts=True)
+        return Counter(
+            {
+                (self.names[p // size], self.names[p % size]): n
+                for p, n in zip(found.tolist(), counts.tolist(), strict=True)
+            }
+        )
+
+
+def _branch(model: LoadedModel, domain: str | None) -> str:
+    return next(iter(model.spaces)) if domain is None else model.paths[domain]
+
+
+def _names(models: Sequence[LoadedModel], domain: str | None) -> list[str]:
+    """The classes of both, those of the first one first."""
+    first, second = (model.spaces[_branch(model, domain)].names for model in models)
+    if not set(first) & set(second):
+        raise ConfigError(f"the two models share no class: {', '.join(first)} and {', '.join(second)}")
+    return list(dict.fromkeys((*first, *second)))
+
+
+def _compare(
+    models: Sequence[LoadedModel], names: Sequence[str], path: Path, domain: str | None
+) -> _Compared:
+    image = read_image(path)
+    a, b = (_predicted(model, names, image, domain) for model in models)
+    return _Compared(image, a, b, names)
+
+
+def _predicted(model: LoadedModel, names: Sequence[str], image: np.ndarray, domain: str | None) -> np.ndarray:
+    prediction = model.predict(image, branch=domain)
+    return np.array([names.index(name) for name in prediction.classes], np.uint8)[prediction.ids]
+
+
+def _share(changed: Counter[tuple[str, str]], pixels: int) -> float:
+    return sum(changed.values()) / max(1, pixels)
+
+
+def _became(changed: Counter[tuple[str, str]], pixels: int) -> dict[str, Any]:
+    """What the first model calls one class and the second another, the largest first."""
+    return {
+        "became": [{"a": a, "b": b, "share": n / max(1, pixels)} for (a, b), n in changed.most_common(10)]
+    }
+
+
+def _sheet(
+    shown: Sequence[_Compared], rows: Sequence[dict[str, Any]], names: Sequence[str], titles: tuple[str, str]
+) -> bytes:
+    """One row per image: the image, both predictions, and where they differ in the second one's colours; a legend."""
+    font = ImageFont.load_default(size=14)
+    pictures = [_pictures(compared) for compared in shown]
+    widths = [max(row[column].shape[1] for row in pictures) for column in range(4)]
+    key = legend(list(names))
+    width = sum(widths) + 5 * GAP + key.shape[1]
+    height = sum(row[0].shape[0] + CAPTION for row in pictures) + CAPTION + GAP
+    sheet = Image.new("RGB", (width, max(height, key.shape[0] + CAPTION)), "white")
+    draw = ImageDraw.Draw(sheet)
+    lefts = np.cumsum([GAP, *(w + GAP for w in widths)]).tolist()
+    for left, title in zip(lefts, ("image", *titles, "difference"), strict=False):
+        draw.text((left, 3), title, fill=(20, 20, 20), font=font)
+    top = CAPTION
+    for row, told in zip(pictures, rows, strict=False):
+        for left, picture in zip(lefts, row, strict=False):
+            sheet.paste(Image.fromarray(picture), (left, top))
+        top += row[0].shape[0]
+        draw.text(
+            (GAP, top + 2),
+            f"{told['image']}: {100 * told['share']:.1f} % differ",
+            fill=(20, 20, 20),
+            font=font,
+        )
+        top += CAPTION
+    sheet.paste(Image.fromarray(key), (lefts[-1], CAPTION))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _pictures(compared: _Compared) -> list[np.ndarray]:
+    grey = np.repeat(compared.image.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
+    differs = np.where((compared.a != compared.b)[..., None], colourise(compared.b), grey)
+    return [shrink(p, *CELL) for p in (compared.image, colourise(compared.a), colourise(compared.b), differs)]

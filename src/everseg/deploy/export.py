@@ -1,0 +1,200 @@
+"""A finished run, or a model folder, as a bundle (floor 6)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everseg.config import RunConfig
+from everseg.config_loading import config_hash, to_json
+from everseg.deploy.bundle import LINEAGE, Bundle, Contents, is_bundle, new_folder, write_bundle
+from everseg.deploy.images import generated, images_of, images_of_run
+from everseg.deploy.onnx import require_onnx
+from everseg.deploy.registry import Registry
+from everseg.engine.checkpoint import load_tensors, parent_of, read_document, verify
+from everseg.engine.folder import RunFolder, load_model
+from everseg.errors import CheckpointError, ConfigError
+
+INPUT = ("size", "evaluation", "normalisation")
+RECIPE: dict[str, tuple[str, ...]] = {
+    "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "evaluation", "normalisation"),
+    "scenario": ("policy",),
+    "train": (
+        "epochs", "epochs_next", "batch", "lr", "lr_next", "schedule", "schedule_by", "power", "step_size",
+        "step_factor", "optimizer", "betas", "momentum", "nesterov", "weight_decay", "precision",
+    ),
+}  # fmt: skip
+"""Settings that the next step takes over, unless told otherwise."""
+
+
+def export(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    step: int | None = None,
+    images: str | Path | None = None,
+    onnx: bool = True,
+    overrides: Sequence[str] = (),
+    builder: Any = None,
+) -> Bundle:
+    """Write a finished step as a bundle that is complete by itself; no pixel of the training data is in it.
+
+    Args:
+        path: run folder, or a model folder (`final`, also of an imported checkpoint).
+        out: a new folder; default `bundle` in the run's folder, for a step asked for `bundle-step-N`.
+        step: which step of a run; default the last finished one.
+        images: folder of images on which the ONNX file is compared with the model; default the run's test images,
+            where they are at hand, else generated ones.
+        onnx: write the ONNX file (needs the extra `export`).
+        overrides: where the run's data lie now, `data.root=DIR`.
+        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
+
+    Raises:
+        ConfigError: the folder exists; packages of the extra are missing; the architecture has no ONNX form.
+        CheckpointError: no finished step, damaged, or the disk does not allow it.
+        GateError: the ONNX file does not give the model's results; nothing is written.
+    """
+    path = Path(path)
+    is_run = (path / "run.json").is_file()
+    if out is None:
+        if not is_run:
+            raise ConfigError("--out FOLDER: give the new bundle a place")
+        out = path / ("bundle" if step is None else f"bundle-step-{step}")
+    new_folder(out)
+    if onnx:
+        require_onnx()
+    if is_run:
+        folder = RunFolder(path)
+        contents = of_run(folder, folder.chosen_step(step), builder)
+    else:
+        contents = _of_model(path, builder)
+    pictures: list[np.ndarray] = []
+    source = ""
+    if onnx and images is not None:
+        pictures, source = images_of(images)
+    elif onnx:
+        pictures, source = images_of_run(RunFolder(path), overrides) if is_run else generated()
+    return write_bundle(out, contents, images=pictures, source=source, onnx=onnx)
+
+
+def of_run(
+    folder: RunFolder, index: int, builder: Any = None, kept: Mapping[str, Any] | None = None
+) -> Contents:
+    """What a bundle of a finished step of a run holds.
+
+    Args:
+        builder: as for `export`.
+        kept: what is known of the quality of the old classes after the last step, put into the history.
+    """
+    model, spaces, state, digest = folder.load_final(index, builder)
+    classes = read_document(folder.final(index) / "classes.json", "branches")
+    recorded = {
+        entry["index"]: entry for entry in read_document(folder.path / "scenario.json", "steps")["steps"]
+    }
+    config, about = folder.config(), read_document(folder.path / "run.json", "argv")
+    begin = folder.final(min(recorded) - 1) if min(recorded) else None
+    before, parent, history = None, None, []
+    if begin is not None:  # the run began from a bundle, a copy of which is its first parent
+        document = read_document(begin / "classes.json", "branches")
+        before, parent = Registry.read(document, str(begin)), parent_of(begin)
+        history = list(read_document(begin / LINEAGE, "history")["history"])
+    fresh = folder.is_fresh(index)
+    own = [i for i in sorted(recorded) if i <= index and (not fresh or i == index)]
+    history += [_history(folder, i, recorded[i], config) for i in own]
+    if kept is not None:
+        history[-1]["kept"] = dict(kept)
+    grown = [i for i in own if any(recorded[i]["grows"].values())]
+    old = [] if before is None else sorted({entry.step for entry in before.classes})
+    growth = model.describe()["growth"]
+    return Contents(
+        model,
+        spaces,
+        state,
+        input={key: classes[key] for key in INPUT if key in classes},
+        domains=folder.paths(index) if config.data.domains else {},
+        steps=_steps_of([*old, *grown], len(growth)),
+        before=before,
+        parent=parent,
+        lineage={
+            "final": digest,
+            "steps": index + 1,
+            "run": {
+                "name": config.name,
+                "config_hash": config_hash(config),
+                "seed": config.seed,
+                "command": shlex.join(about["argv"]),
+            },
+            "method": config.method.name,
+            "recipe": recipe(config),
+            "history": history,
+        },
+    )
+
+
+def _steps_of(steps: Sequence[int], growths: int) -> Sequence[int]:
+    """The step of each growth; where the two do not match, growths are counted."""
+    return steps if len(steps) == growths else range(growths)
+
+
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """The settings that the next step takes over."""
+    whole = to_json(config)
+    return {section: {key: whole[section][key] for key in keys} for section, keys in RECIPE.items()} | {
+        "method": whole["method"]
+    }
+
+
+def _history(folder: RunFolder, index: int, recorded: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """What a step taught, from how many images (their lists as hashes), and how it was scored."""
+    scores = folder.metrics(index)["branches"]
+    images = {
+        role: [
+            {
+                "data": f"{source['dataset']}/{source['split']}",
+                "images": source["images"],
+                "sha256": source["sha256"],
+            }
+            for source in recorded[role]
+        ]
+        for role in ("train", "test")
+    }
+    return {
+        "step": index,
+        "run": config.name,
+        "method": config.method.name,
+        "classes": list(dict.fromkeys(name for entry in scores.values() for name in entry["new_classes"])),
+        **images,
+        "scores": {
+            name: {
+                "miou": entry["miou"],
+                "miou_without_background": entry["miou_without_background"],
+                "class_iou": dict(zip(entry["classes"], entry["class_iou"], strict=True)),
+            }
+            for name, entry in scores.items()
+        },
+    }
+
+
+def _of_model(path: Path, builder: Any) -> Contents:
+    """A model folder: what an import made, or a step's `final`."""
+    if is_bundle(path):
+        raise ConfigError(f"{path} is a bundle already; every bundle is complete by itself")
+    if (path / "final").is_dir():
+        path = path / "final"
+    if not (path / "classes.json").is_file():
+        raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
+    digest = verify(path)
+    model, spaces = load_model(path, builder)
+    classes = read_document(path / "classes.json", "branches")
+    return Contents(
+        model,
+        spaces,
+        load_tensors(path / "method_state.safetensors"),
+        input={key: classes[key] for key in INPUT if key in classes},
+        domains=classes.get("domains", {}),
+        lineage={"final": digest, "source": classes.get("source", f"model folder {path.name}")},
+    )

@@ -1,0 +1,284 @@
+"""The next step of a deployed model, from its bundle alone (floor 6)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from everseg.config import RunConfig
+from everseg.config_loading import load as load_config
+from everseg.data.datasets import load_dataset
+from everseg.deploy.bundle import Bundle, is_bundle, new_folder, open_bundle, write_bundle
+from everseg.deploy.export import of_run
+from everseg.deploy.images import images_of, images_of_run
+from everseg.deploy.kept import Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.onnx import require_onnx
+from everseg.engine.checkpoint import verify
+from everseg.engine.folder import RunFolder
+from everseg.engine.progress import Progress
+from everseg.engine.run import execute, prepare, user_builder
+from everseg.engine.runtime import make_accelerator
+from everseg.errors import ConfigError, GateError, some
+from everseg.report.tables import percent
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A bundle that knows further classes."""
+
+    bundle: Bundle
+    run: Path
+    """Run folder that trained it."""
+    kept: Kept
+    """What is left of the old classes."""
+    new: Mapping[str, float | None]
+    """IoU of each new class on the new data's test images."""
+    gate: float | None
+    """Least share of the old classes' quality asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.bundle.path),
+            "sha256": self.bundle.digest,
+            "run": str(self.run),
+            "kept": asdict(self.kept),
+            "new": dict(self.new),
+            "gate": self.gate,
+        }
+
+
+def extend(
+    bundle: str | Path,
+    *,
+    data: str | Path,
+    add: Sequence[str],
+    method: str = "mib",
+    out: str | Path | None = None,
+    keep_at_least: float | None = None,
+    old_val: str | Path | None = None,
+    images: str | Path | None = None,
+    onnx: bool | None = None,
+    overrides: Sequence[str] = (),
+    model: str | None = None,
+    quiet: bool = False,
+) -> Extension:
+    """Teach a bundle's model further classes, without its old data; the bundle stays as it is.
+
+    The step is a run of the engine in `runs/<name of the new bundle>`: killed and called again it continues, and on
+    the CPU the result is byte-identical. It takes over how the bundle was trained (crop, batch, the later steps'
+    epochs and learning rate) unless `overrides` say otherwise.
+
+    Args:
+        bundle: folder of the deployed model.
+        data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
+        add: their names.
+        method: how the old classes are kept.
+        out: a new folder; default the bundle's name with -v2, -v3, ...
+        keep_at_least: share of the old classes' quality that must be left, 0 to 1; no new bundle is written below it.
+        old_val: data with labels of old classes, to measure that share on; without it the share is estimated.
+        images: as for `export`.
+        onnx: write the ONNX file; default as the bundle has one.
+        overrides: "key=value" as for `run`.
+        model: your own architecture's FILE.py:NAME, if the bundle has one.
+
+    Raises:
+        ConfigError: classes that the data lack or the bundle knows; a folder that exists.
+        GateError: less is left than asked for; the run is kept, no bundle is written.
+        EversegError: as `run`.
+    """
+    source = open_bundle(bundle)
+    target = Path(out) if out is not None else _next_name(source.path)
+    if keep_at_least is not None and not 0 < keep_at_least <= 1:
+        raise ConfigError(f"--keep-at-least: expected a share above 0, at most 1, got {keep_at_least:g}")
+    with_onnx = any(e["onnx"] for e in source.classes["branches"].values()) if onnx is None else onnx
+    if with_onnx:
+        require_onnx()
+    config = configuration(source, data, add, method, target.name, overrides, model)
+    folder = RunFolder(Path(config.out) / config.name)
+    if not is_bundle(target):
+        new_folder(target)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    progress = Progress(quiet=quiet, rank=processes.process_index)
+    if not folder.finished_steps:
+        if is_bundle(target):
+            new_folder(target)
+        _tell(source, config, old_val is not None, progress)
+    execute(config, quiet=quiet)
+    index = source.steps
+    kept = _kept(folder, index, config, old_val, progress)
+    scores = folder.metrics(index)["branches"]
+    new = {
+        name: value
+        for entry in scores.values()
+        for name, value in zip(entry["classes"], entry["class_iou"], strict=True)
+        if name in add
+    }
+    if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
+        raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
+    if processes.is_main_process:
+        _write(target, folder, index, config, kept, with_onnx, images, overrides)
+    processes.wait_for_everyone()
+    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least)
+
+
+def configuration(
+    source: Bundle,
+    data: str | Path,
+    add: Sequence[str],
+    method: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    model: str | None = None,
+) -> RunConfig:
+    """The run that teaches a bundle's model further classes."""
+    recipe = source.lineage.get("recipe", {})
+    train = dict(recipe.get("train", {}))
+    if train:  # a bundle's next step is a later step: what is said of the first one is not meant
+        train["epochs"] = train.pop("epochs_next") or train["epochs"]
+        train["lr"] = train.pop("lr_next") or train["lr"]
+    else:
+        train = {
+            "lr": RunConfig().train.lr_next,
+            "eval_batch": 1,
+        }  # nothing says that its images have one size
+    form = {
+        key: source.classes[key] for key in ("size", "evaluation", "normalisation") if key in source.classes
+    }
+    architecture = source.classes["architecture"]
+    base = {
+        "name": name,
+        "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
+        "scenario": {
+            "protocol": "sequential", **recipe.get("scenario", {}), "kind": "extension",
+            "bundle": str(source.path), "task": [list(add)],
+        },
+        "model": {"name": architecture["name"], "options": architecture["options"]},
+        "train": {**train, "lr_next": None},
+        **({"method": recipe["method"]} if "method" in recipe else {}),
+    }  # fmt: skip
+    chosen = [f"method={method}", *([f"model={model}"] if model else []), *overrides]
+    return load_config(base, chosen)
+
+
+def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress) -> None:
+    """What is known before anything is trained."""
+    prepared = prepare(config, progress)
+    (step,) = prepared.steps
+    train = step.train[0]
+    space = next(iter(source.spaces.values()))
+    progress.message(
+        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; needs no old data"
+    )
+    also = sorted({space.names[i] for i in set(train.lut) if i < space.num_classes and i != space.background})
+    labelled = (
+        f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped: not)"
+        if also
+        else "everything else is background"
+    )
+    names = step.spaces[train.branch].names[space.num_classes :]
+    progress.message(f"data:   {len(train.indices)} training images with {', '.join(names)}; {labelled}")
+    config = config.model_copy(update={"train": config.train.model_copy(update={"threads": None})})
+    accelerator = make_accelerator(config, training=False)
+    model = source.model(user_builder(config))
+    seen = seen_in_background(model, space, train, prepared.datasets, config, accelerator)
+    if seen:
+        listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in list(seen.items())[:5])
+        progress.message(
+            f"check:  the deployed model sees old classes in {100 * sum(seen.values()):.0f} % of the background pixels "
+            f"({listed}): good for distillation"
+        )
+    else:
+        progress.message(
+            "check:  warning: the deployed model sees none of its classes in the background pixels"
+        )
+    if not measuring:
+        progress.message(
+            "note:   no labels of old classes given: their quality will be estimated from agreement with the deployed "
+            "model; --old-val DATA measures it"
+        )
+
+
+def _kept(
+    folder: RunFolder, index: int, config: RunConfig, old_val: str | Path | None, progress: Progress
+) -> Kept:
+    """What is left of the old classes after the step."""
+    builder = user_builder(config)
+    before, old, _, _ = folder.load_final(index - 1, builder)
+    after, new, _, _ = folder.load_final(index, builder)
+    (branch,) = old
+    pair = Pair(before, after, old[branch], new[branch], branch)
+    accelerator = make_accelerator(config, training=False)
+    for model in (before, after):
+        model.to(accelerator.device)
+    if old_val is not None:
+        settings = {
+            "dataset": str(old_val),
+            "options": {} if str(old_val) != config.data.dataset else config.data.options,
+        }
+        dataset = load_dataset(config.data.model_copy(update=settings))
+        return measured(pair, dataset, config, accelerator, progress)
+    prepared = prepare(config, progress)
+    return estimated(pair, prepared.steps[0].test[0], prepared.datasets, config, accelerator)
+
+
+def _write(
+    target: Path,
+    folder: RunFolder,
+    index: int,
+    config: RunConfig,
+    kept: Kept,
+    onnx: bool,
+    images: str | Path | None,
+    overrides: Sequence[str],
+) -> None:
+    """Write the new bundle, unless this run has written it before."""
+    if is_bundle(target):
+        if open_bundle(target).lineage.get("final") != verify(folder.final(index)):
+            new_folder(target)
+        return
+    contents = of_run(folder, index, user_builder(config), asdict(kept))
+    pictures: list[np.ndarray] = []
+    where = ""
+    if onnx:
+        named = [text for text in overrides if text.startswith("data")]
+        pictures, where = images_of(images) if images is not None else images_of_run(folder, named)
+    write_bundle(target, contents, images=pictures, source=where, onnx=onnx)
+
+
+def _next_name(path: Path) -> Path:
+    """The next bundle of a line: b, b-v2, b-v3."""
+    path = path if path.name not in ("", "..") else path.resolve()
+    match = re.fullmatch(r"(.+)-v(\d+)", path.name)
+    return path.with_name(f"{match[1]}-v{int(match[2]) + 1}" if match else f"{path.name}-v2")
+
+
+def _failed(
+    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Mapping[str, float | None], gate: float
+) -> str:
+    """What a gate says that was not passed."""
+    left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
+    return (
+        f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"
+        f"{_capital(kept.text)}.\n{_new_text(new)}\n"
+        f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
+        f"Write it all the same: everseg export {folder.path} --out {target}"
+    )
+
+
+def _new_text(new: Mapping[str, float | None]) -> str:
+    return (
+        "New classes: "
+        + ", ".join(f"{name} {percent(value)}" for name, value in new.items())
+        + " (IoU, percent)"
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,190 @@
+"""A path of a model as an ONNX graph from pixels to masks, and its parity with PyTorch (floor 6)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from everseg.data.transforms import normalise
+from everseg.engine.evaluate import predict_ids
+from everseg.errors import ConfigError, GateError
+from everseg.losses import upsample
+from everseg.models.model import SegmentationModel
+from everseg.predictor import InputForm
+
+LOGIT_TOLERANCE = 1e-3
+"""Largest difference of a logit, relative to the largest logit of its image (at least 1)."""
+PIXEL_TOLERANCE = 1e-3
+"""Largest share of pixels whose class may differ: those where two classes are equal but for rounding."""
+EXAMPLE_SIZE = (77, 107)
+"""Odd and unequal, so that the exporter takes no size for a multiple of the stride."""
+SCALES = (0.75, 0.4)
+"""Every image is compared at its own size and at one of these."""
+
+
+def require_onnx() -> None:
+    """Stop unless the packages of the extra are there.
+
+    Raises:
+        ConfigError: which are not, and what to do.
+    """
+    missing = []
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except Exception:  # a broken installation raises nearly anything
+            missing.append(name)
+    if missing:
+        raise ConfigError(
+            f"ONNX needs {', '.join(missing)}: pip install 'everseg[export]', or leave the ONNX file out with --no-onnx"
+        )
+
+
+class Deployed(nn.Module):
+    """One path from pixels to masks: what the ONNX file computes.
+
+    Args:
+        model: in eval mode, on the CPU.
+        branch: the path.
+        ids: lasting id of each output.
+        form: how the model takes its images; the resizing to `form.size` happens outside.
+    """
+
+    def __init__(self, model: SegmentationModel, branch: str, ids: Sequence[int], form: InputForm) -> None:
+        super().__init__()
+        self.model, self.branch, self.form = model, branch, form
+        self.ids: Tensor
+        self.register_buffer("ids", torch.tensor(ids, dtype=torch.uint8))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, H, W, 3) uint8 RGB to logits (B, C, h, w) float32 and ids (B, H, W) uint8."""
+        inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation)
+        logits = self.model(inputs, (self.branch,))[self.branch].logits
+        return logits, self.ids[upsample(logits, (image.shape[1], image.shape[2])).argmax(1)]
+
+
+def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
+    """Export with open batch, height and width.
+
+    Args:
+        about: put into the file's metadata, every value as JSON under its key.
+
+    Raises:
+        ConfigError: packages missing, or the architecture cannot be exported.
+    """
+    require_onnx()
+    example = torch.zeros(2, *EXAMPLE_SIZE, 3, dtype=torch.uint8)
+    sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                deployed.eval(), (example,), dynamo=True, verbose=False, input_names=["image"],
+                output_names=["logits", "mask"], dynamic_shapes=(sizes,),
+            )  # fmt: skip
+        except Exception as error:  # the exporter raises nearly anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"the model cannot be exported to ONNX with open sizes ({reason}); leave it out with --no-onnx"
+            ) from error
+    assert program is not None
+    proto = program.model_proto
+    for key, value in about.items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    return proto.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an ONNX file and PyTorch are apart."""
+
+    images: int
+    source: str
+    """Which images."""
+    sizes: tuple[tuple[int, int], ...]
+    """(H, W) compared at."""
+    logit_difference: float
+    """Largest absolute difference of a logit."""
+    equal_pixels: float
+    """Share of pixels with the same class."""
+
+
+@torch.no_grad()
+def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], source: str) -> Parity:
+    """Run images through PyTorch and through onnxruntime, each at its own size and at another one.
+
+    Args:
+        file: what `to_onnx` gave.
+        images: (H, W, 3) uint8 each, brought to the size that the model wants.
+        source: what they are.
+
+    Raises:
+        GateError: a logit or more than a few pixels differ, with how much.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    sizes: dict[tuple[int, int], None] = {}
+    worst = relative = 0.0
+    equal = total = 0
+    for image in _at_sizes(images):
+        inputs = normalise(
+            torch.from_numpy(image.transpose(2, 0, 1).copy())[None], deployed.form.normalisation
+        )
+        logits = deployed.model(inputs, (deployed.branch,))[deployed.branch].logits
+        mask = deployed.ids.numpy()[predict_ids(logits, (image.shape[0], image.shape[1])).numpy()]
+        try:
+            found, found_mask = session.run(["logits", "mask"], {"image": image[None]})
+        except Exception as error:  # onnxruntime's own kinds
+            raise GateError(
+                f"onnxruntime cannot run the exported model at {image.shape[0]} x {image.shape[1]}: "
+                f"{str(error).splitlines()[0]}; nothing was written; --no-onnx leaves the ONNX file out"
+            ) from error
+        same = found.shape == tuple(logits.shape)
+        difference = float(np.abs(found - logits.numpy()).max()) if same else float("inf")
+        worst = max(worst, difference)
+        relative = max(relative, difference / max(1.0, float(logits.abs().max())))
+        equal += int((found_mask == mask).sum())
+        total += mask.size
+        sizes[(image.shape[0], image.shape[1])] = None
+    result = Parity(len(images), source, tuple(sizes), worst, equal / total)
+    if not (relative <= LOGIT_TOLERANCE and 1 - result.equal_pixels <= PIXEL_TOLERANCE):
+        raise GateError(
+            f"the ONNX model of path '{deployed.branch}' differs from the trained one on {source}: a logit by "
+            f"{worst:.3g}, {100 * (1 - result.equal_pixels):.3g} % of the pixels; nothing was written. Please report "
+            "it; --no-onnx leaves the ONNX file out"
+        )
+    return result
+
+
+def _at_sizes(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Each image, and reduced to an odd size."""
+    for position, image in enumerate(images):
+        yield np.ascontiguousarray(image)
+        scale = SCALES[position % len(SCALES)]
+        height, width = (max(33, int(side * scale) | 1) for side in image.shape[:2])
+        yield np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on itself off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

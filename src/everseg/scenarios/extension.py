@@ -1,0 +1,173 @@
+"""New classes for the model of a bundle, from images that need no labels of the old ones (floor 3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everseg.config import ScenarioConfig
+from everseg.data.base import Dataset
+from everseg.errors import CheckpointError, ConfigError, DataError, near_miss, some
+from everseg.labels import LabelPolicy, LabelSpace, policy_set, spelling
+from everseg.scenarios.combine import check_settings
+from everseg.scenarios.steps import Source, Step
+
+
+def build(
+    config: ScenarioConfig, dataset: Dataset, counts: Mapping[str, np.ndarray], *, seed: int
+) -> tuple[Step, ...]:
+    """Build the one step that a configuration asks for; the registry's "extension".
+
+    Its index is the number of steps that the bundle's model has been trained in. Training images are those with a
+    pixel of a new class. Classes are matched by name: with the protocol "sequential" classes of the bundle keep their
+    labels where the data have them, with "overlapped" they are trained as the label policy says of old ones; all other
+    pixels are background, which is "an old class or nothing" to methods such as MiB.
+
+    Args:
+        config: `bundle`, and `task` with one list: the names of the new classes.
+        counts: split -> (N, 256) pixels per raw id of every image.
+        seed: not used; nothing is drawn.
+
+    Raises:
+        ConfigError: no bundle; a class that the data do not have or the bundle knows already; several paths, or none
+            with a background.
+        CheckpointError: the bundle's documents cannot be read.
+        DataError: no image has a new class.
+    """
+    check_settings(
+        config,
+        (config.bundle is None, "scenario.bundle: an extension starts from a bundle; name its folder"),
+        (
+            not isinstance(config.task, list) or len(config.task) != 1 or not config.task[0],
+            "scenario.task: an extension has one step; name its classes: [[forklift, person]]",
+        ),
+        (
+            config.protocol not in ("overlapped", "sequential"),
+            f"scenario.protocol: an extension takes overlapped or sequential, not {config.protocol}",
+        ),
+        *(
+            (bool(value), f"scenario.{key}: not for an extension, which is one step")
+            for key, value in (("joint", config.joint), ("single", config.single), ("lists", config.lists),
+                               ("steps", config.steps), ("order", config.order), ("void_channel", config.void_channel))
+        ),
+        (config.class_weights != "none", "scenario.class_weights: not for an extension"),
+        (config.validation != "none", "scenario.validation: not for an extension"),
+    )  # fmt: skip
+    known = read_known(Path(str(config.bundle)))
+    names = [str(name) for name in config.task[0]]
+    added = _added(names, dataset, known)
+    space = LabelSpace(
+        (*known.space.groups, tuple(range(known.next_id, known.next_id + len(added)))),
+        (*known.space.names, *added),
+        background=0,
+    )
+    policies = policy_set(config.policy)
+    new = [raw for raw, name in dataset.labels.names.items() if name in added]
+    taught = [
+        raw for raw, name in dataset.labels.names.items()
+        if name in space.names and raw != dataset.labels.background
+    ]  # fmt: skip
+    train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
+    test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
+    if absent := [
+        dataset.labels.names[raw] for raw in new if not (np.asarray(counts["train"])[:, raw] > 0).any()
+    ]:
+        raise DataError(
+            f"no training image of '{dataset.name}' has {', '.join(absent)}; check the masks (data check)"
+        )
+    visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
+
+    def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
+        table = _table(dataset, space, ids, policy)
+        return Source(known.branch, dataset.name, split, tuple(map(int, indices)), table.tobytes())
+
+    return (
+        Step(
+            known.steps,
+            (source("train", train, visible, policies.train),),
+            (source(config.test_split, test, taught, policies.test),),
+            {known.branch: space},
+            {known.branch: len(added)},
+        ),
+    )
+
+
+class Known:
+    """What a bundle's documents say of the classes its model knows."""
+
+    def __init__(self, classes: Mapping[str, Any], lineage: Mapping[str, Any], where: Path) -> None:
+        branches = classes["branches"]
+        if len(branches) > 1:
+            raise ConfigError(
+                f"{where} has several paths ({', '.join(branches)}); only models with one path can be extended by "
+                "classes. Mixed sequences are trained from the start: scenario.kind=domain-incremental"
+            )
+        ((self.branch, entry),) = branches.items()
+        if entry["background"] != 0:
+            raise ConfigError(
+                f"{where}: its model has no background, so pixels without a label of the new classes could not be "
+                "trained as 'an old class or nothing'; extend a model whose first class is the background"
+            )
+        self.space = LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), 0)
+        self.next_id = int(classes["next_id"])
+        self.steps = int(lineage["steps"])
+
+
+def read_known(bundle: Path) -> Known:
+    """Read it; the bytes are verified where the model is read.
+
+    Raises:
+        CheckpointError: no bundle.
+        ConfigError: several paths, or no background.
+    """
+    try:
+        classes, lineage = (
+            json.loads((bundle / f"{name}.json").read_text()) for name in ("classes", "lineage")
+        )
+        return Known(classes, lineage, bundle)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{bundle} is no bundle ({type(error).__name__}); make one of a run with: everseg export"
+        ) from None
+
+
+def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
+    """The new classes, in the order given."""
+    labels = dataset.labels
+    choices = [labels.names[raw] for raw in labels.classes if labels.names[raw] not in known.space.names]
+    spelt = {spelling(name): name for name in known.space.names}
+    problems = []
+    for position, name in enumerate(names):
+        if name in known.space.names:
+            problems.append(f"class '{name}': the bundle knows it already; leave it out")
+        elif name in names[:position]:
+            problems.append(f"class '{name}' is named twice")
+        elif name not in choices:
+            hint = near_miss(
+                name, choices, f"; it has {some(choices, 12) or 'none that the bundle does not know'}"
+            )
+            problems.append(f"class '{name}' is not in data set '{dataset.name}'{hint}")
+        elif spelling(name) in spelt:
+            problems.append(
+                f"class '{name}' is spelt like '{spelt[spelling(name)]}', which the bundle knows; rename one of them"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return list(names)
+
+
+def _table(dataset: Dataset, space: LabelSpace, visible: Sequence[int], policy: LabelPolicy) -> np.ndarray:
+    """Raw id -> train id by class name, (256,) uint8."""
+    table = np.full(256, policy.void, np.uint8)
+    for raw, name in dataset.labels.names.items():
+        if raw == dataset.labels.background:
+            table[raw] = policy.background
+        elif name not in space.names:
+            table[raw] = policy.future
+        else:
+            table[raw] = space.names.index(name) if raw in visible else policy.old
+    return table

@@ -1,0 +1,299 @@
+"""Bundles: complete, verified, with an ONNX file that gives what the model gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import domain_toy
+import numpy as np
+import pytest
+from PIL import Image
+from toy import settings
+
+import everseg
+from everseg.deploy import bundle as bundle_module
+from everseg.deploy.bundle import Contents, open_bundle, write_bundle
+from everseg.deploy.export import export
+from everseg.deploy.onnx import Deployed, Parity, check_parity, to_onnx
+from everseg.deploy.registry import Registry, register, with_ids
+from everseg.engine.checkpoint import verify
+from everseg.engine.folder import RunFolder
+from everseg.errors import CheckpointError, ConfigError, GateError
+from everseg.labels import LabelSpace
+from everseg.models.build import deeplabv3_tiny
+from everseg.models.erfnet import erfnet
+from everseg.predictor import InputForm
+
+FILES = {
+    "MANIFEST.json", "MODEL_CARD.md", "classes.json", "lineage.json", "method_state.safetensors", "model.safetensors",
+    "preprocessing.json",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of two steps on coloured rectangles."""
+    out = tmp_path_factory.mktemp("runs")
+    return everseg.run(settings(out, train={"epochs": 2, "epochs_next": 1}), quiet=True).path
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory) -> Path:
+    """The same as a bundle with its ONNX file."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra `export` is not installed")
+    return export(run, tmp_path_factory.mktemp("bundles") / "bundle").path
+
+
+def test_a_bundle_holds_what_is_needed_and_no_pixels(run, tmp_path):
+    made = export(run, tmp_path / "b", onnx=False)
+    assert {path.name for path in made.path.iterdir()} == FILES
+    assert verify(made.path) == made.digest
+    assert made.lineage["final"] == verify(RunFolder(run).final(1))
+    assert made.lineage["parent"] is None
+    assert made.steps == 2
+    assert [(c.id, c.name, c.step) for c in made.registry.classes] == [
+        (0, "background", 0), (1, "red", 0), (2, "green", 0), (3, "blue", 1),
+    ]  # fmt: skip
+    recorded = json.loads((run / "scenario.json").read_text())["steps"]
+    lists = [[source["sha256"] for source in entry["train"]] for entry in made.lineage["history"]]
+    assert lists == [[source["sha256"] for source in step["train"]] for step in recorded]
+    scores = made.lineage["history"][1]["scores"]["default"]
+    assert scores["miou"] == RunFolder(run).metrics(1)["branches"]["default"]["miou"]
+    card = (made.path / "MODEL_CARD.md").read_text()
+    for text in (
+        "| 3 | blue | 1 |",
+        "## Steps",
+        "## Weak classes",
+        "Command: `",
+        made.lineage["run"]["config_hash"][:12],
+    ):
+        assert text in card, text
+
+
+def test_a_bundle_is_loaded_and_predicts_like_the_run(run, tmp_path, call):
+    made = export(run, tmp_path / "b", onnx=False).path
+    image = np.random.RandomState(1).randint(0, 255, (50, 70, 3), dtype=np.uint8)
+    assert np.array_equal(everseg.load(made).predict(image).ids, everseg.load(run).predict(image).ids)
+    Image.fromarray(image).save(tmp_path / "one.png")
+    code, _, err = call("predict", made, tmp_path / "one.png", "-o", tmp_path / "out")
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "classes.json").read_text())["3"] == "blue"
+
+
+def test_an_earlier_step_and_a_model_folder_become_bundles_too(run, tmp_path):
+    first = export(run, tmp_path / "first", step=0, onnx=False)
+    assert [c.name for c in first.registry.classes] == ["background", "red", "green"]
+    assert first.steps == 1
+    plain = export(RunFolder(run).final(1), tmp_path / "plain", onnx=False)
+    assert plain.registry == export(run, tmp_path / "whole", onnx=False).registry
+    assert plain.lineage["history"] == []
+
+
+def test_nothing_is_overwritten_and_nothing_left_half_written(run, tmp_path, call):
+    (tmp_path / "b").mkdir()
+    code, _, err = call("export", run, "--out", tmp_path / "b", "--no-onnx")
+    assert code == 2
+    assert "exists already" in err
+    with pytest.raises(ConfigError, match="a bundle already"):
+        export(export(run, tmp_path / "c", onnx=False).path, tmp_path / "d", onnx=False)
+    with pytest.raises(CheckpointError, match="holds no model"):
+        export(tmp_path, tmp_path / "d", onnx=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
+
+
+def test_without_the_extra_the_message_names_it(run, tmp_path, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = call("export", run, "-o", tmp_path / "b")
+    assert code == 2
+    assert "everseg[export]" in err
+    assert "--no-onnx" in err
+    assert not (tmp_path / "b").exists()
+    assert call("export", run, "-o", tmp_path / "b", "--no-onnx")[0] == 0
+
+
+def test_a_damaged_bundle_is_not_used(run, tmp_path):
+    made = export(run, tmp_path / "b", onnx=False).path
+    (made / "MODEL_CARD.md").write_text("better")
+    with pytest.raises(CheckpointError, match="MODEL_CARD"):
+        open_bundle(made)
+    with pytest.raises(CheckpointError, match="everseg export"):
+        open_bundle(run)
+
+
+def test_ids_are_kept_and_never_used_again():
+    space = LabelSpace(((0, 5), (7,)), ("background", "car", "bus"))
+    first = register({"a": space}, [{"a": 2}, {"a": 1}], [0, 1])
+    assert [(c.id, c.name, c.step) for c in first.classes] == [
+        (0, "background", 0),
+        (1, "car", 0),
+        (2, "bus", 1),
+    ]
+    without = Registry(first.classes[:2], next_id=3)  # a later bundle that has no bus any more
+    grown = LabelSpace(((0, 1), (9,)), ("background", "car", "van"))
+    second = register({"a": grown}, [{"a": 2}, {"a": 1}], [0, 2], without)
+    assert [(c.id, c.name, c.step) for c in second.classes] == [
+        (0, "background", 0),
+        (1, "car", 0),
+        (3, "van", 2),
+    ]
+    assert second.classes[1].colour == first.classes[1].colour
+    assert with_ids(grown, second).groups == ((0, 1), (3,))
+    shared = register({"a": space, "b": grown}, [{"a": 2}, {"a": 1}, {"b": 3}], [0, 1, 2])
+    assert [(c.id, c.name, c.paths) for c in shared.classes] == [
+        (0, "background", ("a", "b")), (1, "car", ("a", "b")), (2, "bus", ("a",)), (3, "van", ("b",)),
+    ]  # fmt: skip
+    assert Registry.read(json.loads(json.dumps(shared.to_json())), "here") == shared
+
+
+def test_more_classes_than_a_byte_holds_are_refused():
+    space = LabelSpace(
+        (tuple(range(250)), (250, 251, 252, 253, 254, 256)), tuple(f"c{i}" for i in range(256))
+    )
+    with pytest.raises(ConfigError, match="255 classes"):
+        register({"a": space}, [{"a": 250}, {"a": 6}], [0, 1])
+
+
+def test_the_onnx_file_says_what_it_is(bundle):
+    import onnx
+
+    assert {path.name for path in bundle.iterdir()} == {*FILES, "model.onnx", "example.py"}
+    model = onnx.load(bundle / "model.onnx")
+    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert [entry["name"] for entry in about["classes"]] == ["background", "red", "green", "blue"]
+    assert about["preprocessing"]["size"] is None
+    assert [
+        [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input
+    ] == [["batch", "height", "width", 3]]
+    parity = open_bundle(bundle).lineage["parity"]["default"]
+    assert parity["logit_difference"] < 1e-4
+    assert parity["equal_pixels"] > 0.9999
+    assert len(parity["sizes"]) == 3
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "everseg", "safetensors", "onnx", "onnxscript", "accelerate"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_example_needs_three_packages_only_and_predicts_like_everseg(bundle, run, tmp_path):
+    assert len((bundle / "example.py").read_text().splitlines()) <= 30
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(bundle, copy)
+    image = np.asarray(
+        Image.fromarray(np.random.RandomState(0).randint(0, 255, (9, 12, 3), np.uint8)).resize((75, 53))
+    )
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(copy / "example.py"), "photo.png"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "photo.png" in done.stdout
+    with Image.open(tmp_path / "photo.mask.png") as mask:
+        ids = np.asarray(mask)
+    assert (ids == everseg.load(run).predict(image).ids).mean() > 0.999
+
+
+def test_a_graph_that_gives_something_else_is_refused(run, tmp_path, bundle, monkeypatch):
+    images = [np.random.RandomState(3).randint(0, 255, (40, 52, 3), dtype=np.uint8)]
+    loaded = everseg.load(run)
+    deployed = Deployed(loaded.model.cpu(), "default", [0, 1, 2, 3], InputForm())
+    file = (bundle / "model.onnx").read_bytes()
+    assert check_parity(deployed, file, images, "noise").equal_pixels > 0.999
+    next(deployed.model.parameters()).data.mul_(3)
+    with pytest.raises(GateError, match="differs from the trained one on noise"):
+        check_parity(deployed, file, images, "noise")
+    monkeypatch.setattr(bundle_module, "to_onnx", lambda *_: file)
+    whole = Contents(deployed.model, loaded.spaces)
+    with pytest.raises(GateError):
+        write_bundle(tmp_path / "b", whole, images=images, source="noise")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: deeplabv3_tiny(norm="iabn", pool_size=8, output_stride=8, widths=[8, 8, 8, 8]),
+        lambda: erfnet(widths=[4, 8, 12], blocks=[0, 1]),
+    ],
+    ids=["deeplabv3", "erfnet"],
+)
+def test_every_size_gives_what_the_model_gives(build, tmp_path):
+    """Also maps smaller than the pooling window, and sides that are no multiple of the stride."""
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    model = build()
+    model.grow({"default": 3})
+    model.eval()
+    spaces = {"default": LabelSpace(((0, 1, 2),), ("background", "a", "b"))}
+    sizes = [(33, 57), (40, 200), (97, 131), (160, 160)]
+    images = [np.random.RandomState(0).randint(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    made = write_bundle(tmp_path / "b", Contents(model, spaces), images=images, source="noise")
+    assert made.lineage["parity"]["default"]["logit_difference"] < 1e-5
+    assert len(made.lineage["parity"]["default"]["sizes"]) >= 6
+
+
+def test_every_path_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
+    monkeypatch.setattr(
+        bundle_module, "to_onnx", lambda deployed, about: asked.append((deployed.branch, about)) or b"x"
+    )
+    monkeypatch.setattr(bundle_module, "check_parity", lambda *_: Parity(1, "noise", ((33, 33),), 0.0, 1.0))
+    model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch="norm")
+    spaces = {}
+    for path, last in (("day", "b"), ("night/1", "c")):
+        model.grow({path: 3})
+        spaces[path] = LabelSpace(((0, 1, 2),), ("background", "a", last))
+    made = write_bundle(tmp_path / "b", Contents(model.eval(), spaces, domains={"dusk": "day"}))
+    assert [made.classes["branches"][path]["onnx"] for path in spaces] == [
+        "model-day.onnx",
+        "model-night_1.onnx",
+    ]
+    assert made.classes["branches"]["night/1"]["ids"] == [0, 1, 3]
+    assert [path for path, _ in asked] == ["day", "night/1"]
+    assert [entry["id"] for entry in asked[1][1]["classes"]] == [0, 1, 3]
+    image = np.zeros((40, 40, 3), np.uint8)
+    loaded = everseg.load(made.path)
+    assert loaded.predict(image, branch="dusk").branch == "day"
+
+
+def test_a_wrong_architecture_is_told(monkeypatch):
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+
+    def refuse(*_, **__):
+        raise RuntimeError("data-dependent control flow\nmore")
+
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    model = deeplabv3_tiny()
+    model.grow({"default": 2})
+    with pytest.raises(ConfigError, match=r"open sizes \(data-dependent control flow\).*--no-onnx"):
+        to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
+
+
+def test_a_run_over_domains_keeps_its_paths_and_results(tmp_path, call):
+    config = domain_toy.settings(tmp_path, train={"epochs": 1})
+    made = export(everseg.run(config, quiet=True).path, tmp_path / "b", onnx=False)
+    assert made.classes["domains"] == {"day": "day", "dusk": "dusk"}
+    assert {c.name: c.paths for c in made.registry.classes}["red"] == ("day", "dusk")
+    card = (made.path / "MODEL_CARD.md").read_text()
+    assert "paths day, dusk" in card
+    assert card.count("| 1 | ") >= 2  # the second step was tested on both domains
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
+    assert call("predict", made.path, tmp_path / "one.png", "-o", tmp_path / "out")[0] == 2
+    assert (
+        call("predict", made.path, tmp_path / "one.png", "-o", tmp_path / "out", "--domain", "dusk")[0] == 0
+    )

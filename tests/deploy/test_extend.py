@@ -1,0 +1,335 @@
+"""The next step of a deployed model, from its bundle alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import complete, results
+from toy import settings
+
+import everseg
+from everseg.config import ScenarioConfig
+from everseg.config_loading import to_json
+from everseg.data.datasets.folder import build as folder_data
+from everseg.data.index import class_counts
+from everseg.deploy.bundle import Contents, open_bundle, write_bundle
+from everseg.deploy.export import export
+from everseg.deploy.extend import configuration, extend
+from everseg.deploy.kept import Pair, estimated
+from everseg.engine.checkpoint import load_tensors, parent_of, verify
+from everseg.engine.folder import RunFolder
+from everseg.engine.progress import Progress
+from everseg.engine.run import prepare
+from everseg.engine.runtime import make_accelerator
+from everseg.errors import CheckpointError, ConfigError, GateError
+from everseg.labels import LabelSpace
+from everseg.models.build import deeplabv3_tiny
+from everseg.scenarios.extension import build
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch, deployed) -> Path:
+    """A working folder with a copy of the deployed bundle."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(deployed, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_the_new_bundle_knows_more_and_the_old_one_is_untouched(at, new_data, call):
+    before = hashes(at)
+    code, out, err = call(
+        "extend", at, "--data", new_data, "--add", "forklift", "--keep-at-least", 0.2, "data.workers=0"
+    )
+    assert code == 0, err
+    assert hashes(at) == before
+    assert "estimated, not measured" in out
+    assert "gate: PASS" in out
+    assert "needs no old data" in err
+    assert "--old-val DATA measures it" in err
+    old, new = open_bundle(at), open_bundle(at.with_name("bundle-v2"))
+    assert new.lineage["parent"] == old.digest == parent_of(new.path)
+    assert [(c.id, c.name, c.step) for c in new.registry.classes] == [
+        *((c.id, c.name, c.step) for c in old.registry.classes), (3, "forklift", 1),
+    ]  # fmt: skip
+    assert [entry["step"] for entry in new.lineage["history"]] == [0, 1]
+    assert new.lineage["history"][0] == old.lineage["history"][0]
+    assert "estimated, not measured" in (new.path / "MODEL_CARD.md").read_text()
+    run = RunFolder(Path("runs/bundle-v2"))
+    start = load_tensors(run.final(0) / "model.safetensors")
+    assert all(
+        torch.equal(value, start[name]) for name, value in load_tensors(at / "model.safetensors").items()
+    )
+    assert parent_of(run.final(1)) == verify(run.final(0))
+    assert parent_of(run.final(0)) == old.digest
+    terms = [json.loads(line) for line in (run.path / "journal.jsonl").read_text().splitlines()]
+    assert all(line["terms"]["kd"] > 0 for line in terms if "terms" in line)  # the teacher is there
+    # the same command again trains nothing and writes nothing
+    second = hashes(new.path)
+    assert call("extend", at, "--data", new_data, "--add", "forklift", "data.workers=0")[0] == 0
+    assert hashes(new.path) == second
+    # and the next extension goes on from there, under the next name and id
+    third = everseg.load(new.path).extend(
+        data=new_data.parent / "crates.yaml" if crates(new_data) else "", add=["crate"], method="ft", quiet=True,
+        overrides=["train.max_iterations=2", "data.workers=0"],
+    )  # fmt: skip
+    assert third.bundle.path.name == "bundle-v3"
+    assert [(c.id, c.name, c.step) for c in third.bundle.registry.classes][3:] == [
+        (3, "forklift", 1),
+        (4, "crate", 2),
+    ]
+    assert third.bundle.lineage["parent"] == new.digest
+    assert third.bundle.model().head("default").sizes == (3, 1, 1)
+
+
+def crates(data: Path) -> bool:
+    """A second description of the same folder, in which id 1 is a crate."""
+    text = data.read_text().replace("forklift", "x").replace("crate", "forklift").replace("x", "crate")
+    (data.parent / "crates.yaml").write_text(text.replace("site", "crates"))
+    return True
+
+
+def test_a_kill_and_the_same_command_give_the_same_bytes(at, new_data):
+    def config(name: str) -> dict:
+        changes = ["data.workers=0", "train.checkpoint_every=2", "train.threads=1", "tensorboard=false"]
+        return to_json(configuration(open_bundle(at), new_data, ["forklift"], "mib", name, changes))
+
+    assert complete(config("whole")) == 0
+    killed = 0
+    for flush in (7, 14, 9):  # while the start is copied, and inside saves
+        killed += complete(config("killed"), kill_at_flush=flush) == -signal.SIGKILL
+    assert killed == 3
+    assert complete(config("killed")) == 0
+    found = results(Path("runs/killed"))
+    assert "steps/01/final/model.safetensors" in found
+    assert found == results(Path("runs/whole"))
+
+
+def test_another_bundle_under_the_same_name_is_not_gone_on_with(at, new_data):
+    extend(
+        at,
+        data=new_data,
+        add=["forklift"],
+        quiet=True,
+        overrides=["train.max_iterations=1", "data.workers=0"],
+    )
+    run = Path("runs/bundle-v2/steps/01/metrics.json")
+    run.unlink()
+    bundle = open_bundle(at)
+    model = bundle.model()
+    next(model.parameters()).data.add_(1)
+    lineage = {key: value for key, value in bundle.lineage.items() if key != "parity"}
+    changed = Contents(model, bundle.spaces, lineage=lineage, before=bundle.registry)
+    other = write_bundle(at.with_name("other"), changed, onnx=False)
+    shutil.rmtree(at)
+    other.path.rename(at)
+    shutil.rmtree("bundle-v2")
+    with pytest.raises(CheckpointError, match="not the bundle that"):
+        extend(
+            at,
+            data=new_data,
+            add=["forklift"],
+            quiet=True,
+            overrides=["train.max_iterations=1", "data.workers=0"],
+        )
+
+
+def test_below_the_gate_no_bundle_is_written(at, new_data, call):
+    arguments = [
+        "extend",
+        at,
+        "--data",
+        new_data,
+        "--add",
+        "forklift",
+        "--method",
+        "ft",
+        "--keep-at-least",
+        1.0,
+    ]
+    code, out, err = call(*arguments, "train.lr=0.3", "data.workers=0", "--quiet")
+    assert code == 6
+    assert "gate: FAIL" in err
+    assert "everseg diff" in err
+    assert out == ""
+    assert not Path("bundle-v2").exists()
+    assert call("export", "runs/bundle-v2", "-o", "anyway", "--no-onnx")[0] == 0
+    assert open_bundle("anyway").lineage["parent"] == open_bundle(at).digest
+
+
+def test_old_labels_measure_what_is_kept(at, new_data, old_data, call):
+    code, out, err = call(
+        "extend",
+        at,
+        "--data",
+        new_data,
+        "--add",
+        "forklift",
+        "--old-val",
+        old_data,
+        "--json",
+        "data.workers=0",
+        "-o",
+        "out",
+    )
+    assert code == 0, err
+    kept = json.loads(out)["kept"]
+    assert kept["how"] == "measured"
+    assert kept["share"] == pytest.approx(kept["figures"]["new_miou"] / kept["figures"]["deployed_miou"])
+    own = everseg.load(at)
+    split = folder_data(None, descriptor=str(old_data)).splits["val"]
+    hit = false = missed = 0
+    for index in range(len(split)):
+        image, mask = split.read(index)
+        found, truth = own.predict(image).ids == 1, mask == 2
+        hit, false, missed = (
+            hit + (found & truth).sum(),
+            false + (found & ~truth).sum(),
+            missed + (~found & truth).sum(),
+        )
+    assert kept["classes"]["red"]["deployed"] == pytest.approx(hit / (hit + false + missed), abs=0.15)
+    assert kept["classes"]["green"]["deployed"] is None
+
+
+def test_all_that_is_wrong_is_said_before_anything_is_written(at, new_data, call):
+    code, _, err = call(
+        "extend", at, "--data", new_data, "--add", "red,forklit,forklift,forklift", "data.workers=0"
+    )
+    assert code == 2
+    assert "'red': the bundle knows it already" in err
+    assert "did you mean 'forklift'" in err
+    assert "named twice" in err
+    assert call("extend", at, "--data", new_data, "--add", "forklift", "--keep-at-least", 97)[0] == 2
+    assert call("extend", at, "--data", "nowhere.yaml", "--add", "forklift")[0] in (2, 3)
+    assert call("extend", "nowhere", "--data", new_data, "--add", "forklift")[0] == 4
+    Path("taken").mkdir()
+    assert call("extend", at, "--data", new_data, "--add", "forklift", "-o", "taken")[0] == 2
+    assert call("extend", at, "--data", new_data, "--add", "forklift", "method.kd_weigth=1")[0] == 2
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["bundle", "taken"]
+
+
+def test_a_method_with_a_memory_needs_its_own_bundle(at, new_data, call, tmp_path):
+    code, _, err = call(
+        "extend", at, "--data", new_data, "--add", "forklift", "--method", "ewc", "data.workers=0"
+    )
+    assert code == 2
+    assert "gathered" in err
+    run = everseg.run(
+        settings(tmp_path, method={"name": "ewc"}, scenario={"task": [["red"]]}, train={"epochs": 1}),
+        quiet=True,
+    )
+    made = run.export(tmp_path / "ewc", onnx=False)
+    assert load_tensors(made.path / "method_state.safetensors")
+    done = extend(
+        made.path, data=new_data, add=["forklift"], method="ewc", quiet=True,
+        overrides=["data.workers=0", "train.log_every=1", "train.lr=0.01"],
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (done.run / "journal.jsonl").read_text().splitlines()]
+    assert [line["terms"]["penalty"] > 0 for line in lines if "terms" in line][-1]
+
+
+def test_models_without_one_path_and_a_background_are_refused(tmp_path, new_data):
+    model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch="norm")
+    model.grow({"day": 2})
+    street = LabelSpace(((0, 1),), ("road", "car"), None)
+    one = write_bundle(tmp_path / "one", Contents(model.eval(), {"day": street}), onnx=False)
+    with pytest.raises(ConfigError, match="no background"):
+        extend(one.path, data=new_data, add=["forklift"], quiet=True)
+    model.grow({"dusk": 2})
+    two = write_bundle(tmp_path / "two", Contents(model.eval(), {"day": street, "dusk": street}), onnx=False)
+    with pytest.raises(ConfigError, match="several paths"):
+        extend(two.path, data=new_data, add=["forklift"], quiet=True)
+
+
+def test_labels_go_by_name(deployed, old_data):
+    """Raw ids of the new data: 0 background, 1 forklift, 2 red, 3 crate; the bundle knows background, red, green."""
+    data = folder_data(None, descriptor=str(old_data))
+    counts = {name: class_counts(split, data.labels) for name, split in data.splits.items()}
+    tables = {}
+    for protocol in ("sequential", "overlapped"):
+        config = ScenarioConfig(
+            kind="extension", bundle=str(deployed), task=[["forklift"]], protocol=protocol
+        )
+        (step,) = build(config, data, counts, seed=0)
+        tables[protocol] = list(step.train[0].lut[:4])
+        assert list(step.test[0].lut[:4]) == [0, 3, 1, 255]
+        assert step.train[0].lut[255] == 255
+        assert step.index == 1
+        assert step.spaces["default"].groups == ((0, 1, 2), (3,))
+        has = [(data.splits["train"].read_mask(i) == 1).any() for i in range(12)]
+        assert step.train[0].indices == tuple(np.flatnonzero(has))
+    assert tables == {"sequential": [0, 3, 1, 0], "overlapped": [0, 3, 0, 0]}
+    for wrong in ({"bundle": None}, {"task": "2-1"}, {"protocol": "disjoint"}, {"joint": True}):
+        given = {
+            "kind": "extension",
+            "bundle": str(deployed),
+            "task": [["forklift"]],
+            "protocol": "overlapped",
+            **wrong,
+        }
+        with pytest.raises(ConfigError):
+            build(ScenarioConfig(**given), data, counts, seed=0)
+
+
+def test_agreement_is_that_of_the_two_models(deployed, new_data):
+    """A new class that is never said changes nothing; one that is said everywhere leaves nothing."""
+    bundle = open_bundle(deployed)
+    config = configuration(bundle, new_data, ["forklift"], "mib", "x", ["data.workers=0"])
+    prepared = prepare(config, Progress(quiet=True))
+    source = prepared.steps[0].test[0]
+    accelerator = make_accelerator(config, training=False)
+    after = bundle.model()
+    after.grow({"default": 1})
+    pair = Pair(
+        bundle.model(), after.eval(), bundle.spaces["default"], prepared.steps[0].spaces["default"], "default"
+    )
+    new = after.head("default").classifiers[1]
+    shares = []
+    for bias in (-100.0, 100.0):
+        torch.nn.init.constant_(new.bias, bias)
+        torch.nn.init.zeros_(new.weight)
+        kept = estimated(pair, source, prepared.datasets, config, accelerator)
+        assert kept.how == "estimated"
+        shares.append((kept.share, kept.figures["agreement"], kept.figures["agreement_miou"]))
+    assert shares[0] == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)
+    assert shares[1] == (0.0, 0.0, 0.0)
+
+
+def test_only_a_bundle_is_extended(deployed, new_data):
+    run = deployed.parent / "toy"
+    with pytest.raises(CheckpointError, match="everseg export"):
+        extend(run, data=new_data, add=["forklift"])
+    with pytest.raises(CheckpointError, match="not loaded from a bundle"):
+        everseg.load(run).extend(data=new_data, add=["forklift"])
+    with pytest.raises(ConfigError, match="exists already"):
+        export(run, deployed)
+
+
+def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
+    """A deployed model that sees nothing but background tells nothing of its old classes."""
+    bundle = open_bundle(at)
+    model = bundle.model()
+    model.head("default").classifiers[0].bias.data[0] = 1e4
+    made = write_bundle("blind", Contents(model, bundle.spaces), onnx=False).path
+    changes = [
+        "data.workers=0",
+        "train.max_iterations=1",
+        "data.crop=32",
+        "data.evaluation=crop",
+        "train.batch=4",
+    ]
+    with pytest.raises(GateError, match="not known how much"):
+        extend(made, data=new_data, add=["forklift"], keep_at_least=0.1, quiet=True, overrides=changes)
+    done = extend(made, data=new_data, add=["forklift"], quiet=True, overrides=changes)
+    assert done.kept.share is None
+    assert "cannot be estimated" in done.kept.text
