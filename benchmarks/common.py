@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,28 @@ def table(figures: list[Figure]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()
         for row in rows
     )
+
+
+def main(figures: Callable[..., list[Figure]], parser: argparse.ArgumentParser) -> None:
+    """Run a benchmark's `figures` from the command line; the parser's own arguments become its options."""
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds of small sizes, to try the benchmark itself"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = vars(parser.parse_args())
+    target = options.pop("json")
+    found = figures(**options)
+    sys.stdout.write(table(found) + "\n")
+    if target:
+        write_json(found, target)
+
+
+def write_json(found: list[Figure], target: Path) -> None:
+    """Write figures with what they were measured on."""
+    document = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "figures": [figure.to_json() for figure in found],
+    }
+    target.write_text(json.dumps(document, indent=1) + "\n")
