@@ -53,9 +53,14 @@ class DataConfig(_Section):
     """Range of the training crop's area relative to the image's (random resized crop)."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
-    evaluation: Literal["crop", "whole", "resize"] = "crop"
-    """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (MiB's papers), "whole", or
-    "resize" = image and labels at `size` (MDIL)."""
+    evaluation: Literal["crop", "whole", "resize", "sliding"] = "crop"
+    """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (MiB's papers), "whole",
+    "resize" = image and labels at `size` (MDIL), or "sliding" = at their own size through overlapping windows."""
+    window: int | None = Field(default=None, ge=8)
+    """Side of the square windows of "sliding", in pixels; default `crop`."""
+    overlap: float = Field(default=1 / 3, ge=0, le=0.9)
+    """Share of its side that a window of "sliding" has in common with the next; where they overlap, logits are
+    averaged."""
     normalisation: Literal["imagenet", "unit"] = "imagenet"
     """Scale of the network's inputs: "imagenet" = ImageNet's channel means and deviations, "unit" = [0, 1] (MDIL)."""
     workers: int = Field(default=2, ge=0, le=256)
@@ -197,7 +202,7 @@ class TrainConfig(_Section):
     max_iterations: int | None = Field(default=None, ge=1)
     """Stop each step after so many iterations (used by --dry-run)."""
     eval_batch: int = Field(default=8, ge=1)
-    """Test images per batch and process (1 where images differ in size)."""
+    """Test images per batch and process (1 where images differ in size), or windows of an image seen through such."""
 
 
 class RunConfig(_Section):

@@ -29,6 +29,7 @@ from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (
     "data.dataset", "data.options", "data.root", "data.crop", "data.size", "data.evaluation", "data.domains.",
+    "data.window", "data.overlap",
     "data.normalisation", "data.transform", "data.scale", "data.flip", "data.shift",
     "scenario.test_split", "scenario.policy", "train.precision", "train.threads",
 )  # fmt: skip

@@ -15,11 +15,12 @@ from torch import Tensor
 from everseg.data.datasets.files import read_image
 from everseg.data.transforms import normalise, resize_transform
 from everseg.engine.checkpoint import read_json, verify, write_json
-from everseg.engine.evaluate import predict_ids
 from everseg.engine.folder import RunFolder, load_model, read_paths
 from everseg.engine.pictures import overlay, write_prediction
+from everseg.engine.windows import Windows, infer_sliding_branch, sliding_ids
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
+from everseg.losses.argmax import predict_ids
 from everseg.models.inference import infer_branch
 from everseg.models.model import SegmentationModel
 
@@ -52,13 +53,18 @@ class InputForm:
     """Kind of `everseg.data.transforms.normalise`."""
     size: tuple[int, int] | None = None
     """(H, W) in pixels that images are brought to; None: their own size."""
+    windows: Windows | None = None
+    """Overlapping windows that images of their own size are seen through; None: at once."""
 
     @classmethod
     def read(cls, folder: Path) -> InputForm:
         """Read it from a model folder; older folders and imported models say less, and mean the defaults."""
         stored = read_json(folder / "classes.json")
-        size = stored.get("size") if stored.get("evaluation") == "resize" else None
-        return cls(stored.get("normalisation", "imagenet"), None if size is None else (size[0], size[1]))
+        evaluation = stored.get("evaluation")
+        size = stored.get("size") if evaluation == "resize" else None
+        windows = Windows(stored["window"], stored["overlap"]) if evaluation == "sliding" else None
+        normalisation = stored.get("normalisation", "imagenet")
+        return cls(normalisation, None if size is None else (size[0], size[1]), windows)
 
 
 class LoadedModel:
@@ -120,14 +126,31 @@ class LoadedModel:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")
         else:
             batch, _ = resize_transform(pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.size)
-        inputs = normalise(torch.from_numpy(batch)[None].to(self.device), self.form.normalisation)
+        on_device = torch.from_numpy(batch).to(self.device)
         if infer_domain:
-            (branch,) = infer_branch(self.model, inputs)
+            branch = self._infer(on_device)
         else:
             branch = next(iter(self.spaces)) if branch is None else self.paths.get(branch, branch)
-        logits = self.model(inputs, (branch,))[branch].logits
-        ids = predict_ids(logits, (pixels.shape[0], pixels.shape[1]))[0].cpu().numpy()
-        return Prediction(ids, self.spaces[branch].names, pixels, branch)
+        ids = self._ids(on_device, branch, (pixels.shape[0], pixels.shape[1]))
+        return Prediction(ids.cpu().numpy(), self.spaces[branch].names, pixels, branch)
+
+    def _ids(self, image: Tensor, branch: str, size: tuple[int, int]) -> Tensor:
+        """Classes (H, W) of an image (3, h, w) uint8 as the network is shown it."""
+
+        def see(part: Tensor) -> Tensor:
+            return self.model(self._normalised(part), (branch,))[branch].logits
+
+        if self.form.windows is not None:
+            return sliding_ids(see, image, self.form.windows)
+        return predict_ids(see(image[None]), size)[0]
+
+    def _infer(self, image: Tensor) -> str:
+        if self.form.windows is not None:
+            return infer_sliding_branch(self.model, self._normalised, image, self.form.windows)
+        return infer_branch(self.model, self._normalised(image[None]))[0]
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return normalise(image, self.form.normalisation)
 
     def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Any:
         """Teach further classes to a model loaded from a bundle; see `everseg.deploy.extend.extend`.

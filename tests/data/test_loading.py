@@ -396,7 +396,7 @@ def test_the_time_spent_waiting_for_batches_is_counted() -> None:
 # ---------------------------------------------------------------- evaluation
 
 
-@pytest.mark.parametrize("evaluation", ["crop", "whole", "resize"])
+@pytest.mark.parametrize("evaluation", ["crop", "whole", "resize", "sliding"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_evaluation_sees_every_sample_exactly_once(evaluation: str, world: int, count: int) -> None:
@@ -412,9 +412,10 @@ def test_evaluation_sees_every_sample_exactly_once(evaluation: str, world: int, 
     assert sorted(seen) == sorted(expected)
 
 
-def test_whole_images_keep_their_pixels_and_may_differ_in_size() -> None:
+@pytest.mark.parametrize("evaluation", ["whole", "sliding"])
+def test_whole_images_keep_their_pixels_and_may_differ_in_size(evaluation: str) -> None:
     split = Memory(3, sizes={1: (31, 17)})
-    data = DATA.model_copy(update={"evaluation": "whole"})
+    data = DATA.model_copy(update={"evaluation": evaluation})
     for index, batch in enumerate(plain_batches([view(split)], data, batch=8)):
         image, label = split.read(index)
         np.testing.assert_array_equal(batch.image[0].permute(1, 2, 0).numpy(), image)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everseg.metrics import ConfusionMatrix
+from everseg.metrics import ConfusionMatrix, confusion
 
 
 def slow_counts(prediction, label, classes) -> np.ndarray:
@@ -45,6 +45,21 @@ def test_equals_counting_one_by_one(seed, classes, shape, dtype):
     matrix = ConfusionMatrix(classes)
     matrix.update(prediction.to(dtype), label.to(dtype))
     np.testing.assert_array_equal(matrix.counts.numpy(), slow_counts(prediction, label, classes))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_blocks_and_the_form_for_other_devices_count_alike(dtype, monkeypatch):
+    prediction, label = (ids.to(dtype) for ids in random_case(1, 151, (3, 40, 50)))
+    expected = slow_counts(prediction, label, 151)
+    for block in (1000, 777, 10**6):  # several, a rest, one
+        monkeypatch.setattr(confusion, "_BLOCK", block)
+        matrix = ConfusionMatrix(151)
+        matrix.update(prediction, label)
+        matrix.update(prediction.mT, label.mT)  # not contiguous
+        np.testing.assert_array_equal(matrix.counts.numpy(), 2 * expected)
+    elsewhere = ConfusionMatrix(151)
+    elsewhere._table = elsewhere._count(prediction, label)
+    np.testing.assert_array_equal(elsewhere.counts.numpy(), expected)
 
 
 def test_batches_and_ranks_in_any_split_give_the_same_counts():

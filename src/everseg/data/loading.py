@@ -300,10 +300,10 @@ def plain_batches(
 ) -> Iterator[Loaded]:
     """Every sample exactly once over all processes, without augmentation, one branch after the other.
 
-    Batches never mix branches; where images may differ in size (evaluation "whole") they hold one image.
+    Batches never mix branches; where images may differ in size (evaluation "whole", "sliding") they hold one image.
     """
     samples = _Samples(views, data, 0, 0)
-    size = 1 if data.evaluation == "whole" else batch
+    size = 1 if data.evaluation in ("whole", "sliding") else batch
     shares = [positions[rank::world] for positions in samples.branches().values()]
 
     def plan() -> Iterator[Keys]:

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from everseg.data.transforms import normalise
-from everseg.engine.evaluate import predict_ids
 from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
+from everseg.losses.argmax import predict_ids
 from everseg.models.model import SegmentationModel
 from everseg.predictor import InputForm
 

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import View, normalised_batches
+from everseg.data.loading import View, plain_batches
+from everseg.data.transforms import normalise
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import all_reduce_sum
+from everseg.engine.windows import Windows, sliding_ids
 from everseg.labels import LabelSpace
-from everseg.losses import upsample
+from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source
 
 Predict = Callable[[Source, Tensor], Tensor]
-"""Images of a source, (B, 3, H, W) normalised -> (B, H, W) integer train ids."""
+"""Images of a source, (B, 3, H, W) normalised -> (B, H, W) integer train ids on the same device."""
 
 
 @dataclass
@@ -51,25 +53,26 @@ def views_of(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list
     ]
 
 
-@torch.no_grad()
-def predict_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Arg-max class of every pixel, one image at a time so that memory stays bounded.
+def through(
+    model: SegmentationModel,
+    branch: str,
+    image: Tensor,
+    accelerator: Accelerator,
+    windows: Windows | None = None,
+) -> Tensor:
+    """Send normalised images (B, 3, H, W) through one path; (B, H, W) uint8 train ids of its arg-max classes.
 
     Args:
-        logits: (B, C, h, w) small.
-        size: height and width wanted.
-
-    Returns:
-        (B, H, W) uint8 train ids.
+        windows: what each image is seen through; None = all at once.
     """
-    return torch.cat([upsample(one[None], size).argmax(1) for one in logits]).to(torch.uint8)
 
+    def see(part: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return model(part, (branch,))[branch].logits
 
-def through(model: SegmentationModel, branch: str, image: Tensor, accelerator: Accelerator) -> Tensor:
-    """Send normalised images (B, 3, H, W) through one path; (B, H, W) uint8 train ids of its arg-max classes."""
-    with accelerator.autocast():
-        logits = model(image, (branch,))[branch].logits
-    return predict_ids(logits, (image.shape[-2], image.shape[-1]))
+    if windows is None:
+        return predict_ids(see(image), image.shape[-2:])
+    return torch.stack([sliding_ids(see, one, windows) for one in image])
 
 
 @torch.no_grad()
@@ -99,7 +102,8 @@ def evaluate(
         DataError: a sample cannot be read.
     """
     model.to(accelerator.device).eval()
-    predict = predict or (lambda source, image: through(model, source.branch, image, accelerator))
+    device, windows = accelerator.device, Windows.of(config.data, config.train.eval_batch)
+    predict = predict or (lambda source, image: through(model, source.branch, image, accelerator, windows))
     outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
     matrices = {name: ConfusionMatrix(number) for name, number in outputs.items()}
     reduce = all_reduce_sum(accelerator)
@@ -108,17 +112,19 @@ def evaluate(
     done = 0
     for source, view in zip(sources, views_of(sources, datasets), strict=True):
         samples = result.samples.setdefault(source.name, [])
-        batches = normalised_batches(
+        batches = plain_batches(
             [view],
             config.data,
-            accelerator.device,
             batch=config.train.eval_batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            pin=device.type == "cuda",
         )
-        for loaded, batch in batches:
-            prediction = predict(source, batch.image)
-            matrices[source.name].update(prediction, batch.label)
+        for loaded in batches:
+            image = normalise(loaded.image.to(device, non_blocking=True), config.data.normalisation)
+            prediction = predict(source, image)
+            # bytes against bytes: nothing is copied into a wider type, and on a GPU nothing is waited for
+            matrices[source.name].update(prediction, loaded.label.to(device, non_blocking=True))
             if len(samples) < keep:
                 picture = loaded.image[0].permute(1, 2, 0).numpy()
                 samples.append((picture, loaded.label[0].numpy(), prediction[0].cpu().numpy()))

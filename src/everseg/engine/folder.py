@@ -173,6 +173,7 @@ class RunFolder:
             "domains": {source.domain: source.branch for source in step.test if source.domain},
             "fresh": step.fresh,
             **{key: getattr(config.data, key) for key in ("size", "evaluation", "normalisation")},
+            **_windows(config),
         }
         save_folder(
             self.final(step.index),
@@ -252,6 +253,13 @@ class RunFolder:
                 f"{path} cannot be read ({type(error).__name__}); delete {path.with_name('metrics.json')} "
                 "and run the same command to score the step again"
             ) from None
+
+
+def _windows(config: RunConfig) -> dict[str, Any]:
+    """What classes.json says of the windows that test images were seen through, if they were."""
+    if config.data.evaluation != "sliding":
+        return {}
+    return {"window": config.data.window or config.data.crop, "overlap": config.data.overlap}
 
 
 def _json_hash(value: Any) -> str:

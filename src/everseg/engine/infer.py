@@ -15,6 +15,7 @@ from everseg.data.base import Dataset
 from everseg.engine.evaluate import Evaluation, evaluate, scores_of, through
 from everseg.engine.progress import Progress
 from everseg.engine.runtime import all_reduce_sum
+from everseg.engine.windows import Windows, infer_sliding_branch
 from everseg.labels import SYNTHETIC_OTHER, LabelSpace
 from everseg.models.inference import infer_branch
 from everseg.models.model import SegmentationModel
@@ -56,7 +57,8 @@ def evaluate_inferred(
         name: {path: _table(outputs, space.names).to(accelerator.device) for path, outputs in classes.items()}
         for name, space in wider.items()
     }
-    chooser = _Chooser(model, tables, accelerator)
+    windows = Windows.of(config.data, config.train.eval_batch)
+    chooser = _Chooser(model, tables, accelerator, windows)
     result = evaluate(
         model,
         sources,
@@ -81,21 +83,29 @@ class _Chooser:
         model: SegmentationModel,
         tables: Mapping[str, Mapping[str, torch.Tensor]],
         accelerator: Accelerator,
+        windows: Windows | None,
     ) -> None:
         """Take name of a source -> path -> table of its train ids (see `_table`)."""
-        self.model, self.tables, self.accelerator = model, tables, accelerator
+        self.model, self.tables, self.accelerator, self.windows = model, tables, accelerator, windows
         self.counts = {name: dict.fromkeys(paths, 0) for name, paths in tables.items()}
 
     def __call__(self, source: Source, image: torch.Tensor) -> torch.Tensor:
         tables, counts = self.tables[source.name], self.counts[source.name]
-        paths = infer_branch(self.model, image, tuple(tables))
-        ids = torch.empty(len(image), *image.shape[2:], dtype=torch.int64, device=image.device)
+        paths = self._paths(image, tuple(tables))
+        ids = torch.empty(len(image), *image.shape[2:], dtype=torch.uint8, device=image.device)
         for branch in dict.fromkeys(paths):
             rows = [i for i, path in enumerate(paths) if path == branch]
-            found = through(self.model, branch, image[rows], self.accelerator)
-            ids[rows] = tables[branch][found.long()]
+            found = through(self.model, branch, image[rows], self.accelerator, self.windows)
+            ids[rows] = tables[branch][found.int()]
             counts[branch] += len(rows)
         return ids
+
+    def _paths(self, image: torch.Tensor, branches: tuple[str, ...]) -> list[str]:
+        if self.windows is None:
+            return infer_branch(self.model, image, branches)
+        return [
+            infer_sliding_branch(self.model, lambda part: part, one, self.windows, branches) for one in image
+        ]
 
     def taken(self) -> dict[str, dict[str, int]]:
         """Name of a source -> path -> number of images that took it, over all processes."""
@@ -126,4 +136,4 @@ def _table(predicted: Sequence[str], names: Sequence[str]) -> torch.Tensor:
     """Train id of a path -> train id of the label space, the last one for classes that it does not have."""
     other = len(names) - 1
     position = {name: i for i, name in enumerate(names)}
-    return torch.from_numpy(np.array([position.get(name, other) for name in predicted], np.int64))
+    return torch.from_numpy(np.array([position.get(name, other) for name in predicted], np.uint8))

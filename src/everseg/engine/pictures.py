@@ -43,6 +43,8 @@ _DARK_CELL = (8, 48, 107)
 _LIGHT_CELL = (247, 251, 255)
 _GAP = 4
 _LONGEST_NAME = 22
+_ROWS = 256
+"""Rows of an image that are mixed at once."""
 
 
 def palette(n: int) -> np.ndarray:
@@ -98,8 +100,12 @@ def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarra
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha}: an opacity from 0 to 1 is expected")
     _check_pair(image, ids)
-    mixed = (1.0 - alpha) * image.astype(np.float32) + alpha * colourise(ids).astype(np.float32)
-    return np.rint(mixed).astype(np.uint8)
+    mixed = np.empty_like(image)
+    for start in range(0, len(image), _ROWS):  # large images would take many times their size in floats
+        rows = slice(start, start + _ROWS)
+        colours = colourise(ids[rows]).astype(np.float32)
+        mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
+    return mixed
 
 
 def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:

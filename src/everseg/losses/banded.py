@@ -212,7 +212,7 @@ class _Plan:
             spare: list[Buffers] = []
             for number in range(logits.shape[0]):
                 image = _Image(self, number, factors, logits[number], spare, needs_grad)
-                _on_all_threads(image.work, logits.device)
+                on_all_threads(image.work, logits.device)
                 values += torch.stack(image.values).sum(dim=0)
                 if grad is not None and image.grad_rows is not None:
                     grad[number] = self.resize.rows_adjoint(image.grad_rows)
@@ -300,7 +300,7 @@ class _Image:
         return value.detach()
 
 
-def _on_all_threads(work: Callable[[], None], device: torch.device) -> None:
+def on_all_threads(work: Callable[[], None], device: torch.device) -> None:
     """Do a work that several threads can share, on as many as torch may use on the CPU.
 
     Each operation then runs on one thread. Bands are small: threads that share every operation would wait for each

@@ -11,6 +11,8 @@ from everseg.types import IGNORED
 
 _ROWS = IGNORED + 3
 """Rows of the internal table: labels below 0, 0..255, above 255."""
+_BLOCK = 2**16
+"""Pixels counted at once on the CPU (measured)."""
 
 
 class ConfusionMatrix:
@@ -65,9 +67,13 @@ class ConfusionMatrix:
             if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
                 raise ValueError(f"ConfusionMatrix: expected an integer {name}, got {tensor.dtype}")
         with torch.no_grad():
-            table = self._count(prediction, label)
-            if table.device.type == "cpu":
+            if prediction.device.type == "cpu" and self._in_range(prediction, label):
+                table = self._count_on_the_cpu(prediction.reshape(-1).numpy(), label.reshape(-1).numpy())
                 self._raise_if_out_of_range(table, prediction, label)
+            else:
+                table = self._count(prediction, label)
+                if table.device.type == "cpu":
+                    self._raise_if_out_of_range(table, prediction, label)
             # not in place: the sum may have been started under torch.inference_mode()
             self._table = table if self._table is None else self._table + table.to(self._table.device)
 
@@ -138,6 +144,27 @@ class ConfusionMatrix:
 
     def __repr__(self) -> str:
         return f"ConfusionMatrix(num_classes={self.num_classes})"
+
+    def _in_range(self, prediction: Tensor, label: Tensor) -> bool:
+        """Whether all predictions are classes and all labels bytes."""
+        if not prediction.numel():
+            return True
+        (least, most), (lowest, highest) = prediction.aminmax(), label.aminmax()
+        return bool(least >= 0 and most < self.num_classes and lowest >= 0 and highest <= IGNORED)
+
+    def _count_on_the_cpu(self, prediction: np.ndarray, label: np.ndarray) -> Tensor:
+        """The table of `_count` for values in range: blocks whose index stays in the cache, no pass over ignored."""
+        width = self.num_classes + 2
+        counts = np.zeros(_ROWS * width, np.int64)
+        index = np.empty(min(_BLOCK, len(label)), np.int64)
+        for start in range(0, len(label), _BLOCK):
+            rows, columns = label[start : start + _BLOCK], prediction[start : start + _BLOCK]
+            block = index[: len(rows)]
+            np.multiply(rows, width, out=block, dtype=np.int64, casting="unsafe")
+            np.add(block, columns, out=block, casting="unsafe")
+            found = np.bincount(block, minlength=256 * width)
+            counts[width + 1 : width + 1 + len(found)] += found
+        return torch.from_numpy(counts).view(_ROWS, width)
 
     def _count(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Pixels by label (rows: below 0, 0..255, above 255) and prediction (columns: below 0, 0..C-1, above)."""

@@ -71,7 +71,7 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
     """
     text = to_json(config)
     entries = {name: {**text["data"]["domains"].get(name, {}), "root": None} for name in domains}
-    seen = {key: text["data"][key] for key in ("evaluation", "size", "crop")}
+    seen = {key: text["data"][key] for key in ("evaluation", "size", "crop", "window", "overlap")}
     cut = text["train"]["max_iterations"]
     return entries, seen, cut, text["scenario"]["test_split"], text["scenario"]["policy"]
 
