@@ -58,8 +58,12 @@ class InputForm:
 
     @classmethod
     def read(cls, folder: Path) -> InputForm:
-        """Read it from a model folder; older folders and imported models say less, and mean the defaults."""
-        stored = read_json(folder / "classes.json")
+        """Read it from a model folder."""
+        return cls.of(read_json(folder / "classes.json"))
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> InputForm:
+        """What a model's file says; older folders and imported models say less, and mean the defaults."""
         evaluation = stored.get("evaluation")
         size = stored.get("size") if evaluation == "resize" else None
         windows = Windows(stored["window"], stored["overlap"]) if evaluation == "sliding" else None

@@ -125,6 +125,20 @@ def test_a_damaged_bundle_is_not_used(run, tmp_path):
         open_bundle(run)
 
 
+def test_a_bundle_of_a_run_with_windows_predicts_through_them(tmp_path):
+    data = {"evaluation": "sliding", "window": 24, "overlap": 0.25}
+    config = settings(tmp_path, data=data, train={"epochs": 1, "epochs_next": 1})
+    path = everseg.run(config, quiet=True).path
+    made = export(path, tmp_path / "b", onnx=False).path
+    assert json.loads((made / "preprocessing.json").read_text())["windows"] == {
+        "side": 24, "overlap": 0.25,
+    }  # fmt: skip
+    image = np.random.RandomState(0).randint(0, 255, (60, 70, 3), dtype=np.uint8)
+    one, other = everseg.load(path), everseg.load(made)
+    assert other.form == one.form != InputForm()
+    np.testing.assert_array_equal(one.predict(image).ids, other.predict(image).ids)
+
+
 def test_ids_are_kept_and_never_used_again():
     space = LabelSpace(((0, 5), (7,)), ("background", "car", "bus"))
     first = register({"a": space}, [{"a": 2}, {"a": 1}], [0, 1])

@@ -39,7 +39,7 @@ class Contents:
     spaces: Mapping[str, LabelSpace]
     method_state: Mapping[str, Tensor] = field(default_factory=dict)
     input: Mapping[str, Any] = field(default_factory=dict)
-    """`size`, `evaluation`, `normalisation` as in `DataConfig`."""
+    """`size`, `evaluation`, `normalisation`, `window`, `overlap` as in `DataConfig`."""
     domains: Mapping[str, str] = field(default_factory=dict)
     """Domain -> path that its images take."""
     steps: Sequence[int] = ()
@@ -53,10 +53,7 @@ class Contents:
 
     @property
     def form(self) -> InputForm:
-        size = self.input.get("size") if self.input.get("evaluation") == "resize" else None
-        return InputForm(
-            self.input.get("normalisation", "imagenet"), None if size is None else (size[0], size[1])
-        )
+        return InputForm.of(self.input)
 
 
 @dataclass(frozen=True)
@@ -226,6 +223,9 @@ def _preprocessing(form: InputForm) -> dict[str, Any]:
         "input": "image: uint8 RGB, (batch, height, width, 3)",
         "size": None if form.size is None else list(form.size),
         "resize": "bilinear, antialiased",
+        "windows": None
+        if form.windows is None
+        else {"side": form.windows.side, "overlap": form.windows.overlap},
         "scale": 1 / 255,
         "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
         "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],

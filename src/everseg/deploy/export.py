@@ -19,9 +19,10 @@ from everseg.engine.checkpoint import load_tensors, parent_of, read_document, ve
 from everseg.engine.folder import RunFolder, load_model
 from everseg.errors import CheckpointError, ConfigError
 
-INPUT = ("size", "evaluation", "normalisation")
+INPUT = ("size", "evaluation", "normalisation", "window", "overlap")
 RECIPE: dict[str, tuple[str, ...]] = {
-    "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "evaluation", "normalisation"),
+    "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "evaluation", "normalisation",
+             "window", "overlap"),
     "scenario": ("policy",),
     "train": (
         "epochs", "epochs_next", "batch", "lr", "lr_next", "schedule", "schedule_by", "power", "step_size",

@@ -15,6 +15,7 @@ from everseg.data.base import Dataset
 from everseg.data.loading import normalised_batches
 from everseg.engine.evaluate import evaluate, through, views_of
 from everseg.engine.progress import Progress
+from everseg.engine.windows import Windows
 from everseg.errors import DataError
 from everseg.evaluation import source_by_name
 from everseg.labels import IGNORED, LabelSpace
@@ -107,8 +108,11 @@ def estimated(
     gives to the class and the new model too; classes with less than one pixel in ten thousand are left out.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
+    windows = Windows.of(config.data, config.train.eval_batch)
     for image, label in _batches(source, datasets, config, accelerator):
-        before, after = (through(m, pair.branch, image, accelerator) for m in (pair.before, pair.after))
+        before, after = (
+            through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
+        )
         taught = (label >= pair.old.num_classes) & (label != IGNORED)
         matrix.update(after.long(), before.long().masked_fill(taught, IGNORED))
     counts = matrix.counts.cpu().numpy()
@@ -159,10 +163,10 @@ def seen_in_background(
         source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
     )
     counts = np.zeros(space.num_classes, np.int64)
+    windows = Windows.of(config.data, config.train.eval_batch)
     for image, label in _batches(few, datasets, config, accelerator):
-        found = through(model.to(accelerator.device), source.branch, image, accelerator)[
-            label == space.background
-        ]
+        ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
+        found = ids[label == space.background]
         counts += np.bincount(found.cpu().numpy(), minlength=space.num_classes)
     shares = counts / max(1, counts.sum())
     order = sorted(range(space.num_classes), key=lambda i: -shares[i])
