@@ -96,11 +96,11 @@ def ours(
         folded_teacher=channels_last(folded_copy(teacher)),
     )
     here: Any = SimpleNamespace(device=device, num_processes=1)
-    guard = Guard(model, optimizer, here, scaled=False, remedy="", end=lambda: None)
+    guard = Guard(model, optimizer, here, scaled=False, where="", remedy="", end=lambda: None)
 
     def run() -> dict[str, Tensor]:
         fresh = Batch(batch.image, batch.label, batch.branch)  # the encoder's maps are kept by batch
-        return train_batch(method, fresh, ctx, optimizer, check=guard.watch("", 0, ()))
+        return train_batch(method, fresh, ctx, optimizer, check=guard.watch(0, ()))
 
     return run
 

@@ -21,7 +21,9 @@ HERE = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
 def guarded(
     model: nn.Module, optimizer: torch.optim.Optimizer, *, deferred: bool, scaled: bool = False
 ) -> Guard:
-    guard = Guard(model, optimizer, HERE, scaled=scaled, remedy="Try something.", end=lambda: None)
+    guard = Guard(
+        model, optimizer, HERE, scaled=scaled, where="step 1", remedy="Try something.", end=lambda: None
+    )
     guard.at_once = not deferred
     return guard
 
@@ -45,14 +47,14 @@ def update(model, optimizer, check, factor: float) -> None:
 def test_at_once_it_raises_before_the_update(trained):
     model, optimizer = trained
     guard = guarded(model, optimizer, deferred=False)
-    update(model, optimizer, guard.watch("step 2", 0, ("a",)), 1.0)
+    update(model, optimizer, guard.watch(0, ("a",)), 1.0)
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(DivergedError) as caught:
-        update(model, optimizer, guard.watch("step 2", 1, ("b", "c")), math.nan)
+        update(model, optimizer, guard.watch(1, ("b", "c")), math.nan)
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     text = str(caught.value)
     for part in (
-        "step 2, iteration 1: not finite: ce=nan, kd=nan",
+        "step 1, iteration 1: not finite: ce=nan, kd=nan",
         "images of the batch: b, c",
         "Try something.",
     ):
@@ -62,15 +64,15 @@ def test_at_once_it_raises_before_the_update(trained):
 def test_deferred_it_skips_every_update_from_the_bad_one_on_and_names_that_one(trained):
     model, optimizer = trained
     guard = guarded(model, optimizer, deferred=True)
-    update(model, optimizer, guard.watch("step 0", 6, ("good",)), 1.0)
+    update(model, optimizer, guard.watch(6, ("good",)), 1.0)
     guard.look()
     assert math.isfinite(guard.norm)
     before = [p.clone() for p in model.parameters()]
     with NoWaiting():
         for iteration, (image, factor) in enumerate([("bad", math.inf), ("later", 1.0), ("last", 1.0)], 7):
-            update(model, optimizer, guard.watch("step 0", iteration, (image,)), factor)
+            update(model, optimizer, guard.watch(iteration, (image,)), factor)
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
-    with pytest.raises(DivergedError, match=r"step 0, iteration 7: not finite: ce=inf.*\n.*batch: bad\n"):
+    with pytest.raises(DivergedError, match=r"step 1, iteration 7: not finite: ce=inf.*\n.*batch: bad\n"):
         guard.look()
 
 
@@ -78,7 +80,7 @@ def test_deferred_finite_updates_are_those_without_guard(trained):
     model, optimizer = trained
     guard = guarded(model, optimizer, deferred=True)
     for iteration in range(4):
-        update(model, optimizer, guard.watch("", iteration, ()), 1.0)
+        update(model, optimizer, guard.watch(iteration, ()), 1.0)
     torch.manual_seed(0)
     other = nn.Linear(3, 2)
     plain = make_optimizer(
@@ -97,7 +99,7 @@ def test_scaled_gradients_that_overflow_are_the_scalers_to_handle(trained):
     guard = guarded(model, optimizer, deferred=True, scaled=True)
     model(torch.ones(2, 3)).sum().backward()
     model.weight.grad[0, 0] = math.inf
-    guard.watch("", 0, ())({"ce": torch.tensor(1.0)})
+    guard.watch(0, ())({"ce": torch.tensor(1.0)})
     guard.look()
     assert not hasattr(optimizer, "found_inf")
 
@@ -105,7 +107,7 @@ def test_scaled_gradients_that_overflow_are_the_scalers_to_handle(trained):
 def test_weights_that_an_update_made_infinite_are_found(trained):
     model, optimizer = trained
     guard = guarded(model, optimizer, deferred=False)
-    guard.watch("step 1", 3, ("a",))
+    guard.watch(3, ("a",))
     with torch.no_grad():
         model.bias[1] = math.inf
     with pytest.raises(

@@ -23,7 +23,7 @@ def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     toy.train(method, model, steps[0])
     run = toy.begin(method, model, steps[1])
     here = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
-    guard = Guard(model, run.optimizer, here, scaled=False, remedy="", end=lambda: None)
+    guard = Guard(model, run.optimizer, here, scaled=False, where="", remedy="", end=lambda: None)
     guard.at_once = False
     monkeypatch.setattr(banded, "_CLOSED_ON", frozenset())
     for module in (banded, classification):
@@ -31,6 +31,6 @@ def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     batches = toy.batches(steps[1])
     for number, batch in enumerate(batches):
         with NoWaiting():
-            train_batch(method, batch, run.ctx, run.optimizer, check=guard.watch("", number, ()))
+            train_batch(method, batch, run.ctx, run.optimizer, check=guard.watch(number, ()))
     guard.look()
     assert math.isfinite(guard.norm)

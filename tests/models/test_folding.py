@@ -86,7 +86,12 @@ def test_which_encoders_are_constant():
     assert model.encoder_is_constant
     model.freeze(encoder=True, statistics=False)
     assert not model.encoder_is_constant
-    for other in (build("basic adapter"), build("erfnet head")):  # a branch's own norms; dropout
+    model.freeze(encoder=True)
+    next(model.encoder.parameters()).requires_grad_(True)  # thawed by a method
+    assert not model.encoder_is_constant
+    for kind, constant in (("basic adapter", False), ("erfnet head", True)):  # a branch's own norms; dropout
+        other = build(kind)
         other.grow({"a": 2})
         other.freeze(encoder=True)
-        assert not other.encoder_is_constant
+        assert other.encoder_is_constant is constant
+        assert other.train().encoder.training is not constant

@@ -58,7 +58,11 @@ def class_counts(
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "index"
     counts, fingerprint = None, ""
     name_content = getattr(split, "index_key", split.fingerprint)
-    if _may_be_cached(folder, len(split)) or not hasattr(split, "read_digested"):
+    if (
+        _may_be_cached(folder, len(split))
+        or hasattr(split, "index_key")
+        or not hasattr(split, "read_digested")
+    ):
         try:
             fingerprint = name_content()
         except DataError:  # of the first bad file; name all of them

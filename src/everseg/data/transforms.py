@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -212,9 +213,15 @@ def normalise(image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet") -> 
     unit = image.to(torch.float32).div_(255)
     if kind == "unit":
         return unit
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    mean, std = _mean_and_deviation(image.device)
     return unit.sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=8)
+def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's, copied to the device once: a copy makes the host wait."""
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 def _overlap(move: int, length: int) -> slice:
@@ -246,7 +253,7 @@ def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _weights_are_exact(source: int, target: int) -> bool:
     """Whether the weights are multiples of 2^-14: enlarged to a power of two up to 2^13 they are of 1 / 2 target."""
-    return source <= target <= 2**13 and target & (target - 1) == 0
+    return source <= target <= 2**13 and target > 1 and target & (target - 1) == 0
 
 
 def _channels_first(image: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ class Guard:
         optimizer: fused, as `make_optimizer` builds it.
         accelerator: processes and device.
         scaled: losses are scaled (fp16): a gradient that is not finite is the scaler's to handle.
+        where: the step, for messages.
         remedy: end of the messages.
         end: called before an error is raised.
     """
@@ -50,11 +51,12 @@ class Guard:
         accelerator: Accelerator,
         *,
         scaled: bool,
+        where: str,
         remedy: str,
         end: Callable[[], None],
     ) -> None:
         self.model, self.optimizer, self.accelerator, self.scaled = model, optimizer, accelerator, scaled
-        self.remedy, self.end = remedy, end
+        self.where, self.remedy, self.end = where, remedy, end
         self.at_once = accelerator.device.type == "cpu"
         """Whether reading a value costs nothing."""
         self.norm = math.nan
@@ -62,15 +64,13 @@ class Guard:
         self._bad = torch.zeros((), device=accelerator.device)
         self._seen: list[_Seen] = []
 
-    def watch(self, where: str, iteration: int, ids: tuple[str, ...]) -> Callable[[dict[str, Tensor]], None]:
+    def watch(self, iteration: int, ids: tuple[str, ...]) -> Callable[[dict[str, Tensor]], None]:
         """Make the check of one iteration.
 
         Args:
-            where: the step, for messages.
             iteration: its number.
             ids: the batch's images.
         """
-        self._where = where
 
         def check(terms: dict[str, Tensor]) -> None:
             if terms:
@@ -106,12 +106,16 @@ class Guard:
         seen, self._seen = self._seen, []
         if not all_reduce_max(int(bad is not None), self.accelerator):
             return
-        one, row = (seen[-1], rows[-1]) if bad is None else (seen[bad], rows[bad])
+        state = "Nothing was changed by it" if self.at_once or not self.scaled else "Nothing of it was saved"
+        if bad is None:
+            span = f"iterations {seen[0].iteration} to {seen[-1].iteration}"
+            self._stop(f"{span}: not finite on another process", seen[-1].ids, f"{state}.")
+        one, row = seen[bad], rows[bad]
         text = ", ".join(f"{name}={value:g}" for name, value in zip(one.names, row, strict=False))
         self._stop(
             f"iteration {one.iteration}: not finite: {text}, gradient norm {row[-1]:g}",
             one.ids,
-            "Nothing was changed by it; checkpoints before it are whole.",
+            f"{state}; checkpoints before it are whole.",
         )
 
     def _equal(self) -> bool:
@@ -136,5 +140,5 @@ class Guard:
     def _stop(self, what: str, ids: tuple[str, ...], state: str) -> NoReturn:
         self.end()
         raise DivergedError(
-            f"{self._where}, {what}\nimages of the batch: {', '.join(ids)}\n{state} {self.remedy}"
+            f"{self.where}, {what}\nimages of the batch: {', '.join(ids)}\n{state} {self.remedy}"
         )

@@ -21,7 +21,7 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
 
     Weight decay is the same on every weight, norms and biases included, and is added to the gradient (also by Adam:
     an L2 penalty, not the decoupled decay of AdamW). The update is torch's fused one, which can skip itself on the
-    device (see `guard`).
+    device (see `guard`); momentum starts at 0, which gives the same updates as starting with the first gradient.
 
     Args:
         groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
@@ -44,7 +44,7 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
         raise ValueError("the method left no weight to train in this step")
     if train.optimizer == "adam":
         return torch.optim.Adam(scaled, lr=lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         scaled,
         lr=lr,
         momentum=train.momentum,
@@ -53,6 +53,13 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
         weight_decay=train.weight_decay,
         fused=True,
     )
+    if (
+        train.momentum
+    ):  # torch's fused update leaves the first ones undefined where it skips, and wants all at once
+        for group in scaled:
+            for weight in group["params"]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def check_param_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:

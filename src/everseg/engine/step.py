@@ -162,7 +162,7 @@ class StepJob:
             self.model = synchronise_norms(self.model)
         self.model.to(self.accelerator.device)
         if config.train.precision != "fp32":
-            channels_last(self.model)  # what kernels of half precision want (measured)
+            channels_last(self.model)  # what kernels of half precision want: docs/performance.md
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
@@ -259,7 +259,7 @@ class StepJob:
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
             lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
             set_learning_rate(self.optimizer, lr)
-            check = guard.watch(where, iteration, batch.ids)
+            check = guard.watch(iteration, batch.ids)
             logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, check)
             recent[batch.branch] = logged
             done = iteration + 1
@@ -292,6 +292,7 @@ class StepJob:
             self.optimizer,
             self.accelerator,
             scaled=self.config.train.precision == "fp16",
+            where=f"step {self.step.index}",
             remedy=f"Try a lower {rate}, or train.precision=fp32, and look at these images.",
             end=self.session.progress.end,
         )

@@ -202,7 +202,8 @@ class _Plan:
             Values (n,), and the gradient of their sum on the small logits.
         """
         factors = [
-            torch.as_tensor(factor, dtype=logits.dtype, device=logits.device) for factor in self.factors
+            factor.to(logits) if isinstance(factor, Tensor) else logits.new_full((), factor)
+            for factor in self.factors
         ]
         if scales is not None:
             factors = [factor * scale for factor, scale in zip(factors, scales, strict=True)]
@@ -247,7 +248,10 @@ class _Image:
     def work(self) -> None:
         """Take bands until none is left."""
         pixels = self.plan.rows * self.label.shape[1]
-        buffers = self._spare.pop() if self._spare else Buffers(pixels, self.rows)
+        try:
+            buffers = self._spare.pop()
+        except IndexError:
+            buffers = Buffers(pixels, self.rows)
         for number, start in self._todo:
             self.values[number] = self._band(slice(start, start + self.plan.rows), buffers)
         self._spare.append(buffers)

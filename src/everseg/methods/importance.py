@@ -128,11 +128,11 @@ class ImportancePenalty(Method):
     def _place(self, module: nn.Module) -> None:
         """Move restored statistics to where the weights are."""
         if not self._placed:
-            devices = {name: p.device for name, p in module.named_parameters()}
+            weights = dict(module.named_parameters())
             for named in self.stats.values():
-                named.update(
-                    {name: value.to(devices[name]) for name, value in named.items() if name in devices}
-                )
+                for name in named.keys() & weights.keys():
+                    like = torch.empty_like(weights[name], dtype=named[name].dtype)  # device and layout
+                    named[name] = like.copy_(named[name])
             self._placed = True
 
 

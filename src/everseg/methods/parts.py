@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
@@ -54,7 +55,7 @@ def label_terms(
     weights = ctx.step.class_weights.get(batch.branch)
     options: dict[str, Any] = {}
     if weights is not None:
-        options["weight"] = torch.tensor(weights, dtype=torch.float64)  # brought to the logits' type
+        options["weight"] = _on_device(tuple(weights), logits.device)
     over: Over = "all" if weights is None else "valid"
     if bce:
         return {"bce": Term(binary_cross_entropy, options=options, over=over)}
@@ -62,6 +63,12 @@ def label_terms(
     if unbiased and 0 < num_old < logits.shape[1] and _has_background(ctx.step, batch.branch):
         return {"ce": Term(unbiased_cross_entropy, options={"num_old": num_old, **options}, over=over)}
     return {"ce": Term(cross_entropy, options=options, over=over)}
+
+
+@lru_cache(maxsize=16)
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Class weights, copied to the device once: a copy makes the host wait."""
+    return torch.tensor(weights, dtype=torch.float64, device=device)
 
 
 def background_terms(

@@ -130,7 +130,8 @@ class SegmentationModel(nn.Module):
         Args:
             branches: branches whose own modules get no gradient.
             encoder: the encoder's weights get no gradient, but for what the other branches own in it: a new
-                branch's norms and adapters would stay untrained.
+                branch's norms and adapters would stay untrained. Where branches own nothing in it and `statistics` is
+                set, it stays in eval mode whole, its dropout included.
             norm: the affine weights of all norms get no gradient.
             statistics: the frozen norms also keep their running statistics (they stay in eval mode). False lets
                 them move, as in MiB's code, where `model.train()` undid the freezing.
@@ -156,8 +157,10 @@ class SegmentationModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SegmentationModel:
-        """Set training or eval mode; norms with frozen statistics stay in eval mode."""
+        """Set training or eval mode; norms with frozen statistics, and an encoder frozen whole, stay in eval mode."""
         super().train(mode)
+        if self._encoder_is_frozen:
+            self.encoder.eval()
         if mode and self.frozen.statistics:
             roots = [self.encoder] if self.frozen.encoder else []
             roots += [m for branch in self.frozen.branches for m in self._branch_modules(branch)]
@@ -182,11 +185,14 @@ class SegmentationModel(nn.Module):
         Frozen weights and statistics, the same for all branches, and nothing drawn at random inside.
         """
         return (
-            self.frozen.encoder
-            and self.frozen.statistics
-            and not _by_branch(self.encoder)
-            and not any("drop" in type(m).__name__.lower() for m in self.encoder.modules())
+            self._encoder_is_frozen
+            and not any(weight.requires_grad for weight in self.encoder.parameters())
+            and not any(module.training for module in self.encoder.modules())
         )
+
+    @property
+    def _encoder_is_frozen(self) -> bool:
+        return self.frozen.encoder and self.frozen.statistics and not _by_branch(self.encoder)
 
     def branch_parameters(self, name: str) -> list[nn.Parameter]:
         """The weights that only this branch owns.
