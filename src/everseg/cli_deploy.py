@@ -225,7 +225,9 @@ def serve(
     other: Annotated[
         Path | None, typer.Argument(metavar="[BUNDLE2]", help="Another one to compare it with.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 8000,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
     ] = None,

@@ -27,8 +27,6 @@ from everseg.errors import ConfigError
 HOST = "127.0.0.1"
 MAX_BYTES = 25_000_000
 """Largest upload."""
-MAX_PIXELS = 25_000_000
-"""Largest picture; refused before it is decoded."""
 WAITING = 3
 """Uploads that may wait while one is predicted."""
 CONNECTIONS = 16
@@ -107,7 +105,7 @@ class Server(ThreadingHTTPServer):
         return {
             "bundles": [{"name": one.name, "paths": one.paths} for one in self.served],
             "classes": class_list(self.served),
-            "limits": {"bytes": MAX_BYTES, "pixels": MAX_PIXELS},
+            "limits": {"bytes": MAX_BYTES, "pixels": min(one.max_pixels for one in self.served)},
             "types": TYPES,
         }
 
@@ -143,10 +141,10 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.close()
         self.rfile = io.BufferedReader(_Patient(self.connection, self.server.patience))
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's name
+    def do_GET(self) -> None:
         self._answer(self._get)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._answer(self._post)
 
     def _answer(self, answer: Callable[[str, dict[str, str]], tuple[bytes, str]]) -> None:
@@ -190,6 +188,7 @@ class Handler(BaseHTTPRequestHandler):
         which = query.get("bundle", "0")
         if which not in [str(i) for i in range(len(self.server.served))]:
             raise RefusedError(400, f"bundle: 0 to {len(self.server.served) - 1} are here.")
+        served = self.server.served[int(which)]
         check_type(self.headers.get("Content-Type", ""))
         length = self._length()
         if not self.server.places.acquire(blocking=False):
@@ -199,8 +198,8 @@ class Handler(BaseHTTPRequestHandler):
             if len(data) < length:
                 raise RefusedError(400, "The upload ended early.")
             with self.server.predicting:
-                image = decode_upload(data, MAX_PIXELS)
-                done = self.server.served[int(which)].predict(image, query.get("domain"))
+                image = decode_upload(data, served.max_pixels)
+                done = served.predict(image, query.get("domain"))
         finally:
             self.server.places.release()
         self.server.log(f"bundle {which}: {done['width']}x{done['height']} in {done['seconds']:.2f} s")

@@ -27,6 +27,10 @@ from everseg.predictor import LoadedModel, load
 
 TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
 """What browsers show and everseg decodes."""
+MAX_PIXELS = 16_000_000
+"""Largest picture; refused before it is decoded."""
+_MOST_LOGITS = 1_000_000_000
+"""Values of a picture's logits at its own size (4 GB): models of many classes take smaller pictures."""
 _FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "BMP"})
 _NAME = Path("image")
 """What messages call an upload; the file's own name never leaves the browser."""
@@ -49,6 +53,8 @@ class Served:
         self.name = self.bundle.path.resolve().name
         self.paths = tuple(self.model.paths) if len(self.model.spaces) > 1 else ()
         """Names to choose a path by; empty where there is one path only."""
+        outputs = max(space.num_classes for space in self.model.spaces.values())
+        self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
 
     def predict(self, image: np.ndarray, path: str | None) -> dict[str, Any]:
         """Classify an image.
@@ -64,7 +70,7 @@ class Served:
         Raises:
             RefusedError: not clear which path, or the model could not do it.
         """
-        if path is None and self.paths or path is not None and path not in self.paths:
+        if (path not in self.paths) if self.paths else (path is not None):
             names = ", ".join(self.paths) or "one path only: leave domain out"
             raise RefusedError(400, f"domain: {self.name} has {names}.")
         begun = time.monotonic()

@@ -27,7 +27,7 @@ function build() {
   at("bundles").textContent = titles.join("  ·  ");
   document.title = `everseg: ${info.bundles.map((bundle) => bundle.name).join(", ")}`;
   at("file").accept = info.types.join(",");
-  at("limits").textContent = `${info.types.map((type) => type.slice(6).toUpperCase()).join(", ")}; up to ${info.limits.bytes / 1e6} MB and ${info.limits.pixels / 1e6} megapixels`;
+  at("limits").textContent = `${info.types.map((type) => type.slice(6).toUpperCase()).join(", ")}; up to ${info.limits.bytes / 1e6} MB and ${Math.floor(info.limits.pixels / 1e5) / 10} megapixels`;
   at("views").hidden = !two;
   const names = { a: titles[0], b: titles[1], both: "Side by side", difference: "Difference" };
   for (const [value, name] of two ? Object.entries(names) : []) {
