@@ -185,6 +185,9 @@ def test_two_bundles_are_switched_and_compared(page, server, bundles, photo):
     grey = np.ptp(pixels(page).astype(int), axis=2) <= 2
     assert grey[~differing].all()
     assert (~grey)[differing & (b == 3)].all(), "blue, in its colour"
+    opacity(page, 100)
+    colours = np.array([entry.colour for entry in open_bundle(bundles[1]).registry.classes])
+    np.testing.assert_array_equal(pixels(page)[differing], colours[b][differing])
     assert sum("bundle=1" in url for url in page.requests) == 1, "asked once"
     clean(page, server)
 
@@ -279,9 +282,8 @@ def test_a_model_of_several_paths_asks_for_the_domain(browser, photo, tmp_path):
             )
             found = everseg.load(path).predict(photo, branch=domain)
             share = 100 * (found.ids == found.classes.index("green")).mean()
-            browser.wait(
-                f"Math.abs(parseFloat([...document.querySelectorAll('#legend tr')][2].cells[1].textContent) - {share}) < 0.051"
-            )
+            shown = "parseFloat(document.querySelectorAll('#legend tr')[2].cells[1].textContent)"
+            browser.wait(f"Math.abs({shown} - {share}) < 0.051")
         clean(browser, server)
 
 

@@ -101,7 +101,9 @@ def open_picture(file: BinaryIO, shown: Path, reading: Reading) -> Image.Image:
     try:
         picture = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureTooLargeError(_too_large(shown, "its header claims an enormous picture", reading)) from None
+        raise PictureTooLargeError(
+            _too_large(shown, "its header claims an enormous picture", reading)
+        ) from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
     width, height = picture.size
