@@ -1,13 +1,15 @@
-"""The verbs for finished models: export, extend, diff, adopt (floor 6)."""
+"""The verbs for finished models: export, extend, diff, adopt, serve (floor 6)."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from everseg.cli_support import Json, Overrides, console_of_stdout, say, speaks, write_json
+from everseg.cli_support import Json, Overrides, console_of_stdout, note, say, speaks, write_json
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new bundle.")]
 Images = Annotated[
@@ -24,6 +26,7 @@ def add_deploy_commands(app: typer.Typer) -> None:
     app.command()(extend)
     app.command()(diff)
     app.command()(adopt)
+    app.command()(serve)
 
 
 def export(
@@ -215,3 +218,33 @@ def say_parity(parity: dict) -> None:
             f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest difference of "
             f"a logit {found['logit_difference']:.1e}, same class on {100 * found['equal_pixels']:.4f} % of the pixels"
         )
+
+
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to look at.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE2]", help="Another one to compare it with.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 8000,
+    model: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show a page, on this machine only, to drop images on and see the classes of one or two bundles."""
+    from everseg import registry
+    from everseg.deploy.serve import Server
+
+    with Server(
+        [path] if other is None else [path, other],
+        port,
+        builder=None if model is None else registry.resolve("model", model),
+        log=(lambda text: None) if quiet else note,
+    ) as server:
+        say(f"open {server.url} in a browser; end with Ctrl-C")
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    note("stopped")

@@ -31,6 +31,10 @@ _TURN = {
 }
 
 
+class PictureTooLargeError(DataError):
+    """A picture with more pixels than may be decoded."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How the files of a data set are read."""
@@ -123,12 +127,14 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
     try:
         picture = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(_too_large(shown, "its header claims an enormous picture", reading)) from None
+        raise PictureTooLargeError(
+            _too_large(shown, "its header claims an enormous picture", reading)
+        ) from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
     width, height = picture.size
     if width * height > reading.max_pixels:
-        raise DataError(_too_large(shown, f"{width}x{height} pixels", reading))
+        raise PictureTooLargeError(_too_large(shown, f"{width}x{height} pixels", reading))
     return picture
 
 

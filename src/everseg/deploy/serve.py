@@ -1,0 +1,278 @@
+"""A page on this machine to try bundles on: a small HTTP server on the loopback address (floor 6).
+
+It takes bytes of pictures and never names of files; what other sites could make a browser send is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from everseg.deploy.served import TYPES, RefusedError, Served, check_type, class_list, decode_upload
+from everseg.errors import ConfigError
+
+HOST = "127.0.0.1"
+MAX_BYTES = 25_000_000
+"""Largest upload."""
+WAITING = 3
+"""Uploads that may wait while one is predicted."""
+CONNECTIONS = 16
+PATIENCE = 30.0
+"""Seconds in which a request has to arrive whole."""
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/draw.js": ("draw.js", "text/javascript; charset=utf-8"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one or two bundles until `shutdown`; one prediction at a time."""
+
+    daemon_threads = True
+    allow_reuse_address = os.name == "posix"  # elsewhere it would share the port with another program
+
+    def __init__(
+        self,
+        bundles: Sequence[str | Path],
+        port: int = 8000,
+        *,
+        builder: Any = None,
+        patience: float = PATIENCE,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Load the bundles and listen on the loopback address.
+
+        Args:
+            bundles: one or two bundles.
+            port: 0 takes a free one.
+            builder: your own architecture's builder, if the models are not built-in ones.
+            patience: seconds in which a request has to arrive whole.
+            log: takes a line about each prediction and each unexpected failure; nothing of the picture is in it.
+
+        Raises:
+            ConfigError: not one or two bundles, or the port is taken.
+            CheckpointError: a bundle that is missing or damaged.
+        """
+        if not 1 <= len(bundles) <= 2:
+            raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
+        self.served = [Served(path, builder) for path in bundles]
+        self.patience, self.log = patience, log
+        self.places = threading.BoundedSemaphore(1 + WAITING)
+        self.predicting = threading.Lock()
+        self._connections = threading.BoundedSemaphore(CONNECTIONS)
+        try:
+            super().__init__((HOST, port), Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"--port {port}: cannot listen there ({reason}); give another port") from None
+        names = [f"{name}:{self.server_port}" for name in (HOST, "localhost")]
+        self.hosts = frozenset([*names, *([HOST, "localhost"] if self.server_port == 80 else [])])
+        folder = resources.files("everseg.deploy").joinpath("templates")
+        self.files = {
+            path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in _FILES.items()
+        }
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_port}/"
+
+    def info(self) -> dict[str, Any]:
+        """What the page needs to know: bundles, classes, limits."""
+        return {
+            "bundles": [{"name": one.name, "paths": one.paths} for one in self.served],
+            "classes": class_list(self.served),
+            "limits": {"bytes": MAX_BYTES, "pixels": min(one.max_pixels for one in self.served)},
+            "types": TYPES,
+        }
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # the base class would ask the name service
+        self.server_name, self.server_port = HOST, self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection its thread; one too many is closed."""
+        if not self._connections.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Leave clients that went away alone: what fails in answering is told by the handler."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request per connection."""
+
+    server: Server
+    server_version, sys_version = "everseg", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Patient(self.connection, self.server.patience))
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _answer(self, answer: Callable[[str, dict[str, str]], tuple[bytes, str]]) -> None:
+        """Check where a request comes from, and send what `answer` gives or one sentence why not."""
+        try:
+            self._check_origin()
+            address = _address(self.path)
+            body, kind = answer(address.path, dict(parse_qsl(address.query, keep_blank_values=True)))
+            self._send(HTTPStatus.OK, body, kind)
+        except RefusedError as refused:
+            self.send_error(refused.status, str(refused))
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+        except Exception as error:  # whatever it was, the client gets a sentence
+            self.server.log(f"a request failed: {type(error).__name__}")
+            self.send_error(500, "Something went wrong on the server.")
+
+    def _check_origin(self) -> None:
+        """Refuse names that only point here (DNS rebinding), and what other sites make a browser send."""
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
+            raise RefusedError(403, f"This page is at {self.server.url} only.")
+        origin = self.headers.get("Origin")
+        if origin is not None and origin.lower() not in {f"http://{host}" for host in self.server.hosts}:
+            raise RefusedError(403, "Requests of other sites are refused.")
+        if self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+            raise RefusedError(403, "Requests of other sites are refused.")
+
+    def _get(self, path: str, query: dict[str, str]) -> tuple[bytes, str]:
+        if path == "/info":
+            return _json(self.server.info())
+        if path not in self.server.files:
+            raise RefusedError(404, "There is no such page.")
+        return self.server.files[path]
+
+    def _post(self, path: str, query: dict[str, str]) -> tuple[bytes, str]:
+        if path != "/predict":
+            raise RefusedError(404, "There is no such page.")
+        if unknown := sorted(set(query) - {"bundle", "domain"}):
+            raise RefusedError(400, f"Only bundle and domain may be given, not {len(unknown)} more.")
+        which = query.get("bundle", "0")
+        if which not in [str(i) for i in range(len(self.server.served))]:
+            raise RefusedError(400, f"bundle: 0 to {len(self.server.served) - 1} are here.")
+        served = self.server.served[int(which)]
+        check_type(self.headers.get("Content-Type", ""))
+        length = self._length()
+        if not self.server.places.acquire(blocking=False):
+            raise RefusedError(503, "Busy with other images: try again in a moment.")
+        try:
+            data = self.rfile.read(length)
+            if len(data) < length:
+                raise RefusedError(400, "The upload ended early.")
+            with self.server.predicting:
+                image = decode_upload(data, served.max_pixels)
+                done = served.predict(image, query.get("domain"))
+        finally:
+            self.server.places.release()
+        self.server.log(f"bundle {which}: {done['width']}x{done['height']} in {done['seconds']:.2f} s")
+        return _json(done)
+
+    def _length(self) -> int:
+        """Bytes of the body."""
+        text = self.headers.get("Content-Length")
+        if text is None or self.headers.get("Transfer-Encoding") is not None:
+            raise RefusedError(411, "The length of the upload must be given (Content-Length).")
+        if not (text.isascii() and text.isdigit()) or len(self.headers.get_all("Content-Length", [])) > 1:
+            raise RefusedError(400, "Content-Length is no number.")
+        if len(text) > 12 or int(text) > MAX_BYTES:
+            raise RefusedError(413, f"The image is larger than {MAX_BYTES // 1_000_000} MB.")
+        if int(text) == 0:
+            raise RefusedError(400, "The upload is empty.")
+        return int(text)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer with a sentence, also where the base class refuses a malformed request."""
+        body, kind = _json({"error": message or HTTPStatus(code).phrase})
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self._send(HTTPStatus(code), body, kind)
+            self._drain()
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.connection.settimeout(self.server.patience)
+        self.send_response(status)
+        for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.send_header("Retry-After", "2")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _drain(self) -> None:
+        """Take in some of a refused upload: a connection closed before would lose the answer."""
+        self.connection.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + min(2.0, self.server.patience)
+        for _ in range(2 * MAX_BYTES // 65536):
+            self.connection.settimeout(max(0.01, until - time.monotonic()))
+            if time.monotonic() > until or not self.connection.recv(65536):
+                return
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: `Server.log` is told what is worth a line."""
+
+
+class _Patient(io.RawIOBase):
+    """What a connection sends, until its time is up, however slowly it drips."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection, self._until = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request did not arrive in time")
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+def _address(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise RefusedError(400, "The address makes no sense.") from None
+
+
+def _json(value: Any) -> tuple[bytes, str]:
+    return json.dumps(value).encode(), "application/json"
