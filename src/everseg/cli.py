@@ -17,6 +17,7 @@ import typer
 from everseg import cli_init  # noqa: F401 - adds its verb to data_app
 from everseg.cli_data import data_app
 from everseg.cli_import import import_app
+from everseg.cli_many import compare, sweep
 from everseg.cli_report import report
 from everseg.cli_support import (
     Json,
@@ -45,6 +46,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
 app.command()(report)
+app.command()(sweep)
+app.command()(compare)
 
 Source = Annotated[
     str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
