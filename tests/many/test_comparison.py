@@ -93,6 +93,18 @@ def test_joint_training_is_the_upper_bound_below_the_others(sweep: Path) -> None
     assert (row["forgetting"], row["old (no bg)"]) == ("-", "90.0")
 
 
+def test_both_background_conventions_are_shown_where_they_differ(sweep: Path, tmp_path: Path) -> None:
+    (table,) = everseg.compare([sweep], write=False)["tables"]
+    (first, counted), (second, without) = tables.conventions(table)
+    assert (first, second) == ("background counted", "background left out of the means")
+    assert list(counted) == ["old", "new", "all", "average", "forgetting", "time"]
+    assert tables.score_rows(table, without)[0]["old"] == "20.0 ± 10.0"
+    assert tables.score_rows(table, counted)[0]["old"] != "20.0 ± 10.0"
+    made_run(tmp_path / "n", "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), background=None)
+    (table,) = everseg.compare([tmp_path / "n"], write=False)["tables"]
+    assert [title for title, _ in tables.conventions(table)] == [""]
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "reason"),
     [
@@ -278,7 +290,7 @@ def test_the_latex_is_a_plain_table_with_every_name_escaped(sweep: Path) -> None
         lines = [line for line in block[1].strip().splitlines() if line != r"\hline"]
         assert {len(re.split(r"(?<!\\)&", line)) for line in lines} == {len(block[0])}
         assert all(line.endswith(r"\\") for line in lines)
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4
     assert all(line.startswith("%") or "%" not in line.replace(r"\%", "") for line in text.splitlines())
 
 

@@ -178,7 +178,7 @@ def training_seconds(folder: RunFolder, config: RunConfig) -> float | None:
     A copied first step counts with what it took where it was trained.
     """
     path = folder.path / "journal.jsonl"
-    spent, last = 0.0, {}
+    spent, last = 0.0, dict[int, int]()
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         for entry in (line for line in lines if line["event"] == "train"):
@@ -230,7 +230,7 @@ def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
 
 
 def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    found = []
+    found = list[str]()
     for key in dict.fromkeys([*first, *here]):
         if first.get(key) == here.get(key):
             continue

@@ -21,6 +21,10 @@ _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#
         "|": r"\textbar{}", '"': "''", "\n": " "}  # fmt: skip
 
 
+WITHOUT = " (no bg)"
+"""End of the names of numbers without background."""
+
+
 def text(number: str, spread: Json | None, *, signed: bool = False, sign: str = "±") -> str:
     """Mean and standard deviation: percent with one digit, time as minutes and seconds; "-" where unknown."""
     if spread is None or spread["mean"] is None:
@@ -35,26 +39,49 @@ def text(number: str, spread: Json | None, *, signed: bool = False, sign: str = 
     return shown + ("" if spread["sd"] is None else f" {sign} {scale * spread['sd']:.1f}") + unit
 
 
-def score_rows(table: Json, *, sign: str = "±") -> list[dict[str, str]]:
-    """One row per group: its seeds and every number."""
+def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
+    """The numbers of a table by what they do with the background: its title, and column -> number.
+
+    Where leaving it out changes nothing (no background class, results per domain) there is one convention.
+    """
+    counted = {n: n for n in table["numbers"] if not n.endswith(WITHOUT)}
+    without = {n.removesuffix(WITHOUT): n for n in table["numbers"] if n.endswith(WITHOUT)}
+    same = all(
+        group["values"][n] == group["values"][column]
+        for group in table["groups"]
+        for column, n in without.items()
+    )
+    if same:
+        return [("", counted)]
+    return [("background counted", counted), ("background left out of the means", without)]
+
+
+def score_rows(
+    table: Json, columns: Mapping[str, str] | None = None, *, sign: str = "±"
+) -> list[dict[str, str]]:
+    """One row per group: its number of runs, and what its columns show (default: every number)."""
+    columns = columns or {n: n for n in table["numbers"]}
     return [
         {
             "method": group["name"] + (" (upper bound)" if group["joint"] else ""),
             "runs": str(len(group["seeds"])),
-            **{n: text(n, group["scores"][n], sign=sign) for n in table["numbers"]},
+            **{column: text(n, group["scores"][n], sign=sign) for column, n in columns.items()},
         }
         for group in table["groups"]
     ]
 
 
-def difference_rows(table: Json, *, sign: str = "±") -> list[dict[str, str]]:
+def difference_rows(
+    table: Json, columns: Mapping[str, str] | None = None, *, sign: str = "±"
+) -> list[dict[str, str]]:
     """One row per group but the base: mean difference of the runs with the same seed; [] where there are no pairs."""
+    columns = columns or {n: n for n in table["numbers"]}
     rows = []
     for group in table["groups"]:
         differences = group["differences"]
         pairs = max((d["n"] for d in differences.values()), default=0) if differences else 0
         if pairs:
-            shown = {n: text(n, differences[n], signed=True, sign=sign) for n in table["numbers"]}
+            shown = {c: text(n, differences[n], signed=True, sign=sign) for c, n in columns.items()}
             rows.append({f"minus {table['base']}": group["name"], "pairs": str(pairs), **shown})
     return rows
 
@@ -88,12 +115,15 @@ def terminal(made: Json) -> list[Any]:
     for table in made["tables"]:
         if table["reasons"]:
             pieces.append("Not in one table with the first, because of\n  " + "\n  ".join(table["reasons"]))
-        title = f"{table['title']}: mIoU in percent after the last step, mean ± sample standard deviation over seeds"
-        pieces.append(_terminal(score_rows(table), title))
-        if rows := difference_rows(table):
-            pieces.append(
-                _terminal(rows, f"Differences of runs with the same seed to {table['base']}, in points")
+        for convention, columns in conventions(table):
+            title = (
+                f"{table['title']}{convention and ', ' + convention}: mIoU in percent after the last step, "
             )
+            pieces.append(
+                _terminal(score_rows(table, columns), f"{title}mean ± sample standard deviation over seeds")
+            )
+            if rows := difference_rows(table, columns):
+                pieces.append(_terminal(rows, f"Runs with the same seed minus {table['base']}, in points"))
         for source in table["published"]:
             pieces.append(
                 _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
@@ -140,9 +170,13 @@ def latex(made: Json) -> str:
     ]
     for table in made["tables"]:
         facts = "; ".join(f"{key}: {value}" for key, value in table["facts"].items())
+        shown = []
+        for convention, columns in conventions(table):
+            title = f"{facts}{convention and '; ' + convention}"
+            shown.append((title, score_rows(table, columns, sign="@")))
+            shown.append((f"{title}; paired differences", difference_rows(table, columns, sign="@")))
         for title, rows in (
-            (facts, score_rows(table, sign="@")),
-            (f"{facts}; paired differences", difference_rows(table, sign="@")),
+            *shown,
             *((source["title"], published_rows(source, sign="@")) for source in table["published"]),
         ):
             if rows:
@@ -182,8 +216,10 @@ def html(made: Json) -> str:
     tables = [
         {
             **table,
-            "score_rows": score_rows(table),
-            "difference_rows": difference_rows(table),
+            "conventions": [
+                (title, score_rows(table, columns), difference_rows(table, columns))
+                for title, columns in conventions(table)
+            ],
             "sources": [{**source, "shown": published_rows(source)} for source in table["published"]],
             "chart": seeds_chart(table, f"table{number}"),
             "members": [
