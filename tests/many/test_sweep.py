@@ -234,6 +234,15 @@ def test_a_failure_is_listed_and_stops_nothing_and_another_run_trains_the_first_
     assert document["demo-ft-s0"]["shared_from"] == "demo-lwf-s0"
 
 
+@pytest.mark.parametrize(("code", "state"), [(5, "failed"), (75, "new"), (143, "new")])
+def test_a_run_that_saved_itself_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, state: str
+) -> None:
+    monkeypatch.setattr(launch, "run_process", lambda *_, **__: {"exit_code": code, "error": "stopped"})
+    (row,) = sweep_here(tmp_path, ["ft"])["runs"]
+    assert (row["state"], row["exit_code"]) == (state, code)
+
+
 def test_one_run_alone(fake: Fake, tmp_path: Path, call: Call) -> None:
     arguments = ("sweep", "demo", "--methods", "ft,mib", "--out", tmp_path, "--quiet", "--only")
     assert call(*arguments, "demo-mib-s0")[0] == 0

@@ -14,6 +14,9 @@ from everseg.errors import CheckpointError, ConfigError, near_miss
 from everseg.many import launch
 from everseg.many.grid import GridRun, grid, planned_first_step, state_of, store, stored
 
+_SAVED = (75, 130, 143)
+"""Exit codes of runs that were stopped and saved themselves."""
+
 
 def sweep(
     source: str | Path,
@@ -109,15 +112,15 @@ def _threads(before: dict[str, Any], jobs: int, only: str | None) -> int:
 
 
 def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> dict[str, Any]:
-    state = state_of(run)
-    code = result.get("exit_code")
+    state, code = state_of(run), result.get("exit_code")
+    failed = code and state != "finished" and code not in _SAVED
     return {
         "name": run.name,
         "path": str(run.folder.path),
         "method": run.method,
         "seed": run.seed,
         "task": run.task,
-        "state": "failed" if code and state != "finished" else state,
+        "state": "failed" if failed else state,
         "shared_from": result.get("shared_from") or planned_first_step(run, runs) or None,
         "exit_code": code,
         "error": result.get("error"),
