@@ -31,6 +31,7 @@ OPTIONAL = (
     "transformers",
     "mypy",
     "scipy",
+    "ray",
 )
 """Packages that only some users have; nothing may need them to be imported."""
 

@@ -15,6 +15,8 @@ _LAZY = {
     "load": "everseg.predictor:load",
     "evaluate": "everseg.api:evaluate",
     "predict": "everseg.predictor:predict",
+    "sweep": "everseg.many:sweep",
+    "compare": "everseg.many:compare",
     "Run": "everseg.api:Run",
     "Method": "everseg.methods.base:Method",
     "LabelSpace": "everseg.labels:LabelSpace",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import extend
-from everseg.engine.checkpoint import writing
 from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import describe_scenario
 from everseg.engine.progress import Progress
 from everseg.engine.run import execute
 from everseg.engine.sequence import run_sequence
+from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError
 from everseg.evaluation import evaluate, stored_config
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
@@ -251,17 +250,6 @@ def features(
     return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
 
 
-def _copy_first_step(source: RunFolder, target: RunFolder) -> None:
-    """Give a run that has not begun the finished first step of another; the run itself verifies it."""
-    if target.step(0).exists():
-        return
-    temporary = target.final(0).with_name("final.tmp")
-    with writing(temporary):
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source.final(0), temporary)
-        temporary.rename(target.final(0))
-
-
 DEMO_METHODS = ("ft", "mib", "joint")
 
 
@@ -278,7 +266,7 @@ def demo(*, out: str | Path = "runs", quiet: bool = False, seed: int = 0) -> lis
     for method in DEMO_METHODS:
         progress.message(f"{method}:")
         if method == "mib":
-            _copy_first_step(RunFolder(Path(out) / "demo-ft"), RunFolder(Path(out) / "demo-mib"))
+            share_first_step(RunFolder(Path(out) / "demo-ft"), RunFolder(Path(out) / "demo-mib"))
         done = run(f"demo-{method}", out=str(out), seed=seed, quiet=quiet)
         last = done.steps[-1]
         joint = len(done.steps) == 1

@@ -18,6 +18,7 @@ from everseg import cli_init  # noqa: F401 - adds its verb to data_app
 from everseg.cli_data import data_app
 from everseg.cli_deploy import add_deploy_commands
 from everseg.cli_import import import_app
+from everseg.cli_many import compare, sweep
 from everseg.cli_report import report
 from everseg.cli_support import (
     Json,
@@ -294,6 +295,8 @@ def _at_hand(data: DataConfig) -> bool:
 
 
 app.command()(report)
+app.command()(sweep)
+app.command()(compare)
 add_deploy_commands(app)
 
 

@@ -129,6 +129,27 @@ def load_preset(name: str) -> dict[str, Any]:
     return {"name": name, **config}
 
 
+def without_method(name: str) -> str:
+    """The data and task of a preset: its name without the method."""
+    preset = _domain_table().get(name) or _table()[name]
+    return name.removesuffix(f"-{preset.method}")
+
+
+def variant(name: str, *, method: str | None = None, task: str | None = None) -> str | None:
+    """Name of the preset that differs from another one in its method or task; None where there is none."""
+    over_domains = _domain_table().get(name)
+    if over_domains is not None:
+        found = f"{over_domains.sequence}-{method or over_domains.method}"
+        return found if task is None and found in _domain_table() else None
+    preset = _table()[name]
+    if task in (None, preset.task) and method in (None, preset.method):
+        return name
+    head, method = f"{preset.data}-{task or preset.task}", method or preset.method
+    return next(
+        (n for n in (f"{head}-{preset.protocol}-{method}", f"{head}-{method}") if n in _table()), None
+    )
+
+
 def _domain_config(preset: _DomainPreset) -> dict[str, Any]:
     group = _part("domains")[preset.group]
     config = _merged(group["config"], _part("domain_methods")[preset.method])

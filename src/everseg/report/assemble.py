@@ -93,7 +93,7 @@ def _add_published(
     """Published numbers: those of exactly this setting beside the run's, the others with what differs."""
     domains = {name: domain.dataset for name, domain in config.data.domains.items()}
     mean = None if drop is None else drop["mean"]
-    for match in matches(config, _sequence(config, steps)):
+    for match in matches(config, learnt_sets(config, steps)):
         rows = (
             numbers.published_rows(match, tracks, _method(config), domains, mean) if match.comparable else []
         )
@@ -196,7 +196,7 @@ def _domain_table(folder: RunFolder, learnt: Mapping[int, str]) -> numbers.Rows:
     return domain_rows(rows, learnt)
 
 
-def _sequence(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
+def learnt_sets(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Data sets in the order in which domains were learnt whole; [] of mixed runs."""
     if not config.data.domains or any(s.classes or s.add for s in config.scenario.steps or []):
         return []

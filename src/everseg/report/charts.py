@@ -102,6 +102,33 @@ def bars(rows: Sequence[Bar], *, key: str, title: str, description: str) -> str:
     return draw(0.75 + _ROW * len(rows), paint, key=key, title=title, description=description)
 
 
+def dots(rows: Mapping[str, Sequence[Sequence[float]]], *, key: str, title: str, description: str) -> str:
+    """Draw the values (fractions) of each row's series as points, with an upright mark at each mean.
+
+    Args:
+        rows: name -> one list of values per series, the series in the order of their colours.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = _axes(figure, list(rows))
+        for y, series in enumerate(rows.values()):
+            for number, values in enumerate(series):
+                at = y + 0.22 * (number - (len(series) - 1) / 2)
+                colour, shown = SERIES[number % 8], [100 * value for value in values]
+                axes.plot(shown, [at] * len(shown), color=colour, marker="o", markersize=5, linestyle="none",
+                          alpha=0.75, clip_on=False)  # fmt: skip
+                if shown:
+                    mean = sum(shown) / len(shown)
+                    axes.plot([mean, mean], [at - 0.13, at + 0.13], color=colour, linewidth=2, clip_on=False)
+        _names(axes, list(rows))
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("mIoU, percent")
+
+    most = max((len(series) for series in rows.values()), default=1)
+    height = 0.75 + _ROW * max(1.0, 0.8 * most) * len(rows)
+    return draw(height, paint, key=key, title=title, description=description)
+
+
 def stacks(
     rows: Mapping[str, Sequence[float]], colours: Sequence[int], *, key: str, title: str, description: str
 ) -> str:

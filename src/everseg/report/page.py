@@ -112,9 +112,9 @@ class Page:
     """Offered as JSON."""
 
 
-def render(page: Page) -> str:
-    """The page as HTML; every text in it is escaped."""
-    environment = Environment(
+def environment() -> Environment:
+    """What the pages' templates are rendered with: every text is escaped."""
+    found = Environment(
         loader=PackageLoader("everseg.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -122,8 +122,13 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
-    environment.filters["cell"] = cell
-    environment.tests |= {"is_number": is_number, "column_of": column_of_numbers}
+    found.filters["cell"] = cell
+    found.tests |= {"is_number": is_number, "column_of": column_of_numbers}
+    return found
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text in it is escaped."""
     style = resources.files("everseg.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in page.name)
     files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()))
@@ -131,8 +136,10 @@ def render(page: Page) -> str:
     text = json.dumps(page.numbers, indent=1, ensure_ascii=False)
     files.append((f"{name}.json", data_uri("application/json", text.encode())))
     yaml = data_uri("application/yaml", page.provenance["yaml"].encode())
-    return environment.get_template("report.html.j2").render(
-        page=page, style=style, files=files, yaml=(f"{name}.yaml", yaml)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(page=page, style=style, files=files, yaml=(f"{name}.yaml", yaml))
     )
 
 

@@ -1,0 +1,129 @@
+"""A first step that several runs have in common, trained once (floor 5).
+
+Two runs have the same first step if everything that acts in it is the same: all settings but those of later steps and
+but the method's, of which each method says itself what acts (`Method.first_step`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from everseg import registry
+from everseg.config import RunConfig
+from everseg.config_loading import identity
+from everseg.data.writing import flush_folder, write_flushed
+from everseg.engine.checkpoint import read_document, verify, write_bytes, writing
+from everseg.engine.folder import RunFolder
+from everseg.engine.runtime import locked
+from everseg.errors import CheckpointError
+from everseg.methods.base import first_step_of
+from everseg.methods.build import build_method
+
+LATER_STEPS = ("train.epochs_next", "train.lr_next")
+"""Settings that act after the first step only."""
+_COPIED = ("confusion.npz", "metrics.json")
+_PACKAGES = ("everseg", "torch", "numpy", "pillow", "accelerate")
+"""Another version of these may give other bits."""
+
+
+def first_step_hash(config: RunConfig) -> str | None:
+    """SHA-256 of everything that decides a run's first step; None where it is never shared.
+
+    Joint runs have a single step, and scenarios of the user's own may train several branches in the first one.
+    """
+    if config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]:
+        return None
+    settings = {
+        key: value
+        for key, value in identity(config).items()
+        if key not in LATER_STEPS and not key.startswith("method.")
+    }
+    told = [settings, first_step_of(build_method(config.method))]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def has_first_step(folder: RunFolder) -> bool:
+    """Whether a run's first step is trained and scored."""
+    return (folder.step(0) / "metrics.json").is_file()
+
+
+def obstacle(source: RunFolder, threads: int) -> str:
+    """Why a first step would not be the bits that this machine makes, though the settings agree; "" = nothing."""
+    stored = read_document(source.path / "run.json", "threads")
+    if stored["threads"] != threads:
+        return f"{source.path.name} was trained with {stored['threads']} CPU threads, not {threads}"
+    theirs = stored.get("versions") or {}
+    others = [name for name in _PACKAGES if theirs.get(name) != version(name)]
+    return f"{source.path.name} was trained with another version of {', '.join(others)}" if others else ""
+
+
+def share_first_step(source: RunFolder, target: RunFolder) -> bool:
+    """Give a run that has not begun the finished first step of another one, as if it had trained it itself.
+
+    Weights, method state, counts and scores are copied, and the lines of the journal that belong to them.
+
+    Args:
+        source: a run whose first step is trained and scored.
+        target: a run with the same `first_step_hash`.
+
+    Returns:
+        Whether it was copied; False where the target has begun already, or was begun with other settings.
+
+    Raises:
+        CheckpointError: the source is damaged, or the copy cannot be written.
+        ConfigError: the target is in use by another process.
+    """
+    if target.step(0).exists():
+        return False
+    digest = verify(source.final(0))
+    source.metrics(0), source.counts(0)
+    with locked(target.path):
+        if target.step(0).exists() or _is_of_another(target, source):
+            return False
+        temporary = target.step(0).with_name("00.tmp")
+        with writing(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            _copy_flushed(source, temporary)
+            if verify(temporary / "final") != digest:
+                raise CheckpointError(
+                    f"{temporary} is not what {source.step(0)} holds; run the same command again"
+                )
+            write_bytes(target.path / "journal.jsonl", _journal_of_first_step(source))
+            temporary.rename(target.step(0))
+            flush_folder(target.step(0).parent)
+    return True
+
+
+def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
+    if not (target.path / "run.json").is_file():
+        return False
+    return first_step_hash(target.config()) != first_step_hash(source.config())
+
+
+def _copy_flushed(source: RunFolder, target: Path) -> None:
+    """Copy a finished first step without its checkpoints, every file flushed to disk."""
+    root = source.step(0)
+    files = [*source.final(0).iterdir(), *(root / name for name in _COPIED)]
+    for path in files:
+        place = target / path.relative_to(root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_flushed(place, path.read_bytes())
+    flush_folder(target / "final")
+    flush_folder(target)
+
+
+def _journal_of_first_step(source: RunFolder) -> bytes:
+    kept = []
+    path = source.path / "journal.jsonl"
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # half-written
+            continue
+        if entry.get("step") == 0:
+            kept.append(line + b"\n")
+    return b"".join(kept)
