@@ -378,7 +378,13 @@ def test_the_command_says_where_and_ends_with_an_interrupt(bundles):
     command = [sys.executable, "-m", "everseg.cli", "serve", *map(str, bundles), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # a shell that runs the tests in the background has them ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as one:
         try:
             line = one.stdout.readline()
