@@ -98,8 +98,7 @@ class Guard:
         """
         if not self._seen:
             return
-        rows = torch.stack([one.values for one in self._seen]).tolist() if self._equal() else []
-        rows = rows or [one.values.tolist() for one in self._seen]
+        rows = [one.values.tolist() for one in self._seen]
         self.norm = rows[-1][-1]
         judged = [row[:-1] if self.scaled else row for row in rows]
         bad = next((i for i, row in enumerate(judged) if not all(map(math.isfinite, row))), None)
@@ -117,9 +116,6 @@ class Guard:
             one.ids,
             f"{state}; checkpoints before it are whole.",
         )
-
-    def _equal(self) -> bool:
-        return len({len(one.values) for one in self._seen}) == 1
 
     def check_weights(self, iteration: int, ids: tuple[str, ...]) -> None:
         """Stop before weights or running statistics that an update made infinite are written to disk.

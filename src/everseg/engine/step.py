@@ -253,7 +253,6 @@ class StepJob:
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         guard = self._guard()
-        where = f"step {self.step.index}"
         for iteration, loaded in enumerate(batches, start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
@@ -282,7 +281,7 @@ class StepJob:
                 self._save(done)
             if code and done < self.total:
                 self.session.progress.end()
-                raise StopRequest.error(code, f"{where}, iteration {done} of {self.total}")
+                raise StopRequest.error(code, f"{guard.where}, iteration {done} of {self.total}")
         self.session.progress.end()
 
     def _guard(self) -> Guard:
