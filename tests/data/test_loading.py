@@ -57,6 +57,7 @@ class Memory:
         if index in self.bad:
             raise DataError(f"{self.id(index)}: truncated image; replace the file")
         if index in self.deadly and os.getpid() != self.home:
+            time.sleep(0.5)  # the batch before is handed over by then
             os.kill(os.getpid(), signal.SIGKILL)
         rng = np.random.RandomState(index)
         size = self.sizes.get(index, self.size)
@@ -438,6 +439,24 @@ def test_a_bad_file_is_one_data_error_that_names_it(workers: int) -> None:
 def test_a_worker_that_is_killed_is_a_data_error_that_says_what_to_do() -> None:
     with pytest.raises(DataError, match=r"loader process stopped.*data\.workers=0"):
         train(Memory(8, deadly=frozenset({5})), workers=1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_during_the_step_does_not_break_into_it() -> None:
+    second = int(epoch_order(7, 1, 0, 8)[1])
+    batches = train_batches(
+        [view(Memory(8, deadly=frozenset({second})))],
+        DATA.model_copy(update={"workers": 1}),
+        seed=7,
+        step=1,
+        batch=1,
+        start=0,
+        stop=9,
+    )
+    next(batches)
+    time.sleep(2)  # the worker, two batches ahead, is dead by now; torch's own handler would raise here
+    with pytest.raises(DataError, match="loader process stopped"):
+        list(batches)
 
 
 def test_pixels_that_are_not_bytes_are_told() -> None:

@@ -7,8 +7,11 @@ every process takes its slice of one global order: workers, ranks and restarts n
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -185,6 +188,12 @@ class _Plan(Sampler[Keys]):
         return self._length
 
 
+LOOK_EVERY = 2
+"""Seconds after which a waiting loader looks whether its processes still live."""
+PATIENCE = 300
+"""Seconds without a batch after which a loader process counts as hung."""
+
+
 def _loader(samples: _Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[Loaded]:
     loader = DataLoader(
         samples,
@@ -192,17 +201,18 @@ def _loader(samples: _Samples, plan: _Plan, workers: int, pin: bool) -> Iterator
         num_workers=min(workers, len(plan)),
         collate_fn=_collate,
         pin_memory=pin,
-        timeout=300 if workers else 0,
+        timeout=LOOK_EVERY if workers else 0,
         worker_init_fn=_begin_worker,
     )
-    iterator = iter(loader)
+    with _deaths_told_where_batches_are_asked_for():
+        iterator = iter(loader)
     while True:
         try:
-            loaded = next(iterator)
+            loaded = _next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # a killed worker's pipe may break first
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             raise DataError(
                 f"a loader process stopped or hung ({str(error).splitlines()[0]}); "
@@ -211,6 +221,34 @@ def _loader(samples: _Samples, plan: _Plan, workers: int, pin: bool) -> Iterator
         if isinstance(loaded, EversegError):
             raise loaded
         yield loaded
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    """The next batch; every LOOK_EVERY seconds of waiting torch looks whether its processes still live."""
+    start = time.monotonic()
+    while True:
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if "timed out" not in str(error) or time.monotonic() - start > PATIENCE:
+                raise
+
+
+@contextmanager
+def _deaths_told_where_batches_are_asked_for() -> Iterator[None]:
+    """Keep torch from answering the death of a worker with an error at whatever point the main process has reached.
+
+    Its first loader with processes installs a SIGCHLD handler that raises, be it in the middle of an update or of a
+    save. Looking while waiting for a batch (`LOOK_EVERY`) finds every death too.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _begin_worker(number: int) -> None:
