@@ -98,16 +98,18 @@ def count_ids(mask: np.ndarray) -> np.ndarray:
 
 def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | str] | np.ndarray) -> list[str]:
     """Say of every file which undeclared ids it holds: "ID: id 7 (12 pixels), ..."."""
-    known = np.isin(np.arange(256), list(labels.declared))
+    readable = [index for index, row in enumerate(counts) if not isinstance(row, str)]
+    if not readable:
+        return []
+    rows = np.stack([counts[index] for index in readable])
+    rows[:, list(labels.declared)] = 0
     lines = []
-    for index, row in enumerate(counts):
-        if isinstance(row, str):
-            continue
-        foreign = np.flatnonzero(np.where(known, 0, row))
-        if foreign.size:
-            found = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign[:8])
-            more = f" and {foreign.size - 8} more ids" if foreign.size > 8 else ""
-            lines.append(f"{split.id(index)}: {found}{more}")
+    for place in np.flatnonzero(rows.any(axis=1)):
+        row = rows[place]
+        foreign = np.flatnonzero(row)
+        found = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign[:8])
+        more = f" and {foreign.size - 8} more ids" if foreign.size > 8 else ""
+        lines.append(f"{split.id(readable[place])}: {found}{more}")
     return lines
 
 
