@@ -31,6 +31,7 @@ from everseg.cli_support import (
     unicode_output,
     write_json,
 )
+from everseg.report.text import columns, value_text
 
 if TYPE_CHECKING:
     from everseg.config import DataConfig
@@ -235,9 +236,7 @@ def list_names(
 
         raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
     elif any(text for _, text in rows):
-        from everseg.report import tables
-
-        console_of_stdout().print(tables.table(["name", "what"], rows))
+        say(columns(["name", "what"], rows))
     else:
         say("\n".join(name for name, _ in rows))
 
@@ -257,7 +256,6 @@ def show(
 ) -> None:
     """Print the resolved configuration with each field's help, and what every step will see."""
     from everseg import config_loading
-    from everseg.report import tables
 
     config = config_loading.load(source, overrides or [])
     if as_yaml:
@@ -273,11 +271,14 @@ def show(
     if as_json:
         write_json({"config": config_loading.to_json(config), "scenario": steps})
         return
-    console = console_of_stdout()
-    console.print(tables.settings_table(config_loading.fields(config)))
+    rows = ((key, value_text(value), text) for key, value, text in config_loading.fields(config))
+    say(columns(["key", "value", "help"], rows) + "\n")
     if steps is None:
         say("What every step sees is shown here too when the data are at hand: data.root=DIR")
         return
+    from everseg.report import tables
+
+    console = console_of_stdout()
     for piece in tables.scenario_tables(steps):
         console.print(piece)
 
@@ -302,6 +303,8 @@ add_deploy_commands(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
+    # Looking for plug-ins of pydantic reads the metadata of every installed package; its own loader says how to not.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     code = guarded(app, [argument for argument in given if argument != "--debug"], debug)

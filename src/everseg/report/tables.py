@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -191,16 +190,6 @@ def demo_table(rows: Sequence[Mapping[str, Any]], *, mark: str = "▇") -> Table
         for row in rows
     ]
     return table(columns, cells, title="mIoU in percent", right="|".join(columns[1:6]))
-
-
-def settings_table(rows: Iterable[tuple[str, Any, str]]) -> Table:
-    """Key, value and help of every setting."""
-    return table(["key", "value", "help"], [(key, value_text(value), text) for key, value, text in rows])
-
-
-def value_text(value: Any) -> str:
-    """A setting as it would be written after `key=`."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
