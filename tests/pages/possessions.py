@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import street
 import torch
 import trees
@@ -14,6 +15,12 @@ SIZE = (32, 48)
 FORKS = ["background", "forklift", "person"]
 SHARED = ["background", "road", "tree", "building", "sign"]
 Maker = Callable[[Path], object]
+
+
+def picture(number: int) -> np.ndarray:
+    """An image that no other number gives."""
+    noise = np.random.default_rng(number).integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+    return trees.image_of(number, SIZE) + noise
 
 
 # ---------------------------------------------------------------- data sets: what DIR stands for
@@ -25,7 +32,7 @@ def voc(base: Path) -> None:
     for split, names in stems.items():
         for number, name in enumerate(names):
             ids = [0, number % 20 + 1] if split == "train" else [0, *range(4 * number + 1, 4 * number + 5)]
-            trees.save(base / "JPEGImages" / f"{name}.jpg", trees.image_of(number, SIZE))
+            trees.save(base / "JPEGImages" / f"{name}.jpg", picture(int(name[:4] + name[-2:])))
             for folder in ("SegmentationClass", "SegmentationClassAug"):
                 trees.save(base / folder / f"{name}.png", trees.mask_of(ids, SIZE))
         trees.write(base / "ImageSets" / "Segmentation" / f"{split}.txt", "\n".join(names) + "\n")
@@ -33,21 +40,21 @@ def voc(base: Path) -> None:
 
 def camvid(base: Path) -> None:
     """Frames of the day drives and of the dusk drive, all eleven classes in each."""
-    for split in ("train", "val", "test"):
-        for drive in ("0006R0", "Seq05VD", "0001TP"):
+    for part, split in enumerate(("train", "val", "test")):
+        for place, drive in enumerate(("0006R0", "Seq05VD", "0001TP")):
             if (split, drive) == ("val", "0001TP"):
                 continue
             for number in range(3):
-                name = f"{drive}_{number:06d}.png"
-                trees.save(base / split / name, trees.image_of(number, SIZE))
+                name = f"{drive}_{part}{number:05d}.png"
+                trees.save(base / split / name, picture(100 * part + 10 * place + number))
                 trees.save(base / f"{split}annot" / name, trees.mask_of(list(range(12)), SIZE))
 
 
 def own(base: Path, classes: int) -> None:
     """A reader's own folder: images/{train,val,test} and masks of background and so many classes."""
-    for split, count in (("train", 8), ("val", 2), ("test", 2)):
-        for number in range(count):
-            trees.save(base / "images" / split / f"{number}.png", trees.image_of(number, SIZE))
+    for split, numbers in (("train", range(8)), ("val", range(8, 10)), ("test", range(10, 12))):
+        for number in numbers:
+            trees.save(base / "images" / split / f"{number}.png", picture(number))
             ids = [0, *range(1, classes + 1)] if number % 2 else [0, 1]
             trees.save(base / "masks" / split / f"{number}.png", trees.mask_of(ids, SIZE))
 
@@ -86,12 +93,12 @@ def archives(folder: Path) -> None:
 
 
 def photo(path: Path) -> None:
-    trees.save(path, trees.image_of(3, SIZE))
+    trees.save(path, picture(3))
 
 
 def photos(path: Path) -> None:
     for number in range(3):
-        trees.save(path / f"{number}.jpg", trees.image_of(number, SIZE))
+        trees.save(path / f"{number}.jpg", picture(number))
 
 
 def described(names: list[str]) -> Maker:
@@ -153,7 +160,11 @@ def torchvision_weights(path: Path) -> None:
 
     model = torchvision_deeplabv3(blocks=(3, 4, 6, 3), stem=4, widths=[4, 4, 4, 4], hidden=4)
     model.grow({"default": 3})
-    theirs = {"encoder.": "backbone.", "decoder.": "classifier.", "heads.default.classifiers.0.": "classifier.4."}
+    theirs = {
+        "encoder.": "backbone.",
+        "decoder.": "classifier.",
+        "heads.default.classifiers.0.": "classifier.4.",
+    }
     names = {name: next(t + name.removeprefix(o) for o, t in theirs.items() if name.startswith(o))
              for name in model.state_dict()}  # fmt: skip
     torch.save({names[name]: value for name, value in model.state_dict().items()}, path)
