@@ -1,4 +1,4 @@
-"""What a reader of the pages has: data sets in their layouts, photographs, checkpoints. All of them tiny, made on demand."""
+"""What a reader of the pages has: data sets in their layouts, photographs, checkpoints; all tiny, made on demand."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SUBSTITUTIONS = {
     r"cityscapes root=DIR": ("cityscapes root=have/street/cs", "a miniature tree"),
     r"(\bvoc\b.*)\broot=DIR": (r"\1root=have/VOC2012", "a miniature tree"),
     r"(\bcamvid\b.*)\broot=DIR": (r"\1root=have/CamVid", "a miniature tree"),
+    r"train\.epochs=\d\d": ("train.epochs=2", "two passes instead of many"),
     r"max_time=3500": ("max_time=0.001", "the time is up at once"),
     r"(nproc_per_node|num_processes)([ =])4": (r"\1\g<2>2", "two processes on this machine"),
     r"accelerate launch": ("accelerate launch --cpu", "no GPUs here"),
@@ -43,9 +45,9 @@ SUBSTITUTIONS = {
         "CUDA only; batch norm wants two images per process",
     ),
     r"(keep.at.least.)0\.97": (r"\g<1>0.1", "the norms of a network of few steps still move"),
-    r"(everseg (?:extend|adopt|export runs/deployed) .*)": (
+    r"(everseg (?:export|extend|adopt) .*)": (
         r"\1 --no-onnx",
-        "ten seconds each; the page's first has it",
+        "ten seconds each; tests/deploy/test_export.py has it",
     ),
     r"run\.export\(([^)]+)\)": (r"run.export(\1, onnx=False)", "the same in Python"),
     r"(everseg serve .*)": (r"\1 --port 0", "the port may be taken"),
@@ -177,7 +179,7 @@ def promised(words: list[str], out: str) -> Iterator[Path]:
     """Files and folders that a command names as its results, or says it wrote."""
     if "--dry-run" in words:
         return
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in pairwise(words):
         if option in OPTIONS and not value.startswith("-"):
             yield Path(value)
     yield from (Path(name) for name in SAID.findall(out))

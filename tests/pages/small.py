@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 DEMO = {"num_train": 16, "num_val": 4, "size": [32, 48]}
-NARROW = {"stem": 4, "widths": [4, 4, 4, 4], "hidden": 4, "out_channels": 4, "rates": [1, 2, 3]}
+NARROW = {"stem": 4, "widths": [4, 4, 4, 4], "hidden": 4, "out_channels": 4}
 MODELS = {
     "deeplabv3-resnet101": {**NARROW, "blocks": [1, 1, 1, 1], "pool_size": None},
-    "deeplabv3-tiny": {**NARROW, "stem_pool": False},
+    "deeplabv3-tiny": {**NARROW, "stem_pool": False, "rates": [1, 2, 3]},
     "erfnet": {"widths": [6, 8, 10], "blocks": [1, 1]},
 }
 SMALL = {

@@ -39,12 +39,12 @@ MADE = {
     "README.md": ["runs/voc-15-5-mib/steps/01/metrics.json", "data.yaml", "data_preview.html"],
     "docs/quickstart.md": [
         "runs/demo-ft", "runs/demo-mib/steps/01/confusion.npz", "runs/demo-joint", "data.yaml", "data_preview.html",
-        "out/classes.json", "runs/signs/steps/01/metrics.json", "back.pth", "mdil-3", "back.pth.tar", "erfnet.safetensors",
+        "out/classes.json", "runs/signs/steps/01/metrics.json", "back.pth", "mdil-3", "back.pth.tar",
     ],
     "docs/data.md": ["have/downloads/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt"],
-    "docs/deploy.md": ["runs/mine/bundle/model.onnx", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
+    "docs/deploy.md": ["runs/mine/bundle/MANIFEST.json", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
     "docs/features.md": ["looks/mib/drift.csv"],
-    "docs/many-runs.md": ["runs/demo-sweep/sweep.json", "tables/compare.html", "tables/compare.csv", "tables/compare.tex"],
+    "docs/many-runs.md": ["runs/demo-sweep/sweep.json", "tables/compare.html", "tables/compare.tex"],
     "docs/report.md": ["runs/demo-mib/report.html", "mib.html"],
 }  # fmt: skip
 """Page -> what it says is there in the end, beside what the commands themselves name as their results."""
