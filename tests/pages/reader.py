@@ -8,9 +8,11 @@ import http.server
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -143,6 +145,9 @@ class Reader:
             words = [sys.executable, "-m", launchers[words[0]], *words[skip:at], script, *words[at + 2 :]]
         elif words[0] == "python":
             words = [sys.executable, *words[1:]]
+        elif shutil.which(words[0]) is None:
+            warnings.warn(f"{words[0]} is not installed here; not executed: {' '.join(words)}", stacklevel=2)
+            return 0, "", ""
         else:
             words = [word.replace("SERVER", self.servers[-1][0].url.rstrip("/")) for word in words] + ["-fsS"]
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])

@@ -42,7 +42,7 @@ MADE = {
         "out/classes.json", "runs/signs/steps/01/metrics.json", "back.pth", "mdil-3", "back.pth.tar",
     ],
     "docs/data.md": ["have/downloads/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt"],
-    "docs/deploy.md": ["runs/mine/bundle/MANIFEST.json", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
+    "docs/deploy.md": ["runs/mine/bundle", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
     "docs/features.md": ["looks/mib/drift.csv"],
     "docs/many-runs.md": ["runs/demo-sweep/sweep.json", "tables/compare.html", "tables/compare.tex"],
     "docs/report.md": ["runs/demo-mib/report.html", "mib.html"],
