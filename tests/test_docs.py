@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import typer
+from reading import PAGES, ROOT, blocks, page_id, prose
 
 from everseg import config_loading, config_yaml, errors, presets
 from everseg.cli import app
@@ -18,48 +19,32 @@ from everseg.data.datasets import descriptor
 from everseg.errors import ConfigError
 from everseg.labels import POLICIES
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(everseg [a-z][^`\n]*)`")
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 LAUNCHER = re.compile(r".*\s-m everseg\.cli\s|(?:\S*/)?everseg\s")
 PLACEHOLDERS = {"PRESET": "demo-mib", "PRESET_OR_YAML": "demo-mib", "METHOD": "ft"}
 
 
-def page_id(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    return [code for found, code in FENCE.findall(path.read_text(encoding="utf-8")) if found == language]
-
-
-def file_name(code: str) -> str | None:
-    match = re.match(r"# (\w+\.py)\n", code)
-    return match[1] if match else None
-
-
 def commands(path: Path) -> list[str]:
     """Every `everseg ...` command of a page, without launcher, comment, pipes and continuation lines."""
     found = []
-    for code in blocks(path, "sh"):
-        for line in code.replace("\\\n", " ").splitlines():
+    for block in blocks(path, "sh"):
+        for line in block.code.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|\||;|\||>", re.sub(r"\s#.*", "", line)):
                 match = LAUNCHER.match(part.strip())
                 if match:
                     found.append(part.strip()[match.end() :])
-    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
-    return found + [text.removeprefix("everseg ") for text in INLINE.findall(prose) if "..." not in text]
+    inline = INLINE.findall(prose(path))
+    return found + [text.removeprefix("everseg ") for text in inline if "..." not in text]
 
 
 @pytest.fixture(scope="module")
 def plug_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that docs/extending.md prints."""
     folder = tmp_path_factory.mktemp("docs")
-    for code in blocks(ROOT / "docs" / "extending.md", "python"):
-        if name := file_name(code):
-            (folder / name).write_text(code)
+    for block in blocks(ROOT / "docs" / "extending.md", "python"):
+        if block.file:
+            (folder / block.file).write_text(block.code)
     assert len(list(folder.iterdir())) == 4
     return folder
 
@@ -73,9 +58,9 @@ def test_the_examples_of_extending_run_in_their_order(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("EVERSEG_CACHE", str(tmp_path / "cache"))
     scope: dict[str, object] = {"__name__": "docs"}
-    for code in blocks(ROOT / "docs" / "extending.md", "python"):
-        if not file_name(code):
-            exec(compile(code, "docs/extending.md", "exec"), scope)
+    for block in blocks(ROOT / "docs" / "extending.md", "python"):
+        if not block.file:
+            exec(compile(block.code, "docs/extending.md", "exec"), scope)
     package, run = cast(Any, scope["everseg"]), cast(Any, scope["run"])
     assert package.run(scope["settings"], quiet=True).table() == run.table()
     with pytest.raises(ConfigError, match="your own code"):
@@ -87,8 +72,8 @@ def test_the_examples_of_extending_run_in_their_order(
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_python_examples_compile(path: Path) -> None:
-    for code in blocks(path, "python"):
-        compile(code, page_id(path), "exec")
+    for block in blocks(path, "python"):
+        compile(block.code, page_id(path), "exec")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
@@ -155,14 +140,14 @@ def test_the_pages_print_commands() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_links_lead_to_files_and_headings(path: Path) -> None:
-    for target in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+    for target in LINK.findall(prose(path)):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         place, _, anchor = target.partition("#")
         file = (path.parent / place).resolve() if place else path
         assert file.exists(), f"{page_id(path)}: {target} does not exist"
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", prose(file), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
             assert anchor in slugs, f"{page_id(path)}: {target} has no such heading"
 
@@ -183,8 +168,8 @@ def test_pages_hold_no_path_of_one_machine(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_yaml_examples_are_valid(path: Path, plug_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(plug_ins)
-    for number, code in enumerate(blocks(path, "yaml")):
-        given = config_yaml.parse(code, f"{page_id(path)}, YAML block {number}").value
+    for number, block in enumerate(blocks(path, "yaml")):
+        given = config_yaml.parse(block.code, f"{page_id(path)}, YAML block {number}").value
         if "classes" in given:
             descriptor.parse({k: v for k, v in given.items() if k != "root"}, page_id(path))
         else:
