@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory) -> dict[str, dict[str, str]]:
         out = tmp_path_factory.mktemp(method)
         assert complete(settings(out, method={"name": method})) == 0
         found[method] = results(out / "toy")
-        assert len(found[method]) == 12
+        assert len(found[method]) == 14
     return found
 
 

@@ -56,16 +56,18 @@ def test_means_and_deviations_are_the_known_ones(sweep: Path) -> None:
     assert len(made["tables"]) == 1
     ft = group(made, "ft")
     assert (ft["seeds"], ft["joint"]) == ([0, 1, 2], False)
-    assert ft["scores"]["old (no bg)"] == near({"mean": 0.2, "sd": 0.1, "n": 3})
-    assert ft["scores"]["new (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3})
-    assert ft["scores"]["all (no bg)"] == near({"mean": (0.2 * 2 + 0.6) / 3, "sd": 0.1, "n": 3})
-    assert ft["scores"]["forgetting (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3})
+    assert ft["scores"]["old (no bg)"] == near({"mean": 0.2, "sd": 0.1, "n": 3, "interval": None})
+    assert ft["scores"]["new (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3, "interval": None})
+    assert ft["scores"]["all (no bg)"] == near(
+        {"mean": (0.2 * 2 + 0.6) / 3, "sd": 0.1, "n": 3, "interval": None}
+    )
+    assert ft["scores"]["forgetting (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3, "interval": None})
     average = [(0.8 + (2 * old + new) / 3) / 2 for old, new in ((0.1, 0.5), (0.2, 0.6), (0.3, 0.7))]
     assert ft["values"]["average (no bg)"] == near(average)
     missed = 1000 * (2 * 0.9 + 0.5)
     background = 10_000 / (10_000 + missed)
     assert ft["values"]["old"][0] == near((background + 2 * 0.1) / 3), "background counted among the old"
-    assert ft["scores"]["time"] == near({"mean": 31.0, "sd": 1.0, "n": 3})
+    assert ft["scores"]["time"] == near({"mean": 31.0, "sd": 1.0, "n": 3, "interval": None})
     assert group(made, "mib")["scores"]["time"]["mean"] is None, "no journal, no time"
 
 
@@ -74,8 +76,8 @@ def test_differences_are_paired_by_seed(sweep: Path) -> None:
     assert made["tables"][0]["base"] == "ft"
     assert group(made, "ft")["differences"] is None
     mib = group(made, "mib")["differences"]
-    assert mib["old (no bg)"] == near({"mean": 0.55, "sd": 0.05 * 2**0.5, "n": 2})
-    assert mib["new (no bg)"] == near({"mean": -0.15, "sd": 0.05 * 2**0.5, "n": 2})
+    assert mib["old (no bg)"] == near({"mean": 0.55, "sd": 0.05 * 2**0.5, "n": 2, "interval": None})
+    assert mib["new (no bg)"] == near({"mean": -0.15, "sd": 0.05 * 2**0.5, "n": 2, "interval": None})
     assert group(made, "joint")["differences"]["all (no bg)"]["n"] == 1
     turned = everseg.compare([sweep], against="mib", write=False)
     assert group(turned, "ft")["differences"]["old (no bg)"]["mean"] == near(-0.55)

@@ -295,7 +295,7 @@ def _score(session: Session, step: Step, iteration: int) -> None:
                 result.samples[name],
                 domain=name if config.data.domains else None,
             )
-        folder.save_result(step.index, result.counts, metrics)
+        folder.save_result(step.index, result.counts, metrics, result.images)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, run_sequence(folder))
     accelerator.wait_for_everyone()
