@@ -200,6 +200,22 @@ def test_the_tables_are_the_runs_own_and_come_as_csv_and_json(finished: everseg.
     assert document["tables"]["classes-per-step"], "pixels per class of each step"
 
 
+def test_joint_training_beside_the_run_ends_the_step_matrix(finished: everseg.Run, copy: Path) -> None:
+    assert "Last row: joint training" not in made(copy).text
+    joint = settings(copy.parent, name="upper", scenario={"joint": True}, method={"name": "ft"},
+                     train={"max_iterations": 12})  # fmt: skip
+    everseg.run(joint, quiet=True)
+    shown = made(copy)
+    assert (
+        "Last row: joint training on the images of all steps, the upper bound (upper, beside this run"
+        in shown.text
+    )
+    rows = json.loads(shown.download("json"))["tables"]["step-matrix"]
+    assert [row["after step"] for row in rows] == [0, 1, "joint"]
+    scores = RunFolder(copy.parent / "upper").metrics(0)["branches"]["default"]["miou"]
+    assert list(rows[-1].values())[1:] == [round(100 * scores[key], 2) for key in ("old", "new")]
+
+
 def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -> None:
     given = parsed(domains.path / "report.html")
     tables = json.loads(given.download("domains.json"))["tables"]
