@@ -28,6 +28,7 @@ from everseg.cli_support import (
     listing,
     say,
     speaks,
+    under_headings,
     unicode_output,
     write_json,
 )
@@ -234,6 +235,8 @@ def list_names(
         from everseg.errors import ConfigError
 
         raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
+    elif what == "presets":
+        say(under_headings(rows))
     elif any(text for _, text in rows):
         from everseg.report import tables
 

@@ -6,12 +6,12 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_runs import counts, made_run, two_steps
+from pages import Parsed, parsed
 
 import everseg
 from everseg.engine.folder import RunFolder
@@ -239,30 +239,16 @@ def test_published_rows_stand_only_where_conventions_match(tmp_path: Path) -> No
 # ---------------------------------------------------------------- files
 
 
-class Seen(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.said: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.said.append(data)
-
-
 def test_the_page_needs_nothing_else_and_says_the_numbers(sweep: Path) -> None:
     made = everseg.compare([sweep])
-    page = Seen((sweep / "compare.html").read_text(encoding="utf-8"))
+    page = parsed(sweep / "compare.html")
     assert [Path(path).name for path in made["files"]] == ["compare.html", "compare.csv", "compare.tex"]
     assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         for name in ("src", "href"):
             if name in attributes and tag != "a":
                 assert attributes[name].startswith(("data:", "#")), (tag, attributes)
-    text = " ".join(" ".join(page.said).split())
+    text = page.text
     assert "20.0 ± 10.0" in text
     assert "+55.0 ± 7.1" in text
     assert "joint (upper bound)" in text
@@ -300,7 +286,7 @@ def test_a_hostile_name_is_text_everywhere(tmp_path: Path) -> None:
     made_run(tmp_path, "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=["data.options.light=dusk"])
     made = everseg.compare([tmp_path], write=False)
     made["tables"][0]["groups"][0]["name"] = '<script>alert("x")</script>\x1b[31m'
-    page = Seen(tables.html(made))
+    page = Parsed(tables.html(made))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "\x1b" not in tables.html(made) + tables.latex(made)
 

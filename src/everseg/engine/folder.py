@@ -19,6 +19,7 @@ import torch
 
 from everseg.config import RunConfig
 from everseg.config_loading import config_hash, difference, load, to_json
+from everseg.data.writing import remove_leftovers
 from everseg.engine.checkpoint import (
     load_tensors,
     parent_of,
@@ -28,6 +29,7 @@ from everseg.engine.checkpoint import (
     verify,
     write_bytes,
     write_json,
+    writing,
 )
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import LabelSpace
@@ -155,6 +157,12 @@ class RunFolder:
             },
         )
         return threads
+
+    def clean(self) -> None:
+        """Delete half-written files that a killed process of this run has left; the caller holds its lock."""
+        with writing(self.path):
+            for folder in (self.path, *self.path.glob("steps/[0-9]*")):
+                remove_leftovers(folder)
 
     def save_final(
         self,

@@ -93,6 +93,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
                 for branch in prepared.steps[-1].spaces:
                     model.heads.check(branch)
             held.enter_context(locked(folder.path))
+            folder.clean()
             _open(config, folder, prepared, progress)
         except BaseException:
             all_reduce_max(1, accelerator)
