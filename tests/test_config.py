@@ -257,7 +257,7 @@ def test_problems_inside_domains_and_steps_name_their_line(tmp_path: Path) -> No
         f"data.domains.dusk.dataset: missing; expected text ({path}:3)",
         f"data.domains.dusk.datset: unknown key; did you mean 'data.domains.dusk.dataset'? ({path}:4)",
         f"scenario.steps[1].domain: missing; expected text ({path}:8)",
-        f"scenario.steps[1].domian: unknown key; did you mean 'scenario.steps[0].domain'? ({path}:8)",
+        f"scenario.steps[1].domian: unknown key; did you mean 'scenario.steps[1].domain'? ({path}:8)",
     ]
 
 

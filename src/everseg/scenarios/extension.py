@@ -103,9 +103,9 @@ class Known:
         branches = classes["branches"]
         if len(branches) > 1:
             raise ConfigError(
-                f"{where} has several paths ({', '.join(branches)}); only models with one path are extended: a step over "
-                "one of several also has to keep what they share, which is trained with every domain's data at hand "
-                "(scenario.kind=domain-incremental, a domain met again with add: [...])"
+                f"{where} has several paths ({', '.join(branches)}); a bundle with one is extended. A step over one of "
+                "several, or a new domain, has to keep the others too: give such a sequence as one run "
+                "(scenario.kind=domain-incremental, where a domain met again grows by add: [...])"
             )
         ((self.branch, entry),) = branches.items()
         if entry["background"] != 0:
