@@ -27,8 +27,9 @@ from benchmarks.photographs import LABELS, SIZE, write_split
 from everseg.config import DataConfig
 from everseg.data.datasets.files import FileSplit
 from everseg.data.index import class_counts
-from everseg.data.loading import Timed, View, _collate, _Samples, train_batches
+from everseg.data.loading import Timed, View, train_batches
 from everseg.data.parallel import available_cores, keep_memory
+from everseg.data.samples import Samples, collate
 from everseg.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -69,8 +70,8 @@ def figures(quick: bool = False) -> list[Figure]:
 
 def sample_figures(split: FileSplit, repeat: int) -> list[Figure]:
     """Time of a training sample, against the original's way, against the floor and from raw pixels."""
-    samples = _Samples([View(split, np.arange(len(split)), TABLE)], DATA, 0, 0)
-    raw = _Samples([View(Raw(split), np.arange(len(split)), TABLE)], DATA, 0, 0)
+    samples = Samples([View(split, np.arange(len(split)), TABLE)], DATA, 0, 0)
+    raw = Samples([View(Raw(split), np.arange(len(split)), TABLE)], DATA, 0, 0)
     ways: dict[str, Callable[[int], object]] = {
         "sample": lambda index: samples[0, index],
         "floor": lambda index: floor_sample(split, index),
@@ -239,13 +240,13 @@ class Raw:
 
 def batch_figures(split: FileSplit, repeat: int) -> list[Figure]:
     """What a batch of 24 adds per sample: stacking in the worker, normalising on the device (here the CPU)."""
-    samples = _Samples([View(split, np.arange(len(split)), TABLE)], DATA, 0, 0)
+    samples = Samples([View(split, np.arange(len(split)), TABLE)], DATA, 0, 0)
     batch = [samples[0, index % len(split)] for index in range(24)]
-    loaded = _collate(batch)
+    loaded = collate(batch)
     assert not isinstance(loaded, Exception)
     seconds = in_turn(
         {
-            "stack": lambda: _collate(batch),
+            "stack": lambda: collate(batch),
             "normalise": lambda: loaded.on(torch.device("cpu"), "imagenet"),
         },
         repeat,

@@ -320,9 +320,9 @@ def test_lists_that_name_missing_files_are_refused(everseg: Everseg, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train.lrr=0.1"], ["train.lrr: unknown key; did you mean 'lr'?"]),
+        (["train.lrr=0.1"], ["train.lrr: unknown key; did you mean 'train.lr'?"]),
         (["epochs=3"], ["epochs: unknown key; did you mean 'train.epochs'?"]),
-        (["method.kd_wieght=3", "method=mib"], ["method.kd_wieght: unknown key; did you mean 'kd_weight'?"]),
+        (["method.kd_wieght=3", "method=mib"], ["method.kd_wieght: unknown key; did you mean 'method.kd_weight'?"]),
         (["train.epochs=many"], ["train.epochs: expected int >= 1, got 'many'"]),
         (["train.lr=-1"], ["train.lr: expected number > 0, got -1"]),
         (["scenario.protocol=disjont"], ["one of 'disjoint'", "did you mean 'disjoint'?"]),
@@ -475,7 +475,7 @@ def test_a_folder_that_is_no_run_is_refused(everseg: Everseg, here: Path) -> Non
 def test_eval_of_a_step_or_with_settings_that_the_run_has_not(everseg: Everseg, done: Path) -> None:
     before = everything(done)
     refused(everseg("eval", "runs/x", "--step", "5"), 2, "--step 5", "0, 1")
-    refused(everseg("eval", "runs/x", "data.rot=x"), 2, "data.rot: unknown key; did you mean 'root'?")
+    refused(everseg("eval", "runs/x", "data.rot=x"), 2, "data.rot: unknown key; did you mean 'data.root'?")
     refused(everseg("eval", "runs/x", "scenario.test_split=test", "--quiet"), 2, "no split", "test")
     refused(
         everseg("predict", "runs/x", "data/images/val", "-o", "out", "--step", "7"), 2, "--step 7", "0, 1"

@@ -188,6 +188,19 @@ def test_lists_name_what_a_configuration_may_use(everseg: Outcome, what: str, so
     assert some not in everseg("list", what, "zzz")[1]
 
 
+def test_presets_stand_under_headings_that_say_what_is_new_and_which_data(everseg: Outcome) -> None:
+    lines = everseg("list", "presets")[1].splitlines()
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert len(headings) == len(set(headings)) == 7
+    at = lines.index("  camvid-day-dusk-mdil")
+    assert [line for line in lines[:at] if line in headings][-1].startswith(
+        "New domains: CamVid by day and at dusk"
+    )
+    assert everseg("list", "presets", "demo-mib")[1].splitlines() == [
+        "New classes on generated scenes (no data needed)", "  demo-mib",
+    ]  # fmt: skip
+
+
 def test_show_explains_every_key_and_hyper_parameter(everseg: Outcome) -> None:
     code, out, _ = everseg("show", "voc-15-1-mib", "train.lr=1e-3")
     assert code == 0
@@ -265,7 +278,7 @@ def test_control_characters_are_shown_not_sent(everseg: Outcome, api: dict[str, 
         (["data", "chek", "voc"], "'check'"),
         (["list", "method"], "'methods'"),
         (["show", "voc-15-5-mibb"], "'voc-15-5-mib'"),
-        (["show", "demo-mib", "train.epoch=3"], "'epochs'"),
+        (["show", "demo-mib", "train.epoch=3"], "'train.epochs'"),
     ],
 )
 def test_typos_get_the_nearest_name(everseg: Outcome, arguments: list[str], hint: str) -> None:
@@ -331,7 +344,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         f'"{sys.executable}" -m everseg.cli list presets | head -n 1; echo "${{PIPESTATUS[0]}}"',
         shell=True, executable="/bin/bash", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source},
     )  # fmt: skip
-    assert done.stdout.split() == ["voc-offline-ft", "0"]
+    assert done.stdout.splitlines() == ["New classes on Pascal VOC 2012 (data.root=DIR)", "0"]
     assert done.stderr == ""
 
 

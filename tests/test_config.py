@@ -155,7 +155,7 @@ def test_a_method_of_ones_own_is_checked_too(tmp_path: Path) -> None:
     )
     assert problems(None, [f"method={path}:Mine", "method.strenght=1"]) == [
         f"method.needed: needed by '{path}:Mine': int",
-        "method.strenght: unknown key; did you mean 'strength'?",
+        "method.strenght: unknown key; did you mean 'method.strength'?",
     ]
     config = load(None, [f"method={path}:Mine", "method.needed=3"])
     assert ("method.strength", 2.0, "How strong it is.") in fields(config)
@@ -190,12 +190,12 @@ def test_all_problems_are_listed_at_once() -> None:
     assert sorted(found) == [
         "'foo': expected key=value, such as train.epochs=10",
         "lr: unknown key; did you mean 'train.lr'?",
-        "method.kd_weigth: unknown key; did you mean 'kd_weight'?",
+        "method.kd_weigth: unknown key; did you mean 'method.kd_weight'?",
         "scenario.protocol: expected one of 'disjoint', 'overlapped', 'sequential', 'partitioned', got 'disjont'"
         "; did you mean 'disjoint'?",
         "seed: expected int >= 0 and < 2147483648, got -1",
         "train.batch: expected int >= 1, got 0",
-        "train.epocs: unknown key; did you mean 'epochs'?",
+        "train.epocs: unknown key; did you mean 'train.epochs'?",
     ]
 
 
@@ -214,14 +214,15 @@ def test_all_problems_are_listed_at_once() -> None:
         ("train=5", "train: expected keys and values, got 5"),
         ("method.kd_weight=x", "method.kd_weight: expected number >= 0, got 'x'"),
         ("method=mibb", "method.name: unknown name 'mibb'; did you mean 'mib'?"),
-        ("data.domains.dusk={dataset: x, datset: x}", "data.domains.dusk.datset: unknown key; did you mean 'dataset'?"),
+        ("data.domains.dusk={dataset: x, datset: x}",
+         "data.domains.dusk.datset: unknown key; did you mean 'data.domains.dusk.dataset'?"),
         ("data.domains.dsk.root=DIR", "data.domains.dsk.dataset: missing; expected text"),
         ("data.domains.dusk=5", "data.domains.dusk: expected keys and values, got 5"),
         ("data.domains=[a]", "data.domains: expected keys and values, got ['a']"),
         ("data.domains.dusk={dataset: x, root: [1]}", "data.domains.dusk.root: expected text or null, got [1]"),
         ("data.domains.dusk={dataset: x, options: 4}", "data.domains.dusk.options: expected keys and values, got 4"),
         ("scenario.steps=[{domian: x, domain: x}]",
-         "scenario.steps[0].domian: unknown key; did you mean 'domain'?"),
+         "scenario.steps[0].domian: unknown key; did you mean 'scenario.steps[0].domain'?"),
         ("scenario.steps=[{domain: a}, {add: [b]}]", "scenario.steps[1].domain: missing; expected text"),
         ("scenario.steps=[4]", "scenario.steps[0]: expected keys and values, got 4"),
         ("scenario.steps=5", "scenario.steps: expected list of {domain: ..., branch: ..., "),
@@ -254,9 +255,9 @@ def test_problems_inside_domains_and_steps_name_their_line(tmp_path: Path) -> No
     path = write(tmp_path, text)
     assert problems(path) == [
         f"data.domains.dusk.dataset: missing; expected text ({path}:3)",
-        f"data.domains.dusk.datset: unknown key; did you mean 'dataset'? ({path}:4)",
+        f"data.domains.dusk.datset: unknown key; did you mean 'data.domains.dusk.dataset'? ({path}:4)",
         f"scenario.steps[1].domain: missing; expected text ({path}:8)",
-        f"scenario.steps[1].domian: unknown key; did you mean 'domain'? ({path}:8)",
+        f"scenario.steps[1].domian: unknown key; did you mean 'scenario.steps[1].domain'? ({path}:8)",
     ]
 
 
@@ -380,7 +381,7 @@ def test_dump_is_read_back_unchanged(tmp_path: Path, name: str) -> None:
 
 def test_harmless_keys_do_not_change_the_identity() -> None:
     changed = {
-        "name": "x", "out": "y", "tensorboard": "false", "data.root": "/r", "data.workers": "7",
+        "name": "x", "out": "y", "tensorboard": "false", "data.root": "/r", "data.workers": "7", "data.skip_bad": "4",
         "train.checkpoint_every": "3", "train.log_every": "2", "train.max_time": "9", "train.eval_batch": "2",
         "model.download": "true", "scenario.single_task": "{day: 50.5}",
     }  # fmt: skip

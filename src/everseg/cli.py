@@ -28,6 +28,7 @@ from everseg.cli_support import (
     listing,
     say,
     speaks,
+    under_headings,
     unicode_output,
     write_json,
 )
@@ -235,6 +236,8 @@ def list_names(
         from everseg.errors import ConfigError
 
         raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
+    elif what == "presets":
+        say(under_headings(rows))
     elif any(text for _, text in rows):
         say(columns(["name", "what"], rows))
     else:

@@ -173,7 +173,8 @@ def adopt(
     arch: Annotated[
         str,
         typer.Option(
-            metavar="KIND:NAME", help="torchvision:deeplabv3_resnet50 (or fcn), transformers:CONFIG_DIR."
+            metavar="KIND:NAME",
+            help="torchvision:deeplabv3_resnet50 (or fcn), transformers:CONFIG_DIR, timm:ENCODER.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],

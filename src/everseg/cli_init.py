@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everseg.cli_data import data_app
-from everseg.cli_support import note, sample_progress, say
+from everseg.cli_support import sample_progress, say
 from everseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from everseg.data.base import Dataset
     from everseg.data.describe import Proposal
+
+
+RECIPE = "camvid-6-5-mib"
+"""The preset whose network and training the commands begin with."""
 
 
 @data_app.command("init")
@@ -54,10 +58,16 @@ def data_init(
     forgiving = DataConfig(dataset=str(out), options={"on_missing": "skip"})
     dataset = load_dataset(forgiving)
     write_bytes(page, data_preview(dataset).encode())
-    say(f"Wrote {out}, and {page}: labels over images, please look at it.")
+    say(f"Wrote {out.resolve()}, and {page.name} beside it: labels over images, please look at it.")
     if proposal.unnamed and given is None and not proposal.names:
-        note(f"the classes have no names yet: write them into {out}, or use --classes NAME,NAME,... --force")
+        say(
+            f"\nFirst: the classes have no names yet; write them into {out}, or use --classes NAME,NAME,... --force"
+        )
     say("\nNext:\n" + "\n".join(f"  {line}" for line in next_commands(dataset, out)))
+    say(
+        f"\n{RECIPE} gives the recipe only, a small network that two CPU cores can train (everseg show {RECIPE});\n"
+        "data and task are yours. Any other preset can stand there, and key=value changes each setting."
+    )
 
 
 def next_commands(dataset: Dataset, out: Path) -> list[str]:
@@ -68,7 +78,7 @@ def next_commands(dataset: Dataset, out: Path) -> list[str]:
     name = re.sub(r"[^\w.-]+", "-", dataset.name).strip("-.") or "run"
     test = next((s for s in ("val", "test") if s in dataset.splits), "train")
     settings = f"data={shown} task={task} scenario.test_split={test} name={name}"
-    run = f"everseg run camvid-6-5-mib {settings}"
+    run = f"everseg run {RECIPE} {settings}"
     return [f"everseg data check {shown}", f"{run} --dry-run", run]
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ def listing(what: str) -> list[tuple[str, str]]:
     if what == "presets":
         from everseg import presets
 
-        return [(name, "") for name in presets.names()]
+        return [(name, presets.title(name)) for name in presets.names()]
     if what == "tasks":
         from everseg.scenarios.tasks import known_tasks
 
@@ -60,6 +60,16 @@ def listing(what: str) -> list[tuple[str, str]]:
         ]
     known = [*LISTS, "presets", "tasks", "policies"]
     raise ConfigError(f"list: unknown '{what}'{near_miss(what, known)} (one of {', '.join(known)})")
+
+
+def under_headings(rows: Sequence[tuple[str, str]]) -> str:
+    """Names, those with the same text in a row under it."""
+    lines: list[str] = []
+    for number, (name, heading) in enumerate(rows):
+        if not number or heading != rows[number - 1][1]:
+            lines += [*([""] if number else []), heading]
+        lines.append(f"  {name}")
+    return "\n".join(lines)
 
 
 def _policy_text(policy: Any) -> str:

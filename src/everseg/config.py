@@ -65,6 +65,9 @@ class DataConfig(_Section):
     """Scale of the network's inputs: "imagenet" = ImageNet's channel means and deviations, "unit" = [0, 1] (MDIL)."""
     workers: int = Field(default=2, ge=0, le=256)
     """Loader processes per rank; never changes the result."""
+    skip_bad: int = Field(default=0, ge=0)
+    """Training samples that may turn out unreadable and are replaced by others of the step, each reported once; one
+    more, or any with 0, stops the run. Test images are never left out."""
 
 
 class StepConfig(_Section):
@@ -226,8 +229,8 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.workers", "model.download",
-     "scenario.single_task",
+    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.workers",
+     "data.skip_bad", "model.download", "scenario.single_task",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they cannot change its result."""

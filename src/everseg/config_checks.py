@@ -76,7 +76,8 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
             continue
         if item["type"] == "extra_forbidden":
             name = str(path[-1])
-            hint = near_miss(name, section.model_fields) or _elsewhere(name)
+            above = key_text(path[:-1]) + "." if path[:-1] else ""
+            hint = near_miss(name, section.model_fields, below=above) or _elsewhere(name)
             found[path] = f"unknown key{hint}"
         elif item["type"] == "missing" and field is not None and len(path) == len(item["loc"]):
             named = _value(raw, path[:-2])
@@ -246,7 +247,9 @@ def method_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Proble
         else:
             full[key] = option.default
     for key in raw.keys() - options.keys() - {"name"}:
-        hint = near_miss(key, options) or (f" ('{name}' has {', '.join(options)})" if options else "")
+        hint = near_miss(key, options, below="method.") or (
+            f" ('{name}' has {', '.join(options)})" if options else ""
+        )
         problems.append((("method", key), f"unknown key{hint}"))
     return plain(full, problems, ("method",)), problems
 

@@ -6,10 +6,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def near_miss(name: object, known: Iterable[str], otherwise: str = "") -> str:
-    """The end of a message: "; did you mean 'x'?", or `otherwise` where no known name is close."""
+def near_miss(name: object, known: Iterable[str], otherwise: str = "", *, below: str = "") -> str:
+    """The end of a message: "; did you mean 'x'?", or `otherwise` where no known name is close.
+
+    Args:
+        below: what stands before the name where it is typed ("train.").
+    """
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else otherwise
+    return f"; did you mean '{below}{close[0]}'?" if close else otherwise
 
 
 def some(items: Sequence[str], most: int = 20, between: str = ", ") -> str:

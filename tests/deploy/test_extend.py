@@ -21,7 +21,7 @@ from everseg.data.datasets.folder import build as folder_data
 from everseg.data.index import class_counts
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
-from everseg.deploy.extend import configuration, extend
+from everseg.deploy.extend import Extension, configuration, extend
 from everseg.deploy.kept import Pair, estimated
 from everseg.engine.checkpoint import load_tensors, parent_of, verify
 from everseg.engine.folder import RunFolder
@@ -36,6 +36,14 @@ from everseg.scenarios.extension import build
 
 def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+QUICK = ["data.workers=0", "train.max_iterations=1"]
+
+
+def quickly(bundle: Path, data: Path, *more: str, **options: object) -> Extension:
+    """One iteration of the step that teaches forklifts."""
+    return extend(bundle, data=data, add=["forklift"], quiet=True, overrides=[*QUICK, *more], **options)
 
 
 @pytest.fixture
@@ -116,13 +124,7 @@ def test_a_kill_and_the_same_command_give_the_same_bytes(at, new_data):
 
 
 def test_another_bundle_under_the_same_name_is_not_gone_on_with(at, new_data):
-    extend(
-        at,
-        data=new_data,
-        add=["forklift"],
-        quiet=True,
-        overrides=["train.max_iterations=1", "data.workers=0"],
-    )
+    quickly(at, new_data)
     run = Path("runs/bundle-v2/steps/01/metrics.json")
     run.unlink()
     bundle = open_bundle(at)
@@ -135,13 +137,7 @@ def test_another_bundle_under_the_same_name_is_not_gone_on_with(at, new_data):
     other.path.rename(at)
     shutil.rmtree("bundle-v2")
     with pytest.raises(CheckpointError, match="not the bundle that"):
-        extend(
-            at,
-            data=new_data,
-            add=["forklift"],
-            quiet=True,
-            overrides=["train.max_iterations=1", "data.workers=0"],
-        )
+        quickly(at, new_data)
 
 
 def test_below_the_gate_no_bundle_is_written(at, new_data, call):
@@ -321,15 +317,9 @@ def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
     model = bundle.model()
     model.head("default").classifiers[0].bias.data[0] = 1e4
     made = write_bundle("blind", Contents(model, bundle.spaces), onnx=False).path
-    changes = [
-        "data.workers=0",
-        "train.max_iterations=1",
-        "data.crop=32",
-        "data.evaluation=crop",
-        "train.batch=4",
-    ]
+    changes = ["data.crop=32", "data.evaluation=crop", "train.batch=4"]
     with pytest.raises(GateError, match="not known how much"):
-        extend(made, data=new_data, add=["forklift"], keep_at_least=0.1, quiet=True, overrides=changes)
-    done = extend(made, data=new_data, add=["forklift"], quiet=True, overrides=changes)
+        quickly(made, new_data, *changes, keep_at_least=0.1)
+    done = quickly(made, new_data, *changes)
     assert done.kept.share is None
     assert "cannot be estimated" in done.kept.text

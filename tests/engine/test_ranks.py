@@ -14,9 +14,15 @@ import pytest
 import torch
 from processes import complete, ranks, results
 from safetensors.torch import load_file
-from toy import settings
+from toy import build, settings
 
+from everseg.data.transforms import center_transform
+from everseg.engine.checkpoint import read_json
 from everseg.engine.folder import RunFolder
+
+
+def center(mask: np.ndarray) -> np.ndarray:
+    return center_transform(np.zeros((*mask.shape, 3), np.uint8), mask, crop=32)[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +65,27 @@ def test_the_same_weights_give_the_same_counts_in_one_and_two_processes(pair, tm
     assert complete(config) == 0
     whole = RunFolder(tmp_path / "toy")
     before = {step: whole.counts(step)["default"] for step in (0, 1)}
+    each = {step: whole.images(step)["default"] for step in (0, 1)}
     for step in (0, 1):
         (whole.step(step) / "metrics.json").unlink()
         (whole.step(step) / "confusion.npz").unlink()
     assert ranks(config, 2) == [0, 0]
     for step in (0, 1):
         np.testing.assert_array_equal(whole.counts(step)["default"], before[step])
+        np.testing.assert_array_equal(whole.images(step)["default"], each[step])
+
+
+def test_the_counts_of_every_image_stand_in_the_order_of_the_images(pair):
+    for folder in pair:
+        found = folder.images(1)["default"]
+        (source,) = read_json(folder.path / "scenario.json")["steps"][1]["test"]
+        assert len(found) == source["images"] == 10
+        split = build().splits["val"]
+        for index, (truth, predicted, both) in enumerate(found):
+            label = np.frombuffer(bytes(source["lut"]), np.uint8)[center(split.read_mask(index))]
+            assert truth.tolist() == np.bincount(label[label != 255], minlength=4).tolist()
+            assert predicted.sum() == truth.sum()
+            assert (both <= np.minimum(truth, predicted)).all()
 
 
 def test_both_ranks_hold_the_same_weights_and_a_second_time_gives_the_same_bytes(tmp_path):

@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory) -> dict[str, dict[str, str]]:
         out = tmp_path_factory.mktemp(method)
         assert complete(settings(out, method={"name": method})) == 0
         found[method] = results(out / "toy")
-        assert len(found[method]) == 12
+        assert len(found[method]) == 14
     return found
 
 
@@ -54,6 +54,19 @@ def test_kills_inside_a_save_change_nothing(tmp_path, undisturbed, flush):
     assert complete(config, kill_at_flush=flush) == -signal.SIGKILL
     assert complete(config) == 0
     assert results(tmp_path / "toy") == undisturbed["mib"]
+    assert list((tmp_path / "toy").rglob("*.tmp")) == []
+
+
+def test_half_written_files_of_a_killed_process_are_gone_at_the_next_start_and_nothing_else(tmp_path):
+    config = settings(tmp_path)
+    assert complete(config, kill_at_flush=14) == -signal.SIGKILL
+    left = [tmp_path / "toy" / place / f".{'0af9' * 8}.tmp" for place in (".", "steps/00")]
+    kept = [tmp_path / "toy" / "steps/00" / name for name in (".mine.tmp", "notes.tmp")]
+    for path in (*left, *kept):
+        path.write_text("x")
+    assert complete(config) == 0
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
 
 
 def test_a_kill_changes_nothing_in_bf16(tmp_path):

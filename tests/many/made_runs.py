@@ -47,6 +47,7 @@ def made_run(
     digest: str = "same",
     seconds: Sequence[float] = (),
     finished: bool = True,
+    images: Mapping[str, np.ndarray] | None = None,
     versions: Mapping[str, str] = VERSIONS,
 ) -> Path:
     """Write a finished run.
@@ -54,6 +55,7 @@ def made_run(
     Args:
         steps: per step the counts of each tested domain (or "default").
         groups: per step the sizes of the groups of classes known then.
+        images: what the last step's counts are per image, (N, 3, C) of each domain; None as in older runs.
         seconds: time of each step's training, told by the journal.
     """
     config = load(preset, [*overrides, f"name={name}", f"out={out}"])
@@ -79,7 +81,8 @@ def made_run(
             for key, value in tested.items()
         }
         if finished or index == 0:
-            folder.save_result(index, dict(tested), {"step": index, "branches": scores})
+            each = dict(images or {}) if index == len(steps) - 1 else None
+            folder.save_result(index, dict(tested), {"step": index, "branches": scores}, each)
         domains = config.data.domains
         planned.append({
             "index": index,

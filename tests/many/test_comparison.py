@@ -6,12 +6,12 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_runs import counts, made_run, two_steps
+from pages import Parsed, parsed
 
 import everseg
 from everseg.engine.folder import RunFolder
@@ -56,16 +56,18 @@ def test_means_and_deviations_are_the_known_ones(sweep: Path) -> None:
     assert len(made["tables"]) == 1
     ft = group(made, "ft")
     assert (ft["seeds"], ft["joint"]) == ([0, 1, 2], False)
-    assert ft["scores"]["old (no bg)"] == near({"mean": 0.2, "sd": 0.1, "n": 3})
-    assert ft["scores"]["new (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3})
-    assert ft["scores"]["all (no bg)"] == near({"mean": (0.2 * 2 + 0.6) / 3, "sd": 0.1, "n": 3})
-    assert ft["scores"]["forgetting (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3})
+    assert ft["scores"]["old (no bg)"] == near({"mean": 0.2, "sd": 0.1, "n": 3, "interval": None})
+    assert ft["scores"]["new (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3, "interval": None})
+    assert ft["scores"]["all (no bg)"] == near(
+        {"mean": (0.2 * 2 + 0.6) / 3, "sd": 0.1, "n": 3, "interval": None}
+    )
+    assert ft["scores"]["forgetting (no bg)"] == near({"mean": 0.6, "sd": 0.1, "n": 3, "interval": None})
     average = [(0.8 + (2 * old + new) / 3) / 2 for old, new in ((0.1, 0.5), (0.2, 0.6), (0.3, 0.7))]
     assert ft["values"]["average (no bg)"] == near(average)
     missed = 1000 * (2 * 0.9 + 0.5)
     background = 10_000 / (10_000 + missed)
     assert ft["values"]["old"][0] == near((background + 2 * 0.1) / 3), "background counted among the old"
-    assert ft["scores"]["time"] == near({"mean": 31.0, "sd": 1.0, "n": 3})
+    assert ft["scores"]["time"] == near({"mean": 31.0, "sd": 1.0, "n": 3, "interval": None})
     assert group(made, "mib")["scores"]["time"]["mean"] is None, "no journal, no time"
 
 
@@ -74,8 +76,8 @@ def test_differences_are_paired_by_seed(sweep: Path) -> None:
     assert made["tables"][0]["base"] == "ft"
     assert group(made, "ft")["differences"] is None
     mib = group(made, "mib")["differences"]
-    assert mib["old (no bg)"] == near({"mean": 0.55, "sd": 0.05 * 2**0.5, "n": 2})
-    assert mib["new (no bg)"] == near({"mean": -0.15, "sd": 0.05 * 2**0.5, "n": 2})
+    assert mib["old (no bg)"] == near({"mean": 0.55, "sd": 0.05 * 2**0.5, "n": 2, "interval": None})
+    assert mib["new (no bg)"] == near({"mean": -0.15, "sd": 0.05 * 2**0.5, "n": 2, "interval": None})
     assert group(made, "joint")["differences"]["all (no bg)"]["n"] == 1
     turned = everseg.compare([sweep], against="mib", write=False)
     assert group(turned, "ft")["differences"]["old (no bg)"]["mean"] == near(-0.55)
@@ -237,30 +239,16 @@ def test_published_rows_stand_only_where_conventions_match(tmp_path: Path) -> No
 # ---------------------------------------------------------------- files
 
 
-class Seen(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.said: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.said.append(data)
-
-
 def test_the_page_needs_nothing_else_and_says_the_numbers(sweep: Path) -> None:
     made = everseg.compare([sweep])
-    page = Seen((sweep / "compare.html").read_text(encoding="utf-8"))
+    page = parsed(sweep / "compare.html")
     assert [Path(path).name for path in made["files"]] == ["compare.html", "compare.csv", "compare.tex"]
     assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         for name in ("src", "href"):
             if name in attributes and tag != "a":
                 assert attributes[name].startswith(("data:", "#")), (tag, attributes)
-    text = " ".join(" ".join(page.said).split())
+    text = page.text
     assert "20.0 ± 10.0" in text
     assert "+55.0 ± 7.1" in text
     assert "joint (upper bound)" in text
@@ -298,7 +286,7 @@ def test_a_hostile_name_is_text_everywhere(tmp_path: Path) -> None:
     made_run(tmp_path, "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=["data.options.light=dusk"])
     made = everseg.compare([tmp_path], write=False)
     made["tables"][0]["groups"][0]["name"] = '<script>alert("x")</script>\x1b[31m'
-    page = Seen(tables.html(made))
+    page = Parsed(tables.html(made))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "\x1b" not in tables.html(made) + tables.latex(made)
 

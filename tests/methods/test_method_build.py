@@ -26,7 +26,7 @@ def test_all_problems_are_listed_at_once():
         "method.alpha: expected number > 0, got 'a'",
         "method.bce: expected true or false, got 1",
         "method.kd_weight: expected number >= 0, got -1",
-        "method.kd_wieght: unknown key; did you mean 'kd_weight'?",
+        "method.kd_wieght: unknown key; did you mean 'method.kd_weight'?",
     ]
 
 

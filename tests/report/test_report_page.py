@@ -11,13 +11,13 @@ import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import domain_toy
 import numpy as np
 import pytest
+from pages import Parsed, parsed
 from PIL import Image
 from toy import HERE, settings
 
@@ -35,37 +35,6 @@ from everseg.report.published import Match, published
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
 HOSTILE = '<script>alert("x")</script> & $\\frac{1}{0}$'
-
-
-class Parsed(HTMLParser):
-    """Tags with their attributes, and the text outside of them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.said: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.said.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.said).split())
-
-    def download(self, ending: str) -> str:
-        (address,) = [a["href"] for a in self.all("a") if a.get("download", "").endswith(ending)]
-        return base64.b64decode(address.partition(",")[2]).decode()
-
-
-def parsed(path: Path) -> Parsed:
-    return Parsed(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +167,22 @@ def test_the_tables_are_the_runs_own_and_come_as_csv_and_json(finished: everseg.
     assert document["tables"]["steps"][0]["new"] == finished.table()[0]["new"]
     assert document["provenance"]["models"][1]["continues"] == document["provenance"]["models"][0]["model"]
     assert document["tables"]["classes-per-step"], "pixels per class of each step"
+
+
+def test_joint_training_beside_the_run_ends_the_step_matrix(finished: everseg.Run, copy: Path) -> None:
+    assert "Last row: joint training" not in made(copy).text
+    joint = settings(copy.parent, name="upper", scenario={"joint": True}, method={"name": "ft"},
+                     train={"max_iterations": 12})  # fmt: skip
+    everseg.run(joint, quiet=True)
+    shown = made(copy)
+    assert (
+        "Last row: joint training on the images of all steps, the upper bound (upper, beside this run"
+        in shown.text
+    )
+    rows = json.loads(shown.download("json"))["tables"]["step-matrix"]
+    assert [row["after step"] for row in rows] == [0, 1, "joint"]
+    scores = RunFolder(copy.parent / "upper").metrics(0)["branches"]["default"]["miou"]
+    assert list(rows[-1].values())[1:] == [round(100 * scores[key], 2) for key in ("old", "new")]
 
 
 def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from everseg.data.datasets import coco
 from everseg.data.datasets.camvid import SEQUENCES
-from everseg.data.datasets.listing import EXTENSIONS
+from everseg.data.datasets.listing import EXTENSIONS, packed
 from everseg.errors import DataError, some
 
 SPLITS = {
@@ -145,7 +145,8 @@ def _plain(root: Path) -> Guess:
     folders = _folders(root)
     if not folders:
         raise DataError(
-            f"{root}: no pictures below it ({', '.join(EXTENSIONS)}); name the folder that holds images and masks"
+            f"{root}: no pictures below it ({', '.join(EXTENSIONS)}); "
+            + (packed(root) or "name the folder that holds images and masks")
         )
     by_template: dict[str, list[_Folder]] = {}
     for folder in folders:

@@ -12,59 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 
 from everseg.config import DataConfig
-from everseg.data.base import Split
 from everseg.data.parallel import keep_memory
-from everseg.data.transforms import (
-    center_transform,
-    flip_and_shift,
-    normalise,
-    resize_transform,
-    sample_rng,
-    train_transform,
-    whole_transform,
-)
+from everseg.data.samples import Keys, Loaded, Samples, View, collate
 from everseg.errors import DataError, EversegError
 from everseg.types import Batch
-
-
-@dataclass(frozen=True)
-class View:
-    """Some samples of a split, with the table raw id -> train id and the branch they are seen through."""
-
-    split: Split
-    indices: np.ndarray
-    lut: np.ndarray
-    branch: str = "default"
-
-
-@dataclass
-class Loaded:
-    """A batch of one branch as the workers made it: bytes, not yet normalised."""
-
-    image: Tensor
-    """(B, 3, H, W) uint8."""
-    label: Tensor
-    """(B, H, W) uint8 train ids."""
-    ids: tuple[str, ...]
-    branch: str = "default"
-
-    def pin_memory(self) -> Loaded:
-        """The same in page-locked memory; torch's loader asks for it where batches go to a GPU."""
-        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
-
-    def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
-        """The batch on a device, as models and losses take it."""
-        image = normalise(self.image.to(device, non_blocking=True), normalisation)
-        return Batch(image, self.label.to(device, non_blocking=True).long(), self.branch, self.ids)
 
 
 def epoch_order(seed: int, step: int, epoch: int, count: int, branch: int = 0) -> np.ndarray:
@@ -92,89 +50,6 @@ def epoch_length(counts: Collection[int], batch: int) -> int:
     return len(counts) * max(1, min(counts) // batch)
 
 
-class _Samples(Dataset):
-    """Map-style access by (epoch, position); epoch None means no augmentation."""
-
-    def __init__(self, views: Sequence[View], data: DataConfig, seed: int, step: int) -> None:
-        self.views = views
-        self.data = data
-        self.seed = seed
-        self.step = step
-        self.starts = np.cumsum([0, *(len(view.indices) for view in views)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def branches(self) -> dict[str, np.ndarray]:
-        """Positions of each branch's samples; branches in the order in which they first stand in the views."""
-        parts: dict[str, list[np.ndarray]] = {}
-        for view, start, stop in zip(self.views, self.starts[:-1], self.starts[1:], strict=True):
-            parts.setdefault(view.branch, []).append(np.arange(start, stop))
-        return {branch: np.concatenate(positions) for branch, positions in parts.items()}
-
-    def __getitem__(self, key: tuple[int | None, int]) -> Any:
-        epoch, position = key
-        which = int(np.searchsorted(self.starts, position, side="right")) - 1
-        view = self.views[which]
-        index = int(view.indices[position - self.starts[which]])
-        try:
-            return self._sample(view, index, epoch)
-        except EversegError as error:  # travels to the main process as a value: no worker traceback
-            return error
-
-    def _sample(self, view: View, index: int, epoch: int | None) -> tuple[np.ndarray, np.ndarray, str, str]:
-        sample_id = view.split.id(index)
-        image, label = view.split.read(index)
-        if image.dtype != np.uint8 or label.dtype != np.uint8:
-            raise DataError(
-                f"{sample_id}: images and masks must be uint8, got {image.dtype} and {label.dtype}"
-            )
-        if epoch is None:
-            image, label = self._plain(image, label)
-            return image, view.lut.take(label), sample_id, view.branch
-        data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
-        if data.transform == "resize":
-            image, label = resize_transform(image, label, size=data.size)
-            image, label = flip_and_shift(
-                image, view.lut.take(label), flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
-            )
-            return image, label, sample_id, view.branch
-        image, label = train_transform(
-            image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng, table=view.lut
-        )
-        return image, label, sample_id, view.branch
-
-    def _plain(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        data = self.data
-        if data.evaluation == "crop":
-            return center_transform(image, label, crop=data.crop)
-        if data.evaluation == "resize":
-            return resize_transform(image, label, size=data.size)
-        return whole_transform(image, label)
-
-
-def _collate(samples: list[Any]) -> Loaded | EversegError:
-    for sample in samples:
-        if isinstance(sample, EversegError):
-            return sample
-    images, labels, ids, branches = zip(*samples, strict=True)
-    shapes = {label.shape for label in labels}
-    if len(shapes) > 1:
-        return DataError(
-            f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
-        )
-    return Loaded(_stacked(images), _stacked(labels), ids, branches[0])
-
-
-def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
-    """One tensor of all; torch's own function makes it in a worker in the memory it shares with the main process."""
-    return default_collate([torch.from_numpy(array) for array in arrays])
-
-
-Keys = list[tuple[int | None, int]]
-"""What `_Samples` is asked for to make a batch."""
-
-
 class _Plan(Sampler[Keys]):
     """The keys of each batch, made when the loader asks for it: nothing grows with the number of batches."""
 
@@ -194,12 +69,12 @@ PATIENCE = 300
 """Seconds without a batch after which a loader process counts as hung."""
 
 
-def _loader(samples: _Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[Loaded]:
+def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[Loaded]:
     loader = DataLoader(
         samples,
         batch_sampler=plan,
         num_workers=min(workers, len(plan)),
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin,
         timeout=LOOK_EVERY if workers else 0,
         worker_init_fn=_begin_worker,
@@ -292,9 +167,9 @@ def train_batches(
         batch: images per iteration over all processes.
 
     Raises:
-        DataError: a sample cannot be read; fewer images than processes.
+        DataError: a sample cannot be read, and `data.skip_bad` allows no stand-in; fewer images than processes.
     """
-    samples = _Samples(views, data, seed, step)
+    samples = Samples(views, data, seed, step, replace=data.skip_bad)
     branches = samples.branches()
     counts = [len(positions) for positions in branches.values()]
     sizes = [_shared_size(count, batch, world) for count in counts]
@@ -335,12 +210,16 @@ def plain_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
+    replace: int = 0,
 ) -> Iterator[Loaded]:
     """Every sample exactly once over all processes, without augmentation, one branch after the other.
 
     Batches never mix branches; where images may differ in size (evaluation "whole", "sliding") they hold one image.
+
+    Args:
+        replace: as in `Samples`; 0 where results are measured.
     """
-    samples = _Samples(views, data, 0, 0)
+    samples = Samples(views, data, 0, 0, replace=replace)
     size = 1 if data.evaluation in ("whole", "sliding") else batch
     shares = [positions[rank::world] for positions in samples.branches().values()]
 
@@ -361,10 +240,12 @@ def normalised_batches(
     batch: int,
     rank: int = 0,
     world: int = 1,
+    replace: int = 0,
 ) -> Iterator[tuple[Loaded, Batch]]:
     """The batches of `plain_batches`, each as it was read and as the model takes it."""
     pin = device.type == "cuda"
-    for loaded in plain_batches(views, data, batch=batch, rank=rank, world=world, pin=pin):
+    batches = plain_batches(views, data, batch=batch, rank=rank, world=world, pin=pin, replace=replace)
+    for loaded in batches:
         yield loaded, loaded.on(device, data.normalisation)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `write_atomically` leaves of a file in a folder when its process is killed; nobody may write there.
+
+    Raises:
+        OSError: the folder does not allow it.
+    """
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink()
 
 
 def write_flushed(path: Path, data: bytes) -> None:

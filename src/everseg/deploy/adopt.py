@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from everseg.data.transforms import normalise
+from everseg.deploy.adopt_timm import network
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.images import generated, images_of
 from everseg.deploy.onnx import require_onnx
@@ -63,7 +64,8 @@ def adopt(
     Args:
         weights: a safetensors file, or a .pth that holds tensors only.
         arch: "torchvision:NAME" (deeplabv3_resnet50, deeplabv3_resnet101, fcn_resnet50, fcn_resnet101), or
-            "transformers:DIR", a folder with the config.json of a SegFormer, UPerNet or the like (extra `hf`).
+            "transformers:DIR", a folder with the config.json of a SegFormer, UPerNet or the like (extra `hf`), or
+            "timm:NAME", an encoder of timm (extra `timm`) under everseg's all-MLP or DeepLabV3 head.
         classes: names in output order: a sequence, "a,b,c", or a file with one name per line or a JSON list; default
             the config.json's. A first class called background or __background__ is the background.
         out: a new folder.
@@ -83,15 +85,17 @@ def adopt(
     if kind == "torchvision" and name not in TORCHVISION:
         known = [f"torchvision:{known}" for known in TORCHVISION]
         raise ConfigError(f"--arch {arch}: unknown{near_miss(arch, known)} (one of {', '.join(known)})")
-    if kind not in ("torchvision", "transformers") or not name:
+    if kind not in ("torchvision", "transformers", "timm") or not name:
         raise ConfigError(
-            f"--arch {arch}: expected torchvision:NAME or transformers:FOLDER with a config.json"
+            f"--arch {arch}: expected torchvision:NAME, transformers:FOLDER with a config.json, or timm:NAME"
         )
     state = _state(Path(weights).expanduser())
     pictures, source = images_of(images) if images is not None else generated()
     sample = normalise(torch.from_numpy(pictures[0].transpose(2, 0, 1).copy())[None], normalisation)
     if kind == "torchvision":
         model, own, check = _torchvision(name, state, sample)
+    elif kind == "timm":
+        model, own, check = _timm(name, state, sample)
     else:
         model, own, check = _transformers(Path(name), state, sample)
     names = list(own) if classes is None else class_names(classes)
@@ -109,7 +113,7 @@ def adopt(
     space = LabelSpace((tuple(range(total)),), tuple(names), 0 if background else None)
     contents = Contents(
         model, {"default": space}, input={"evaluation": "whole", "normalisation": normalisation},
-        lineage={"source": f"{arch if kind == 'torchvision' else kind} weights {Path(weights).name}", "check": check},
+        lineage={"source": f"{kind if kind == 'transformers' else arch} weights {Path(weights).name}", "check": check},
     )  # fmt: skip
     bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)
     return Adopted(bundle, check, background)
@@ -186,10 +190,23 @@ def _torchvision(
     model = ARCHITECTURES[architecture](**options)
     model.grow({"default": outputs})
     _fill(model, ours, f"torchvision's {name}")
-    logits = _logits(model, sample)
-    if not bool(logits.isfinite().all()):
+    return model, [], _finite(model, name, sample)
+
+
+def _timm(name: str, state: dict[str, Tensor], sample: Tensor) -> tuple[SegmentationModel, list[str], str]:
+    """An encoder of timm under one of everseg's heads."""
+    model, ours = network(name, state)
+    _fill(
+        model, ours, f"timm's {name} under everseg's {model.describe()['name'].removeprefix('library-')} head"
+    )
+    return model, [], _finite(model, name, sample)
+
+
+def _finite(model: SegmentationModel, name: str, sample: Tensor) -> str:
+    if not bool(_logits(model, sample).isfinite().all()):
         raise GateError(f"the adopted {name} gives logits that are not finite; nothing was written")
-    return model, [], f"all weights loaded strictly; a forward pass gives {outputs} finite logits per cell"
+    outputs = model.head("default").num_classes
+    return f"all weights loaded strictly; a forward pass gives {outputs} finite logits per cell"
 
 
 def _transformers(

@@ -201,7 +201,8 @@ def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress
     if not measuring:
         progress.message(
             "note:   no labels of old classes given: their quality will be estimated from agreement with the deployed "
-            "model; --old-val DATA measures it"
+            "model, in which every change counts as loss; --old-val DATA measures it (the new data themselves, if "
+            "their test images label old classes)"
         )
 
 

@@ -105,7 +105,10 @@ def estimated(
     """Compare the two models' predictions, leaving out pixels labelled as a new class.
 
     The share is the mean over old classes, without background, of the part of the pixels that the deployed model
-    gives to the class and the new model too; classes with less than one pixel in ten thousand are left out.
+    gives to the class and the new model too; classes with less than one pixel in ten thousand are left out. It is
+    agreement, not quality: every change counts as loss, also of a pixel that the deployed model had wrong, and gains
+    make up for nothing, so it is stricter than what labels measure. Pixels whose label is a new class never count,
+    whatever either model says there; void and background do.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
     windows = Windows.of(config.data, config.train.eval_batch)
@@ -129,6 +132,7 @@ def estimated(
         "agreement": float(np.trace(counts) / counts.sum()),
         "class_agreement": float(agree[often].mean()),
         "agreement_miou": float(overlap[often].mean()),
+        **_became(counts, pair),
     }
     classes = {
         name: {"agreement": _defined(agree[i]), "iou": _defined(overlap[i]), "pixels": int(rows[i])}
@@ -139,8 +143,22 @@ def estimated(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
         f"{100 * figures['agreement']:.1f} % of the pixels, on {100 * share:.1f} % in the mean over "
-        f"{len(often)} of its classes (mean IoU {100 * figures['agreement_miou']:.1f})",
+        f"{len(often)} of its classes (mean IoU {100 * figures['agreement_miou']:.1f}); of its pixels of old classes "
+        f"{100 * figures['became_new']:.1f} % became a new class, {100 * figures['became_old']:.1f} % another old one, "
+        f"{100 * figures['became_background']:.1f} % background (pixels labelled as a new class left out; either model "
+        "may be right where they differ)",
     )  # fmt: skip
+
+
+def _became(counts: np.ndarray, pair: Pair) -> dict[str, float]:
+    """Of the pixels that the deployed model gives to an old class: what part became something else, and what."""
+    rows = counts[pair.classes].astype(np.float64)
+    total, background = rows.sum(), pair.old.background
+    kept = float(np.trace(rows[:, pair.classes]))
+    new = float(rows[:, pair.old.num_classes :].sum())
+    empty = 0.0 if background is None else float(rows[:, background].sum())
+    found = {"new": new, "old": float(rows.sum()) - kept - new - empty, "background": empty}
+    return {f"became_{name}": value / total for name, value in found.items()}
 
 
 @torch.no_grad()

@@ -36,6 +36,8 @@ class Evaluation:
     """Name -> branch the images went through."""
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (C, C) int64, rows = truth."""
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> (N, 3, C) uint32: per image, in their order, the true pixels of each class, the predicted ones, both."""
     samples: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
     """Name -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
@@ -108,10 +110,12 @@ def evaluate(
     matrices = {name: ConfusionMatrix(number) for name, number in outputs.items()}
     reduce = all_reduce_sum(accelerator)
     result = Evaluation({s.name: s.branch for s in sources})
+    each: dict[str, list[Tensor]] = {name: [] for name in outputs}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
     for source, view in zip(sources, views_of(sources, datasets), strict=True):
         samples = result.samples.setdefault(source.name, [])
+        seen: list[Tensor] = []
         batches = plain_batches(
             [view],
             config.data,
@@ -124,17 +128,33 @@ def evaluate(
             image = normalise(loaded.image.to(device, non_blocking=True), config.data.normalisation)
             prediction = predict(source, image)
             # bytes against bytes: nothing is copied into a wider type, and on a GPU nothing is waited for
-            matrices[source.name].update(prediction, loaded.label.to(device, non_blocking=True))
+            for one, truth in zip(prediction, loaded.label.to(device, non_blocking=True), strict=True):
+                matrix = ConfusionMatrix(outputs[source.name])
+                matrix.update(one, truth)
+                matrices[source.name].merge(matrix)
+                seen.append(matrix.sums)
             if len(samples) < keep:
                 picture = loaded.image[0].permute(1, 2, 0).numpy()
                 samples.append((picture, loaded.label[0].numpy(), prediction[0].cpu().numpy()))
             done += len(loaded.ids) * accelerator.num_processes
             progress.update(done, {}, 0.0, 0.0)
             between()
+        each[source.name].append(_of_all(seen, len(source.indices), outputs[source.name], accelerator))
     progress.end()
     for name, matrix in matrices.items():
         result.counts[name] = reduce(matrix.counts.to(accelerator.device)).cpu().numpy()
+        result.images[name] = torch.cat(each[name]).cpu().numpy().astype(np.uint32)
     return result
+
+
+def _of_all(seen: Sequence[Tensor], number: int, classes: int, accelerator: Accelerator) -> Tensor:
+    """The sums of a source's images in their order, (number, 3, classes), from those that each process saw."""
+    table = torch.zeros(number, 3, classes, dtype=torch.int64, device=accelerator.device)
+    if seen:
+        table[accelerator.process_index :: accelerator.num_processes] = torch.stack(list(seen)).to(
+            table.device
+        )
+    return all_reduce_sum(accelerator)(table)
 
 
 def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:

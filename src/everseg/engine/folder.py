@@ -19,6 +19,7 @@ import torch
 
 from everseg.config import RunConfig
 from everseg.config_loading import config_hash, difference, load, to_json
+from everseg.data.writing import remove_leftovers
 from everseg.engine.checkpoint import (
     load_tensors,
     parent_of,
@@ -28,9 +29,11 @@ from everseg.engine.checkpoint import (
     verify,
     write_bytes,
     write_json,
+    writing,
 )
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import LabelSpace
+from everseg.metrics import sums_of
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
@@ -155,6 +158,12 @@ class RunFolder:
         )
         return threads
 
+    def clean(self) -> None:
+        """Delete half-written files that a killed process of this run has left; the caller holds its lock."""
+        with writing(self.path):
+            for folder in (self.path, *self.path.glob("steps/[0-9]*")):
+                remove_leftovers(folder)
+
     def save_final(
         self,
         step: Step,
@@ -214,12 +223,20 @@ class RunFolder:
             )
         return (*load_model(folder, builder), load_tensors(folder / "method_state.safetensors"), digest)
 
-    def save_result(self, index: int, counts: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
-        """Write a step's confusion counts and scores (metrics last: it marks the step as scored)."""
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {name: value.astype(np.int64) for name, value in counts.items()}
-        np.savez_compressed(buffer, **arrays)
-        write_bytes(self.step(index) / "confusion.npz", buffer.getvalue())
+    def save_result(
+        self,
+        index: int,
+        counts: dict[str, np.ndarray],
+        metrics: dict[str, Any],
+        images: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """Write a step's confusion counts, in all and per image, and scores (last: they mark the step as scored)."""
+        for stem, arrays, kind in (("images", images or {}, np.uint32), ("confusion", counts, np.int64)):
+            if arrays:
+                buffer = io.BytesIO()
+                given: dict[str, Any] = {name: value.astype(kind) for name, value in arrays.items()}
+                np.savez_compressed(buffer, **given)
+                write_bytes(self.step(index) / f"{stem}.npz", buffer.getvalue())
         write_json(self.step(index) / "metrics.json", {**metrics, "sha256": _json_hash(metrics)})
 
     def metrics(self, index: int) -> dict[str, Any]:
@@ -244,7 +261,27 @@ class RunFolder:
         Raises:
             CheckpointError: missing or damaged.
         """
-        path = self.step(index) / "confusion.npz"
+        return self._arrays(index, "confusion")
+
+    def images(self, index: int) -> dict[str, np.ndarray]:
+        """Of each test image of a scored step, per branch: (N, 3, C) as `evaluate` gives it; {} in older runs.
+
+        Raises:
+            CheckpointError: damaged, or not the images that `counts` counted.
+        """
+        if not (self.step(index) / "images.npz").exists():
+            return {}
+        found, counts = self._arrays(index, "images"), self.counts(index)
+        for name, each in found.items():
+            if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
+                raise CheckpointError(
+                    f"{self.step(index) / 'images.npz'} does not fit confusion.npz beside it; "
+                    "delete metrics.json there and run the same command to score the step again"
+                )
+        return found
+
+    def _arrays(self, index: int, stem: str) -> dict[str, np.ndarray]:
+        path = self.step(index) / f"{stem}.npz"
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}

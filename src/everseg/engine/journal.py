@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,27 @@ class Journal:
         """Drop the lines of iterations that will be done again, and half-written ones."""
         if self.path is None or not self.path.exists():
             return
-        kept = []
+        kept = [e for e in self.lines() if (e["step"], e.get("iteration", 0)) <= (step, iteration)]
+        write_bytes(self.path, b"".join(_line(entry) for entry in kept))
+
+    def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
+        """The entries so far, or those of one event; half-written ones are passed over."""
+        if self.path is None or not self.path.exists():
+            return
         for line in self.path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if (entry["step"], entry.get("iteration", 0)) <= (step, iteration):
-                kept.append(line)
-        write_bytes(self.path, b"".join(line + b"\n" for line in kept))
+            if event in (None, entry["event"]):
+                yield entry
 
     def add(self, event: str, *, step: int, **values: Any) -> None:
         """Append one line."""
         if self.path is not None:
-            with writing(self.path), self.path.open("a") as file:
-                file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            with writing(self.path), self.path.open("ab") as file:
+                file.write(_line({"event": event, "step": step, **values}))
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

@@ -93,6 +93,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
                 for branch in prepared.steps[-1].spaces:
                     model.heads.check(branch)
             held.enter_context(locked(folder.path))
+            folder.clean()
             _open(config, folder, prepared, progress)
         except BaseException:
             all_reduce_max(1, accelerator)
@@ -295,7 +296,7 @@ def _score(session: Session, step: Step, iteration: int) -> None:
                 result.samples[name],
                 domain=name if config.data.domains else None,
             )
-        folder.save_result(step.index, result.counts, metrics)
+        folder.save_result(step.index, result.counts, metrics, result.images)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, run_sequence(folder))
     accelerator.wait_for_everyone()

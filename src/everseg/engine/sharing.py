@@ -25,7 +25,7 @@ from everseg.methods.build import build_method
 
 LATER_STEPS = ("train.epochs_next", "train.lr_next")
 """Settings that act after the first step only."""
-_COPIED = ("confusion.npz", "metrics.json")
+_COPIED = ("images.npz", "confusion.npz", "metrics.json")
 _PACKAGES = ("everseg", "torch", "numpy", "pillow", "accelerate")
 """Another version of these may give other bits."""
 
@@ -80,7 +80,7 @@ def share_first_step(source: RunFolder, target: RunFolder) -> bool:
     if target.step(0).exists():
         return False
     digest = verify(source.final(0))
-    source.metrics(0), source.counts(0)
+    source.metrics(0), source.counts(0), source.images(0)
     with locked(target.path):
         if target.step(0).exists() or _is_of_another(target, source):
             return False
@@ -107,7 +107,7 @@ def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
 def _copy_flushed(source: RunFolder, target: Path) -> None:
     """Copy a finished first step without its checkpoints, every file flushed to disk."""
     root = source.step(0)
-    files = [*source.final(0).iterdir(), *(root / name for name in _COPIED)]
+    files = [*source.final(0).iterdir(), *(root / name for name in _COPIED if (root / name).is_file())]
     for path in files:
         place = target / path.relative_to(root)
         place.parent.mkdir(parents=True, exist_ok=True)

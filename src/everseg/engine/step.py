@@ -14,7 +14,9 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import Timed, View, epoch_length, normalised_batches, train_batches
+from everseg.data.loading import Timed, epoch_length, normalised_batches, train_batches
+from everseg.data.samples import Loaded, View
+from everseg.engine.bad_samples import BadSamples
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
 from everseg.engine.guard import Guard
@@ -30,7 +32,7 @@ from everseg.engine.optim import (
 from everseg.engine.progress import Progress, resident_bytes
 from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.tensorboard import Events
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.methods.base import Method, StepContext
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
@@ -147,12 +149,15 @@ class StepJob:
         self._prepare()
         start = self._restore()
         ctx = self._context()
+        session = self.session
+        session.journal.rewind(self.step.index, start)
+        self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
         if start == 0:
             self.method.begin_step(ctx)
-        self.session.journal.rewind(self.step.index, start)
         self.student.train()
         self._loop(ctx, start)
         self.method.end_step(ctx)
+        self.bad.share(self.step.index, self.total)
 
     def _prepare(self) -> None:
         config = self.config
@@ -230,8 +235,11 @@ class StepJob:
             batch=self.config.train.eval_batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            replace=self.config.data.skip_bad,
         )
-        return (batch for _, batch in batches)
+        for loaded, batch in batches:
+            self.bad.note(loaded.bad)
+            yield batch
 
     def _loop(self, ctx: StepContext, start: int) -> None:
         config, accelerator = self.config, self.accelerator
@@ -253,7 +261,7 @@ class StepJob:
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         guard = self._guard()
-        for iteration, loaded in enumerate(batches, start):
+        for iteration, loaded in enumerate(self._saved_on_bad_data(batches, guard, start), start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
             lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
@@ -275,6 +283,8 @@ class StepJob:
             # off the CPU, agreeing on a stop waits for the device; alone there is nothing to agree on
             agree = guard.at_once or world == 1 or due_log or due
             code = all_reduce_max(self.session.stop.code(), accelerator) if agree else 0
+            if agree:
+                self.bad.share(self.step.index, done)
             if code or due or done == self.total:
                 guard.check_weights(iteration, batch.ids)
             if code or (due and done < self.total):
@@ -283,6 +293,28 @@ class StepJob:
                 self.session.progress.end()
                 raise StopRequest.error(code, f"{guard.where}, iteration {done} of {self.total}")
         self.session.progress.end()
+
+    def _saved_on_bad_data(self, batches: Iterator[Loaded], guard: Guard, start: int) -> Iterator[Loaded]:
+        """The batches; before the error of one that cannot be made, what was trained so far is saved.
+
+        Several processes stop unsaved: the others wait for this one's gradients.
+        """
+        done = start
+        try:
+            for loaded in batches:
+                self.bad.note(loaded.bad)
+                yield loaded
+                done += 1
+        except DataError as error:
+            if done == start or self.accelerator.num_processes > 1:
+                raise
+            guard.check_weights(done - 1, ())
+            self._save(done)
+            self.session.progress.end()
+            raise DataError(
+                f"{error}\nThe run is saved at step {self.step.index}, iteration {done} of {self.total}: "
+                "mend the data and run the same command to continue"
+            ) from None
 
     def _guard(self) -> Guard:
         rate = "train.lr / train.lr_next" if self.step.index else "train.lr"

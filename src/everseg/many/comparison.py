@@ -12,6 +12,7 @@ from everseg.engine.checkpoint import write_bytes
 from everseg.engine.folder import RunFolder
 from everseg.errors import ConfigError, near_miss
 from everseg.many import tables as shown
+from everseg.many.intervals import Draws, draws_of, of_differences, of_scores
 from everseg.many.results import Group, Result, Table, found_folders, read, settings_apart, tables_of
 from everseg.many.statistics import numbers_of, over_seeds, paired, spread
 from everseg.report.assemble import learnt_sets
@@ -40,8 +41,8 @@ def compare(
         write: whether these are written.
 
     Returns:
-        `tables` (groups with values, mean, sample standard deviation and n per number as fractions, time in seconds;
-        paired differences; published sources; reasons), `notes`, `files`.
+        `tables` (groups with values, mean, sample standard deviation, n and interval over test images per number as
+        fractions, time in seconds; paired differences; published sources; reasons), `notes`, `files`.
 
     Raises:
         ConfigError: no finished run, or no group of that name.
@@ -99,13 +100,14 @@ def _table(table: Table, against: str | None) -> dict[str, Any]:
     config = table.groups[0].config
     domains = config.data.domains
     comparable, others = _published(table)
+    draws = {id(run): draws_of(run) for run in table.runs}
     return {
         "title": ", ".join(domains) if domains else f"{config.data.dataset} {_task(config.scenario.task)}",
         "facts": _facts(table.groups[0].runs[0]),
         "reasons": table.reasons,
         "numbers": numbers,
         "base": base.name,
-        "groups": [_group(group, base, numbers) for group in table.groups],
+        "groups": [_group(group, base, numbers, draws) for group in table.groups],
         "settings": settings_apart(table, base),
         "published": comparable,
         "not_comparable": others,
@@ -129,17 +131,22 @@ def _facts(run: Result) -> dict[str, str]:
     return {key: value for key, value in facts.items() if value}
 
 
-def _group(group: Group, base: Group, numbers: Sequence[str]) -> dict[str, Any]:
+def _group(group: Group, base: Group, numbers: Sequence[str], draws: Mapping[int, Draws]) -> dict[str, Any]:
     return {
         "name": group.name,
         "joint": group.is_joint,
         "seeds": group.seeds,
         "runs": [str(run.path) for run in group.runs],
         "values": {number: [run.scores.get(number) for run in group.runs] for number in numbers},
-        "scores": {number: over_seeds(group, number).to_json() for number in numbers},
+        "scores": {
+            n: {**over_seeds(group, n).to_json(), "interval": of_scores(group, draws, n)} for n in numbers
+        },
         "differences": None
         if group is base
-        else {number: paired(group, base, number).to_json() for number in numbers},
+        else {
+            n: {**paired(group, base, n).to_json(), "interval": of_differences(group, base, draws, n)}
+            for n in numbers
+        },
     }
 
 

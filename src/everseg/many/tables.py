@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -9,6 +10,7 @@ from typing import Any
 
 from everseg.engine.progress import time_text
 from everseg.many.figures import seeds_chart
+from everseg.many.intervals import LEVEL, RESAMPLES
 from everseg.report.charts import can_draw
 from everseg.report.images import data_uri
 from everseg.report.page import csv_text, environment
@@ -86,6 +88,38 @@ def difference_rows(
     return rows
 
 
+def interval_rows(
+    table: Json, columns: Mapping[str, str] | None = None, *, dash: str = "–"
+) -> list[dict[str, str]]:
+    """One row per group, then one per difference: where the mean would lie on other test images; [] without any."""
+    columns = columns or {n: n for n in table["numbers"]}
+    told = [(group["name"], group["scores"], False) for group in table["groups"]]
+    told += [
+        (f"{group['name']} minus {table['base']}", group["differences"], True)
+        for group in table["groups"]
+        if group["differences"]
+    ]
+    known = {c: n for c, n in columns.items() if any(spreads[n]["interval"] for _, spreads, _ in told)}
+    return [
+        {"method": name, **{c: _interval(spreads[n]["interval"], dash, signed) for c, n in known.items()}}
+        for name, spreads, signed in told
+        if any(spreads[n]["interval"] for n in known.values())
+    ]
+
+
+def _interval(found: Sequence[float] | None, dash: str, signed: bool) -> str:
+    if found is None:
+        return "-"
+    low, high = (round(100 * value, 1) + 0.0 for value in found)
+    return f"{low:+.1f} {dash} {high:+.1f}" if signed else f"{low:.1f} {dash} {high:.1f}"
+
+
+INTERVALS = (
+    f"{100 * LEVEL:.0f} % intervals over test images, bootstrap of {RESAMPLES} draws, of the means over seeds"
+)
+"""What `interval_rows` are."""
+
+
 def published_rows(source: Json, *, sign: str = "±") -> list[dict[str, str]]:
     """The groups' numbers in a source's columns and convention, then the source's own."""
     ours = [
@@ -124,6 +158,8 @@ def terminal(made: Json) -> list[Any]:
             )
             if rows := difference_rows(table, columns):
                 pieces.append(_terminal(rows, f"Runs with the same seed minus {table['base']}, in points"))
+            if rows := interval_rows(table, columns):
+                pieces.append(_terminal(rows, INTERVALS))
         for source in table["published"]:
             pieces.append(
                 _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
@@ -152,10 +188,12 @@ def csv(made: Json) -> str:
                     {
                         "table": number, "task": table["title"], "group": group["name"], "number": name,
                         "mean": score["mean"], "sd": score["sd"], "n": score["n"],
+                        **_ends("", score),
                         "against": "" if difference is None else table["base"],
                         "difference": difference and difference["mean"],
                         "difference_sd": difference and difference["sd"],
                         "pairs": difference and difference["n"],
+                        **_ends("difference_", difference),
                         "seeds": " ".join(map(str, group["seeds"])),
                         "values": " ".join("" if v is None else repr(v) for v in group["values"][name]),
                     }
@@ -163,8 +201,13 @@ def csv(made: Json) -> str:
     return csv_text(rows)
 
 
+def _ends(prefix: str, spread: Json | None) -> dict[str, float | None]:
+    low, high = (spread and spread["interval"]) or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
 def latex(made: Json) -> str:
-    """Plain `tabular`s without any package, a comment above each."""
+    """Plain `tabular`s without any package, each a paragraph with a comment above."""
     parts = [
         f"% everseg {made['everseg']} compare; mIoU in percent, mean \\pm sample standard deviation over seeds"
     ]
@@ -175,13 +218,14 @@ def latex(made: Json) -> str:
             title = f"{facts}{convention and '; ' + convention}"
             shown.append((title, score_rows(table, columns, sign="@")))
             shown.append((f"{title}; paired differences", difference_rows(table, columns, sign="@")))
+            shown.append((f"{title}; {INTERVALS}", interval_rows(table, columns, dash="to")))
         for title, rows in (
             *shown,
             *((source["title"], published_rows(source, sign="@")) for source in table["published"]),
         ):
             if rows:
                 parts.append(f"% {_one_line(title)}\n{_tabular(rows)}")
-    return "\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _tabular(rows: Sequence[Mapping[str, str]]) -> str:
@@ -194,11 +238,15 @@ def _tabular(rows: Sequence[Mapping[str, str]]) -> str:
     return body + "\n\\end{tabular}"
 
 
+_NUMBER = re.compile(r"[+-]?[\d.:]+( s)?( (@|to) [+-]?[\d.:]+( s)?)?")
+
+
 def _cell(value: str) -> str:
-    before, found, after = value.rpartition(" @ ")
-    if found and after.replace(".", "").replace(":", "").removesuffix(" s").isdigit():
-        return rf"{tex(before)} $\pm$ {tex(after)}".replace("-", "$-$", 1 if before.startswith("-") else 0)
-    return "--" if value == "-" else tex(value)
+    if value == "-":
+        return "--"
+    if not _NUMBER.fullmatch(value):
+        return tex(value)
+    return value.replace("-", "$-$").replace("@", r"$\pm$")
 
 
 def _one_line(value: str) -> str:
@@ -217,7 +265,12 @@ def html(made: Json) -> str:
         {
             **table,
             "conventions": [
-                (title, score_rows(table, columns), difference_rows(table, columns))
+                (
+                    title,
+                    score_rows(table, columns),
+                    difference_rows(table, columns),
+                    interval_rows(table, columns),
+                )
                 for title, columns in conventions(table)
             ],
             "sources": [{**source, "shown": published_rows(source)} for source in table["published"]],
@@ -242,5 +295,13 @@ def html(made: Json) -> str:
     return (
         environment()
         .get_template("compare.html.j2")
-        .render(made=made, tables=tables, style=style, files=files, drawn=can_draw())
+        .render(
+            made=made,
+            tables=tables,
+            style=style,
+            files=files,
+            drawn=can_draw(),
+            resamples=RESAMPLES,
+            level=f"{100 * LEVEL:.0f}",
+        )
     )

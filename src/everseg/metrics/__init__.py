@@ -1,5 +1,6 @@
 """Integer confusion counts and the scores derived from them (floor 1)."""
 
+from everseg.metrics.bootstrap import group_miou, resampled_sums, sums_of
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import defined_mean, relative_drop, sequence_scores, step_scores
 from everseg.metrics.scores import (
@@ -17,12 +18,15 @@ __all__ = [
     "class_accuracy",
     "defined_mean",
     "frequency_weighted_iou",
+    "group_miou",
     "iou",
     "iou_eval",
     "mean_accuracy",
     "mean_iou",
     "overall_accuracy",
     "relative_drop",
+    "resampled_sums",
     "sequence_scores",
     "step_scores",
+    "sums_of",
 ]

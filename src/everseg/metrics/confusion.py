@@ -89,6 +89,14 @@ class ConfusionMatrix:
         self._raise_if_out_of_range(self._table)
         return self._classes(self._table).clone()
 
+    @property
+    def sums(self) -> Tensor:
+        """(3, C) int64 on the device: of each class the true pixels, the predicted ones, and those both; unchecked."""
+        if self._table is None:
+            return torch.zeros(3, self.num_classes, dtype=torch.int64)
+        n = self._classes(self._table)
+        return torch.stack([n.sum(1), n.sum(0), n.diagonal()])
+
     def iou(self, eps: float = scores.EPS) -> Tensor:
         """Intersection over union of each class, see `scores.iou`.
 

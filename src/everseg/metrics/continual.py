@@ -52,7 +52,7 @@ def step_scores(counts: Counts, group_sizes: Sequence[int], background: int | No
     (1.0, 1.0)
     """
     n = checked_counts(counts)
-    spans = _spans(len(n), group_sizes, background)
+    spans = class_spans(len(n), group_sizes, background)
     means = _group_means(n, spans, None)
     return {
         "miou": means,
@@ -113,7 +113,7 @@ def sequence_scores(
         if after[: len(before)] != before:
             raise ValueError(f"sequence_scores: the groups {after} do not continue {before}")
     matrices = [checked_counts(counts) for counts in step_counts]
-    spans = [_spans(len(n), s, background) for n, s in zip(matrices, sizes, strict=True)]
+    spans = [class_spans(len(n), s, background) for n, s in zip(matrices, sizes, strict=True)]
     class_rows = [[_defined(value) for value in iou(n)] for n in matrices]
     classes = _forgetting(class_rows)
     result: dict[str, Any] = {}
@@ -169,8 +169,12 @@ def relative_drop(values: Mapping[str, float], baselines: Mapping[str, float]) -
     return {"mean": sum(domains.values()) / len(domains), "domains": domains}
 
 
-def _spans(num_classes: int, group_sizes: Sequence[int], background: int | None) -> list[range]:
-    """Train ids of each group."""
+def class_spans(num_classes: int, group_sizes: Sequence[int], background: int | None) -> list[range]:
+    """Train ids of each group.
+
+    Raises:
+        ValueError: sizes that are not positive or do not sum to `num_classes`, or a background out of range.
+    """
     if not group_sizes or min(group_sizes) < 1 or sum(group_sizes) != num_classes:
         raise ValueError(
             f"group_sizes: expected positive sizes that sum to {num_classes} classes, got {tuple(group_sizes)}"

@@ -101,6 +101,13 @@ def names(*, every: bool = False) -> list[str]:
     return [name for table in tables for name, preset in table.items() if every or preset.listed]
 
 
+def title(name: str) -> str:
+    """Heading that a preset stands under in lists: what is new in its steps, and the data."""
+    over_domains = _domain_table().get(name)
+    part, key = ("domains", over_domains.group) if over_domains else ("data", _table()[name].data)
+    return str(_part(part)[key]["title"])
+
+
 def load_preset(name: str) -> dict[str, Any]:
     """Compose a preset.
 

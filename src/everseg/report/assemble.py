@@ -15,6 +15,7 @@ from everseg.report.charts import can_draw
 from everseg.report.collect import Track, planned_steps
 from everseg.report.curves import read_curves
 from everseg.report.domains import domain_rows, drop_against_single, taught
+from everseg.report.joint import joint_beside
 from everseg.report.provenance import provenance
 from everseg.report.published import Match, matches
 from everseg.report.tables import drop_text
@@ -35,6 +36,7 @@ def assemble(
     scenario, several = stored.scenario, bool(stored.data.domains)
     learnt, drop = taught(folder), drop_against_single(folder, config) if several else None
     notes += _state_notes(folder, steps)
+    joint = joint_beside(folder, stored, tracks) if len(folder.finished_steps) == len(steps) else None
     curves = read_curves(folder.path / "journal.jsonl")
     result = page.Page(
         name=stored.name,
@@ -44,7 +46,7 @@ def assemble(
         facts=_facts(stored, folder, steps),
         cards=_domain_cards(tracks, drop) if several or len(tracks) > 1 else _cards(tracks[0]),
         notes=notes,
-        parts=[_part(track, len(tracks) > 1, number) for number, track in enumerate(tracks)],
+        parts=[_part(track, len(tracks) > 1, number, joint) for number, track in enumerate(tracks)],
         training=figures.training_charts(curves, "training") if curves else [],
         speed=figures.speed_rows(curves) if curves else [],
         data=numbers.data_rows(steps, folder),
@@ -166,8 +168,11 @@ def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> li
     return cards
 
 
-def _part(track: Track, several: bool, number: int) -> page.Part:
+def _part(
+    track: Track, several: bool, number: int, joint: tuple[str, Mapping[str, Track]] | None
+) -> page.Part:
     key = f"part{number}"
+    bound = joint[1][track.name] if joint else None
     charts = [
         figures.steps_chart(track, f"{key}-steps"),
         figures.classes_chart(track, f"{key}-classes"),
@@ -177,8 +182,9 @@ def _part(track: Track, several: bool, number: int) -> page.Part:
         name=track.name if several else "",
         key=key,
         steps=numbers.step_rows(track),
-        matrix=numbers.matrix_rows(track),
-        matrix_plain=numbers.matrix_rows(track, "_without_background"),
+        matrix=numbers.matrix_rows(track, joint=bound),
+        matrix_plain=numbers.matrix_rows(track, "_without_background", bound),
+        joint=joint[0] if joint else "",
         groups=numbers.group_rows(track),
         turns=numbers.turn_rows(track),
         charts=[chart for chart in charts if chart is not None],

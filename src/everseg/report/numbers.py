@@ -37,20 +37,26 @@ def step_rows(track: Track) -> Rows:
     return rows
 
 
-def matrix_rows(track: Track, suffix: str = "") -> Rows:
+def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> Rows:
     """Step matrix: mIoU of the classes learnt in step j after step i; None above the diagonal.
 
     Args:
         suffix: "" or "_without_background".
+        joint: joint training of the same task, the last row.
     """
     matrix = track.sequence[f"step_matrix{suffix}"]
-    return [
+    rows: Rows = [
         {
             "after step": index,
             **{title: percent(value) for title, value in zip(track.group_titles, row, strict=True)},
         }
         for index, row in zip(track.steps, matrix, strict=True)
     ]
+    if joint is not None:
+        (values,) = joint.sequence[f"step_matrix{suffix}"]
+        bound = {title: percent(value) for title, value in zip(track.group_titles, values, strict=True)}
+        rows.append({"after step": "joint", **bound})
+    return rows
 
 
 def group_rows(track: Track) -> Rows:

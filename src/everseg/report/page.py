@@ -62,6 +62,8 @@ class Part:
     groups: Rows
     turns: Rows
     charts: list[Chart]
+    joint: str = ""
+    """Name of the joint run whose row ends the matrix; "" where none is known."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
 from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
-from everseg.scenarios.lists import check_list, resolve_lists
+from everseg.scenarios.lists import check_list, check_own_lists, resolve_lists
 from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
 from everseg.scenarios.tasks import Groups, task_groups
 from everseg.scenarios.weights import weighted
@@ -51,6 +51,8 @@ def build(
         ),
     )
     groups = task_groups(config.task, dataset.labels, dataset.name, config.order)
+    lists = resolve_lists(config, dataset, len(groups))
+    check_own_lists(lists or (), config, dataset, groups, counts["train"])
     steps = class_incremental(
         dataset,
         groups,
@@ -58,7 +60,7 @@ def build(
         protocol=config.protocol,
         policy=config.policy,
         seed=seed,
-        lists=resolve_lists(config, dataset, len(groups)),
+        lists=lists,
         test_split=config.test_split,
         validation="none" if holds_out_later(config) else config.validation,
     )

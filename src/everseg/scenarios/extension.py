@@ -103,14 +103,16 @@ class Known:
         branches = classes["branches"]
         if len(branches) > 1:
             raise ConfigError(
-                f"{where} has several paths ({', '.join(branches)}); only models with one path can be extended by "
-                "classes. Mixed sequences are trained from the start: scenario.kind=domain-incremental"
+                f"{where} has several paths ({', '.join(branches)}); a bundle with one is extended. A step over one of "
+                "several, or a new domain, has to keep the others too: give such a sequence as one run "
+                "(scenario.kind=domain-incremental, where a domain met again grows by add: [...])"
             )
         ((self.branch, entry),) = branches.items()
         if entry["background"] != 0:
             raise ConfigError(
                 f"{where}: its model has no background, so pixels without a label of the new classes could not be "
-                "trained as 'an old class or nothing'; extend a model whose first class is the background"
+                "trained as 'an old class or nothing': ignored, they would not keep the new class from spreading over "
+                "everything; extend a model whose first class is the background (runs on data without one get it)"
             )
         self.space = LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), 0)
         self.next_id = int(classes["next_id"])

@@ -16,8 +16,8 @@ import numpy as np
 
 from everseg.config import ScenarioConfig
 from everseg.data.base import Dataset
-from everseg.errors import ConfigError, DataError
-from everseg.scenarios.tasks import canonical_task
+from everseg.errors import ConfigError, DataError, some
+from everseg.scenarios.tasks import Groups, canonical_task
 
 _TABLES = "everseg.scenarios"
 
@@ -177,6 +177,41 @@ def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndar
     if faults:
         raise DataError("\n  ".join(["scenario.lists: the image lists cannot be used:", *faults]))
     return [indices.astype(np.int64) for indices in lists]
+
+
+def check_own_lists(
+    lists: Sequence[np.ndarray], config: ScenarioConfig, dataset: Dataset, groups: Groups, counts: np.ndarray
+) -> None:
+    """Refuse a user's lists for a protocol without future classes if an image shows one.
+
+    Args:
+        counts: (N, 256) pixels per raw id of the training images.
+
+    Raises:
+        DataError: every list with such images.
+    """
+    if (
+        config.lists in (None, "published")
+        or config.protocol not in ("disjoint", "sequential")
+        or config.joint
+    ):
+        return
+    problems = []
+    for step, indices in enumerate(lists):
+        later = [raw for group in groups[step + 1 :] for raw in group]
+        shown = counts[indices][:, later] > 0
+        where = indices[shown.any(axis=1)]
+        if where.size:
+            names = some([dataset.labels.names[raw] for raw in np.array(later)[shown.any(axis=0)]], 6)
+            images = some([dataset.splits["train"].id(int(i)) for i in where], 3)
+            problems.append(
+                f"step {step}: {where.size} images show classes of later steps ({names}): {images}"
+            )
+    if problems:
+        raise DataError(
+            "\n  ".join([f"scenario.lists: not lists of the {config.protocol} protocol:", *problems])
+            + "\nleave these images out of the lists, or say scenario.protocol=overlapped"
+        )
 
 
 def check_list(indices: np.ndarray, length: int, where: str) -> list[str]:

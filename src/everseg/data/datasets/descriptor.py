@@ -11,7 +11,7 @@ from everseg.data.datasets.division import Division, division_of
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
-from everseg.labels import RawLabels
+from everseg.labels import RawLabels, spelling
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
@@ -180,13 +180,13 @@ class _Check:
                 self.wrong(f"classes.{raw}", "an id from 0 to 255", raw)
             elif not isinstance(name, str) or not name.strip() or name == IGNORE:
                 self.wrong(f"classes.{raw}", f"a name other than '{IGNORE}'", name)
-            elif name.strip().lower() in seen:
+            elif spelling(name) in seen:
                 self.problems.append(
-                    f"classes.{raw}: the name '{name}' stands for id {seen[name.strip().lower()]} already"
+                    f"classes.{raw}: the name '{name}' stands for id {seen[spelling(name)]} already"
                 )
             else:
                 good[raw] = name
-                seen[name.strip().lower()] = raw
+                seen[spelling(name)] = raw
         return good
 
     def void(self, classes: Mapping[int, str]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.labelmap import with_labelmap
-from everseg.data.datasets.listing import ListedFolder, Sample, pair, scan
+from everseg.data.datasets.listing import ListedFolder, Sample, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError
@@ -63,7 +64,12 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     where = str(descriptor) if descriptor is not None else "data.options"
     described = parse(given, where, name=Path(descriptor).stem if descriptor is not None else "folder")
     beside = here if "skip" not in options else None
-    reading = reading_of({key: given[key] for key in SHARED if key in given}, here=beside)
+    try:
+        reading = reading_of({key: given[key] for key in SHARED if key in given}, here=beside)
+    except ConfigError as error:
+        if descriptor is None:
+            raise
+        raise _of_the_file(error, options, where) from None
     if root is None and isinstance(given.get("root"), str):
         root = here / Path(given["root"]).expanduser()
     elif root is None and "root" in given:
@@ -85,6 +91,12 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         )
         splits[name] = whole if described.tiles is None else TiledSplit(whole, described.tiles, reading)
     return Dataset(described.name, described.labels, splits)
+
+
+def _of_the_file(error: ConfigError, options: Mapping[str, Any], where: str) -> ConfigError:
+    """The same problems, those of keys that the description holds under their place in it."""
+    named = [(problem.split(":")[0].removeprefix("data.options."), problem) for problem in error.problems]
+    return ConfigError([p if key in options else p.removeprefix("data.options.") for key, p in named], where)
 
 
 def _listed(
@@ -110,8 +122,8 @@ def _places(described: Descriptor, base: Path) -> dict[str, str]:
     found = {n: n for n in names if (base / described.images.replace("{split}", n)).is_dir()}
     if not found:
         raise DataError(
-            f"{base}: none of {', '.join(described.images.replace('{split}', n) for n in names)} exists;"
-            " set root, images or splits in the data.yaml"
+            f"{base}: none of {', '.join(described.images.replace('{split}', n) for n in names)} exists; "
+            + (packed(base) or "set root, images or splits in the data.yaml")
         )
     return found
 

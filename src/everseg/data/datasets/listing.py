@@ -51,7 +51,9 @@ def scan(
     twice: list[str] = []
 
     def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); check the folder") from None
+        raise DataError(
+            f"{error.filename}: cannot be listed ({error.strerror}); {packed(root / folder) or 'check the folder'}"
+        ) from None
 
     for here, folders, files in os.walk(root / folder, onerror=fail):
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
@@ -297,8 +299,24 @@ def data_folder(root: Path, candidates: Iterable[str], needed: Sequence[str], la
     names = ", ".join(str(t) for t in tried)
     raise DataError(
         f"{root}: is not a {layout} folder: no {' and '.join(n + '/' for n in needed)} in any of {names};"
-        " pass the right folder as data.root=DIR"
+        f" {packed(root) or 'pass the right folder as data.root=DIR'}"
     )
+
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+"""Endings of files that have to be unpacked first; readers open none."""
+
+
+def packed(folder: Path) -> str:
+    """What to unpack where a folder is missing or holds no picture; "" if no archive is near."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        names = [folder] if folder.is_file() else sorted(folder.iterdir())
+    except OSError:
+        return ""
+    found = [path.name for path in names if path.suffix.lower() in ARCHIVES and path.is_file()]
+    return f"unpack {some(found, 3)} first" if found else ""
 
 
 def _leaves(entry: str) -> bool:

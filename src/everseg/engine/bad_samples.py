@@ -1,0 +1,66 @@
+"""Keeps the account of training samples that could not be read and were replaced (floor 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from everseg.data.samples import too_many
+from everseg.engine.journal import Journal
+from everseg.engine.progress import Progress
+
+EVENT = "bad_sample"
+
+
+class BadSamples:
+    """Tells each replaced sample once, in the journal and on the console, and stops a run that has too many.
+
+    Args:
+        allowed: distinct samples that a run may replace, those in its journal included; 0 = none ever come here.
+        accelerator: processes that share the account.
+    """
+
+    def __init__(self, allowed: int, accelerator: Accelerator, journal: Journal, progress: Progress) -> None:
+        self.allowed, self.accelerator, self.journal, self.progress = allowed, accelerator, journal, progress
+        told = [(line["sample"], line["reason"]) for line in journal.lines(EVENT)] if allowed else []
+        self._known = dict(self._of_all(told))
+        self._new: dict[str, str] = {}
+
+    def note(self, bad: Mapping[str, str]) -> None:
+        """Remember what a batch of this process replaced.
+
+        Raises:
+            DataError: more samples than allowed; raised before the batch is used.
+        """
+        fresh = {name: why for name, why in bad.items() if name not in self._known}
+        if fresh:
+            self._new |= fresh
+            self._check(self._known | self._new)
+
+    def share(self, step: int, iteration: int) -> None:
+        """Bring the accounts of all processes together and report what is new; all must call it.
+
+        Raises:
+            DataError: together more samples than allowed.
+        """
+        if not self.allowed:
+            return
+        fresh = dict(sorted(self._of_all(list(self._new.items()))))
+        self._new = {}
+        for name, why in fresh.items():
+            if name not in self._known:
+                self.journal.add(EVENT, step=step, iteration=iteration, sample=name, reason=why)
+                self.progress.message(
+                    f"warning: training sample {name} cannot be read and is replaced by another ({why})"
+                )
+        self._known |= fresh
+        self._check(self._known)
+
+    def _of_all(self, items: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return gather_object(items) if self.allowed and self.accelerator.num_processes > 1 else items
+
+    def _check(self, bad: Mapping[str, str]) -> None:
+        if len(bad) > self.allowed:
+            raise too_many(bad, self.allowed)

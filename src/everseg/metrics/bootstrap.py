@@ -1,0 +1,68 @@
+"""What scores would be on other test images: the bootstrap over images (floor 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from everseg.metrics.continual import class_spans
+from everseg.metrics.scores import EPS, Counts
+
+
+def resampled_sums(images: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Sum the counts of images drawn with replacement, as many as there are.
+
+    Args:
+        images: (N, 3, C) integers: of each image and class the true pixels, the predicted ones, and those both.
+        seed: decides the draws together with N, nothing else: runs on the same images are drawn alike.
+
+    Returns:
+        (resamples, 3, C) float64, exact integers.
+    """
+    rng, number = np.random.RandomState(seed), len(images)
+    times = np.stack(
+        [np.bincount(rng.randint(0, number, number), minlength=number) for _ in range(resamples)]
+    )
+    flat = times.astype(np.float64) @ images.reshape(number, -1).astype(np.float64)
+    return flat.reshape(resamples, *images.shape[1:])
+
+
+def group_miou(
+    sums: np.ndarray, group_sizes: Sequence[int], background: int | None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Mean IoUs of many counts at once, as `step_scores` defines them.
+
+    Args:
+        sums: (R, 3, C), as `resampled_sums` gives them.
+        group_sizes: number of classes added by each growth; they sum to C.
+        background: train id of the background, or None.
+
+    Returns:
+        `miou` and `miou_without_background`, each with `old`, `new` and `all`: (R,) in [0, 1]. Classes without a
+        true pixel are left out of a mean; NaN where no class is left.
+
+    >>> one = np.array([[[4, 4], [5, 3], [3, 2]]])
+    >>> group_miou(one, (1, 1), None)["miou"]["all"].round(3).tolist()
+    [0.45]
+    """
+    truth, predicted, both = sums[:, 0], sums[:, 1], sums[:, 2]
+    iou = np.where(truth > 0, both / (truth + predicted - both + EPS), np.nan)
+    spans = class_spans(sums.shape[-1], group_sizes, background)
+    groups = {"old": range(spans[-1].start), "new": spans[-1], "all": range(spans[-1].stop)}
+    return {
+        key: {name: _means(iou[:, [c for c in span if c != left_out]]) for name, span in groups.items()}
+        for key, left_out in (("miou", None), ("miou_without_background", background))
+    }
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Row means of the defined values."""
+    known = (~np.isnan(values)).sum(1)
+    return np.divide(np.nansum(values, axis=1), known, out=np.full(len(values), np.nan), where=known > 0)
+
+
+def sums_of(counts: Counts) -> np.ndarray:
+    """Of a confusion matrix (C, C), rows = truth: true pixels, predicted ones and both per class, (3, C)."""
+    n = np.asarray(counts)
+    return np.stack([n.sum(1), n.sum(0), np.diag(n)])

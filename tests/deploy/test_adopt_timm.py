@@ -1,0 +1,162 @@
+"""Encoders of timm under everseg's heads become bundles; against a stand-in with timm's feature interface."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_timm import Timm
+from safetensors.torch import save_file
+
+from everseg.config import ModelConfig
+from everseg.deploy.adopt import adopt
+from everseg.deploy.bundle import open_bundle
+from everseg.deploy.extend import extend
+from everseg.errors import CheckpointError
+from everseg.models.build import build_model
+from everseg.models.model import SegmentationModel
+
+NAMES = "background,road,tree"
+
+
+@pytest.fixture(autouse=True)
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", Timm())
+
+
+def trained(head: str, *grown: int) -> SegmentationModel:
+    """A network as if it had been trained elsewhere: no weight and no statistic as it is initialised."""
+    torch.manual_seed(4)
+    options = {"hidden": 6} | ({"out_channels": 5} if head == "deeplabv3" else {})
+    model = build_model(ModelConfig(name=head, encoder="timm:toynet", options=options))
+    for number in grown or (3,):
+        model.grow({"default": number})
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(
+                0.5 + torch.rand_like(value)
+                if name.endswith(("var", "norm.weight"))
+                else torch.randn_like(value) / 3
+            )
+    return model.eval()
+
+
+def renamed(state: dict[str, torch.Tensor], encoder: str, classifier: str) -> dict[str, torch.Tensor]:
+    moved = {"encoder.body.": encoder, "heads.default.classifiers.0.": classifier}
+    for ours, theirs in moved.items():
+        state = {
+            theirs + k.removeprefix(ours) if k.startswith(ours) else k: v.clone() for k, v in state.items()
+        }
+    return state
+
+
+@pytest.mark.parametrize("head", ["mlp", "deeplabv3"])
+@pytest.mark.parametrize(
+    ("encoder", "classifier"),
+    [
+        ("encoder.body.", "heads.default.classifiers.0."),
+        ("encoder.", "classifier."),
+        ("backbone.", "classifier."),
+    ],
+)
+def test_the_adopted_model_gives_the_networks_logits(tmp_path: Path, call, head, encoder, classifier) -> None:
+    model = trained(head)
+    save_file(renamed(model.state_dict(), encoder, classifier), tmp_path / "w.safetensors")
+    code, out, err = call("adopt", tmp_path / "w.safetensors", "--arch", "timm:toynet", "--classes", NAMES,
+                          "--no-onnx", "-o", tmp_path / "b")  # fmt: skip
+    assert code == 0, err
+    assert "3 finite logits" in out
+    image = torch.randn(1, 3, 75, 50)
+    with torch.no_grad():
+        expected, found = (m(image)["default"].logits for m in (model, open_bundle(tmp_path / "b").model()))
+    assert expected.std() > 0.01
+    assert torch.equal(found, expected)
+
+
+def test_the_classifiers_of_several_growths_are_one(tmp_path: Path) -> None:
+    model = trained("mlp", 2, 1)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    made = adopt(
+        tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+    )
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = (m(image)["default"].logits for m in (model, made.bundle.model()))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert made.bundle.model().head("default").sizes == (3,)
+
+
+def test_it_is_extended_like_any_other(
+    tmp_path: Path, new_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(trained("mlp").state_dict(), tmp_path / "w.safetensors")
+    made = adopt(
+        tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+    )
+    changes = [
+        "data.workers=0",
+        "train.max_iterations=1",
+        "data.crop=32",
+        "train.batch=2",
+        "data.evaluation=crop",
+    ]
+    done = extend(made.bundle.path, data=new_data, add=["forklift"], overrides=changes, quiet=True)
+    assert [c.name for c in done.bundle.registry.classes] == [*NAMES.split(","), "forklift"]
+
+
+@pytest.mark.parametrize(
+    ("drop", "words"),
+    [
+        ("decoder.project", r"neither decoder\.project\.0\.weight \(all-MLP.*nor decoder\.aspp\.0\.weight"),
+        (
+            "heads.",
+            r"no classifier: heads\.default\.classifiers\.0\.weight and \.bias, or classifier\.weight",
+        ),
+        (
+            "encoder.body.stages.2.",
+            r"(?s)toynet under everseg's mlp head.*missing: encoder\.body\.stages\.2\.bias",
+        ),
+        ("decoder.fuse.1", r"missing: decoder\.fuse\.1\.weight"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, drop: str, words: str) -> None:
+    state = {k: v for k, v in trained("mlp").state_dict().items() if not k.startswith(drop)}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False)
+    assert not (tmp_path / "b").exists()
+
+
+def test_part_of_a_head_two_paths_and_foreign_weights_are_told(tmp_path: Path) -> None:
+    def refused(state: dict[str, torch.Tensor], words: str) -> None:
+        save_file(state, tmp_path / "w.safetensors")
+        with pytest.raises(CheckpointError, match=words):
+            adopt(
+                tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+            )
+
+    state = trained("deeplabv3").state_dict()
+    refused(
+        {k: v for k, v in state.items() if k != "decoder.reduce.weight"}, r"decoder\.reduce\.weight.*missing"
+    )
+    two = {f"heads.other.classifiers.0.{part}": torch.zeros(1) for part in ("weight", "bias")}
+    refused({**state, **two}, r"several paths \(default, other\)")
+    refused({**state, "decoder.more": torch.zeros(1)}, r"not in this model: decoder\.more")
+
+
+@pytest.mark.parametrize(
+    ("arch", "words"),
+    [
+        ("timm:nonet", "timm has no model 'nonet'"),
+        ("timm:toynet.in1k", "write timm:toynet"),
+        ("timm:", "or timm:NAME"),
+    ],
+)
+def test_wrong_names_are_told(tmp_path: Path, call, arch: str, words: str) -> None:
+    save_file(trained("mlp").state_dict(), tmp_path / "w.safetensors")
+    code, _, err = call("adopt", tmp_path / "w.safetensors", "--arch", arch, "--classes", NAMES, "--no-onnx",
+                        "-o", tmp_path / "b")  # fmt: skip
+    assert (code, words in err) == (2, True), err

@@ -1,0 +1,34 @@
+"""The toy data set, but the images named in `bad.txt` of its root cannot be read; the list may change at any time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from toy import Toy
+from toy import build as build_toy
+
+from everseg.data.base import Dataset
+from everseg.errors import DataError
+
+HERE = f"{Path(__file__).resolve()}:build"
+
+
+class Flaky(Toy):
+    """Masks stay readable, as those that the class index has read already."""
+
+    root: Path
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.id(index) in (self.root / "bad.txt").read_text().split():
+            raise DataError(f"{self.id(index)}: truncated image")
+        return super().read(index)
+
+
+def build(root: str, **options: int) -> Dataset:
+    made = build_toy(**options)
+    splits = {}
+    for name, split in made.splits.items():
+        splits[name] = Flaky(name, split.count, split.size)
+        splits[name].root = Path(root)
+    return Dataset(made.name, made.labels, splits)

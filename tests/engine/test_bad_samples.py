@@ -1,0 +1,91 @@
+"""A run over images that go bad while it trains: `data.skip_bad` of them are replaced, each told once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import flaky_toy
+import pytest
+from processes import complete, ranks, results, start, wait, wait_until
+from toy import settings
+
+import everseg
+from everseg.errors import DataError
+
+
+def config(tmp_path: Path, *bad: str, allowed: int = 0, out: str = "runs", **train) -> dict:
+    (tmp_path / "bad.txt").write_text(" ".join(bad))
+    data = {"dataset": flaky_toy.HERE, "root": str(tmp_path), "skip_bad": allowed, "options": {"train": 16}}
+    return settings(tmp_path / out, data=data, train={"epochs": 4, **train})
+
+
+def told(tmp_path: Path, out: str = "runs") -> list[tuple[int, str, str]]:
+    lines = map(json.loads, (tmp_path / out / "toy" / "journal.jsonl").read_text().splitlines())
+    return [(e["step"], e["sample"], e["reason"]) for e in lines if e["event"] == "bad_sample"]
+
+
+BAD = ("train-004", "train-009")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, str]:
+    place = tmp_path_factory.mktemp("undisturbed")
+    assert complete(config(place, *BAD, allowed=2)) == 0
+    return results(place / "runs" / "toy")
+
+
+def test_each_is_told_once_and_the_run_goes_on(tmp_path, capsys):
+    everseg.run(config(tmp_path, *BAD, allowed=2))
+    assert sorted(told(tmp_path)) == [(0, name, f"{name}: truncated image") for name in BAD]
+    shown = capsys.readouterr().err
+    for name in BAD:
+        assert shown.count(f"warning: training sample {name} cannot be read and is replaced by another") == 1
+
+
+def test_one_more_stops_with_3_before_it_is_used_saved_and_named(tmp_path, undisturbed):
+    with pytest.raises(DataError) as caught:
+        everseg.run(config(tmp_path, *BAD, allowed=1), quiet=True)
+    message = str(caught.value)
+    assert "2 training samples cannot be read, and data.skip_bad allows 1" in message
+    assert all(f"{name}: truncated image" in message for name in BAD)
+    assert "The run is saved at step 0, iteration" in message
+    assert len(told(tmp_path)) == 1
+    assert complete(config(tmp_path, *BAD, allowed=2)) == 0, "a higher limit continues the run"
+    assert results(tmp_path / "runs" / "toy") == undisturbed
+
+
+def test_by_default_the_first_one_stops_and_the_mended_run_is_as_if_nothing_had_been(tmp_path):
+    assert complete(config(tmp_path, out="whole")) == 0
+    with pytest.raises(
+        DataError, match=r"train-004: truncated image\nThe run is saved at step 0, iteration \d+ of 16"
+    ):
+        everseg.run(config(tmp_path, "train-004", checkpoint_every=100), quiet=True)
+    assert list((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*"))
+    assert complete(config(tmp_path)) == 0
+    assert results(tmp_path / "runs" / "toy") == results(tmp_path / "whole" / "toy")
+
+
+def test_a_kill_with_replaced_samples_changes_nothing(tmp_path, undisturbed):
+    child = start(config(tmp_path, *BAD, allowed=2))
+    wait_until(lambda: any((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*")))
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    assert complete(config(tmp_path, *BAD, allowed=2)) == 0
+    assert results(tmp_path / "runs" / "toy") == undisturbed
+    assert sorted(name for _, name, _ in told(tmp_path)) == list(BAD)
+
+
+def test_two_processes_keep_one_account(tmp_path):
+    assert ranks(config(tmp_path, *BAD, allowed=2), 2) == [0, 0]
+    assert sorted(name for _, name, _ in told(tmp_path)) == list(BAD)
+    codes = ranks(config(tmp_path, *BAD, allowed=1, out="few"), 2)
+    assert 3 in codes
+    assert 0 not in codes
+
+
+def test_a_test_image_that_cannot_be_read_stops_whatever_is_allowed(tmp_path):
+    with pytest.raises(DataError, match=r"^val-002: truncated image"):
+        everseg.run(config(tmp_path, "val-002", allowed=9), quiet=True)
