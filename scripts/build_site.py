@@ -27,6 +27,7 @@ def gather(folder: Path) -> None:
     for page in ROOT.glob("*.md"):
         shutil.copy(page, pages)
     reference.write(pages / "reference")
+    shutil.copy(ROOT / "scripts" / "iframe-worker.js", pages)
     shutil.copy(ROOT / "zensical.toml", folder)
     for name in ("src", "scripts"):
         (folder / name).symlink_to(ROOT / name)
