@@ -56,12 +56,12 @@ def test_the_messages_of_the_page_are_those_of_the_code() -> None:
     assert [message for message in told if message not in code] == []
 
 
-class Kind(EversegError):
+class SomeError(EversegError):
     exit_code = 4
     topic = "checkpoint"
 
 
-@pytest.mark.parametrize("kind", [errors.ConfigError, errors.DataError, Kind])
+@pytest.mark.parametrize("kind", [errors.ConfigError, errors.DataError, SomeError])
 def test_an_error_ends_with_the_command_that_explains_it(
     kind: type[EversegError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -92,9 +92,7 @@ def test_where_the_package_names_its_site_the_line_is_an_address(monkeypatch: py
     assert cli_support.learn_more("data") == "more: everseg docs errors#data"
 
 
-def test_a_full_disk_leads_there_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_full_disk_leads_there_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 

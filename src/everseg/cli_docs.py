@@ -20,7 +20,9 @@ _FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 def docs(
     page: Annotated[
         str | None,
-        typer.Argument(metavar="[PAGE[#SECTION]]", help="A page, or one of its sections; without it the list."),
+        typer.Argument(
+            metavar="[PAGE[#SECTION]]", help="A page, or one of its sections; without it the list."
+        ),
     ] = None,
 ) -> None:
     """Show a page of the documentation: quickstart, errors, errors#data, ..."""
@@ -64,7 +66,9 @@ def shipped_pages() -> dict[str, Path]:
     places = [checkout, *(Path(place) / "share" / "everseg" / "docs" for place in shared)]
     folder = next((place for place in places if (place / "errors.md").is_file()), None)
     if folder is None:
-        raise ConfigError("docs: the pages are not installed; install everseg again, or read docs/ of its sources")
+        raise ConfigError(
+            "docs: the pages are not installed; install everseg again, or read docs/ of its sources"
+        )
     files = sorted(folder.rglob("*.md"), key=lambda file: (len(file.parts), file))
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 

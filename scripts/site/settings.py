@@ -1,33 +1,21 @@
-"""The reference pages of the site, written from the code: commands, settings, presets, Python.
-
-Usage: python scripts/reference.py FOLDER
-"""
+"""Reference pages of the settings and presets, written from the configuration's models."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import typer
 import yaml
 from pydantic import BaseModel
 
-import everseg
-from everseg import errors, presets, registry
-from everseg.cli import app
+from everseg import presets, registry
 from everseg.config import DomainConfig, RunConfig, StepConfig
 from everseg.config_methods import method_options, written_helps
 from everseg.config_text import SECTIONS
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-CONTRACTS = ("everseg.methods.base", "everseg.data.base", "everseg.models.model", "everseg.types", "everseg.labels",
-             "everseg.errors")  # fmt: skip
-"""Modules that own plug-ins meet, beside the public names."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,69 +33,15 @@ def code(value: Any) -> str:
     return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
 
 
-# ---------------------------------------------------------------- commands
-
-
-def commands() -> str:
-    """Every verb with its arguments and options, and the exit codes."""
-    parts = ["# Commands", app.info.epilog or "", "Settings (`KEY=VALUE`) are those of [Settings](settings.md)."]
-    for name, command in leaves(typer.main.get_command(app), "everseg"):
-        usage = " ".join(filter(None, [name, *(_usage(p) for p in command.params if p.param_type_name == "argument")]))
-        parts += [f"## {name}", command.help or "", f"```text\n{usage} [OPTIONS]\n```"]
-        rows = [_parameter(p) for p in command.params if p.name != "help"]
-        parts.append(table(["", "meaning", "default"], rows))
-    kinds = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.EversegError)]
-    rows = [
-        (f"[{kind.topic}](../docs/errors.md#{kind.topic})", _code_of(kind), (kind.__doc__ or "").split("\n")[0])
-        for kind in kinds
-    ]
-    parts += ["## Exit codes", "0 is success.", table(["kind", "code", "what"], rows)]
-    return "\n\n".join(parts) + "\n"
-
-
-def leaves(group: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Full name and command of every verb."""
-    for verb, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from leaves(command, f"{name} {verb}")
-        else:
-            yield f"{name} {verb}", command
-
-
-def _usage(argument: Any) -> str:
-    shown = argument.metavar or argument.name.upper()
-    return shown if argument.required or shown.startswith("[") else f"[{shown}]"
-
-
-def _parameter(parameter: Any) -> tuple[str, str, str]:
-    if parameter.param_type_name == "argument":
-        shown = _usage(parameter)
-    else:
-        shown = ", ".join((*parameter.opts, *parameter.secondary_opts))
-        if not parameter.is_flag:
-            shown += f" {parameter.metavar or 'VALUE'}"
-    text = parameter.help or ""
-    limits = [f"{sign} {value}" for sign, value in ((">=", parameter.min), ("<=", parameter.max)) if value is not None]
-    if limits:
-        text += f" ({', '.join(limits)})"
-    default = "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
-    return f"`{shown}`", text, "required" if parameter.required else default
-
-
-def _code_of(kind: type[errors.EversegError]) -> str:
-    return "128 + signal: 130, 143" if kind is errors.Interrupted else str(kind.exit_code)
-
-
-# ---------------------------------------------------------------- settings
-
-
 def settings() -> str:
     """Every key of a configuration and every hyper-parameter of the methods."""
     parts = ["# Settings", "Keys of a YAML file, and of `KEY=VALUE` on the command line. `everseg show PRESET` prints "
              "them with a preset's values. Presets change many of these defaults."]  # fmt: skip
     parts += ["## Run", table(["key", "values", "default", "meaning"], _fields(RunConfig, ""))]
     nested = {"data.domains.NAME": DomainConfig, "scenario.steps": StepConfig}
-    models = {name: RunConfig.model_fields[name].annotation for name in RunConfig.model_fields if name in SECTIONS}
+    models: dict[str, Any] = {
+        name: RunConfig.model_fields[name].annotation for name in RunConfig.model_fields if name in SECTIONS
+    }
     for name, model in {**models, **nested}.items():
         rows = _fields(model, f"{name}." if name in models or name.startswith("data") else "")
         parts += [f"## {name}", model.__doc__ or "", table(["key", "values", "default", "meaning"], rows)]
@@ -149,7 +83,9 @@ def values_of(annotation: Any, limits: Sequence[Any] = ()) -> str:
     if origin is Literal:
         return ", ".join(code(value) for value in arguments)
     if origin is typing.Annotated:
-        return values_of(arguments[0], [limit for part in arguments[1:] for limit in getattr(part, "metadata", [part])])
+        return values_of(
+            arguments[0], [limit for part in arguments[1:] for limit in getattr(part, "metadata", [part])]
+        )
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if a is type(None) else values_of(a, limits) for a in arguments)
     if origin in (list, tuple):
@@ -161,12 +97,16 @@ def values_of(annotation: Any, limits: Sequence[Any] = ()) -> str:
         return "any value"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "settings of its own"
-    ranges = [f"{sign} {getattr(limit, key)}" for limit in limits for key, sign in SIGNS.items() if hasattr(limit, key)]
+    ranges = [
+        f"{sign} {getattr(limit, key)}"
+        for limit in limits
+        for key, sign in SIGNS.items()
+        if hasattr(limit, key)
+    ]
     plain = {"int": "whole number", "float": "number", "str": "text", "bool": "true, false"}
-    return " ".join([plain.get(getattr(annotation, "__name__", ""), str(annotation)), ", ".join(ranges)]).strip()
-
-
-# ---------------------------------------------------------------- presets
+    return " ".join(
+        [plain.get(getattr(annotation, "__name__", ""), str(annotation)), ", ".join(ranges)]
+    ).strip()
 
 
 def preset_pages() -> str:
@@ -177,8 +117,7 @@ def preset_pages() -> str:
     for name in presets.names():
         preset = presets.load_preset(name)
         data = presets.without_method(name) if "domains" in preset["data"] else name.split("-")[0]
-        flat = dict(_flat(preset))
-        families.setdefault(data, {})[name] = {key: value for key, value in flat.items() if key != "name"}
+        families.setdefault(data, {})[name] = {key: value for key, value in flat(preset) if key != "name"}
     for data, members in families.items():
         first = next(iter(members.values()))
         shared = {k: v for k, v in first.items() if all(m.get(k, ...) == v for m in members.values())}
@@ -191,45 +130,10 @@ def preset_pages() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a preset; domains and the options of its model stay whole."""
     for key, value in tree.items():
         if isinstance(value, dict) and value and f"{prefix}{key}" not in ("data.domains", "model.options"):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-# ---------------------------------------------------------------- python
-
-
-def python() -> str:
-    """Instructions for mkdocstrings: every public name, then the contracts of plug-ins."""
-    addresses = {name: address for name, address in everseg._LAZY.items() if name != "interop"}
-    modules = [address for address in addresses.values() if ":" not in address]
-    names = [a.replace(":", ".") for a in addresses.values() if ":" in a and a.split(":")[0] not in CONTRACTS]
-    interop = importlib.import_module("everseg.interop")
-    parts = ["# Python", "What `import everseg` offers, and what own plug-ins meet. Everything else may change."]
-    for heading, found in (
-        ("everseg", names),
-        ("Building blocks", modules),
-        ("Original checkpoints", [f"everseg.interop.{name}" for name in interop.__all__]),
-        ("Contracts", list(CONTRACTS)),
-    ):
-        parts += [f"## {heading}", *(f"::: {address}" for address in found)]
-    return "\n\n".join(parts) + "\n"
-
-
-PAGES = {"commands": commands, "settings": settings, "presets": preset_pages, "python": python}
-
-
-def write(folder: Path) -> None:
-    """Write all pages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, page in PAGES.items():
-        (folder / f"{name}.md").write_text(page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder)

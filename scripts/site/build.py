@@ -1,6 +1,6 @@
 """Build the documentation site: the pages as they stand, and the reference written from the code.
 
-Usage: python scripts/build_site.py [--out FOLDER] [--serve]
+Usage: python scripts/site/build.py [--out FOLDER] [--serve]
 
 The site is FOLDER/html (default build/site/html); it asks the network for nothing and can be read as files.
 Needs the extra `docs`.
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import reference
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 
 
 def gather(folder: Path) -> None:
@@ -27,7 +28,8 @@ def gather(folder: Path) -> None:
     for page in ROOT.glob("*.md"):
         shutil.copy(page, pages)
     reference.write(pages / "reference")
-    shutil.copy(ROOT / "scripts" / "iframe-worker.js", pages)
+    for name in ("iframe-worker.js", "extra.css"):
+        shutil.copy(HERE / name, pages)
     shutil.copy(ROOT / "zensical.toml", folder)
     for name in ("src", "scripts"):
         (folder / name).symlink_to(ROOT / name)
@@ -42,13 +44,19 @@ def build(folder: Path, verb: str = "build") -> subprocess.CompletedProcess[str]
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", metavar="FOLDER")
-    parser.add_argument("--serve", action="store_true", help="show it at a local address, rebuilt when a page changes")
+    parser.add_argument(
+        "--serve", action="store_true", help="show it at a local address, rebuilt when a page changes"
+    )
     given = parser.parse_args()
     done = build(given.out, "serve" if given.serve else "build")
     if done.returncode:
-        raise SystemExit(f"{done.stdout or ''}{done.stderr or ''}\nthe site was not built (needs: pip install 'everseg[docs]')")
+        raise SystemExit(
+            f"{done.stdout or ''}{done.stderr or ''}\nthe site was not built (needs: pip install 'everseg[docs]')"
+        )
     sys.stdout.write(f"open {given.out / 'html' / 'index.html'}\n")
 
 
