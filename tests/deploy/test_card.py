@@ -13,7 +13,9 @@ def history(*steps: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 def ious(*steps: dict[str, dict[str, float]]) -> dict[str, str]:
     names = ["road", "autorickshaw", "never tested"]
-    classes = [{"id": i, "name": n, "colour": (0, 0, 0), "step": 0, "paths": ["a"]} for i, n in enumerate(names)]
+    classes = [
+        {"id": i, "name": n, "colour": (0, 0, 0), "step": 0, "paths": ["a"]} for i, n in enumerate(names)
+    ]
     rows = [row.split(" | ") for row in list(_classes({"classes": classes}, history(*steps)))[2:]]
     return {row[1]: row[3] for row in rows}
 
@@ -22,7 +24,11 @@ def test_a_class_that_only_a_later_domain_knows() -> None:
     """Cityscapes has no autorickshaw."""
     first = {"cs": {"road": 0.5}}
     second = {"cs": {"road": 0.4}, "idd": {"road": 0.3, "autorickshaw": 0.2}}
-    assert ious(first, second) == {"road": "cs 40.0, idd 30.0", "autorickshaw": "idd 20.0", "never tested": "-"}
+    assert ious(first, second) == {
+        "road": "cs 40.0, idd 30.0",
+        "autorickshaw": "idd 20.0",
+        "never tested": "-",
+    }
 
 
 def test_only_the_last_test_of_a_class_counts() -> None:
