@@ -11,7 +11,7 @@ import pytest
 import typer
 from reading import PAGES, ROOT, blocks, page_id, prose
 
-from everseg import config_loading, config_yaml, errors, presets
+from everseg import config_loading, config_yaml, errors, presets, registry
 from everseg.cli import app
 from everseg.cli_support import listing
 from everseg.config import HARMLESS
@@ -216,3 +216,9 @@ def test_the_harmless_settings_are_listed() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     section = page.split("## Settings that may change")[1].split("##")[0]
     assert set(re.findall(r"`([a-z_.*]+)`", section)) == HARMLESS
+
+
+def test_every_method_has_its_formula() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in registry.BUILTIN["method"]:
+        assert f"\n### {name}\n\n```text\n" in page, name

@@ -27,7 +27,7 @@ FLOORS = {
 SAME_UNIT = {
     "config_checks": "config", "config_loading": "config", "config_text": "config", "config_yaml": "config",
     "config_methods": "config", "presets": "config", "cli_support": "cli", "cli_data": "cli",
-    "cli_import": "cli", "cli_init": "cli",
+    "cli_import": "cli", "cli_init": "cli", "cli_docs": "cli",
     "cli_report": "cli", "cli_many": "cli", "cli_deploy": "cli",
 }  # fmt: skip
 FREE = (0, 6)

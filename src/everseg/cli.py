@@ -17,6 +17,7 @@ import typer
 from everseg import cli_init  # noqa: F401 - adds its verb to data_app
 from everseg.cli_data import data_app
 from everseg.cli_deploy import add_deploy_commands
+from everseg.cli_docs import docs
 from everseg.cli_import import import_app
 from everseg.cli_many import compare, sweep
 from everseg.cli_report import report
@@ -301,6 +302,7 @@ def _at_hand(data: DataConfig) -> bool:
 app.command()(report)
 app.command()(sweep)
 app.command()(compare)
+app.command()(docs)
 add_deploy_commands(app)
 
 

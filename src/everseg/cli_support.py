@@ -11,13 +11,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Annotated, Any
 
 import typer
 
-from everseg.errors import ConfigError, EversegError, near_miss
+from everseg.errors import MORE, ConfigError, EversegError, near_miss
 from everseg.report.text import printable
 
 Overrides = Annotated[
@@ -182,10 +182,11 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except EversegError as error:
-        return _failed(str(error), error.exit_code, debug)
+        return _failed(f"{error}\n{learn_more(error.topic)}", error.exit_code, debug)
     except OSError as error:
         if error.errno in OUT_OF_ROOM:
-            return _failed(f"cannot write or read {error.filename or 'a file'}: {error.strerror}", 4, debug)
+            what = f"cannot write or read {error.filename or 'a file'}: {error.strerror}"
+            return _failed(f"{what}\n{learn_more('checkpoint')}", 4, debug)
         return _unexpected(error, debug)
     except Exception as error:
         if callable(getattr(error, "format_message", None)):  # a usage error of the command-line library
@@ -194,6 +195,18 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     if code == 130:  # the library turned an interrupt into this code
         return _failed("interrupted", 130, False)
     return code if isinstance(code, int) else 0
+
+
+def learn_more(topic: str) -> str:
+    """Where a section of docs/errors.md is read: on the site, if the package names one, else by `everseg docs`."""
+    from importlib import metadata
+
+    with suppress(metadata.PackageNotFoundError):
+        for entry in metadata.metadata("everseg").get_all("Project-URL") or []:
+            label, _, url = entry.partition(",")
+            if label.strip().lower() == "documentation":
+                return f"{MORE}{url.strip().rstrip('/')}/docs/errors.html#{topic}"
+    return f"{MORE}everseg docs errors#{topic}"
 
 
 def _usage(error: Any) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+MORE = "more: "
+"""How the last line of an error on the terminal begins: where its kind is explained stands behind it."""
+
 
 def near_miss(name: object, known: Iterable[str], otherwise: str = "", *, below: str = "") -> str:
     """The end of a message: "; did you mean 'x'?", or `otherwise` where no known name is close.
@@ -32,12 +35,15 @@ class EversegError(Exception):
     """A problem to tell the user about: what, where, and what to do; shown without a traceback."""
 
     exit_code = 1
+    topic = "internal"
+    """Section of docs/errors.md that tells more."""
 
 
 class ConfigError(EversegError):
     """A wrong configuration, name, or command line."""
 
     exit_code = 2
+    topic = "config"
 
     def __init__(self, problems: str | Sequence[str], where: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -53,34 +59,41 @@ class DataError(EversegError):
     """A fault in the images, the masks, or their lists."""
 
     exit_code = 3
+    topic = "data"
 
 
 class CheckpointError(EversegError):
     """A checkpoint that is damaged, missing, or of another model or run; or one that cannot be written."""
 
     exit_code = 4
+    topic = "checkpoint"
 
 
 class DivergedError(EversegError):
     """A loss, an input or a weight that is no longer finite."""
 
     exit_code = 5
+    topic = "diverged"
 
 
 class GateError(EversegError):
     """A model that does not pass a check it had to pass: the quality kept, the parity of an exported file."""
 
     exit_code = 6
+    topic = "gate"
 
 
 class TimeBudgetReached(EversegError):  # noqa: N818 - an outcome, not a fault
     """The time budget is used up; the run is saved and the same command continues it."""
 
     exit_code = 75
+    topic = "time-budget"
 
 
 class Interrupted(EversegError):  # noqa: N818
     """A signal stopped the run at an iteration boundary; it is saved."""
+
+    topic = "interrupted"
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

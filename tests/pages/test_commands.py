@@ -39,7 +39,11 @@ MADE = {
     "README.md": ["runs/voc-15-5-mib/steps/01/metrics.json", "data.yaml", "data_preview.html"],
     "docs/quickstart.md": [
         "runs/demo-ft", "runs/demo-mib/steps/01/confusion.npz", "runs/demo-joint", "data.yaml", "data_preview.html",
-        "out/classes.json", "runs/signs/steps/01/metrics.json", "back.pth", "mdil-3", "back.pth.tar",
+        "bundle/MODEL_CARD.md", "runs/signs/steps/01/metrics.json",
+    ],
+    "docs/how-to.md": [
+        "data.yaml", "data_preview.html", "bad.txt", "out/classes.json", "runs/signs/steps/01/metrics.json", "back.pth",
+        "mdil-3", "back.pth.tar",
     ],
     "docs/data.md": ["have/downloads/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt"],
     "docs/deploy.md": ["runs/mine/bundle", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],

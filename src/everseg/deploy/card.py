@@ -51,13 +51,12 @@ def _classes(classes: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -
     """One row per class; the scores of the last step that tested it."""
     found: dict[str, str] = {}
     for entry in history:
-        several = len(entry["scores"]) > 1
+        tested: dict[str, list[str]] = {}
         for result, scores in entry["scores"].items():
             for name, value in scores["class_iou"].items():
-                text = f"{result} {percent(value)}" if several else percent(value)
-                found[name] = (
-                    f"{found[name]}, {text}" if several and result != next(iter(entry["scores"])) else text
-                )
+                whose = f"{result} " if len(entry["scores"]) > 1 else ""
+                tested.setdefault(name, []).append(whose + percent(value))
+        found |= {name: ", ".join(texts) for name, texts in tested.items()}
     yield "| id | class | learnt in step | IoU % | colour |"
     yield "|---|---|---|---|---|"
     for entry in classes["classes"]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from everseg.engine.checkpoint import write_bytes
-from everseg.errors import ConfigError, EversegError, Interrupted
+from everseg.errors import MORE, ConfigError, EversegError, Interrupted
 from everseg.many.grid import GridRun, begin, donor
 
 Say = Callable[[str], None]
@@ -162,10 +162,12 @@ def run_process(
 
 
 def _last_words(log: Path) -> str:
-    """The message of a run that stopped, from its log."""
+    """The message of a run that stopped, from its log, without the line that leads to the documentation."""
     text = log.read_text(errors="replace").strip()
     start = text.rfind("error: ")
-    return text[start + len("error: ") :] if start >= 0 else f"no message; see {log}"
+    if start < 0:
+        return f"no message; see {log}"
+    return text[start + len("error: ") :].partition(f"\n{MORE}")[0]
 
 
 @contextlib.contextmanager

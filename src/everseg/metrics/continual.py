@@ -78,14 +78,14 @@ def sequence_scores(
         background: train id of the background; None if there is none.
 
     Returns:
-        With R[i][j] = mIoU over group j after step i, T the last step, b(j) the first step that knows group j, and
+        With `R[i][j]` = mIoU over group j after step i, T the last step, b(j) the first step that knows group j, and
         j over the groups with b(j) < T:
 
         * `average_miou`: mean over steps of the mIoU over all classes known then (papers' "avg").
         * `step_matrix`: R, one row per step, one column per group; None for groups not born yet.
-        * `forgetting`: `groups`: max over b(j) <= i < T of R[i][j] - R[T][j]; `mean` of those; `classes`: the same
+        * `forgetting`: `groups`: max over b(j) <= i < T of `R[i][j] - R[T][j]`; `mean` of those; `classes`: the same
           of each class's IoU. Negative = improved. None for groups and classes born in the last step.
-        * `backward_transfer`: `groups`: R[T][j] - R[b(j)][j], and their `mean`. Negative = forgotten.
+        * `backward_transfer`: `groups`: `R[T][j] - R[b(j)][j]`, and their `mean`. Negative = forgotten.
 
         and `average_miou_without_background`, `step_matrix_without_background`, ... with the background left out of
         every mean. What is undefined (no true pixel) is None and left out of means.

@@ -1,0 +1,64 @@
+"""Build the documentation site: the pages as they stand, and the reference written from the code.
+
+Usage: python scripts/site/build.py [--out FOLDER] [--serve]
+
+The site is FOLDER/html (default build/site/html); it asks the network for nothing and can be read as files.
+Needs the extra `docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import reference
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def gather(folder: Path) -> None:
+    """Copy what the site is made of, laid out as in the repository, so that the pages' links hold."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pages = folder / "pages"
+    shutil.copytree(ROOT / "docs", pages / "docs")
+    for page in ROOT.glob("*.md"):
+        shutil.copy(page, pages)
+    reference.write(pages / "reference")
+    for name in ("iframe-worker.js", "extra.css"):
+        shutil.copy(HERE / name, pages)
+    shutil.copy(ROOT / "zensical.toml", folder)
+    for name in ("src", "scripts"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+def build(folder: Path, verb: str = "build") -> subprocess.CompletedProcess[str]:
+    """Gather the pages and build; a broken link or any other warning makes the exit code 1."""
+    gather(folder)
+    command = [sys.executable, "-m", "zensical", verb, *(["--strict"] if verb == "build" else [])]
+    return subprocess.run(command, cwd=folder, check=False, text=True, capture_output=verb == "build")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", metavar="FOLDER")
+    parser.add_argument(
+        "--serve", action="store_true", help="show it at a local address, rebuilt when a page changes"
+    )
+    given = parser.parse_args()
+    done = build(given.out, "serve" if given.serve else "build")
+    if done.returncode:
+        raise SystemExit(
+            f"{done.stdout or ''}{done.stderr or ''}\nthe site was not built (needs: pip install 'everseg[docs]')"
+        )
+    sys.stdout.write(f"open {given.out / 'html' / 'index.html'}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The reference pages of the site, written from the code: commands, settings, presets, Python.
+
+Usage: python scripts/site/reference.py FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from settings import preset_pages, settings, table
+
+import everseg
+from everseg import errors
+from everseg.cli import app
+
+CONTRACTS = ("everseg.methods.base", "everseg.data.base", "everseg.models.model", "everseg.types", "everseg.labels",
+             "everseg.errors")  # fmt: skip
+"""Modules that own plug-ins meet, beside the public names."""
+
+
+def commands() -> str:
+    """Every verb with its arguments and options, and the exit codes."""
+    parts = [
+        "# Commands",
+        app.info.epilog or "",
+        "Settings (`KEY=VALUE`) are those of [Settings](settings.md).",
+    ]
+    for name, command in leaves(typer.main.get_command(app), "everseg"):
+        usage = " ".join(
+            filter(None, [name, *(_usage(p) for p in command.params if p.param_type_name == "argument")])
+        )
+        parts += [f"## {name}", command.help or "", f"```text\n{usage} [OPTIONS]\n```"]
+        rows = [_parameter(p) for p in command.params if p.name != "help"]
+        parts.append(table(["", "meaning", "default"], rows))
+    kinds = [
+        cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.EversegError)
+    ]
+    rows = [
+        (
+            f"[{kind.topic}](../docs/errors.md#{kind.topic})",
+            _code_of(kind),
+            (kind.__doc__ or "").split("\n")[0],
+        )
+        for kind in kinds
+    ]
+    parts += ["## Exit codes", "0 is success.", table(["kind", "code", "what"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def leaves(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Full name and command of every verb."""
+    for verb, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, f"{name} {verb}")
+        else:
+            yield f"{name} {verb}", command
+
+
+def _usage(argument: Any) -> str:
+    shown = argument.metavar or argument.name.upper()
+    return shown if argument.required or shown.startswith("[") else f"[{shown}]"
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    if parameter.param_type_name == "argument":
+        shown = _usage(parameter)
+    else:
+        shown = ", ".join((*parameter.opts, *parameter.secondary_opts))
+        if not parameter.is_flag:
+            shown += f" {parameter.metavar or 'VALUE'}"
+    text = parameter.help or ""
+    limits = [
+        f"{sign} {value}"
+        for sign, value in ((">=", parameter.min), ("<=", parameter.max))
+        if value is not None
+    ]
+    if limits:
+        text += f" ({', '.join(limits)})"
+    default = "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
+    return f"`{shown}`", text, "required" if parameter.required else default
+
+
+def _code_of(kind: type[errors.EversegError]) -> str:
+    return "128 + signal: 130, 143" if kind is errors.Interrupted else str(kind.exit_code)
+
+
+def python() -> str:
+    """Instructions for mkdocstrings: every public name, then the contracts of plug-ins."""
+    addresses = {name: address for name, address in everseg._LAZY.items() if name != "interop"}
+    modules = [address for address in addresses.values() if ":" not in address]
+    names = [
+        f"{address.replace(':', '.')}\n    options:\n      heading: everseg.{name}"
+        for name, address in addresses.items()
+        if ":" in address and address.split(":")[0] not in CONTRACTS
+    ]
+    for module in (*modules, "everseg.interop"):
+        importlib.import_module(module)
+    interop = sys.modules["everseg.interop"]
+    parts = [
+        "# Python",
+        "What `import everseg` offers, and what own plug-ins meet. Everything else may change.",
+    ]
+    for heading, found in (
+        ("everseg", names),
+        ("Building blocks", modules),
+        ("Original checkpoints", [f"everseg.interop.{name}" for name in interop.__all__]),
+        ("Contracts", list(CONTRACTS)),
+    ):
+        parts += [f"## {heading}", *(f"::: {address}{_hidden(address)}" for address in found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _hidden(package: str) -> str:
+    """The public names of a package that have a file of the same name, which hides them from mkdocstrings."""
+    module, found = sys.modules.get(package), ""
+    for name in getattr(module, "__all__", ()):
+        home = getattr(getattr(module, name), "__module__", "")
+        if home == f"{package}.{name}":
+            found += f"\n\n::: {home}.{name}\n    options:\n      heading: {name}\n      heading_level: 4"
+    return found
+
+
+PAGES = {"commands": commands, "settings": settings, "presets": preset_pages, "python": python}
+
+
+def write(folder: Path) -> None:
+    """Write all pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (folder / f"{name}.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)

@@ -1,0 +1,139 @@
+"""Reference pages of the settings and presets, written from the configuration's models."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel
+
+from everseg import presets, registry
+from everseg.config import DomainConfig, RunConfig, StepConfig
+from everseg.config_methods import method_options, written_helps
+from everseg.config_text import SECTIONS
+
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars and line ends in its cells are made harmless."""
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [list(head), ["---"] * len(head), *lines]
+    )  # fmt: skip
+
+
+def code(value: Any) -> str:
+    """A value as it is written in YAML."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`"
+
+
+def settings() -> str:
+    """Every key of a configuration and every hyper-parameter of the methods."""
+    parts = ["# Settings", "Keys of a YAML file, and of `KEY=VALUE` on the command line. `everseg show PRESET` prints "
+             "them with a preset's values. Presets change many of these defaults."]  # fmt: skip
+    parts += ["## Run", table(["key", "values", "default", "meaning"], _fields(RunConfig, ""))]
+    nested = {"data.domains.NAME": DomainConfig, "scenario.steps": StepConfig}
+    models: dict[str, Any] = {
+        name: RunConfig.model_fields[name].annotation for name in RunConfig.model_fields if name in SECTIONS
+    }
+    for name, model in {**models, **nested}.items():
+        rows = _fields(model, f"{name}." if name in models or name.startswith("data") else "")
+        parts += [f"## {name}", model.__doc__ or "", table(["key", "values", "default", "meaning"], rows)]
+    parts += ["## Methods", "Further keys of `method`; the formulas are in [Methods](../docs/methods.md)."]
+    common = set.intersection(*(set(method_options(name)) for name in registry.BUILTIN["method"]))
+    parts += ["### All methods", _options("ft", common)]
+    for name in registry.BUILTIN["method"]:
+        own = set(method_options(name)) - common
+        if own:
+            parts += [f"### {name}", _options(name, own)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fields(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str, str]]:
+    helps = written_helps(model.__module__, model.__name__)
+    rows = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            continue  # a section of its own
+        default = "required" if field.is_required() else code(field.get_default(call_default_factory=True))
+        values = values_of(field.annotation, field.metadata)
+        rows.append((f"`{prefix}{name}`", values, default, helps.get(name, "")))
+    return rows
+
+
+def _options(method: str, names: set[str]) -> str:
+    rows = [
+        (f"`method.{name}`", values_of(option.annotation), code(option.default), option.help)
+        for name, option in method_options(method).items()
+        if name in names
+    ]
+    return table(["key", "values", "default", "meaning"], rows)
+
+
+def values_of(annotation: Any, limits: Sequence[Any] = ()) -> str:
+    """What a key accepts, in words: type, choices, range."""
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return ", ".join(code(value) for value in arguments)
+    if origin is typing.Annotated:
+        return values_of(
+            arguments[0], [limit for part in arguments[1:] for limit in getattr(part, "metadata", [part])]
+        )
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if a is type(None) else values_of(a, limits) for a in arguments)
+    if origin in (list, tuple):
+        inner = [values_of(a) for a in arguments if a is not ...]
+        return f"list of ({inner[0]})" if origin is list else f"[{', '.join(inner)}]"
+    if origin is dict:
+        return f"mapping of {values_of(arguments[1])}"
+    if annotation is Any:
+        return "any value"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "settings of its own"
+    ranges = [
+        f"{sign} {getattr(limit, key)}"
+        for limit in limits
+        for key, sign in SIGNS.items()
+        if hasattr(limit, key)
+    ]
+    plain = {"int": "whole number", "float": "number", "str": "text", "bool": "true, false"}
+    return " ".join(
+        [plain.get(getattr(annotation, "__name__", ""), str(annotation)), ", ".join(ranges)]
+    ).strip()
+
+
+def preset_pages() -> str:
+    """Presets by data: what all of them set, then each with what it sets beside."""
+    parts = ["# Presets", "`everseg list presets` prints the names, `everseg show NAME` all settings of one with their "
+             "meaning. Further names follow the same pattern: `everseg run voc-15-5-sequential-mib`."]  # fmt: skip
+    families: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in presets.names():
+        preset = presets.load_preset(name)
+        data = presets.without_method(name) if "domains" in preset["data"] else name.split("-")[0]
+        families.setdefault(data, {})[name] = {key: value for key, value in flat(preset) if key != "name"}
+    for data, members in families.items():
+        first = next(iter(members.values()))
+        shared = {k: v for k, v in first.items() if all(m.get(k, ...) == v for m in members.values())}
+        parts += [f"## {data}", table(["all set", "to"], [(f"`{k}`", code(v)) for k, v in shared.items()])]
+        rows = [
+            (f"`{name}`", " ".join(f"`{k}={code(v).strip('`')}`" for k, v in own.items() if k not in shared))
+            for name, own in members.items()
+        ]
+        parts.append(table(["preset", "sets"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a preset; domains and the options of its model stay whole."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and f"{prefix}{key}" not in ("data.domains", "model.options"):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
