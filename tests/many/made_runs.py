@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from everseg.config_loading import load, to_json
-from everseg.engine.checkpoint import write_json
+from everseg.engine.checkpoint import save_folder, write_json
 from everseg.engine.folder import RunFolder
 from everseg.metrics import step_scores
 
@@ -72,10 +72,8 @@ def made_run(
                   "background": background}
             for key in tested
         }  # fmt: skip
-        folder.final(index).mkdir(parents=True)
-        write_json(
-            folder.final(index) / "classes.json", {"branches": spaces, "fresh": config.scenario.single}
-        )
+        classes = {"branches": spaces, "fresh": config.scenario.single}
+        save_folder(folder.final(index), {"model": {}}, {"classes": classes})
         scores = {
             key: {**step_scores(value, sizes, background), "classes": names, "branch": key}
             for key, value in tested.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from made_runs import counts, made_run, two_steps
-from pages import Parsed, parsed
+from parsed_pages import Parsed, parsed
 
 import everseg
 from everseg.engine.folder import RunFolder

@@ -17,7 +17,7 @@ from typing import Any
 import domain_toy
 import numpy as np
 import pytest
-from pages import Parsed, parsed
+from parsed_pages import Parsed, parsed
 from PIL import Image
 from toy import HERE, settings
 

@@ -111,7 +111,9 @@ def train_transform(
     x, y = _resize(image[box], label[box] if table is None else table.take(label[box]), crop, crop)
     if rng.random() < flip:
         x, y = x[:, ::-1], y[:, ::-1]
-    return np.require(x.transpose(2, 0, 1), None, ["C", "W"]), np.require(y, None, ["C", "W"])  # often no copy
+    return np.require(x.transpose(2, 0, 1), None, ["C", "W"]), np.require(
+        y, None, ["C", "W"]
+    )  # often no copy
 
 
 def center_transform(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -83,7 +83,12 @@ class RunFolder:
         return finished[-1] if step is None else step
 
     def spaces(self, index: int) -> dict[str, LabelSpace]:
-        """Label space of each branch after a step."""
+        """Label space of each branch after a step.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        verify(self.final(index), only=("classes.json",))
         return read_spaces(self.final(index) / "classes.json")
 
     def paths(self, index: int) -> dict[str, str]:
