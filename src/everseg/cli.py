@@ -333,7 +333,9 @@ def _with_verb(name: str) -> typer.Typer:
     if not (verbs or groups):
         return app
     found = copy.copy(app)
-    found.registered_commands = verbs + app.registered_commands[:1]  # of a single one Typer would make the root
+    found.registered_commands = (
+        verbs + app.registered_commands[:1]
+    )  # of a single one Typer would make the root
     found.registered_groups = groups
     return found
 
