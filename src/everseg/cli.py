@@ -315,9 +315,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    if given[:1] in (["list"], ["show"], ["docs"]):
-        gc.disable()  # they are over before it could pay
+    brief = given[:1] in (["list"], ["show"], ["docs"]) and gc.isenabled()
+    if brief:
+        gc.disable()  # over before it could pay
     code = guarded(_with_verb(given[0]) if given else app, given, debug)
+    if brief:
+        gc.enable()
     with contextlib.suppress(BrokenPipeError, ValueError):
         sys.stdout.flush()
     if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
@@ -333,9 +336,8 @@ def _with_verb(name: str) -> typer.Typer:
     if not (verbs or groups):
         return app
     found = copy.copy(app)
-    found.registered_commands = (
-        verbs + app.registered_commands[:1]
-    )  # of a single one Typer would make the root
+    # Of a single command Typer would make the root: one more stands beside it.
+    found.registered_commands = [*verbs, next(c for c in app.registered_commands if c not in verbs)]
     found.registered_groups = groups
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import time
 import tracemalloc
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from everseg.config import DataConfig
+from everseg.data import loading
 from everseg.data.datasets.files import FileSplit
 from everseg.data.loading import (
     Loaded,
@@ -45,6 +47,7 @@ class Memory:
     bad: frozenset[int] = frozenset()
     deadly: frozenset[int] = frozenset()
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    slow: dict[int, float] = field(default_factory=dict)
     home: int = field(default_factory=os.getpid)
 
     def __len__(self) -> int:
@@ -59,6 +62,7 @@ class Memory:
         if index in self.deadly and os.getpid() != self.home:
             time.sleep(0.5)  # the batch before is handed over by then
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.slow.get(index, 0))
         rng = np.random.RandomState(index)
         size = self.sizes.get(index, self.size)
         return rng.randint(0, 256, (*size, 3), dtype=np.uint8), rng.randint(0, 5, size, dtype=np.uint8)
@@ -457,6 +461,55 @@ def test_a_worker_that_dies_during_the_step_does_not_break_into_it() -> None:
     time.sleep(2)  # the worker, two batches ahead, is dead by now; torch's own handler would raise here
     with pytest.raises(DataError, match="loader process stopped"):
         list(batches)
+
+
+class Broken:
+    """Stands for torch's loader: a batch comes as an error."""
+
+    error: Exception
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __iter__(self) -> Iterator[object]:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EOFError(), ConnectionResetError(), OSError("got end of file during message"),
+     RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")],
+)  # fmt: skip
+def test_a_pipe_that_breaks_tells_of_the_loader(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(loading, "DataLoader", Broken)
+    monkeypatch.setattr(Broken, "error", error, raising=False)
+    what = re.escape(str(error) or type(error).__name__)
+    with pytest.raises(DataError, match=rf"loader process stopped or hung \({what}\)"):
+        train(Memory(8), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "workers"),
+    [(ConnectionError("Caught ConnectionError in DataLoader worker process 0."), 1),
+     (RuntimeError("request timed out"), 1), (EOFError("no data left"), 0), (ConnectionError("no answer"), 0)],
+)  # fmt: skip
+def test_an_error_of_the_users_own_reader_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, workers: int
+) -> None:
+    monkeypatch.setattr(loading, "DataLoader", Broken)
+    monkeypatch.setattr(Broken, "error", error, raising=False)
+    with pytest.raises(type(error)) as caught:
+        train(Memory(8), workers=workers)
+    assert caught.value is error
+
+
+@pytest.mark.slow
+def test_a_slow_sample_is_waited_for_and_a_hung_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "LOOK_EVERY", 1)
+    assert len(train(Memory(4, slow={1: 2.5}), workers=1, stop=1)) == 1
+    monkeypatch.setattr(loading, "PATIENCE", 1)
+    with pytest.raises(DataError, match="loader process stopped or hung"):
+        train(Memory(4, slow={1: 60.0}), workers=1, stop=1)
 
 
 def test_pixels_that_are_not_bytes_are_told() -> None:

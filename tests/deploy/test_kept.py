@@ -64,8 +64,13 @@ def test_every_other_change_counts_by_what_it_became(estimate):
 
 
 def test_a_change_for_the_better_counts_as_loss_too(estimate):
-    """The label is a tree, the deployed model said road: agreement is stricter than quality, as is said."""
+    """The label is a tree, the deployed model said road: here agreement is less than what quality keeps."""
     assert estimate([2, 1], [1, 1], [2, 1]).share == pytest.approx(0.5, abs=1e-5)
+
+
+def test_and_background_that_becomes_an_old_class_does_not_count(estimate):
+    """All old pixels stay, and half of what is now called road is background: here it is more."""
+    assert estimate([0, 1], [0, 1], [1, 1]).share == pytest.approx(1, abs=1e-5)
 
 
 def test_without_old_classes_there_is_nothing_to_estimate(estimate):

@@ -67,6 +67,8 @@ LOOK_EVERY = 2
 """Seconds after which a waiting loader looks whether its processes still live."""
 PATIENCE = 300
 """Seconds without a batch after which a loader process counts as hung."""
+_NOT_YET = "DataLoader timed out after"
+"""How torch says that no batch came within LOOK_EVERY."""
 
 
 def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[Loaded]:
@@ -86,11 +88,12 @@ def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[
             loaded = _next(iterator)
         except StopIteration:
             return
-        except (RuntimeError, ConnectionError, EOFError) as error:  # a killed worker's pipe may break first
-            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (workers and _is_of_the_loader(error)):
                 raise
+            what = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(
-                f"a loader process stopped or hung ({str(error).splitlines()[0]}); "
+                f"a loader process stopped or hung ({what}); "
                 "run again with data.workers=0, or with fewer workers if memory is short"
             ) from error
         if isinstance(loaded, EversegError):
@@ -105,8 +108,20 @@ def _next(iterator: Iterator[Any]) -> Any:
         try:
             return next(iterator)
         except RuntimeError as error:
-            if "timed out" not in str(error) or time.monotonic() - start > PATIENCE:
+            if not str(error).startswith(_NOT_YET) or time.monotonic() - start > PATIENCE:
                 raise
+
+
+def _is_of_the_loader(error: Exception) -> bool:
+    """Whether an error tells of a loader process, and is not one that its samples raised.
+
+    torch says "DataLoader ..." of a process that died or hangs, and "Caught ..." of an error inside one; a pipe that
+    breaks before either is seen has an error of its own.
+    """
+    text = str(error)
+    return (
+        text.startswith("DataLoader ") if isinstance(error, RuntimeError) else not text.startswith("Caught ")
+    )
 
 
 @contextmanager
@@ -114,7 +129,8 @@ def _deaths_told_where_batches_are_asked_for() -> Iterator[None]:
     """Keep torch from answering the death of a worker with an error at whatever point the main process has reached.
 
     Its first loader with processes installs a SIGCHLD handler that raises, be it in the middle of an update or of a
-    save. Looking while waiting for a batch (`LOOK_EVERY`) finds every death too.
+    save. Looking while waiting for a batch (`LOOK_EVERY`) finds a death too, but for one in the middle of a message
+    that another process keeps the pipe open for. A handler that a loader of the user's own installed stays.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
@@ -123,7 +139,8 @@ def _deaths_told_where_batches_are_asked_for() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        if before is not None:  # one that was not installed from Python cannot be put back
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _begin_worker(number: int) -> None:

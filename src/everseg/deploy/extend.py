@@ -201,7 +201,7 @@ def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress
     if not measuring:
         progress.message(
             "note:   no labels of old classes given: their quality will be estimated from agreement with the deployed "
-            "model, in which every change counts as loss; --old-val DATA measures it (the new data themselves, if "
+            "model, whose errors count as kept too; --old-val DATA measures it (the new data themselves, if "
             "their test images label old classes)"
         )
 

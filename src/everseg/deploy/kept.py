@@ -106,9 +106,9 @@ def estimated(
 
     The share is the mean over old classes, without background, of the part of the pixels that the deployed model
     gives to the class and the new model too; classes with less than one pixel in ten thousand are left out. It is
-    agreement, not quality: every change counts as loss, also of a pixel that the deployed model had wrong, and gains
-    make up for nothing, so it is stricter than what labels measure. Pixels whose label is a new class never count,
-    whatever either model says there; void and background do.
+    agreement, not quality, and bounds it from neither side: a pixel that the deployed model had wrong counts as lost
+    when it changes, and one that had background and newly becomes an old class does not count at all. Pixels whose
+    label is a new class never count, whatever either model says there; void and background do.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
     windows = Windows.of(config.data, config.train.eval_batch)
