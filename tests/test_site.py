@@ -105,6 +105,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "html"
 
 
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    build = script("build")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages/thesis.md").write_text("years of work")
+    (tmp_path / "zensical.toml").write_text("")
+    with pytest.raises(SystemExit, match="holds files that this script did not make"):
+        build.clear(tmp_path)
+    assert (tmp_path / "pages/thesis.md").read_text() == "years of work"
+    build.clear(tmp_path / "site")
+    (tmp_path / "site/old.html").write_text("")
+    build.clear(tmp_path / "site")
+    assert [path.name for path in (tmp_path / "site").iterdir()] == [build.MARK]
+
+
 @pytest.mark.slow
 def test_every_link_of_the_site_leads_somewhere_and_nothing_comes_from_elsewhere(built: Path) -> None:
     assert len(list(built.rglob("*.html"))) > 30

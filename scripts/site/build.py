@@ -18,11 +18,31 @@ import reference
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+MARK = ".everseg-site"
+"""The file that tells a folder of ours."""
+
+
+def clear(folder: Path) -> None:
+    """Make room for the site: an empty folder, or one that an earlier call has made, which goes.
+
+    Raises:
+        SystemExit: it holds anything else, and stays as it is.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARK).is_file():
+            raise SystemExit(
+                f"{folder} holds files that this script did not make; give --out a new or an empty folder, or delete it"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text(
+        "Made by scripts/site/build.py, which deletes this folder before it builds again.\n"
+    )
 
 
 def gather(folder: Path) -> None:
     """Copy what the site is made of, laid out as in the repository, so that the pages' links hold."""
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
     pages = folder / "pages"
     shutil.copytree(ROOT / "docs", pages / "docs")
     for page in ROOT.glob("*.md"):

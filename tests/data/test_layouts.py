@@ -326,6 +326,28 @@ def test_wrong_windows_are_refused(tmp_path: Path) -> None:
             load(tmp_path / "data.yaml", tiles=given)
 
 
+def test_a_problem_is_told_of_the_options_where_they_hold_it_and_else_of_the_file(tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    file = tmp_path / "data.yaml"
+    with pytest.raises(ConfigError, match=r"^data\.options\.tiles") as caught:
+        load(file, tiles={"size": 4})
+    assert "data.yaml" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^data\.options\.exif: expected"):
+        load(file, exif="no")
+    with file.open("a") as text:
+        text.write("bit_depth: 3\npair: {image: a}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file, tiles={"size": 4})
+    assert str(caught.value).startswith(f"2 problems in {file}\n")
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "data.options.tiles.size",
+        "pair.image",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load(file, pair={}, skip=str(tmp_path / "none.txt"))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["bit_depth", "data.options.skip"]
+
+
 # ---------------------------------------------------------------- Hugging Face
 
 

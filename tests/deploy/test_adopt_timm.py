@@ -68,6 +68,9 @@ def test_the_adopted_model_gives_the_networks_logits(tmp_path: Path, call, head,
                           "--no-onnx", "-o", tmp_path / "b")  # fmt: skip
     assert code == 0, err
     assert "3 finite logits" in out
+    assert "norm and dilation are everseg's defaults, which no forward pass can verify" in out.replace(
+        "\n", " "
+    )
     image = torch.randn(1, 3, 75, 50)
     with torch.no_grad():
         expected, found = (m(image)["default"].logits for m in (model, open_bundle(tmp_path / "b").model()))
@@ -143,7 +146,7 @@ def test_part_of_a_head_two_paths_and_foreign_weights_are_told(tmp_path: Path) -
         {k: v for k, v in state.items() if k != "decoder.reduce.weight"}, r"decoder\.reduce\.weight.*missing"
     )
     two = {f"heads.other.classifiers.0.{part}": torch.zeros(1) for part in ("weight", "bias")}
-    refused({**state, **two}, r"several paths \(default, other\)")
+    refused({**state, **two}, r"several classifiers \(heads\.default, heads\.other\)")
     refused({**state, "decoder.more": torch.zeros(1)}, r"not in this model: decoder\.more")
 
 
@@ -160,3 +163,20 @@ def test_wrong_names_are_told(tmp_path: Path, call, arch: str, words: str) -> No
     code, _, err = call("adopt", tmp_path / "w.safetensors", "--arch", arch, "--classes", NAMES, "--no-onnx",
                         "-o", tmp_path / "b")  # fmt: skip
     assert (code, words in err) == (2, True), err
+
+
+def test_classifiers_of_two_kinds_and_of_unequal_width_are_told(tmp_path: Path) -> None:
+    state = trained("mlp", 2, 1).state_dict()
+    two = {f"classifier.{part}": torch.zeros(1) for part in ("weight", "bias")}
+    second = "heads.default.classifiers.1.weight"
+    narrow = {second: state[second][:, :2]}
+    for more, words in (
+        (two, r"several classifiers \(classifier, heads\.default\)"),
+        (narrow, r"growths of its weight do not fit each other \(\(2, 6, 1, 1\), \(1, 2, 1, 1\)\)"),
+        ({second.replace("weight", "bias"): torch.tensor(1.0)}, r"growths of its bias do not fit"),
+    ):
+        save_file({k: v.contiguous() for k, v in {**state, **more}.items()}, tmp_path / "w.safetensors")
+        with pytest.raises(CheckpointError, match=words):
+            adopt(
+                tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+            )

@@ -13,6 +13,7 @@ import torch
 
 from everseg.engine import checkpoint
 from everseg.engine.checkpoint import load_tensors, newest_valid, parent_of, purge, save_folder, verify
+from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 
 
@@ -169,3 +170,19 @@ def test_a_newer_format_is_refused_by_name(tmp_path):
     manifest.write_text(json.dumps(body))
     with pytest.raises(CheckpointError, match="format 99"):
         verify(tmp_path / "a")
+
+
+def test_a_name_that_the_manifest_does_not_list_is_told(tmp_path):
+    _save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"a is damaged: MANIFEST\.json does not list classes\.json"):
+        verify(tmp_path / "a", only=("classes.json",))
+
+
+def test_whether_a_step_is_fresh_is_read_from_a_verified_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    save_folder(folder.final(0), {}, {"classes": {"branches": {}, "fresh": True}})
+    assert folder.is_fresh(0)
+    path = folder.final(0) / "classes.json"
+    path.write_text(path.read_text().replace("true", "null"))
+    with pytest.raises(CheckpointError, match=r"classes\.json sha256 mismatch"):
+        folder.is_fresh(0)

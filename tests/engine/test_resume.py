@@ -48,10 +48,17 @@ def test_kills_at_random_moments_change_nothing(tmp_path, undisturbed, method):
     assert results(tmp_path / "toy") == undisturbed[method]
 
 
+def age(path):
+    """As if the process that wrote a file had been killed a while ago."""
+    os.utime(path, (0, 0))
+
+
 @pytest.mark.parametrize("flush", [2, 5, 9, 14, 17, 23, 31])
 def test_kills_inside_a_save_change_nothing(tmp_path, undisturbed, flush):
     config = settings(tmp_path)
     assert complete(config, kill_at_flush=flush) == -signal.SIGKILL
+    for path in (tmp_path / "toy").rglob(".*.tmp"):
+        age(path)
     assert complete(config) == 0
     assert results(tmp_path / "toy") == undisturbed["mib"]
     assert list((tmp_path / "toy").rglob("*.tmp")) == []
@@ -64,9 +71,18 @@ def test_half_written_files_of_a_killed_process_are_gone_at_the_next_start_and_n
     kept = [tmp_path / "toy" / "steps/00" / name for name in (".mine.tmp", "notes.tmp")]
     for path in (*left, *kept):
         path.write_text("x")
+        age(path)
+    kept.append(tmp_path / "toy" / f".{'17c3' * 8}.tmp")  # a report of this run, being written
+    kept[-1].write_text("x")
     assert complete(config) == 0
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
+
+
+def test_a_file_that_its_writer_moves_away_stops_no_clean_up(tmp_path, monkeypatch):
+    gone = tmp_path / f".{'0af9' * 8}.tmp"
+    monkeypatch.setattr(type(gone), "glob", lambda self, pattern: [gone] if pattern == ".*.tmp" else [])
+    RunFolder(tmp_path).clean()
 
 
 def test_a_kill_changes_nothing_in_bf16(tmp_path):

@@ -178,7 +178,7 @@ def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run folder") as caught:
         everseg.compare([tmp_path, tmp_path / "nothing"])
     assert len(caught.value.problems) == 2
-    (tmp_path / "x/whole/journal.jsonl").write_text("[]\n")
+    (tmp_path / "x/whole/journal.jsonl").write_text('{"event": "train", "step": 0}\n')
     with pytest.raises(CheckpointError, match=r"journal\.jsonl is damaged"):
         everseg.compare([tmp_path / "x"])
 

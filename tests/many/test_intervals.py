@@ -18,6 +18,7 @@ import everseg
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 from everseg.many import intervals, tables
+from everseg.many.results import read
 from everseg.metrics import step_scores, sums_of
 
 SIZES = (3, 1)
@@ -163,3 +164,26 @@ def test_over_domains_each_has_its_own_images(tmp_path: Path) -> None:
     width = {name: np.ptp(scores[name]["interval"]) for name in ("mIoU day", "mIoU dusk", "mIoU mean")}
     assert all(value > 0 for value in width.values())
     assert width["mIoU mean"] < max(width.values()), "domains vary independently of each other"
+
+
+def test_a_domain_without_a_true_pixel_in_a_draw_is_left_out_of_the_mean_as_in_the_score(
+    tmp_path: Path,
+) -> None:
+    matrices = images_of(3, 0.8)[:, :3, :3]
+    two = matrices.copy()
+    two[2:] = 0  # two images with labels: in some draws there is neither
+    counts = {"day": matrices.sum(0), "dusk": two.sum(0)}
+    each = {
+        "day": np.stack([sums_of(one) for one in matrices]),
+        "dusk": np.stack([sums_of(one) for one in two]),
+    }
+    path = made_run(
+        tmp_path, "ft", "camvid-day-dusk-ft", [{"day": counts["day"]}, counts], [(3,)] * 2,
+        background=None, images=each,
+    )  # fmt: skip
+    draws = intervals.draws_of(read(RunFolder(path)))
+    absent = np.isnan(draws["mIoU dusk"])
+    assert 0 < absent.sum() < intervals.RESAMPLES / 2
+    assert np.array_equal(draws["mIoU mean"][absent], draws["mIoU day"][absent])
+    both = (draws["mIoU day"] + draws["mIoU dusk"]) / 2
+    assert draws["mIoU mean"][~absent] == pytest.approx(both[~absent])

@@ -84,3 +84,25 @@ def test_a_damaged_neighbour_is_passed_over(run: Path) -> None:
     assert found(run) is None
     made_run(run.parent, "b-joint", "demo-joint", **JOINT)
     assert found(run)[0] == "b-joint"
+
+
+@pytest.mark.parametrize("steps", ["[]", "[{}]", '[{"test": [3]}]', '[{"test": 3}]', "3", "[3]"])
+def test_a_foreign_neighbour_is_passed_over(run: Path, steps: str) -> None:
+    joint = made_run(run.parent, "a-joint", "demo-joint", **JOINT)
+    (joint / "scenario.json").write_text(f'{{"steps": {steps}}}')
+    assert found(run) is None
+
+
+def test_only_joint_neighbours_are_looked_at_closely(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_run(run.parent, "other", "demo-ft", **two_steps(0.8, 0.5, 0.4))
+    made_run(run.parent, "z-joint", "demo-joint", **JOINT)
+    folder, read = RunFolder(run), list[str]()
+    config, whole = folder.config(), RunFolder.config
+
+    def noted(self: RunFolder) -> Any:
+        read.append(self.path.name)
+        return whole(self)
+
+    monkeypatch.setattr(RunFolder, "config", noted)
+    assert joint_beside(folder, config, tracks_of(folder)) is not None
+    assert set(read) == {"z-joint"}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 import uuid
 from pathlib import Path
+
+MOMENT = 60
+"""Seconds for which an unfinished file may be one that is being written."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -24,14 +29,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what `write_atomically` leaves of a file in a folder when its process is killed; nobody may write there.
+    """Delete what `write_atomically` leaves of a file in a folder when its process is killed.
+
+    Files that changed in the last minute stay: another process (a report of the run) may be writing them.
 
     Raises:
         OSError: the folder does not allow it.
     """
     for path in folder.glob(".*.tmp"):
         if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            path.unlink()
+            with contextlib.suppress(FileNotFoundError):  # its writer has just moved it to its place
+                if time.time() - path.stat().st_mtime > MOMENT:
+                    path.unlink()
 
 
 def write_flushed(path: Path, data: bytes) -> None:

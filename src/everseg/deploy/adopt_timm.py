@@ -74,21 +74,32 @@ def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 
 def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weight and bias of all outputs, the growths of one path in their order."""
+    """Weight and bias of all outputs, the growths of one path in their order.
+
+    Raises:
+        CheckpointError: none, several paths, or growths that do not fit each other.
+    """
     found: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
-    paths = set()
+    paths = set[str]()
     for key, value in state.items():
         match = CLASSIFIER.fullmatch(key)
         if match:
-            paths.add(match["path"])
+            paths.add(f"heads.{match['path']}" if match["path"] else "classifier")
             found[match["part"]][int(match["number"] or 0)] = value
     if len(paths) > 1:
         raise CheckpointError(
-            f"these weights have several paths ({', '.join(sorted(map(str, paths)))}); a model with one is adopted"
+            f"these weights have several classifiers ({', '.join(sorted(paths))}); a model with one path is adopted"
         )
     if not found["weight"] or found["weight"].keys() != found["bias"].keys():
         raise CheckpointError(
             "these weights have no classifier: heads.default.classifiers.0.weight and .bias, or classifier.weight and "
             ".bias, are missing"
         )
+    for part, values in found.items():
+        widths = {tuple(value.shape[1:]) for value in values.values()}
+        if len(widths) > 1 or not all(value.dim() for value in values.values()):
+            shapes = ", ".join(str(tuple(values[i].shape)) for i in sorted(values))
+            raise CheckpointError(
+                f"these weights are of no one head: the growths of its {part} do not fit each other ({shapes})"
+            )
     return {part: torch.cat([values[i] for i in sorted(values)]) for part, values in found.items()}

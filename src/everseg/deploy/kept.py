@@ -151,7 +151,16 @@ def estimated(
 
 
 def _became(counts: np.ndarray, pair: Pair) -> dict[str, float]:
-    """Of the pixels that the deployed model gives to an old class: what part became something else, and what."""
+    """Of the pixels that the deployed model gives to an old class: what part became something else, and what.
+
+    Args:
+        counts: pixels, rows = the deployed model's classes, columns = the new model's; at least one in a row of
+            `pair.classes`.
+
+    Returns:
+        `became_new`, `became_old` (another old class than before) and `became_background`: shares of those pixels,
+        in [0, 1]; the rest kept its class.
+    """
     rows = counts[pair.classes].astype(np.float64)
     total, background = rows.sum(), pair.old.background
     kept = float(np.trace(rows[:, pair.classes]))

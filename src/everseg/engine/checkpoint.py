@@ -124,10 +124,11 @@ def verify(folder: Path, only: Collection[str] | None = None) -> str:
         only: the names to check; None = all.
 
     Returns:
-        The folder's digest.
+        The folder's digest, SHA-256 of the manifest alone: it stands for every file as it was written, but only those
+        checked here are known to be as they were.
 
     Raises:
-        CheckpointError: what is missing or differs.
+        CheckpointError: what is missing or differs, or a name in `only` that the manifest does not list.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
@@ -142,6 +143,8 @@ def verify(folder: Path, only: Collection[str] | None = None) -> str:
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{folder} has format {manifest['format']}; this everseg reads format {FORMAT}")
     for name in files if only is None else only:
+        if name not in files:
+            raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not list {name}")
         path, entry = folder / name, files[name]
         if not path.is_file():
             raise CheckpointError(f"{folder} is damaged: {name} is missing")

@@ -148,7 +148,15 @@ def evaluate(
 
 
 def _of_all(seen: Sequence[Tensor], number: int, classes: int, accelerator: Accelerator) -> Tensor:
-    """The sums of a source's images in their order, (number, 3, classes), from those that each process saw."""
+    """Put together the sums of a source's images from those that each process saw.
+
+    Args:
+        seen: per image of this process (3, classes): the true pixels, the predicted ones and those both.
+        number: images of the source, in all processes.
+
+    Returns:
+        (number, 3, classes) int64 pixels, images in their order, the same in every process.
+    """
     table = torch.zeros(number, 3, classes, dtype=torch.int64, device=accelerator.device)
     if seen:
         table[accelerator.process_index :: accelerator.num_processes] = torch.stack(list(seen)).to(

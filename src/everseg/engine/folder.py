@@ -88,16 +88,24 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        verify(self.final(index), only=("classes.json",))
-        return read_spaces(self.final(index) / "classes.json")
+        return read_spaces(self._classes(index))
 
     def paths(self, index: int) -> dict[str, str]:
         """Name of the results of a scored step (domain, or branch in runs on one data set) -> branch they are of."""
         return {name: scores.get("branch", name) for name, scores in self.metrics(index)["branches"].items()}
 
     def is_fresh(self, index: int) -> bool:
-        """Whether a finished step was trained from scratch."""
-        return bool(read_document(self.final(index) / "classes.json", "branches").get("fresh", False))
+        """Whether a finished step was trained from scratch.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return bool(read_document(self._classes(index), "branches").get("fresh", False))
+
+    def _classes(self, index: int) -> Path:
+        """The classes.json of a finished step, verified."""
+        verify(self.final(index), only=("classes.json",))
+        return self.final(index) / "classes.json"
 
     def config(self) -> RunConfig:
         """The configuration the run was started with.
@@ -164,7 +172,7 @@ class RunFolder:
         return threads
 
     def clean(self) -> None:
-        """Delete half-written files that a killed process of this run has left; the caller holds its lock."""
+        """Delete half-written files, a minute old, of a killed process of this run; the caller holds its lock."""
         with writing(self.path):
             for folder in (self.path, *self.path.glob("steps/[0-9]*")):
                 remove_leftovers(folder)

@@ -24,7 +24,7 @@ class Journal:
         write_bytes(self.path, b"".join(_line(entry) for entry in kept))
 
     def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
-        """The entries so far, or those of one event; half-written ones are passed over."""
+        """The entries so far, or those of one event; half-written lines and others of no event are passed over."""
         if self.path is None or not self.path.exists():
             return
         for line in self.path.read_bytes().splitlines():
@@ -32,8 +32,16 @@ class Journal:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if event in (None, entry["event"]):
+            if (
+                isinstance(entry, dict)
+                and {"event", "step"} <= entry.keys()
+                and event in (None, entry["event"])
+            ):
                 yield entry
+
+    def of_step(self, step: int) -> bytes:
+        """The lines of one step, as a journal holds them."""
+        return b"".join(_line(entry) for entry in self.lines() if entry["step"] == step)
 
     def add(self, event: str, *, step: int, **values: Any) -> None:
         """Append one line."""

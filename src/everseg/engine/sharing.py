@@ -18,6 +18,7 @@ from everseg.config_loading import identity
 from everseg.data.writing import flush_folder, write_flushed
 from everseg.engine.checkpoint import read_document, verify, write_bytes, writing
 from everseg.engine.folder import RunFolder
+from everseg.engine.journal import Journal
 from everseg.engine.runtime import locked
 from everseg.errors import CheckpointError
 from everseg.methods.base import first_step_of
@@ -92,7 +93,8 @@ def share_first_step(source: RunFolder, target: RunFolder) -> bool:
                 raise CheckpointError(
                     f"{temporary} is not what {source.step(0)} holds; run the same command again"
                 )
-            write_bytes(target.path / "journal.jsonl", _journal_of_first_step(source))
+            journal = Journal(source.path / "journal.jsonl")
+            write_bytes(target.path / "journal.jsonl", journal.of_step(0))
             temporary.rename(target.step(0))
             flush_folder(target.step(0).parent)
     return True
@@ -114,16 +116,3 @@ def _copy_flushed(source: RunFolder, target: Path) -> None:
         write_flushed(place, path.read_bytes())
     flush_folder(target / "final")
     flush_folder(target)
-
-
-def _journal_of_first_step(source: RunFolder) -> bytes:
-    kept = []
-    path = source.path / "journal.jsonl"
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # half-written
-            continue
-        if entry.get("step") == 0:
-            kept.append(line + b"\n")
-    return b"".join(kept)

@@ -9,7 +9,7 @@ import numpy as np
 
 from everseg.engine.folder import RunFolder
 from everseg.many.results import Group, Result, per_domain
-from everseg.metrics import group_miou, resampled_sums
+from everseg.metrics import defined_means, group_miou, resampled_sums
 
 RESAMPLES = 1000
 """Draws of as many images as there are, with replacement, the same for all runs tested on the same images."""
@@ -36,7 +36,7 @@ def draws_of(run: Result) -> Draws:
         for suffix, key in (("", "miou"), (" (no bg)", "miou_without_background")):
             found |= {f"{name}{suffix}": values for name, values in means[key].items()}
     if run.several:
-        found["mIoU mean"] = np.mean([*found.values()], axis=0)
+        found["mIoU mean"] = defined_means(np.stack([*found.values()], axis=1))
     return found
 
 

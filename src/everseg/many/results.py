@@ -13,6 +13,7 @@ from everseg.config import RunConfig
 from everseg.config_loading import difference, identity
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
+from everseg.engine.journal import Journal
 from everseg.engine.sequence import run_sequence
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
@@ -180,15 +181,12 @@ def training_seconds(folder: RunFolder, config: RunConfig) -> float | None:
     path = folder.path / "journal.jsonl"
     spent, last = 0.0, dict[int, int]()
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        for entry in (line for line in lines if line["event"] == "train"):
+        for entry in Journal(path).lines("train"):
             done, step = entry["iteration"], entry["step"]
             images = (done - last.get(step, 0)) * config.train.batch
             spent += images / entry["images_per_second"] if entry["images_per_second"] else 0.0
             last[step] = done
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error!r}); move it away to compare without times"
         ) from None

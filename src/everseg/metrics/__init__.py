@@ -1,6 +1,6 @@
 """Integer confusion counts and the scores derived from them (floor 1)."""
 
-from everseg.metrics.bootstrap import group_miou, resampled_sums, sums_of
+from everseg.metrics.bootstrap import defined_means, group_miou, resampled_sums, sums_of
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import defined_mean, relative_drop, sequence_scores, step_scores
 from everseg.metrics.scores import (
@@ -17,6 +17,7 @@ __all__ = [
     "ConfusionMatrix",
     "class_accuracy",
     "defined_mean",
+    "defined_means",
     "frequency_weighted_iou",
     "group_miou",
     "iou",

@@ -39,8 +39,12 @@ def group_miou(
         background: train id of the background, or None.
 
     Returns:
-        `miou` and `miou_without_background`, each with `old`, `new` and `all`: (R,) in [0, 1]. Classes without a
-        true pixel are left out of a mean; NaN where no class is left.
+        `miou` and `miou_without_background`, each with `old`, `new` and `all` (no `base`): (R,) in [0, 1]. Classes
+        without a true pixel are left out of a mean; NaN where no class is left, so also `old` of a single group.
+        `step_scores` says None there.
+
+    Raises:
+        ValueError: sizes that are not positive or do not sum to C, or a background out of range.
 
     >>> one = np.array([[[4, 4], [5, 3], [3, 2]]])
     >>> group_miou(one, (1, 1), None)["miou"]["all"].round(3).tolist()
@@ -51,13 +55,19 @@ def group_miou(
     spans = class_spans(sums.shape[-1], group_sizes, background)
     groups = {"old": range(spans[-1].start), "new": spans[-1], "all": range(spans[-1].stop)}
     return {
-        key: {name: _means(iou[:, [c for c in span if c != left_out]]) for name, span in groups.items()}
+        key: {
+            name: defined_means(iou[:, [c for c in span if c != left_out]]) for name, span in groups.items()
+        }
         for key, left_out in (("miou", None), ("miou_without_background", background))
     }
 
 
-def _means(values: np.ndarray) -> np.ndarray:
-    """Row means of the defined values."""
+def defined_means(values: np.ndarray) -> np.ndarray:
+    """Row means of the values that are not NaN, (R, N) -> (R,); NaN where there is none, as `defined_mean` says None.
+
+    >>> defined_means(np.array([[0.5, np.nan], [np.nan, np.nan]])).tolist()
+    [0.5, nan]
+    """
     known = (~np.isnan(values)).sum(1)
     return np.divide(np.nansum(values, axis=1), known, out=np.full(len(values), np.nan), where=known > 0)
 

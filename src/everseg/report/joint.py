@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from everseg.config import RunConfig
 from everseg.config_loading import identity
+from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
-from everseg.errors import EversegError
+from everseg.errors import CheckpointError, EversegError
 from everseg.report.collect import Track, planned_steps, tracks_of
 
 _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next", "method.")
@@ -28,14 +30,16 @@ def joint_beside(
     """
     if config.scenario.joint or config.scenario.single:
         return None
-    own = _setting(config)
+    own, tested = _setting(config), _tested(folder)
     for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
         other = RunFolder(path.parent)
         try:
-            theirs = other.config()
-            if not theirs.scenario.joint or theirs.scenario.lists or _setting(theirs) != own:
+            if not _is_joint(path):
                 continue
-            if not other.is_finished(theirs) or _tested(other) != _tested(folder):
+            theirs = other.config()
+            if theirs.scenario.lists or _setting(theirs) != own:
+                continue
+            if _tested(other) != tested or not other.is_finished(theirs):
                 continue
             found = {track.name: track for track in tracks_of(other)}
         except EversegError:  # a damaged or foreign neighbour is no upper bound
@@ -49,11 +53,31 @@ def _setting(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in identity(config).items() if not key.startswith(_FREE)}
 
 
+def _is_joint(document: Path) -> bool:
+    """Whether a run.json is of joint training, told before its configuration is checked, which takes longer.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    stored = read_document(document, "config")["config"]
+    scenario = stored.get("scenario") if isinstance(stored, dict) else None
+    return isinstance(scenario, dict) and scenario.get("joint") is True
+
+
 def _tested(folder: RunFolder) -> list[Mapping[str, Any]]:
-    """What the last step is tested on: images and tables."""
-    return [
-        {k: v for k, v in source.items() if k != "images"} for source in planned_steps(folder)[-1]["test"]
-    ]
+    """What the last step is tested on: images and tables.
+
+    Raises:
+        CheckpointError: scenario.json does not say.
+    """
+    try:
+        sources = planned_steps(folder)[-1]["test"]
+        return [{k: v for k, v in source.items() if k != "images"} for source in sources]
+    except (IndexError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
+            "restore it or start again under another name"
+        ) from None
 
 
 def _classes(track: Track | None) -> Any:

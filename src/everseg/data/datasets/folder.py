@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,16 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         given, here = value, file.resolve().parent
     given = with_labelmap({**given, **options}, here)
     where = str(descriptor) if descriptor is not None else "data.options"
-    described = parse(given, where, name=Path(descriptor).stem if descriptor is not None else "folder")
     beside = here if "skip" not in options else None
-    try:
-        reading = reading_of({key: given[key] for key in SHARED if key in given}, here=beside)
-    except ConfigError as error:
-        if descriptor is None:
-            raise
-        raise _of_the_file(error, options, where) from None
+    shared = {key: given[key] for key in SHARED if key in given}
+    if descriptor is None:
+        described, reading = parse(given, where), reading_of(shared, here=beside)
+    else:
+        try:
+            described = parse(given, where, name=Path(descriptor).stem)
+            reading = reading_of(shared, here=beside, below="")
+        except ConfigError as error:
+            raise _placed(error.problems, options, where) from None
     if root is None and isinstance(given.get("root"), str):
         root = here / Path(given["root"]).expanduser()
     elif root is None and "root" in given:
@@ -93,10 +96,11 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     return Dataset(described.name, described.labels, splits)
 
 
-def _of_the_file(error: ConfigError, options: Mapping[str, Any], where: str) -> ConfigError:
-    """The same problems, those of keys that the description holds under their place in it."""
-    named = [(problem.split(":")[0].removeprefix("data.options."), problem) for problem in error.problems]
-    return ConfigError([p if key in options else p.removeprefix("data.options.") for key, p in named], where)
+def _placed(problems: Sequence[str], options: Mapping[str, Any], where: str) -> ConfigError:
+    """Problems that begin with their key ("tiles.size: ..."), told of the options that hold it, else of the file."""
+    given = [re.split(r"[.:\[]", problem)[0] in options for problem in problems]
+    named = [f"data.options.{p}" if of_options else p for p, of_options in zip(problems, given, strict=True)]
+    return ConfigError(named, "" if all(given) else where)
 
 
 def _listed(

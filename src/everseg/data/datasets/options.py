@@ -30,7 +30,9 @@ def root_of(root: str | Path | None) -> Path:
     return path.resolve()
 
 
-def reading_of(given: Mapping[str, Any], *, here: Path | None = None) -> Reading:
+def reading_of(
+    given: Mapping[str, Any], *, here: Path | None = None, below: str = "data.options."
+) -> Reading:
     """Check the options that all readers share.
 
     Args:
@@ -40,41 +42,42 @@ def reading_of(given: Mapping[str, Any], *, here: Path | None = None) -> Reading
             images without mask and masks without image. `skip`: file with a line "split<tab>sample" for each sample
             to leave out, as `everseg data check --write-skiplist` writes it.
         here: folder that a relative `skip` starts from; default the working directory.
+        below: what messages put before an option's name.
 
     Raises:
         ConfigError: all that are wrong.
     """
-    problems = []
+    problems: list[str] = []
+
+    def expected(key: str, what: str, values: Mapping[str, Any]) -> None:
+        problems.append(f"{below}{key}: expected {what}, got {values[key]!r}")
+
     for key in given:
         if key not in SHARED:
-            problems.append(f"data.options.{key}: no such option{near_miss(key, SHARED)}")
+            problems.append(f"{below}{key}: no such option{near_miss(key, SHARED)}")
     values = {key: given.get(key, getattr(Reading, key)) for key in SHARED if key != "skip"}
     if type(values["max_pixels"]) is not int or values["max_pixels"] < 1:
-        problems.append(_expected("max_pixels", "a positive whole number", values))
+        expected("max_pixels", "a positive whole number", values)
     if not isinstance(values["follow_links"], bool):
-        problems.append(_expected("follow_links", "true or false", values))
+        expected("follow_links", "true or false", values)
     if values["exif"] not in ("apply", "ignore"):
-        problems.append(_expected("exif", "'apply' or 'ignore'", values))
+        expected("exif", "'apply' or 'ignore'", values)
     if type(values["bit_depth"]) is not int or values["bit_depth"] not in (8, 16):
-        problems.append(_expected("bit_depth", "8 or 16", values))
+        expected("bit_depth", "8 or 16", values)
     if values["on_missing"] not in ("stop", "skip"):
-        problems.append(_expected("on_missing", "'stop' or 'skip'", values))
+        expected("on_missing", "'stop' or 'skip'", values)
     skip: frozenset[tuple[str, str]] = frozenset()
     if given.get("skip") is not None:
         if isinstance(given["skip"], str | Path):
             try:
-                skip = read_skiplist((here or Path.cwd()) / Path(given["skip"]).expanduser())
+                skip = read_skiplist((here or Path.cwd()) / Path(given["skip"]).expanduser(), below)
             except ConfigError as error:
                 problems += error.problems
         else:
-            problems.append(_expected("skip", "a file that data check --write-skiplist wrote", given))
+            expected("skip", "a file that data check --write-skiplist wrote", given)
     if problems:
         raise ConfigError(problems)
     return Reading(**values, skip=skip)
-
-
-def _expected(key: str, what: str, values: Mapping[str, Any]) -> str:
-    return f"data.options.{key}: expected {what}, got {values[key]!r}"
 
 
 def skiplist_line(split: str, sample: str) -> str:
@@ -82,7 +85,7 @@ def skiplist_line(split: str, sample: str) -> str:
     return f"{split}\t{sample if sample.isprintable() and sample[:1] not in (chr(34), '#') else json.dumps(sample)}"
 
 
-def read_skiplist(path: Path) -> frozenset[tuple[str, str]]:
+def read_skiplist(path: Path, below: str = "data.options.") -> frozenset[tuple[str, str]]:
     """Read a skip list: "split<tab>sample" per line; blank lines and lines starting with # say nothing.
 
     Raises:
@@ -91,7 +94,7 @@ def read_skiplist(path: Path) -> frozenset[tuple[str, str]]:
     try:
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise ConfigError(f"data.options.skip: {path} cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{below}skip: {path} cannot be read ({error.strerror})") from None
     found, problems = set(), []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
@@ -103,7 +106,7 @@ def read_skiplist(path: Path) -> frozenset[tuple[str, str]]:
         except ValueError:
             tab = ""
         if not (tab and split and sample):
-            problems.append(f"data.options.skip: {path}, line {number}: expected 'split<tab>sample'")
+            problems.append(f"{below}skip: {path}, line {number}: expected 'split<tab>sample'")
     if problems:
         raise ConfigError(problems[:20])
     return frozenset(found)
