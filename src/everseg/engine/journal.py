@@ -32,7 +32,7 @@ class Journal:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if event in (None, entry["event"]):
+            if isinstance(entry, dict) and event in (None, entry.get("event")):
                 yield entry
 
     def add(self, event: str, *, step: int, **values: Any) -> None:
