@@ -115,7 +115,7 @@ def replaced(tmp_path: Path) -> everseg.Run:
 def test_the_report_and_a_comparison_tell_what_was_replaced(replaced):
     said = "2 training samples were replaced by others, as data.skip_bad allows: "
     page = replaced.path / "report.html"
-    api.report(replaced.path, images=0)
+    api.report(replaced.path, overrides=[f"data={flaky_toy.HERE}"], images=0, quiet=True)
     text = page.read_text()
     assert all(part in text for part in (said, *(f"{name} of toy" for name in BAD)))
     (note,) = everseg.compare([replaced.path], write=False)["notes"]
@@ -123,7 +123,7 @@ def test_the_report_and_a_comparison_tell_what_was_replaced(replaced):
     journal = replaced.path / "journal.jsonl"
     kept = [line for line in journal.read_text().splitlines() if "bad_sample" not in line]
     journal.write_text("\n".join([*kept, "5", ""]))
-    api.report(replaced.path, images=0)
+    api.report(replaced.path, overrides=[f"data={flaky_toy.HERE}"], images=0, quiet=True)
     assert "replaced by others" not in page.read_text()
 
 
