@@ -64,7 +64,7 @@ def test_only_the_places_of_bad_samples_change_and_another_of_the_same_branch_st
                 met += 1
                 assert new.startswith("flaky-")
                 assert new not in ("flaky-3", "flaky-7")
-                assert after.bad[old] == f"{old}: gone"
+                assert after.bad["", old] == f"{old}: gone"
             else:
                 assert new == old
             assert picture.unique().tolist() == [int(new.split("-")[1])]
@@ -102,6 +102,18 @@ def test_one_draw_that_finds_too_many_bad_ones_stops_and_names_them():
         batches(*bad, allowed=2)
     with pytest.raises(DataError, match="no training sample of the step can be read"):
         batches(*range(COUNT), allowed=99)
+
+
+@pytest.mark.parametrize("branches", [("one", "two"), ("same", "same")])
+def test_samples_of_one_id_in_two_data_sets_are_two(branches: tuple[str, str]):
+    table = np.arange(256, dtype=np.uint8)
+    twins = [
+        View(Flaky(frozenset({3})), np.arange(COUNT), table, branch, dataset)
+        for branch, dataset in zip(branches, ("day", "dusk"), strict=True)
+    ]
+    data = DataConfig(crop=8, workers=0, skip_bad=2)
+    loaded = train_batches(twins, data, seed=5, step=1, batch=4, start=0, stop=8)
+    assert {key for batch in loaded for key in batch.bad} == {("day", "flaky-3"), ("dusk", "flaky-3")}
 
 
 def test_measuring_never_leaves_a_sample_out():

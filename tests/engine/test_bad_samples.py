@@ -7,12 +7,17 @@ import os
 import signal
 from pathlib import Path
 
+import domain_toy
 import flaky_toy
 import pytest
 from processes import complete, ranks, results, start, wait, wait_until
 from toy import settings
 
 import everseg
+from everseg import api
+from everseg.data.loading import epoch_order
+from everseg.engine.folder import RunFolder
+from everseg.engine.sharing import share_first_step
 from everseg.errors import DataError
 
 
@@ -42,7 +47,7 @@ def test_each_is_told_once_and_the_run_goes_on(tmp_path, capsys):
     assert sorted(told(tmp_path)) == [(0, name, f"{name}: truncated image") for name in BAD]
     shown = capsys.readouterr().err
     for name in BAD:
-        assert shown.count(f"warning: training sample {name} cannot be read and is replaced by another") == 1
+        assert shown.count(f"warning: training sample {name} of toy cannot be read and is replaced") == 1
 
 
 def test_one_more_stops_with_3_before_it_is_used_saved_and_named(tmp_path, undisturbed):
@@ -84,6 +89,62 @@ def test_two_processes_keep_one_account(tmp_path):
     codes = ranks(config(tmp_path, *BAD, allowed=1, out="few"), 2)
     assert 3 in codes
     assert 0 not in codes
+
+
+def over_domains(tmp_path: Path, allowed: int) -> dict:
+    (tmp_path / "bad.txt").write_text("train-004")
+    one = {"dataset": flaky_toy.HERE, "root": str(tmp_path), "options": {"train": 16, "val": 4}}
+    data = {"domains": {"day": one, "dusk": one}, "skip_bad": allowed}
+    return domain_toy.settings(tmp_path, data=data, method={"name": "ft"}, train={"epochs": 1})
+
+
+def test_one_id_in_two_domains_is_two_samples(tmp_path):
+    with pytest.raises(DataError, match="2 training samples cannot be read"):
+        everseg.run(over_domains(tmp_path, 1), quiet=True)
+    done = everseg.run(over_domains(tmp_path, 2), quiet=True)
+    lines = map(json.loads, (done.path / "journal.jsonl").read_text().splitlines())
+    found = [(e["step"], e["dataset"], e["sample"]) for e in lines if e["event"] == "bad_sample"]
+    assert found == [(0, "day", "train-004"), (1, "dusk", "train-004")]
+
+
+@pytest.fixture
+def replaced(tmp_path: Path) -> everseg.Run:
+    return everseg.run(config(tmp_path, *BAD, allowed=2, epochs=1, max_iterations=4), quiet=True)
+
+
+def test_the_report_and_a_comparison_tell_what_was_replaced(replaced):
+    said = "2 training samples were replaced by others, as data.skip_bad allows: "
+    page = replaced.path / "report.html"
+    api.report(replaced.path, overrides=[f"data={flaky_toy.HERE}"], images=0, quiet=True)
+    text = page.read_text()
+    assert all(part in text for part in (said, *(f"{name} of toy" for name in BAD)))
+    (note,) = everseg.compare([replaced.path], write=False)["notes"]
+    assert note.startswith(f"{replaced.path}: {said}")
+    journal = replaced.path / "journal.jsonl"
+    kept = [line for line in journal.read_text().splitlines() if "bad_sample" not in line]
+    journal.write_text("\n".join([*kept, "5", ""]))
+    api.report(replaced.path, overrides=[f"data={flaky_toy.HERE}"], images=0, quiet=True)
+    assert "replaced by others" not in page.read_text()
+
+
+def test_a_first_step_with_more_replaced_samples_than_a_run_may_have_is_not_its_own(replaced, tmp_path):
+    target = RunFolder(tmp_path / "other")
+    with pytest.raises(DataError, match=r"toy replaced 2 unreadable training samples .*skip_bad allows 1"):
+        share_first_step(replaced.folder, target, skip_bad=1)
+    assert not target.path.exists()
+    assert share_first_step(replaced.folder, target, skip_bad=2)
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_dies_leaves_a_saved_run_that_the_same_command_continues(tmp_path):
+    last = f"train-{epoch_order(3, 0, 0, 16)[-1]:03d}"
+    given = config(tmp_path, f"{last}!")
+    given["data"]["workers"] = 1
+    with pytest.raises(DataError, match=r"a loader process stopped(?s:.*)\nThe run is saved at") as caught:
+        everseg.run(given, quiet=True)
+    assert str(caught.value).endswith("the same command continues it")
+    assert "mend" not in str(caught.value)
+    assert list((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*"))
 
 
 def test_a_test_image_that_cannot_be_read_stops_whatever_is_allowed(tmp_path):

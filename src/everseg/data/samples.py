@@ -35,6 +35,12 @@ class View:
     indices: np.ndarray
     lut: np.ndarray
     branch: str = "default"
+    dataset: str = ""
+    """Key of the split's data set in the run (the domain); with a sample's id it names the sample in the run."""
+
+
+SampleKey = tuple[str, str]
+"""(`View.dataset`, id): ids are unique in one split only."""
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Loaded:
     ids: tuple[str, ...]
     """The samples seen, stand-ins under their own name."""
     branch: str = "default"
-    bad: Mapping[str, str] = field(default_factory=dict)
+    bad: Mapping[SampleKey, str] = field(default_factory=dict)
     """Samples that could not be read and were replaced -> why."""
 
     def pin_memory(self) -> Loaded:
@@ -100,17 +106,17 @@ class Samples(Dataset):
             parts.setdefault(view.branch, []).append(np.arange(start, stop))
         return {branch: np.concatenate(positions) for branch, positions in parts.items()}
 
-    def __getitem__(self, key: tuple[int | None, int]) -> tuple[_Sample, dict[str, str]] | EversegError:
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[_Sample, dict[SampleKey, str]] | EversegError:
         """A sample with the unreadable ones it stands in for; an error travels to the main process as a value."""
         epoch, position = key
-        bad: dict[str, str] = {}
+        bad: dict[SampleKey, str] = {}
         try:
             for candidate in self._candidates(epoch, position):
                 view, index = self._place(candidate)
                 try:
                     return self._sample(view, index, epoch), bad
                 except DataError as error:
-                    bad[view.split.id(index)] = str(error)
+                    bad[view.dataset, view.split.id(index)] = str(error)
                     if not self.replace:
                         raise
                     if len(bad) > self.replace:
@@ -164,18 +170,18 @@ class Samples(Dataset):
         return whole_transform(image, label)
 
 
-def too_many(bad: Mapping[str, str], allowed: int) -> DataError:
+def too_many(bad: Mapping[SampleKey, str], allowed: int) -> DataError:
     """Make the error that ends a run with more unreadable samples than it may replace."""
     return DataError(
         f"{len(bad)} training samples cannot be read, and data.skip_bad allows {allowed}:\n  {_listing(bad)}"
     )
 
 
-def _listing(bad: Mapping[str, str]) -> str:
+def _listing(bad: Mapping[SampleKey, str]) -> str:
     return some(list(bad.values()), between="\n  ")
 
 
-def collate(samples: Sequence[tuple[_Sample, dict[str, str]] | EversegError]) -> Loaded | EversegError:
+def collate(samples: Sequence[tuple[_Sample, dict[SampleKey, str]] | EversegError]) -> Loaded | EversegError:
     """Make one batch of samples; an error among them, or sizes that differ, becomes the batch's error."""
     read = []
     for sample in samples:
@@ -188,7 +194,7 @@ def collate(samples: Sequence[tuple[_Sample, dict[str, str]] | EversegError]) ->
         return DataError(
             f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
         )
-    bad = {name: why for _, found in read for name, why in found.items()}
+    bad = {key: why for _, found in read for key, why in found.items()}
     return Loaded(_stacked(images), _stacked(labels), ids, branches[0], bad)
 
 

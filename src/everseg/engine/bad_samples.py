@@ -7,11 +7,20 @@ from collections.abc import Mapping
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from everseg.data.samples import too_many
+from everseg.data.samples import SampleKey, too_many
 from everseg.engine.journal import Journal
 from everseg.engine.progress import Progress
 
 EVENT = "bad_sample"
+
+
+def replaced_samples(journal: Journal, step: int | None = None) -> dict[SampleKey, str]:
+    """Distinct training samples that a run, or one of its steps, has replaced -> why, as its journal tells."""
+    return {
+        (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))
+        for line in journal.lines(EVENT)
+        if step in (None, line.get("step"))
+    }
 
 
 class BadSamples:
@@ -24,17 +33,17 @@ class BadSamples:
 
     def __init__(self, allowed: int, accelerator: Accelerator, journal: Journal, progress: Progress) -> None:
         self.allowed, self.accelerator, self.journal, self.progress = allowed, accelerator, journal, progress
-        told = [(line["sample"], line["reason"]) for line in journal.lines(EVENT)] if allowed else []
+        told = list(replaced_samples(journal).items()) if allowed else []
         self._known = dict(self._of_all(told))
-        self._new: dict[str, str] = {}
+        self._new: dict[SampleKey, str] = {}
 
-    def note(self, bad: Mapping[str, str]) -> None:
+    def note(self, bad: Mapping[SampleKey, str]) -> None:
         """Remember what a batch of this process replaced.
 
         Raises:
             DataError: more samples than allowed; raised before the batch is used.
         """
-        fresh = {name: why for name, why in bad.items() if name not in self._known}
+        fresh = {key: why for key, why in bad.items() if key not in self._known}
         if fresh:
             self._new |= fresh
             self._check(self._known | self._new)
@@ -49,18 +58,21 @@ class BadSamples:
             return
         fresh = dict(sorted(self._of_all(list(self._new.items()))))
         self._new = {}
-        for name, why in fresh.items():
-            if name not in self._known:
-                self.journal.add(EVENT, step=step, iteration=iteration, sample=name, reason=why)
+        for (dataset, sample), why in fresh.items():
+            if (dataset, sample) not in self._known:
+                self.journal.add(
+                    EVENT, step=step, iteration=iteration, dataset=dataset, sample=sample, reason=why
+                )
                 self.progress.message(
-                    f"warning: training sample {name} cannot be read and is replaced by another ({why})"
+                    f"warning: training sample {sample} of {dataset} cannot be read and is replaced by another "
+                    f"({why})"
                 )
         self._known |= fresh
         self._check(self._known)
 
-    def _of_all(self, items: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _of_all(self, items: list[tuple[SampleKey, str]]) -> list[tuple[SampleKey, str]]:
         return gather_object(items) if self.allowed and self.accelerator.num_processes > 1 else items
 
-    def _check(self, bad: Mapping[str, str]) -> None:
+    def _check(self, bad: Mapping[SampleKey, str]) -> None:
         if len(bad) > self.allowed:
             raise too_many(bad, self.allowed)

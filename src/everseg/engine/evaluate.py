@@ -50,6 +50,7 @@ def views_of(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list
             np.asarray(s.indices, np.int64),
             np.frombuffer(s.lut, np.uint8),
             s.branch,
+            s.dataset,
         )
         for s in sources
     ]

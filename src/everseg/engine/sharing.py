@@ -16,11 +16,12 @@ from everseg import registry
 from everseg.config import RunConfig
 from everseg.config_loading import identity
 from everseg.data.writing import flush_folder, write_flushed
+from everseg.engine.bad_samples import replaced_samples
 from everseg.engine.checkpoint import read_document, verify, write_bytes, writing
 from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
 from everseg.engine.runtime import locked
-from everseg.errors import CheckpointError
+from everseg.errors import CheckpointError, DataError
 from everseg.methods.base import first_step_of
 from everseg.methods.build import build_method
 
@@ -62,7 +63,7 @@ def obstacle(source: RunFolder, threads: int) -> str:
     return f"{source.path.name} was trained with another version of {', '.join(others)}" if others else ""
 
 
-def share_first_step(source: RunFolder, target: RunFolder) -> bool:
+def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) -> bool:
     """Give a run that has not begun the finished first step of another one, as if it had trained it itself.
 
     Weights, method state, counts and scores are copied, and the lines of the journal that belong to them.
@@ -70,16 +71,24 @@ def share_first_step(source: RunFolder, target: RunFolder) -> bool:
     Args:
         source: a run whose first step is trained and scored.
         target: a run with the same `first_step_hash`.
+        skip_bad: the target's `data.skip_bad`; the first step may hold no more replaced samples.
 
     Returns:
         Whether it was copied; False where the target has begun already, or was begun with other settings.
 
     Raises:
         CheckpointError: the source is damaged, or the copy cannot be written.
+        DataError: the source replaced more training samples than the target may.
         ConfigError: the target is in use by another process.
     """
     if target.step(0).exists():
         return False
+    replaced = len(replaced_samples(Journal(source.path / "journal.jsonl"), step=0))
+    if replaced > skip_bad:
+        raise DataError(
+            f"{source.path.name} replaced {replaced} unreadable training samples in its first step, "
+            f"and data.skip_bad allows {skip_bad}"
+        )
     digest = verify(source.final(0))
     source.metrics(0), source.counts(0), source.images(0)
     with locked(target.path):

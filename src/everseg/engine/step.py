@@ -313,7 +313,7 @@ class StepJob:
             self.session.progress.end()
             raise DataError(
                 f"{error}\nThe run is saved at step {self.step.index}, iteration {done} of {self.total}: "
-                "mend the data and run the same command to continue"
+                "the same command continues it"
             ) from None
 
     def _guard(self) -> Guard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from everseg.engine.journal import Journal
 from everseg.engine.sequence import run_sequence
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
-from everseg.report.collect import Track, planned_steps, tracks_of
+from everseg.report.collect import Track, planned_steps, replaced_text, tracks_of
 from everseg.report.domains import drop_against_single
 from everseg.scenarios.tasks import canonical_task
 
@@ -41,6 +41,8 @@ class Result:
     tests: Mapping[str, str]
     """Name of the last results -> SHA-256 of the test images and their labels."""
     versions: Mapping[str, str]
+    replaced: str = ""
+    """Says which training samples could not be read and were replaced."""
 
     @property
     def label(self) -> str:
@@ -165,7 +167,7 @@ def read(folder: RunFolder) -> Result:
         for source in step["test"]
     }
     versions = read_document(folder.path / "run.json", "config").get("versions") or {}
-    return Result(folder.path, config, tracks, scores, tests, versions)
+    return Result(folder.path, config, tracks, scores, tests, versions, replaced_text(folder))
 
 
 def per_domain(track: Track) -> str:
@@ -224,6 +226,7 @@ def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
         _name_apart(table.groups)
         _add_drops(table)
         notes += _version_notes(table)
+        notes += [f"{run.path}: {run.replaced}" for run in table.runs if run.replaced]
     return list(tables.values()), notes
 
 
@@ -273,7 +276,7 @@ def _add_drops(table: Table) -> None:
             if values and values.keys() <= bases.keys():
                 drop = relative_drop(values, bases)["mean"]
                 scores = {**run.scores, "relative drop": drop}
-                group.runs[number] = Result(run.path, run.config, run.tracks, scores, run.tests, run.versions)
+                group.runs[number] = replace(run, scores=scores)
 
 
 def _version_notes(table: Table) -> list[str]:

@@ -12,7 +12,7 @@ from everseg.engine.run import Prepared
 from everseg.metrics import step_scores
 from everseg.report import figures, numbers, page
 from everseg.report.charts import can_draw
-from everseg.report.collect import Track, planned_steps
+from everseg.report.collect import Track, planned_steps, replaced_text
 from everseg.report.curves import read_curves
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.joint import joint_beside
@@ -50,6 +50,7 @@ def assemble(
         training=figures.training_charts(curves, "training") if curves else [],
         speed=figures.speed_rows(curves) if curves else [],
         data=numbers.data_rows(steps, folder),
+        replaced=replaced_text(folder),
         classes_per_step=_class_data(summarise(prepared.steps, prepared.counts)) if prepared else [],
         provenance=provenance(folder, stored),
         drawn=can_draw(),
@@ -255,6 +256,7 @@ def _numbers(made: page.Page) -> dict[str, Any]:
         "sentence": made.sentence,
         "facts": dict(made.facts),
         "notes": made.notes,
+        "replaced": made.replaced,
         "tables": made.tables,
         "published": [asdict(one) for one in (*made.comparable, *made.others)],
         "provenance": kept,

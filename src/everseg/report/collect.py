@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from everseg.engine.bad_samples import replaced_samples
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
-from everseg.errors import CheckpointError
+from everseg.engine.journal import Journal
+from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace
 from everseg.metrics import sequence_scores, step_scores
 
@@ -126,3 +128,13 @@ def tracks_of(folder: RunFolder) -> list[Track]:
 def planned_steps(folder: RunFolder) -> list[dict[str, Any]]:
     """The steps as scenario.json records them, finished or not."""
     return list(read_document(folder.path / "scenario.json", "steps")["steps"])
+
+
+def replaced_text(folder: RunFolder) -> str:
+    """Say how many training samples could not be read and were replaced, and which; "" = none."""
+    found = replaced_samples(Journal(folder.path / "journal.jsonl"))
+    if not found:
+        return ""
+    what = "1 training sample was" if len(found) == 1 else f"{len(found)} training samples were"
+    names = some([f"{sample} of {dataset}" for dataset, sample in found], 6)
+    return f"{what} replaced by others, as data.skip_bad allows: {names}."

@@ -102,6 +102,8 @@ class Page:
     domain_groups: Rows = field(default_factory=list)
     domain_chart: Chart | None = None
     drop: str = ""
+    replaced: str = ""
+    """Which training samples could not be read and were replaced."""
     comparable: list[Source] = field(default_factory=list)
     others: list[Source] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
