@@ -199,10 +199,10 @@ def begin(run: GridRun, runs: Sequence[GridRun], threads: int) -> str:
         reason = obstacle(other.folder, run.config.train.threads or threads)
         if reason:
             return f"trains its first step itself: {reason}"
-        share_first_step(other.folder, run.folder, run.config.data.skip_bad)
+        copied = share_first_step(other.folder, run.folder, run.config.data.skip_bad)
     except EversegError as error:
         return f"trains its first step itself: {error}"
-    return f"first step copied from {other.name}"
+    return f"first step copied from {other.name}" if copied else "has begun already, with other settings"
 
 
 def state_of(run: GridRun) -> str:
