@@ -233,6 +233,20 @@ def test_normalise_gives_the_standard_values() -> None:
     assert x.flatten().tolist() == [0, 255, 51]
 
 
+def test_a_trace_leaves_normalise_as_it_was() -> None:
+    class Network(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return normalise(image)
+
+    transforms._mean_and_deviation.cache_clear()
+    x = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
+    torch.export.export(Network(), (x,))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD))
+    found = normalise(x)
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, (x / 255 - mean) / std)
+
+
 def test_normalise_to_the_unit_range_only_divides() -> None:
     x = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(normalise(x, "unit").flatten(), torch.tensor([0.0, 1.0, 0.2]))

@@ -215,7 +215,9 @@ def normalise(image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet") -> 
     unit = image.to(torch.float32).div_(255)
     if kind == "unit":
         return unit
-    mean, std = _mean_and_deviation(image.device)
+    # What a trace makes are its own symbols: kept, they would spoil every later image of the process.
+    make = _mean_and_deviation.__wrapped__ if torch.compiler.is_compiling() else _mean_and_deviation
+    mean, std = make(image.device)
     return unit.sub_(mean).div_(std)
 
 
