@@ -52,7 +52,9 @@ class Proposal:
         if "images" in keys and "masks" in keys:
             lines.append(f"Images in {keys['images']}, {len(self.layout.masks)} masks in {keys['masks']}")
         if "split" in keys:
-            lines.append("No splits found: a fifth of the images becomes val (split: {val: 0.2, seed: 0})")
+            lines.append(
+                "No splits found: about a fifth of the images, drawn by name, becomes val (split: {val: 0.2, seed: 0})"
+            )
         if self.values.ids:
             lines.append(f"Ids in the masks: {some([str(i) for i in self.values.ids], 30)}")
         if self.values.colours:
@@ -141,7 +143,7 @@ def describe(proposal: Proposal, names: Sequence[str] | None, *, here: Path) -> 
     named = _names(proposal, names)
     comments = {}
     if "split" in keys:
-        comments["split"] = "a fifth of the images, drawn by their names"
+        comments["split"] = "about a fifth of the images, drawn by their names"
     if _large(root, proposal.layout.masks[:20]):
         keys["tiles"] = {"size": 1024, "overlap": 64}
         comments["tiles"] = "large pictures: every window is a sample"
