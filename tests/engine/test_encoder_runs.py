@@ -32,7 +32,7 @@ def test_a_killed_run_continues_to_the_same_bytes_through_dropout(tmp_path):
     undisturbed, killed = configured(tmp_path / "a"), configured(tmp_path / "b")
     assert complete(undisturbed) == 0
     expected = results(tmp_path / "a" / "toy")
-    assert len(expected) == 12
+    assert len(expected) == 14
     for flush in (2, 9):
         code = complete(killed, kill_at_flush=flush)
         assert code == -signal.SIGKILL

@@ -38,7 +38,8 @@ SUBSTITUTIONS = {
     r"cityscapes root=DIR": ("cityscapes root=have/street/cs", "a miniature tree"),
     r"(\bvoc\b.*)\broot=DIR": (r"\1root=have/VOC2012", "a miniature tree"),
     r"(\bcamvid\b.*)\broot=DIR": (r"\1root=have/CamVid", "a miniature tree"),
-    r"train\.epochs=\d\d": ("train.epochs=2", "two passes instead of many"),
+    r"train\.epochs=(?:[3-9]|\d\d)": ("train.epochs=2", "two passes instead of many"),
+    r"epochs: \d+": ("epochs: 1", "one pass instead of many, in files"),
     r"max_time=3500": ("max_time=0.001", "the time is up at once"),
     r"(nproc_per_node|num_processes)([ =])4": (r"\1\g<2>2", "two processes on this machine"),
     r"accelerate launch": ("accelerate launch --cpu", "no GPUs here"),
@@ -91,7 +92,7 @@ class Reader:
         for block in blocks(self.page):
             where = f"{self.page.name}:{block.line}"
             if block.file is not None:
-                Path(block.file).write_text(block.code)
+                Path(block.file).write_text(as_typed(block.code) if block.language == "yaml" else block.code)
             elif block.language == "python" and not left_out(block.code):
                 exec(compile(as_typed(block.code), where, "exec"), self.scope)
             elif block.language == "sh":

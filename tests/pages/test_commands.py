@@ -60,9 +60,9 @@ def left_out(code: str) -> bool:
 
 
 def printed() -> list[str]:
-    """Every command and every Python block of all pages."""
+    """Every command and every block of Python or YAML of all pages."""
     found = [command for page in TYPED for block in blocks(page, "sh") for command in commands(block.code)]
-    return found + [block.code for page in TYPED for block in blocks(page, "python")]
+    return found + [block.code for page in TYPED for block in blocks(page, "python", "yaml")]
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: 
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )
     if training and config.train.batch % accelerator.num_processes:
+        accelerator.wait_for_everyone()  # one that ends while another still joins would break its connection
         raise ConfigError(
             f"train.batch: {config.train.batch} images cannot be shared equally by "
             f"{accelerator.num_processes} processes; choose a multiple"
