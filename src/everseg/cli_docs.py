@@ -11,6 +11,7 @@ import typer
 
 from everseg.cli_support import console_of_stdout, say, unicode_output
 from everseg.errors import ConfigError, near_miss
+from everseg.report.text import columns
 
 _WIDTH = 100
 """Columns of a page at most."""
@@ -28,10 +29,8 @@ def docs(
     """Show a page of the documentation: quickstart, errors, errors#data, ..."""
     pages = shipped_pages()
     if page is None:
-        from everseg.report import tables
-
         rows = [(name, title_of(file.read_text(encoding="utf-8"))) for name, file in pages.items()]
-        console_of_stdout().print(tables.table(["page", "what"], rows))
+        say(columns(["page", "what"], rows) + "\n")
         say("everseg docs PAGE shows one of them, everseg docs PAGE#SECTION a part of it")
         return
     name, _, anchor = page.partition("#")

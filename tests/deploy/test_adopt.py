@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from untrained import ONE_ITERATION
 
 import everseg
 from everseg.data.transforms import normalise
@@ -142,14 +143,7 @@ def test_an_adopted_model_is_extended_like_any_other(tmp_path, new_data, monkeyp
         tmp_path / "w.safetensors", arch="torchvision:fcn_resnet50", classes="__background__,boat,dog",
         out=tmp_path / "b", onnx=False,
     ).bundle  # fmt: skip
-    changes = [
-        "data.workers=0",
-        "train.max_iterations=1",
-        "data.crop=32",
-        "train.batch=2",
-        "data.evaluation=crop",
-    ]
-    done = extend(made.path, data=new_data, add=["forklift"], overrides=changes, quiet=True)
+    done = extend(made.path, data=new_data, add=["forklift"], overrides=ONE_ITERATION, quiet=True)
     assert [(c.id, c.name, c.step) for c in done.bundle.registry.classes] == [
         (0, "background", 0), (1, "boat", 0), (2, "dog", 0), (3, "forklift", 1),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_timm import Timm
 from safetensors.torch import save_file
+from untrained import ONE_ITERATION
 
 from everseg.config import ModelConfig
 from everseg.deploy.adopt import adopt
@@ -99,14 +100,7 @@ def test_it_is_extended_like_any_other(
     made = adopt(
         tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
     )
-    changes = [
-        "data.workers=0",
-        "train.max_iterations=1",
-        "data.crop=32",
-        "train.batch=2",
-        "data.evaluation=crop",
-    ]
-    done = extend(made.bundle.path, data=new_data, add=["forklift"], overrides=changes, quiet=True)
+    done = extend(made.bundle.path, data=new_data, add=["forklift"], overrides=ONE_ITERATION, quiet=True)
     assert [c.name for c in done.bundle.registry.classes] == [*NAMES.split(","), "forklift"]
 
 

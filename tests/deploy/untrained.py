@@ -42,3 +42,13 @@ def make_bundle(out: Path, paths: dict[str, list[str]], seed: int = 0) -> Path:
         for path, names in paths.items()
     }
     return write_bundle(out, Contents(model, spaces), onnx=False).path
+
+
+ONE_ITERATION = (
+    "data.workers=0",
+    "train.max_iterations=1",
+    "data.crop=32",
+    "train.batch=2",
+    "data.evaluation=crop",
+)
+"""Overrides that make a step as short as it can be."""
