@@ -24,7 +24,6 @@ from everseg.deploy.export import export
 from everseg.deploy.extend import extend
 from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import describe_scenario
-from everseg.engine.progress import Progress
 from everseg.engine.run import execute
 from everseg.engine.sequence import run_sequence
 from everseg.engine.sharing import share_first_step
@@ -32,6 +31,7 @@ from everseg.errors import CheckpointError
 from everseg.evaluation import evaluate, stored_config
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
 from everseg.predictor import LoadedModel, Prediction, load, predict
+from everseg.progress import Progress
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.feature_report import compare
 from everseg.report.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report

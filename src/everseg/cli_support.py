@@ -148,7 +148,7 @@ def byte_progress(name: str) -> Callable[[int, int], None]:
 @contextmanager
 def sample_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Report on stderr how many of the samples are done; the bar appears with the first."""
-    from everseg.engine.progress import Progress
+    from everseg.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         started: list[int] = []

@@ -20,11 +20,11 @@ from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.infer import evaluate_inferred
 from everseg.engine.prepare import open_datasets, prepare
-from everseg.engine.progress import Progress
 from everseg.engine.run import score_step, user_builder
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace, policy_set
+from everseg.progress import Progress
 from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (

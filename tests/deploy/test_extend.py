@@ -25,12 +25,12 @@ from everseg.deploy.extend import Extension, configuration, extend
 from everseg.deploy.kept import Pair, estimated
 from everseg.engine.checkpoint import load_tensors, parent_of, verify
 from everseg.engine.folder import RunFolder
-from everseg.engine.progress import Progress
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
+from everseg.progress import Progress
 from everseg.scenarios.extension import build
 
 

@@ -12,8 +12,8 @@ from everseg import api
 from everseg.config_loading import load
 from everseg.config_yaml import parse
 from everseg.engine.prepare import prepare
-from everseg.engine.progress import Progress
 from everseg.errors import ConfigError
+from everseg.progress import Progress
 
 FEW = {"num_train": 6, "num_val": 3, "size": [32, 48]}
 

@@ -16,9 +16,9 @@ from everseg.data.datasets.files import read_image
 from everseg.deploy.images import image_files
 from everseg.engine.checkpoint import write_bytes, write_json, writing
 from everseg.engine.pictures import colourise, legend, shrink
-from everseg.engine.progress import Progress
 from everseg.errors import ConfigError
 from everseg.predictor import LoadedModel, load
+from everseg.progress import Progress
 
 CELL = (240, 320)
 """Largest height and width of a picture on the sheet, pixels."""

@@ -22,10 +22,10 @@ from everseg.deploy.kept import Kept, Pair, estimated, measured, seen_in_backgro
 from everseg.deploy.onnx import require_onnx
 from everseg.engine.checkpoint import verify
 from everseg.engine.folder import RunFolder
-from everseg.engine.progress import Progress
 from everseg.engine.run import execute, prepare, user_builder
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, GateError, some
+from everseg.progress import Progress
 from everseg.report.tables import percent
 
 

@@ -14,7 +14,6 @@ from everseg.config import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import normalised_batches
 from everseg.engine.evaluate import evaluate, through, views_of
-from everseg.engine.progress import Progress
 from everseg.engine.windows import Windows
 from everseg.errors import DataError
 from everseg.evaluation import source_by_name
@@ -22,6 +21,7 @@ from everseg.labels import IGNORED, LabelSpace
 from everseg.metrics import ConfusionMatrix
 from everseg.metrics.scores import class_accuracy, iou
 from everseg.models.model import SegmentationModel
+from everseg.progress import Progress
 from everseg.scenarios.steps import Source
 
 

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 
 from everseg.data.samples import SampleKey, too_many
 from everseg.engine.journal import Journal
-from everseg.engine.progress import Progress
+from everseg.progress import Progress
 
 EVENT = "bad_sample"
 

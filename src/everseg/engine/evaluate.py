@@ -15,13 +15,13 @@ from everseg.config import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import View, plain_batches
 from everseg.data.transforms import normalise
-from everseg.engine.progress import Progress
-from everseg.engine.runtime import all_reduce_sum
+from everseg.distributed import all_reduce_sum
 from everseg.engine.windows import Windows, sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
+from everseg.progress import Progress
 from everseg.scenarios.steps import Source
 
 Predict = Callable[[Source, Tensor], Tensor]

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.engine.runtime import all_reduce_max
+from everseg.distributed import all_reduce_max
 from everseg.errors import DivergedError, some
 from everseg.models.model import SegmentationModel
 

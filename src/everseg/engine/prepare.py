@@ -13,8 +13,8 @@ from everseg.config import DataConfig, RunConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset, load_domains
 from everseg.data.index import class_counts
-from everseg.engine.progress import Progress
 from everseg.errors import ConfigError
+from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.steps import Step, missing_splits
 from everseg.scenarios.summary import summarise

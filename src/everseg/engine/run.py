@@ -17,20 +17,13 @@ from accelerate import Accelerator
 from everseg import registry
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
+from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.checkpoint import read_json, write_json
 from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
 from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal
 from everseg.engine.prepare import Prepared, prepare
-from everseg.engine.progress import Progress
-from everseg.engine.runtime import (
-    StopRequest,
-    all_reduce_max,
-    computes_bf16,
-    derive_seed,
-    locked,
-    make_accelerator,
-)
+from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
 from everseg.engine.sequence import run_sequence
 from everseg.engine.start import place_start
 from everseg.engine.step import Session, StepJob, iterations_of
@@ -40,6 +33,7 @@ from everseg.labels import LabelSpace, policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
+from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json

@@ -16,6 +16,7 @@ from everseg.config import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import Timed, epoch_length, normalised_batches, train_batches
 from everseg.data.samples import Loaded, View
+from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.bad_samples import BadSamples
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.engine.folder import RunFolder, load_strictly
@@ -29,14 +30,14 @@ from everseg.engine.optim import (
     optimizer_state,
     set_learning_rate,
 )
-from everseg.engine.progress import Progress, resident_bytes
-from everseg.engine.runtime import StopRequest, all_reduce_max, all_reduce_sum, derive_seed
+from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.methods.base import Method, StepContext
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
 from everseg.models.parts import synchronise_norms
+from everseg.progress import Progress, resident_bytes
 from everseg.scenarios.steps import Step
 from everseg.types import Batch
 

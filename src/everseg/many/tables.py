@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from everseg.engine.progress import time_text
 from everseg.many.figures import seeds_chart
 from everseg.many.intervals import LEVEL, RESAMPLES
+from everseg.progress import time_text
 from everseg.report.charts import can_draw
 from everseg.report.images import data_uri
 from everseg.report.page import csv_text, environment

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from everseg.config import RunConfig
 from everseg.data.loading import normalised_batches
+from everseg.distributed import derive_seed
 from everseg.engine.checkpoint import write_bytes, write_json, writing
 from everseg.engine.evaluate import views_of
 from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import Prepared, prepare
-from everseg.engine.progress import Progress
 from everseg.engine.run import user_builder
-from everseg.engine.runtime import derive_seed
 from everseg.errors import ConfigError, DataError
 from everseg.labels import LabelSpace
+from everseg.progress import Progress
 from everseg.report.feature_plots import pictures
 from everseg.report.features import TAP, Pixels, class_drift, draw_pixels, mean_drift
 from everseg.report.tables import percent, table

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everseg.engine.runtime import derive_seed
+from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, DataError
 from everseg.labels import IGNORED, LabelSpace
 from everseg.metrics import defined_mean

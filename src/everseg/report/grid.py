@@ -12,9 +12,9 @@ import torch
 from everseg.config import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import normalised_batches
+from everseg.distributed import derive_seed
 from everseg.engine.evaluate import views_of
 from everseg.engine.folder import RunFolder
-from everseg.engine.runtime import derive_seed
 from everseg.labels import IGNORED
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou

@@ -9,9 +9,9 @@ from typing import Any
 from everseg.config import RunConfig
 from everseg.engine.checkpoint import write_bytes
 from everseg.engine.folder import RunFolder
-from everseg.engine.progress import Progress
 from everseg.engine.run import Prepared, prepare
 from everseg.errors import EversegError
+from everseg.progress import Progress
 from everseg.report import illustrate, page
 from everseg.report.assemble import assemble
 from everseg.report.collect import tracks_of

@@ -11,9 +11,9 @@ from everseg.config import RunConfig
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.pictures import palette
-from everseg.engine.progress import Progress
 from everseg.engine.run import Prepared, user_builder
 from everseg.errors import CheckpointError, EversegError
+from everseg.progress import Progress
 from everseg.report.collect import Track
 from everseg.report.grid import CHANGE_COLOURS, Looked, change, choose, drawn, look
 from everseg.report.images import labels, photo, stored_picture
