@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import everseg as package
-from everseg import cli
+from everseg.cli import main as cli
 from everseg.engine.checkpoint import load_tensors, verify
 from everseg.errors import DataError
 from everseg.interop import mib
@@ -854,7 +854,7 @@ def test_a_full_disk_behind_stdout_is_one_message() -> None:
     source = str(Path(cli.__file__).resolve().parents[1])
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "everseg.cli", "list", "presets"],
+            [sys.executable, "-m", "everseg", "list", "presets"],
             stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source}, check=False,
         )  # fmt: skip
     refused(Outcome(ended.returncode, "", ended.stderr), 4, "No space left")

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everseg import cli, errors
+from everseg import errors
+from everseg.cli import main as cli
 from everseg.report import tables
 
 MIOU = {"all": 0.5, "base": 0.75, "old": 0.25, "new": 0.625}
@@ -342,7 +343,7 @@ def test_importing_everseg_imports_next_to_nothing() -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     source = str(Path(cli.__file__).resolve().parents[1])
     done = subprocess.run(
-        f'"{sys.executable}" -m everseg.cli list presets | head -n 1; echo "${{PIPESTATUS[0]}}"',
+        f'"{sys.executable}" -m everseg list presets | head -n 1; echo "${{PIPESTATUS[0]}}"',
         shell=True, executable="/bin/bash", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source},
     )  # fmt: skip
     assert done.stdout.splitlines() == ["New classes on Pascal VOC 2012 (data.root=DIR)", "0"]

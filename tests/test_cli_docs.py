@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from everseg import cli_docs, cli_support, errors
-from everseg.cli import app, main
+from everseg import errors
+from everseg.cli import docs as cli_docs
+from everseg.cli import output as cli_support
+from everseg.cli.main import app, main
 from everseg.errors import EversegError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ import typer
 from reading import PAGES, ROOT, blocks, page_id, prose
 
 from everseg import config_loading, config_yaml, errors, presets, registry
-from everseg.cli import app
-from everseg.cli_support import listing
+from everseg.cli.main import app
+from everseg.cli.output import listing
 from everseg.config import HARMLESS
 from everseg.data.datasets import descriptor
 from everseg.errors import ConfigError

@@ -14,7 +14,7 @@ import typer
 
 import everseg
 from everseg import presets, registry
-from everseg.cli import app
+from everseg.cli.main import app
 from everseg.config import RunConfig
 from everseg.config_methods import method_options
 

@@ -47,7 +47,7 @@ def bundle(run, tmp_path_factory) -> Path:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra `export` is not installed")
     path = tmp_path_factory.mktemp("bundles") / "bundle"
-    command = [sys.executable, "-m", "everseg.cli", "export", run, "-o", path]
+    command = [sys.executable, "-m", "everseg", "export", run, "-o", path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
     return path

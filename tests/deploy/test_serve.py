@@ -375,7 +375,7 @@ def test_what_cannot_be_served(bundles, tmp_path):
 
 
 def test_the_command_says_where_and_ends_with_an_interrupt(bundles):
-    command = [sys.executable, "-m", "everseg.cli", "serve", *map(str, bundles), "--port", "0"]
+    command = [sys.executable, "-m", "everseg", "serve", *map(str, bundles), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command,

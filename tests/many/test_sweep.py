@@ -375,7 +375,7 @@ def test_the_slurm_tasks_command_is_the_sweeps_own(fake: Fake, tmp_path: Path, c
     call("sweep", "demo", "--methods", "ft,mib", "--out", tmp_path / "o", "--slurm", "train.epochs=1")
     line = (tmp_path / "o/sweep.sbatch").read_text().splitlines()[-1]
     words = line.replace('"${NAMES[$SLURM_ARRAY_TASK_ID]}"', "demo-mib-s0").split()
-    assert words[1:3] == ["-m", "everseg.cli"]
+    assert words[1:3] == ["-m", "everseg"]
     assert call(*words[3:])[0] == 0
     assert fake.started == ["demo-mib-s0"]
 

@@ -141,7 +141,7 @@ class Reader:
         if words[0] in launchers:
             skip = 1 if words[0] == "torchrun" else 2
             at = words.index("-m")
-            assert words[at + 1] == "everseg.cli"
+            assert words[at + 1] == "everseg"
             script = str(Path(__file__).with_name("small.py"))
             words = [sys.executable, "-m", launchers[words[0]], *words[skip:at], script, *words[at + 2 :]]
         elif words[0] == "python":
@@ -195,7 +195,7 @@ def in_this_process(lock: threading.Lock, call: Call) -> Callable[..., dict[str,
     """`launch.run_process` without a process: the same command, one at a time."""
 
     def run(command: list[str], log: Path, threads: int, alive: Any = None) -> dict[str, Any]:
-        assert command[1:3] == ["-m", "everseg.cli"]
+        assert command[1:3] == ["-m", "everseg"]
         with lock:
             code, _, err = call(*command[3:])
         return {"exit_code": code, "error": err if code else None}

@@ -53,7 +53,16 @@ class GridRun:
     @property
     def command(self) -> list[str]:
         """What trains it, in a process of its own."""
-        return [sys.executable, "-m", "everseg.cli", "run", self.source, *self.overrides, "--quiet", "--json"]
+        return [
+            sys.executable,
+            "-m",
+            "everseg",
+            "run",
+            self.source,
+            *self.overrides,
+            "--quiet",
+            "--json",
+        ]
 
 
 def grid(

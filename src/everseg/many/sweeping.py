@@ -82,7 +82,7 @@ def sweep(
         command = [
             sys.executable,
             "-m",
-            "everseg.cli",
+            "everseg",
             *_words(source, methods, seeds, tasks, folder, overrides),
         ]
         told = launch.slurm(runs, command, folder, threads=threads, say=progress.message)

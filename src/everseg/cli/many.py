@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from everseg.cli_support import Json, Overrides, console_of_stdout, note, say, write_json
+from everseg.cli.output import Json, Overrides, console_of_stdout, note, say, write_json
 from everseg.errors import ConfigError
 
 

@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everseg import cli_init  # noqa: F401 - adds its verb to data_app
-from everseg.cli_data import data_app
-from everseg.cli_deploy import add_deploy_commands
-from everseg.cli_docs import docs
-from everseg.cli_import import import_app
-from everseg.cli_many import compare, sweep
-from everseg.cli_report import report
-from everseg.cli_support import (
+from everseg.cli.convert import import_app
+from everseg.cli.data import data_app
+from everseg.cli.deploy import add_deploy_commands
+from everseg.cli.docs import docs
+from everseg.cli.many import compare, sweep
+from everseg.cli.output import (
     Json,
     Overrides,
     console_of_stdout,
     guarded,
     listing,
+    note,
     say,
     speaks,
     under_headings,
@@ -301,7 +300,30 @@ def _at_hand(data: DataConfig) -> bool:
     )
 
 
-app.command()(report)
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="Test images looked at for the pictures; 0 = none.")
+    ] = 64,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Write one HTML page with everything a run says: scores, charts, pictures, where they come from."""
+    from everseg import api
+
+    made = api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet)
+    if as_json:
+        write_json(made)
+        return
+    for text in made["notes"]:
+        note(f"note: {text}")
+    say(made["sentence"])
+    say(f"report: {made['path']} ({made['bytes'] / 1e6:.1f} MB)")
+
+
 app.command()(sweep)
 app.command()(compare)
 app.command()(docs)
@@ -340,7 +362,3 @@ def _with_verb(name: str) -> typer.Typer:
     found.registered_commands = [*verbs, next(c for c in app.registered_commands if c not in verbs)]
     found.registered_groups = groups
     return found
-
-
-if __name__ == "__main__":
-    main()

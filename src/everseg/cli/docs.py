@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from everseg.cli_support import console_of_stdout, say, unicode_output
+from everseg.cli.output import console_of_stdout, say, unicode_output
 from everseg.errors import ConfigError, near_miss
 from everseg.report.text import columns
 
@@ -59,7 +59,7 @@ def shipped_pages() -> dict[str, Path]:
     Raises:
         ConfigError: the pages are not there.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     checkout = package.parents[1] / "docs"
     shared = (sysconfig.get_path("data"), sysconfig.get_path("data", _user_scheme()), package.parent)
     places = [checkout, *(Path(place) / "share" / "everseg" / "docs" for place in shared)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from everseg.cli_support import say
+from everseg.cli.output import say
 from everseg.errors import ConfigError
 
 import_app = typer.Typer(

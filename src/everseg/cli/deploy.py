@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from everseg.cli_support import Json, Overrides, console_of_stdout, note, say, speaks, write_json
+from everseg.cli.output import Json, Overrides, console_of_stdout, note, say, speaks, write_json
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new bundle.")]
 Images = Annotated[
