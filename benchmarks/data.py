@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
 from benchmarks.photographs import LABELS, SIZE, write_split
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.datasets.files import FileSplit
 from everseg.data.index import class_counts
 from everseg.data.loading import Timed, View, train_batches

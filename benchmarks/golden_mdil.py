@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.golden_replay import Comparison, difference, generated_image, generated_weight
 from benchmarks.golden_watch import Watch, original_names, original_state
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import SYNTHETIC_VOID, LabelSpace

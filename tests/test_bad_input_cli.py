@@ -648,7 +648,7 @@ def test_import_refuses_what_is_no_mib_checkpoint_and_never_runs_code(
 
 
 def test_initial_weights_that_do_not_fit_or_are_not_finite_are_refused(everseg: Everseg, here: Path) -> None:
-    from everseg.config import ModelConfig
+    from everseg.config.fields import ModelConfig
 
     model = build_model(ModelConfig(**SETTINGS["model"]))
     state = {name: value.clone() for name, value in model.encoder.state_dict().items()}

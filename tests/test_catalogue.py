@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.config_loading import load
+from everseg.config.loading import load
 from everseg.engine.prepare import prepare
 from everseg.errors import ConfigError, DataError
 from everseg.progress import Progress

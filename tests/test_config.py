@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everseg.config import HARMLESS, RunConfig
-from everseg.config_checks import expectation, shown
-from everseg.config_loading import config_hash, difference, dump, fields, identity, load, to_json
-from everseg.config_methods import method_options
-from everseg.config_yaml import MAX_BYTES, parse, read, scalar
+from everseg.config.checks import expectation, shown
+from everseg.config.fields import HARMLESS, RunConfig
+from everseg.config.hyperparameters import method_options
+from everseg.config.loading import config_hash, difference, dump, fields, identity, load, to_json
+from everseg.config.yaml import MAX_BYTES, parse, read, scalar
 from everseg.errors import ConfigError
 
 

@@ -14,8 +14,9 @@ import pytest
 import trees
 from PIL import Image
 
-from everseg import config_loading, config_yaml
-from everseg.config import DataConfig
+from everseg.config import loading as config_loading
+from everseg.config import yaml as config_yaml
+from everseg.config.fields import DataConfig
 from everseg.data import doctor
 from everseg.data.datasets import load_dataset
 from everseg.data.describe import _flow, describe, propose

@@ -11,10 +11,13 @@ import pytest
 import typer
 from reading import PAGES, ROOT, blocks, page_id, prose
 
-from everseg import config_loading, config_yaml, errors, presets, registry
+from everseg import errors, registry
 from everseg.cli.main import app
 from everseg.cli.output import listing
-from everseg.config import HARMLESS
+from everseg.config import loading as config_loading
+from everseg.config import presets
+from everseg.config import yaml as config_yaml
+from everseg.config.fields import HARMLESS
 from everseg.data.datasets import descriptor
 from everseg.errors import ConfigError
 from everseg.labels import POLICIES

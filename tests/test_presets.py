@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from everseg import presets, registry
-from everseg.config import RunConfig
-from everseg.config_loading import difference, load
+from everseg import registry
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, load
 from everseg.errors import ConfigError
 
 

@@ -159,7 +159,8 @@ def test_the_version_is_said_once() -> None:
 
 def test_names_that_others_rely_on() -> None:
     """Fixed in the issue; removing one breaks somebody's script."""
-    from everseg import api, losses, metrics, presets
+    from everseg import api, losses, metrics
+    from everseg.config import presets
 
     for name in (
         "cross_entropy",

@@ -14,9 +14,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from everseg.config import RunConfig
-from everseg.config_loading import load as load_config
-from everseg.config_loading import to_json
+from everseg.config.fields import RunConfig
+from everseg.config.loading import load as load_config
+from everseg.config.loading import to_json
 from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from everseg import registry
-from everseg.config import RunConfig
-from everseg.config_loading import identity, override_value, to_json
-from everseg.config_loading import load as load_config
+from everseg.config.fields import RunConfig
+from everseg.config.loading import identity, override_value, to_json
+from everseg.config.loading import load as load_config
 from everseg.data.base import Dataset
 from everseg.data.index import class_counts
 from everseg.engine.checkpoint import read_document

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trees
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data import check_cache, check_files, doctor, examine
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.options import read_skiplist, skiplist_line

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data import demo_scenes
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.relabel import Relabelled

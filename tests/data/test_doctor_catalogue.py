@@ -20,7 +20,7 @@ import pytest
 import trees
 from PIL import Image, ImageDraw
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data import check_files, doctor
 from everseg.data.datasets import load_dataset
 from everseg.data.loading import View, plain_batches, train_batches

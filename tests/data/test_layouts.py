@@ -11,7 +11,7 @@ import pytest
 import trees
 from PIL import Image
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data import doctor, rle
 from everseg.data.datasets import load_dataset, tiles
 from everseg.data.datasets.division import Division

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data import loading
 from everseg.data.datasets.files import FileSplit
 from everseg.data.loading import (

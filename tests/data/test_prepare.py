@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data import prepare as module
 from everseg.data.datasets import load_dataset
 from everseg.data.prepare import Prepared, prepare

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import trees
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.datasets import bdd100k, cityscapes, idd, load_dataset
 from everseg.data.datasets.street_labels import CITYSCAPES, CITYSCAPES_CLASSES, IDD, IDD_CLASSES, VOID
 from everseg.data.index import class_counts

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trees
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES

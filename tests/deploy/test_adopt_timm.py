@@ -11,7 +11,7 @@ from fake_timm import Timm
 from safetensors.torch import save_file
 from untrained import ONE_ITERATION
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.extend import extend

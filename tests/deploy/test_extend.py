@@ -15,8 +15,8 @@ from processes import complete, results
 from toy import settings
 
 import everseg
-from everseg.config import ScenarioConfig
-from everseg.config_loading import to_json
+from everseg.config.fields import ScenarioConfig
+from everseg.config.loading import to_json
 from everseg.data.datasets.folder import build as folder_data
 from everseg.data.index import class_counts
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle

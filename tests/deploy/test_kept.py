@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.deploy import kept
 from everseg.labels import LabelSpace
 

@@ -10,7 +10,7 @@ import torch
 from no_waiting import NoWaiting
 from torch import nn
 
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.engine.guard import Guard
 from everseg.engine.optim import make_optimizer
 from everseg.errors import DivergedError

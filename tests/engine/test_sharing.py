@@ -12,7 +12,7 @@ import pytest
 from processes import complete, results
 from toy import settings
 
-from everseg.config_loading import load
+from everseg.config.loading import load
 from everseg.engine.folder import RunFolder
 from everseg.engine.sharing import first_step_hash, obstacle, share_first_step
 from everseg.errors import CheckpointError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.config_loading import load, to_json
+from everseg.config.loading import load, to_json
 from everseg.engine.checkpoint import save_folder, write_json
 from everseg.engine.folder import RunFolder
 from everseg.metrics import step_scores

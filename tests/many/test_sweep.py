@@ -23,8 +23,8 @@ from processes import complete, results
 from toy import settings
 
 import everseg
-from everseg import presets
-from everseg.config_loading import load, to_json
+from everseg.config import presets
+from everseg.config.loading import load, to_json
 from everseg.engine.checkpoint import save_folder, write_json
 from everseg.engine.folder import RunFolder
 from everseg.errors import ConfigError

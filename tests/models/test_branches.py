@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError
 from everseg.models.build import build_model, deeplabv3_tiny, from_description
 from everseg.models.erfnet import erfnet

@@ -12,7 +12,7 @@ from encoders import TYPES, need_transformers
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import build_model, from_description
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD

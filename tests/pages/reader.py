@@ -23,7 +23,7 @@ import possessions
 import pytest
 from reading import ROOT, blocks, commands, given
 
-from everseg import presets
+from everseg.config import presets
 from everseg.data import download
 from everseg.deploy import serve
 

@@ -18,7 +18,7 @@ import reader
 from reading import PAGES, blocks, commands, given, page_id
 from small import loading
 
-from everseg import presets
+from everseg.config import presets
 from everseg.data import download
 from everseg.many import launch
 

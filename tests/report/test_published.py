@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from everseg.config_loading import load
+from everseg.config.loading import load
 from everseg.labels import LabelSpace
 from everseg.report.published import Match, Published, matches, own_domain_numbers, own_numbers, published
 

@@ -23,7 +23,7 @@ from toy import HERE, settings
 
 import everseg
 from everseg import api
-from everseg.config_loading import difference, load
+from everseg.config.loading import difference, load
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 from everseg.report import assemble, figures, html, page

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from everseg.config import ScenarioConfig, StepConfig
+from everseg.config.fields import ScenarioConfig, StepConfig
 from everseg.data.base import Dataset
 from everseg.data.weights import published_weights
 from everseg.errors import ConfigError

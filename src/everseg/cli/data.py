@@ -24,7 +24,7 @@ from everseg.cli.output import (
 from everseg.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from everseg.config import DataConfig
+    from everseg.config.fields import DataConfig
     from everseg.data.base import Dataset
     from everseg.data.describe import Proposal
 
@@ -170,7 +170,7 @@ def data_weights(
 
 def _data_config(dataset: str, overrides: list[str] | None) -> DataConfig:
     """`root=DIR` is short for data.root=DIR here."""
-    from everseg.config_loading import load
+    from everseg.config.loading import load
 
     keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides or []]
     return load({}, [f"data.dataset={dataset}", *keys]).data
@@ -196,7 +196,7 @@ def data_init(
     force: Annotated[bool, typer.Option("--force", help="Replace the description if it exists.")] = False,
 ) -> None:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images."""
-    from everseg.config import DataConfig
+    from everseg.config.fields import DataConfig
     from everseg.data.datasets import load_dataset
     from everseg.data.describe import describe, propose
     from everseg.engine.checkpoint import write_bytes

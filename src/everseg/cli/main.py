@@ -37,7 +37,7 @@ from everseg.cli.output import (
 from everseg.report.text import columns, value_text
 
 if TYPE_CHECKING:
-    from everseg.config import DataConfig
+    from everseg.config.fields import DataConfig
 
 app = typer.Typer(
     name="everseg",
@@ -260,11 +260,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print the resolved configuration with each field's help, and what every step will see."""
-    from everseg import config_loading
+    from everseg.config import loading
 
-    config = config_loading.load(source, overrides or [])
+    config = loading.load(source, overrides or [])
     if as_yaml:
-        say(config_loading.dump(config).rstrip())
+        say(loading.dump(config).rstrip())
         return
     if scenario is None:
         scenario = _at_hand(config.data)
@@ -274,9 +274,9 @@ def show(
 
         steps = describe_scenario(config)
     if as_json:
-        write_json({"config": config_loading.to_json(config), "scenario": steps})
+        write_json({"config": loading.to_json(config), "scenario": steps})
         return
-    rows = ((key, value_text(value), text) for key, value, text in config_loading.fields(config))
+    rows = ((key, value_text(value), text) for key, value, text in loading.fields(config))
     say(columns(["key", "value", "help"], rows) + "\n")
     if steps is None:
         say("What every step sees is shown here too when the data are at hand: data.root=DIR")

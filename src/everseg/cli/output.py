@@ -40,7 +40,7 @@ def listing(what: str) -> list[tuple[str, str]]:
         built_in = registry.BUILTIN[LISTS[what]]
         return [(name, _summary_line(built_in.get(name, ""))) for name in registry.names(LISTS[what])]
     if what == "presets":
-        from everseg import presets
+        from everseg.config import presets
 
         return [(name, presets.title(name)) for name in presets.names()]
     if what == "tasks":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everseg.config_yaml import scalar
+from everseg.config.yaml import scalar
 from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.labelmap import palette_of, read_labelmap
 from everseg.data.guess import Guess, guess

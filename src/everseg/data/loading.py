@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.parallel import keep_memory
 from everseg.data.samples import Keys, Loaded, Samples, View, collate
 from everseg.errors import DataError, EversegError

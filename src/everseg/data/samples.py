@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.base import Split
 from everseg.data.transforms import (
     center_transform,

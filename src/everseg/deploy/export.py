@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from everseg.config import RunConfig
-from everseg.config_loading import config_hash, to_json
+from everseg.config.fields import RunConfig
+from everseg.config.loading import config_hash, to_json
 from everseg.deploy.bundle import LINEAGE, Bundle, Contents, is_bundle, new_folder, write_bundle
 from everseg.deploy.images import generated, images_of, images_of_run
 from everseg.deploy.onnx import require_onnx

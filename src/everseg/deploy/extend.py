@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from everseg.config import RunConfig
-from everseg.config_loading import load as load_config
+from everseg.config.fields import RunConfig
+from everseg.config.loading import load as load_config
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, is_bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run

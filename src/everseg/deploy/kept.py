@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import normalised_batches
 from everseg.engine.evaluate import evaluate, through, views_of

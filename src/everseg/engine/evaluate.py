@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import View, plain_batches
 from everseg.data.transforms import normalise

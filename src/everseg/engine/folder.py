@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from everseg.config import RunConfig
-from everseg.config_loading import config_hash, difference, load, to_json
+from everseg.config.fields import RunConfig
+from everseg.config.loading import config_hash, difference, load, to_json
 from everseg.data.writing import remove_leftovers
 from everseg.engine.checkpoint import (
     load_tensors,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_sum
 from everseg.engine.evaluate import Evaluation, evaluate, scores_of, through

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from everseg import registry
-from everseg.config import DataConfig, RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset, load_domains
 from everseg.data.index import class_counts

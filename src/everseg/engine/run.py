@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from everseg import registry
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.checkpoint import read_json, write_json

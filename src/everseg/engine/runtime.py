@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.engine.checkpoint import writing
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
 

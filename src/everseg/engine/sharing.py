@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from everseg import registry
-from everseg.config import RunConfig
-from everseg.config_loading import identity
+from everseg.config.fields import RunConfig
+from everseg.config.loading import identity
 from everseg.data.writing import flush_folder, write_flushed
 from everseg.engine.bad_samples import replaced_samples
 from everseg.engine.checkpoint import read_document, verify, write_bytes, writing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.engine.checkpoint import load_tensors, parent_of, read_document, save_folder, verify
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError

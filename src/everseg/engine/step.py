@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import Timed, epoch_length, normalised_batches, train_batches
 from everseg.data.samples import Loaded, View

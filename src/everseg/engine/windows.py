@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.losses.argmax import Strip, argmax_of_sum
 from everseg.losses.pixelwise import full_precision
 from everseg.models.inference import branch_distances

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from everseg import presets
-from everseg.config import RunConfig
-from everseg.config_loading import difference, load
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, load
 from everseg.engine.checkpoint import read_json, write_json
 from everseg.engine.folder import RunFolder
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step

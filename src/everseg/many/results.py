@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from everseg.config import RunConfig
-from everseg.config_loading import difference, identity
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, identity
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.journal import Journal

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError, some
 from everseg.models import from_timm, from_transformers
 from everseg.models.deeplab import RATES, DeepLabV3

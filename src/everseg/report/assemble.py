@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.engine.folder import RunFolder
 from everseg.engine.run import Prepared
 from everseg.metrics import step_scores

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everseg.config import RunConfig
-from everseg.config_loading import to_json
+from everseg.config.fields import RunConfig
+from everseg.config.loading import to_json
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.sequence import run_sequence

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.loading import normalised_batches
 from everseg.distributed import derive_seed
 from everseg.engine.checkpoint import write_bytes, write_json, writing

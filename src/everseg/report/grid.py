@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.loading import normalised_batches
 from everseg.distributed import derive_seed

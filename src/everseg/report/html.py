@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.engine.checkpoint import write_bytes
 from everseg.engine.folder import RunFolder
 from everseg.engine.run import Prepared, prepare

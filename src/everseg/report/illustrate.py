@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.config import RunConfig
+from everseg.config.fields import RunConfig
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.pictures import palette

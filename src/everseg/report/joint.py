@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from everseg.config import RunConfig
-from everseg.config_loading import identity
+from everseg.config.fields import RunConfig
+from everseg.config.loading import identity
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, EversegError

@@ -9,11 +9,11 @@ from importlib import resources
 from typing import Any
 
 import everseg
-from everseg import presets
-from everseg.config import RunConfig
-from everseg.config_loading import difference, dump, fields, load
-from everseg.config_text import is_harmless
-from everseg.config_yaml import parse
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, dump, fields, load
+from everseg.config.show import is_harmless
+from everseg.config.yaml import parse
 from everseg.engine.checkpoint import MANIFEST, read_document
 from everseg.engine.folder import RunFolder
 from everseg.errors import EversegError

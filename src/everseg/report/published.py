@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from everseg.config import RunConfig
-from everseg.config_yaml import parse
+from everseg.config.fields import RunConfig
+from everseg.config.yaml import parse
 from everseg.labels import LabelSpace
 from everseg.metrics import mean_iou
 from everseg.scenarios.tasks import canonical_task

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.errors import ConfigError, DataError
 from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
 from everseg.scenarios.steps import Source, Step

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from everseg.config import ScenarioConfig, StepConfig
+from everseg.config.fields import ScenarioConfig, StepConfig
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import SYNTHETIC_VOID, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set, spelling
 from everseg.scenarios.class_incremental import class_incremental, validation_split

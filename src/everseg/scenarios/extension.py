@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import CheckpointError, ConfigError, DataError, near_miss, some
 from everseg.labels import LabelPolicy, LabelSpace, policy_set, spelling

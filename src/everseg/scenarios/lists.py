@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, some
 from everseg.scenarios.tasks import Groups, canonical_task

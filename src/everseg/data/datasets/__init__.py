@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from everseg import registry
-from everseg.config import DataConfig
-from everseg.config_yaml import read
+from everseg.config.fields import DataConfig
+from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.relabel import relabelled

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from everseg.config_checks import shown
+from everseg.config.checks import shown
 from everseg.data import rle
 from everseg.errors import DataError, some
 

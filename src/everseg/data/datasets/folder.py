@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from everseg.config_yaml import read
+from everseg.config.yaml import read
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from everseg.config_yaml import parse
+from everseg.config.yaml import parse
 from everseg.errors import ConfigError, near_miss
 
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")

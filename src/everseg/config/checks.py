@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from everseg.config import RunConfig
-from everseg.config_methods import Option, method_options
-from everseg.config_yaml import MAX_DEPTH, KeyPath
+from everseg.config.fields import RunConfig
+from everseg.config.hyperparameters import Option, method_options
+from everseg.config.yaml import MAX_DEPTH, KeyPath
 from everseg.errors import ConfigError, near_miss
 
 Problem = tuple[KeyPath, str]

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from everseg import presets, registry
-from everseg.config import RunConfig
-from everseg.config_checks import (
+from everseg import registry
+from everseg.config import presets
+from everseg.config.checks import (
     Problem,
     accepts_text_only,
     key_text,
@@ -20,8 +20,9 @@ from everseg.config_checks import (
     section_in,
     shown,
 )
-from everseg.config_text import config_hash, difference, dump, fields, identity, to_json
-from everseg.config_yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
+from everseg.config.fields import RunConfig
+from everseg.config.show import config_hash, difference, dump, fields, identity, to_json
+from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 
 __all__ = ["config_hash", "difference", "dump", "fields", "identity", "load", "override_value", "to_json"]

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from everseg.config import HARMLESS, DomainConfig, RunConfig
-from everseg.config_methods import method_options, written_helps
-from everseg.config_yaml import scalar
+from everseg.config.fields import HARMLESS, DomainConfig, RunConfig
+from everseg.config.hyperparameters import method_options, written_helps
+from everseg.config.yaml import scalar
 
 SECTIONS = frozenset(
     name
