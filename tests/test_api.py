@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from toy import HERE, settings
 
 import everseg
-from everseg.data.transforms import normalise
+from everseg.data.batches.transforms import normalise
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib

@@ -17,9 +17,9 @@ from PIL import Image
 from everseg.config import loading as config_loading
 from everseg.config import yaml as config_yaml
 from everseg.config.fields import DataConfig
-from everseg.data import doctor
 from everseg.data.datasets import load_dataset
-from everseg.data.describe import _flow, describe, propose
+from everseg.data.doctor import doctor
+from everseg.data.proposal.describe import _flow, describe, propose
 from everseg.errors import ConfigError, DataError
 
 Call = Callable[..., tuple[int, str, str]]
@@ -208,7 +208,7 @@ def test_what_is_written_is_what_is_read(value: object) -> None:
 def test_large_pictures_become_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "data", "images/a{}.png", "masks/a{}.png", 8)
     assert "tiles" not in init(tmp_path / "data")[0]
-    monkeypatch.setattr("everseg.data.describe.LARGE", 100)
+    monkeypatch.setattr("everseg.data.proposal.describe.LARGE", 100)
     assert init(tmp_path / "data")[0]["tiles"] == {"size": 1024, "overlap": 64}
 
 

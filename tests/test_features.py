@@ -19,7 +19,7 @@ from toy import HERE, build, settings
 
 import everseg
 from everseg import api
-from everseg.data.transforms import center_transform, normalise
+from everseg.data.batches.transforms import center_transform, normalise
 from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace

@@ -15,7 +15,7 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, override_value, to_json
 from everseg.config.loading import load as load_config
 from everseg.data.base import Dataset
-from everseg.data.index import class_counts
+from everseg.data.batches.index import class_counts
 from everseg.engine.checkpoint import read_document
 from everseg.engine.folder import RunFolder
 from everseg.engine.infer import evaluate_inferred

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from everseg.data.batches.transforms import normalise, resize_transform
 from everseg.data.datasets.files import read_image
-from everseg.data.transforms import normalise, resize_transform
 from everseg.engine.checkpoint import read_json, verify, write_json
 from everseg.engine.folder import RunFolder, load_model, read_paths
 from everseg.engine.pictures import overlay, write_prediction
@@ -50,7 +50,7 @@ class InputForm:
     """How a model saw its images in training."""
 
     normalisation: Literal["imagenet", "unit"] = "imagenet"
-    """Kind of `everseg.data.transforms.normalise`."""
+    """Kind of `everseg.data.batches.transforms.normalise`."""
     size: tuple[int, int] | None = None
     """(H, W) in pixels that images are brought to; None: their own size."""
     windows: Windows | None = None

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.data import index, parallel
+from everseg.data.batches import index, parallel
 from everseg.data.datasets import files
 from everseg.data.datasets.decode import open_inside
 from everseg.data.datasets.files import FileSplit

@@ -12,10 +12,11 @@ import trees
 from PIL import Image
 
 from everseg.config.fields import DataConfig
-from everseg.data import doctor, rle
+from everseg.data.datasets import coco as rle
 from everseg.data.datasets import load_dataset, tiles
-from everseg.data.datasets.division import Division
+from everseg.data.datasets.descriptor import Division
 from everseg.data.datasets.tiles import Tiles
+from everseg.data.doctor import doctor
 from everseg.errors import ConfigError, DataError
 
 

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from everseg.config.fields import DataConfig
-from everseg.data import prepare as module
 from everseg.data.datasets import load_dataset
-from everseg.data.prepare import Prepared, prepare
+from everseg.data.get import draw_masks as module
+from everseg.data.get.draw_masks import Prepared, prepare
 from everseg.errors import ConfigError, DataError
 
 ENDING = {"idd": "_gtFine_labellevel3Ids.png", "cityscapes": "_gtFine_labelTrainIds.png"}
@@ -241,7 +241,7 @@ def test_a_mask_that_reads_back_differently_is_a_fault(
 
 KILLED = """
 import os, signal, sys
-from everseg.data.prepare import prepare
+from everseg.data.get.draw_masks import prepare
 
 real, seen = os.fsync, []
 

@@ -12,9 +12,9 @@ import trees
 
 from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
+from everseg.data.class_weights import class_weights, dataset_pixels, output_order, published_weights
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
-from everseg.data.weights import class_weights, dataset_pixels, output_order, published_weights
 from everseg.errors import ConfigError, DataError
 from everseg.labels import RawLabels
 

@@ -17,8 +17,8 @@ from toy import settings
 import everseg
 from everseg.config.fields import ScenarioConfig
 from everseg.config.loading import to_json
+from everseg.data.batches.index import class_counts
 from everseg.data.datasets.folder import build as folder_data
-from everseg.data.index import class_counts
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend

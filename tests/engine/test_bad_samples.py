@@ -15,7 +15,7 @@ from toy import settings
 
 import everseg
 from everseg import api
-from everseg.data.loading import epoch_order
+from everseg.data.batches.loader import epoch_order
 from everseg.engine.folder import RunFolder
 from everseg.engine.sharing import share_first_step
 from everseg.errors import DataError

@@ -16,7 +16,7 @@ from processes import complete, ranks, results
 from safetensors.torch import load_file
 from toy import build, settings
 
-from everseg.data.transforms import center_transform
+from everseg.data.batches.transforms import center_transform
 from everseg.engine.checkpoint import read_json
 from everseg.engine.folder import RunFolder
 

@@ -60,7 +60,7 @@ def own(base: Path, classes: int) -> None:
 
 
 def street_with_masks(base: Path) -> None:
-    from everseg.data.prepare import prepare
+    from everseg.data.get.draw_masks import prepare
 
     street.write(base)
     prepare("cityscapes", base / "cs")

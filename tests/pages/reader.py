@@ -24,7 +24,7 @@ import pytest
 from reading import ROOT, blocks, commands, given
 
 from everseg.config import presets
-from everseg.data import download
+from everseg.data.get import download
 from everseg.deploy import serve
 
 Call = Callable[..., tuple[int, str, str]]

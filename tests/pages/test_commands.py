@@ -19,7 +19,7 @@ from reading import PAGES, blocks, commands, given, page_id
 from small import loading
 
 from everseg.config import presets
-from everseg.data import download
+from everseg.data.get import download
 from everseg.many import launch
 
 NOT_RUN = {

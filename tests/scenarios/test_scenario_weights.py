@@ -9,7 +9,7 @@ import pytest
 
 from everseg.config.fields import ScenarioConfig, StepConfig
 from everseg.data.base import Dataset
-from everseg.data.weights import published_weights
+from everseg.data.class_weights import published_weights
 from everseg.errors import ConfigError
 from everseg.labels import RawLabels
 from everseg.scenarios import class_incremental, weighted

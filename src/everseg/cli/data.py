@@ -26,7 +26,7 @@ from everseg.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from everseg.config.fields import DataConfig
     from everseg.data.base import Dataset
-    from everseg.data.describe import Proposal
+    from everseg.data.proposal.describe import Proposal
 
 data_app = typer.Typer(
     help="Check, download and prepare data sets.", no_args_is_help=True, rich_markup_mode=None
@@ -58,9 +58,9 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Read every file once and list all faults (exit code 3 if there are errors)."""
-    from everseg.data.check_files import read_lock, write_lock, write_skiplist
     from everseg.data.datasets import load_dataset
-    from everseg.data.doctor import check_source
+    from everseg.data.doctor.doctor import check_source
+    from everseg.data.doctor.findings import read_lock, write_lock, write_skiplist
 
     for option, file in (("--write-skiplist", skiplist), ("--lock", lock)):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -97,7 +97,7 @@ def data_download(
     to: Annotated[Path, typer.Option("--to", help="Folder to download and unpack to.")],
 ) -> None:
     """Fetch and unpack a data set; a second call goes on where the first stopped."""
-    from everseg.data.download import download
+    from everseg.data.get.download import download
 
     root = download(dataset, to, progress=byte_progress(dataset))
     say(f"ready: data.root={root}")
@@ -116,7 +116,7 @@ def data_prepare(
     ] = False,
 ) -> None:
     """Draw the id masks from the polygons; a second call does what is left (exit code 3 if files are refused)."""
-    from everseg.data.prepare import prepare
+    from everseg.data.get.draw_masks import prepare
 
     begun = time.monotonic()
     with sample_progress(f"preparing {dataset}") as advance:
@@ -144,14 +144,14 @@ def data_weights(
     as_json: Json = False,
 ) -> None:
     """Compute the class weights 1/ln(1.1 + p), p the share of pixels; void counts but weighs 0."""
-    from everseg.data.datasets import load_dataset
-    from everseg.data.weights import (
+    from everseg.data.class_weights import (
         CONSTANT,
         ENCODER_CONSTANT,
         class_weights,
         dataset_pixels,
         output_order,
     )
+    from everseg.data.datasets import load_dataset
     from everseg.report import tables
 
     data = load_dataset(_data_config(dataset, overrides))
@@ -198,7 +198,7 @@ def data_init(
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images."""
     from everseg.config.fields import DataConfig
     from everseg.data.datasets import load_dataset
-    from everseg.data.describe import describe, propose
+    from everseg.data.proposal.describe import describe, propose
     from everseg.engine.checkpoint import write_bytes
     from everseg.report.data_preview import data_preview
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from everseg.data.transforms import normalise
+from everseg.data.batches.transforms import normalise
 from everseg.deploy.adopt_timm import network
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.images import generated, images_of
@@ -69,7 +69,7 @@ def adopt(
         classes: names in output order: a sequence, "a,b,c", or a file with one name per line or a JSON list; default
             the config.json's. A first class called background or __background__ is the background.
         out: a new folder.
-        normalisation: how the model wants its inputs, see `everseg.data.transforms.normalise`.
+        normalisation: how the model wants its inputs, see `everseg.data.batches.transforms.normalise`.
         images: as for `export`; also the forward pass is checked on one of them.
         onnx: write the ONNX file.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from everseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_transform
+from everseg.data.batches.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_transform
 from everseg.deploy.card import model_card
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.deploy.registry import Registry, register, with_ids

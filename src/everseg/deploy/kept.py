@@ -12,7 +12,7 @@ from torch import Tensor
 
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import normalised_batches
+from everseg.data.batches.loader import normalised_batches
 from everseg.engine.evaluate import evaluate, through, views_of
 from everseg.engine.windows import Windows
 from everseg.errors import DataError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from everseg.data.samples import SampleKey, too_many
+from everseg.data.batches.samples import SampleKey, too_many
 from everseg.engine.journal import Journal
 from everseg.progress import Progress
 

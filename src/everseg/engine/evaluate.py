@@ -13,8 +13,8 @@ from torch import Tensor
 
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import View, plain_batches
-from everseg.data.transforms import normalise
+from everseg.data.batches.loader import View, plain_batches
+from everseg.data.batches.transforms import normalise
 from everseg.distributed import all_reduce_sum
 from everseg.engine.windows import Windows, sliding_ids
 from everseg.labels import LabelSpace

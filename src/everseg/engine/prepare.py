@@ -11,8 +11,8 @@ import numpy as np
 from everseg import registry
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.base import Dataset
+from everseg.data.batches.index import class_counts
 from everseg.data.datasets import load_dataset, load_domains
-from everseg.data.index import class_counts
 from everseg.errors import ConfigError
 from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import Timed, epoch_length, normalised_batches, train_batches
-from everseg.data.samples import Loaded, View
+from everseg.data.batches.loader import Timed, epoch_length, normalised_batches, train_batches
+from everseg.data.batches.samples import Loaded, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.bad_samples import BadSamples
 from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from everseg.data.base import Dataset, Split
-from everseg.data.index import count_ids
+from everseg.data.batches.index import count_ids
 from everseg.engine.pictures import overlay, palette
 from everseg.errors import DataError
 from everseg.labels import IGNORED

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from everseg.config.fields import RunConfig
-from everseg.data.loading import normalised_batches
+from everseg.data.batches.loader import normalised_batches
 from everseg.distributed import derive_seed
 from everseg.engine.checkpoint import write_bytes, write_json, writing
 from everseg.engine.evaluate import views_of

@@ -11,7 +11,7 @@ import torch
 
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
-from everseg.data.loading import normalised_batches
+from everseg.data.batches.loader import normalised_batches
 from everseg.distributed import derive_seed
 from everseg.engine.evaluate import views_of
 from everseg.engine.folder import RunFolder

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from everseg.data.weights import class_weights, published_weights
+from everseg.data.class_weights import class_weights, published_weights
 from everseg.errors import ConfigError
 from everseg.labels import IGNORED, SYNTHETIC_VOID
 from everseg.scenarios.steps import Labelled, Source, Step

@@ -22,8 +22,7 @@ from everseg.data.datasets.decode import (
     orientation,
     turn,
 )
-from everseg.data.datasets.descriptor import parse
-from everseg.data.datasets.division import division_of
+from everseg.data.datasets.descriptor import division_of, parse
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError
 

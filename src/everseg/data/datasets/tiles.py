@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from everseg.data.batches.index import default_cache_dir
 from everseg.data.datasets.decode import FORMATS, Reading
 from everseg.data.datasets.files import FileSplit
-from everseg.data.index import default_cache_dir
 from everseg.errors import DataError, near_miss
 
 KEEP = 4_000_000

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from everseg.config.fields import DataConfig
 from everseg.data.base import Split
-from everseg.data.transforms import (
+from everseg.data.batches.transforms import (
     center_transform,
     flip_and_shift,
     normalise,

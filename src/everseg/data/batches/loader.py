@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from everseg.config.fields import DataConfig
-from everseg.data.parallel import keep_memory
-from everseg.data.samples import Keys, Loaded, Samples, View, collate
+from everseg.data.batches.parallel import keep_memory
+from everseg.data.batches.samples import Keys, Loaded, Samples, View, collate
 from everseg.errors import DataError, EversegError
 from everseg.types import Batch
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from everseg.data.archive import ArchiveError, extract
-from everseg.data.fetch import fetch
+from everseg.data.get.fetch import fetch
+from everseg.data.get.unpack import ArchiveError, extract
 from everseg.data.writing import write_atomically
 from everseg.errors import ConfigError, DataError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from everseg.data.base import Split
-from everseg.data.parallel import Progress, map_samples
+from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.writing import write_atomically
 from everseg.errors import DataError
 from everseg.labels import RawLabels

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
+from everseg.data.batches.index import count_ids, ranges
+from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.datasets import idd
 from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_inside, open_picture
 from everseg.data.datasets.street_labels import CITYSCAPES, IDD, VOID, StreetLabel
-from everseg.data.index import count_ids, ranges
-from everseg.data.parallel import Progress, map_samples
 from everseg.data.polygons import MAX_BYTES, MAX_PIXELS, Annotation, draw, parse
 from everseg.data.writing import write_atomically
 from everseg.errors import ConfigError, DataError

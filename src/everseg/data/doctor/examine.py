@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from everseg.data.base import Split
+from everseg.data.batches.index import count_ids
 from everseg.data.datasets.decode import FORMATS, orientation
-from everseg.data.findings import Level
-from everseg.data.index import count_ids
+from everseg.data.doctor.findings import Level
 from everseg.errors import DataError
 
 MAX_DECODED = 100_000_000

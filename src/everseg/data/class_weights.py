@@ -8,8 +8,8 @@ import numpy as np
 import yaml
 
 from everseg.data.base import Dataset
-from everseg.data.index import class_counts
-from everseg.data.parallel import Progress
+from everseg.data.batches.index import class_counts
+from everseg.data.batches.parallel import Progress
 from everseg.errors import ConfigError, DataError
 from everseg.labels import RawLabels
 

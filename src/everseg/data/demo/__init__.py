@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import PIL
 
-from everseg.data import demo_scenes
 from everseg.data.base import Dataset
+from everseg.data.demo import scenes
 from everseg.errors import ConfigError
 from everseg.labels import RawLabels
 
@@ -106,7 +106,7 @@ class DemoSplit:
         if index not in self._made:
             stream = f"demo/{self._seed}/{'dusk/' if self._dusk else ''}{name}"
             digest = hashlib.blake2b(stream.encode(), digest_size=8).digest()
-            pair = demo_scenes.scene(int.from_bytes(digest, "big"), self._size, dusk=self._dusk)
+            pair = scenes.scene(int.from_bytes(digest, "big"), self._size, dusk=self._dusk)
             for array in pair:
                 array.flags.writeable = False
             self._made[index] = pair
@@ -118,7 +118,7 @@ class DemoSplit:
 
     def index_key(self) -> str:
         """SHA-256 of what the scenes are made of: the code that draws them and its arguments; nothing is drawn."""
-        code = Path(demo_scenes.__file__).read_bytes()
+        code = Path(scenes.__file__).read_bytes()
         made_of = (
             self.name,
             self._count,
