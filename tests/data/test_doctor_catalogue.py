@@ -24,7 +24,7 @@ from everseg.config.fields import DataConfig
 from everseg.data.batches.loader import View, plain_batches, train_batches
 from everseg.data.datasets import load_dataset
 from everseg.data.doctor import doctor
-from everseg.data.doctor.doctor import findings as check_files
+from everseg.data.doctor import findings as check_files
 from everseg.errors import EversegError
 
 CLASSES = "classes: [background, road, tree]\n"
