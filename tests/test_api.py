@@ -16,11 +16,11 @@ from toy import HERE, settings
 
 import everseg
 from everseg.data.batches.transforms import normalise
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib
 from everseg.models.build import deeplabv3
 from everseg.report import tables
+from everseg.runs.folder import RunFolder
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]

@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 
 import everseg as package
 from everseg.cli import main as cli
-from everseg.engine.checkpoint import load_tensors, verify
 from everseg.errors import DataError
 from everseg.interop import mib
 from everseg.models.build import build_model, deeplabv3
+from everseg.runs.commit import load_tensors, verify
 
 
 class Outcome(NamedTuple):

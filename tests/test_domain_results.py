@@ -15,10 +15,11 @@ from domain_toy import DEEPLAB, HERE, build, domain, settings
 from safetensors.torch import load_file
 
 import everseg
-from everseg.engine.checkpoint import save_folder
-from everseg.engine.folder import RunFolder, read_paths
 from everseg.errors import ConfigError, DataError
-from everseg.models.inference import infer_branch
+from everseg.models.branch_choice import infer_branch
+from everseg.runs.commit import save_folder
+from everseg.runs.folder import RunFolder
+from everseg.runs.model_folder import read_paths
 
 USER_CODE = [f"data.domains.{light}.dataset={HERE}" for light in ("day", "fog")]
 FEW: dict[str, Any] = {"train": 8, "val": 4}

@@ -20,12 +20,12 @@ from toy import HERE, build, settings
 import everseg
 from everseg import api
 from everseg.data.batches.transforms import center_transform, normalise
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
 from everseg.report import feature_report
 from everseg.report.feature_plots import pca, pictures, tsne
 from everseg.report.features import Drift, Pixels, class_drift, draw_pixels, labels_at, mean_drift
+from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
 from everseg.types import SegOutput
 

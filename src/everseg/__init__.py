@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "run": "everseg.api:run",
-    "load": "everseg.predictor:load",
+    "load": "everseg.inference.predict:load",
     "evaluate": "everseg.api:evaluate",
-    "predict": "everseg.predictor:predict",
+    "predict": "everseg.inference.predict:predict",
     "sweep": "everseg.many:sweep",
     "compare": "everseg.many:compare",
     "Run": "everseg.api:Run",

@@ -22,19 +22,19 @@ from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import extend
-from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import describe_scenario
+from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
-from everseg.engine.sequence import run_sequence
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError
-from everseg.evaluation import evaluate, stored_config
+from everseg.inference.predict import LoadedModel, Prediction, load, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
-from everseg.predictor import LoadedModel, Prediction, load, predict
 from everseg.progress import Progress
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.feature_report import compare
 from everseg.report.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import run_sequence
 
 __all__ = [
     "LoadedModel", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",

@@ -14,9 +14,8 @@ import trees
 from everseg.config.fields import DataConfig
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.options import read_skiplist, skiplist_line
-from everseg.data.doctor import doctor
+from everseg.data.doctor import doctor, examine
 from everseg.data.doctor import doctor as check_cache
-from everseg.data.doctor import examine
 from everseg.data.doctor import findings as check_files
 from everseg.data.doctor.findings import Report, finding
 from everseg.errors import ConfigError

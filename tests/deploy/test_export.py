@@ -20,13 +20,13 @@ from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.onnx import Deployed, Parity, check_parity, to_onnx
 from everseg.deploy.registry import Registry, register, with_ids
-from everseg.engine.checkpoint import verify
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
-from everseg.predictor import InputForm
+from everseg.runs.commit import verify
+from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
 
 FILES = {
     "MANIFEST.json", "MODEL_CARD.md", "classes.json", "lineage.json", "method_state.safetensors", "model.safetensors",

@@ -23,14 +23,14 @@ from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend
 from everseg.deploy.kept import Pair, estimated
-from everseg.engine.checkpoint import load_tensors, parent_of, verify
-from everseg.engine.folder import RunFolder
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.progress import Progress
+from everseg.runs.commit import load_tensors, parent_of, verify
+from everseg.runs.folder import RunFolder
 from everseg.scenarios.extension import build
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from everseg.engine import checkpoint
-from everseg.engine.checkpoint import load_tensors, newest_valid, parent_of, purge, save_folder, verify
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
+from everseg.runs import commit as checkpoint
+from everseg.runs.commit import load_tensors, newest_valid, parent_of, purge, save_folder, verify
+from everseg.runs.folder import RunFolder
 
 
 def _save(folder: Path, value: float = 1.0, parent: str | None = None) -> str:

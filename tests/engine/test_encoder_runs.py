@@ -13,7 +13,7 @@ from processes import complete, ranks, results
 from toy import settings
 
 import everseg
-from everseg.engine.folder import load_model
+from everseg.runs.model_folder import load_model
 
 need_transformers()
 

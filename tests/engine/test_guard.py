@@ -11,7 +11,7 @@ from no_waiting import NoWaiting
 from torch import nn
 
 from everseg.config.fields import TrainConfig
-from everseg.engine.guard import Guard
+from everseg.engine.finite import Guard
 from everseg.engine.optim import make_optimizer
 from everseg.errors import DivergedError
 

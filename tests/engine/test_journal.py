@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from everseg.engine.journal import Journal
+from everseg.runs.journal import Journal
 
 
 def test_lines_of_no_event_are_passed_over_and_dropped_by_a_rewind(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.engine.pictures import (
+from everseg.errors import CheckpointError, DataError
+from everseg.inference.pictures import (
     IGNORED_COLOUR,
     colourise,
     confusion_picture,
@@ -19,7 +20,6 @@ from everseg.engine.pictures import (
     triplet,
     write_prediction,
 )
-from everseg.errors import CheckpointError, DataError
 
 
 def grey(height: int, width: int, value: int = 100) -> np.ndarray:

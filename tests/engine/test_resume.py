@@ -14,7 +14,7 @@ import pytest
 from processes import complete, results, start, wait, wait_until
 from toy import settings
 
-from everseg.engine.folder import RunFolder
+from everseg.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

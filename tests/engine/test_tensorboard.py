@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.engine.pictures import confusion_picture, legend, triplet
 from everseg.engine.tensorboard import Events, safe_tag, safe_tags
+from everseg.inference.pictures import confusion_picture, legend, triplet
 from everseg.metrics import sequence_scores
 
 NAMES = ["background", "road", "sky/<b>"]

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 import toy
 
 import everseg
-from everseg.engine.windows import Windows, infer_sliding_branch, sliding_ids
 from everseg.errors import ConfigError
+from everseg.inference.windows import infer_sliding_branch, sliding_ids
+from everseg.models.branch_choice import branch_distances
 from everseg.models.erfnet import erfnet
-from everseg.models.inference import branch_distances
-from everseg.predictor import InputForm
+from everseg.runs.input_form import InputForm, Windows
 
 USER_CODE = f"data={toy.HERE}"
 SLIDING = {"dataset": toy.HERE, "crop": 32, "evaluation": "sliding", "window": 24, "workers": 0}
@@ -170,10 +170,10 @@ PEAK = """
 import sys
 import numpy as np, torch
 from pathlib import Path
-from everseg.engine.windows import Windows
+from everseg.inference.windows import Windows
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
-from everseg.predictor import InputForm, LoadedModel
+from everseg.inference.predict import InputForm, LoadedModel
 
 torch.set_num_threads(1)
 model = deeplabv3_tiny(widths=(8, 8, 8, 8), hidden=8, norm="bn")

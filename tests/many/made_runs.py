@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from everseg.config.loading import load, to_json
-from everseg.engine.checkpoint import save_folder, write_json
-from everseg.engine.folder import RunFolder
 from everseg.metrics import step_scores
+from everseg.runs.commit import save_folder, write_json
+from everseg.runs.folder import RunFolder
 
 VERSIONS = {"everseg": "0.1.0", "torch": "2.0"}
 

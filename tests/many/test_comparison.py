@@ -14,10 +14,10 @@ from made_runs import counts, made_run, two_steps
 from parsed_pages import Parsed, parsed
 
 import everseg
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, ConfigError
 from everseg.many import tables
 from everseg.many.statistics import spread
+from everseg.runs.folder import RunFolder
 
 Call = Callable[..., tuple[int, str, str]]
 VOC = ["model.weights=resnet101.pth"]

@@ -15,11 +15,11 @@ import pytest
 from made_runs import made_run
 
 import everseg
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 from everseg.many import intervals, tables
 from everseg.many.results import read
 from everseg.metrics import step_scores, sums_of
+from everseg.runs.folder import RunFolder
 
 SIZES = (3, 1)
 

@@ -25,11 +25,11 @@ from toy import settings
 import everseg
 from everseg.config import presets
 from everseg.config.loading import load, to_json
-from everseg.engine.checkpoint import save_folder, write_json
-from everseg.engine.folder import RunFolder
 from everseg.errors import ConfigError
 from everseg.many import launch
 from everseg.many.grid import grid
+from everseg.runs.commit import save_folder, write_json
+from everseg.runs.folder import RunFolder
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from made_runs import counts, made_run, two_steps
 
-from everseg.engine.checkpoint import read_json, save_folder
-from everseg.engine.folder import RunFolder
-from everseg.report.collect import tracks_of
 from everseg.report.joint import joint_beside
 from everseg.report.numbers import matrix_rows
+from everseg.runs.commit import read_json, save_folder
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import tracks_of
 
 JOINT: dict[str, Any] = {"steps": [{"default": counts(0.9, 0.7, 0.8)}], "groups": [(3, 1)]}
 

@@ -24,13 +24,13 @@ from toy import HERE, settings
 import everseg
 from everseg import api
 from everseg.config.loading import difference, load
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 from everseg.report import assemble, figures, html, page
-from everseg.report.collect import tracks_of
 from everseg.report.html import write_report
 from everseg.report.provenance import cite, command
 from everseg.report.published import Match, published
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import tracks_of
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]

@@ -199,8 +199,8 @@ def data_init(
     from everseg.config.fields import DataConfig
     from everseg.data.datasets import load_dataset
     from everseg.data.proposal.describe import describe, propose
-    from everseg.engine.checkpoint import write_bytes
     from everseg.report.data_preview import data_preview
+    from everseg.runs.commit import write_bytes
 
     page = out.with_name(f"{out.stem}_preview.html")
     _refuse(folder, out, page, force)

@@ -17,7 +17,6 @@ from everseg.deploy.adopt_timm import network
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.images import generated, images_of
 from everseg.deploy.onnx import require_onnx
-from everseg.engine.folder import load_strictly
 from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
 from everseg.interop.unwrap import tensors_of
 from everseg.labels import LabelSpace
@@ -26,6 +25,7 @@ from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import read_tensors
 from everseg.models.transformers_net import build_network, find_classifier
+from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5
 """Largest difference of a logit from the original network's, relative to the largest (at least 1)."""

@@ -19,12 +19,12 @@ from everseg.data.batches.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_
 from everseg.deploy.card import model_card
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.deploy.registry import Registry, register, with_ids
-from everseg.engine.checkpoint import read_document, save_folder, verify
-from everseg.engine.folder import load_model, read_spaces
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
-from everseg.predictor import InputForm
+from everseg.runs.commit import read_document, save_folder, verify
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import load_model, read_spaces
 
 LINEAGE = "lineage.json"
 PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")

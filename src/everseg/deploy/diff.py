@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from everseg.data.datasets.files import read_image
-from everseg.deploy.images import image_files
-from everseg.engine.checkpoint import write_bytes, write_json, writing
-from everseg.engine.pictures import colourise, legend, shrink
+from everseg.data.datasets.listing import image_files
 from everseg.errors import ConfigError
-from everseg.predictor import LoadedModel, load
+from everseg.inference.pictures import colourise, legend, shrink
+from everseg.inference.predict import LoadedModel, load
 from everseg.progress import Progress
+from everseg.runs.commit import write_bytes, write_json, writing
 
 CELL = (240, 320)
 """Largest height and width of a picture on the sheet, pixels."""

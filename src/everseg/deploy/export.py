@@ -15,9 +15,10 @@ from everseg.deploy.bundle import LINEAGE, Bundle, Contents, is_bundle, new_fold
 from everseg.deploy.images import generated, images_of, images_of_run
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.registry import Registry
-from everseg.engine.checkpoint import load_tensors, parent_of, read_document, verify
-from everseg.engine.folder import RunFolder, load_model
 from everseg.errors import CheckpointError, ConfigError
+from everseg.runs.commit import load_tensors, parent_of, read_document, verify
+from everseg.runs.folder import RunFolder
+from everseg.runs.model_folder import load_model
 
 INPUT = ("size", "evaluation", "normalisation", "window", "overlap")
 RECIPE: dict[str, tuple[str, ...]] = {

@@ -20,13 +20,14 @@ from everseg.deploy.export import of_run
 from everseg.deploy.images import images_of, images_of_run
 from everseg.deploy.kept import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
-from everseg.engine.checkpoint import verify
-from everseg.engine.folder import RunFolder
-from everseg.engine.run import execute, prepare, user_builder
+from everseg.engine.run import execute, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, GateError, some
+from everseg.inference.count import user_builder
 from everseg.progress import Progress
 from everseg.report.tables import percent
+from everseg.runs.commit import verify
+from everseg.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -10,35 +10,16 @@ import numpy as np
 
 from everseg.data.base import Dataset
 from everseg.data.datasets.files import read_image
+from everseg.data.datasets.listing import image_files
 from everseg.data.demo import build as demo
-from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import open_datasets
+from everseg.engine.rescore import stored_config
 from everseg.errors import ConfigError, DataError
-from everseg.evaluation import stored_config
-from everseg.predictor import IMAGE_SUFFIXES
+from everseg.runs.folder import RunFolder
 
 T = TypeVar("T")
 FEW = 6
 """Images on which an ONNX file is compared with the model."""
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """Every image below a folder, in the order of their paths.
-
-    Raises:
-        DataError: no such folder, or no image in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not found:
-        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
-    return found
 
 
 def images_of(folder: str | Path) -> tuple[list[np.ndarray], str]:

@@ -13,15 +13,15 @@ from torch import Tensor
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
-from everseg.engine.evaluate import evaluate, through, views_of
-from everseg.engine.windows import Windows
+from everseg.engine.rescore import source_by_name
 from everseg.errors import DataError
-from everseg.evaluation import source_by_name
+from everseg.inference.count import evaluate, through, views_of
 from everseg.labels import IGNORED, LabelSpace
 from everseg.metrics import ConfusionMatrix
 from everseg.metrics.scores import class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
+from everseg.runs.input_form import Windows
 from everseg.scenarios.steps import Source
 
 

@@ -21,7 +21,7 @@ from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
 from everseg.losses.argmax import predict_ids
 from everseg.models.model import SegmentationModel
-from everseg.predictor import InputForm
+from everseg.runs.input_form import InputForm
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit of its image (at least 1)."""

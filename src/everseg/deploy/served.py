@@ -21,9 +21,9 @@ from everseg.data.datasets.decode import (
     turn,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
-from everseg.engine.pictures import palette
 from everseg.errors import DataError
-from everseg.predictor import LoadedModel, load
+from everseg.inference.pictures import palette
+from everseg.inference.predict import LoadedModel, load
 
 TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
 """What browsers show and everseg decodes."""

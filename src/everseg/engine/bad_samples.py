@@ -8,19 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from everseg.data.batches.samples import SampleKey, too_many
-from everseg.engine.journal import Journal
 from everseg.progress import Progress
-
-EVENT = "bad_sample"
-
-
-def replaced_samples(journal: Journal, step: int | None = None) -> dict[SampleKey, str]:
-    """Distinct training samples that a run, or one of its steps, has replaced -> why, as its journal tells."""
-    return {
-        (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))
-        for line in journal.lines(EVENT)
-        if step in (None, line.get("step"))
-    }
+from everseg.runs.journal import EVENT, Journal, replaced_samples
 
 
 class BadSamples:

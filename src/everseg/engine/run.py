@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,32 @@ from accelerate import Accelerator
 
 from everseg import registry
 from everseg.config.fields import RunConfig
-from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_max, derive_seed
-from everseg.engine.checkpoint import read_json, write_json
-from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
-from everseg.engine.folder import RunFolder
-from everseg.engine.journal import Journal
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
-from everseg.engine.sequence import run_sequence
-from everseg.engine.start import place_start
 from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
+from everseg.inference.count import score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
 from everseg.progress import Progress
+from everseg.runs.commit import (
+    load_tensors,
+    parent_of,
+    read_document,
+    read_json,
+    save_folder,
+    verify,
+    write_json,
+)
+from everseg.runs.folder import RunFolder
+from everseg.runs.journal import Journal
+from everseg.runs.results import run_sequence
 from everseg.scenarios.domain_incremental import needed_domains
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Step
 from everseg.scenarios.summary import scenario_json
 
 
@@ -187,15 +193,6 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
         )
 
 
-def user_builder(config: RunConfig) -> Any:
-    """The user's own architecture; None for built-in ones, which are rebuilt from their description."""
-    return (
-        None
-        if config.model.name in registry.BUILTIN["model"]
-        else registry.resolve("model", config.model.name)
-    )
-
-
 def _job(session: Session, step: Step, offset: int) -> StepJob:
     """Gather a step's model, teacher and method from what the step before left on disk."""
     config, folder = session.config, session.folder
@@ -240,30 +237,6 @@ def _train(job: StepJob) -> None:
     session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
 
 
-def score_step(
-    config: RunConfig,
-    datasets: Mapping[str, Dataset],
-    sources: Sequence[Source],
-    folder: RunFolder,
-    index: int,
-    accelerator: Accelerator,
-    progress: Progress,
-    between: Callable[[], None] = lambda: None,
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Evaluate a finished step as it lies on disk: during a run and afterwards the same function, the same number.
-
-    Args:
-        between: called after every batch; may raise to stop.
-
-    Returns:
-        The counts with some samples, and the scores by name.
-    """
-    model, spaces, _, _ = folder.load_final(index, user_builder(config))
-    title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
-    result = evaluate(model, sources, datasets, config, accelerator, progress, title=title, between=between)
-    return result, scores_of(result, spaces)
-
-
 def _score(session: Session, step: Step, iteration: int) -> None:
     """Score a finished step (test and, where asked for, validation images) and write the results."""
     config, folder, accelerator = session.config, session.folder, session.accelerator
@@ -294,3 +267,44 @@ def _score(session: Session, step: Step, iteration: int) -> None:
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, run_sequence(folder))
     accelerator.wait_for_everyone()
+
+
+def place_start(folder: RunFolder, step: Step, config: RunConfig) -> None:
+    """Copy the bundle to where the step looks for its parent, or check that the copy there is of this bundle.
+
+    The copy's parent is the bundle's digest, so that the chain of hashes goes on. A method's state is taken over where
+    the same method made it.
+
+    Raises:
+        CheckpointError: the bundle is missing or damaged, or another one than the run began with.
+        ConfigError: the method needs the state it gathered in earlier steps, and the bundle was made by another one.
+    """
+    source, target = Path(str(config.scenario.bundle)), folder.final(step.index - 1)
+    if target.is_dir():
+        if source.is_dir() and verify(source) != parent_of(target):
+            raise CheckpointError(
+                f"{source} is not the bundle that {folder.path} began with; restore it, or take another name (name=...)"
+            )
+        return
+    digest = verify(source)
+    lineage = read_document(source / "lineage.json", "history")
+    tensors = {
+        "model": load_tensors(source / "model.safetensors"),
+        "method_state": _state(source, lineage, config),
+    }
+    documents = {"classes": read_document(source / "classes.json", "branches"), "lineage": lineage}
+    save_folder(target, tensors, documents, parent=digest)
+
+
+def _state(source: Path, lineage: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """The method's state in a bundle; {} where another method made it."""
+    method = config.method.name
+    if lineage.get("method") == method:
+        return load_tensors(source / "method_state.safetensors")
+    if build_method(config.method).state_dict():
+        made_by = f"trained with '{lineage['method']}'" if lineage.get("method") else "not trained by everseg"
+        raise ConfigError(
+            f"method '{method}' goes on from what it gathered in earlier steps, and {source} was {made_by}, which "
+            "gathered nothing for it; take a method that needs the model alone, such as mib or lwf"
+        )
+    return {}

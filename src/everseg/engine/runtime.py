@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from everseg.config.fields import RunConfig
-from everseg.engine.checkpoint import writing
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
+from everseg.runs.commit import writing
 
 
 def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: bool = True) -> Accelerator:

@@ -16,14 +16,13 @@ from everseg import registry
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity
 from everseg.data.writing import flush_folder, write_flushed
-from everseg.engine.bad_samples import replaced_samples
-from everseg.engine.checkpoint import read_document, verify, write_bytes, writing
-from everseg.engine.folder import RunFolder
-from everseg.engine.journal import Journal
 from everseg.engine.runtime import locked
 from everseg.errors import CheckpointError, DataError
 from everseg.methods.base import first_step_of
 from everseg.methods.build import build_method
+from everseg.runs.commit import read_document, verify, write_bytes, writing
+from everseg.runs.folder import RunFolder
+from everseg.runs.journal import Journal, replaced_samples
 
 LATER_STEPS = ("train.epochs_next", "train.lr_next")
 """Settings that act after the first step only."""

@@ -18,10 +18,7 @@ from everseg.data.batches.loader import Timed, epoch_length, normalised_batches,
 from everseg.data.batches.samples import Loaded, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.bad_samples import BadSamples
-from everseg.engine.checkpoint import load_tensors, newest_valid, purge, read_json, save_folder
-from everseg.engine.folder import RunFolder, load_strictly
-from everseg.engine.guard import Guard
-from everseg.engine.journal import Journal
+from everseg.engine.finite import Guard
 from everseg.engine.optim import (
     check_param_groups,
     learning_rate,
@@ -38,6 +35,10 @@ from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
 from everseg.models.parts import synchronise_norms
 from everseg.progress import Progress, resident_bytes
+from everseg.runs.commit import load_tensors, newest_valid, purge, read_json, save_folder
+from everseg.runs.folder import RunFolder
+from everseg.runs.journal import Journal
+from everseg.runs.model_folder import load_strictly
 from everseg.scenarios.steps import Step
 from everseg.types import Batch
 

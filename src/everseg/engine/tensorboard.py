@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.engine.pictures import confusion_picture, legend, shrink, triplet
+from everseg.inference.pictures import confusion_picture, legend, shrink, triplet
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image (H, W, 3) uint8, label ids (H, W), predicted ids (H, W)."""

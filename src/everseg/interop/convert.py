@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 
 from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
-from everseg.engine.checkpoint import save_folder, write_bytes
 from everseg.errors import CheckpointError, ConfigError
+from everseg.inference.predict import load
 from everseg.interop import mdil, mib
 from everseg.labels import SYNTHETIC_VOID
 from everseg.models.model import SegmentationModel
-from everseg.predictor import load
+from everseg.runs.commit import save_folder, write_bytes
 
 MDIL_SIZE = (512, 1024)
 """Height and width to which MDIL's code resizes all images."""

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import everseg
-from everseg.engine.checkpoint import write_bytes
-from everseg.engine.folder import RunFolder
 from everseg.errors import ConfigError, near_miss
 from everseg.many import tables as shown
 from everseg.many.intervals import Draws, draws_of, of_differences, of_scores
 from everseg.many.results import Group, Result, Table, found_folders, read, settings_apart, tables_of
 from everseg.many.statistics import numbers_of, over_seeds, paired, spread
 from everseg.report.assemble import learnt_sets
-from everseg.report.collect import planned_steps
 from everseg.report.numbers import conventions
 from everseg.report.published import Match, matches, own_domain_numbers, own_numbers
+from everseg.runs.commit import write_bytes
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import planned_steps
 
 
 def compare(

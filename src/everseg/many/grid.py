@@ -13,10 +13,10 @@ from typing import Any
 from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, load
-from everseg.engine.checkpoint import read_json, write_json
-from everseg.engine.folder import RunFolder
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
 from everseg.errors import ConfigError, EversegError, near_miss
+from everseg.runs.commit import read_json, write_json
+from everseg.runs.folder import RunFolder
 
 FILE = "sweep.json"
 _GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",

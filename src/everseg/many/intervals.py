@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from everseg.engine.folder import RunFolder
 from everseg.many.results import Group, Result, per_domain
 from everseg.metrics import defined_means, group_miou, resampled_sums
+from everseg.runs.folder import RunFolder
 
 RESAMPLES = 1000
 """Draws of as many images as there are, with replacement, the same for all runs tested on the same images."""

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from everseg.engine.checkpoint import write_bytes
 from everseg.errors import MORE, ConfigError, EversegError, Interrupted
 from everseg.many.grid import GridRun, begin, donor
+from everseg.runs.commit import write_bytes
 
 Say = Callable[[str], None]
 Outcome = dict[str, Any]

@@ -11,14 +11,13 @@ from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity
-from everseg.engine.checkpoint import read_document
-from everseg.engine.folder import RunFolder
-from everseg.engine.journal import Journal
-from everseg.engine.sequence import run_sequence
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
-from everseg.report.collect import Track, planned_steps, replaced_text, tracks_of
 from everseg.report.domains import drop_against_single
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
+from everseg.runs.journal import Journal
+from everseg.runs.results import Track, planned_steps, replaced_text, run_sequence, tracks_of
 from everseg.scenarios.tasks import canonical_task
 
 CONVENTIONS = (

@@ -7,18 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from everseg.config.fields import RunConfig
-from everseg.engine.folder import RunFolder
 from everseg.engine.run import Prepared
 from everseg.metrics import step_scores
 from everseg.report import figures, numbers, page
 from everseg.report.charts import can_draw
-from everseg.report.collect import Track, planned_steps, replaced_text
 from everseg.report.curves import read_curves
 from everseg.report.domains import domain_rows, drop_against_single, taught
 from everseg.report.joint import joint_beside
 from everseg.report.provenance import provenance
 from everseg.report.published import Match, matches
 from everseg.report.tables import drop_text
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import Track, planned_steps, replaced_text
 from everseg.scenarios.summary import summarise
 
 

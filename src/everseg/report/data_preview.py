@@ -14,8 +14,8 @@ from PIL import Image
 
 from everseg.data.base import Dataset, Split
 from everseg.data.batches.index import count_ids
-from everseg.engine.pictures import overlay, palette
 from everseg.errors import DataError
+from everseg.inference.pictures import overlay, palette
 from everseg.labels import IGNORED
 from everseg.report.text import printable
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import to_json
-from everseg.engine.checkpoint import read_document
-from everseg.engine.folder import RunFolder
-from everseg.engine.sequence import run_sequence
 from everseg.errors import EversegError
 from everseg.metrics import defined_mean, relative_drop
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import run_sequence
 
 
 def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:

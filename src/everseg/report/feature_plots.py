@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from everseg.engine.pictures import palette
+from everseg.inference.pictures import palette
 from everseg.report.features import Pixels
 from everseg.report.text import printable
 

@@ -18,17 +18,16 @@ from torch import Tensor
 from everseg.config.fields import RunConfig
 from everseg.data.batches.loader import normalised_batches
 from everseg.distributed import derive_seed
-from everseg.engine.checkpoint import write_bytes, write_json, writing
-from everseg.engine.evaluate import views_of
-from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import Prepared, prepare
-from everseg.engine.run import user_builder
 from everseg.errors import ConfigError, DataError
+from everseg.inference.count import user_builder, views_of
 from everseg.labels import LabelSpace
 from everseg.progress import Progress
 from everseg.report.feature_plots import pictures
 from everseg.report.features import TAP, Pixels, class_drift, draw_pixels, mean_drift
 from everseg.report.tables import percent, table
+from everseg.runs.commit import write_bytes, write_json, writing
+from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
 
 

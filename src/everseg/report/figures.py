@@ -8,10 +8,10 @@ from typing import Any
 
 from everseg.errors import some
 from everseg.report import charts
-from everseg.report.collect import Track
 from everseg.report.curves import Curves
 from everseg.report.flow import KINDS
 from everseg.report.numbers import KIND_TEXT, Rows, class_rows, flow_rows, old_flows
+from everseg.runs.results import Track
 
 _FLOW_COLOURS = (1, 0, 2, 4)
 

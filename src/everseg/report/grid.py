@@ -13,11 +13,11 @@ from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.distributed import derive_seed
-from everseg.engine.evaluate import views_of
-from everseg.engine.folder import RunFolder
+from everseg.inference.count import views_of
 from everseg.labels import IGNORED
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
+from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
 
 KINDS = ("worst", "median", "best", "random")

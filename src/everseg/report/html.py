@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
-from everseg.engine.checkpoint import write_bytes
-from everseg.engine.folder import RunFolder
 from everseg.engine.run import Prepared, prepare
 from everseg.errors import EversegError
 from everseg.progress import Progress
 from everseg.report import illustrate, page
 from everseg.report.assemble import assemble
-from everseg.report.collect import tracks_of
+from everseg.runs.commit import write_bytes
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import tracks_of
 
 NAME = "report.html"
 IMAGES = 64

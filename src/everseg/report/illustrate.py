@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from everseg.config.fields import RunConfig
-from everseg.engine.checkpoint import read_document
-from everseg.engine.folder import RunFolder
-from everseg.engine.pictures import palette
-from everseg.engine.run import Prepared, user_builder
+from everseg.engine.run import Prepared
 from everseg.errors import CheckpointError, EversegError
+from everseg.inference.count import user_builder
+from everseg.inference.pictures import palette
 from everseg.progress import Progress
-from everseg.report.collect import Track
 from everseg.report.grid import CHANGE_COLOURS, Looked, change, choose, drawn, look
 from everseg.report.images import labels, photo, stored_picture
 from everseg.report.page import Grid, Picture, PictureRow
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import Track
 
 MOST_COLUMNS = 4
 """Steps shown in the grid; of more, the first, the last and some between."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from everseg.engine.pictures import IGNORED_COLOUR, palette
+from everseg.inference.pictures import IGNORED_COLOUR, palette
 
 QUALITY = 82
 """Of JPEG."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity
-from everseg.engine.checkpoint import read_document
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError, EversegError
-from everseg.report.collect import Track, planned_steps, tracks_of
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import Track, planned_steps, tracks_of
 
 _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next", "method.")
 """What may differ: the method, and what acts on steps or their images, of which joint training has one and all."""

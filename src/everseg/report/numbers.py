@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everseg.engine.folder import RunFolder
 from everseg.errors import some
 from everseg.metrics import defined_mean
-from everseg.report.collect import Track
 from everseg.report.flow import KINDS, Flow, Turn, flows, turns
 from everseg.report.published import BACKGROUND_TEXT, Match, own_domain_numbers, own_numbers
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import Track
 
 Rows = list[dict[str, Any]]
 GROUPS = ("old", "new", "base", "all")

@@ -14,9 +14,9 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, dump, fields, load
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
-from everseg.engine.checkpoint import MANIFEST, read_document
-from everseg.engine.folder import RunFolder
 from everseg.errors import EversegError
+from everseg.runs.commit import MANIFEST, read_document
+from everseg.runs.folder import RunFolder
 
 
 def preset_of(config: RunConfig) -> str | None:

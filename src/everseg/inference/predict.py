@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +14,18 @@ from torch import Tensor
 
 from everseg.data.batches.transforms import normalise, resize_transform
 from everseg.data.datasets.files import read_image
-from everseg.engine.checkpoint import read_json, verify, write_json
-from everseg.engine.folder import RunFolder, load_model, read_paths
-from everseg.engine.pictures import overlay, write_prediction
-from everseg.engine.windows import Windows, infer_sliding_branch, sliding_ids
+from everseg.data.datasets.listing import _checked_files
 from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.inference.pictures import overlay, write_prediction
+from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
-from everseg.models.inference import infer_branch
+from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+from everseg.runs.commit import verify, write_json
+from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import load_model, read_paths
 
 
 @dataclass(frozen=True)
@@ -43,32 +44,6 @@ class Prediction:
     def overlay(self) -> np.ndarray:
         """The image with the classes in colour over it, (H, W, 3) uint8."""
         return overlay(self.image, self.ids)
-
-
-@dataclass(frozen=True)
-class InputForm:
-    """How a model saw its images in training."""
-
-    normalisation: Literal["imagenet", "unit"] = "imagenet"
-    """Kind of `everseg.data.batches.transforms.normalise`."""
-    size: tuple[int, int] | None = None
-    """(H, W) in pixels that images are brought to; None: their own size."""
-    windows: Windows | None = None
-    """Overlapping windows that images of their own size are seen through; None: at once."""
-
-    @classmethod
-    def read(cls, folder: Path) -> InputForm:
-        """Read it from a model folder."""
-        return cls.of(read_json(folder / "classes.json"))
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> InputForm:
-        """What a model's file says; older folders and imported models say less, and mean the defaults."""
-        evaluation = stored.get("evaluation")
-        size = stored.get("size") if evaluation == "resize" else None
-        windows = Windows(stored["window"], stored["overlap"]) if evaluation == "sliding" else None
-        normalisation = stored.get("normalisation", "imagenet")
-        return cls(normalisation, None if size is None else (size[0], size[1]), windows)
 
 
 class LoadedModel:
@@ -252,46 +227,3 @@ def predict(
         write_json(out / "domains.json", taken)
     write_json(out / "classes.json", names if infer_domain else names[next(iter(used))])
     return written
-
-
-def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
-    """Every image given or in the folders given, all readable, and the name of its results below `out`."""
-    files: list[tuple[Path, Path]] = []
-    missing = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            files += [(p, p.relative_to(path).with_suffix("")) for p in found]
-        elif path.is_file():
-            files.append((path, Path(path.stem)))
-        else:
-            missing.append(str(path))
-    if missing:
-        raise DataError(f"no such image or folder: {', '.join(missing)}")
-    if not files:
-        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in the folders given")
-    stems = [stem for _, stem in files]
-    twice = sorted({str(stem) for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise DataError(
-            f"several images would be written to one name: {', '.join(twice)}; predict them separately"
-        )
-    results = {(out / f"{stem}_{kind}.png").resolve() for stem in stems for kind in ("mask", "overlay")}
-    if inputs := [str(path) for path, _ in files if path.resolve() in results]:
-        raise ConfigError(
-            f"--out {out}: the results would overwrite images given to predict: {', '.join(inputs)}; "
-            "give another folder"
-        )
-    bad = []
-    for path, _ in files:
-        try:
-            read_image(path)
-        except DataError as error:
-            bad.append(str(error))
-    if bad:
-        raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
-    return files

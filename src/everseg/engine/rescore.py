@@ -16,15 +16,15 @@ from everseg.config.loading import identity, override_value, to_json
 from everseg.config.loading import load as load_config
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
-from everseg.engine.checkpoint import read_document
-from everseg.engine.folder import RunFolder
-from everseg.engine.infer import evaluate_inferred
 from everseg.engine.prepare import open_datasets, prepare
-from everseg.engine.run import score_step, user_builder
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
+from everseg.inference.count import score_step, user_builder
+from everseg.inference.domains import evaluate_inferred
 from everseg.labels import LabelSpace, policy_set
 from everseg.progress import Progress
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from everseg.engine.checkpoint import write_bytes, writing
 from everseg.errors import DataError
+from everseg.runs.commit import write_bytes, writing
 
 IGNORED_ID = 255
 IGNORED_COLOUR = (205, 205, 205)

@@ -11,17 +11,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from everseg import registry
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import View, plain_batches
 from everseg.data.batches.transforms import normalise
 from everseg.distributed import all_reduce_sum
-from everseg.engine.windows import Windows, sliding_ids
+from everseg.inference.windows import sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
+from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import Windows
 from everseg.scenarios.steps import Source
 
 Predict = Callable[[Source, Tensor], Tensor]
@@ -178,3 +181,36 @@ def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str,
             "new_classes": list(space.names[-len(space.groups[-1]) :]),
         }
     return scores
+
+
+def user_builder(config: RunConfig) -> Any:
+    """The user's own architecture; None for built-in ones, which are rebuilt from their description."""
+    return (
+        None
+        if config.model.name in registry.BUILTIN["model"]
+        else registry.resolve("model", config.model.name)
+    )
+
+
+def score_step(
+    config: RunConfig,
+    datasets: Mapping[str, Dataset],
+    sources: Sequence[Source],
+    folder: RunFolder,
+    index: int,
+    accelerator: Accelerator,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Evaluate a finished step as it lies on disk: during a run and afterwards the same function, the same number.
+
+    Args:
+        between: called after every batch; may raise to stop.
+
+    Returns:
+        The counts with some samples, and the scores by name.
+    """
+    model, spaces, _, _ = folder.load_final(index, user_builder(config))
+    title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
+    result = evaluate(model, sources, datasets, config, accelerator, progress, title=title, between=between)
+    return result, scores_of(result, spaces)

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_sum
-from everseg.engine.evaluate import Evaluation, evaluate, scores_of, through
-from everseg.engine.windows import Windows, infer_sliding_branch
+from everseg.inference.count import Evaluation, evaluate, scores_of, through
+from everseg.inference.windows import infer_sliding_branch
 from everseg.labels import SYNTHETIC_OTHER, LabelSpace
-from everseg.models.inference import infer_branch
+from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
+from everseg.runs.input_form import Windows
 from everseg.scenarios.steps import Source
 
 OTHER = "other"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from everseg.engine.checkpoint import write_bytes, writing
+from everseg.data.batches.samples import SampleKey
+from everseg.runs.commit import write_bytes, writing
 
 
 class Journal:
@@ -52,3 +53,15 @@ class Journal:
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
+
+
+EVENT = "bad_sample"
+
+
+def replaced_samples(journal: Journal, step: int | None = None) -> dict[SampleKey, str]:
+    """Distinct training samples that a run, or one of its steps, has replaced -> why, as its journal tells."""
+    return {
+        (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))
+        for line in journal.lines(EVENT)
+        if step in (None, line.get("step"))
+    }

@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from everseg.config.fields import DataConfig
 from everseg.losses.argmax import Strip, argmax_of_sum
 from everseg.losses.pixelwise import full_precision
-from everseg.models.inference import branch_distances
+from everseg.models.branch_choice import branch_distances
 from everseg.models.model import SegmentationModel
+from everseg.runs.input_form import Windows
 
 See = Callable[[Tensor], Tensor]
 """Windows of one image, (n, 3, h, w) -> small logits (n, C, h', w')."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Which windows an image is seen through."""
-
-    side: int
-    """Side of the square windows in pixels; an axis of the image that is shorter is seen whole."""
-    overlap: float = 1 / 3
-    """Share of its side that a window has in common with the next, at least."""
-    batch: int = 4
-    """Windows that go through the network at once."""
-
-    @classmethod
-    def of(cls, data: DataConfig, batch: int) -> Windows | None:
-        """The windows test images are seen through; None where they are seen at once."""
-        if data.evaluation != "sliding":
-            return None
-        return cls(data.window or data.crop, data.overlap, batch)
-
-    def starts(self, length: int) -> tuple[int, ...]:
-        """First pixels of the windows along an axis; the last window is flush with the border.
-
-        >>> Windows(512, 0.25).starts(1024), Windows(512).starts(300)
-        ((0, 384, 512), (0,))
-        """
-        if length <= self.side:
-            return (0,)
-        step = max(1, int(self.side * (1 - self.overlap)))
-        return (*range(0, length - self.side, step), length - self.side)
 
 
 @torch.no_grad()
@@ -92,7 +61,7 @@ def infer_sliding_branch(
         branches: the candidates; None = all.
 
     Raises:
-        ConfigError: as `everseg.models.inference.branch_distances`.
+        ConfigError: as `everseg.models.branch_choice.branch_distances`.
     """
     names = model.branches if branches is None else tuple(branches)
     total = sum(
