@@ -84,7 +84,7 @@ def test_imports_point_down(path: Path) -> None:
     ("module", "source", "bad"),
     [
         ("everseg.losses.x", "from everseg.models import build", True),
-        ("everseg.data.x", "import everseg.models.parts", True),
+        ("everseg.data.x", "import everseg.models.blocks", True),
         ("everseg.losses.x", "from everseg.metrics import iou", True),
         ("everseg.methods.x", "def f():\n    from everseg import engine", True),
         ("everseg.methods.x", "from ..engine import step", True),

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from everseg.labels import IGNORED as IGNORED
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of ImageNet's channels, red first, for values in [0, 1]."""

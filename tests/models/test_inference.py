@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from everseg.errors import ConfigError
+from everseg.models.blocks import BranchDict
 from everseg.models.branch_choice import branch_distances, infer_branch
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import BranchDict
 
 
 def small(per_branch: str) -> SegmentationModel:

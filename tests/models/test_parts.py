@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from everseg.errors import ConfigError
-from everseg.models.parts import (
+from everseg.models.blocks import (
     BranchDict,
     GrowingHead,
     SyncAbsBatchNorm,

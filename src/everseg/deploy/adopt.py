@@ -21,10 +21,10 @@ from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, s
 from everseg.interop.unwrap import tensors_of
 from everseg.labels import LabelSpace
 from everseg.losses import upsample
+from everseg.models.adapters.whole import build_network, find_classifier
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import read_tensors
-from everseg.models.transformers_net import build_network, find_classifier
 from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, ConfigError
-from everseg.models import from_timm
+from everseg.models.adapters import timm as from_timm
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
 

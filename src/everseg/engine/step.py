@@ -31,9 +31,9 @@ from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.methods.base import Method, StepContext
+from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
-from everseg.models.parts import synchronise_norms
 from everseg.progress import Progress, resident_bytes
 from everseg.runs.commit import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.runs.folder import RunFolder

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.interop.unwrap import tensors_of
+from everseg.models.blocks import absolute_gamma
 from everseg.models.build import deeplabv3
 from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import absolute_gamma
 from everseg.models.pretrained import convert_encoder_names, read_tensors, to_abn_name
 
 __all__ = ["convert_encoder_names", "dump", "load", "read"]

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.bilinear import BandedResize, banded_resize
 from everseg.losses.classification import cross_entropy, unbiased_cross_entropy
 from everseg.losses.closed_form import Buffers, ClosedForm
 from everseg.losses.forms import Parts, Pixels, parts_of, shift_invariant
 from everseg.losses.pixelwise import Over, checked_label, checked_logits, checked_teacher
-from everseg.types import IGNORED, LossTerms
+from everseg.types import LossTerms
 
 _BAND_BYTES, _LARGE_BAND_BYTES = 2**20, 2**26
 """Size of a band of student logits that is looked for: on the CPU it and its like stay in a core's cache (measured);

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.pixelwise import (
     Over,
     Reduction,
@@ -18,7 +19,6 @@ from everseg.losses.pixelwise import (
     checked_teacher,
     reduce,
 )
-from everseg.types import IGNORED
 
 LINEAR_FROM = 50.0
 """softplus(x) = x from here on, exact in float64 (torch's own default of 20 is off by 2e-9)."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.classification import (
     binary_cross_entropy,
     cross_entropy,
@@ -22,7 +23,6 @@ from everseg.losses.classification import (
     unbiased_cross_entropy,
 )
 from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
-from everseg.types import IGNORED
 
 
 @dataclass(frozen=True)

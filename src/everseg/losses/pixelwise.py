@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.types import IGNORED
+from everseg.labels import IGNORED
 
 Over = Literal["all", "valid"]
 """Pixels in the denominator of a mean: every pixel, or only those that count."""

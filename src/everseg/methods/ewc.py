@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from everseg.methods.importance import ImportancePenalty
-from everseg.methods.parts import Weight
+from everseg.methods.terms import Weight
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size, label_terms
+from everseg.methods.terms import at_label_size, label_terms
 
 
 @dataclass(kw_only=True)

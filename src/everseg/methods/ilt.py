@@ -9,7 +9,7 @@ import torch
 
 from everseg.losses import Term, distillation, feature_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, label_terms, over_branches
+from everseg.methods.terms import Positive, Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)

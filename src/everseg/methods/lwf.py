@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from everseg.losses import Term, distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, label_terms, over_branches
+from everseg.methods.terms import Positive, Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from everseg.losses import Term, icarl, icarl_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Weight, label_terms, over_branches
+from everseg.methods.terms import Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import torch
 
 from everseg.losses import Term, kl_divergence
 from everseg.methods.base import Method, StepContext, split_groups
-from everseg.methods.parts import Positive, Weight, label_terms, over_branches
+from everseg.methods.terms import Positive, Weight, label_terms, over_branches
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
 

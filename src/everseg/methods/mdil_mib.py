@@ -8,7 +8,7 @@ from typing import ClassVar
 from everseg.losses import Term, kl_divergence
 from everseg.methods.base import Method
 from everseg.methods.mdil import branch_groups, grow_from_previous
-from everseg.methods.parts import (
+from everseg.methods.terms import (
     Positive,
     Weight,
     background_terms,

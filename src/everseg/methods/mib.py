@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, at_label_size, background_terms, init_backgrounds
+from everseg.methods.terms import Positive, Weight, at_label_size, background_terms, init_backgrounds
 
 
 @dataclass(kw_only=True)

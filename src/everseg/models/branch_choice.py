@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from everseg.errors import ConfigError
+from everseg.models.blocks import BranchDict
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import BranchDict
 
 
 def infer_branch(model: SegmentationModel, image: Tensor, branches: Sequence[str] | None = None) -> list[str]:

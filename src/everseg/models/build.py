@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
-from everseg.models import library
+from everseg.models.adapters import encoders as library
+from everseg.models.adapters.whole import torchvision_deeplabv3, torchvision_fcn, transformers_network
+from everseg.models.blocks import BranchDecoder, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import BranchDecoder, check_norm, check_per_branch
 from everseg.models.pretrained import load_encoder_weights
 from everseg.models.resnet import ResNet
-from everseg.models.torchvision_heads import torchvision_deeplabv3, torchvision_fcn
-from everseg.models.transformers_net import transformers_network
 from everseg.registry import BUILTIN, resolve
 
 Builder = Callable[..., SegmentationModel]

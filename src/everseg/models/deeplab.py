@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import (
+from everseg.models.blocks import (
     LEAKY_SLOPE,
     NormKind,
     build_activation,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from everseg.models.blocks import AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.models.parts import AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 

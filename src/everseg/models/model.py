@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
+from everseg.models.blocks import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
 from everseg.types import SegOutput
 
 

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
-from everseg.models.hub import fetch
-from everseg.models.model import SegmentationModel
-from everseg.models.parts import (
+from everseg.models.blocks import (
     NORM_EPS,
     NORM_TYPES,
     AbsBatchNorm,
@@ -25,6 +23,7 @@ from everseg.models.parts import (
     SyncAbsBatchNorm,
     absolute_gamma,
 )
+from everseg.models.model import SegmentationModel
 
 log = logging.getLogger("everseg")
 
@@ -298,3 +297,39 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     for name in absolute:
         state[f"{name}.weight"] = (state[f"{name}.weight"] - NORM_EPS).clamp(min=0)
     return " (weight = gamma - 1e-5 for norm 'iabn')" if absolute else ""
+
+
+def fetch(spec: str, names: Sequence[str], *, download: bool, key: str, needed: bool = True) -> Path | None:
+    """Find the first of some files of a repository in the hub's cache, or download it where that is allowed.
+
+    Args:
+        spec: "org/name" or "org/name@revision".
+        names: files, the best first.
+        download: allow the network; a file that is in the cache already needs no permission.
+        key: setting that named the repository, for messages.
+        needed: a missing file is an error; else the answer is None.
+
+    Raises:
+        ConfigError: another form of name, no such file, or a download that was not allowed.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    repo, _, revision = spec.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"{key}: 'hf:{spec}' is not of the form hf:org/name[@revision]")
+    problem: Exception | None = None
+    for name in names:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision or None, local_files_only=not download))
+        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+            problem = error
+        except (HfHubHTTPError, OSError) as error:
+            raise ConfigError(f"{key}: 'hf:{spec}' could not be downloaded: {error}") from error
+    if not needed:
+        return None
+    if download:
+        raise ConfigError(f"{key}: 'hf:{spec}' could not be downloaded: {problem}")
+    raise ConfigError(
+        f"{key}: 'hf:{spec}' is not on this machine; allow the download with model.download=true"
+    )

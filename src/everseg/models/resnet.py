@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import (
+from everseg.models.blocks import (
     BranchDict,
     NormKind,
     PerBranch,

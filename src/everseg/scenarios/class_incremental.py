@@ -16,9 +16,9 @@ from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
 from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.lists import check_list, check_own_lists, resolve_lists
+from everseg.scenarios.step_weights import weighted
 from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
 from everseg.scenarios.tasks import Groups, task_groups
-from everseg.scenarios.weights import weighted
 
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
 _PARTITION_STREAM = 0x5041

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from everseg.types import IGNORED, IMAGENET_MEAN, IMAGENET_STD
+from everseg.labels import IGNORED
+from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 
 RATIO = (3 / 4, 4 / 3)
 """Range of the training crop's width : height."""

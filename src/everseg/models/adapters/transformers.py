@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
-from everseg.models.hub import fetch
-from everseg.models.pretrained import WEIGHT_FILES
+from everseg.models.pretrained import WEIGHT_FILES, fetch
 
 HIDDEN_STATES = ("mobilenet_v2", "mobilevit", "regnet", "segformer")
 """Types without a backbone class whose hidden states are maps."""

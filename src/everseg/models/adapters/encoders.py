@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError, some
-from everseg.models import from_timm, from_transformers
+from everseg.models.adapters import timm as from_timm
+from everseg.models.adapters import transformers as from_transformers
+from everseg.models.blocks import NORM_TYPES, BranchDecoder, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import NORM_TYPES, BranchDecoder, check_norm, check_per_branch
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger("everseg")
