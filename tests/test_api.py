@@ -19,7 +19,7 @@ from everseg.data.batches.transforms import normalise
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib
 from everseg.models.build import deeplabv3
-from everseg.report import tables
+from everseg.reports import terminal as tables
 from everseg.runs.folder import RunFolder
 
 USER_CODE = f"data={HERE}"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from everseg import errors
 from everseg.cli import main as cli
-from everseg.report import tables
+from everseg.reports import terminal as tables
 
 MIOU = {"all": 0.5, "base": 0.75, "old": 0.25, "new": 0.625}
 STEP = {

@@ -310,7 +310,7 @@ def test_names_are_asked_for_on_a_terminal(call: Call, here: Path, monkeypatch: 
 
 
 def test_the_page_shows_every_class_and_the_image_under_its_labels(tmp_path: Path) -> None:
-    from everseg.report.data_preview import data_preview
+    from everseg.reports.data_preview import data_preview
 
     pictures(tmp_path, "images/train/a{}.png", "masks/train/a{}.png", 60, (0, 1))
     trees.save(tmp_path / "masks/train/a33.png", trees.mask_of([2]))

@@ -22,9 +22,18 @@ from everseg import api
 from everseg.data.batches.transforms import center_transform, normalise
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
-from everseg.report import feature_report
-from everseg.report.feature_plots import pca, pictures, tsne
-from everseg.report.features import Drift, Pixels, class_drift, draw_pixels, labels_at, mean_drift
+from everseg.reports import feature_shift as feature_report
+from everseg.reports.feature_shift import (
+    Drift,
+    Pixels,
+    class_drift,
+    draw_pixels,
+    labels_at,
+    mean_drift,
+    pca,
+    pictures,
+    tsne,
+)
 from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
 from everseg.types import SegOutput

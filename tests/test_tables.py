@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from everseg.report import tables
+from everseg.reports import terminal as tables
 
 
 def lines(table, width: int = 80) -> list[str]:

@@ -30,9 +30,9 @@ from everseg.errors import CheckpointError
 from everseg.inference.predict import LoadedModel, Prediction, load, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
 from everseg.progress import Progress
-from everseg.report.domains import domain_rows, drop_against_single, taught
-from everseg.report.feature_report import compare
-from everseg.report.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
+from everseg.reports.baselines import domain_rows, drop_against_single, taught
+from everseg.reports.feature_shift import compare
+from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import run_sequence
 
@@ -240,7 +240,7 @@ def features(
         before: earlier finished step; default the one before `after`.
         after: later finished step; default the last one.
         overrides: where the data lie now, `data...`.
-        options: `out`, `limit`, `images`, `seed` of `everseg.report.feature_report.compare`.
+        options: `out`, `limit`, `images`, `seed` of `everseg.reports.feature_shift.compare`.
 
     Raises:
         EversegError: with what, where and what to do.

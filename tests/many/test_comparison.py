@@ -15,8 +15,8 @@ from parsed_pages import Parsed, parsed
 
 import everseg
 from everseg.errors import CheckpointError, ConfigError
-from everseg.many import tables
-from everseg.many.statistics import spread
+from everseg.reports.compare import tables
+from everseg.reports.compare.statistics import spread
 from everseg.runs.folder import RunFolder
 
 Call = Callable[..., tuple[int, str, str]]

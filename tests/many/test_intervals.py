@@ -16,9 +16,10 @@ from made_runs import made_run
 
 import everseg
 from everseg.errors import CheckpointError
-from everseg.many import intervals, tables
-from everseg.many.results import read
 from everseg.metrics import step_scores, sums_of
+from everseg.reports.compare import statistics as intervals
+from everseg.reports.compare import tables
+from everseg.reports.compare.groups import read
 from everseg.runs.folder import RunFolder
 
 SIZES = (3, 1)

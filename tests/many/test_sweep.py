@@ -26,10 +26,10 @@ import everseg
 from everseg.config import presets
 from everseg.config.loading import load, to_json
 from everseg.errors import ConfigError
-from everseg.many import launch
-from everseg.many.grid import grid
 from everseg.runs.commit import save_folder, write_json
 from everseg.runs.folder import RunFolder
+from everseg.sweeps import launch
+from everseg.sweeps.plan import grid
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -20,7 +20,7 @@ from small import loading
 
 from everseg.config import presets
 from everseg.data.get import download
-from everseg.many import launch
+from everseg.sweeps import launch
 
 NOT_RUN = {
     r"python3 -m venv": "installs; .ci/run types README's line in a clean checkout",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everseg.report.curves import MOST_POINTS, read_curves
+from everseg.reports.figures import MOST_POINTS, read_curves
 
 
 def written(path: Path, *entries: dict, tail: str = "") -> Path:

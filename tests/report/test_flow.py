@@ -7,8 +7,8 @@ import doctest
 import numpy as np
 import pytest
 
-from everseg.report import flow
-from everseg.report.flow import flows, turns
+from everseg.reports import numbers as flow
+from everseg.reports.numbers import flows, turns
 
 # background, road | car | sign: three growths; rows = truth
 COUNTS = np.array(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from everseg.report.grid import CHANGES, Looked, change, choose, drawn
+from everseg.reports.picture_grid import CHANGES, Looked, change, choose, drawn
 from everseg.scenarios.steps import Source
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_runs import counts, made_run, two_steps
 
-from everseg.report.joint import joint_beside
-from everseg.report.numbers import matrix_rows
+from everseg.reports.baselines import joint_beside
+from everseg.reports.numbers import matrix_rows
 from everseg.runs.commit import read_json, save_folder
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import tracks_of

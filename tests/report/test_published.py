@@ -11,7 +11,7 @@ import pytest
 
 from everseg.config.loading import load
 from everseg.labels import LabelSpace
-from everseg.report.published import Match, Published, matches, own_domain_numbers, own_numbers, published
+from everseg.reports.published import Match, Published, matches, own_domain_numbers, own_numbers, published
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "published_numbers.json"
 METHODS = {"FT": "ft", "PI": "pi", "EWC": "ewc", "RW": "rw", "LwF": "lwf", "LwF-MC": "lwf-mc", "ILT": "ilt",

@@ -25,10 +25,11 @@ import everseg
 from everseg import api
 from everseg.config.loading import difference, load
 from everseg.errors import CheckpointError
-from everseg.report import assemble, figures, html, page
-from everseg.report.html import write_report
-from everseg.report.provenance import cite, command
-from everseg.report.published import Match, published
+from everseg.reports import figures, html, page
+from everseg.reports import html as assemble
+from everseg.reports.html import write_report
+from everseg.reports.provenance import cite, command
+from everseg.reports.published import Match, published
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import tracks_of
 

@@ -152,7 +152,7 @@ def data_weights(
         output_order,
     )
     from everseg.data.datasets import load_dataset
-    from everseg.report import tables
+    from everseg.reports import terminal as tables
 
     data = load_dataset(_data_config(dataset, overrides))
     with sample_progress(f"counting {dataset}", quiet=as_json) as advance:
@@ -199,7 +199,7 @@ def data_init(
     from everseg.config.fields import DataConfig
     from everseg.data.datasets import load_dataset
     from everseg.data.proposal.describe import describe, propose
-    from everseg.report.data_preview import data_preview
+    from everseg.reports.data_preview import data_preview
     from everseg.runs.commit import write_bytes
 
     page = out.with_name(f"{out.stem}_preview.html")

@@ -11,7 +11,7 @@ import typer
 
 from everseg.cli.output import console_of_stdout, say, unicode_output
 from everseg.errors import ConfigError, near_miss
-from everseg.report.text import columns
+from everseg.reports.text import columns
 
 _WIDTH = 100
 """Columns of a page at most."""

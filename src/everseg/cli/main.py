@@ -34,7 +34,7 @@ from everseg.cli.output import (
     unicode_output,
     write_json,
 )
-from everseg.report.text import columns, value_text
+from everseg.reports.text import columns, value_text
 
 if TYPE_CHECKING:
     from everseg.config.fields import DataConfig
@@ -73,7 +73,7 @@ def demo(
 ) -> None:
     """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
     from everseg import api
-    from everseg.report import tables
+    from everseg.reports import terminal as tables
 
     rows = api.demo(out=out, seed=seed, quiet=quiet)
     if not speaks():
@@ -114,7 +114,7 @@ def run(
 ) -> None:
     """Train and score every step; the same command continues an unfinished run."""
     from everseg import api
-    from everseg.report import tables
+    from everseg.reports import terminal as tables
 
     done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
     if not speaks():
@@ -146,7 +146,7 @@ def evaluate(
 ) -> None:
     """Score a finished step again, on its own test images or on others (data=... scenario.test_split=...)."""
     from everseg import api
-    from everseg.report import tables
+    from everseg.reports import terminal as tables
 
     result = api.evaluate(
         path, step=step, overrides=overrides or [], domain=domain, infer_domain=infer_domain, quiet=quiet
@@ -202,7 +202,7 @@ def features(
 ) -> None:
     """Compare the encoder's features before and after a step: PCA, t-SNE and the drift of class centres."""
     from everseg import api
-    from everseg.report.feature_report import drift_table
+    from everseg.reports.feature_shift import drift_table
 
     result = api.features(
         path,
@@ -281,7 +281,7 @@ def show(
     if steps is None:
         say("What every step sees is shown here too when the data are at hand: data.root=DIR")
         return
-    from everseg.report import tables
+    from everseg.reports import terminal as tables
 
     console = console_of_stdout()
     for piece in tables.scenario_tables(steps):

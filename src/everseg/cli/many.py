@@ -61,7 +61,7 @@ def sweep(
 
 
 def _tell(result: dict[str, Any], dry_run: bool) -> None:
-    from everseg.report import tables
+    from everseg.reports import terminal as tables
 
     rows = [
         [row["name"], row["state"], "" if row["state"] == "finished" and not row["shared_from"] else
@@ -99,7 +99,7 @@ def compare(
 ) -> None:
     """Mean and standard deviation over seeds, paired differences, published numbers: table, HTML, CSV, LaTeX."""
     from everseg import many
-    from everseg.many import tables
+    from everseg.reports.compare import tables
 
     made = many.compare(runs, against=against, out=out)
     if as_json:

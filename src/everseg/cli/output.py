@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from everseg.errors import MORE, ConfigError, EversegError, near_miss
-from everseg.report.text import printable
+from everseg.reports.text import printable
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")

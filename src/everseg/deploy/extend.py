@@ -25,7 +25,7 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.progress import Progress
-from everseg.report.tables import percent
+from everseg.reports.terminal import percent
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
 

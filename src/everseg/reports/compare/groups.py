@@ -13,7 +13,7 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
-from everseg.report.domains import drop_against_single
+from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
 from everseg.runs.journal import Journal

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from everseg.many.figures import seeds_chart
-from everseg.many.intervals import LEVEL, RESAMPLES
 from everseg.progress import time_text
-from everseg.report.charts import can_draw
-from everseg.report.images import data_uri
-from everseg.report.page import csv_text, environment
-from everseg.report.tables import table as terminal_table
-from everseg.report.text import printable
+from everseg.reports.charts import can_draw
+from everseg.reports.compare.statistics import LEVEL, RESAMPLES
+from everseg.reports.embedded import data_uri
+from everseg.reports.figures import seeds_chart
+from everseg.reports.page import csv_text, environment
+from everseg.reports.terminal import table as terminal_table
+from everseg.reports.text import printable
 
 Json = Mapping[str, Any]
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -260,7 +260,7 @@ def tex(value: object) -> str:
 
 def html(made: Json) -> str:
     """One self-contained page in the style of the report; every text in it is escaped."""
-    style = resources.files("everseg.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     tables = [
         {
             **table,

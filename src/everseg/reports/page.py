@@ -12,10 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from everseg.report.figures import Chart
-from everseg.report.images import data_uri
-from everseg.report.numbers import Rows
-from everseg.report.text import printable
+from everseg.reports.embedded import data_uri
+from everseg.reports.figures import Chart
+from everseg.reports.numbers import Rows
+from everseg.reports.text import printable
 
 LIMIT = 10_000_000
 """Bytes of a report at most."""
@@ -119,7 +119,7 @@ class Page:
 def environment() -> Environment:
     """What the pages' templates are rendered with: every text is escaped."""
     found = Environment(
-        loader=PackageLoader("everseg.report"),
+        loader=PackageLoader("everseg.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -133,7 +133,7 @@ def environment() -> Environment:
 
 def render(page: Page) -> str:
     """The page as HTML; every text in it is escaped."""
-    style = resources.files("everseg.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in page.name)
     files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()))
              for stem, rows in page.tables.items() if rows]  # fmt: skip

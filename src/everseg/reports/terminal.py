@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from everseg.errors import some
-from everseg.report.text import printable
+from everseg.reports.text import printable
 
 BAR_CELLS = 10
 

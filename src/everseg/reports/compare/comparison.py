@@ -9,13 +9,29 @@ from typing import Any
 
 import everseg
 from everseg.errors import ConfigError, near_miss
-from everseg.many import tables as shown
-from everseg.many.intervals import Draws, draws_of, of_differences, of_scores
-from everseg.many.results import Group, Result, Table, found_folders, read, settings_apart, tables_of
-from everseg.many.statistics import numbers_of, over_seeds, paired, spread
-from everseg.report.assemble import learnt_sets
-from everseg.report.numbers import conventions
-from everseg.report.published import Match, matches, own_domain_numbers, own_numbers
+from everseg.reports.compare import tables as shown
+from everseg.reports.compare.groups import (
+    Group,
+    Result,
+    Table,
+    found_folders,
+    read,
+    settings_apart,
+    tables_of,
+)
+from everseg.reports.compare.statistics import (
+    Draws,
+    draws_of,
+    numbers_of,
+    of_differences,
+    of_scores,
+    over_seeds,
+    paired,
+    spread,
+)
+from everseg.reports.html import learnt_sets
+from everseg.reports.numbers import conventions
+from everseg.reports.published import Match, matches, own_domain_numbers, own_numbers
 from everseg.runs.commit import write_bytes
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import planned_steps

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 
 from everseg.errors import CheckpointError, ConfigError, near_miss
-from everseg.many import launch
-from everseg.many.grid import GridRun, grid, planned_first_step, state_of, store, stored
 from everseg.progress import Progress
+from everseg.sweeps import launch
+from everseg.sweeps.plan import GridRun, grid, planned_first_step, state_of, store, stored
 
 _SAVED = (75, 130, 143)
 """Exit codes of runs that were stopped and saved themselves."""

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from everseg.errors import MORE, ConfigError, EversegError, Interrupted
-from everseg.many.grid import GridRun, begin, donor
 from everseg.runs.commit import write_bytes
+from everseg.sweeps.plan import GridRun, begin, donor
 
 Say = Callable[[str], None]
 Outcome = dict[str, Any]

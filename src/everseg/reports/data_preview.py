@@ -17,7 +17,7 @@ from everseg.data.batches.index import count_ids
 from everseg.errors import DataError
 from everseg.inference.pictures import overlay, palette
 from everseg.labels import IGNORED
-from everseg.report.text import printable
+from everseg.reports.text import printable
 
 IMAGES = 24
 LOOKED_AT = 200
@@ -43,7 +43,7 @@ def data_preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> st
     chosen = _choose(looked, images)
     colours = _colours(dataset)
     total = np.sum([c for _, _, c in looked if c is not None], axis=0) if looked else np.zeros(256)
-    page = Environment(loader=PackageLoader("everseg.report"), autoescape=True).get_template(
+    page = Environment(loader=PackageLoader("everseg.reports"), autoescape=True).get_template(
         "data_preview.html"
     )
     return page.render(
