@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "run": "everseg.api:run",
-    "load": "everseg.inference.predict:load",
+    "load": "everseg.api:load",
     "evaluate": "everseg.api:evaluate",
     "predict": "everseg.inference.predict:predict",
     "sweep": "everseg.sweeps.sweep:sweep",

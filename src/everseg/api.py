@@ -1,4 +1,4 @@
-"""What the command line calls, and the same words in Python (floor 6)."""
+"""What the command line calls, and the same words in Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -27,7 +27,8 @@ from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError
-from everseg.inference.predict import LoadedModel, Prediction, load, predict
+from everseg.inference import predict as inference
+from everseg.inference.predict import LoadedModel, Prediction, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
 from everseg.progress import Progress
 from everseg.reports.baselines import domain_rows, drop_against_single, taught
@@ -37,7 +38,7 @@ from everseg.runs.folder import RunFolder
 from everseg.runs.results import run_sequence
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
+    "LoadedModel", "Model", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
     "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
     "import_mdil", "import_mib", "load", "predict", "report", "run",
 ]  # fmt: skip
@@ -248,6 +249,35 @@ def features(
     folder = RunFolder(Path(path))
     config = stored_config(folder, overrides)
     return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
+
+
+class Model(LoadedModel):
+    """A trained model with its class names: it predicts, and one that was loaded from a bundle can be taught more."""
+
+    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Any:
+        """Teach further classes; see `everseg.deploy.extend.extend`.
+
+        Raises:
+            CheckpointError: it was not loaded from a bundle.
+        """
+        if self.path is None:
+            raise CheckpointError(
+                "this model was not loaded from a bundle: use everseg.load(BUNDLE).extend(...)"
+            )
+        return extend(self.path, data=data, add=add, **options)
+
+
+def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> Model:
+    """Load a trained model: from a run folder (its last step), from a finished step's folder, or from a bundle.
+
+    Args:
+        step: which step of a run; default the last.
+        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a model of everseg.
+    """
+    return cast(Model, inference.load(path, step=step, builder=builder, kind=Model))
 
 
 DEMO_METHODS = ("ft", "mib", "joint")

@@ -1,4 +1,4 @@
-"""Label spaces, label policies and the look-up tables made of them (floor 0).
+"""Label spaces, label policies and the look-up tables made of them.
 
 A mask holds *raw ids*, a model's outputs are *train ids*; a table of 256 entries leads from one to the other.
 What happens to pixels that carry no class taught now differs between the public codes (a named `LabelPolicy`).

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live bar on a terminal, plain lines elsewhere (floor 5).
+"""What a person sees while a run works: a live bar on a terminal, plain lines elsewhere.
 
 Everything goes to stderr, so that stdout stays free for tables and JSON.
 """

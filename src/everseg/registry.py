@@ -1,4 +1,4 @@
-"""Names -> objects, resolved lazily: built-in table, entry point, `package.module:Attr` or `file.py:Attr` (floor 0).
+"""Names -> objects, resolved lazily: built-in table, entry point, `package.module:Attr` or `file.py:Attr`.
 
 Nothing is ever resolved because a checkpoint says so: callers pass only names the user wrote.
 """

@@ -1,4 +1,4 @@
-"""The values that travel between loader, model, method and engine (floor 0)."""
+"""The values that travel between loader, model, method and engine."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from toy import settings
 import everseg
 from everseg.deploy import bundle as bundle_module
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
+from everseg.deploy.class_ids import Registry, register, with_ids
 from everseg.deploy.export import export
 from everseg.deploy.onnx import Deployed, Parity, check_parity, to_onnx
-from everseg.deploy.registry import Registry, register, with_ids
 from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny

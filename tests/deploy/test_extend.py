@@ -22,7 +22,7 @@ from everseg.data.datasets.folder import build as folder_data
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend
-from everseg.deploy.kept import Pair, estimated
+from everseg.deploy.old_classes import Pair, estimated
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError

@@ -27,8 +27,7 @@ from untrained import picture as squares
 import everseg
 from everseg.deploy import serve as serve_module
 from everseg.deploy.bundle import open_bundle
-from everseg.deploy.serve import Server
-from everseg.deploy.served import Served, class_list
+from everseg.deploy.serve import Served, Server, class_list
 from everseg.errors import CheckpointError, ConfigError
 
 
@@ -242,7 +241,7 @@ def test_wrong_content_gets_a_sentence(server, body, kind, status, text):
 
 
 def test_many_classes_lower_the_limit_of_pixels(bundles, monkeypatch):
-    monkeypatch.setattr("everseg.deploy.served._MOST_LOGITS", 4 * 96 * 128 - 1)
+    monkeypatch.setattr("everseg.deploy.serve._MOST_LOGITS", 4 * 96 * 128 - 1)
     with running(bundles[:1]) as server:
         assert ask(server, body=picture()[1])[0] == 413
         assert ask(server, body=picture(size=(96, 127))[1])[0] == 200

@@ -1,4 +1,4 @@
-"""The verbs of `everseg import` (floor 6)."""
+"""The verbs of `everseg import`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs of `everseg data` (floor 6)."""
+"""The verbs of `everseg data`."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def data_weights(
         output_order,
     )
     from everseg.data.datasets import load_dataset
-    from everseg.reports import terminal as tables
+    from everseg.reports import terminal
 
     data = load_dataset(_data_config(dataset, overrides))
     with sample_progress(f"counting {dataset}", quiet=as_json) as advance:
@@ -165,7 +165,7 @@ def data_weights(
         write_json({"dataset": data.name, "split": split, "constant": constant, "classes": classes})
         return
     lines = [(name, str(count), f"{weight:.6f}") for name, count, weight in rows]
-    console_of_stdout().print(tables.table(["class", "pixels", "weight"], lines, right="pixels|weight"))
+    console_of_stdout().print(terminal.table(["class", "pixels", "weight"], lines, right="pixels|weight"))
 
 
 def _data_config(dataset: str, overrides: list[str] | None) -> DataConfig:

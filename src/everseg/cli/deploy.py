@@ -1,4 +1,4 @@
-"""The verbs for finished models: export, extend, diff, adopt, serve (floor 6)."""
+"""The verbs for finished models: export, extend, diff, adopt, serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everseg docs`: the pages of the documentation, which are installed beside the package (floor 6)."""
+"""`everseg docs`: the pages of the documentation, which are installed beside the package."""
 
 from __future__ import annotations
 

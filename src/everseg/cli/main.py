@@ -1,4 +1,4 @@
-"""The command line: verbs, messages and exit codes (floor 6).
+"""The command line: verbs, messages and exit codes.
 
 torch is imported only where a verb needs it, so that --help and the lists answer at once.
 """
@@ -20,7 +20,6 @@ from everseg.cli.convert import import_app
 from everseg.cli.data import data_app
 from everseg.cli.deploy import add_deploy_commands
 from everseg.cli.docs import docs
-from everseg.cli.many import compare, sweep
 from everseg.cli.output import (
     Json,
     Overrides,
@@ -34,6 +33,7 @@ from everseg.cli.output import (
     unicode_output,
     write_json,
 )
+from everseg.cli.sweep import compare, sweep
 from everseg.reports.text import columns, value_text
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def demo(
 ) -> None:
     """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
     from everseg import api
-    from everseg.reports import terminal as tables
+    from everseg.reports import terminal
 
     rows = api.demo(out=out, seed=seed, quiet=quiet)
     if not speaks():
@@ -85,7 +85,7 @@ def demo(
     console.print(
         "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
     )
-    console.print(tables.demo_table(rows, mark="▇" if unicode_output() else "#"))
+    console.print(terminal.demo_table(rows, mark="▇" if unicode_output() else "#"))
     for row in rows:
         say(f"  {row['method']:<6} {row['path']}")
     path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
@@ -114,7 +114,7 @@ def run(
 ) -> None:
     """Train and score every step; the same command continues an unfinished run."""
     from everseg import api
-    from everseg.reports import terminal as tables
+    from everseg.reports import terminal
 
     done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
     if not speaks():
@@ -124,8 +124,8 @@ def run(
         write_json(result)
         return
     console = console_of_stdout()
-    console.print(tables.run_table(result))
-    for text in (tables.sequence_text(result), tables.drop_text(result)):
+    console.print(terminal.run_table(result))
+    for text in (terminal.sequence_text(result), terminal.drop_text(result)):
         if text:
             say(text)
     if dry_run:
@@ -146,7 +146,7 @@ def evaluate(
 ) -> None:
     """Score a finished step again, on its own test images or on others (data=... scenario.test_split=...)."""
     from everseg import api
-    from everseg.reports import terminal as tables
+    from everseg.reports import terminal
 
     result = api.evaluate(
         path, step=step, overrides=overrides or [], domain=domain, infer_domain=infer_domain, quiet=quiet
@@ -158,9 +158,9 @@ def evaluate(
         return
     for branch, scores in result["branches"].items():
         title = f"{result['run']}, step {result['step']}" + ("" if branch == "default" else f", {branch}")
-        console_of_stdout().print(tables.scores_table(title, scores))
+        console_of_stdout().print(terminal.scores_table(title, scores))
     if "inferred" in result:
-        console_of_stdout().print(tables.inferred_table(result))
+        console_of_stdout().print(terminal.inferred_table(result))
         if result["accuracy"] is not None:
             say(f"{100 * result['accuracy']:.1f} % of the images took their own domain's path")
 
@@ -281,10 +281,10 @@ def show(
     if steps is None:
         say("What every step sees is shown here too when the data are at hand: data.root=DIR")
         return
-    from everseg.reports import terminal as tables
+    from everseg.reports import terminal
 
     console = console_of_stdout()
-    for piece in tables.scenario_tables(steps):
+    for piece in terminal.scenario_tables(steps):
         console.print(piece)
 
 

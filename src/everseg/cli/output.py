@@ -1,4 +1,4 @@
-"""What the verbs share: names for `list`, output, messages and exit codes (floor 6)."""
+"""What the verbs share: names for `list`, output, messages and exit codes."""
 
 from __future__ import annotations
 

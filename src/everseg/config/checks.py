@@ -1,4 +1,4 @@
-"""Validation of a raw configuration: every problem at once, in the words of the command line (floor 1)."""
+"""Validation of a raw configuration: every problem at once, in the words of the command line."""
 
 from __future__ import annotations
 

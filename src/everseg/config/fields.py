@@ -1,4 +1,4 @@
-"""The typed configuration of a run (floor 1).
+"""The typed configuration of a run.
 
 Every field's docstring is its help text in `everseg show`.
 """

@@ -1,4 +1,4 @@
-"""The hyper-parameters of methods, with the help that stands below them (floor 1).
+"""The hyper-parameters of methods, with the help that stands below them.
 
 Those of everseg's own methods are read from their source, as `everseg show` and checking a configuration need the
 hyper-parameters only, and importing a method imports torch.

@@ -1,4 +1,4 @@
-"""From presets, YAML files, mappings and `key=value` to a checked `RunConfig` (floor 1)."""
+"""From presets, YAML files, mappings and `key=value` to a checked `RunConfig`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checked configuration as text, as a table, and compared with another (floor 1)."""
+"""A checked configuration as text, as a table, and compared with another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A strict reader of small YAML files: YAML 1.2 scalars, every fault with file:line (floor 1)."""
+"""A strict reader of small YAML files: YAML 1.2 scalars, every fault with file:line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of everseg (floor 2)."""
+"""What a data set is to the rest of everseg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class weights of the cross-entropy, from the pixels of each class or as published (floor 2)."""
+"""Class weights of the cross-entropy, from the pixels of each class or as published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Polygon annotations of Cityscapes and IDD: read with suspicion, drawn as their own tools draw them (floor 2)."""
+"""Polygon annotations of Cityscapes and IDD: read with suspicion, drawn as their own tools draw them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle holds and how it is written and read: a model that is complete by itself (floor 6)."""
+"""What a bundle holds and how it is written and read: a model that is complete by itself."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from everseg.data.batches.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_transform
 from everseg.deploy.card import model_card
+from everseg.deploy.class_ids import Registry, register, with_ids
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
-from everseg.deploy.registry import Registry, register, with_ids
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel

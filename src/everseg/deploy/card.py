@@ -1,4 +1,4 @@
-"""The model card of a bundle, in Markdown (floor 6)."""
+"""The model card of a bundle, in Markdown."""
 
 from __future__ import annotations
 

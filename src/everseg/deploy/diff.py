@@ -1,4 +1,4 @@
-"""Where two models disagree on the same images (floor 6)."""
+"""Where two models disagree on the same images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run, or a model folder, as a bundle (floor 6)."""
+"""A finished run, or a model folder, as a bundle."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, to_json
 from everseg.deploy.bundle import LINEAGE, Bundle, Contents, is_bundle, new_folder, write_bundle
-from everseg.deploy.images import generated, images_of, images_of_run
+from everseg.deploy.class_ids import Registry
 from everseg.deploy.onnx import require_onnx
-from everseg.deploy.registry import Registry
+from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
 from everseg.runs.commit import load_tensors, parent_of, read_document, verify
 from everseg.runs.folder import RunFolder

@@ -1,4 +1,4 @@
-"""The next step of a deployed model, from its bundle alone (floor 6)."""
+"""The next step of a deployed model, from its bundle alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from everseg.config.loading import load as load_config
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, is_bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run
-from everseg.deploy.images import images_of, images_of_run
-from everseg.deploy.kept import Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
+from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.engine.run import execute, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, GateError, some

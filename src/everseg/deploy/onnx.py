@@ -1,4 +1,4 @@
-"""A path of a model as an ONNX graph from pixels to masks, and its parity with PyTorch (floor 6)."""
+"""A path of a model as an ONNX graph from pixels to masks, and its parity with PyTorch."""
 
 from __future__ import annotations
 

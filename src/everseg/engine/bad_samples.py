@@ -1,4 +1,4 @@
-"""Keeps the account of training samples that could not be read and were replaced (floor 5)."""
+"""Keeps the account of training samples that could not be read and were replaced."""
 
 from __future__ import annotations
 

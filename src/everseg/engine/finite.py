@@ -1,4 +1,4 @@
-"""Keeps losses, gradients and weights that are not finite away from the model and the disk (floor 5)."""
+"""Keeps losses, gradients and weights that are not finite away from the model and the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, and its state under parameter names (floor 5)."""
+"""The optimiser, its learning rate, and its state under parameter names."""
 
 from __future__ import annotations
 

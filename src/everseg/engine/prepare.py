@@ -1,4 +1,4 @@
-"""What is made before a run trains: data, class index and steps; without torch, so that it is quick (floor 5)."""
+"""What is made before a run trains: data, class index and steps; without torch, so that it is quick."""
 
 from __future__ import annotations
 

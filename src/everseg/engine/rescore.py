@@ -1,4 +1,4 @@
-"""Scoring a finished step again: on its own test images, on others, or with paths chosen per image (floor 6)."""
+"""Scoring a finished step again: on its own test images, on others, or with paths chosen per image."""
 
 from __future__ import annotations
 

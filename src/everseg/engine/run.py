@@ -1,4 +1,4 @@
-"""A whole run: all steps, resumed where it stands, each scored when it is finished (floor 5)."""
+"""A whole run: all steps, resumed where it stands, each scored when it is finished."""
 
 from __future__ import annotations
 

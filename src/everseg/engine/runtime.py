@@ -1,4 +1,4 @@
-"""Processes, devices, signals, seeds and the run folder's lock (floor 5)."""
+"""Processes, devices, signals, seeds and the run folder's lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A first step that several runs have in common, trained once (floor 5).
+"""A first step that several runs have in common, trained once.
 
 Two runs have the same first step if everything that acts in it is the same: all settings but those of later steps and
 but the method's, of which each method says itself what acts (`Method.first_step`).

@@ -1,4 +1,4 @@
-"""One step's loop over batches, exact over restarts (floor 5)."""
+"""One step's loop over batches, exact over restarts."""
 
 from __future__ import annotations
 

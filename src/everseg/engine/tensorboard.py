@@ -1,4 +1,4 @@
-"""TensorBoard events, where TensorBoard is installed; the journal stays the record of a run (floor 5)."""
+"""TensorBoard events, where TensorBoard is installed; the journal stays the record of a run."""
 
 from __future__ import annotations
 

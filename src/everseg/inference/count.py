@@ -1,4 +1,4 @@
-"""Integer confusion counts of a model over test images (floor 5)."""
+"""Integer confusion counts of a model over test images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Testing without domain labels: the path of every image is chosen from the model's statistics (floor 5)."""
+"""Testing without domain labels: the path of every image is chosen from the model's statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of ids: colours, overlays, triplets, confusion heat maps, prediction files (floor 5).
+"""Pictures of ids: colours, overlays, triplets, confusion heat maps, prediction files.
 
 Images are (H, W, 3) uint8 RGB, ids (H, W) integers; no matplotlib.
 """

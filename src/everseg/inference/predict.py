@@ -1,8 +1,8 @@
-"""A trained model at work: load it, predict images, write masks and overlays (floor 6)."""
+"""A trained model at work: load it, predict images, write masks and overlays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,20 +131,6 @@ class LoadedModel:
     def _normalised(self, image: Tensor) -> Tensor:
         return normalise(image, self.form.normalisation)
 
-    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Any:
-        """Teach further classes to a model loaded from a bundle; see `everseg.deploy.extend.extend`.
-
-        Raises:
-            CheckpointError: it was not loaded from a bundle.
-        """
-        from everseg.deploy.extend import extend
-
-        if self.path is None:
-            raise CheckpointError(
-                "this model was not loaded from a bundle: use everseg.load(BUNDLE).extend(...)"
-            )
-        return extend(self.path, data=data, add=add, **options)
-
 
 def _pixels(image: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray:
     if isinstance(image, str | Path):
@@ -158,12 +144,19 @@ def _pixels(image: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray
     return image
 
 
-def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> LoadedModel:
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    builder: Any = None,
+    kind: type[LoadedModel] = LoadedModel,
+) -> LoadedModel:
     """Load a trained model: from a run folder (its last step), or from a finished step's folder.
 
     Args:
         step: which step of a run; default the last.
         builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
+        kind: the class of what is returned, where that can do more than a `LoadedModel`.
 
     Raises:
         CheckpointError: missing, damaged, or not a model of everseg.
@@ -173,13 +166,13 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> L
         folder = RunFolder(path)
         index = folder.chosen_step(step)
         form = InputForm.read(folder.final(index))
-        return LoadedModel(*folder.load_final(index, builder)[:2], form, folder.paths(index))
+        return kind(*folder.load_final(index, builder)[:2], form, folder.paths(index))
     if (path / "final").is_dir():
         path = path / "final"
     if not (path / "classes.json").is_file():
         raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
     verify(path)
-    loaded = LoadedModel(*load_model(path, builder), InputForm.read(path), read_paths(path / "classes.json"))
+    loaded = kind(*load_model(path, builder), InputForm.read(path), read_paths(path / "classes.json"))
     loaded.path = path
     return loaded
 

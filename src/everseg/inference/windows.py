@@ -1,4 +1,4 @@
-"""Images seen through overlapping windows: bounded memory at any size (floor 5)."""
+"""Images seen through overlapping windows: bounded memory at any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Original MiB and MDIL checkpoints to model folders of everseg, and back (floor 6)."""
+"""Original MiB and MDIL checkpoints to model folders of everseg, and back."""
 
 from __future__ import annotations
 

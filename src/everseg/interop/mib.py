@@ -1,4 +1,4 @@
-"""Read and write the checkpoints of MiB's original code (floor 6).
+"""Read and write the checkpoints of MiB's original code.
 
 Their names: `body.` (In-place ABN's ResNet), `head.` (DeepLabV3), `cls.<step>.` (classifiers), usually after
 `module.`. In-place ABN 1.0 stores no `num_batches_tracked`; version 1.1 does, and both are accepted.

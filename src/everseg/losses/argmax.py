@@ -1,4 +1,4 @@
-"""Arg-max class of every pixel from small logits, a band of rows at a time (floor 1)."""
+"""Arg-max class of every pixel from small logits, a band of rows at a time."""
 
 from __future__ import annotations
 

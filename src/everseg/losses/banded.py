@@ -1,4 +1,4 @@
-"""All pixel-wise losses of a branch in one pass over bands of rows, without tensors of full resolution (floor 1)."""
+"""All pixel-wise losses of a branch in one pass over bands of rows, without tensors of full resolution."""
 
 from __future__ import annotations
 

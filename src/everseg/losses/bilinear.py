@@ -1,4 +1,4 @@
-"""Bilinear resizing of one image, a band of rows at a time, and its adjoint (floor 1)."""
+"""Bilinear resizing of one image, a band of rows at a time, and its adjoint."""
 
 from __future__ import annotations
 

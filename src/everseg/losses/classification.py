@@ -1,4 +1,4 @@
-"""Losses against labels: cross-entropy, its unbiased form, binary cross-entropy, iCaRL, focal (floor 1).
+"""Losses against labels: cross-entropy, its unbiased form, binary cross-entropy, iCaRL, focal.
 
 In all of them `label` is (B, H, W) at the resolution of `logits` (B, C, H, W), with 255 = ignored.
 """

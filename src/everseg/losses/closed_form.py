@@ -1,4 +1,4 @@
-"""Value and gradient, over one band of pixels, of losses made of `forms` (floor 1)."""
+"""Value and gradient, over one band of pixels, of losses made of `forms`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixel-wise losses as sums of few statistics of the logits: what each one is made of (floor 1).
+"""Pixel-wise losses as sums of few statistics of the logits: what each one is made of.
 
 Given label and teacher, most pixel-wise losses are linear in log-sum-exps over groups of classes, sums of softplus,
 single logits, and products of the logits with the teacher's probabilities. A form lists the statistics of a loss with

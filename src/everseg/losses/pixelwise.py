@@ -1,4 +1,4 @@
-"""What all pixel-wise losses share: precision, upsampling, checks of shapes and labels, reduction (floor 1)."""
+"""What all pixel-wise losses share: precision, upsampling, checks of shapes and labels, reduction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract between a method and the engine (floor 4).
+"""The contract between a method and the engine.
 
 A method returns named loss terms; it never steps the optimiser and never changes the engine or a data set.
 """

@@ -1,4 +1,4 @@
-"""Methods from their configuration (floor 4)."""
+"""Methods from their configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elastic Weight Consolidation with a running Fisher information (floor 4)."""
+"""Elastic Weight Consolidation with a running Fisher information."""
 
 from __future__ import annotations
 

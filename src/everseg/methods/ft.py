@@ -1,4 +1,4 @@
-"""Fine-tuning, the lower bound; on a joint scenario the upper bound (floor 4)."""
+"""Fine-tuning, the lower bound; on a joint scenario the upper bound."""
 
 from __future__ import annotations
 

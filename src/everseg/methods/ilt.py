@@ -1,4 +1,4 @@
-"""Incremental Learning Techniques: LwF with encoder features kept in place (floor 4)."""
+"""Incremental Learning Techniques: LwF with encoder features kept in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of EWC, PI and RW: a quadratic pull towards old weights, weighted by importance (floor 4)."""
+"""The base of EWC, PI and RW: a quadratic pull towards old weights, weighted by importance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning without Forgetting on pixels (floor 4)."""
+"""Learning without Forgetting on pixels."""
 
 from __future__ import annotations
 

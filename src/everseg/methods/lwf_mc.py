@@ -1,4 +1,4 @@
-"""LwF-MC: iCaRL without exemplars, on pixels (floor 4)."""
+"""LwF-MC: iCaRL without exemplars, on pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-domain incremental learning (floor 4)."""
+"""Multi-domain incremental learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MDIL across domains and MiB within a domain that grows, for sequences of new classes and new domains (floor 4)."""
+"""MDIL across domains and MiB within a domain that grows, for sequences of new classes and new domains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modeling the Background (floor 4)."""
+"""Modeling the Background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Path Integral, also known as Synaptic Intelligence (floor 4)."""
+"""Path Integral, also known as Synaptic Intelligence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Riemannian Walk: Fisher information and path score together (floor 4)."""
+"""Riemannian Walk: Fisher information and path score together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss terms that several methods share (floor 4)."""
+"""Loss terms that several methods share."""
 
 from __future__ import annotations
 

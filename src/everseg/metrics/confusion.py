@@ -1,4 +1,4 @@
-"""Integer confusion counts, gathered on the device that predicts (floor 1)."""
+"""Integer confusion counts, gathered on the device that predicts."""
 
 from __future__ import annotations
 

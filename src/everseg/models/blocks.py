@@ -1,4 +1,4 @@
-"""Building blocks of models: per-branch modules, growing classifiers, norms and their activations (floor 2)."""
+"""Building blocks of models: per-branch modules, growing classifiers, norms and their activations."""
 
 from __future__ import annotations
 

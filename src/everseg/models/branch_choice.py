@@ -1,4 +1,4 @@
-"""The path of an image whose domain is not known, chosen from batch-norm statistics (floor 2)."""
+"""The path of an image whose domain is not known, chosen from batch-norm statistics."""
 
 from __future__ import annotations
 

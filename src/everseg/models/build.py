@@ -1,4 +1,4 @@
-"""Models by name: builders, building from the configuration and from a checkpoint's description (floor 2)."""
+"""Models by name: builders, building from the configuration and from a checkpoint's description."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
-from everseg.models.adapters import encoders as library
+from everseg.models.adapters import encoders
 from everseg.models.adapters.whole import torchvision_deeplabv3, torchvision_fcn, transformers_network
 from everseg.models.blocks import BranchDecoder, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
@@ -134,8 +134,8 @@ ARCHITECTURES: dict[str, Builder] = {
     "deeplabv3-resnet101": deeplabv3_resnet101,
     "deeplabv3-tiny": deeplabv3_tiny,
     "erfnet": erfnet,
-    "mlp": library.mlp,
-    "library-deeplabv3": library.library_deeplabv3,
+    "mlp": encoders.mlp,
+    "library-deeplabv3": encoders.library_deeplabv3,
     "torchvision-deeplabv3": torchvision_deeplabv3,
     "torchvision-fcn": torchvision_fcn,
     "transformers": transformers_network,
@@ -162,8 +162,8 @@ def build_model(
     if config.encoder is not None:
         return _on_library_encoder(config, normalisation)
     builder = resolve("model", config.name)
-    if builder in library.DECODERS.values():
-        raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={library.FORM}")
+    if builder in encoders.DECODERS.values():
+        raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={encoders.FORM}")
     options = {
         key: value
         for key, value in (("output_stride", config.output_stride), ("norm", config.norm))
@@ -185,22 +185,22 @@ def build_model(
 
 def _on_library_encoder(config: ModelConfig, normalisation: Literal["imagenet", "unit"]) -> SegmentationModel:
     """Build a decoder on an encoder of another library, with its weights."""
-    builder = library.DECODERS.get(config.name)
+    builder = encoders.DECODERS.get(config.name)
     if builder is None:
         raise ConfigError(
             f"model.encoder: '{config.name}' has an encoder of its own; encoders of other libraries go with "
-            f"model.name={' or '.join(library.DECODERS)}"
+            f"model.name={' or '.join(encoders.DECODERS)}"
         )
     if config.output_stride is not None:
         raise ConfigError(
             "model.output_stride: an encoder of another library has its own strides; give model.output_stride=null"
         )
-    encoder, weights = library.describe(config, normalisation)
+    encoder, weights = encoders.describe(config, normalisation)
     options = {key: value for key, value in config.options.items() if key not in ("config", "taps")}
     norm = {} if config.norm is None else {"norm": config.norm}
     model = _call(config.name, builder, {**norm, **options, "encoder": encoder})
     if weights is not None:
-        library.load_body(model, weights)
+        encoders.load_body(model, weights)
     return model
 
 

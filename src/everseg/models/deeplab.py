@@ -1,4 +1,4 @@
-"""DeepLabV3's decoder: atrous spatial pyramid pooling with a pooled branch (floor 2)."""
+"""DeepLabV3's decoder: atrous spatial pyramid pooling with a pooled branch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERFNet with shared factorised convolutions and, where wanted, a path of its own per branch (floor 2)."""
+"""ERFNet with shared factorised convolutions and, where wanted, a path of its own per branch."""
 
 from __future__ import annotations
 

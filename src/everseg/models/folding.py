@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for models that only look (floor 2)."""
+"""Batch norms folded into the convolutions before them, for models that only look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SegFormer's all-MLP decoder over the taps of any encoder (floor 2)."""
+"""SegFormer's all-MLP decoder over the taps of any encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The segmentation model: an encoder, a decoder, and growing classifiers per branch (floor 2)."""
+"""The segmentation model: an encoder, a decoder, and growing classifiers per branch."""
 
 from __future__ import annotations
 

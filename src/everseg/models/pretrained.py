@@ -1,4 +1,4 @@
-"""Initial encoder weights from local files or the Hugging Face hub, whatever their names (floor 2)."""
+"""Initial encoder weights from local files or the Hugging Face hub, whatever their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ResNet encoders with dilation, parameters named as in torchvision (floor 2)."""
+"""ResNet encoders with dilation, parameters named as in torchvision."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Results as tables and text (floor 6)."""
+"""Results as tables and text."""

@@ -1,4 +1,4 @@
-"""Results over domains: the relative drop against single-task models, and where their numbers come from (floor 6)."""
+"""Results over domains: the relative drop against single-task models, and where their numbers come from."""
 
 from __future__ import annotations
 

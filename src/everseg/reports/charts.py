@@ -1,4 +1,4 @@
-"""The report's charts, drawn by matplotlib (the extra `plot`) from plain numbers (floor 6).
+"""The report's charts, drawn by matplotlib (the extra `plot`) from plain numbers.
 
 Legends and tables of the same numbers stand beside them in the page. matplotlib is imported where it is used.
 """

@@ -1,4 +1,4 @@
-"""A page of images with their labels over them, to look at before anything is trained (floor 6)."""
+"""A page of images with their labels over them, to look at before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, small enough for a page that carries them itself (floor 6)."""
+"""Pictures as data URIs, small enough for a page that carries them itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everseg features`: what a step did to the encoder's features, as tables and pictures (floor 6)."""
+"""`everseg features`: what a step did to the encoder's features, as tables and pictures."""
 
 from __future__ import annotations
 

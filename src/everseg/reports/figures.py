@@ -1,4 +1,4 @@
-"""Which charts a report shows: each with its legend, its caption and the rows it is drawn from (floor 6)."""
+"""Which charts a report shows: each with its legend, its caption and the rows it is drawn from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everseg report`: everything a run has stored, put together as one page (floor 6)."""
+"""`everseg report`: everything a run has stored, put together as one page."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from everseg.engine.run import Prepared, prepare
 from everseg.errors import EversegError
 from everseg.metrics import step_scores
 from everseg.progress import Progress
-from everseg.reports import figures, numbers, page
-from everseg.reports import picture_grid as illustrate
+from everseg.reports import figures, numbers, page, picture_grid
 from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside, taught
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import read_curves
@@ -61,15 +60,15 @@ def write_report(
     progress = progress or Progress(quiet=True)
     tracks, notes = tracks_of(folder), list[str]()
     prepared = _prepared(folder, config, progress, notes)
-    looked = illustrate.looked(folder, config, prepared, images, progress, notes) if prepared else []
+    looked = picture_grid.looked(folder, config, prepared, images, progress, notes) if prepared else []
     made = assemble(folder, config, tracks, prepared, notes)
-    made.grid_rule = illustrate.rule(looked, config.seed)
-    made.change_legend = illustrate.change_legend()
+    made.grid_rule = picture_grid.rule(looked, config.seed)
+    made.change_legend = picture_grid.change_legend()
     for side, rows in [*((side, 2) for side in _SIDES), (_SIDES[-1], 1), (0, 0)]:
         shown = replace(made, notes=list(made.notes))
         if rows:
-            shown.grids = illustrate.grids(looked, tracks, side, rows, config.seed)
-            shown.features = illustrate.features(folder, 4 * side)
+            shown.grids = picture_grid.grids(looked, tracks, side, rows, config.seed)
+            shown.features = picture_grid.features(folder, 4 * side)
         if (side, rows) != (_SIDES[0], 2):
             what = f"are reduced to {side} pixels" if rows else "are left out"
             shown.notes.append(f"Pictures {what} so that the page stays within {limit / 1e6:g} MB.")

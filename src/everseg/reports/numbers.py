@@ -1,4 +1,4 @@
-"""The report's rows and its sentence, from the counts alone (floor 6).
+"""The report's rows and its sentence, from the counts alone.
 
 Rows are plain mappings with the same words as the page's columns; they are also what the page offers as CSV and JSON.
 Scores are percent (two digits) or None where undefined.

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no script, no network, at most 10 MB (floor 6)."""
+"""The report as one HTML page that needs nothing else: no script, no network, at most 10 MB."""
 
 from __future__ import annotations
 

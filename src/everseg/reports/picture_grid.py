@@ -1,4 +1,4 @@
-"""The qualitative grid: test images through every step's model, chosen by a rule the report states (floor 6)."""
+"""The qualitative grid: test images through every step's model, chosen by a rule the report states."""
 
 from __future__ import annotations
 

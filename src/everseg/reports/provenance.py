@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: command, versions, hashes, what to cite (floor 6)."""
+"""Where a run's numbers come from: command, versions, hashes, what to cite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published numbers that ship as data, and which of them a run may be compared with (floor 6).
+"""Published numbers that ship as data, and which of them a run may be compared with.
 
 A number is comparable only where data set, task, protocol, backbone, initial weights, background convention and the way
 test images are seen are those of the run. Whatever else was published for the same data and task is listed with what

@@ -1,4 +1,4 @@
-"""Results as tables for the terminal (floor 6)."""
+"""Results as tables for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text made safe for the terminal (floor 6)."""
+"""Text made safe for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are either whole and verified, or not there: checkpoints and finished steps (floor 5).
+"""Folders that are either whole and verified, or not there: checkpoints and finished steps.
 
 A folder is written as `X.tmp/` (files, then the manifest with sizes and SHA-256), flushed to disk, renamed to `X`,
 and never overwritten. Only safetensors and JSON are read back, so loading never runs code from a file.

@@ -1,4 +1,4 @@
-"""The run folder: where what lies, and how a finished step is read back (floor 5)."""
+"""The run folder: where what lies, and how a finished step is read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal: one JSON line per logged iteration and event of a run (floor 5)."""
+"""The journal: one JSON line per logged iteration and event of a run."""
 
 from __future__ import annotations
 

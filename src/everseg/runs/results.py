@@ -1,4 +1,4 @@
-"""Scores of a whole sequence of steps, from the counts a run has stored (floor 5)."""
+"""Scores of a whole sequence of steps, from the counts a run has stored."""
 
 from __future__ import annotations
 

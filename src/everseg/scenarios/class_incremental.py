@@ -1,4 +1,4 @@
-"""Class-incremental scenarios: which images and labels each step sees (floor 3).
+"""Class-incremental scenarios: which images and labels each step sees.
 
 Rules of Cermelli et al., CVPR 2020 (MiB), section 4, as the authors' code has them: an image belongs to a step by
 the classes of its whole mask, in the order of the split; the background never counts.

@@ -1,4 +1,4 @@
-"""Scenarios made of scenarios: all classes at once, one step alone, one after the other (floor 3).
+"""Scenarios made of scenarios: all classes at once, one step alone, one after the other.
 
 Joint, multi-task and single-task training are such scenarios run with fine-tuning, not methods.
 """

@@ -1,4 +1,4 @@
-"""Domain-incremental and mixed scenarios: steps that each bring a domain, more classes of one, or both (floor 3)."""
+"""Domain-incremental and mixed scenarios: steps that each bring a domain, more classes of one, or both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New classes for the model of a bundle, from images that need no labels of the old ones (floor 3)."""
+"""New classes for the model of a bundle, from images that need no labels of the old ones."""
 
 from __future__ import annotations
 

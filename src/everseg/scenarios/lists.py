@@ -1,4 +1,4 @@
-"""Image lists per step: the published ones, and a user's own (floor 3)."""
+"""Image lists per step: the published ones, and a user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class weights of a scenario's steps: from the pixels they train, or as published (floor 3)."""
+"""Class weights of a scenario's steps: from the pixels they train, or as published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step will see, before anything is trained, as plain data (floor 3)."""
+"""What every step will see, before anything is trained, as plain data."""
 
 from __future__ import annotations
 

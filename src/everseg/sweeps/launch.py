@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are worked off: processes of this machine, Ray, or a SLURM array (floor 6).
+"""Where the runs of a sweep are worked off: processes of this machine, Ray, or a SLURM array.
 
 Every run is a process of `everseg run`. Which process gets which processor is the business of concurrent.futures, Ray
 or SLURM; here stands only that a run waits while another one trains the first step that both have in common.

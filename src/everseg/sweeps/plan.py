@@ -1,4 +1,4 @@
-"""The runs of a sweep: their names, configurations, states, and which of them share a first step (floor 6)."""
+"""The runs of a sweep: their names, configurations, states, and which of them share a first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everseg sweep`: a grid of methods, seeds and tasks, with every shared first step trained once (floor 6)."""
+"""`everseg sweep`: a grid of methods, seeds and tasks, with every shared first step trained once."""
 
 from __future__ import annotations
 

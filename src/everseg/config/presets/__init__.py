@@ -1,4 +1,4 @@
-"""Every published setting under its name, composed of small parts (floor 1).
+"""Every published setting under its name, composed of small parts.
 
 Names read `<data>-<task>[-<protocol>]-<method>`: voc-15-5-mib, voc-15-1-overlapped-mib, ade-100-50b-lwf,
 voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-ft; and over domains

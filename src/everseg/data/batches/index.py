@@ -1,4 +1,4 @@
-"""Which classes stand in which image: pixel counts per raw id, built once and cached by content (floor 2)."""
+"""Which classes stand in which image: pixel counts per raw id, built once and cached by content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the same small piece of work for every sample of a split, on all cores (floor 2)."""
+"""Do the same small piece of work for every sample of a split, on all cores."""
 
 from __future__ import annotations
 

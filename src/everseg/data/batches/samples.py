@@ -1,4 +1,4 @@
-"""Samples of views as arrays, and a stand-in where one cannot be read (floor 2)."""
+"""Samples of views as arrays, and a stand-in where one cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and masks to network inputs, as pure functions on uint8 arrays (floor 2).
+"""Pictures and masks to network inputs, as pure functions on uint8 arrays.
 
 All randomness comes from the `random.Random` that is passed in, so a sample's augmentation depends on
 (seed, step, epoch, sample id) alone and never on the worker, the rank or what was drawn before.

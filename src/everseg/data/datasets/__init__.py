@@ -1,4 +1,4 @@
-"""Readers of data sets, one file per layout, and how a configuration names them (floor 2)."""
+"""Readers of data sets, one file per layout, and how a configuration names them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ADE20K as the scene parsing challenge released it, ADEChallengeData2016 (floor 2)."""
+"""ADE20K as the scene parsing challenge released it, ADEChallengeData2016."""
 
 from __future__ import annotations
 

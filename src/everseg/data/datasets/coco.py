@@ -1,4 +1,4 @@
-"""Polygons and run-length masks in COCO's JSON, drawn as they are read (floor 2)."""
+"""Polygons and run-length masks in COCO's JSON, drawn as they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening and decoding one image or mask file, refusing everything that would be silently wrong (floor 2)."""
+"""Opening and decoding one image or mask file, refusing everything that would be silently wrong."""
 
 from __future__ import annotations
 

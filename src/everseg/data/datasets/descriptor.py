@@ -1,4 +1,4 @@
-"""The data.yaml that describes plain folders: its keys, and all of its faults at once (floor 2)."""
+"""The data.yaml that describes plain folders: its keys, and all of its faults at once."""
 
 from __future__ import annotations
 

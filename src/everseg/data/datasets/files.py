@@ -1,4 +1,4 @@
-"""The split shared by all data sets that lie in files (floor 2)."""
+"""The split shared by all data sets that lie in files."""
 
 from __future__ import annotations
 

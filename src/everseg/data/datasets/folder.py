@@ -1,4 +1,4 @@
-"""Plain folders of images and masks, described by a small YAML file (floor 2)."""
+"""Plain folders of images and masks, described by a small YAML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Semantic-segmentation sets stored by the Hugging Face `datasets` library (floor 2)."""
+"""Semantic-segmentation sets stored by the Hugging Face `datasets` library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding files and pairing images with masks: by stem, never by position (floor 2)."""
+"""Finding files and pairing images with masks: by stem, never by position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large pictures as windows: every window is a sample (floor 2)."""
+"""Large pictures as windows: every window is a sample."""
 
 from __future__ import annotations
 

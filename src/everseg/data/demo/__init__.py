@@ -1,4 +1,4 @@
-"""Generated street scenes: coloured, with occlusion and changing light, good enough to learn from (floor 2).
+"""Generated street scenes: coloured, with occlusion and changing light, good enough to learn from.
 
 Every scene is a pure function of (seed, split, index). Nothing is downloaded or written.
 """

@@ -1,4 +1,4 @@
-"""Painting one street scene: sky, ground, houses, then trees, cars, persons and signs by distance (floor 2)."""
+"""Painting one street scene: sky, ground, houses, then trees, cars, persons and signs by distance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at every file of a data set before training and list all faults (floor 2)."""
+"""Look at every file of a data set before training and list all faults."""
 
 from __future__ import annotations
 

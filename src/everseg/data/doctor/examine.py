@@ -1,4 +1,4 @@
-"""What a check finds out about one sample: its faults, oddities, ids and fingerprints (floor 2)."""
+"""What a check finds out about one sample: its faults, oddities, ids and fingerprints."""
 
 from __future__ import annotations
 

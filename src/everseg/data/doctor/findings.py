@@ -1,4 +1,4 @@
-"""What a check of a data set finds, and how it is shown (floor 2)."""
+"""What a check of a data set finds, and how it is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetch public data sets, when the user asks for it, into folders the readers know (floor 2)."""
+"""Fetch public data sets, when the user asks for it, into folders the readers know."""
 
 from __future__ import annotations
 

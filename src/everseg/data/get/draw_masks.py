@@ -1,4 +1,4 @@
-"""Id masks from polygon annotations, beside them: on all cores, resumable, verified (floor 2)."""
+"""Id masks from polygon annotations, beside them: on all cores, resumable, verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetch one file over HTTP: resumed, retried, verified, and under its final name only when whole (floor 2)."""
+"""Fetch one file over HTTP: resumed, retried, verified, and under its final name only when whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unpack archives of strangers: regular files and folders inside the target, nothing else (floor 2)."""
+"""Unpack archives of strangers: regular files and folders inside the target, nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data.yaml for a folder: classes proposed from the values in its masks, names asked for or given (floor 2)."""
+"""The data.yaml for a folder: classes proposed from the values in its masks, names asked for or given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a folder: the layout of a data set, guessed from names of folders and files (floor 2)."""
+"""What lies in a folder: the layout of a data set, guessed from names of folders and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models on encoders of other libraries: taps by name, odd image sizes, DeepLabV3 or an all-MLP decoder (floor 2)."""
+"""Models on encoders of other libraries: taps by name, odd image sizes, DeepLabV3 or an all-MLP decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders of the timm library (floor 2). Needs torchvision, which must fit the installed torch."""
+"""Encoders of the timm library. Needs torchvision, which must fit the installed torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders of the transformers library, built from a plain configuration and never from a repository's code (floor 2).
+"""Encoders of the transformers library, built from a plain configuration and never from a repository's code.
 
 A description holds the type of model and its whole configuration, so that a checkpoint is rebuilt without the hub.
 """

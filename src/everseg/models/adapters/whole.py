@@ -1,4 +1,4 @@
-"""A segmentation network of the transformers library as one encoder, its classifier taken out (floor 2)."""
+"""A segmentation network of the transformers library as one encoder, its classifier taken out."""
 
 from __future__ import annotations
 

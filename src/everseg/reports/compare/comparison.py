@@ -1,4 +1,4 @@
-"""`everseg compare`: runs side by side, means over seeds, as HTML, CSV and LaTeX (floor 6)."""
+"""`everseg compare`: runs side by side, means over seeds, as HTML, CSV and LaTeX."""
 
 from __future__ import annotations
 

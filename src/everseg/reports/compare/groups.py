@@ -1,4 +1,4 @@
-"""What a finished run has to say in a comparison, and which runs may stand in one table (floor 6)."""
+"""What a finished run has to say in a comparison, and which runs may stand in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean, sample standard deviation and paired differences over seeds (floor 6)."""
+"""Mean, sample standard deviation and paired differences over seeds."""
 
 from __future__ import annotations
 

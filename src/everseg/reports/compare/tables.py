@@ -1,4 +1,4 @@
-"""A comparison as tables of the terminal, as HTML, CSV and LaTeX; all from what `compare` gives (floor 6)."""
+"""A comparison as tables of the terminal, as HTML, CSV and LaTeX; all from what `compare` gives."""
 
 from __future__ import annotations
 

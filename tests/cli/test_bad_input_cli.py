@@ -851,7 +851,7 @@ def test_import_back_of_a_model_the_original_cannot_express_is_refused(everseg: 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_behind_stdout_is_one_message() -> None:
-    source = str(Path(cli.__file__).resolve().parents[1])
+    source = str(Path(cli.__file__).resolve().parents[2])
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "everseg", "list", "presets"],

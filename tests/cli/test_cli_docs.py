@@ -17,7 +17,7 @@ from everseg.cli import output as cli_support
 from everseg.cli.main import app, main
 from everseg.errors import EversegError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 KINDS = [
     cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, EversegError)
@@ -159,7 +159,7 @@ def test_an_installation_without_pages_says_so(
     """The wheel puts them below share/everseg/docs."""
     package = tmp_path / "lib" / "site-packages" / "everseg"
     package.mkdir(parents=True)
-    monkeypatch.setattr(cli_docs, "__file__", str(package / "cli_docs.py"))
+    monkeypatch.setattr(cli_docs, "__file__", str(package / "cli" / "docs.py"))
     monkeypatch.setattr(cli_docs.sysconfig, "get_path", lambda *_: str(tmp_path))
     code, _, err = everseg(capsys, "docs", "errors")
     assert code == 2

@@ -311,7 +311,7 @@ def test_any_arguments_end_in_a_known_exit_code(
 
 
 def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    source = str(Path(cli.__file__).resolve().parents[1])
+    source = str(Path(cli.__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": source}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60, **options
@@ -341,7 +341,7 @@ def test_importing_everseg_imports_next_to_nothing() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    source = str(Path(cli.__file__).resolve().parents[1])
+    source = str(Path(cli.__file__).resolve().parents[2])
     done = subprocess.run(
         f'"{sys.executable}" -m everseg list presets | head -n 1; echo "${{PIPESTATUS[0]}}"',
         shell=True, executable="/bin/bash", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source},

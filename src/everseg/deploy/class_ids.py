@@ -1,4 +1,4 @@
-"""Classes of a bundle under ids that never change and are never used again (floor 6)."""
+"""Classes of a bundle under ids that never change and are never used again."""
 
 from __future__ import annotations
 

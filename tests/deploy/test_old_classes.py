@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from everseg.config.fields import RunConfig
-from everseg.deploy import kept
+from everseg.deploy import old_classes as kept
 from everseg.labels import LabelSpace
 
 OLD = LabelSpace(((0, 1, 2),), ("background", "road", "tree"))

@@ -1,4 +1,4 @@
-"""The verbs `everseg sweep` and `everseg compare` (floor 6)."""
+"""The verbs `everseg sweep` and `everseg compare`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def sweep(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train methods x seeds x tasks; shared first steps once; the same command continues what is unfinished."""
-    from everseg import many
+    from everseg.sweeps.sweep import sweep as train_all
 
     if ray and slurm:
         raise ConfigError("--ray and --slurm: give one of them")
     on: Literal["here", "ray", "slurm"] = "ray" if ray else "slurm" if slurm else "here"
-    result = many.sweep(
+    result = train_all(
         source,
         _words(methods),
         _numbers(seeds),
@@ -61,14 +61,14 @@ def sweep(
 
 
 def _tell(result: dict[str, Any], dry_run: bool) -> None:
-    from everseg.reports import terminal as tables
+    from everseg.reports import terminal
 
     rows = [
         [row["name"], row["state"], "" if row["state"] == "finished" and not row["shared_from"] else
          f"copy of {row['shared_from']}" if row["shared_from"] else "trained here"]
         for row in result["runs"]
     ]  # fmt: skip
-    console_of_stdout().print(tables.table(["run", "state", "first step"], rows))
+    console_of_stdout().print(terminal.table(["run", "state", "first step"], rows))
     failed = [row for row in result["runs"] if row["exit_code"]]
     for row in failed:
         note(f"{row['name']}: exit code {row['exit_code']}: {row['error']}")
@@ -98,10 +98,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Mean and standard deviation over seeds, paired differences, published numbers: table, HTML, CSV, LaTeX."""
-    from everseg import many
-    from everseg.reports.compare import tables
+    from everseg.reports.compare import comparison, tables
 
-    made = many.compare(runs, against=against, out=out)
+    made = comparison.compare(runs, against=against, out=out)
     if as_json:
         write_json(made)
         return

@@ -1,4 +1,4 @@
-"""Images to try models on: a folder's, a run's own test images, or generated ones (floor 6)."""
+"""Images to try models on: a folder's, a run's own test images, or generated ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model still knows its old classes: measured on labels, or estimated from agreement (floor 6)."""
+"""How well a model still knows its old classes: measured on labels, or estimated from agreement."""
 
 from __future__ import annotations
 
