@@ -23,6 +23,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import read_document, save_folder, verify
+from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_model, read_spaces
 
@@ -94,9 +95,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     if not is_bundle(path):
-        hint = (
-            "a run: make a bundle of it with everseg export" if (path / "run.json").is_file() else "no bundle"
-        )
+        hint = "a run: make a bundle of it with everseg export" if RunFolder(path).is_begun else "no bundle"
         raise CheckpointError(
             f"{path} is {hint}" if path.exists() else f"{path} does not exist: give a bundle's folder"
         )

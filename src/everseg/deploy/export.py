@@ -61,7 +61,7 @@ def export(
         GateError: the ONNX file does not give the model's results; nothing is written.
     """
     path = Path(path)
-    is_run = (path / "run.json").is_file()
+    is_run = RunFolder(path).is_begun
     if out is None:
         if not is_run:
             raise ConfigError("--out FOLDER: give the new bundle a place")
@@ -97,7 +97,7 @@ def of_run(
     recorded = {
         entry["index"]: entry for entry in read_document(folder.path / "scenario.json", "steps")["steps"]
     }
-    config, about = folder.config(), read_document(folder.path / "run.json", "argv")
+    config = folder.config()
     begin = folder.final(min(recorded) - 1) if min(recorded) else None
     before, parent, history = None, None, []
     if begin is not None:  # the run began from a bundle, a copy of which is its first parent
@@ -128,7 +128,7 @@ def of_run(
                 "name": config.name,
                 "config_hash": config_hash(config),
                 "seed": config.seed,
-                "command": shlex.join(about["argv"]),
+                "command": shlex.join(folder.record().argv),
             },
             "method": config.method.name,
             "recipe": recipe(config),
@@ -147,6 +147,32 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     whole = to_json(config)
     return {section: {key: whole[section][key] for key in keys} for section, keys in RECIPE.items()} | {
         "method": whole["method"]
+    }
+
+
+def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """The settings that a bundle hands on to its next step; {} where everseg did not train its model.
+
+    Only the keys of RECIPE and the method are taken: a bundle may come from somebody else, and says nothing of the
+    data, the scenario or the folders of the next run.
+
+    Args:
+        where: the bundle, for the message.
+
+    Raises:
+        CheckpointError: a section that holds no keys and values.
+    """
+    stored = lineage.get("recipe") or {}
+    if not isinstance(stored, Mapping) or not all(
+        isinstance(section, Mapping) for section in stored.values()
+    ):
+        raise CheckpointError(
+            f"{where} is damaged: the recipe in {LINEAGE} is not made of settings; restore the bundle"
+        )
+    known = [name for name in (*RECIPE, "method") if name in stored]
+    return {
+        name: {key: value for key, value in stored[name].items() if name == "method" or key in RECIPE[name]}
+        for name in known
     }
 
 

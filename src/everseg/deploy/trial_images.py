@@ -31,7 +31,7 @@ def images_of(folder: str | Path) -> tuple[list[np.ndarray], str]:
 def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
     """A few test images of a run; generated ones where its data are not at hand and none were named."""
     try:
-        config = stored_config(folder, overrides)
+        config = stored_config(folder, overrides, kinds=("dataset",))
         datasets = open_datasets(config.data)
         images = [
             image

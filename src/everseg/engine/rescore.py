@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import torch
 
 from everseg import registry
 from everseg.config.fields import RunConfig
-from everseg.config.loading import identity, override_value, to_json
-from everseg.config.loading import load as load_config
+from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
 from everseg.engine.prepare import open_datasets, prepare
@@ -114,16 +113,25 @@ def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Sour
     return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
 
 
-def stored_config(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:
+def stored_config(
+    folder: RunFolder,
+    overrides: Sequence[str] = (),
+    *,
+    kinds: Collection[str] = ("model", "dataset", "scenario"),
+) -> RunConfig:
     """The configuration of a finished run, with other images or another way to look at them.
+
+    Args:
+        kinds: what the caller is going to import for it: code of these kinds that the run folder names has to be
+            named in `overrides` too.
 
     Raises:
         ConfigError: an override that could only have changed the training; a user's own code not named in it.
     """
     stored = folder.config()
-    config = load_config(to_json(stored), overrides)
+    config = from_stored(to_json(stored), overrides)
     _refuse_training_settings(stored, config)
-    _refuse_stored_code(config, overrides)
+    refuse_own_code(config, overrides, kinds=kinds)
     return config
 
 
@@ -225,23 +233,6 @@ def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
         raise ConfigError(
             [f"{key}: cannot be changed for a finished run; start another run for that" for key in changed]
         )
-
-
-def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
-    """A run folder may come from somebody else: code it names is imported only if the user names it too."""
-    given = {text.partition("=")[2].strip() for text in overrides}
-    domains = [
-        ("dataset", f"data.domains.{name}.dataset", entry.dataset)
-        for name, entry in config.data.domains.items()
-    ]
-    for kind, key, name in (
-        ("model", "model", config.model.name),
-        ("dataset", "data", config.data.dataset),
-        *domains,
-        ("scenario", "scenario.kind", config.scenario.kind),
-    ):
-        if ":" in name and name not in given and name not in registry.names(kind):
-            raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
 
 
 def _recorded_tests(folder: RunFolder, index: int) -> dict[str, Mapping[str, Any]]:

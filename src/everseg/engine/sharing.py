@@ -11,6 +11,7 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from everseg import registry
 from everseg.config.fields import RunConfig
@@ -20,7 +21,7 @@ from everseg.engine.runtime import locked
 from everseg.errors import CheckpointError, DataError
 from everseg.methods.base import first_step_of
 from everseg.methods.build import build_method
-from everseg.runs.commit import read_document, verify, write_bytes, writing
+from everseg.runs.commit import verify, write_bytes, writing
 from everseg.runs.folder import RunFolder
 from everseg.runs.journal import Journal, replaced_samples
 
@@ -38,11 +39,7 @@ def first_step_hash(config: RunConfig) -> str | None:
     """
     if config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]:
         return None
-    settings = {
-        key: value
-        for key, value in identity(config).items()
-        if key not in LATER_STEPS and not key.startswith("method.")
-    }
+    settings = {key: value for key, value in _settings(config).items() if not key.startswith("method.")}
     told = [settings, first_step_of(build_method(config.method))]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
 
@@ -54,11 +51,10 @@ def has_first_step(folder: RunFolder) -> bool:
 
 def obstacle(source: RunFolder, threads: int) -> str:
     """Why a first step would not be the bits that this machine makes, though the settings agree; "" = nothing."""
-    stored = read_document(source.path / "run.json", "threads")
-    if stored["threads"] != threads:
-        return f"{source.path.name} was trained with {stored['threads']} CPU threads, not {threads}"
-    theirs = stored.get("versions") or {}
-    others = [name for name in _PACKAGES if theirs.get(name) != version(name)]
+    record = source.record()
+    if record.threads != threads:
+        return f"{source.path.name} was trained with {record.threads} CPU threads, not {threads}"
+    others = [name for name in _PACKAGES if record.versions.get(name) != version(name)]
     return f"{source.path.name} was trained with another version of {', '.join(others)}" if others else ""
 
 
@@ -109,9 +105,18 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
 
 
 def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
-    if not (target.path / "run.json").is_file():
+    if not target.is_begun:
         return False
-    return first_step_hash(target.config()) != first_step_hash(source.config())
+    theirs, ours = target.config(), source.config()
+    if all(registry.is_builtin("method", config.method.name) for config in (theirs, ours)):
+        return first_step_hash(theirs) != first_step_hash(ours)
+    # What acts in the first step is asked of the method, and a run folder is no reason to import one: with a method of
+    # the user's own only equal settings count as the same.
+    return _settings(theirs) != _settings(ours)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in identity(config).items() if key not in LATER_STEPS}
 
 
 def _copy_flushed(source: RunFolder, target: Path) -> None:

@@ -162,8 +162,8 @@ def load(
         CheckpointError: missing, damaged, or not a model of everseg.
     """
     path = Path(path)
-    if (path / "run.json").is_file():
-        folder = RunFolder(path)
+    folder = RunFolder(path)
+    if folder.is_begun:
         index = folder.chosen_step(step)
         form = InputForm.read(folder.final(index))
         return kind(*folder.load_final(index, builder)[:2], form, folder.paths(index))

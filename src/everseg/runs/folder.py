@@ -9,7 +9,8 @@ import os
 import platform
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from everseg.config.fields import RunConfig
-from everseg.config.loading import config_hash, difference, load, to_json
+from everseg.config.loading import config_hash, difference, from_stored, to_json
 from everseg.data.writing import remove_leftovers
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
@@ -36,6 +37,26 @@ from everseg.runs.commit import (
 )
 from everseg.runs.model_folder import _windows, load_model, read_spaces
 from everseg.scenarios.steps import Step
+
+RECORD = "run.json"
+_MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json says: how a run was asked for, and on what it was begun."""
+
+    config: Any
+    """The configuration as it was written, not checked: `RunFolder.config` does that."""
+    threads: int
+    """CPU threads."""
+    hash: str = ""
+    """SHA-256 of the settings that decide the result."""
+    argv: tuple[str, ...] = ()
+    """The command, word by word."""
+    machine: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package -> version."""
 
 
 @dataclass(frozen=True)
@@ -106,29 +127,56 @@ class RunFolder:
         verify(self.final(index), only=("classes.json",))
         return self.final(index) / "classes.json"
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run was ever begun here: its run.json is there."""
+        return (self.path / RECORD).is_file()
+
+    def record(self) -> RunRecord:
+        """What run.json says.
+
+        Raises:
+            CheckpointError: not a run folder, or its run.json is damaged.
+        """
+        path = self.path / RECORD
+        if not path.is_file():
+            raise CheckpointError(
+                f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
+            )
+        stored = read_document(path, "config", "threads")
+        threads, versions, argv = stored["threads"], stored.get("versions") or {}, stored.get("argv") or []
+        texts = {key: stored.get(key) or "" for key in ("hash", "machine")}
+        problems = [f"{key}: expected text" for key, value in texts.items() if not isinstance(value, str)]
+        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+            problems.append(f"threads: expected a whole number from 1 to {_MOST_THREADS}")
+        if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
+            problems.append("versions: expected the version of each package")
+        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+            problems.append("argv: expected the words of a command")
+        if problems:
+            raise CheckpointError(
+                f"{path} is damaged: {'; '.join(problems)}; restore it or start again under another name"
+            )
+        return RunRecord(stored["config"], threads, argv=tuple(argv), versions=versions, **texts)
+
     def config(self) -> RunConfig:
-        """The configuration the run was started with.
+        """The configuration the run was started with; code that it names is not imported.
 
         Raises:
             CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
         """
-        if not (self.path / "run.json").is_file():
-            raise CheckpointError(
-                f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
-            )
-        stored = read_document(self.path / "run.json", "config", "threads")
         try:
-            return load(stored["config"])
+            return from_stored(self.record().config)
         except ConfigError as error:
             raise CheckpointError(
-                f"{self.path / 'run.json'}: this everseg does not understand its configuration: {error}; "
+                f"{self.path / RECORD}: this everseg does not understand its configuration: {error}; "
                 "restore it or start again under another name"
             ) from None
 
     @property
     def threads(self) -> int:
         """CPU threads the run was started with."""
-        return int(read_document(self.path / "run.json", "threads")["threads"])
+        return self.record().threads
 
     def open(self, config: RunConfig, threads: int) -> int:
         """Create the folder's run.json, or check that an existing one belongs to the same experiment.
@@ -139,7 +187,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run with other settings.
         """
-        document = self.path / "run.json"
+        document = self.path / RECORD
         if document.exists():
             changed = difference(self.config(), config)
             if changed:

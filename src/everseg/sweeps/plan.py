@@ -48,7 +48,7 @@ class GridRun:
 
     @property
     def is_finished(self) -> bool:
-        return (self.folder.path / "run.json").is_file() and self.folder.is_finished(self.config)
+        return self.folder.is_begun and self.folder.is_finished(self.config)
 
     @property
     def command(self) -> list[str]:
@@ -165,7 +165,7 @@ def _check_folders(runs: Sequence[GridRun]) -> None:
         f"{name}: two runs would have this name" for name in dict.fromkeys(names) if names.count(name) > 1
     ]
     for run in runs:
-        if (run.folder.path / "run.json").is_file():
+        if run.folder.is_begun:
             changed = difference(run.folder.config(), run.config)
             if changed:
                 problems.append(f"{run.folder.path} holds a run with other settings: {'; '.join(changed)}")
@@ -218,7 +218,7 @@ def state_of(run: GridRun) -> str:
     """`finished`, `unfinished` (the same command continues it) or `new`."""
     if run.is_finished:
         return "finished"
-    return "unfinished" if (run.folder.path / "run.json").is_file() or run.folder.step(0).exists() else "new"
+    return "unfinished" if run.folder.is_begun or run.folder.step(0).exists() else "new"
 
 
 def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
