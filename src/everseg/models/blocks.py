@@ -134,8 +134,8 @@ class GrowingHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to logits (B, num_classes, h * stride, w * stride)."""
-        # One product per growth, not one over joined weights: joined ones are summed in another order, and then the
-        # old classes' logits would change in their last digits.
+        # One product per growth, not one over joined weights: kernels may sum those in another order, and the logits of
+        # the old classes would change in their last digits.
         return torch.cat([classifier(features) for classifier in self.classifiers], dim=1)  # (B, C, h, w)
 
 
