@@ -161,8 +161,8 @@ class SegmentationModel(nn.Module):
 
     def train(self, mode: bool = True) -> SegmentationModel:
         """Set training or eval mode; norms with frozen statistics, and an encoder frozen whole, stay in eval mode."""
-        # `nn.Module.train` knows nothing of freezing: it sets every norm to update its statistics. What is frozen is put
-        # back below, on every call, so no caller can undo it.
+        # `nn.Module.train` knows nothing of freezing: it sets every norm to update its statistics. What is frozen is
+        # put back below, on every call, so no caller can undo it.
         super().train(mode)
         if self._encoder_is_frozen:
             self.encoder.eval()
