@@ -351,5 +351,5 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 def test_a_closed_stdout_is_no_error() -> None:
-    done = python("-c", "import os\nos.close(1)\nfrom everseg import cli\ncli.main(['list', 'presets'])")
+    done = python("-c", "import os\nos.close(1)\nfrom everseg.cli import main as cli\ncli.main(['list', 'presets'])")
     assert "Traceback" not in done.stderr
