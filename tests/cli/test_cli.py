@@ -325,7 +325,7 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 )  # fmt: skip
 def test_help_lists_and_show_do_not_import_torch(line: str) -> None:
     code = (
-        f"import sys\nfrom everseg import cli\ntry:\n cli.main({line.split()!r})\nexcept SystemExit as stop:\n"
+        f"import sys\nfrom everseg.cli import main as cli\ntry:\n cli.main({line.split()!r})\nexcept SystemExit as stop:\n"
         " assert not stop.code, stop.code\n"
         "assert not {'torch', 'accelerate'} & set(sys.modules)\n"
         f"assert {line.startswith(('show demo', 'list tasks'))} or 'numpy' not in sys.modules"
