@@ -136,6 +136,22 @@ class LabelSpace:
     def num_classes(self) -> int:
         return len(self.order)
 
+    def problems(self) -> list[str]:
+        """What makes this no list of classes: ids and names that do not match, or anything that stands twice."""
+        found = []
+        if len(self.names) != self.num_classes:
+            found.append(f"{len(self.names)} names for {self.num_classes} ids")
+        for what, values in (("id", self.order), ("name", self.names)):
+            if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+                found.append(f"the {what} {', '.join(map(str, twice))} stands twice")
+        if "" in self.names:
+            found.append("a class without a name")
+        if self.background is not None and (
+            type(self.background) is not int or not 0 <= self.background < self.num_classes
+        ):
+            found.append("the background is none of the classes")
+        return found
+
     def lut(self, visible: Iterable[int], policy: LabelPolicy, all_raw: Iterable[int]) -> np.ndarray:
         """Build the table raw id -> train id.
 

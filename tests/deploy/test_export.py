@@ -17,7 +17,7 @@ from toy import settings
 import everseg
 from everseg.deploy import bundle as bundle_module
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.class_ids import Registry, register, with_ids
+from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.export import export
 from everseg.deploy.onnx import Deployed, Parity, check_parity, to_onnx
 from everseg.errors import CheckpointError, ConfigError, GateError
@@ -27,6 +27,7 @@ from everseg.models.erfnet import erfnet
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import Registry
 
 FILES = {
     "MANIFEST.json", "MODEL_CARD.md", "classes.json", "lineage.json", "method_state.safetensors", "model.safetensors",
@@ -165,7 +166,6 @@ def test_ids_are_kept_and_never_used_again():
     assert [(c.id, c.name, c.paths) for c in shared.classes] == [
         (0, "background", ("a", "b")), (1, "car", ("a", "b")), (2, "bus", ("a",)), (3, "van", ("b",)),
     ]  # fmt: skip
-    assert Registry.read(json.loads(json.dumps(shared.to_json())), "here") == shared
 
 
 def test_more_classes_than_a_byte_holds_are_refused():
@@ -277,11 +277,9 @@ def test_every_path_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch
         model.grow({path: 3})
         spaces[path] = LabelSpace(((0, 1, 2),), ("background", "a", last))
     made = write_bundle(tmp_path / "b", Contents(model.eval(), spaces, domains={"dusk": "day"}))
-    assert [made.classes["branches"][path]["onnx"] for path in spaces] == [
-        "model-day.onnx",
-        "model-night_1.onnx",
-    ]
-    assert made.classes["branches"]["night/1"]["ids"] == [0, 1, 3]
+    assert made.about.onnx == {"day": "model-day.onnx", "night/1": "model-night_1.onnx"}
+    written = json.loads((made.path / "classes.json").read_text())["branches"]["night/1"]
+    assert (written["ids"], written["onnx"]) == ([0, 1, 3], "model-night_1.onnx")
     assert [path for path, _ in asked] == ["day", "night/1"]
     assert [entry["id"] for entry in asked[1][1]["classes"]] == [0, 1, 3]
     image = np.zeros((40, 40, 3), np.uint8)
@@ -305,7 +303,7 @@ def test_a_wrong_architecture_is_told(monkeypatch):
 def test_a_run_over_domains_keeps_its_paths_and_results(tmp_path, call):
     config = domain_toy.settings(tmp_path, train={"epochs": 1})
     made = export(everseg.run(config, quiet=True).path, tmp_path / "b", onnx=False)
-    assert made.classes["domains"] == {"day": "day", "dusk": "dusk"}
+    assert made.about.domains == {"day": "day", "dusk": "dusk"}
     assert {c.name: c.paths for c in made.registry.classes}["red"] == ("day", "dusk")
     card = (made.path / "MODEL_CARD.md").read_text()
     assert "paths day, dusk" in card

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from everseg.config.fields import RunConfig
 from everseg.config.loading import from_stored, refuse_own_code
 from everseg.data.datasets import load_dataset
-from everseg.deploy.bundle import Bundle, is_bundle, new_folder, open_bundle, write_bundle
+from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
@@ -29,6 +29,7 @@ from everseg.progress import Progress
 from everseg.reports.terminal import percent
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
+from everseg.runs.model_folder import is_bundle
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def extend(
     target = Path(out) if out is not None else _next_name(source.path)
     if keep_at_least is not None and not 0 < keep_at_least <= 1:
         raise ConfigError(f"--keep-at-least: expected a share above 0, at most 1, got {keep_at_least:g}")
-    with_onnx = any(e["onnx"] for e in source.classes["branches"].values()) if onnx is None else onnx
+    with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
     config = configuration(source, data, add, method, target.name, overrides, model)
@@ -157,13 +158,10 @@ def configuration(
             "lr": RunConfig().train.lr_next,
             "eval_batch": 1,
         }  # nothing says that its images have one size
-    form = {
-        key: source.classes[key] for key in ("size", "evaluation", "normalisation") if key in source.classes
-    }
-    architecture = source.classes["architecture"]
+    architecture = source.about.architecture
     base = {
         "name": name,
-        "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
+        "data": {**recipe.get("data", {}), **source.about.form.settings(), "dataset": str(data)},
         "scenario": {
             "protocol": "sequential", **recipe.get("scenario", {}), "kind": "extension",
             "bundle": str(source.path), "task": [list(add)],

@@ -29,13 +29,13 @@ from everseg.runs.commit import (
     load_tensors,
     parent_of,
     read_document,
-    save_folder,
     verify,
     write_bytes,
     write_json,
     writing,
 )
-from everseg.runs.model_folder import _windows, load_model, read_spaces
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import ModelFile, load_model, read_model_file, save_model
 from everseg.scenarios.steps import Step
 
 RECORD = "run.json"
@@ -108,7 +108,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return read_spaces(self._classes(index))
+        return dict(self.about(index).spaces)
 
     def paths(self, index: int) -> dict[str, str]:
         """Name of the results of a scored step (domain, or branch in runs on one data set) -> branch they are of."""
@@ -120,12 +120,15 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return bool(read_document(self._classes(index), "branches").get("fresh", False))
+        return self.about(index).fresh
 
-    def _classes(self, index: int) -> Path:
-        """The classes.json of a finished step, verified."""
-        verify(self.final(index), only=("classes.json",))
-        return self.final(index) / "classes.json"
+    def about(self, index: int) -> ModelFile:
+        """What is known of a finished step's model.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return read_model_file(self.final(index))
 
     @property
     def is_begun(self) -> bool:
@@ -229,27 +232,18 @@ class RunFolder:
         step: Step,
         model: SegmentationModel,
         method_state: dict[str, torch.Tensor],
-        config: RunConfig,
+        form: InputForm,
         parent: str | None,
     ) -> None:
         """Commit a finished step: weights, method state, and what is needed to use and continue them."""
-        classes = {
-            "architecture": model.describe(),
-            "branches": {
-                name: {"groups": space.groups, "names": space.names, "background": space.background}
-                for name, space in step.spaces.items()
-            },
-            "domains": {source.domain: source.branch for source in step.test if source.domain},
-            "fresh": step.fresh,
-            **{key: getattr(config.data, key) for key in ("size", "evaluation", "normalisation")},
-            **_windows(config),
-        }
-        save_folder(
-            self.final(step.index),
-            {"model": model.state_dict(), "method_state": method_state},
-            {"classes": classes},
-            parent=parent,
+        about = ModelFile(
+            model.describe(),
+            step.spaces,
+            {source.domain: source.branch for source in step.test if source.domain},
+            form,
+            step.fresh,
         )
+        save_model(self.final(step.index), about, model.state_dict(), method_state, parent=parent)
 
     def load_final(
         self, index: int, builder: Any = None
@@ -281,7 +275,8 @@ class RunFolder:
             raise CheckpointError(
                 f"{folder} does not continue {before}: they come from different runs; {again}"
             )
-        return (*load_model(folder, builder), load_tensors(folder / "method_state.safetensors"), digest)
+        model, about = load_model(folder, builder)
+        return model, dict(about.spaces), load_tensors(folder / "method_state.safetensors"), digest
 
     def save_result(
         self,
