@@ -82,7 +82,7 @@ def export(
     pictures: list[np.ndarray] = []
     source = ""
     if onnx and images is not None:
-        pictures, source = images_of(images)
+        pictures, source = images_of(images, contents.form)
     elif onnx:
         pictures, source = images_of_run(RunFolder(path), overrides) if is_run else generated()
     return write_bundle(out, contents, images=pictures, source=source, onnx=onnx)

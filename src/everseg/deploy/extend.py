@@ -264,7 +264,9 @@ def _write(
     where = ""
     if onnx:
         named = [text for text in overrides if text.startswith("data")]
-        pictures, where = images_of(images) if images is not None else images_of_run(folder, named)
+        pictures, where = (
+            images_of(images, contents.form) if images is not None else images_of_run(folder, named)
+        )
     write_bundle(target, contents, images=pictures, source=where, onnx=onnx)
 
 
