@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,20 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         steps = build(
             config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed, **more
         )
+    _check_spaces(steps)
     return Prepared(datasets, counts, steps)
+
+
+def _check_spaces(steps: Sequence[Step]) -> None:
+    """Stop before anything is trained whose classes no file could hold, such as two of one name."""
+    wrong = {
+        f"branch '{branch}': {problem}": None
+        for step in steps
+        for branch, space in step.spaces.items()
+        for problem in space.problems()
+    }
+    if wrong:
+        raise ConfigError(list(wrong), "the classes of the scenario")
 
 
 def known_in(bundle: Path) -> Known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import LabelSpace, policy_set
+from everseg.labels import IGNORED, LabelSpace, policy_set
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
@@ -250,7 +250,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
     if entry is None or entry["split"] not in dataset.splits:
         return None
     table, names = entry["lut"], dataset.labels.names
-    labelled = [raw for raw, value in enumerate(table) if value not in (255, space.background)]
+    labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
     if any(names.get(raw) != space.names[table[raw]] for raw in labelled):
         return None
     counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
@@ -278,22 +278,11 @@ def source_by_name(
     split_name = config.scenario.test_split
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
         raise ConfigError(missing)
-    policy = policy_set(config.scenario.policy).test
-    if space.background is None:
-        policy = replace(policy, background=255, future=255)
     counts = class_counts(dataset.splits[split_name], dataset.labels)
-    table = np.full(256, policy.void, np.uint8)
-    known = []
-    for raw, name in dataset.labels.names.items():
-        if raw == dataset.labels.background and space.background is not None:
-            table[raw] = policy.background
-        elif name in space.names:
-            table[raw] = space.names.index(name)
-            known.append(raw)
-        else:
-            table[raw] = policy.future
+    known = space.train_ids_of(dataset.labels)
     if not known:
         raise _nothing_shared(dataset, space.names)
-    indices = np.flatnonzero(counts[:, known].sum(1) > 0)
+    table = space.lut_for(dataset.labels, known, policy_set(config.scenario.policy).test)
+    indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
     key = domain or dataset.name
     return Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, some
-from everseg.labels import LabelSpace
+from everseg.labels import IGNORED, LabelSpace
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import load_tensors, read_document, save_folder, verify
@@ -28,7 +28,7 @@ FORMAT = 2
 Keys that are not known here do not raise the number: they are kept and otherwise passed over."""
 LINEAGE = "lineage.json"
 """Where a bundle says how its model came to be."""
-MOST_IDS = 255
+MOST_IDS = IGNORED
 """Number of lasting ids that fit a mask of bytes; the one after them stays for ignored pixels."""
 _RAW_IDS = range(-16, 65536)
 """Raw ids that a file may hold; negative ones stand for outputs that no pixel of a mask carries."""

@@ -70,10 +70,8 @@ def build(
     )
     policies = policy_set(config.policy)
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
-    taught = [
-        raw for raw, name in dataset.labels.names.items()
-        if name in space.names and raw != dataset.labels.background
-    ]  # fmt: skip
+    train_ids = space.train_ids_of(dataset.labels)
+    taught = list(train_ids)
     train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
     test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
     if absent := [
@@ -85,7 +83,7 @@ def build(
     visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
 
     def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
-        table = _table(dataset, space, ids, policy)
+        table = space.lut_for(dataset.labels, train_ids, policy, ids)
         return Source(known.branch, dataset.name, split, tuple(map(int, indices)), table.tobytes())
 
     return (
@@ -152,16 +150,3 @@ def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
     if problems:
         raise ConfigError(problems)
     return list(names)
-
-
-def _table(dataset: Dataset, space: LabelSpace, visible: Sequence[int], policy: LabelPolicy) -> np.ndarray:
-    """Raw id -> train id by class name, (256,) uint8."""
-    table = np.full(256, policy.void, np.uint8)
-    for raw, name in dataset.labels.names.items():
-        if raw == dataset.labels.background:
-            table[raw] = policy.background
-        elif name not in space.names:
-            table[raw] = policy.future
-        else:
-            table[raw] = space.names.index(name) if raw in visible else policy.old
-    return table
