@@ -166,13 +166,11 @@ def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any
         CheckpointError: a section that holds no keys and values.
     """
     stored = lineage.get("recipe") or {}
-    if not isinstance(stored, Mapping) or not all(
-        isinstance(section, Mapping) for section in stored.values()
-    ):
+    known = [name for name in (*RECIPE, "method") if name in stored] if isinstance(stored, Mapping) else None
+    if known is None or not all(isinstance(stored[name], Mapping) for name in known):
         raise CheckpointError(
             f"{where} is damaged: the recipe in {LINEAGE} is not made of settings; restore the bundle"
         )
-    known = [name for name in (*RECIPE, "method") if name in stored]
     return {
         name: {key: value for key, value in stored[name].items() if name == "method" or key in RECIPE[name]}
         for name in known

@@ -39,7 +39,7 @@ from everseg.runs.model_folder import ModelFile, load_model, read_model_file, sa
 from everseg.scenarios.steps import Step
 
 RECORD = "run.json"
-_MOST_THREADS = 4096
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class RunFolder:
         threads, versions, argv = stored["threads"], stored.get("versions") or {}, stored.get("argv") or []
         texts = {key: stored.get(key) or "" for key in ("hash", "machine")}
         problems = [f"{key}: expected text" for key, value in texts.items() if not isinstance(value, str)]
-        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
-            problems.append(f"threads: expected a whole number from 1 to {_MOST_THREADS}")
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
         if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
             problems.append("versions: expected the version of each package")
         if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):

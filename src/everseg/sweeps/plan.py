@@ -14,9 +14,9 @@ from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, load
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
-from everseg.errors import ConfigError, EversegError, near_miss
-from everseg.runs.commit import read_json, write_json
-from everseg.runs.folder import RunFolder
+from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
+from everseg.runs.commit import read_document, write_json
+from everseg.runs.folder import MOST_THREADS, RunFolder
 
 FILE = "sweep.json"
 _GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",
@@ -231,8 +231,26 @@ def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
 
 
 def stored(out: Path) -> dict[str, Any]:
-    """What sweep.json of a folder says; {} where there is none."""
-    return dict(read_json(out / FILE)) if (out / FILE).is_file() else {}
+    """What sweep.json of a folder says; {} where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = out / FILE
+    if not path.is_file():
+        return {}
+    told = read_document(path, "runs")
+    runs, threads = told["runs"], told.get("threads")
+    problems = []
+    if not isinstance(runs, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in runs
+    ):
+        problems.append("runs: expected the name of each run")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
+    if problems:
+        raise CheckpointError(f"{path} is damaged: {'; '.join(problems)}; delete it")
+    return told
 
 
 def store(
