@@ -203,28 +203,29 @@ def test_a_run_over_domains_is_scored_to_the_counts_it_holds(
     assert_same_counts(found["confusion"], stored)
 
 
+@pytest.mark.parametrize("name", ["dusk", "dim"])
 def test_a_run_over_domains_predicts_through_the_branch_of_a_domain(
-    done: Callable[..., Any], at: Path
+    done: Callable[..., Any], at: Path, name: str
 ) -> None:
-    done("predict", "run-domains-format-1", "scenes/images/val/0.png", "--domain", "dusk", "-o", "out")
-    assert_same_mask(mask("out/0_mask.png"), "run-domains-format-1-dusk")
-    done("predict", "run-domains-format-1", "scenes/images/val/0.png", "--domain", "day", "-o", "day")
-    assert (mask("day/0_mask.png") != mask("out/0_mask.png")).any()
+    """By the name of the domain or of its branch; the picture is twice as large as the model sees it."""
+    done("predict", "run-domains-format-1", "scenes-dusk/large.png", "--domain", name, "-o", "out")
+    assert_same_mask(mask("out/large_mask.png"), "run-domains-format-1")
     assert json.loads(Path("out/classes.json").read_text()) == {str(i): n for i, n in enumerate(CLASSES)}
+    done("predict", "run-domains-format-1", "scenes-dusk/large.png", "--domain", "day", "-o", "day")
+    assert (mask("day/large_mask.png") != mask("out/large_mask.png")).any()
 
 
 def test_a_run_over_domains_is_reported_compared_and_exported(done: Callable[..., Any], at: Path) -> None:
-    made = done(
-        "report", "run-domains-format-1", *SCENES, "--out", "page.html", "--images", 2, "--json", "--quiet"
-    )
-    assert made["pictures"] > 0
+    page = ("--out", "page.html", "--images", 2, "--json", "--quiet")
+    assert done("report", "run-domains-format-1", *SCENES, *page)["pictures"] > 0
     assert all(name in (at / "page.html").read_text() for name in (*CLASSES, "day", "dusk"))
     (table,) = done("compare", "run-domains-format-1", "--json")["tables"]
     assert table["groups"][0]["name"] == "mdil+mib"
     done("export", "run-domains-format-1", "-o", "new", "--no-onnx", "--json")
     assert same_weights("new", "run-domains-format-1/steps/02/final")
-    done("predict", "new", "scenes/images/val/0.png", "--domain", "dusk", "-o", "out")
-    assert_same_mask(mask("out/0_mask.png"), "run-domains-format-1-dusk")
+    for number, name in enumerate(("dusk", "dim")):
+        done("predict", "new", "scenes-dusk/large.png", "--domain", name, "-o", f"out{number}")
+        assert_same_mask(mask(f"out{number}/large_mask.png"), "run-domains-format-1")
 
 
 # ---------------------------------------------------------------- the bundle
