@@ -325,7 +325,7 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 )  # fmt: skip
 def test_help_lists_and_show_do_not_import_torch(line: str) -> None:
     code = (
-        f"import sys\nfrom everseg import cli\ntry:\n cli.main({line.split()!r})\nexcept SystemExit as stop:\n"
+        f"import sys\nfrom everseg.cli.main import main\ntry:\n main({line.split()!r})\nexcept SystemExit as stop:\n"
         " assert not stop.code, stop.code\n"
         "assert not {'torch', 'accelerate'} & set(sys.modules)\n"
         f"assert {line.startswith(('show demo', 'list tasks'))} or 'numpy' not in sys.modules"
@@ -351,5 +351,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 def test_a_closed_stdout_is_no_error() -> None:
-    done = python("-c", "import os\nos.close(1)\nfrom everseg import cli\ncli.main(['list', 'presets'])")
+    done = python(
+        "-c", "import os\nos.close(1)\nfrom everseg.cli import main as cli\ncli.main(['list', 'presets'])"
+    )
     assert "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from everseg.data.datasets.files import read_image
+from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
 from everseg.errors import ConfigError
 from everseg.inference.pictures import colourise, legend, shrink
@@ -75,7 +75,7 @@ def diff(
                     **_became(changed, compared.a.size),
                 }
             )
-            progress.update(done, {}, 0.0, 0.0)
+            progress.update(done)
         progress.end()
     rows.sort(key=lambda row: -row["share"])
     known = [set(model.spaces[_branch(model, domain)].names) for model in models]
