@@ -226,7 +226,7 @@ def _samples(base: Path, file: CocoFile, folder: str | None) -> tuple[list[Pictu
 MAX_BYTES = 2 * 2**30
 """Larger files are refused before they are parsed."""
 MAX_OUTLINE = 2_000_000
-"""Pixels along one polygon; of longer ones the library would take memory without asking (100 bytes per pixel)."""
+"""Pixels along one polygon; of longer ones the library would take memory without asking (about 50 bytes per pixel)."""
 DRAWING = 2
 """Raised whenever the same annotations give other pixels, so that nothing cached of the old ones is used."""
 _SHOWN = 8
