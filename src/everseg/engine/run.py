@@ -204,7 +204,7 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
-    iterations = [iterations_of(config, step) for step in steps]
+    iterations = [iterations_of(step, config.train) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
             session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
