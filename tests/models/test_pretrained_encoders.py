@@ -147,7 +147,7 @@ def damaged(folder, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "error", "words"),
     [
-        ("truncated", CheckpointError, "cannot be loaded"),
+        ("truncated", CheckpointError, "is damaged"),
         ("missing", CheckpointError, "do not fit"),
         ("infinite", CheckpointError, "not finite"),
         ("config", CheckpointError, "config.json cannot be read"),
