@@ -160,7 +160,7 @@ def sample_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[in
             if not started:
                 started.append(total)
                 progress.begin(title, total)
-            progress.update(done, {}, 0.0, 0.0)
+            progress.update(done)
 
         yield advance
 

@@ -24,7 +24,7 @@ from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters.whole import build_network, find_classifier
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
-from everseg.models.pretrained import read_tensors
+from everseg.models.tensor_file import read_tensors
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_strictly
 
