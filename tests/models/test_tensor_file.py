@@ -531,7 +531,7 @@ MEMORY = {
         name("_codecs", "encode"), items(text("x" * 1_000_000), text("latin1")), 400_000
     ),
     "text longer than the file": b"X\xff\xff\xff\xff",
-    "text that is none": b"X\x01\x00\x00\x00\xff",
+    "text that is not UTF-8": b"X\x01\x00\x00\x00\xff",
     "half a character": text("x").replace(b"x", b"\xed\xb2\x80").replace(b"\x01", b"\x03"),
     "far place in the memo": b"Nr\xff\xff\xff\xffj\xfe\xff\xff\xff",
     "key that is a list": b"}]Ns",
@@ -603,7 +603,7 @@ def test_hostile_archives_are_refused(tmp_path):
     saved(content, path)
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("w/data.pkl", program(b"}"))
-    assert "two entries of one name" in refusal(path)
+    assert "two entries with the same name" in refusal(path)
     # Two storages that claim the same bytes of the file.
     archive(
         path,

@@ -108,7 +108,7 @@ class Guard:
         # All processes stop together: one that ended alone would leave the others waiting for its gradients.
         if not all_reduce_max(int(bad is not None), self.accelerator):
             return
-        state = "Nothing was changed by it" if self.at_once or not self.scaled else "Nothing of it was saved"
+        state = "It changed no weight" if self.at_once or not self.scaled else "None of it was saved"
         if bad is None:
             span = f"iterations {seen[0].iteration} to {seen[-1].iteration}"
             self._stop(f"{span}: not finite on another process", seen[-1].ids, f"{state}.")

@@ -73,7 +73,7 @@ LEAVES = (
 DICTIONARIES = (dict, OrderedDict, Counter)
 
 
-ALONE = "have the weights alone saved: torch.save(model.state_dict(), FILE)"
+ALONE = "save the weights alone, or ask for such a file: torch.save(model.state_dict(), FILE)"
 
 
 class Refusal(Exception):  # noqa: N818 - becomes a CheckpointError
@@ -303,7 +303,7 @@ class Pickle:
             try:
                 stack.append(text.decode())
             except UnicodeDecodeError:
-                damaged("text that is none")
+                damaged("text that is not UTF-8")
         elif code == b"\x8a":  # LONG1
             stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
         elif code == b"c":  # GLOBAL
@@ -329,11 +329,11 @@ class Pickle:
         """What stands for a storage: ("storage", type, key, device, number of elements[, view])."""
         if type(reference) is not tuple or len(reference) not in (5, 6) or type(reference[0]) is not str:
             raise Refusal(
-                f"it refers to something else than the memory of a tensor, which could run code; {ALONE}"
+                f"it refers to something other than the memory of a tensor, which could run code; {ALONE}"
             )
         # A sixth entry stands for a storage that is a part of another; PyTorch wrote such storages before 0.4.
         if reference[0] != "storage" or (len(reference) == 6 and reference[5] is not None):
-            damaged("a storage that is none, or a part of another")
+            damaged("a reference to no storage, or to a part of another one")
         return self.claims.storage(reference[1], reference[2], reference[4])
 
 
@@ -362,7 +362,7 @@ def _known(name: str) -> Any:
             f"it holds {REFUSED[name]} tensors, which no model here has; save the weights as ordinary float tensors"
         )
     raise Refusal(
-        f"it holds {shown(name)}, which is no tensor, number, text or container and could run code; {ALONE}"
+        f"it holds {shown(name)}, which is not a tensor, number, text or container and could run code; {ALONE}"
     )
 
 
@@ -435,7 +435,7 @@ def _ordered(claims: Claims, pairs: Any = ()) -> OrderedDict[Any, Any]:
 
 def _counter(claims: Claims, counts: Any) -> Counter[Any]:
     if type(counts) is not dict:
-        damaged("a counter of what is no dictionary")
+        damaged("a counter without a dictionary of counts")
     claims.spend(len(counts))
     # `Counter.update` would add the counts up, whatever type they have; `dict.update` only stores them.
     counter: Counter[Any] = Counter()
@@ -461,18 +461,18 @@ def _device(claims: Claims, kind: Any, index: Any = None) -> torch.device:
             return torch.device(kind, index)
     except RuntimeError:
         pass
-    return damaged("a device that is none")
+    return damaged("an unknown device")
 
 
 def _encoded(claims: Claims, text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if type(text) is not str or type(encoding) is not str or encoding != "latin1":
-        damaged("bytes that are none")
+        damaged("invalid bytes")
     claims.spend(len(text) // 16)
     try:
         return text.encode("latin1")
     except UnicodeEncodeError:
-        damaged("bytes that are none")
+        damaged("invalid bytes")
 
 
 def _numpy_type(claims: Claims, code: Any, align: Any, copy: Any) -> _NumpyType:
@@ -545,18 +545,18 @@ def _add(target: Any, items: Sequence[Any], kind: type) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
     else:
-        damaged(f"items for a {kind.__name__} that is none")
+        damaged(f"items for something that is not a {kind.__name__}")
 
 
 def _key(key: Any) -> Any:
     if type(key) not in KEYS:
-        damaged("a key that is no text or number")
+        damaged("a key that is neither text nor number")
     return key
 
 
 def _list(items: Any) -> Sequence[Any]:
     if type(items) not in (list, tuple, torch.Size):
-        damaged("a list that is none")
+        damaged("something else where a list belongs")
     return items
 
 

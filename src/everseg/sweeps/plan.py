@@ -100,7 +100,9 @@ def grid(
     ]
     for what, given in (("--methods", methods), ("--seeds", seeds), ("--tasks", tasks)):
         problems += [
-            f"{what}: {value} comes twice" for value in dict.fromkeys(given) if list(given).count(value) > 1
+            f"{what}: {value} is given twice"
+            for value in dict.fromkeys(given)
+            if list(given).count(value) > 1
         ]
     if problems:
         raise ConfigError(problems)

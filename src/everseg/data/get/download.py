@@ -153,7 +153,7 @@ def _provide(
         return
     if place.exists():
         raise DataError(
-            f"{place} is there already and was not made by this command; move it away, or use it as data.root"
+            f"{place} exists already and was not made by this command; move it away, or use it as data.root"
         )
     archive = to / source.file
     # The receipt vouches for an archive that an earlier, interrupted call has fetched and verified.
@@ -259,7 +259,7 @@ def _read_receipt(to: Path, name: str) -> dict[str, Any]:
         pass
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"{to / RECEIPT}: cannot be understood; remove it, and the folders it stood for, and start again"
+            f"{to / RECEIPT}: is not a readable receipt; delete it and the folders that it lists, and start again"
         ) from None
     return {"format": 1, "files": {}}
 

@@ -94,7 +94,7 @@ def describe(
         asked = [key for key in CODE if key in stored]
         if asked:
             raise ConfigError(
-                f"model.encoder: 'hf:{name}' needs code of its own ({', '.join(asked)}); it is never run"
+                f"model.encoder: 'hf:{name}' needs code of its own ({', '.join(asked)}), which everseg never runs"
             )
         kind = str(stored.get("model_type"))
     _check_type(kind, name)
@@ -209,7 +209,7 @@ def _check_type(kind: Any, name: str) -> None:
         hint = near_miss(str(kind), types)
         what = "" if kind == name else f" is a '{kind}', which"
         raise ConfigError(
-            f"model.encoder: 'hf:{name}'{what} is no type of encoder that can be used{hint}, no folder, and not "
+            f"model.encoder: 'hf:{name}'{what} is not a type of encoder that everseg can use{hint}, nor a folder, nor "
             f"org/name; types: {', '.join(types)}"
         )
 
@@ -303,7 +303,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{path} holds no keys and values")
+        raise CheckpointError(f"{path} does not hold keys and values")
     return stored
 
 
