@@ -80,6 +80,7 @@ class Guard:
 
     def _check(self, terms: dict[str, Tensor], iteration: int, ids: tuple[str, ...]) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # The norm of all gradients is not finite as soon as one element is not: one number stands for all of them.
         norms = torch._foreach_norm(gradients) if gradients else [self._bad.new_zeros(())]
         norm = torch.linalg.vector_norm(torch.stack([*norms]))
         values = torch.stack([term.detach().to(norm) for term in terms.values()] + [norm])

@@ -22,7 +22,7 @@ from everseg.models.tensor_pickle import ALONE, Claims, Pickle, Refusal, damaged
 MAX_PICKLE = 32 << 20
 """Most bytes of the pickle, the part that lists the tensors; large real ones have a few MB."""
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""What stands at the beginning of the stream that PyTorch wrote before 1.6."""
+"""The first two values of the stream that PyTorch wrote before 1.6."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ ALONE = "save the weights alone, or ask for such a file: torch.save(model.state_
 
 
 class Refusal(Exception):  # noqa: N818 - becomes a CheckpointError
-    """What is wrong with a file and what to do, without its name."""
+    """Says what is wrong with a file and what to do, without the file's name."""
 
 
 def damaged(what: str) -> NoReturn:
@@ -195,7 +195,7 @@ def _natural(number: Any) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Name:
-    """A name of the lists above, as it stands in the file; not the thing itself."""
+    """A name of the lists above as it is written in the file; not the object that it names."""
 
     name: str
 
@@ -252,7 +252,7 @@ class Pickle:
         return line.decode("utf-8", "replace")
 
     def _step(self, code: bytes, stack: list[Any], marks: list[int], memo: dict[int, Any]) -> None:
-        """One instruction; the names of Python's `pickletools` stand beside them."""
+        """Carry out one instruction; comments give the names of Python's `pickletools`."""
         if code in _CONSTANTS:
             stack.append(_CONSTANTS[code])
         elif code in _EMPTY:
@@ -287,7 +287,7 @@ class Pickle:
             self._step_longer(code, stack, memo)
 
     def _step_longer(self, code: bytes, stack: list[Any], memo: dict[int, Any]) -> None:
-        """The instructions that look beyond the stack, or at what it holds."""
+        """Carry out the instructions that use more than the order of the stack."""
         if code in _MEMO:
             form, writes = _MEMO[code]
             number = form.unpack(self._take(form.size))[0]
@@ -326,7 +326,7 @@ class Pickle:
             damaged(f"the instruction {code!r}, which torch.save does not write")
 
     def _persistent(self, reference: Any) -> Storage:
-        """What stands for a storage: ("storage", type, key, device, number of elements[, view])."""
+        """Resolve a reference to a storage: ("storage", type, key, device, number of elements[, view])."""
         if type(reference) is not tuple or len(reference) not in (5, 6) or type(reference[0]) is not str:
             raise Refusal(
                 f"it refers to something other than the memory of a tensor, which could run code; {ALONE}"
@@ -367,7 +367,7 @@ def _known(name: str) -> Any:
 
 
 def _call(claims: Claims, name: Any, given: Any) -> Any:
-    """Do what a call in the file stands for."""
+    """Run our own function for a call in the file."""
     function, least, most = CALLS.get(name.name, (None, 0, 0)) if isinstance(name, _Name) else (None, 0, 0)
     if function is None or type(given) is not tuple or not least <= len(given) <= most:
         damaged("a call that torch.save does not write")

@@ -179,6 +179,7 @@ def _check_folders(runs: Sequence[GridRun]) -> None:
 
 def _leaders_first(runs: Sequence[GridRun]) -> list[GridRun]:
     """Put in front the first run of each group of several that share a first step; the order stays otherwise."""
+    # A run whose first step nobody else shares is no leader: there is no reason to start it early.
     firsts: dict[str, GridRun] = {}
     for run in runs:
         if run.first_step is not None:

@@ -78,9 +78,8 @@ def sweep(
             )
         code = launch.one(chosen, runs, threads=threads, say=progress.message)
         return {**result, "runs": [_row(chosen, runs, {"exit_code": code})]}
-    store(
-        folder, given, threads, runs, {}
-    )  # before anything starts: the number of threads must survive a crash
+    # Before anything starts: the number of threads must survive a crash.
+    store(folder, given, threads, runs, {})
     if on == "slurm":
         command = [
             sys.executable,

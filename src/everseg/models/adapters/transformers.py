@@ -26,7 +26,7 @@ NOT_TAKEN = ("timm_backbone",)
 DERIVED = {"stage_names", "out_features", "out_indices"}
 """Entries of a configuration that follow from the others and from the taps."""
 CODE = ("auto_map", "trust_remote_code")
-"""Entries by which a configuration asks for code of its own."""
+"""Entries by which a configuration asks for code of the repository."""
 MAP_NORMS = "hidden_states_norms."
 """Norms that a backbone adds on its maps: no image classifier has them, so they start fresh, as identity."""
 MAX_TAPS = 4
@@ -34,7 +34,7 @@ MAX_TAPS = 4
 
 @dataclass(frozen=True)
 class Source:
-    """Where the configuration and the weights of a pretrained encoder lie."""
+    """The files of a pretrained encoder's configuration and weights."""
 
     folder: Path
     weights: Path
@@ -67,7 +67,7 @@ def known_types() -> list[str]:
 def describe(
     name: str, given: Mapping[str, Any], taps: Any, *, download: bool
 ) -> tuple[dict[str, Any], Source | None]:
-    """Turn what stands after `hf:` into a description.
+    """Turn the name after `hf:` into a description.
 
     Args:
         name: a type ("segformer": random weights), a folder with config.json and weights, or org/name[@revision].
@@ -182,7 +182,7 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
 
 
 def preprocessing(source: Source) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation per channel that the encoder was trained with, for values in [0, 1]; None = not said."""
+    """Mean and deviation per channel that the encoder was trained with, for values in [0, 1]; None = unknown."""
     if source.preprocessing is None:
         return None
     stored = _read_json(source.preprocessing)
