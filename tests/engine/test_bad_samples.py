@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import domain_toy
 import flaky_toy
 import pytest
-from processes import complete, ranks, results, start, wait, wait_until
+from processes import complete, killed, ranks, results
 from toy import settings
 
 import everseg
@@ -74,10 +72,7 @@ def test_by_default_the_first_one_stops_and_the_mended_run_is_as_if_nothing_had_
 
 
 def test_a_kill_with_replaced_samples_changes_nothing(tmp_path, undisturbed):
-    child = start(config(tmp_path, *BAD, allowed=2))
-    wait_until(lambda: any((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*")))
-    os.kill(child, signal.SIGKILL)
-    wait(child)
+    killed(config(tmp_path, *BAD, allowed=2), "name", pattern="00/ckpt/it-*[0-9]")
     assert complete(config(tmp_path, *BAD, allowed=2)) == 0
     assert results(tmp_path / "runs" / "toy") == undisturbed
     assert sorted(name for _, name, _ in told(tmp_path)) == list(BAD)
