@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def pytest_collection_finish() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Indices of test data stay out of the user's cache, and no test meets those of an earlier session."""
     os.environ["EVERSEG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _alone() -> None:
+    """No test is a process of a launcher's job, also where the tests themselves run in one."""
+    launched = re.compile(
+        "SLURM_.*|ACCELERATE_.*|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)"
+    )
+    for name in filter(launched.fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)
