@@ -206,17 +206,19 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
             train={**BASE, "precision": precision, "lr": 0.002, "lr_next": 0.0004},
         )
         done = everseg.run(config, quiet=True)
-        losses[precision] = [
-            sum(line["terms"].values()) for line in journal(done.path) if line["event"] == "train"
-        ]
+        losses[precision] = [line["terms"] for line in journal(done.path) if line["event"] == "train"]
         weights = load_file(done.folder.final(1) / "model.safetensors")
         assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
         state = load_file(done.folder.final(1) / "method_state.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in state.values())
         found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
         assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
-    assert all(math.isfinite(value) for value in losses["bf16"])
-    np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.15 if method == "ilt" else 0.03)
+    for rough, exact in zip(losses["bf16"], losses["fp32"], strict=True):
+        assert all(math.isfinite(value) for value in rough.values())
+        # ILT compares features of two networks that are nearly the same: mostly rounding, of each processor's kind
+        feature, of = rough.pop("feature", 0.0), exact.pop("feature", 0.0)
+        assert feature == pytest.approx(of, rel=0.5)
+        assert sum(rough.values()) == pytest.approx(sum(exact.values()), rel=0.03)
     assert losses["bf16"] != losses["fp32"], "bf16 was not used"
 
 
