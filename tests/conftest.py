@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +16,43 @@ from everseg.cli import main as cli
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    skipped = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skipped)
+
+
+def pytest_collection_finish() -> None:
+    """Take all that is imported by now out of the garbage collector's sight.
+
+    Accelerate collects after every step of a run. Among the objects of all tests and libraries that was a third of a
+    small run's time, more in a forked one.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Indices of test data stay out of the user's cache, and no test meets those of an earlier session."""
     os.environ["EVERSEG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _alone() -> None:
+    """No test is a process of a launcher's job, also where the tests themselves run in one."""
+    launched = re.compile(
+        "SLURM_.*|ACCELERATE_.*|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)"
+    )
+    for name in filter(launched.fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)
