@@ -6,8 +6,6 @@ torch is imported only where a verb needs it, so that --help and the lists answe
 from __future__ import annotations
 
 import contextlib
-import copy
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -332,33 +330,13 @@ add_deploy_commands(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
-    # Looking for plug-ins of pydantic reads the metadata of every installed package; its own loader says how to not.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    brief = given[:1] in (["list"], ["show"], ["docs"]) and gc.isenabled()
-    if brief:
-        gc.disable()  # over before it could pay
-    code = guarded(_with_verb(given[0]) if given else app, given, debug)
-    if brief:
-        gc.enable()
+    code = guarded(app, given, debug)
     with contextlib.suppress(BrokenPipeError, ValueError):
         sys.stdout.flush()
     if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     raise SystemExit(code)
-
-
-def _with_verb(name: str) -> typer.Typer:
-    """The command line with one verb, or all if there is none of that name: Typer takes 1 ms for each that it has."""
-    verbs = [c for c in app.registered_commands if (c.name or getattr(c.callback, "__name__", "")) == name]
-    groups = [group for group in app.registered_groups if group.name == name]
-    if not (verbs or groups):
-        return app
-    found = copy.copy(app)
-    # Of a single command Typer would make the root: one more stands beside it.
-    found.registered_commands = [*verbs, next(c for c in app.registered_commands if c not in verbs)]
-    found.registered_groups = groups
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import json
 import os
@@ -12,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import resources
 from typing import Annotated, Any
 
 import typer
@@ -37,8 +35,7 @@ def listing(what: str) -> list[tuple[str, str]]:
     if what in LISTS:
         from everseg import registry
 
-        built_in = registry.BUILTIN[LISTS[what]]
-        return [(name, _summary_line(built_in.get(name, ""))) for name in registry.names(LISTS[what])]
+        return list(registry.summaries(LISTS[what]).items())
     if what == "presets":
         from everseg.config import presets
 
@@ -76,22 +73,6 @@ def _policy_text(policy: Any) -> str:
     return ", ".join(
         f"{kind} {'ignored' if train_id == 255 else 'background'}" for kind, train_id in vars(policy).items()
     )
-
-
-def _summary_line(address: str) -> str:
-    """First docstring line of a built-in object, read from its source: nothing is imported."""
-    module, _, attribute = address.partition(":")
-    file = resources.files("everseg").joinpath(
-        *f"{module}.py".replace(".", "/", module.count(".")).split("/")[1:]
-    )
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError):
-        return address
-    for node in tree.body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == attribute:
-            return (ast.get_docstring(node) or address).splitlines()[0]
-    return address
 
 
 def speaks() -> bool:

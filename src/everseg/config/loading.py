@@ -20,12 +20,14 @@ from everseg.config.checks import (
     section_in,
     shown,
 )
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.show import config_hash, difference, dump, fields, identity, to_json
 from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 
-__all__ = ["config_hash", "difference", "dump", "fields", "identity", "load", "override_value", "to_json"]
+__all__ = [
+    "config_hash", "difference", "dump", "fields", "identity", "load", "load_data", "override_value", "to_json",
+]  # fmt: skip
 
 SHORTHAND: dict[str, KeyPath] = {
     "data": ("data", "dataset"),
@@ -78,6 +80,25 @@ def load(
     tree.merge(_overrides(overrides, problems))
     stored = isinstance(source, Mapping) and tree.method_untouched(source)
     return _checked(tree, problems, resolve=lambda name: not stored or _installed(name))
+
+
+def load_data(dataset: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
+    """Read and check the settings of a data set alone, for `everseg data`.
+
+    No method is looked up: checking images needs none, and importing one would import torch.
+
+    Args:
+        dataset: a name of `everseg list datasets`, a data.yaml, or your own file.py:build.
+        overrides: "key=value" as for `load`; `root=DIR` is short for `data.root=DIR` here.
+
+    Raises:
+        ConfigError: every problem found.
+    """
+    problems: list[Problem] = []
+    tree = _Tree()
+    keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides]
+    tree.merge(_overrides([f"data.dataset={dataset}", *keys], problems))
+    return _checked(tree, problems, resolve=lambda name: False).data
 
 
 def _installed(name: Any) -> bool:
