@@ -86,6 +86,8 @@ class BranchDict(nn.ModuleDict):
             like = next(origin.parameters(), None)
             if like is not None:
                 made.to(like.device, like.dtype)  # before the copy, which must not round
+            # Of "weights", the fresh entry's own buffers are put back over the copied ones: a new domain begins with
+            # its own statistics.
             kept = dict(made.named_buffers()) if self.init == "weights" else {}
             made.load_state_dict({**origin.state_dict(), **kept}, strict=True)
         elif self.pretrained is not None:
@@ -114,6 +116,7 @@ class GrowingHead(nn.Module):
         """Append outputs for `num_classes` >= 1 more classes, with PyTorch's default initialisation."""
         if num_classes < 1:
             raise ValueError(f"a head grows by at least one class, not by {num_classes}")
+        # The generator is the CPU's and its seed the caller's: the same first weights on every device.
         new = self.make_classifier(self.in_channels, num_classes)
         if len(self.classifiers):
             first = cast(Classifier, self.classifiers[0]).weight
@@ -131,7 +134,9 @@ class GrowingHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to logits (B, num_classes, h * stride, w * stride)."""
-        return torch.cat([classifier(features) for classifier in self.classifiers], dim=1)
+        # One product per growth, not one over joined weights: kernels may sum those in another order, and the logits of
+        # the old classes would change in their last digits.
+        return torch.cat([classifier(features) for classifier in self.classifiers], dim=1)  # (B, C, h, w)
 
 
 class BranchDecoder(nn.Module):
@@ -204,13 +209,14 @@ class SyncAbsBatchNorm(nn.SyncBatchNorm):
 
 def absolute_gamma(weight: Tensor, eps: float = IABN_EPS) -> Tensor:
     """In-place ABN's scale |weight| + eps, with derivative +1 at weight 0."""
-    return torch.where(weight < 0, -weight, weight) + eps
+    return torch.where(weight < 0, -weight, weight) + eps  # `abs` would have derivative 0 at 0
 
 
 def _with_weight(
     norm: _BatchNorm, weight: Tensor, forward: Callable[[Tensor], Tensor], input: Tensor
 ) -> Tensor:
     """Run a norm's forward with another weight: an instance attribute comes before the registered parameter."""
+    # The parameter itself is not replaced: it would lose its place in the optimiser and in the state dict.
     norm.__dict__["weight"] = weight
     try:
         return forward(input)
@@ -273,9 +279,9 @@ def synchronise_norms(model: M) -> M:
 
     Synchronised norms need CUDA to train; in eval mode they also run on CPU.
     """
-    for parent in list(model.modules()):
+    for parent in list(model.modules()):  # a list: the tree changes while it is walked
         for name, child in parent.named_children():
-            if isinstance(child, AbsBatchNorm):
+            if isinstance(child, AbsBatchNorm):  # PyTorch's own conversion would drop its absolute weights
                 setattr(parent, name, _synchronised(child))
             elif isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
                 setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
@@ -310,6 +316,8 @@ def window_means(input: Tensor, window: int) -> Tensor:
 
 def _averages(like: Tensor, length: int, window: int) -> Tensor:
     """(length, length): row i weighs the cells of the window that stands for cell i."""
+    # `sliding_mean` gives length - size + 1 means, and `replicate_to` repeats the outer ones. So cell i has the window
+    # that begins (size - 1) // 2 before it, moved inside where it would leave the map.
     cells = torch.arange(length, device=like.device)
     size = torch.full_like(cells, length).clamp(max=window)
     start = torch.minimum((cells - (size - 1) // 2).clamp(min=0), length - size)[:, None]
