@@ -326,8 +326,8 @@ def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_help_lists_and_pages_do_not_import_torch(line: str) -> None:
     """So that they answer at once; `python -m benchmarks.startup` has the times."""
     code = (
-        f"import sys\nfrom everseg.cli import main as cli\ntry:\n cli.main({line.split()!r})\n"
-        "except SystemExit as stop:\n assert not stop.code, stop.code\n"
+        f"import sys\nfrom everseg.cli.main import main\ntry:\n main({line.split()!r})\nexcept SystemExit as stop:\n"
+        " assert not stop.code, stop.code\n"
         "assert not {'torch', 'accelerate'} & set(sys.modules)\n"
     )
     done = python("-c", code)

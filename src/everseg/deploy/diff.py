@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from everseg.data.datasets.files import read_image
+from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
 from everseg.errors import ConfigError
 from everseg.inference.pictures import colourise, legend, shrink

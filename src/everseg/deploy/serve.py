@@ -28,10 +28,8 @@ from PIL import Image
 from everseg.data.datasets.decode import (
     PictureTooLargeError,
     Reading,
-    decode_image,
     open_picture,
-    orientation,
-    turn,
+    read_image,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.errors import ConfigError, DataError
@@ -395,11 +393,11 @@ def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
         RefusedError: no picture, damaged, of a format that browsers do not show, or too large.
     """
     try:
-        picture = open_picture(io.BytesIO(data), _NAME, Reading(max_pixels=max_pixels))
+        reading = Reading(max_pixels=max_pixels)
+        picture = open_picture(io.BytesIO(data), _NAME, reading)
         if picture.format not in _FORMATS:
             raise RefusedError(415, f"{picture.format} pictures are not taken here: use {_names()}.")
-        image = decode_image(picture, _NAME)
-        return np.asarray(turn(image, orientation(picture)))
+        return read_image(picture, reading)
     except PictureTooLargeError as error:
         raise RefusedError(413, f"The {_first_clause(error)}.") from None
     except DataError as error:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from everseg.data.base import Dataset
-from everseg.data.datasets.files import read_image
+from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
 from everseg.data.demo import build as demo
 from everseg.engine.prepare import open_datasets

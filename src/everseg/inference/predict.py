@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from everseg.data.batches.transforms import normalise, resize_transform
-from everseg.data.datasets.files import read_image
+from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import _checked_files
-from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.errors import CheckpointError, ConfigError
 from everseg.inference.pictures import overlay, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
@@ -84,7 +83,7 @@ class LoadedModel:
     @torch.no_grad()
     def predict(
         self,
-        image: str | Path | np.ndarray | Image.Image | Tensor,
+        image: Any,
         *,
         branch: str | None = None,
         infer_domain: bool = False,
@@ -92,7 +91,8 @@ class LoadedModel:
         """Classify every pixel at the image's own size.
 
         Args:
-            image: a path, a PIL image, or (H, W, 3) uint8 RGB.
+            image: anything that `everseg.data.datasets.decode.read_image` takes: a path, bytes, a Pillow image, or an
+                array (H, W, 3) uint8 RGB.
             branch: which path: its name, or that of a domain that goes through it; default the first.
             infer_domain: choose the path from the domains' batch-norm statistics.
 
@@ -100,7 +100,7 @@ class LoadedModel:
             ConfigError: no such path, or no statistics to choose by.
             DataError: the file is not a readable image.
         """
-        pixels = _pixels(image)
+        pixels = read_image(image)
         if self.form.size is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")
         else:
@@ -130,18 +130,6 @@ class LoadedModel:
 
     def _normalised(self, image: Tensor) -> Tensor:
         return normalise(image, self.form.normalisation)
-
-
-def _pixels(image: str | Path | np.ndarray | Image.Image | Tensor) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Tensor):
-        image = image.cpu().numpy()
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"predict wants an (H, W, 3) uint8 RGB image, got {image.shape} {image.dtype}")
-    return image
 
 
 def load(

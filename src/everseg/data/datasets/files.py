@@ -197,20 +197,3 @@ class FileSplit:
                 return file.read()
             except OSError as error:
                 raise DataError(f"{self.root / relative}: cannot be read ({error.strerror})") from None
-
-
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = Reading.max_pixels) -> np.ndarray:
-    """Decode one image of the user's, turned upright by its EXIF orientation; links are followed.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        DataError: missing, unreadable, truncated or too large.
-    """
-    path = Path(path).absolute()
-    reading = Reading(max_pixels=max_pixels, follow_links=True)
-    with open_inside(path.parent, path.name, follow_links=True) as file:
-        picture = open_picture(file, path, reading)
-        image = decode_image(picture, path)
-        return np.array(turn(image, orientation(picture)))

@@ -7,8 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.data.datasets.decode import Reading
-from everseg.data.datasets.files import read_image
+from everseg.data.datasets.decode import Reading, read_image
 from everseg.errors import ConfigError, DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

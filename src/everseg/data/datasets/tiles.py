@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from everseg.data.batches.index import default_cache_dir
-from everseg.data.datasets.decode import FORMATS, Reading
+from everseg.data.datasets.decode import UNLIMITED, Reading, open_picture
 from everseg.data.datasets.files import FileSplit
 from everseg.errors import DataError, near_miss
 
@@ -179,7 +178,7 @@ def _size(split: FileSplit, index: int) -> tuple[int, int]:
     try:
         if not path.is_file():
             return 1, 1
-        with Image.open(path, formats=FORMATS) as picture:
+        with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
             return picture.height, picture.width
     except Exception:  # decoders raise nearly anything on damaged files
         return 1, 1

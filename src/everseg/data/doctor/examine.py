@@ -17,7 +17,7 @@ from PIL import Image
 
 from everseg.data.base import Split
 from everseg.data.batches.index import count_ids
-from everseg.data.datasets.decode import FORMATS, orientation
+from everseg.data.datasets.decode import UNLIMITED, open_picture, orientation
 from everseg.data.doctor.findings import Level
 from everseg.errors import DataError
 
@@ -139,7 +139,7 @@ def _mask_code(path: Path | None) -> str:
         return "lossy-mask"
     if problem:
         return "unreadable-mask"
-    with Image.open(path, formats=FORMATS) as picture:
+    with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
         return (
             "colour-mask" if picture.mode in ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB") else "bad-mask"
         )
@@ -151,13 +151,13 @@ def _look(path: Path) -> tuple[str, tuple[int, int] | None, str]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return form, size, "not a regular file"
-        with Image.open(path, formats=FORMATS) as picture:
+        with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
             form, size = picture.format or "", picture.size
             if size[0] * size[1] > MAX_DECODED:
                 return form, size, "too large"
             picture.load()
     except Exception as error:  # decoders raise nearly anything on damaged files
-        return form, size, str(error) or type(error).__name__
+        return form, size, str(error).removeprefix(f"{path}: ") or type(error).__name__
     return form, size, ""
 
 
@@ -165,7 +165,7 @@ def _image_notes(path: Path) -> Iterator[tuple[Level, str, str]]:
     """What is unusual about an image file that can be read."""
     data = path.read_bytes()
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = open_picture(io.BytesIO(data), path, UNLIMITED)
         how = orientation(picture)
     except Exception:  # the reader of the data set can open it, so it is not a picture of ours
         return

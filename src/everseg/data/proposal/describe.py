@@ -15,7 +15,7 @@ import numpy as np
 
 from everseg.config.yaml import scalar
 from everseg.data.batches.parallel import Progress, map_samples
-from everseg.data.datasets.decode import Colour, Reading, open_inside, open_picture
+from everseg.data.datasets.decode import UNLIMITED, Colour, Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
 from everseg.data.proposal.guess import Guess, guess
 from everseg.errors import ConfigError, DataError, some
@@ -162,7 +162,7 @@ def _large(root: Path, masks: Sequence[str]) -> bool:
     for name in masks:
         try:
             with open_inside(root, name) as file:
-                width, height = open_picture(file, root / name, Reading(max_pixels=2**40)).size
+                width, height = open_picture(file, root / name, UNLIMITED).size
         except DataError:
             continue
         large += width * height > LARGE
