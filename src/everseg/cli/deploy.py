@@ -110,7 +110,7 @@ def extend(
     if as_json:
         write_json(done.to_json())
         return
-    from everseg.reports.terminal import percent
+    from everseg.display import percent
 
     say(
         "new:  "
@@ -140,7 +140,7 @@ def diff(
 ) -> None:
     """Show where two models disagree on the same images, and which class became which."""
     from everseg.deploy.diff import diff as compare
-    from everseg.reports.terminal import percent, table
+    from everseg.display import percent, table
 
     found = compare(a, b, images, out=out, largest=largest, domain=domain, quiet=quiet)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.reports.terminal import percent
+from everseg.display import percent
 
 WEAK = 0.5
 """A class is weak where its IoU is below this share of the mean IoU."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from everseg.data.class_colours import palette
 from everseg.errors import CheckpointError, ConfigError
-from everseg.inference.pictures import palette
 from everseg.labels import LabelSpace
 
 MOST = 255

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from everseg.data.class_colours import colourise
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
 from everseg.errors import ConfigError
-from everseg.inference.pictures import colourise, legend, shrink
+from everseg.inference.pictures import legend, shrink
 from everseg.inference.predict import LoadedModel, load
 from everseg.progress import Progress
 from everseg.runs.commit import write_bytes, write_json, writing

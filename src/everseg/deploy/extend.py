@@ -20,12 +20,12 @@ from everseg.deploy.export import of_run
 from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
+from everseg.display import percent
 from everseg.engine.run import execute, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.progress import Progress
-from everseg.reports.terminal import percent
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
 

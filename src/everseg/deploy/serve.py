@@ -25,6 +25,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import numpy as np
 from PIL import Image
 
+from everseg.data.class_colours import palette
 from everseg.data.datasets.decode import (
     PictureTooLargeError,
     Reading,
@@ -33,7 +34,6 @@ from everseg.data.datasets.decode import (
 )
 from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.errors import ConfigError, DataError
-from everseg.inference.pictures import palette
 from everseg.inference.predict import LoadedModel, load
 
 HOST = "127.0.0.1"

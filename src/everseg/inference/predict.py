@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from everseg.data.batches.transforms import normalise, resize_transform
+from everseg.data.class_colours import overlay
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import _checked_files
 from everseg.errors import CheckpointError, ConfigError
-from everseg.inference.pictures import overlay, write_prediction
+from everseg.inference.pictures import write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids

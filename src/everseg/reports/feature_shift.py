@@ -12,22 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from everseg.config.fields import RunConfig
 from everseg.data.batches.loader import normalised_batches
+from everseg.data.class_colours import palette
+from everseg.display import Table, percent, printable, table
 from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.inference.count import user_builder, views_of
-from everseg.inference.pictures import palette
 from everseg.labels import IGNORED, LabelSpace
 from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
-from everseg.reports.terminal import percent, table
-from everseg.reports.text import printable
 from everseg.runs.commit import write_bytes, write_json, writing
 from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
