@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ class Weighed(OnceADictionary):
     def shown(self) -> Iterable[Piece]:
         yield f"weighed: {self.name}"
         yield table(["name", "weight"], [[self.name, self.weight]], title="Weights", right="weight")
-        yield Picture(b"PNG", f"a picture of {self.name}")
+        yield Picture(lambda: b"PNG", f"a picture of {self.name}")
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "weight": self.weight}
@@ -85,6 +86,13 @@ def test_a_notebook_shows_tables_and_pictures() -> None:
     ]
     assert page.attributes["src"] == "data:image/png;base64," + base64.b64encode(b"PNG").decode()
     assert page.attributes["alt"] == "a picture of cat"
+
+
+def test_a_picture_whose_file_is_gone_says_so(tmp_path: Path) -> None:
+    shown = Picture((tmp_path / "gone.png").read_bytes, "what it was")._repr_html_()
+    assert "img" not in Tags(shown).tags
+    assert "gone.png" in Tags(shown).text
+    assert "what it was" in Tags(shown).text
 
 
 def test_every_text_in_a_notebook_is_escaped() -> None:

@@ -10,7 +10,7 @@ import html
 import io
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +124,8 @@ def table(
 class Picture:
     """A picture in a notebook; in a terminal it is not shown."""
 
-    png: bytes
-    """The file."""
+    png: Callable[[], bytes]
+    """Gives the file when the picture is looked at; it may have been moved or deleted since (OSError)."""
     text: str
     """What it shows, for those who cannot see it, and below it."""
 
@@ -133,12 +133,14 @@ class Picture:
         return f"Picture({self.text!r})"
 
     def _repr_html_(self) -> str:
-        uri = base64.b64encode(self.png).decode()
-        return (
-            '<figure style="display: inline-block; margin: .3em; vertical-align: top">'
-            f'<img src="data:image/png;base64,{uri}" alt="{escaped(self.text)}" style="max-width: 100%">'
-            f"<figcaption>{escaped(self.text)}</figcaption></figure>"
-        )
+        caption = f"<figcaption>{escaped(self.text)}</figcaption>"
+        try:
+            uri = base64.b64encode(self.png()).decode()
+            image = f'<img src="data:image/png;base64,{uri}" alt="{escaped(self.text)}" style="max-width: 100%">'
+        except OSError as error:
+            image = f"<p>{escaped(error)}</p>"
+        style = "display: inline-block; margin: .3em; vertical-align: top"
+        return f'<figure style="{style}">{image}{caption}</figure>'
 
 
 Piece = str | Table | Picture

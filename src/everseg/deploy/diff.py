@@ -76,7 +76,7 @@ def diff(
                     **_became(changed, compared.a.size),
                 }
             )
-            progress.update(done, {}, 0.0, 0.0)
+            progress.update(done)
         progress.end()
     rows.sort(key=lambda row: -row["share"])
     known = [set(model.spaces[_branch(model, domain)].names) for model in models]

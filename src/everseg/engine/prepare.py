@@ -96,8 +96,6 @@ def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.
     """Count the classes of a split, with progress."""
     split = dataset.splits[name]
     progress.begin(f"indexing the classes of {title}", len(split))
-    counts = class_counts(
-        split, dataset.labels, progress=lambda done, _total: progress.update(done, {}, 0.0, 0.0)
-    )
+    counts = class_counts(split, dataset.labels, progress=lambda done, _total: progress.update(done))
     progress.end()
     return counts

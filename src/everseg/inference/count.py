@@ -141,7 +141,7 @@ def evaluate(
                 picture = loaded.image[0].permute(1, 2, 0).numpy()
                 samples.append((picture, loaded.label[0].numpy(), prediction[0].cpu().numpy()))
             done += len(loaded.ids) * accelerator.num_processes
-            progress.update(done, {}, 0.0, 0.0)
+            progress.update(done)
             between()
         each[source.name].append(_of_all(seen, len(source.indices), outputs[source.name], accelerator))
     progress.end()

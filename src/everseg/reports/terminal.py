@@ -75,13 +75,6 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
     )
 
 
-def inferred_table(result: Mapping[str, Any]) -> Table:
-    """How many images of each domain took which path, from what `evaluate(..., infer_domain=True)` gives."""
-    paths = list(dict.fromkeys(path for taken in result["inferred"].values() for path in taken))
-    rows = [[name, *(taken.get(path, 0) for path in paths)] for name, taken in result["inferred"].items()]
-    return table(["images of", *paths], rows, title="Paths chosen per image", right="|".join(paths))
-
-
 def drop_text(run_json: Mapping[str, Any]) -> str:
     """The relative drop against single-task models in one line; "" for runs on one data set."""
     if "table" not in run_json or run_json["config"]["scenario"]["single"]:
@@ -102,30 +95,6 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
 
 def _signed(value: float) -> str:
     return f"{100 * value:+.1f}"
-
-
-def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
-    """The scores of one step and branch: groups first, then every class.
-
-    Args:
-        scores: what `evaluate` gives for a branch: `miou`, `miou_without_background`, `classes`, `class_iou`, ...
-    """
-    rows = [
-        [f"mIoU {group}", percent(value), percent(scores["miou_without_background"].get(group))]
-        for group, value in scores["miou"].items()
-    ]
-    for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
-        rows.append([key.replace("_", " "), percent(scores.get(key)), ""])
-    rows += [[f"IoU {name}", percent(value), ""] for name, value in class_iou(scores).items()]
-    return table(
-        ["score", "percent", "without background"], rows, title=title, right="percent|without background"
-    )
-
-
-def class_iou(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Class name -> IoU, from scores that hold a list or a mapping."""
-    values = scores.get("class_iou", {})
-    return dict(values) if isinstance(values, Mapping) else dict(zip(scores["classes"], values, strict=True))
 
 
 def demo_table(rows: Sequence[Mapping[str, Any]], *, mark: str = "▇") -> Table:
