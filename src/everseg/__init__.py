@@ -12,12 +12,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "demo": "everseg.api:demo",
     "run": "everseg.api:run",
     "load": "everseg.api:load",
-    "evaluate": "everseg.api:evaluate",
+    "evaluate": "everseg.engine.rescore:evaluate",
     "predict": "everseg.inference.predict:predict",
+    "report": "everseg.api:report",
+    "features": "everseg.api:features",
     "sweep": "everseg.sweeps.sweep:sweep",
     "compare": "everseg.reports.compare.comparison:compare",
+    "export": "everseg.deploy.export:export",
+    "extend": "everseg.deploy.extend:extend",
+    "diff": "everseg.deploy.diff:diff",
+    "adopt": "everseg.deploy.adopt:adopt",
+    "serve": "everseg.deploy.serve:serve",
+    "data": "everseg.data",
     "Run": "everseg.api:Run",
     "Method": "everseg.methods.base:Method",
     "LabelSpace": "everseg.labels:LabelSpace",

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ def printable(text: object) -> str:
 def percent(value: float | None) -> str:
     """A fraction as percent with one digit; "-" where undefined."""
     return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
+
+
+def unicode_output() -> bool:
+    """Tell whether stdout can show block characters."""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def escaped(text: object) -> str:
@@ -136,7 +142,9 @@ class Picture:
         caption = f"<figcaption>{escaped(self.text)}</figcaption>"
         try:
             uri = base64.b64encode(self.png()).decode()
-            image = f'<img src="data:image/png;base64,{uri}" alt="{escaped(self.text)}" style="max-width: 100%">'
+            image = (
+                f'<img src="data:image/png;base64,{uri}" alt="{escaped(self.text)}" style="max-width: 100%">'
+            )
         except OSError as error:
             image = f"<p>{escaped(error)}</p>"
         style = "display: inline-block; margin: .3em; vertical-align: top"
@@ -149,14 +157,16 @@ Piece = str | Table | Picture
 class Result:
     """What a verb gives: `print` shows it as the command line does, a notebook shows tables and pictures."""
 
-    notes: Sequence[str] = ()
-    """What to know when reading the result; the command line prints it on stderr."""
+    @property
+    def notes(self) -> Sequence[str]:
+        """What to know when reading the result; the command line prints it on stderr. A field of some results."""
+        return ()
 
     def shown(self) -> Iterable[Piece]:
         """What there is to see, in its order: lines of text, tables, pictures."""
         raise NotImplementedError
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Any:
         """The result as plain dictionaries, lists, texts and numbers: what `--json` prints."""
         raise NotImplementedError
 

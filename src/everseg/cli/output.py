@@ -79,11 +79,6 @@ def speaks() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def unicode_output() -> bool:
-    """Tell whether stdout can show block characters."""
-    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-
-
 def console_of_stdout() -> Any:
     """A console as wide as the terminal; 160 columns for files and pipes."""
     from rich.console import Console

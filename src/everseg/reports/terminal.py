@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everseg.display import Table, percent, table
+from everseg.display import Table, percent, table, unicode_output
 from everseg.errors import some
 
 BAR_CELLS = 10
@@ -97,8 +97,9 @@ def _signed(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def demo_table(rows: Sequence[Mapping[str, Any]], *, mark: str = "▇") -> Table:
+def demo_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The demo's result: one row per method, forgetting as a bar."""
+    mark = "▇" if unicode_output() else "#"
     columns = ["method", "step 0: all", "step 1: old", "new", "all", "forgetting", ""]
     cells = [
         [
