@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import everseg
 from command_line import everseg_command, everseg_ranks
+from forklifts import write_forklifts
 
 STORED = Path(__file__).with_name("unchanged.json")
 Hashes = dict[str, dict[str, str]]
@@ -86,29 +86,13 @@ def run_ranks(folder: Path) -> list[Path]:
 
 def run_extension(folder: Path) -> list[Path]:
     """A bundle is made and learns a class of a folder of the user's own."""
-    write_site(folder / "site")
+    write_forklifts(folder / "site")
     (run,) = run_preset("demo-mib", *CLASSES)(folder / "runs")
     everseg_command("export", run, "-o", "bundle", "--no-onnx", cwd=folder)
     few = ["data.workers=0", "train.max_iterations=8", "train.threads=1", "train.batch=4", "report=false"]
     new = ["--data", "site/data.yaml", "--add", "forklift", "--no-onnx", "--quiet"]
     everseg_command("extend", "bundle", *new, "-o", "grown", *few, cwd=folder)
     return [folder / "bundle", folder / "grown", folder / "runs" / "grown"]
-
-
-def write_site(root: Path) -> None:
-    """Pictures with a bright rectangle each, which is a forklift."""
-    for split, count in (("train", 8), ("val", 4)):
-        for kind in ("images", "masks"):
-            (root / kind / split).mkdir(parents=True)
-        for index in range(count):
-            rng = np.random.RandomState(index + 100 * (split == "val"))
-            mask = np.zeros((48, 64), np.uint8)
-            top, left = rng.randint(0, 24, 2)
-            mask[top : top + 20, left : left + 24] = 1
-            image = rng.randint(0, 60, (48, 64, 3), dtype=np.uint8) + 150 * mask[..., None]
-            Image.fromarray(image).save(root / "images" / split / f"{index}.png")
-            Image.fromarray(mask).save(root / "masks" / split / f"{index}.png")
-    (root / "data.yaml").write_text("name: site\nclasses: [background, forklift]\n")
 
 
 def run_camvid(source: Path, preset: str, *overrides: str) -> Job:
@@ -229,7 +213,7 @@ def differences(name: str, found: Hashes, stored: dict[str, Any]) -> str:
     lines = [f"steps: stored {list(wanted)}, found {list(found)}"] if wanted.keys() != found.keys() else []
     lines += [
         f"{name}, {step}: other {what}"
-        for step in wanted.keys() & found.keys()
+        for step in sorted(wanted.keys() & found.keys())
         for what in ("weights", "counts")
         if found[step].get(what) != wanted[step].get(what)
     ]

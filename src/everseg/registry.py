@@ -160,6 +160,11 @@ def summaries(kind: str) -> dict[str, str]:
     return {name: built_in[name].summary if name in built_in else "" for name in names(kind)}
 
 
+def is_builtin(kind: str, name: object) -> bool:
+    """Whether a name is one of everseg's own; any other stands for code that somebody else wrote."""
+    return isinstance(name, str) and name in BUILTIN[kind]
+
+
 def resolve(kind: str, name: str) -> Any:
     """Import the object a name stands for.
 

@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-IGNORED_ID = 255
+from everseg.labels import IGNORED
+
 IGNORED_COLOUR = (205, 205, 205)
 """Light grey; no class has it."""
 
@@ -107,8 +108,8 @@ def byte_ids(ids: np.ndarray) -> np.ndarray:
     """Ids as uint8; a ValueError where they are no two-dimensional integers of 0 ... 255."""
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"ids of shape {ids.shape} and type {ids.dtype}: (H, W) integers are expected")
-    if ids.size and (ids.min() < 0 or ids.max() > IGNORED_ID):
-        raise ValueError(f"ids from {ids.min()} to {ids.max()}: 0 to {IGNORED_ID} are possible")
+    if ids.size and (ids.min() < 0 or ids.max() > IGNORED):
+        raise ValueError(f"ids from {ids.min()} to {ids.max()}: 0 to {IGNORED} are possible")
     return ids.astype(np.uint8)
 
 
@@ -132,7 +133,7 @@ def all_colours() -> np.ndarray:
     colours = [BACKGROUND_COLOUR, *_FIRST]
     for taken in (IGNORED_COLOUR, (255, 255, 255), *colours):
         nearest = np.minimum(nearest, _distance(spaces, _perceived(np.array([taken]))))
-    while len(colours) < IGNORED_ID:
+    while len(colours) < IGNORED:
         best = int(np.argmax(nearest.round(6)))
         colours.append(tuple(grid[best].tolist()))
         nearest = np.minimum(nearest, _distance(spaces, spaces[:, best : best + 1]))

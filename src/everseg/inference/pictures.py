@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from everseg.data.class_colours import (
     IGNORED_COLOUR,
-    IGNORED_ID,
     all_colours,
     byte_ids,
     check_pair,
@@ -23,6 +22,7 @@ from everseg.data.class_colours import (
     png,
 )
 from everseg.errors import DataError
+from everseg.labels import IGNORED
 from everseg.runs.commit import write_bytes, writing
 
 _LABELLED_CLASSES = 25
@@ -108,8 +108,8 @@ def legend(class_names: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: more than 255 names.
     """
-    if len(class_names) > IGNORED_ID:
-        raise ValueError(f"legend of {len(class_names)} classes: at most {IGNORED_ID} are possible")
+    if len(class_names) > IGNORED:
+        raise ValueError(f"legend of {len(class_names)} classes: at most {IGNORED} are possible")
     font = ImageFont.load_default(size=14)
     texts = [f"{index} {_short(name)}" for index, name in enumerate(class_names)] + ["ignored"]
     colours = [*palette(len(class_names)).tolist(), IGNORED_COLOUR]
@@ -145,10 +145,8 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     """
     mask_path = path_stem.with_name(f"{path_stem.name}_mask.png")
     overlay_path = path_stem.with_name(f"{path_stem.name}_overlay.png")
-    if ids.size and int(ids.max()) > IGNORED_ID:
-        raise DataError(
-            f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED_ID})"
-        )
+    if ids.size and int(ids.max()) > IGNORED:
+        raise DataError(f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED})")
     mixed = overlay(image, ids)
     mask = Image.fromarray(byte_ids(ids))
     mask.putpalette(all_colours().tobytes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
@@ -11,7 +10,7 @@ from everseg.config.loading import identity, to_json
 from everseg.errors import CheckpointError, EversegError
 from everseg.metrics import defined_mean, relative_drop
 from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
+from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Track, planned_steps, run_sequence, tracks_of
 
 
@@ -45,7 +44,7 @@ def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] 
 def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tuple[dict[str, float], str]:
     """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
     scored = _scored_classes(folder)
-    for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
+    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
         other = RunFolder(path.parent)
         try:
             theirs = other.config()
@@ -128,10 +127,10 @@ def joint_beside(
     if config.scenario.joint or config.scenario.single:
         return None
     own, tested = _setting(config), _tested(folder)
-    for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
+    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
         other = RunFolder(path.parent)
         try:
-            if not _is_joint(path):
+            if not _is_joint(other):
                 continue
             theirs = other.config()
             if theirs.scenario.lists or _setting(theirs) != own:
@@ -150,13 +149,13 @@ def _setting(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in identity(config).items() if not key.startswith(_FREE)}
 
 
-def _is_joint(document: Path) -> bool:
-    """Whether a run.json is of joint training, told before its configuration is checked, which takes longer.
+def _is_joint(folder: RunFolder) -> bool:
+    """Whether a run is joint training, told before its configuration is checked, which takes longer.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: its run.json cannot be read.
     """
-    stored = read_document(document, "config")["config"]
+    stored = folder.record().config
     scenario = stored.get("scenario") if isinstance(stored, dict) else None
     return isinstance(scenario, dict) and scenario.get("joint") is True
 

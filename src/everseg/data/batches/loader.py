@@ -190,7 +190,7 @@ def train_batches(
     samples = Samples(views, data, seed, step, replace=data.skip_bad)
     branches = samples.branches()
     counts = [len(positions) for positions in branches.values()]
-    sizes = [_shared_size(count, batch, world) for count in counts]
+    sizes = [shared_size(count, batch, world) for count in counts]
     for branch, count, size in zip(branches, counts, sizes, strict=True):
         if size == 0:
             where = f" of branch {branch!r}" if len(counts) > 1 else ""
@@ -270,7 +270,7 @@ def normalised_batches(
         yield loaded, loaded.on(device, data.normalisation)
 
 
-def _shared_size(count: int, batch: int, world: int) -> int:
-    """Images of a batch: as many as there are up to `batch`, in equal shares."""
+def shared_size(count: int, batch: int, world: int) -> int:
+    """Images of a batch over all processes: as many as there are, up to `batch`, in equal shares; 0 = not one each."""
     size = min(batch, count)
     return size - size % world
