@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -87,6 +88,15 @@ def test_the_result_is_json_and_feeds_the_tables(finished: everseg.Run) -> None:
     assert result["config"]["method"]["kd_weight"] == 10.0
     assert tables.step_table(result).row_count == 2
     assert "forgetting" in tables.sequence_text(result)
+
+
+def test_a_run_shows_its_table_wherever_it_is_printed(finished: everseg.Run, tmp_path: Path) -> None:
+    assert str(finished) == repr(finished)
+    assert "red, green" in str(finished)
+    assert "forgetting" in str(finished)
+    assert finished._repr_html_().startswith("<table")
+    nothing_yet = everseg.Run(RunFolder(tmp_path / "absent"))
+    assert repr(nothing_yet) == f"Run('{tmp_path / 'absent'}')", "what cannot be read must still be printed"
 
 
 def test_run_json_prints_nothing_but_json_on_stdout(
@@ -289,6 +299,24 @@ def test_predict_takes_any_size_as_path_array_picture_or_tensor(
     np.testing.assert_array_equal(model.predict(grey).ids, model.predict(grey.convert("RGB")).ids)
 
 
+def test_a_prediction_is_a_picture_with_its_classes(finished: everseg.Run) -> None:
+    image = np.random.RandomState(5).randint(0, 256, (40, 64, 3), dtype=np.uint8)
+    found = everseg.load(finished.path).predict(image)
+    shown = np.asarray(Image.open(io.BytesIO(found._repr_png_())))
+    np.testing.assert_array_equal(shown, found.overlay())
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert found.shares == {
+        name: pytest.approx(float((found.ids == i).mean()))
+        for i, name in enumerate(found.classes)
+        if (found.ids == i).any()
+    }
+    assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)
+    assert str(found).startswith("64x40 pixels: ")
+    page = found._repr_html_()
+    assert "data:image/png;base64," in page
+    assert all(name in page for name in found.shares)
+
+
 def test_what_is_no_image_is_told(finished: everseg.Run, tmp_path: Path) -> None:
     model = everseg.load(finished.path)
     for wrong in (
@@ -362,6 +390,21 @@ def test_predict_writes_exact_masks_and_overlays(
     names = json.loads((out / "classes.json").read_text())
     assert "blue" in json.dumps(names)
     assert not list(out.rglob("*.tmp"))
+
+
+def test_written_predictions_are_a_sequence_that_shows_its_overlays(
+    finished: everseg.Run, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "in")
+    found = everseg.predict(finished.path, [tmp_path / "in"], tmp_path / "out")
+    assert len(found) == 3
+    mask, over = found[0]
+    assert (found[0].mask, found[0].overlay) == (mask, over)
+    assert [row["image"] for row in found.to_json()["images"]] == ["a", "deep/b", "deep/c"]
+    assert found._repr_html_().count("<img") == 3
+    assert str(found) == f"3 masks and overlays in {tmp_path / 'out'}; classes.json there names the ids"
+    over.unlink()
+    assert found._repr_html_().count("<img") == 2, "one that was deleted since"
 
 
 def test_predict_replaces_older_files_and_leaves_the_input_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import types
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,18 @@ def test_addresses_of_names_imported_when_used_point_down_too() -> None:
             ):
                 names = {address.partition(":")[0] for address in ast.literal_eval(node.value).values()}
                 assert module == "everseg" or all(faults(module, f"import {name}") == [] for name in names)
+
+
+@pytest.mark.parametrize("package", [everseg, everseg.data], ids=lambda package: package.__name__)
+def test_type_checkers_read_the_same_addresses(package: types.ModuleType) -> None:
+    """Names that are imported when first used are `Any` to a type checker, but for the stub file beside them."""
+    stub = Path(package.__file__).with_suffix(".pyi")
+    found = {}
+    for node in ast.parse(stub.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "everseg":
+            for alias in node.names:
+                whole = node.module == "everseg"
+                found[alias.asname] = (
+                    f"{node.module}.{alias.name}" if whole else f"{node.module}:{alias.name}"
+                )
+    assert found == package._LAZY
