@@ -140,7 +140,7 @@ def test_eval_afterwards_gives_exactly_the_numbers_of_the_run(
 def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
     finished: everseg.Run, call: Outcome
 ) -> None:
-    assert everseg.evaluate(finished.path, overrides=[USER_CODE], quiet=True)["step"] == 1
+    assert everseg.evaluate(finished.path, overrides=[USER_CODE], quiet=True).step == 1
     code, _, err = call("eval", finished.path, USER_CODE, "--step", 7)
     assert code == 2
     assert "--step 7" in err
@@ -152,8 +152,8 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:
     found = everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=train"], quiet=True)
-    assert found["images"] == 24
-    assert np.sum(found["confusion"]["default"]) == 24 * 32 * 32
+    assert found.images == 24
+    assert np.sum(found.confusion["default"]) == 24 * 32 * 32
     with pytest.raises(ConfigError, match="no split 'trian'; it has train, val"):
         everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=trian"], quiet=True)
 
@@ -195,16 +195,16 @@ def test_a_run_with_synchronised_norms_is_scored_without_cuda_too(finished: ever
     stored["config"]["train"]["sync_norm"] = True
     (copy / "run.json").write_text(json.dumps(stored))
     found = everseg.evaluate(copy, overrides=[USER_CODE], quiet=True)
-    assert found["confusion"]["default"] == finished.folder.counts(1)["default"].tolist()
+    assert found.confusion["default"].tolist() == finished.folder.counts(1)["default"].tolist()
 
 
 def test_another_data_set_is_matched_by_class_name_not_by_id(finished: everseg.Run, tmp_path: Path) -> None:
     """The same images with other ids, and a class the model does not know: the same counts, its pixels not scored."""
     same = other(tmp_path, {0: "background", 7: "blue", 9: "red", 11: "green"}, "0, 9, 11, 7")
     found = everseg.evaluate(finished.path, overrides=[same], quiet=True)
-    assert found["confusion"]["default"] == finished.folder.counts(1)["default"].tolist()
+    assert found.confusion["default"].tolist() == finished.folder.counts(1)["default"].tolist()
     unknown = other(tmp_path, {0: "background", 7: "violet", 9: "red", 11: "green"}, "0, 9, 11, 7")
-    found = np.array(everseg.evaluate(finished.path, overrides=[unknown], quiet=True)["confusion"]["default"])
+    found = np.array(everseg.evaluate(finished.path, overrides=[unknown], quiet=True).confusion["default"])
     expected = finished.folder.counts(1)["default"].copy()
     expected[3] = 0
     np.testing.assert_array_equal(found, expected)
@@ -231,7 +231,7 @@ def test_the_same_reader_with_other_ids_is_matched_by_class_name_too(tmp_path: P
         settings(tmp_path, data={"dataset": f"{plug_in}:build"}, train={"max_iterations": 6}), quiet=True
     )
     found = everseg.evaluate(done.path, overrides=[data, "data.options.swap=true"], quiet=True)
-    assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
+    assert found.confusion["default"].tolist() == done.folder.counts(1)["default"].tolist()
 
 
 def test_a_data_set_without_a_common_class_is_told(finished: everseg.Run, tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_a_moved_run_still_evaluates_predicts_and_resumes(
     monkeypatch.chdir(copy.parent)
     relative = Path("moved")
     found = everseg.evaluate(relative, overrides=[USER_CODE], quiet=True)
-    assert found["confusion"]["default"] == counts.tolist()
+    assert found.confusion["default"].tolist() == counts.tolist()
     assert everseg.load(relative).classes[-1] == "blue"
     shutil.rmtree(copy / "steps" / "01")
     done = everseg.run(settings(Path(), name="moved", train={"max_iterations": 12}), quiet=True)

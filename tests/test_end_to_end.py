@@ -141,7 +141,7 @@ def test_joint_training_teaches_all_classes_at_once_and_scores_the_groups(tmp_pa
     assert step["miou"]["base"] == pytest.approx(np.mean(iou[:3]))
     assert step["miou"]["new"] == pytest.approx(iou[3])
     found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
-    assert found["confusion"]["default"] == done.folder.counts(0)["default"].tolist()
+    assert found.confusion["default"].tolist() == done.folder.counts(0)["default"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_validation_is_scored_on_the_images_asked_for(
                 == metrics["branches"]["default"]["miou"].keys()
             )
         found = everseg.evaluate(done.path, step=index, overrides=[USER_CODE], quiet=True)
-        assert found["branches"] == metrics["branches"]
+        assert found.to_json()["branches"] == metrics["branches"]
 
 
 # ---------------------------------------------------------------- options of methods and precision
@@ -212,7 +212,7 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
         state = load_file(done.folder.final(1) / "method_state.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in state.values())
         found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
-        assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
+        assert found.confusion["default"].tolist() == done.folder.counts(1)["default"].tolist()
     for rough, exact in zip(losses["bf16"], losses["fp32"], strict=True):
         assert all(math.isfinite(value) for value in rough.values())
         # ILT compares features of two networks that are nearly the same: mostly rounding, of each processor's kind

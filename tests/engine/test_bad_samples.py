@@ -112,7 +112,7 @@ def test_the_report_and_a_comparison_tell_what_was_replaced(replaced):
     api.report(replaced.path, overrides=[f"data={flaky_toy.HERE}"], images=0, quiet=True)
     text = page.read_text()
     assert all(part in text for part in (said, *(f"{name} of toy" for name in BAD)))
-    (note,) = everseg.compare([replaced.path], write=False)["notes"]
+    (note,) = everseg.compare([replaced.path], write=False).notes
     assert note.startswith(f"{replaced.path}: {said}")
     journal = replaced.path / "journal.jsonl"
     kept = [line for line in journal.read_text().splitlines() if "bad_sample" not in line]

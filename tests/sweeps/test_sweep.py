@@ -31,6 +31,7 @@ from everseg.runs.commit import save_folder, write_json
 from everseg.runs.folder import RunFolder
 from everseg.sweeps import launch
 from everseg.sweeps.plan import grid
+from everseg.sweeps.sweep import Sweep
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -180,7 +181,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return made
 
 
-def sweep_here(out: Path, methods: list[str], **options: Any) -> dict[str, Any]:
+def sweep_here(out: Path, methods: list[str], **options: Any) -> Sweep:
     return everseg.sweep("demo", methods, out=out, quiet=True, **options)
 
 
@@ -188,14 +189,14 @@ def test_a_shared_first_step_is_trained_once_per_seed(fake: Fake, tmp_path: Path
     done = sweep_here(tmp_path, ["ft", "lwf", "mib", "ewc"], seeds=(0, 1))
     assert sorted(fake.trained) == ["demo-ewc-s0", "demo-ewc-s1", "demo-ft-s0", "demo-ft-s1"]
     assert fake.most == 1
-    shared = {row["name"]: row["shared_from"] for row in done["runs"]}
+    shared = {row.name: row.shared_from for row in done.runs}
     assert shared["demo-mib-s1"] == shared["demo-lwf-s1"] == "demo-ft-s1"
-    assert {row["state"] for row in done["runs"]} == {"finished"}
+    assert {row.state for row in done.runs} == {"finished"}
     document = json.loads((tmp_path / "sweep.json").read_text())
     assert {run["name"]: run.get("shared_from") for run in document["runs"]} == shared
     again = sweep_here(tmp_path, ["ft", "lwf", "mib", "ewc"], seeds=(0, 1))
     assert len(fake.started) == 8, "nothing is done twice"
-    assert {row["state"] for row in again["runs"]} == {"finished"}
+    assert {row.state for row in again.runs} == {"finished"}
     sweep_here(tmp_path, ["ilt"], seeds=(0,))
     assert "demo-ilt-s0" in fake.trained, "only runs of the same call share"
 
@@ -207,7 +208,7 @@ def test_runs_in_parallel_wait_for_their_first_step_only(
     done = sweep_here(tmp_path, ["ft", "lwf", "mib"], seeds=(0, 1), jobs=2)
     assert sorted(fake.trained) == ["demo-ft-s0", "demo-ft-s1"]
     assert fake.most == 2
-    assert (done["threads"], fake.threads) == (2, {2})
+    assert (done.threads, fake.threads) == (2, {2})
     sweep_here(tmp_path, ["ft", "ewc"], jobs=1)
     assert fake.threads == {2}, "a sweep keeps the threads it was begun with"
 
@@ -242,8 +243,8 @@ def test_a_run_that_saved_itself_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, state: str
 ) -> None:
     monkeypatch.setattr(launch, "run_process", lambda *_, **__: {"exit_code": code, "error": "stopped"})
-    (row,) = sweep_here(tmp_path, ["ft"])["runs"]
-    assert (row["state"], row["exit_code"]) == (state, code)
+    (row,) = sweep_here(tmp_path, ["ft"]).runs
+    assert (row.state, row.exit_code) == (state, code)
 
 
 def test_one_run_alone(fake: Fake, tmp_path: Path, call: Call) -> None:
@@ -324,7 +325,7 @@ def test_ray_gets_the_runs_as_tasks_with_their_threads(
     )
     monkeypatch.setitem(sys.modules, "ray", module)
     done = sweep_here(tmp_path, ["ft", "lwf", "mib"], seeds=(0, 1), on="ray")
-    assert {row["state"] for row in done["runs"]} == {"finished"}
+    assert {row.state for row in done.runs} == {"finished"}
     assert sorted(fake.trained) == ["demo-ft-s0", "demo-ft-s1"]
     assert fake.most >= 2
     assert asked[1]["num_cpus"] == 1
@@ -413,5 +414,5 @@ def test_a_real_sweep_gives_the_runs_that_training_alone_gives(tmp_path: Path, c
     assert complete(alone) == 0
     assert results(tmp_path / "sweep/toy-mib-s3") == results(tmp_path / "alone/toy-mib-s3")
     made = everseg.compare([tmp_path / "sweep"])
-    assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft", "mib"]
-    assert made["tables"][0]["groups"][1]["scores"]["time"]["mean"] > 0
+    assert [group.name for group in made.tables[0].groups] == ["ft", "mib"]
+    assert made.tables[0].groups[1].scores["time"].mean > 0

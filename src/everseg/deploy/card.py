@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.reports.terminal import percent
+from everseg.display import percent
 from everseg.runs.model_folder import ModelFile, Registry
 
 WEAK = 0.5
