@@ -16,6 +16,19 @@ from everseg.cli import main as cli
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+OF_THE_MACHINE = re.compile(
+    "SLURM_.*|ACCELERATE_.*|(LOCAL_|GROUP_)?RANK|(LOCAL_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT)"  # a launcher's job
+    "|FORCE_COLOR|NO_COLOR|CLICOLOR.*|TTY_.*|COLUMNS|LINES"  # the terminal
+)
+"""Variables that change what everseg does or prints; no test meets those of whoever starts the tests."""
+
+
+def pytest_configure() -> None:
+    for name in filter(OF_THE_MACHINE.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ["no_proxy"] = "127.0.0.1,localhost"  # the servers that tests start
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
 
@@ -43,16 +56,6 @@ def pytest_collection_finish() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Indices of test data stay out of the user's cache, and no test meets those of an earlier session."""
     os.environ["EVERSEG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _alone() -> None:
-    """No test is a process of a launcher's job, also where the tests themselves run in one."""
-    launched = re.compile(
-        "SLURM_.*|ACCELERATE_.*|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)"
-    )
-    for name in filter(launched.fullmatch, list(os.environ)):
-        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

@@ -451,7 +451,6 @@ def test_the_journal_has_one_line_per_interval_with_everything(tmp_path: Path) -
     assert last["lr"] == pytest.approx(0.02 * (1 - (totals[1] - 1) / totals[1]) ** 0.9)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_writes_no_line_twice(tmp_path: Path) -> None:
     undisturbed = settings(tmp_path, name="whole", train={"log_every": 1})
     assert complete(undisturbed) == 0

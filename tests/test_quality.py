@@ -64,7 +64,6 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=variables, check=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=["lint", "format"])
 def test_ruff_has_nothing_to_say(arguments: tuple[str, ...]) -> None:
     done = tool("ruff", *arguments, "--no-cache", ".")

@@ -11,17 +11,17 @@ from miniature import Everseg, everything, refused
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train.lrr=0.1"], ["train.lrr: unknown key; did you mean 'train.lr'?"]),
-        (["epochs=3"], ["epochs: unknown key; did you mean 'train.epochs'?"]),
-        (["method.kd_wieght=3", "method=mib"], ["method.kd_wieght: unknown key; did you mean 'method.kd_weight'?"]),
-        (["train.epochs=many"], ["train.epochs: expected int >= 1, got 'many'"]),
-        (["train.lr=-1"], ["train.lr: expected number > 0, got -1"]),
-        (["scenario.protocol=disjont"], ["one of 'disjoint'", "did you mean 'disjoint'?"]),
+        (["train.lrr=0.1"], ["train.lrr: ", "'train.lr'"]),
+        (["epochs=3"], ["epochs: ", "'train.epochs'"]),
+        (["method.kd_wieght=3", "method=mib"], ["method.kd_wieght: ", "'method.kd_weight'"]),
+        (["train.epochs=many"], ["train.epochs: ", "int >= 1", "'many'"]),
+        (["train.lr=-1"], ["train.lr: ", "> 0", "-1"]),
+        (["scenario.protocol=disjont"], ["scenario.protocol: ", "mean 'disjoint'"]),
         (["train.epochs"], ["'train.epochs': expected key=value"]),
-        (["method=mibb"], ["method.name: unknown name 'mibb'; did you mean 'mib'?", "everseg list methods"]),
-        (["model=deeplabv3-resnet11"], ["unknown name 'deeplabv3-resnet11'; did you mean", "everseg list models"]),
-        (["data=camvit"], ["unknown name 'camvit'; did you mean 'camvid'?", "everseg list datasets"]),
-        (["scenario.kind=class-incremental-x"], ["did you mean 'class-incremental'?"]),
+        (["method=mibb"], ["method.name: ", "'mibb'", "'mib'", "everseg list methods"]),
+        (["model=deeplabv3-resnet11"], ["'deeplabv3-resnet11'", "everseg list models"]),
+        (["data=camvit"], ["'camvit'", "'camvid'", "everseg list datasets"]),
+        (["scenario.kind=class-incremental-x"], ["mean 'class-incremental'"]),
         (["task=15-x"], ["scenario.task", "15-x"]),
         (["task=7-7"], ["scenario.task", "7-7"]),
         (["task=[[road],[car]]"], ["scenario.task", "car"]),
@@ -29,10 +29,10 @@ from miniature import Everseg, everything, refused
         (["model.options={widhts: [8]}"], ["model.options", "widhts", "widths"]),
         (["model.options={widths: [8]}"], ["model.options", "widths"]),
         (["model.weights=nowhere.pth"], ["model.weights: no file 'nowhere.pth'"]),
-        (["data.options={clases: [a]}"], ["clases", "did you mean 'classes'?"]),
+        (["data.options={clases: [a]}"], ["clases", "'classes'"]),
         (["method=mine.py:Mine"], ["method.name: no file 'mine.py'"]),
         (["train.precision=fp16"], ["train.precision", "bf16"]),
-        (["data.scale=[-1,1]"], ["data.scale: expected list of 2 numbers > 0"]),
+        (["data.scale=[-1,1]"], ["data.scale: ", "2 numbers > 0"]),
     ],
     ids=lambda value: value[0][:24] if isinstance(value, list) else None,
 )  # fmt: skip
@@ -58,7 +58,7 @@ def test_several_problems_are_listed_at_once_with_their_places(everseg: Everseg,
     [
         ("train: {epochs: 1\n", ["bad.yaml:2", "expected"]),
         ("- 1\n", ["bad.yaml", "expected keys and values"]),
-        ("train: 3\n", ["train: expected keys and values, got 3"]),
+        ("train: 3\n", ["train: ", "keys and values", "got 3"]),
         ("preset: demo-mob\n", ["demo-mob", "demo-mib"]),
         ("base: bad.yaml\n", ["bad.yaml", "itself"]),
         ("a: &a [*a]\n", ["bad.yaml"]),
@@ -75,11 +75,11 @@ def test_a_file_that_is_no_configuration_is_refused(
 
 
 def test_unknown_presets_verbs_and_lists_suggest_the_near_one(everseg: Everseg, tmp_path: Path) -> None:
-    refused(everseg("run", "voc-15-5-mbi"), 2, "voc-15-5-mbi", "did you mean 'voc-15-5-mib'?")
+    refused(everseg("run", "voc-15-5-mbi"), 2, "voc-15-5-mbi", "'voc-15-5-mib'")
     refused(everseg("run", "nowhere.yaml"), 2, "nowhere.yaml")
     refused(everseg("run", "."), 2, ".")
-    refused(everseg("list", "method"), 2, "unknown 'method'", "did you mean 'methods'?")
+    refused(everseg("list", "method"), 2, "unknown 'method'", "'methods'")
     refused(everseg("evall", "x"), 2, "evall", "eval")
     refused(everseg("eval", "x", "--stepp", "1"), 2, "--stepp", "--step")
-    refused(everseg("data", "check", "camvit"), 2, "did you mean 'camvid'?")
+    refused(everseg("data", "check", "camvit"), 2, "'camvid'")
     assert list(tmp_path.iterdir()) == []

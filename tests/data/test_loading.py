@@ -454,7 +454,6 @@ def one_by_one(split: Memory) -> Iterator[Loaded]:
     return train_batches([view(split)], data, seed=7, step=1, batch=1, start=0, stop=9)
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_is_a_data_error_that_says_what_to_do() -> None:
     split = Memory(8, deadly=frozenset({second()}))
     batches = one_by_one(split)
@@ -464,7 +463,6 @@ def test_a_worker_that_is_killed_is_a_data_error_that_says_what_to_do() -> None:
         list(batches)
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_during_the_step_does_not_break_into_it() -> None:
     split, before = Memory(8, deadly=frozenset({second()})), set(mp.active_children())
     batches = one_by_one(split)

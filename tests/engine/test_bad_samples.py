@@ -129,7 +129,6 @@ def test_a_first_step_with_more_replaced_samples_than_a_run_may_have_is_not_its_
     assert share_first_step(replaced.folder, target, skip_bad=2)
 
 
-@pytest.mark.slow
 def test_a_loader_process_that_dies_leaves_a_saved_run_that_the_same_command_continues(tmp_path):
     last = f"train-{epoch_order(3, 0, 0, 16)[-1]:03d}"
     given = config(tmp_path, f"{last}!")

@@ -107,7 +107,6 @@ def test_kills_between_steps_change_nothing(tmp_path, undisturbed):
     assert results(tmp_path / "toy") == undisturbed["mib"]
 
 
-@pytest.mark.slow
 def test_workers_and_checkpoint_intervals_do_not_change_the_result(tmp_path, undisturbed):
     config = settings(tmp_path, data={"workers": 2}, train={"checkpoint_every": 3, "log_every": 1})
     killed(config, "flush", 12)

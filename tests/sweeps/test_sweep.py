@@ -88,9 +88,9 @@ def test_every_variant_of_a_preset_is_one() -> None:
         ({"methods": []}, "--methods: expected at least one"),
         ({"methods": ["ft", "ft"]}, "--methods: ft comes twice"),
         ({"seeds": [1, 1]}, "--seeds: 1 comes twice"),
-        ({"overrides": ["seed=4"]}, "seed: the sweep decides it; use --seeds"),
+        ({"overrides": ["seed=4"]}, "seed: .*--seeds"),
         ({"overrides": ["train.epoch=4"]}, "train.epoch"),
-        ({"source": "demoo"}, "no preset and no file 'demoo'; did you mean 'demo'"),
+        ({"source": "demoo"}, "'demoo'.*'demo'"),
         ({"source": "nothing.yaml"}, "nothing.yaml"),
     ],
 )
