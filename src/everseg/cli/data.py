@@ -189,6 +189,12 @@ def data_init(
         str | None,
         typer.Option("--classes", help="Names of the classes, a,b,c, in the order of their values."),
     ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background", metavar="NAME|none", help="Which of the classes is the background, if not plain."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The description to write.")] = Path("data.yaml"),
     yes: Annotated[
         bool, typer.Option("--yes", help="Ask nothing; classes without name become class_1, ...")
@@ -210,7 +216,12 @@ def data_init(
     given = None if classes is None else [name.strip() for name in classes.split(",")]
     if given is None and not yes and proposal.unnamed and sys.stdin.isatty():
         given = _ask(proposal)
-    described = describe(proposal, given, here=out.parent)
+    described = describe(proposal, given, here=out.parent, background=background)
+    if described.notes and not yes and sys.stdin.isatty():
+        background = _ask_background(str(described.keys["background"]))
+        described = describe(proposal, given, here=out.parent, background=background)
+    for text in described.notes:
+        note(f"note: {text}")
     write_bytes(out, described.yaml().encode())
     forgiving = DataConfig(dataset=str(out), options={"on_missing": "skip"})
     dataset = load_dataset(forgiving)
@@ -254,6 +265,13 @@ def _refuse(folder: Path, out: Path, page: Path, force: bool) -> None:
                      for file in (out, page) if file.exists()]  # fmt: skip
     if problems:
         raise ConfigError(problems)
+
+
+def _ask_background(default: str) -> str:
+    """Ask for the background on the terminal; an empty answer takes the proposal."""
+    sys.stdout.write(f"Which class is the background, or none? [{default}] ")
+    sys.stdout.flush()
+    return sys.stdin.readline().strip() or default
 
 
 def _ask(proposal: Proposal) -> list[str] | None:

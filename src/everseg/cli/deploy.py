@@ -107,6 +107,8 @@ def extend(
     )
     if not speaks():
         return
+    for text in done.kept.notes:  # those on the new data have been said before training
+        note(f"note: {text}")
     if as_json:
         write_json(done.to_json())
         return
@@ -161,9 +163,8 @@ def diff(
         )
     )
     say("over all images: " + (", ".join(_became(one) for one in found["became"]) or "no difference"))
-    for name, which in (("only_a", a), ("only_b", b)):
-        if found[name]:
-            say(f"only {which} knows: {', '.join(found[name])}")
+    for text in found["notes"]:
+        say(text)
     if found["sheet"]:
         say(f"wrote {found['sheet']} and diff.json beside it")
 
@@ -203,8 +204,8 @@ def adopt(
     say(f"check: {done.check}")
     say_parity(done.bundle.lineage["parity"])
     say(f"wrote {done.bundle.path}: {len(done.bundle.registry.classes)} classes")
-    if not done.background:
-        say("note: its first class is not the background, so everseg extend cannot go on from it")
+    for text in done.notes:
+        note(f"note: {text}")
 
 
 def _became(one: dict) -> str:
@@ -244,6 +245,8 @@ def serve(
         builder=None if model is None else registry.resolve("model", model),
         log=(lambda text: None) if quiet else note,
     ) as server:
+        for text in server.notes:
+            note(f"note: {text}")
         say(f"open {server.url} in a browser; end with Ctrl-C")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):

@@ -93,7 +93,8 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "\n".join(rows)
     for entry in history:
         if entry.get("kept"):
-            yield f"Step {entry['step']}: {entry['kept']['text']}"
+            told = (entry["kept"]["text"], *entry["kept"].get("notes", ()))
+            yield f"Step {entry['step']}: " + "; ".join(map(_cell, told))
 
 
 def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from everseg.errors import CheckpointError, ConfigError
 from everseg.inference.pictures import palette
-from everseg.labels import LabelSpace
+from everseg.labels import LabelSpace, spelling
 
 MOST = 255
 """Number of ids that fit a mask of bytes; 255 stays for ignored pixels."""
@@ -66,8 +66,34 @@ class Registry:
 
     def ids(self, space: LabelSpace) -> list[int]:
         """Ids of a path's outputs in output order."""
+        names = _Names(entry.name for entry in self.classes)
         by_name = {entry.name: entry.id for entry in self.classes}
-        return [by_name[name] for name in space.names]
+        return [by_name[names.of(name)] for name in space.names]
+
+
+class _Names:
+    """Names of a line of bundles; each spelling stands for the first that has it.
+
+    Bundles of older versions may hold one name in two spellings, as two classes of two paths: there each means itself.
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._known: set[str] = set()
+        self._first: dict[str, str] = {}
+        for name in known:
+            self._add(name)
+
+    def of(self, name: str) -> str:
+        """The name that this one is known under; one not known before is known from now on."""
+        if name in self._known:
+            return name
+        if spelling(name) not in self._first:
+            self._add(name)
+        return self._first[spelling(name)]
+
+    def _add(self, name: str) -> None:
+        self._known.add(name)
+        self._first.setdefault(spelling(name), name)
 
 
 def register(
@@ -78,8 +104,8 @@ def register(
 ) -> Registry:
     """Give every class its id, in the order in which they were learnt.
 
-    A class that several paths know under one name is one class. Classes that `before` knows keep id, colour and
-    step, also those that the model does not have any more.
+    A class that several paths know under one name (`everseg.labels.spelling`) is one class, spelt as in the first of
+    them. Classes that `before` knows keep id, colour and step, also those that the model does not have any more.
 
     Args:
         spaces: path -> its classes in output order.
@@ -92,10 +118,12 @@ def register(
     """
     known = {entry.name: replace(entry, paths=()) for entry in before.classes} if before else {}
     next_id = before.next_id if before else 0
+    names = _Names(known)
     taken = dict.fromkeys(spaces, 0)
     for step, grown in zip(steps, growth, strict=True):
         for path, number in grown.items():
-            for name in spaces[path].names[taken[path] : taken[path] + number]:
+            for spelt in spaces[path].names[taken[path] : taken[path] + number]:
+                name = names.of(spelt)
                 if name not in known:
                     if next_id >= MOST:
                         raise ConfigError(

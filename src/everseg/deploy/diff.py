@@ -17,6 +17,7 @@ from everseg.data.datasets.listing import image_files
 from everseg.errors import ConfigError
 from everseg.inference.pictures import colourise, legend, shrink
 from everseg.inference.predict import LoadedModel, load
+from everseg.labels import Matching, match_names, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import write_bytes, write_json, writing
 
@@ -48,16 +49,18 @@ def diff(
     Returns:
         a, b; images: per image, most disagreement first, {image, share of disagreeing pixels, became: [{a, b, share}]};
         share: of all pixels; became: over all images, largest first; only_a, only_b: classes that one model knows
-        alone; sheet: path of the picture or None.
+        alone; notes: names that differ in spelling, and what classes known to one model mean for the shares; sheet:
+        path of the picture or None. A class that both know is called as the first model calls it.
 
     Raises:
-        ConfigError: the models share no class, or it is not clear which path images take.
+        ConfigError: the models share no class, a name may mean two classes, or it is not clear which path images take.
         CheckpointError, DataError: a model or an image that cannot be read.
     """
     models = [load(path) for path in (a, b)]
     for model in models:
         model.check_path(domain)
-    names = _names(models, domain)
+    matched = _matched(models, domain)
+    names = [*models[0].spaces[_branch(models[0], domain)].names, *matched.unmatched_wanted]
     files = image_files(images)
     rows, total, pixels = [], Counter[tuple[str, str]](), 0
     with Progress(quiet=quiet) as progress:
@@ -78,11 +81,10 @@ def diff(
             progress.update(done, {}, 0.0, 0.0)
         progress.end()
     rows.sort(key=lambda row: -row["share"])
-    known = [set(model.spaces[_branch(model, domain)].names) for model in models]
     result = {
         "a": str(a), "b": str(b), "images": rows, "share": _share(total, pixels), **_became(total, pixels),
-        "only_a": [name for name in names if name not in known[1]],
-        "only_b": [name for name in names if name not in known[0]], "sheet": None,
+        "only_a": list(matched.unmatched_known), "only_b": list(matched.unmatched_wanted),
+        "notes": _notes(matched, str(a), str(b)), "sheet": None,
     }  # fmt: skip
     if out is not None:
         out = Path(out)
@@ -121,12 +123,25 @@ def _branch(model: LoadedModel, domain: str | None) -> str:
     return next(iter(model.spaces)) if domain is None else model.paths[domain]
 
 
-def _names(models: Sequence[LoadedModel], domain: str | None) -> list[str]:
-    """The classes of both, those of the first one first."""
+def _matched(models: Sequence[LoadedModel], domain: str | None) -> Matching:
+    """The second model's classes among the first one's."""
     first, second = (model.spaces[_branch(model, domain)].names for model in models)
-    if not set(first) & set(second):
+    found = match_names(second, first, what=("classes of the second model", "classes of the first model"))
+    if not found.pairs:
         raise ConfigError(f"the two models share no class: {', '.join(first)} and {', '.join(second)}")
-    return list(dict.fromkeys((*first, *second)))
+    return found
+
+
+def _notes(found: Matching, a: str, b: str) -> list[str]:
+    notes = [
+        f"class '{theirs}' of {b} is taken for '{ours}' of {a}" for theirs, ours in found.respelt.items()
+    ]
+    for which, lonely in ((a, found.unmatched_known), (b, found.unmatched_wanted)):
+        if lonely:
+            notes.append(
+                f"only {which} knows: {', '.join(lonely)}; every pixel that it calls so counts as different"
+            )
+    return notes
 
 
 def _compare(
@@ -139,7 +154,8 @@ def _compare(
 
 def _predicted(model: LoadedModel, names: Sequence[str], image: np.ndarray, domain: str | None) -> np.ndarray:
     prediction = model.predict(image, branch=domain)
-    return np.array([names.index(name) for name in prediction.classes], np.uint8)[prediction.ids]
+    there = {spelling(name): position for position, name in enumerate(names)}
+    return np.array([there[spelling(name)] for name in prediction.classes], np.uint8)[prediction.ids]
 
 
 def _share(changed: Counter[tuple[str, str]], pixels: int) -> float:

@@ -87,6 +87,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     with contextlib.ExitStack() as held:
         try:
             prepared = prepare(config, progress)
+            for text in prepared.notes:
+                progress.message(f"note: {text}")
             if prepared.steps[0].is_first and not folder.final(0).is_dir():
                 # wrong names and weights are told before anything is written
                 model = build_model(config.model, config.data.normalisation)

@@ -9,6 +9,7 @@ from typing import Any
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
 from everseg.errors import CheckpointError, EversegError
+from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
@@ -78,12 +79,12 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
 
 
 def _scored_classes(folder: RunFolder) -> dict[str, set[str]]:
-    """Domain -> classes that its last test had pixels of."""
+    """Domain -> spellings of the classes that its last test had pixels of."""
     found = {}
     for index in folder.finished_steps:
         for name, scores in folder.metrics(index)["branches"].items():
             ious = zip(scores["classes"], scores["class_iou"], strict=True)
-            found[name] = {label for label, value in ious if value is not None}
+            found[name] = {spelling(label) for label, value in ious if value is not None}
     return found
 
 
@@ -178,4 +179,6 @@ def _tested(folder: RunFolder) -> list[Mapping[str, Any]]:
 
 
 def _classes(track: Track | None) -> Any:
-    return None if track is None else (track.space.names, [len(group) for group in track.space.groups])
+    if track is None:
+        return None
+    return [spelling(name) for name in track.space.names], [len(group) for group in track.space.groups]

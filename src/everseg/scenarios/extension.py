@@ -12,7 +12,7 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import CheckpointError, ConfigError, DataError, near_miss, some
-from everseg.labels import LabelPolicy, LabelSpace, policy_set, spelling
+from everseg.labels import LabelPolicy, LabelSpace, find_name, policy_set, shared_classes
 from everseg.scenarios.combine import check_settings
 from everseg.scenarios.steps import Source, Step
 
@@ -23,9 +23,9 @@ def build(
     """Build the one step that a configuration asks for; the registry's "extension".
 
     Its index is the number of steps that the bundle's model has been trained in. Training images are those with a
-    pixel of a new class. Classes are matched by name: with the protocol "sequential" classes of the bundle keep their
-    labels where the data have them, with "overlapped" they are trained as the label policy says of old ones; all other
-    pixels are background, which is "an old class or nothing" to methods such as MiB.
+    pixel of a new class. Classes are matched by name (`everseg.labels.spelling`): with the protocol "sequential"
+    classes of the bundle keep their labels where the data have them, with "overlapped" they are trained as the label
+    policy says of old ones; all other pixels are background, which is "an old class or nothing" to methods such as MiB.
 
     Args:
         config: `bundle`, and `task` with one list: the names of the new classes.
@@ -67,10 +67,10 @@ def build(
     )
     policies = policy_set(config.policy)
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
-    taught = [
-        raw for raw, name in dataset.labels.names.items()
-        if name in space.names and raw != dataset.labels.background
-    ]  # fmt: skip
+    train_ids = shared_classes(
+        dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle")
+    ).train_ids
+    taught = [raw for raw in dataset.labels.names if raw in train_ids]
     train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
     test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
     if absent := [
@@ -82,7 +82,7 @@ def build(
     visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
 
     def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
-        table = _table(dataset, space, ids, policy)
+        table = _table(dataset, train_ids, ids, policy)
         return Source(known.branch, dataset.name, split, tuple(map(int, indices)), table.tobytes())
 
     return (
@@ -138,38 +138,46 @@ def read_known(bundle: Path) -> Known:
 
 
 def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
-    """The new classes, in the order given."""
+    """The new classes as the data spell them, in the order given."""
     labels = dataset.labels
-    choices = [labels.names[raw] for raw in labels.classes if labels.names[raw] not in known.space.names]
-    spelt = {spelling(name): name for name in known.space.names}
-    problems = []
-    for position, name in enumerate(names):
-        if name in known.space.names:
-            problems.append(f"class '{name}': the bundle knows it already; leave it out")
-        elif name in names[:position]:
-            problems.append(f"class '{name}' is named twice")
-        elif name not in choices:
+    choices = [
+        labels.names[raw] for raw in labels.classes if find_name(labels.names[raw], known.space.names) is None
+    ]
+    added, problems = list[str](), list[str]()
+    for name in names:
+        old, found = find_name(name, known.space.names), find_name(name, choices)
+        if old is not None:
+            as_it = "" if old == name else f" as '{old}'"
+            problems.append(f"class '{name}': the bundle knows it already{as_it}; leave it out")
+        elif found is None:
             hint = near_miss(
                 name, choices, f"; it has {some(choices, 12) or 'none that the bundle does not know'}"
             )
             problems.append(f"class '{name}' is not in data set '{dataset.name}'{hint}")
-        elif spelling(name) in spelt:
-            problems.append(
-                f"class '{name}' is spelt like '{spelt[spelling(name)]}', which the bundle knows; rename one of them"
-            )
+        elif found in added:
+            problems.append(f"class '{name}' is named twice")
+        else:
+            added.append(found)
     if problems:
         raise ConfigError(problems)
-    return list(names)
+    return added
 
 
-def _table(dataset: Dataset, space: LabelSpace, visible: Sequence[int], policy: LabelPolicy) -> np.ndarray:
-    """Raw id -> train id by class name, (256,) uint8."""
+def _table(
+    dataset: Dataset, train_ids: Mapping[int, int], visible: Sequence[int], policy: LabelPolicy
+) -> np.ndarray:
+    """Raw id -> train id, (256,) uint8.
+
+    Args:
+        train_ids: of the classes that the bundle knows or learns now.
+        visible: raw ids of those that keep their labels.
+    """
     table = np.full(256, policy.void, np.uint8)
-    for raw, name in dataset.labels.names.items():
+    for raw in dataset.labels.names:
         if raw == dataset.labels.background:
             table[raw] = policy.background
-        elif name not in space.names:
+        elif raw not in train_ids:
             table[raw] = policy.future
         else:
-            table[raw] = space.names.index(name) if raw in visible else policy.old
+            table[raw] = train_ids[raw] if raw in visible else policy.old
     return table
