@@ -51,7 +51,12 @@ def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replace the Python API by one that records its calls; values may be replaced, exceptions are raised."""
     answers: dict[str, Any] = {
         "run": types.SimpleNamespace(to_json=lambda: RUN, path=Path("runs/demo-mib")),
-        "evaluate": {"run": "runs/x", "step": 1, "branches": {"main": {**STEP, "class_iou": [0.5, None]}}},
+        "evaluate": {
+            "run": "runs/x",
+            "step": 1,
+            "notes": ["class x met nobody"],
+            "branches": {"main": {**STEP, "class_iou": [0.5, None]}},
+        },
         "predict": [(Path("a"), Path("b"))],
         "demo": [
             {"method": "ft", "path": "runs/demo-ft", "first": 0.7, **MIOU, "forgetting": 0.6},
