@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import everseg
 from everseg.errors import ConfigError, DataError
 from everseg.models.branch_choice import infer_branch
+from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import save_folder
 from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import read_paths
@@ -36,7 +37,8 @@ def day_and_fog(**more: Any) -> dict:
 
 
 LONG = {"epochs": 12, "batch": 2, "lr": 0.02}
-SHORT = {"max_iterations": 2}
+SHORT = {"epochs": 1, "batch": 4}
+"""Two iterations; a run that `train.max_iterations` cuts short would be no baseline for that reason alone."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,13 @@ def test_relative_drop_is_from_the_single_task_run_with_the_same_data_and_classe
 def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, call: Outcome) -> None:
     for name in ("mdil", "a-other-images", "b-other-classes", "c-joint"):
         shutil.copytree(runs / name, tmp_path / name)
-    assert everseg.Run(RunFolder(tmp_path / "mdil")).sequence["relative_drop"] is None
+    mdil = everseg.Run(RunFolder(tmp_path / "mdil"))
+    assert mdil.sequence["relative_drop"] is None
+    refused = list[str]()
+    assert drop_against_single(mdil.folder, mdil.config, refused) is None
+    assert refused == [
+        "b-other-classes is no baseline: domain 'day' was tested with other classes (red only here)."
+    ]
     (tmp_path / "run.yaml").write_text(
         json.dumps(settings(tmp_path, name="mdil", data=day_and_fog(), train=LONG))
     )
