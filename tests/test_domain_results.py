@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import everseg
 from everseg.errors import ConfigError, DataError
+from everseg.inference.domains import _table, _with_other
+from everseg.labels import LabelSpace
 from everseg.models.branch_choice import infer_branch
 from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import save_folder
@@ -428,3 +430,35 @@ def test_a_run_is_not_continued_with_other_domains(
     assert "holds a run with other settings" in err
     assert part in err
     assert sorted((runs / "mdil").rglob("*")) == before
+
+
+def test_paths_are_chosen_for_images_whose_classes_are_spelt_otherwise(
+    mdil: everseg.Run, call: Outcome
+) -> None:
+    """The same counts under the paths' names; what met nobody is told."""
+
+    def found(names: str) -> dict[str, Any]:
+        other = (*USER_CODE, f"data={HERE}", "data.options.light=dusk", f"data.options.names={names}")
+        code, out, err = call("eval", mdil.path, *other, "--infer-domain", "--json", "--quiet")
+        assert code == 0, err
+        result = json.loads(out)
+        assert all(f"note: {note}" in err for note in result["notes"])
+        return result
+
+    plain, spelt = found("[red, green, violet]"), found("[RED, gre-en, violet]")
+    assert spelt["confusion"] == plain["confusion"]
+    assert spelt["branches"] == plain["branches"]
+    assert plain["branches"]["toy-dusk"]["classes"] == ["background", "red", "green"]
+    assert [note.split(" ")[:3] for note in plain["notes"]] == [
+        ["the", "model", "does"],
+        ["data", "set", "'toy-dusk'"],
+    ]
+    assert "'violet' (" in plain["notes"][0]
+    assert "no class 'blue'" in plain["notes"][1]
+    assert spelt["notes"][2:] == plain["notes"]
+    assert ["'RED'" in spelt["notes"][0], "'gre-en'" in spelt["notes"][1]] == [True, True]
+
+
+def test_a_class_called_other_is_not_the_column_of_strange_classes() -> None:
+    space = _with_other(LabelSpace(((0, 1),), ("background", "other")))
+    assert _table(["background", "Other", "car"], space).tolist() == [0, 1, 2]

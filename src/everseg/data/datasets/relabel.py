@@ -146,10 +146,10 @@ def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:
     # Two new names that are one: joining classes is done by giving them the same name, letter by letter, so that a
     # slip of the keyboard joins nothing. That two classes which keep their names are not one has been seen before.
     given = {spelling(old): new for old, new in rename.items()}
-    named = {name: name for name in (str(given.get(spelling(n), n)) for n in known)}
+    named = [str(given.get(spelling(name), name)) for name in known]
     problems += [
         f"rename: '{one}' and '{other}' would be two classes; spell one name one way"
-        for one, other in doubled(named)
+        for one, other in doubled({name: name for name in named if spelling(name) != IGNORE_NAME})
     ]
     if problems:
         raise ConfigError(problems)
