@@ -134,6 +134,10 @@ def test_two_classes_of_one_name_cannot_exist() -> None:
         ConfigError, match=r"toy: outputs 0 'background' and 1 'Background'.*background: Background"
     ):
         space.check_names("toy")
+    with pytest.raises(
+        ConfigError, match="run x has two classes of one name, the outputs 0 'background' and 1"
+    ):
+        shared_classes(RawLabels({0: "background", 1: "road"}), space, what=("the data", "run x"))
 
 
 # ---------------------------------------------------------------- a data set seen through a model's classes

@@ -1,7 +1,10 @@
-"""Label spaces, label policies and the look-up tables made of them.
+"""Label spaces, label policies, the look-up tables made of them, and names of classes.
 
 A mask holds *raw ids*, a model's outputs are *train ids*; a table of 256 entries leads from one to the other.
 What happens to pixels that carry no class taught now differs between the public codes (a named `LabelPolicy`).
+
+Classes of two sides (a data set and a model, two models, two domains) meet by name. `spelling` is the only rule that
+says when two names are one, and whoever matches names does it here; a name that meets nobody is told, not dropped.
 """
 
 from __future__ import annotations
@@ -360,11 +363,18 @@ def shared_classes(
     Raises:
         ConfigError: two classes of one name on either side.
     """
+    data, model = what
+    if pairs := doubled(dict(enumerate(space.names))):
+        one, other = pairs[0]
+        raise ConfigError(
+            f"{model} has two classes of one name, the outputs {one} '{space.names[one]}' and {other} "
+            f"'{space.names[other]}', so nothing can be matched with them by name; train it on data whose classes "
+            "have a name each"
+        )
     both = labels.background is not None and space.background is not None
     raws = {name: raw for raw, name in labels.names.items() if not (both and raw == labels.background)}
     outputs = {name: i for i, name in enumerate(space.names) if not (both and i == space.background)}
-    space.check_names(what[1])
-    found = match_names(raws, outputs, what=what)
+    found = match_names(raws, outputs, what=(data, model))
     added = {
         i
         for i, raw in enumerate(space.order)

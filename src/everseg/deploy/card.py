@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from everseg.labels import BACKGROUND
 from everseg.reports.terminal import percent
 
 WEAK = 0.5
@@ -85,7 +86,7 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
             means = [percent(scores["miou"].get(group)) for group in ("old", "new", "all")]
             plain = percent(scores["miou_without_background"]["all"])
-            names = ", ".join(name for name in entry["classes"] if name != "background")
+            names = ", ".join(name for name in entry["classes"] if name != BACKGROUND)
             cells = [str(entry["step"]), entry["method"], _cell(names), where, *means, plain]
             rows.append(f"| {' | '.join(cells)} |")
     yield "## Steps"
