@@ -13,16 +13,13 @@ from pathlib import Path
 
 import everseg
 
-START = "import sys; sys.argv[0] = 'everseg'; from everseg.cli import main; main()"
-"""What the console script `everseg` does."""
-
 
 def begin(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """Start `everseg ARGUMENTS` in a folder, on one thread, with the everseg that this process imports."""
     source = str(Path(everseg.__file__).parents[1])
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.Popen(
-        [sys.executable, "-c", START, *map(str, arguments)],
+        [sys.executable, "-m", "everseg", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **threads, "PYTHONPATH": source, **environment},
         stdout=subprocess.PIPE,

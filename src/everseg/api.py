@@ -142,7 +142,8 @@ class Run:
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
         """Write the run's report (one HTML file; default in its folder) and give its path."""
         target = None if out is None else Path(out)
-        made = write_report(self.folder, self.asked or self.config, out=target, images=images)
+        config = self.asked or stored_config(self.folder)
+        made = write_report(self.folder, config, out=target, images=images)
         return Path(made["path"])
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TypeVar
 
@@ -121,6 +121,14 @@ def doubled(named: Mapping[_Key, str]) -> list[tuple[_Key, _Key]]:
     return [(other, key) for other, key in found if other != key]
 
 
+def known_as(name: str, known: Collection[str]) -> str:
+    """A name as it is known already, in the same spelling if it is there, else in another; itself if it is new.
+
+    Files of older versions may hold one name in two spellings: there each means itself.
+    """
+    return name if name in known else find_name(name, known) or name
+
+
 @dataclass(frozen=True)
 class Matching:
     """Which of the names wanted is which of those known."""
@@ -211,9 +219,9 @@ class RawLabels:
 
 @dataclass(frozen=True)
 class LabelPolicy:
-    """Train ids given to pixels that carry no class taught now (255 = ignored)."""
+    """Train ids given to pixels that carry no class taught now."""
 
-    void: int = 255
+    void: int = IGNORED
     background: int = 0
     old: int = 0
     future: int = 0
@@ -232,26 +240,26 @@ POLICIES: dict[str, PolicySet] = {
     # MiB's VOC code: void is trained as background; unknown classes are not scored.
     "mib-voc": PolicySet(
         train=LabelPolicy(void=0, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=0, old=255, future=255),
-        test=LabelPolicy(void=255, background=0, old=255, future=255),
+        val=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
+        test=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
     ),
     # MiB's ADE20K code: as above, but raw 0 ("other") is never scored.
     "mib-ade": PolicySet(
         train=LabelPolicy(void=0, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=255, old=255, future=255),
-        test=LabelPolicy(void=255, background=255, old=255, future=255),
+        val=LabelPolicy(void=IGNORED, background=IGNORED, old=IGNORED, future=IGNORED),
+        test=LabelPolicy(void=IGNORED, background=IGNORED, old=IGNORED, future=IGNORED),
     ),
     # PLOP and CSSegmentation: void stays ignored; classes not learnt yet are scored as background.
     "plop": PolicySet(
-        train=LabelPolicy(void=255, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=0, old=0, future=0),
-        test=LabelPolicy(void=255, background=0, old=0, future=0),
+        train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+        val=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+        test=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
     ),
     # everseg's own choice for other data: void is never learnt, classes not learnt yet are not scored.
     "ignore-void": PolicySet(
-        train=LabelPolicy(void=255, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=0, old=255, future=255),
-        test=LabelPolicy(void=255, background=0, old=255, future=255),
+        train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+        val=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
+        test=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
     ),
 }
 
@@ -289,28 +297,41 @@ class LabelSpace:
     def num_classes(self) -> int:
         return len(self.order)
 
-    def check_names(self, whose: str) -> None:
-        """Refuse two outputs of one name, such as a background that was added beside a class called Background.
+    def problems(self, *, stored: bool = False) -> list[str]:
+        """What makes this no list of classes: ids and names that do not match, or anything that stands twice.
 
-        Raises:
-            ConfigError: with the outputs of each pair.
+        Args:
+            stored: it stands in a file already. Files of older versions may hold one name in two spellings.
         """
-        if pairs := doubled(dict(enumerate(self.names))):
-            raise ConfigError(
-                [
-                    f"{whose}: outputs {one} '{self.names[one]}' and {other} '{self.names[other]}' are two classes "
-                    "of one name; rename one of them"
-                    + (
-                        f", or say that the data's class is the background (background: {self.names[other]})"
-                        if one == self.background
-                        else ""
-                    )
-                    for one, other in pairs
-                ]
+        found = []
+        if len(self.names) != self.num_classes:
+            found.append(f"{len(self.names)} names for {self.num_classes} ids")
+        for what, values in (("id", self.order), *([("name", self.names)] if stored else [])):
+            if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+                found.append(f"the {what} {', '.join(map(str, twice))} stands twice")
+        if "" in self.names:
+            found.append("a class without a name")
+        if self.background is not None and (
+            type(self.background) is not int or not 0 <= self.background < self.num_classes
+        ):
+            found.append("the background is none of the classes")
+        return found if stored else [*found, *self._respelt()]
+
+    def _respelt(self) -> list[str]:
+        """Outputs whose names differ in spelling only, such as a background of ours beside a class Background."""
+        return [
+            f"outputs {one} '{self.names[one]}' and {other} '{self.names[other]}' are two classes of one name; rename "
+            "one of them"
+            + (
+                f", or say which class is the background (background: {self.names[other]})"
+                if one == self.background
+                else ""
             )
+            for one, other in doubled(dict(enumerate(self.names)))
+        ]
 
     def lut(self, visible: Iterable[int], policy: LabelPolicy, all_raw: Iterable[int]) -> np.ndarray:
-        """Build the table raw id -> train id.
+        """Build the table raw id -> train id of a data set whose ids are those of this label space.
 
         In a label space without background, pixels that a policy would call background (0) are ignored instead.
 
@@ -323,17 +344,52 @@ class LabelSpace:
             (256,) uint8.
         """
         order = self.order
-        visible, all_raw = set(visible), set(all_raw)
         background = None if self.background is None else order[self.background]
+        train_ids = {raw: i for i, raw in enumerate(order) if raw >= 0 and raw != background}
+        if background is not None and background < 0:  # an output of ours: no pixel is labelled so
+            background = None
+        return self._table(train_ids, background, set(visible), policy, all_raw)
+
+    def lut_for(
+        self,
+        labels: RawLabels,
+        train_ids: Mapping[int, int],
+        policy: LabelPolicy,
+        visible: Iterable[int] | None = None,
+    ) -> np.ndarray:
+        """Build the table of a data set with ids of its own, whose classes were found in this label space by name.
+
+        Args:
+            labels: of the data set. Its background is the label space's, whatever either is called.
+            train_ids: raw id -> train id of the classes that were found, without the background.
+            policy: where all other pixels go.
+            visible: raw ids that keep their train id; default all of `train_ids`.
+
+        Returns:
+            (256,) uint8, as `lut` gives it.
+        """
+        background = None if self.background is None else labels.background
+        return self._table(
+            train_ids, background, set(train_ids if visible is None else visible), policy, labels.names
+        )
+
+    def _table(
+        self,
+        train_ids: Mapping[int, int],
+        background: int | None,
+        visible: Collection[int],
+        policy: LabelPolicy,
+        all_raw: Iterable[int],
+    ) -> np.ndarray:
+        """The only place where a table of labels is made."""
         if self.background is None:
-            policy = LabelPolicy(*(255 if value == 0 else value for value in astuple(policy)))
+            policy = LabelPolicy(*(IGNORED if value == 0 else value for value in astuple(policy)))
         table = np.full(256, policy.void, np.uint8)
-        for raw in all_raw - set(order):
+        for raw in all_raw:
             table[raw] = policy.future
-        for train_id, raw in enumerate(order):
-            if raw >= 0 and raw != background:
-                table[raw] = train_id if raw in visible else policy.old
-        if background is not None and background >= 0:
+        for raw, train_id in train_ids.items():
+            table[raw] = train_id if raw in visible else policy.old
+        if background is not None:
             table[background] = policy.background
         return table
 
@@ -373,18 +429,14 @@ def shared_classes(
         )
     both = labels.background is not None and space.background is not None
     raws = {name: raw for raw, name in labels.names.items() if not (both and raw == labels.background)}
-    outputs = {name: i for i, name in enumerate(space.names) if not (both and i == space.background)}
+    outputs = {name: i for i, name in enumerate(space.names)}
     found = match_names(raws, outputs, what=(data, model))
-    added = {
-        i
-        for i, raw in enumerate(space.order)
-        if raw in (SYNTHETIC_BACKGROUND, SYNTHETIC_VOID, SYNTHETIC_OTHER)
-    }
+    expected = {i for i, raw in enumerate(space.order) if raw < 0} | ({space.background} if both else set())
     return SharedClasses(
         {raws[name]: outputs[known] for name, known in found.pairs.items()},
         found.respelt,
         {raws[name]: name for name in found.unmatched_wanted},
-        {outputs[name]: name for name in found.unmatched_known if outputs[name] not in added},
+        {outputs[name]: name for name in found.unmatched_known if outputs[name] not in expected},
     )
 
 

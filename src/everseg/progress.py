@@ -106,19 +106,25 @@ class Progress:
         self._live.start()
         self._live.add_task(title, total=total, completed=start, detail="")
 
-    def update(self, iteration: int, terms: Mapping[str, float], lr: float, images_per_second: float) -> None:
+    def update(
+        self,
+        iteration: int,
+        terms: Mapping[str, float] | None = None,
+        lr: float = 0.0,
+        images_per_second: float = 0.0,
+    ) -> None:
         """Show where the bar stands.
 
         Args:
             iteration: iterations done so far, `start` included.
-            terms: loss term -> value, weights applied; their sum is shown as the loss.
-            lr: learning rate of this iteration; 0 hides it (evaluation).
+            terms: loss term -> value, weights applied; their sum is shown as the loss. None where nothing is trained.
+            lr: learning rate of this iteration; 0 hides it.
             images_per_second: throughput over all processes; 0 hides it.
         """
         if self._silent:
             return
         self._done = iteration
-        self._detail = self._describe(terms, lr, images_per_second)
+        self._detail = self._describe(terms or {}, lr, images_per_second)
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=iteration, detail=self._detail)
         elif self._clock() - self._printed >= PLAIN_SECONDS:

@@ -24,7 +24,8 @@ from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters.whole import build_network, find_classifier
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
-from everseg.models.pretrained import read_tensors
+from everseg.models.tensor_file import read_tensors
+from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5
@@ -110,7 +111,7 @@ def adopt(
         raise ConfigError(f"--classes: the model has {total} outputs, {len(names)} names were given")
     space, notes = _space(names)
     contents = Contents(
-        model, {"default": space}, input={"evaluation": "whole", "normalisation": normalisation},
+        model, {"default": space}, form=InputForm("whole", normalisation=normalisation),
         lineage={"source": f"{kind if kind == 'transformers' else arch} weights {Path(weights).name}", "check": check},
     )  # fmt: skip
     bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)
@@ -126,7 +127,8 @@ def _space(names: Sequence[str]) -> tuple[LabelSpace, tuple[str, ...]]:
     first = is_background_name(names[0])
     named = (BACKGROUND, *names[1:]) if first else tuple(names)
     space = LabelSpace((tuple(range(len(names))),), named, 0 if first else None)
-    space.check_names("--classes")
+    if problems := space.problems():
+        raise ConfigError([f"--classes: {problem}" for problem in problems])
     if not first:
         later = [i for i, name in enumerate(names) if is_background_name(name)]
         what = (

@@ -3,97 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import ConfigError
 from everseg.inference.pictures import palette
-from everseg.labels import LabelSpace, spelling
-
-MOST = 255
-"""Number of ids that fit a mask of bytes; 255 stays for ignored pixels."""
-
-
-@dataclass(frozen=True)
-class BundleClass:
-    """One class of a bundle."""
-
-    id: int
-    """Its id in masks, in this bundle and in all that are made from it."""
-    name: str
-    colour: tuple[int, int, int]
-    step: int
-    """Step in which it was learnt first."""
-    paths: tuple[str, ...]
-    """Paths of the model that have an output for it."""
-
-
-@dataclass(frozen=True)
-class Registry:
-    """Every class that this line of bundles has ever had."""
-
-    classes: tuple[BundleClass, ...]
-    next_id: int
-    """Smallest id that no class of the line has had."""
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any], where: str) -> Registry:
-        """Read it from a bundle's `classes.json`.
-
-        Raises:
-            CheckpointError: it holds none.
-        """
-        try:
-            entries = [
-                BundleClass(
-                    int(entry["id"]),
-                    entry["name"],
-                    tuple(entry["colour"]),
-                    int(entry["step"]),
-                    tuple(entry["paths"]),
-                )
-                for entry in document["classes"]
-            ]
-            return cls(tuple(entries), int(document["next_id"]))
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                f"{where} is no bundle: its classes.json gives the classes no lasting ids; "
-                "make one with: everseg export"
-            ) from None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"classes": [asdict(entry) for entry in self.classes], "next_id": self.next_id}
-
-    def ids(self, space: LabelSpace) -> list[int]:
-        """Ids of a path's outputs in output order."""
-        names = _Names(entry.name for entry in self.classes)
-        by_name = {entry.name: entry.id for entry in self.classes}
-        return [by_name[names.of(name)] for name in space.names]
-
-
-class _Names:
-    """Names of a line of bundles; each spelling stands for the first that has it.
-
-    Bundles of older versions may hold one name in two spellings, as two classes of two paths: there each means itself.
-    """
-
-    def __init__(self, known: Iterable[str]) -> None:
-        self._known: set[str] = set()
-        self._first: dict[str, str] = {}
-        for name in known:
-            self._add(name)
-
-    def of(self, name: str) -> str:
-        """The name that this one is known under; one not known before is known from now on."""
-        if name in self._known:
-            return name
-        if spelling(name) not in self._first:
-            self._add(name)
-        return self._first[spelling(name)]
-
-    def _add(self, name: str) -> None:
-        self._known.add(name)
-        self._first.setdefault(spelling(name), name)
+from everseg.labels import LabelSpace, known_as
+from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
 
 
 def register(
@@ -118,16 +33,15 @@ def register(
     """
     known = {entry.name: replace(entry, paths=()) for entry in before.classes} if before else {}
     next_id = before.next_id if before else 0
-    names = _Names(known)
     taken = dict.fromkeys(spaces, 0)
     for step, grown in zip(steps, growth, strict=True):
         for path, number in grown.items():
             for spelt in spaces[path].names[taken[path] : taken[path] + number]:
-                name = names.of(spelt)
+                name = known_as(spelt, known)
                 if name not in known:
-                    if next_id >= MOST:
+                    if next_id >= MOST_IDS:
                         raise ConfigError(
-                            f"class '{name}': masks of bytes hold {MOST} classes, and all ids are taken"
+                            f"class '{name}': masks of bytes hold {MOST_IDS} classes, and all ids are taken"
                         )
                     red, green, blue = palette(next_id + 1)[next_id].tolist()
                     known[name] = BundleClass(next_id, name, (red, green, blue), step, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def diff(
                     **_became(changed, compared.a.size),
                 }
             )
-            progress.update(done, {}, 0.0, 0.0)
+            progress.update(done)
         progress.end()
     rows.sort(key=lambda row: -row["share"])
     result = {
@@ -147,7 +147,8 @@ def _notes(found: Matching, a: str, b: str) -> list[str]:
 def _compare(
     models: Sequence[LoadedModel], names: Sequence[str], path: Path, domain: str | None
 ) -> _Compared:
-    image = read_image(path)
+    depth = max(model.form.bit_depth for model in models)
+    image = read_image(path, replace(models[0].form.reading, bit_depth=depth))
     a, b = (_predicted(model, names, image, domain) for model in models)
     return _Compared(image, a, b, names)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,17 @@ from everseg.progress import Progress
 from everseg.runs.commit import (
     load_tensors,
     parent_of,
-    read_document,
     read_json,
-    save_folder,
     verify,
     write_json,
 )
 from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
 from everseg.runs.journal import Journal
+from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
 from everseg.runs.results import run_sequence
 from everseg.scenarios.domain_incremental import needed_domains
+from everseg.scenarios.feasibility import Trial, doubtful, impossible
 from everseg.scenarios.steps import Step
 from everseg.scenarios.summary import scenario_json
 
@@ -89,11 +90,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             prepared = prepare(config, progress)
             for text in prepared.notes:
                 progress.message(f"note: {text}")
-            if prepared.steps[0].is_first and not folder.final(0).is_dir():
-                # wrong names and weights are told before anything is written
-                model = build_model(config.model, config.data.normalisation)
-                for branch in prepared.steps[-1].spaces:
-                    model.heads.check(branch)
+            _check_plan(config, prepared, folder, accelerator, progress)
             held.enter_context(locked(folder.path))
             folder.clean()
             _open(config, folder, prepared, progress)
@@ -102,6 +99,59 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             raise
         all_reduce_max(0, accelerator)
         return _run(config, prepared, accelerator, progress, folder, dry_run)
+
+
+def _check_plan(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, accelerator: Accelerator, progress: Progress
+) -> None:
+    """Stop before anything is written or trained if some step cannot be done; warn of what can but shows nothing.
+
+    Raises:
+        ConfigError: wrong names or weights of the model, or every impossible step.
+    """
+    todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
+    if todo and todo[0].index == 0 and todo[0].is_first:
+        model = build_model(
+            config.model, config.data.normalisation
+        )  # reads the weights, so that it tells if it cannot
+        for branch in prepared.steps[-1].spaces:
+            model.heads.check(branch)
+    trial, world = _trial(config, prepared.steps), accelerator.num_processes
+    if problems := impossible(todo, batch=config.train.batch, processes=world, trial=trial):
+        raise ConfigError(problems)
+    for note in doubtful(todo, prepared.counts):
+        progress.message(f"warning: {note}")
+
+
+def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
+    """Try a step on a network of shapes without values, one image at a time: what its norms refuse shows at once.
+
+    Nothing is tried, so nothing refused, where the run begins with a bundle, where norms see the images of all
+    processes, and with networks of others that cannot do without values.
+    """
+    data = config.data
+    height, width = data.size if data.transform == "resize" else (data.crop, data.crop)
+
+    def refused(step: Step) -> str:
+        if not steps[0].is_first or config.train.sync_norm:
+            return ""
+        try:
+            with torch.device("meta"):
+                model = build_model(config.model.model_copy(update={"weights": None}), data.normalisation)
+                for earlier in steps[: steps.index(step)]:
+                    model.grow(earlier.grows)
+                build_method(config.method).prepare_model(model, step)
+                model.train()
+                model(torch.empty(1, 3, height, width), step.trained_branches)
+        except ConfigError as error:
+            return str(error)
+        except (
+            Exception
+        ):  # no form without values of some operation, in a network or a method of somebody else
+            return ""
+        return ""
+
+    return refused
 
 
 def _check_single_task(config: RunConfig) -> None:
@@ -156,18 +206,19 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
-    iterations = [iterations_of(config, step) for step in steps]
+    iterations = [iterations_of(step, config.train) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
             session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
             for position, step in enumerate(steps):
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
-                if not folder.final(step.index).is_dir():
+                trained_now = not folder.final(step.index).is_dir()
+                if trained_now:
                     _train(_job(session, step, sum(iterations[:position])))
                 if main:
                     shutil.rmtree(folder.checkpoints(step.index), ignore_errors=True)
-                _score(session, step, sum(iterations[: position + 1]))
+                _score(session, step, sum(iterations[: position + 1]), trained_now)
     finally:
         events.close()
     return folder
@@ -234,17 +285,25 @@ def _train(job: StepJob) -> None:
     session = job.session
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
-        session.folder.save_final(job.step, job.model, state, session.config, job.parent)
+        form = InputForm.of_config(session.config.data, session.datasets.values())
+        session.folder.save_final(job.step, job.model, state, form, job.parent)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
 
 
-def _score(session: Session, step: Step, iteration: int) -> None:
-    """Score a finished step (test and, where asked for, validation images) and write the results."""
+def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> None:
+    """Score a finished step (test and, where asked for, validation images) and write the results.
+
+    Args:
+        trained_now: whether this call of the program trained the step. The time budget stops a test then; a call that
+            begins with the test finishes it, however short its budget is, so that every call gets further.
+    """
     config, folder, accelerator = session.config, session.folder, session.accelerator
 
     def stop_if_asked() -> None:
         code = session.stop.code()
+        if code == StopRequest.TIME_BUDGET and not trained_now:
+            return
         if code and accelerator.num_processes == 1:  # several processes have unequal numbers of test batches
             session.progress.end()
             raise StopRequest.error(code, f"the end of step {step.index}, before its test")
@@ -289,13 +348,15 @@ def place_start(folder: RunFolder, step: Step, config: RunConfig) -> None:
             )
         return
     digest = verify(source)
-    lineage = read_document(source / "lineage.json", "history")
-    tensors = {
-        "model": load_tensors(source / "model.safetensors"),
-        "method_state": _state(source, lineage, config),
-    }
-    documents = {"classes": read_document(source / "classes.json", "branches"), "lineage": lineage}
-    save_folder(target, tensors, documents, parent=digest)
+    lineage = read_lineage(source)
+    save_model(
+        target,
+        read_model_file(source),
+        load_tensors(source / "model.safetensors"),
+        _state(source, lineage, config),
+        parent=digest,
+        documents={Path(LINEAGE).stem: lineage},
+    )
 
 
 def _state(source: Path, lineage: dict[str, Any], config: RunConfig) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from everseg.inference.predict import load
 from everseg.interop import mdil, mib
 from everseg.labels import BACKGROUND, SYNTHETIC_VOID, LabelSpace, is_background_name
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import save_folder, write_bytes
+from everseg.runs.commit import write_bytes
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import ModelFile, save_model
 
 MDIL_SIZE = (512, 1024)
 """Height and width to which MDIL's code resizes all images."""
@@ -64,11 +66,12 @@ def import_mib(
         )
     if is_background_name(names[0]):
         names = (BACKGROUND, *names[1:])
-    LabelSpace((tuple(range(total)),), names).check_names("--classes")
     starts = np.cumsum([0, *sizes])
-    groups = [list(range(int(a), int(b))) for a, b in itertools.pairwise(starts)]
-    branches = {branch: {"groups": groups, "names": names, "background": 0}}
-    return _save(out, model, branches, source=f"MiB checkpoint {Path(checkpoint).name}")
+    groups = tuple(tuple(range(int(a), int(b))) for a, b in itertools.pairwise(starts))
+    spaces = {branch: LabelSpace(groups, names, background=0)}
+    return _save(
+        out, model, ModelFile(model.describe(), spaces, source=f"MiB checkpoint {Path(checkpoint).name}")
+    )
 
 
 def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
@@ -120,17 +123,19 @@ def import_mdil(
         raise ConfigError(
             f"--classes: the checkpoint has {len(model.branches)} domains, {len(classes)} lists of names were given"
         )
-    branches = {}
+    spaces = {}
     for number, branch in enumerate(model.branches):
         total = model.head(branch).num_classes
         names = _with_void(branch, total, tuple(classes[number]) if classes else ())
-        groups = [[*range(total - 1), SYNTHETIC_VOID]]
-        LabelSpace((tuple(groups[0]),), names, None).check_names(f"--classes of domain '{branch}'")
-        branches[branch] = {"groups": groups, "names": names, "background": None}
-    return _save(
-        out, model, branches, domains={branch: branch for branch in branches}, size=list(MDIL_SIZE),
-        evaluation="resize", normalisation="unit", source=f"MDIL checkpoint {Path(checkpoint).name}",
-    )  # fmt: skip
+        spaces[branch] = LabelSpace(((*range(total - 1), SYNTHETIC_VOID),), names, background=None)
+    about = ModelFile(
+        model.describe(),
+        spaces,
+        {branch: branch for branch in spaces},
+        InputForm("resize", MDIL_SIZE, "unit"),
+        source=f"MDIL checkpoint {Path(checkpoint).name}",
+    )
+    return _save(out, model, about)
 
 
 def export_mdil(path: str | Path, checkpoint: str | Path) -> Path:
@@ -198,9 +203,11 @@ def _new_file(target: str | Path) -> Path:
     return target
 
 
-def _save(out: Path, model: SegmentationModel, branches: dict[str, Any], **more: Any) -> Path:
-    document = {"architecture": model.describe(), "branches": branches, **more}
-    save_folder(out / "final", {"model": model.state_dict(), "method_state": {}}, {"classes": document})
+def _save(out: Path, model: SegmentationModel, about: ModelFile) -> Path:
+    problems = [f"--classes: {problem}" for space in about.spaces.values() for problem in space.problems()]
+    if problems:
+        raise ConfigError(problems)
+    save_model(out / "final", about, model.state_dict())
     return out / "final"
 
 

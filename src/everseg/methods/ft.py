@@ -15,9 +15,6 @@ class FineTuning(Method):
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
 
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
-
     def losses(self, batch, ctx):
         student = ctx.student(batch)
         yield at_label_size(label_terms(student.logits, batch, ctx, bce=self.bce), student, batch)

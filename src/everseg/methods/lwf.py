@@ -28,9 +28,6 @@ class LwF(Method):
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
 
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
-
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
         own = label_terms(student[batch.branch].logits, batch, ctx, bce=self.bce)

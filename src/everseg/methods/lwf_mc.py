@@ -29,9 +29,6 @@ class LwFMC(Method):
     background_from_labels: bool = False
     """In the disjoint form the background's target comes from the labels, not from the teacher."""
 
-    def first_step(self):
-        return self.plain_first_step(bce=True)
-
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
         logits, taught = student[batch.branch].logits, teacher.get(batch.branch)

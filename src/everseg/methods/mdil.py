@@ -49,9 +49,6 @@ class MDIL(Method):
     def param_groups(self, model, step):
         return branch_groups(self, model, step, self.shared_lr_scale)
 
-    def first_step(self):
-        return None if self.updates == "two-legacy" else self.plain_first_step()
-
     def losses(self, batch, ctx):
         old = old_branches(ctx)
         third = len(old) >= 2

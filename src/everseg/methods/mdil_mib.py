@@ -49,9 +49,6 @@ class MDILMiB(Method):
     def param_groups(self, model, step):
         return branch_groups(self, model, step, self.shared_lr_scale)
 
-    def first_step(self):
-        return self.plain_first_step()
-
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)
         own = background_terms(

@@ -37,9 +37,6 @@ class MiB(Method):
         if self.init_background:
             init_backgrounds(model, step)
 
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
-
     def losses(self, batch, ctx):
         teacher = ctx.teach(batch)
         student = ctx.student(batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
@@ -12,7 +11,7 @@ from everseg.errors import CheckpointError, EversegError, some
 from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
 from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
+from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Track, planned_steps, run_sequence, tracks_of
 
 
@@ -52,7 +51,7 @@ def _beside(
 ) -> tuple[dict[str, float], str]:
     """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
     scored, unlike = _scored_classes(folder), list[str]()
-    for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
+    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
         other = RunFolder(path.parent)
         try:
             theirs = other.config()
@@ -155,10 +154,10 @@ def joint_beside(
     if config.scenario.joint or config.scenario.single:
         return None
     own, tested, unlike = _setting(config), _tested(folder), list[str]()
-    for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
+    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
         other = RunFolder(path.parent)
         try:
-            if not _is_joint(path):
+            if not _is_joint(other):
                 continue
             theirs = other.config()
             if theirs.scenario.lists or _setting(theirs) != own:
@@ -182,13 +181,13 @@ def _setting(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in identity(config).items() if not key.startswith(_FREE)}
 
 
-def _is_joint(document: Path) -> bool:
-    """Whether a run.json is of joint training, told before its configuration is checked, which takes longer.
+def _is_joint(folder: RunFolder) -> bool:
+    """Whether a run is joint training, told before its configuration is checked, which takes longer.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: its run.json cannot be read.
     """
-    stored = read_document(document, "config")["config"]
+    stored = folder.record().config
     scenario = stored.get("scenario") if isinstance(stored, dict) else None
     return isinstance(scenario, dict) and scenario.get("joint") is True
 

@@ -88,7 +88,7 @@ def compare(
         lambda source: _batches(source, prepared, config, device),
         limit=limit,
         seed=seed,
-        shown=lambda done: progress.update(done, {}, 0.0, 0.0),
+        shown=lambda done: progress.update(done),
     )
     progress.end()
     progress.message(f"projecting {len(pixels.label)} pixels")

@@ -225,7 +225,7 @@ def looked(
     try:
         return look(
             folder, config, sources, prepared.datasets, steps, builder=user_builder(config),
-            shown=lambda done: progress.update(done, {}, 0.0, 0.0),
+            shown=lambda done: progress.update(done),
         )  # fmt: skip
     except EversegError as error:
         notes.append(f"There are no pictures: {error}")

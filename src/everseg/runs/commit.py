@@ -47,8 +47,8 @@ def read_json(path: Path) -> Any:
         CheckpointError: unreadable or damaged.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested thousands of levels deep
         raise CheckpointError(
             f"{path}: cannot be read ({error}); restore it or start again under another name"
         ) from None

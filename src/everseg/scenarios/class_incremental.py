@@ -126,7 +126,6 @@ def class_incremental(
     _check_arguments(dataset, groups, image_classes, protocol, validation, (train_split, test_split))
     present = {split: np.asarray(counts) > 0 for split, counts in image_classes.items()}
     spaces = _spaces(labels, groups)
-    spaces[-1].check_names(f"data set '{dataset.name}'")
     chosen = (
         _train_images(present[train_split], labels, groups, protocol, seed)
         if lists is None

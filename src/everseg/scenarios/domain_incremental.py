@@ -286,7 +286,6 @@ def _whole(
     tail = (SYNTHETIC_VOID,) if void_channel else ()
     names = (*(BACKGROUND for _ in head), *(labels.names[raw] for raw in group), *(VOID for _ in tail))
     space = LabelSpace(((*head, *group, *tail),), names, background=0 if head else None)
-    space.check_names(f"domain '{dataset.name}'")
 
     def source(split: str, policy: LabelPolicy) -> Source:
         lut = space.lut(space.order, policy, labels.names).tobytes()

@@ -42,7 +42,7 @@ def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]
     with_future = with_old = 0
     prefix = _prefixes(step)
     for source in step.train:
-        pixels = _pixels(source, counts)
+        pixels = pixels_of(source, counts)
         later = _hidden(step, steps, source, future=True)
         earlier = _hidden(step, steps, source, future=False)
         with_future += int((pixels[:, list(later)] > 0).any(axis=1).sum())
@@ -118,7 +118,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
             entry["pixels"] += number
 
 
-def _pixels(source: Source, counts: Mapping[str, np.ndarray]) -> np.ndarray:
+def pixels_of(source: Source, counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """(images of the source, 256) pixels per raw id."""
     full = counts.get(f"{source.dataset}/{source.split}")
     table = counts[source.split] if full is None else full
@@ -198,7 +198,7 @@ def _untaught(
     for split in dict.fromkeys(source.split for _, source in own):
         parts = [source for _, source in own if source.split == split]
         images = tuple(sorted({index for source in parts for index in source.indices}))
-        total += _pixels(replace(parts[0], indices=images), counts).sum(axis=0, dtype=np.int64)
+        total += pixels_of(replace(parts[0], indices=images), counts).sum(axis=0, dtype=np.int64)
     fates: dict[str, list[str]] = {}
     for raw in labels.classes:
         if spelling(labels.names[raw]) not in known:

@@ -29,6 +29,7 @@ def epoch_order(seed: int, step: int, epoch: int, count: int, branch: int = 0) -
     """Permutation of the `count` samples of the step's branch number `branch`; a pure function of its arguments."""
     key = f"order:{seed}:{step}:{epoch}" + (f":{branch}" if branch else "")
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
+    # RandomState, whose stream numpy has frozen; that of `default_rng` may change between versions, and runs with it.
     return np.random.RandomState(int.from_bytes(digest, "big")).permutation(count)
 
 
@@ -82,7 +83,7 @@ def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[
         worker_init_fn=_begin_worker,
     )
     with _deaths_told_where_batches_are_asked_for():
-        iterator = iter(loader)
+        iterator = iter(loader)  # starts the processes, and installs torch's signal handler
     while True:
         try:
             loaded = _next(iterator)
@@ -97,7 +98,7 @@ def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[
                 "run again with data.workers=0, or with fewer workers if memory is short"
             ) from error
         if isinstance(loaded, EversegError):
-            raise loaded
+            raise loaded  # a worker returned it: an error raised there would arrive with a traceback as its text
         yield loaded
 
 
@@ -189,21 +190,23 @@ def train_batches(
     samples = Samples(views, data, seed, step, replace=data.skip_bad)
     branches = samples.branches()
     counts = [len(positions) for positions in branches.values()]
-    sizes = [_shared_size(count, batch, world) for count in counts]
+    sizes = [shared_size(count, batch, world) for count in counts]
     for branch, count, size in zip(branches, counts, sizes, strict=True):
         if size == 0:
             where = f" of branch {branch!r}" if len(counts) > 1 else ""
             raise DataError(
                 f"step {step} has {count} images{where}, fewer than the {world} processes that share each batch"
             )
-    per_branch = epoch_length(counts, batch) // len(counts)
+    per_branch = epoch_length(counts, batch) // len(counts)  # batches of each branch in an epoch
 
+    # Everything below follows from the iteration number: a run that continues at iteration `start` makes the batches
+    # that an uninterrupted one would have made from there, without going through the earlier ones.
     def plan() -> Iterator[Keys]:
         orders: list[np.ndarray] = []
         order_epoch = -1
         for iteration in range(start, stop):
-            turn, which = divmod(iteration, len(counts))
-            epoch, slot = divmod(turn, per_branch)
+            turn, which = divmod(iteration, len(counts))  # whose turn it is
+            epoch, slot = divmod(turn, per_branch)  # its how-manyth batch of which epoch
             if epoch != order_epoch:
                 orders = [
                     positions[epoch_order(seed, step, epoch, len(positions), number)]
@@ -211,6 +214,7 @@ def train_batches(
                 ]
                 order_epoch = epoch
             size = sizes[which]
+            # Every process knows the whole batch and takes its part: with any number of them it holds the same images.
             chosen = orders[which][slot * size : (slot + 1) * size]
             mine = chosen[rank * size // world : (rank + 1) * size // world]
             yield [(epoch, position) for position in mine.tolist()]
@@ -266,7 +270,7 @@ def normalised_batches(
         yield loaded, loaded.on(device, data.normalisation)
 
 
-def _shared_size(count: int, batch: int, world: int) -> int:
-    """Images of a batch: as many as there are up to `batch`, in equal shares."""
+def shared_size(count: int, batch: int, world: int) -> int:
+    """Images of a batch over all processes: as many as there are, up to `batch`, in equal shares; 0 = not one each."""
     size = min(batch, count)
     return size - size % world

@@ -127,6 +127,8 @@ class Samples(Dataset):
 
     def _candidates(self, epoch: int | None, position: int) -> Iterator[int]:
         yield position
+        # Only reached where that sample cannot be read. The order of the stand-ins is drawn from what names the place,
+        # so that a second run, other workers or a restart meet the same ones.
         digest = hashlib.blake2b(
             f"replace:{self.seed}:{self.step}:{epoch}:{position}".encode(), digest_size=4
         )
@@ -135,6 +137,7 @@ class Samples(Dataset):
         yield from (int(other) for other in order if other != position)
 
     def _place(self, position: int) -> tuple[View, int]:
+        # Positions run through all views: view k holds starts[k] to starts[k + 1] - 1.
         which = int(np.searchsorted(self.starts, position, side="right")) - 1
         view = self.views[which]
         return view, int(view.indices[position - self.starts[which]])
@@ -151,6 +154,7 @@ class Samples(Dataset):
             return _Sample(image, view.lut.take(label), sample_id, view.branch)
         data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
         if data.transform == "resize":
+            # The table raw id -> train id comes before the shift, whose filling value is a train id already.
             image, label = resize_transform(image, label, size=data.size)
             image, label = flip_and_shift(
                 image, view.lut.take(label), flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng

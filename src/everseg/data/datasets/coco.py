@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from pycocotools import mask as reference
 
 from everseg.config.checks import shown
 from everseg.data.base import Dataset
@@ -124,18 +124,22 @@ class CocoSplit(FileSplit):
             DataError: an object that cannot be drawn; all of the picture's are named.
         """
         try:
-            return draw(self._pictures[index], self._table, self._reading.max_pixels)
+            return draw(self._pictures[index], self._table, self.reading.max_pixels)
         except DataError as error:
             raise DataError(f"{self.mask_path(index)}, image {self._pictures[index].file}: {error}") from None
 
+    def decoding(self) -> str:
+        """Everything but the files that decides what `read` returns, as text."""
+        return f"{super().decoding()} drawing {DRAWING}"
+
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
-        """The mask and a digest of what it is drawn from."""
+        """The mask and a digest of what it is drawn from, and how."""
         return self.read_mask(index), self._mask_digest(index)
 
     def _mask_digest(self, index: int) -> str:
         picture = self._pictures[index]
-        text = json.dumps([picture.height, picture.width, picture.objects, sorted(self._table.items())])
-        return hashlib.sha256(text.encode()).hexdigest()
+        drawn = [DRAWING, picture.height, picture.width, picture.objects, sorted(self._table.items())]
+        return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
 def _files(base: Path, given: str | Mapping[str, str] | None) -> dict[str, Path]:
@@ -224,8 +228,13 @@ def _samples(base: Path, file: CocoFile, folder: str | None) -> tuple[list[Pictu
 
 MAX_BYTES = 2 * 2**30
 """Larger files are refused before they are parsed."""
-MAX_COORDINATE = 1_000_000
+MAX_OUTLINE = 2_000_000
+"""Pixels along one polygon; of longer ones the library would take memory without asking (about 50 bytes per pixel)."""
+DRAWING = 2
+"""Raised whenever the same annotations give other pixels, so that nothing cached of the old ones is used."""
 _SHOWN = 8
+_NOT_PACKED = re.compile("[^0-o]|[P-o]{7}")
+"""A character that packed run lengths do not have, or a number of more than 35 bits."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +302,9 @@ def read_file(base: Path, path: Path) -> CocoFile:
 def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndarray:
     """Draw the objects of an image from the largest to the smallest, later ones of equal size on top.
 
+    Every object has the pixels that pycocotools gives it (`annToMask`), so that the annotation's `area` agrees. At no
+    time are there more pixels in memory than those of the result.
+
     Args:
         table: category id -> raw id.
         max_pixels: larger pictures are refused.
@@ -303,23 +315,28 @@ def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndar
     Raises:
         DataError: shapes that cannot be drawn; all of them.
     """
-    size = picture.height, picture.width
-    if size[0] * size[1] > max_pixels:
-        raise DataError(f"claims {size[1]}x{size[0]} pixels, more than the limit of {max_pixels}")
-    shapes, faults = [], []
-    for number, (category, segmentation) in enumerate(picture.objects):
+    height, width = picture.height, picture.width
+    if height * width > max_pixels:
+        raise DataError(f"claims {width}x{height} pixels, more than the limit of {max_pixels}")
+    order, faults = [], []
+    for number, (_, segmentation) in enumerate(picture.objects):
         try:
-            shape = _shape(segmentation, *size)
+            area = int(_runs(segmentation, height, width)[1::2].sum())
         except DataError as error:
             faults.append(f"object {number}: {error}")
-            continue
-        shapes.append((-int(shape.sum()), number, shape, table[category]))
+        else:
+            order.append((-area, number))
     if faults:
         raise DataError(some(faults, _SHOWN, "; "))
-    mask = np.zeros(size, np.uint8)
-    for _, _, shape, raw in sorted(shapes, key=lambda s: s[:2]):
-        mask[shape] = raw
-    return mask
+    mask = np.zeros((width, height), np.uint8)  # a row is a column of the picture, as the runs go
+    pixels = mask.reshape(-1)  # (W * H,)
+    for _, number in sorted(order):
+        category, segmentation = picture.objects[number]
+        # The runs are made a second time: those of all objects at once may take more memory than the picture.
+        ends = np.cumsum(_runs(segmentation, height, width)).tolist()
+        for start, end in zip(ends[0::2], ends[1::2], strict=False):  # the last run of 0 has no partner
+            pixels[start:end] = table[category]
+    return np.ascontiguousarray(mask.T)
 
 
 def _key(item: Any, name: str) -> Any:
@@ -375,89 +392,85 @@ def _pictures(items: list[Any], faults: list[str]) -> dict[Any, Picture]:
     return found
 
 
-def _shape(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Draw one object, (H, W) bool."""
+def _runs(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Lengths of the runs of 0 and 1 in turn, (R,) int64, beginning with 0, down the columns; they fill the picture."""
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:
             raise DataError(
                 f"run lengths for the size {shown(segmentation.get('size'))}, not {[height, width]}"
             )
-        counts = segmentation.get("counts")
-        return decode(counts if isinstance(counts, str) else counts or [], height, width)
+        return run_lengths(segmentation.get("counts") or [], height, width)
     if not isinstance(segmentation, list) or not segmentation:
         raise DataError("neither polygons nor run lengths")
-    picture = Image.new("1", (width, height))
-    pen = ImageDraw.Draw(picture)
     for points in segmentation:
-        if (
-            not isinstance(points, list)
-            or len(points) < 6
-            or len(points) % 2
-            or not all(map(_is_number, points))
-        ):
-            raise DataError("a polygon that is not at least three points x, y")
-        if max(map(abs, points)) > MAX_COORDINATE:
-            raise DataError("a polygon far outside of any image")
-        xs, ys = points[::2], points[1::2]
-        if max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height:
-            raise DataError(f"a polygon outside of the image of {width}x{height}")
-        pen.polygon(list(zip(xs, ys, strict=True)), fill=1)
-    return np.asarray(picture)
+        _check_polygon(points, height, width)
+    parts = reference.frPyObjects(segmentation, height, width)
+    return unpack(reference.merge(parts)["counts"].decode())
+
+
+def _check_polygon(points: Any, height: int, width: int) -> None:
+    """Let nothing pass that the library, which is written in C and checks little, would choke on."""
+    if not isinstance(points, list) or len(points) < 6 or len(points) % 2 or not all(map(_is_number, points)):
+        raise DataError("a polygon that is not at least three points x, y")
+    xs, ys = points[::2], points[1::2]
+    if max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height:
+        raise DataError(f"a polygon outside of the image of {width}x{height}")
+    corners = np.array(points, np.float64).reshape(-1, 2)
+    outline = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+    if not outline <= MAX_OUTLINE:
+        raise DataError(f"a polygon of {outline:.0f} pixels around, more than the limit of {MAX_OUTLINE}")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
-def decode(counts: Sequence[int] | str, height: int, width: int) -> np.ndarray:
-    """Draw a run-length mask: runs of 0 and 1 in turn, down the columns, beginning with 0.
+def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
+    """Check the run lengths of a file: a list of whole numbers, or COCO's packed text of them.
 
-    Args:
-        counts: lengths of the runs, or COCO's packed text of them.
+    They are not handed to pycocotools. Runs that do not fill the picture make it draw what stood in the memory
+    before, or merge without an end.
 
     Returns:
-        (height, width) bool.
+        (R,) int64, runs of 0 and 1 in turn, down the columns, beginning with 0.
 
     Raises:
         DataError: not such counts, or runs that do not fill the picture exactly.
     """
-    runs = np.asarray(unpack(counts) if isinstance(counts, str) else _whole(counts), np.int64)
+    if isinstance(counts, str):
+        runs = unpack(counts)
+    elif isinstance(counts, list) and all(type(c) is int and abs(c) < 2**53 for c in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise DataError("run lengths that are no whole numbers")
     if runs.size and runs.min() < 0:
         raise DataError("a run of negative length")
-    if int(runs.sum()) != height * width:
-        raise DataError(f"runs of {int(runs.sum())} pixels for a picture of {width}x{height}")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    total = runs.sum(dtype=np.float64)  # exact where it matters, and it cannot wrap around
+    if total != height * width:
+        raise DataError(f"runs of {total:.0f} pixels for a picture of {width}x{height}")
+    return runs
 
 
-def unpack(text: str) -> list[int]:
-    """Lengths of the runs that COCO packs into text: 5 bits and a flag per character.
+def unpack(text: str) -> np.ndarray:
+    """Lengths of the runs that COCO packs into text, (R,) int64: 5 bits and a flag ("goes on") per character.
 
     From the fourth on they are differences to the last but one.
 
     Raises:
-        DataError: characters that cannot stand there, or a text that breaks off.
+        DataError: characters that cannot stand there, numbers that are too long, or a text that breaks off.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise DataError(f"the packed run lengths hold {character!r}")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    if shift:
+    wrong = _NOT_PACKED.search(text)
+    if wrong:
+        raise DataError(f"the packed run lengths hold {wrong[0]!r}")
+    if not text:
+        return np.zeros(0, np.int64)
+    bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48  # (N,)
+    last = np.flatnonzero(bits < 32)  # (R,), where each number ends
+    if bits[-1] >= 32:
         raise DataError("the packed run lengths break off")
+    first = np.concatenate([[0], last[:-1] + 1])
+    shift = 5 * (np.arange(bits.size) - np.repeat(first, last - first + 1))  # the lowest bits come first
+    runs = np.add.reduceat((bits & 31) << shift, first)
+    runs -= ((bits[last] & 16) >> 4) << (shift[last] + 5)  # the highest bit is the sign
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     return runs
-
-
-def _whole(counts: Any) -> Sequence[int]:
-    if not isinstance(counts, list) or not all(type(c) is int for c in counts):
-        raise DataError("run lengths that are no whole numbers")
-    return counts

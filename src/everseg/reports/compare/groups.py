@@ -14,8 +14,7 @@ from everseg.config.loading import difference, identity
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
-from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
+from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.journal import Journal
 from everseg.runs.results import Track, planned_steps, replaced_text, run_sequence, tracks_of
 from everseg.scenarios.tasks import canonical_task
@@ -123,9 +122,7 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
     for path in map(Path, paths):
         if path.is_file() or (path.name == "logs" and path.is_dir() and len(paths) > 1):
             continue
-        inside = (
-            [path] if (path / "run.json").is_file() else sorted(p.parent for p in path.glob("*/run.json"))
-        )
+        inside = [path] if RunFolder(path).is_begun else sorted(p.parent for p in path.glob(f"*/{RECORD}"))
         if not inside:
             problems.append(f"{path}: no run folder (no run.json), and none in it")
         for one in inside:
@@ -165,7 +162,7 @@ def read(folder: RunFolder) -> Result:
         for step in planned_steps(folder)
         for source in step["test"]
     }
-    versions = read_document(folder.path / "run.json", "config").get("versions") or {}
+    versions = folder.record().versions
     return Result(folder.path, config, tracks, scores, tests, versions, replaced_text(folder))
 
 
