@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import describe_scenario
 from everseg.engine.progress import Progress
 from everseg.engine.run import execute
+from everseg.engine.runtime import keeping_threads
 from everseg.engine.sequence import run_sequence
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError
@@ -144,6 +145,7 @@ class Run:
         return Path(made["path"])
 
 
+@keeping_threads()
 def run(
     source: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -253,26 +255,46 @@ def features(
 DEMO_METHODS = ("ft", "mib", "joint")
 
 
-def demo(*, out: str | Path = "runs", quiet: bool = False, seed: int = 0) -> list[dict[str, Any]]:
+@keeping_threads()
+def demo(
+    *,
+    out: str | Path = "runs",
+    quiet: bool = False,
+    seed: int = 0,
+    shown: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> list[dict[str, Any]]:
     """Fine-tuning, MiB and joint training on generated scenes; the three runs lie in `out`.
 
     Fine-tuning and MiB train the first step alike, to the last bit, so MiB's run starts from a copy of it.
 
+    Args:
+        out: folder of the runs.
+        quiet: print no progress.
+        seed: of initial weights, order and augmentation.
+        shown: called with the rows once every run is scored; the reports of the runs are made after that.
+
     Returns:
         One row per method: name, path, mIoU of step 0 (`first`), of old, new and all classes after step 1, forgetting.
     """
-    rows = []
+    runs = []
     progress = Progress(quiet=quiet)
     for method in DEMO_METHODS:
         progress.message(f"{method}:")
         if method == "mib":
             share_first_step(RunFolder(Path(out) / "demo-ft"), RunFolder(Path(out) / "demo-mib"))
-        done = run(f"demo-{method}", out=str(out), seed=seed, quiet=quiet)
-        last = done.steps[-1]
-        joint = len(done.steps) == 1
-        first = None if joint else done.steps[0]["miou"]["all"]
-        lost = None if joint else done.sequence["forgetting"]["mean"]
-        rows.append(
-            {"method": method, "path": str(done.path), "first": first, **last["miou"], "forgetting": lost}
-        )
+        config = load_config(f"demo-{method}", out=str(out), seed=seed)
+        runs.append(Run(execute(config, quiet=quiet), config))
+    rows = [_demo_row(method, done) for method, done in zip(DEMO_METHODS, runs, strict=True)]
+    if shown is not None:
+        shown(rows)
+    for done in runs:  # joint training is finished, so the other two reports have its row too
+        _report_at_the_end(done, done.asked or done.config, quiet)
     return rows
+
+
+def _demo_row(method: str, done: Run) -> dict[str, Any]:
+    last = done.steps[-1]
+    joint = len(done.steps) == 1
+    first = None if joint else done.steps[0]["miou"]["all"]
+    lost = None if joint else done.sequence["forgetting"]["mean"]
+    return {"method": method, "path": str(done.path), "first": first, **last["miou"], "forgetting": lost}

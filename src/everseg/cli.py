@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -76,19 +76,25 @@ def demo(
     from everseg import api
     from everseg.report import tables
 
-    rows = api.demo(out=out, seed=seed, quiet=quiet)
-    if not speaks():
+    def show(rows: list[dict[str, Any]]) -> None:
+        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        if not speaks():
+            return
+        if as_json:
+            write_json(rows)
+        else:
+            console = console_of_stdout()
+            console.print(
+                "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
+            )
+            console.print(tables.demo_table(rows, mark="▇" if unicode_output() else "#"))
+            for row in rows:
+                say(f"  {row['method']:<6} {row['path']}")
+        sys.stdout.flush()  # into a pipe too the table comes before the reports
+
+    rows = api.demo(out=out, seed=seed, quiet=quiet, shown=show)
+    if as_json or not speaks():
         return
-    if as_json:
-        write_json(rows)
-        return
-    console = console_of_stdout()
-    console.print(
-        "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
-    )
-    console.print(tables.demo_table(rows, mark="▇" if unicode_output() else "#"))
-    for row in rows:
-        say(f"  {row['method']:<6} {row['path']}")
     path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
     commands = {
         f"everseg report {path}": "the page report.html in its folder again, with more pictures",
