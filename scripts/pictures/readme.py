@@ -62,7 +62,7 @@ def columns(runs: Path) -> tuple[list[str], list[tuple[str, str, list[np.ndarray
     return names, [
         ("scene", "", [image for image, _ in scenes]),
         ("labels", "", [colours[lut[mask]] for _, mask in scenes]),
-        ("", f"old {100 * rows['ft']['first']:.0f}", through("step 0")),
+        ("four classes", f"old {100 * rows['ft']['first']:.0f}", through("step 0")),
         ("fine-tuning", scored("ft"), through("ft")),
         ("MiB", scored("mib"), through("mib")),
         ("joint training", scored("joint"), through("joint")),
@@ -88,8 +88,8 @@ def draw(names: list[str], shown: list[tuple[str, str, list[np.ndarray]]], new: 
         pen.text((left[first], 44), text, fill=INK, font=large, anchor="ls")
         pen.line((left[first], 60, left[last] + width, 60), fill=SOFT, width=2)
     for x, (head, below, pictures) in zip(left, shown, strict=True):
-        pen.text((x, HEAD - 60), head, fill=INK, font=large, anchor="ls")
-        pen.text((x, HEAD - 22), below, fill=SOFT, font=small, anchor="ls")
+        pen.text((x, HEAD - (56 if below else 20)), head, fill=INK, font=large, anchor="ls")
+        pen.text((x, HEAD - 20), below, fill=SOFT, font=small, anchor="ls")
         for row, pixels in enumerate(pictures):
             tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(tile, (x, HEAD + row * (height + GAP)))
