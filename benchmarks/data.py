@@ -24,13 +24,12 @@ from torch import Tensor
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
 from benchmarks.photographs import LABELS, SIZE, write_split
-from everseg.config import DataConfig
-from everseg.data.datasets.files import FileSplit
-from everseg.data.index import class_counts
-from everseg.data.loading import Timed, View, train_batches
-from everseg.data.parallel import available_cores, keep_memory
-from everseg.data.samples import Samples, collate
-from everseg.data.transforms import (
+from everseg.config.fields import DataConfig
+from everseg.data.batches.index import class_counts
+from everseg.data.batches.loader import Timed, View, train_batches
+from everseg.data.batches.parallel import available_cores, keep_memory
+from everseg.data.batches.samples import Samples, collate
+from everseg.data.batches.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     _channels_first,
@@ -38,6 +37,7 @@ from everseg.data.transforms import (
     random_resized_crop_params,
     sample_rng,
 )
+from everseg.data.datasets.files import FileSplit
 from everseg.models.build import deeplabv3_tiny
 
 CROP = 512

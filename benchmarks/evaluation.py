@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
-from everseg.engine.progress import resident_bytes
-from everseg.engine.windows import Windows, sliding_ids
+from everseg.inference.windows import sliding_ids
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix
+from everseg.progress import resident_bytes
+from everseg.runs.input_form import Windows
 
 PART = "evaluation"
 CASES = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.golden_replay import difference, generated_image, generated_weight, original_names, tensors
 from everseg import losses, metrics
 from everseg.data.base import Dataset
-from everseg.data.transforms import (
+from everseg.data.batches.transforms import (
     center_transform,
     normalise,
     random_resized_crop_params,

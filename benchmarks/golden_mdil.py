@@ -17,10 +17,10 @@ from torch import Tensor
 
 from benchmarks.golden_replay import Comparison, difference, generated_image, generated_weight
 from benchmarks.golden_watch import Watch, original_names, original_state
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
-from everseg.labels import SYNTHETIC_VOID, LabelSpace
+from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
 from everseg.losses import cross_entropy, kl_divergence
 from everseg.methods.base import StepContext
 from everseg.methods.mdil import MDIL
@@ -28,7 +28,7 @@ from everseg.metrics import ConfusionMatrix, iou_eval
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step
-from everseg.types import IGNORED, Batch
+from everseg.types import Batch
 
 DOMAINS = ("cityscapes", "BDD", "IDD")
 """Branches in the order they are learnt, named as the files name the data."""

@@ -17,14 +17,14 @@ from benchmarks.golden_mdil import DOMAINS, KL, RATES, domain_step
 from benchmarks.golden_replay import difference, generated_image, generated_weight, tensors
 from benchmarks.golden_watch import original_names, original_state
 from everseg import losses, metrics
-from everseg.data.transforms import flip_and_shift, resize_transform
-from everseg.data.weights import published_weights
+from everseg.data.batches.transforms import flip_and_shift, resize_transform
+from everseg.data.class_weights import published_weights
 from everseg.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from everseg.interop import mdil
+from everseg.labels import IGNORED
 from everseg.methods.mdil import MDIL
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.types import IGNORED
 
 DATASETS = {"cityscapes": "cityscapes", "BDD": "bdd100k", "IDD": "idd"}
 VOID = 19

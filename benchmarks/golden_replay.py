@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.interop import mib

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
-from everseg.engine.progress import resident_bytes
 from everseg.losses import unbiased_cross_entropy, unbiased_distillation, upsample
 from everseg.losses.banded import Term, pixelwise_losses
+from everseg.progress import resident_bytes
 
 CASES = {"ade": (2, 151, 101, 512, 512), "voc": (2, 21, 16, 512, 512)}
 """Batch, classes, old classes, height, width."""

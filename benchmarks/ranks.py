@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import Figure, main
-from everseg.data.parallel import available_cores
+from everseg.data.batches.parallel import available_cores
 from everseg.models.build import deeplabv3_resnet101, deeplabv3_tiny
 
 

@@ -47,7 +47,7 @@ app(["preset"])
 
 def figures(quick: bool = False) -> list[Figure]:
     """Wall time of each command and of `import everseg`, and of what is below them."""
-    call = "from everseg.cli import main; main({!r})"
+    call = "from everseg.cli.main import main; main({!r})"
     codes = {f"everseg {line}": call.format(line.split()) for line in COMMANDS}
     codes |= {"import everseg": "import everseg", "python": "pass", "floor: the same libraries": FLOOR}
     with tempfile.TemporaryDirectory() as cache:

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
 from benchmarks.losses import direct
-from everseg.config import TrainConfig
-from everseg.engine.guard import Guard
+from everseg.config.fields import TrainConfig
+from everseg.engine.finite import Guard
 from everseg.engine.optim import make_optimizer
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everseg import cli
+from everseg.cli import main as cli
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from toy import HERE, settings
 
 import everseg
-from everseg import api, presets
-from everseg.data.transforms import normalise
-from everseg.engine.folder import RunFolder
+from everseg import api
+from everseg.config import presets
+from everseg.data.batches.transforms import normalise
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib
 from everseg.models.build import deeplabv3
-from everseg.report import tables
+from everseg.reports import terminal as tables
+from everseg.runs.folder import RunFolder
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -325,12 +326,12 @@ def test_predict_takes_any_size_as_path_array_picture_or_tensor(
 def test_what_is_no_image_is_told(finished: everseg.Run, tmp_path: Path) -> None:
     model = everseg.load(finished.path)
     for wrong in (
-        np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 3)),
-        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((3, 8, 9), np.uint8),
         torch.zeros(4, 4, 3),
+        {"an": "object"},
     ):
-        with pytest.raises(DataError, match="uint8 RGB"):
+        with pytest.raises(DataError, match=r"uint8|\(H, W, 3\)"):
             model.predict(wrong)
     (tmp_path / "text.png").write_text("hello")
     for path in (tmp_path / "text.png", tmp_path / "absent.png"):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.config_loading import load
+from everseg.config.loading import load
 from everseg.engine.prepare import prepare
-from everseg.engine.progress import Progress
 from everseg.errors import ConfigError, DataError
+from everseg.progress import Progress
 
 Call = Callable[..., tuple[int, str, str]]
 YAML = "classes: [background, road, tree, car]\nimages: images/{split}\nmasks: masks/{split}\n"

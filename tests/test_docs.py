@@ -11,10 +11,13 @@ import pytest
 import typer
 from reading import PAGES, ROOT, blocks, page_id, prose
 
-from everseg import config_loading, config_yaml, errors, presets, registry
-from everseg.cli import app
-from everseg.cli_support import listing
-from everseg.config import HARMLESS
+from everseg import errors, registry
+from everseg.cli.main import app
+from everseg.cli.output import listing
+from everseg.config import loading as config_loading
+from everseg.config import presets
+from everseg.config import yaml as config_yaml
+from everseg.config.fields import HARMLESS
 from everseg.data.datasets import descriptor
 from everseg.errors import ConfigError
 from everseg.labels import POLICIES
@@ -40,12 +43,14 @@ def commands(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plug_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that docs/extending.md prints."""
+    """A folder with the Python files that the pages print, those of docs/extending.md among them."""
     folder = tmp_path_factory.mktemp("docs")
-    for block in blocks(ROOT / "docs" / "extending.md", "python"):
-        if block.file:
-            (folder / block.file).write_text(block.code)
-    assert len(list(folder.iterdir())) == 4
+    printed = [block for page in PAGES for block in blocks(page, "python") if block.file]
+    for block in printed:
+        (folder / str(block.file)).write_text(block.code)
+    names = [block.file for block in printed]
+    assert len(set(names)) == len(names), "two pages print a file of one name"
+    assert {"my_data.py", "my_method.py", "my_model.py", "my_scenario.py"} <= set(names)
     return folder
 
 

@@ -404,7 +404,7 @@ def test_entry_points_of_an_installed_package_are_names_like_the_built_in_ones(t
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
     def everseg_cli(*arguments: str) -> str:
-        command = [sys.executable, "-m", "everseg.cli", *arguments]
+        command = [sys.executable, "-m", "everseg", *arguments]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=120, check=False
         )

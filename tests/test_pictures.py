@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small import loading
 
-from everseg import presets
+from everseg.config import presets
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 150_000

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from everseg.engine.progress import Progress, resident_bytes, time_text
+from everseg.progress import Progress, resident_bytes, time_text
 
 
 class Clock:

@@ -147,6 +147,22 @@ def test_the_core_needs_only_what_it_declares() -> None:
     assert not strange
 
 
+def test_every_dependency_is_explained() -> None:
+    """docs/dependencies.md has a row for each package of the core and of the extras, and for no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    listed = [*project["dependencies"], *(text for texts in extras.values() for text in texts)]
+    names = {re.split(r"[<>=!~\[; ]", text)[0].lower() for text in listed} - {"everseg"}
+    page = (ROOT / "docs" / "dependencies.md").read_text().partition("## Own code")[0]
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row[:1] == "|"
+    ]
+    cells = [row[-2] for row in rows if set(row[0]) != set("-")]
+    explained = {name.lower() for cell in cells for name in cell.split(", ")} - {"package", "packages"}
+    assert explained == names
+    assert {row[0].strip("`") for row in rows if len(row) == 3} - {"extra", "---"} == set(extras)
+
+
 def test_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project.get("version", everseg.__version__) == everseg.__version__
@@ -159,7 +175,8 @@ def test_the_version_is_said_once() -> None:
 
 def test_names_that_others_rely_on() -> None:
     """Fixed in the issue; removing one breaks somebody's script."""
-    from everseg import api, losses, metrics, presets
+    from everseg import api, losses, metrics
+    from everseg.config import presets
 
     for name in (
         "cross_entropy",

@@ -15,10 +15,11 @@ import pytest
 import typer
 
 import everseg
-from everseg import presets, registry
-from everseg.cli import app
-from everseg.config import RunConfig
-from everseg.config_methods import method_options
+from everseg import registry
+from everseg.cli.main import app
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.hyperparameters import method_options
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts" / "site"

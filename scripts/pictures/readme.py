@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 import everseg
 from everseg import api
 from everseg.data.demo import NAMES, build
-from everseg.engine.pictures import palette
+from everseg.inference.pictures import palette
 
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "assets" / "forgetting.png"
 SCENES = 2

@@ -17,7 +17,7 @@ from settings import preset_pages, settings, table
 
 import everseg
 from everseg import errors
-from everseg.cli import app
+from everseg.cli.main import app
 
 CONTRACTS = ("everseg.methods.base", "everseg.data.base", "everseg.models.model", "everseg.types", "everseg.labels",
              "everseg.errors")  # fmt: skip

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
-from everseg import presets, registry
-from everseg.config import DomainConfig, RunConfig, StepConfig
-from everseg.config_methods import method_options, written_helps
-from everseg.config_text import SECTIONS
+from everseg import registry
+from everseg.config import presets
+from everseg.config.fields import DomainConfig, RunConfig, StepConfig
+from everseg.config.hyperparameters import method_options, written_helps
+from everseg.config.show import SECTIONS
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 

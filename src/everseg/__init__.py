@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "run": "everseg.api:run",
-    "load": "everseg.predictor:load",
+    "load": "everseg.api:load",
     "evaluate": "everseg.api:evaluate",
-    "predict": "everseg.predictor:predict",
-    "sweep": "everseg.many:sweep",
-    "compare": "everseg.many:compare",
+    "predict": "everseg.inference.predict:predict",
+    "sweep": "everseg.sweeps.sweep:sweep",
+    "compare": "everseg.reports.compare.comparison:compare",
     "Run": "everseg.api:Run",
     "Method": "everseg.methods.base:Method",
     "LabelSpace": "everseg.labels:LabelSpace",

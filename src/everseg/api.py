@@ -1,4 +1,4 @@
-"""What the command line calls, and the same words in Python (floor 6)."""
+"""What the command line calls, and the same words in Python."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from everseg.config import RunConfig
-from everseg.config_loading import load as load_config
-from everseg.config_loading import to_json
+from everseg.config.fields import RunConfig
+from everseg.config.loading import load as load_config
+from everseg.config.loading import to_json
 from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import extend
-from everseg.engine.folder import RunFolder
 from everseg.engine.prepare import describe_scenario
-from everseg.engine.progress import Progress
+from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
 from everseg.engine.runtime import keeping_threads
-from everseg.engine.sequence import run_sequence
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError
-from everseg.evaluation import evaluate, stored_config
+from everseg.inference import predict as inference
+from everseg.inference.predict import LoadedModel, Prediction, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
-from everseg.predictor import LoadedModel, Prediction, load, predict
-from everseg.report.domains import domain_rows, drop_against_single, taught
-from everseg.report.feature_report import compare
-from everseg.report.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
+from everseg.progress import Progress
+from everseg.reports.baselines import domain_rows, drop_against_single, taught
+from everseg.reports.feature_shift import compare
+from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import run_sequence
 
 __all__ = [
-    "LoadedModel", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
+    "LoadedModel", "Model", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
     "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
     "import_mdil", "import_mib", "load", "predict", "report", "run",
 ]  # fmt: skip
@@ -141,7 +142,8 @@ class Run:
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
         """Write the run's report (one HTML file; default in its folder) and give its path."""
         target = None if out is None else Path(out)
-        made = write_report(self.folder, self.asked or self.config, out=target, images=images)
+        config = self.asked or stored_config(self.folder)
+        made = write_report(self.folder, config, out=target, images=images)
         return Path(made["path"])
 
 
@@ -242,7 +244,7 @@ def features(
         before: earlier finished step; default the one before `after`.
         after: later finished step; default the last one.
         overrides: where the data lie now, `data...`.
-        options: `out`, `limit`, `images`, `seed` of `everseg.report.feature_report.compare`.
+        options: `out`, `limit`, `images`, `seed` of `everseg.reports.feature_shift.compare`.
 
     Raises:
         EversegError: with what, where and what to do.
@@ -250,6 +252,35 @@ def features(
     folder = RunFolder(Path(path))
     config = stored_config(folder, overrides)
     return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
+
+
+class Model(LoadedModel):
+    """A trained model with its class names: it predicts, and one that was loaded from a bundle can be taught more."""
+
+    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Any:
+        """Teach further classes; see `everseg.deploy.extend.extend`.
+
+        Raises:
+            CheckpointError: it was not loaded from a bundle.
+        """
+        if self.path is None:
+            raise CheckpointError(
+                "this model was not loaded from a bundle: use everseg.load(BUNDLE).extend(...)"
+            )
+        return extend(self.path, data=data, add=add, **options)
+
+
+def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> Model:
+    """Load a trained model: from a run folder (its last step), from a finished step's folder, or from a bundle.
+
+    Args:
+        step: which step of a run; default the last.
+        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a model of everseg.
+    """
+    return cast(Model, inference.load(path, step=step, builder=builder, kind=Model))
 
 
 DEMO_METHODS = ("ft", "mib", "joint")

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each with the exit code of its kind, and what their messages share (floor 0)."""
+"""The errors a user can cause, each with the exit code of its kind, and what their messages share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names -> objects, resolved lazily: built-in table, entry point, `package.module:Attr` or `file.py:Attr` (floor 0).
+"""Names -> objects, resolved lazily: built-in table, entry point, `package.module:Attr` or `file.py:Attr`.
 
 Nothing is ever resolved because a checkpoint says so: callers pass only names the user wrote.
 """
@@ -48,10 +48,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "deeplabv3": "everseg.models.build:deeplabv3",
         "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
         "erfnet": "everseg.models.erfnet:erfnet",
-        "mlp": "everseg.models.library:mlp",
-        "torchvision-deeplabv3": "everseg.models.torchvision_heads:torchvision_deeplabv3",
-        "torchvision-fcn": "everseg.models.torchvision_heads:torchvision_fcn",
-        "transformers": "everseg.models.transformers_net:transformers_network",
+        "mlp": "everseg.models.adapters.encoders:mlp",
+        "torchvision-deeplabv3": "everseg.models.adapters.whole:torchvision_deeplabv3",
+        "torchvision-fcn": "everseg.models.adapters.whole:torchvision_fcn",
+        "transformers": "everseg.models.adapters.whole:transformers_network",
     },
     "scenario": {
         "class-incremental": "everseg.scenarios.class_incremental:build",
@@ -65,6 +65,11 @@ def names(kind: str) -> list[str]:
     """List the names known for a kind: built-in ones first, then installed entry points."""
     installed = [e.name for e in entry_points(group=f"everseg.{kind}s")]
     return [*BUILTIN[kind], *sorted(set(installed) - set(BUILTIN[kind]))]
+
+
+def is_builtin(kind: str, name: object) -> bool:
+    """Whether a name is one of everseg's own; any other stands for code that somebody else wrote."""
+    return isinstance(name, str) and name in BUILTIN[kind]
 
 
 def resolve(kind: str, name: str) -> Any:

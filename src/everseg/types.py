@@ -1,4 +1,4 @@
-"""The values that travel between loader, model, method and engine (floor 0)."""
+"""The values that travel between loader, model, method and engine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
-
-from everseg.labels import IGNORED as IGNORED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import trees
 
-from everseg.config import DataConfig
-from everseg.data import check_cache, check_files, doctor, examine
+from everseg.config.fields import DataConfig
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.options import read_skiplist, skiplist_line
-from everseg.data.findings import Report, finding
+from everseg.data.doctor import doctor, examine
+from everseg.data.doctor import doctor as check_cache
+from everseg.data.doctor import findings as check_files
+from everseg.data.doctor.findings import Report, finding
 from everseg.errors import ConfigError
 
 
@@ -73,7 +75,7 @@ def test_a_fresh_file_is_not_trusted_by_its_time(
     trees.folder(tmp_path)
     dataset = load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
     doctor.check(dataset)
-    known = check_cache.load(check_cache.cache_file(dataset.splits["train"]))
+    known = check_cache.load_cache(check_cache.cache_file(dataset.splits["train"]))
     assert [k.stamp for k in known.values()] == [(), (), ()]
 
 

@@ -14,8 +14,8 @@ import pytest
 import trees
 from PIL import Image
 
-from everseg.data.datasets.decode import Reading
-from everseg.data.datasets.files import FileSplit, read_image
+from everseg.data.datasets.decode import Reading, read_image
+from everseg.data.datasets.files import FileSplit
 from everseg.errors import DataError
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everseg.config import DataConfig
-from everseg.data import demo_scenes
+from everseg.config.fields import DataConfig
+from everseg.data.batches.index import class_counts
 from everseg.data.datasets import load_dataset
 from everseg.data.datasets.relabel import Relabelled
 from everseg.data.demo import build
-from everseg.data.index import class_counts
+from everseg.data.demo import scenes as demo_scenes
 from everseg.errors import ConfigError
 
 OLD, NEW = (1, 2, 3, 4), (5, 6)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.data import doctor
 from everseg.data.base import Dataset
 from everseg.data.datasets.files import FileSplit
+from everseg.data.doctor import doctor
 from everseg.errors import ConfigError, DataError
 from everseg.labels import RawLabels
 

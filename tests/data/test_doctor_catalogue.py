@@ -20,10 +20,11 @@ import pytest
 import trees
 from PIL import Image, ImageDraw
 
-from everseg.config import DataConfig
-from everseg.data import check_files, doctor
+from everseg.config.fields import DataConfig
+from everseg.data.batches.loader import View, plain_batches, train_batches
 from everseg.data.datasets import load_dataset
-from everseg.data.loading import View, plain_batches, train_batches
+from everseg.data.doctor import doctor
+from everseg.data.doctor import findings as check_files
 from everseg.errors import EversegError
 
 CLASSES = "classes: [background, road, tree]\n"

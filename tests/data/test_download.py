@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from everseg.data import download as module
-from everseg.data.archive import Limits, extract
 from everseg.data.datasets.voc import build as read_voc
-from everseg.data.download import RECEIPT, Source, download
-from everseg.data.fetch import fetch
+from everseg.data.get import download as module
+from everseg.data.get.download import RECEIPT, Source, download
+from everseg.data.get.fetch import fetch
+from everseg.data.get.unpack import Limits, extract
 from everseg.errors import ConfigError, DataError
 
 BODY = bytes(range(256)) * 4000
@@ -253,7 +253,7 @@ def test_only_web_addresses_are_followed(site, tmp_path, target):
 
 def test_a_file_larger_than_the_disk_is_refused_before_it_is_fetched(site, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("everseg.data.fetch.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("everseg.data.get.download.shutil.disk_usage", lambda path: usage)
     with pytest.raises(DataError, match="1024000 bytes are needed but 1000 are free"):
         fetch(site.url("a.bin"), tmp_path / "a.bin", **QUICK)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.data import index, parallel
+from everseg.data.batches import index, parallel
 from everseg.data.datasets import files
 from everseg.data.datasets.decode import open_inside
 from everseg.data.datasets.files import FileSplit
@@ -121,7 +121,7 @@ def test_a_killed_worker_is_a_data_error():
 
 def test_workers_end_when_their_parent_is_killed():
     code = (
-        "import time, os\nfrom everseg.data import parallel\n"
+        "import time, os\nfrom everseg.data.batches import parallel\n"
         "def work(s, i):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(0.3)\n"
         "parallel.map_samples(work, None, 10000, workers=2)\n"
     )

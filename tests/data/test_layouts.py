@@ -11,11 +11,11 @@ import pytest
 import trees
 from PIL import Image
 
-from everseg.config import DataConfig
-from everseg.data import doctor, rle
+from everseg.config.fields import DataConfig
 from everseg.data.datasets import load_dataset, tiles
-from everseg.data.datasets.division import Division
+from everseg.data.datasets.descriptor import Division
 from everseg.data.datasets.tiles import Tiles
+from everseg.data.doctor import doctor
 from everseg.errors import ConfigError, DataError
 
 
@@ -60,7 +60,7 @@ def test_coco_polygons_become_ids_in_the_order_of_the_categories(tmp_path: Path)
     assert dict(dataset.labels.names) == {0: "background", 1: "sign", 2: "car"}
     image, mask = dataset.splits["train"].read(0)
     expected = np.zeros((12, 16), np.uint8)
-    expected[2:10, 2:10] = 2
+    expected[2:9, 2:9] = 2  # a box from 2 to 9 covers the pixels 2 to 8
     np.testing.assert_array_equal(mask, expected)
     assert image.shape == (12, 16, 3)
     assert sorted(ids(dataset.splits["train"]) + ids(dataset.splits["val"])) == ["p0", "p1", "p2", "p3"]
@@ -69,36 +69,16 @@ def test_coco_polygons_become_ids_in_the_order_of_the_categories(tmp_path: Path)
 def test_coco_smaller_objects_lie_on_top_and_later_ones_of_equal_size(tmp_path: Path) -> None:
     content = coco(1)
     content["annotations"] = [
-        {"image_id": 0, "category_id": 3, "segmentation": square(4, 4, 5, 5)},
-        {"image_id": 0, "category_id": 7, "segmentation": square(0, 0, 15, 11)},
-        {"image_id": 0, "category_id": 7, "segmentation": square(10, 2, 11, 3)},
-        {"image_id": 0, "category_id": 3, "segmentation": square(10, 2, 11, 3)},
+        {"image_id": 0, "category_id": 3, "segmentation": square(4, 4, 6, 6)},
+        {"image_id": 0, "category_id": 7, "segmentation": square(0, 0, 16, 12)},
+        {"image_id": 0, "category_id": 7, "segmentation": square(10, 2, 12, 4)},
+        {"image_id": 0, "category_id": 3, "segmentation": square(10, 2, 12, 4)},
     ]
     mask = load("coco", coco_tree(tmp_path, content)).splits["train"].read_mask(0)
     expected = np.full((12, 16), 2, np.uint8)
     expected[4:6, 4:6] = 1
     expected[2:4, 10:12] = 1
     np.testing.assert_array_equal(mask, expected)
-
-
-def test_run_lengths_plain_and_packed_are_the_same_picture() -> None:
-    """The packed text was written by hand from COCO's rule: 5 bits per character, and
-    differences to the last but one from the fourth run on."""
-    picture = np.zeros((3, 4), bool)
-    picture[1, 0] = picture[2, 3] = True
-    counts = [1, 1, 9, 1]  # down the columns: 0 1 0 | 000 | 000 | 00 1
-    np.testing.assert_array_equal(rle.decode(counts, 3, 4), picture)
-    assert rle.unpack("119") == [1, 1, 9]  # the third stands as it is, the fourth is 1 - 1 = 0
-    assert rle.unpack("1190") == counts
-    np.testing.assert_array_equal(rle.decode("1190", 3, 4), picture)
-    assert rle.unpack("X1") == [40]  # 40 = 01000 with the flag, then 00001
-    assert rle.unpack("11O") == [1, 1, -1]  # 11111 without flag: the sign goes on
-    for wrong, message in (
-        ([1, 2], "3 pixels"), ([13, -1], "negative"), ([1, "x"], "whole"), ("1", "1 pixels"), ("\x00", "hold"),
-        ("X", "break off"),
-    ):  # fmt: skip
-        with pytest.raises(DataError, match=message):
-            rle.decode(wrong, 3, 4)
 
 
 def test_coco_faults_of_single_objects_are_found_by_the_check_per_image(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.datasets import load_domains
 from everseg.errors import ConfigError, DataError
 

@@ -18,10 +18,9 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from everseg.config import DataConfig
-from everseg.data import loading
-from everseg.data.datasets.files import FileSplit
-from everseg.data.loading import (
+from everseg.config.fields import DataConfig
+from everseg.data.batches import loader as loading
+from everseg.data.batches.loader import (
     Loaded,
     Timed,
     View,
@@ -30,7 +29,8 @@ from everseg.data.loading import (
     plain_batches,
     train_batches,
 )
-from everseg.data.transforms import flip_and_shift, resize_transform, sample_rng
+from everseg.data.batches.transforms import flip_and_shift, resize_transform, sample_rng
+from everseg.data.datasets.files import FileSplit
 from everseg.errors import DataError
 
 DATA = DataConfig(crop=16, size=(10, 14), workers=0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from everseg.data import polygons
+from everseg.data.get.draw_masks import LAYOUTS
 from everseg.data.polygons import draw, parse
-from everseg.data.prepare import LAYOUTS
 from everseg.errors import DataError
 
 V = 255

@@ -11,7 +11,7 @@ import pytest
 import trees
 from PIL import Image
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import ade, camvid, folder, load_dataset, voc
 from everseg.data.datasets.files import FileSplit

@@ -10,9 +10,9 @@ import pytest
 import trees
 
 from everseg.data.base import Dataset
+from everseg.data.batches.index import class_counts
 from everseg.data.datasets import camvid, folder
 from everseg.data.datasets.relabel import relabelled
-from everseg.data.index import class_counts
 from everseg.errors import ConfigError, DataError
 from everseg.labels import RawLabels
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from everseg.config import DataConfig
-from everseg.data.loading import epoch_order, plain_batches, train_batches
-from everseg.data.samples import Loaded, View
+from everseg.config.fields import DataConfig
+from everseg.data.batches.loader import epoch_order, plain_batches, train_batches
+from everseg.data.batches.samples import Loaded, View
 from everseg.errors import DataError
 
 COUNT = 16

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import trees
 
-from everseg.config import DataConfig
+from everseg.config.fields import DataConfig
+from everseg.data.batches.index import class_counts
 from everseg.data.datasets import bdd100k, cityscapes, idd, load_dataset
 from everseg.data.datasets.street_labels import CITYSCAPES, CITYSCAPES_CLASSES, IDD, IDD_CLASSES, VOID
-from everseg.data.index import class_counts
 from everseg.errors import ConfigError, DataError
 
 # The benchmark's evaluated labels, from its paper and label policy: label id -> name, in the order of the trainIds.

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from everseg.data import transforms
-from everseg.data.transforms import (
+from everseg.data.batches import transforms
+from everseg.data.batches.transforms import (
     center_transform,
     flip_and_shift,
     normalise,
@@ -91,7 +91,7 @@ def test_mdil_validation_sample_equals_the_original(golden: Path) -> None:
 
 def test_sample_stream_is_the_same_in_another_process() -> None:
     code = (
-        "from everseg.data.transforms import sample_rng; "
+        "from everseg.data.batches.transforms import sample_rng; "
         "print([sample_rng(3, 1, 2, 'a/ä').random() for _ in range(2)])"
     )
     text = subprocess.run(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from untrained import ONE_ITERATION
 
 import everseg
-from everseg.data.transforms import normalise
+from everseg.data.batches.transforms import normalise
 from everseg.deploy.adopt import adopt, class_names
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.extend import extend

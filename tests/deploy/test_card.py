@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from everseg.deploy.card import _classes
+from everseg.runs.model_folder import BundleClass, Registry
 
 
 def history(*steps: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
@@ -13,10 +14,8 @@ def history(*steps: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 def ious(*steps: dict[str, dict[str, float]]) -> dict[str, str]:
     names = ["road", "autorickshaw", "never tested"]
-    classes = [
-        {"id": i, "name": n, "colour": (0, 0, 0), "step": 0, "paths": ["a"]} for i, n in enumerate(names)
-    ]
-    rows = [row.split(" | ") for row in list(_classes({"classes": classes}, history(*steps)))[2:]]
+    known = Registry(tuple(BundleClass(i, n, (0, 0, 0), 0, ("a",)) for i, n in enumerate(names)), len(names))
+    rows = [row.split(" | ") for row in list(_classes(known, history(*steps)))[2:]]
     return {row[1]: row[3] for row in rows}
 
 

@@ -15,22 +15,23 @@ from processes import complete, results
 from toy import settings
 
 import everseg
-from everseg.config import ScenarioConfig
-from everseg.config_loading import to_json
+from everseg.config.fields import ScenarioConfig
+from everseg.config.loading import to_json
+from everseg.data.batches.index import class_counts
 from everseg.data.datasets.folder import build as folder_data
-from everseg.data.index import class_counts
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend
-from everseg.deploy.kept import Pair, estimated
-from everseg.engine.checkpoint import load_tensors, parent_of, verify
-from everseg.engine.folder import RunFolder
-from everseg.engine.progress import Progress
+from everseg.deploy.old_classes import Pair, estimated
+from everseg.engine.prepare import known_in
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
+from everseg.progress import Progress
+from everseg.runs.commit import load_tensors, parent_of, verify
+from everseg.runs.folder import RunFolder
 from everseg.scenarios.extension import build
 
 
@@ -256,7 +257,7 @@ def test_labels_go_by_name(deployed, old_data):
         config = ScenarioConfig(
             kind="extension", bundle=str(deployed), task=[["forklift"]], protocol=protocol
         )
-        (step,) = build(config, data, counts, seed=0)
+        (step,) = build(config, data, counts, seed=0, read=known_in)
         tables[protocol] = list(step.train[0].lut[:4])
         assert list(step.test[0].lut[:4]) == [0, 3, 1, 255]
         assert step.train[0].lut[255] == 255
@@ -274,7 +275,7 @@ def test_labels_go_by_name(deployed, old_data):
             **wrong,
         }
         with pytest.raises(ConfigError):
-            build(ScenarioConfig(**given), data, counts, seed=0)
+            build(ScenarioConfig(**given), data, counts, seed=0, read=known_in)
 
 
 def test_agreement_is_that_of_the_two_models(deployed, new_data):

@@ -27,8 +27,7 @@ from untrained import picture as squares
 import everseg
 from everseg.deploy import serve as serve_module
 from everseg.deploy.bundle import open_bundle
-from everseg.deploy.serve import Server
-from everseg.deploy.served import Served, class_list
+from everseg.deploy.serve import Served, Server, class_list
 from everseg.errors import CheckpointError, ConfigError
 
 
@@ -230,7 +229,7 @@ def test_a_missing_domain_is_told_by_name(server):
         (picture()[1], "text/plain", 415, "Send the picture itself"),
         (picture("TIFF")[1], "image/png", 415, "TIFF"),
         (bomb(5000, 5000), "image/png", 413, "5000x5000 pixels, more than the limit of 16000000"),
-        (bomb(60_000, 60_000), "image/png", 413, "enormous"),
+        (bomb(60_000, 60_000), "image/png", 413, "60000x60000 pixels, more than the limit of 16000000"),
     ],
 )  # fmt: skip
 def test_wrong_content_gets_a_sentence(server, body, kind, status, text):
@@ -242,7 +241,7 @@ def test_wrong_content_gets_a_sentence(server, body, kind, status, text):
 
 
 def test_many_classes_lower_the_limit_of_pixels(bundles, monkeypatch):
-    monkeypatch.setattr("everseg.deploy.served._MOST_LOGITS", 4 * 96 * 128 - 1)
+    monkeypatch.setattr("everseg.deploy.serve._MOST_LOGITS", 4 * 96 * 128 - 1)
     with running(bundles[:1]) as server:
         assert ask(server, body=picture()[1])[0] == 413
         assert ask(server, body=picture(size=(96, 127))[1])[0] == 200
@@ -375,7 +374,7 @@ def test_what_cannot_be_served(bundles, tmp_path):
 
 
 def test_the_command_says_where_and_ends_with_an_interrupt(bundles):
-    command = [sys.executable, "-m", "everseg.cli", "serve", *map(str, bundles), "--port", "0"]
+    command = [sys.executable, "-m", "everseg", "serve", *map(str, bundles), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command,

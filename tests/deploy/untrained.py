@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from everseg.data.transforms import normalise
+from everseg.data.batches.transforms import normalise
 from everseg.deploy.bundle import Contents, write_bundle
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny

@@ -15,10 +15,10 @@ from toy import settings
 
 import everseg
 from everseg import api
-from everseg.data.loading import epoch_order
-from everseg.engine.folder import RunFolder
+from everseg.data.batches.loader import epoch_order
 from everseg.engine.sharing import share_first_step
 from everseg.errors import DataError
+from everseg.runs.folder import RunFolder
 
 
 def config(tmp_path: Path, *bad: str, allowed: int = 0, out: str = "runs", **train) -> dict:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import everseg
 from everseg import registry
-from everseg.engine.folder import RunFolder
 from everseg.errors import CheckpointError
 from everseg.methods.ft import FineTuning
+from everseg.runs.folder import RunFolder
 
 LIGHTS = ("day", "dusk", "fog")
 BLUE_IS_VOID = {"blue": "ignore"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.engine.optim import (
     check_param_groups,
     learning_rate,

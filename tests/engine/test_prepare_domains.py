@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from everseg import api
-from everseg.config_loading import load
-from everseg.config_yaml import parse
+from everseg.config.loading import load
+from everseg.config.yaml import parse
 from everseg.engine.prepare import prepare
-from everseg.engine.progress import Progress
 from everseg.errors import ConfigError
+from everseg.progress import Progress
 
 FEW = {"num_train": 6, "num_val": 3, "size": [32, 48]}
 

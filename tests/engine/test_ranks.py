@@ -16,9 +16,9 @@ from processes import complete, ranks, results
 from safetensors.torch import load_file
 from toy import build, settings
 
-from everseg.data.transforms import center_transform
-from everseg.engine.checkpoint import read_json
-from everseg.engine.folder import RunFolder
+from everseg.data.batches.transforms import center_transform
+from everseg.runs.commit import read_json
+from everseg.runs.folder import RunFolder
 
 
 def center(mask: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 from processes import complete, results, start, wait, wait_until
 from toy import settings
 
-from everseg.engine.folder import RunFolder
+from everseg.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,19 @@ def test_a_time_budget_cuts_the_run_into_pieces(tmp_path, undisturbed):
     assert codes[-1] == 0
     assert 75 in codes
     assert results(tmp_path / "toy") == undisturbed["mib"]
+
+
+def test_every_call_gets_further_however_short_its_budget_is(tmp_path):
+    """A budget that is over at once: a call trains one iteration, or ends with the training, or tests a whole step."""
+    config = settings(tmp_path, train={"max_time": 1e-6, "max_iterations": 2})
+    folder, codes, seen = RunFolder(tmp_path / "toy"), [], []
+    while not codes or codes[-1] == 75:
+        codes.append(complete(config))
+        names = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob("steps/**/*"))
+        assert names != seen, "this call changed nothing"
+        seen = names
+        assert len(codes) < 20
+    assert codes[-1] == 0
 
 
 def test_a_damaged_newest_checkpoint_costs_iterations_not_the_result(tmp_path, undisturbed):

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from everseg import api
-from everseg.engine.checkpoint import save_folder
 from everseg.errors import CheckpointError, ConfigError
 from everseg.interop import mdil
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import load_encoder_weights
+from everseg.runs.commit import save_folder
 
 TINY = {"widths": (4, 6, 8), "blocks": (1, 2)}
 

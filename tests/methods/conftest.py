@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, make_optimizer
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace

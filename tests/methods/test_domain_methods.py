@@ -13,7 +13,7 @@ from torch import Tensor
 from everseg import registry
 from everseg.labels import LabelSpace
 from everseg.methods.base import Method, StepContext
-from everseg.methods.parts import at_label_size, label_terms
+from everseg.methods.terms import at_label_size, label_terms
 from everseg.models.erfnet import erfnet
 from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch, SegOutput

@@ -1,4 +1,4 @@
-"""Every method says what acts in its first step; where two say the same, weights and state are the same bytes."""
+"""What acts in a first step is found by trial; where two methods do the same, weights and state are the same bytes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from everseg import registry
-from everseg.methods.base import Method, first_step_of
+from everseg.engine.sharing import behaviour
 from everseg.methods.ft import FineTuning
 
 METHODS = list(registry.BUILTIN["method"])
-STATELESS = ["ft", "ilt", "lwf", "lwf-mc", "mib", "mdil", "mdil+mib"]
+STATEFUL = ["ewc", "pi", "rw"]
+"""Methods that gather something in the first step; of a new method it is expected that it does not."""
+STATELESS = [name for name in METHODS if name not in STATEFUL]
 """Methods with nothing of their own in the first step."""
 FROZEN = {"freeze_encoder": True, "freeze_from": 0}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -41,11 +44,11 @@ def trained(toy: Any, name: str, options: dict[str, Any], step: Any) -> str:
     return hashlib.sha256(told + repr(model.describe()).encode()).hexdigest()
 
 
-def test_methods_that_claim_the_same_first_step_train_it_to_the_same_bytes(toy):
+def test_methods_that_do_the_same_in_the_trial_train_a_first_step_to_the_same_bytes(toy):
     for step in (toy.steps[0], toy.domains[0]):
         groups: dict[str, set[str]] = {}
         for name, options in VARIANTS:
-            claim = repr(first_step_of(registry.resolve("method", name)(**options)))
+            claim = repr(behaviour(registry.resolve("method", name)(**options)))
             groups.setdefault(claim, set()).add(trained(toy, name, options, step))
         assert all(len(members) == 1 for members in groups.values()), groups
         every = [digest for members in groups.values() for digest in members]
@@ -53,7 +56,7 @@ def test_methods_that_claim_the_same_first_step_train_it_to_the_same_bytes(toy):
 
 
 @pytest.mark.parametrize("name", STATELESS)
-def test_methods_that_claim_something_leave_no_state(toy, name):
+def test_methods_that_share_leave_no_state(toy, name):
     method = registry.resolve("method", name)()
     toy.train(method, toy.model(), toy.steps[0])
     assert method.state_dict() == {}
@@ -62,28 +65,45 @@ def test_methods_that_claim_something_leave_no_state(toy, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_hyper_parameters_of_later_steps_do_not_keep_runs_from_sharing(name: str) -> None:
     cls = registry.resolve("method", name)
-    plain = first_step_of(cls())
+    plain = behaviour(cls())
     tried = [f for f in dataclasses.fields(cls) if f.init and isinstance(f.default, (bool, float))]
-    acting = {f.name for f in tried if first_step_of(cls(**{f.name: _other(f)})) != plain}
+    acting = {f.name for f in tried if behaviour(cls(**{f.name: _other(f)})) != plain}
     if name in STATELESS:
         assert acting <= {"bce"}
-        assert first_step_of(cls(freeze_encoder=True)) == plain
-        assert first_step_of(cls(freeze_encoder=True, freeze_from=0)) != plain
+        assert behaviour(cls(freeze_encoder=True)) == plain
+        assert behaviour(cls(freeze_encoder=True, freeze_from=0)) != plain
     else:
-        assert "weight" in acting, "what a method does not claim counts as acting"
+        assert "weight" in acting, "a method that keeps something shares with its like alone"
 
 
 def _other(field: dataclasses.Field) -> Any:
     return (not field.default) if isinstance(field.default, bool) else field.default * 0.5
 
 
-def test_a_subclass_does_not_inherit_the_claim() -> None:
+def test_a_method_of_the_users_own_shares_with_itself_alone() -> None:
     @dataclasses.dataclass(kw_only=True)
     class Mine(FineTuning):
         def losses(self, batch, ctx):
             yield {}
 
-    assert first_step_of(Mine()) != first_step_of(FineTuning())
-    assert first_step_of(Mine()) == first_step_of(Mine())
-    assert first_step_of(Mine(bce=True)) != first_step_of(Mine())
-    assert Method().first_step() is None
+    assert behaviour(Mine()) != behaviour(FineTuning())
+    assert behaviour(Mine()) == behaviour(Mine())
+    assert behaviour(Mine(bce=True)) != behaviour(Mine())
+
+
+def test_the_trial_leaves_the_method_and_the_random_numbers_as_they_were() -> None:
+    method = registry.resolve("method", "ewc")()
+    before = method.state_dict()
+    torch.manual_seed(7)
+    behaviour(method)
+    assert method.state_dict() == before
+    assert torch.initial_seed() == 7
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_gradients_of_zero_are_not_absent_ones() -> None:
+    """Weight decay moves a weight whose gradient is 0, and leaves one without gradient alone."""
+    cls = registry.resolve("method", "mdil")
+    assert behaviour(cls(updates="two-legacy")) != behaviour(cls())

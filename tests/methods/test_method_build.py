@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from everseg import registry
-from everseg.config import MethodConfig
-from everseg.config_methods import UnreadableError, class_options, method_options, written_options
+from everseg.config.fields import MethodConfig
+from everseg.config.hyperparameters import UnreadableError, class_options, method_options, written_options
 from everseg.errors import ConfigError
 from everseg.methods.build import build_method
 from everseg.methods.mib import MiB

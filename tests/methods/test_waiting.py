@@ -10,7 +10,7 @@ import torch
 from no_waiting import NoWaiting
 
 from everseg import registry
-from everseg.engine.guard import Guard
+from everseg.engine.finite import Guard
 from everseg.engine.step import train_batch
 from everseg.losses import banded, classification
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.models.build import build_model
 from everseg.models.model import SegmentationModel
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError
+from everseg.models.blocks import BranchDict, synchronise_norms
 from everseg.models.build import build_model, deeplabv3_tiny, from_description
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel, init_from_background
-from everseg.models.parts import BranchDict, synchronise_norms
 
 CHOICES = ["head", "decoder", "norm", "adapter"]
 BUILDERS = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError
 from everseg.models.build import ARCHITECTURES, build_model, deeplabv3_resnet50, deeplabv3_resnet101
 from everseg.registry import BUILTIN

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
+from everseg.models.blocks import synchronise_norms
 from everseg.models.build import deeplabv3
 from everseg.models.erfnet import erfnet
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import synchronise_norms
 
 SMALL = {"stem": 4, "widths": (4, 4, 6, 8), "hidden": 4, "out_channels": 6, "rates": (1, 2, 3)}
 

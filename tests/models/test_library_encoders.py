@@ -11,11 +11,11 @@ from encoders import TYPES, WITH_PATCHES, need_transformers, tiny
 from torch import nn
 from torch.testing import assert_close
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
+from everseg.models.blocks import NORM_TYPES
 from everseg.models.build import build_model, from_description
 from everseg.models.model import frozen_copy
-from everseg.models.parts import NORM_TYPES
 
 need_transformers()
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models import pretrained
 from everseg.models.build import build_model, deeplabv3

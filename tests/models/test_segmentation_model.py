@@ -10,10 +10,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from everseg.errors import CheckpointError, ConfigError
+from everseg.models.blocks import BatchNorm, BranchDict
 from everseg.models.build import deeplabv3, deeplabv3_tiny, from_description
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel, frozen_copy, init_from_background
-from everseg.models.parts import BatchNorm, BranchDict
 
 
 def tiny(norm: str = "abn", **options) -> SegmentationModel:

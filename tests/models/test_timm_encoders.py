@@ -10,7 +10,7 @@ import torch
 from fake_timm import Net, Timm
 from safetensors.torch import save_file
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import build_model, from_description
 

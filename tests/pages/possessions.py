@@ -60,7 +60,7 @@ def own(base: Path, classes: int) -> None:
 
 
 def street_with_masks(base: Path) -> None:
-    from everseg.data.prepare import prepare
+    from everseg.data.get.draw_masks import prepare
 
     street.write(base)
     prepare("cityscapes", base / "cs")
@@ -156,7 +156,7 @@ def erfnet_encoder(path: Path) -> None:
 
 def torchvision_weights(path: Path) -> None:
     """A narrow DeepLabV3 in torchvision's names, with its three outputs."""
-    from everseg.models.torchvision_heads import torchvision_deeplabv3
+    from everseg.models.adapters.whole import torchvision_deeplabv3
 
     model = torchvision_deeplabv3(blocks=(3, 4, 6, 3), stem=4, widths=[4, 4, 4, 4], hidden=4)
     model.grow({"default": 3})

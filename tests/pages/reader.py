@@ -23,8 +23,8 @@ import possessions
 import pytest
 from reading import ROOT, blocks, commands, given
 
-from everseg import presets
-from everseg.data import download
+from everseg.config import presets
+from everseg.data.get import download
 from everseg.deploy import serve
 
 Call = Callable[..., tuple[int, str, str]]
@@ -61,7 +61,7 @@ SUBSTITUTIONS = {
 EXIT_CODES = {"train.max_time=3500": 75}
 """Part of a command -> the exit code that its page tells, where that is not 0."""
 EVERSEG = re.compile(r"((?:\w+=\S* )*)(?:\S*/)?everseg (.*)")
-PROCESS = re.compile(r"(torchrun|accelerate launch|python -m benchmarks|curl) ")
+PROCESS = re.compile(r"(torchrun|accelerate launch|python -m benchmarks|curl) |python -m pytest test_")
 OPTIONS = ("-o", "--out", "--to", "--json")
 SAID = re.compile(r"^(?:wrote|run folder:|report:|Wrote|script:) ([^\s:,;]+)", re.MULTILINE)
 
@@ -141,7 +141,7 @@ class Reader:
         if words[0] in launchers:
             skip = 1 if words[0] == "torchrun" else 2
             at = words.index("-m")
-            assert words[at + 1] == "everseg.cli"
+            assert words[at + 1] == "everseg"
             script = str(Path(__file__).with_name("small.py"))
             words = [sys.executable, "-m", launchers[words[0]], *words[skip:at], script, *words[at + 2 :]]
         elif words[0] == "python":
@@ -195,7 +195,7 @@ def in_this_process(lock: threading.Lock, call: Call) -> Callable[..., dict[str,
     """`launch.run_process` without a process: the same command, one at a time."""
 
     def run(command: list[str], log: Path, threads: int, alive: Any = None) -> dict[str, Any]:
-        assert command[1:3] == ["-m", "everseg.cli"]
+        assert command[1:3] == ["-m", "everseg"]
         with lock:
             code, _, err = call(*command[3:])
         return {"exit_code": code, "error": err if code else None}

@@ -47,7 +47,8 @@ def loading(load: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, 
 
 
 def main() -> None:
-    from everseg import cli, presets
+    from everseg.cli import main as cli
+    from everseg.config import presets
 
     presets.load_preset = loading(presets.load_preset)
     cli.main()

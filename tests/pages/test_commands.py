@@ -18,16 +18,15 @@ import reader
 from reading import PAGES, blocks, commands, given, page_id
 from small import loading
 
-from everseg import presets
-from everseg.data import download
-from everseg.many import launch
+from everseg.config import presets
+from everseg.data.get import download
+from everseg.sweeps import launch
 
 NOT_RUN = {
     r"python3 -m venv": "installs; .ci/run types README's line in a clean checkout",
     r"(\.venv/bin/)?pip install": "installs",
     r"source \.venv/bin/activate": "changes the shell that types it",
-    r"(OMP_NUM_THREADS=1 )?\.venv/bin/python -m pytest": "these tests; .ci/run types README's line",
-    r"\.venv/bin/(ruff|mypy)": "tests/test_quality.py",
+    r"(OMP_NUM_THREADS=1 )?(\.venv/bin/)?python -m pytest (tests|-)": "these tests; .ci/run types README's line",
     r"tensorboard --logdir": "a server of another project; tests/engine/test_tensorboard.py reads its files",
     r"head=\$\(scontrol": "SLURM",
     r"srun": "SLURM",

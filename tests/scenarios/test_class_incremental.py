@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, PolicySet, RawLabels

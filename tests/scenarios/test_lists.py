@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import RawLabels

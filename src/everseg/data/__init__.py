@@ -1,1 +1,1 @@
-"""Images and masks: readers, class index, transforms, batches, checks and downloads (floor 2)."""
+"""Images and masks: readers, class index, transforms, batches, checks and downloads."""

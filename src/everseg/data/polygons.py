@@ -1,4 +1,4 @@
-"""Polygon annotations of Cityscapes and IDD: read with suspicion, drawn as their own tools draw them (floor 2)."""
+"""Polygon annotations of Cityscapes and IDD: read with suspicion, drawn as their own tools draw them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from everseg.config_checks import shown
+from everseg.config.checks import shown
 from everseg.errors import DataError, some
 
 MAX_BYTES = 16 * 2**20

@@ -1,4 +1,4 @@
-"""Files appear under their name only when they are whole (floor 2)."""
+"""Files appear under their name only when they are whole."""
 
 from __future__ import annotations
 

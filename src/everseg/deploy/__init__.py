@@ -1,1 +1,1 @@
-"""Finished models as bundles that are complete by themselves, and what is done with them (floor 6)."""
+"""Finished models as bundles that are complete by themselves, and what is done with them."""

@@ -1,4 +1,4 @@
-"""A model that was not trained here as a bundle, its classifier turned into the first of ours (floor 6)."""
+"""A model that was not trained here as a bundle, its classifier turned into the first of ours."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from everseg.data.transforms import normalise
-from everseg.deploy.adopt_timm import network
+from everseg.data.batches.transforms import normalise
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
-from everseg.deploy.images import generated, images_of
 from everseg.deploy.onnx import require_onnx
-from everseg.engine.folder import load_strictly
+from everseg.deploy.trial_images import generated, images_of
 from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
 from everseg.interop.unwrap import tensors_of
 from everseg.labels import LabelSpace
 from everseg.losses import upsample
+from everseg.models.adapters import timm as from_timm
+from everseg.models.adapters.whole import build_network, find_classifier
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
-from everseg.models.pretrained import read_tensors
-from everseg.models.transformers_net import build_network, find_classifier
+from everseg.models.tensor_file import read_tensors
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5
 """Largest difference of a logit from the original network's, relative to the largest (at least 1)."""
@@ -69,7 +70,7 @@ def adopt(
         classes: names in output order: a sequence, "a,b,c", or a file with one name per line or a JSON list; default
             the config.json's. A first class called background or __background__ is the background.
         out: a new folder.
-        normalisation: how the model wants its inputs, see `everseg.data.transforms.normalise`.
+        normalisation: how the model wants its inputs, see `everseg.data.batches.transforms.normalise`.
         images: as for `export`; also the forward pass is checked on one of them.
         onnx: write the ONNX file.
 
@@ -112,7 +113,7 @@ def adopt(
     names = ["background", *names[1:]] if background else names
     space = LabelSpace((tuple(range(total)),), tuple(names), 0 if background else None)
     contents = Contents(
-        model, {"default": space}, input={"evaluation": "whole", "normalisation": normalisation},
+        model, {"default": space}, form=InputForm("whole", normalisation=normalisation),
         lineage={"source": f"{kind if kind == 'transformers' else arch} weights {Path(weights).name}", "check": check},
     )  # fmt: skip
     bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)
@@ -283,3 +284,94 @@ def _fill(model: SegmentationModel, state: dict[str, Tensor], what: str) -> None
 @torch.no_grad()
 def _logits(model: SegmentationModel, sample: Tensor) -> Tensor:
     return model(sample, ("default",))["default"].logits
+
+
+ENCODERS = ("encoder.body.", "encoder.", "backbone.")
+"""Beginnings of the encoder's names; the first one is everseg's."""
+CLASSIFIER = re.compile(
+    r"(?:heads\.(?P<path>.+)\.classifiers\.(?P<number>\d+)|classifier)\.(?P<part>weight|bias)"
+)
+
+
+def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, dict[str, Tensor]]:
+    """Build the network that a state dict is of, and give its tensors everseg's names.
+
+    Args:
+        name: timm's name of the encoder, without a tag.
+        state: `encoder.body.*`, `encoder.*` or `backbone.*` as timm's `features_only` networks name their weights;
+            `decoder.*` as everseg's all-MLP or DeepLabV3 head does; `heads.default.classifiers.0.*` (those of several
+            growths are joined) or `classifier.*`.
+
+    Returns:
+        The model, grown, its weights still random, and the state to load.
+
+    Raises:
+        ConfigError: no such encoder; timm is not installed; a tag.
+        CheckpointError: no such head, or no classifier behind it.
+    """
+    if "." in name:
+        raise ConfigError(
+            f"--arch timm:{name}: a tag names weights, which are those of the file here; "
+            f"write timm:{name.partition('.')[0]}"
+        )
+    encoder = {**from_timm.describe(name, {}, None), "inputs": None}
+    head, options = _head(state)
+    parts = _classifier(state)
+    model = ARCHITECTURES[head](encoder=encoder, **options)
+    model.grow({"default": len(parts["weight"])})
+    prefix = next((p for p in ENCODERS if any(key.startswith(p) for key in state)), ENCODERS[0])
+    ours = {f"heads.default.classifiers.0.{part}": value for part, value in parts.items()}
+    for key, value in state.items():
+        if not CLASSIFIER.fullmatch(key):
+            ours[ENCODERS[0] + key.removeprefix(prefix) if key.startswith(prefix) else key] = value
+    return model, ours
+
+
+def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """The builder of the head and its dimensions, which follow from the shapes; rates and norm are the defaults."""
+    try:
+        if "decoder.project.0.weight" in state:
+            return "mlp", {"hidden": len(state["decoder.project.0.weight"])}
+        if "decoder.aspp.0.weight" in state:
+            hidden, out = state["decoder.aspp.0.weight"], state["decoder.reduce.weight"]
+            return "library-deeplabv3", {"hidden": len(hidden), "out_channels": len(out)}
+    except KeyError as error:
+        raise CheckpointError(
+            f"these weights have part of a DeepLabV3 head only: {error} is missing"
+        ) from None
+    raise CheckpointError(
+        "these weights have none of everseg's heads: neither decoder.project.0.weight (all-MLP, model.name=mlp) nor "
+        "decoder.aspp.0.weight (DeepLabV3, model.name=deeplabv3) is there"
+    )
+
+
+def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weight and bias of all outputs, the growths of one path in their order.
+
+    Raises:
+        CheckpointError: none, several paths, or growths that do not fit each other.
+    """
+    found: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
+    paths = set[str]()
+    for key, value in state.items():
+        match = CLASSIFIER.fullmatch(key)
+        if match:
+            paths.add(f"heads.{match['path']}" if match["path"] else "classifier")
+            found[match["part"]][int(match["number"] or 0)] = value
+    if len(paths) > 1:
+        raise CheckpointError(
+            f"these weights have several classifiers ({', '.join(sorted(paths))}); a model with one path is adopted"
+        )
+    if not found["weight"] or found["weight"].keys() != found["bias"].keys():
+        raise CheckpointError(
+            "these weights have no classifier: heads.default.classifiers.0.weight and .bias, or classifier.weight and "
+            ".bias, are missing"
+        )
+    for part, values in found.items():
+        widths = {tuple(value.shape[1:]) for value in values.values()}
+        if len(widths) > 1 or not all(value.dim() for value in values.values()):
+            shapes = ", ".join(str(tuple(values[i].shape)) for i in sorted(values))
+            raise CheckpointError(
+                f"these weights are of no one head: the growths of its {part} do not fit each other ({shapes})"
+            )
+    return {part: torch.cat([values[i] for i in sorted(values)]) for part, values in found.items()}

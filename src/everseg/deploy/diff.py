@@ -1,24 +1,24 @@
-"""Where two models disagree on the same images (floor 6)."""
+"""Where two models disagree on the same images."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from everseg.data.datasets.files import read_image
-from everseg.deploy.images import image_files
-from everseg.engine.checkpoint import write_bytes, write_json, writing
-from everseg.engine.pictures import colourise, legend, shrink
-from everseg.engine.progress import Progress
+from everseg.data.datasets.decode import read_image
+from everseg.data.datasets.listing import image_files
 from everseg.errors import ConfigError
-from everseg.predictor import LoadedModel, load
+from everseg.inference.pictures import colourise, legend, shrink
+from everseg.inference.predict import LoadedModel, load
+from everseg.progress import Progress
+from everseg.runs.commit import write_bytes, write_json, writing
 
 CELL = (240, 320)
 """Largest height and width of a picture on the sheet, pixels."""
@@ -75,7 +75,7 @@ def diff(
                     **_became(changed, compared.a.size),
                 }
             )
-            progress.update(done, {}, 0.0, 0.0)
+            progress.update(done)
         progress.end()
     rows.sort(key=lambda row: -row["share"])
     known = [set(model.spaces[_branch(model, domain)].names) for model in models]
@@ -132,7 +132,8 @@ def _names(models: Sequence[LoadedModel], domain: str | None) -> list[str]:
 def _compare(
     models: Sequence[LoadedModel], names: Sequence[str], path: Path, domain: str | None
 ) -> _Compared:
-    image = read_image(path)
+    depth = max(model.form.bit_depth for model in models)
+    image = read_image(path, replace(models[0].form.reading, bit_depth=depth))
     a, b = (_predicted(model, names, image, domain) for model in models)
     return _Compared(image, a, b, names)
 

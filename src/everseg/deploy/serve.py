@@ -1,10 +1,11 @@
-"""A page on this machine to try bundles on: a small HTTP server on the loopback address (floor 6).
+"""A page on this machine to try bundles on: a small HTTP server on the loopback address.
 
 It takes bytes of pictures and never names of files; what other sites could make a browser send is refused.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -14,6 +15,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -21,8 +23,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from everseg.deploy.served import TYPES, RefusedError, Served, check_type, class_list, decode_upload
-from everseg.errors import ConfigError
+import numpy as np
+from PIL import Image
+
+from everseg.data.datasets.decode import (
+    PictureTooLargeError,
+    Reading,
+    open_picture,
+    read_image,
+)
+from everseg.deploy.bundle import Bundle, open_bundle
+from everseg.errors import ConfigError, DataError
+from everseg.inference.pictures import palette
+from everseg.inference.predict import LoadedModel, load
 
 HOST = "127.0.0.1"
 MAX_BYTES = 25_000_000
@@ -198,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
             if len(data) < length:
                 raise RefusedError(400, "The upload ended early.")
             with self.server.predicting:
-                image = decode_upload(data, served.max_pixels)
+                image = decode_upload(data, served.reading)
                 done = served.predict(image, query.get("domain"))
         finally:
             self.server.places.release()
@@ -276,3 +289,143 @@ def _address(text: str) -> SplitResult:
 
 def _json(value: Any) -> tuple[bytes, str]:
     return json.dumps(value).encode(), "application/json"
+
+
+TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
+"""What browsers show and everseg decodes."""
+MAX_PIXELS = 16_000_000
+"""Largest picture; refused before it is decoded."""
+_MOST_LOGITS = 1_000_000_000
+"""Values of a picture's logits at its own size (4 GB): models of many classes take smaller pictures."""
+_FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "BMP"})
+_NAME = Path("image")
+"""What messages call an upload; the file's own name never leaves the browser."""
+
+
+class RefusedError(Exception):
+    """A request that is answered with a status and one sentence."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Served:
+    """A bundle with its model in memory."""
+
+    def __init__(self, path: str | Path, builder: Any = None) -> None:
+        self.bundle: Bundle = open_bundle(path)
+        self.model: LoadedModel = load(path, builder=builder)
+        self.name = self.bundle.path.resolve().name
+        self.paths = tuple(self.model.paths) if len(self.model.spaces) > 1 else ()
+        """Names to choose a path by; empty where there is one path only."""
+        outputs = max(space.num_classes for space in self.model.spaces.values())
+        self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
+        # browsers turn what they show upright, and the mask has to fit that
+        self.reading = replace(self.model.form.reading, max_pixels=self.max_pixels, exif="apply")
+
+    def predict(self, image: np.ndarray, path: str | None) -> dict[str, Any]:
+        """Classify an image.
+
+        Args:
+            image: (H, W, 3) uint8.
+            path: one of `paths`; None for a model with one.
+
+        Returns:
+            width, height; mask: the lasting class ids as a grey PNG, as a data URI; pixels: id -> number of pixels;
+            seconds.
+
+        Raises:
+            RefusedError: not clear which path, or the model could not do it.
+        """
+        if (path not in self.paths) if self.paths else (path is not None):
+            names = ", ".join(self.paths) or "one path only: leave domain out"
+            raise RefusedError(400, f"domain: {self.name} has {names}.")
+        begun = time.monotonic()
+        try:
+            found = self.model.predict(image, branch=path)
+        except (MemoryError, RuntimeError):
+            raise RefusedError(
+                500, f"{self.name} could not classify this image; a smaller one may fit into memory."
+            ) from None
+        ids = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)[found.ids]
+        counts = np.bincount(ids.ravel(), minlength=256)
+        return {
+            "width": ids.shape[1],
+            "height": ids.shape[0],
+            "mask": _data_uri(ids),
+            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
+            "seconds": round(time.monotonic() - begun, 3),
+        }
+
+
+def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
+    """Every class of the bundles, by name: name, colour, background, its id in each bundle (None where unknown).
+
+    A class has the first bundle's colour; where another's colour is taken already, the next free one.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    taken: set[tuple[int, ...]] = set()
+    free = iter([tuple(colour) for colour in palette(256).tolist()])
+    for position, one in enumerate(served):
+        empty = {
+            space.names[space.background]
+            for space in one.model.spaces.values()
+            if space.background is not None
+        }
+        for entry in one.bundle.registry.classes:
+            if not entry.paths:
+                continue
+            if entry.name not in rows:
+                colour = tuple(entry.colour)
+                if colour in taken:
+                    colour = next(c for c in free if c not in taken and not _known(c, served))
+                taken.add(colour)
+                ids: list[int | None] = [None] * len(served)
+                rows[entry.name] = {
+                    "name": entry.name, "colour": list(colour), "background": entry.name in empty, "ids": ids,
+                }  # fmt: skip
+            rows[entry.name]["ids"][position] = entry.id
+    return list(rows.values())
+
+
+def decode_upload(data: bytes, reading: Reading) -> np.ndarray:
+    """Decode an uploaded picture: (H, W, 3) uint8.
+
+    Raises:
+        RefusedError: no picture, damaged, of a format that browsers do not show, or too large.
+    """
+    try:
+        picture = open_picture(io.BytesIO(data), _NAME, reading)
+        if picture.format not in _FORMATS:
+            raise RefusedError(415, f"{picture.format} pictures are not taken here: use {_names()}.")
+        return read_image(picture, reading)
+    except PictureTooLargeError as error:
+        raise RefusedError(413, f"The {_first_clause(error)}.") from None
+    except DataError as error:
+        raise RefusedError(400, f"The {_first_clause(error)}.") from None
+
+
+def check_type(content_type: str) -> None:
+    """Raise where a body is not announced as a picture."""
+    if content_type.partition(";")[0].strip().lower() not in TYPES:
+        raise RefusedError(415, f"Send the picture itself, as {_names()}.")
+
+
+def _known(colour: tuple[int, ...], served: Sequence[Served]) -> bool:
+    return any(colour == tuple(entry.colour) for one in served for entry in one.bundle.registry.classes)
+
+
+def _first_clause(error: DataError) -> str:
+    """What is wrong with the picture; what to do with files of a data set does not fit here."""
+    return str(error).partition(";")[0]
+
+
+def _names() -> str:
+    return ", ".join(name.removeprefix("image/").upper() for name in TYPES)
+
+
+def _data_uri(ids: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(ids).save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

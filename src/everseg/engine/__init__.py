@@ -1,1 +1,1 @@
-"""The engine: one loop over steps and batches, checkpoints, evaluation, journal (floor 5)."""
+"""The engine: one loop over steps and batches, checkpoints, evaluation, journal."""

@@ -1,4 +1,4 @@
-"""Keeps the account of training samples that could not be read and were replaced (floor 5)."""
+"""Keeps the account of training samples that could not be read and were replaced."""
 
 from __future__ import annotations
 
@@ -7,20 +7,9 @@ from collections.abc import Mapping
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from everseg.data.samples import SampleKey, too_many
-from everseg.engine.journal import Journal
-from everseg.engine.progress import Progress
-
-EVENT = "bad_sample"
-
-
-def replaced_samples(journal: Journal, step: int | None = None) -> dict[SampleKey, str]:
-    """Distinct training samples that a run, or one of its steps, has replaced -> why, as its journal tells."""
-    return {
-        (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))
-        for line in journal.lines(EVENT)
-        if step in (None, line.get("step"))
-    }
+from everseg.data.batches.samples import SampleKey, too_many
+from everseg.progress import Progress
+from everseg.runs.journal import EVENT, Journal, replaced_samples
 
 
 class BadSamples:

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, and its state under parameter names (floor 5)."""
+"""The optimiser, its learning rate, and its state under parameter names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everseg.config import TrainConfig
+from everseg.config.fields import TrainConfig
 from everseg.errors import CheckpointError, ConfigError, some
 
 _SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})

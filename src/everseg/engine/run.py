@@ -1,4 +1,4 @@
-"""A whole run: all steps, resumed where it stands, each scored when it is finished (floor 5)."""
+"""A whole run: all steps, resumed where it stands, each scored when it is finished."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,33 +15,34 @@ import torch
 from accelerate import Accelerator
 
 from everseg import registry
-from everseg.config import RunConfig
-from everseg.data.base import Dataset
-from everseg.engine.checkpoint import read_json, write_json
-from everseg.engine.evaluate import Evaluation, evaluate, scores_of, views_of
-from everseg.engine.folder import RunFolder
-from everseg.engine.journal import Journal
+from everseg.config.fields import RunConfig
+from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.prepare import Prepared, prepare
-from everseg.engine.progress import Progress
-from everseg.engine.runtime import (
-    StopRequest,
-    all_reduce_max,
-    computes_bf16,
-    derive_seed,
-    locked,
-    make_accelerator,
-)
-from everseg.engine.sequence import run_sequence
-from everseg.engine.start import place_start
+from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
 from everseg.engine.step import Session, StepJob, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
+from everseg.inference.count import score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
+from everseg.progress import Progress
+from everseg.runs.commit import (
+    load_tensors,
+    parent_of,
+    read_json,
+    verify,
+    write_json,
+)
+from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
+from everseg.runs.journal import Journal
+from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.results import run_sequence
 from everseg.scenarios.domain_incremental import needed_domains
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.feasibility import Trial, doubtful, impossible
+from everseg.scenarios.steps import Step
 from everseg.scenarios.summary import scenario_json
 
 
@@ -87,11 +88,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     with contextlib.ExitStack() as held:
         try:
             prepared = prepare(config, progress)
-            if prepared.steps[0].is_first and not folder.final(0).is_dir():
-                # wrong names and weights are told before anything is written
-                model = build_model(config.model, config.data.normalisation)
-                for branch in prepared.steps[-1].spaces:
-                    model.heads.check(branch)
+            _check_plan(config, prepared, folder, accelerator, progress)
             held.enter_context(locked(folder.path))
             folder.clean()
             _open(config, folder, prepared, progress)
@@ -100,6 +97,59 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             raise
         all_reduce_max(0, accelerator)
         return _run(config, prepared, accelerator, progress, folder, dry_run)
+
+
+def _check_plan(
+    config: RunConfig, prepared: Prepared, folder: RunFolder, accelerator: Accelerator, progress: Progress
+) -> None:
+    """Stop before anything is written or trained if some step cannot be done; warn of what can but shows nothing.
+
+    Raises:
+        ConfigError: wrong names or weights of the model, or every impossible step.
+    """
+    todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
+    if todo and todo[0].index == 0 and todo[0].is_first:
+        model = build_model(
+            config.model, config.data.normalisation
+        )  # reads the weights, so that it tells if it cannot
+        for branch in prepared.steps[-1].spaces:
+            model.heads.check(branch)
+    trial, world = _trial(config, prepared.steps), accelerator.num_processes
+    if problems := impossible(todo, batch=config.train.batch, processes=world, trial=trial):
+        raise ConfigError(problems)
+    for note in doubtful(todo, prepared.counts):
+        progress.message(f"warning: {note}")
+
+
+def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
+    """Try a step on a network of shapes without values, one image at a time: what its norms refuse shows at once.
+
+    Nothing is tried, so nothing refused, where the run begins with a bundle, where norms see the images of all
+    processes, and with networks of others that cannot do without values.
+    """
+    data = config.data
+    height, width = data.size if data.transform == "resize" else (data.crop, data.crop)
+
+    def refused(step: Step) -> str:
+        if not steps[0].is_first or config.train.sync_norm:
+            return ""
+        try:
+            with torch.device("meta"):
+                model = build_model(config.model.model_copy(update={"weights": None}), data.normalisation)
+                for earlier in steps[: steps.index(step)]:
+                    model.grow(earlier.grows)
+                build_method(config.method).prepare_model(model, step)
+                model.train()
+                model(torch.empty(1, 3, height, width), step.trained_branches)
+        except ConfigError as error:
+            return str(error)
+        except (
+            Exception
+        ):  # no form without values of some operation, in a network or a method of somebody else
+            return ""
+        return ""
+
+    return refused
 
 
 def _check_single_task(config: RunConfig) -> None:
@@ -154,18 +204,19 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
-    iterations = [iterations_of(config, step) for step in steps]
+    iterations = [iterations_of(step, config.train) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
             session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
             for position, step in enumerate(steps):
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
-                if not folder.final(step.index).is_dir():
+                trained_now = not folder.final(step.index).is_dir()
+                if trained_now:
                     _train(_job(session, step, sum(iterations[:position])))
                 if main:
                     shutil.rmtree(folder.checkpoints(step.index), ignore_errors=True)
-                _score(session, step, sum(iterations[: position + 1]))
+                _score(session, step, sum(iterations[: position + 1]), trained_now)
     finally:
         events.close()
     return folder
@@ -191,15 +242,6 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
             f"the images, masks or lists have changed since {folder.path} was started; "
             f"restore them, or start again under another name (name=...)"
         )
-
-
-def user_builder(config: RunConfig) -> Any:
-    """The user's own architecture; None for built-in ones, which are rebuilt from their description."""
-    return (
-        None
-        if config.model.name in registry.BUILTIN["model"]
-        else registry.resolve("model", config.model.name)
-    )
 
 
 def _job(session: Session, step: Step, offset: int) -> StepJob:
@@ -241,41 +283,25 @@ def _train(job: StepJob) -> None:
     session = job.session
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
-        session.folder.save_final(job.step, job.model, state, session.config, job.parent)
+        form = InputForm.of_config(session.config.data, session.datasets.values())
+        session.folder.save_final(job.step, job.model, state, form, job.parent)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
 
 
-def score_step(
-    config: RunConfig,
-    datasets: Mapping[str, Dataset],
-    sources: Sequence[Source],
-    folder: RunFolder,
-    index: int,
-    accelerator: Accelerator,
-    progress: Progress,
-    between: Callable[[], None] = lambda: None,
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Evaluate a finished step as it lies on disk: during a run and afterwards the same function, the same number.
+def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> None:
+    """Score a finished step (test and, where asked for, validation images) and write the results.
 
     Args:
-        between: called after every batch; may raise to stop.
-
-    Returns:
-        The counts with some samples, and the scores by name.
+        trained_now: whether this call of the program trained the step. The time budget stops a test then; a call that
+            begins with the test finishes it, however short its budget is, so that every call gets further.
     """
-    model, spaces, _, _ = folder.load_final(index, user_builder(config))
-    title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
-    result = evaluate(model, sources, datasets, config, accelerator, progress, title=title, between=between)
-    return result, scores_of(result, spaces)
-
-
-def _score(session: Session, step: Step, iteration: int) -> None:
-    """Score a finished step (test and, where asked for, validation images) and write the results."""
     config, folder, accelerator = session.config, session.folder, session.accelerator
 
     def stop_if_asked() -> None:
         code = session.stop.code()
+        if code == StopRequest.TIME_BUDGET and not trained_now:
+            return
         if code and accelerator.num_processes == 1:  # several processes have unequal numbers of test batches
             session.progress.end()
             raise StopRequest.error(code, f"the end of step {step.index}, before its test")
@@ -300,3 +326,46 @@ def _score(session: Session, step: Step, iteration: int) -> None:
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, run_sequence(folder))
     accelerator.wait_for_everyone()
+
+
+def place_start(folder: RunFolder, step: Step, config: RunConfig) -> None:
+    """Copy the bundle to where the step looks for its parent, or check that the copy there is of this bundle.
+
+    The copy's parent is the bundle's digest, so that the chain of hashes goes on. A method's state is taken over where
+    the same method made it.
+
+    Raises:
+        CheckpointError: the bundle is missing or damaged, or another one than the run began with.
+        ConfigError: the method needs the state it gathered in earlier steps, and the bundle was made by another one.
+    """
+    source, target = Path(str(config.scenario.bundle)), folder.final(step.index - 1)
+    if target.is_dir():
+        if source.is_dir() and verify(source) != parent_of(target):
+            raise CheckpointError(
+                f"{source} is not the bundle that {folder.path} began with; restore it, or take another name (name=...)"
+            )
+        return
+    digest = verify(source)
+    lineage = read_lineage(source)
+    save_model(
+        target,
+        read_model_file(source),
+        load_tensors(source / "model.safetensors"),
+        _state(source, lineage, config),
+        parent=digest,
+        documents={Path(LINEAGE).stem: lineage},
+    )
+
+
+def _state(source: Path, lineage: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """The method's state in a bundle; {} where another method made it."""
+    method = config.method.name
+    if lineage.get("method") == method:
+        return load_tensors(source / "method_state.safetensors")
+    if build_method(config.method).state_dict():
+        made_by = f"trained with '{lineage['method']}'" if lineage.get("method") else "not trained by everseg"
+        raise ConfigError(
+            f"method '{method}' goes on from what it gathered in earlier steps, and {source} was {made_by}, which "
+            "gathered nothing for it; take a method that needs the model alone, such as mib or lwf"
+        )
+    return {}

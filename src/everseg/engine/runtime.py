@@ -1,15 +1,14 @@
-"""Processes, devices, signals, seeds and the run folder's lock (floor 5)."""
+"""Processes, devices, signals, seeds and the run folder's lock."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,15 +18,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from everseg.config import RunConfig
-from everseg.engine.checkpoint import writing
+from everseg.config.fields import RunConfig
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Mix parts into a 31-bit seed; a pure function of them."""
-    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") & 0x7FFFFFFF
+from everseg.runs.commit import writing
 
 
 @contextlib.contextmanager
@@ -209,24 +202,3 @@ def _start_time(pid: int) -> str | None:
             os.kill(pid, 0)
             return "unknown"
         return None
-
-
-def all_reduce_max(value: int, accelerator: Accelerator) -> int:
-    """Largest value over processes."""
-    if accelerator.num_processes == 1:
-        return value
-    tensor = torch.tensor(value, device=accelerator.device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return int(tensor)
-
-
-def all_reduce_sum(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the function that sums a tensor over processes."""
-
-    def reduce(tensor: torch.Tensor) -> torch.Tensor:
-        if accelerator.num_processes > 1:
-            tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor)
-        return tensor
-
-    return reduce

@@ -1,7 +1,7 @@
-"""A first step that several runs have in common, trained once (floor 5).
+"""A first step that several runs have in common, trained once.
 
-Two runs have the same first step if everything that acts in it is the same: all settings but those of later steps and
-but the method's, of which each method says itself what acts (`Method.first_step`).
+Two runs have the same first step if everything that acts in it is the same: all settings but those of later steps, and
+what the method does there. No method has to say so: it is tried on a tiny network, see `behaviour`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 from everseg import registry
-from everseg.config import RunConfig
-from everseg.config_loading import identity
+from everseg.config.fields import RunConfig
+from everseg.config.loading import identity
 from everseg.data.writing import flush_folder, write_flushed
-from everseg.engine.bad_samples import replaced_samples
-from everseg.engine.checkpoint import read_document, verify, write_bytes, writing
-from everseg.engine.folder import RunFolder
-from everseg.engine.journal import Journal
 from everseg.engine.runtime import locked
+from everseg.engine.step import train_batch
 from everseg.errors import CheckpointError, DataError
-from everseg.methods.base import first_step_of
+from everseg.labels import IGNORED, LabelSpace
+from everseg.methods.base import Method, StepContext
 from everseg.methods.build import build_method
+from everseg.models.model import SegmentationModel
+from everseg.runs.commit import verify, write_bytes, writing
+from everseg.runs.folder import RunFolder
+from everseg.runs.journal import Journal, replaced_samples
+from everseg.scenarios.steps import Source, Step
+from everseg.types import Batch
 
 LATER_STEPS = ("train.epochs_next", "train.lr_next")
 """Settings that act after the first step only."""
@@ -39,13 +51,87 @@ def first_step_hash(config: RunConfig) -> str | None:
     """
     if config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]:
         return None
-    settings = {
-        key: value
-        for key, value in identity(config).items()
-        if key not in LATER_STEPS and not key.startswith("method.")
-    }
-    told = [settings, first_step_of(build_method(config.method))]
+    settings = {key: value for key, value in _settings(config).items() if not key.startswith("method.")}
+    told = [settings, behaviour(build_method(config.method))]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def behaviour(method: Method) -> tuple[Any, ...]:
+    """What a method does in a first step, as a value: equal values, equal weights to the last bit.
+
+    A built-in method trains a tiny network for a few updates, on made-up images with ignored pixels among the others,
+    with and without class weights. If it leaves no state for later steps, the value is what became of the network:
+    weights, statistics, what is frozen. So whatever acts from the second step on (the teacher, a distillation's weight)
+    keeps no two runs from sharing, and nobody has to keep a list of it.
+
+    A method that gathers something in its first step, and a method of the user's own, which might do something that the
+    trial does not show, share with runs of the same class and hyper-parameters only.
+    """
+    cls = type(method)
+    values = [(f.name, getattr(method, f.name)) for f in fields(cls) if f.init]
+    itself = (f"{cls.__module__}:{cls.__qualname__}", *values)
+    if not cls.__module__.startswith("everseg.methods."):
+        return itself
+    tried = [_tried(deepcopy(method), weights) for weights in ({}, {"default": (0.5, 1.0, 2.0)})]
+    return itself if None in tried else ("tried", *tried)
+
+
+class _TrialEncoder(nn.Module):
+    """A convolution, a norm, and a weight that nothing uses: a method may leave its gradient absent or set it to 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"layer1": torch.relu(self.norm(self.conv(image)))}
+
+
+class _TrialDecoder(nn.Module):
+    out_channels = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.conv(features["encoder"])
+
+
+@torch.random.fork_rng(devices=[])
+def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> str | None:
+    """SHA-256 of what a first step makes of the trial's network; None where the method keeps something of it."""
+    torch.manual_seed(0)
+    model = SegmentationModel(_TrialEncoder(), _TrialDecoder())
+    source = Source("default", "trial", "train", (0, 1), bytes(256))
+    space = LabelSpace(((0, 1, 2),), ("background", "a", "b"))
+    step = Step(0, (source,), (), {"default": space}, {"default": 3}, class_weights=class_weights)
+    method.prepare_model(model, step)
+    groups = method.param_groups(model, step)
+    rates = [(group["lr_scale"], len(group["params"])) for group in groups]
+    # Momentum and decay: with them an absent gradient and one of 0 lead to different weights.
+    optimizer = torch.optim.SGD(
+        [{"params": group["params"], "lr": 0.1 * group["lr_scale"]} for group in groups],
+        momentum=0.9,
+        weight_decay=0.1,
+    )
+    image = torch.randn(2, 3, 8, 8)
+    label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4
+    batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"))
+    ctx = StepContext(
+        step=step, model=model, module=model, teacher=None, train_batches=lambda: iter((batch,))
+    )
+    method.begin_step(ctx)
+    model.train()
+    for _ in range(3):
+        train_batch(method, batch, ctx, optimizer)
+    method.end_step(ctx)
+    if method.state_dict():
+        return None
+    frozen = [(name, weight.requires_grad) for name, weight in model.named_parameters()]
+    told = safetensors.torch.save(model.state_dict()) + repr((rates, frozen, model.describe())).encode()
+    return hashlib.sha256(told).hexdigest()
 
 
 def has_first_step(folder: RunFolder) -> bool:
@@ -55,11 +141,10 @@ def has_first_step(folder: RunFolder) -> bool:
 
 def obstacle(source: RunFolder, threads: int) -> str:
     """Why a first step would not be the bits that this machine makes, though the settings agree; "" = nothing."""
-    stored = read_document(source.path / "run.json", "threads")
-    if stored["threads"] != threads:
-        return f"{source.path.name} was trained with {stored['threads']} CPU threads, not {threads}"
-    theirs = stored.get("versions") or {}
-    others = [name for name in _PACKAGES if theirs.get(name) != version(name)]
+    record = source.record()
+    if record.threads != threads:
+        return f"{source.path.name} was trained with {record.threads} CPU threads, not {threads}"
+    others = [name for name in _PACKAGES if record.versions.get(name) != version(name)]
     return f"{source.path.name} was trained with another version of {', '.join(others)}" if others else ""
 
 
@@ -110,9 +195,18 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
 
 
 def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
-    if not (target.path / "run.json").is_file():
+    if not target.is_begun:
         return False
-    return first_step_hash(target.config()) != first_step_hash(source.config())
+    theirs, ours = target.config(), source.config()
+    if all(registry.is_builtin("method", config.method.name) for config in (theirs, ours)):
+        return first_step_hash(theirs) != first_step_hash(ours)
+    # What a method does is found out by trying it, and a run folder is no reason to import one. With a method of the
+    # user's own only runs of equal settings share anyway.
+    return _settings(theirs) != _settings(ours)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in identity(config).items() if key not in LATER_STEPS}
 
 
 def _copy_flushed(source: RunFolder, target: Path) -> None:

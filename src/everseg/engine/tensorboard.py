@@ -1,18 +1,20 @@
-"""TensorBoard events, where TensorBoard is installed; the journal stays the record of a run (floor 5)."""
+"""TensorBoard events, where TensorBoard is installed; the journal stays the record of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from everseg.engine.pictures import confusion_picture, legend, shrink, triplet
+from everseg.inference.pictures import confusion_picture, legend, shrink, triplet
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image (H, W, 3) uint8, label ids (H, W), predicted ids (H, W)."""
@@ -20,7 +22,6 @@ Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 _PICTURE_HEIGHT = 512
 _PICTURE_WIDTH = 1536
 _LONGEST_TAG = 80
-_FILE_NAME = "events.out.tfevents."
 _SHORT_TAGS = {"backward_transfer": "bwt", "average_miou": "avg_miou"}
 
 
@@ -28,52 +29,37 @@ class Events:
     """Writes a run's TensorBoard events; does nothing where it cannot.
 
     Not installed, broken installation, folder not writable, disk full: one note, and training goes on without events.
+    A run that is resumed writes into the same folder. What the folder holds for the iteration of the first numbers
+    and for later ones is hidden then (`SummaryWriter`'s `purge_step`), so that nothing shows twice.
 
     Args:
-        folder: the run's `events` folder; None (another rank than 0) writes nothing.
+        folder: the run's `events` folder, made with the first numbers; None (another rank than 0) writes nothing.
         enabled: False writes nothing and imports nothing.
-        purge_step: first iteration that a resumed run does again. What was written for it and for later iterations
-            before the interruption is hidden, so nothing shows twice. None: where the folder has events already, the
-            iteration of the first numbers written. (TensorBoard itself hides numbers and pictures, not texts.)
         notify: receives the note why there are no events.
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        *,
-        enabled: bool = True,
-        purge_step: int | None = None,
-        notify: Callable[[str], None] | None = None,
+        self, folder: Path | None, *, enabled: bool = True, notify: Callable[[str], None] | None = None
     ) -> None:
         self._notify = notify
-        self._file: _EventFile | None = None
-        self._resumed = False
+        self._folder = folder if enabled else None
+        self._writer: SummaryWriter | None = None
         self._legends: dict[str, tuple[str, ...]] = {}
-        if folder is None or not enabled:
+        if self._folder is None:
             return
         try:
-            import torch.utils.tensorboard.summary  # noqa: F401
+            import torch.utils.tensorboard  # noqa: F401
         except Exception as error:  # not only ImportError: protobuf and NumPy mismatches raise anything
+            self._folder = None
             self._note(
                 f"no TensorBoard events ({type(error).__name__}: {error}); "
                 "pip install 'everseg[tensorboard]' adds them"
             )
-            return
-        try:
-            self._resumed = purge_step is None and any(folder.glob(f"{_FILE_NAME}*"))
-            self._file = _EventFile(folder)
-            if purge_step is not None:
-                self._file.purge(purge_step)
-                self._file.flush()
-        except OSError as error:
-            self._file = None
-            self._note(f"no TensorBoard events: {folder} cannot be written ({error.strerror or error})")
 
     @property
     def active(self) -> bool:
         """Whether anything is written; False spares the caller the making of samples."""
-        return self._file is not None
+        return self._folder is not None
 
     def scalars(
         self,
@@ -111,10 +97,7 @@ class Events:
         values |= {"train/grad_norm": grad_norm, "sys/img_s": images_per_second, "sys/data_wait": data_wait}
         values |= {"sys/mem": _gibibytes(memory), "sys/gpu_mem": _gibibytes(gpu_memory)}
         values |= _tagged("train", extra or {})
-        with self._writing(iteration) as file:
-            for tag, value in values.items():
-                if value is not None:
-                    file.scalar(tag, value, iteration)
+        self._write(iteration, values)
 
     def evaluation(
         self,
@@ -169,11 +152,8 @@ class Events:
         for k, sample in enumerate(samples):
             pictures[f"{root}/pred/{k}"] = shrink(triplet(*sample), _PICTURE_HEIGHT, _PICTURE_WIDTH)
         table = _table(class_names, columns, np.asarray(counts).sum(axis=1))
-        with self._writing(iteration) as file:
-            _write_present(file, values, iteration)
-            for tag, picture in pictures.items():
-                file.image(tag, picture, iteration)
-            file.text(f"{root}/classes", f"Step {step}, iteration {iteration}\n\n{table}", iteration)
+        text = f"Step {step}, iteration {iteration}\n\n{table}"
+        self._write(iteration, _present(values), pictures, {f"{root}/classes": text})
 
     def sequence(self, iteration: int, scores: Mapping[str, Any]) -> None:
         """Write scores of the sequence so far: `cl/forgetting`, `cl/bwt`, `cl/avg_miou`.
@@ -189,100 +169,59 @@ class Events:
         for name, value in scores.items():
             tag = f"cl/{safe_tag(_SHORT_TAGS.get(name, name))}"
             values |= _tagged(tag, _numbers(value)) if isinstance(value, Mapping) else _numbers({tag: value})
-        with self._writing(iteration) as file:
-            _write_present(file, values, iteration)
-
-    def text(self, tag: str, markdown: str, iteration: int = 0) -> None:
-        """Write a text, such as the resolved configuration; slashes in the tag make groups."""
-        if not self.active:
-            return
-        clean = markdown.encode("utf-8", "replace").decode()
-        with self._writing() as file:
-            file.text("/".join(safe_tag(part) for part in tag.split("/")), clean, iteration)
+        self._write(iteration, _present(values))
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        writer, self._writer, self._folder = self._writer, None, None
+        if writer is not None:
+            with contextlib.suppress(OSError):  # every write was flushed and its error told before
+                writer.close()
 
     def _note(self, text: str) -> None:
         if self._notify is not None:
             self._notify(text)
 
-    @contextlib.contextmanager
-    def _writing(self, iteration: int | None = None) -> Iterator[_EventFile]:
-        """Lend the open file, flush it afterwards; an error of the file ends the events, not the run."""
-        assert self._file is not None
+    def _write(
+        self,
+        iteration: int,
+        values: Mapping[str, float | None],
+        pictures: Mapping[str, np.ndarray] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write tag -> value (None: absent), and flush; an error of the file ends the events, not the run."""
+        assert self._folder is not None
         try:
-            if self._resumed and iteration is not None:
-                self._file.purge(iteration)
-                self._resumed = False
-            yield self._file
-            self._file.flush()
+            if self._writer is None:
+                self._writer = _open(self._folder, iteration)
+            for tag, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(tag, value, iteration)
+            for tag, picture in (pictures or {}).items():
+                self._writer.add_image(tag, picture, iteration, dataformats="HWC")
+            for tag, text in (texts or {}).items():
+                self._writer.add_text(tag, text, iteration)
+            # The writer has a thread of its own: what fails there is raised here.
+            self._writer.flush()
         except OSError as error:
+            folder = self._folder
             self.close()
             self._note(
-                f"TensorBoard events stop here ({error.strerror or error}); training and journal go on"
+                f"TensorBoard events stop here: {folder} cannot be written ({error.strerror or error}); "
+                "training and journal go on"
             )
 
 
-class _EventFile:
-    """One file of events, written in the caller's own thread.
+def _open(folder: Path, iteration: int) -> SummaryWriter:
+    """Open a new file in `folder`; of earlier ones, hide what they hold for this iteration and later ones."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    `SummaryWriter` writes from another thread, which prints a traceback when the disk is full, and names its files
-    after the clock: after a quick restart, or a clock set back, their order is not the order of writing.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import RecordWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob(f"{_FILE_NAME}*")))
-        while (folder / f"{_FILE_NAME}{number:06d}").exists():
-            number += 1
-        self._raw = (folder / f"{_FILE_NAME}{number:06d}").open("xb")
-        self._records = RecordWriter(self._raw)
-        self._write(file_version="brain.Event:2")
-
-    def scalar(self, tag: str, value: float, iteration: int) -> None:
-        from torch.utils.tensorboard.summary import scalar
-
-        self._write(step=int(iteration), summary=scalar(tag, float(value)))
-
-    def image(self, tag: str, picture: np.ndarray, iteration: int) -> None:
-        from torch.utils.tensorboard.summary import image
-
-        self._write(step=int(iteration), summary=image(tag, picture, dataformats="HWC"))
-
-    def text(self, tag: str, markdown: str, iteration: int) -> None:
-        from torch.utils.tensorboard.summary import text
-
-        self._write(step=int(iteration), summary=text(tag, markdown))
-
-    def purge(self, iteration: int) -> None:
-        """Hide what earlier files hold for this iteration and later ones."""
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-
-        self._write(step=int(iteration), session_log=SessionLog(status=SessionLog.START))
-
-    def flush(self) -> None:
-        self._raw.flush()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # every write was flushed and its error told before
-            self._raw.close()
-
-    def _write(self, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+    earlier = any(folder.glob("events.out.tfevents.*"))
+    return SummaryWriter(str(folder), purge_step=iteration if earlier else None)
 
 
-def _write_present(file: _EventFile, values: Mapping[str, float | None], iteration: int) -> None:
-    for tag, value in values.items():
-        if value is not None and not math.isnan(value):
-            file.scalar(tag, value, iteration)
+def _present(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {tag: value for tag, value in values.items() if value is not None and not math.isnan(value)}
 
 
 def safe_tag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading and writing the original projects' checkpoints (floor 6)."""
+"""Reading and writing the original projects' checkpoints."""
 
 from __future__ import annotations
 

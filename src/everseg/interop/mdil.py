@@ -1,4 +1,4 @@
-"""Read and write the checkpoints of MDIL's original code (floor 6).
+"""Read and write the checkpoints of MDIL's original code.
 
 Their names: `encoder.initial_block`, `encoder.layers.<i>` and `decoder.<domain>`, usually after `module.`; what a
 domain owns in the encoder ends in its number: `bn_ini.<t>`, `bns_1.<t>`, `parallel_conv_1.<t>`. The ImageNet-pretrained
@@ -24,8 +24,8 @@ from everseg.models.pretrained import (
     ERFNET_DOWN,
     erfnet_modules,
     load_encoder_weights,
-    read_tensors,
 )
+from everseg.models.tensor_file import read_tensors
 
 __all__ = ["dump", "dump_encoder", "is_encoder", "load", "load_encoder", "names", "read"]
 

@@ -1,4 +1,4 @@
-"""Read and write the checkpoints of MiB's original code (floor 6).
+"""Read and write the checkpoints of MiB's original code.
 
 Their names: `body.` (In-place ABN's ResNet), `head.` (DeepLabV3), `cls.<step>.` (classifiers), usually after
 `module.`. In-place ABN 1.0 stores no `num_batches_tracked`; version 1.1 does, and both are accepted.
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.interop.unwrap import tensors_of
+from everseg.models.blocks import absolute_gamma
 from everseg.models.build import deeplabv3
 from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import absolute_gamma
-from everseg.models.pretrained import convert_encoder_names, read_tensors, to_abn_name
+from everseg.models.pretrained import convert_encoder_names, to_abn_name
+from everseg.models.tensor_file import read_tensors
 
 __all__ = ["convert_encoder_names", "dump", "load", "read"]
 

@@ -1,4 +1,4 @@
-"""The weights inside another project's checkpoint (floor 6)."""
+"""The weights inside another project's checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors at equal resolution, and their evaluation from small logits (floor 1)."""
+"""Losses as pure functions of tensors at equal resolution, and their evaluation from small logits."""
 
 from everseg.losses.banded import Term, pixelwise_losses
 from everseg.losses.classification import (

@@ -1,4 +1,4 @@
-"""Arg-max class of every pixel from small logits, a band of rows at a time (floor 1)."""
+"""Arg-max class of every pixel from small logits, a band of rows at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.banded import on_all_threads
 from everseg.losses.pixelwise import full_precision
-from everseg.types import IGNORED
 
 _BAND_PIXELS = 2**16
 """Pixels of a band on the CPU: what is kept of each stays in a core's cache (measured)."""

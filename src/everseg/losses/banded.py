@@ -1,4 +1,4 @@
-"""All pixel-wise losses of a branch in one pass over bands of rows, without tensors of full resolution (floor 1)."""
+"""All pixel-wise losses of a branch in one pass over bands of rows, without tensors of full resolution."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.bilinear import BandedResize, banded_resize
 from everseg.losses.classification import cross_entropy, unbiased_cross_entropy
 from everseg.losses.closed_form import Buffers, ClosedForm
 from everseg.losses.forms import Parts, Pixels, parts_of, shift_invariant
 from everseg.losses.pixelwise import Over, checked_label, checked_logits, checked_teacher
-from everseg.types import IGNORED, LossTerms
+from everseg.types import LossTerms
 
 _BAND_BYTES, _LARGE_BAND_BYTES = 2**20, 2**26
 """Size of a band of student logits that is looked for: on the CPU it and its like stay in a core's cache (measured);
@@ -112,6 +113,8 @@ def pixelwise_losses(
         checked_teacher("pixelwise_losses", _at_size(teacher_logits, size), _at_size(logits, size))
         teacher_logits = teacher_logits.detach().to(logits)
     plan = _Plan(terms, logits, label, teacher_logits, band, align_corners)
+    # Autograd sees one operation from the small logits to the values of all terms: it keeps neither the bands nor
+    # anything made of them.
     values = _Banded.apply(logits, plan, logits.requires_grad and torch.is_grad_enabled())
     return dict(zip(terms, values, strict=True))
 
@@ -130,7 +133,9 @@ class _Banded(torch.autograd.Function):
         if needs_grad:
             ctx.plan = plan
             ctx.save_for_backward(logits, grad)
-        return tuple(value.clone() for value in values)
+        return tuple(
+            value.clone() for value in values
+        )  # rows of one tensor may not leave a Function as outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
@@ -140,9 +145,11 @@ class _Banded(torch.autograd.Function):
                 "upsample the logits and call the losses themselves"
             )
         logits, grad = ctx.saved_tensors
-        # a plain sum hands every term the same scalar: seen without reading values, which would wait for the device
+        # The gradient in memory is that of the plain sum of the terms. `sum(losses).backward()` hands every term the
+        # very same scalar, which its address shows; reading the values instead would wait for the device.
         if len({value.data_ptr() for value in grads}) == 1:
             return grad * grads[0], None, None
+        # Each term has a factor of its own (somebody weighed them after the call): walk over the bands once more.
         return ctx.plan.run(logits, torch.stack(grads), True)[1], None, None
 
 
@@ -163,10 +170,14 @@ class _Plan:
         self.terms = [*terms.values()]
         self.label, self.teacher = label, teacher_logits
         self.num_old = 0 if teacher_logits is None else teacher_logits.shape[1]
+        # What multiplies the loss of every pixel: the term's weight and the mean's divisor in one, so that a band needs
+        # to know nothing of the other bands.
         self.factors = [term.weight / _divisor(term, label, logits) for term in self.terms]
         self.options = [_ready(term.options, logits) for term in self.terms]
         size = label.shape[1:]
-        row = logits.shape[1] * size[1] * logits.element_size()
+        row = (
+            logits.shape[1] * size[1] * logits.element_size()
+        )  # bytes of one full row of logits, all classes
         bytes_wanted = _BAND_BYTES if logits.device.type == "cpu" else _LARGE_BAND_BYTES
         self.rows = min(size[0], band or max(1, bytes_wanted // row))
         self.resize = banded_resize(logits.shape[2:], size, align_corners, logits.dtype, logits.device)
@@ -174,9 +185,12 @@ class _Plan:
             self.resize_teacher = banded_resize(
                 teacher_logits.shape[2:], size, align_corners, logits.dtype, logits.device
             )
+        # One made-up pixel tells which statistics the terms are made of; which ones does not depend on the pixel.
         pixel = Pixels(label.new_zeros(1), logits.shape[1], self.num_old)
         parts = self.parts(pixel, [logits.new_ones(1)] * len(terms))
-        # softmax does not change with a shift of all logits of a pixel, and a small image is quickly shifted
+        # Softmax does not change when all logits of a pixel are shifted. If every statistic is of that kind, the
+        # largest logit is subtracted once at small resolution (cheap: at most a quarter of the pixels), and no band has
+        # to look for its own. Bilinear resizing keeps the shifted logits at or below 0, so no exponential overflows.
         self.shifted = logits[0, 0].numel() < label[0].numel() // 4 and all(
             listed is not None and all(shift_invariant(stat) for stat, _ in listed) for listed in parts
         )
@@ -210,10 +224,11 @@ class _Plan:
         grad = torch.empty_like(logits) if needs_grad else None
         values = torch.zeros(len(self.terms), dtype=torch.float64, device=logits.device)
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-            spare: list[Buffers] = []
+            spare: list[Buffers] = []  # handed from image to image: a call allocates once per thread
             for number in range(logits.shape[0]):
                 image = _Image(self, number, factors, logits[number], spare, needs_grad)
                 on_all_threads(image.work, logits.device)
+                # Summed in the order of the bands, whichever thread did which: the same digits every time.
                 values += torch.stack(image.values).sum(dim=0)
                 if grad is not None and image.grad_rows is not None:
                     grad[number] = self.resize.rows_adjoint(image.grad_rows)
@@ -234,21 +249,26 @@ class _Image:
     ) -> None:
         self.plan, self.number, self.factors, self.needs_grad = plan, number, factors, needs_grad
         self.label = plan.label[number]
-        self.rows = plan.resize.rows(_shifted(logits) if plan.shifted else logits)
+        self.rows = plan.resize.rows(_shifted(logits) if plan.shifted else logits)  # (C, H, w)
         self.rows_teacher = None
         if plan.teacher is not None:
             teacher = plan.teacher[number]
-            self.rows_teacher = plan.resize_teacher.rows(_shifted(teacher) if plan.shifted else teacher)
-        self.grad_rows = self.rows.new_empty(self.rows.shape) if needs_grad else None
+            self.rows_teacher = plan.resize_teacher.rows(
+                _shifted(teacher) if plan.shifted else teacher
+            )  # (K, H, w)
+        self.grad_rows = (
+            self.rows.new_empty(self.rows.shape) if needs_grad else None
+        )  # (C, H, w), filled band by band
         bands = range(0, len(self.label), plan.rows)
         self.values = [torch.empty(0)] * len(bands)
         """Of every term, by band."""
+        # One iterator for all threads: `next` of it is atomic, so each band is taken exactly once.
         self._todo, self._spare = iter(enumerate(bands)), spare
 
     def work(self) -> None:
         """Take bands until none is left."""
         pixels = self.plan.rows * self.label.shape[1]
-        try:
+        try:  # rather than ask first: another thread may take the last one in between
             buffers = self._spare.pop()
         except IndexError:
             buffers = Buffers(pixels, self.rows)
@@ -259,23 +279,25 @@ class _Image:
     def _band(self, here: slice, buffers: Buffers) -> Tensor:
         """Values of all terms over a band of rows, (n,) float64; its gradient goes into `grad_rows`."""
         plan = self.plan
-        label = self.label[here].reshape(-1)
-        factors = []
+        label = self.label[here].reshape(-1)  # (P,), P = rows of the band times W
+        factors = []  # of each term, (P,)
         for term, factor in zip(plan.terms, self.factors, strict=True):
             mask = None if term.mask is None else term.mask[self.number, here].reshape(-1).to(factor)
             factors.append(factor.expand(len(label)) if mask is None else mask * factor)
-        x = self._full(plan.resize, "logits", self.rows[:, here], buffers)
+        x = self._full(plan.resize, "logits", self.rows[:, here], buffers)  # (C, P)
         t = None
         if self.rows_teacher is not None:
-            t = self._full(plan.resize_teacher, "teacher", self.rows_teacher[:, here], buffers)
+            t = self._full(plan.resize_teacher, "teacher", self.rows_teacher[:, here], buffers)  # (K, P)
         grad = buffers.view("grad", *x.shape)
         parts = plan.parts(Pixels(label, len(x), plan.num_old), factors)
         closed = ClosedForm(x, t, grad, buffers, needs_grad=self.needs_grad, shifted=plan.shifted)
         values = closed.evaluate([listed or [] for listed in parts])
+        # Left for autograd: terms without closed form; and all of them in a band where exponentials underflow, since
+        # the closed form takes logarithms of sums of exponentials, and the plain functions do not.
         left = [number for number, listed in enumerate(parts) if values is None or listed is None]
         if values is None:
             values = torch.zeros(len(parts), dtype=torch.float64, device=x.device)
-            grad.zero_()
+            grad.zero_()  # the closed form has written into it before it gave up
         for number in left:
             values[number] += self._by_autograd(plan.terms[number], x, t, label, factors[number], grad)
         if self.grad_rows is not None:
@@ -316,7 +338,7 @@ def on_all_threads(work: Callable[[], None], device: torch.device) -> None:
         return
 
     def of_one_thread() -> None:
-        with torch.no_grad():
+        with torch.no_grad():  # gradient mode belongs to a thread, and a new one begins with it switched on
             work()
 
     torch.set_num_threads(1)

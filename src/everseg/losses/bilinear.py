@@ -1,4 +1,4 @@
-"""Bilinear resizing of one image, a band of rows at a time, and its adjoint (floor 1)."""
+"""Bilinear resizing of one image, a band of rows at a time, and its adjoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class BandedResize:
             self._rows = _matrix(small[0], size[0], align_corners, dtype).to(device)
         self._blocks: list[tuple[slice, slice, Tensor, Tensor]] = []
         if not self.keeps_columns:
-            matrix = _matrix(small[1], size[1], align_corners, dtype)
+            # A column of the result mixes two neighbouring columns of the source: the matrix is nearly all zeros. It is
+            # cut into blocks of columns, and each block keeps only the sources that it reads.
+            matrix = _matrix(small[1], size[1], align_corners, dtype)  # (W, w)
             step = max(1, size[1] * _SOURCES // max(small[1], _SOURCES))
             for start in range(0, size[1], step):
                 part = matrix[start : start + step]
@@ -48,6 +50,7 @@ class BandedResize:
                 sources = slice(int(used[0]), int(used[-1]) + 1)
                 part = part[:, sources].contiguous().to(device)
                 columns = slice(start, min(start + step, size[1]))
+                # both ways round, each contiguous: forward multiplies by (w', W'), the adjoint by (W', w')
                 self._blocks.append((columns, sources, part.t().contiguous(), part))
 
     def rows(self, image: Tensor) -> Tensor:
@@ -71,7 +74,9 @@ class BandedResize:
             out.copy_(grad.view(out.shape))
             return
         large = grad.view(out.shape[0] * out.shape[1], -1)
-        small = grad.new_zeros(large.shape[0], out.shape[2])
+        small = grad.new_zeros(
+            large.shape[0], out.shape[2]
+        )  # (C * r, w); neighbouring blocks share sources: add
         for columns, sources, _, matrix in self._blocks:
             small[:, sources].addmm_(large[:, columns], matrix)
         out.copy_(small.view(out.shape))
@@ -91,6 +96,8 @@ def banded_resize(
 
 def _matrix(small: int, large: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     """What `interpolate` does to one axis, (large, small), asked of itself."""
-    basis = torch.eye(small, dtype=dtype)[None, :, :, None]
+    basis = torch.eye(small, dtype=dtype)[
+        None, :, :, None
+    ]  # one channel per source pixel, 1 there and 0 elsewhere
     resized = F.interpolate(basis, (large, 1), mode="bilinear", align_corners=align_corners)
     return resized[0, :, :, 0].t().contiguous()

@@ -1,4 +1,4 @@
-"""Losses against labels: cross-entropy, its unbiased form, binary cross-entropy, iCaRL, focal (floor 1).
+"""Losses against labels: cross-entropy, its unbiased form, binary cross-entropy, iCaRL, focal.
 
 In all of them `label` is (B, H, W) at the resolution of `logits` (B, C, H, W), with 255 = ignored.
 """
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.pixelwise import (
     Over,
     Reduction,
@@ -18,7 +19,6 @@ from everseg.losses.pixelwise import (
     checked_teacher,
     reduce,
 )
-from everseg.types import IGNORED
 
 LINEAR_FROM = 50.0
 """softplus(x) = x from here on, exact in float64 (torch's own default of 20 is off by 2e-9)."""

@@ -1,4 +1,4 @@
-"""Value and gradient, over one band of pixels, of losses made of `forms` (floor 1)."""
+"""Value and gradient, over one band of pixels, of losses made of `forms`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def _groups(
     dtype: torch.dtype,
     device: torch.device,
 ) -> _Groups:
-    groups = [*dict.fromkeys(classes)]
+    groups = [*dict.fromkeys(classes)]  # two terms often sum over the same classes: computed once
+    # Cut the classes wherever a group begins or ends. Within a segment all classes are in the same groups, so their
+    # gradients share one factor per pixel.
     cuts = {0, num_classes, *(edge for group in groups for span in group for edge in span)}
     segments = tuple(pairwise(sorted(cuts)))
     of_classes = torch.zeros(len(groups), num_classes, dtype=dtype)
@@ -98,6 +100,7 @@ class ClosedForm:
         self._logits, self._teacher_logits, self._grad, self._buffers = logits, teacher_logits, grad, buffers
         self._needs_grad, self._shifted = needs_grad, shifted
         info = torch.finfo(logits.dtype)
+        # A sum of exponentials below this has lost digits to denormal numbers; its logarithm would be wrong.
         self._smallest = info.tiny / info.eps
         self._teachers: dict[tuple[str, float], _Teacher] = {}
 
@@ -116,6 +119,7 @@ class ClosedForm:
         ]
         if not all(self._prepare(stat) for _, stat, _ in flat):
             return None
+        # Log-sum-exps come first: they leave their gradient in `grad` by writing over it, the others add to it.
         values = self._logits.new_zeros(len(parts), dtype=torch.float64)
         terms = [term for term, stat, _ in flat if isinstance(stat, LogSumExp)]
         sums = [(stat, coefficient) for _, stat, coefficient in flat if isinstance(stat, LogSumExp)]
@@ -133,6 +137,7 @@ class ClosedForm:
 
     def _prepare(self, stat: Statistic) -> bool:
         """Compute the teacher's probabilities that a statistic needs; False where they underflow."""
+        # Statistics without alpha know no teacher.
         of, alpha = getattr(stat, "of", "softmax"), getattr(stat, "alpha", None)
         if alpha is None or (of, alpha) in self._teachers:
             return True
@@ -147,6 +152,7 @@ class ClosedForm:
         scaled = logits if top is None else torch.sub(logits, top, out=powers)
         if alpha != 1:
             scaled = torch.mul(scaled, alpha, out=powers)
+        # The probabilities stay unnormalised, (K, P): dividing a row of (P,) sums once is cheaper than all of them.
         sums = torch.exp(scaled, out=powers).sum(dim=0)
         log_sum = sums.log() if top is None else sums.log().add_(top, alpha=alpha)
         self._teachers[of, alpha] = _Teacher(logits, powers, sums.reciprocal(), log_sum)
@@ -154,24 +160,27 @@ class ClosedForm:
 
     def _log_sum_exps(self, sums: list[tuple[LogSumExp, Tensor]]) -> Tensor | None:
         """Values of all log-sum-exps, (n,), and their gradient; None where they underflow."""
-        logits, powers = self._logits, self._grad
+        # The exponentials are written where the gradient will stand: d/dx_c of log(sum exp) is exp(x_c) / sum, so each
+        # has only to be multiplied by a factor per pixel. That is the one exponential per logit for all terms.
+        logits, powers = self._logits, self._grad  # (C, P) both
         groups = _groups(tuple(stat.classes for stat, _ in sums), len(logits), logits.dtype, logits.device)
         top = None if self._shifted else logits.amax(dim=0)
         torch.exp(logits if top is None else torch.sub(logits, top, out=powers), out=powers)
-        totals = torch.mm(groups.of_classes, powers)
+        totals = torch.mm(groups.of_classes, powers)  # (groups, P)
         if not totals.amin() > self._smallest:
             return None
-        coefficients = torch.stack([coefficient for _, coefficient in sums])
+        coefficients = torch.stack([coefficient for _, coefficient in sums])  # (n, P)
         for row, (stat, _) in zip(coefficients, sums, strict=True):
             if stat.alpha is not None:
                 teacher = self._teachers["softmax", stat.alpha]
-                row.mul_(teacher.powers[0]).mul_(teacher.scale)
-        totals = totals.index_select(0, groups.of_coefficients)
+                row.mul_(teacher.powers[0]).mul_(teacher.scale)  # times the teacher's probability of class 0
+        totals = totals.index_select(0, groups.of_coefficients)  # (n, P)
         logs = totals.log()
         if top is not None:
-            logs += top
+            logs += top  # undo the shift: log(sum exp(x - top)) + top
         values = logs.mul_(coefficients).sum(dim=1)
         if self._needs_grad:
+            # Segment by segment, the sum of coefficient / total over the groups that the segment is in: (segments, P).
             factors = torch.mm(groups.to_segments, coefficients.div_(totals))
             for (first, last), factor in zip(groups.segments, factors, strict=True):
                 powers[first:last].mul_(factor)

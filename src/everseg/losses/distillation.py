@@ -1,4 +1,4 @@
-"""Distillation of the teacher's softmax: over the old classes, MiB's unbiased form, MDIL's divergence (floor 1)."""
+"""Distillation of the teacher's softmax: over the old classes, MiB's unbiased form, MDIL's divergence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation of features (floor 1)."""
+"""Distillation of features."""
 
 from __future__ import annotations
 

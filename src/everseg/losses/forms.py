@@ -1,4 +1,4 @@
-"""Pixel-wise losses as sums of few statistics of the logits: what each one is made of (floor 1).
+"""Pixel-wise losses as sums of few statistics of the logits: what each one is made of.
 
 Given label and teacher, most pixel-wise losses are linear in log-sum-exps over groups of classes, sums of softplus,
 single logits, and products of the logits with the teacher's probabilities. A form lists the statistics of a loss with
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.losses.classification import (
     binary_cross_entropy,
     cross_entropy,
@@ -22,7 +23,6 @@ from everseg.losses.classification import (
     unbiased_cross_entropy,
 )
 from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
-from everseg.types import IGNORED
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Pixels:
 
 
 def _cross_entropy(at: Pixels, factor: Tensor, *, weight: Tensor | None = None) -> Parts:
-    index = at.label.masked_fill(~at.valid, 0)
+    # -log softmax(x)_y = logsumexp(x) - x_y
+    index = at.label.masked_fill(~at.valid, 0)  # ignored pixels read class 0, and count 0
     factor = factor * at.valid
     if weight is not None:
         factor = factor * weight[index]
@@ -103,6 +104,7 @@ def _cross_entropy(at: Pixels, factor: Tensor, *, weight: Tensor | None = None) 
 def _unbiased_cross_entropy(
     at: Pixels, factor: Tensor, *, num_old: int, weight: Tensor | None = None
 ) -> Parts:
+    # A new class y: logsumexp(x) - x_y. An old one, labelled background: logsumexp(x) - logsumexp of the old classes.
     is_new = (at.label >= num_old) & at.valid
     index = at.label * is_new
     factor = factor * at.valid
@@ -117,6 +119,7 @@ def _unbiased_cross_entropy(
 
 
 def _distillation(at: Pixels, factor: Tensor, *, num_old: int | None = None, alpha: float = 1.0) -> Parts:
+    # -sum_c q_c log softmax(x)_c over the old classes; sum_c q_c = 1 leaves logsumexp - sum_c q_c x_c
     factor = factor / at.num_old
     return [(LogSumExp(((0, at.num_old),)), factor), (Target(0, at.num_old, alpha=alpha), -factor)]
 
@@ -125,6 +128,8 @@ def _unbiased_distillation(
     at: Pixels, factor: Tensor, *, num_old: int | None = None, alpha: float = 1.0
 ) -> Parts:
     factor = factor / at.num_old
+    # The student's counterpart of the teacher's background is background and all new classes together: their
+    # log-sum-exp times q_0 takes the place of q_0 x_0.
     hidden = ((0, 1), (at.num_old, at.num_classes))
     return [
         (LogSumExp(((0, at.num_classes),)), factor),
@@ -145,6 +150,7 @@ def _kl_divergence(at: Pixels, factor: Tensor, *, form: str = "log") -> Parts | 
 
 
 def _binary_cross_entropy(at: Pixels, factor: Tensor) -> Parts:
+    # -log sigmoid(x) = softplus(x) - x, and -log(1 - sigmoid(x)) = softplus(x)
     factor = factor * at.valid
     return [(Softplus(0, at.num_classes), factor), (Logit(at.label.masked_fill(~at.valid, 0)), -factor)]
 

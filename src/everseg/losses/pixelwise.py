@@ -1,4 +1,4 @@
-"""What all pixel-wise losses share: precision, upsampling, checks of shapes and labels, reduction (floor 1)."""
+"""What all pixel-wise losses share: precision, upsampling, checks of shapes and labels, reduction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.types import IGNORED
+from everseg.labels import IGNORED
 
 Over = Literal["all", "valid"]
 """Pixels in the denominator of a mean: every pixel, or only those that count."""

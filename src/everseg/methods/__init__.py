@@ -1,1 +1,1 @@
-"""Methods: what is learnt from a batch and what is kept from the teacher (floor 4)."""
+"""Methods: what is learnt from a batch and what is kept from the teacher."""

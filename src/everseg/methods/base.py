@@ -1,4 +1,4 @@
-"""The contract between a method and the engine (floor 4).
+"""The contract between a method and the engine.
 
 A method returns named loss terms; it never steps the optimiser and never changes the engine or a data set.
 """
@@ -6,7 +6,7 @@ A method returns named loss terms; it never steps the optimiser and never change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -170,38 +170,12 @@ class Method:
     def end_step(self, ctx: StepContext) -> None:
         """Turn what was gathered in this step into what the next one needs."""
 
-    def first_step(self) -> tuple[Any, ...] | None:
-        """What decides how the first step is trained, where it is nothing of the method's own.
-
-        Methods that give the same values train the first step of one branch alike, to the last bit, and leave no
-        state, so runs may share it. The claim counts for the class that makes it, not for its subclasses.
-
-        Returns:
-            `plain_first_step`, or None: nobody else trains the first step like this.
-        """
-        return None
-
-    def plain_first_step(self, *, bce: bool = False) -> tuple[Any, ...]:
-        """Say in `first_step` that the labels alone are learnt there, by the plain (or the sigmoid) cross-entropy."""
-        frozen = [self.freeze_from == 0 and switch for switch in (self.freeze_encoder, self.freeze_norm)]
-        return ("labels", bce, *frozen, self.frozen_statistics and any(frozen))
-
     def state_dict(self) -> dict[str, Tensor]:
         """Everything the method must carry over a restart or into the next step, as flat tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
-
-
-def first_step_of(method: Method) -> tuple[Any, ...]:
-    """What decides how a method trains the first step: its class's own claim, else the class and all its fields."""
-    cls = type(method)
-    claim = method.first_step() if "first_step" in vars(cls) else None
-    if claim is not None:
-        return claim
-    values = {name: getattr(method, name) for name in (f.name for f in fields(cls) if f.init)}
-    return (f"{cls.__module__}:{cls.__qualname__}", *values.items())
 
 
 def split_groups(model: SegmentationModel, shared_scale: float) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""Methods from their configuration (floor 4)."""
+"""Methods from their configuration."""
 
 from __future__ import annotations
 
 from everseg import registry
-from everseg.config import MethodConfig
-from everseg.config_checks import method_problems
+from everseg.config.checks import method_problems
+from everseg.config.fields import MethodConfig
 from everseg.errors import ConfigError
 from everseg.methods.base import Method
 

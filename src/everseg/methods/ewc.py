@@ -1,4 +1,4 @@
-"""Elastic Weight Consolidation with a running Fisher information (floor 4)."""
+"""Elastic Weight Consolidation with a running Fisher information."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from everseg.methods.importance import ImportancePenalty
-from everseg.methods.parts import Weight
+from everseg.methods.terms import Weight
 
 
 @dataclass(kw_only=True)

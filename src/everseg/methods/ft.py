@@ -1,11 +1,11 @@
-"""Fine-tuning, the lower bound; on a joint scenario the upper bound (floor 4)."""
+"""Fine-tuning, the lower bound; on a joint scenario the upper bound."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from everseg.methods.base import Method
-from everseg.methods.parts import at_label_size, label_terms
+from everseg.methods.terms import at_label_size, label_terms
 
 
 @dataclass(kw_only=True)
@@ -14,9 +14,6 @@ class FineTuning(Method):
 
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
-
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
 
     def losses(self, batch, ctx):
         student = ctx.student(batch)

@@ -1,4 +1,4 @@
-"""Incremental Learning Techniques: LwF with encoder features kept in place (floor 4)."""
+"""Incremental Learning Techniques: LwF with encoder features kept in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from everseg.losses import Term, distillation, feature_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, label_terms, over_branches
+from everseg.methods.terms import Positive, Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)
@@ -31,9 +31,6 @@ class ILT(Method):
     """Factor on the teacher's logits before its softmax; above 1 hardens the targets (paper: 1)."""
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
-
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)

@@ -1,4 +1,4 @@
-"""The base of EWC, PI and RW: a quadratic pull towards old weights, weighted by importance (floor 4)."""
+"""The base of EWC, PI and RW: a quadratic pull towards old weights, weighted by importance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.methods.base import Method
-from everseg.methods.parts import Weight, at_label_size, label_terms
+from everseg.methods.terms import Weight, at_label_size, label_terms
 
 
 @dataclass(kw_only=True)

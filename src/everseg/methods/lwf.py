@@ -1,4 +1,4 @@
-"""Learning without Forgetting on pixels (floor 4)."""
+"""Learning without Forgetting on pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from everseg.losses import Term, distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, label_terms, over_branches
+from everseg.methods.terms import Positive, Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)
@@ -27,9 +27,6 @@ class LwF(Method):
     """Factor on the teacher's logits before its softmax; above 1 hardens the targets (paper: 1)."""
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of softmax cross-entropy."""
-
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)

@@ -1,4 +1,4 @@
-"""LwF-MC: iCaRL without exemplars, on pixels (floor 4)."""
+"""LwF-MC: iCaRL without exemplars, on pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from everseg.losses import Term, icarl, icarl_distillation
 from everseg.methods.base import Method
-from everseg.methods.parts import Weight, label_terms, over_branches
+from everseg.methods.terms import Weight, label_terms, over_branches
 
 
 @dataclass(kw_only=True)
@@ -28,9 +28,6 @@ class LwFMC(Method):
     """Weight of the distillation in the combined form (paper's code: 10)."""
     background_from_labels: bool = False
     """In the disjoint form the background's target comes from the labels, not from the teacher."""
-
-    def first_step(self):
-        return self.plain_first_step(bce=True)
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)

@@ -1,4 +1,4 @@
-"""Multi-domain incremental learning (floor 4)."""
+"""Multi-domain incremental learning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from everseg.losses import Term, kl_divergence
 from everseg.methods.base import Method, StepContext, split_groups
-from everseg.methods.parts import Positive, Weight, label_terms, over_branches
+from everseg.methods.terms import Positive, Weight, label_terms, over_branches
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
 
@@ -48,9 +48,6 @@ class MDIL(Method):
 
     def param_groups(self, model, step):
         return branch_groups(self, model, step, self.shared_lr_scale)
-
-    def first_step(self):
-        return None if self.updates == "two-legacy" else self.plain_first_step()
 
     def losses(self, batch, ctx):
         old = old_branches(ctx)

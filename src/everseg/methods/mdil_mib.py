@@ -1,4 +1,4 @@
-"""MDIL across domains and MiB within a domain that grows, for sequences of new classes and new domains (floor 4)."""
+"""MDIL across domains and MiB within a domain that grows, for sequences of new classes and new domains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from everseg.losses import Term, kl_divergence
 from everseg.methods.base import Method
 from everseg.methods.mdil import branch_groups, grow_from_previous
-from everseg.methods.parts import (
+from everseg.methods.terms import (
     Positive,
     Weight,
     background_terms,
@@ -48,9 +48,6 @@ class MDILMiB(Method):
 
     def param_groups(self, model, step):
         return branch_groups(self, model, step, self.shared_lr_scale)
-
-    def first_step(self):
-        return self.plain_first_step()
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)

@@ -1,4 +1,4 @@
-"""Modeling the Background (floor 4)."""
+"""Modeling the Background."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from everseg.methods.base import Method
-from everseg.methods.parts import Positive, Weight, at_label_size, background_terms, init_backgrounds
+from everseg.methods.terms import Positive, Weight, at_label_size, background_terms, init_backgrounds
 
 
 @dataclass(kw_only=True)
@@ -36,9 +36,6 @@ class MiB(Method):
         super().prepare_model(model, step)
         if self.init_background:
             init_backgrounds(model, step)
-
-    def first_step(self):
-        return self.plain_first_step(bce=self.bce)
 
     def losses(self, batch, ctx):
         teacher = ctx.teach(batch)

@@ -1,4 +1,4 @@
-"""Path Integral, also known as Synaptic Intelligence (floor 4)."""
+"""Path Integral, also known as Synaptic Intelligence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from everseg.methods.importance import ImportancePenalty
-from everseg.methods.parts import Weight
+from everseg.methods.terms import Weight
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Riemannian Walk: Fisher information and path score together (floor 4)."""
+"""Riemannian Walk: Fisher information and path score together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from everseg.methods.importance import ImportancePenalty
-from everseg.methods.parts import Weight
+from everseg.methods.terms import Weight
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Integer confusion counts and the scores derived from them (floor 1)."""
+"""Integer confusion counts and the scores derived from them."""
 
 from everseg.metrics.bootstrap import defined_means, group_miou, resampled_sums, sums_of
 from everseg.metrics.confusion import ConfusionMatrix

@@ -1,4 +1,4 @@
-"""What scores would be on other test images: the bootstrap over images (floor 1)."""
+"""What scores would be on other test images: the bootstrap over images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integer confusion counts, gathered on the device that predicts (floor 1)."""
+"""Integer confusion counts, gathered on the device that predicts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everseg.labels import IGNORED
 from everseg.metrics import scores
-from everseg.types import IGNORED
 
 _ROWS = IGNORED + 3
 """Rows of the internal table: labels below 0, 0..255, above 255."""

@@ -1,4 +1,4 @@
-"""Scores of one step and of a sequence of steps, by the groups in which classes were learnt (floor 1).
+"""Scores of one step and of a sequence of steps, by the groups in which classes were learnt.
 
 Results are ready for JSON: floats in [0, 1] (differences in [-1, 1]) or None where undefined.
 """

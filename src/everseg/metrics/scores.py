@@ -1,4 +1,4 @@
-"""Scores of confusion counts: IoU, accuracies, means over classes (floor 1).
+"""Scores of confusion counts: IoU, accuracies, means over classes.
 
 Everywhere `counts` is (C, C), integer, rows = truth. A class without a true pixel is *absent*: its own scores are
 undefined (NaN) and, as in MiB's code, it does not enter a mean; its false positives still count against others.

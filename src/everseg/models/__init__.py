@@ -1,1 +1,1 @@
-"""Networks that grow: encoders, decoders, classifiers per branch, and their initial weights (floor 2)."""
+"""Networks that grow: encoders, decoders, classifiers per branch, and their initial weights."""

@@ -1,4 +1,4 @@
-"""Models by name: builders, building from the configuration and from a checkpoint's description (floor 2)."""
+"""Models by name: builders, building from the configuration and from a checkpoint's description."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from everseg.config import ModelConfig
+from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
-from everseg.models import library
+from everseg.models.adapters import encoders
+from everseg.models.adapters.whole import torchvision_deeplabv3, torchvision_fcn, transformers_network
+from everseg.models.blocks import BranchDecoder, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
-from everseg.models.parts import BranchDecoder, check_norm, check_per_branch
 from everseg.models.pretrained import load_encoder_weights
 from everseg.models.resnet import ResNet
-from everseg.models.torchvision_heads import torchvision_deeplabv3, torchvision_fcn
-from everseg.models.transformers_net import transformers_network
 from everseg.registry import BUILTIN, resolve
 
 Builder = Callable[..., SegmentationModel]
@@ -135,13 +134,19 @@ ARCHITECTURES: dict[str, Builder] = {
     "deeplabv3-resnet101": deeplabv3_resnet101,
     "deeplabv3-tiny": deeplabv3_tiny,
     "erfnet": erfnet,
-    "mlp": library.mlp,
-    "library-deeplabv3": library.library_deeplabv3,
+    "mlp": encoders.mlp,
+    "library-deeplabv3": encoders.library_deeplabv3,
     "torchvision-deeplabv3": torchvision_deeplabv3,
     "torchvision-fcn": torchvision_fcn,
     "transformers": transformers_network,
 }
 """The only builders that a checkpoint may name."""
+
+
+def configured_name(architecture: str) -> str:
+    """The `model.name` under which a configuration knows an architecture of ARCHITECTURES; others as they are."""
+    builder = ARCHITECTURES.get(architecture)
+    return next((name for name, one in encoders.DECODERS.items() if one is builder), architecture)
 
 
 def build_model(
@@ -163,8 +168,8 @@ def build_model(
     if config.encoder is not None:
         return _on_library_encoder(config, normalisation)
     builder = resolve("model", config.name)
-    if builder in library.DECODERS.values():
-        raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={library.FORM}")
+    if builder in encoders.DECODERS.values():
+        raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={encoders.FORM}")
     options = {
         key: value
         for key, value in (("output_stride", config.output_stride), ("norm", config.norm))
@@ -186,22 +191,22 @@ def build_model(
 
 def _on_library_encoder(config: ModelConfig, normalisation: Literal["imagenet", "unit"]) -> SegmentationModel:
     """Build a decoder on an encoder of another library, with its weights."""
-    builder = library.DECODERS.get(config.name)
+    builder = encoders.DECODERS.get(config.name)
     if builder is None:
         raise ConfigError(
             f"model.encoder: '{config.name}' has an encoder of its own; encoders of other libraries go with "
-            f"model.name={' or '.join(library.DECODERS)}"
+            f"model.name={' or '.join(encoders.DECODERS)}"
         )
     if config.output_stride is not None:
         raise ConfigError(
             "model.output_stride: an encoder of another library has its own strides; give model.output_stride=null"
         )
-    encoder, weights = library.describe(config, normalisation)
+    encoder, weights = encoders.describe(config, normalisation)
     options = {key: value for key, value in config.options.items() if key not in ("config", "taps")}
     norm = {} if config.norm is None else {"norm": config.norm}
     model = _call(config.name, builder, {**norm, **options, "encoder": encoder})
     if weights is not None:
-        library.load_body(model, weights)
+        encoders.load_body(model, weights)
     return model
 
 
@@ -262,7 +267,7 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
         model = _call(name, build, options)
         for grows in growth:
             model.grow(grows)
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # what a file says can make a builder raise nearly anything
         raise CheckpointError(f"model description of '{name}' cannot be built: {error}") from error
     if name not in ARCHITECTURES:
         model.description = {"name": name, "options": dict(options)}

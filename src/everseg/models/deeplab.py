@@ -1,4 +1,4 @@
-"""DeepLabV3's decoder: atrous spatial pyramid pooling with a pooled branch (floor 2)."""
+"""DeepLabV3's decoder: atrous spatial pyramid pooling with a pooled branch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import (
+from everseg.models.blocks import (
     LEAKY_SLOPE,
     NormKind,
     build_activation,

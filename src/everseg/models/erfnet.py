@@ -1,4 +1,4 @@
-"""ERFNet with shared factorised convolutions and, where wanted, a path of its own per branch (floor 2)."""
+"""ERFNet with shared factorised convolutions and, where wanted, a path of its own per branch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.model import SegmentationModel
-from everseg.models.parts import (
+from everseg.models.blocks import (
     BatchNorm,
     BranchDecoder,
     BranchDict,
@@ -21,6 +20,7 @@ from everseg.models.parts import (
     check_per_branch,
     through,
 )
+from everseg.models.model import SegmentationModel
 
 ERFNET_EPS = 1e-3
 DILATIONS = (2, 4, 8, 16)

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for models that only look (floor 2)."""
+"""Batch norms folded into the convolutions before them, for models that only look."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from everseg.models.blocks import AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.models.parts import AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 

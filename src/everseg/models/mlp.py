@@ -1,4 +1,4 @@
-"""SegFormer's all-MLP decoder over the taps of any encoder (floor 2)."""
+"""SegFormer's all-MLP decoder over the taps of any encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import NormKind, build_activation, build_norm
+from everseg.models.blocks import NormKind, build_activation, build_norm
 
 
 class MLPDecoder(nn.Module):

@@ -1,4 +1,4 @@
-"""The segmentation model: an encoder, a decoder, and growing classifiers per branch (floor 2)."""
+"""The segmentation model: an encoder, a decoder, and growing classifiers per branch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
+from everseg.models.blocks import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
 from everseg.types import SegOutput
 
 
@@ -96,6 +96,7 @@ class SegmentationModel(nn.Module):
         owners = [
             m for part in (self.encoder, self.decoder) for m in part.modules() if isinstance(m, BranchDict)
         ]
+        # Everything that can fail is tried before anything is added: a model must not stay half grown.
         for branch, n in grows.items():
             if n < 0:
                 raise ConfigError(f"branch '{branch}': cannot grow by {n} classes")
@@ -103,6 +104,7 @@ class SegmentationModel(nn.Module):
                 owner.check(branch)
         like = next(self.parameters(), None)
         for branch, n in grows.items():
+            # The order of drawing random weights (encoder's owners, decoder's, head) is part of every run's numbers.
             added = []
             if branch not in self.heads:
                 added = [owner.add(branch, init_from) for owner in owners]
@@ -111,7 +113,7 @@ class SegmentationModel(nn.Module):
             for module in [*added, self.heads[branch]]:
                 if like is not None:
                     module.to(like.device, like.dtype)
-        self.train(self.training)
+        self.train(self.training)  # new modules are in training mode; frozen ones go back to eval mode
         if grows:
             self.growth.append(grows)
             for owner in owners:
@@ -142,6 +144,7 @@ class SegmentationModel(nn.Module):
         branches = tuple(branches)
         self._check_branches(branches)
         self.frozen = Frozen(branches, encoder, norm, statistics)
+        # From a clean slate, so that a second call means what it says and nothing of the first.
         self.requires_grad_(True)
         if encoder:
             self.encoder.requires_grad_(False)
@@ -158,6 +161,8 @@ class SegmentationModel(nn.Module):
 
     def train(self, mode: bool = True) -> SegmentationModel:
         """Set training or eval mode; norms with frozen statistics, and an encoder frozen whole, stay in eval mode."""
+        # `nn.Module.train` knows nothing of freezing: it sets every norm to update its statistics. What is frozen is
+        # put back below, on every call, so no caller can undo it.
         super().train(mode)
         if self._encoder_is_frozen:
             self.encoder.eval()
@@ -165,6 +170,7 @@ class SegmentationModel(nn.Module):
             roots = [self.encoder] if self.frozen.encoder else []
             roots += [m for branch in self.frozen.branches for m in self._branch_modules(branch)]
             kept = () if self.frozen.norm else self._trained_in_encoder()
+            # A frozen encoder may hold norms of a branch that is trained; these go on learning.
             trained = {id(inner) for module in kept for inner in module.modules()}
             for root in [self] if self.frozen.norm else roots:
                 for module in root.modules():
@@ -205,7 +211,9 @@ class SegmentationModel(nn.Module):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The weights that no branch owns."""
-        owned = {id(p) for branch in self.branches for p in self.branch_parameters(branch)}
+        owned = {
+            id(p) for branch in self.branches for p in self.branch_parameters(branch)
+        }  # tensors compare by value
         return [weight for weight in self.parameters() if id(weight) not in owned]
 
     def forward(
@@ -236,6 +244,7 @@ class SegmentationModel(nn.Module):
             raise ConfigError("the model has no outputs yet: grow it first")
         taps = self._taps(image, branches, encoded)
         height, width = image.shape[2:]
+        # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
         return {
             branch: SegOutput(self.heads[branch](maps["decoder"])[..., :height, :width], maps)
             for branch, maps in taps.items()
@@ -250,10 +259,11 @@ class SegmentationModel(nn.Module):
         else:
             encoded = dict.fromkeys(branches, self.encoder(image) if known is None else known)
         taps = {}
+        # Branches with the very same encoder maps share the decoder's result, too: keyed by the maps' identity.
         decoded: dict[int, Tensor] = {}
         for branch in branches:
             maps = dict(encoded[branch])
-            maps["encoder"] = maps[next(reversed(maps))]
+            maps["encoder"] = maps[next(reversed(maps))]  # the coarsest; encoders give theirs finest first
             if _by_branch(self.decoder):
                 maps["decoder"] = self.decoder(maps, branch)
             else:
@@ -264,6 +274,7 @@ class SegmentationModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What rebuilds the model without its weights: name, options, growth in order. Ready for JSON."""
+        # Through JSON, so that a description compares equal to one read back (tuples become lists).
         return json.loads(json.dumps({**self.description, "growth": self.growth}))
 
     def _branch_modules(self, branch: str) -> list[nn.Module]:
@@ -276,7 +287,9 @@ class SegmentationModel(nn.Module):
 
 
 def _by_branch(part: nn.Module) -> bool:
-    return bool(getattr(part, "by_branch", False))
+    return bool(
+        getattr(part, "by_branch", False)
+    )  # an attribute, since encoders of other libraries know no class of ours
 
 
 def frozen_copy(model: SegmentationModel) -> SegmentationModel:
@@ -312,11 +325,12 @@ def init_from_background(model: SegmentationModel, branch: str) -> None:
     first, new = cast(Classifier, head.classifiers[0]), cast(Classifier, head.classifiers[-1])
     if first.bias is None or new.bias is None:
         raise ConfigError(f"branch '{branch}': the classifiers need a bias")
+    # softmax over N + 1 equal logits: each gets the background's old probability / (N + 1), together all of it
     share = torch.log(torch.tensor(new.out_channels + 1, dtype=torch.float32))
     bias = first.bias[0].to(torch.float32) - share.to(first.bias.device)
     outputs = (
         1 if isinstance(first, nn.ConvTranspose2d) else 0
-    )  # dimension of the weights that counts the classes
+    )  # dimension of the weights that counts classes
     new.weight.copy_(first.weight.narrow(outputs, 0, 1).expand_as(new.weight))
     new.bias.fill_(bias)
     first.bias[0] = bias

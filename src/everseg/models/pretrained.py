@@ -1,4 +1,4 @@
-"""Initial encoder weights from local files or the Hugging Face hub, whatever their names (floor 2)."""
+"""Initial encoder weights from local files or the Hugging Face hub, whatever their names."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
-from everseg.models.hub import fetch
-from everseg.models.model import SegmentationModel
-from everseg.models.parts import (
+from everseg.models.blocks import (
     NORM_EPS,
     NORM_TYPES,
     AbsBatchNorm,
@@ -25,6 +22,8 @@ from everseg.models.parts import (
     SyncAbsBatchNorm,
     absolute_gamma,
 )
+from everseg.models.model import SegmentationModel
+from everseg.models.tensor_file import read_tensors
 
 log = logging.getLogger("everseg")
 
@@ -138,40 +137,6 @@ def _adopt(encoder: nn.Module, plain: nn.Module) -> int:
             owner.pretrained = norm.state_dict()
             count += len(owner.pretrained)
     return count
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a weight file without running code from it: safetensors, or a pickle restricted to tensors.
-
-    Raises:
-        ConfigError: no such file.
-        CheckpointError: damaged, or holds objects other than tensors, numbers, strings and containers.
-    """
-    if not path.is_file():
-        raise ConfigError(f"model.weights: no file '{path}'")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}") from None
-    # Old checkpoints carry their best score as a numpy number; nothing but plain numbers can be made of these.
-    scalar = np.float64(0).__reduce__()[0]
-    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    numbers += [np.dtype, *(type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4"))]
-    try:
-        with torch.serialization.safe_globals(numbers):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged file makes the unpickler raise nearly anything
-        raise CheckpointError(
-            f"'{path}' cannot be read safely: it is damaged, no PyTorch file, or holds objects that could run code "
-            f"({type(e).__name__})"
-        ) from None
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"'{path}' holds no dictionary of weights, but a {type(loaded).__name__}")
-    return loaded
 
 
 def encoder_state(
@@ -298,3 +263,39 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
     for name in absolute:
         state[f"{name}.weight"] = (state[f"{name}.weight"] - NORM_EPS).clamp(min=0)
     return " (weight = gamma - 1e-5 for norm 'iabn')" if absolute else ""
+
+
+def fetch(spec: str, names: Sequence[str], *, download: bool, key: str, needed: bool = True) -> Path | None:
+    """Find the first of some files of a repository in the hub's cache, or download it where that is allowed.
+
+    Args:
+        spec: "org/name" or "org/name@revision".
+        names: files, the best first.
+        download: allow the network; a file that is in the cache already needs no permission.
+        key: setting that named the repository, for messages.
+        needed: a missing file is an error; else the answer is None.
+
+    Raises:
+        ConfigError: another form of name, no such file, or a download that was not allowed.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    repo, _, revision = spec.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"{key}: 'hf:{spec}' is not of the form hf:org/name[@revision]")
+    problem: Exception | None = None
+    for name in names:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision or None, local_files_only=not download))
+        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+            problem = error
+        except (HfHubHTTPError, OSError) as error:
+            raise ConfigError(f"{key}: 'hf:{spec}' could not be downloaded: {error}") from error
+    if not needed:
+        return None
+    if download:
+        raise ConfigError(f"{key}: 'hf:{spec}' could not be downloaded: {problem}")
+    raise ConfigError(
+        f"{key}: 'hf:{spec}' is not on this machine; allow the download with model.download=true"
+    )

@@ -1,4 +1,4 @@
-"""ResNet encoders with dilation, parameters named as in torchvision (floor 2)."""
+"""ResNet encoders with dilation, parameters named as in torchvision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.parts import (
+from everseg.models.blocks import (
     BranchDict,
     NormKind,
     PerBranch,

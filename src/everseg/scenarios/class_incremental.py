@@ -1,4 +1,4 @@
-"""Class-incremental scenarios: which images and labels each step sees (floor 3).
+"""Class-incremental scenarios: which images and labels each step sees.
 
 Rules of Cermelli et al., CVPR 2020 (MiB), section 4, as the authors' code has them: an image belongs to a step by
 the classes of its whole mask, in the order of the split; the background never counts.
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
 from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.lists import check_list, check_own_lists, resolve_lists
+from everseg.scenarios.step_weights import weighted
 from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
 from everseg.scenarios.tasks import Groups, task_groups
-from everseg.scenarios.weights import weighted
 
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
 _PARTITION_STREAM = 0x5041

@@ -1,4 +1,4 @@
-"""Scenarios made of scenarios: all classes at once, one step alone, one after the other (floor 3).
+"""Scenarios made of scenarios: all classes at once, one step alone, one after the other.
 
 Joint, multi-task and single-task training are such scenarios run with fine-tuning, not methods.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.errors import ConfigError, DataError
 from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
 from everseg.scenarios.steps import Source, Step

@@ -1,4 +1,4 @@
-"""Domain-incremental and mixed scenarios: steps that each bring a domain, more classes of one, or both (floor 3)."""
+"""Domain-incremental and mixed scenarios: steps that each bring a domain, more classes of one, or both."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from everseg.config import ScenarioConfig, StepConfig
+from everseg.config.fields import ScenarioConfig, StepConfig
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import SYNTHETIC_VOID, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set, spelling
 from everseg.scenarios.class_incremental import class_incremental, validation_split
 from everseg.scenarios.combine import arranged, chain, check_settings, cross_validation, holds_out_later
+from everseg.scenarios.step_weights import weighted
 from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
 from everseg.scenarios.tasks import resolve_classes
-from everseg.scenarios.weights import weighted
 
 VOID = "void"
 """Name of the output that `void_channel` adds."""

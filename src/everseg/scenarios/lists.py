@@ -1,4 +1,4 @@
-"""Image lists per step: the published ones, and a user's own (floor 3)."""
+"""Image lists per step: the published ones, and a user's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.config import ScenarioConfig
+from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, some
 from everseg.scenarios.tasks import Groups, canonical_task

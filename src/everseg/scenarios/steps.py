@@ -1,4 +1,4 @@
-"""What a scenario is: immutable steps, printable, without tensors (floor 3)."""
+"""What a scenario is: immutable steps, printable, without tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step will see, before anything is trained, as plain data (floor 3)."""
+"""What every step will see, before anything is trained, as plain data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]
     with_future = with_old = 0
     prefix = _prefixes(step)
     for source in step.train:
-        pixels = _pixels(source, counts)
+        pixels = pixels_of(source, counts)
         later = _hidden(step, steps, source, future=True)
         earlier = _hidden(step, steps, source, future=False)
         with_future += int((pixels[:, list(later)] > 0).any(axis=1).sum())
@@ -117,7 +117,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
             entry["pixels"] += number
 
 
-def _pixels(source: Source, counts: Mapping[str, np.ndarray]) -> np.ndarray:
+def pixels_of(source: Source, counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """(images of the source, 256) pixels per raw id."""
     full = counts.get(f"{source.dataset}/{source.split}")
     table = counts[source.split] if full is None else full

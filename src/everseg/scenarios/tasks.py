@@ -1,4 +1,4 @@
-"""Task names -> the raw ids taught in each step (floor 3)."""
+"""Task names -> the raw ids taught in each step."""
 
 from __future__ import annotations
 

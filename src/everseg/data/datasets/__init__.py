@@ -1,4 +1,4 @@
-"""Readers of data sets, one file per layout, and how a configuration names them (floor 2)."""
+"""Readers of data sets, one file per layout, and how a configuration names them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from everseg import registry
-from everseg.config import DataConfig
-from everseg.config_yaml import read
+from everseg.config.fields import DataConfig
+from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.relabel import relabelled

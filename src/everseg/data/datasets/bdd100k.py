@@ -1,4 +1,4 @@
-"""BDD100K semantic segmentation (the 10 000 images), in the folders of the first and of later releases (floor 2)."""
+"""BDD100K semantic segmentation (the 10 000 images), in the folders of the first and of later releases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CamVid in the widespread 11-class copy: train/ trainannot/ val/ valannot/ test/ testannot/ (floor 2)."""
+"""CamVid in the widespread 11-class copy: train/ trainannot/ val/ valannot/ test/ testannot/."""
 
 from __future__ import annotations
 

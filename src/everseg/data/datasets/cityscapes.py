@@ -1,4 +1,4 @@
-"""Cityscapes with fine annotations: leftImg8bit/ and gtFine/, one folder per split and city (floor 2)."""
+"""Cityscapes with fine annotations: leftImg8bit/ and gtFine/, one folder per split and city."""
 
 from __future__ import annotations
 

@@ -1,18 +1,21 @@
-"""Polygons and run-length masks in COCO's JSON, drawn as they are read (floor 2)."""
+"""Polygons and run-length masks in COCO's JSON, drawn as they are read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as reference
 
+from everseg.config.checks import shown
 from everseg.data.base import Dataset
-from everseg.data.datasets.coco_file import CocoFile, Picture, draw, read_file
-from everseg.data.datasets.division import division_of
+from everseg.data.datasets.descriptor import division_of
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LeftOut, Sample
 from everseg.data.datasets.options import reading_of, root_of
@@ -119,18 +122,22 @@ class CocoSplit(FileSplit):
             DataError: an object that cannot be drawn; all of the picture's are named.
         """
         try:
-            return draw(self._pictures[index], self._table, self._reading.max_pixels)
+            return draw(self._pictures[index], self._table, self.reading.max_pixels)
         except DataError as error:
             raise DataError(f"{self.mask_path(index)}, image {self._pictures[index].file}: {error}") from None
 
+    def decoding(self) -> str:
+        """Everything but the files that decides what `read` returns, as text."""
+        return f"{super().decoding()} drawing {DRAWING}"
+
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
-        """The mask and a digest of what it is drawn from."""
+        """The mask and a digest of what it is drawn from, and how."""
         return self.read_mask(index), self._mask_digest(index)
 
     def _mask_digest(self, index: int) -> str:
         picture = self._pictures[index]
-        text = json.dumps([picture.height, picture.width, picture.objects, sorted(self._table.items())])
-        return hashlib.sha256(text.encode()).hexdigest()
+        drawn = [DRAWING, picture.height, picture.width, picture.objects, sorted(self._table.items())]
+        return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
 def _files(base: Path, given: str | Mapping[str, str] | None) -> dict[str, Path]:
@@ -214,3 +221,253 @@ def _samples(base: Path, file: CocoFile, folder: str | None) -> tuple[list[Pictu
         else:
             missing.append(name)
     return pictures, samples, missing
+
+
+MAX_BYTES = 2 * 2**30
+"""Larger files are refused before they are parsed."""
+MAX_OUTLINE = 2_000_000
+"""Pixels along one polygon; of longer ones the library would take memory without asking (about 50 bytes per pixel)."""
+DRAWING = 2
+"""Raised whenever the same annotations give other pixels, so that nothing cached of the old ones is used."""
+_SHOWN = 8
+_NOT_PACKED = re.compile("[^0-o]|[P-o]{7}")
+"""A character that packed run lengths do not have, or a number of more than 35 bits."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image with its objects as they stand in the file."""
+
+    file: str
+    height: int
+    width: int
+    objects: list[tuple[int, Any]] = field(default_factory=list)
+    """(category id, segmentation)."""
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A checked file; the shapes themselves are checked when they are drawn."""
+
+    path: Path
+    categories: Mapping[int, str]
+    parents: frozenset[str]
+    """Names that stand as supercategory."""
+    pictures: list[Picture]
+
+
+def read_file(base: Path, path: Path) -> CocoFile:
+    """Read annotations.
+
+    Raises:
+        DataError: not below `base`, unreadable, or not of COCO's form; the first faults are listed.
+    """
+    try:
+        path = path.resolve(strict=True)
+        if not path.is_relative_to(base):
+            raise DataError(f"{path}: lies outside of the data folder {base}; copy it there")
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: is no file, or larger than {MAX_BYTES >> 30} GB; cut it into several")
+        content = json.loads(path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: the annotations cannot be read ({error})") from None
+    except RecursionError:
+        raise DataError(f"{path}: is nested too deeply to be annotations") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error})") from None
+    lists = ("images", "categories", "annotations")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
+        raise DataError(
+            f"{path}: is not of COCO's form: expected an object with the lists {', '.join(lists)}"
+        )
+    faults: list[str] = []
+    categories, parents = _categories(content["categories"], faults)
+    pictures = _pictures(content["images"], faults)
+    for number, item in enumerate(content["annotations"]):
+        image, category = (_key(item, key) for key in ("image_id", "category_id"))
+        if image not in pictures:
+            faults.append(f"annotations[{number}] belongs to no image of the file")
+        elif category not in categories:
+            faults.append(f"annotations[{number}] has the category {shown(category)}, which is not there")
+        else:
+            pictures[image].objects.append((category, item.get("segmentation")))
+    if faults:
+        raise DataError(f"{path}: {some(faults, _SHOWN, '; ')}; export the annotations again")
+    return CocoFile(path, categories, parents, list(pictures.values()))
+
+
+def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndarray:
+    """Draw the objects of an image from the largest to the smallest, later ones of equal size on top.
+
+    Every object has the pixels that pycocotools gives it (`annToMask`), so that the annotation's `area` agrees. At no
+    time are there more pixels in memory than those of the result.
+
+    Args:
+        table: category id -> raw id.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        (H, W) uint8 raw ids, 0 where no object is.
+
+    Raises:
+        DataError: shapes that cannot be drawn; all of them.
+    """
+    height, width = picture.height, picture.width
+    if height * width > max_pixels:
+        raise DataError(f"claims {width}x{height} pixels, more than the limit of {max_pixels}")
+    order, faults = [], []
+    for number, (_, segmentation) in enumerate(picture.objects):
+        try:
+            area = int(_runs(segmentation, height, width)[1::2].sum())
+        except DataError as error:
+            faults.append(f"object {number}: {error}")
+        else:
+            order.append((-area, number))
+    if faults:
+        raise DataError(some(faults, _SHOWN, "; "))
+    mask = np.zeros((width, height), np.uint8)  # a row is a column of the picture, as the runs go
+    pixels = mask.reshape(-1)  # (W * H,)
+    for _, number in sorted(order):
+        category, segmentation = picture.objects[number]
+        # The runs are made a second time: those of all objects at once may take more memory than the picture.
+        ends = np.cumsum(_runs(segmentation, height, width)).tolist()
+        for start, end in zip(ends[0::2], ends[1::2], strict=False):  # the last run of 0 has no partner
+            pixels[start:end] = table[category]
+    return np.ascontiguousarray(mask.T)
+
+
+def _key(item: Any, name: str) -> Any:
+    value = item.get(name) if isinstance(item, dict) else None
+    return value if isinstance(value, int | str) else None
+
+
+def _categories(items: list[Any], faults: list[str]) -> tuple[dict[int, str], frozenset[str]]:
+    found: dict[int, str] = {}
+    parents = set()
+    for number, item in enumerate(items):
+        if (
+            not isinstance(item, dict)
+            or type(item.get("id")) is not int
+            or not isinstance(item.get("name"), str)
+        ):
+            faults.append(f"categories[{number}] needs a whole number as id, and a name")
+        elif item["id"] in found or item["name"] in found.values():
+            faults.append(
+                f"categories[{number}]: id {item['id']} or name {shown(item['name'])} stands there twice"
+            )
+        else:
+            found[item["id"]] = item["name"]
+            parents.add(str(item.get("supercategory")))
+    return found, frozenset(parents)
+
+
+def _pictures(items: list[Any], faults: list[str]) -> dict[Any, Picture]:
+    found: dict[Any, Picture] = {}
+    files: set[str] = set()
+    for number, item in enumerate(items):
+        keys = ("id", "file_name", "height", "width")
+        if not isinstance(item, dict) or any(key not in item for key in keys):
+            faults.append(f"images[{number}] needs {', '.join(keys)}")
+            continue
+        name, sides = item["file_name"], (item["height"], item["width"])
+        if (
+            not isinstance(name, str)
+            or not isinstance(item["id"], int | str)
+            or item["id"] in found
+            or name in files
+        ):
+            faults.append(
+                f"images[{number}]: id {shown(item['id'])} or file {shown(name)} is wrong or stands there twice"
+            )
+        elif name.startswith("/") or "\0" in name or ".." in name.split("/") or "://" in name:
+            faults.append(f"images[{number}]: file {shown(name)} leads out of the data folder")
+        elif not all(type(side) is int and side > 0 for side in sides):
+            faults.append(f"images[{number}] ({shown(name)}): a size of {shown(sides[1])}x{shown(sides[0])}")
+        else:
+            files.add(name)
+            found[item["id"]] = Picture(name, *sides)
+    return found
+
+
+def _runs(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Lengths of the runs of 0 and 1 in turn, (R,) int64, beginning with 0, down the columns; they fill the picture."""
+    if isinstance(segmentation, dict):
+        if segmentation.get("size") != [height, width]:
+            raise DataError(
+                f"run lengths for the size {shown(segmentation.get('size'))}, not {[height, width]}"
+            )
+        return run_lengths(segmentation.get("counts") or [], height, width)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise DataError("neither polygons nor run lengths")
+    for points in segmentation:
+        _check_polygon(points, height, width)
+    parts = reference.frPyObjects(segmentation, height, width)
+    return unpack(reference.merge(parts)["counts"].decode())
+
+
+def _check_polygon(points: Any, height: int, width: int) -> None:
+    """Let nothing pass that the library, which is written in C and checks little, would choke on."""
+    if not isinstance(points, list) or len(points) < 6 or len(points) % 2 or not all(map(_is_number, points)):
+        raise DataError("a polygon that is not at least three points x, y")
+    xs, ys = points[::2], points[1::2]
+    if max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height:
+        raise DataError(f"a polygon outside of the image of {width}x{height}")
+    corners = np.array(points, np.float64).reshape(-1, 2)
+    outline = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+    if not outline <= MAX_OUTLINE:
+        raise DataError(f"a polygon of {outline:.0f} pixels around, more than the limit of {MAX_OUTLINE}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
+    """Check the run lengths of a file: a list of whole numbers, or COCO's packed text of them.
+
+    They are not handed to pycocotools. Runs that do not fill the picture make it draw what stood in the memory
+    before, or merge without an end.
+
+    Returns:
+        (R,) int64, runs of 0 and 1 in turn, down the columns, beginning with 0.
+
+    Raises:
+        DataError: not such counts, or runs that do not fill the picture exactly.
+    """
+    if isinstance(counts, str):
+        runs = unpack(counts)
+    elif isinstance(counts, list) and all(type(c) is int and abs(c) < 2**53 for c in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise DataError("run lengths that are no whole numbers")
+    if runs.size and runs.min() < 0:
+        raise DataError("a run of negative length")
+    total = runs.sum(dtype=np.float64)  # exact where it matters, and it cannot wrap around
+    if total != height * width:
+        raise DataError(f"runs of {total:.0f} pixels for a picture of {width}x{height}")
+    return runs
+
+
+def unpack(text: str) -> np.ndarray:
+    """Lengths of the runs that COCO packs into text, (R,) int64: 5 bits and a flag ("goes on") per character.
+
+    From the fourth on they are differences to the last but one.
+
+    Raises:
+        DataError: characters that cannot stand there, numbers that are too long, or a text that breaks off.
+    """
+    wrong = _NOT_PACKED.search(text)
+    if wrong:
+        raise DataError(f"the packed run lengths hold {wrong[0]!r}")
+    if not text:
+        return np.zeros(0, np.int64)
+    bits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48  # (N,)
+    last = np.flatnonzero(bits < 32)  # (R,), where each number ends
+    if bits[-1] >= 32:
+        raise DataError("the packed run lengths break off")
+    first = np.concatenate([[0], last[:-1] + 1])
+    shift = 5 * (np.arange(bits.size) - np.repeat(first, last - first + 1))  # the lowest bits come first
+    runs = np.add.reduceat((bits & 31) << shift, first)
+    runs -= ((bits[last] & 16) >> 4) << (shift[last] + 5)  # the highest bit is the sign
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs

@@ -1,13 +1,16 @@
-"""Opening and decoding one image or mask file, refusing everything that would be silently wrong (floor 2)."""
+"""Opening and decoding one image or mask file, refusing everything that would be silently wrong."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -19,6 +22,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 Colour = tuple[int, int, int]
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 _COLOURS_SHOWN = 12
+_GIVEN = "the image"
+"""What messages call a picture that has no file name."""
 _DAMAGED = "damaged or cut off ({}); restore the file, or leave it out"
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -115,27 +120,127 @@ def _below(root: Path, parts: list[str]) -> os.stat_result | None:
     return info
 
 
+UNLIMITED = Reading(max_pixels=2**62)
+"""For looking at headers: nothing is decoded, so no size is too large."""
+
+
 def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.Image:
     """Read a picture's header and check its size against `reading.max_pixels`; nothing is decoded yet.
 
     Raises:
         DataError: empty, not a picture of an allowed format, or too large.
     """
-    # Pillow's own limit is process-wide and warns from 89 million pixels on; ours is the one that decides.
-    if Image.MAX_IMAGE_PIXELS is not None and reading.max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = reading.max_pixels
     try:
-        picture = Image.open(file, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureTooLargeError(
-            _too_large(shown, "its header claims an enormous picture", reading)
-        ) from None
+        with _own_limit():
+            picture = Image.open(file, formats=FORMATS)
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
-    width, height = picture.size
-    if width * height > reading.max_pixels:
-        raise PictureTooLargeError(_too_large(shown, f"{width}x{height} pixels", reading))
+    _check_size(picture.width, picture.height, shown, reading)
     return picture
+
+
+_opening = threading.Lock()
+
+
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """Switch Pillow's limit of pixels off while a header is read: ours is checked right after, and states the size.
+
+    Pillow's is a variable of the whole process. Raised for one picture it would stay raised for everybody, and what is
+    refused would depend on what was opened before; so it is put back at once, and one thread at a time changes it.
+    """
+    with _opening:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_size(width: int, height: int, shown: Path | str, reading: Reading) -> None:
+    if width * height > reading.max_pixels:
+        raise PictureTooLargeError(
+            f"{shown}: {width}x{height} pixels, more than the limit of {reading.max_pixels};"
+            " if the picture is genuine, raise data.options.max_pixels, or cut it into tiles"
+        )
+
+
+def read_image(given: Any, reading: Reading | None = None) -> np.ndarray:
+    """Make one picture of the user's RGB, turned upright by its EXIF orientation.
+
+    A file, its bytes, the Pillow image opened from it and an array of its pixels give the same pixels, and are refused
+    for the same reasons. Grey is spread over the channels, alpha is dropped.
+
+    Args:
+        given: path of a file (links are followed), its bytes, a binary stream, a Pillow image, or anything that
+            `numpy.asarray` takes, a tensor too: (H, W), (H, W, 1 to 4), integers; 2 and 4 channels have alpha last.
+        reading: largest size, EXIF, bits per channel; None = the defaults.
+
+    Returns:
+        (H, W, 3) uint8 RGB, a copy.
+
+    Raises:
+        DataError: missing, unreadable, damaged, too large, more bits per channel than declared, or too many channels.
+    """
+    reading = reading or Reading(follow_links=True)
+    if isinstance(given, str | os.PathLike):
+        path = Path(given).absolute()
+        with open_inside(path.parent, path.name, follow_links=True) as file:
+            return _upright(open_picture(file, path, reading), path, reading)
+    if isinstance(given, bytes | bytearray | memoryview):
+        given = io.BytesIO(given)
+    if hasattr(given, "read"):
+        return _upright(open_picture(given, _GIVEN, reading), _GIVEN, reading)
+    if isinstance(given, Image.Image):
+        _check_size(given.width, given.height, _GIVEN, reading)
+        return _upright(given, _GIVEN, reading)
+    return _from_array(given, reading)
+
+
+def _upright(picture: Image.Image, shown: Path | str, reading: Reading) -> np.ndarray:
+    image = decode_image(picture, shown, bit_depth=reading.bit_depth)
+    return np.array(turn(image, orientation(picture) if reading.exif == "apply" else 1))
+
+
+def _from_array(given: Any, reading: Reading) -> np.ndarray:
+    """Pixels given as an array, (H, W, 3) uint8."""
+    try:
+        pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
+    except Exception as error:  # whatever a stranger's object raises when it is asked for numbers
+        raise DataError(f"{_GIVEN}: {type(given).__name__} is no picture ({error})") from None
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    shape = "x".join(map(str, pixels.shape))
+    if pixels.ndim not in (2, 3) or pixels.dtype == object or 0 in pixels.shape:
+        raise DataError(
+            f"{_GIVEN}: {type(given).__name__} of shape {shape or '()'} and type {pixels.dtype} is no picture; "
+            "give a path, bytes, a Pillow image, or an array (H, W, 3) uint8"
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    height, width, channels = pixels.shape
+    if channels > 4:
+        what = (
+            "the channels come last: give (H, W, 3)"
+            if height in (1, 3, 4)
+            else "give the three that are meant"
+        )
+        raise DataError(f"{_GIVEN}: an array {shape} of {channels} channels; {what}")
+    _check_size(width, height, _GIVEN, reading)
+    if pixels.dtype == np.uint16 and reading.bit_depth == 16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise DataError(
+            f"{_GIVEN}: an array of {pixels.dtype}, where 8 bits per channel (uint8, 0 to 255) are expected; its "
+            "brightness would be cut off. Convert it with the contrast you want"
+            + (
+                ", or set bit_depth: 16 to take the higher byte of each value"
+                if pixels.dtype == np.uint16
+                else ""
+            )
+        )
+    colours = pixels[:, :, : 1 if channels < 3 else 3]  # without alpha
+    return np.array(np.broadcast_to(colours, (height, width, 3)), order="C")
 
 
 def decode_image(picture: Image.Image, shown: Path | str, *, bit_depth: int = 8) -> Image.Image:
@@ -333,10 +438,3 @@ def _bands(file: BinaryIO) -> int:
         return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
     except Exception:  # decoders raise nearly anything on damaged files
         return 0
-
-
-def _too_large(shown: Path | str, what: str, reading: Reading) -> str:
-    return (
-        f"{shown}: {what}, more than the limit of {reading.max_pixels};"
-        " if the picture is genuine, raise data.options.max_pixels, or cut it into tiles"
-    )

@@ -1,13 +1,14 @@
-"""The data.yaml that describes plain folders: its keys, and all of its faults at once (floor 2)."""
+"""The data.yaml that describes plain folders: its keys, and all of its faults at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from everseg.data.datasets.decode import Colour
-from everseg.data.datasets.division import Division, division_of
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
@@ -276,3 +277,126 @@ class _Check:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+@dataclass(frozen=True)
+class Division:
+    """Shares of the images that are held out; the rest is `train`."""
+
+    val: float = 0.2
+    test: float = 0.0
+    seed: int = 0
+
+    def parts(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """Positions of each split's samples.
+
+        Where a sample goes depends on the seed and its own name only: samples that are added or left out move no
+        other. The shares are therefore met on average. `train` and `val` get one sample each if there are two.
+        """
+        draws = [_draw(self.seed, name) for name in names]
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        for position, draw in enumerate(draws):
+            held_out = "val" if draw < self.val else "test" if draw < self.val + self.test else "train"
+            parts[held_out].append(position)
+        if len(names) > 1:
+            for empty, full in (("val", "train"), ("train", "val")):
+                if not parts[empty] and parts[full] and (empty == "train" or self.val):
+                    parts[empty].append(parts[full].pop())
+        return {name: positions for name, positions in parts.items() if positions or name == "train"}
+
+
+def division_of(given: Any) -> tuple[Division | None, list[str]]:
+    """Check a `split` key.
+
+    Returns:
+        The division, None if there is none or it is wrong, and what is wrong.
+    """
+    if given is None:
+        return None, []
+    if not isinstance(given, Mapping):
+        return None, [f"split: expected shares such as {{val: 0.2, seed: 0}}, got {given!r}"]
+    known = ("val", "test", "seed")
+    problems = [f"split.{key}: unknown key{near_miss(key, known)}" for key in given if key not in known]
+    shares = {key: given.get(key, getattr(Division, key)) for key in ("val", "test")}
+    for key, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            problems.append(f"split.{key}: expected a share from 0 to below 1, got {share!r}")
+    seed = given.get("seed", 0)
+    if type(seed) is not int:
+        problems.append(f"split.seed: expected a whole number, got {seed!r}")
+    if not problems and sum(shares.values()) >= 1:
+        problems.append("split: val and test together leave nothing for train")
+    return (None, problems) if problems else (Division(shares["val"], shares["test"], seed), [])
+
+
+def _draw(seed: int, name: str) -> float:
+    """A number in [0, 1) that depends on seed and name only."""
+    text = f"{seed}:{name}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
+
+
+VOID_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})
+"""Names that label maps give to pixels without annotation."""
+MAX_BYTES = 1_000_000
+
+
+def read_labelmap(path: Path) -> dict[str, Colour]:
+    """Read a label map: a line `name:red,green,blue:parts:actions` per class; # starts a comment.
+
+    Raises:
+        ConfigError: it cannot be read, lines are of another form, or a name or colour stands twice; lists them all.
+    """
+    try:
+        text = path.read_bytes()[:MAX_BYTES].decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"labels.palette: {path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"labels.palette: {path} is not a text file (UTF-8)") from None
+    found: dict[str, Colour] = {}
+    problems = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        numbers = rest.split(":")[0].split(",")
+        values = [int(n) for n in numbers if n.strip().isdecimal()]
+        if len(numbers) != 3 or len(values) != 3 or max(values) > 255 or not name.strip():
+            problems.append(f"line {number}: expected 'name:red,green,blue::', got {line.strip()!r}")
+        elif name.strip() in found:
+            problems.append(f"line {number}: '{name.strip()}' stands there twice")
+        elif (values[0], values[1], values[2]) in found.values():
+            problems.append(f"line {number}: the colour {values} is given to another class already")
+        else:
+            found[name.strip()] = (values[0], values[1], values[2])
+    if not found and not problems:
+        problems.append("names no class")
+    if problems:
+        raise ConfigError(problems, str(path))
+    return found
+
+
+def palette_of(labelmap: Mapping[str, Colour]) -> tuple[list[str], dict[str, list[int]]]:
+    """The classes of a label map, background first, and its palette; names for void become "ignore"."""
+    names = [name for name in labelmap if name.lower() not in VOID_NAMES]
+    names.sort(key=lambda name: name.lower() != "background")
+    palette = {name: list(labelmap[name]) for name in names}
+    ignored = [list(colour) for name, colour in labelmap.items() if name.lower() in VOID_NAMES]
+    return names, {**palette, **({"ignore": ignored} if ignored else {})}  # type: ignore[dict-item]
+
+
+def with_labelmap(given: Mapping[str, Any], here: Path) -> dict[str, Any]:
+    """Put the content of a label map in the place of its name in `labels.palette`.
+
+    Args:
+        given: keys of a data.yaml.
+        here: folder that a relative name starts from.
+
+    Raises:
+        ConfigError: as `read_labelmap`.
+    """
+    labels = given.get("labels")
+    if not isinstance(labels, Mapping) or not isinstance(labels.get("palette"), str):
+        return dict(given)
+    names, palette = palette_of(read_labelmap(here / Path(labels["palette"]).expanduser()))
+    background = {"background": "background"} if names[:1] == ["background"] else {}
+    return {"classes": names, **background, **given, "labels": {**labels, "palette": palette}}

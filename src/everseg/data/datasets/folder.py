@@ -1,4 +1,4 @@
-"""Plain folders of images and masks, described by a small YAML file (floor 2)."""
+"""Plain folders of images and masks, described by a small YAML file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from everseg.config_yaml import read
+from everseg.config.yaml import read
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.decode import Reading
-from everseg.data.datasets.descriptor import Descriptor, parse
+from everseg.data.datasets.descriptor import Descriptor, parse, with_labelmap
 from everseg.data.datasets.files import FileSplit
-from everseg.data.datasets.labelmap import with_labelmap
 from everseg.data.datasets.listing import ListedFolder, Sample, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
 from everseg.data.datasets.tiles import TiledSplit

@@ -1,4 +1,4 @@
-"""The India Driving Dataset for segmentation, Part 1, Part 2, or both as one (floor 2)."""
+"""The India Driving Dataset for segmentation, Part 1, Part 2, or both as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding files and pairing images with masks: by stem, never by position (floor 2)."""
+"""Finding files and pairing images with masks: by stem, never by position."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.data.datasets.decode import Reading
-from everseg.errors import DataError, some
+from everseg.data.datasets.decode import Reading, read_image
+from everseg.errors import ConfigError, DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings taken for pictures, in any case; masks may not be JPEG, which the decoder explains better."""
@@ -321,3 +321,68 @@ def packed(folder: Path) -> str:
 
 def _leaves(entry: str) -> bool:
     return "\0" in entry or "://" in entry or ".." in entry.replace("\\", "/").split("/")
+
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
+    """Every image given or in the folders given, all readable, and the name of its results below `out`."""
+    files: list[tuple[Path, Path]] = []
+    missing = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(
+                p
+                for p in path.rglob("*")
+                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
+            files += [(p, p.relative_to(path).with_suffix("")) for p in found]
+        elif path.is_file():
+            files.append((path, Path(path.stem)))
+        else:
+            missing.append(str(path))
+    if missing:
+        raise DataError(f"no such image or folder: {', '.join(missing)}")
+    if not files:
+        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in the folders given")
+    stems = [stem for _, stem in files]
+    twice = sorted({str(stem) for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise DataError(
+            f"several images would be written to one name: {', '.join(twice)}; predict them separately"
+        )
+    results = {(out / f"{stem}_{kind}.png").resolve() for stem in stems for kind in ("mask", "overlay")}
+    if inputs := [str(path) for path, _ in files if path.resolve() in results]:
+        raise ConfigError(
+            f"--out {out}: the results would overwrite images given to predict: {', '.join(inputs)}; "
+            "give another folder"
+        )
+    bad = []
+    for path, _ in files:
+        try:
+            read_image(path)
+        except DataError as error:
+            bad.append(str(error))
+    if bad:
+        raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
+    return files
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """Every image below a folder, in the order of their paths.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of images")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not found:
+        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
+    return found

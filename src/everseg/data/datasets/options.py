@@ -1,4 +1,4 @@
-"""Checks of the arguments that all readers share (floor 2)."""
+"""Checks of the arguments that all readers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other class names for a data set, so that several data sets can share classes (floor 2)."""
+"""Other class names for a data set, so that several data sets can share classes."""
 
 from __future__ import annotations
 

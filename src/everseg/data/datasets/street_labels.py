@@ -1,4 +1,4 @@
-"""The label tables of Cityscapes (which BDD100K shares) and IDD: names, label ids, training ids (floor 2)."""
+"""The label tables of Cityscapes (which BDD100K shares) and IDD: names, label ids, training ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large pictures as windows: every window is a sample (floor 2)."""
+"""Large pictures as windows: every window is a sample."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from everseg.data.datasets.decode import FORMATS, Reading
+from everseg.data.batches.index import default_cache_dir
+from everseg.data.datasets.decode import UNLIMITED, Reading, open_picture
 from everseg.data.datasets.files import FileSplit
-from everseg.data.index import default_cache_dir
 from everseg.errors import DataError, near_miss
 
 KEEP = 4_000_000
@@ -83,7 +82,7 @@ class TiledSplit:
 
     def __init__(self, split: FileSplit, tiles: Tiles, reading: Reading) -> None:
         self.name, self.root, self.warnings = split.name, split.root, split.warnings
-        self._split, self._tiles = split, tiles
+        self._split, self._tiles, self.reading = split, tiles, split.reading
         rows = []
         for index in range(len(split)):
             for window in tiles.windows(*_size(split, index), training=split.name == "train"):
@@ -179,7 +178,7 @@ def _size(split: FileSplit, index: int) -> tuple[int, int]:
     try:
         if not path.is_file():
             return 1, 1
-        with Image.open(path, formats=FORMATS) as picture:
+        with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
             return picture.height, picture.width
     except Exception:  # decoders raise nearly anything on damaged files
         return 1, 1

@@ -1,4 +1,4 @@
-"""Pascal VOC 2012, alone or with the SBD annotations ("Aug"), in the layouts it is found in (floor 2)."""
+"""Pascal VOC 2012, alone or with the SBD annotations ("Aug"), in the layouts it is found in."""
 
 from __future__ import annotations
 

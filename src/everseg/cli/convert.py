@@ -1,0 +1,103 @@
+"""The verbs of `everseg import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from everseg.cli.output import say
+from everseg.errors import ConfigError
+
+import_app = typer.Typer(
+    help="Read (and write) other projects' checkpoints.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@import_app.command("mib")
+def import_mib(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth; with --back our folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder; with --back the .pth to write.")],
+    back: Annotated[
+        bool, typer.Option("--back", help="Write one of our models in the original layout.")
+    ] = False,
+    norm: Annotated[
+        Literal["abn", "iabn"], typer.Option(help="Norm the checkpoint was trained with.")
+    ] = "iabn",
+    output_stride: Annotated[int, typer.Option(help="8 or 16, as in the original's options.")] = 16,
+    classes: Annotated[str, typer.Option(help="Class names in output order, separated by commas.")] = "",
+) -> None:
+    """Turn an original MiB step checkpoint into a model folder, or back."""
+    from everseg import api
+
+    if back:
+        say(f"wrote {api.export_mib(source, out)}")
+        return
+    if output_stride not in (8, 16):
+        raise ConfigError(f"--output-stride: expected 8 or 16, got {output_stride}")
+    folder = api.import_mib(source, out, norm=norm, output_stride=output_stride, classes=_listed(classes))
+    say(f"wrote {folder}; use it with: everseg predict {folder} IMAGES -o out")
+
+
+@import_app.command("mdil")
+def import_mdil(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth.tar; with --back our folder.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="New folder, of the encoder alone a .safetensors; with --back the file to write.",
+        ),
+    ],
+    back: Annotated[
+        bool, typer.Option("--back", help="Write one of our models in the original layout.")
+    ] = False,
+    encoder: Annotated[
+        bool,
+        typer.Option("--encoder", help="With --back: the encoder alone, as the ImageNet-pretrained one."),
+    ] = False,
+    domain: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --encoder: whose norms, if each domain has its own."),
+    ] = None,
+    domains: Annotated[
+        str, typer.Option(help="Names of the domains in the order they were learnt, separated by commas.")
+    ] = "",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class names of a domain in output order, without void, separated by commas; once each."
+        ),
+    ] = None,
+) -> None:
+    """Turn an original MDIL checkpoint of any step, or its ImageNet-pretrained encoder, into ours, or back."""
+    from everseg import api
+
+    if encoder and not back:
+        raise ConfigError("--encoder goes with --back; an original encoder file is recognised without it")
+    if domain is not None and not encoder:
+        raise ConfigError("--domain goes with --back --encoder")
+    if back:
+        wrote = (
+            api.export_mdil_encoder(source, out, domain=domain) if encoder else api.export_mdil(source, out)
+        )
+        say(f"wrote {wrote}")
+        return
+    made = api.import_mdil(
+        source, out, domains=_listed(domains), classes=[_listed(names) for names in classes or ()]
+    )
+    if made.is_file():
+        say(f"wrote {made}; start a run from it with: model.name=erfnet model.weights={made}")
+    else:
+        say(f"wrote {made}; use it with: everseg predict {made} IMAGES -o out")
+
+
+def _listed(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",")] if text else []

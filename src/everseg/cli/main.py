@@ -1,0 +1,371 @@
+"""The command line: verbs, messages and exit codes.
+
+torch is imported only where a verb needs it, so that --help and the lists answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everseg.cli.convert import import_app
+from everseg.cli.data import data_app
+from everseg.cli.deploy import add_deploy_commands
+from everseg.cli.docs import docs
+from everseg.cli.output import (
+    Json,
+    Overrides,
+    console_of_stdout,
+    guarded,
+    listing,
+    note,
+    say,
+    speaks,
+    under_headings,
+    unicode_output,
+    write_json,
+)
+from everseg.cli.sweep import compare, sweep
+from everseg.reports.text import columns, value_text
+
+if TYPE_CHECKING:
+    from everseg.config.fields import DataConfig
+
+app = typer.Typer(
+    name="everseg",
+    help="Keep a semantic-segmentation model learning: new classes, new domains, without the old data.",
+    epilog="Add --debug to any command for the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(import_app, name="import")
+
+Source = Annotated[
+    str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Domain = Annotated[
+    str | None, typer.Option("--domain", metavar="NAME", help="Domain whose path is used (and tested).")
+]
+InferDomain = Annotated[
+    bool, typer.Option("--infer-domain", help="Choose the path per image from the batch-norm statistics.")
+]
+Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, order and augmentation.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
+    from everseg import api
+    from everseg.reports import terminal
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        if not speaks():
+            return
+        if as_json:
+            write_json(rows)
+        else:
+            console = console_of_stdout()
+            console.print(
+                "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
+            )
+            console.print(terminal.demo_table(rows, mark="▇" if unicode_output() else "#"))
+            for row in rows:
+                say(f"  {row['method']:<6} {row['path']}")
+        sys.stdout.flush()  # into a pipe too the table comes before the reports
+
+    rows = api.demo(out=out, seed=seed, quiet=quiet, shown=show)
+    if as_json or not speaks():
+        return
+    path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
+    commands = {
+        f"everseg report {path}": "the page report.html in its folder again, with more pictures",
+        "everseg show demo-mib": "every setting with its meaning",
+        f"everseg eval {path}": "score a step again",
+        f"everseg predict {path} IMAGES -o out": "masks and overlays of your images",
+        "everseg run camvid-6-5-mib data.root=DIR": "the same on real images",
+        "everseg list presets": "every published setting",
+    }
+    width = max(map(len, commands)) + 3
+    say("\nNext:\n" + "\n".join(f"  {command:<{width}}{what}" for command, what in commands.items()))
+
+
+@app.command()
+def run(
+    source: Source,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Two iterations of every step through every stage; keeps nothing."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train and score every step; the same command continues an unfinished run."""
+    from everseg import api
+    from everseg.reports import terminal
+
+    done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
+    if not speaks():
+        return
+    result = done.to_json()
+    if as_json:
+        write_json(result)
+        return
+    console = console_of_stdout()
+    console.print(terminal.run_table(result))
+    for text in (terminal.sequence_text(result), terminal.drop_text(result)):
+        if text:
+            say(text)
+    if dry_run:
+        say("dry run: every stage works; these scores mean nothing and nothing was kept")
+    else:
+        say(f"run folder: {done.path}")
+
+
+@app.command("eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    step: Step = None,
+    domain: Domain = None,
+    infer_domain: InferDomain = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a finished step again, on its own test images or on others (data=... scenario.test_split=...)."""
+    from everseg import api
+    from everseg.reports import terminal
+
+    result = api.evaluate(
+        path, step=step, overrides=overrides or [], domain=domain, infer_domain=infer_domain, quiet=quiet
+    )
+    if not speaks():
+        return
+    if as_json:
+        write_json(result)
+        return
+    for branch, scores in result["branches"].items():
+        title = f"{result['run']}, step {result['step']}" + ("" if branch == "default" else f", {branch}")
+        console_of_stdout().print(terminal.scores_table(title, scores))
+    if "inferred" in result:
+        console_of_stdout().print(terminal.inferred_table(result))
+        if result["accuracy"] is not None:
+            say(f"{100 * result['accuracy']:.1f} % of the images took their own domain's path")
+
+
+@app.command()
+def predict(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlays.")],
+    step: Step = None,
+    domain: Domain = None,
+    infer_domain: InferDomain = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
+    ] = None,
+) -> None:
+    """Write the id mask and an overlay of every image."""
+    from everseg import api, registry
+    from everseg.inference.predict import MASK_IDS
+
+    builder = None if model is None else registry.resolve("model", model)
+    written = api.predict(
+        path, images, out, step=step, builder=builder, domain=domain, infer_domain=infer_domain
+    )
+    say(f"{len(written)} masks and overlays in {out}; {MASK_IDS} there names the ids")
+
+
+@app.command()
+def features(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    before: Annotated[int | None, typer.Option(min=0, help="Earlier step; default --after minus 1.")] = None,
+    after: Annotated[int | None, typer.Option(min=0, help="Later step; default the last.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default RUN/features/before-K-after-L.")] = None,
+    pixels: Annotated[int, typer.Option(min=1, help="Most pixels per class and domain.")] = 200,
+    images: Annotated[int, typer.Option(min=1, help="Most test images per domain.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of t-SNE.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the encoder's features before and after a step: PCA, t-SNE and the drift of class centres."""
+    from everseg import api
+    from everseg.reports.feature_shift import drift_table
+
+    result = api.features(
+        path,
+        before=before,
+        after=after,
+        overrides=overrides or [],
+        quiet=quiet,
+        out=out,
+        limit=pixels,
+        images=images,
+        seed=seed,
+    )
+    if as_json:
+        write_json(result)
+        return
+    console_of_stdout().print(drift_table(result))
+    say(f"{', '.join(result['pictures'])}, drift.csv and drift.json in {result['path']}")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[
+        str, typer.Argument(help="methods, scenarios, tasks, presets, models, datasets, policies.")
+    ],
+    contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the names that a configuration may use."""
+    rows = [row for row in listing(what) if contains in row[0]]
+    if as_json:
+        write_json([{"name": name, "help": text} for name, text in rows])
+    elif not rows:
+        from everseg.errors import ConfigError
+
+        raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
+    elif what == "presets":
+        say(under_headings(rows))
+    elif any(text for _, text in rows):
+        say(columns(["name", "what"], rows))
+    else:
+        say("\n".join(name for name, _ in rows))
+
+
+@app.command()
+def show(
+    source: Source,
+    overrides: Overrides = None,
+    scenario: Annotated[
+        bool | None,
+        typer.Option(
+            "--scenario/--no-scenario", help="What every step sees; default if the data are at hand."
+        ),
+    ] = None,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print a YAML file to start from.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the resolved configuration with each field's help, and what every step will see."""
+    from everseg.config import loading
+
+    config = loading.load(source, overrides or [])
+    if as_yaml:
+        say(loading.dump(config).rstrip())
+        return
+    if scenario is None:
+        scenario = _at_hand(config.data)
+    steps = None
+    if scenario:
+        from everseg.engine.prepare import describe_scenario
+
+        steps = describe_scenario(config)
+    if as_json:
+        write_json({"config": loading.to_json(config), "scenario": steps})
+        return
+    rows = ((key, value_text(value), text) for key, value, text in loading.fields(config))
+    say(columns(["key", "value", "help"], rows) + "\n")
+    if steps is None:
+        say("What every step sees is shown here too when the data are at hand: data.root=DIR")
+        return
+    from everseg.reports import terminal
+
+    console = console_of_stdout()
+    for piece in terminal.scenario_tables(steps):
+        console.print(piece)
+
+
+def _at_hand(data: DataConfig) -> bool:
+    """Whether the data set, or that of every domain, can be read now: it is generated, or its folder is there."""
+    sets = data.domains.values() or [data]
+    places = [(one.dataset, one.root or data.root) for one in sets]
+    return all(
+        name == "demo"
+        or name.endswith((".yaml", ".yml"))
+        or (root is not None and Path(root).expanduser().is_dir())
+        for name, root in places
+    )
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="Test images looked at for the pictures; 0 = none.")
+    ] = 64,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Write one HTML page with everything a run says: scores, charts, pictures, where they come from."""
+    from everseg import api
+
+    made = api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet)
+    if as_json:
+        write_json(made)
+        return
+    for text in made["notes"]:
+        note(f"note: {text}")
+    say(made["sentence"])
+    say(f"report: {made['path']} ({made['bytes'] / 1e6:.1f} MB)")
+
+
+app.command()(sweep)
+app.command()(compare)
+app.command()(docs)
+add_deploy_commands(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
+    # Looking for plug-ins of pydantic reads the metadata of every installed package; its own loader says how to not.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    brief = given[:1] in (["list"], ["show"], ["docs"]) and gc.isenabled()
+    if brief:
+        gc.disable()  # over before it could pay
+    code = guarded(_with_verb(given[0]) if given else app, given, debug)
+    if brief:
+        gc.enable()
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        sys.stdout.flush()
+    if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    raise SystemExit(code)
+
+
+def _with_verb(name: str) -> typer.Typer:
+    """The command line with one verb, or all if there is none of that name: Typer takes 1 ms for each that it has."""
+    verbs = [c for c in app.registered_commands if (c.name or getattr(c.callback, "__name__", "")) == name]
+    groups = [group for group in app.registered_groups if group.name == name]
+    if not (verbs or groups):
+        return app
+    found = copy.copy(app)
+    # Of a single command Typer would make the root: one more stands beside it.
+    found.registered_commands = [*verbs, next(c for c in app.registered_commands if c not in verbs)]
+    found.registered_groups = groups
+    return found

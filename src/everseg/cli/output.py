@@ -1,0 +1,240 @@
+"""What the verbs share: names for `list`, output, messages and exit codes."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import resources
+from typing import Annotated, Any
+
+import typer
+
+from everseg.errors import MORE, ConfigError, EversegError, near_miss
+from everseg.reports.text import printable
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+LISTS: dict[str, str] = {
+    "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",
+}  # fmt: skip
+OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""The system's reasons not to let a file be written."""
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Names of a kind with one line of help each (maybe empty)."""
+    if what in LISTS:
+        from everseg import registry
+
+        built_in = registry.BUILTIN[LISTS[what]]
+        return [(name, _summary_line(built_in.get(name, ""))) for name in registry.names(LISTS[what])]
+    if what == "presets":
+        from everseg.config import presets
+
+        return [(name, presets.title(name)) for name in presets.names()]
+    if what == "tasks":
+        from everseg.scenarios.tasks import known_tasks
+
+        return [
+            (f"{data} {task}", "")
+            for data in ("voc", "ade", "camvid", "demo")
+            for task in known_tasks(data)
+        ]  # fmt: skip
+    if what == "policies":
+        from everseg.labels import POLICIES
+
+        return [
+            (name, "; ".join(f"{role}: {_policy_text(getattr(policy, role))}" for role in ("train", "test")))
+            for name, policy in POLICIES.items()
+        ]
+    known = [*LISTS, "presets", "tasks", "policies"]
+    raise ConfigError(f"list: unknown '{what}'{near_miss(what, known)} (one of {', '.join(known)})")
+
+
+def under_headings(rows: Sequence[tuple[str, str]]) -> str:
+    """Names, those with the same text in a row under it."""
+    lines: list[str] = []
+    for number, (name, heading) in enumerate(rows):
+        if not number or heading != rows[number - 1][1]:
+            lines += [*([""] if number else []), heading]
+        lines.append(f"  {name}")
+    return "\n".join(lines)
+
+
+def _policy_text(policy: Any) -> str:
+    from everseg.labels import IGNORED
+
+    return ", ".join(
+        f"{kind} {'ignored' if train_id == IGNORED else 'background'}"
+        for kind, train_id in vars(policy).items()
+    )
+
+
+def _summary_line(address: str) -> str:
+    """First docstring line of a built-in object, read from its source: nothing is imported."""
+    module, _, attribute = address.partition(":")
+    file = resources.files("everseg").joinpath(
+        *f"{module}.py".replace(".", "/", module.count(".")).split("/")[1:]
+    )
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):
+        return address
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == attribute:
+            return (ast.get_docstring(node) or address).splitlines()[0]
+    return address
+
+
+def speaks() -> bool:
+    """Only the first process of several prints results."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def unicode_output() -> bool:
+    """Tell whether stdout can show block characters."""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def console_of_stdout() -> Any:
+    """A console as wide as the terminal; 160 columns for files and pipes."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+
+
+def write_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def say(text: str) -> None:
+    """Print a result."""
+    sys.stdout.write(printable(text) + "\n")
+
+
+def note(text: str) -> None:
+    """Print a message on stderr."""
+    sys.stderr.write(printable(text) + "\n")
+
+
+def byte_progress(name: str) -> Callable[[int, int], None]:
+    """Report a download on stderr: in place on a terminal, else a line every 10 s."""
+    terminal = sys.stderr.isatty()
+    last = [0.0]
+
+    def advance(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] < (0.2 if terminal else 10) and done != total:
+            return
+        last[0] = now
+        whole = f" of {total / 1e6:.0f}" if total else ""
+        sys.stderr.write(
+            f"{name}: {done / 1e6:.0f}{whole} MB" + ("\r" if terminal and done != total else "\n")
+        )
+        sys.stderr.flush()
+
+    return advance
+
+
+@contextmanager
+def sample_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Report on stderr how many of the samples are done; the bar appears with the first."""
+    from everseg.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        started: list[int] = []
+
+        def advance(done: int, total: int) -> None:
+            if not started:
+                started.append(total)
+                progress.begin(title, total)
+            progress.update(done)
+
+        yield advance
+
+
+def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
+    """Run the command line; every failure becomes one message on stderr and an exit code.
+
+    Returns:
+        The exit code; -1 if stdout's reader has gone.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+            code = app(arguments, standalone_mode=False, prog_name="everseg")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return -1
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # the library takes any end of file for an interrupt
+            return _unexpected(error.__cause__, debug)
+        return _failed("interrupted", 130, debug)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except EversegError as error:
+        return _failed(f"{error}\n{learn_more(error.topic)}", error.exit_code, debug)
+    except OSError as error:
+        if error.errno in OUT_OF_ROOM:
+            what = f"cannot write or read {error.filename or 'a file'}: {error.strerror}"
+            return _failed(f"{what}\n{learn_more('checkpoint')}", 4, debug)
+        return _unexpected(error, debug)
+    except Exception as error:
+        if callable(getattr(error, "format_message", None)):  # a usage error of the command-line library
+            return _failed(_usage(error), int(getattr(error, "exit_code", 2)), debug)
+        return _unexpected(error, debug)
+    if code == 130:  # the library turned an interrupt into this code
+        return _failed("interrupted", 130, False)
+    return code if isinstance(code, int) else 0
+
+
+def learn_more(topic: str) -> str:
+    """Where a section of docs/errors.md is read: on the site, if the package names one, else by `everseg docs`."""
+    from importlib import metadata
+
+    with suppress(metadata.PackageNotFoundError):
+        for entry in metadata.metadata("everseg").get_all("Project-URL") or []:
+            label, _, url = entry.partition(",")
+            if label.strip().lower() == "documentation":
+                return f"{MORE}{url.strip().rstrip('/')}/docs/errors.html#{topic}"
+    return f"{MORE}everseg docs errors#{topic}"
+
+
+def _usage(error: Any) -> str:
+    text = error.format_message()
+    context = getattr(error, "ctx", None)
+    possible = getattr(error, "possibilities", None)
+    if possible and "mean" not in text:
+        text += f" Did you mean {', '.join(possible)}?"
+    return f"{text} (see: {context.command_path} --help)" if context is not None else text
+
+
+def _failed(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    note(f"error: {text}")
+    return code
+
+
+def _unexpected(error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    hint = (
+        ""
+        if debug
+        else "; a fault of everseg, or of your own code if the run uses any: the same command with --debug shows where"
+    )
+    note(f"error: {type(error).__name__}: {error}{hint}")
+    return 1

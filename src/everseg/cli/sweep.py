@@ -1,0 +1,125 @@
+"""The verbs `everseg sweep` and `everseg compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from everseg.cli.output import Json, Overrides, console_of_stdout, note, say, write_json
+from everseg.errors import ConfigError
+
+
+def sweep(
+    source: Annotated[
+        str, typer.Argument(metavar="PRESET_OR_YAML", help="A preset, with or without its method, or a file.")
+    ],
+    overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Methods (everseg list methods), and joint.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds of the runs.")] = "0",
+    tasks: Annotated[str, typer.Option(metavar="A,B,...", help="Tasks instead of the preset's own.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/<preset>-sweep.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time here; they share the CPU threads.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster (extra ray).")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Write a SLURM array script; submit it if there is sbatch.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(metavar="RUN", help="This run of the sweep alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train methods x seeds x tasks; shared first steps once; the same command continues what is unfinished."""
+    from everseg.sweeps.sweep import sweep as train_all
+
+    if ray and slurm:
+        raise ConfigError("--ray and --slurm: give one of them")
+    on: Literal["here", "ray", "slurm"] = "ray" if ray else "slurm" if slurm else "here"
+    result = train_all(
+        source,
+        _words(methods),
+        _numbers(seeds),
+        _words(tasks),
+        out=out,
+        overrides=overrides or [],
+        jobs=jobs,
+        on=on,
+        only=only,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+    if as_json:
+        write_json(result)
+    else:
+        _tell(result, dry_run)
+    codes = {row["exit_code"] for row in result["runs"] if row["exit_code"]}
+    if codes:
+        raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
+
+
+def _tell(result: dict[str, Any], dry_run: bool) -> None:
+    from everseg.reports import terminal
+
+    rows = [
+        [row["name"], row["state"], "" if row["state"] == "finished" and not row["shared_from"] else
+         f"copy of {row['shared_from']}" if row["shared_from"] else "trained here"]
+        for row in result["runs"]
+    ]  # fmt: skip
+    console_of_stdout().print(terminal.table(["run", "state", "first step"], rows))
+    failed = [row for row in result["runs"] if row["exit_code"]]
+    for row in failed:
+        note(f"{row['name']}: exit code {row['exit_code']}: {row['error']}")
+    if dry_run:
+        say(f"dry run: nothing was started; the runs would lie in {result['out']}")
+    elif "slurm" in result:
+        told = result["slurm"]
+        say("every run is finished" if told["script"] is None else f"script: {told['script']}")
+        say(
+            "\n".join(["submitted as:" if told["jobs"] else "submit it with:", *told["commands"]])
+            if told["commands"]
+            else ""
+        )
+    elif failed:
+        say(f"{len(failed)} of {len(result['runs'])} runs stopped; the same command continues them")
+    else:
+        say(f"everseg compare {result['out']}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, and folders of runs.")],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Method that differences are taken from; default the first."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of compare.html, .csv and .tex.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Mean and standard deviation over seeds, paired differences, published numbers: table, HTML, CSV, LaTeX."""
+    from everseg.reports.compare import comparison, tables
+
+    made = comparison.compare(runs, against=against, out=out)
+    if as_json:
+        write_json(made)
+        return
+    for text in made["notes"]:
+        note(f"note: {text}")
+    for piece in tables.terminal(made):
+        if isinstance(piece, str):
+            say(piece)
+        else:
+            console_of_stdout().print(piece)
+    say(", ".join(made["files"]))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    words = _words(text)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(f"--seeds: expected whole numbers of at least 0, got {', '.join(wrong)}")
+    return [int(word) for word in words]

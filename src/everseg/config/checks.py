@@ -1,0 +1,273 @@
+"""Validation of a raw configuration: every problem at once, in the words of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from everseg.config.fields import RunConfig
+from everseg.config.hyperparameters import Option, method_options
+from everseg.config.yaml import MAX_DEPTH, KeyPath
+from everseg.errors import ConfigError, near_miss
+
+Problem = tuple[KeyPath, str]
+"""Key path and what is wrong there."""
+
+MAX_INT = 2**53
+"""No setting is a larger whole number; up to here a float holds each exactly."""
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def plain(value: Any, problems: list[Problem], path: KeyPath = ()) -> Any:
+    """Turn a mapping given from Python into JSON values; what is none becomes a problem."""
+    if len(path) > MAX_DEPTH:
+        problems.append((path, f"nested deeper than {MAX_DEPTH} levels"))
+    elif isinstance(value, BaseModel):
+        return plain(value.model_dump(), problems, path)
+    elif isinstance(value, Mapping):
+        return {str(key): plain(item, problems, (*path, str(key))) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        return [plain(item, problems, (*path, i)) for i, item in enumerate(value)]
+    elif isinstance(value, PurePath):
+        return plain(str(value), problems, path)
+    elif isinstance(value, str):
+        if _encodable(value):
+            return str(value)
+        problems.append((path, "text that is not valid Unicode"))
+    elif value is None or isinstance(value, bool):
+        return value
+    elif isinstance(value, int):
+        if abs(value) <= MAX_INT:
+            return value
+        problems.append((path, f"a number beyond {MAX_INT}"))
+    elif isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        problems.append((path, f"expected a finite number, got {value}"))
+    else:
+        problems.append((path, f"expected a plain value, got {type(value).__name__}"))
+    return None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def run_problems(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+    """Check a raw configuration against the schema (types are not converted, except list -> tuple, int -> float)."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(raw), strict=True), []
+    except ValidationError as error:
+        return None, _problems(error, raw)
+
+
+def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
+    found: dict[KeyPath, str] = {}
+    for item in error.errors(include_url=False):
+        path, field, section = _locate(item["loc"])
+        if path in found:
+            continue
+        if item["type"] == "extra_forbidden":
+            name = str(path[-1])
+            above = key_text(path[:-1]) + "." if path[:-1] else ""
+            hint = near_miss(name, section.model_fields, below=above) or _elsewhere(name)
+            found[path] = f"unknown key{hint}"
+        elif item["type"] == "missing" and field is not None and len(path) == len(item["loc"]):
+            named = _value(raw, path[:-2])
+            others = [key for key in named if key != path[-2]] if isinstance(named, Mapping) else []
+            hint = near_miss(str(path[-2]), others)  # a domain without data may be another one misspelt
+            found[path] = f"missing; expected {expectation(field.annotation, field.metadata)}{hint}"
+        elif field is None:
+            found[path] = f"expected keys and values, got {shown(_value(raw, path))}"
+        else:
+            value = _value(raw, path)
+            hint = near_miss(value, choices(field.annotation)) if isinstance(value, str) else ""
+            found[path] = (
+                f"expected {expectation(field.annotation, field.metadata)}, got {shown(value)}{hint}"
+            )
+    return list(found.items())
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, FieldInfo | None, type[BaseModel]]:
+    """Cut an error's location at the deepest key of the schema."""
+    section: type[BaseModel] = RunConfig
+    depth = 0
+    while depth < len(loc):
+        field = section.model_fields.get(str(loc[depth]))
+        if field is None:
+            return loc[: depth + 1], None, section
+        inner, several = section_in(field.annotation)
+        depth += 1
+        if inner is None or (several and depth == len(loc)):
+            return loc[:depth], field, section
+        section = inner
+        depth += several  # the name or number of one of several sections
+    return loc, None, section
+
+
+def section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The section a field holds, and whether it holds several: by name (domains) or as a list (steps)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    for part in get_args(annotation) if is_union(annotation) else (annotation,):
+        inner = get_args(part)[-1:] if get_origin(part) in (dict, list) else ()
+        if inner and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+            return inner[0], True
+    return None, False
+
+
+def key_text(path: KeyPath) -> str:
+    """A key path as it is written on the command line and in messages: data.root, scenario.steps[0].domain."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return text.removeprefix(".")
+
+
+def _elsewhere(name: str) -> str:
+    """Suggest the dotted key when the name belongs to another section."""
+    for section, field in RunConfig.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {})
+        if name in inner:
+            return f"; did you mean '{section}.{name}'?"
+    return ""
+
+
+def _value(raw: Any, path: KeyPath) -> Any:
+    for key in path:
+        if isinstance(raw, Mapping):
+            raw = raw.get(str(key))
+        elif isinstance(raw, list) and isinstance(key, int) and key < len(raw):
+            raw = raw[key]
+        else:
+            return None
+    return raw
+
+
+def shown(value: Any) -> str:
+    """A value for a message, at most 60 characters."""
+    text = (
+        {None: "null", True: "true", False: "false"}.get(value)
+        if value is None or isinstance(value, bool)
+        else None
+    )
+    if text is None:
+        try:
+            text = repr(value)
+        except ValueError:  # an int too long to print
+            text = "a very long number"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def expectation(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Say in words what a field accepts: "int >= 1", "one of 'bn', 'abn'", "number > 0 or null"."""
+    if get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        metadata = [limit for extra in extras for limit in getattr(extra, "metadata", [extra])]
+    parts = list(get_args(annotation)) if is_union(annotation) else [annotation]
+    words = list(dict.fromkeys(_word(part) for part in parts))
+    bounds = [
+        f"{sign} {getattr(m, name)}" for m in metadata for name, sign in BOUNDS.items() if hasattr(m, name)
+    ]
+    if bounds:
+        words[0] = f"{words[0]} {' and '.join(bounds)}"
+    return " or ".join(words)
+
+
+def is_union(annotation: Any) -> bool:
+    """Tell whether an annotation is X | Y."""
+    return get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _word(annotation: Any) -> str:
+    simple = {int: "int", float: "number", bool: "true or false", str: "text", type(None): "null"}
+    if annotation in simple:
+        return simple[annotation]
+    arguments = get_args(annotation)
+    match get_origin(annotation):
+        case typing.Literal:
+            return "one of " + ", ".join(repr(choice) for choice in arguments)
+        case origin if origin is list:
+            return f"list of {expectation(arguments[0])}" if arguments else "list"
+        case origin if origin is tuple:
+            if ... in arguments:
+                return "list of values"
+            return f"list of {len(arguments)} {expectation(arguments[0]).replace('number', 'numbers')}"
+        case origin if origin is dict or annotation is dict:
+            return "keys and values"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(f'{name}: ...' for name in annotation.model_fields)}}}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def choices(annotation: Any) -> list[str]:
+    """The texts a closed choice accepts."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        return [choice for choice in get_args(annotation) if isinstance(choice, str)]
+    return [text for part in get_args(annotation) for text in choices(part)] if is_union(annotation) else []
+
+
+def accepts_text_only(annotation: Any) -> bool:
+    """True for fields where `50` or `1e3` must be read as text."""
+    parts = set(get_args(annotation)) if is_union(annotation) else {annotation}
+    return str in parts and not parts & {int, float, bool}
+
+
+# ---------------------------------------------------------------- the method's hyper-parameters
+
+
+def method_problems(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Check a raw method section against the class it names.
+
+    Returns:
+        The section with every hyper-parameter filled in, and the problems.
+    """
+    name = raw.get("name", "ft")
+    if not isinstance(name, str):
+        return dict(raw), []  # the schema tells
+    try:
+        options = method_options(name)
+    except ConfigError as error:
+        return dict(raw), [(("method", "name"), str(error).removeprefix("method.name: "))]
+    problems: list[Problem] = []
+    full: dict[str, Any] = {"name": name}
+    for key, option in options.items():
+        if key in raw:
+            full[key], problem = _checked(option, raw[key])
+            problems += [(("method", key), problem)] if problem else []
+        elif option.default is dataclasses.MISSING:
+            problems.append((("method", key), f"needed by '{name}': {expectation(option.annotation)}"))
+        else:
+            full[key] = option.default
+    for key in raw.keys() - options.keys() - {"name"}:
+        hint = near_miss(key, options, below="method.") or (
+            f" ('{name}' has {', '.join(options)})" if options else ""
+        )
+        problems.append((("method", key), f"unknown key{hint}"))
+    return plain(full, problems, ("method",)), problems
+
+
+def _checked(option: Option, value: Any) -> tuple[Any, str]:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            option.annotation, config=ConfigDict(strict=True, allow_inf_nan=False)
+        )
+        return adapter.validate_json(json.dumps(value)), ""
+    except PydanticUserError:
+        return value, ""  # a type of its own: the method checks it
+    except ValidationError:
+        hint = near_miss(value, choices(option.annotation)) if isinstance(value, str) else ""
+        return value, f"expected {expectation(option.annotation)}, got {shown(value)}{hint}"

@@ -1,0 +1,236 @@
+"""The typed configuration of a run.
+
+Every field's docstring is its help text in `everseg show`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class DomainConfig(_Section):
+    """The data of one domain."""
+
+    dataset: str
+    """Data set: a name of `everseg list datasets`, a data.yaml, or your own file.py:build."""
+    root: str | None = None
+    """Folder of the data set; default `data.root`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the data set's reader."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Class name in this data set -> name in the run; several may share one name, "ignore" makes a class void."""
+
+
+class DataConfig(_Section):
+    """Which images, and how they become network inputs."""
+
+    dataset: str = "demo"
+    """Data set: a name of `everseg list datasets`, a data.yaml, or your own file.py:build."""
+    domains: dict[str, DomainConfig] = Field(default_factory=dict)
+    """Domain name -> its data, for domain-incremental scenarios; `dataset` and `options` are not used then."""
+    root: str | None = None
+    """Folder of the data set (not needed by `demo` and by a data.yaml)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the data set's reader."""
+    transform: Literal["crop", "resize"] = "crop"
+    """Training images: "crop" = random resized crop to a square, "resize" = whole image at `size`, shifted by a
+    few pixels."""
+    crop: int = Field(default=512, ge=8, le=65536)
+    """Side of the square training crop, in pixels."""
+    size: tuple[Annotated[int, Field(ge=8, le=65536)], Annotated[int, Field(ge=8, le=65536)]] = (512, 1024)
+    """Height and width of "resize", in pixels."""
+    shift: int = Field(default=2, ge=0)
+    """Training images of "resize" are moved by up to so many pixels in each direction."""
+    shift_fill: Literal["void", "authors"] = "void"
+    """Label of the strip a shift uncovers: void, or as in MDIL's code (class 0 at the right and at the bottom)."""
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    """Range of the training crop's area relative to the image's (random resized crop)."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip in training."""
+    evaluation: Literal["crop", "whole", "resize", "sliding"] = "crop"
+    """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (MiB's papers), "whole",
+    "resize" = image and labels at `size` (MDIL), or "sliding" = at their own size through overlapping windows."""
+    window: int | None = Field(default=None, ge=8, le=65536)
+    """Side of the square windows of "sliding", in pixels; default `crop`."""
+    overlap: float = Field(default=1 / 3, ge=0, le=0.9)
+    """Share of its side that a window of "sliding" has in common with the next; where they overlap, logits are
+    averaged."""
+    normalisation: Literal["imagenet", "unit"] = "imagenet"
+    """Scale of the network's inputs: "imagenet" = ImageNet's channel means and deviations, "unit" = [0, 1] (MDIL)."""
+    workers: int = Field(default=2, ge=0, le=256)
+    """Loader processes per rank; never changes the result."""
+    skip_bad: int = Field(default=0, ge=0)
+    """Training samples that may turn out unreadable and are replaced by others of the step, each reported once; one
+    more, or any with 0, stops the run. Test images are never left out."""
+
+
+class StepConfig(_Section):
+    """One step of a domain-incremental or mixed sequence."""
+
+    domain: str
+    """Name of one of `data.domains`."""
+    branch: str | None = None
+    """Path through the model; default the domain's own. Domains that name the same branch share one path."""
+    classes: list[int | str] | None = None
+    """Classes taught when the domain is met first (names or raw ids, no background); default all."""
+    add: list[int | str] | None = None
+    """Classes added to a domain met before."""
+
+
+class ScenarioConfig(_Section):
+    """Which classes are taught in which step, and from which images."""
+
+    kind: str = "class-incremental"
+    """Scenario builder: "class-incremental", "domain-incremental" (also mixed), "extension" (new classes for the
+    model of a bundle), or your own file.py:build."""
+    bundle: str | None = None
+    """Bundle whose model an "extension" starts from; its classes are the old ones, `task` names the new ones."""
+    steps: list[StepConfig] | None = None
+    """Steps of a domain-incremental scenario; default one per domain, in the order of `data.domains`."""
+    task: str | list[list[int | str]] = "4-2"
+    """Task name (15-5, 15-1, 100-50b, any N-M, offline), or explicit steps: lists of class names or raw ids."""
+    protocol: Literal["disjoint", "overlapped", "sequential", "partitioned"] = "overlapped"
+    """Which images a step may use: disjoint, overlapped, sequential (old classes stay labelled) or partitioned."""
+    policy: Literal["mib-voc", "mib-ade", "plop", "ignore-void"] = "ignore-void"
+    """Label convention: where void, old and future classes go in training and in tests."""
+    order: list[int | str] | None = None
+    """Class order (raw ids or names, without background) that N-M tasks cut into steps; default ascending ids."""
+    lists: str | None = None
+    """Image lists per step: "published" for the authors' own, or a folder of your train-<step>.npy/.txt files."""
+    joint: bool = False
+    """Teach everything at once: joint training (the upper bound), multi-task training over several domains."""
+    single: bool = False
+    """Train every step from scratch on its own: the single-task models that the relative drop compares with."""
+    single_task: dict[str, Annotated[float, Field(gt=0, le=100)]] | None = None
+    """Single-task mIoU per domain in percent, for the relative drop; default: of a finished single-task run beside
+    this one."""
+    class_weights: Literal["none", "computed", "published"] = "none"
+    """Weights 1/ln(1.1 + share of pixels) in the cross-entropy: computed from the step's images, or published."""
+    void_channel: bool = False
+    """Give domains without background an extra output for void, never trained, as MDIL's code does."""
+    validation: Literal["none", "split", "cross", "train"] = "none"
+    """Validation images: none, the `val` split, 20 % held out of the step's training images, or all of those."""
+    test_split: str = "val"
+    """Split the results are measured on."""
+
+
+class ModelConfig(_Section):
+    """Architecture and initial weights."""
+
+    name: str = "deeplabv3-resnet101"
+    """A name of `everseg list models`, or your own file.py:build."""
+    encoder: str | None = None
+    """Encoder of another library, under model.name=mlp or deeplabv3: hf:TYPE (random weights), hf:ORG/NAME[@REVISION]
+    or hf:FOLDER of transformers, timm:NAME (random) or timm:NAME.TAG; null = the architecture's own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the model's builder; with `encoder` also `config`, entries of the library's configuration,
+    and `taps`, which of its maps."""
+    output_stride: Literal[8, 16] | None = None
+    """Input pixels per cell of the encoder's last map; default the architecture's own (DeepLabV3: 16)."""
+    norm: Literal["bn", "abn", "iabn"] | None = None
+    """Normalisation and activation: bn = BatchNorm+ReLU, abn = BatchNorm+leaky ReLU 0.01, iabn = with gamma |w|+eps;
+    default the architecture's own (DeepLabV3: abn)."""
+    weights: str | None = None
+    """Initial encoder weights: a local file (torchvision, timm, In-place ABN or ERFNet names) or hf:org/name
+    (a download)."""
+    download: bool = False
+    """Allow `weights` and `encoder` to be fetched from the network."""
+
+
+class MethodConfig(_Section):
+    """Which method, with its hyper-parameters as further keys (method.kd_weight=10)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "ft"
+    """A name of `everseg list methods`, or your own file.py:Name."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TrainConfig(_Section):
+    """Optimisation of each step."""
+
+    epochs: int = Field(default=30, ge=1)
+    """Passes over the images of the first step."""
+    epochs_next: int | None = Field(default=None, ge=1)
+    """The same for later steps; default as `epochs`."""
+    batch: int = Field(default=24, ge=1)
+    """Images per iteration over all processes together."""
+    lr: float = Field(default=0.01, gt=0)
+    """Learning rate of the first step."""
+    lr_next: float | None = Field(default=0.001, gt=0)
+    """The same for later steps; null as `lr`."""
+    schedule: Literal["poly", "step", "constant"] = "poly"
+    """Learning rate over the iterations of a step."""
+    schedule_by: Literal["iteration", "epoch"] = "iteration"
+    """Whether the poly schedule falls with every iteration (MiB) or every epoch (MDIL)."""
+    power: float = Field(default=0.9, ge=0)
+    """Exponent of the poly schedule."""
+    step_size: int = Field(default=5000, ge=1)
+    """Iterations between two drops of the step schedule."""
+    step_factor: float = Field(default=0.1, gt=0)
+    """Factor of each drop of the step schedule."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with momentum, or Adam."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of Adam's two averages."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """L2 penalty on every trainable weight."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; losses are always fp32. fp16 is refused where a method reads gradients."""
+    sync_norm: bool = False
+    """Synchronise batch statistics over processes (CUDA only)."""
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    """CPU threads per process; exact repetition needs the same number. Default: PyTorch's choice, recorded."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Iterations between checkpoints."""
+    log_every: int = Field(default=10, ge=1)
+    """Iterations between journal lines."""
+    max_time: float | None = Field(default=None, gt=0)
+    """Seconds after which the run saves itself and stops with exit code 75."""
+    max_iterations: int | None = Field(default=None, ge=1)
+    """Stop each step after so many iterations (used by --dry-run)."""
+    eval_batch: int = Field(default=8, ge=1)
+    """Test images per batch and process (1 where images differ in size), or windows of an image seen through such."""
+
+
+class RunConfig(_Section):
+    """Everything that decides a run."""
+
+    name: str = "run"
+    """Name of the run's folder."""
+    out: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initial weights, order, augmentation and random protocols."""
+    tensorboard: bool = True
+    """Write TensorBoard events if tensorboard is installed."""
+    report: bool = True
+    """Write report.html into the run's folder when the run is finished."""
+    data: DataConfig = DataConfig()
+    scenario: ScenarioConfig = ScenarioConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+
+
+HARMLESS = frozenset(
+    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.workers",
+     "data.skip_bad", "model.download", "scenario.single_task",
+     "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
+)  # fmt: skip
+"""Keys that may differ when a run is resumed: they cannot change its result."""

@@ -1,0 +1,414 @@
+"""From presets, YAML files, mappings and `key=value` to a checked `RunConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from everseg import registry
+from everseg.config import presets
+from everseg.config.checks import (
+    Problem,
+    accepts_text_only,
+    key_text,
+    method_problems,
+    plain,
+    run_problems,
+    section_in,
+    shown,
+)
+from everseg.config.fields import RunConfig
+from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
+from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
+from everseg.errors import ConfigError
+
+__all__ = [
+    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "override_value", "own_code",
+    "refuse_own_code", "settings", "to_json",
+]  # fmt: skip
+
+SHORTHAND: dict[str, KeyPath] = {
+    "data": ("data", "dataset"),
+    "scenario": ("scenario", "kind"),
+    "model": ("model", "name"),
+    "method": ("method", "name"),
+}
+"""`method=mib` means method.name=mib."""
+
+ALIASES: dict[str, KeyPath] = {
+    "task": ("scenario", "task"),
+    "protocol": ("scenario", "protocol"),
+}
+"""Keys that may be written without their section."""
+
+_OWNED: dict[KeyPath, tuple[str, ...]] = {
+    ("data", "dataset"): ("options",),
+    ("model", "name"): ("options",),
+    ("model", "encoder"): ("options", "output_stride"),
+    ("method", "name"): ("*",),
+}
+"""When such a name changes, these neighbours belonged to the old one and are dropped ("*": all)."""
+_OWNED_BY_DOMAIN = ("options", "rename")
+"""The same where the data set of a domain changes."""
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    import_own: bool = True,
+    **sections: Any,
+) -> RunConfig:
+    """Read and check the configuration of a run that the user asks for.
+
+    Later wins: defaults, `preset:` (or `base:`, another file) named in a file, the file, `sections`, `overrides`.
+    Changing the method drops the hyper-parameters given for the former one; the hyper-parameters that are not given
+    are filled in with the method's defaults, so that the result says everything.
+
+    A method of the user's own is imported to check its hyper-parameters. So this is for what the user wrote; what a
+    run folder or a bundle holds is read by `from_stored`.
+
+    Args:
+        source: preset name, path of a YAML file, mapping with the same keys, or None for the defaults.
+        overrides: "key=value" with dotted keys; values are read as YAML 1.2 (`train.lr=1e-3`,
+            `scenario.task=[[road,sky],[car]]`). `method=mib`, `data=...`, `model=...`, `task=...`, `protocol=...`
+            are short for method.name and so on.
+        import_own: False leaves a method that is not everseg's own unchecked, and never imports it.
+        sections: the same as keywords: `method="mib"`, `train={"lr": 0.02}`, `seed=1`.
+
+    Raises:
+        ConfigError: every problem found, each with its key and, for files, file:line.
+    """
+    problems: list[Problem] = []
+    tree = _Tree()
+    _add_source(tree, source, problems)
+    tree.merge(Parsed(plain(sections, problems)))
+    tree.merge(_overrides(overrides, problems))
+    return _checked(tree, problems, lambda name: import_own or registry.is_builtin("method", name))
+
+
+def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read back a configuration that a file holds, as `to_json` wrote it: plain keys and values, nothing else.
+
+    A run folder or a bundle may come from somebody else, and reading it must not run anything. So no preset and no
+    other file is read, no shorthand is understood, and a name that is not everseg's own stays a text. Whoever needs
+    the code behind such a name asks `refuse_own_code` first.
+
+    Args:
+        stored: the value from the file; anything but a mapping is refused.
+        overrides: "key=value" that the user adds, as for `load`. A method named here is imported and checked: it is
+            the user who names it.
+
+    Raises:
+        ConfigError: every problem found, each with its key.
+    """
+    if not isinstance(stored, Mapping):
+        raise ConfigError(f"expected keys and values, got {shown(stored)}")
+    problems: list[Problem] = []
+    tree = _Tree()
+    tree.value = plain(stored, problems)
+    given = _overrides(overrides, problems)
+    tree.merge(given)
+    named = _texts_in(given.value)
+    return _checked(
+        tree,
+        problems,
+        lambda name: registry.is_builtin("method", name) or (isinstance(name, str) and name in named),
+    )
+
+
+def own_code(config: RunConfig) -> dict[tuple[str, str], str]:
+    """Names in a configuration that stand for code which is not everseg's own.
+
+    These are `file.py:Name`, `package.module:Name` and the entry points of installed packages. A data.yaml is no code.
+
+    Returns:
+        (kind of the registry, key as on the command line) -> name.
+    """
+    places = {
+        ("model", "model"): config.model.name,
+        ("dataset", "data"): config.data.dataset,
+        **{
+            ("dataset", f"data.domains.{name}.dataset"): domain.dataset
+            for name, domain in config.data.domains.items()
+        },
+        ("scenario", "scenario.kind"): config.scenario.kind,
+        ("method", "method"): config.method.name,
+    }
+    return {
+        (kind, key): name
+        for (kind, key), name in places.items()
+        if not registry.is_builtin(kind, name)
+        and not (kind == "dataset" and name.lower().endswith((".yaml", ".yml")))
+    }
+
+
+def refuse_own_code(
+    config: RunConfig,
+    overrides: Sequence[str] = (),
+    *,
+    named: Collection[str] = (),
+    kinds: Collection[str] = ("model", "dataset", "scenario"),
+) -> None:
+    """Stop where a stored configuration names code that the user has not named again.
+
+    Args:
+        config: from a file that may be somebody else's.
+        overrides: what the user wrote: a name that stands here as a value may be imported.
+        named: further names that the user wrote.
+        kinds: what is about to be imported.
+
+    Raises:
+        ConfigError: all such names, with what to write to let them run.
+    """
+    said = {*named, *_texts_in(_overrides(overrides, []).value)}
+    refused = {
+        key: name for (kind, key), name in own_code(config).items() if kind in kinds and name not in said
+    }
+    if refused:
+        raise ConfigError(
+            [
+                f"this run uses your own code '{name}'; say so to let it run: {key}={name}"
+                for key, name in refused.items()
+            ]
+        )
+
+
+def _texts_in(value: Any) -> set[str]:
+    """Every text that stands as a value somewhere in a mapping or list."""
+    if isinstance(value, Mapping):
+        return {text for item in value.values() for text in _texts_in(item)}
+    if isinstance(value, list):
+        return {text for item in value for text in _texts_in(item)}
+    return {value} if isinstance(value, str) else set()
+
+
+def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], bool]) -> RunConfig:
+    """Check the merged settings; the method's hyper-parameters too where its name `may_import` code."""
+    raw = tree.value
+    _texts(raw, tree.origins, RunConfig)
+    method = raw.get("method", {})
+    if isinstance(method, Mapping) and may_import(method.get("name", "ft")):
+        full, wrong = method_problems(method)
+        raw = {**raw, "method": full}
+        problems += wrong
+    config, wrong = run_problems(raw)
+    known = {path for path, _ in problems}
+    problems += [problem for problem in wrong if problem[0] not in known]
+    if config is None or problems:
+        texts = [_problem_text(path, text, tree.origins) for path, text in problems]
+        raise ConfigError(texts, "" if len(texts) == 1 else "the configuration")
+    return config
+
+
+def _problem_text(path: KeyPath, text: str, origins: Mapping[KeyPath, Origin]) -> str:
+    key = key_text(path)
+    for length in range(len(path), -1, -1):
+        origin = origins.get(path[:length])
+        if origin is not None and (origin.where or length == len(path)):
+            return f"{key}: {text}" + (f" ({origin.where})" if origin.where else "")
+    return f"{key}: {text}" if key else text
+
+
+# ---------------------------------------------------------------- layers
+
+
+class _Tree:
+    """The merged raw configuration, with the place each value comes from."""
+
+    def __init__(self) -> None:
+        self.value: dict[str, Any] = {}
+        self.origins: dict[KeyPath, Origin] = {}
+
+    def merge(self, layer: Parsed) -> None:
+        """Lay a mapping over what is there; mappings merge, everything else replaces."""
+        layer = _expanded(layer)
+        owned = dict(_OWNED)
+        domains = _at(layer.value, ("data", "domains"))
+        for domain in domains if isinstance(domains, Mapping) else ():
+            owned["data", "domains", domain, "dataset"] = _OWNED_BY_DOMAIN
+        for path, neighbours in owned.items():
+            name = _at(layer.value, path)
+            if name is not None and name != self._effective(path):
+                self._drop(path, neighbours)
+        _overlay(self.value, layer.value)
+        new = {path: origin for path, origin in layer.origins.items() if path}
+        stale = [
+            old for old in self.origins if any(old[: len(path)] == path for path in _leaves(layer.value))
+        ]
+        for path in stale:
+            del self.origins[path]
+        self.origins.update(new)
+
+    def _effective(self, path: KeyPath) -> Any:
+        default: Any = RunConfig()
+        for key in path:
+            default = getattr(default, str(key), None)  # a domain has none
+        return _at(self.value, path, default)
+
+    def _drop(self, path: KeyPath, neighbours: Sequence[str]) -> None:
+        section = _at(self.value, path[:-1])
+        if isinstance(section, dict):
+            for key in list(section):
+                if key in neighbours or ("*" in neighbours and key != path[-1]):
+                    del section[key]
+
+
+def _at(tree: Any, path: KeyPath, default: Any = None) -> Any:
+    for key in path:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return default
+        tree = tree[key]
+    return tree
+
+
+def _overlay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            inner = under.get(key)
+            fresh: dict[str, Any] = dict(inner) if isinstance(inner, Mapping) else {}
+            _overlay(fresh, value)
+            under[key] = fresh
+        else:
+            under[key] = value
+
+
+def _leaves(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _expanded(layer: Parsed) -> Parsed:
+    """Replace shorthands (`method: mib`, `task: 15-5`) by the full keys."""
+    value: dict[str, Any] = {}
+    origins = dict(layer.origins)
+    for key, item in layer.value.items():
+        path = ALIASES.get(key)
+        if path is None and key in SHORTHAND and not isinstance(item, Mapping):
+            path = SHORTHAND[key]
+        if path is None:
+            _overlay(value, {key: item})
+            continue
+        _overlay(value, {str(path[0]): {str(path[1]): item}})
+        for old in [old for old in origins if old[:1] == (key,)]:
+            origins[path + old[1:]] = origins.pop(old)
+    return Parsed(value, origins)
+
+
+def _add_source(tree: _Tree, source: str | Path | Mapping[str, Any] | None, problems: list[Problem]) -> None:
+    if source is None:
+        return
+    if isinstance(source, Mapping):
+        given = Parsed(plain(source, problems))
+        _add_layer(tree, given, Path(), problems, ())
+    elif isinstance(source, Path) or _is_file_name(source):
+        _add_file(tree, Path(source).expanduser(), problems, ())
+    else:
+        tree.merge(Parsed(presets.load_preset(source)))
+
+
+def _is_file_name(source: str) -> bool:
+    if source in presets.names(every=True):
+        return False
+    return source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
+
+
+def _add_file(tree: _Tree, path: Path, problems: list[Problem], parents: tuple[Path, ...]) -> None:
+    if path.resolve() in parents:
+        raise ConfigError(f"{path}: names itself as its base")
+    if len(parents) >= 10:
+        raise ConfigError(f"{path}: more than 10 files, each the base of another")
+    parsed = read(path)
+    if parsed.value is None:
+        parsed = Parsed({})
+    if not isinstance(parsed.value, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as 'preset: voc-15-5-mib'")
+    _add_layer(tree, parsed, path.parent, problems, (*parents, path.resolve()))
+
+
+def _add_layer(
+    tree: _Tree, layer: Parsed, folder: Path, problems: list[Problem], parents: tuple[Path, ...]
+) -> None:
+    value = {str(key): item for key, item in layer.value.items()}
+    named = [(key, value.pop(key)) for key in ("preset", "base") if key in value]
+    if len(named) > 1:
+        problems.append((("base",), "write either preset or base, not both"))
+    for key, name in named[:1]:
+        if not isinstance(name, str):
+            problems.append(((key,), "expected the name of a preset or a YAML file"))
+        elif key == "base" and name not in presets.names(every=True):
+            _add_file(tree, folder / Path(name).expanduser(), problems, parents)
+        else:
+            try:
+                tree.merge(Parsed(presets.load_preset(name)))
+            except ConfigError as error:
+                where = layer.origins.get((key,))
+                problems.append(((key,), f"{error}" + (f" ({where.where})" if where else "")))
+    layer_origins = {path: o for path, o in layer.origins.items() if path[:1] not in (("preset",), ("base",))}
+    tree.merge(Parsed(plain(value, problems), layer_origins))
+
+
+def _overrides(texts: Sequence[str], problems: list[Problem]) -> Parsed:
+    """All `key=value` as one layer, so that their order does not matter unless a key comes twice."""
+    layer = Parsed({})
+    for text in texts:
+        key, sign, written = text.partition("=")
+        path: KeyPath = tuple(key.strip().split("."))
+        if not sign or not all(path) or len(path) > MAX_DEPTH:
+            problems.append(((), f"{shown(text)}: expected key=value, such as train.epochs=10"))
+            continue
+        try:
+            value, origin = override_value(written)
+        except ConfigError as error:
+            problems.append((path, str(error)))
+            continue
+        value = plain(value, problems, path)
+        for part in reversed(path):
+            value = {part: value}
+        one = _expanded(Parsed(value, {path: origin}))
+        _overlay(layer.value, one.value)
+        layer.origins.update(one.origins)
+    return layer
+
+
+def override_value(text: str) -> tuple[Any, Origin]:
+    """Read the right side of `key=value`: lists, mappings and quoted texts as YAML, anything else as one scalar."""
+    text = text.strip()
+    if text[:1] in ("[", "{", '"', "'"):
+        return parse(text, "value").value, Origin("")
+    return scalar(text), Origin("", text)
+
+
+def _texts(
+    raw: dict[str, Any], origins: Mapping[KeyPath, Origin], section: type[BaseModel], path: KeyPath = ()
+) -> None:
+    """Give text fields the text that was written where it looks like a number: `scenario.task=50`."""
+    for key, value in raw.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            continue
+        here = (*path, key)
+        inner, several = section_in(field.annotation)
+        if inner is not None:
+            items: Iterable[tuple[Any, Any]] = [(None, value)]
+            if several:
+                items = (
+                    value.items()
+                    if isinstance(value, dict)
+                    else enumerate(value if isinstance(value, list) else ())
+                )
+            for name, item in items:
+                if isinstance(item, dict):
+                    _texts(item, origins, inner, here if name is None else (*here, name))
+        elif isinstance(value, (int, float)) and accepts_text_only(field.annotation):
+            origin = origins.get(here)
+            if origin is not None and origin.text is not None:
+                raw[key] = origin.text
+            elif isinstance(value, int) and not isinstance(value, bool):
+                raw[key] = str(value)

@@ -1,0 +1,201 @@
+"""Every published setting under its name, composed of small parts.
+
+Names read `<data>-<task>[-<protocol>]-<method>`: voc-15-5-mib, voc-15-1-overlapped-mib, ade-100-50b-lwf,
+voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-ft; and over domains
+`<domains>-<method>`: cs-bdd-idd-mdil, camvid-day-dusk-ft, camvid-mixed-mdil+mib (classes and domains).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from everseg.config.yaml import parse
+from everseg.errors import ConfigError, near_miss
+
+PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
+JOINT = "joint"
+OFFLINE = "offline"
+MIXED_METHODS = ("mdil+mib", "mdil", "mib", "ft", "multi")
+
+
+@dataclass(frozen=True)
+class _Preset:
+    data: str
+    task: str
+    protocol: str
+    method: str
+    """A method's name, or "joint"."""
+    listed: bool
+    """Shown by `names()`: a published combination under its shortest name."""
+
+
+@dataclass(frozen=True)
+class _DomainPreset:
+    group: str
+    """Key of domains.yaml."""
+    sequence: str
+    method: str
+    listed: bool
+
+
+@cache
+def _part(name: str) -> dict[str, Any]:
+    text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return parse(text, f"presets/{name}.yaml", quick=True).value
+
+
+@cache
+def _table() -> dict[str, _Preset]:
+    return {
+        name: _Preset(data, str(task), protocol, method, listed)
+        for data in _part("data")
+        for task, settings in _part("tasks")[data].items()
+        for method in ([*_part("methods"), JOINT] if task != OFFLINE else ["ft"])
+        for name, protocol, listed in _spellings(data, str(task), settings, method)
+    }
+
+
+@cache
+def _domain_table() -> dict[str, _DomainPreset]:
+    methods = list(_part("domain_methods"))
+    result = {}
+    for group, settings in _part("domains").items():
+        mixed = settings.get("mixed", {})
+        for sequence in (*settings["sequences"], *mixed):
+            listed = MIXED_METHODS if sequence in mixed else settings["listed"]
+            for method in listed if sequence in mixed else (m for m in methods if m != "mdil+mib"):
+                name = f"{sequence}-{method}"
+                result[name] = _DomainPreset(group, sequence, method, method in listed)
+    return result
+
+
+def _spellings(
+    data: str, task: str, settings: dict[str, Any], method: str
+) -> Iterator[tuple[str, str, bool]]:
+    """Every name of one combination of data set, task and method, with its protocol."""
+    default, published = _part("data")[data]["default"], _part("data")[data]["published"]
+    tasks = [task, *([settings["alias"]] if "alias" in settings else [])]
+    for spelt in tasks:
+        yield f"{data}-{spelt}-{method}", default, spelt == task and not settings.get("short", False)
+        if task == OFFLINE:
+            continue
+        for protocol in PROTOCOLS:
+            listed = spelt == task and protocol in published and protocol != default and method != JOINT
+            yield f"{data}-{spelt}-{protocol}-{method}", protocol, listed
+    if settings.get("short", False):
+        yield f"{data}-{method}", default, True
+
+
+def names(*, every: bool = False) -> list[str]:
+    """Names of the presets.
+
+    Args:
+        every: with the aliases (15-5s = 15-1), the spelt-out defaults and the protocols nobody published.
+    """
+    tables = (_table(), _domain_table())
+    return [name for table in tables for name, preset in table.items() if every or preset.listed]
+
+
+def title(name: str) -> str:
+    """Heading that a preset stands under in lists: what is new in its steps, and the data."""
+    over_domains = _domain_table().get(name)
+    part, key = ("domains", over_domains.group) if over_domains else ("data", _table()[name].data)
+    return str(_part(part)[key]["title"])
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Compose a preset.
+
+    Returns:
+        A part of a run's configuration, as a YAML file would give it; `name` is the preset's.
+
+    Raises:
+        ConfigError: unknown name, with the nearest one.
+    """
+    if name in _domain_table():
+        return {"name": name, **_domain_config(_domain_table()[name])}
+    preset = _table().get(name)
+    if preset is None:
+        raise ConfigError(_unknown(name))
+    task = _part("tasks")[preset.data][_key(preset)]
+    config = copy.deepcopy(_part("data")[preset.data]["config"])
+    config["scenario"] |= {"task": preset.task, "protocol": preset.protocol}
+    if preset.method == JOINT:
+        config["scenario"]["joint"] = True
+        config["method"] = {"name": "ft"}
+    else:
+        if preset.protocol in task.get("lists", ()):
+            config["scenario"]["lists"] = "published"
+        own = task.get("method", {}).get(preset.method, {})
+        config["method"] = {"name": preset.method, **_part("methods")[preset.method], **own}
+    return {"name": name, **config}
+
+
+def without_method(name: str) -> str:
+    """The data and task of a preset: its name without the method."""
+    preset = _domain_table().get(name) or _table()[name]
+    return name.removesuffix(f"-{preset.method}")
+
+
+def variant(name: str, *, method: str | None = None, task: str | None = None) -> str | None:
+    """Name of the preset that differs from another one in its method or task; None where there is none."""
+    over_domains = _domain_table().get(name)
+    if over_domains is not None:
+        found = f"{over_domains.sequence}-{method or over_domains.method}"
+        return found if task is None and found in _domain_table() else None
+    preset = _table()[name]
+    if task in (None, preset.task) and method in (None, preset.method):
+        return name
+    head, method = f"{preset.data}-{task or preset.task}", method or preset.method
+    return next(
+        (n for n in (f"{head}-{preset.protocol}-{method}", f"{head}-{method}") if n in _table()), None
+    )
+
+
+def _domain_config(preset: _DomainPreset) -> dict[str, Any]:
+    group = _part("domains")[preset.group]
+    config = _merged(group["config"], _part("domain_methods")[preset.method])
+    if preset.sequence in group["sequences"]:
+        order, steps = group["sequences"][preset.sequence], None
+    else:
+        mixed = group["mixed"][preset.sequence]
+        steps, config = mixed["steps"], _merged(config, {"train": mixed.get("train", {})})
+        order = dict.fromkeys(step["domain"] for step in steps)
+    domains = {domain: group["domains"][domain] for domain in order}
+    scenario = {"kind": "domain-incremental"} | ({"steps": steps} if steps else {})
+    method = {"method": _part("methods").get(preset.method, {})}
+    return copy.deepcopy(_merged(config, {"data": {"domains": domains}, "scenario": scenario, **method}))
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings in a new one; where both hold mappings these merge, else `over` counts."""
+    both = {
+        key: _merged(under[key], value)
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+        else value
+        for key, value in over.items()
+    }
+    return {**under, **both}
+
+
+def _key(preset: _Preset) -> str | int:
+    tasks = _part("tasks")[preset.data]
+    return preset.task if preset.task in tasks else int(preset.task)
+
+
+def _unknown(name: str) -> str:
+    hint = near_miss(name, [*_domain_table(), *_table()])
+    data = next((data for data in _part("data") if name.startswith(f"{data}-")), None)
+    own = f"; for another task: everseg run {_example(data)} scenario.task=..." if data else ""
+    return f"no preset and no file '{name}'{hint} (everseg list presets{own})"
+
+
+def _example(data: str) -> str:
+    tasks = _part("tasks")[data]
+    task = next(task for task, settings in tasks.items() if task != OFFLINE and "method" not in settings)
+    return f"{data}-{task}-mib"

@@ -1,0 +1,1 @@
+"""From a split of a data set to batches of one size: class index, samples, transforms, loader."""

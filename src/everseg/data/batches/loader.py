@@ -1,0 +1,276 @@
+"""Turns views of splits into batches.
+
+The order is a pure function of (seed, step, epoch, branch), the augmentation of (seed, step, epoch, sample id), and
+every process takes its slice of one global order: workers, ranks and restarts never change which pixels are seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from everseg.config.fields import DataConfig
+from everseg.data.batches.parallel import keep_memory
+from everseg.data.batches.samples import Keys, Loaded, Samples, View, collate
+from everseg.errors import DataError, EversegError
+from everseg.types import Batch
+
+
+def epoch_order(seed: int, step: int, epoch: int, count: int, branch: int = 0) -> np.ndarray:
+    """Permutation of the `count` samples of the step's branch number `branch`; a pure function of its arguments."""
+    key = f"order:{seed}:{step}:{epoch}" + (f":{branch}" if branch else "")
+    digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
+    # RandomState, whose stream numpy has frozen; that of `default_rng` may change between versions, and runs with it.
+    return np.random.RandomState(int.from_bytes(digest, "big")).permutation(count)
+
+
+def epoch_length(counts: Collection[int], batch: int) -> int:
+    """Iterations of an epoch in which the branches take turns until the shortest has no whole batch left.
+
+    Args:
+        counts: number of samples of each branch, at least one.
+        batch: images per iteration.
+
+    Returns:
+        Branches * whole batches of the shortest; a branch shorter than one batch makes one smaller batch.
+
+    Source: for several branches MDIL's multi-task training (iterations = shortest loader).
+
+    >>> epoch_length([11], 4), epoch_length([11, 9, 30], 4), epoch_length([3], 8)
+    (2, 6, 1)
+    """
+    return len(counts) * max(1, min(counts) // batch)
+
+
+class _Plan(Sampler[Keys]):
+    """The keys of each batch, made when the loader asks for it: nothing grows with the number of batches."""
+
+    def __init__(self, batches: Callable[[], Iterator[Keys]], length: int) -> None:
+        self._batches, self._length = batches, length
+
+    def __iter__(self) -> Iterator[Keys]:
+        return self._batches()
+
+    def __len__(self) -> int:
+        return self._length
+
+
+LOOK_EVERY = 2
+"""Seconds after which a waiting loader looks whether its processes still live."""
+PATIENCE = 300
+"""Seconds without a batch after which a loader process counts as hung."""
+_NOT_YET = "DataLoader timed out after"
+"""How torch says that no batch came within LOOK_EVERY."""
+
+
+def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[Loaded]:
+    loader = DataLoader(
+        samples,
+        batch_sampler=plan,
+        num_workers=min(workers, len(plan)),
+        collate_fn=collate,
+        pin_memory=pin,
+        timeout=LOOK_EVERY if workers else 0,
+        worker_init_fn=_begin_worker,
+    )
+    with _deaths_told_where_batches_are_asked_for():
+        iterator = iter(loader)  # starts the processes, and installs torch's signal handler
+    while True:
+        try:
+            loaded = _next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (workers and _is_of_the_loader(error)):
+                raise
+            what = str(error).partition("\n")[0] or type(error).__name__
+            raise DataError(
+                f"a loader process stopped or hung ({what}); "
+                "run again with data.workers=0, or with fewer workers if memory is short"
+            ) from error
+        if isinstance(loaded, EversegError):
+            raise loaded  # a worker returned it: an error raised there would arrive with a traceback as its text
+        yield loaded
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    """The next batch; every LOOK_EVERY seconds of waiting torch looks whether its processes still live."""
+    start = time.monotonic()
+    while True:
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if not str(error).startswith(_NOT_YET) or time.monotonic() - start > PATIENCE:
+                raise
+
+
+def _is_of_the_loader(error: Exception) -> bool:
+    """Whether an error tells of a loader process, and is not one that its samples raised.
+
+    torch says "DataLoader ..." of a process that died or hangs, and "Caught ..." of an error inside one; a pipe that
+    breaks before either is seen has an error of its own.
+    """
+    text = str(error)
+    return (
+        text.startswith("DataLoader ") if isinstance(error, RuntimeError) else not text.startswith("Caught ")
+    )
+
+
+@contextmanager
+def _deaths_told_where_batches_are_asked_for() -> Iterator[None]:
+    """Keep torch from answering the death of a worker with an error at whatever point the main process has reached.
+
+    Its first loader with processes installs a SIGCHLD handler that raises, be it in the middle of an update or of a
+    save. Looking while waiting for a batch (`LOOK_EVERY`) finds a death too, but for one in the middle of a message
+    that another process keeps the pipe open for. A handler that a loader of the user's own installed stays.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:  # one that was not installed from Python cannot be put back
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _begin_worker(number: int) -> None:
+    keep_memory()
+
+
+class Timed(Iterator[Loaded]):
+    """Batches, with the time spent waiting for them in `seconds`; whoever reads it sets it back to 0."""
+
+    def __init__(self, batches: Iterator[Loaded]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> Loaded:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def train_batches(
+    views: Sequence[View],
+    data: DataConfig,
+    *,
+    seed: int,
+    step: int,
+    batch: int,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Iterator[Loaded]:
+    """Augmented batches of iterations start..stop-1 of a step, this process's share of each.
+
+    With T branches in the views, in the order in which they first stand there, iteration i is a batch of branch
+    i % T; every `epoch_length` iterations all branches start again in a new order.
+
+    Args:
+        batch: images per iteration over all processes.
+
+    Raises:
+        DataError: a sample cannot be read, and `data.skip_bad` allows no stand-in; fewer images than processes.
+    """
+    samples = Samples(views, data, seed, step, replace=data.skip_bad)
+    branches = samples.branches()
+    counts = [len(positions) for positions in branches.values()]
+    sizes = [shared_size(count, batch, world) for count in counts]
+    for branch, count, size in zip(branches, counts, sizes, strict=True):
+        if size == 0:
+            where = f" of branch {branch!r}" if len(counts) > 1 else ""
+            raise DataError(
+                f"step {step} has {count} images{where}, fewer than the {world} processes that share each batch"
+            )
+    per_branch = epoch_length(counts, batch) // len(counts)  # batches of each branch in an epoch
+
+    # Everything below follows from the iteration number: a run that continues at iteration `start` makes the batches
+    # that an uninterrupted one would have made from there, without going through the earlier ones.
+    def plan() -> Iterator[Keys]:
+        orders: list[np.ndarray] = []
+        order_epoch = -1
+        for iteration in range(start, stop):
+            turn, which = divmod(iteration, len(counts))  # whose turn it is
+            epoch, slot = divmod(turn, per_branch)  # its how-manyth batch of which epoch
+            if epoch != order_epoch:
+                orders = [
+                    positions[epoch_order(seed, step, epoch, len(positions), number)]
+                    for number, positions in enumerate(branches.values())
+                ]
+                order_epoch = epoch
+            size = sizes[which]
+            # Every process knows the whole batch and takes its part: with any number of them it holds the same images.
+            chosen = orders[which][slot * size : (slot + 1) * size]
+            mine = chosen[rank * size // world : (rank + 1) * size // world]
+            yield [(epoch, position) for position in mine.tolist()]
+
+    length = max(0, stop - start)
+    return _loader(samples, _Plan(plan, length), data.workers, pin) if length else iter(())
+
+
+def plain_batches(
+    views: Sequence[View],
+    data: DataConfig,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+    replace: int = 0,
+) -> Iterator[Loaded]:
+    """Every sample exactly once over all processes, without augmentation, one branch after the other.
+
+    Batches never mix branches; where images may differ in size (evaluation "whole", "sliding") they hold one image.
+
+    Args:
+        replace: as in `Samples`; 0 where results are measured.
+    """
+    samples = Samples(views, data, 0, 0, replace=replace)
+    size = 1 if data.evaluation in ("whole", "sliding") else batch
+    shares = [positions[rank::world] for positions in samples.branches().values()]
+
+    def plan() -> Iterator[Keys]:
+        for mine in shares:
+            for i in range(0, len(mine), size):
+                yield [(None, position) for position in mine[i : i + size].tolist()]
+
+    length = sum(-(-len(mine) // size) for mine in shares)
+    return _loader(samples, _Plan(plan, length), data.workers, pin) if length else iter(())
+
+
+def normalised_batches(
+    views: Sequence[View],
+    data: DataConfig,
+    device: torch.device,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    replace: int = 0,
+) -> Iterator[tuple[Loaded, Batch]]:
+    """The batches of `plain_batches`, each as it was read and as the model takes it."""
+    pin = device.type == "cuda"
+    batches = plain_batches(views, data, batch=batch, rank=rank, world=world, pin=pin, replace=replace)
+    for loaded in batches:
+        yield loaded, loaded.on(device, data.normalisation)
+
+
+def shared_size(count: int, batch: int, world: int) -> int:
+    """Images of a batch over all processes: as many as there are, up to `batch`, in equal shares; 0 = not one each."""
+    size = min(batch, count)
+    return size - size % world

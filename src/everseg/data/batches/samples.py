@@ -1,0 +1,207 @@
+"""Samples of views as arrays, and a stand-in where one cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from everseg.config.fields import DataConfig
+from everseg.data.base import Split
+from everseg.data.batches.transforms import (
+    center_transform,
+    flip_and_shift,
+    normalise,
+    resize_transform,
+    sample_rng,
+    train_transform,
+    whole_transform,
+)
+from everseg.errors import DataError, EversegError, some
+from everseg.types import Batch
+
+
+@dataclass(frozen=True)
+class View:
+    """Some samples of a split, with the table raw id -> train id and the branch they are seen through."""
+
+    split: Split
+    indices: np.ndarray
+    lut: np.ndarray
+    branch: str = "default"
+    dataset: str = ""
+    """Key of the split's data set in the run (the domain); with a sample's id it names the sample in the run."""
+
+
+SampleKey = tuple[str, str]
+"""(`View.dataset`, id): ids are unique in one split only."""
+
+
+@dataclass
+class Loaded:
+    """A batch of one branch as the workers made it: bytes, not yet normalised."""
+
+    image: Tensor
+    """(B, 3, H, W) uint8."""
+    label: Tensor
+    """(B, H, W) uint8 train ids."""
+    ids: tuple[str, ...]
+    """The samples seen, stand-ins under their own name."""
+    branch: str = "default"
+    bad: Mapping[SampleKey, str] = field(default_factory=dict)
+    """Samples that could not be read and were replaced -> why."""
+
+    def pin_memory(self) -> Loaded:
+        """The same in page-locked memory; torch's loader asks for it where batches go to a GPU."""
+        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
+
+    def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
+        """The batch on a device, as models and losses take it."""
+        image = normalise(self.image.to(device, non_blocking=True), normalisation)
+        return Batch(image, self.label.to(device, non_blocking=True).long(), self.branch, self.ids)
+
+
+class _Sample(NamedTuple):
+    image: np.ndarray
+    label: np.ndarray
+    id: str
+    branch: str
+
+
+Keys = list[tuple[int | None, int]]
+"""What `Samples` is asked for to make a batch."""
+
+
+class Samples(Dataset):
+    """Map-style access by (epoch, position); epoch None means no augmentation.
+
+    Args:
+        replace: how many samples may be found unreadable before one of the same branch is found that stands in.
+            Which one that is depends on seed, step, epoch, position and on what can be read, on nothing else.
+    """
+
+    def __init__(
+        self, views: Sequence[View], data: DataConfig, seed: int, step: int, *, replace: int = 0
+    ) -> None:
+        self.views = views
+        self.data = data
+        self.seed = seed
+        self.step = step
+        self.replace = replace
+        self.starts = np.cumsum([0, *(len(view.indices) for view in views)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def branches(self) -> dict[str, np.ndarray]:
+        """Positions of each branch's samples; branches in the order in which they first stand in the views."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for view, start, stop in zip(self.views, self.starts[:-1], self.starts[1:], strict=True):
+            parts.setdefault(view.branch, []).append(np.arange(start, stop))
+        return {branch: np.concatenate(positions) for branch, positions in parts.items()}
+
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[_Sample, dict[SampleKey, str]] | EversegError:
+        """A sample with the unreadable ones it stands in for; an error travels to the main process as a value."""
+        epoch, position = key
+        bad: dict[SampleKey, str] = {}
+        try:
+            for candidate in self._candidates(epoch, position):
+                view, index = self._place(candidate)
+                try:
+                    return self._sample(view, index, epoch), bad
+                except DataError as error:
+                    bad[view.dataset, view.split.id(index)] = str(error)
+                    if not self.replace:
+                        raise
+                    if len(bad) > self.replace:
+                        return too_many(bad, self.replace)
+            return DataError("no training sample of the step can be read:\n  " + _listing(bad))
+        except EversegError as error:
+            return error
+
+    def _candidates(self, epoch: int | None, position: int) -> Iterator[int]:
+        yield position
+        # Only reached where that sample cannot be read. The order of the stand-ins is drawn from what names the place,
+        # so that a second run, other workers or a restart meet the same ones.
+        digest = hashlib.blake2b(
+            f"replace:{self.seed}:{self.step}:{epoch}:{position}".encode(), digest_size=4
+        )
+        others = self.branches()[self._place(position)[0].branch]
+        order = np.random.RandomState(int.from_bytes(digest.digest(), "big")).permutation(others)
+        yield from (int(other) for other in order if other != position)
+
+    def _place(self, position: int) -> tuple[View, int]:
+        # Positions run through all views: view k holds starts[k] to starts[k + 1] - 1.
+        which = int(np.searchsorted(self.starts, position, side="right")) - 1
+        view = self.views[which]
+        return view, int(view.indices[position - self.starts[which]])
+
+    def _sample(self, view: View, index: int, epoch: int | None) -> _Sample:
+        sample_id = view.split.id(index)
+        image, label = view.split.read(index)
+        if image.dtype != np.uint8 or label.dtype != np.uint8:
+            raise DataError(
+                f"{sample_id}: images and masks must be uint8, got {image.dtype} and {label.dtype}"
+            )
+        if epoch is None:
+            image, label = self._plain(image, label)
+            return _Sample(image, view.lut.take(label), sample_id, view.branch)
+        data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
+        if data.transform == "resize":
+            # The table raw id -> train id comes before the shift, whose filling value is a train id already.
+            image, label = resize_transform(image, label, size=data.size)
+            image, label = flip_and_shift(
+                image, view.lut.take(label), flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
+            )
+            return _Sample(image, label, sample_id, view.branch)
+        image, label = train_transform(
+            image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng, table=view.lut
+        )
+        return _Sample(image, label, sample_id, view.branch)
+
+    def _plain(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        data = self.data
+        if data.evaluation == "crop":
+            return center_transform(image, label, crop=data.crop)
+        if data.evaluation == "resize":
+            return resize_transform(image, label, size=data.size)
+        return whole_transform(image, label)
+
+
+def too_many(bad: Mapping[SampleKey, str], allowed: int) -> DataError:
+    """Make the error that ends a run with more unreadable samples than it may replace."""
+    return DataError(
+        f"{len(bad)} training samples cannot be read, and data.skip_bad allows {allowed}:\n  {_listing(bad)}"
+    )
+
+
+def _listing(bad: Mapping[SampleKey, str]) -> str:
+    return some(list(bad.values()), between="\n  ")
+
+
+def collate(samples: Sequence[tuple[_Sample, dict[SampleKey, str]] | EversegError]) -> Loaded | EversegError:
+    """Make one batch of samples; an error among them, or sizes that differ, becomes the batch's error."""
+    read = []
+    for sample in samples:
+        if isinstance(sample, EversegError):
+            return sample
+        read.append(sample)
+    images, labels, ids, branches = zip(*(sample for sample, _ in read), strict=True)
+    shapes = {label.shape for label in labels}
+    if len(shapes) > 1:
+        return DataError(
+            f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
+        )
+    bad = {key: why for _, found in read for key, why in found.items()}
+    return Loaded(_stacked(images), _stacked(labels), ids, branches[0], bad)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    """One tensor of all; torch's own function makes it in a worker in the memory it shares with the main process."""
+    return default_collate([torch.from_numpy(array) for array in arrays])

@@ -1,0 +1,1 @@
+"""Every file of a data set looked at before training, and what is wrong with it."""

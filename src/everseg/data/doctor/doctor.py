@@ -1,0 +1,380 @@
+"""Look at every file of a data set before training and list all faults."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everseg.data.base import Dataset, Split
+from everseg.data.batches.index import default_cache_dir, ranges, remedy
+from everseg.data.batches.parallel import Progress, map_samples
+from everseg.data.datasets.listing import LeftOut
+from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
+from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
+from everseg.data.writing import write_atomically
+from everseg.errors import DataError, EversegError, some
+from everseg.labels import RawLabels
+
+RARE = 3
+"""A class in fewer training images than this is reported."""
+ALIKE = 1.5
+"""Images are reported as alike whose small grey pictures differ by at most so many grey levels (root mean square)."""
+
+
+def check(
+    dataset: Dataset,
+    *,
+    splits: Sequence[str] | None = None,
+    sample: int | None = None,
+    cache: bool = True,
+    lock: Mapping[tuple[str, str], tuple[str, str]] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Read every image and mask once, on all cores, and report all faults.
+
+    Errors are what would stop a run or make its scores meaningless: files that cannot be read, sizes that
+    differ, colour or lossy masks, undeclared ids, masks whose objects all carry the ignore value, empty splits,
+    training images that are byte for byte in another split. Warnings: masks of void only, images one pixel wide or
+    high, classes without training image, classes in fewer than 3 training images, images that look like a training
+    image, and what the reader had to correct. Images smaller than the crop are fine.
+
+    Args:
+        splits: names; None = all.
+        sample: look at so many samples of each split only, drawn with a fixed seed; None = all.
+        cache: use what an earlier check found about files of unchanged size, times and number, or of unchanged
+            content; False = read all.
+        lock: (split, sample) -> SHA-256 of image and mask when they were known to be good; others are reported.
+        workers: processes; None = all cores.
+        progress: called with (done, total) samples over all splits.
+
+    Raises:
+        DataError: a split that the data set does not have.
+    """
+    names = list(dataset.splits) if splits is None else list(splits)
+    unknown = [name for name in names if name not in dataset.splits]
+    if unknown:
+        raise DataError(f"{dataset.name} has no split {unknown}; it has {', '.join(dataset.splits)}")
+    findings: list[Finding] = []
+    samples: dict[str, list[Examined]] = {}
+    chosen = {name: _chosen(len(dataset.splits[name]), sample) for name in names}
+    done, total = 0, sum(map(len, chosen.values()))
+
+    def advance(reached: int, _: int) -> None:
+        if progress:
+            progress(done + reached, total)
+
+    for name in names:
+        split = dataset.splits[name]
+        samples[name] = _examined(split, chosen[name], cache, workers, advance)
+        done += len(chosen[name])
+        findings += _of_split(name, split, dataset.labels, samples[name])
+        if len(chosen[name]) < len(split):
+            text = f"only {len(chosen[name])} of {len(split)} samples were looked at"
+            findings.append(finding("note", "sampled", name, "", text))
+    findings += _same_images(samples)
+    findings += _similar_images(samples)
+    rows = _class_rows(dataset.labels, samples)
+    findings += _of_classes(rows, names)
+    digests = {(name, s.id): s.digests for name in names for s in samples[name] if s.digests[0]}
+    findings += _changed(lock or {}, digests)
+    images = {name: len(samples[name]) for name in names}
+    return Report(dataset.name, tuple(findings), images, rows, digests)
+
+
+def check_source(
+    build: Callable[[], Dataset], *, lenient: Callable[[], Dataset] | None = None, **options: Any
+) -> Report:
+    """Build a data set and check it; faults that stop the building (unpaired files, a missing folder) are findings.
+
+    Args:
+        build: opens the data set.
+        lenient: the same, leaving out what has no partner, so that the other files are looked at in spite of it.
+        options: of `check`.
+
+    Raises:
+        ConfigError: from `build`; wrong options are no fault of the data.
+    """
+    try:
+        return check(build(), **options)
+    except DataError as error:
+        stopped = finding("error", "layout", "", "", str(error))
+    try:
+        dataset = lenient() if lenient is not None else None
+    except EversegError:
+        dataset = None
+    if dataset is None:
+        return Report("data", (stopped,))
+    report = check(dataset, **options)
+    unpaired = [replace(f, level="error") for f in report.findings if f.code == "unpaired"]
+    others = [f for f in report.findings if f.code != "unpaired"]
+    return replace(report, findings=(*(unpaired or [stopped]), *others))
+
+
+def _chosen(count: int, sample: int | None) -> list[int]:
+    if sample is None or sample >= count:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), sample))
+
+
+def _examined(
+    split: Split, indices: list[int], cache: bool, workers: int | None, progress: Progress
+) -> list[Examined]:
+    file = cache_file(split)
+    known = load_cache(file) if file is not None and cache else {}
+    job = Job(split, indices, known)
+    found = map_samples(examine, job, len(indices), workers=workers, progress=progress)
+    news = any(s.id not in known or known[s.id].stamp != s.stamp for s in found if not s.faults)
+    if file is not None and news:
+        store_cache(file, list({**known, **{s.id: s for s in found}}.values()))
+    return found
+
+
+def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined]) -> Iterator[Finding]:
+    if not samples:
+        yield finding("error", "empty-split", name, "", "the split has no images")
+    for text in getattr(split, "warnings", ()):
+        left_out = isinstance(text, LeftOut)
+        place = text.sample if left_out else ""
+        yield finding("warning", "unpaired" if left_out else "list", name, place, str(text))
+    counted = [np.zeros(256, np.int32) if s.counts is None else s.counts for s in samples]
+    found = {int(raw) for row in counted for raw in np.flatnonzero(row)}
+    for sample in samples:
+        yield from _of_sample(name, sample, labels, found)
+    yield from _together(name, samples)
+    present, void = found - set(labels.void), found & set(labels.void)
+    if len(present) == 1 and void and len(labels.names) > 1:
+        text = f"the only value besides {min(present)} is the ignore value {min(void)}: there is nothing to learn"
+        yield finding("error", "binary-mask", name, "", text)
+    if name == "train" and len(split) == 1:
+        yield finding("error", "one-image", name, "", "a single image")
+    elif name == "train" and 0 < len(split) < RARE:
+        yield finding("warning", "few-images", name, "", f"{len(split)} images only")
+
+
+def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) -> Iterator[Finding]:
+    for code, message in sample.faults:
+        yield finding("error", code, name, sample.id, message)
+    if sample.counts is None:
+        return
+    row = sample.counts
+    foreign = sorted({int(raw) for raw in np.flatnonzero(row)} - labels.declared)
+    if foreign:
+        text = ", ".join(f"id {raw} ({row[raw]} pixels)" for raw in foreign)
+        text += f"; declared: {ranges(labels.declared)}"
+        yield Finding("error", "undeclared-id", name, sample.id, text, remedy(labels, found))
+    if row[sorted(labels.void)].sum() == row.sum():
+        yield finding("warning", "all-void", name, sample.id, "every pixel of the mask is void")
+    if min(sample.size) == 1:
+        text = f"the image is {sample.size[1]}x{sample.size[0]} pixels"
+        yield finding("warning", "tiny-image", name, sample.id, text)
+    for level, code, message in sample.notes:
+        if level != "note":
+            yield finding(level, code, name, sample.id, message)
+
+
+def _together(name: str, samples: list[Examined]) -> Iterator[Finding]:
+    """One line for all samples with the same note."""
+    noted: dict[str, list[str]] = {}
+    for sample in samples:
+        for level, code, message in sample.notes:
+            if level == "note":
+                noted.setdefault(code, []).append(message)
+    for code, messages in noted.items():
+        messages = list(dict.fromkeys(messages))
+        yield finding("note", code, name, "", f"{len(messages)} images: {some(messages, 5)}")
+
+
+def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
+    first: dict[str, dict[str, str]] = {}
+    for name, of in samples.items():
+        first[name] = {}
+        twins = []
+        for sample in of:
+            other = first[name].setdefault(sample.digests[0], sample.id) if sample.digests[0] else sample.id
+            if other != sample.id and not _window(sample.id):
+                twins.append(f"{sample.id} = {other}")
+        if twins:
+            text = f"{len(twins)} images are byte-identical to another of the split: {some(twins)}"
+            yield finding("note", "twin-image", name, "", text)
+    names = sorted(first, key=lambda name: name != "train")
+    for at, name in enumerate(names):
+        for other in names[:at]:
+            shared = first[name].keys() & first[other].keys() - {""}
+            if not shared:
+                continue
+            if other != "train" and first[name].keys() == first[other].keys():
+                text = f"holds the same {len(shared)} images as '{other}'"
+                yield finding("note", "same-split", name, "", text)
+                continue
+            level: Level = "error" if other == "train" else "warning"
+            for sample in samples[name]:
+                if sample.digests[0] in shared:
+                    twin = f"byte-identical to {other}/{first[other][sample.digests[0]]}"
+                    yield finding(level, "same-image", name, sample.id, twin)
+
+
+def _window(sample: str) -> bool:
+    """Whether a sample is one window of a picture, so that others share its file."""
+    return re.fullmatch(r".*@\d+,\d+", sample, re.DOTALL) is not None
+
+
+def _similar_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
+    """Images of other splits that look like a training image, such as one that was encoded again."""
+    train = [s for s in samples.get("train", []) if _has_content(s)]
+    if not train:
+        return
+    known = {s.digests[0] for s in train}
+    table = np.stack([np.frombuffer(s.signature, np.uint8) for s in train]).astype(np.float32)
+    squares = (table**2).sum(axis=1)
+    for name, of in samples.items():
+        others = [s for s in of if name != "train" and _has_content(s) and s.digests[0] not in known]
+        for start in range(0, len(others), 256):
+            part = others[start : start + 256]
+            rows = np.stack([np.frombuffer(s.signature, np.uint8) for s in part]).astype(np.float32)
+            apart = squares[None] + (rows**2).sum(axis=1)[:, None] - 2 * rows @ table.T
+            for sample, nearest in zip(part, apart.argmin(axis=1), strict=True):
+                twin = train[nearest]
+                exact = float(((_grey(sample) - _grey(twin)) ** 2).mean())
+                if exact <= ALIKE**2:
+                    yield finding(
+                        "warning", "near-same-image", name, sample.id, f"looks like train/{twin.id}"
+                    )
+
+
+def _grey(sample: Examined) -> np.ndarray:
+    return np.frombuffer(sample.signature, np.uint8).astype(np.float64)
+
+
+def _has_content(sample: Examined) -> bool:
+    return len(sample.signature) > 0 and float(_grey(sample).std()) > 4 * ALIKE
+
+
+def _class_rows(labels: RawLabels, samples: Mapping[str, list[Examined]]) -> tuple[ClassRow, ...]:
+    images: dict[str, np.ndarray] = {}
+    pixels: dict[str, np.ndarray] = {}
+    for name, of in samples.items():
+        rows = [s.counts for s in of if s.counts is not None]
+        table = np.stack(rows) if rows else np.zeros((0, 256), np.int64)
+        images[name] = (table > 0).sum(axis=0)
+        pixels[name] = table.sum(axis=0, dtype=np.int64)
+    return tuple(
+        ClassRow(
+            raw,
+            labels.names[raw],
+            {name: int(images[name][raw]) for name in samples},
+            {name: int(pixels[name][raw]) for name in samples},
+        )
+        for raw in sorted(labels.names)
+    )
+
+
+def _of_classes(rows: Sequence[ClassRow], names: Sequence[str]) -> Iterator[Finding]:
+    for row in rows:
+        what = f"class {row.id} '{row.name}'"
+        elsewhere = [name for name in names if name != "train" and row.images[name]]
+        if not elsewhere and not row.images.get("train"):
+            hint = "; do the ids of the masks start at 1, without a background?" if row.id == 0 else ""
+            yield finding("warning", "class-missing", "", "", f"{what} is in no image{hint}")
+        elif "train" in row.images and not row.images["train"]:
+            yield finding(
+                "warning",
+                "class-untrained",
+                "train",
+                "",
+                f"{what} is only in {', '.join(elsewhere)}, not in train",
+            )
+        elif 0 < row.images.get("train", 0) < RARE:
+            count = row.images["train"]
+            text = f"{what} is in {count} training image{'s' if count > 1 else ''} only"
+            yield finding("warning", "class-rare", "train", "", text)
+
+
+def _changed(
+    lock: Mapping[tuple[str, str], tuple[str, str]], digests: Mapping[tuple[str, str], tuple[str, str]]
+) -> Iterator[Finding]:
+    for place, before in lock.items():
+        now = digests.get(place)
+        if now is not None and now != before:
+            what = " and ".join(
+                kind for kind, a, b in zip(("image", "mask"), before, now, strict=True) if a != b
+            )
+            yield finding(
+                "warning", "changed-file", *place, f"{what} changed since the lock file was written"
+            )
+
+
+FORMAT = 1
+"""Version of the cached files; part of their name."""
+
+
+def cache_file(split: Split) -> Path | None:
+    """Where the findings about a split are kept; None for splits that do not lie in files."""
+    decoding, root = getattr(split, "decoding", None), getattr(split, "root", None)
+    if decoding is None or root is None:
+        return None
+    key = json.dumps([FORMAT, split.name, str(root), decoding()])
+    return default_cache_dir() / "check" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+
+
+def load_cache(file: Path) -> dict[str, Examined]:
+    """Read what is known, by sample id; nothing if there is no such file or it is damaged."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return {}
+    checksum, body = data[:32], data[32:]
+    if hashlib.sha256(body).digest() != checksum:
+        warnings.warn(f"Results of the last check in {file} are damaged; all files are read.", stacklevel=2)
+        return {}
+    with np.load(io.BytesIO(body), allow_pickle=False) as stored:
+        texts = json.loads(stored["texts"].tobytes())
+        counts, sizes, signatures, stamps = (stored[k] for k in ("counts", "sizes", "signatures", "stamps"))
+    return {
+        name: Examined(
+            name,
+            (),
+            tuple((level, code, message) for level, code, message in notes),
+            counts[i],
+            (int(sizes[i, 0]), int(sizes[i, 1])),
+            (image, mask),
+            signatures[i].tobytes(),
+            tuple(stamps[i].tolist()) if stamps[i, 1] else (),
+        )
+        for i, (name, notes, image, mask) in enumerate(texts)
+    }
+
+
+def store_cache(file: Path, samples: Sequence[Examined]) -> None:
+    """Keep what was found about the samples without fault; where that cannot be written, nothing is kept."""
+    healthy = [s for s in samples if not s.faults and s.counts is not None and s.digests[1]]
+    if not healthy:
+        return
+    texts = json.dumps([[s.id, s.notes, *s.digests] for s in healthy]).encode()
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        texts=np.frombuffer(texts, np.uint8),
+        counts=np.stack([s.counts for s in healthy if s.counts is not None]),
+        sizes=np.array([s.size for s in healthy], np.int64),
+        signatures=np.stack([np.frombuffer(s.signature, np.uint8) for s in healthy]).reshape(
+            -1, SIGNATURE**2
+        ),
+        stamps=np.array([s.stamp or (0,) * 8 for s in healthy], np.int64),
+    )
+    body = buffer.getvalue()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, hashlib.sha256(body).digest() + body)
+    except OSError:  # the check itself is done; the class index warns where the cache cannot be written
+        return

@@ -1,0 +1,263 @@
+"""What a check finds out about one sample: its faults, oddities, ids and fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from everseg.data.base import Split
+from everseg.data.batches.index import count_ids
+from everseg.data.datasets.decode import UNLIMITED, open_picture, orientation
+from everseg.data.doctor.findings import Level
+from everseg.errors import DataError
+
+MAX_DECODED = 100_000_000
+"""Larger pictures are not decoded to find out why a reader refused them."""
+LARGE = 25_000_000
+"""From so many pixels on, windows are recommended."""
+SIGNATURE = 16
+"""Side of the small grey picture by which copies are recognised after they were encoded again."""
+RECENT = 2.0
+"""A file younger than so many seconds may change without a new time stamp; it is recognised by content only."""
+_PNG_END = b"IEND\xaeB`\x82"
+_ENDINGS = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "PPM": (".ppm", ".pgm", ".pnm", ".pbm"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What is known of one sample; counts are None where it cannot be read."""
+
+    id: str
+    faults: tuple[tuple[str, str], ...] = ()
+    """(code, message) of what stops a run."""
+    notes: tuple[tuple[Level, str, str], ...] = ()
+    """(level, code, message) of what does not."""
+    counts: np.ndarray | None = None
+    """(256,) pixels per raw id."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width."""
+    digests: tuple[str, str] = ("", "")
+    """SHA-256 of image and mask; of the image's pixels alone where they do not lie in files."""
+    signature: bytes = b""
+    """The image as grey picture of `SIGNATURE` x `SIGNATURE` bytes."""
+    stamp: tuple[int, ...] = ()
+    """Size, times and number of both files; () if they must be looked into next time."""
+
+
+class Job(NamedTuple):
+    """The samples of a split to look at, with what an earlier check found."""
+
+    split: Split
+    indices: list[int]
+    known: Mapping[str, Examined]
+
+
+def examine(job: Job, position: int) -> Examined:
+    """Look at one sample; what an earlier check found is used while both files are the same."""
+    index = job.indices[position]
+    name = job.split.id(index)
+    paths = (_path(job.split, "image_path", index), _path(job.split, "mask_path", index))
+    stamp = _stamp(paths)
+    known = job.known.get(name)
+    if known is not None and stamp:
+        if known.stamp == stamp:
+            return known
+        if known.digests == tuple(map(_digest, paths)):
+            return replace(known, stamp=_settled(stamp))
+    return replace(_examine(job.split, index, name, paths), stamp=_settled(stamp))
+
+
+def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path | None]) -> Examined:
+    try:
+        image, mask = split.read(index)
+        if image.shape[:2] != mask.shape:
+            text = (
+                f"the image is {image.shape[1]}x{image.shape[0]} but the mask {mask.shape[1]}x{mask.shape[0]}"
+            )
+            return Examined(name, (("size-mismatch", text),))
+        if image.dtype != np.uint8 or mask.dtype != np.uint8:
+            text = f"images and masks must be uint8, got {image.dtype} and {mask.dtype}"
+            return Examined(name, (("unreadable-sample", text),))
+    except (DataError, OSError) as error:
+        return Examined(name, tuple(_faults(split, index, str(error))))
+    faults: tuple[tuple[str, str], ...] = ()
+    if paths[1] is not None and _look(paths[1])[0] in ("JPEG", "MPO"):
+        faults = (("lossy-mask", f"{paths[1]}: the mask is a JPEG file"),)
+    notes = [*(_image_notes(paths[0]) if paths[0] else ()), *_pixel_notes(mask)]
+    if paths[0] is None:
+        pixels = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
+        digests = (hashlib.sha256(pixels).hexdigest(), "")
+    else:
+        digests = (_digest(paths[0]), _digest(paths[1]))
+    return Examined(name, faults, tuple(notes), count_ids(mask), mask.shape, digests, _signature(image))
+
+
+def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]:
+    """Which file of a sample that cannot be read is at fault: the image, the mask, or both."""
+    mask: np.ndarray | None = None
+    mask_message = ""
+    try:
+        mask = split.read_mask(index)
+    except (DataError, OSError) as error:
+        mask_message = str(error)
+        path = _path(split, "mask_path", index)
+        yield _mask_code(path), mask_message
+    image_path = _path(split, "image_path", index)
+    form, size, problem = _look(image_path) if image_path is not None else ("", None, "")
+    if mask is None:
+        if message != mask_message:
+            yield "unreadable-image" if image_path is not None else "unreadable-sample", message
+        elif problem:
+            yield "unreadable-image", f"{image_path}: {problem}"
+    elif form and not problem and size != (mask.shape[1], mask.shape[0]):
+        yield "size-mismatch", message
+    elif image_path is not None:
+        at_fault = problem or not form or message.startswith(f"{image_path}: ")
+        yield "unreadable-image" if at_fault else "unreadable-sample", message
+    else:
+        yield "unreadable-sample", message
+
+
+def _mask_code(path: Path | None) -> str:
+    if path is None:
+        return "bad-mask"
+    form, _, problem = _look(path)
+    if form in ("JPEG", "MPO", "WEBP"):
+        return "lossy-mask"
+    if problem:
+        return "unreadable-mask"
+    with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
+        return (
+            "colour-mask" if picture.mode in ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB") else "bad-mask"
+        )
+
+
+def _look(path: Path) -> tuple[str, tuple[int, int] | None, str]:
+    """Format, (width, height), and what is wrong with a picture file; never blocks on a pipe or device."""
+    form, size = "", None
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return form, size, "not a regular file"
+        with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
+            form, size = picture.format or "", picture.size
+            if size[0] * size[1] > MAX_DECODED:
+                return form, size, "too large"
+            picture.load()
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        return form, size, str(error).removeprefix(f"{path}: ") or type(error).__name__
+    return form, size, ""
+
+
+def _image_notes(path: Path) -> Iterator[tuple[Level, str, str]]:
+    """What is unusual about an image file that can be read."""
+    data = path.read_bytes()
+    try:
+        picture = open_picture(io.BytesIO(data), path, UNLIMITED)
+        how = orientation(picture)
+    except Exception:  # the reader of the data set can open it, so it is not a picture of ours
+        return
+    form, (width, height) = picture.format or "", picture.size
+    if path.suffix.lower() not in _ENDINGS.get(form, (path.suffix.lower(),)):
+        yield "warning", "other-format", f"{path}: is a {form} file, whatever its name says"
+    end = data.rfind(_PNG_END) + len(_PNG_END)
+    if form == "PNG" and end >= len(_PNG_END) and end < len(data):
+        yield "warning", "trailing-bytes", f"{path}: {len(data) - end} bytes follow the end of the picture"
+    if picture.mode == "CMYK":
+        yield "warning", "print-colours", f"{path}: colours for print (CMYK)"
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        yield "note", "alpha", str(path)
+    if how != 1 and width == height:
+        yield (
+            "warning",
+            "turned-square",
+            f"{path}: is turned by its EXIF orientation {how}; being square, its",
+        )
+        " mask fits either way"
+    elif how != 1:
+        yield "note", "turned", str(path)
+    if width * height > LARGE:
+        yield "note", "large-image", f"{path} ({width}x{height})"
+
+
+def _pixel_notes(mask: np.ndarray) -> Iterator[tuple[Level, str, str]]:
+    ids = in_between(mask)
+    if len(ids) >= 3:
+        text = f"ids {', '.join(map(str, ids[:8]))} stand on the borders between smaller and larger ids only"
+        yield "warning", "interpolated-mask", text
+
+
+def in_between(mask: np.ndarray) -> list[int]:
+    """Ids that stand (nearly) only between a smaller and a larger id: what resizing with interpolation leaves.
+
+    Args:
+        mask: (H, W) uint8.
+    """
+    between = np.zeros(mask.shape, bool)
+    for before, middle, after, target in (
+        (mask[:, :-2], mask[:, 1:-1], mask[:, 2:], between[:, 1:-1]),
+        (mask[:-2], mask[1:-1], mask[2:], between[1:-1]),
+    ):
+        target |= ((before < middle) & (middle < after)) | ((before > middle) & (middle > after))
+    total, found = count_ids(mask), count_ids(mask[between])
+    return [int(i) for i in np.flatnonzero((total > 0) & (found >= 0.9 * total))]
+
+
+def _signature(image: np.ndarray) -> bytes:
+    small = Image.fromarray(image).convert("L").resize((SIGNATURE, SIGNATURE), Image.Resampling.BOX)
+    return small.tobytes()
+
+
+def _path(split: Split, kind: str, index: int) -> Path | None:
+    """Where a file of the sample lies, for splits that lie in files."""
+    find = getattr(split, kind, None)
+    return None if find is None else Path(find(index))
+
+
+def _stamp(paths: tuple[Path | None, Path | None]) -> tuple[int, ...]:
+    """What changes when a file does; () for files that are missing, links, or not files."""
+    stamp: list[int] = []
+    for path in paths:
+        try:
+            if path is None or path.resolve(strict=True) != path:
+                return ()
+            found = path.stat()
+        except (OSError, RuntimeError):
+            return ()
+        if not stat.S_ISREG(found.st_mode):
+            return ()
+        stamp += [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return tuple(stamp)
+
+
+def _settled(stamp: tuple[int, ...]) -> tuple[int, ...]:
+    times = [*stamp[1::4], *stamp[2::4]]
+    return stamp if times and max(times) < (time.time() - RECENT) * 1e9 else ()
+
+
+def _digest(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        found = path.stat()
+        return _file_digest(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: Path, _: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,209 @@
+"""What a check of a data set finds, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from everseg.data.datasets.options import read_skiplist, skiplist_line
+from everseg.data.writing import write_atomically
+from everseg.errors import ConfigError
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+REMEDIES: dict[str, str] = {
+    "layout": "Correct the folders or lists named, then check again: the files were not looked at yet.",
+    "empty-split": "Check the list or folder of this split.",
+    "unreadable-image": "Fetch or export these files again, or leave them out of the lists.",
+    "unreadable-mask": "Fetch or export these files again, or leave them out of the lists.",
+    "size-mismatch": "Export the mask again at the size of its image.",
+    "colour-mask": "Name the colours of the classes (palette) in the data set's description, or export id masks.",
+    "lossy-mask": "Export the masks again as PNG; the ids cannot be brought back from a lossy file.",
+    "bad-mask": "Export masks that hold one id of 0-255 per pixel, or describe their colours or ids.",
+    "unreadable-sample": "Correct these samples, or leave them out.",
+    "same-image": "Remove the image from one of the splits: scores on images seen in training mean nothing.",
+    "same-split": "Nothing to do if this is meant; scores of the two are the same.",
+    "tiny-image": "Look whether these files are damaged.",
+    "all-void": "Nothing can be learnt or scored here; annotate these images or leave them out.",
+    "class-missing": "Remove the class from the description, or check the ids of the masks.",
+    "class-untrained": "The class cannot be learnt: move images into training, or remove the class.",
+    "class-rare": "Scores of so rare a class are unstable; add images if you can.",
+    "list": "Clean the list when convenient.",
+    "unpaired": "Add the missing files, or leave the others out: on_missing: skip, or a skip list.",
+    "binary-mask": "If the objects are stored as this value, declare it as a class and set ignore: null in the "
+    "data.yaml (classes: {0: background, 255: object}).",
+    "near-same-image": "Look at both: scores on images seen in training mean nothing.",
+    "twin-image": "Nothing to do if this is meant; these images count twice.",
+    "other-format": "Rename these files when convenient; they are read by their content.",
+    "trailing-bytes": "Look whether these files were joined with something else; the picture itself is whole.",
+    "print-colours": "The colours come out other than they look; convert these images to RGB.",
+    "alpha": "Transparency is dropped.",
+    "turned": "Turned as their EXIF orientation says, as viewers show them; their masks fit.",
+    "turned-square": "Look at the overlay; exif: ignore leaves all images as they are stored.",
+    "large-image": "Cut into windows as they are read: tiles: {size: 512, overlap: 64} in the data.yaml.",
+    "interpolated-mask": "Masks that were resized with interpolation hold such ids; resize with nearest neighbour.",
+    "few-images": "Add images; so few cannot show what a class looks like.",
+    "one-image": "Add images: batch norm cannot be trained on one.",
+    "changed-file": "If nobody changed these files on purpose, restore them; else write the lock file again.",
+    "sampled": "Check all samples before a long run.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault, or one thing worth knowing."""
+
+    level: Level
+    code: str
+    """Kind of the finding, a key of `REMEDIES`."""
+    split: str
+    """Split name; "" if it concerns the data set."""
+    sample: str
+    """Sample id; "" if it concerns the split or the data set."""
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """How often a class occurs."""
+
+    id: int
+    name: str
+    images: Mapping[str, int]
+    """Split name -> images with at least one pixel of the class."""
+    pixels: Mapping[str, int]
+    """Split name -> pixels."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found."""
+
+    dataset: str
+    findings: tuple[Finding, ...]
+    images: Mapping[str, int] = field(default_factory=dict)
+    """Split name -> samples looked at."""
+    classes: tuple[ClassRow, ...] = ()
+    digests: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """(split, sample) -> SHA-256 of image and mask, of the samples that can be read."""
+
+    @property
+    def ok(self) -> bool:
+        """True if there is no error; warnings and notes may remain."""
+        return not any(finding.level == "error" for finding in self.findings)
+
+    def summary(self) -> str:
+        """All findings grouped by kind, errors first, then the class table and the verdict; many lines."""
+        lines = [f"{self.dataset}: " + ", ".join(f"{count} {name}" for name, count in self.images.items())]
+        for level in LEVELS:
+            groups: dict[tuple[str, str], list[Finding]] = {}
+            for finding in self.findings:
+                if finding.level == level:
+                    groups.setdefault((finding.code, finding.remedy), []).append(finding)
+            for (code, what_to_do), group in groups.items():
+                lines += ["", f"{level.upper()} {code} ({len(group)}): {what_to_do}"]
+                lines += [f"  {_place(finding)}{_indented(finding.message)}" for finding in group]
+        lines += ["", *self._table()] if self.classes else [""]
+        count = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
+        verdict = "ready to train" if self.ok else "correct the errors before training"
+        lines.append(
+            f"{count['error']} errors, {count['warning']} warnings, {count['note']} notes: {verdict}."
+        )
+        return _plain("\n".join(lines))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain dictionaries, lists, strings and numbers, ready for `json.dumps`."""
+        return {
+            "dataset": self.dataset,
+            "ok": self.ok,
+            "images": dict(self.images),
+            "findings": [asdict(finding) for finding in self.findings],
+            "classes": [
+                {"id": row.id, "name": row.name, "images": dict(row.images), "pixels": dict(row.pixels)}
+                for row in self.classes
+            ],
+        }
+
+    def _table(self) -> list[str]:
+        width = max(10, *(len(row.name) for row in self.classes))
+        splits = list(self.images)
+        lines = [
+            "images and pixels per class",
+            f"  {'id':>3} {'class':<{width}}" + "".join(f"{s:>24}" for s in splits),
+        ]
+        for row in self.classes:
+            cells = "".join(f"{row.images[s]:>8} {row.pixels[s]:>15}" for s in splits)
+            lines.append(f"  {row.id:>3} {row.name:<{width}}{cells}")
+        return [*lines, ""]
+
+
+def finding(level: Level, code: str, split: str, sample: str, message: str) -> Finding:
+    """Make a finding with the remedy of its kind."""
+    return Finding(level, code, split, sample, message, REMEDIES[code])
+
+
+def _place(finding: Finding) -> str:
+    place = "/".join(part for part in (finding.split, finding.sample) if part)
+    return f"{place}: " if place else ""
+
+
+def _indented(message: str) -> str:
+    return message.replace("\n", "\n    ")
+
+
+def _plain(text: str) -> str:
+    """Show control characters of file names instead of sending them to the terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode() for c in text
+    )
+
+
+Digests = dict[tuple[str, str], tuple[str, str]]
+
+
+def write_skiplist(path: Path, report: Report) -> int:
+    """Write every sample with an error, one per line; lines that an existing skip list holds stay.
+
+    Returns:
+        Number of samples in the file.
+
+    Raises:
+        ConfigError: a file is there that is no skip list.
+        OSError: the disk does not allow it.
+    """
+    kept = sorted(read_skiplist(path)) if path.exists() else []
+    bad = [(f.split, f.sample) for f in report.findings if f.level == "error" and f.sample]
+    places = list(dict.fromkeys([*kept, *bad]))
+    text = "".join(f"{skiplist_line(*place)}\n" for place in places)
+    write_atomically(path, text.encode("utf-8", "surrogateescape"))
+    return len(places)
+
+
+def write_lock(path: Path, report: Report) -> None:
+    """Write the SHA-256 of image and mask of every sample that can be read.
+
+    Raises:
+        OSError: the disk does not allow it.
+    """
+    rows = [[split, sample, *digests] for (split, sample), digests in report.digests.items()]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read_lock(path: Path) -> Digests:
+    """Read what `write_lock` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        return {(split, sample): (image, mask) for split, sample, image, mask in rows}
+    except OSError as error:
+        raise ConfigError(f"--lock: {path} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError):
+        raise ConfigError(f"--lock: {path} was not written by data check --lock; name another file") from None

@@ -1,0 +1,259 @@
+"""Fetch one file over HTTP: resumed, retried, verified, and under its final name only when whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from everseg.errors import DataError
+
+BLOCK = 1 << 20
+LARGEST = 64 << 30
+"""No single file is larger; a server that never stops sending does not fill the disk."""
+
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP answers worth another try."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came."""
+
+    url: str
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    checksum: str | None = None,
+    attempts: int = 6,
+    pause: float = 1.0,
+    timeout: float = 60.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fetched:
+    """Fetch `url` to `target`.
+
+    Bytes collect in `target.part` and stay there when the connection breaks: the next try, or the next call,
+    asks for the rest (HTTP Range). It goes on only with the very same file: the server's validator (a strong
+    ETag, or Last-Modified) goes along as If-Range; without validator it goes on only if a checksum will tell.
+
+    Args:
+        checksum: "md5:HEX" or "sha256:HEX".
+        attempts: tries in a row without a new byte before it gives up.
+        pause: seconds before the second try; doubles with each, up to a minute.
+        timeout: seconds without any answer.
+        progress: called with (bytes so far, bytes in all; 0 if the server does not say).
+
+    Raises:
+        DataError: refused by the server, wrong checksum (nothing is kept then), no connection, or a full disk.
+    """
+    part = target.with_name(target.name + ".part")
+    whole_tries, failures = 0, 0
+    while True:
+        before = _size(part)
+        try:
+            _transfer(url, part, checksum is not None, timeout, progress)
+        except _BrokenOffError as error:
+            failures = 1 if _size(part) > before else failures + 1
+            if failures >= attempts:
+                raise DataError(
+                    f"{url}: {error}; gave up after {attempts} tries in a row. Run the same command again to go on "
+                    f"({_size(part)} bytes are kept in {part})."
+                ) from None
+            time.sleep(max(error.wait, min(60.0, pause * 2 ** (failures - 1))))
+            continue
+        size, sha256, fault = _verify(part, checksum)
+        if not fault:
+            break
+        _forget(part)
+        whole_tries += 1
+        if before == 0 or whole_tries > 1:  # a spoilt beginning of an earlier day deserves one fresh start
+            raise DataError(
+                f"{url}: {fault}. Nothing was kept. The file was changed on the server or on the way; "
+                "try another network, or fetch it by hand from a source you trust."
+            )
+    part.replace(target)
+    _forget(part)
+    return Fetched(url, size, sha256)
+
+
+class _BrokenOffError(Exception):
+    """A failure that another try may mend."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to web addresses only, and never from https down to http."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(("http://", "https://")) or (
+            req.full_url.startswith("https://") and not newurl.startswith("https://")
+        ):
+            raise DataError(f"{req.full_url}: redirects to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _transfer(
+    url: str, part: Path, checked: bool, timeout: float, progress: Callable[[int, int], None] | None
+) -> None:
+    """One connection: append what is missing to `part`."""
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url}: only http and https addresses can be fetched")
+    notes = _read_notes(part)
+    have = _size(part)
+    if have and not (notes.get("url") == url and (notes.get("validator") or checked)):
+        have = 0
+    if have and have == notes.get("total"):
+        return
+    request = urllib.request.Request(url, headers={"User-Agent": "everseg", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if notes.get("validator"):
+            request.add_header("If-Range", notes["validator"])
+    try:
+        response = urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and have:  # the file is shorter than what we have: not the same file
+                _forget(part)
+                raise _BrokenOffError("the server's file has changed") from None
+            if error.code in TRANSIENT:
+                raise _BrokenOffError(f"HTTP {error.code} {error.reason}", _retry_after(error)) from None
+            raise DataError(
+                f"{url}: HTTP {error.code} {error.reason}. If the file has moved, fetch it by hand."
+            ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenOffError(str(getattr(error, "reason", None) or error) or type(error).__name__) from None
+    with response:
+        have, total = _start(response, part, have)
+        _store_notes(part, url, response, total)
+        _append(response, part, have, total, progress)
+
+
+def _start(response: Any, part: Path, have: int) -> tuple[int, int | None]:
+    """Where the answer begins (0 if the server sends all again), and the size of the whole file."""
+    length = response.headers.get("Content-Length", "")
+    if response.status == 206:
+        span, _, whole = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        if span.partition("-")[0] != str(have):
+            _forget(part)
+            raise _BrokenOffError("the server sent another range than asked for")
+        total = int(whole) if whole.isdigit() else None
+    else:
+        have = 0
+        total = int(length) if length.isdigit() else None
+    if total is not None and total > LARGEST:
+        raise DataError(f"{response.url}: {total} bytes are more than everseg fetches ({LARGEST})")
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - have > free:
+        raise DataError(
+            f"{part.parent}: {total - have} bytes are needed but {free} are free; make room or choose another folder"
+        )
+    return have, total
+
+
+def _append(
+    response: Any, part: Path, have: int, total: int | None, progress: Callable[[int, int], None] | None
+) -> None:
+    try:
+        file = part.open("ab" if have else "wb")
+    except OSError as error:
+        raise _unwritable(part, error) from None
+    with file:
+        while True:
+            try:
+                block = response.read1(BLOCK)
+            except (OSError, http.client.HTTPException) as error:
+                raise _BrokenOffError(f"the connection broke ({error or type(error).__name__})") from None
+            if not block:
+                break
+            have += len(block)
+            if have > (LARGEST if total is None else total):
+                raise DataError(f"{response.url}: the server sends more than it announced")
+            try:
+                file.write(block)
+            except OSError as error:
+                raise _unwritable(part, error) from None
+            if progress:
+                progress(have, total or 0)
+        try:
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritable(part, error) from None
+    if total is not None and have < total:
+        raise _BrokenOffError(f"the connection ended after {have} of {total} bytes")
+
+
+def _verify(part: Path, checksum: str | None) -> tuple[int, str, str]:
+    """Size, SHA-256, and what is wrong ("" if nothing) of a file that came whole."""
+    kind, _, expected = (checksum or "sha256:").partition(":")
+    named = hashlib.new(kind, usedforsecurity=False)
+    sha256 = hashlib.sha256()
+    size = 0
+    with part.open("rb") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            named.update(block)
+            sha256.update(block)
+    wrong = checksum is not None and named.hexdigest() != expected.lower()
+    return size, sha256.hexdigest(), f"{kind} is {named.hexdigest()}, not {expected}" if wrong else ""
+
+
+def _unwritable(part: Path, error: OSError) -> DataError:
+    if error.errno == errno.ENOSPC:
+        return DataError(f"{part}: the disk is full; make room and run the same command again to go on")
+    return DataError(f"{part}: cannot be written ({error.strerror}); choose another folder")
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    seconds = error.headers.get("Retry-After", "")
+    return min(60.0, float(seconds)) if seconds.isdigit() else 0.0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _notes_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_notes(part: Path) -> dict[str, Any]:
+    try:
+        notes = json.loads(_notes_path(part).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _store_notes(part: Path, url: str, response: Any, total: int | None) -> None:
+    etag = response.headers.get("ETag", "")
+    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+    try:
+        _notes_path(part).write_text(json.dumps({"url": url, "validator": validator, "total": total}))
+    except OSError as error:
+        raise _unwritable(part, error) from None
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _notes_path(part).unlink(missing_ok=True)

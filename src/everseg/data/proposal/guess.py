@@ -1,0 +1,296 @@
+"""What lies in a folder: the layout of a data set, guessed from names of folders and files."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from everseg.data.datasets import coco
+from everseg.data.datasets.camvid import SEQUENCES
+from everseg.data.datasets.listing import EXTENSIONS, packed
+from everseg.errors import DataError, some
+
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Folder names that mean a split."""
+MASK_WORDS = (
+    "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
+    "labels", "label", "gtfine", "gt", "segmentation", "seg", "targets", "target", "ann",
+)  # fmt: skip
+IMAGE_WORDS = (
+    "jpegimages", "leftimg8bit", "images", "image", "imgs", "img", "photos", "pictures", "frames", "rgb", "inputs",
+    "input",
+)  # fmt: skip
+SUFFIXES = ("_mask", "-mask", ".mask", "_label", "_labels", "_labelids", "_seg", "_segmentation", "_gt",
+            "_annotation", "_L", "_color", "_class")  # fmt: skip
+"""Endings that masks have beside their images."""
+SKIPPED = ("segmentationobject", "overlay", "overlays", "__macosx")
+MAX_FILES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A layout that fits."""
+
+    layout: str
+    """What it is, for people."""
+    keys: dict[str, Any] = field(default_factory=dict)
+    """Keys of the data.yaml, without classes and labels."""
+    masks: tuple[str, ...] = ()
+    """Mask files below the root; () where the reader knows its classes."""
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Pictures that lie below one folder."""
+
+    path: str
+    template: str
+    """The path with {split} in the place of a split's name."""
+    split: str
+    """train, val, test, or ""."""
+    name: str
+    """How the folder calls its split."""
+    files: tuple[str, ...]
+    """Paths below the folder, with their endings."""
+
+    @property
+    def stems(self) -> set[str]:
+        return {unicodedata.normalize("NFC", os.path.splitext(f)[0]) for f in self.files}  # noqa: PTH122
+
+
+def guess(root: Path) -> Guess:
+    """Find out how the images and masks below a folder are laid out.
+
+    Raises:
+        DataError: no pictures, or no masks that could belong to them; says what was found and how to write a data.yaml.
+    """
+    known = _known(root)
+    if known is not None:
+        return known
+    if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
+        return _lists(root, "CVAT's masks with labelmap.txt")
+    if (root / "SegmentationClass").is_dir() and (root / "JPEGImages").is_dir():
+        return _lists(root, "Pascal VOC's folders")
+    annotations = coco.find_annotations(root)
+    if annotations:
+        return Guess(
+            f"COCO annotations ({some([str(p.relative_to(root)) for p in annotations], 3)})",
+            {"layout": "coco"},
+        )
+    return _plain(root)
+
+
+def _known(root: Path) -> Guess | None:
+    """A published data set, whose reader knows its classes."""
+
+    def has(*places: str) -> bool:
+        return all((root / place).is_dir() for place in places)
+
+    def named(folder: str, pattern: str) -> bool:
+        return any(re.search(pattern, p.name) for p in islice((root / folder).rglob("*"), 2000))
+
+    if has("leftImg8bit", "gtFine") and named("gtFine", r"_gtFine_(labellevel3Ids\.png|polygons\.json)"):
+        level3 = named("gtFine", r"_labellevel3Ids\.png") or any((root / "leftImg8bit").glob("*/[0-9]*"))
+        return Guess("IDD", {"layout": "idd"}) if level3 else Guess("Cityscapes", {"layout": "cityscapes"})
+    if has("leftImg8bit", "gtFine") and named("gtFine", r"_gtFine_label"):
+        return Guess("Cityscapes", {"layout": "cityscapes"})
+    if has("IDD_Segmentation") or has("idd20kII"):
+        return Guess("IDD", {"layout": "idd"})
+    if has("images/10k", "labels/sem_seg/masks") or has("seg/images", "seg/labels"):
+        return Guess("BDD100K", {"layout": "bdd100k"})
+    if has("images/training", "annotations/training") and named("images/training", r"^ADE_train_"):
+        return Guess("ADE20K", {"layout": "ade"})
+    if has("train", "trainannot") and named("train", f"^({'|'.join(SEQUENCES)})"):
+        return Guess("CamVid", {"layout": "camvid"})
+    voc = has("JPEGImages", "SegmentationClass", "ImageSets/Segmentation") and named(
+        "JPEGImages", r"^20\d\d_\d{6}\."
+    )
+    if voc and not (root / "labelmap.txt").exists():
+        return Guess("Pascal VOC", {"layout": "voc"})
+    return None
+
+
+def _lists(root: Path, layout: str) -> Guess:
+    """JPEGImages/ and SegmentationClass/ with lists in ImageSets/Segmentation/."""
+    images = next((f for f in ("JPEGImages", "images", "Images") if (root / f).is_dir()), None)
+    if images is None:
+        raise DataError(
+            f"{root}: SegmentationClass/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
+            " masks (CVAT: 'save images'), or copy them there"
+        )
+    lists = {
+        p.stem: p.relative_to(root).as_posix()
+        for p in sorted((root / "ImageSets/Segmentation").glob("*.txt"))
+    }
+    splits = {SPLITS[name]: path for name, path in lists.items() if name in SPLITS}
+    keys: dict[str, Any] = {"images": images, "masks": "SegmentationClass"}
+    keys |= {"splits": splits} if {"train", "val"} <= set(splits) else {"split": {"val": 0.2, "seed": 0}}
+    if (root / "labelmap.txt").is_file():
+        keys["labels"] = {"palette": "labelmap.txt"}
+    masks = tuple(f"SegmentationClass/{f}" for f in _pictures(root / "SegmentationClass"))
+    return Guess(layout, keys, masks, sum(1 for _ in _pictures(root / images)))
+
+
+def _plain(root: Path) -> Guess:
+    folders = _folders(root)
+    if not folders:
+        raise DataError(
+            f"{root}: no pictures below it ({', '.join(EXTENSIONS)}); "
+            + (packed(root) or "name the folder that holds images and masks")
+        )
+    by_template: dict[str, list[_Folder]] = {}
+    for folder in folders:
+        by_template.setdefault(folder.template, []).append(folder)
+    kinds = {template: _kind(template) for template in by_template}
+    pairs = [
+        (_score(by_template[images], by_template[masks]), images, masks)
+        for images in by_template
+        for masks in by_template
+        if images != masks and kinds[masks] == "masks" and kinds[images] != "masks"
+    ]
+    best = max(pairs, key=lambda pair: pair[0][0], default=((0, "", ""), "", ""))
+    beside = max(((_beside(of), template) for template, of in by_template.items()), key=lambda b: b[0][0])
+    (count, image_suffix, mask_suffix), images, masks = best
+    if beside[0][0] > count:
+        (count, mask_suffix), images = beside
+        image_suffix, masks = "", images
+    if not count:
+        found = some([f"{f.path}/ ({len(f.files)} pictures)" for f in folders], 8)
+        raise DataError(
+            f"{root}: which pictures are the masks? Found {found}. Name folders like images/ and masks/ with equal file"
+            " names, or write a data.yaml (docs: plain folders)"
+        )
+    return _described(by_template[images], by_template[masks], image_suffix, mask_suffix)
+
+
+def _described(images: list[_Folder], masks: list[_Folder], image_suffix: str, mask_suffix: str) -> Guess:
+    there = {f.split: f for f in images}
+    usable = {f.split: f for f in masks if f.split in there}
+    keys: dict[str, Any] = {"images": images[0].template, "masks": masks[0].template}
+    if len(usable) > 1 or (usable and "" not in usable and "train" not in usable):
+        keys["splits"] = {s: there[s].name for s in ("train", "val", "test") if s in usable}
+    else:
+        one = next(iter(usable))
+        keys = {"images": there[one].path, "masks": usable[one].path, "split": {"val": 0.2, "seed": 0}}
+    if image_suffix or mask_suffix:
+        keys["pair"] = {k: s for k, s in (("image_suffix", image_suffix), ("mask_suffix", mask_suffix)) if s}
+    files = [
+        f"{f.path}/{name}" if f.path != "." else name
+        for f in usable.values()
+        for name in f.files
+        if os.path.splitext(name)[0].endswith(mask_suffix)  # noqa: PTH122
+    ]
+    shared = keys["images"] == keys["masks"]
+    count = sum(len(there[s].files) for s in usable) - (len(files) if shared else 0)
+    return Guess("plain folders", keys, tuple(files), count)
+
+
+def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
+    """How many masks pair with an image, and the endings that names lose before they pair."""
+    best = (0, "", "")
+    for image in images:
+        mask = next((m for m in masks if m.split == image.split), None)
+        if mask is None:
+            continue
+        for image_suffix, mask_suffix in (("", ""), *_endings(image.stems, mask.stems)):
+            bare = {s.removesuffix(image_suffix) for s in image.stems if s.endswith(image_suffix)}
+            hits = sum(s.removesuffix(mask_suffix) in bare for s in mask.stems if s.endswith(mask_suffix))
+            if hits > best[0]:
+                best = hits, image_suffix, mask_suffix
+    return best
+
+
+def _endings(images: set[str], masks: set[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of endings that would make some image and mask share a name."""
+    names = sorted(images)
+    for stem in sorted(masks)[:3]:
+        for name in names[:2000]:
+            common = os.path.commonprefix([name, stem])  # noqa: RUF071 - of the letters
+            common = common.rstrip("_.-")
+            ending, other = name[len(common) :], stem[len(common) :]
+            if common and re.fullmatch(r"([_.-]\D\w*)?", ending) and re.fullmatch(r"([_.-]\D\w*)?", other):
+                yield ending, other
+
+
+def _beside(folders: list[_Folder]) -> tuple[int, str]:
+    """How many masks lie beside their image under its name with an ending."""
+    best = (0, "")
+    for suffix in SUFFIXES:
+        hits = sum(s.removesuffix(suffix) in f.stems for f in folders for s in f.stems if s.endswith(suffix))
+        best = max(best, (hits, suffix), key=lambda b: b[0])
+    return best
+
+
+def _kind(template: str) -> str:
+    words = [
+        w
+        for part in template.lower().split("/")
+        for w in re.split(r"[^a-z0-9]+", part.replace("{split}", " "))
+    ]
+    words += [part.replace("{split}", "") for part in template.lower().split("/")]
+    if any(w in MASK_WORDS for w in words):
+        return "masks"
+    return "images" if any(w in IMAGE_WORDS for w in words) else ""
+
+
+def _folders(root: Path) -> list[_Folder]:
+    """Folders that hold pictures, those of one split and kind united (cities, drives)."""
+    found: dict[str, list[str]] = {}
+    for path in islice(_pictures(root), MAX_FILES):
+        folder, _, name = path.rpartition("/")
+        found.setdefault(folder or ".", []).append(name)
+    united: dict[str, list[str]] = {}
+    for folder, names in found.items():
+        if any(word in folder.lower().split("/") for word in SKIPPED):
+            continue
+        top = _top(folder)
+        inside = "" if top == folder else folder[len(top) + 1 :] + "/"
+        united.setdefault(top, []).extend(inside + name for name in names)
+    return [_Folder(path, *_template(path), tuple(files)) for path, files in sorted(united.items())]
+
+
+def _top(folder: str) -> str:
+    """The part of a path up to the folder that names a kind or split, whichever is deeper."""
+    parts = folder.split("/")
+    last = max((i for i, p in enumerate(parts) if _kind(p) or _split_in(p)), default=len(parts) - 1)
+    return "/".join(parts[: last + 1])
+
+
+def _split_in(part: str) -> tuple[str, str] | None:
+    """(name in the folder's name, split) if it holds one: train, trainannot, train_images."""
+    for name in sorted(SPLITS, key=len, reverse=True):
+        if re.fullmatch(rf"{name}([_-].*|annot|mask[s]?|label[s]?)?|.*[_-]{name}", part, re.IGNORECASE):
+            at = part.lower().index(name)
+            return part[at : at + len(name)], SPLITS[name]
+    return None
+
+
+def _template(path: str) -> tuple[str, str, str]:
+    """(path with {split}, split, its name in the path)."""
+    parts = path.split("/")
+    for number, part in enumerate(parts):
+        found = _split_in(part)
+        if found is not None:
+            parts[number] = part.replace(found[0], "{split}", 1)
+            return "/".join(parts), found[1], found[0]
+    return path, "", ""
+
+
+def _pictures(folder: Path) -> Iterator[str]:
+    """Paths of the pictures below a folder; hidden ones are ignored, links to folders not followed."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        inside = Path(here).relative_to(folder).as_posix()
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+                yield name if inside == "." else f"{inside}/{name}"

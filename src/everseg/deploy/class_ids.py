@@ -1,0 +1,58 @@
+"""Classes of a bundle under ids that never change and are never used again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from everseg.errors import ConfigError
+from everseg.inference.pictures import palette
+from everseg.labels import LabelSpace
+from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
+
+
+def register(
+    spaces: Mapping[str, LabelSpace],
+    growth: Iterable[Mapping[str, int]],
+    steps: Sequence[int],
+    before: Registry | None = None,
+) -> Registry:
+    """Give every class its id, in the order in which they were learnt.
+
+    A class that several paths know under one name is one class. Classes that `before` knows keep id, colour and
+    step, also those that the model does not have any more.
+
+    Args:
+        spaces: path -> its classes in output order.
+        growth: what each growth added to which path, in order.
+        steps: step of each growth.
+        before: registry of the bundle that this model was extended from.
+
+    Raises:
+        ConfigError: more than 255 classes.
+    """
+    known = {entry.name: replace(entry, paths=()) for entry in before.classes} if before else {}
+    next_id = before.next_id if before else 0
+    taken = dict.fromkeys(spaces, 0)
+    for step, grown in zip(steps, growth, strict=True):
+        for path, number in grown.items():
+            for name in spaces[path].names[taken[path] : taken[path] + number]:
+                if name not in known:
+                    if next_id >= MOST_IDS:
+                        raise ConfigError(
+                            f"class '{name}': masks of bytes hold {MOST_IDS} classes, and all ids are taken"
+                        )
+                    red, green, blue = palette(next_id + 1)[next_id].tolist()
+                    known[name] = BundleClass(next_id, name, (red, green, blue), step, ())
+                    next_id += 1
+                entry = known[name]
+                known[name] = replace(entry, paths=tuple(dict.fromkeys((*entry.paths, path))))
+            taken[path] += number
+    return Registry(tuple(known.values()), next_id)
+
+
+def with_ids(space: LabelSpace, registry: Registry) -> LabelSpace:
+    """The label space with the classes' lasting ids as raw ids; outputs without a class keep their negative ones."""
+    ids = dict(zip(space.order, registry.ids(space), strict=True))
+    groups = tuple(tuple(ids[raw] if raw >= 0 else raw for raw in group) for group in space.groups)
+    return replace(space, groups=groups)

@@ -1,0 +1,216 @@
+"""How well a model still knows its old classes: measured on labels, or estimated from agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from everseg.config.fields import RunConfig
+from everseg.data.base import Dataset
+from everseg.data.batches.loader import normalised_batches
+from everseg.engine.rescore import source_by_name
+from everseg.errors import DataError
+from everseg.inference.count import evaluate, through, views_of
+from everseg.labels import IGNORED, LabelSpace
+from everseg.metrics import ConfusionMatrix
+from everseg.metrics.scores import class_accuracy, iou
+from everseg.models.model import SegmentationModel
+from everseg.progress import Progress
+from everseg.runs.input_form import InputForm
+from everseg.scenarios.steps import Source
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of the old classes, relative to the deployed model."""
+
+    how: str
+    """"measured" on labelled images, or "estimated" from agreement."""
+    share: float | None
+    """What a gate compares; None where it cannot be told.
+
+    Measured: mean IoU over the old classes, the new model's by the deployed model's. Estimated: see `estimated`.
+    """
+    classes: Mapping[str, Mapping[str, float | None]]
+    """Old class -> its figures."""
+    figures: Mapping[str, float]
+    """The means behind `share`."""
+    text: str
+    """All of it in a sentence."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The deployed model and the one that was extended from it."""
+
+    before: SegmentationModel
+    after: SegmentationModel
+    old: LabelSpace
+    new: LabelSpace
+    branch: str
+
+    @property
+    def classes(self) -> list[int]:
+        """Train ids of the old classes, without background; the same in both models."""
+        return [i for i in range(self.old.num_classes) if i != self.old.background]
+
+
+def measured(
+    pair: Pair, dataset: Dataset, config: RunConfig, accelerator: Accelerator, progress: Progress
+) -> Kept:
+    """Score both models on images with labels of old classes.
+
+    Raises:
+        DataError: the data share no class with the model.
+    """
+    means, per_class = [], []
+    source = source_by_name(dataset, config, pair.branch, pair.old)
+    outputs = {
+        source.name: pair.new.num_classes
+    }  # the same pixels count for both; a new class is wrong on all of them
+    for model, title in ((pair.before, "deployed model"), (pair.after, "new model")):
+        result = evaluate(
+            model, [source], {source.dataset: dataset}, config, accelerator, progress,
+            title=f"{title} on the old classes", outputs=outputs, keep=0,
+        )  # fmt: skip
+        each = iou(result.counts[source.name])[pair.classes]
+        per_class.append(each)
+        means.append(_mean(each))
+    if not means[0] > 0:
+        raise DataError(
+            f"the deployed model finds none of its classes in '{dataset.name}': nothing can be compared"
+        )
+    share = means[1] / means[0]
+    names = [pair.old.names[i] for i in pair.classes]
+    classes = {
+        name: {"deployed": _defined(a), "new": _defined(b)}
+        for name, a, b in zip(names, *per_class, strict=True)
+    }
+    return Kept(
+        "measured", share, classes, {"deployed_miou": means[0], "new_miou": means[1]},
+        f"old classes measured on '{dataset.name}': mIoU {100 * means[0]:.1f} before, {100 * means[1]:.1f} after, "
+        f"{100 * share:.1f} % kept",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def estimated(
+    pair: Pair, source: Source, datasets: Mapping[str, Dataset], config: RunConfig, accelerator: Accelerator
+) -> Kept:
+    """Compare the two models' predictions, leaving out pixels labelled as a new class.
+
+    The share is the mean over old classes, without background, of the part of the pixels that the deployed model
+    gives to the class and the new model too; classes with less than one pixel in ten thousand are left out. It is
+    agreement, not quality, and bounds it from neither side: a pixel that the deployed model had wrong counts as lost
+    when it changes, and one that had background and newly becomes an old class does not count at all. Pixels whose
+    label is a new class never count, whatever either model says there; void and background do.
+    """
+    matrix = ConfusionMatrix(pair.new.num_classes)
+    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
+    for image, label in _batches(source, datasets, config, accelerator):
+        before, after = (
+            through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
+        )
+        taught = (label >= pair.old.num_classes) & (label != IGNORED)
+        matrix.update(after.long(), before.long().masked_fill(taught, IGNORED))
+    counts = matrix.counts.cpu().numpy()
+    rows = counts.sum(1)[: pair.old.num_classes]
+    often = [i for i in pair.classes if rows[i] > counts.sum() / 10_000]
+    if not often:
+        return Kept(
+            "estimated", None, {}, {},
+            "old classes cannot be estimated: the deployed model sees none of them in the new data's test images; "
+            "--old-val DATA measures them",
+        )  # fmt: skip
+    agree, overlap = (values[: pair.old.num_classes] for values in (class_accuracy(counts), iou(counts)))
+    figures = {
+        "agreement": float(np.trace(counts) / counts.sum()),
+        "class_agreement": float(agree[often].mean()),
+        "agreement_miou": float(overlap[often].mean()),
+        **_became(counts, pair),
+    }
+    classes = {
+        name: {"agreement": _defined(agree[i]), "iou": _defined(overlap[i]), "pixels": int(rows[i])}
+        for i, name in enumerate(pair.old.names)
+    }
+    share = figures["class_agreement"]
+    return Kept(
+        "estimated", share, classes, figures,
+        f"old classes estimated, not measured: the new model agrees with the deployed one on "
+        f"{100 * figures['agreement']:.1f} % of the pixels, on {100 * share:.1f} % in the mean over "
+        f"{len(often)} of its classes (mean IoU {100 * figures['agreement_miou']:.1f}); of its pixels of old classes "
+        f"{100 * figures['became_new']:.1f} % became a new class, {100 * figures['became_old']:.1f} % another old one, "
+        f"{100 * figures['became_background']:.1f} % background (pixels labelled as a new class left out; either model "
+        "may be right where they differ)",
+    )  # fmt: skip
+
+
+def _became(counts: np.ndarray, pair: Pair) -> dict[str, float]:
+    """Of the pixels that the deployed model gives to an old class: what part became something else, and what.
+
+    Args:
+        counts: pixels, rows = the deployed model's classes, columns = the new model's; at least one in a row of
+            `pair.classes`.
+
+    Returns:
+        `became_new`, `became_old` (another old class than before) and `became_background`: shares of those pixels,
+        in [0, 1]; the rest kept its class.
+    """
+    rows = counts[pair.classes].astype(np.float64)
+    total, background = rows.sum(), pair.old.background
+    kept = float(np.trace(rows[:, pair.classes]))
+    new = float(rows[:, pair.old.num_classes :].sum())
+    empty = 0.0 if background is None else float(rows[:, background].sum())
+    found = {"new": new, "old": float(rows.sum()) - kept - new - empty, "background": empty}
+    return {f"became_{name}": value / total for name, value in found.items()}
+
+
+@torch.no_grad()
+def seen_in_background(
+    model: SegmentationModel,
+    space: LabelSpace,
+    source: Source,
+    datasets: Mapping[str, Dataset],
+    config: RunConfig,
+    accelerator: Accelerator,
+    *,
+    images: int = 32,
+) -> dict[str, float]:
+    """Old classes that the deployed model sees in pixels which the new data leave as background.
+
+    Returns:
+        Class name -> share of those pixels, largest first; {} where there are none.
+    """  # fmt: skip
+    few = Source(
+        source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
+    )
+    counts = np.zeros(space.num_classes, np.int64)
+    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
+    for image, label in _batches(few, datasets, config, accelerator):
+        ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
+        found = ids[label == space.background]
+        counts += np.bincount(found.cpu().numpy(), minlength=space.num_classes)
+    shares = counts / max(1, counts.sum())
+    order = sorted(range(space.num_classes), key=lambda i: -shares[i])
+    return {space.names[i]: float(shares[i]) for i in order if i != space.background and shares[i] > 0}
+
+
+def _batches(
+    source: Source, datasets: Mapping[str, Dataset], config: RunConfig, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    views = views_of([source], datasets)
+    for _, batch in normalised_batches(views, config.data, accelerator.device, batch=config.train.eval_batch):
+        yield batch.image, batch.label
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,69 @@
+"""Images to try models on: a folder's, a run's own test images, or generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from everseg.data.base import Dataset
+from everseg.data.datasets.decode import read_image
+from everseg.data.datasets.listing import image_files
+from everseg.data.demo import build as demo
+from everseg.engine.prepare import open_datasets
+from everseg.engine.rescore import stored_config
+from everseg.errors import ConfigError, DataError
+from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
+
+T = TypeVar("T")
+FEW = 6
+"""Images on which an ONNX file is compared with the model."""
+
+
+def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
+    """A few images of a folder, spread over it, opened as a model of this form wants it; and what they are."""
+    reading = (form or InputForm()).reading
+    files = _spread(image_files(folder))
+    return [read_image(path, reading) for path in files], f"{len(files)} images of {Path(folder).name}"
+
+
+def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
+    """A few test images of a run; generated ones where its data are not at hand and none were named."""
+    try:
+        config = stored_config(folder, overrides, kinds=("dataset",))
+        datasets = open_datasets(config.data)
+        images = [
+            image
+            for dataset in datasets.values()
+            for image in _test_images(dataset, config.scenario.test_split)
+        ]
+    except (ConfigError, DataError):
+        if overrides:
+            raise
+        return generated()
+    return images, f"{len(images)} test images of the run"
+
+
+def generated() -> tuple[list[np.ndarray], str]:
+    """Generated street scenes."""
+    split = demo(size=(240, 320), num_val=FEW).splits["val"]
+    text = f"{FEW} generated scenes, no real images (--images DIR compares on yours)"
+    return [split.read(i)[0] for i in range(FEW)], text
+
+
+def _test_images(dataset: Dataset, name: str) -> list[np.ndarray]:
+    if name not in dataset.splits:
+        raise DataError(f"data set '{dataset.name}' has no split '{name}'")
+    split = dataset.splits[name]
+    return [split.read(index)[0] for index in _spread(range(len(split)))]
+
+
+def _spread(items: Sequence[T]) -> list[T]:
+    """A few, evenly spread."""
+    if not items:
+        return []
+    positions = np.unique(np.linspace(0, len(items) - 1, FEW).round().astype(int))
+    return [items[position] for position in positions.tolist()]

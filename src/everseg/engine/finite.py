@@ -1,0 +1,140 @@
+"""Keeps losses, gradients and weights that are not finite away from the model and the disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from everseg.distributed import all_reduce_max
+from everseg.errors import DivergedError, some
+from everseg.models.model import SegmentationModel
+
+
+@dataclass
+class _Seen:
+    """One check, as tensors that were not read yet."""
+
+    iteration: int
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Tensor
+    """(n + 1,) float: the terms, then the gradient's norm."""
+
+
+class Guard:
+    """Stops on a loss or gradient that is not finite, before any weight is changed by it.
+
+    On the CPU every check is read at once. On other devices that would make the host wait in every iteration, so
+    there a flag on the device makes the fused optimiser skip its update from the first bad check on, and `look` reads
+    what was gathered: the weights are then still those before it. With fp16 the loss scaler answers overflows.
+
+    Args:
+        model: the unwrapped student.
+        optimizer: fused, as `make_optimizer` builds it.
+        accelerator: processes and device.
+        scaled: losses are scaled (fp16): a gradient that is not finite is the scaler's to handle.
+        where: the step, for messages.
+        remedy: end of the messages.
+        end: called before an error is raised.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        *,
+        scaled: bool,
+        where: str,
+        remedy: str,
+        end: Callable[[], None],
+    ) -> None:
+        self.model, self.optimizer, self.accelerator, self.scaled = model, optimizer, accelerator, scaled
+        self.where, self.remedy, self.end = where, remedy, end
+        self.at_once = accelerator.device.type == "cpu"
+        """Whether reading a value costs nothing."""
+        self.norm = math.nan
+        """Gradient norm of the last check that was read."""
+        self._bad = torch.zeros((), device=accelerator.device)
+        self._seen: list[_Seen] = []
+
+    def watch(self, iteration: int, ids: tuple[str, ...]) -> Callable[[dict[str, Tensor]], None]:
+        """Make the check of one iteration.
+
+        Args:
+            iteration: its number.
+            ids: the batch's images.
+        """
+
+        def check(terms: dict[str, Tensor]) -> None:
+            if terms:
+                self._check(terms, iteration, ids)
+
+        return check
+
+    def _check(self, terms: dict[str, Tensor], iteration: int, ids: tuple[str, ...]) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else [self._bad.new_zeros(())]
+        norm = torch.linalg.vector_norm(torch.stack([*norms]))
+        values = torch.stack([term.detach().to(norm) for term in terms.values()] + [norm])
+        self._seen.append(_Seen(iteration, ids, tuple(terms), values))
+        if self.at_once:
+            self.look()
+        elif not self.scaled:
+            self._bad = torch.maximum(self._bad, 1 - values.isfinite().all().to(self._bad))
+            self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+
+    def look(self) -> None:
+        """Read the checks made since the last look.
+
+        Raises:
+            DivergedError: names the first bad iteration and its images.
+        """
+        if not self._seen:
+            return
+        rows = [one.values.tolist() for one in self._seen]
+        self.norm = rows[-1][-1]
+        judged = [row[:-1] if self.scaled else row for row in rows]
+        bad = next((i for i, row in enumerate(judged) if not all(map(math.isfinite, row))), None)
+        seen, self._seen = self._seen, []
+        if not all_reduce_max(int(bad is not None), self.accelerator):
+            return
+        state = "Nothing was changed by it" if self.at_once or not self.scaled else "Nothing of it was saved"
+        if bad is None:
+            span = f"iterations {seen[0].iteration} to {seen[-1].iteration}"
+            self._stop(f"{span}: not finite on another process", seen[-1].ids, f"{state}.")
+        one, row = seen[bad], rows[bad]
+        text = ", ".join(f"{name}={value:g}" for name, value in zip(one.names, row, strict=False))
+        self._stop(
+            f"iteration {one.iteration}: not finite: {text}, gradient norm {row[-1]:g}",
+            one.ids,
+            f"{state}; checkpoints before it are whole.",
+        )
+
+    def check_weights(self, iteration: int, ids: tuple[str, ...]) -> None:
+        """Stop before weights or running statistics that an update made infinite are written to disk.
+
+        Raises:
+            DivergedError: names them.
+        """
+        self.look()
+        bad = [name for name, value in self.model.state_dict().items() if not bool(value.isfinite().all())]
+        if all_reduce_max(int(bool(bad)), self.accelerator):
+            found = some(bad, 5) or "on another process"
+            self._stop(
+                f"iteration {iteration}: the update left weights that are not finite: {found}",
+                ids,
+                "They were not saved; checkpoints before it are whole.",
+            )
+
+    def _stop(self, what: str, ids: tuple[str, ...], state: str) -> NoReturn:
+        self.end()
+        raise DivergedError(
+            f"{self.where}, {what}\nimages of the batch: {', '.join(ids)}\n{state} {self.remedy}"
+        )

@@ -1,0 +1,288 @@
+"""Scoring a finished step again: on its own test images, on others, or with paths chosen per image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from everseg import registry
+from everseg.config.fields import RunConfig
+from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
+from everseg.data.base import Dataset
+from everseg.data.batches.index import class_counts
+from everseg.engine.prepare import open_datasets, prepare
+from everseg.engine.runtime import make_accelerator
+from everseg.errors import ConfigError, DataError
+from everseg.inference.count import score_step, user_builder
+from everseg.inference.domains import evaluate_inferred
+from everseg.labels import IGNORED, LabelSpace, policy_set
+from everseg.progress import Progress
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
+from everseg.scenarios.steps import Source, missing_splits
+
+EVALUATION_KEYS = (
+    "data.dataset", "data.options", "data.root", "data.crop", "data.size", "data.evaluation", "data.domains.",
+    "data.window", "data.overlap",
+    "data.normalisation", "data.transform", "data.scale", "data.flip", "data.shift",
+    "scenario.test_split", "scenario.policy", "train.precision", "train.threads",
+)  # fmt: skip
+"""Settings that may differ from the run's; those of the training transform are not used."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is scored, and how."""
+
+    datasets: Mapping[str, Dataset]
+    sources: tuple[Source, ...]
+    spaces: Mapping[str, LabelSpace]
+    """Name of a source -> label space of its table."""
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    domain: str | None = None,
+    infer_domain: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score a finished step again, on the run's own test images or on others.
+
+    Args:
+        path: run folder.
+        step: which step; default the last finished one.
+        overrides: other images or another way to look at them: `data...`, `scenario.test_split`,
+            `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
+        domain: only this domain of the run; with other images (`data=...`) the domain whose path they go through.
+        infer_domain: choose the path of every image from the domains' batch-norm statistics.
+
+    Returns:
+        {"run", "step", "images", "branches": {name: scores}, "confusion": {name: counts}}: on the same data exactly
+        the numbers of the run. With `infer_domain` also "inferred": {domain: {path: images}} and "accuracy", the
+        share of images that went through their own domain's path (None for images of a domain never trained). A
+        class that some path knows and the image's domain does not is counted in an extra last column (and row) of
+        "confusion", and is no class of the scores.
+
+    Raises:
+        ConfigError: an override that cannot change a finished model's score; a user's own code not named in
+            `overrides`; no such domain.
+    """
+    folder = RunFolder(Path(path))
+    stored, config = folder.config(), stored_config(folder, overrides)
+    index = folder.chosen_step(step)
+    accelerator = make_accelerator(config, training=False)
+    if config.train.threads is None:
+        torch.set_num_threads(folder.threads)
+    progress = Progress(quiet=quiet, rank=accelerator.process_index)
+    other = _other_images(stored, config, overrides)
+    job = _job(folder, index, stored, config, other, domain, infer_domain, progress)
+    result: dict[str, Any] = {
+        "run": str(path),
+        "step": index,
+        "images": sum(len(source.indices) for source in job.sources),
+    }
+    where = (accelerator, progress)
+    if infer_domain:
+        model, spaces, _, _ = folder.load_final(index, user_builder(config))
+        classes = {branch: space.names for branch, space in spaces.items()}
+        found, scores, chosen = evaluate_inferred(
+            model, classes, job.spaces, job.sources, job.datasets, config, *where
+        )
+        result |= {"inferred": chosen, "accuracy": _share_right(chosen, job.sources)}
+    else:
+        found, scores = score_step(config, job.datasets, job.sources, folder, index, *where)
+    return {
+        **result,
+        "branches": scores,
+        "confusion": {name: counts.tolist() for name, counts in found.counts.items()},
+    }
+
+
+def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Source]) -> float | None:
+    """Share of the images that took their own path; None where no image has one."""
+    known = {source.name: source.branch for source in sources if source.branch}
+    total = sum(sum(chosen[name].values()) for name in known)
+    return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
+
+
+def stored_config(
+    folder: RunFolder,
+    overrides: Sequence[str] = (),
+    *,
+    kinds: Collection[str] = ("model", "dataset", "scenario"),
+) -> RunConfig:
+    """The configuration of a finished run, with other images or another way to look at them.
+
+    Args:
+        kinds: what the caller is going to import for it: code of these kinds that the run folder names has to be
+            named in `overrides` too.
+
+    Raises:
+        ConfigError: an override that could only have changed the training; a user's own code not named in it.
+    """
+    stored = folder.config()
+    config = from_stored(to_json(stored), overrides)
+    _refuse_training_settings(stored, config)
+    refuse_own_code(config, overrides, kinds=kinds)
+    return config
+
+
+def _job(
+    folder: RunFolder,
+    index: int,
+    stored: RunConfig,
+    config: RunConfig,
+    other: bool,
+    domain: str | None,
+    infer: bool,
+    progress: Progress,
+) -> _Job:
+    """Find out what to score: the scenario's own test images, or images made into sources by class name."""
+    spaces = folder.spaces(index)
+    paths = folder.paths(index)
+    several = bool(stored.data.domains)
+    if domain is not None and infer and other:
+        raise ConfigError(
+            "--domain names the path of all images, --infer-domain chooses it per image; give one"
+        )
+    choices = list(dict.fromkeys([*paths, *spaces])) if other else list(paths)
+    if domain is not None and domain not in choices:
+        raise ConfigError(f"--domain {domain}: step {index} of {folder.path} knows {', '.join(choices)}")
+    if several and not other:
+        chosen = [domain] if domain is not None else list(paths)
+        kept = {name: config.data.domains[name] for name in chosen}
+        datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
+        recorded = _recorded_tests(folder, index) if config.scenario == stored.scenario else {}
+        sources = [
+            source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
+            or source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
+            for name in chosen
+        ]
+        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen})
+    own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
+    if own_scenario and not other and stored.scenario == config.scenario:
+        prepared = prepare(config, progress)
+        steps = prepared.steps
+        if index < len(steps) and steps[index].spaces == spaces:  # the data may have other classes by now
+            test = steps[index].test
+            return _Job(prepared.datasets, test, {source.name: spaces[source.branch] for source in test})
+    datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
+    ((name, dataset),) = datasets.items()
+    if several and infer:
+        space = _common_space(dataset, spaces.values())
+        sources = [source_by_name(dataset, config, "", space, domain=name)]
+    elif several:
+        if domain is None:
+            raise ConfigError(
+                f"which path shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
+            )
+        branch = paths.get(domain, domain)
+        sources = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
+    else:
+        sources = [source_by_name(dataset, config, branch, space) for branch, space in spaces.items()]
+    seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
+    return _Job(datasets, tuple(sources), seen)
+
+
+def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
+    """Whether the user named a data set of its own; in runs over domains any that is named is one."""
+    if (stored.data.dataset, stored.data.options) != (config.data.dataset, config.data.options):
+        return True
+    if not stored.data.domains:
+        return False
+    given = {key.strip(): override_value(value)[0] for key, _, value in (t.partition("=") for t in overrides)}
+    whole = given.get("data")
+    return (
+        "data.dataset" in given or isinstance(whole, str) or (isinstance(whole, dict) and "dataset" in whole)
+    )
+
+
+def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> LabelSpace:
+    """The data set's classes that some path knows, for images whose path is chosen one by one."""
+    known = {name for space in spaces for name in space.names}
+    pairs = [(raw, name) for raw, name in dataset.labels.names.items() if name in known]
+    if not pairs:
+        raise _nothing_shared(dataset, known)
+    background = dataset.labels.background
+    ids = tuple(raw for raw, _ in pairs)
+    return LabelSpace(
+        (ids,), tuple(name for _, name in pairs), ids.index(background) if background in ids else None
+    )
+
+
+def _nothing_shared(dataset: Dataset, known: Iterable[str]) -> DataError:
+    return DataError(
+        f"data set '{dataset.name}' shares no class name with the model: it has "
+        f"{', '.join(dataset.labels.names.values())}; the model knows {', '.join(known)}"
+    )
+
+
+def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
+    """A setting that could only have changed the training is refused, not ignored."""
+    before, now = identity(stored), identity(config)
+    changed = [key for key in now if now[key] != before.get(key) and not key.startswith(EVALUATION_KEYS)]
+    if changed:
+        raise ConfigError(
+            [f"{key}: cannot be changed for a finished run; start another run for that" for key in changed]
+        )
+
+
+def _recorded_tests(folder: RunFolder, index: int) -> dict[str, Mapping[str, Any]]:
+    """Domain -> what scenario.json says of its test images after a step."""
+    step = read_document(folder.path / "scenario.json", "steps")["steps"][index]
+    return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
+
+
+def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space: LabelSpace) -> Source | None:
+    """A test source of a run, made again from its record and the test split alone.
+
+    Returns:
+        None where the record does not fit the data any more: another number of images, or other ids of the classes.
+    """
+    if entry is None or entry["split"] not in dataset.splits:
+        return None
+    table, names = entry["lut"], dataset.labels.names
+    labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
+    if any(names.get(raw) != space.names[table[raw]] for raw in labelled):
+        return None
+    counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
+    taught = counts[:, labelled].sum(1) > 0
+    rows = np.arange(len(counts)) if len(counts) == entry["images"] else np.flatnonzero(taught)
+    source = Source(
+        entry["branch"],
+        entry["dataset"],
+        entry["split"],
+        tuple(map(int, rows)),
+        bytes(table),
+        entry["domain"],
+    )
+    return source if source.digest == entry["sha256"] else None
+
+
+def source_by_name(
+    dataset: Dataset, config: RunConfig, branch: str, space: LabelSpace, *, domain: str = ""
+) -> Source:
+    """A test source made from the test split alone: classes are matched by name, others follow the label policy.
+
+    On the run's own data this counts the pixels that the scenario builder's source counts: those of images with any
+    class known, all of these labelled.
+    """
+    split_name = config.scenario.test_split
+    if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
+        raise ConfigError(missing)
+    counts = class_counts(dataset.splits[split_name], dataset.labels)
+    known = space.train_ids_of(dataset.labels)
+    if not known:
+        raise _nothing_shared(dataset, space.names)
+    table = space.lut_for(dataset.labels, known, policy_set(config.scenario.policy).test)
+    indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
+    key = domain or dataset.name
+    return Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)

@@ -1,0 +1,1 @@
+"""Encoders and whole networks of other libraries."""

@@ -1,0 +1,325 @@
+"""Models on encoders of other libraries: taps by name, odd image sizes, DeepLabV3 or an all-MLP decoder."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everseg.config.fields import ModelConfig
+from everseg.errors import ConfigError, some
+from everseg.models.adapters import timm as from_timm
+from everseg.models.adapters import transformers as from_transformers
+from everseg.models.blocks import NORM_TYPES, BranchDecoder, check_norm, check_per_branch
+from everseg.models.deeplab import RATES, DeepLabV3
+from everseg.models.mlp import MLPDecoder
+from everseg.models.model import SegmentationModel
+from everseg.types import IMAGENET_MEAN, IMAGENET_STD
+
+log = logging.getLogger("everseg")
+
+FORM = "hf:NAME or timm:NAME"
+MAX_TAPS = 4
+INPUTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "unit": ((0.0,) * 3, (1.0,) * 3)}
+"""`data.normalisation` -> mean and deviation that images are given with."""
+
+
+class LibraryEncoder(nn.Module):
+    """An encoder of another library, with everseg's taps "layer1", "layer2", ..., finest first.
+
+    Images are enlarged to multiples of the coarsest stride by repeating their last row and column; every map is cut
+    to ceil(side / stride) cells again, so that it covers the image and no more than a part of a cell beyond.
+
+    Weights that no used tap depends on (a mask token, the norm behind the last stage of a classifier) become buffers:
+    kept and stored under their names, never trained. While none of its weights is trained, the encoder runs as in
+    evaluation (no dropout, no stochastic depth), but for the statistics of its norms, which `SegmentationModel.freeze`
+    decides on.
+
+    Args:
+        description: what `from_transformers.describe` or `from_timm.describe` gave, and "inputs": {"scale", "shift"}
+            per channel, applied to the images; None = images as they are.
+        last_only: the decoder uses the last tap only.
+
+    Raises:
+        ConfigError: a description that cannot be built; an encoder whose maps do not lie on a grid over the image, or
+            that takes images of one size only.
+    """
+
+    def __init__(self, description: Mapping[str, Any], *, last_only: bool) -> None:
+        super().__init__()
+        module = _module(description)
+        self.body: nn.Module = module.build(description)
+        self._read = module.read_maps
+        unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
+        maps = self._trial(unit)
+        asked = module.positions(description, len(maps))
+        self._indices = _per_resolution(maps) if asked is None else asked
+        maps = [maps[i] for i in self._indices]
+        self.taps = {f"layer{k + 1}": (map.shape[1], 2 * unit // map.shape[2]) for k, map in enumerate(maps)}
+        """Name -> channels, stride."""
+        strides = [stride for _, stride in self.taps.values()]
+        if strides != sorted(strides):
+            raise ConfigError(f"model.options: taps must go from fine to coarse; their strides are {strides}")
+        self.multiple = math.lcm(*strides)
+        self.out_channels, self.stride = list(self.taps.values())[-1]
+        _keep_unused(self.body, maps[-1:] if last_only else maps)
+        inputs = _checked_inputs(description.get("inputs"))
+        self.scale: Tensor | None
+        self.shift: Tensor | None
+        for name in ("scale", "shift"):
+            value = (
+                None if inputs is None else torch.tensor(inputs[name], dtype=torch.float32).view(1, 3, 1, 1)
+            )
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Map (B, 3, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride))."""
+        height, width = image.shape[2:]
+        if self.scale is not None and self.shift is not None:
+            image = image * self.scale + self.shift
+        down, right = -height % self.multiple, -width % self.multiple
+        if down or right:
+            image = F.pad(image, (0, right, 0, down), mode="replicate")
+        maps = self._read(self.body, image)
+        return {
+            name: maps[index][..., : -(-height // stride), : -(-width // stride)]
+            for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
+        }
+
+    def train(self, mode: bool = True) -> LibraryEncoder:
+        """Set training or eval mode; see the class for an encoder that is not trained."""
+        super().train(mode)
+        if mode and not any(weight.requires_grad for weight in self.parameters()):
+            for module in self.body.modules():
+                module.training = isinstance(module, NORM_TYPES)
+        return self
+
+    def _trial(self, unit: int) -> list[Tensor]:
+        """Run a small image of 2 x 4 units, and check that every map is a grid over it."""
+        self.body.eval()
+        try:
+            with torch.enable_grad():
+                maps = self._read(self.body, torch.zeros(1, 3, 2 * unit, 4 * unit))
+        except Exception as error:  # whatever the library raises
+            text = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"model.encoder: it cannot run an image of {4 * unit} x {2 * unit} pixels, as an encoder must (does it "
+                f"take one size only?): {type(error).__name__}: {text}"
+            ) from error
+        self.body.train()
+        for map in maps:
+            grid = map.ndim == 4 and 2 * unit % map.shape[2] == 0 and map.shape[3] == 2 * map.shape[2]
+            if not grid:
+                raise ConfigError(
+                    f"model.encoder: a map of shape {tuple(map.shape)} for an image of {4 * unit} x {2 * unit} pixels "
+                    "is no grid over it; choose another encoder or other taps (model.options.taps)"
+                )
+        return maps
+
+
+def mlp(
+    *,
+    encoder: Mapping[str, Any],
+    norm: str = "bn",
+    hidden: int = 256,
+    dropout: float = 0.1,
+    per_branch: str = "head",
+) -> SegmentationModel:
+    """Build SegFormer's all-MLP head on an encoder of another library (model.encoder=hf:NAME or timm:NAME).
+
+    Args:
+        encoder: description of the encoder, made of `model.encoder` and the options `config` (entries of the library's
+            own configuration) and `taps`.
+        norm: "bn" (ReLU), "abn" (leaky ReLU 0.01) or "iabn", of the decoder; the encoder has its own.
+        hidden: as for `MLPDecoder`; so is `dropout`.
+        per_branch: what each branch owns: "head" = its classifiers, "decoder" = its decoder too.
+
+    Raises:
+        ConfigError: a dimension or an encoder that cannot be.
+    """
+    kind = check_norm(norm)
+    body = LibraryEncoder(encoder, last_only=False)
+    make = partial(MLPDecoder, body.taps, hidden=hidden, norm=kind, dropout=dropout)
+    options = {
+        "encoder": encoder,
+        "norm": norm,
+        "hidden": hidden,
+        "dropout": dropout,
+        "per_branch": per_branch,
+    }
+    return _model("mlp", body, make, options)
+
+
+def library_deeplabv3(
+    *,
+    encoder: Mapping[str, Any],
+    norm: str = "bn",
+    hidden: int = 256,
+    out_channels: int = 256,
+    rates: Sequence[int] | None = None,
+    pool_size: int | None = None,
+    per_branch: str = "head",
+) -> SegmentationModel:
+    """Build DeepLabV3's head on the last tap of an encoder of another library; options as for `mlp` and `DeepLabV3`.
+
+    Args:
+        encoder: as for `mlp`; so are `norm` and `per_branch`.
+        hidden: as for `DeepLabV3`; so are `out_channels`, `rates`, `pool_size`.
+        rates: default 12, 24, 32 up to stride 8, 6, 12, 18 up to 16, and 3, 6, 9 above.
+        pool_size: default 512 pixels, 0 = the whole map.
+
+    Raises:
+        ConfigError: a dimension or an encoder that cannot be.
+    """
+    kind = check_norm(norm)
+    body = LibraryEncoder(encoder, last_only=True)
+    usual = RATES[8] if body.stride <= 8 else RATES[16] if body.stride <= 16 else (3, 6, 9)
+    make = partial(
+        DeepLabV3, body.out_channels, hidden=hidden, out_channels=out_channels, rates=rates or usual, norm=kind,
+        pool_size=512 // body.stride if pool_size is None else pool_size,
+    )  # fmt: skip
+    options = {
+        "encoder": encoder, "norm": norm, "hidden": hidden, "out_channels": out_channels,
+        "rates": None if rates is None else list(rates), "pool_size": pool_size, "per_branch": per_branch,
+    }  # fmt: skip
+    return _model("library-deeplabv3", body, make, options)
+
+
+DECODERS: dict[str, Callable[..., SegmentationModel]] = {"mlp": mlp, "deeplabv3": library_deeplabv3}
+"""`model.name` -> builder, where there is a `model.encoder`."""
+
+
+def describe(
+    config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet"
+) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """Turn `model.encoder` into a description, ready for JSON, and its pretrained weights (None = random).
+
+    Pretrained weights get images with the mean and deviation they were trained with, where that is known: the
+    description's "inputs" converts what the run gives (`normalisation`).
+
+    Raises:
+        ConfigError, CheckpointError: as for the library's `describe` and `load_weights`; `model.weights` where
+            the encoder brings its own.
+    """
+    prefix, sign, name = str(config.encoder).partition(":")
+    given, taps = config.options.get("config", {}), config.options.get("taps")
+    if not sign or not name or prefix not in ("hf", "timm"):
+        raise ConfigError(f"model.encoder: expected {FORM}, got '{config.encoder}'")
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"model.options: config needs keys and values, got {given!r}")
+    state, said, note = None, None, "encoder: random weights"
+    if prefix == "hf":
+        if config.weights is not None:
+            raise ConfigError(
+                f"model.weights: '{config.encoder}' takes no file of weights; name a folder with config.json and "
+                "model.safetensors, or org/name, as model.encoder=hf:..."
+            )
+        description, source = from_transformers.describe(name, given, taps, download=config.download)
+        if source is not None:
+            state, note = from_transformers.load_weights(description, source)
+            said = from_transformers.preprocessing(source)
+    else:
+        description = from_timm.describe(name, given, taps)
+        if config.weights is not None or "." in name:
+            state, note = from_timm.load_weights(description, name, config.weights, download=config.download)
+            said = from_timm.preprocessing(name) if "." in name else None
+    description["inputs"] = None if said is None else _conversion(INPUTS[normalisation], said)
+    if description["inputs"] is not None:
+        note += f"; inputs converted to its mean {said[0]} and deviation {said[1]}"  # type: ignore[index]
+    log.info(note)
+    return description, state
+
+
+def load_body(model: SegmentationModel, state: Mapping[str, Tensor]) -> None:
+    """Put pretrained weights into a model's encoder; strict.
+
+    Raises:
+        ConfigError: names that differ.
+    """
+    body: nn.Module = model.encoder.body  # type: ignore[assignment]
+    wrong = sorted(state.keys() ^ body.state_dict().keys())
+    if wrong:
+        raise ConfigError(f"model.encoder: the weights do not fit the encoder: {some(wrong)}")
+    body.load_state_dict(state, strict=True)
+
+
+def _module(description: Mapping[str, Any]) -> Any:
+    """The module that knows the library of a description."""
+    modules = {"hf": from_transformers, "timm": from_timm}
+    keys = {"library", "type", "config", "taps"}
+    if not isinstance(description, Mapping) or not keys <= description.keys() <= keys | {"inputs"}:
+        raise ConfigError(
+            f"model.options: encoder needs {', '.join(sorted(keys))}; give model.encoder={FORM} instead"
+        )
+    library = description["library"]
+    if not isinstance(library, str) or library not in modules:
+        raise ConfigError(f"model.options: encoder: unknown library '{library}'")
+    return modules[library]
+
+
+def _checked_inputs(inputs: Any) -> Mapping[str, list[float]] | None:
+    if inputs is None:
+        return None
+    if not isinstance(inputs, Mapping) or inputs.keys() != {"scale", "shift"}:
+        raise ConfigError(f"model.options: encoder: inputs needs scale and shift, got {inputs}")
+    for values in inputs.values():
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(type(v) in (int, float) for v in values)
+        ):
+            raise ConfigError(f"model.options: encoder: inputs needs three numbers each, got {values}")
+    return inputs
+
+
+def _model(name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, Any]) -> SegmentationModel:
+    choice = check_per_branch(options["per_branch"])
+    if choice not in ("head", "decoder"):
+        raise ConfigError(
+            f"model.options: per_branch '{choice}': an encoder of another library has no parts per branch; "
+            "choose 'head' or 'decoder'"
+        )
+    decoder = make() if choice == "head" else BranchDecoder(make)
+    return SegmentationModel(encoder, decoder, {"name": name, "options": dict(options)})
+
+
+def _per_resolution(maps: Sequence[Tensor]) -> list[int]:
+    """The last map of each size; where all have one size, all. At most the last four."""
+    last = {map.shape[2]: index for index, map in enumerate(maps)}
+    kept = sorted(last.values()) if len(last) > 1 else list(range(len(maps)))
+    return kept[-MAX_TAPS:]
+
+
+def _keep_unused(body: nn.Module, maps: Sequence[Tensor]) -> None:
+    """Make buffers of the weights that these maps do not depend on: DDP wants a gradient of every weight."""
+    seen, reached = set(), set()
+    todo = [map.grad_fn for map in maps]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            reached.add(id(node.variable))
+        todo += [following for following, _ in node.next_functions]
+    for module in body.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) not in reached:
+                delattr(module, name)
+                module.register_buffer(name, weight.data)
+
+
+def _conversion(
+    given: tuple[Sequence[float], Sequence[float]], wanted: tuple[Sequence[float], Sequence[float]]
+) -> dict[str, list[float]] | None:
+    """Per channel x * scale + shift, from values (v - mean) / deviation of the first pair to those of the second."""
+    scale = [s1 / s2 for s1, s2 in zip(given[1], wanted[1], strict=True)]
+    shift = [(m1 - m2) / s2 for m1, m2, s2 in zip(given[0], wanted[0], wanted[1], strict=True)]
+    same = max(abs(v - 1) for v in scale) < 1e-6 and max(map(abs, shift)) < 1e-6
+    return None if same else {"scale": scale, "shift": shift}

@@ -1,0 +1,167 @@
+"""Encoders of the timm library. Needs torchvision, which must fit the installed torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everseg.errors import CheckpointError, ConfigError, some
+from everseg.models.pretrained import encoder_state, weight_file
+from everseg.models.tensor_file import read_tensors
+
+OWN = ("pretrained", "checkpoint", "features", "feature_cls", "out_", "cache_dir", "num_classes", "in_chans")
+"""Beginnings of the arguments of `timm.create_model` that are not the user's: they fetch files or are set here."""
+
+
+def library() -> Any:
+    """Import timm.
+
+    Raises:
+        ConfigError: it is not installed, or cannot be imported.
+    """
+    try:
+        import timm
+
+        return timm
+    except Exception as error:  # a torchvision that does not fit torch raises nearly anything
+        raise ConfigError(
+            "model.encoder: timm: needs the packages timm and torchvision (pip install 'everseg[timm]'), which cannot "
+            f"be imported here: {error}"
+        ) from error
+
+
+def describe(name: str, given: Mapping[str, Any], taps: Any) -> dict[str, Any]:
+    """Turn what stands after `timm:` into a description.
+
+    Args:
+        name: an architecture ("resnet50": random weights) or one with the tag of its weights ("resnet50.a1_in1k").
+        given: further arguments of `timm.create_model`.
+        taps: numbers of the feature maps; None = timm's own choice, of which the last of each resolution are kept.
+
+    Raises:
+        ConfigError: unknown name or argument.
+    """
+    description = {"library": "timm", "type": name.partition(".")[0], "config": dict(given), "taps": taps}
+    _check(description)
+    return description
+
+
+def build(description: Mapping[str, Any]) -> nn.Module:
+    """Build a described encoder with random weights from PyTorch's global generator; float32.
+
+    Raises:
+        ConfigError: unknown name or argument.
+    """
+    return _create(description, pretrained=False)
+
+
+def positions(description: Mapping[str, Any], count: int) -> list[int] | None:
+    """Which of the maps read are taps: all that were asked for; None = to be chosen."""
+    return None if description["taps"] is None else list(range(count))
+
+
+def read_maps(body: nn.Module, image: Tensor) -> list[Tensor]:
+    """Run the encoder: its feature maps as (B, C, h, w), finest first."""
+    form = getattr(body, "output_fmt", "NCHW")
+    channels_last = getattr(form, "value", form) == "NHWC"
+    return [map.permute(0, 3, 1, 2) if channels_last else map for map in body(image)]
+
+
+def unit(body: nn.Module) -> int:
+    """Pixels that the sides of a trial image must be a multiple of."""
+    return int(max(body.feature_info.reduction()))  # type: ignore[union-attr, operator]
+
+
+def load_weights(
+    description: Mapping[str, Any], name: str, weights: str | None, *, download: bool
+) -> tuple[dict[str, Tensor], str]:
+    """Read pretrained weights of a described encoder in timm's names; timm adapts older forms of them.
+
+    Args:
+        name: what stands after `timm:`, with the tag of its weights unless `weights` is given.
+        weights: a local file or `hf:org/name`; None = the file that the tag names.
+        download: allow the network.
+
+    Returns:
+        The encoder's state, complete, and a sentence about it.
+
+    Raises:
+        ConfigError: no such weights, or a download that was not allowed.
+        CheckpointError: damaged; of another network; not finite.
+    """
+    if weights is None:
+        stored = _pretrained_cfg(name)
+        repository = getattr(stored, "hf_hub_id", None)
+        if not repository:
+            raise ConfigError(
+                f"model.encoder: timm names no file for 'timm:{name}'; give it as model.weights=FILE"
+            )
+        repository = f"timm/{name}" if repository == "timm/" else str(repository)
+        path = weight_file(f"hf:{repository}", download, key="model.encoder")
+    else:
+        path = weight_file(weights, download)
+    where = f"weights '{path}'"
+    classifier = getattr(_pretrained_cfg(name), "classifier", None) or ()
+    classifier = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    tensors = encoder_state(read_tensors(path), str(path), tuple(f"{part}." for part in classifier))
+    try:
+        body = _create(description, pretrained=True, state_dict=tensors)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} do not fit '{description['type']}': {' '.join(str(error).split())[:500]}"
+        ) from error
+    state = body.state_dict()
+    broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
+    return state, f"encoder: {len(state)} tensors from {path}"
+
+
+def preprocessing(name: str) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation per channel that the tagged weights were trained with, for values in [0, 1]."""
+    stored = _pretrained_cfg(name)
+    mean, std = getattr(stored, "mean", None), getattr(stored, "std", None)
+    return ([float(v) for v in mean], [float(v) for v in std]) if mean and std else None
+
+
+def _check(description: Mapping[str, Any]) -> None:
+    name, given, taps = description["type"], description["config"], description["taps"]
+    timm = library()
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or not timm.is_model(name):
+        raise ConfigError(
+            f"model.encoder: timm has no model '{name}' (timm.list_models('*...*') in Python searches its names)"
+        )
+    if not isinstance(given, Mapping):
+        raise ConfigError("model.options: config needs keys and values")
+    refused = [key for key in given if str(key).startswith(OWN)]
+    if refused:
+        raise ConfigError(f"model.options: config: {', '.join(refused)} cannot be set here")
+    if taps is not None and not (
+        isinstance(taps, list) and taps and all(isinstance(tap, int) for tap in taps)
+    ):
+        raise ConfigError(
+            f"model.options: taps needs numbers of timm's feature maps, such as [1, 2, 3], got {taps}"
+        )
+
+
+def _pretrained_cfg(name: str) -> Any:
+    return library().get_pretrained_cfg(name)
+
+
+def _create(description: Mapping[str, Any], *, pretrained: bool, **weights: Any) -> nn.Module:
+    """Build without classifier, which makes timm load weights strictly."""
+    _check(description)
+    chosen = {} if description["taps"] is None else {"out_indices": tuple(description["taps"])}
+    name = description["type"]
+    try:
+        body = library().create_model(
+            name, features_only=True, pretrained=pretrained, **chosen, **description["config"],
+            pretrained_cfg_overlay={"num_classes": 0, "label_offset": 0, **weights},
+        )  # fmt: skip
+    except (TypeError, AssertionError, IndexError, NotImplementedError) as error:
+        raise ConfigError(f"model.encoder: 'timm:{name}' cannot be built as an encoder: {error}") from error
+    return body.to(torch.float32)

@@ -1,0 +1,319 @@
+"""Encoders of the transformers library, built from a plain configuration and never from a repository's code.
+
+A description holds the type of model and its whole configuration, so that a checkpoint is rebuilt without the hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everseg.errors import CheckpointError, ConfigError, near_miss, some
+from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch
+from everseg.models.tensor_file import read_tensors
+
+HIDDEN_STATES = ("mobilenet_v2", "mobilevit", "regnet", "segformer")
+"""Types without a backbone class whose hidden states are maps."""
+NOT_TAKEN = ("timm_backbone",)
+"""Backbones that fetch something by themselves."""
+DERIVED = {"stage_names", "out_features", "out_indices"}
+"""Entries of a configuration that follow from the others and from the taps."""
+CODE = ("auto_map", "trust_remote_code")
+"""Entries by which a configuration asks for code of its own."""
+MAP_NORMS = "hidden_states_norms."
+"""Norms that a backbone adds on its maps: no image classifier has them, so they start fresh, as identity."""
+MAX_TAPS = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the configuration and the weights of a pretrained encoder lie."""
+
+    folder: Path
+    weights: Path
+    preprocessing: Path | None
+
+
+def library() -> tuple[Any, Any]:
+    """Import transformers and its tables of classes.
+
+    Raises:
+        ConfigError: it is not installed, or cannot be imported.
+    """
+    try:
+        import transformers
+        from transformers.models.auto import modeling_auto
+
+        return transformers, modeling_auto
+    except Exception as error:  # a torchvision that does not fit torch raises nearly anything
+        raise ConfigError(
+            "model.encoder: hf: needs the package transformers (pip install 'everseg[hf]'), which cannot be "
+            f"imported here: {error}"
+        ) from error
+
+
+def known_types() -> list[str]:
+    """The types of model that can be an encoder."""
+    return sorted({*library()[1].MODEL_FOR_BACKBONE_MAPPING_NAMES, *HIDDEN_STATES} - {*NOT_TAKEN})
+
+
+def describe(
+    name: str, given: Mapping[str, Any], taps: Any, *, download: bool
+) -> tuple[dict[str, Any], Source | None]:
+    """Turn what stands after `hf:` into a description.
+
+    Args:
+        name: a type ("segformer": random weights), a folder with config.json and weights, or org/name[@revision].
+        given: entries of the configuration that replace those of the type or the file.
+        taps: stage names (types with a backbone class) or numbers of hidden states; None = chosen.
+        download: allow the network.
+
+    Returns:
+        The description, and where the pretrained weights lie (None = random weights).
+
+    Raises:
+        ConfigError: unknown name, entry or tap; a repository that needs its own code; a download not allowed.
+        CheckpointError: a damaged config.json.
+    """
+    source = None
+    if Path(name).expanduser().is_dir():
+        source = _in_folder(Path(name).expanduser())
+    elif "/" in name:
+        source = _in_hub(name, download)
+    if source is None:
+        kind, stored = name, {}
+    else:
+        stored = _read_json(source.folder / "config.json")
+        asked = [key for key in CODE if key in stored]
+        if asked:
+            raise ConfigError(
+                f"model.encoder: 'hf:{name}' needs code of its own ({', '.join(asked)}); it is never run"
+            )
+        kind = str(stored.get("model_type"))
+    _check_type(kind, name)
+    config = {key: value for key, value in stored.items() if key in _entries(kind)}
+    full = _full_config(kind, {**config, **given})
+    chosen = _chosen(kind, full) if taps is None else taps
+    return {"library": "hf", "type": kind, "config": full, "taps": chosen}, source
+
+
+def build(description: Mapping[str, Any]) -> nn.Module:
+    """Build a described encoder with random weights from PyTorch's global generator; float32.
+
+    Raises:
+        ConfigError: unknown type, unknown or wrong entries or taps.
+    """
+    kind, taps = description["type"], description["taps"]
+    _check_type(kind, kind)
+    config = _config(kind, description["config"], taps)
+    auto = library()[0]
+    factory = auto.AutoModel if kind in HIDDEN_STATES else auto.AutoBackbone
+    with _quiet():
+        body = factory.from_config(config, dtype=torch.float32)
+    return body.train()
+
+
+def read_maps(body: nn.Module, image: Tensor) -> list[Tensor]:
+    """Run the encoder: its feature maps, or all its hidden states, finest first."""
+    if hasattr(body, "out_features"):
+        return list(body(image).feature_maps)
+    return list(body(image, output_hidden_states=True).hidden_states)
+
+
+def positions(description: Mapping[str, Any], count: int) -> list[int] | None:
+    """Which of the maps read are taps: a backbone's all; of the hidden states those asked for, None = to be chosen."""
+    taps = description["taps"]
+    if description["type"] not in HIDDEN_STATES:
+        return list(range(count))
+    if taps is not None and not (
+        isinstance(taps, list) and taps and all(type(tap) is int and 0 <= tap < count for tap in taps)
+    ):
+        raise ConfigError(f"model.options: taps needs numbers of hidden states, 0 to {count - 1}, got {taps}")
+    return taps
+
+
+def unit(description: Mapping[str, Any]) -> int:
+    """Pixels that the sides of a trial image must be a multiple of."""
+    patch = description["config"].get("patch_size")
+    return patch if isinstance(patch, int) and 32 % patch else 32
+
+
+def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[str, Tensor], str]:
+    """Read the pretrained weights of a described encoder, whatever head they were trained with.
+
+    Returns:
+        The encoder's state, complete, and a sentence about it.
+
+    Raises:
+        CheckpointError: damaged; weights that are missing, of another shape, or not finite.
+    """
+    kind, tables = description["type"], library()[1]
+    config = _config(kind, description["config"], description["taps"])
+    classes = tables.MODEL_MAPPING if kind in HIDDEN_STATES else tables.MODEL_FOR_BACKBONE_MAPPING
+    where = f"weights of 'hf:{source.folder}'"
+    # The library never sees the folder: it would read the weights with torch.load, and any other file that it knows.
+    tensors = encoder_state(read_tensors(source.weights), str(source.weights), classifier=())
+    try:
+        with _quiet():
+            body, told = classes[type(config)].from_pretrained(
+                None, config=config, state_dict=tensors, output_loading_info=True, dtype=torch.float32,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{where} cannot be loaded: {_first_line(error)}") from error
+    fresh = {name for name in told["missing_keys"] if name.startswith(MAP_NORMS)}
+    missing = sorted({*told["missing_keys"]} - fresh)
+    if missing or told["mismatched_keys"]:
+        names = some(missing or [str(key) for key in told["mismatched_keys"]])
+        raise CheckpointError(f"{where} do not fit: missing or of another shape: {names}")
+    state = body.state_dict()
+    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
+    note = f", {len(fresh)} of them fresh norms on the maps" if fresh else ""
+    return state, f"encoder: {len(state)} tensors from {source.weights}{note}"
+
+
+def preprocessing(source: Source) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation per channel that the encoder was trained with, for values in [0, 1]; None = not said."""
+    if source.preprocessing is None:
+        return None
+    stored = _read_json(source.preprocessing)
+    if not stored.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
+    elif "image_mean" in stored and "image_std" in stored:
+        mean, std = ([float(v) for v in stored[key]] for key in ("image_mean", "image_std"))
+    else:
+        return None
+    factor = 255 * float(stored.get("rescale_factor", 1 / 255)) if stored.get("do_rescale", True) else 255.0
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or factor <= 0:
+        raise CheckpointError(f"{source.preprocessing}: image_mean and image_std need three numbers each")
+    return [v / factor for v in mean], [v / factor for v in std]
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def _check_type(kind: Any, name: str) -> None:
+    types = known_types()
+    if kind not in types:
+        hint = near_miss(str(kind), types)
+        what = "" if kind == name else f" is a '{kind}', which"
+        raise ConfigError(
+            f"model.encoder: 'hf:{name}'{what} is no type of encoder that can be used{hint}, no folder, and not "
+            f"org/name; types: {', '.join(types)}"
+        )
+
+
+def _entries(kind: str) -> set[str]:
+    """What can be set in the configuration of a type."""
+    auto = library()[0]
+    default = auto.AutoConfig.for_model(kind).to_dict()
+    return set(default) - set(auto.PretrainedConfig().to_dict()) - DERIVED
+
+
+def _full_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every entry of a type's configuration, as JSON."""
+    stored = _config(kind, given, None).to_dict()
+    return json.loads(json.dumps({key: stored[key] for key in sorted(_entries(kind))}))
+
+
+def _config(kind: str, given: Any, taps: Any) -> Any:
+    """Make the library's configuration; nothing but entries that describe the network is let through.
+
+    Others may name code (`auto_map`), or kernels that the library would fetch (`attn_implementation`).
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError("model.options: config needs keys and values")
+    entries = _entries(kind)
+    unknown = [str(key) for key in given if key not in entries]
+    if unknown:
+        hint = near_miss(unknown[0], entries)
+        raise ConfigError(
+            f"model.options: config: '{kind}' has no {', '.join(unknown)}{hint}; it has {', '.join(sorted(entries))}"
+        )
+    stages = {} if taps is None or kind in HIDDEN_STATES else {"out_features": _stage_list(taps)}
+    try:
+        config = library()[0].AutoConfig.for_model(kind, **given, **stages)
+    except Exception as error:  # the library's own checks raise many kinds
+        raise ConfigError(
+            f"model.options: the configuration of '{kind}' is wrong: {_first_line(error)}"
+        ) from error
+    if getattr(config, "num_channels", 3) != 3:
+        raise ConfigError(f"model.options: config: num_channels must be 3, not {config.num_channels}")
+    return config
+
+
+def _stage_list(taps: Any) -> list[str]:
+    if not isinstance(taps, list) or not taps or not all(isinstance(tap, str) for tap in taps):
+        raise ConfigError(f"model.options: taps needs names of stages, such as [stage1, stage4], got {taps}")
+    return taps
+
+
+def _chosen(kind: str, config: Mapping[str, Any]) -> list[str] | None:
+    """All stages behind the stem; of a plain transformer's many, four at even depths. Hidden states: by resolution."""
+    if kind in HIDDEN_STATES:
+        return None
+    names = [name for name in _config(kind, config, None).stage_names if name != "stem"]
+    if len(names) <= MAX_TAPS + 1:
+        return names[-MAX_TAPS:]
+    return [names[len(names) * (k + 1) // MAX_TAPS - 1] for k in range(MAX_TAPS)]
+
+
+# ---------------------------------------------------------------- files
+
+
+def _in_folder(folder: Path) -> Source:
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not (folder / "config.json").is_file() or not found:
+        raise ConfigError(
+            f"model.encoder: folder '{folder}' needs config.json and one of {', '.join(WEIGHT_FILES)} "
+            "(save_pretrained of transformers writes them)"
+        )
+    said = folder / "preprocessor_config.json"
+    return Source(folder, found[0], said if said.is_file() else None)
+
+
+def _in_hub(spec: str, download: bool) -> Source:
+    key = "model.encoder"
+    config = fetch(spec, ["config.json"], download=download, key=key)
+    weights = fetch(spec, WEIGHT_FILES, download=download, key=key)
+    said = fetch(spec, ["preprocessor_config.json"], download=download, key=key, needed=False)
+    assert config is not None
+    assert weights is not None
+    return Source(config.parent, weights, said)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} holds no keys and values")
+    return stored
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and tables: what matters of them is said in our own words."""
+    logging = library()[0].utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

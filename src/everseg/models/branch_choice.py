@@ -1,0 +1,118 @@
+"""The path of an image whose domain is not known, chosen from batch-norm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from everseg.errors import ConfigError
+from everseg.models.blocks import BranchDict
+from everseg.models.model import SegmentationModel
+
+
+def infer_branch(model: SegmentationModel, image: Tensor, branches: Sequence[str] | None = None) -> list[str]:
+    """Choose a branch for every image: the one whose batch-norm statistics the image fits best.
+
+    Args:
+        model: a model whose encoder has batch norms per branch.
+        image: (B, 3, H, W) float, normalised.
+        branches: the candidates; None = all.
+
+    Returns:
+        One branch per image; of equal ones the earliest.
+
+    Raises:
+        ConfigError: unknown branch, or the branches have no batch norms of their own in the encoder.
+    """
+    names = model.branches if branches is None else tuple(branches)
+    return [names[i] for i in branch_distances(model, image, names).argmin(dim=1).tolist()]
+
+
+@torch.no_grad()
+def branch_distances(
+    model: SegmentationModel, image: Tensor, branches: Sequence[str] | None = None
+) -> Tensor:
+    """Measure how far every image lies from what each branch was trained on.
+
+    Each path is run in eval mode. At each of the branch's own norms, mean and variance of one image's input per
+    channel are compared with the running mean and variance as two Gaussians:
+    KL(image || branch) = (ln(v_b / v_i) + (v_i + (m_i - m_b)^2) / v_b - 1) / 2, the norm's eps added to both variances.
+    Only the encoder's norms count: behind an encoder that all branches share, what the decoders' norms see in eval
+    mode is not what they saw in training.
+
+    Args:
+        model: as for `infer_branch`; comes back in the mode it was in.
+        image: (B, 3, H, W) float, normalised.
+        branches: the T branches compared; None = all.
+
+    Returns:
+        (B, T) float, >= 0: the mean over channels of a norm, then over norms. Nothing is gained from its absolute
+        size; compare the branches of one image.
+
+    Raises:
+        ConfigError: unknown branch, or the branches have no batch norms of their own in the encoder.
+    """
+    names = model.branches if branches is None else tuple(branches)
+    for name in names:
+        model.head(name)  # known?
+    norms = {name: _own_norms(model, name) for name in names}
+    if not names or not all(norms.values()):
+        raise ConfigError(
+            "the branch cannot be inferred: the encoder has no batch norms per branch; "
+            "train with model.options.per_branch 'norm' or 'adapter', or name the branch"
+        )
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    with _evaluating(model), _watching(norms, found):
+        model.encoder(image, names)
+    return torch.stack([torch.stack(found[name]).mean(dim=0) for name in names], dim=1)
+
+
+def _own_norms(model: SegmentationModel, branch: str) -> list[_NormBase]:
+    """The batch norms of the encoder that only this branch owns."""
+    owned = [m[branch] for m in model.encoder.modules() if isinstance(m, BranchDict) and branch in m]
+    norms = [m for entry in owned for m in entry.modules() if isinstance(m, _NormBase)]
+    return [norm for norm in norms if norm.running_mean is not None]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _watching(norms: dict[str, list[_NormBase]], found: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Note the distance at every norm that runs."""
+
+    def note(branch: str, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found[branch].append(_distance(cast(_NormBase, norm), inputs[0]))
+
+    handles = [
+        norm.register_forward_pre_hook(partial(note, branch)) for branch in norms for norm in norms[branch]
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _distance(norm: _NormBase, input: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B,): mean over channels of the divergence of an image's values from the running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    x = input if input.dtype == torch.float64 else input.float()
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    variance, expected = variance + norm.eps, norm.running_var.to(x.dtype) + norm.eps
+    gap = (mean - norm.running_mean.to(x.dtype)).square()
+    return ((expected / variance).log() + (variance + gap) / expected - 1).mean(dim=1) / 2

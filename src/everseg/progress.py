@@ -1,0 +1,175 @@
+"""What a person sees while a run works: a live bar on a terminal, plain lines elsewhere.
+
+Everything goes to stderr, so that stdout stays free for tables and JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+PLAIN_SECONDS = 10.0
+"""Least time between two plain lines of one bar."""
+
+
+def memory_text() -> str:
+    """Memory in use, for people: the GPU's where training holds some, else this process's resident set."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f}G gpu"
+    return f"{resident_bytes() / 2**30:.1f}G"
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process in bytes (on systems without /proc its peak)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def time_text(seconds: float) -> str:
+    """Seconds -> "m:ss" or "h:mm:ss"."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """One bar at a time: `begin`, many `update`, `end`; `message` at any moment.
+
+    Args:
+        quiet: print nothing at all.
+        rank: only rank 0 prints.
+        stream: where to print; default stderr.
+        clock: seconds, monotonic; replaced in tests.
+        columns: width of the display; default as the terminal's.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        rank: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        columns: int | None = None,
+    ) -> None:
+        self._silent = quiet or rank != 0
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._console = Console(file=self._stream, highlight=False, markup=False, width=columns)
+        self._live: RichProgress | None = None
+        self._title = ""
+        self._total = self._start = self._done = 0
+        self._began = self._printed = 0.0
+        self._detail = ""
+
+    def begin(self, title: str, total: int, start: int = 0) -> None:
+        """Start a bar; one still open is closed first.
+
+        Args:
+            title: what is being done ("step 2/6 epoch 3/30").
+            total: number of iterations.
+            start: iterations done already (a resumed run); they do not count for the time left.
+        """
+        self.end()
+        self._title, self._total, self._start, self._done = title, total, start, start
+        self._began = self._clock()
+        self._printed = self._began
+        self._detail = ""
+        if self._silent or not self._console.is_terminal:
+            return
+        self._live = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+        self._live.add_task(title, total=total, completed=start, detail="")
+
+    def update(
+        self,
+        iteration: int,
+        terms: Mapping[str, float] | None = None,
+        lr: float = 0.0,
+        images_per_second: float = 0.0,
+    ) -> None:
+        """Show where the bar stands.
+
+        Args:
+            iteration: iterations done so far, `start` included.
+            terms: loss term -> value, weights applied; their sum is shown as the loss. None where nothing is trained.
+            lr: learning rate of this iteration; 0 hides it.
+            images_per_second: throughput over all processes; 0 hides it.
+        """
+        if self._silent:
+            return
+        self._done = iteration
+        self._detail = self._describe(terms or {}, lr, images_per_second)
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], completed=iteration, detail=self._detail)
+        elif self._clock() - self._printed >= PLAIN_SECONDS:
+            self._line()
+
+    def message(self, text: str) -> None:
+        """Print a line of its own, above the bar."""
+        if not self._silent:
+            self._console.print(text, soft_wrap=True)
+
+    def end(self) -> None:
+        """Close the bar; where there is none, print its last state as a line. Without an open bar: nothing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._title and self._detail and not self._silent:
+            self._line()
+        self._title = self._detail = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _describe(self, terms: Mapping[str, float], lr: float, images_per_second: float) -> str:
+        parts = []
+        if len(terms) > 1:
+            each = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            parts.append(f"loss {sum(terms.values()):.3f} ({each})")
+        elif terms:
+            parts.append(" ".join(f"{name} {value:.3f}" for name, value in terms.items()))
+        if lr:
+            parts.append(f"lr {lr:.1e}")
+        if images_per_second:
+            parts.append(f"{images_per_second:.1f} img/s")
+        parts.append(memory_text())
+        fresh = self._done - self._start
+        if fresh > 0 and self._done < self._total:
+            spent = self._clock() - self._began
+            parts.append(f"left {time_text(spent / fresh * (self._total - self._done))}")
+        return "  ".join(parts)
+
+    def _line(self) -> None:
+        self._printed = self._clock()
+        self._console.print(f"{self._title}  {self._done}/{self._total}  {self._detail}", soft_wrap=True)

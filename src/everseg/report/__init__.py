@@ -1,1 +1,0 @@
-"""Results as tables and text (floor 6)."""

@@ -1,0 +1,180 @@
+"""Results over domains: the relative drop against single-task models, and where their numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everseg.config.fields import RunConfig
+from everseg.config.loading import identity, to_json
+from everseg.errors import CheckpointError, EversegError
+from everseg.metrics import defined_mean, relative_drop
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RECORD, RunFolder
+from everseg.runs.results import Track, planned_steps, run_sequence, tracks_of
+
+
+def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+    """Relative drop of the last step's mIoU against models trained on one domain each.
+
+    Args:
+        folder: of a run over domains with at least one scored step.
+        config: its configuration; `scenario.single_task` gives the single-task mIoU in percent, else they are
+            looked up in a finished run beside this one with `scenario.single`, in which these domains have the same
+            data and were tested on the same classes.
+
+    Returns:
+        `mean` and `domains` (fractions, negative = worse than single-task), `baselines` (domain -> mIoU as a
+        fraction) and `source` (what gave them); None where no baseline is known for every domain.
+    """
+    values = {name: v for name, v in run_sequence(folder).get("miou", {}).items() if v is not None}
+    given = config.scenario.single_task
+    if given is not None:
+        found, source = {name: value / 100 for name, value in given.items()}, "scenario.single_task"
+    elif config.scenario.single:
+        return None
+    else:
+        found, source = _beside(folder, config, list(values))
+    if not values or not values.keys() <= found.keys() or not all(found[name] for name in values):
+        return None
+    baselines = {name: found[name] for name in values}
+    return {**relative_drop(values, baselines), "baselines": baselines, "source": source}
+
+
+def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tuple[dict[str, float], str]:
+    """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
+    scored = _scored_classes(folder)
+    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
+        other = RunFolder(path.parent)
+        try:
+            theirs = other.config()
+            if (
+                not theirs.scenario.single
+                or _data(theirs, domains) != _data(config, domains)
+                or not other.is_finished(theirs)
+            ):
+                continue
+            found = _scored_classes(other)
+            if any(found.get(name) != scored[name] for name in domains):
+                continue
+            values = run_sequence(other)["miou"]
+        except EversegError:  # a damaged or foreign neighbour is no baseline
+            continue
+        return {name: value for name, value in values.items() if value is not None}, path.parent.name
+    return {}, ""
+
+
+def _data(config: RunConfig, domains: Sequence[str]) -> Any:
+    """What two runs must share to be compared: these domains' data and how test images are seen and labelled.
+
+    Runs cut short by `train.max_iterations` compare with those cut alike only.
+    """
+    text = to_json(config)
+    entries = {name: {**text["data"]["domains"].get(name, {}), "root": None} for name in domains}
+    seen = {key: text["data"][key] for key in ("evaluation", "size", "crop", "window", "overlap")}
+    cut = text["train"]["max_iterations"]
+    return entries, seen, cut, text["scenario"]["test_split"], text["scenario"]["policy"]
+
+
+def _scored_classes(folder: RunFolder) -> dict[str, set[str]]:
+    """Domain -> classes that its last test had pixels of."""
+    found = {}
+    for index in folder.finished_steps:
+        for name, scores in folder.metrics(index)["branches"].items():
+            ious = zip(scores["classes"], scores["class_iou"], strict=True)
+            found[name] = {label for label, value in ious if value is not None}
+    return found
+
+
+def taught(folder: RunFolder) -> dict[int, str]:
+    """Step -> domains whose images it trained on."""
+    steps = read_document(folder.path / "scenario.json", "steps")["steps"]
+    return {s["index"]: ", ".join(dict.fromkeys(source["dataset"] for source in s["train"])) for s in steps}
+
+
+def domain_rows(steps: Sequence[Mapping[str, Any]], learnt: Mapping[int, str]) -> list[dict[str, Any]]:
+    """One row per step: the domains trained, and the mIoU (percent) of every domain tested, and their mean.
+
+    Args:
+        steps: rows of `Run.steps`, one per step and domain.
+        learnt: what `taught` gives.
+    """
+    names = dict.fromkeys(row["name"] for row in steps)
+    rows = []
+    for index in dict.fromkeys(row["index"] for row in steps):
+        scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
+        values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
+        percent = {name: None if value is None else round(100 * value, 2) for name, value in values.items()}
+        rows.append({"step": index, "trained": learnt.get(index, ""), **percent})
+    return rows
+
+
+_FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next", "method.")
+"""What may differ: the method, and what acts on steps or their images, of which joint training has one and all."""
+
+
+def joint_beside(
+    folder: RunFolder, config: RunConfig, tracks: Sequence[Track]
+) -> tuple[str, dict[str, Track]] | None:
+    """The first finished joint run, by name, that lies beside a run and has exactly its setting.
+
+    That is: every setting which can change a result but those of `_FREE` (the seed, too, is the same), no image lists
+    of its own, and the last test with the same classes in the same order on the same images with the same labels.
+
+    Returns:
+        Its folder's name, and its results by the names of the run's; None where there is no such run.
+    """
+    if config.scenario.joint or config.scenario.single:
+        return None
+    own, tested = _setting(config), _tested(folder)
+    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
+        other = RunFolder(path.parent)
+        try:
+            if not _is_joint(other):
+                continue
+            theirs = other.config()
+            if theirs.scenario.lists or _setting(theirs) != own:
+                continue
+            if _tested(other) != tested or not other.is_finished(theirs):
+                continue
+            found = {track.name: track for track in tracks_of(other)}
+        except EversegError:  # a damaged or foreign neighbour is no upper bound
+            continue
+        if all(_classes(found.get(track.name)) == _classes(track) for track in tracks):
+            return path.parent.name, found
+    return None
+
+
+def _setting(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in identity(config).items() if not key.startswith(_FREE)}
+
+
+def _is_joint(folder: RunFolder) -> bool:
+    """Whether a run is joint training, told before its configuration is checked, which takes longer.
+
+    Raises:
+        CheckpointError: its run.json cannot be read.
+    """
+    stored = folder.record().config
+    scenario = stored.get("scenario") if isinstance(stored, dict) else None
+    return isinstance(scenario, dict) and scenario.get("joint") is True
+
+
+def _tested(folder: RunFolder) -> list[Mapping[str, Any]]:
+    """What the last step is tested on: images and tables.
+
+    Raises:
+        CheckpointError: scenario.json does not say.
+    """
+    try:
+        sources = planned_steps(folder)[-1]["test"]
+        return [{k: v for k, v in source.items() if k != "images"} for source in sources]
+    except (IndexError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
+            "restore it or start again under another name"
+        ) from None
+
+
+def _classes(track: Track | None) -> Any:
+    return None if track is None else (track.space.names, [len(group) for group in track.space.groups])

@@ -1,0 +1,1 @@
+"""Runs side by side: which may stand together, their statistics, their tables."""

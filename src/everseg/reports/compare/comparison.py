@@ -1,0 +1,209 @@
+"""`everseg compare`: runs side by side, means over seeds, as HTML, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+import everseg
+from everseg.errors import ConfigError, near_miss
+from everseg.reports.compare import tables as shown
+from everseg.reports.compare.groups import (
+    Group,
+    Result,
+    Table,
+    found_folders,
+    read,
+    settings_apart,
+    tables_of,
+)
+from everseg.reports.compare.statistics import (
+    Draws,
+    draws_of,
+    numbers_of,
+    of_differences,
+    of_scores,
+    over_seeds,
+    paired,
+    spread,
+)
+from everseg.reports.html import learnt_sets
+from everseg.reports.numbers import conventions
+from everseg.reports.published import Match, matches, own_domain_numbers, own_numbers
+from everseg.runs.commit import write_bytes
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import planned_steps
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    against: str | None = None,
+    out: str | Path | None = None,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Compare finished runs: mean and standard deviation over seeds, paired differences, published numbers.
+
+    Runs that differ in their seed only are a group. Groups stand in one table only where data, task, protocol, label
+    convention, test images and the way these are seen are the same; the others get
+    tables of their own, with the reason.
+
+    Args:
+        runs: run folders, and folders of runs such as a sweep's.
+        against: group (method) that paired differences are taken from; default the first one that is no joint training.
+        out: folder of compare.html, compare.csv and compare.tex; default the folder that holds the runs.
+        write: whether these are written.
+
+    Returns:
+        `tables` (groups with values, mean, sample standard deviation, n and interval over test images per number as
+        fractions, time in seconds; paired differences; published sources; reasons), `notes`, `files`.
+
+    Raises:
+        ConfigError: no finished run, or no group of that name.
+        CheckpointError: a damaged run, or a file that cannot be written.
+    """
+    folders = found_folders(runs)
+    finished = [folder for folder in folders if folder.is_finished(folder.config())]
+    notes = [
+        f"{folder.path} is not finished and left out; its command finishes it."
+        for folder in folders
+        if folder not in finished
+    ]
+    if not finished:
+        raise ConfigError([note.rstrip(".") for note in notes], "no finished run to compare")
+    results = [read(folder) for folder in finished]
+    tables, more = tables_of(results)
+    names = dict.fromkeys(group.name for table in tables for group in table.groups)
+    if against is not None and against not in names:
+        raise ConfigError(
+            f"--against: no group '{against}'{near_miss(against, names)} (one of {', '.join(names)})"
+        )
+    made: dict[str, Any] = {
+        "everseg": everseg.__version__,
+        "tables": [_table(table, against) for table in tables],
+        "notes": notes + more,
+        "files": [],
+    }
+    if write:
+        folder = Path(out) if out is not None else _parent([result.path for result in results])
+        texts = {"html": shown.html(made), "csv": shown.csv(made), "tex": shown.latex(made)}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out: {folder} cannot be made ({error.strerror})") from None
+        for ending, text in texts.items():
+            write_bytes(folder / f"compare.{ending}", text.encode())
+            made["files"].append(str(folder / f"compare.{ending}"))
+    return made
+
+
+def _parent(paths: Sequence[Path]) -> Path:
+    """The folder that holds all runs."""
+    given = paths[0].parent
+    return (
+        given
+        if all(path.parent == given for path in paths)
+        else Path(commonpath([p.resolve() for p in paths]))
+    )
+
+
+def _table(table: Table, against: str | None) -> dict[str, Any]:
+    base = next((group for group in table.groups if group.name == against), None)
+    base = base or next((group for group in table.groups if not group.is_joint), table.groups[0])
+    numbers = numbers_of(table)
+    config = table.groups[0].config
+    domains = config.data.domains
+    comparable, others = _published(table)
+    draws = {id(run): draws_of(run) for run in table.runs}
+    return {
+        "title": ", ".join(domains) if domains else f"{config.data.dataset} {_task(config.scenario.task)}",
+        "facts": _facts(table.groups[0].runs[0]),
+        "reasons": table.reasons,
+        "numbers": numbers,
+        "base": base.name,
+        "groups": [_group(group, base, numbers, draws) for group in table.groups],
+        "settings": settings_apart(table, base),
+        "published": comparable,
+        "not_comparable": others,
+    }
+
+
+def _task(task: Any) -> str:
+    return task if isinstance(task, str) else "explicit steps"
+
+
+def _facts(run: Result) -> dict[str, str]:
+    scenario, data = run.config.scenario, run.config.data
+    seen = {"crop": f"crop {data.crop}", "resize": f"resize {data.size[0]}x{data.size[1]}"}
+    facts = {
+        "data": ", ".join(data.domains) if data.domains else data.dataset,
+        "task": "" if data.domains else _task(scenario.task),
+        "protocol": "" if data.domains else scenario.protocol,
+        "labels": scenario.policy,
+        "test images": f"{scenario.test_split}, {seen.get(data.evaluation, 'whole')}",
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _group(group: Group, base: Group, numbers: Sequence[str], draws: Mapping[int, Draws]) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "joint": group.is_joint,
+        "seeds": group.seeds,
+        "runs": [str(run.path) for run in group.runs],
+        "values": {number: [run.scores.get(number) for run in group.runs] for number in numbers},
+        "scores": {
+            n: {**over_seeds(group, n).to_json(), "interval": of_scores(group, draws, n)} for n in numbers
+        },
+        "differences": None
+        if group is base
+        else {
+            n: {**paired(group, base, n).to_json(), "interval": of_differences(group, base, draws, n)}
+            for n in numbers
+        },
+    }
+
+
+def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Sources whose conventions are those of some group, with its numbers in them; and the others with the reason."""
+    sources: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
+    for group in table.groups:
+        steps = planned_steps(RunFolder(group.runs[0].path))
+        for match in matches(group.config, learnt_sets(group.config, steps)):
+            entry = match.published
+            if not match.comparable:
+                others.setdefault(
+                    entry.title, {"source": entry.title, "groups": [], "because": list(match.differences)}
+                )
+                others[entry.title]["groups"].append(group.name)
+                continue
+            source = sources.setdefault(
+                entry.title,
+                {"title": entry.title, "paper": entry.paper, "source": entry.source, "url": entry.url,
+                 "columns": list(entry.columns), "conventions": conventions(match), "ours": [],
+                 "rows": [{"method": m, **dict(zip(entry.columns, v, strict=True))} for m, v in entry.methods.items()]},
+            )  # fmt: skip
+            source["ours"].append(_ours(group, match))
+    return list(sources.values()), list(others.values())
+
+
+def _ours(group: Group, match: Match) -> dict[str, Any]:
+    """A group's numbers in the columns and the background convention of a source, in percent: mean, sd, n."""
+    per_run = [_own(run, match) for run in group.runs]
+    columns: Mapping[str, Any] = {
+        column: spread(values).to_json()
+        for column, values in zip(match.published.columns, zip(*per_run, strict=True), strict=True)
+    }
+    return {"group": group.name, **columns}
+
+
+def _own(run: Result, match: Match) -> tuple[float | None, ...]:
+    track = run.tracks[0]
+    if not run.several:
+        return own_numbers(match.published, track.counts[-1], track.space)
+    data = {name: domain.dataset for name, domain in run.config.data.domains.items()}
+    miou = {data[t.name]: t.scores[-1]["miou"]["all"] for t in run.tracks if t.name in data}
+    return own_domain_numbers(match.published, miou, run.scores.get("relative drop"))

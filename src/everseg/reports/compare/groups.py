@@ -1,0 +1,300 @@
+"""What a finished run has to say in a comparison, and which runs may stand in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, identity
+from everseg.errors import CheckpointError, ConfigError
+from everseg.metrics import defined_mean, relative_drop
+from everseg.reports.baselines import drop_against_single
+from everseg.runs.folder import RECORD, RunFolder
+from everseg.runs.journal import Journal
+from everseg.runs.results import Track, planned_steps, replaced_text, run_sequence, tracks_of
+from everseg.scenarios.tasks import canonical_task
+
+CONVENTIONS = (
+    "data.dataset", "data.options", "data.evaluation", "data.domains",
+    "scenario.kind", "scenario.steps", "scenario.task", "scenario.protocol", "scenario.policy", "scenario.order",
+    "scenario.lists", "scenario.test_split", "scenario.void_channel",
+)  # fmt: skip
+"""Settings in which runs of one table agree; `data.crop` or `data.size` too, where it is how test images are seen."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run."""
+
+    path: Path
+    config: RunConfig
+    tracks: tuple[Track, ...]
+    scores: Mapping[str, float | None]
+    """Name of a number -> fraction (time: seconds)."""
+    tests: Mapping[str, str]
+    """Name of the last results -> SHA-256 of the test images and their labels."""
+    versions: Mapping[str, str]
+    replaced: str = ""
+    """Says which training samples could not be read and were replaced."""
+
+    @property
+    def label(self) -> str:
+        """The method, and how it was used."""
+        kind = "joint" if self.config.scenario.joint else "single" if self.config.scenario.single else ""
+        if kind and self.config.method.name == "ft":
+            return kind
+        return f"{kind}, {self.config.method.name}" if kind else self.config.method.name
+
+    @property
+    def several(self) -> bool:
+        """Whether results are per domain."""
+        return bool(self.config.data.domains) or len(self.tracks) > 1
+
+    @cached_property
+    def conventions(self) -> dict[str, Any]:
+        """What runs of one table must have in common."""
+        settings = identity(self.config)
+        seen = {"crop": ["data.crop"], "resize": ["data.size"]}.get(self.config.data.evaluation, [])
+        keys = [
+            key for key in settings if key in CONVENTIONS or key.startswith("data.domains.") or key in seen
+        ]
+        found = {key: settings[key] for key in keys}
+        if isinstance(found.get("scenario.task"), str):
+            found["scenario.task"] = canonical_task(found["scenario.task"], self.config.data.dataset)
+        return {**found, "test images": dict(self.tests)}
+
+    @cached_property
+    def kind(self) -> str:
+        """What runs of one group have in common: everything but the seed, as text."""
+        return json.dumps({k: v for k, v in identity(self.config).items() if k != "seed"}, sort_keys=True)
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only."""
+
+    name: str
+    runs: list[Result] = field(default_factory=list)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.runs[0].config
+
+    @property
+    def is_joint(self) -> bool:
+        return self.config.scenario.joint
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.seed for run in self.runs]
+
+
+@dataclass
+class Table:
+    """Groups that may stand in one table."""
+
+    groups: list[Group]
+    reasons: list[str] = field(default_factory=list)
+    """In what it differs from the first table."""
+
+    @property
+    def several(self) -> bool:
+        return any(run.several for group in self.groups for run in group.runs)
+
+    @property
+    def runs(self) -> list[Result]:
+        return [run for group in self.groups for run in group.runs]
+
+
+def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
+    """The run folders among paths: each a run, or a folder of runs such as a sweep's; files beside them are left out.
+
+    Raises:
+        ConfigError: a path with no run in it, or no path at all.
+    """
+    folders: dict[Path, RunFolder] = {}
+    problems = []
+    for path in map(Path, paths):
+        if path.is_file() or (path.name == "logs" and path.is_dir() and len(paths) > 1):
+            continue
+        inside = [path] if RunFolder(path).is_begun else sorted(p.parent for p in path.glob(f"*/{RECORD}"))
+        if not inside:
+            problems.append(f"{path}: no run folder (no run.json), and none in it")
+        for one in inside:
+            folders.setdefault(one.resolve(), RunFolder(one))
+    if not folders and not problems:
+        problems = ["expected run folders, or a folder of runs"]
+    if problems:
+        raise ConfigError(problems)
+    return list(folders.values())
+
+
+def read(folder: RunFolder) -> Result:
+    """Everything a finished run says.
+
+    Raises:
+        CheckpointError: something in its folder is damaged.
+    """
+    config, tracks, sequence = folder.config(), tuple(tracks_of(folder)), run_sequence(folder)
+    scores: dict[str, float | None] = {}
+    if config.data.domains or len(tracks) > 1:
+        scores |= {per_domain(track): track.scores[-1]["miou"]["all"] for track in tracks}
+        scores["mIoU mean"] = defined_mean(list(scores.values()))
+        scores["average"] = sequence["average_miou"]
+        scores["forgetting"] = sequence["forgetting"]["mean"]
+        drop = drop_against_single(folder, config) if config.data.domains else None
+        scores["relative drop"] = None if drop is None else drop["mean"]
+    else:
+        last = tracks[0].scores[-1]
+        steps = len(tracks[0].steps)
+        for suffix, key in (("", ""), (" (no bg)", "_without_background")):
+            scores |= {f"{group}{suffix}": last[f"miou{key}"][group] for group in ("old", "new", "all")}
+            scores[f"average{suffix}"] = sequence[f"average_miou{key}"] if steps > 1 else None
+            scores[f"forgetting{suffix}"] = sequence[f"forgetting{key}"]["mean"]
+    scores["time"] = training_seconds(folder, config)
+    tests = {
+        source.get("domain") or source["branch"]: source["sha256"]
+        for step in planned_steps(folder)
+        for source in step["test"]
+    }
+    versions = folder.record().versions
+    return Result(folder.path, config, tracks, scores, tests, versions, replaced_text(folder))
+
+
+def per_domain(track: Track) -> str:
+    """Name of a domain's mIoU among the scores."""
+    return f"mIoU {track.name}"
+
+
+def training_seconds(folder: RunFolder, config: RunConfig) -> float | None:
+    """Seconds spent in training, from the speed that the journal holds per interval; None without a journal.
+
+    A copied first step counts with what it took where it was trained.
+    """
+    path = folder.path / "journal.jsonl"
+    spent, last = 0.0, dict[int, int]()
+    try:
+        for entry in Journal(path).lines("train"):
+            done, step = entry["iteration"], entry["step"]
+            images = (done - last.get(step, 0)) * config.train.batch
+            spent += images / entry["images_per_second"] if entry["images_per_second"] else 0.0
+            last[step] = done
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error!r}); move it away to compare without times"
+        ) from None
+    return spent if last else None
+
+
+def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
+    """Runs in groups that differ in their seed only, groups in tables of the same data, task and conventions.
+
+    Returns:
+        The tables in the order of the runs, and notes.
+    """
+    tables: dict[str, Table] = {}
+    first: dict[str, Any] = {}
+    notes = []
+    for result in results:
+        key = json.dumps(result.conventions, sort_keys=True)
+        if not first:
+            first = result.conventions
+        if key not in tables:
+            tables[key] = Table([], [] if not tables else _reasons(first, result.conventions))
+        table = tables[key]
+        group = next((g for g in table.groups if g.runs[0].kind == result.kind), None)
+        if group is None:
+            table.groups.append(group := Group(result.label))
+        if result.config.seed in group.seeds:
+            twin = next(run for run in group.runs if run.config.seed == result.config.seed)
+            notes.append(
+                f"{result.path} is the same run as {twin.path} (same settings and seed); counted once."
+            )
+            continue
+        group.runs.append(result)
+    for table in tables.values():
+        table.groups.sort(key=lambda group: group.is_joint)  # the upper bound comes last
+        _name_apart(table.groups)
+        _add_drops(table)
+        notes += _version_notes(table)
+        notes += [f"{run.path}: {run.replaced}" for run in table.runs if run.replaced]
+    return list(tables.values()), notes
+
+
+def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    found = list[str]()
+    for key in dict.fromkeys([*first, *here]):
+        if first.get(key) == here.get(key):
+            continue
+        if key == "test images":
+            if not found:
+                found.append("other test images or labels (scenario.json)")
+        else:
+            found.append(f"{key}: {json.dumps(first.get(key))} there, {json.dumps(here.get(key))} here")
+    return found
+
+
+def _name_apart(groups: Sequence[Group]) -> None:
+    """Give groups of the same method names that say in what they differ."""
+    for label in {group.name for group in groups}:
+        same = [group for group in groups if group.name == label]
+        if len(same) < 2:
+            continue
+        own = [identity(group.config) for group in same]
+        keys = [k for k in dict.fromkeys(k for one in own for k in one)
+                if k != "seed" and any(one.get(k) != own[0].get(k) for one in own)]  # fmt: skip
+        for group, values in zip(same, own, strict=True):
+            told = ", ".join(f"{key}={json.dumps(values.get(key))}" for key in keys[:3])
+            group.name = f"{label} ({told}{', ...' if len(keys) > 3 else ''})"
+
+
+def _add_drops(table: Table) -> None:
+    """Relative drops against the single-task run of the same seed in the table, where there is one."""
+    singles = {run.config.seed: run for run in table.runs if run.config.scenario.single}
+    for group in table.groups:
+        for number, run in enumerate(group.runs):
+            single = singles.get(run.config.seed)
+            names = [per_domain(track) for track in run.tracks]
+            if (
+                single is None
+                or run is single
+                or run.config.scenario.single
+                or run.config.scenario.single_task
+            ):
+                continue
+            values = {n: v for n in names if (v := run.scores[n]) is not None}
+            bases = {n: v for n in names if (v := single.scores.get(n)) is not None and v > 0}
+            if values and values.keys() <= bases.keys():
+                drop = relative_drop(values, bases)["mean"]
+                scores = {**run.scores, "relative drop": drop}
+                group.runs[number] = replace(run, scores=scores)
+
+
+def _version_notes(table: Table) -> list[str]:
+    seen: dict[str, list[str]] = {}
+    for run in table.runs:
+        for package, version in run.versions.items():
+            seen.setdefault(package, [])
+            if version not in seen[package]:
+                seen[package].append(version)
+    return [f"The runs were made with different versions of {package}: {', '.join(versions)}."
+            for package, versions in seen.items() if len(versions) > 1]  # fmt: skip
+
+
+def settings_apart(table: Table, base: Group) -> list[dict[str, Any]]:
+    """Settings besides the seed and the method in which groups of a table differ from one of them."""
+    rows = []
+    for group in table.groups:
+        changed = [
+            text
+            for text in difference(base.config, group.config)
+            if not text.startswith(("seed:", "method.", "scenario.joint:", "scenario.single:"))
+        ]
+        if group is not base and changed:
+            rows.append({"group": group.name, f"differs from {base.name} in": "; ".join(changed)})
+    return rows

@@ -1,0 +1,307 @@
+"""A comparison as tables of the terminal, as HTML, CSV and LaTeX; all from what `compare` gives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from everseg.progress import time_text
+from everseg.reports.charts import can_draw
+from everseg.reports.compare.statistics import LEVEL, RESAMPLES
+from everseg.reports.embedded import data_uri
+from everseg.reports.figures import seeds_chart
+from everseg.reports.page import csv_text, environment
+from everseg.reports.terminal import table as terminal_table
+from everseg.reports.text import printable
+
+Json = Mapping[str, Any]
+_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+        "|": r"\textbar{}", '"': "''", "\n": " "}  # fmt: skip
+
+
+WITHOUT = " (no bg)"
+"""End of the names of numbers without background."""
+
+
+def text(number: str, spread: Json | None, *, signed: bool = False, sign: str = "±") -> str:
+    """Mean and standard deviation: percent with one digit, time as minutes and seconds; "-" where unknown."""
+    if spread is None or spread["mean"] is None:
+        return "-"
+    if number == "time" and not signed:
+        return time_text(spread["mean"]) + (
+            "" if spread["sd"] is None else f" {sign} {time_text(spread['sd'])}"
+        )
+    scale, unit = (1, " s") if number == "time" else (100, "")
+    mean = round(scale * spread["mean"], 1) + 0.0
+    shown = f"{mean:+.1f}" if signed or number == "relative drop" else f"{mean:.1f}"
+    return shown + ("" if spread["sd"] is None else f" {sign} {scale * spread['sd']:.1f}") + unit
+
+
+def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
+    """The numbers of a table by what they do with the background: its title, and column -> number.
+
+    Where leaving it out changes nothing (no background class, results per domain) there is one convention.
+    """
+    counted = {n: n for n in table["numbers"] if not n.endswith(WITHOUT)}
+    without = {n.removesuffix(WITHOUT): n for n in table["numbers"] if n.endswith(WITHOUT)}
+    same = all(
+        group["values"][n] == group["values"][column]
+        for group in table["groups"]
+        for column, n in without.items()
+    )
+    if same:
+        return [("", counted)]
+    return [("background counted", counted), ("background left out of the means", without)]
+
+
+def score_rows(
+    table: Json, columns: Mapping[str, str] | None = None, *, sign: str = "±"
+) -> list[dict[str, str]]:
+    """One row per group: its number of runs, and what its columns show (default: every number)."""
+    columns = columns or {n: n for n in table["numbers"]}
+    return [
+        {
+            "method": group["name"] + (" (upper bound)" if group["joint"] else ""),
+            "runs": str(len(group["seeds"])),
+            **{column: text(n, group["scores"][n], sign=sign) for column, n in columns.items()},
+        }
+        for group in table["groups"]
+    ]
+
+
+def difference_rows(
+    table: Json, columns: Mapping[str, str] | None = None, *, sign: str = "±"
+) -> list[dict[str, str]]:
+    """One row per group but the base: mean difference of the runs with the same seed; [] where there are no pairs."""
+    columns = columns or {n: n for n in table["numbers"]}
+    rows = []
+    for group in table["groups"]:
+        differences = group["differences"]
+        pairs = max((d["n"] for d in differences.values()), default=0) if differences else 0
+        if pairs:
+            shown = {c: text(n, differences[n], signed=True, sign=sign) for c, n in columns.items()}
+            rows.append({f"minus {table['base']}": group["name"], "pairs": str(pairs), **shown})
+    return rows
+
+
+def interval_rows(
+    table: Json, columns: Mapping[str, str] | None = None, *, dash: str = "–"
+) -> list[dict[str, str]]:
+    """One row per group, then one per difference: where the mean would lie on other test images; [] without any."""
+    columns = columns or {n: n for n in table["numbers"]}
+    told = [(group["name"], group["scores"], False) for group in table["groups"]]
+    told += [
+        (f"{group['name']} minus {table['base']}", group["differences"], True)
+        for group in table["groups"]
+        if group["differences"]
+    ]
+    known = {c: n for c, n in columns.items() if any(spreads[n]["interval"] for _, spreads, _ in told)}
+    return [
+        {"method": name, **{c: _interval(spreads[n]["interval"], dash, signed) for c, n in known.items()}}
+        for name, spreads, signed in told
+        if any(spreads[n]["interval"] for n in known.values())
+    ]
+
+
+def _interval(found: Sequence[float] | None, dash: str, signed: bool) -> str:
+    if found is None:
+        return "-"
+    low, high = (round(100 * value, 1) + 0.0 for value in found)
+    return f"{low:+.1f} {dash} {high:+.1f}" if signed else f"{low:.1f} {dash} {high:.1f}"
+
+
+INTERVALS = (
+    f"{100 * LEVEL:.0f} % intervals over test images, bootstrap of {RESAMPLES} draws, of the means over seeds"
+)
+"""What `interval_rows` are."""
+
+
+def published_rows(source: Json, *, sign: str = "±") -> list[dict[str, str]]:
+    """The groups' numbers in a source's columns and convention, then the source's own."""
+    ours = [
+        {"method": f"{row['group']} (here, {max(row[c]['n'] for c in source['columns'])} runs)",
+         **{c: _percent(row[c], sign) for c in source["columns"]}}
+        for row in source["ours"]
+    ]  # fmt: skip
+    theirs = [
+        {
+            "method": row["method"],
+            **{c: "-" if row[c] is None else f"{row[c]:.1f}" for c in source["columns"]},
+        }
+        for row in source["rows"]
+    ]
+    return [*ours, *theirs]
+
+
+def _percent(spread: Json, sign: str) -> str:
+    if spread["mean"] is None:
+        return "-"
+    return f"{spread['mean']:.1f}" + ("" if spread["sd"] is None else f" {sign} {spread['sd']:.1f}")
+
+
+def terminal(made: Json) -> list[Any]:
+    """Everything as tables of the terminal, and lines of text between them."""
+    pieces: list[Any] = []
+    for table in made["tables"]:
+        if table["reasons"]:
+            pieces.append("Not in one table with the first, because of\n  " + "\n  ".join(table["reasons"]))
+        for convention, columns in conventions(table):
+            title = (
+                f"{table['title']}{convention and ', ' + convention}: mIoU in percent after the last step, "
+            )
+            pieces.append(
+                _terminal(score_rows(table, columns), f"{title}mean ± sample standard deviation over seeds")
+            )
+            if rows := difference_rows(table, columns):
+                pieces.append(_terminal(rows, f"Runs with the same seed minus {table['base']}, in points"))
+            if rows := interval_rows(table, columns):
+                pieces.append(_terminal(rows, INTERVALS))
+        for source in table["published"]:
+            pieces.append(
+                _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
+            )
+        if table["not_comparable"]:
+            names = ", ".join(one["source"] for one in table["not_comparable"])
+            pieces.append(f"Published for this task but not comparable (why: compare.html): {names}")
+    return pieces
+
+
+def _terminal(rows: Sequence[Mapping[str, str]], title: str) -> Any:
+    columns = list(rows[0])
+    return terminal_table(
+        columns, [list(row.values()) for row in rows], title=title, right="|".join(columns[1:])
+    )
+
+
+def csv(made: Json) -> str:
+    """One row per table, group and number: fractions (time: seconds)."""
+    rows = []
+    for number, table in enumerate(made["tables"], 1):
+        for group in table["groups"]:
+            for name in table["numbers"]:
+                score, difference = group["scores"][name], (group["differences"] or {}).get(name)
+                rows.append(
+                    {
+                        "table": number, "task": table["title"], "group": group["name"], "number": name,
+                        "mean": score["mean"], "sd": score["sd"], "n": score["n"],
+                        **_ends("", score),
+                        "against": "" if difference is None else table["base"],
+                        "difference": difference and difference["mean"],
+                        "difference_sd": difference and difference["sd"],
+                        "pairs": difference and difference["n"],
+                        **_ends("difference_", difference),
+                        "seeds": " ".join(map(str, group["seeds"])),
+                        "values": " ".join("" if v is None else repr(v) for v in group["values"][name]),
+                    }
+                )  # fmt: skip
+    return csv_text(rows)
+
+
+def _ends(prefix: str, spread: Json | None) -> dict[str, float | None]:
+    low, high = (spread and spread["interval"]) or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def latex(made: Json) -> str:
+    """Plain `tabular`s without any package, each a paragraph with a comment above."""
+    parts = [
+        f"% everseg {made['everseg']} compare; mIoU in percent, mean \\pm sample standard deviation over seeds"
+    ]
+    for table in made["tables"]:
+        facts = "; ".join(f"{key}: {value}" for key, value in table["facts"].items())
+        shown = []
+        for convention, columns in conventions(table):
+            title = f"{facts}{convention and '; ' + convention}"
+            shown.append((title, score_rows(table, columns, sign="@")))
+            shown.append((f"{title}; paired differences", difference_rows(table, columns, sign="@")))
+            shown.append((f"{title}; {INTERVALS}", interval_rows(table, columns, dash="to")))
+        for title, rows in (
+            *shown,
+            *((source["title"], published_rows(source, sign="@")) for source in table["published"]),
+        ):
+            if rows:
+                parts.append(f"% {_one_line(title)}\n{_tabular(rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _tabular(rows: Sequence[Mapping[str, str]]) -> str:
+    head = " & ".join(map(tex, rows[0]))
+    lines = [" & ".join(_cell(v) for v in row.values()) + r" \\" for row in rows]
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    body = "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head + r" \\", r"\hline", *lines, r"\hline"]
+    )
+    return body + "\n\\end{tabular}"
+
+
+_NUMBER = re.compile(r"[+-]?[\d.:]+( s)?( (@|to) [+-]?[\d.:]+( s)?)?")
+
+
+def _cell(value: str) -> str:
+    if value == "-":
+        return "--"
+    if not _NUMBER.fullmatch(value):
+        return tex(value)
+    return value.replace("-", "$-$").replace("@", r"$\pm$")
+
+
+def _one_line(value: str) -> str:
+    return " ".join(printable(value).split())
+
+
+def tex(value: object) -> str:
+    """Text that LaTeX prints as it is; letters beyond ASCII stay (UTF-8)."""
+    return "".join(_TEX.get(letter, letter) for letter in printable(value))
+
+
+def html(made: Json) -> str:
+    """One self-contained page in the style of the report; every text in it is escaped."""
+    style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
+    tables = [
+        {
+            **table,
+            "conventions": [
+                (
+                    title,
+                    score_rows(table, columns),
+                    difference_rows(table, columns),
+                    interval_rows(table, columns),
+                )
+                for title, columns in conventions(table)
+            ],
+            "sources": [{**source, "shown": published_rows(source)} for source in table["published"]],
+            "chart": seeds_chart(table, f"table{number}"),
+            "members": [
+                {
+                    "method": group["name"],
+                    "seed": seed,
+                    "run": path,
+                    "report": f"everseg report {shlex.quote(path)}",
+                }
+                for group in table["groups"]
+                for seed, path in zip(group["seeds"], group["runs"], strict=True)
+            ],
+        }
+        for number, table in enumerate(made["tables"])
+    ]
+    files = [
+        ("compare.csv", data_uri("text/csv", csv(made).encode())),
+        ("compare.tex", data_uri("text/x-tex", latex(made).encode())),
+    ]
+    return (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            made=made,
+            tables=tables,
+            style=style,
+            files=files,
+            drawn=can_draw(),
+            resamples=RESAMPLES,
+            level=f"{100 * LEVEL:.0f}",
+        )
+    )

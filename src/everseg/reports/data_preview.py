@@ -1,0 +1,126 @@
+"""A page of images with their labels over them, to look at before anything is trained."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from everseg.data.base import Dataset, Split
+from everseg.data.batches.index import count_ids
+from everseg.errors import DataError
+from everseg.inference.pictures import overlay, palette
+from everseg.labels import IGNORED
+from everseg.reports.text import printable
+
+IMAGES = 24
+LOOKED_AT = 200
+"""So many masks at most are searched for classes that no chosen image shows."""
+UNLABELLED = "without annotation"
+SIDE = 400
+"""Longest side of a picture on the page, in pixels."""
+
+
+def data_preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
+    """Render the page, self-contained HTML.
+
+    Pictures are drawn at random over all splits, the first that show a class no other shows before the rest. Samples
+    that cannot be read stand there with their fault.
+
+    Args:
+        images: how many.
+        seed: of the draw.
+    """
+    order = [(name, i) for name, split in dataset.splits.items() for i in range(len(split))]
+    random.Random(seed).shuffle(order)
+    looked = [(name, i, _counts(dataset.splits[name], i)) for name, i in order[:LOOKED_AT]]
+    chosen = _choose(looked, images)
+    colours = _colours(dataset)
+    total = np.sum([c for _, _, c in looked if c is not None], axis=0) if looked else np.zeros(256)
+    page = Environment(loader=PackageLoader("everseg.reports"), autoescape=True).get_template(
+        "data_preview.html"
+    )
+    return page.render(
+        name=printable(dataset.name),
+        counts=", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
+        rule=f"{len(chosen)} of {len(order)}, at random (seed {seed}), so that every class found in "
+        f"{len(looked)} masks is shown",
+        legend=list(_legend(dataset, colours, total)),
+        items=[_item(dataset, name, index, colours) for name, index in chosen],
+    )
+
+
+def _choose(looked: list[tuple[str, int, np.ndarray | None]], images: int) -> list[tuple[str, int]]:
+    seen: set[int] = set()
+    first: list[tuple[str, int]] = []
+    rest: list[tuple[str, int]] = []
+    for name, index, counts in looked:
+        ids: set[int] = set() if counts is None else set(np.flatnonzero(counts).tolist())
+        (first if ids - seen else rest).append((name, index))
+        seen |= ids
+    return [*first, *rest][:images]
+
+
+def _counts(split: Split, index: int) -> np.ndarray | None:
+    try:
+        return count_ids(split.read_mask(index))
+    except (DataError, OSError):
+        return None
+
+
+def _colours(dataset: Dataset) -> np.ndarray:
+    """Position of each raw id in the palette, (256,) uint8: classes in their order, anything else as ignored."""
+    table = np.full(256, IGNORED, np.uint8)
+    for position, raw in enumerate(sorted(dataset.labels.names)):
+        table[raw] = position
+    return table
+
+
+def _legend(dataset: Dataset, table: np.ndarray, total: np.ndarray) -> Iterator[dict[str, Any]]:
+    colours = palette(256)
+    rows = sorted(dataset.labels.names.items()) + [(raw, UNLABELLED) for raw in dataset.labels.void]
+    for raw, name in rows:
+        red, green, blue = colours[table[raw]].tolist()
+        share = f"{100 * total[raw] / total.sum():.2f} %" if total.sum() else ""
+        if raw == dataset.labels.background:
+            name += " (left as it is)"
+        yield {"id": raw, "name": printable(name), "share": share, "colour": f"rgb({red} {green} {blue})"}
+
+
+def _item(dataset: Dataset, name: str, index: int, table: np.ndarray) -> dict[str, Any]:
+    split = dataset.splits[name]
+    item: dict[str, Any] = {"id": printable(f"{name}/{split.id(index)}"), "fault": "", "classes": ""}
+    try:
+        image, mask = split.read(index)
+    except (DataError, OSError) as error:
+        return {**item, "fault": printable(error)}
+    scale = min(1.0, SIDE / max(mask.shape))
+    size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    ids = np.asarray(Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST))
+    known = {**dataset.labels.names, **dict.fromkeys(dataset.labels.void, UNLABELLED)}
+    names = [known.get(int(raw), f"id {raw}, not declared") for raw in np.flatnonzero(count_ids(mask))]
+    drawn = overlay(small, ids, 0.6)
+    if dataset.labels.background is not None:
+        plain = ids == table[dataset.labels.background]
+        drawn[plain] = small[plain]
+    return {
+        **item,
+        "classes": printable(", ".join(names)),
+        "image": _inline(small),
+        "overlay": _inline(drawn),
+        "width": size[0],
+        "height": size[1],
+    }
+
+
+def _inline(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

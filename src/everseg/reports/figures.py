@@ -1,0 +1,272 @@
+"""Which charts a report shows: each with its legend, its caption and the rows it is drawn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everseg.errors import some
+from everseg.reports import charts
+from everseg.reports.numbers import KIND_TEXT, KINDS, Rows, class_rows, flow_rows, old_flows
+from everseg.runs.results import Track
+
+_FLOW_COLOURS = (1, 0, 2, 4)
+
+
+@dataclass
+class Chart:
+    """A chart of the page; without matplotlib only its table."""
+
+    key: str
+    title: str
+    caption: str
+    legend: list[tuple[str, str]] = field(default_factory=list)
+    """(colour in CSS, text)."""
+    rows: Rows = field(default_factory=list)
+    svg: str | None = None
+
+
+def _colour(number: int) -> str:
+    """Colour of a series, from 0."""
+    return f"var(--s{number % 8 + 1})"
+
+
+def _drawn(chart: Chart, draw: Callable[..., str], *given: Any, **options: Any) -> Chart:
+    if charts.can_draw():
+        options |= {"key": chart.key, "title": chart.title, "description": chart.caption}
+        chart.svg = draw(*given, **options)
+    return chart
+
+
+def steps_chart(track: Track, key: str) -> Chart | None:
+    """Draw the mIoU of every group of classes after each step; None for a single step."""
+    if len(track.steps) < 2:
+        return None
+    matrix = track.sequence["step_matrix"]
+    series: dict[str, list[tuple[float, float | None]]] = {}
+    for number, title in enumerate(track.group_titles):
+        names = some(track.group_names(number), 3)
+        series[f"{title} ({names})"] = [
+            (step, row[number]) for step, row in zip(track.steps, matrix, strict=True)
+        ]
+    every = [(step, scores["miou"]["all"]) for step, scores in zip(track.steps, track.scores, strict=True)]
+    if len(series) > 1:
+        series["all classes known"] = list(every)
+    legend = [(_colour(number), name) for number, name in enumerate(series)]
+    chart = Chart(
+        key,
+        "mIoU over the steps",
+        "mIoU of the classes of each step, measured after that step and every later one; background counted. "
+        "A falling line is forgetting.",
+        legend,
+    )
+    return _drawn(chart, charts.lines, series)
+
+
+def domains_chart(tracks: Sequence[Track], key: str) -> Chart | None:
+    """Draw the mIoU of every domain after each step; None if no domain was tested twice."""
+    if all(len(track.steps) < 2 for track in tracks):
+        return None
+    series = {
+        track.name: [(s, scores["miou"]["all"]) for s, scores in zip(track.steps, track.scores, strict=True)]
+        for track in tracks
+    }
+    legend = [(_colour(number), name) for number, name in enumerate(series)]
+    caption = "mIoU of each domain over all classes it knows then. A falling line is forgetting."
+    return _drawn(Chart(key, "mIoU of every domain", caption, legend), charts.lines, series)
+
+
+def classes_chart(track: Track, key: str) -> Chart | None:
+    """IoU per class after the last step beside what it was when learnt, in groups, most lost first."""
+    rows, groups = [], track.group_of
+    final, lost = track.scores[-1]["class_iou"], track.sequence["forgetting"]["classes"]
+    for c, name in enumerate(track.space.names):
+        if final[c] is None:
+            continue
+        at = track.at_birth(c)
+        mark = None if at == len(track.steps) - 1 else track.scores[at]["class_iou"][c]
+        rows.append((groups[c], -(lost[c] or 0.0), charts.Bar(name, final[c], mark, groups[c])))
+    if not rows:
+        return None
+    kept = sorted(sorted(rows, key=lambda row: row[1])[: charts.MOST_BARS], key=lambda row: row[:2])
+    legend = [(_colour(number), title) for number, title in enumerate(track.group_titles)]
+    caption = f"IoU of each class after step {track.steps[-1]}"
+    if len(track.steps) > 1:
+        legend.append(("mark", "when it was learnt"))
+        caption += (
+            "; the upright mark is its IoU when it was learnt. Within a group the largest loss comes first"
+        )
+    if len(rows) > len(kept):
+        caption += f". The {len(kept)} classes of {len(rows)} that lost most; the table has all"
+    chart = Chart(key, "IoU per class", f"{caption}.", legend, class_rows(track))
+    return _drawn(chart, charts.bars, [bar for _, _, bar in kept])
+
+
+def flow_chart(track: Track, key: str) -> Chart | None:
+    """What the old classes were taken for after the last step; None if there is none."""
+    flows = old_flows(track)
+    if not flows:
+        return None
+    used = [number for number in range(len(KINDS)) if any(flow.shares[number] for flow in flows)]
+    kept = sorted(flows, key=lambda flow: flow.shares[0])[: charts.MOST_BARS]
+    legend = [
+        (_colour(_FLOW_COLOURS[n] - 1) if _FLOW_COLOURS[n] else "var(--muted)", KIND_TEXT[KINDS[n]])
+        for n in used
+    ]
+    caption = (
+        f"What the model of step {track.steps[-1]} takes the pixels of every class known before that step for "
+        "(rows of the confusion counts); least often right first."
+    )
+    chart = Chart(key, "What old classes turned into", caption, legend, flow_rows(track))
+    rows = {track.space.names[flow.train_id]: [flow.shares[n] for n in used] for flow in kept}
+    return _drawn(chart, charts.stacks, rows, [_FLOW_COLOURS[n] for n in used])
+
+
+def training_charts(curves: Curves, key: str) -> list[Chart]:
+    """Loss terms, learning rate and gradient norm over the iterations."""
+    wanted = [
+        ("Loss", "loss", {name.removeprefix("loss/"): s for name, s in curves.series.items() if "/" in name},
+         "Every loss term with its weight, and their sum where there are several."),
+        ("Learning rate", "learning rate", {k: s for k, s in curves.series.items() if k == "lr"},
+         "As scheduled; a method may scale it for some of the weights."),
+        ("Gradient norm", "gradient norm", {k: s for k, s in curves.series.items() if k == "grad_norm"},
+         "Length of the gradient of all weights at the logged iterations."),
+    ]  # fmt: skip
+    found = []
+    for title, y, series, caption in wanted:
+        if not series:
+            continue
+        if curves.averaged:
+            caption += " Long curves are averaged over neighbouring lines of the journal."
+        legend = [(_colour(n), name) for n, name in enumerate(series)] if len(series) > 1 else []
+        chart = Chart(f"{key}-{y.replace(' ', '-')}", title, caption, legend)
+        found.append(_drawn(chart, charts.curve, series, curves.starts, y=y))
+    return found
+
+
+def speed_rows(curves: Curves) -> Rows:
+    """Iterations, throughput and memory of every step."""
+    return [
+        {
+            "step": step,
+            "iterations": int(values["iterations"]),
+            "images per second (median)": round(values["images_per_second"], 1),
+            "largest memory (GiB)": round(values["memory"] / 2**30, 2),
+        }
+        for step, values in curves.speed.items()
+    ]
+
+
+MOST_POINTS = 300
+"""Curves with more are averaged, each step into its share of so many pieces of equal length."""
+_GAP = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Values over the iterations of all steps, one after the other."""
+
+    series: dict[str, tuple[list[float], list[float]]]
+    """Name -> (iteration, value), NaN between two steps; "loss/NAME" (weights applied), "lr", "grad_norm"."""
+    starts: list[tuple[int, int]]
+    """(step, first iteration)."""
+    speed: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Step -> iterations, images_per_second (median) and memory (largest, bytes)."""
+    averaged: bool = False
+
+    @property
+    def terms(self) -> list[str]:
+        return [name.removeprefix("loss/") for name in self.series if name.startswith("loss/")]
+
+
+def read_curves(path: Path) -> Curves | None:
+    """Read `journal.jsonl`; None where nothing was logged. Half-written lines are passed over."""
+    lines: dict[int, list[dict[str, Any]]] = {}
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            if entry["event"] == "train" and isinstance(entry["iteration"], int):
+                lines.setdefault(int(entry["step"]), []).append(entry)
+        except (ValueError, KeyError, TypeError):
+            continue
+    if not lines:
+        return None
+    points: dict[str, list[list[tuple[float, float]]]] = {}
+    starts, speed, offset = [], {}, 0
+    for step in sorted(lines):
+        starts.append((step, offset))
+        mine: dict[str, list[tuple[float, float]]] = {}
+        for entry in lines[step]:
+            for name, value in _values(entry):
+                mine.setdefault(name, []).append((offset + entry["iteration"], value))
+        for name, found in mine.items():
+            points.setdefault(name, []).append(found)
+        speed[step] = _speed(lines[step])
+        offset += max(entry["iteration"] for entry in lines[step])
+    series = {name: _thinned(found) for name, found in points.items()}
+    averaged = any(sum(map(len, found)) > MOST_POINTS for found in points.values())
+    return Curves(series, starts, speed, averaged)
+
+
+def _values(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    terms = {k: v for k, v in (entry.get("terms") or {}).items() if isinstance(v, int | float)}
+    if len(terms) > 1:
+        yield "loss/sum", float(sum(terms.values()))
+    yield from ((f"loss/{name}", float(value)) for name, value in terms.items())
+    for name in ("lr", "grad_norm"):
+        if isinstance(entry.get(name), int | float):
+            yield name, float(entry[name])
+
+
+def _speed(entries: list[dict[str, Any]]) -> dict[str, float]:
+    images = [e["images_per_second"] for e in entries if isinstance(e.get("images_per_second"), int | float)]
+    memory = [e["memory"] for e in entries if isinstance(e.get("memory"), int | float)]
+    return {
+        "iterations": max(e["iteration"] for e in entries),
+        "images_per_second": float(np.median(images)) if images else 0.0,
+        "memory": float(max(memory, default=0)),
+    }
+
+
+def _thinned(steps: list[list[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """About MOST_POINTS means of neighbours, none across two steps; no value is left out."""
+    share = min(1.0, MOST_POINTS / sum(map(len, steps)))
+    kept: list[tuple[float, float]] = []
+    for points in steps:
+        pieces = np.array_split(np.array(points, dtype=np.float64), max(1, round(share * len(points))))
+        kept += [
+            *([_GAP] if kept else []),
+            *((float(x), float(y)) for x, y in (p.mean(axis=0) for p in pieces)),
+        ]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+MOST_SERIES = 6
+"""More domains than that are in the table only."""
+
+
+def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
+    """Draw old, new and all (over domains: each of them) of every run; None where there is nothing to draw."""
+    domains = [name for name in table["numbers"] if name.startswith("mIoU ")]
+    names = domains or [name for name in ("old", "new", "all") if name in table["numbers"]]
+    names = names[:MOST_SERIES]
+    rows = {
+        group["name"]: [[v for v in group["values"][name] if v is not None] for name in names]
+        for group in table["groups"]
+    }
+    if not names or not charts.can_draw():
+        return None
+    legend = [(f"var(--s{number})", name) for number, name in enumerate(names, 1)]
+    caption = "mIoU after the last step, background counted. A point per run, an upright mark at the mean over seeds."
+    chart = Chart(key, "Every run", caption, legend)
+    chart.svg = charts.dots(rows, key=key, title=chart.title, description=caption)
+    return chart

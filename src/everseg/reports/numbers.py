@@ -1,0 +1,340 @@
+"""The report's rows and its sentence, from the counts alone.
+
+Rows are plain mappings with the same words as the page's columns; they are also what the page offers as CSV and JSON.
+Scores are percent (two digits) or None where undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from everseg.errors import some
+from everseg.metrics import defined_mean
+from everseg.metrics.scores import checked_counts
+from everseg.reports.published import BACKGROUND_TEXT, Match, own_domain_numbers, own_numbers
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import Track
+
+Rows = list[dict[str, Any]]
+GROUPS = ("old", "new", "base", "all")
+
+
+def percent(value: float | None) -> float | None:
+    """A fraction as percent with two digits."""
+    return None if value is None else round(100 * value, 2) + 0.0
+
+
+def step_rows(track: Track) -> Rows:
+    """Old / new / base / all after each step, in both background conventions."""
+    rows = []
+    for index, scores in zip(track.steps, track.scores, strict=True):
+        row: dict[str, Any] = {"step": index}
+        for key, suffix in (("miou", ""), ("miou_without_background", " (no background)")):
+            row |= {f"{group}{suffix}": percent(scores[key][group]) for group in GROUPS}
+        row["accuracy"] = percent(scores["overall_accuracy"])
+        rows.append(row)
+    return rows
+
+
+def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> Rows:
+    """Step matrix: mIoU of the classes learnt in step j after step i; None above the diagonal.
+
+    Args:
+        suffix: "" or "_without_background".
+        joint: joint training of the same task, the last row.
+    """
+    matrix = track.sequence[f"step_matrix{suffix}"]
+    rows: Rows = [
+        {
+            "after step": index,
+            **{title: percent(value) for title, value in zip(track.group_titles, row, strict=True)},
+        }
+        for index, row in zip(track.steps, matrix, strict=True)
+    ]
+    if joint is not None:
+        (values,) = joint.sequence[f"step_matrix{suffix}"]
+        bound = {title: percent(value) for title, value in zip(track.group_titles, values, strict=True)}
+        rows.append({"after step": "joint", **bound})
+    return rows
+
+
+def group_rows(track: Track) -> Rows:
+    """Forgetting and backward transfer of every group of classes, in both background conventions."""
+    sequence, rows = track.sequence, []
+    for number, born in enumerate(track.born):
+        row: dict[str, Any] = {"learnt in step": born, "classes": ", ".join(track.group_names(number))}
+        for name, key in (("forgetting", "forgetting"), ("backward transfer", "backward_transfer")):
+            for suffix, text in (("", ""), ("_without_background", " (no background)")):
+                row[f"{name}{text}"] = percent(sequence[f"{key}{suffix}"]["groups"][number])
+        rows.append(row)
+    return rows
+
+
+def class_rows(track: Track) -> Rows:
+    """Every class with a true pixel: when learnt, its IoU after each step, what it lost, its share of the pixels."""
+    truth, total = track.counts[-1].sum(axis=1), max(int(track.counts[-1].sum()), 1)
+    rows = []
+    for c, name in enumerate(track.space.names):
+        if not truth[c]:
+            continue
+        at = track.at_birth(c)
+        ious = [scores["class_iou"] for scores in track.scores]
+        rows.append(
+            {
+                "class": name,
+                "learnt in step": track.steps[at],
+                **{
+                    f"IoU after step {index}": percent(ious[i][c]) if i >= at else None
+                    for i, index in enumerate(track.steps)
+                },
+                "forgetting": percent(track.sequence["forgetting"]["classes"][c]),
+                "accuracy": percent(track.scores[-1]["class_accuracy"][c]),
+                "share of test pixels": percent(truth[c] / total),
+                "test pixels": int(truth[c]),
+            }
+        )
+    return rows
+
+
+def old_flows(track: Track) -> list[Flow]:
+    """What the classes known before the last step were taken for after it."""
+    old = set(track.old)
+    return [f for f in flows(track.counts[-1], track.group_of, track.background) if f.train_id in old]
+
+
+def old_turns(track: Track) -> list[Turn]:
+    """The pairs in which old classes are confused more than when they were learnt."""
+    return turns(track.counts[-1], [track.counts[track.at_birth(c)] for c in track.old])
+
+
+def flow_rows(track: Track) -> Rows:
+    """`old_flows` as rows."""
+    return [
+        {
+            "class": track.space.names[flow.train_id],
+            **{KIND_TEXT[kind]: percent(share) for kind, share in zip(KINDS, flow.shares, strict=True)},
+            "test pixels": flow.pixels,
+        }
+        for flow in old_flows(track)
+    ]
+
+
+KIND_TEXT = {
+    "right": "right",
+    "background": "background",
+    "later": "classes learnt later",
+    "others": "other classes",
+}
+
+
+def turn_rows(track: Track) -> Rows:
+    """`old_turns` as rows."""
+    names = track.space.names
+    return [
+        {
+            "class": names[turn.truth],
+            "taken for": names[turn.taken_for],
+            "now": percent(turn.share),
+            "when learnt": percent(turn.before),
+            "rise": percent(turn.rise),
+            "test pixels": turn.pixels,
+        }
+        for turn in old_turns(track)
+    ]
+
+
+def domain_group_rows(tracks: Sequence[Track]) -> Rows:
+    """Forgetting and backward transfer of every domain: means over the groups of its classes."""
+    return [
+        {
+            "domain": track.name,
+            "first tested after step": track.steps[0],
+            "mIoU then": percent(track.scores[0]["miou"]["all"]),
+            "mIoU now": percent(track.scores[-1]["miou"]["all"]),
+            "forgetting": percent(track.sequence["forgetting"]["mean"]),
+            "backward transfer": percent(track.sequence["backward_transfer"]["mean"]),
+        }
+        for track in tracks
+    ]
+
+
+def published_rows(
+    match: Match, tracks: Sequence[Track], method: str, domains: Mapping[str, str], drop: float | None
+) -> Rows:
+    """One source's numbers with this run's own in the same columns and convention first; "" = not retrievable.
+
+    Args:
+        domains: of a run over domains: domain -> data set.
+        drop: mean relative drop of the run as a fraction.
+    """
+    entry = match.published
+    if domains:
+        miou = {domains[t.name]: t.scores[-1]["miou"]["all"] for t in tracks if t.name in domains}
+        own = own_domain_numbers(entry, miou, drop)
+    else:
+        own = own_numbers(entry, tracks[0].counts[-1], tracks[0].space)
+    rows = [{"method": f"this run ({method})", **dict(zip(entry.columns, own, strict=True))}]
+    rows += [
+        {"method": name, **dict(zip(entry.columns, values, strict=True))}
+        for name, values in entry.methods.items()
+    ]
+    return [{k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def conventions(match: Match) -> list[str]:
+    """How a source counted, and what else to know."""
+    entry = match.published
+    return [BACKGROUND_TEXT[entry.background], f"mean {entry.mean}", *match.remarks]
+
+
+def sentence(
+    tracks: Sequence[Track], *, joint: bool, single: bool, taught: Mapping[int, str], domains: bool
+) -> str:
+    """The result in a sentence."""
+    last = max(track.steps[-1] for track in tracks)
+    overall = shown(defined_mean(t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last))
+    if single:
+        each = ", ".join(f"{t.name} {shown(t.scores[-1]['miou']['all'])}" for t in tracks)
+        return f"Models trained on one domain each reach {each} mIoU."
+    if domains:
+        return _domain_sentence(tracks, joint, taught, last)
+    (track, *_), lost = tracks, tracks[0].sequence["forgetting"]["mean"]
+    if joint:
+        number = sum(len(track.group_names(group)) for group in range(len(track.space.groups)))
+        return f"Taught all {number} classes at once, the model reaches {overall} mIoU."
+    if lost is None:
+        return f"After its first step the model reaches {overall} mIoU on {some(track.group_names(0), 6)}."
+    now = track.scores[-1]["miou"]
+    before = shown(track.scores[-2]["miou"]["all"])
+    return (
+        f"Step {last} added {some(track.group_names(len(track.space.groups) - 1), 6)}: the old classes went from "
+        f"{before} to {shown(now['old'])} mIoU, the new ones reach {shown(now['new'])}, all together {overall}."
+    )
+
+
+def _domain_sentence(tracks: Sequence[Track], joint: bool, taught: Mapping[int, str], last: int) -> str:
+    now = {t.name: t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last}
+    each = ", ".join(f"{name} {shown(value)}" for name, value in now.items())
+    if joint or last == 0:
+        return f"Trained on {taught.get(last, 'all domains')}, the model reaches {each} mIoU."
+    older = [t for t in tracks if len(t.steps) > 1 and t.name in now]
+    fell = "; ".join(
+        f"{t.name} went from {shown(t.scores[-2]['miou']['all'])} to {shown(now[t.name])}" for t in older
+    )
+    fresh = ", ".join(f"{n} reaches {shown(v)}" for n, v in now.items() if n not in {t.name for t in older})
+    return (
+        f"Step {last} trained on {taught.get(last, '')}: " + "; ".join(filter(None, [fell, fresh])) + " mIoU."
+    )
+
+
+def shown(value: float | None) -> str:
+    """A fraction as percent with one digit, for sentences."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def data_rows(steps: Sequence[Mapping[str, Any]], folder: RunFolder) -> Rows:
+    """What scenario.json says of every step's images."""
+    finished = set(folder.finished_steps)
+    return [
+        {
+            "step": step["index"],
+            "trained on": ", ".join(dict.fromkeys(s.get("domain") or s["dataset"] for s in step["train"])),
+            "training images": sum(s["images"] for s in step["train"]),
+            "validation images": sum(s["images"] for s in step.get("val", [])),
+            "test images": sum(s["images"] for s in step["test"]),
+            "state": "done" if step["index"] in finished else "not finished",
+        }
+        for step in steps
+    ]
+
+
+KINDS = ("right", "background", "later", "others")
+"""found · called background · called a class learnt later · called another class known at the same time or before."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Where the true pixels of one class went."""
+
+    train_id: int
+    pixels: int
+    shares: tuple[float, float, float, float]
+    """Of KINDS; they sum to 1."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Pixels of one class taken for another."""
+
+    truth: int
+    taken_for: int
+    pixels: int
+    share: float
+    """Of the class's true pixels, after the last step."""
+    before: float | None
+    """The same when the class was learnt; None if the other class (or a true pixel) was not there yet."""
+
+    @property
+    def rise(self) -> float:
+        return self.share - (self.before or 0.0)
+
+
+def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -> list[Flow]:
+    """Share of every class's true pixels per kind of prediction, for classes that have true pixels.
+
+    Args:
+        counts: (C, C), rows = truth.
+        group_of: train id -> number of the growth that brought it.
+        background: its train id, or None.
+
+    >>> flows(np.array([[3, 1], [2, 2]]), [0, 1], background=0)[1].shares
+    (0.5, 0.5, 0.0, 0.0)
+    """
+    table = checked_counts(counts)
+    born = np.asarray(group_of)
+    result = []
+    for c, row in enumerate(table):
+        total = int(row.sum())
+        if not total:
+            continue
+        kinds = [0, 0, 0, 0]
+        for other, number in enumerate(row.tolist()):
+            if other == c:
+                kinds[0] += number
+            elif other == background:
+                kinds[1] += number
+            elif born[other] > born[c]:
+                kinds[2] += number
+            else:
+                kinds[3] += number
+        right, called_background, later, others = (number / total for number in kinds)
+        result.append(Flow(c, total, (right, called_background, later, others)))
+    return result
+
+
+def turns(last: np.ndarray, first: Sequence[np.ndarray], *, most: int = 10) -> list[Turn]:
+    """The pairs of classes whose confusion grew most since the class was learnt.
+
+    Args:
+        last: (C, C) counts after the last step.
+        first: per class that is asked for, by train id from 0, the counts after the step that taught it.
+        most: at most so many pairs, those with the largest rise first; pairs that did not grow are left out.
+    """
+    table = checked_counts(last)
+    found = []
+    for c, born in enumerate(first):
+        total, before_total = int(table[c].sum()), int(born[c].sum())
+        if not total:
+            continue
+        for other in np.flatnonzero(table[c]).tolist():
+            if other == c:
+                continue
+            known = other < len(born) and before_total
+            before = float(born[c, other] / before_total) if known else None
+            found.append(Turn(c, other, int(table[c, other]), float(table[c, other] / total), before))
+    grown = [turn for turn in found if turn.rise > 0]
+    return sorted(grown, key=lambda turn: (-turn.rise, turn.truth, turn.taken_for))[:most]

@@ -1,0 +1,179 @@
+"""The report as one HTML page that needs nothing else: no script, no network, at most 10 MB."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from everseg.reports.embedded import data_uri
+from everseg.reports.figures import Chart
+from everseg.reports.numbers import Rows
+from everseg.reports.text import printable
+
+LIMIT = 10_000_000
+"""Bytes of a report at most."""
+
+
+@dataclass
+class Picture:
+    """One embedded picture with its text alternative."""
+
+    uri: str
+    text: str
+    head: str = ""
+
+
+@dataclass
+class PictureRow:
+    """One test image of the grid."""
+
+    title: str
+    detail: str
+    pictures: list[Picture | None]
+
+
+@dataclass
+class Grid:
+    """The qualitative grid of one domain or branch."""
+
+    name: str
+    heads: list[str]
+    rows: list[PictureRow]
+    legend: list[tuple[str, str]]
+
+
+@dataclass
+class Part:
+    """The results under one name."""
+
+    name: str
+    """"" where there is only one."""
+    key: str
+    steps: Rows
+    matrix: Rows
+    matrix_plain: Rows
+    groups: Rows
+    turns: Rows
+    charts: list[Chart]
+    joint: str = ""
+    """Name of the joint run whose row ends the matrix; "" where none is known."""
+
+
+@dataclass
+class Source:
+    """Published numbers beside the run's."""
+
+    title: str
+    paper: str
+    source: str
+    url: str
+    conventions: list[str]
+    rows: Rows
+    differences: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """Everything the template shows."""
+
+    name: str
+    sentence: str
+    facts: list[tuple[str, str]]
+    cards: list[tuple[str, str, str]]
+    """(label, value, explanation)."""
+    notes: list[str]
+    parts: list[Part]
+    training: list[Chart]
+    speed: Rows
+    data: Rows
+    classes_per_step: Rows
+    provenance: Mapping[str, Any]
+    drawn: bool
+    """Whether there are charts; without matplotlib there are tables only."""
+    made: str
+    domain_rows: Rows = field(default_factory=list)
+    domain_groups: Rows = field(default_factory=list)
+    domain_chart: Chart | None = None
+    drop: str = ""
+    replaced: str = ""
+    """Which training samples could not be read and were replaced."""
+    comparable: list[Source] = field(default_factory=list)
+    others: list[Source] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    grid_rule: str = ""
+    change_legend: list[tuple[str, str]] = field(default_factory=list)
+    features: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, Rows] = field(default_factory=dict)
+    """File stem -> rows offered as CSV."""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    """Offered as JSON."""
+
+
+def environment() -> Environment:
+    """What the pages' templates are rendered with: every text is escaped."""
+    found = Environment(
+        loader=PackageLoader("everseg.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
+    )
+    found.filters["cell"] = cell
+    found.tests |= {"is_number": is_number, "column_of": column_of_numbers}
+    return found
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text in it is escaped."""
+    style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in page.name)
+    files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()))
+             for stem, rows in page.tables.items() if rows]  # fmt: skip
+    text = json.dumps(page.numbers, indent=1, ensure_ascii=False)
+    files.append((f"{name}.json", data_uri("application/json", text.encode())))
+    yaml = data_uri("application/yaml", page.provenance["yaml"].encode())
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(page=page, style=style, files=files, yaml=(f"{name}.yaml", yaml))
+    )
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is set to the right."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def column_of_numbers(key: str, rows: Rows) -> bool:
+    """Whether every cell of a column is set to the right."""
+    return all(is_number(row.get(key)) for row in rows)
+
+
+def cell(value: Any) -> str:
+    """A cell's text: floats with one digit, large whole numbers with separators, None as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value + 0.0:.1f}".replace("-0.0", "0.0") if abs(value) < 0.05 else f"{value:.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

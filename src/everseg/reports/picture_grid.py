@@ -1,0 +1,343 @@
+"""The qualitative grid: test images through every step's model, chosen by a rule the report states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from everseg.config.fields import RunConfig
+from everseg.data.base import Dataset
+from everseg.data.batches.loader import normalised_batches
+from everseg.distributed import derive_seed
+from everseg.engine.run import Prepared
+from everseg.errors import CheckpointError, EversegError
+from everseg.inference.count import user_builder, views_of
+from everseg.inference.pictures import palette
+from everseg.labels import IGNORED
+from everseg.losses.argmax import predict_ids
+from everseg.metrics import ConfusionMatrix, mean_iou
+from everseg.progress import Progress
+from everseg.reports.embedded import labels, photo, stored_picture
+from everseg.reports.page import Grid, Picture, PictureRow
+from everseg.runs.commit import read_document
+from everseg.runs.folder import RunFolder
+from everseg.runs.results import Track
+from everseg.scenarios.steps import Source
+
+KINDS = ("worst", "median", "best", "random")
+
+
+@dataclass
+class Looked:
+    """One test image through the models of the steps."""
+
+    name: str
+    """Of the results it belongs to: the domain or branch."""
+    id: str
+    image: np.ndarray
+    """(H, W, 3) uint8, as the model saw it."""
+    label: np.ndarray
+    """(H, W) train ids, 255 = ignored."""
+    predictions: dict[int, np.ndarray] = field(default_factory=dict)
+    """Step -> (H, W) train ids; a step that did not know the image's path is missing."""
+    score: float | None = None
+    """Mean IoU, over this image alone, of the classes that were known before the last step."""
+    kind: str = ""
+
+
+def drawn(sources: Sequence[Source], images: int, seed: int) -> list[Source]:
+    """At most so many images of all sources together, shared out evenly, drawn with the seed, in their order."""
+    each = max(1, images // max(1, len(sources)))
+    result = []
+    for source in sources:
+        count = min(each, len(source.indices))
+        stream = np.random.default_rng(derive_seed(seed, "report", source.name, source.split))
+        chosen = np.sort(stream.choice(len(source.indices), count, replace=False)).tolist()
+        result.append(replace(source, indices=tuple(source.indices[i] for i in chosen)))
+    return [source for source in result if source.indices]
+
+
+def look(
+    folder: RunFolder,
+    config: RunConfig,
+    sources: Sequence[Source],
+    datasets: Mapping[str, Dataset],
+    steps: Sequence[int],
+    *,
+    builder: Any = None,
+    shown: Callable[[int], None] = lambda done: None,
+) -> list[Looked]:
+    """Send the images of the sources through the model of each step.
+
+    Args:
+        steps: finished steps, ascending.
+        builder: the user's own architecture, if the run has one.
+        shown: told how many images are done, over all steps.
+
+    Raises:
+        EversegError: a model or an image that cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = config.data.model_copy(update={"workers": 0})
+    half = config.train.precision == "bf16"
+    found: dict[tuple[str, int], Looked] = {}
+    done = 0
+    for step in steps:
+        model = folder.load_final(step, builder)[0].to(device).eval()
+        known = folder.spaces(step)
+        for source in sources:
+            position = 0
+            if source.branch not in known or (
+                folder.is_fresh(step) and source.name not in folder.paths(step)
+            ):
+                continue
+            for loaded, batch in normalised_batches(
+                views_of([source], datasets), data, device, batch=config.train.eval_batch
+            ):
+                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits = model(batch.image, (source.branch,))[source.branch].logits
+                ids = (
+                    predict_ids(logits.float(), (batch.image.shape[-2], batch.image.shape[-1])).cpu().numpy()
+                )
+                for one in range(len(loaded.ids)):
+                    entry = found.setdefault(
+                        (source.name, position),
+                        Looked(
+                            source.name,
+                            loaded.ids[one],
+                            loaded.image[one].permute(1, 2, 0).numpy().copy(),
+                            loaded.label[one].numpy().copy(),
+                        ),
+                    )
+                    entry.predictions[step] = ids[one]
+                    position += 1
+                    done += 1
+                    shown(done)
+    return list(found.values())
+
+
+def choose(
+    looked: Sequence[Looked],
+    old: Mapping[str, Sequence[int]],
+    classes: Mapping[str, int],
+    each: int,
+    seed: int,
+) -> list[Looked]:
+    """Of each name the worst, median and best images by the score after the last step, and some drawn.
+
+    Args:
+        old: name -> train ids that the score is the mean over; those without a true pixel in an image are left out.
+        classes: name -> number of classes.
+        each: images per kind and name.
+        seed: of the draw.
+
+    Returns:
+        The chosen ones with `score` and `kind`, in the order of KINDS; images without any of the classes are no
+        candidates, and none is chosen twice.
+    """
+    chosen = []
+    for name in dict.fromkeys(one.name for one in looked):
+        mine = [one for one in looked if one.name == name and one.predictions]
+        for one in mine:
+            one.score = image_score(one, old[name], classes[name])
+        ranked = sorted(
+            (one for one in mine if one.score is not None), key=lambda one: (one.score or 0.0, one.id)
+        )
+        middle = (len(ranked) - each) // 2
+        picks = {
+            "worst": ranked[:each],
+            "median": ranked[max(middle, 0) :][:each],
+            "best": ranked[::-1][:each],
+        }
+        taken: list[Looked] = []
+        for kind, ones in picks.items():
+            for one in ones:
+                if not any(one is other for other in taken):
+                    one.kind = kind
+                    taken.append(one)
+        rest = [one for one in ranked if not any(one is other for other in taken)]
+        stream = np.random.default_rng(derive_seed(seed, "report", name))
+        for position in sorted(stream.choice(len(rest), min(each, len(rest)), replace=False).tolist()):
+            rest[position].kind = "random"
+            taken.append(rest[position])
+        chosen += taken
+    return chosen
+
+
+def image_score(one: Looked, classes: Sequence[int], number: int) -> float | None:
+    """Mean IoU of some classes in one image after its last step, as a fraction; None if none has a true pixel."""
+    matrix = ConfusionMatrix(number)
+    last = one.predictions[max(one.predictions)]
+    matrix.update(torch.from_numpy(last)[None], torch.from_numpy(one.label)[None])
+    value = mean_iou(matrix.counts, classes)
+    return None if np.isnan(value) else value
+
+
+CHANGES = ("right", "forgotten", "learnt", "wrong", "ignored")
+CHANGE_COLOURS = ((226, 230, 234), (213, 94, 0), (0, 114, 178), (110, 116, 124), (255, 255, 255))
+
+
+def change(one: Looked) -> np.ndarray:
+    """What became of every pixel over the steps, (H, W) uint8, positions in CHANGES.
+
+    forgotten: right after some earlier step, wrong after the last; learnt: right only after the last; wrong: after
+    every step; ignored: not labelled. With one step alone a pixel is right or wrong.
+    """
+    *earlier, last = sorted(one.predictions)
+    right = one.predictions[last] == one.label
+    was = right if not earlier else np.any([one.predictions[step] == one.label for step in earlier], axis=0)
+    result = np.full(one.label.shape, CHANGES.index("wrong"), np.uint8)
+    result[was & right] = CHANGES.index("right")
+    result[was & ~right] = CHANGES.index("forgotten")
+    result[~was & right] = CHANGES.index("learnt")
+    result[one.label == IGNORED] = CHANGES.index("ignored")
+    return result
+
+
+MOST_COLUMNS = 4
+"""Steps shown in the grid; of more, the first, the last and some between."""
+_CHANGE_TEXT = (
+    "right", "forgotten: right after an earlier step, wrong now", "learnt: right now for the first time",
+    "wrong after every step", "not labelled",
+)  # fmt: skip
+
+
+def looked(
+    folder: RunFolder,
+    config: RunConfig,
+    prepared: Prepared,
+    images: int,
+    progress: Progress,
+    notes: list[str],
+) -> list[Looked]:
+    """Test images of the last step, drawn with the run's seed, through the steps' models; [] and a note if it fails."""
+    if images < 1:
+        notes.append("Made without pictures.")
+        return []
+    finished = folder.finished_steps
+    sources = drawn(prepared.steps[finished[-1]].test, images, config.seed)
+    steps = shown_steps(finished)
+    progress.begin("pictures for the report", len(steps) * sum(len(s.indices) for s in sources))
+    try:
+        return look(
+            folder, config, sources, prepared.datasets, steps, builder=user_builder(config),
+            shown=lambda done: progress.update(done),
+        )  # fmt: skip
+    except EversegError as error:
+        notes.append(f"There are no pictures: {error}")
+        return []
+    finally:
+        progress.end()
+
+
+def shown_steps(finished: Sequence[int]) -> list[int]:
+    """All steps up to MOST_COLUMNS of them, else the first, the last and evenly some between."""
+    if len(finished) <= MOST_COLUMNS:
+        return list(finished)
+    return [finished[i] for i in np.linspace(0, len(finished) - 1, MOST_COLUMNS).round().astype(int)]
+
+
+def rule(found: Sequence[Looked], seed: int) -> str:
+    """How the pictures were chosen, in words."""
+    steps = sorted({step for one in found for step in one.predictions})
+    through = ", ".join(map(str, steps))
+    return (
+        f"Chosen by rule, not by hand: {len(found)} test images drawn with seed {seed} went through the models of "
+        f"step{'s' if len(steps) > 1 else ''} {through}. Each is ranked by its mean IoU after the last step over the "
+        "classes known before that step (all classes where there are none), and the worst, the median and the best "
+        "are shown, then some of the rest drawn with the same seed."
+    )
+
+
+def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int, seed: int) -> list[Grid]:
+    """The chosen images with what every step's model made of them.
+
+    Args:
+        side: longer side of the pictures in pixels.
+        rows: images per kind; 1 where there are several domains.
+    """
+    known = {track.name: track for track in tracks}
+    found = [one for one in found if one.name in known]
+    each = rows if len({one.name for one in found}) == 1 else 1
+    old = {name: t.old or list(range(t.space.num_classes)) for name, t in known.items()}
+    sizes = {name: t.space.num_classes for name, t in known.items()}
+    chosen = choose(found, old, sizes, each, seed)
+    steps = sorted({step for one in found for step in one.predictions})
+    result = []
+    for name in dict.fromkeys(one.name for one in chosen):
+        mine = [one for one in chosen if one.name == name]
+        present = sorted(
+            {c for one in mine for ids in (one.label, *one.predictions.values()) for c in np.unique(ids)}
+        )
+        space, colours = known[name].space, palette(known[name].space.num_classes)
+        legend = [(css(colours[c]), space.names[c]) for c in present if c < space.num_classes]
+        heads = ["image", "truth", *(f"after step {step}" for step in steps), "change"]
+        result.append(
+            Grid(name if len(known) > 1 else "", heads, [_row(one, steps, side) for one in mine], legend)
+        )
+    return result
+
+
+def _row(one: Looked, steps: Sequence[int], side: int) -> PictureRow:
+    shown: list[Picture | None] = [
+        Picture(photo(one.image, side), f"test image {one.id}"),
+        Picture(labels(one.label, side), f"true classes of {one.id}"),
+    ]
+    for step in steps:
+        ids = one.predictions.get(step)
+        text = f"classes of {one.id} after step {step}"
+        shown.append(None if ids is None else Picture(labels(ids, side), text))
+    shown.append(
+        Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
+    )
+    score = "" if one.score is None else f"IoU {100 * one.score:.1f}"
+    return PictureRow(one.kind.capitalize(), f"{one.id} · {score}", shown)
+
+
+def change_legend() -> list[tuple[str, str]]:
+    """Colours of the last column."""
+    return [(css(colour), text) for colour, text in zip(CHANGE_COLOURS, _CHANGE_TEXT, strict=True)]
+
+
+def css(colour: Sequence[int]) -> str:
+    """RGB 0 ... 255 as CSS writes it."""
+    return f"rgb({', '.join(str(int(value)) for value in colour)})"
+
+
+def features(folder: RunFolder, side: int) -> list[dict[str, Any]]:
+    """The plots and numbers that `everseg features` left in the run folder."""
+    found = []
+    for path in sorted((folder.path / "features").glob("*/drift.json")):
+        try:
+            stored = read_document(path, "before", "after", "pictures", "classes")
+            named = {
+                str(name): stored_picture(path.with_name(str(name)), side) for name in stored["pictures"]
+            }
+            rows = [_drift_row(row) for row in stored["classes"]]
+        except (CheckpointError, KeyError, TypeError):
+            continue
+        title = f"Step {stored['before']} against step {stored['after']}"
+        pictures = [
+            Picture(
+                uri, f"{name.removesuffix('.png').replace('_', ' by ')}: {title}; the numbers stand below"
+            )
+            for name, uri in named.items()
+            if uri is not None
+        ]
+        found.append({"title": title, "pictures": pictures, "rows": rows})
+    return found
+
+
+def _drift_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "domain": row["domain"],
+        "class": row["class_name"],
+        "pixels": row["pixels"],
+        "drift of the centre / spread": row["relative"],
+        "nearest-centre accuracy before": 100 * row["accuracy_before"],
+        "after": 100 * row["accuracy_after"],
+    }

@@ -1,0 +1,112 @@
+"""Where a run's numbers come from: command, versions, hashes, what to cite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from importlib import resources
+from typing import Any
+
+import everseg
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, dump, load, settings
+from everseg.config.show import is_harmless
+from everseg.config.yaml import parse
+from everseg.errors import EversegError
+from everseg.runs.commit import MANIFEST, read_document
+from everseg.runs.folder import RunFolder
+
+
+def preset_of(config: RunConfig) -> str | None:
+    """The preset a run goes back to: the one it is named after, else none."""
+    return config.name if config.name in presets.names(every=True) else None
+
+
+def deviations(config: RunConfig) -> list[str]:
+    """Identity settings that differ from the preset's: "train.epochs: 30 -> 3"; [] without a preset."""
+    preset = preset_of(config)
+    return [] if preset is None else difference(load(preset), config)
+
+
+def command(config: RunConfig) -> str:
+    """A command that does the run again: its preset with what differs, else the configuration as a file."""
+    preset = preset_of(config)
+    if preset is not None:
+        usual = settings(load(preset))
+        changed = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in settings(config).items()
+            if (key not in usual or usual[key] != value) and (not is_harmless(key) or key.endswith(".root"))
+        ]
+        try:
+            if not difference(load(preset, changed, import_own=False), config):
+                return shlex.join(["everseg", "run", preset, *changed])
+        except EversegError:
+            pass
+    return shlex.join(["everseg", "run", f"{config.name}.yaml"])
+
+
+def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """Everything that says what made the numbers.
+
+    Returns:
+        command, yaml (the configuration), preset, deviations, facts (machine and versions), models (per
+        finished step: the digest of its folder and of the one it continues), lists (SHA-256 of every image list), masks
+        (their fingerprints), cite (lines).
+    """
+    record = folder.record()
+    scenario = read_document(folder.path / "scenario.json", "steps")
+    facts = {
+        "seed": config.seed,
+        "configuration (SHA-256)": record.hash,
+        **{f"{name} version": value for name, value in record.versions.items()},
+        "machine": record.machine,
+        "CPU threads": record.threads,
+        "started with": shlex.join(record.argv),
+    }
+    models = []
+    for index in folder.finished_steps:
+        path = folder.final(index) / MANIFEST
+        manifest = read_document(path, "files")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        models.append({"step": index, "model": digest, "continues": manifest.get("parent") or "-"})
+    lists = [
+        {
+            "step": step["index"],
+            "role": role,
+            "data": source.get("domain") or source["dataset"],
+            "split": source["split"],
+            "images": source["images"],
+            "sha256": source["sha256"],
+        }
+        for step in scenario["steps"]
+        for role in ("train", "val", "test")
+        for source in step.get(role, [])
+    ]
+    return {
+        "command": command(config),
+        "yaml": dump(config),
+        "preset": preset_of(config),
+        "deviations": deviations(config),
+        "facts": {key: value for key, value in facts.items() if value not in (None, "")},
+        "models": models,
+        "lists": lists,
+        "masks": scenario.get("masks") or {},
+        "cite": cite(config),
+    }
+
+
+def cite(config: RunConfig) -> list[str]:
+    """Lines to cite: the tool, the method, the data and the model."""
+    text = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
+    known = parse(text, "report/citations.yaml").value
+    sets = [domain.dataset for domain in config.data.domains.values()] or [config.data.dataset]
+    architecture = "deeplabv3" if config.model.name.startswith("deeplabv3") else config.model.name
+    wanted = [
+        *(known["methods"].get(method) for method in config.method.name.split("+")),
+        *(known["data"].get(name) for name in sets),
+        known["models"].get(architecture),
+    ]
+    return [f"everseg {everseg.__version__} (Apache-2.0).", *dict.fromkeys(line for line in wanted if line)]

@@ -1,0 +1,228 @@
+"""Published numbers that ship as data, and which of them a run may be compared with.
+
+A number is comparable only where data set, task, protocol, backbone, initial weights, background convention and the way
+test images are seen are those of the run. Whatever else was published for the same data and task is listed with what
+differs, never with the run's own numbers beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+
+from everseg.config.fields import RunConfig
+from everseg.config.yaml import parse
+from everseg.labels import LabelSpace
+from everseg.metrics import mean_iou
+from everseg.scenarios.tasks import canonical_task
+
+Background = Literal["excluded", "included", "none", "not stated"]
+BACKGROUND_TEXT: dict[str, str] = {
+    "excluded": "background left out of the means",
+    "included": "background counted",
+    "none": "no background class",
+    "not stated": "not stated whether background counts",
+}
+_WITHOUT_NORM_KIND = {"iabn": "abn", "abn": "abn", "bn": "bn"}
+_DEFAULT_STRIDE, _DEFAULT_NORM = 16, "abn"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The numbers one source gives for one task and protocol, with the conventions that made them."""
+
+    paper: str
+    table: str
+    source: str
+    """Where it was read."""
+    url: str
+    background: Background
+    backbone: Mapping[str, Any]
+    """model, norm, weights and, of DeepLabV3, output_stride."""
+    evaluation: Mapping[str, Any]
+    """kind ("crop", "resize") and size of test images."""
+    mean: str
+    seeds: str
+    columns: tuple[str, ...]
+    """"1-15" = classes in the order they are learnt, "all", a data set, or "relative drop"."""
+    methods: Mapping[str, tuple[float | None, ...]]
+    """Method -> numbers in percent, one per column; None = not retrievable."""
+    dataset: str | None = None
+    task: str | None = None
+    protocol: str | None = None
+    domains: tuple[str, ...] = ()
+    """Data sets in the order they are learnt, of domain-incremental results."""
+    single: bool = False
+    """Single-task models."""
+    single_run: bool = True
+    """False: a mean over several different runs, so no single run is like it."""
+    orders: str = ""
+
+    @property
+    def title(self) -> str:
+        what = [" → ".join(self.domains)] if self.domains else [self.dataset, self.task, self.protocol]
+        return f"{self.paper.partition(':')[0]}, {self.table}: {' '.join(filter(None, what))}"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Published numbers of a run's data and task, and what stands between the two."""
+
+    published: Published
+    differences: tuple[str, ...]
+    """Why they must not be compared; empty = they may."""
+    remarks: tuple[str, ...]
+    """What a reader has to know all the same."""
+
+    @property
+    def comparable(self) -> bool:
+        return not self.differences
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """Everything that ships, one entry per source, task and protocol."""
+    text = resources.files(__package__ or "").joinpath("published.yaml").read_text(encoding="utf-8")
+    found = []
+    for table in parse(text, "report/published.yaml").value:
+        shared = {key: value for key, value in table.items() if key != "results"}
+        found += [_entry({**shared, **result}) for result in table["results"]]
+    return tuple(found)
+
+
+def _entry(raw: Mapping[str, Any]) -> Published:
+    columns = tuple(raw["columns"])
+    methods = {
+        method: (None,) * len(columns) if numbers is None else tuple(numbers)
+        for method, numbers in raw["methods"].items()
+    }
+    if wrong := [method for method, numbers in methods.items() if len(numbers) != len(columns)]:
+        raise ValueError(f"report/published.yaml: {', '.join(wrong)} do not fit the columns {columns}")
+    domains = tuple(raw.get("domains", ()))
+    return Published(**{**raw, "columns": columns, "methods": methods, "domains": domains})
+
+
+def matches(config: RunConfig, domains: Sequence[str] = ()) -> list[Match]:
+    """Published numbers of the run's data and task, those that may be compared first.
+
+    Args:
+        config: of a run on one data set, or over domains.
+        domains: of a run over domains: the data sets in the order they were learnt; () where the run is mixed.
+    """
+    several = bool(config.data.domains)
+    found = [
+        Match(entry, tuple(_differences(entry, config)), tuple(_remarks(entry, config)))
+        for entry in published()
+        if (_same_domains(entry, config, domains) if several else _same_task(entry, config))
+    ]
+    return sorted(found, key=lambda match: not match.comparable)
+
+
+def _same_task(entry: Published, config: RunConfig) -> bool:
+    name, task = config.data.dataset, config.scenario.task
+    if entry.dataset != name or entry.task is None or not isinstance(task, str):
+        return False
+    return canonical_task(entry.task, name) == canonical_task(task, name)
+
+
+def _same_domains(entry: Published, config: RunConfig, domains: Sequence[str]) -> bool:
+    if config.scenario.joint or not domains or not entry.domains:
+        return False
+    if entry.single or config.scenario.single:
+        return entry.single and config.scenario.single and set(domains) <= set(entry.domains)
+    return entry.domains == tuple(domains)
+
+
+def _differences(entry: Published, config: RunConfig) -> list[str]:
+    scenario, model, data = config.scenario, config.model, config.data
+    stride, norm = model.output_stride or _DEFAULT_STRIDE, model.norm or _DEFAULT_NORM
+    theirs = entry.backbone
+    found = []
+    if entry.protocol is not None and entry.protocol != scenario.protocol and not scenario.joint:
+        found.append(f"protocol {entry.protocol} there, {scenario.protocol} here")
+    if entry.background == "not stated":
+        found.append(BACKGROUND_TEXT["not stated"])
+    if not entry.single_run:
+        found.append(f"{entry.orders} there, one order here")
+    if scenario.order is not None:
+        found.append("class order of its own here")
+    options = {key for key in model.options if key != "per_branch"}
+    if theirs["model"] != model.name or options:
+        ours = model.name + (f" with {', '.join(sorted(options))} changed" if options else "")
+        found.append(f"backbone {theirs['model']} there, {ours} here")
+    elif "output_stride" in theirs and theirs["output_stride"] != stride:
+        found.append(f"output stride {theirs['output_stride']} there, {stride} here")
+    elif "output_stride" in theirs and _WITHOUT_NORM_KIND[theirs["norm"]] != _WITHOUT_NORM_KIND[norm]:
+        found.append(f"norm {theirs['norm']} there, {norm} here")
+    if model.weights is None:
+        found.append(f"starts from {theirs['weights']} weights there, from random ones here")
+    size = (
+        data.crop if data.evaluation == "crop" else list(data.size) if data.evaluation == "resize" else None
+    )
+    if (entry.evaluation["kind"], entry.evaluation["size"]) != (data.evaluation, size):
+        seen = f"{data.evaluation} {_size(size)}".strip()
+        found.append(
+            f"test images seen as {entry.evaluation['kind']} {_size(entry.evaluation['size'])} there, {seen} here"
+        )
+    if scenario.test_split != "val":
+        found.append(f"split val there, {scenario.test_split} here")
+    if config.train.max_iterations is not None:
+        found.append(f"training cut short here (train.max_iterations={config.train.max_iterations})")
+    return found
+
+
+def _remarks(entry: Published, config: RunConfig) -> list[str]:
+    found = [f"seeds: {entry.seeds}"]
+    if config.model.weights is not None:
+        found.append(f"{entry.backbone['weights']} weights there; here {config.model.weights}")
+    norm = config.model.norm or _DEFAULT_NORM
+    if "output_stride" in entry.backbone and entry.backbone["norm"] != norm:
+        found.append(f"norm {entry.backbone['norm']} there, {norm} here")
+    return found
+
+
+def _size(size: Any) -> str:
+    return "x".join(map(str, size)) if isinstance(size, list) else str(size or "")
+
+
+def own_numbers(entry: Published, counts: np.ndarray, space: LabelSpace) -> tuple[float | None, ...]:
+    """A run's numbers in the columns and the background convention of a published entry, in percent.
+
+    Args:
+        entry: of a class-incremental task.
+        counts: (C, C) after the last step, rows = truth.
+        space: label space of these counts.
+    """
+    real = [c for c in range(space.num_classes) if c != space.background]
+    with_background = entry.background == "included" and space.background is not None
+    numbers = []
+    for column in entry.columns:
+        if column == "all":
+            first, last = 1, len(real)
+        else:
+            first, last = map(int, column.split("-"))
+        chosen = real[first - 1 : last]
+        if with_background and first == 1 and space.background is not None:
+            chosen = [space.background, *chosen]
+        value = mean_iou(counts, chosen) if chosen and last <= len(real) else float("nan")
+        numbers.append(None if np.isnan(value) else 100 * value)
+    return tuple(numbers)
+
+
+def own_domain_numbers(
+    entry: Published, miou: Mapping[str, float | None], drop: float | None
+) -> tuple[float | None, ...]:
+    """The same of a run over domains.
+
+    Args:
+        miou: data set -> mIoU as a fraction after the last step.
+        drop: mean relative drop as a fraction, None if unknown.
+    """
+    known: dict[str, float | None] = {**miou, "relative drop": drop}
+    values = [known.get(column) for column in entry.columns]
+    return tuple(None if value is None else 100 * value for value in values)

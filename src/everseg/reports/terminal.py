@@ -1,0 +1,233 @@
+"""Results as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from everseg.errors import some
+from everseg.reports.text import printable
+
+BAR_CELLS = 10
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one digit; "-" where undefined."""
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
+
+
+def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> str:
+    """A fraction in [0, 1] as a row of blocks; empty below half a block, for None and for negative values."""
+    return "" if value is None else mark * round(cells * min(max(value, 0.0), 1.0))
+
+
+class _Titled(Table):
+    """A table below a heading that wraps at the terminal's width, not at the table's; a blank line behind."""
+
+    heading = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.heading:
+            yield Text(self.heading, style="table.title")
+        yield from super().__rich_console__(console, options)
+        yield ""
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = ""
+) -> Table:
+    """A plain table; every cell is text with control characters escaped.
+
+    Args:
+        title: line above it.
+        right: names of right-aligned columns, separated by "|".
+    """
+    result = _Titled(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    result.heading = printable(title)
+    numbers = set(right.split("|"))
+    cells = [[printable(cell) for cell in row] for row in rows]
+    for index, column in enumerate(map(printable, columns)):
+        # In a narrow terminal headings and names wrap, numbers never.
+        kept = [row[index] for row in cells] if columns[index] in numbers else []
+        result.add_column(
+            Text(column),
+            justify="right" if columns[index] in numbers else "left",
+            min_width=max(map(len, [*kept, *column.split()]), default=0),
+        )
+    for row in cells:
+        result.add_row(*map(Text, row))
+    return result
+
+
+def step_table(run_json: Mapping[str, Any]) -> Table:
+    """One row per step: mIoU of old, new and all classes in percent, with and without background.
+
+    Args:
+        run_json: what `Run.to_json()` gives.
+    """
+    groups = ("old", "new", "all")
+    plain_names = [f"{group} (no bg)" for group in groups]
+    numbers = ["step", *groups, *plain_names, "hIoU", "accuracy"]
+    columns = ["step", "new classes", *groups, *plain_names, "hIoU", "accuracy"]
+    rows = [
+        [
+            step["index"],
+            some(step["classes"], 6),
+            *(percent(step["miou"].get(group)) for group in groups),
+            *(percent(step["miou_without_background"].get(group)) for group in groups),
+            percent(step.get("harmonic_mean")),
+            percent(step.get("overall_accuracy")),
+        ]
+        for step in run_json["steps"]
+    ]
+    return table(
+        columns, rows, title=f"{run_json['name']}: mIoU in percent after each step", right="|".join(numbers)
+    )
+
+
+def run_table(run_json: Mapping[str, Any]) -> Table:
+    """A run's results: one row per step, over domains a column per domain.
+
+    Args:
+        run_json: what `Run.to_json()` gives.
+    """
+    if "table" not in run_json:
+        return step_table(run_json)
+    columns = list(dict.fromkeys(key for row in run_json["table"] for key in row))
+    rows = [
+        [row[key] if key in ("step", "trained") else _hundredths(row[key]) for key in columns]
+        for row in run_json["table"]
+    ]
+    title = f"{run_json['name']}: mIoU in percent of each domain after each step"
+    return table(columns, rows, title=title, right="|".join(c for c in columns if c != "trained"))
+
+
+def _hundredths(value: float | None) -> str:
+    return percent(None if value is None else value / 100)
+
+
+def sequence_text(run_json: Mapping[str, Any]) -> str:
+    """Average over steps, forgetting and backward transfer in one line; "" for runs of one step."""
+    forgetting = (run_json.get("forgetting") or {}).get("mean")
+    if forgetting is None:
+        return ""
+    transfer = (run_json.get("backward_transfer") or {}).get("mean")
+    return (
+        f"average over steps {percent(run_json.get('average_miou'))} · forgetting {percent(forgetting)}"
+        f" · backward transfer {percent(transfer)} (points of mIoU)"
+    )
+
+
+def inferred_table(result: Mapping[str, Any]) -> Table:
+    """How many images of each domain took which path, from what `evaluate(..., infer_domain=True)` gives."""
+    paths = list(dict.fromkeys(path for taken in result["inferred"].values() for path in taken))
+    rows = [[name, *(taken.get(path, 0) for path in paths)] for name, taken in result["inferred"].items()]
+    return table(["images of", *paths], rows, title="Paths chosen per image", right="|".join(paths))
+
+
+def drop_text(run_json: Mapping[str, Any]) -> str:
+    """The relative drop against single-task models in one line; "" for runs on one data set."""
+    if "table" not in run_json or run_json["config"]["scenario"]["single"]:
+        return ""
+    drop = run_json.get("relative_drop")
+    if drop is None:
+        return (
+            "relative drop: no single-task numbers; train them beside this run on the same data and image size "
+            "(the preset that ends in -single, or scenario.single=true), "
+            "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
+        )
+    each = ", ".join(f"{name} {_signed(value)}" for name, value in drop["domains"].items())
+    return (
+        f"relative drop (negative = worse than single-task models): {_signed(drop['mean'])} % "
+        f"({each}; against {drop['source']})"
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
+    """The scores of one step and branch: groups first, then every class.
+
+    Args:
+        scores: what `evaluate` gives for a branch: `miou`, `miou_without_background`, `classes`, `class_iou`, ...
+    """
+    rows = [
+        [f"mIoU {group}", percent(value), percent(scores["miou_without_background"].get(group))]
+        for group, value in scores["miou"].items()
+    ]
+    for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
+        rows.append([key.replace("_", " "), percent(scores.get(key)), ""])
+    rows += [[f"IoU {name}", percent(value), ""] for name, value in class_iou(scores).items()]
+    return table(
+        ["score", "percent", "without background"], rows, title=title, right="percent|without background"
+    )
+
+
+def class_iou(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Class name -> IoU, from scores that hold a list or a mapping."""
+    values = scores.get("class_iou", {})
+    return dict(values) if isinstance(values, Mapping) else dict(zip(scores["classes"], values, strict=True))
+
+
+def demo_table(rows: Sequence[Mapping[str, Any]], *, mark: str = "▇") -> Table:
+    """The demo's result: one row per method, forgetting as a bar."""
+    columns = ["method", "step 0: all", "step 1: old", "new", "all", "forgetting", ""]
+    cells = [
+        [
+            row["method"],
+            *(percent(row.get(key)) for key in ("first", "old", "new", "all", "forgetting")),
+            bar(row.get("forgetting"), mark=mark)
+            if row["method"] != "joint"
+            else "(upper bound: sees all classes at once)",
+        ]
+        for row in rows
+    ]
+    return table(columns, cells, title="mIoU in percent", right="|".join(columns[1:6]))
+
+
+def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What every step sees: images and leaks per step, then images, pixels and weights per class.
+
+    Args:
+        steps: what `describe_scenario` gives.
+    """
+    domains = any(step.get("domains") for step in steps)
+    head = ["background px", "ignored px", "old px hidden", "future px hidden"]
+    overview = table(
+        ["step", *(["domains"] if domains else []), "new classes", "train", "test", *head, "shared"],
+        [
+            [
+                step["index"],
+                *([", ".join(step["domains"])] if domains else []),
+                some(step["new_classes"], 8),
+                step["train"],
+                step["test"],
+                f"{step['background_pixels']:,}",
+                f"{step['ignored_pixels']:,}",
+                f"{sum(step['hidden']['old'].values()):,}",
+                f"{sum(step['hidden']['future'].values()):,}",
+                ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items()) or "-",
+            ]
+            for step in steps
+        ],
+        title="What every step sees (hidden: pixels of old or future classes trained as background or ignored; "
+        "shared: training images another step uses too)",
+        right="|".join(["step", "train", "test", *head]),
+    )
+    weighted = any(step.get("class_weights") for step in steps)
+    rows = []
+    for step in steps:
+        for name, entry in step["classes"].items():
+            weight = step.get("class_weights", {}).get(name)
+            shown = ["-" if weight is None else f"{weight:.2f}"] if weighted else []
+            rows.append([step["index"], name, entry["images"], f"{entry['pixels']:,}", *shown])
+    columns = ["step", "class", "images", "pixels", *(["weight"] if weighted else [])]
+    classes = table(columns, rows, title="Labelled in training", right="step|images|pixels|weight")
+    return [overview, classes]

@@ -1,0 +1,46 @@
+"""Text made safe for the terminal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+
+def printable(text: object) -> str:
+    """Show control characters (of file and class names) as escapes instead of sending them to the terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode()
+        for c in str(text)
+    )
+
+
+def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells below each other as wide as the terminal (160 for files and pipes); the first column never wraps.
+
+    For lists that are shown at once: `report.tables` has more to choose from and takes longer to import.
+
+    Args:
+        head: names of two columns or more.
+    """
+    width = shutil.get_terminal_size((160, 0)).columns
+    cells = [[printable(cell) for cell in row] for row in (head, *rows)]
+    first, *middle, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+    widths = [first, *(min(natural, width // 3) for natural in middle)]
+    widths.append(max(20, width - sum(widths) - 2 * len(widths)))
+    lines = []
+    for row in cells:
+        wrapped = [textwrap.wrap(cell, max(1, wide)) for cell, wide in zip(row, widths, strict=True)]
+        for parts in zip_longest(*wrapped, fillvalue=""):
+            lines.append(
+                "  ".join(part.ljust(wide) for part, wide in zip(parts, widths, strict=True)).rstrip()
+            )
+    return "\n".join(lines)
+
+
+def value_text(value: Any) -> str:
+    """A setting as it would be written after `key=`."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,67 @@
+"""The journal: one JSON line per logged iteration and event of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from everseg.data.batches.samples import SampleKey
+from everseg.runs.commit import write_bytes, writing
+
+
+class Journal:
+    """Appends lines to `journal.jsonl`; a silent one (path None) writes nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def rewind(self, step: int, iteration: int) -> None:
+        """Drop the lines of iterations that will be done again, and half-written ones."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = [e for e in self.lines() if (e["step"], e.get("iteration", 0)) <= (step, iteration)]
+        write_bytes(self.path, b"".join(_line(entry) for entry in kept))
+
+    def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
+        """The entries so far, or those of one event; half-written lines and others of no event are passed over."""
+        if self.path is None or not self.path.exists():
+            return
+        for line in self.path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if (
+                isinstance(entry, dict)
+                and {"event", "step"} <= entry.keys()
+                and event in (None, entry["event"])
+            ):
+                yield entry
+
+    def of_step(self, step: int) -> bytes:
+        """The lines of one step, as a journal holds them."""
+        return b"".join(_line(entry) for entry in self.lines() if entry["step"] == step)
+
+    def add(self, event: str, *, step: int, **values: Any) -> None:
+        """Append one line."""
+        if self.path is not None:
+            with writing(self.path), self.path.open("ab") as file:
+                file.write(_line({"event": event, "step": step, **values}))
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+EVENT = "bad_sample"
+
+
+def replaced_samples(journal: Journal, step: int | None = None) -> dict[SampleKey, str]:
+    """Distinct training samples that a run, or one of its steps, has replaced -> why, as its journal tells."""
+    return {
+        (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))
+        for line in journal.lines(EVENT)
+        if step in (None, line.get("step"))
+    }

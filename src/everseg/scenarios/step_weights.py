@@ -1,0 +1,95 @@
+"""Class weights of a scenario's steps: from the pixels they train, or as published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from everseg.data.class_weights import class_weights, published_weights
+from everseg.errors import ConfigError
+from everseg.labels import IGNORED, SYNTHETIC_VOID
+from everseg.scenarios.steps import Labelled, Source, Step
+
+
+def weighted(
+    steps: Sequence[Step],
+    kind: Literal["none", "computed", "published"],
+    datasets: Mapping[str, Labelled],
+    counts: Mapping[str, np.ndarray],
+) -> tuple[Step, ...]:
+    """Give every branch that a step trains the weights of its outputs in the cross-entropy.
+
+    Args:
+        kind: "none" leaves the steps as they are.
+            "computed": 1 / ln(1.1 + share of the pixels), over the labels that the step's images have in training,
+            before they are resized or cropped; old classes that are not labelled count as absent there.
+            "published": the numbers MDIL's authors give for the data set, by class name; outputs that the step does
+            not label weigh 1, as they are no target there.
+            An output for void weighs 0 either way.
+        datasets: key of the sources -> data set; its name says whose published numbers are meant.
+        counts: "key/split" -> (N, 256) pixels per raw id of every image.
+
+    Raises:
+        ConfigError: no published weights for a data set or a class, or two data sets of one branch disagree.
+    """
+    if kind == "none":
+        return tuple(steps)
+    problems: list[str] = []
+    result = []
+    for step in steps:
+        weights: dict[str, tuple[float, ...]] = {}
+        for branch in step.trained_branches:
+            sources = [source for source in step.train if source.branch == branch]
+            if kind == "computed":
+                weights[branch] = _computed(step, branch, sources, counts)
+            else:
+                weights[branch], wrong = _published(step, branch, sources, datasets)
+                problems += wrong
+        result.append(replace(step, class_weights=weights))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return tuple(result)
+
+
+def _computed(
+    step: Step, branch: str, sources: Sequence[Source], counts: Mapping[str, np.ndarray]
+) -> tuple[float, ...]:
+    order = step.spaces[branch].order
+    pixels = np.zeros(256, np.int64)
+    for source in sources:
+        total = np.asarray(counts[f"{source.dataset}/{source.split}"])[list(source.indices)].sum(axis=0)
+        np.add.at(pixels, np.frombuffer(source.lut, np.uint8), total.astype(np.int64))
+    real = [i for i, raw in enumerate(order) if raw != SYNTHETIC_VOID]
+    weights = np.zeros(len(order))
+    weights[real] = class_weights(np.append(pixels[real], pixels[IGNORED]))[:-1]
+    return tuple(weights.tolist())
+
+
+def _published(
+    step: Step, branch: str, sources: Sequence[Source], datasets: Mapping[str, Labelled]
+) -> tuple[tuple[float, ...], list[str]]:
+    space = step.spaces[branch]
+    weights: dict[str, float] = {}
+    problems = []
+    for source in sources:
+        dataset = datasets[source.dataset].name
+        try:
+            table = published_weights(dataset)
+        except ConfigError as error:
+            return (), error.problems
+        for name in (space.names[i] for i in sorted(set(source.lut) - {IGNORED})):
+            if name not in table:
+                problems.append(
+                    f"scenario.class_weights: no weight of '{name}' is published for data set '{dataset}'; "
+                    "use class_weights=computed"
+                )
+            elif weights.setdefault(name, table[name]) != table[name]:
+                problems.append(
+                    f"scenario.class_weights: the published weights of '{name}' differ between the data sets of "
+                    f"the path '{branch}'; use class_weights=computed"
+                )
+    void = {space.names[i]: 0.0 for i, raw in enumerate(space.order) if raw == SYNTHETIC_VOID}
+    return tuple({**weights, **void}.get(name, 1.0) for name in space.names), problems

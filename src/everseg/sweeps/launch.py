@@ -1,0 +1,256 @@
+"""Where the runs of a sweep are worked off: processes of this machine, Ray, or a SLURM array.
+
+Every run is a process of `everseg run`. Which process gets which processor is the business of concurrent.futures, Ray
+or SLURM; here stands only that a run waits while another one trains the first step that both have in common.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everseg.errors import MORE, ConfigError, EversegError, Interrupted
+from everseg.runs.commit import write_bytes
+from everseg.sweeps.plan import GridRun, begin, donor
+
+Say = Callable[[str], None]
+Outcome = dict[str, Any]
+"""exit_code and error of one process."""
+Submit = Callable[[list[str], Path], "Future[Outcome]"]
+"""Start a command whose output goes to a log file."""
+_POLL = 0.5
+"""Seconds between two looks for a first step that has become ready."""
+
+
+def work_off(
+    runs: Sequence[GridRun],
+    submit: Submit,
+    *,
+    jobs: int,
+    threads: int,
+    say: Say,
+    changed: Callable[[dict[str, Outcome]], None],
+) -> dict[str, Outcome]:
+    """Work off the unfinished runs of a grid; a failed one does not stop the others.
+
+    A run waits only while a run that is being worked on trains a first step it can take over.
+
+    Args:
+        submit: starts a process.
+        jobs: processes at a time.
+        threads: CPU threads of each.
+        say: gets a line per event.
+        changed: called with the results so far after every run.
+
+    Returns:
+        Name -> exit code, error and, where it was copied, the origin of the first step.
+    """
+    results: dict[str, Outcome] = {}
+    pending = [run for run in runs if not run.is_finished]
+    working: dict[Future[Outcome], GridRun] = {}
+    while pending or working:
+        for run in [run for run in pending if len(working) < jobs]:
+            if len(working) >= jobs or _waits(run, runs, list(working.values())):
+                continue
+            pending.remove(run)
+            other, done = donor(run, runs), begin(run, runs, threads)
+            shared = {"shared_from": other.name} if other and done.startswith("first step copied") else {}
+            results[run.name] = shared
+            log = run.folder.path.parent / "logs" / f"{run.name}.log"
+            say(f"{run.name}: started" + (f", {done}" if done else ""))
+            working[submit(run.command, log)] = run
+        finished, _ = wait(working, timeout=_POLL, return_when=FIRST_COMPLETED)
+        for future in finished:
+            run = working.pop(future)
+            outcome = future.result()
+            results[run.name] |= outcome
+            text = (
+                "finished" if outcome["exit_code"] == 0 else f"stopped with exit code {outcome['exit_code']}"
+            )
+            say(f"{run.name}: {text}" + (f": {outcome['error']}" if outcome["error"] else ""))
+            changed(results)
+    return results
+
+
+def _waits(run: GridRun, runs: Sequence[GridRun], working: Sequence[GridRun]) -> bool:
+    """Whether somebody is training the first step that a run could take over."""
+    if run.first_step is None or run.folder.step(0).exists() or donor(run, runs) is not None:
+        return False
+    return any(other.first_step == run.first_step for other in working)
+
+
+def one(run: GridRun, runs: Sequence[GridRun], *, threads: int, say: Say) -> int:
+    """Work off a single run in this place; its exit code. What the tasks of a SLURM array do."""
+    if run.is_finished:
+        say(f"{run.name}: finished already")
+        return 0
+    done = begin(run, runs, threads)
+    if done:
+        say(f"{run.name}: {done}")
+    with processes(threads) as (submit, _):
+        outcome = submit(run.command, run.folder.path.parent / "logs" / f"{run.name}.log").result()
+    if outcome["error"]:
+        say(f"{run.name}: {outcome['error']}")
+    return int(outcome["exit_code"])
+
+
+@contextlib.contextmanager
+def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
+    """Processes of this machine. A signal that ends the sweep is handed on, so that every run saves itself.
+
+    Args:
+        threads: CPU threads of each, as OMP_NUM_THREADS.
+    """
+    alive: set[subprocess.Popen[bytes]] = set()
+    stopped = threading.Event()
+
+    def work(command: list[str], log: Path) -> Outcome:
+        if stopped.is_set():
+            return {"exit_code": 130, "error": "not started"}
+        return run_process(command, log, threads, alive)
+
+    def stop(number: int, _frame: Any) -> None:
+        stopped.set()
+        for process in list(alive):
+            process.send_signal(number)
+        raise Interrupted(
+            "the sweep was interrupted; its runs are saved, the same command continues them", number
+        )
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield (lambda command, log: pool.submit(work, command, log)), jobs
+    finally:
+        pool.shutdown(wait=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_process(
+    command: list[str], log: Path, threads: int, alive: set[subprocess.Popen[bytes]] | None = None
+) -> Outcome:
+    """Run a command to its end, both outputs in a log file; its exit code and, if it failed, what it said last."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        alive = set() if alive is None else alive
+        alive.add(process)
+        try:
+            code = process.wait()
+        finally:
+            alive.discard(process)
+    return {"exit_code": code if code >= 0 else 128 - code, "error": _last_words(log) if code else None}
+
+
+def _last_words(log: Path) -> str:
+    """The message of a run that stopped, from its log, without the line that leads to the documentation."""
+    text = log.read_text(errors="replace").strip()
+    start = text.rfind("error: ")
+    if start < 0:
+        return f"no message; see {log}"
+    return text[start + len("error: ") :].partition(f"\n{MORE}")[0]
+
+
+@contextlib.contextmanager
+def ray(threads: int) -> Iterator[tuple[Submit, int]]:
+    """Tasks of a Ray cluster; its nodes must share the file system and have everseg at the same place.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    try:
+        engine = importlib.import_module("ray")
+    except ImportError:
+        raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
+    if not engine.is_initialized():
+        engine.init(log_to_driver=False)
+    task = engine.remote(run_process).options(
+        num_cpus=threads, num_gpus=int(torch.cuda.is_available()), max_retries=0
+    )
+    here = Path.cwd()
+    yield (lambda command, log: task.remote(command, here / log, threads).future()), sys.maxsize
+
+
+def slurm(
+    runs: Sequence[GridRun], command: Sequence[str], out: Path, *, threads: int, say: Say
+) -> dict[str, Any]:
+    """Write an array script of the unfinished runs and submit it where there is `sbatch`.
+
+    Those that train a first step for others are an array of their own, on which the array of the others depends.
+
+    Args:
+        command: the sweep's own command, to which every task adds `--only NAME`.
+
+    Returns:
+        script, commands, and jobs (the ids; [] where nothing was submitted).
+    """
+    left = [run for run in runs if not run.is_finished]
+    first = [run for number, run in enumerate(left) if not _follows(run, left[:number], runs)]
+    ordered = [*first, *(run for run in left if run not in first)]
+    if not ordered:
+        return {"script": None, "commands": [], "jobs": []}
+    script = out / "sweep.sbatch"
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    write_bytes(script, _script(ordered, command, out, threads).encode())
+    commands = [["sbatch", "--parsable", f"--array=0-{len(first) - 1}", str(script)]]
+    if len(first) < len(ordered):
+        array = f"--array={len(first)}-{len(ordered) - 1}"
+        commands.append(["sbatch", "--parsable", "--dependency=afterany:$FIRST", array, str(script)])
+    jobs: list[str] = []
+    if shutil.which("sbatch"):
+        for words in commands:
+            jobs.append(_submitted([word.replace("$FIRST", "".join(jobs[:1])) for word in words]))
+            say(f"submitted job {jobs[-1]}")
+    else:
+        say("no sbatch here; nothing was submitted")
+    lines = [" ".join(w if "$FIRST" in w else shlex.quote(w) for w in words) for words in commands]
+    if len(lines) > 1:
+        lines[0] = f"FIRST=$({lines[0]})"
+    return {"script": str(script), "commands": lines, "jobs": jobs}
+
+
+def _follows(run: GridRun, before: Sequence[GridRun], runs: Sequence[GridRun]) -> bool:
+    if run.first_step is None or run.folder.step(0).exists() or donor(run, runs) is not None:
+        return False
+    return any(other.first_step == run.first_step for other in before)
+
+
+def _script(runs: Sequence[GridRun], command: Sequence[str], out: Path, threads: int) -> str:
+    names = "\n".join(f"  {shlex.quote(run.name)}" for run in runs)
+    logs = shlex.quote(str((out / "logs").resolve() / "slurm-%A-%a.out"))
+    return (
+        "#!/bin/bash\n"
+        "#SBATCH --job-name=everseg-sweep\n"
+        f"#SBATCH --cpus-per-task={threads}\n"
+        f"#SBATCH --output={logs}\n"
+        "# Add partition, time and GPUs here or on sbatch's command line.\n"
+        f"cd {shlex.quote(str(Path.cwd()))}\n"
+        f"NAMES=(\n{names}\n)\n"
+        f'{shlex.join(command)} --only "${{NAMES[$SLURM_ARRAY_TASK_ID]}}"\n'
+    )
+
+
+def _submitted(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EversegError(f"{shlex.join(command)} failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout.strip().partition(";")[0]

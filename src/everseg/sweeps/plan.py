@@ -1,0 +1,267 @@
+"""The runs of a sweep: their names, configurations, states, and which of them share a first step."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, load
+from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
+from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
+from everseg.runs.commit import read_document, write_json
+from everseg.runs.folder import MOST_THREADS, RunFolder
+
+FILE = "sweep.json"
+_GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",
+          "method.name": "--methods"}  # fmt: skip
+"""Settings that the grid itself decides -> what to use instead."""
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a sweep."""
+
+    name: str
+    method: str
+    seed: int
+    task: str | None
+    source: str
+    """Preset or file it comes from."""
+    overrides: tuple[str, ...]
+    config: RunConfig
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.config.out) / self.name)
+
+    @cached_property
+    def first_step(self) -> str | None:
+        """Hash of everything that decides the first step; None = never shared."""
+        return first_step_hash(self.config)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.folder.is_begun and self.folder.is_finished(self.config)
+
+    @property
+    def command(self) -> list[str]:
+        """What trains it, in a process of its own."""
+        return [
+            sys.executable,
+            "-m",
+            "everseg",
+            "run",
+            self.source,
+            *self.overrides,
+            "--quiet",
+            "--json",
+        ]
+
+
+def grid(
+    source: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    tasks: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> list[GridRun]:
+    """Every run of a sweep, its configuration checked: those that train a first step for others come first.
+
+    Args:
+        source: a preset, with or without its method (camvid-6-5-mib, camvid-6-5), or a YAML file.
+        methods: names of `everseg list methods` or of presets (joint, multi, single), or your own file.py:Name.
+            Where a preset of this data, task and method exists its settings are used, else the method's defaults.
+        seeds: of the runs.
+        tasks: tasks instead of the preset's own.
+        out: folder of the runs; default runs/<preset>-sweep.
+        overrides: "key=value" for all runs.
+
+    Raises:
+        ConfigError: all problems of all runs.
+    """
+    problems = [
+        f"{what}: expected at least one"
+        for what, given in (("--methods", methods), ("--seeds", seeds))
+        if not given
+    ]
+    problems += [
+        f"{key}: the sweep decides it; use {_GIVEN[key]}"
+        for key in (text.partition("=")[0].strip() for text in overrides)
+        if key in _GIVEN
+    ]
+    for what, given in (("--methods", methods), ("--seeds", seeds), ("--tasks", tasks)):
+        problems += [
+            f"{what}: {value} comes twice" for value in dict.fromkeys(given) if list(given).count(value) > 1
+        ]
+    if problems:
+        raise ConfigError(problems)
+    label = _label(source)
+    folder = str(out) if out is not None else f"runs/{label}-sweep"
+    found: list[GridRun] = []
+    for task in tasks or (None,):
+        for seed in seeds:
+            for method in methods:
+                name = f"{label}-{_slug(method)}-s{seed}" + (f"-{_slug(task)}" if task else "")
+                preset, changes = _origin(source, method, task)
+                given = (*changes, *overrides, f"name={name}", f"out={folder}", f"seed={seed}")
+                try:
+                    found.append(GridRun(name, method, seed, task, preset, given, load(preset, given)))
+                except ConfigError as error:
+                    problems += [f"{method}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), "the sweep")
+    _check_folders(found)
+    return _leaders_first(found)
+
+
+def _label(source: str) -> str:
+    """What the runs are called: the preset without its method, or the file's stem."""
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        return _slug(Path(source).stem)
+    return _slug(presets.without_method(source) if source in presets.names(every=True) else source)
+
+
+def _origin(source: str, method: str, task: str | None) -> tuple[str, list[str]]:
+    """The preset (or file) of one run, and what has to be changed in it."""
+    known = presets.names(every=True)
+    preset: str | None = source
+    if not (source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()):
+        if source not in known:
+            base = next((f"{source}-{m}" for m in (method, "ft", "mdil") if f"{source}-{m}" in known), None)
+            if base is None:
+                hint = near_miss(source, dict.fromkeys([*map(presets.without_method, known), *known]))
+                raise ConfigError(f"no preset and no file '{source}'{hint} (everseg list presets)")
+            source = base
+        preset = presets.variant(source, method=method, task=task)
+        if preset is not None:
+            return preset, []
+        preset = presets.variant(source, task=task) if task else source
+        if preset is not None:
+            return preset, _method_change(method)
+    return source, [*([f"scenario.task={task}"] if task else []), *_method_change(method)]
+
+
+def _method_change(method: str) -> list[str]:
+    return ["scenario.joint=true", "method=ft"] if method == "joint" else [f"method={method}"]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text.rpartition("/")[2]).strip("-.") or "run"
+
+
+def _check_folders(runs: Sequence[GridRun]) -> None:
+    """Stop where a folder holds a run with other settings, before anything is trained."""
+    names = [run.name for run in runs]
+    problems = [
+        f"{name}: two runs would have this name" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
+    for run in runs:
+        if run.folder.is_begun:
+            changed = difference(run.folder.config(), run.config)
+            if changed:
+                problems.append(f"{run.folder.path} holds a run with other settings: {'; '.join(changed)}")
+    if problems:
+        raise ConfigError([*problems, "give the sweep another folder (--out), or delete these"])
+
+
+def _leaders_first(runs: Sequence[GridRun]) -> list[GridRun]:
+    firsts: dict[str, GridRun] = {}
+    for run in runs:
+        if run.first_step is not None:
+            firsts.setdefault(run.first_step, run)
+    leads = [run for run in runs if run.first_step is not None and firsts[run.first_step] is run]
+    shared = {run.first_step for run in runs if run.first_step is not None and run not in leads}
+    first = [run for run in leads if run.first_step in shared]
+    return [*first, *(run for run in runs if run not in first)]
+
+
+def donor(run: GridRun, runs: Sequence[GridRun]) -> GridRun | None:
+    """Another run of the grid whose finished first step is this one's too."""
+    if run.first_step is None:
+        return None
+    same = (other for other in runs if other is not run and other.first_step == run.first_step)
+    return next((other for other in same if has_first_step(other.folder)), None)
+
+
+def begin(run: GridRun, runs: Sequence[GridRun], threads: int) -> str:
+    """Give a run that has not begun the first step another one has finished.
+
+    Args:
+        threads: CPU threads the run will have: a step trained with another number is not copied.
+
+    Returns:
+        What was done, for the log: "" = it trains its first step itself.
+    """
+    other = donor(run, runs)
+    if other is None or run.folder.step(0).exists():
+        return ""
+    try:
+        reason = obstacle(other.folder, run.config.train.threads or threads)
+        if reason:
+            return f"trains its first step itself: {reason}"
+        copied = share_first_step(other.folder, run.folder, run.config.data.skip_bad)
+    except EversegError as error:
+        return f"trains its first step itself: {error}"
+    return f"first step copied from {other.name}" if copied else "has begun already, with other settings"
+
+
+def state_of(run: GridRun) -> str:
+    """`finished`, `unfinished` (the same command continues it) or `new`."""
+    if run.is_finished:
+        return "finished"
+    return "unfinished" if run.folder.is_begun or run.folder.step(0).exists() else "new"
+
+
+def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
+    """Who trains a run's first step: "" = the run itself, else the name of the run it is copied from."""
+    same = [other for other in runs if run.first_step is not None and other.first_step == run.first_step]
+    if state_of(run) != "new" or not same or same[0] is run:
+        return ""
+    ready = donor(run, runs)
+    return (ready or same[0]).name
+
+
+def stored(out: Path) -> dict[str, Any]:
+    """What sweep.json of a folder says; {} where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = out / FILE
+    if not path.is_file():
+        return {}
+    told = read_document(path, "runs")
+    runs, threads = told["runs"], told.get("threads")
+    problems = []
+    if not isinstance(runs, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in runs
+    ):
+        problems.append("runs: expected the name of each run")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
+    if problems:
+        raise CheckpointError(f"{path} is damaged: {'; '.join(problems)}; delete it")
+    return told
+
+
+def store(
+    out: Path, given: dict[str, Any], threads: int, runs: Sequence[GridRun], results: dict[str, Any]
+) -> None:
+    """Write sweep.json: the grid, and per run its state, first step, exit code and error; earlier runs are kept."""
+    before = {entry["name"]: entry for entry in stored(out).get("runs", [])}
+    for run in runs:
+        entry = {"name": run.name, "method": run.method, "seed": run.seed, "task": run.task,
+                 "state": state_of(run), "first_step": run.first_step, "command": run.command[3:]}  # fmt: skip
+        kept = {key: before[run.name][key] for key in ("shared_from",) if key in before.get(run.name, {})}
+        before[run.name] = {**entry, **kept, **results.get(run.name, {})}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / FILE, {"format": 1, **given, "threads": threads, "runs": list(before.values())})

@@ -1,0 +1,362 @@
+"""The command line: verbs, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from everseg import errors
+from everseg.cli import main as cli
+from everseg.reports import terminal as tables
+
+MIOU = {"all": 0.5, "base": 0.75, "old": 0.25, "new": 0.625}
+STEP = {
+    "classes": ["car", "b\x1b[31mus"], "miou": MIOU, "miou_without_background": {**MIOU, "all": None},
+    "overall_accuracy": 0.9, "mean_accuracy": 0.8, "frequency_weighted_iou": 0.7, "harmonic_mean": 0.357,
+    "class_iou": {"car": 0.5, "b\x1b[31mus": None},
+}  # fmt: skip
+RUN = {
+    "name": "demo-mib", "path": "runs/demo-mib", "config": {}, "steps": [{"index": 0, **STEP}, {"index": 1, **STEP}],
+    "average_miou": 0.5, "forgetting": {"mean": 0.123}, "backward_transfer": {"mean": -0.123},
+}  # fmt: skip
+
+Outcome = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def everseg(capsys: pytest.CaptureFixture[str]) -> Outcome:
+    """Call the command line in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(arguments))
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace the Python API by one that records its calls; values may be replaced, exceptions are raised."""
+    answers: dict[str, Any] = {
+        "run": types.SimpleNamespace(to_json=lambda: RUN, path=Path("runs/demo-mib")),
+        "evaluate": {"run": "runs/x", "step": 1, "branches": {"main": {**STEP, "class_iou": [0.5, None]}}},
+        "predict": [(Path("a"), Path("b"))],
+        "demo": [
+            {"method": "ft", "path": "runs/demo-ft", "first": 0.7, **MIOU, "forgetting": 0.6},
+            {"method": "mib", "path": "runs/demo-mib", "first": 0.7, **MIOU, "forgetting": 0.1},
+            {"method": "joint", "path": "runs/demo-joint", "first": None, **MIOU, "forgetting": None},
+        ],
+        "import_mib": Path("out/final"),
+        "export_mib": Path("x.pth"),
+        "calls": [],
+    }
+    module = types.ModuleType("everseg.api")
+
+    def make(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answers["calls"].append((name, args, kwargs))
+            if isinstance(answers[name], BaseException):
+                raise answers[name]
+            if "shown" in kwargs:
+                kwargs.pop("shown")(answers[name])
+                print("reports")
+            return answers[name]
+
+        return call
+
+    for name in ("run", "evaluate", "predict", "demo", "import_mib", "export_mib"):
+        setattr(module, name, make(name))
+    monkeypatch.setitem(sys.modules, "everseg.api", module)
+    monkeypatch.setattr(sys.modules["everseg"], "api", module, raising=False)
+    return answers
+
+
+# ---------------------------------------------------------------- verbs
+
+
+def test_run_passes_everything_on_and_prints_the_table(everseg: Outcome, api: dict[str, Any]) -> None:
+    code, out, err = everseg("run", "demo-mib", "seed=1", "--dry-run", "train.lr=1e-3", "--quiet")
+    assert (code, err) == (0, "")
+    expected = {"overrides": ["seed=1", "train.lr=1e-3"], "dry_run": True, "quiet": True}
+    assert api["calls"] == [("run", ("demo-mib",), expected)]
+    row = next(line for line in out.splitlines() if line.split()[:1] == ["1"])
+    assert row.split()[-8:] == ["25.0", "62.5", "50.0", "25.0", "62.5", "-", "35.7", "90.0"]
+    assert "average over steps 50.0 · forgetting 12.3 · backward transfer -12.3" in out
+    assert "dry run" in out
+
+
+def test_run_json_is_the_whole_stdout(everseg: Outcome, api: dict[str, Any]) -> None:
+    code, out, _ = everseg("run", "demo-mib", "--json")
+    assert code == 0
+    assert json.loads(out) == RUN
+
+
+def test_only_the_first_process_prints(
+    everseg: Outcome, api: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert everseg("run", "demo-mib") == (0, "", "")
+
+
+def test_eval_prints_groups_and_classes(everseg: Outcome, api: dict[str, Any]) -> None:
+    code, out, _ = everseg("eval", "runs/x", "--step", "1", "data=camvid")
+    assert code == 0
+    given = {"step": 1, "overrides": ["data=camvid"], "domain": None, "infer_domain": False, "quiet": False}
+    assert api["calls"] == [("evaluate", (Path("runs/x"),), given)]
+    rows = [line.split() for line in out.splitlines()]
+    assert ["mIoU", "old", "25.0", "25.0"] in rows
+    assert ["mIoU", "all", "50.0", "-"] in rows
+    assert ["IoU", "car", "50.0"] in rows
+    assert json.loads(everseg("eval", "runs/x", "--json")[1])["step"] == 1
+
+
+def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any]) -> None:
+    code, _, err = everseg("predict", "runs/x", "a.png")
+    assert code == 2
+    assert "--out" in err
+    code, out, _ = everseg("predict", "runs/x", "a.png", "b", "-o", "out", "--step", "0", "--domain", "dusk")
+    assert code == 0
+    assert out.startswith("1 masks and overlays in out")
+    given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False}
+    assert api["calls"] == [("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), given)]
+
+
+def test_demo_shows_methods_bars_runs_and_what_is_next(everseg: Outcome, api: dict[str, Any]) -> None:
+    code, out, _ = everseg("demo", "--out", "here")
+    assert code == 0
+    assert api["calls"] == [("demo", (), {"out": Path("here"), "seed": 0, "quiet": False})]
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert rows["joint"][1] != "70.0"
+    lines = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert lines.index("joint") < lines.index("reports") < lines.index("Next:"), "the table waits for nothing"
+    assert "runs/demo-mib" in out
+    assert "everseg predict runs/demo-mib" in out
+    ft = next(line for line in out.splitlines() if line.split()[:1] == ["ft"])
+    assert ft.split()[1:6] == ["70.0", "25.0", "62.5", "50.0", "60.0"]
+    assert ft.count("▇") + ft.count("#") == 6
+
+
+def test_import_goes_both_ways(everseg: Outcome, api: dict[str, Any]) -> None:
+    assert everseg("import", "mib", "x.pth", "-o", "out", "--classes", "bg, cat")[0] == 0
+    assert everseg("import", "mib", "out", "--back", "-o", "y.pth")[0] == 0
+    expected = {"norm": "iabn", "output_stride": 16, "classes": ["bg", "cat"]}
+    assert api["calls"] == [
+        ("import_mib", (Path("x.pth"), Path("out")), expected),
+        ("export_mib", (Path("out"), Path("y.pth")), {}),
+    ]
+
+
+def test_data_check_lists_faults_and_fails(everseg: Outcome, tmp_path: Path) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "from everseg.errors import DataError\ndef build(root=None):\n    raise DataError('no image in it')\n"
+    )
+    skip = tmp_path / "skip.txt"
+    code, out, _ = everseg("data", "check", f"{source}:build", "--write-skiplist", str(skip))
+    assert code == 3
+    assert "no image in it" in out
+    assert skip.read_text() == ""
+    code, out, _ = everseg("data", "check", f"{source}:build", "--json")
+    assert code == 3
+    assert json.loads(out)["ok"] is False
+
+
+def test_data_download_refuses_other_data_sets(everseg: Outcome, tmp_path: Path) -> None:
+    code, _, err = everseg("data", "download", "cityscapes", "--to", str(tmp_path / "x"))
+    assert code == 2
+    assert "cityscapes" in err
+
+
+@pytest.mark.parametrize(
+    ("what", "some"),
+    [
+        ("methods", "lwf-mc"), ("tasks", "voc 15-5s"), ("presets", "voc-15-5-mib"), ("models", "deeplabv3-tiny"),
+        ("datasets", "folder"), ("policies", "plop"), ("scenarios", "class-incremental"),
+    ],
+)  # fmt: skip
+def test_lists_name_what_a_configuration_may_use(everseg: Outcome, what: str, some: str) -> None:
+    code, out, _ = everseg("list", what)
+    assert code == 0
+    assert any(line.strip().startswith(some) for line in out.splitlines())
+    assert some in [row["name"] for row in json.loads(everseg("list", what, "--json")[1])]
+    assert some not in everseg("list", what, "zzz")[1]
+
+
+def test_presets_stand_under_headings_that_say_what_is_new_and_which_data(everseg: Outcome) -> None:
+    lines = everseg("list", "presets")[1].splitlines()
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert len(headings) == len(set(headings)) == 7
+    at = lines.index("  camvid-day-dusk-mdil")
+    assert [line for line in lines[:at] if line in headings][-1].startswith(
+        "New domains: CamVid by day and at dusk"
+    )
+    assert everseg("list", "presets", "demo-mib")[1].splitlines() == [
+        "New classes on generated scenes (no data needed)", "  demo-mib",
+    ]  # fmt: skip
+
+
+def test_show_explains_every_key_and_hyper_parameter(everseg: Outcome) -> None:
+    code, out, _ = everseg("show", "voc-15-1-mib", "train.lr=1e-3")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert rows["train.lr"].split()[1] == "0.001"
+    assert rows["method.kd_weight"].split()[1] == "100.0"
+    assert "Weight of the distillation term" in rows["method.kd_weight"]
+
+
+def test_show_yaml_is_a_file_to_start_from(everseg: Outcome, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(everseg("show", "camvid-6-5-mib", "--yaml")[1])
+    assert json.loads(everseg("show", str(path), "--json")[1]) == json.loads(
+        everseg("show", "camvid-6-5-mib", "--json")[1]
+    )
+
+
+def test_scenario_tables_show_images_pixels_and_leaks() -> None:
+    step = {
+        "index": 0, "new_classes": ["car"], "train": 12, "test": 7, "background_pixels": 1234, "ignored_pixels": 5,
+        "hidden": {"old": {}, "future": {"bus": 88}}, "leaks": {"shared_images": {"1": 3}},
+        "classes": {"car": {"images": 12, "pixels": 4321}},
+    }  # fmt: skip
+    from rich.console import Console
+
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    for table in tables.scenario_tables([step]):
+        console.print(table)
+    text = console.export_text()
+    for part in ("1,234", "88", "3 with step 1", "4,321", "12"):
+        assert part in text
+
+
+# ---------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("a"), 2), (errors.DataError("a"), 3), (errors.CheckpointError("a"), 4),
+        (errors.DivergedError("a"), 5), (errors.TimeBudgetReached("a"), 75), (errors.Interrupted("a", 2), 130),
+        (errors.Interrupted("a", 15), 143), (KeyboardInterrupt(), 130), (OSError(28, "No space left", "x"), 4),
+        (RuntimeError("a"), 1),
+    ],
+)  # fmt: skip
+def test_every_failure_is_one_message_and_its_exit_code(
+    everseg: Outcome, api: dict[str, Any], error: BaseException, code: int
+) -> None:
+    api["run"] = error
+    found, out, err = everseg("run", "demo-mib")
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    more = [] if isinstance(error, KeyboardInterrupt | RuntimeError) else ["more: everseg docs errors#"]
+    assert [line[: len("more: everseg docs errors#")] for line in err.splitlines()[1:]] == more
+
+
+def test_debug_adds_the_traceback(everseg: Outcome, api: dict[str, Any]) -> None:
+    api["run"] = RuntimeError("oh")
+    assert "--debug" in everseg("run", "demo-mib")[2]
+    assert "Traceback" in everseg("run", "demo-mib", "--debug")[2]
+
+
+def test_control_characters_are_shown_not_sent(everseg: Outcome, api: dict[str, Any]) -> None:
+    assert "\x1b" not in everseg("run", "demo-mib")[1]
+    assert "b\\x1b[31mus" in everseg("run", "demo-mib")[1]
+    api["run"] = errors.DataError("bad \x1b[2Jname")
+    assert everseg("run", "x")[2].splitlines()[0] == "error: bad \\x1b[2Jname"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["rnu", "x"], "'run'"),
+        (["run", "x", "--dryrun"], "--dry-run"),
+        (["data", "chek", "voc"], "'check'"),
+        (["list", "method"], "'methods'"),
+        (["show", "voc-15-5-mibb"], "'voc-15-5-mib'"),
+        (["show", "demo-mib", "train.epoch=3"], "'train.epochs'"),
+    ],
+)
+def test_typos_get_the_nearest_name(everseg: Outcome, arguments: list[str], hint: str) -> None:
+    code, _, err = everseg(*arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert hint in err
+
+
+words = st.sampled_from(
+    ["run", "show", "list", "eval", "data", "check", "import", "mib", "predict", "--json", "--step", "-1", "1", "-o",
+     "--yaml", "--", "methods", "presets", "demo-mib", "voc-15-5-mib", "train.lr=1", "x=", "=", "--debug=1", "\x1b"]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(words | st.text(st.characters(codec="utf-8"), max_size=4), max_size=6))
+def test_any_arguments_end_in_a_known_exit_code(
+    everseg: Outcome, api: dict[str, Any], arguments: list[str]
+) -> None:
+    code, _, err = everseg(*arguments)
+    assert code in (0, 2, 3, 4)
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 30
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    source = str(Path(cli.__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": source}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=60, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--help", "run --help", "list methods", "list presets", "list models", "list tasks", "show voc-15-5-mib",
+     "show cs-bdd-idd-mdil", "show voc-15-5-rw --json", "show demo-mib", "show demo-mib --yaml"],
+)  # fmt: skip
+def test_help_lists_and_show_do_not_import_torch(line: str) -> None:
+    code = (
+        f"import sys\nfrom everseg.cli.main import main\ntry:\n main({line.split()!r})\nexcept SystemExit as stop:\n"
+        " assert not stop.code, stop.code\n"
+        "assert not {'torch', 'accelerate'} & set(sys.modules)\n"
+        f"assert {line.startswith(('show demo', 'list tasks'))} or 'numpy' not in sys.modules"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_everseg_imports_next_to_nothing() -> None:
+    code = "import sys\nimport everseg\nassert not {'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules)"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    source = str(Path(cli.__file__).resolve().parents[2])
+    done = subprocess.run(
+        f'"{sys.executable}" -m everseg list presets | head -n 1; echo "${{PIPESTATUS[0]}}"',
+        shell=True, executable="/bin/bash", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["New classes on Pascal VOC 2012 (data.root=DIR)", "0"]
+    assert done.stderr == ""
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    done = python(
+        "-c", "import os\nos.close(1)\nfrom everseg.cli import main as cli\ncli.main(['list', 'presets'])"
+    )
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,250 @@
+"""Presets: every name loads, and says what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from everseg import registry
+from everseg.config import presets
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference, load
+from everseg.errors import ConfigError
+
+
+def test_every_preset_loads_and_its_method_has_every_hyper_parameter() -> None:
+    names = presets.names(every=True)
+    assert len(names) > 1000
+    for name in names:
+        raw = presets.load_preset(name)
+        config = load(name)
+        assert isinstance(config, RunConfig)
+        assert config.name == name
+        method = registry.resolve("method", config.method.name)
+        known = {field.name for field in dataclasses.fields(method)}
+        assert set(raw["method"]) - {"name"} <= known, name
+
+
+def test_listed_names_are_a_part_of_all_and_unique() -> None:
+    listed, every = presets.names(), presets.names(every=True)
+    assert set(listed) < set(every)
+    assert len(set(every)) == len(every)
+    assert {"voc-15-5-mib", "voc-15-1-overlapped-mib", "ade-100-50b-lwf", "camvid-6-5-mib", "demo-ft",
+            "demo-mib", "demo-joint", "voc-offline-ft", "voc-15-5-joint"} <= set(listed)  # fmt: skip
+    assert "voc-15-5-disjoint-mib" not in listed
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [("15-1", 100), ("15-5s", 100), ("19-1", 100), ("19-1b", 100), ("10-1", 100),
+     ("15-5", 10), ("10-5-5", 10), ("5-3", 10)],
+)  # fmt: skip
+def test_the_distillation_weight_of_mib_is_100_where_a_step_adds_one_voc_class(
+    name: str, weight: float
+) -> None:
+    for protocol in ("", "-overlapped", "-disjoint"):
+        assert load(f"voc-{name}{protocol}-mib").method.options["kd_weight"] == weight
+
+
+def test_other_data_sets_keep_the_weight_of_the_paper() -> None:
+    for name in ("ade-100-50-mib", "ade-100-10b-mib", "camvid-6-1-mib", "demo-4-1-mib"):
+        assert load(name).method.options["kd_weight"] == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("lwf", {"kd_weight": 100}),
+        ("lwf-mc", {"importance": 10, "form": "combined"}),
+        ("ilt", {"kd_weight": 100, "feature_weight": 100}),
+        ("ewc", {"weight": 500, "alpha": 0.9}),
+        ("rw", {"weight": 100, "alpha": 0.9, "period": 10}),
+        ("pi", {"weight": 500}),
+    ],
+)
+def test_hyper_parameters_are_the_published_ones(method: str, expected: dict) -> None:
+    for name in (f"voc-15-5-{method}", f"ade-50-{method}", f"voc-15-1-overlapped-{method}"):
+        assert load(name).method.options.items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "policy"), [("voc-15-5", 30, "mib-voc"), ("ade-100-10", 60, "mib-ade")]
+)
+def test_training_is_as_published(data: str, epochs: int, policy: str) -> None:
+    config = load(f"{data}-mib")
+    train = config.train
+    assert (train.epochs, train.epochs_next, train.batch) == (epochs, None, 24)
+    assert (train.lr, train.lr_next, train.schedule, train.power) == (0.01, 0.001, "poly", 0.9)
+    assert (train.momentum, train.nesterov, train.weight_decay) == (0.9, True, 1e-4)
+    assert (config.data.crop, config.data.scale, config.data.evaluation) == (512, (0.5, 2.0), "crop")
+    assert (config.model.name, config.model.output_stride, config.model.norm) == (
+        "deeplabv3-resnet101",
+        16,
+        "abn",
+    )
+    assert (config.scenario.policy, config.scenario.protocol) == (policy, "disjoint")
+
+
+def test_published_lists_are_used_where_the_authors_released_them() -> None:
+    for task in ("100-50", "100-50b", "100-10", "100-10b", "50", "50b", "50-50"):
+        assert load(f"ade-{task}-mib").scenario.lists == "published"
+    assert load("ade-100-50c-mib").scenario.lists is None
+    assert load("ade-100-50-overlapped-mib").scenario.lists is None
+    assert load("ade-100-50-joint").scenario.lists is None
+    assert load("voc-15-5-mib").scenario.lists is None
+
+
+@pytest.mark.golden
+def test_lists_of_the_presets_are_those_of_the_golden_scenarios(golden: Path) -> None:
+    released = json.loads((golden / "scenario.json").read_text())["released_index_files"]
+    tasks = {name.split("/")[1] for name in released if name.startswith("ade/")}
+    listed = {
+        load(name).scenario.task
+        for name in presets.names(every=True)
+        if name.startswith("ade-") and load(name).scenario.lists == "published"
+    }
+    assert listed == tasks
+
+
+@pytest.mark.golden
+def test_every_task_of_the_original_code_has_presets(golden: Path) -> None:
+    tasks = json.loads((golden / "scenario.json").read_text())["tasks"]
+    names = presets.names(every=True)
+    for data, of_data in tasks.items():
+        for task in of_data:
+            assert f"{data}-{task}-ft" in names
+
+
+def test_joint_training_is_a_scenario() -> None:
+    config = load("voc-15-5-joint")
+    assert config.scenario.joint
+    assert config.scenario.task == "15-5"
+    assert config.method.name == "ft"
+    assert not load("voc-15-5-ft").scenario.joint
+
+
+def test_aliases_and_short_names_mean_the_same() -> None:
+    for a, b in [
+        ("voc-15-5s-mib", "voc-15-1-mib"),
+        ("voc-15-5-disjoint-mib", "voc-15-5-mib"),
+        ("demo-mib", "demo-4-2-mib"),
+        ("ade-50-50b-lwf", "ade-50b-lwf"),
+    ]:
+        assert presets.load_preset(a) | {"name": ""} == presets.load_preset(b) | {"name": ""}
+
+
+def test_protocols_are_part_of_the_name() -> None:
+    for protocol in presets.PROTOCOLS:
+        assert load(f"voc-15-5-{protocol}-lwf").scenario.protocol == protocol
+
+
+def test_camvid_trains_with_void_ignored_and_is_scored_on_its_test_split() -> None:
+    scenario = load("camvid-6-5-mib").scenario
+    assert (scenario.policy, scenario.protocol, scenario.test_split) == ("ignore-void", "overlapped", "test")
+
+
+PAPER = ("cs-bdd", "cs-idd", "cs-bdd-idd", "cs-idd-bdd")
+
+
+@pytest.mark.parametrize("sequence", PAPER)
+def test_mdil_trains_as_published(sequence: str) -> None:
+    """Garg et al., WACV 2022, section 4, and the authors' scripts."""
+    config = load(f"{sequence}-mdil")
+    data, train = config.data, config.train
+    assert list(data.domains) == sequence.split("-")
+    names = {"cs": "cityscapes", "bdd": "bdd100k", "idd": "idd"}
+    assert all(domain.dataset == names[key] for key, domain in data.domains.items())
+    assert (data.transform, data.size, data.shift, data.shift_fill, data.flip) == (
+        "resize",
+        (512, 1024),
+        2,
+        "void",
+        0.5,
+    )
+    assert (data.normalisation, data.evaluation) == ("unit", "resize")
+    assert (config.scenario.kind, config.scenario.steps) == ("domain-incremental", None)
+    assert (config.scenario.class_weights, config.scenario.void_channel) == ("published", True)
+    assert config.scenario.test_split == "val"
+    assert (train.optimizer, train.lr, train.lr_next, train.betas) == ("adam", 5e-4, None, (0.9, 0.999))
+    assert (train.weight_decay, train.epochs, train.epochs_next, train.batch) == (1e-4, 150, None, 6)
+    assert (train.schedule, train.schedule_by, train.power) == ("poly", "epoch", 0.9)
+    assert (config.model.name, config.model.options) == ("erfnet", {"per_branch": "adapter"})
+    options = config.method.options
+    assert (config.method.name, options["kd_weight"], options["shared_lr_scale"]) == ("mdil", 0.1, 0.01)
+    assert options["frozen_statistics"] is True
+    assert (options["kl"], options["updates"], options["teacher_statistics"]) == ("log", "one", "running")
+
+
+def test_the_authors_form_of_mdil_is_a_preset_that_differs_in_its_quirks_only() -> None:
+    ours, theirs = load("cs-bdd-idd-mdil"), load("cs-bdd-idd-mdil-authors")
+    changed = {row.split(":")[0]: row for row in difference(ours, theirs)}
+    assert {key: row.split("-> ")[1] for key, row in changed.items()} == {
+        "data.shift_fill": '"authors"',
+        "method.kl": '"probabilities"',
+        "method.updates": '"two-legacy"',
+        "method.teacher_statistics": '"authors"',
+        "method.frozen_statistics": "false",
+    }
+
+
+@pytest.mark.parametrize("sequence", [*PAPER, "camvid-day-dusk", "demo-day-dusk"])
+def test_the_baselines_share_one_encoder_and_differ_in_one_thing_each(sequence: str) -> None:
+    ft = load(f"{sequence}-ft")
+    assert ft.model.options["per_branch"] == "decoder"
+    assert ft.method.name == "ft"
+    for name, key in (
+        ("fe", "method.freeze_encoder"),
+        ("multi", "scenario.joint"),
+        ("single", "scenario.single"),
+    ):
+        assert difference(ft, load(f"{sequence}-{name}")) == [f"{key}: false -> true"]
+    rows = difference(ft, load(f"{sequence}-mdil"))
+    assert {row.split(":")[0].split(".")[0] for row in rows} == {"model", "method"}
+
+
+def test_class_incremental_methods_run_on_domains_with_their_published_numbers() -> None:
+    listed = presets.names()
+    for method in ("lwf", "lwf-mc", "ilt", "ewc", "rw", "pi"):
+        assert f"camvid-day-dusk-{method}" in listed
+        published = load(f"voc-15-5-{method}").method
+        assert load(f"camvid-day-dusk-{method}").method == published
+        assert f"cs-bdd-{method}" in presets.names(every=True)
+
+
+def test_the_domains_of_camvid_are_its_sequences_under_one_root() -> None:
+    config = load("camvid-day-dusk-mdil", ["data.root=DIR"])
+    assert {name: (d.dataset, d.root, d.options) for name, d in config.data.domains.items()} == {
+        "day": ("camvid", None, {"sequence": "day"}),
+        "dusk": ("camvid", None, {"sequence": "dusk"}),
+    }
+    assert config.scenario.test_split == "test"  # the only other split that shows both
+
+
+@pytest.mark.parametrize(("name", "base", "added"), [("camvid-mixed", 8, 3), ("demo-mixed", 4, 2)])
+def test_mixed_presets_add_classes_to_one_domain_and_then_another_domain(
+    name: str, base: int, added: int
+) -> None:
+    assert {f"{name}-{method}" for method in ("mdil+mib", "ft")} <= set(presets.names())
+    config = load(f"{name}-mdil+mib")
+    first, second, third = config.scenario.steps or ()
+    assert (first.domain, len(first.classes or ()), first.add) == ("day", base, None)
+    assert (second.domain, second.classes, len(second.add or ())) == ("day", None, added)
+    assert (third.domain, third.classes, third.add) == ("dusk", None, None)
+    assert config.method.name == "mdil+mib"
+    assert f"{name}-single" not in presets.names(every=True)
+
+
+def test_unknown_names_get_the_nearest_one_and_a_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'cs-bdd-idd-mdil'\?"):
+        presets.load_preset("cs-bdd-idd-mdill")
+    with pytest.raises(ConfigError, match=r"did you mean 'voc-15-5-mib'\?.*scenario\.task=") as caught:
+        presets.load_preset("voc-15-5-mibb")
+    assert "voc-15-5-mib scenario.task" in str(caught.value)
+
+
+def test_what_a_preset_gives_is_a_copy() -> None:
+    presets.load_preset("voc-15-5-mib")["train"]["lr"] = 7
+    assert presets.load_preset("voc-15-5-mib")["train"]["lr"] == 0.01
