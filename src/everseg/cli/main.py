@@ -35,6 +35,7 @@ from everseg.cli.sweep import compare, sweep
 from everseg.reports.text import columns, value_text
 
 if TYPE_CHECKING:
+    from everseg.api import Demo
     from everseg.config.fields import DataConfig
 
 app = typer.Typer(
@@ -72,8 +73,12 @@ def demo(
     """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
     from everseg import api
 
-    done = api.demo(out=out, seed=seed, quiet=quiet)
-    give(done, as_json)
+    def show(result: Demo) -> None:
+        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        give(result, as_json)
+        sys.stdout.flush()  # into a pipe too the table comes before the reports
+
+    done = api.demo(out=out, seed=seed, quiet=quiet, shown=show)
     if as_json or not speaks():
         return
     path = next((row.path for row in done if row.method == "mib"), done[-1].path)
