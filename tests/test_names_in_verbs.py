@@ -361,3 +361,12 @@ def test_paths_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_pat
         (2, "car", ("dusk",)),
     ]
     assert again.registry.ids(spaces["dusk"]) == [0, 2, 1]
+
+
+def test_what_older_versions_took_for_two_classes_of_one_path_keeps_two_ids(tmp_path: Path) -> None:
+    made = constant(tmp_path / "b", ("background", "Background", "road"), "road")
+    assert [(entry.id, entry.name) for entry in open_bundle(made).registry.classes] == [
+        (0, "background"),
+        (1, "Background"),
+        (2, "road"),
+    ]

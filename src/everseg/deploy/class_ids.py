@@ -38,6 +38,8 @@ def register(
         for path, number in grown.items():
             for spelt in spaces[path].names[taken[path] : taken[path] + number]:
                 name = known_as(spelt, known)
+                if name != spelt and path in known[name].paths:
+                    name = spelt  # runs of older versions may hold both spellings in one path: two outputs, two ids
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(
