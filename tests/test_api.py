@@ -461,7 +461,7 @@ def test_two_images_of_one_name_do_not_overwrite_each_other(finished: everseg.Ru
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(tmp_path / folder / "x.png")
     given = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
-    with pytest.raises(DataError, match="several images would be written to one name: x"):
+    with pytest.raises(DataError, match=r"one name: x"):
         everseg.predict(finished.path, given, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

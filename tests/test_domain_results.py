@@ -141,7 +141,8 @@ def test_given_single_task_numbers_win_also_for_a_finished_run(
     assert f"{100 * drop['mean']:.1f} %" in text
     code, _, err = call("run", config, "scenario.single_task={day: 40, frog: 80}", "--quiet")
     assert code == 2
-    assert "a number for each domain taught (day, fog), got day, frog" in err
+    assert "(day, fog)" in err
+    assert "got day, frog" in err
 
 
 # ---------------------------------------------------------------- scoring again
@@ -191,7 +192,7 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
         by_domain, by_path = (model.predict(image, branch=name) for name in ("fog", "road"))
         assert by_domain.branch == by_path.branch == "road"
         np.testing.assert_array_equal(by_domain.ids, by_path.ids)
-        with pytest.raises(ConfigError, match=r"--domain dusk: the model has the paths road, day, fog"):
+        with pytest.raises(ConfigError, match=r"--domain dusk: .*road, day, fog"):
             model.check_path("dusk")
     assert done.folder.about(0).domains == {"day": "road"}
 
@@ -260,7 +261,7 @@ def test_other_images_go_through_the_path_that_is_named(mdil: everseg.Run, call:
 def test_a_data_set_that_is_named_is_never_taken_for_the_run_s_own(mdil: everseg.Run) -> None:
     """Also the one that runs over domains have in their unused `data.dataset`."""
     for named in ("data=demo", "data.dataset=demo", "data={dataset: demo}"):
-        with pytest.raises(ConfigError, match="which path shall the images of 'demo' take"):
+        with pytest.raises(ConfigError, match=r"path.*'demo'"):
             everseg.evaluate(mdil.path, overrides=[*USER_CODE, named], quiet=True)
 
 
@@ -268,7 +269,9 @@ def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcom
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk"]
     code, _, err = call("eval", mdil.path, *other, "--quiet")
     assert code == 2
-    assert "which path shall the images of 'toy-dusk' take? --domain day or fog, or --infer-domain" in err
+    assert "'toy-dusk'" in err
+    assert "--domain day or fog" in err
+    assert "--infer-domain" in err
     code, _, err = call("eval", mdil.path, *other, "--domain", "day", "--infer-domain", "--quiet")
     assert code == 2
     assert "give one" in err

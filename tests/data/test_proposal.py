@@ -271,7 +271,6 @@ def test_the_command_writes_a_description_and_a_page_and_says_what_to_type(call:
     assert b"class_1" in (here / "data.yaml").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_commands_it_prints_work(call: Call, here: Path) -> None:
     out = call("data", "init", "site", "--classes", "road,tree", "--out", "mine.yaml")[1]
     check, dry, _ = (line.split() for line in re.findall(r"^  everseg (.*)$", out, re.MULTILINE))

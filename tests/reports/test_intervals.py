@@ -101,7 +101,7 @@ def test_a_group_with_a_run_that_stored_no_images_has_none(sweep: Path) -> None:
 def test_counts_of_other_images_are_refused(sweep: Path) -> None:
     path = RunFolder(sweep / "ft-0").step(1) / "images.npz"
     np.savez(path, default=np.load(path)["default"] + 1)
-    with pytest.raises(CheckpointError, match=r"images\.npz does not fit confusion\.npz beside it"):
+    with pytest.raises(CheckpointError, match=r"images\.npz.*confusion\.npz"):
         collect([sweep])[0]
     path.write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"images\.npz cannot be read"):

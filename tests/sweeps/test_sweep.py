@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -87,9 +88,9 @@ def test_every_variant_of_a_preset_is_one() -> None:
         ({"methods": []}, "--methods: expected at least one"),
         ({"methods": ["ft", "ft"]}, "--methods: ft comes twice"),
         ({"seeds": [1, 1]}, "--seeds: 1 comes twice"),
-        ({"overrides": ["seed=4"]}, "seed: the sweep decides it; use --seeds"),
+        ({"overrides": ["seed=4"]}, "seed: .*--seeds"),
         ({"overrides": ["train.epoch=4"]}, "train.epoch"),
-        ({"source": "demoo"}, "no preset and no file 'demoo'; did you mean 'demo'"),
+        ({"source": "demoo"}, "'demoo'.*'demo'"),
         ({"source": "nothing.yaml"}, "nothing.yaml"),
     ],
 )
@@ -101,7 +102,7 @@ def test_mistakes_are_told_before_anything_runs(given: dict[str, Any], message: 
 
 def test_a_folder_with_other_settings_stops_the_sweep_at_once(fake: Fake, tmp_path: Path) -> None:
     sweep_here(tmp_path, ["ft"])
-    with pytest.raises(ConfigError, match=r"demo-ft-s0 holds a run with other settings: train.epochs"):
+    with pytest.raises(ConfigError, match=r"demo-ft-s0.*other settings: train\.epochs"):
         sweep_here(tmp_path, ["ft"], overrides=["train.epochs=1"])
     assert fake.started == ["demo-ft-s0"]
 
@@ -219,8 +220,10 @@ def test_a_failure_is_listed_and_stops_nothing_and_another_run_trains_the_first_
     arguments = ("sweep", "demo", "--methods", "ft,lwf,mib", "--out", tmp_path, "--quiet")
     code, out, err = call(*arguments)
     assert code == 5
-    assert "demo-ft-s0: exit code 5: step 0, iteration 3: the loss is not finite" in err
-    assert "1 of 3 runs stopped; the same command continues them" in out
+    assert "demo-ft-s0: exit code 5: " in err
+    assert "step 0, iteration 3: the loss is not finite" in err
+    assert "1 of 3 runs stopped" in out
+    assert "the same command" in out
     assert fake.trained == ["demo-lwf-s0"]
     document = {run["name"]: run for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]}
     assert document["demo-ft-s0"]["exit_code"] == 5
@@ -351,7 +354,9 @@ def test_slurm_gets_an_array_and_those_that_share_depend_on_the_first(
         tmp_path / "o",
         "--slurm",
     )
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    bash, tools = shutil.which("bash"), os.environ["PATH"]
+    assert bash is not None
+    monkeypatch.setenv("PATH", str(bin_folder))  # no sbatch, whatever this machine has
     code, out, _ = call(*arguments, "train.epochs=1")
     assert code == 0
     script = tmp_path / "o" / "sweep.sbatch"
@@ -361,18 +366,21 @@ def test_slurm_gets_an_array_and_those_that_share_depend_on_the_first(
     names = [line.strip() for line in script.read_text().split("NAMES=(\n")[1].split(")")[0].splitlines()]
     assert names[:2] == ["demo-ft-s0", "demo-ft-s1"]
     assert names[4:] == ["demo-mib-s0", "demo-mib-s1"]
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert subprocess.run([bash, "-n", script], check=False).returncode == 0
     fake_sbatch = bin_folder / "sbatch"
     fake_sbatch.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho "$(wc -l < {calls})7;cluster"\n')
     fake_sbatch.chmod(fake_sbatch.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{tools}")
     code, out, _ = call(*arguments, "train.epochs=1", "--json")
     assert code == 0
     assert json.loads(out)["slurm"]["jobs"] == ["17", "27"]
     assert "--dependency=afterany:17" in calls.read_text().splitlines()[1]
 
 
-def test_the_slurm_tasks_command_is_the_sweeps_own(fake: Fake, tmp_path: Path, call: Call) -> None:
+def test_the_slurm_tasks_command_is_the_sweeps_own(
+    fake: Fake, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing is submitted, even where there is sbatch
     call("sweep", "demo", "--methods", "ft,mib", "--out", tmp_path / "o", "--slurm", "train.epochs=1")
     line = (tmp_path / "o/sweep.sbatch").read_text().splitlines()[-1]
     words = line.replace('"${NAMES[$SLURM_ARRAY_TASK_ID]}"', "demo-mib-s0").split()
