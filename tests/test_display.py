@@ -80,6 +80,7 @@ def test_a_notebook_shows_tables_and_pictures() -> None:
     page = Tags(Weighed("cat", 4.5)._repr_html_())
     assert [tag for tag in page.tags if tag in ("p", "table", "figure", "img")] == [
         "p",
+        "p",
         "table",
         "figure",
         "img",

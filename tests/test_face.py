@@ -26,7 +26,7 @@ from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
 from everseg.deploy.extend import Extension
 from everseg.deploy.old_classes import Kept
-from everseg.display import Result
+from everseg.display import OnceADictionary, Result
 from everseg.engine.rescore import Scores, StepScores
 from everseg.inference.predict import Prediction, Predictions, WrittenPrediction
 from everseg.labels import LabelSpace
@@ -267,3 +267,17 @@ def test_names_from_outside_are_text_in_every_result(tmp_path: Path) -> None:
         assert str(result) == repr(result), name
         assert str(result).strip(), name
         assert result.to_json() is not None, name
+
+
+def test_results_that_were_dictionaries_still_understand_their_keys(tmp_path: Path) -> None:
+    """For one minor version, each with a warning."""
+    (tmp_path / "page.html").write_text("")
+    made = results(tmp_path)
+    found = [one for one in (*made.values(), *made["Demo"].rows) if isinstance(one, OnceADictionary)]
+    assert {type(one).__name__ for one in found} == {
+        "StepScores", "ReportFile", "FeatureDrift", "Comparison", "Sweep", "Difference", "DemoRow"
+    }  # fmt: skip
+    for result in found:
+        for key, value in result.to_json().items():
+            with pytest.warns(DeprecationWarning, match="to_json"):
+                assert result[key] == value

@@ -103,8 +103,9 @@ class Table:
             + "</tr>"
             for row in self.rows
         )
-        title = f'<caption style="text-align: left">{escaped(self.title)}</caption>' if self.title else ""
-        return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        # Above the table and not its caption, which would wrap at the width of the table.
+        title = f"<p>{escaped(self.title)}</p>" if self.title else ""
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def table(

@@ -92,15 +92,15 @@ class Bundle(Result):
 
     @property
     def parity(self) -> Mapping[str, Mapping[str, Any]]:
-        """Path -> how far its ONNX file and PyTorch are apart; {} without ONNX files."""
+        """Branch -> how far its ONNX file and PyTorch are apart; {} without ONNX files."""
         found: Mapping[str, Mapping[str, Any]] = self.lineage["parity"]
         return found
 
     def parity_text(self) -> list[str]:
-        """The same in a line for each path."""
+        """The same in a line for each branch."""
         lines = []
-        for path, found in self.parity.items():
-            through = f" of path '{path}'" if len(self.parity) > 1 else ""
+        for branch, found in self.parity.items():
+            through = f" of branch '{branch}'" if len(self.parity) > 1 else ""
             lines.append(
                 f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest "
                 f"difference of a logit {found['logit_difference']:.1e}, same class on "

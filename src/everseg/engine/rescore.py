@@ -120,11 +120,11 @@ class StepScores(OnceADictionary):
         for name, scores in self.branches.items():
             yield scores.table(f"{self.run}, step {self.step}" + ("" if name == "default" else f", {name}"))
         if self.inferred is not None:
-            paths = list(dict.fromkeys(path for taken in self.inferred.values() for path in taken))
-            rows = [[name, *(taken.get(path, 0) for path in paths)] for name, taken in self.inferred.items()]
-            yield table(["images of", *paths], rows, title="Paths chosen per image", right="|".join(paths))
+            names = list(dict.fromkeys(branch for taken in self.inferred.values() for branch in taken))
+            rows = [[name, *(taken.get(one, 0) for one in names)] for name, taken in self.inferred.items()]
+            yield table(["images of", *names], rows, title="Branches chosen per image", right="|".join(names))
             if self.accuracy is not None:
-                yield f"{100 * self.accuracy:.1f} % of the images took their own domain's path"
+                yield f"{100 * self.accuracy:.1f} % of the images took their own domain's branch"
 
     def to_json(self) -> dict[str, Any]:
         chosen = {"inferred": self.inferred, "accuracy": self.accuracy} if self.inferred is not None else {}

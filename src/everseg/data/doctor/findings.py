@@ -133,7 +133,6 @@ class Report(Result):
                 (f.level, f.code, where, f.message, f.remedy)
                 for f, where in zip(self.findings, place, strict=True)
             ],
-            title=f"{self.dataset}: {self.verdict}",
         )
         splits = [(what, name) for name in self.images for what in ("images", "pixels")]
         columns = [f"{name} {what}" for what, name in splits]
@@ -145,8 +144,9 @@ class Report(Result):
             ],
             right="|".join(["id", *columns]),
         )
-        notes = "".join(f"<p>{escaped(text)}</p>" for text in self.notes)
-        return notes + found._repr_html_() + (occur._repr_html_() if self.classes else "")
+        lines = [*(f"note: {text}" for text in self.notes), f"{self.dataset}: {self.verdict}"]
+        tables = [one._repr_html_() for one in (found, occur) if one.rows]
+        return "\n".join([*(f"<p>{escaped(line)}</p>" for line in lines), *tables])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for `json.dumps`."""
