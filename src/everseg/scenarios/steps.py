@@ -16,7 +16,7 @@ Validation = Literal["none", "split", "cross", "train"]
 
 
 def missing_splits(whose: str, needed: Iterable[str], known: Collection[str]) -> list[str]:
-    """A message for each split that is needed and not there."""
+    """Write a message for each split that is needed and does not exist."""
     return [
         f"{whose} has no split '{split}'; it has {', '.join(known) or 'none'} (see scenario.test_split)"
         for split in dict.fromkeys(needed)
@@ -25,7 +25,7 @@ def missing_splits(whose: str, needed: Iterable[str], known: Collection[str]) ->
 
 
 class Labelled(Protocol):
-    """What scenarios need to know of a data set; a `Dataset` has it."""
+    """The two attributes of a data set that scenarios read; a `Dataset` has them."""
 
     @property
     def name(self) -> str: ...

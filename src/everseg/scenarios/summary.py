@@ -1,4 +1,4 @@
-"""What every step will see, before anything is trained, as plain data."""
+"""Describe what every step will see, before anything is trained, as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everseg.scenarios.steps import Labelled, Source, Step
 
 
 def summarise(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Tell per step which images and pixels are trained under which label, and what leaks between steps.
+    """Describe per step which images and pixels are trained under which label, and what leaks between steps.
 
     Args:
         counts: (N, 256) pixels per raw id of every image, under "<data set>/<split>" or "<split>".
@@ -80,7 +80,7 @@ def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]
 
 
 def _prefixes(step: Step) -> dict[str, str]:
-    """What stands before the class names of each source: its domain where the step trains several."""
+    """Source -> prefix of its class names: its domain where the step trains several, else nothing."""
     names = dict.fromkeys(source.name for source in step.train)
     return {name: f"{name}: " if len(names) > 1 else "" for name in names}
 
@@ -136,6 +136,7 @@ def _hidden(step: Step, steps: Sequence[Step], source: Source, *, future: bool) 
                 continue
             space = other.spaces[taught.branch]
             for raw, train_id in enumerate(taught.lut):
+                # Not a class there, or labelled here with the same train id: nothing is hidden.
                 if train_id in (IGNORED, space.background) or source.lut[raw] == train_id:
                     continue
                 hidden[raw] = space.names[train_id]
@@ -224,7 +225,7 @@ def digests(steps: Sequence[Step]) -> list[dict[str, list[str]]]:
 def scenario_json(
     steps: Sequence[Step], policy: PolicySet | None = None, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a run's scenario.json holds: classes, label policy, image lists by number and digest.
+    """Make the content of a run's scenario.json: classes, label policy, image lists by number and digest.
 
     Args:
         policy: the label convention the tables were made with.
