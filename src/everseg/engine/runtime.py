@@ -23,6 +23,20 @@ from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetRea
 from everseg.runs.commit import writing
 
 
+@contextlib.contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Give PyTorch its number of CPU threads back at the end.
+
+    A run sets its own number for the whole process (`train.threads`, or what it was begun with). Whatever the caller
+    computes afterwards, in a notebook for instance, shall not inherit it.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: bool = True) -> Accelerator:
     """Set threads and precision, and join the other processes if a launcher (torchrun, SLURM) started several.
 

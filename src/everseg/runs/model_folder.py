@@ -6,16 +6,17 @@ everybody else reads and writes a `ModelFile`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, some
-from everseg.labels import IGNORED, LabelSpace
+from everseg.labels import IGNORED, LabelSpace, known_as, spelling
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import load_tensors, read_document, save_folder, verify
@@ -59,7 +60,7 @@ class Registry:
     def ids(self, space: LabelSpace) -> list[int]:
         """Ids of a branch's outputs in output order."""
         by_name = {entry.name: entry.id for entry in self.classes}
-        return [by_name[name] for name in space.names]
+        return [by_name[known_as(name, by_name)] for name in space.names]
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ class _Reader:
 
     def read(self) -> ModelFile:
         branches = self.stored["branches"]
-        if not isinstance(branches, dict) or not all(isinstance(entry, dict) for entry in branches.values()):
+        if not (branches and isinstance(branches, dict) and _is_list_of(list(branches.values()), dict)):
             self.problems.append("branches: expected the classes of each branch")
             branches = {}
         spaces = {name: self._space(name, entry) for name, entry in branches.items()}
@@ -324,7 +325,7 @@ class _Reader:
         space = LabelSpace(tuple(map(tuple, groups)), tuple(names), background)
         if not all(raw in _RAW_IDS for raw in space.order):
             self.problems.append(f"{where}.groups: a raw id that no mask can hold")
-        self.problems += [f"{where}: {problem}" for problem in space.problems()]
+        self.problems += [f"{where}: {problem}" for problem in space.problems(stored=True)]
         return space
 
     def _architecture(self, spaces: Mapping[str, LabelSpace]) -> Mapping[str, Any]:
@@ -402,9 +403,9 @@ class _Reader:
         self, branches: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], registry: Registry
     ) -> None:
         """The lasting ids of each branch's outputs stand a second time beside the branch, for readers of other make."""
-        known = {entry.name for entry in registry.classes}
+        known = {spelling(entry.name) for entry in registry.classes}
         for branch, space in spaces.items():
-            if unknown := [name for name in space.names if name not in known]:
+            if unknown := [name for name in space.names if spelling(name) not in known]:
                 self.problems.append(f"branches.{branch}: {some(unknown, 6)} not among the classes")
             elif branches[branch].get("ids") != registry.ids(space):
                 self.problems.append(f"branches.{branch}.ids: others than the classes have")
@@ -412,7 +413,7 @@ class _Reader:
     def _onnx(self, branches: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         found = {name: entry["onnx"] for name, entry in branches.items() if entry.get("onnx") is not None}
         for name, file in found.items():
-            if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+            if not isinstance(file, str) or re.fullmatch(r"\.*|.*[/\\\0].*", file, re.DOTALL):
                 self.problems.append(f"branches.{name}.onnx: expected the name of a file beside this one")
         return found
 
