@@ -49,7 +49,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "pi": Builtin(
             "everseg.methods.pi:PI",
-            "Importance = how much a weight's path lowered the loss, per squared distance it went.",
+            "Importance = how much a weight's way through the step lowered the loss, per squared distance it went.",
         ),
         "mib": Builtin(
             "everseg.methods.mib:MiB",
@@ -57,11 +57,11 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
-            "Learn a new domain in a path of its own while the old domains' paths are held by distillation.",
+            "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",
         ),
         "mdil+mib": Builtin(
             "everseg.methods.mdil_mib:MDILMiB",
-            "A branch that grows is held by MiB, the branches of other domains by MDIL.",
+            "Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.",
         ),
     },
     "dataset": {
@@ -72,7 +72,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         "bdd100k": Builtin("everseg.data.datasets.bdd100k:build", "Read BDD100K's semantic segmentation."),
         "idd": Builtin("everseg.data.datasets.idd:build", "Read IDD with the 26 classes of level 3."),
         "folder": Builtin(
-            "everseg.data.datasets.folder:build", "Read folders of images and masks that bear the same names."
+            "everseg.data.datasets.folder:build", "Read folders of images and masks of the same names."
         ),
         "coco": Builtin(
             "everseg.data.datasets.coco:build",
@@ -80,7 +80,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "hf": Builtin(
             "everseg.data.datasets.hf:build",
-            "Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files.",
+            "Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files; downloads nothing.",
         ),
         "demo": Builtin(
             "everseg.data.demo:build", "Generate street scenes by day or at dusk; nothing is read from disk."
@@ -113,7 +113,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "erfnet": Builtin(
             "everseg.models.erfnet:erfnet",
-            "Build ERFNet, alone or with MDIL's path per branch; it has no outputs until it is grown.",
+            "Build ERFNet, alone or with MDIL's norms and adapters per branch; it has no outputs until it is grown.",
         ),
         "mlp": Builtin(
             "everseg.models.adapters.encoders:mlp",
