@@ -41,7 +41,7 @@ def build(
     split: Mapping[str, Any] | None = None,
     **shared: Any,
 ) -> Dataset:
-    """Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files; downloads nothing.
+    """Read a set of the `datasets` library from a folder of `save_to_disk` or of Parquet files; download nothing.
 
     Args:
         root: the folder.
