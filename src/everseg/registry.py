@@ -80,7 +80,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "hf": Builtin(
             "everseg.data.datasets.hf:build",
-            "Read a set of the `datasets` library from a folder of `save_to_disk` or of Parquet files; download nothing.",
+            "Read a set of the `datasets` library in a folder of `save_to_disk` or of Parquet files.",
         ),
         "demo": Builtin(
             "everseg.data.demo:build", "Generate street scenes by day or at dusk; nothing is read from disk."

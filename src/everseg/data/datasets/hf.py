@@ -41,7 +41,9 @@ def build(
     split: Mapping[str, Any] | None = None,
     **shared: Any,
 ) -> Dataset:
-    """Read a set of the `datasets` library from a folder of `save_to_disk` or of Parquet files; download nothing.
+    """Read a set of the `datasets` library in a folder of `save_to_disk` or of Parquet files.
+
+    Nothing is downloaded.
 
     Args:
         root: the folder.
