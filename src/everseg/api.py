@@ -31,11 +31,11 @@ from everseg.inference import predict as inference
 from everseg.inference.predict import LoadedModel, Prediction, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
 from everseg.progress import Progress
-from everseg.reports.baselines import domain_rows, drop_against_single, taught
+from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.feature_shift import compare
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import run_sequence
+from everseg.runs.results import Results, StepResults
 
 __all__ = [
     "LoadedModel", "Model", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
@@ -58,21 +58,25 @@ class Run:
         return self.folder.path
 
     @cached_property
+    def results(self) -> Results:
+        """What the run has stored, each file read once, when it is first needed."""
+        return Results(self.folder)
+
+    @property
     def config(self) -> RunConfig:
-        return self.folder.config()
+        return self.results.config
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """Scores of each finished step (fractions in [0, 1], None where undefined)."""
-        return [row for index in self.folder.finished_steps for row in self._rows(index)]
+        return [row for step in self.results.steps for row in self._rows(step)]
 
-    def _rows(self, index: int) -> list[dict[str, Any]]:
-        tested = self.folder.metrics(index)["branches"]
+    def _rows(self, step: StepResults) -> list[dict[str, Any]]:
         taught = "classes" if self.config.scenario.joint else "new_classes"
         try:
             return [
                 {
-                    "index": index,
+                    "index": step.index,
                     "name": name,
                     "branch": name,
                     "classes": [name for name in scores[taught] if name != "background"],
@@ -80,11 +84,11 @@ class Run:
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
                 }
-                for name, scores in tested.items()
+                for name, scores in step.scores.items()
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.folder.step(index) / 'metrics.json'} is damaged ({error!r}); "
+                f"{self.folder.step(step.index) / 'metrics.json'} is damaged ({error!r}); "
                 "delete it and run the same command to score the step again"
             ) from None
 
@@ -94,7 +98,7 @@ class Run:
         Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
         """
         if self.over_domains:
-            return domain_rows(self.steps, self.taught)
+            return domain_rows(self.steps, self.results)
         rows = []
         for step in self.steps:
             row: dict[str, Any] = {"step": step["index"], "new classes": ", ".join(step["classes"])}
@@ -110,17 +114,17 @@ class Run:
         """Whether the run is over several domains: results are per domain then."""
         return bool(self.config.data.domains)
 
-    @cached_property
+    @property
     def taught(self) -> dict[int, str]:
         """Step -> the domains (or the data set) whose images it trained on."""
-        return taught(self.folder)
+        return self.results.taught
 
     @cached_property
     def sequence(self) -> dict[str, Any]:
         """Average over steps, forgetting and backward transfer; over domains also the relative drop, if known."""
-        sequence = run_sequence(self.folder)
+        sequence = dict(self.results.sequence)
         if self.over_domains and sequence:
-            sequence["relative_drop"] = drop_against_single(self.folder, self.asked or self.config)
+            sequence["relative_drop"] = drop_against_single(self.results, self.asked or self.config)
         return sequence
 
     def export(self, out: str | Path | None = None, **options: Any) -> Bundle:
@@ -141,7 +145,7 @@ class Run:
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
         """Write the run's report (one HTML file; default in its folder) and give its path."""
         target = None if out is None else Path(out)
-        made = write_report(self.folder, self.asked or self.config, out=target, images=images)
+        made = write_report(self.results, self.asked or self.config, out=target, images=images)
         return Path(made["path"])
 
 
@@ -190,7 +194,7 @@ def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
     if not config.report or not PartialState().is_main_process or not is_due(done.folder):
         return
     try:
-        made = write_report(done.folder, config, images=AUTOMATIC_IMAGES, progress=progress)
+        made = write_report(done.results, config, images=AUTOMATIC_IMAGES, progress=progress)
         progress.message(f"report: {made['path']}")
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -219,10 +223,10 @@ def report(
     Raises:
         EversegError: with what, where and what to do.
     """
-    folder = RunFolder(Path(path))
-    config = stored_config(folder, overrides)
+    results = Results(RunFolder(Path(path)))
+    config = stored_config(results.folder, overrides, results.config)
     target = None if out is None else Path(out)
-    return write_report(folder, config, out=target, images=images, progress=Progress(quiet=quiet))
+    return write_report(results, config, out=target, images=images, progress=Progress(quiet=quiet))
 
 
 def features(

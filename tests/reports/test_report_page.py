@@ -31,7 +31,7 @@ from everseg.reports.html import write_report
 from everseg.reports.provenance import cite, command
 from everseg.reports.published import Match, published
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import tracks_of
+from everseg.runs.results import Results
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -58,8 +58,8 @@ def copy(finished: everseg.Run, tmp_path: Path) -> Path:
 
 
 def made(path: Path, **options: Any) -> Parsed:
-    folder = RunFolder(path)
-    return parsed(Path(write_report(folder, folder.config(), **options)["path"]))
+    results = Results(RunFolder(path))
+    return parsed(Path(write_report(results, results.config, **options)["path"]))
 
 
 # ---------------------------------------------------------------- the end of a run
@@ -69,8 +69,7 @@ def test_a_finished_run_has_its_report_and_making_it_again_gives_the_same_bytes(
     finished: everseg.Run, copy: Path
 ) -> None:
     first = (finished.path / "report.html").read_bytes()
-    folder = RunFolder(copy)
-    result = write_report(folder, finished.config, images=html.AUTOMATIC_IMAGES)
+    result = write_report(Results(RunFolder(copy)), finished.config, images=html.AUTOMATIC_IMAGES)
     assert (copy / "report.html").read_bytes() == first
     assert result["bytes"] == len(first) < page.LIMIT
     assert result["charts"] == 6
@@ -84,7 +83,7 @@ def test_the_report_changes_nothing_else(finished: everseg.Run, copy: Path) -> N
 
     before = content(copy)
     del before["report.html"]
-    write_report(RunFolder(copy), finished.config, images=4)
+    write_report(Results(RunFolder(copy)), finished.config, images=4)
     after = content(copy)
     del after["report.html"]
     assert after == before
@@ -197,7 +196,7 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
     assert "dusk-flow" not in tables, "nothing of dusk is old yet"
     assert "Step 1 trained on dusk: day went from" in given.text
     assert "Relative drop: no single-task numbers" in given.text
-    single = RunFolder(domains.path)
+    single = Results(RunFolder(domains.path))
     config = domains.config.model_copy(
         update={
             "scenario": domains.config.scenario.model_copy(
@@ -222,7 +221,7 @@ def test_an_unfinished_run_says_so(copy: Path) -> None:
 def test_counts_that_do_not_fit_the_classes_are_an_error_that_says_what_to_do(copy: Path) -> None:
     np.savez_compressed(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
     with pytest.raises(CheckpointError, match=r"does not fit the classes.*run the same command"):
-        tracks_of(RunFolder(copy))
+        _ = Results(RunFolder(copy)).tracks
 
 
 def test_groups_taught_in_one_step_keep_names_of_their_own(tmp_path: Path) -> None:

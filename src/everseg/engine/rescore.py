@@ -114,13 +114,13 @@ def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Sour
     return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
 
 
-def stored_config(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:
+def stored_config(folder: RunFolder, overrides: Sequence[str], stored: RunConfig | None = None) -> RunConfig:
     """The configuration of a finished run, with other images or another way to look at them.
 
     Raises:
         ConfigError: an override that could only have changed the training; a user's own code not named in it.
     """
-    stored = folder.config()
+    stored = stored or folder.config()
     config = load_config(to_json(stored), overrides)
     _refuse_training_settings(stored, config)
     _refuse_stored_code(config, overrides)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
 from everseg.errors import CheckpointError, EversegError
 from everseg.metrics import defined_mean, relative_drop
-from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track, planned_steps, run_sequence, tracks_of
+from everseg.runs.results import Results, Track
 
 
-def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+def drop_against_single(results: Results, config: RunConfig) -> dict[str, Any] | None:
     """Relative drop of the last step's mIoU against models trained on one domain each.
 
     Args:
-        folder: of a run over domains with at least one scored step.
+        results: of a run over domains with at least one scored step.
         config: its configuration; `scenario.single_task` gives the single-task mIoU in percent, else they are
             looked up in a finished run beside this one with `scenario.single`, in which these domains have the same
             data and were tested on the same classes.
@@ -28,40 +26,39 @@ def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] 
         `mean` and `domains` (fractions, negative = worse than single-task), `baselines` (domain -> mIoU as a
         fraction) and `source` (what gave them); None where no baseline is known for every domain.
     """
-    values = {name: v for name, v in run_sequence(folder).get("miou", {}).items() if v is not None}
+    values = {name: v for name, v in results.sequence.get("miou", {}).items() if v is not None}
     given = config.scenario.single_task
     if given is not None:
         found, source = {name: value / 100 for name, value in given.items()}, "scenario.single_task"
     elif config.scenario.single:
         return None
     else:
-        found, source = _beside(folder, config, list(values))
+        found, source = _beside(results, config, list(values))
     if not values or not values.keys() <= found.keys() or not all(found[name] for name in values):
         return None
     baselines = {name: found[name] for name in values}
     return {**relative_drop(values, baselines), "baselines": baselines, "source": source}
 
 
-def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tuple[dict[str, float], str]:
+def _beside(results: Results, config: RunConfig, domains: Sequence[str]) -> tuple[dict[str, float], str]:
     """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
-    scored = _scored_classes(folder)
-    for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
-        other = RunFolder(path.parent)
+    scored = _scored_classes(results)
+    for other in _neighbours(results):
         try:
-            theirs = other.config()
+            theirs = other.config
             if (
                 not theirs.scenario.single
                 or _data(theirs, domains) != _data(config, domains)
-                or not other.is_finished(theirs)
+                or not other.is_complete()
             ):
                 continue
             found = _scored_classes(other)
             if any(found.get(name) != scored[name] for name in domains):
                 continue
-            values = run_sequence(other)["miou"]
+            values = other.sequence["miou"]
         except EversegError:  # a damaged or foreign neighbour is no baseline
             continue
-        return {name: value for name, value in values.items() if value is not None}, path.parent.name
+        return {name: value for name, value in values.items() if value is not None}, other.folder.path.name
     return {}, ""
 
 
@@ -77,36 +74,38 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
     return entries, seen, cut, text["scenario"]["test_split"], text["scenario"]["policy"]
 
 
-def _scored_classes(folder: RunFolder) -> dict[str, set[str]]:
+def _neighbours(results: Results) -> Iterator[Results]:
+    """The other runs in the folder that holds a run, by name."""
+    own = results.folder.path.resolve()
+    for path in sorted(own.parent.glob("*/run.json")):
+        if path.parent != own:
+            yield Results(RunFolder(path.parent))
+
+
+def _scored_classes(results: Results) -> dict[str, set[str]]:
     """Domain -> classes that its last test had pixels of."""
     found = {}
-    for index in folder.finished_steps:
-        for name, scores in folder.metrics(index)["branches"].items():
+    for step in results.steps:
+        for name, scores in step.scores.items():
             ious = zip(scores["classes"], scores["class_iou"], strict=True)
             found[name] = {label for label, value in ious if value is not None}
     return found
 
 
-def taught(folder: RunFolder) -> dict[int, str]:
-    """Step -> domains whose images it trained on."""
-    steps = read_document(folder.path / "scenario.json", "steps")["steps"]
-    return {s["index"]: ", ".join(dict.fromkeys(source["dataset"] for source in s["train"])) for s in steps}
-
-
-def domain_rows(steps: Sequence[Mapping[str, Any]], learnt: Mapping[int, str]) -> list[dict[str, Any]]:
+def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
     """One row per step: the domains trained, and the mIoU (percent) of every domain tested, and their mean.
 
     Args:
         steps: rows of `Run.steps`, one per step and domain.
-        learnt: what `taught` gives.
+        results: of the run.
     """
-    names = dict.fromkeys(row["name"] for row in steps)
+    names = results.in_order(dict.fromkeys(row["name"] for row in steps))
     rows = []
     for index in dict.fromkeys(row["index"] for row in steps):
         scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
         values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
         percent = {name: None if value is None else round(100 * value, 2) for name, value in values.items()}
-        rows.append({"step": index, "trained": learnt.get(index, ""), **percent})
+        rows.append({"step": index, "trained": results.taught.get(index, ""), **percent})
     return rows
 
 
@@ -114,9 +113,7 @@ _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next
 """What may differ: the method, and what acts on steps or their images, of which joint training has one and all."""
 
 
-def joint_beside(
-    folder: RunFolder, config: RunConfig, tracks: Sequence[Track]
-) -> tuple[str, dict[str, Track]] | None:
+def joint_beside(results: Results) -> tuple[str, dict[str, Track]] | None:
     """The first finished joint run, by name, that lies beside a run and has exactly its setting.
 
     That is: every setting which can change a result but those of `_FREE` (the seed, too, is the same), no image lists
@@ -125,24 +122,24 @@ def joint_beside(
     Returns:
         Its folder's name, and its results by the names of the run's; None where there is no such run.
     """
+    config = results.config
     if config.scenario.joint or config.scenario.single:
         return None
-    own, tested = _setting(config), _tested(folder)
-    for path in sorted(folder.path.resolve().parent.glob("*/run.json")):
-        other = RunFolder(path.parent)
+    own, tested = _setting(config), _tested(results)
+    for other in _neighbours(results):
         try:
-            if not _is_joint(path):
+            if not _is_joint(other):
                 continue
-            theirs = other.config()
+            theirs = other.config
             if theirs.scenario.lists or _setting(theirs) != own:
                 continue
-            if _tested(other) != tested or not other.is_finished(theirs):
+            if _tested(other) != tested or not other.is_complete():
                 continue
-            found = {track.name: track for track in tracks_of(other)}
+            found = {track.name: track for track in other.tracks}
         except EversegError:  # a damaged or foreign neighbour is no upper bound
             continue
-        if all(_classes(found.get(track.name)) == _classes(track) for track in tracks):
-            return path.parent.name, found
+        if all(_classes(found.get(track.name)) == _classes(track) for track in results.tracks):
+            return other.folder.path.name, found
     return None
 
 
@@ -150,29 +147,29 @@ def _setting(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in identity(config).items() if not key.startswith(_FREE)}
 
 
-def _is_joint(document: Path) -> bool:
-    """Whether a run.json is of joint training, told before its configuration is checked, which takes longer.
+def _is_joint(results: Results) -> bool:
+    """Whether a run is of joint training, told before its configuration is checked, which takes longer.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    stored = read_document(document, "config")["config"]
+    stored = results.record["config"]
     scenario = stored.get("scenario") if isinstance(stored, dict) else None
     return isinstance(scenario, dict) and scenario.get("joint") is True
 
 
-def _tested(folder: RunFolder) -> list[Mapping[str, Any]]:
+def _tested(results: Results) -> list[Mapping[str, Any]]:
     """What the last step is tested on: images and tables.
 
     Raises:
         CheckpointError: scenario.json does not say.
     """
     try:
-        sources = planned_steps(folder)[-1]["test"]
+        sources = results.planned[-1]["test"]
         return [{k: v for k, v in source.items() if k != "images"} for source in sources]
     except (IndexError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
-            f"{folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
+            f"{results.folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
             "restore it or start again under another name"
         ) from None
 

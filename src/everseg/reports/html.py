@@ -13,15 +13,15 @@ from everseg.errors import EversegError
 from everseg.metrics import step_scores
 from everseg.progress import Progress
 from everseg.reports import figures, numbers, page, picture_grid
-from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside, taught
+from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
-from everseg.reports.figures import read_curves
+from everseg.reports.figures import curves_of
 from everseg.reports.provenance import provenance
 from everseg.reports.published import Match, matches
 from everseg.reports.terminal import drop_text
 from everseg.runs.commit import write_bytes
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track, planned_steps, replaced_text, tracks_of
+from everseg.runs.results import Results, Track, source_name
 from everseg.scenarios.summary import summarise
 
 NAME = "report.html"
@@ -34,7 +34,7 @@ _SIDES = (320, 240, 160)
 
 
 def write_report(
-    folder: RunFolder,
+    results: Results,
     config: RunConfig,
     *,
     out: Path | None = None,
@@ -45,7 +45,7 @@ def write_report(
     """Write a run's report.
 
     Args:
-        folder: of a run with at least one finished step; read, never changed.
+        results: of a run with at least one finished step; its folder is read, never changed.
         config: its configuration; its data may lie elsewhere.
         out: file to write; default RUN/report.html.
         images: test images looked at for the grid; 0 = no pictures.
@@ -58,24 +58,25 @@ def write_report(
         CheckpointError: no finished step, something damaged, or the file cannot be written.
     """
     progress = progress or Progress(quiet=True)
-    tracks, notes = tracks_of(folder), list[str]()
-    prepared = _prepared(folder, config, progress, notes)
-    looked = picture_grid.looked(folder, config, prepared, images, progress, notes) if prepared else []
-    made = assemble(folder, config, tracks, prepared, notes)
+    tracks, notes = results.tracks, list[str]()
+    prepared = _prepared(results, config, progress, notes)
+    looked = picture_grid.looked(results, config, prepared, images, progress, notes) if prepared else []
+    made = assemble(results, config, prepared, notes)
     made.grid_rule = picture_grid.rule(looked, config.seed)
+    features = picture_grid.stored_features(results.folder.path)
     made.change_legend = picture_grid.change_legend()
     for side, rows in [*((side, 2) for side in _SIDES), (_SIDES[-1], 1), (0, 0)]:
         shown = replace(made, notes=list(made.notes))
         if rows:
             shown.grids = picture_grid.grids(looked, tracks, side, rows, config.seed)
-            shown.features = picture_grid.features(folder, 4 * side)
+            shown.features = picture_grid.features(features, 4 * side)
         if (side, rows) != (_SIDES[0], 2):
             what = f"are reduced to {side} pixels" if rows else "are left out"
             shown.notes.append(f"Pictures {what} so that the page stays within {limit / 1e6:g} MB.")
         text = page.render(shown).encode()
         if len(text) <= limit:
             break
-    target = out or folder.path / NAME
+    target = out or results.folder.path / NAME
     write_bytes(target, text)
     charts = [*shown.training, *(c for part in shown.parts for c in part.charts), shown.domain_chart]
     return {
@@ -95,23 +96,21 @@ def is_due(folder: RunFolder) -> bool:
     return not target.exists() or any(path.stat().st_mtime > target.stat().st_mtime for path in scored)
 
 
-def _prepared(folder: RunFolder, config: RunConfig, progress: Progress, notes: list[str]) -> Prepared | None:
+def _prepared(results: Results, config: RunConfig, progress: Progress, notes: list[str]) -> Prepared | None:
     """The data as the run had them; None, with a note, where they are not at hand or others now."""
     try:
         prepared = prepare(config, progress)
     except (EversegError, OSError) as error:
         notes.append(f"The data are not at hand, so there are no pictures and no pixels per class: {error}")
         return None
-    last = folder.finished_steps[-1]
-    if last >= len(prepared.steps) or dict(prepared.steps[last].spaces) != folder.spaces(last):
+    last = results.steps[-1]
+    if last.index >= len(prepared.steps) or dict(prepared.steps[last.index].spaces) != last.spaces:
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
     return prepared
 
 
-def assemble(
-    folder: RunFolder, config: RunConfig, tracks: Sequence[Track], prepared: Prepared | None, notes: list[str]
-) -> page.Page:
+def assemble(results: Results, config: RunConfig, prepared: Prepared | None, notes: list[str]) -> page.Page:
     """Everything a report says.
 
     Args:
@@ -119,73 +118,63 @@ def assemble(
         prepared: the run's data, for the pixels per class; None where they are not at hand.
         notes: what is missing; more may be added.
     """
-    stored, steps = folder.config(), planned_steps(folder)
+    stored, tracks = results.config, results.tracks
     scenario, several = stored.scenario, bool(stored.data.domains)
-    learnt, drop = taught(folder), drop_against_single(folder, config) if several else None
-    notes += _state_notes(folder, steps)
-    joint = joint_beside(folder, stored, tracks) if len(folder.finished_steps) == len(steps) else None
-    curves = read_curves(folder.path / "journal.jsonl")
+    drop = drop_against_single(results, config) if several else None
+    notes += _state_notes(results)
+    joint = joint_beside(results) if results.is_complete() else None
+    curves = curves_of(results.journal)
     result = page.Page(
         name=stored.name,
         sentence=numbers.sentence(
-            tracks, joint=scenario.joint, single=scenario.single, taught=learnt, domains=several
+            tracks, joint=scenario.joint, single=scenario.single, taught=results.taught, domains=several
         ),
-        facts=_facts(stored, folder, steps),
+        facts=_facts(results),
         cards=_domain_cards(tracks, drop) if several or len(tracks) > 1 else _cards(tracks[0]),
         notes=notes,
         parts=[_part(track, len(tracks) > 1, number, joint) for number, track in enumerate(tracks)],
         training=figures.training_charts(curves, "training") if curves else [],
         speed=figures.speed_rows(curves) if curves else [],
-        data=numbers.data_rows(steps, folder),
-        replaced=replaced_text(folder),
+        data=numbers.data_rows(results),
+        replaced=results.replaced,
         classes_per_step=_class_data(summarise(prepared.steps, prepared.counts)) if prepared else [],
-        provenance=provenance(folder, stored),
+        provenance=provenance(results),
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
     if several:
-        _add_domains(result, folder, stored, tracks, learnt, drop)
-    if len(folder.finished_steps) == len(steps):
-        _add_published(result, stored, steps, tracks, drop)
+        _add_domains(result, results, drop)
+    if results.is_complete():
+        _add_published(result, results, drop)
     result.tables = _tables(result)
     result.numbers = _numbers(result)
     return result
 
 
-def _add_domains(
-    result: page.Page,
-    folder: RunFolder,
-    config: RunConfig,
-    tracks: Sequence[Track],
-    learnt: Mapping[int, str],
-    drop: Mapping[str, Any] | None,
-) -> None:
+def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
     """What only runs over domains have."""
-    result.domain_rows = _domain_table(folder, learnt)
-    result.domain_groups = numbers.domain_group_rows(tracks)
-    result.domain_chart = figures.domains_chart(tracks, "domains")
+    result.domain_rows = _domain_table(results)
+    result.domain_groups = numbers.domain_group_rows(results.tracks)
+    result.domain_chart = figures.domains_chart(results.tracks, "domains")
     said = {
         "table": result.domain_rows,
-        "config": {"scenario": config.scenario.model_dump()},
+        "config": {"scenario": results.config.scenario.model_dump()},
         "relative_drop": drop,
     }
     text = drop_text(said)
     result.drop = text[:1].upper() + text[1:]
 
 
-def _add_published(
-    result: page.Page,
-    config: RunConfig,
-    steps: Sequence[Mapping[str, Any]],
-    tracks: Sequence[Track],
-    drop: Mapping[str, Any] | None,
-) -> None:
+def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
     """Published numbers: those of exactly this setting beside the run's, the others with what differs."""
+    config = results.config
     domains = {name: domain.dataset for name, domain in config.data.domains.items()}
     mean = None if drop is None else drop["mean"]
-    for match in matches(config, learnt_sets(config, steps)):
+    for match in matches(config, learnt_sets(results)):
         rows = (
-            numbers.published_rows(match, tracks, _method(config), domains, mean) if match.comparable else []
+            numbers.published_rows(match, results.tracks, _method(config), domains, mean)
+            if match.comparable
+            else []
         )
         (result.comparable if match.comparable else result.others).append(_source(match, rows))
 
@@ -195,17 +184,15 @@ def _method(config: RunConfig) -> str:
     return f"{kind}, {config.method.name}" if kind else config.method.name
 
 
-def _state_notes(folder: RunFolder, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    finished = folder.finished_steps
-    missing = len(steps) - len(finished)
-    if not missing:
+def _state_notes(results: Results) -> list[str]:
+    if results.is_complete():
         return []
-    return [
-        f"This run is not finished: {len(finished)} of {len(steps)} steps are. The same command continues it."
-    ]
+    finished, planned = len(results.steps), len(results.planned)
+    return [f"This run is not finished: {finished} of {planned} steps are. The same command continues it."]
 
 
-def _facts(config: RunConfig, folder: RunFolder, steps: Sequence[Any]) -> list[tuple[str, str]]:
+def _facts(results: Results) -> list[tuple[str, str]]:
+    config = results.config
     scenario, domains = config.scenario, config.data.domains
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
@@ -215,7 +202,7 @@ def _facts(config: RunConfig, folder: RunFolder, steps: Sequence[Any]) -> list[t
         ("protocol", "" if domains else scenario.protocol),
         ("model", config.model.name),
         ("initial weights", config.model.weights or "random"),
-        ("steps", f"{len(folder.finished_steps)} of {len(steps)}"),
+        ("steps", f"{len(results.steps)} of {len(results.planned)}"),
         ("seed", str(config.seed)),
     ]
     return [(key, value) for key, value in facts if value]
@@ -279,22 +266,22 @@ def _part(
     )
 
 
-def _domain_table(folder: RunFolder, learnt: Mapping[int, str]) -> numbers.Rows:
+def _domain_table(results: Results) -> numbers.Rows:
     rows = []
-    for index in folder.finished_steps:
-        counts, spaces = folder.counts(index), folder.spaces(index)
-        for name, branch in folder.paths(index).items():
-            space = spaces[branch]
-            scores = step_scores(counts[name], [len(group) for group in space.groups], space.background)
-            rows.append({"index": index, "name": name, "miou": scores["miou"]})
-    return domain_rows(rows, learnt)
+    for step in results.steps:
+        for name, branch in step.branch_of.items():
+            space = step.spaces[branch]
+            scores = step_scores(step.counts[name], [len(group) for group in space.groups], space.background)
+            rows.append({"index": step.index, "name": name, "miou": scores["miou"]})
+    return domain_rows(rows, results)
 
 
-def learnt_sets(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
+def learnt_sets(results: Results) -> list[str]:
     """Data sets in the order in which domains were learnt whole; [] of mixed runs."""
+    config = results.config
     if not config.data.domains or any(s.classes or s.add for s in config.scenario.steps or []):
         return []
-    order = [source.get("domain") or source["dataset"] for step in steps for source in step["train"]]
+    order = [source_name(source) for step in results.planned for source in step["train"]]
     return [config.data.domains[name].dataset for name in dict.fromkeys(order) if name in config.data.domains]
 
 

@@ -16,8 +16,7 @@ from everseg.errors import some
 from everseg.metrics import defined_mean
 from everseg.metrics.scores import checked_counts
 from everseg.reports.published import BACKGROUND_TEXT, Match, own_domain_numbers, own_numbers
-from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track
+from everseg.runs.results import Results, Track
 
 Rows = list[dict[str, Any]]
 GROUPS = ("old", "new", "base", "all")
@@ -236,19 +235,19 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def data_rows(steps: Sequence[Mapping[str, Any]], folder: RunFolder) -> Rows:
+def data_rows(results: Results) -> Rows:
     """What scenario.json says of every step's images."""
-    finished = set(folder.finished_steps)
+    finished = set(results.finished)
     return [
         {
             "step": step["index"],
-            "trained on": ", ".join(dict.fromkeys(s.get("domain") or s["dataset"] for s in step["train"])),
+            "trained on": results.taught[step["index"]],
             "training images": sum(s["images"] for s in step["train"]),
             "validation images": sum(s["images"] for s in step.get("val", [])),
             "test images": sum(s["images"] for s in step["test"]),
             "state": "done" if step["index"] in finished else "not finished",
         }
-        for step in steps
+        for step in results.planned
     ]
 
 

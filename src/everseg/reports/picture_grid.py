@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,10 @@ from everseg.labels import IGNORED
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
-from everseg.reports.embedded import labels, photo, stored_picture
+from everseg.reports.embedded import labels, photo, plot, stored_picture
 from everseg.reports.page import Grid, Picture, PictureRow
 from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track
+from everseg.runs.results import Results, Track
 from everseg.scenarios.steps import Source
 
 KINDS = ("worst", "median", "best", "random")
@@ -62,7 +62,7 @@ def drawn(sources: Sequence[Source], images: int, seed: int) -> list[Source]:
 
 
 def look(
-    folder: RunFolder,
+    results: Results,
     config: RunConfig,
     sources: Sequence[Source],
     datasets: Mapping[str, Dataset],
@@ -86,14 +86,11 @@ def look(
     half = config.train.precision == "bf16"
     found: dict[tuple[str, int], Looked] = {}
     done = 0
-    for step in steps:
-        model = folder.load_final(step, builder)[0].to(device).eval()
-        known = folder.spaces(step)
+    for step in map(results.step, steps):
+        model = results.model(step.index, builder).to(device)
         for source in sources:
             position = 0
-            if source.branch not in known or (
-                folder.is_fresh(step) and source.name not in folder.paths(step)
-            ):
+            if source.branch not in step.spaces or (step.is_fresh and source.name not in step.branch_of):
                 continue
             for loaded, batch in normalised_batches(
                 views_of([source], datasets), data, device, batch=config.train.eval_batch
@@ -113,7 +110,7 @@ def look(
                             loaded.label[one].numpy().copy(),
                         ),
                     )
-                    entry.predictions[step] = ids[one]
+                    entry.predictions[step.index] = ids[one]
                     position += 1
                     done += 1
                     shown(done)
@@ -207,7 +204,7 @@ _CHANGE_TEXT = (
 
 
 def looked(
-    folder: RunFolder,
+    results: Results,
     config: RunConfig,
     prepared: Prepared,
     images: int,
@@ -218,13 +215,12 @@ def looked(
     if images < 1:
         notes.append("Made without pictures.")
         return []
-    finished = folder.finished_steps
-    sources = drawn(prepared.steps[finished[-1]].test, images, config.seed)
-    steps = shown_steps(finished)
+    sources = drawn(prepared.steps[results.finished[-1]].test, images, config.seed)
+    steps = shown_steps(results.finished)
     progress.begin("pictures for the report", len(steps) * sum(len(s.indices) for s in sources))
     try:
         return look(
-            folder, config, sources, prepared.datasets, steps, builder=user_builder(config),
+            results, config, sources, prepared.datasets, steps, builder=user_builder(config),
             shown=lambda done: progress.update(done),
         )  # fmt: skip
     except EversegError as error:
@@ -308,28 +304,48 @@ def css(colour: Sequence[int]) -> str:
     return f"rgb({', '.join(str(int(value)) for value in colour)})"
 
 
-def features(folder: RunFolder, side: int) -> list[dict[str, Any]]:
-    """The plots and numbers that `everseg features` left in the run folder."""
+@dataclass(frozen=True)
+class StoredFeatures:
+    """What `everseg features` left in a run folder for one pair of steps."""
+
+    title: str
+    pictures: Mapping[str, np.ndarray]
+    """File name -> (H, W, 3) uint8."""
+    rows: list[dict[str, Any]]
+
+
+def stored_features(run: Path) -> list[StoredFeatures]:
+    """Read the plots and numbers of `everseg features` from a run folder; damaged ones are passed over."""
     found = []
-    for path in sorted((folder.path / "features").glob("*/drift.json")):
+    for path in sorted((run / "features").glob("*/drift.json")):
         try:
             stored = read_document(path, "before", "after", "pictures", "classes")
-            named = {
-                str(name): stored_picture(path.with_name(str(name)), side) for name in stored["pictures"]
-            }
+            named = {str(name): stored_picture(path.with_name(str(name))) for name in stored["pictures"]}
             rows = [_drift_row(row) for row in stored["classes"]]
         except (CheckpointError, KeyError, TypeError):
             continue
         title = f"Step {stored['before']} against step {stored['after']}"
-        pictures = [
-            Picture(
-                uri, f"{name.removesuffix('.png').replace('_', ' by ')}: {title}; the numbers stand below"
-            )
-            for name, uri in named.items()
-            if uri is not None
-        ]
-        found.append({"title": title, "pictures": pictures, "rows": rows})
+        kept = {name: pixels for name, pixels in named.items() if pixels is not None}
+        found.append(StoredFeatures(title, kept, rows))
     return found
+
+
+def features(stored: Sequence[StoredFeatures], side: int) -> list[dict[str, Any]]:
+    """The same as the page shows it, the longer side of its pictures at most `side` pixels."""
+    return [
+        {
+            "title": one.title,
+            "pictures": [
+                Picture(
+                    plot(pixels, side),
+                    f"{name.removesuffix('.png').replace('_', ' by ')}: {one.title}; the numbers stand below",
+                )
+                for name, pixels in one.pictures.items()
+            ],
+            "rows": one.rows,
+        }
+        for one in stored
+    ]
 
 
 def _drift_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from importlib import resources
@@ -15,8 +14,7 @@ from everseg.config.loading import difference, dump, fields, load
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
 from everseg.errors import EversegError
-from everseg.runs.commit import MANIFEST, read_document
-from everseg.runs.folder import RunFolder
+from everseg.runs.results import Results, source_name
 
 
 def preset_of(config: RunConfig) -> str | None:
@@ -48,7 +46,7 @@ def command(config: RunConfig) -> str:
     return shlex.join(["everseg", "run", f"{config.name}.yaml"])
 
 
-def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+def provenance(results: Results) -> dict[str, Any]:
     """Everything that says what made the numbers.
 
     Returns:
@@ -56,8 +54,7 @@ def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         finished step: the digest of its folder and of the one it continues), lists (SHA-256 of every image list), masks
         (their fingerprints), cite (lines).
     """
-    stored = read_document(folder.path / "run.json", "config")
-    scenario = read_document(folder.path / "scenario.json", "steps")
+    stored, config = results.record, results.config
     facts = {
         "seed": config.seed,
         "configuration (SHA-256)": stored.get("hash"),
@@ -66,22 +63,20 @@ def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         "CPU threads": stored.get("threads"),
         "started with": shlex.join(map(str, stored.get("argv") or [])),
     }
-    models = []
-    for index in folder.finished_steps:
-        path = folder.final(index) / MANIFEST
-        manifest = read_document(path, "files")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        models.append({"step": index, "model": digest, "continues": manifest.get("parent") or "-"})
+    models = [
+        {"step": step.index, "model": step.final.digest, "continues": step.final.parent or "-"}
+        for step in results.steps
+    ]
     lists = [
         {
             "step": step["index"],
             "role": role,
-            "data": source.get("domain") or source["dataset"],
+            "data": source_name(source),
             "split": source["split"],
             "images": source["images"],
             "sha256": source["sha256"],
         }
-        for step in scenario["steps"]
+        for step in results.planned
         for role in ("train", "val", "test")
         for source in step.get(role, [])
     ]
@@ -93,7 +88,7 @@ def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         "facts": {key: value for key, value in facts.items() if value not in (None, "")},
         "models": models,
         "lists": lists,
-        "masks": scenario.get("masks") or {},
+        "masks": results.scenario.get("masks") or {},
         "cite": cite(config),
     }
 

@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -106,17 +107,28 @@ class RunFolder:
         verify(self.final(index), only=("classes.json",))
         return self.final(index) / "classes.json"
 
-    def config(self) -> RunConfig:
-        """The configuration the run was started with.
+    def record(self) -> dict[str, Any]:
+        """What run.json says.
 
         Raises:
-            CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
+            CheckpointError: not a run folder, or its run.json is damaged.
         """
         if not (self.path / "run.json").is_file():
             raise CheckpointError(
                 f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
             )
-        stored = read_document(self.path / "run.json", "config", "threads")
+        return read_document(self.path / "run.json", "config", "threads")
+
+    def config(self, record: Mapping[str, Any] | None = None) -> RunConfig:
+        """The configuration the run was started with.
+
+        Args:
+            record: what `record` gave, if it was read before.
+
+        Raises:
+            CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
+        """
+        stored = record or self.record()
         try:
             return load(stored["config"])
         except ConfigError as error:
@@ -275,15 +287,19 @@ class RunFolder:
         """
         return self._arrays(index, "confusion")
 
-    def images(self, index: int) -> dict[str, np.ndarray]:
+    def images(self, index: int, counts: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Of each test image of a scored step, per branch: (N, 3, C) as `evaluate` gives it; {} in older runs.
+
+        Args:
+            counts: what `counts` gave, if it was read before.
 
         Raises:
             CheckpointError: damaged, or not the images that `counts` counted.
         """
         if not (self.step(index) / "images.npz").exists():
             return {}
-        found, counts = self._arrays(index, "images"), self.counts(index)
+        found = self._arrays(index, "images")
+        counts = self.counts(index) if counts is None else counts
         for name, each in found.items():
             if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
                 raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,9 @@ from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import (
-    load_tensors,
-    read_document,
-    read_json,
-)
+from everseg.runs.commit import load_tensors, read_document
+
+CLASSES, WEIGHTS = "classes.json", "model.safetensors"
 
 
 def _windows(config: RunConfig) -> dict[str, Any]:
@@ -32,19 +31,38 @@ def load_model(folder: Path, builder: Any = None) -> tuple[SegmentationModel, di
     Raises:
         CheckpointError: weights and architecture do not fit.
     """
-    classes = read_json(folder / "classes.json")
+    classes = read_document(folder / CLASSES, "architecture", "branches")
+    model = model_of(classes, load_tensors(folder / WEIGHTS), str(folder), builder)
+    return model, spaces_of(classes)
+
+
+def model_of(
+    classes: Mapping[str, Any], state: dict[str, torch.Tensor], where: str, builder: Any = None
+) -> SegmentationModel:
+    """Build the model that a `classes.json` describes and give it its weights; in eval mode, on the CPU.
+
+    Args:
+        where: the model's folder, for the message.
+
+    Raises:
+        CheckpointError: weights and architecture do not fit.
+    """
     model = from_description(classes["architecture"], builder=builder)
-    state = load_tensors(folder / "model.safetensors")
-    load_strictly(model, state, str(folder))
+    load_strictly(model, state, where)
     model.eval()
-    return model, read_spaces(folder / "classes.json")
+    return model
 
 
 def read_spaces(path: Path) -> dict[str, LabelSpace]:
     """Read the label space of each branch from a `classes.json`."""
+    return spaces_of(read_document(path, "branches"))
+
+
+def spaces_of(classes: Mapping[str, Any]) -> dict[str, LabelSpace]:
+    """The label space of each branch, from what a `classes.json` holds."""
     return {
         name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
-        for name, entry in read_document(path, "branches")["branches"].items()
+        for name, entry in classes["branches"].items()
     }
 
 

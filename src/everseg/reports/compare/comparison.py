@@ -33,8 +33,7 @@ from everseg.reports.html import learnt_sets
 from everseg.reports.numbers import conventions
 from everseg.reports.published import Match, matches, own_domain_numbers, own_numbers
 from everseg.runs.commit import write_bytes
-from everseg.runs.folder import RunFolder
-from everseg.runs.results import planned_steps
+from everseg.runs.results import Results
 
 
 def compare(
@@ -64,16 +63,16 @@ def compare(
         ConfigError: no finished run, or no group of that name.
         CheckpointError: a damaged run, or a file that cannot be written.
     """
-    folders = found_folders(runs)
-    finished = [folder for folder in folders if folder.is_finished(folder.config())]
+    found = [Results(folder) for folder in found_folders(runs)]
+    finished = [one for one in found if one.is_complete(one.config)]
     notes = [
-        f"{folder.path} is not finished and left out; its command finishes it."
-        for folder in folders
-        if folder not in finished
+        f"{one.folder.path} is not finished and left out; its command finishes it."
+        for one in found
+        if one not in finished
     ]
     if not finished:
         raise ConfigError([note.rstrip(".") for note in notes], "no finished run to compare")
-    results = [read(folder) for folder in finished]
+    results = [read(one) for one in finished]
     tables, more = tables_of(results)
     names = dict.fromkeys(group.name for table in tables for group in table.groups)
     if against is not None and against not in names:
@@ -171,8 +170,7 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     sources: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     for group in table.groups:
-        steps = planned_steps(RunFolder(group.runs[0].path))
-        for match in matches(group.config, learnt_sets(group.config, steps)):
+        for match in matches(group.config, learnt_sets(group.runs[0].results)):
             entry = match.published
             if not match.comparable:
                 others.setdefault(
