@@ -34,6 +34,7 @@ from everseg.progress import Progress
 from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.feature_shift import compare
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
+from everseg.reports.text import for_files, in_percent
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results, StepResults
 
@@ -74,17 +75,18 @@ class Run:
     def _rows(self, step: StepResults) -> list[dict[str, Any]]:
         taught = "classes" if self.config.scenario.joint else "new_classes"
         try:
+            tested = {name: step.scores[name] for name in self.results.in_order(step.scores)}
             return [
                 {
                     "index": step.index,
                     "name": name,
                     "branch": name,
-                    "classes": [name for name in scores[taught] if name != "background"],
+                    "classes": [label for label in scores[taught] if label != "background"],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
                 }
-                for name, scores in step.scores.items()
+                for name, scores in tested.items()
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -98,16 +100,15 @@ class Run:
         Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
         """
         if self.over_domains:
-            return domain_rows(self.steps, self.results)
+            return for_files(domain_rows(self.steps, self.results))
         rows = []
         for step in self.steps:
             row: dict[str, Any] = {"step": step["index"], "new classes": ", ".join(step["classes"])}
             for suffix, key in (("", "miou"), (" (no background)", "miou_without_background")):
                 for group in ("old", "new", "base", "all"):
-                    value = step[key][group]
-                    row[group + suffix] = None if value is None else round(100 * value, 2)
+                    row[group + suffix] = in_percent(step[key][group])
             rows.append(row)
-        return rows
+        return for_files(rows)
 
     @property
     def over_domains(self) -> bool:

@@ -249,7 +249,7 @@ def test_published_numbers_stand_beside_the_runs_in_their_own_convention_only(
         Match(mine, (), ("seeds: not stated",)),
         Match(mib, ("protocol disjoint there, overlapped here",), ()),
     ]
-    monkeypatch.setattr(assemble, "matches", lambda *_: told)
+    monkeypatch.setattr(assemble, "matches_of", lambda *_: told)
     given = made(copy, images=0)
     rows = list(csv.DictReader(io.StringIO(given.download("published-1.csv"))))
     last = everseg.Run(RunFolder(copy)).table()[-1]

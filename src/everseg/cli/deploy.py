@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from everseg.cli.output import Json, Overrides, console_of_stdout, note, say, speaks, write_json
+from everseg.reports.text import percent
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new bundle.")]
 Images = Annotated[
@@ -110,8 +111,6 @@ def extend(
     if as_json:
         write_json(done.to_json())
         return
-    from everseg.reports.terminal import percent
-
     say(
         "new:  "
         + ", ".join(f"{name} {percent(value)}" for name, value in done.new.items())
@@ -140,7 +139,7 @@ def diff(
 ) -> None:
     """Show where two models disagree on the same images, and which class became which."""
     from everseg.deploy.diff import diff as compare
-    from everseg.reports.terminal import percent, table
+    from everseg.reports.terminal import table
 
     found = compare(a, b, images, out=out, largest=largest, domain=domain, quiet=quiet)
     if as_json:
@@ -151,7 +150,10 @@ def diff(
         for row in found["images"][:largest]
     ]
     console = console_of_stdout()
-    title = f"{a} and {b}: pixels that differ, {percent(found['share'])} % of {len(found['images'])} images"
+    title = (
+        f"{a} and {b}: pixels that differ, {percent(found['share'])} % of {len(found['images'])} images; "
+        "ranked by them, all classes counted"
+    )
     console.print(
         table(
             ["image", "percent", "what became what (percent of the image)"],
@@ -208,7 +210,7 @@ def adopt(
 
 
 def _became(one: dict) -> str:
-    return f"{one['a']} -> {one['b']} {100 * one['share']:.1f}"
+    return f"{one['a']} -> {one['b']} {percent(one['share'])}"
 
 
 def say_parity(parity: dict) -> None:
@@ -217,7 +219,8 @@ def say_parity(parity: dict) -> None:
         through = f" of path '{path}'" if len(parity) > 1 else ""
         say(
             f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest difference of "
-            f"a logit {found['logit_difference']:.1e}, same class on {100 * found['equal_pixels']:.4f} % of the pixels"
+            f"a logit {found['logit_difference']:.1e}, same class on "
+            f"{percent(found['equal_pixels'], digits=4)} % of the pixels"
         )
 
 

@@ -34,7 +34,7 @@ from everseg.cli.output import (
     write_json,
 )
 from everseg.cli.sweep import compare, sweep
-from everseg.reports.text import columns, value_text
+from everseg.reports.text import columns, percent, value_text
 
 if TYPE_CHECKING:
     from everseg.config.fields import DataConfig
@@ -162,7 +162,7 @@ def evaluate(
     if "inferred" in result:
         console_of_stdout().print(terminal.inferred_table(result))
         if result["accuracy"] is not None:
-            say(f"{100 * result['accuracy']:.1f} % of the images took their own domain's path")
+            say(f"{percent(result['accuracy'])} % of the images took their own domain's path")
 
 
 @app.command()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.reports.terminal import percent
+from everseg.reports.text import UNDEFINED, percent
+from everseg.runs.command import FROM_PYTHON
 
 WEAK = 0.5
 """A class is weak where its IoU is below this share of the mean IoU."""
@@ -66,7 +67,7 @@ def _classes(classes: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -
             entry["id"],
             _cell(entry["name"]) + gone,
             entry["step"],
-            found.get(entry["name"], "-"),
+            found.get(entry["name"], UNDEFINED),
             colour,
         ]
         yield f"| {' | '.join(map(str, cells))} |"
@@ -81,7 +82,7 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     ]
     for entry in history:
         for result, scores in entry["scores"].items():
-            tested = next((source for source in entry["test"]), {"data": "-", "images": 0})
+            tested = next((source for source in entry["test"]), {"data": UNDEFINED, "images": 0})
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
             means = [percent(scores["miou"].get(group)) for group in ("old", "new", "all")]
             plain = percent(scores["miou_without_background"]["all"])
@@ -109,7 +110,8 @@ def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if value is not None and mean is not None and value < WEAK * mean
         ]
     yield "## Weak classes"
-    yield f"IoU below {100 * WEAK:.0f} % of the mean of the last step: {', '.join(map(_cell, found)) or 'none'}."
+    names = ", ".join(map(_cell, found)) or "none"
+    yield f"IoU below {percent(WEAK, digits=0)} % of the mean of the last step: {names}."
 
 
 def _use(name: str, classes: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
@@ -127,7 +129,8 @@ def _use(name: str, classes: Mapping[str, Any], lineage: Mapping[str, Any]) -> s
 
 def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     if run := lineage.get("run"):
-        yield f"* Command: `{run['command']}` (seed {run['seed']}, configuration {run['config_hash'][:12]}…)"
+        started = f"Command: `{run['command']}`" if run["command"] else f"Started {FROM_PYTHON}"
+        yield f"* {started} (seed {run['seed']}, configuration {run['config_hash'][:12]}…)"
     if source := lineage.get("source"):
         yield f"* Made of: {source}"
     if lineage["parent"]:
@@ -139,7 +142,7 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"* ONNX of path '{path}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: largest "
             f"difference of a logit {parity['logit_difference']:.1e}, same class on "
-            f"{100 * parity['equal_pixels']:.4f} % of the pixels."
+            f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
 

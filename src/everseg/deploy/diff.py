@@ -18,6 +18,7 @@ from everseg.errors import ConfigError
 from everseg.inference.pictures import colourise, legend, shrink
 from everseg.inference.predict import LoadedModel, load
 from everseg.progress import Progress
+from everseg.reports.text import percent
 from everseg.runs.commit import write_bytes, write_json, writing
 
 CELL = (240, 320)
@@ -175,7 +176,7 @@ def _sheet(
         top += row[0].shape[0]
         draw.text(
             (GAP, top + 2),
-            f"{told['image']}: {100 * told['share']:.1f} % differ",
+            f"{told['image']}: {percent(told['share'])} % differ",
             fill=(20, 20, 20),
             font=font,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from everseg.deploy.class_ids import Registry
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
+from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, read_document, verify
 from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import load_model
@@ -97,7 +97,7 @@ def of_run(
     recorded = {
         entry["index"]: entry for entry in read_document(folder.path / "scenario.json", "steps")["steps"]
     }
-    config, about = folder.config(), read_document(folder.path / "run.json", "argv")
+    config, about = folder.config(), folder.record()
     begin = folder.final(min(recorded) - 1) if min(recorded) else None
     before, parent, history = None, None, []
     if begin is not None:  # the run began from a bundle, a copy of which is its first parent
@@ -128,7 +128,7 @@ def of_run(
                 "name": config.name,
                 "config_hash": config_hash(config),
                 "seed": config.seed,
-                "command": shlex.join(about["argv"]),
+                "command": command.text(about.get("argv")),
             },
             "method": config.method.name,
             "recipe": recipe(config),

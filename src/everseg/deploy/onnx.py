@@ -21,6 +21,7 @@ from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
 from everseg.losses.argmax import predict_ids
 from everseg.models.model import SegmentationModel
+from everseg.reports.text import percent
 from everseg.runs.input_form import InputForm
 
 LOGIT_TOLERANCE = 1e-3
@@ -161,8 +162,8 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
     if not (relative <= LOGIT_TOLERANCE and 1 - result.equal_pixels <= PIXEL_TOLERANCE):
         raise GateError(
             f"the ONNX model of path '{deployed.branch}' differs from the trained one on {source}: a logit by "
-            f"{worst:.3g}, {100 * (1 - result.equal_pixels):.3g} % of the pixels; nothing was written. Please report "
-            "it; --no-onnx leaves the ONNX file out"
+            f"{worst:.3g}, {percent(1 - result.equal_pixels, digits=4)} % of the pixels; nothing was written. Please "
+            "report it; --no-onnx leaves the ONNX file out"
         )
     return result
 

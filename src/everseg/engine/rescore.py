@@ -25,6 +25,7 @@ from everseg.labels import LabelSpace, policy_set
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
+from everseg.runs.results import Results
 from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (
@@ -152,10 +153,10 @@ def _job(
         chosen = [domain] if domain is not None else list(paths)
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
-        recorded = _recorded_tests(folder, index) if config.scenario == stored.scenario else {}
+        planned = read_document(folder.path / "scenario.json", "steps")["steps"]
+        recorded = _recorded_tests(planned[index]) if config.scenario == stored.scenario else {}
         sources = [
-            source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
-            or source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
+            _own_test(datasets[name], config, name, paths[name], spaces, recorded.get(name))
             for name in chosen
         ]
         return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen})
@@ -182,6 +183,46 @@ def _job(
         sources = [source_by_name(dataset, config, branch, space) for branch, space in spaces.items()]
     seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
     return _Job(datasets, tuple(sources), seen)
+
+
+def test_sources(results: Results, config: RunConfig) -> tuple[Mapping[str, Dataset], tuple[Source, ...]]:
+    """What the last finished step is tested on, from the test split alone, as `evaluate` sees it.
+
+    Args:
+        results: of the run.
+        config: its configuration; the data may lie elsewhere.
+
+    Raises:
+        ConfigError, DataError: the test images are not there, or share no class name with the model.
+    """
+    step = results.steps[-1]
+    if config.data.domains:
+        names = [name for name in step.branch_of if name in config.data.domains]
+        kept = {name: config.data.domains[name] for name in names}
+        datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
+        recorded = _recorded_tests(results.planned[step.index])
+        found = [
+            _own_test(datasets[name], config, name, step.branch_of[name], step.spaces, recorded.get(name))
+            for name in names
+        ]
+        return datasets, tuple(found)
+    datasets = open_datasets(config.data)
+    ((_, dataset),) = datasets.items()
+    return datasets, tuple(source_by_name(dataset, config, b, space) for b, space in step.spaces.items())
+
+
+def _own_test(
+    dataset: Dataset,
+    config: RunConfig,
+    domain: str,
+    branch: str,
+    spaces: Mapping[str, LabelSpace],
+    recorded: Mapping[str, Any] | None,
+) -> Source:
+    """A domain's test images: as recorded where the record still fits, else by the names of the classes."""
+    return source_as_recorded(dataset, recorded, spaces[branch]) or source_by_name(
+        dataset, config, branch, spaces[branch], domain=domain
+    )
 
 
 def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
@@ -244,9 +285,8 @@ def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
 
 
-def _recorded_tests(folder: RunFolder, index: int) -> dict[str, Mapping[str, Any]]:
-    """Domain -> what scenario.json says of its test images after a step."""
-    step = read_document(folder.path / "scenario.json", "steps")["steps"][index]
+def _recorded_tests(step: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Domain -> what a step in scenario.json says of its test images."""
     return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
 
 

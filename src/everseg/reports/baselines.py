@@ -9,6 +9,7 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
 from everseg.errors import CheckpointError, EversegError
 from everseg.metrics import defined_mean, relative_drop
+from everseg.reports.text import in_percent
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results, Track
 
@@ -93,7 +94,7 @@ def _scored_classes(results: Results) -> dict[str, set[str]]:
 
 
 def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
-    """One row per step: the domains trained, and the mIoU (percent) of every domain tested, and their mean.
+    """One row per step: the domains trained, the mIoU of every domain tested, and their mean, in percent, not rounded.
 
     Args:
         steps: rows of `Run.steps`, one per step and domain.
@@ -104,8 +105,8 @@ def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[di
     for index in dict.fromkeys(row["index"] for row in steps):
         scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
         values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
-        percent = {name: None if value is None else round(100 * value, 2) for name, value in values.items()}
-        rows.append({"step": index, "trained": results.taught.get(index, ""), **percent})
+        shown = {name: in_percent(value) for name, value in values.items()}
+        rows.append({"step": index, "trained": results.taught.get(index, ""), **shown})
     return rows
 
 

@@ -26,8 +26,8 @@ from everseg.labels import IGNORED, LabelSpace
 from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
-from everseg.reports.terminal import percent, table
-from everseg.reports.text import printable
+from everseg.reports.terminal import table
+from everseg.reports.text import figure, percent, printable
 from everseg.runs.commit import write_bytes, write_json, writing
 from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
@@ -227,7 +227,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     values = [row[key] for key in ("distance", "relative", "cosine")]
     before, after = row["accuracy_before"], row["accuracy_after"]
     return [
-        *("-" if value is None else f"{value:.3f}" for value in values),
+        *(figure(value, digits=3) for value in values),
         *(percent(value) for value in (before, after, before - after)),
     ]
 
@@ -262,13 +262,16 @@ def pca(pixels: Pixels) -> Projection:
 
     fitted = PCA(2, random_state=0).fit(pixels.before)
     with np.errstate(invalid="ignore"):
-        shares = 100 * np.nan_to_num(fitted.explained_variance_ratio_)
+        shares = np.nan_to_num(fitted.explained_variance_ratio_).tolist()
     return Projection(
         "PCA fitted on the features before; large dots: centres, lines: from where they were",
         fitted.transform(pixels.before),
         fitted.transform(pixels.after),
         np.arange(len(pixels.label)),
-        (f"component 1 ({shares[0]:.0f} % of the variance)", f"component 2 ({shares[1]:.0f} %)"),
+        (
+            f"component 1 ({percent(shares[0], digits=0)} % of the variance)",
+            f"component 2 ({percent(shares[1], digits=0)} %)",
+        ),
         linear=True,
     )
 

@@ -153,8 +153,8 @@ def speed_rows(curves: Curves) -> Rows:
         {
             "step": step,
             "iterations": int(values["iterations"]),
-            "images per second (median)": round(values["images_per_second"], 1),
-            "largest memory (GiB)": round(values["memory"] / 2**30, 2),
+            "images per second (median)": values["images_per_second"],
+            "largest memory (GiB)": values["memory"] / 2**30,
         }
         for step, values in curves.speed.items()
     ]

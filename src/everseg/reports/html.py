@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
-from everseg.engine.run import Prepared, prepare
+from everseg.data.base import Dataset
+from everseg.engine.prepare import prepare
+from everseg.engine.rescore import test_sources
 from everseg.errors import EversegError
 from everseg.metrics import step_scores
 from everseg.progress import Progress
@@ -17,11 +19,13 @@ from everseg.reports.baselines import domain_rows, drop_against_single, joint_be
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import curves_of
 from everseg.reports.provenance import provenance
-from everseg.reports.published import Match, matches
+from everseg.reports.published import Match, matches_of
 from everseg.reports.terminal import drop_text
+from everseg.reports.text import for_files, percent, points
 from everseg.runs.commit import write_bytes
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import Results, Track, source_name
+from everseg.runs.results import Results, Track
+from everseg.scenarios.steps import Source
 from everseg.scenarios.summary import summarise
 
 NAME = "report.html"
@@ -59,9 +63,11 @@ def write_report(
     """
     progress = progress or Progress(quiet=True)
     tracks, notes = results.tracks, list[str]()
-    prepared = _prepared(results, config, progress, notes)
-    looked = picture_grid.looked(results, config, prepared, images, progress, notes) if prepared else []
-    made = assemble(results, config, prepared, notes)
+    data = _data(results, config, progress, notes)
+    looked = []
+    if data is not None:
+        looked = picture_grid.looked(results, config, data.tests, data.datasets, images, progress, notes)
+    made = assemble(results, config, [] if data is None else data.classes_per_step, notes)
     made.grid_rule = picture_grid.rule(looked, config.seed)
     features = picture_grid.stored_features(results.folder.path)
     made.change_legend = picture_grid.change_legend()
@@ -96,26 +102,49 @@ def is_due(folder: RunFolder) -> bool:
     return not target.exists() or any(path.stat().st_mtime > target.stat().st_mtime for path in scored)
 
 
-def _prepared(results: Results, config: RunConfig, progress: Progress, notes: list[str]) -> Prepared | None:
-    """The data as the run had them; None, with a note, where they are not at hand or others now."""
+@dataclass(frozen=True)
+class _Data:
+    """A run's data, as far as a report needs them."""
+
+    datasets: Mapping[str, Dataset]
+    tests: Sequence[Source]
+    """What the last step is tested on."""
+    classes_per_step: numbers.Rows
+    """Images and pixels per class and step; [] where the training images are not at hand."""
+
+
+def _data(results: Results, config: RunConfig, progress: Progress, notes: list[str]) -> _Data | None:
+    """The data as the run had them, at least the test images; None, with a note, where they are others or not there."""
+    last = results.steps[-1]
     try:
         prepared = prepare(config, progress)
     except (EversegError, OSError) as error:
-        notes.append(f"The data are not at hand, so there are no pictures and no pixels per class: {error}")
-        return None
-    last = results.steps[-1]
+        try:
+            datasets, tests = test_sources(results, config)
+        except (EversegError, OSError):
+            notes.append(
+                f"The data are not at hand, so there are no pictures and no pixels per class: {error}"
+            )
+            return None
+        notes.append(
+            f"Of the data only the test images are at hand, so there are no pixels per class: {error}"
+        )
+        return _Data(datasets, tests, [])
     if last.index >= len(prepared.steps) or dict(prepared.steps[last.index].spaces) != last.spaces:
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
-    return prepared
+    told = _class_data(summarise(prepared.steps, prepared.counts))
+    return _Data(prepared.datasets, prepared.steps[last.index].test, told)
 
 
-def assemble(results: Results, config: RunConfig, prepared: Prepared | None, notes: list[str]) -> page.Page:
+def assemble(
+    results: Results, config: RunConfig, classes_per_step: numbers.Rows, notes: list[str]
+) -> page.Page:
     """Everything a report says.
 
     Args:
         config: may name other single-task numbers than the stored configuration.
-        prepared: the run's data, for the pixels per class; None where they are not at hand.
+        classes_per_step: images and pixels per class; [] where the data are not at hand.
         notes: what is missing; more may be added.
     """
     stored, tracks = results.config, results.tracks
@@ -137,7 +166,7 @@ def assemble(results: Results, config: RunConfig, prepared: Prepared | None, not
         speed=figures.speed_rows(curves) if curves else [],
         data=numbers.data_rows(results),
         replaced=results.replaced,
-        classes_per_step=_class_data(summarise(prepared.steps, prepared.counts)) if prepared else [],
+        classes_per_step=classes_per_step,
         provenance=provenance(results),
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
@@ -167,14 +196,10 @@ def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | 
 
 def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
     """Published numbers: those of exactly this setting beside the run's, the others with what differs."""
-    config = results.config
-    domains = {name: domain.dataset for name, domain in config.data.domains.items()}
     mean = None if drop is None else drop["mean"]
-    for match in matches(config, learnt_sets(results)):
+    for match in matches_of(results):
         rows = (
-            numbers.published_rows(match, results.tracks, _method(config), domains, mean)
-            if match.comparable
-            else []
+            numbers.published_rows(match, results, _method(results.config), mean) if match.comparable else []
         )
         (result.comparable if match.comparable else result.others).append(_source(match, rows))
 
@@ -197,7 +222,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
         ("method", _method(config)),
-        ("data", ", ".join(domains) if domains else config.data.dataset),
+        ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
         ("protocol", "" if domains else scenario.protocol),
         ("model", config.model.name),
@@ -220,14 +245,12 @@ def _cards(track: Track) -> list[tuple[str, str, str]]:
         shown = [("old", f"mIoU of {old}"), ("new", f"mIoU of {new}"), *shown]
     cards = []
     for key, text in shown:
-        without = "" if miou[key] == plain[key] else f"; {numbers.shown(plain[key])} without background"
-        cards.append((key.capitalize(), numbers.shown(miou[key]), f"{text}{without}"))
+        without = "" if miou[key] == plain[key] else f"; {percent(plain[key])} without background"
+        cards.append((key.capitalize(), percent(miou[key]), f"{text}{without}"))
     if len(track.steps) > 1:
         lost = sequence["forgetting"]["mean"]
-        cards.append(
-            ("Average", numbers.shown(sequence["average_miou"]), "mean over the steps of mIoU of all")
-        )
-        cards.append(("Forgetting", numbers.shown(lost), "points of mIoU, mean over groups of classes"))
+        cards.append(("Average", percent(sequence["average_miou"]), "mean over the steps of mIoU of all"))
+        cards.append(("Forgetting", percent(lost), "points of mIoU, mean over groups of classes"))
     return cards
 
 
@@ -236,10 +259,10 @@ def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> li
     for track in tracks[:6]:
         value, lost = track.scores[-1]["miou"]["all"], track.sequence["forgetting"]["mean"]
         text = f"mIoU after step {track.steps[-1]}"
-        text += "" if lost is None else f"; forgetting {numbers.shown(lost)}"
-        cards.append((track.name, numbers.shown(value), text))
+        text += "" if lost is None else f"; forgetting {percent(lost)}"
+        cards.append((track.name, percent(value), text))
     if drop is not None:
-        cards.append(("Relative drop", f"{100 * drop['mean']:+.1f} %", f"against {drop['source']}"))
+        cards.append(("Relative drop", f"{points(drop['mean'])} %", f"against {drop['source']}"))
     return cards
 
 
@@ -276,15 +299,6 @@ def _domain_table(results: Results) -> numbers.Rows:
     return domain_rows(rows, results)
 
 
-def learnt_sets(results: Results) -> list[str]:
-    """Data sets in the order in which domains were learnt whole; [] of mixed runs."""
-    config = results.config
-    if not config.data.domains or any(s.classes or s.add for s in config.scenario.steps or []):
-        return []
-    order = [source_name(source) for step in results.planned for source in step["train"]]
-    return [config.data.domains[name].dataset for name in dict.fromkeys(order) if name in config.data.domains]
-
-
 def _source(match: Match, rows: numbers.Rows) -> page.Source:
     entry = match.published
     return page.Source(
@@ -292,7 +306,7 @@ def _source(match: Match, rows: numbers.Rows) -> page.Source:
         entry.paper,
         entry.source,
         entry.url,
-        numbers.conventions(match),
+        match.conventions,
         rows,
         list(match.differences),
     )
@@ -319,7 +333,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
         found[f"published-{number}"] = one.rows
-    return {stem: rows for stem, rows in found.items() if rows}
+    return {stem: for_files(rows) for stem, rows in found.items() if rows}
 
 
 def _numbers(made: page.Page) -> dict[str, Any]:
@@ -332,6 +346,8 @@ def _numbers(made: page.Page) -> dict[str, Any]:
         "notes": made.notes,
         "replaced": made.replaced,
         "tables": made.tables,
-        "published": [asdict(one) for one in (*made.comparable, *made.others)],
+        "published": [
+            {**asdict(one), "rows": for_files(one.rows)} for one in (*made.comparable, *made.others)
+        ],
         "provenance": kept,
     }

@@ -14,6 +14,8 @@ from everseg.config.loading import difference, dump, fields, load
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
 from everseg.errors import EversegError
+from everseg.reports.text import UNDEFINED
+from everseg.runs.command import FROM_PYTHON, text
 from everseg.runs.results import Results, source_name
 
 
@@ -61,10 +63,10 @@ def provenance(results: Results) -> dict[str, Any]:
         **{f"{name} version": value for name, value in (stored.get("versions") or {}).items()},
         "machine": stored.get("machine"),
         "CPU threads": stored.get("threads"),
-        "started with": shlex.join(map(str, stored.get("argv") or [])),
+        "started": text(stored.get("argv")) or FROM_PYTHON,
     }
     models = [
-        {"step": step.index, "model": step.final.digest, "continues": step.final.parent or "-"}
+        {"step": step.index, "model": step.final.digest, "continues": step.final.parent or UNDEFINED}
         for step in results.steps
     ]
     lists = [
@@ -95,8 +97,8 @@ def provenance(results: Results) -> dict[str, Any]:
 
 def cite(config: RunConfig) -> list[str]:
     """Lines to cite: the tool, the method, the data and the model."""
-    text = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
-    known = parse(text, "report/citations.yaml").value
+    written = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
+    known = parse(written, "report/citations.yaml").value
     sets = [domain.dataset for domain in config.data.domains.values()] or [config.data.dataset]
     architecture = "deeplabv3" if config.model.name.startswith("deeplabv3") else config.model.name
     wanted = [

@@ -11,14 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from everseg.errors import some
-from everseg.reports.text import printable
+from everseg.metrics import defined_mean
+from everseg.reports.text import UNDEFINED, figure, percent, points, printable
 
 BAR_CELLS = 10
-
-
-def percent(value: float | None) -> str:
-    """A fraction as percent with one digit; "-" where undefined."""
-    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> str:
@@ -99,16 +95,15 @@ def run_table(run_json: Mapping[str, Any]) -> Table:
     if "table" not in run_json:
         return step_table(run_json)
     columns = list(dict.fromkeys(key for row in run_json["table"] for key in row))
-    rows = [
-        [row[key] if key in ("step", "trained") else _hundredths(row[key]) for key in columns]
-        for row in run_json["table"]
-    ]
+    rows = []
+    for row in run_json[
+        "table"
+    ]:  # its figures are rounded for files already: those shown come from the scores
+        scores = {s["name"]: s["miou"]["all"] for s in run_json["steps"] if s["index"] == row["step"]}
+        scores["mean"] = defined_mean(scores.values())
+        rows.append([row[key] if key in ("step", "trained") else percent(scores.get(key)) for key in columns])
     title = f"{run_json['name']}: mIoU in percent of each domain after each step"
     return table(columns, rows, title=title, right="|".join(c for c in columns if c != "trained"))
-
-
-def _hundredths(value: float | None) -> str:
-    return percent(None if value is None else value / 100)
 
 
 def sequence_text(run_json: Mapping[str, Any]) -> str:
@@ -141,15 +136,11 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
             "(the preset that ends in -single, or scenario.single=true), "
             "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
         )
-    each = ", ".join(f"{name} {_signed(value)}" for name, value in drop["domains"].items())
+    each = ", ".join(f"{name} {points(value)}" for name, value in drop["domains"].items())
     return (
-        f"relative drop (negative = worse than single-task models): {_signed(drop['mean'])} % "
+        f"relative drop (negative = worse than single-task models): {points(drop['mean'])} % "
         f"({each}; against {drop['source']})"
     )
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
@@ -213,7 +204,8 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
                 f"{step['ignored_pixels']:,}",
                 f"{sum(step['hidden']['old'].values()):,}",
                 f"{sum(step['hidden']['future'].values()):,}",
-                ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items()) or "-",
+                ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items())
+                or UNDEFINED,
             ]
             for step in steps
         ],
@@ -226,7 +218,7 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
     for step in steps:
         for name, entry in step["classes"].items():
             weight = step.get("class_weights", {}).get(name)
-            shown = ["-" if weight is None else f"{weight:.2f}"] if weighted else []
+            shown = [figure(weight, digits=2)] if weighted else []
             rows.append([step["index"], name, entry["images"], f"{entry['pixels']:,}", *shown])
     columns = ["step", "class", "images", "pixels", *(["weight"] if weighted else [])]
     classes = table(columns, rows, title="Labelled in training", right="step|images|pixels|weight")

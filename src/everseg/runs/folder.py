@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.metrics import sums_of
 from everseg.models.model import SegmentationModel
+from everseg.runs import command
 from everseg.runs.commit import (
     load_tensors,
     parent_of,
@@ -170,7 +170,7 @@ class RunFolder:
                 "hash": config_hash(config),
                 "seed": config.seed,
                 "threads": threads,
-                "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "argv": command.given(),
                 "host": socket.gethostname(),
                 "machine": platform.platform(),
                 "cores": os.cpu_count(),

@@ -29,9 +29,7 @@ from everseg.reports.compare.statistics import (
     paired,
     spread,
 )
-from everseg.reports.html import learnt_sets
-from everseg.reports.numbers import conventions
-from everseg.reports.published import Match, matches, own_domain_numbers, own_numbers
+from everseg.reports.published import Match, matches_of
 from everseg.runs.commit import write_bytes
 from everseg.runs.results import Results
 
@@ -112,13 +110,14 @@ def _table(table: Table, against: str | None) -> dict[str, Any]:
     base = next((group for group in table.groups if group.name == against), None)
     base = base or next((group for group in table.groups if not group.is_joint), table.groups[0])
     numbers = numbers_of(table)
-    config = table.groups[0].config
-    domains = config.data.domains
+    run = table.groups[0].runs[0]
+    data = run.config.data
     comparable, others = _published(table)
     draws = {id(run): draws_of(run) for run in table.runs}
     return {
-        "title": ", ".join(domains) if domains else f"{config.data.dataset} {_task(config.scenario.task)}",
-        "facts": _facts(table.groups[0].runs[0]),
+        "title": ", ".join(run.results.in_order(data.domains))
+        or f"{data.dataset} {_task(run.config.scenario.task)}",
+        "facts": _facts(run),
         "reasons": table.reasons,
         "numbers": numbers,
         "base": base.name,
@@ -137,7 +136,7 @@ def _facts(run: Result) -> dict[str, str]:
     scenario, data = run.config.scenario, run.config.data
     seen = {"crop": f"crop {data.crop}", "resize": f"resize {data.size[0]}x{data.size[1]}"}
     facts = {
-        "data": ", ".join(data.domains) if data.domains else data.dataset,
+        "data": ", ".join(run.results.in_order(data.domains)) or data.dataset,
         "task": "" if data.domains else _task(scenario.task),
         "protocol": "" if data.domains else scenario.protocol,
         "labels": scenario.policy,
@@ -170,7 +169,7 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     sources: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     for group in table.groups:
-        for match in matches(group.config, learnt_sets(group.runs[0].results)):
+        for match in matches_of(group.runs[0].results):
             entry = match.published
             if not match.comparable:
                 others.setdefault(
@@ -181,8 +180,8 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             source = sources.setdefault(
                 entry.title,
                 {"title": entry.title, "paper": entry.paper, "source": entry.source, "url": entry.url,
-                 "columns": list(entry.columns), "conventions": conventions(match), "ours": [],
-                 "rows": [{"method": m, **dict(zip(entry.columns, v, strict=True))} for m, v in entry.methods.items()]},
+                 "columns": list(entry.columns), "conventions": match.conventions, "ours": [],
+                 "rows": match.rows},
             )  # fmt: skip
             source["ours"].append(_ours(group, match))
     return list(sources.values()), list(others.values())
@@ -190,18 +189,8 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 def _ours(group: Group, match: Match) -> dict[str, Any]:
     """A group's numbers in the columns and the background convention of a source, in percent: mean, sd, n."""
-    per_run = [_own(run, match) for run in group.runs]
+    per_run = [match.own(run.results, run.scores.get("relative drop")) for run in group.runs]
     columns: Mapping[str, Any] = {
-        column: spread(values).to_json()
-        for column, values in zip(match.published.columns, zip(*per_run, strict=True), strict=True)
+        column: spread(numbers[column] for numbers in per_run).to_json() for column in match.published.columns
     }
     return {"group": group.name, **columns}
-
-
-def _own(run: Result, match: Match) -> tuple[float | None, ...]:
-    track = run.tracks[0]
-    if not run.several:
-        return own_numbers(match.published, track.counts[-1], track.space)
-    data = {name: domain.dataset for name, domain in run.config.data.domains.items()}
-    miou = {data[t.name]: t.scores[-1]["miou"]["all"] for t in run.tracks if t.name in data}
-    return own_domain_numbers(match.published, miou, run.scores.get("relative drop"))
