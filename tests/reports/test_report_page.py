@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from parsed_pages import Parsed, parsed
 from PIL import Image
-from toy import HERE, settings
+from toy import HERE, build, settings
 
 import everseg
 from everseg import api
 from everseg.config.loading import difference, load
+from everseg.data.base import Dataset
 from everseg.errors import CheckpointError
 from everseg.reports import figures, html, page
 from everseg.reports import html as assemble
@@ -374,6 +375,34 @@ def test_without_the_data_the_report_is_made_without_pictures(tmp_path: Path) ->
     assert len(given.all("svg")) > 3
 
 
+def only_tests(root: str | None = None) -> Dataset:
+    """The toy's data as they lie where training images were left out."""
+    whole = build(root)
+    return replace(whole, splits={"val": whole.splits["val"]})
+
+
+def test_the_test_images_alone_are_enough_for_the_pictures(finished: everseg.Run, copy: Path) -> None:
+    given = [f"data={Path(__file__).resolve()}:only_tests"]
+    made = api.report(copy, overrides=given, images=html.AUTOMATIC_IMAGES, quiet=True)
+    assert (
+        "Of the data only the test images are at hand, so there are no pixels per class" in made["notes"][0]
+    )
+    assert "train" in made["notes"][0]
+    pictures = parsed(copy / "report.html").all("img")
+    assert pictures == parsed(finished.path / "report.html").all("img"), "the same as with all data"
+
+
+def test_rankings_of_pictures_say_over_which_classes_they_rank(
+    finished: everseg.Run, domains: everseg.Run
+) -> None:
+    text = parsed(finished.path / "report.html").text
+    assert "Ranked over the classes known before step 1: background, red, green." in text
+    assert re.search(r"val-\d+ · mean IoU \d+\.\d over (background, )?(red|green)", text)
+    text = parsed(domains.path / "report.html").text
+    assert "Ranked over the classes known before step 1: background, red, green, blue." in text, "day"
+    assert "Ranked over the classes of the model: background, red, green, blue." in text, "dusk, just learnt"
+
+
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
     result = api.features(copy, overrides=[USER_CODE], quiet=True, limit=10, images=4)
     given = made(copy, images=0)
@@ -396,6 +425,25 @@ def test_the_command_in_the_report_does_the_same_run_again() -> None:
     assert difference(load(words[2], words[3:]), config) == []
     assert not [word for word in words if word.startswith(("out=", "name="))]
     assert command(load({"name": "mine"})) == "everseg run mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["cli.py", "run", "my toy.yaml"], "everseg run 'my toy.yaml'"),
+        (None, "from Python, not by a command"),
+    ],
+)
+def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
+    argv: list[str] | None, shown: str, copy: Path
+) -> None:
+    record = json.loads((copy / "run.json").read_text())
+    assert record["argv"] is None, "this test calls everseg.run"
+    (copy / "run.json").write_text(json.dumps({**record, "argv": argv}))
+    given = made(copy, images=0)
+    facts = json.loads(given.download("toy.json"))["provenance"]["facts"]
+    assert facts["started"] == shown
+    assert shown in given.text
 
 
 def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None:
