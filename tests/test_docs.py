@@ -43,12 +43,14 @@ def commands(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plug_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that docs/extending.md prints."""
+    """A folder with the Python files that the pages print, those of docs/extending.md among them."""
     folder = tmp_path_factory.mktemp("docs")
-    for block in blocks(ROOT / "docs" / "extending.md", "python"):
-        if block.file:
-            (folder / block.file).write_text(block.code)
-    assert len(list(folder.iterdir())) == 4
+    printed = [block for page in PAGES for block in blocks(page, "python") if block.file]
+    for block in printed:
+        (folder / str(block.file)).write_text(block.code)
+    names = [block.file for block in printed]
+    assert len(set(names)) == len(names), "two pages print a file of one name"
+    assert {"my_data.py", "my_method.py", "my_model.py", "my_scenario.py"} <= set(names)
     return folder
 
 

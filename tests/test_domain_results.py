@@ -19,7 +19,6 @@ from everseg.errors import ConfigError, DataError
 from everseg.models.branch_choice import infer_branch
 from everseg.runs.commit import save_folder
 from everseg.runs.folder import RunFolder
-from everseg.runs.model_folder import read_paths
 
 USER_CODE = [f"data.domains.{light}.dataset={HERE}" for light in ("day", "fog")]
 FEW: dict[str, Any] = {"train": 8, "val": 4}
@@ -195,7 +194,7 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
         np.testing.assert_array_equal(by_domain.ids, by_path.ids)
         with pytest.raises(ConfigError, match=r"--domain dusk: the model has the paths road, day, fog"):
             model.check_path("dusk")
-    assert read_paths(done.folder.final(0) / "classes.json") == {"day": "road"}
+    assert done.folder.about(0).domains == {"day": "road"}
 
 
 def test_a_model_folder_of_before_domains_were_recorded_still_loads(
@@ -203,6 +202,7 @@ def test_a_model_folder_of_before_domains_were_recorded_still_loads(
 ) -> None:
     final = mdil.folder.final(1)
     document = {**json.loads((final / "classes.json").read_text()), "domains": ["day", "fog"], "crop": 32}
+    del document["format"]
     tensors = {name: load_file(final / f"{name}.safetensors") for name in ("model", "method_state")}
     save_folder(tmp_path / "old", tensors, {"classes": document})
     assert everseg.load(tmp_path / "old").paths == {"day": "day", "fog": "fog"}

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import astuple
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import everseg
 from everseg.errors import ConfigError
 from everseg.labels import POLICIES, SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, RawLabels, policy_set
 
@@ -81,3 +88,82 @@ def test_a_space_without_background_ignores_what_a_policy_calls_background():
     space = LabelSpace(((3, 4),), ("cat", "dog"), background=None)
     table = space.lut([3], LabelPolicy(void=255, background=0, old=0, future=0), [3, 4, 5])
     assert [int(table[raw]) for raw in (3, 4, 5, 9)] == [0, 255, 255, 255]
+
+
+# ---------------------------------------------------------------- one table
+
+
+def by_name(dataset: RawLabels, space: LabelSpace, policy: LabelPolicy, visible: set[int]) -> np.ndarray:
+    """The table of another data set, written down pixel class by pixel class."""
+    if space.background is None:
+        policy = LabelPolicy(*(255 if value == 0 else value for value in astuple(policy)))
+    table = np.full(256, policy.void, np.uint8)
+    for raw, name in dataset.names.items():
+        if raw == dataset.background and space.background is not None:
+            table[raw] = policy.background
+        elif name not in space.names:
+            table[raw] = policy.future
+        else:
+            table[raw] = space.names.index(name) if raw in visible else policy.old
+    return table
+
+
+@given(
+    data=st.data(),
+    policy=st.builds(LabelPolicy, *[st.sampled_from([0, 255])] * 4),
+    background=st.sampled_from([0, None]),
+)
+def test_tables_of_other_data_sets_go_by_name(
+    data: st.DataObject, policy: LabelPolicy, background: int | None
+) -> None:
+    pool = ["background", "road", "sky", "car", "bus", "tree"]
+    known = data.draw(st.permutations(pool).map(lambda names: names[:4]))
+    raws = data.draw(st.lists(st.integers(0, 255), min_size=4, max_size=4, unique=True))
+    names = dict(zip(raws, data.draw(st.permutations(pool)), strict=False))
+    labels = RawLabels(names, background=data.draw(st.sampled_from([None, *raws])))
+    space = LabelSpace(((0, 1), (2, 3)), tuple(known), background)
+    train_ids = space.train_ids_of(labels)
+    visible = data.draw(st.sets(st.sampled_from(raws)))
+    expected = by_name(labels, space, policy, visible)
+    np.testing.assert_array_equal(space.lut_for(labels, train_ids, policy, visible), expected)
+    everything = by_name(labels, space, policy, set(raws))
+    np.testing.assert_array_equal(space.lut_for(labels, train_ids, policy), everything)
+
+
+def test_a_table_of_the_same_ids_is_the_space_s_own() -> None:
+    labels = RawLabels({0: "background", 3: "road", 7: "sky", 9: "car"}, background=0)
+    space = LabelSpace(((0, 7), (3,)), ("background", "sky", "road"))
+    policy = LabelPolicy(void=255, background=0, old=0, future=255)
+    own = space.lut([7, 3], policy, labels.names)
+    np.testing.assert_array_equal(space.lut_for(labels, space.train_ids_of(labels), policy), own)
+    assert own[[0, 3, 7, 9, 255]].tolist() == [0, 2, 1, 255, 255]
+
+
+def test_what_is_no_list_of_classes_is_told() -> None:
+    assert LabelSpace(((0, 5), (7,)), ("background", "car", "bus")).problems() == []
+    assert LabelSpace(((0, 1), (1,)), ("a", "b", "b"), 3).problems() == [
+        "the id 1 stands twice",
+        "the name b stands twice",
+        "the background is none of the classes",
+    ]
+    assert LabelSpace(((0, 1),), ("a", "b", ""), None).problems() == [
+        "3 names for 2 ids",
+        "a class without a name",
+    ]
+
+
+def test_the_ignored_id_is_a_constant_and_tables_of_labels_have_one_maker() -> None:
+    """255 as a number may stand where it is a byte's largest value or a raw void, not where it means `ignored`."""
+    package = Path(everseg.__file__).parent
+    ignored = re.compile(
+        r"(?:!=|==|\bignore_index=|\bfuture=|\bold=|masked_fill\([^)]*,) *255\b|\(255, space"
+    )
+    makers, literal = [], []
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text()
+        name = path.relative_to(package).as_posix()
+        literal += [f"{name}: {line.strip()}" for line in text.splitlines() if ignored.search(line)]
+        if re.search(r"np\.full\(256, policy", text):
+            makers.append(name)
+    assert literal == []
+    assert makers == ["labels.py"]

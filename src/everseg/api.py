@@ -146,7 +146,8 @@ class Run:
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
         """Write the run's report (one HTML file; default in its folder) and give its path."""
         target = None if out is None else Path(out)
-        made = write_report(self.results, self.asked or self.config, out=target, images=images)
+        config = self.asked or stored_config(self.folder, stored=self.config)
+        made = write_report(self.results, config, out=target, images=images)
         return Path(made["path"])
 
 
@@ -225,7 +226,7 @@ def report(
         EversegError: with what, where and what to do.
     """
     results = Results(RunFolder(Path(path)))
-    config = stored_config(results.folder, overrides, results.config)
+    config = stored_config(results.folder, overrides, stored=results.config)
     target = None if out is None else Path(out)
     return write_report(results, config, out=target, images=images, progress=Progress(quiet=quiet))
 

@@ -7,7 +7,7 @@ What happens to pixels that carry no class taught now differs between the public
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -58,9 +58,9 @@ class RawLabels:
 
 @dataclass(frozen=True)
 class LabelPolicy:
-    """Train ids given to pixels that carry no class taught now (255 = ignored)."""
+    """Train ids given to pixels that carry no class taught now."""
 
-    void: int = 255
+    void: int = IGNORED
     background: int = 0
     old: int = 0
     future: int = 0
@@ -79,26 +79,26 @@ POLICIES: dict[str, PolicySet] = {
     # MiB's VOC code: void is trained as background; unknown classes are not scored.
     "mib-voc": PolicySet(
         train=LabelPolicy(void=0, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=0, old=255, future=255),
-        test=LabelPolicy(void=255, background=0, old=255, future=255),
+        val=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
+        test=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
     ),
     # MiB's ADE20K code: as above, but raw 0 ("other") is never scored.
     "mib-ade": PolicySet(
         train=LabelPolicy(void=0, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=255, old=255, future=255),
-        test=LabelPolicy(void=255, background=255, old=255, future=255),
+        val=LabelPolicy(void=IGNORED, background=IGNORED, old=IGNORED, future=IGNORED),
+        test=LabelPolicy(void=IGNORED, background=IGNORED, old=IGNORED, future=IGNORED),
     ),
     # PLOP and CSSegmentation: void stays ignored; classes not learnt yet are scored as background.
     "plop": PolicySet(
-        train=LabelPolicy(void=255, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=0, old=0, future=0),
-        test=LabelPolicy(void=255, background=0, old=0, future=0),
+        train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+        val=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+        test=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
     ),
     # everseg's own choice for other data: void is never learnt, classes not learnt yet are not scored.
     "ignore-void": PolicySet(
-        train=LabelPolicy(void=255, background=0, old=0, future=0),
-        val=LabelPolicy(void=255, background=0, old=255, future=255),
-        test=LabelPolicy(void=255, background=0, old=255, future=255),
+        train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+        val=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
+        test=LabelPolicy(void=IGNORED, background=0, old=IGNORED, future=IGNORED),
     ),
 }
 
@@ -136,8 +136,24 @@ class LabelSpace:
     def num_classes(self) -> int:
         return len(self.order)
 
+    def problems(self) -> list[str]:
+        """What makes this no list of classes: ids and names that do not match, or anything that stands twice."""
+        found = []
+        if len(self.names) != self.num_classes:
+            found.append(f"{len(self.names)} names for {self.num_classes} ids")
+        for what, values in (("id", self.order), ("name", self.names)):
+            if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+                found.append(f"the {what} {', '.join(map(str, twice))} stands twice")
+        if "" in self.names:
+            found.append("a class without a name")
+        if self.background is not None and (
+            type(self.background) is not int or not 0 <= self.background < self.num_classes
+        ):
+            found.append("the background is none of the classes")
+        return found
+
     def lut(self, visible: Iterable[int], policy: LabelPolicy, all_raw: Iterable[int]) -> np.ndarray:
-        """Build the table raw id -> train id.
+        """Build the table raw id -> train id of a data set whose ids are those of this label space.
 
         In a label space without background, pixels that a policy would call background (0) are ignored instead.
 
@@ -150,16 +166,59 @@ class LabelSpace:
             (256,) uint8.
         """
         order = self.order
-        visible, all_raw = set(visible), set(all_raw)
         background = None if self.background is None else order[self.background]
+        train_ids = {raw: i for i, raw in enumerate(order) if raw >= 0 and raw != background}
+        if background is not None and background < 0:  # an output of ours: no pixel is labelled so
+            background = None
+        return self._table(train_ids, background, set(visible), policy, all_raw)
+
+    def lut_for(
+        self,
+        labels: RawLabels,
+        train_ids: Mapping[int, int],
+        policy: LabelPolicy,
+        visible: Iterable[int] | None = None,
+    ) -> np.ndarray:
+        """Build the table of a data set with ids of its own, whose classes were found in this label space by name.
+
+        Args:
+            labels: of the data set. Its background is the label space's, whatever either is called.
+            train_ids: raw id -> train id of the classes that were found, without the background.
+            policy: where all other pixels go.
+            visible: raw ids that keep their train id; default all of `train_ids`.
+
+        Returns:
+            (256,) uint8, as `lut` gives it.
+        """
+        background = None if self.background is None else labels.background
+        return self._table(
+            train_ids, background, set(train_ids if visible is None else visible), policy, labels.names
+        )
+
+    def _table(
+        self,
+        train_ids: Mapping[int, int],
+        background: int | None,
+        visible: Collection[int],
+        policy: LabelPolicy,
+        all_raw: Iterable[int],
+    ) -> np.ndarray:
+        """The only place where a table of labels is made."""
         if self.background is None:
-            policy = LabelPolicy(*(255 if value == 0 else value for value in astuple(policy)))
+            policy = LabelPolicy(*(IGNORED if value == 0 else value for value in astuple(policy)))
         table = np.full(256, policy.void, np.uint8)
-        for raw in all_raw - set(order):
+        for raw in all_raw:
             table[raw] = policy.future
-        for train_id, raw in enumerate(order):
-            if raw >= 0 and raw != background:
-                table[raw] = train_id if raw in visible else policy.old
-        if background is not None and background >= 0:
+        for raw, train_id in train_ids.items():
+            table[raw] = train_id if raw in visible else policy.old
+        if background is not None:
             table[background] = policy.background
         return table
+
+    def train_ids_of(self, labels: RawLabels) -> dict[int, int]:
+        """Raw id -> train id of a data set's classes that have a name of this label space; without the background."""
+        return {
+            raw: self.names.index(name)
+            for raw, name in labels.names.items()
+            if name in self.names and not (raw == labels.background and self.background is not None)
+        }

@@ -67,6 +67,11 @@ def names(kind: str) -> list[str]:
     return [*BUILTIN[kind], *sorted(set(installed) - set(BUILTIN[kind]))]
 
 
+def is_builtin(kind: str, name: object) -> bool:
+    """Whether a name is one of everseg's own; any other stands for code that somebody else wrote."""
+    return isinstance(name, str) and name in BUILTIN[kind]
+
+
 def resolve(kind: str, name: str) -> Any:
     """Import the object a name stands for.
 

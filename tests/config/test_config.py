@@ -7,6 +7,7 @@ import json
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,18 @@ from hypothesis import strategies as st
 from everseg.config.checks import expectation, shown
 from everseg.config.fields import HARMLESS, RunConfig
 from everseg.config.hyperparameters import method_options
-from everseg.config.loading import config_hash, difference, dump, fields, identity, load, to_json
+from everseg.config.loading import (
+    config_hash,
+    difference,
+    dump,
+    fields,
+    from_stored,
+    identity,
+    load,
+    own_code,
+    refuse_own_code,
+    to_json,
+)
 from everseg.config.yaml import MAX_BYTES, parse, read, scalar
 from everseg.errors import ConfigError
 
@@ -165,10 +177,76 @@ def test_a_method_of_ones_own_is_checked_too(tmp_path: Path) -> None:
 def test_a_stored_configuration_imports_no_code(tmp_path: Path) -> None:
     marker = tmp_path / "imported"
     path = write(tmp_path, f"open({str(marker)!r}, 'w')\nclass Mine: pass\n", "mine.py")
-    assert load({"method": {"name": f"{path}:Mine", "a": 1}}).method.options == {"a": 1}
+    assert from_stored({"method": {"name": f"{path}:Mine", "a": 1}}).method.options == {"a": 1}
+    changed = from_stored({"method": {"name": f"{path}:Mine"}}, ["method=mib"])
+    assert changed.method.options["kd_weight"] == 10.0
+    assert load({"method": {"name": f"{path}:Mine"}}, import_own=False).method.name == f"{path}:Mine"
     assert not marker.exists()
-    problems(None, [f"method={path}:Mine"])
-    assert marker.exists()
+    with pytest.raises(ConfigError, match="not a subclass"):
+        from_stored({}, [f"method={path}:Mine"])
+    assert marker.exists(), "the user names it"
+    marker.unlink()
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ("demo-mib", "expected keys and values, got 'demo-mib'"),
+        ([["demo-mib"]], "expected keys and values"),
+        (None, "expected keys and values"),
+        ({"base": "base.yaml"}, "base: unknown key"),
+        ({"preset": "demo-mib"}, "preset: unknown key"),
+        ({"method": "base.py:Mine"}, "method: expected keys and values"),
+        ({"data": "base.py:build"}, "data: expected keys and values"),
+        ({"task": "4-2"}, "task: unknown key"),
+        ({"train": {"epochs": 10**4000}}, "train.epochs: a number beyond"),
+        ({"train": {"threads": 10**9}}, "train.threads: expected int >= 1 and <= 4096"),
+        ({"data": {"options": {"a": [[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]}}}, "nested deeper than 20"),
+        ({"seed": True, "train": {"epocs": 3}}, "seed: expected int"),
+        ({"seed": True, "train": {"epocs": 3}}, "train.epocs: unknown key"),
+    ],
+)
+def test_what_is_stored_is_plain_keys_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: Any, said: str
+) -> None:
+    """No preset, no other file, no shorthand: nothing of that is ever written, and a file must not ask for it."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "open('imported', 'w')\nclass Mine: pass\n", "base.py")
+    write(tmp_path, "method: base.py:Mine\n", "base.yaml")
+    with pytest.raises(ConfigError) as caught:
+        from_stored(stored)
+    assert any(said in problem for problem in caught.value.problems)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_what_was_written_reads_back_equal() -> None:
+    config = load("camvid-6-5-mib", ["data.options={bit_depth: 16}", "scenario.task=50", "model.weights=1.5"])
+    assert from_stored(to_json(config)) == config
+    assert from_stored(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_own_code_is_refused_until_the_user_names_it() -> None:
+    stored = {
+        "model": {"name": "a.py:net"}, "method": {"name": "b.py:M"}, "scenario": {"kind": "installed-one"},
+        "data": {"domains": {"day": {"dataset": "c:build"}, "dusk": {"dataset": "demo"}, "fog": {"dataset": "x.yaml"}}},
+    }  # fmt: skip
+    config = from_stored(stored)
+    assert own_code(config) == {
+        ("model", "model"): "a.py:net", ("dataset", "data.domains.day.dataset"): "c:build",
+        ("scenario", "scenario.kind"): "installed-one", ("method", "method"): "b.py:M",
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        refuse_own_code(config)
+    assert [problem.rpartition(": ")[2] for problem in caught.value.problems] == [
+        "model=a.py:net", "data.domains.day.dataset=c:build", "scenario.kind=installed-one",
+    ]  # fmt: skip
+    said = ["model=a.py:net", "data.domains={day: {dataset: 'c:build'}}"]
+    with pytest.raises(ConfigError, match="installed-one"):
+        refuse_own_code(config, said)
+    refuse_own_code(config, [*said, "scenario.kind=installed-one"])
+    refuse_own_code(config, named=["a.py:net", "c:build", "installed-one"])
+    refuse_own_code(config, said, kinds=("dataset",))
+    assert own_code(RunConfig()) == {}
 
 
 # ---------------------------------------------------------------- messages

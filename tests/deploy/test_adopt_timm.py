@@ -92,11 +92,12 @@ def test_the_classifiers_of_several_growths_are_one(tmp_path: Path) -> None:
     assert made.bundle.model().head("default").sizes == (3,)
 
 
+@pytest.mark.parametrize("head", ["mlp", "deeplabv3"])
 def test_it_is_extended_like_any_other(
-    tmp_path: Path, new_data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, new_data: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_file(trained("mlp").state_dict(), tmp_path / "w.safetensors")
+    save_file(trained(head).state_dict(), tmp_path / "w.safetensors")
     made = adopt(
         tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
     )

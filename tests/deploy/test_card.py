@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from everseg.deploy.card import _classes, _origin
+from everseg.runs.model_folder import BundleClass, Registry
 
 
 def history(*steps: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
@@ -15,10 +16,8 @@ def history(*steps: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 def ious(*steps: dict[str, dict[str, float]]) -> dict[str, str]:
     names = ["road", "autorickshaw", "never tested"]
-    classes = [
-        {"id": i, "name": n, "colour": (0, 0, 0), "step": 0, "paths": ["a"]} for i, n in enumerate(names)
-    ]
-    rows = [row.split(" | ") for row in list(_classes({"classes": classes}, history(*steps)))[2:]]
+    known = Registry(tuple(BundleClass(i, n, (0, 0, 0), 0, ("a",)) for i, n in enumerate(names)), len(names))
+    rows = [row.split(" | ") for row in list(_classes(known, history(*steps)))[2:]]
     return {row[1]: row[3] for row in rows}
 
 

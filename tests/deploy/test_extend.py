@@ -23,6 +23,7 @@ from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend
 from everseg.deploy.old_classes import Pair, estimated
+from everseg.engine.prepare import known_in
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError
@@ -256,7 +257,7 @@ def test_labels_go_by_name(deployed, old_data):
         config = ScenarioConfig(
             kind="extension", bundle=str(deployed), task=[["forklift"]], protocol=protocol
         )
-        (step,) = build(config, data, counts, seed=0)
+        (step,) = build(config, data, counts, seed=0, read=known_in)
         tables[protocol] = list(step.train[0].lut[:4])
         assert list(step.test[0].lut[:4]) == [0, 3, 1, 255]
         assert step.train[0].lut[255] == 255
@@ -274,7 +275,7 @@ def test_labels_go_by_name(deployed, old_data):
             **wrong,
         }
         with pytest.raises(ConfigError):
-            build(ScenarioConfig(**given), data, counts, seed=0)
+            build(ScenarioConfig(**given), data, counts, seed=0, read=known_in)
 
 
 def test_agreement_is_that_of_the_two_models(deployed, new_data):

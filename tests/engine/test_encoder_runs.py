@@ -60,10 +60,10 @@ def test_two_steps_with_a_teacher(kind, name, method, tmp_path):
     assert all(math.isfinite(value) for term in terms for value in term.values())
     assert {"mib": {"ce", "kd"}, "ilt": {"ce", "kd", "feature"}}[method] == set(terms[-1])
     assert max(term["kd"] for term in terms if "kd" in term) > 0
-    model, spaces = load_model(tmp_path / "toy" / "steps" / "01" / "final")
+    model, about = load_model(tmp_path / "toy" / "steps" / "01" / "final")
     before, _ = load_model(tmp_path / "toy" / "steps" / "00" / "final")
     assert model.growth == [{"default": 3}, {"default": 1}]
-    assert spaces["default"].num_classes == 4
+    assert about.spaces["default"].num_classes == 4
     image = torch.randn(1, 3, 41, 37)
     taps, old = model(image)["default"].features, before(image)["default"].features
     assert {n: t.shape for n, t in taps.items()} == {n: t.shape for n, t in old.items()}

@@ -20,7 +20,7 @@ from everseg.errors import ConfigError
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.models.branch_choice import branch_distances
 from everseg.models.erfnet import erfnet
-from everseg.runs.input_form import InputForm, Windows
+from everseg.runs.input_form import Windows
 
 USER_CODE = f"data={toy.HERE}"
 SLIDING = {"dataset": toy.HERE, "crop": 32, "evaluation": "sliding", "window": 24, "workers": 0}
@@ -119,7 +119,7 @@ def test_a_run_is_scored_and_predicts_through_its_windows(done):
         pytest.approx(1 / 3),
     )
     model = everseg.load(done.path)
-    assert model.form.windows == Windows(24, 1 / 3)
+    assert model.form.windows() == Windows(24, 1 / 3)
     counts = np.zeros((4, 4), np.int64)
     split = toy.build().splits["val"]
     for index in range(len(split)):
@@ -170,7 +170,6 @@ PEAK = """
 import sys
 import numpy as np, torch
 from pathlib import Path
-from everseg.inference.windows import Windows
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.inference.predict import InputForm, LoadedModel
@@ -179,7 +178,7 @@ torch.set_num_threads(1)
 model = deeplabv3_tiny(widths=(8, 8, 8, 8), hidden=8, norm="bn")
 model.grow({"default": 60})
 space = LabelSpace((tuple(range(60)),), tuple(map(str, range(60))), None)
-loaded = LoadedModel(model, {"default": space}, InputForm(windows=Windows(256)))
+loaded = LoadedModel(model, {"default": space}, InputForm("sliding", window=256))
 loaded.predict(np.zeros((300, 300, 3), np.uint8))
 before = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 loaded.predict(np.zeros((int(sys.argv[1]), 600, 3), np.uint8))
@@ -200,8 +199,3 @@ def test_memory_of_a_large_image_is_that_of_its_bytes():
     )
     per_pixel = (large - small) * 1024 / (2400 * 600)
     assert per_pixel < 24  # image twice (6), ids (1) and slack; logits would be 60 * 4
-
-
-def test_loaded_models_of_other_folders_have_no_windows(tmp_path):
-    (tmp_path / "classes.json").write_text('{"evaluation": "whole", "size": [4, 4]}')
-    assert InputForm.read(tmp_path) == InputForm()

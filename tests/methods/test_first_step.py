@@ -15,7 +15,9 @@ from everseg.engine.sharing import behaviour
 from everseg.methods.ft import FineTuning
 
 METHODS = list(registry.BUILTIN["method"])
-STATELESS = ["ft", "ilt", "lwf", "lwf-mc", "mib", "mdil", "mdil+mib"]
+STATEFUL = ["ewc", "pi", "rw"]
+"""Methods that gather something in the first step; of a new method it is expected that it does not."""
+STATELESS = [name for name in METHODS if name not in STATEFUL]
 """Methods with nothing of their own in the first step."""
 FROZEN = {"freeze_encoder": True, "freeze_from": 0}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

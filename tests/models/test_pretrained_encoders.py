@@ -104,7 +104,7 @@ def test_pickled_weights_are_read_without_running_code(tmp_path):
             return (tmp_path.joinpath("ran").mkdir, ())
 
     torch.save({**state, "x": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*could run code"):
         loaded(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -147,7 +147,7 @@ def damaged(folder, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "error", "words"),
     [
-        ("truncated", CheckpointError, "cannot be loaded"),
+        ("truncated", CheckpointError, "is damaged"),
         ("missing", CheckpointError, "do not fit"),
         ("infinite", CheckpointError, "not finite"),
         ("config", CheckpointError, "config.json cannot be read"),

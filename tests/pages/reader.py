@@ -61,7 +61,7 @@ SUBSTITUTIONS = {
 EXIT_CODES = {"train.max_time=3500": 75}
 """Part of a command -> the exit code that its page tells, where that is not 0."""
 EVERSEG = re.compile(r"((?:\w+=\S* )*)(?:\S*/)?everseg (.*)")
-PROCESS = re.compile(r"(torchrun|accelerate launch|python -m benchmarks|curl) ")
+PROCESS = re.compile(r"(torchrun|accelerate launch|python -m benchmarks|curl) |python -m pytest test_")
 OPTIONS = ("-o", "--out", "--to", "--json")
 SAID = re.compile(r"^(?:wrote|run folder:|report:|Wrote|script:) ([^\s:,;]+)", re.MULTILINE)
 

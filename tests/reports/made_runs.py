@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from everseg.config.loading import load, to_json
+from everseg.labels import LabelSpace
 from everseg.metrics import step_scores
-from everseg.runs.commit import save_folder, write_json
+from everseg.runs.commit import write_json
 from everseg.runs.folder import RunFolder
+from everseg.runs.model_folder import ModelFile, save_model
 
 VERSIONS = {"everseg": "0.1.0", "torch": "2.0"}
 
@@ -67,13 +69,12 @@ def made_run(
     for index, (tested, sizes) in enumerate(zip(steps, groups, strict=True)):
         names = [f"c{i}" for i in range(sum(sizes))]
         bounds = np.cumsum([0, *sizes]).tolist()
-        spaces = {
-            key: {"groups": [list(range(a, b)) for a, b in pairwise(bounds)], "names": names,
-                  "background": background}
-            for key in tested
-        }  # fmt: skip
-        classes = {"branches": spaces, "fresh": config.scenario.single}
-        save_folder(folder.final(index), {"model": {}}, {"classes": classes})
+        groups_of = tuple(tuple(range(a, b)) for a, b in pairwise(bounds))
+        spaces = {key: LabelSpace(groups_of, tuple(names), background) for key in tested}
+        growth = [{key: sum(sizes) for key in tested}]
+        about = ModelFile({"name": "deeplabv3-tiny", "options": {}, "growth": growth}, spaces,
+                          fresh=config.scenario.single)  # fmt: skip
+        save_model(folder.final(index), about, {})
         scores = {
             key: {
                 **step_scores(value, sizes, background),

@@ -277,7 +277,7 @@ def test_a_signal_reaches_the_runs(tmp_path: Path) -> None:
         "pathlib.Path('ready').touch(); time.sleep(60)\n"
     )
     parent = (
-        "import sys, pathlib\nfrom everseg.many import launch\n"
+        "import sys, pathlib\nfrom everseg.sweeps import launch\n"
         "with launch.processes(1) as (submit, _):\n"
         f"    submit([sys.executable, '-c', {child!r}], pathlib.Path('c.log')).result()\n"
     )

@@ -179,12 +179,13 @@ def predict(
 ) -> None:
     """Write the id mask and an overlay of every image."""
     from everseg import api, registry
+    from everseg.inference.predict import MASK_IDS
 
     builder = None if model is None else registry.resolve("model", model)
     written = api.predict(
         path, images, out, step=step, builder=builder, domain=domain, infer_domain=infer_domain
     )
-    say(f"{len(written)} masks and overlays in {out}; classes.json there names the ids")
+    say(f"{len(written)} masks and overlays in {out}; {MASK_IDS} there names the ids")
 
 
 @app.command()

@@ -73,8 +73,11 @@ def under_headings(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _policy_text(policy: Any) -> str:
+    from everseg.labels import IGNORED
+
     return ", ".join(
-        f"{kind} {'ignored' if train_id == 255 else 'background'}" for kind, train_id in vars(policy).items()
+        f"{kind} {'ignored' if train_id == IGNORED else 'background'}"
+        for kind, train_id in vars(policy).items()
     )
 
 

@@ -22,6 +22,8 @@ from everseg.errors import ConfigError, near_miss
 Problem = tuple[KeyPath, str]
 """Key path and what is wrong there."""
 
+MAX_INT = 2**53
+"""No setting is a larger whole number; up to here a float holds each exactly."""
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -41,8 +43,12 @@ def plain(value: Any, problems: list[Problem], path: KeyPath = ()) -> Any:
         if _encodable(value):
             return str(value)
         problems.append((path, "text that is not valid Unicode"))
-    elif value is None or isinstance(value, (bool, int)):
+    elif value is None or isinstance(value, bool):
         return value
+    elif isinstance(value, int):
+        if abs(value) <= MAX_INT:
+            return value
+        problems.append((path, f"a number beyond {MAX_INT}"))
     elif isinstance(value, float):
         if math.isfinite(value):
             return float(value)

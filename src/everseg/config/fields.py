@@ -41,9 +41,9 @@ class DataConfig(_Section):
     transform: Literal["crop", "resize"] = "crop"
     """Training images: "crop" = random resized crop to a square, "resize" = whole image at `size`, shifted by a
     few pixels."""
-    crop: int = Field(default=512, ge=8)
+    crop: int = Field(default=512, ge=8, le=65536)
     """Side of the square training crop, in pixels."""
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (512, 1024)
+    size: tuple[Annotated[int, Field(ge=8, le=65536)], Annotated[int, Field(ge=8, le=65536)]] = (512, 1024)
     """Height and width of "resize", in pixels."""
     shift: int = Field(default=2, ge=0)
     """Training images of "resize" are moved by up to so many pixels in each direction."""
@@ -56,7 +56,7 @@ class DataConfig(_Section):
     evaluation: Literal["crop", "whole", "resize", "sliding"] = "crop"
     """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (MiB's papers), "whole",
     "resize" = image and labels at `size` (MDIL), or "sliding" = at their own size through overlapping windows."""
-    window: int | None = Field(default=None, ge=8)
+    window: int | None = Field(default=None, ge=8, le=65536)
     """Side of the square windows of "sliding", in pixels; default `crop`."""
     overlap: float = Field(default=1 / 3, ge=0, le=0.9)
     """Share of its side that a window of "sliding" has in common with the next; where they overlap, logits are
@@ -194,7 +194,7 @@ class TrainConfig(_Section):
     """Arithmetic of the network; losses are always fp32. fp16 is refused where a method reads gradients."""
     sync_norm: bool = False
     """Synchronise batch statistics over processes (CUDA only)."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads per process; exact repetition needs the same number. Default: PyTorch's choice, recorded."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Iterations between checkpoints."""

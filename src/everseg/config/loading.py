@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from everseg.config.checks import (
     shown,
 )
 from everseg.config.fields import RunConfig
-from everseg.config.show import config_hash, difference, dump, fields, identity, to_json
+from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
 from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 
-__all__ = ["config_hash", "difference", "dump", "fields", "identity", "load", "override_value", "to_json"]
+__all__ = [
+    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "override_value", "own_code",
+    "refuse_own_code", "settings", "to_json",
+]  # fmt: skip
 
 SHORTHAND: dict[str, KeyPath] = {
     "data": ("data", "dataset"),
@@ -53,19 +56,27 @@ _OWNED_BY_DOMAIN = ("options", "rename")
 
 
 def load(
-    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = (), **sections: Any
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    import_own: bool = True,
+    **sections: Any,
 ) -> RunConfig:
-    """Read and check the configuration of a run.
+    """Read and check the configuration of a run that the user asks for.
 
     Later wins: defaults, `preset:` (or `base:`, another file) named in a file, the file, `sections`, `overrides`.
     Changing the method drops the hyper-parameters given for the former one; the hyper-parameters that are not given
     are filled in with the method's defaults, so that the result says everything.
+
+    A method of the user's own is imported to check its hyper-parameters. So this is for what the user wrote; what a
+    run folder or a bundle holds is read by `from_stored`.
 
     Args:
         source: preset name, path of a YAML file, mapping with the same keys, or None for the defaults.
         overrides: "key=value" with dotted keys; values are read as YAML 1.2 (`train.lr=1e-3`,
             `scenario.task=[[road,sky],[car]]`). `method=mib`, `data=...`, `model=...`, `task=...`, `protocol=...`
             are short for method.name and so on.
+        import_own: False leaves a method that is not everseg's own unchecked, and never imports it.
         sections: the same as keywords: `method="mib"`, `train={"lr": 0.02}`, `seed=1`.
 
     Raises:
@@ -76,20 +87,111 @@ def load(
     _add_source(tree, source, problems)
     tree.merge(Parsed(plain(sections, problems)))
     tree.merge(_overrides(overrides, problems))
-    stored = isinstance(source, Mapping) and tree.method_untouched(source)
-    return _checked(tree, problems, resolve=lambda name: not stored or _installed(name))
+    return _checked(tree, problems, lambda name: import_own or registry.is_builtin("method", name))
 
 
-def _installed(name: Any) -> bool:
-    """A mapping may come from a run folder: only methods that are installed anyway are looked up for its sake."""
-    return isinstance(name, str) and (name in registry.BUILTIN["method"] or name in registry.names("method"))
+def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read back a configuration that a file holds, as `to_json` wrote it: plain keys and values, nothing else.
+
+    A run folder or a bundle may come from somebody else, and reading it must not run anything. So no preset and no
+    other file is read, no shorthand is understood, and a name that is not everseg's own stays a text. Whoever needs
+    the code behind such a name asks `refuse_own_code` first.
+
+    Args:
+        stored: the value from the file; anything but a mapping is refused.
+        overrides: "key=value" that the user adds, as for `load`. A method named here is imported and checked: it is
+            the user who names it.
+
+    Raises:
+        ConfigError: every problem found, each with its key.
+    """
+    if not isinstance(stored, Mapping):
+        raise ConfigError(f"expected keys and values, got {shown(stored)}")
+    problems: list[Problem] = []
+    tree = _Tree()
+    tree.value = plain(stored, problems)
+    given = _overrides(overrides, problems)
+    tree.merge(given)
+    named = _texts_in(given.value)
+    return _checked(
+        tree,
+        problems,
+        lambda name: registry.is_builtin("method", name) or (isinstance(name, str) and name in named),
+    )
 
 
-def _checked(tree: _Tree, problems: list[Problem], resolve: Callable[[Any], bool]) -> RunConfig:
+def own_code(config: RunConfig) -> dict[tuple[str, str], str]:
+    """Names in a configuration that stand for code which is not everseg's own.
+
+    These are `file.py:Name`, `package.module:Name` and the entry points of installed packages. A data.yaml is no code.
+
+    Returns:
+        (kind of the registry, key as on the command line) -> name.
+    """
+    places = {
+        ("model", "model"): config.model.name,
+        ("dataset", "data"): config.data.dataset,
+        **{
+            ("dataset", f"data.domains.{name}.dataset"): domain.dataset
+            for name, domain in config.data.domains.items()
+        },
+        ("scenario", "scenario.kind"): config.scenario.kind,
+        ("method", "method"): config.method.name,
+    }
+    return {
+        (kind, key): name
+        for (kind, key), name in places.items()
+        if not registry.is_builtin(kind, name)
+        and not (kind == "dataset" and name.lower().endswith((".yaml", ".yml")))
+    }
+
+
+def refuse_own_code(
+    config: RunConfig,
+    overrides: Sequence[str] = (),
+    *,
+    named: Collection[str] = (),
+    kinds: Collection[str] = ("model", "dataset", "scenario"),
+) -> None:
+    """Stop where a stored configuration names code that the user has not named again.
+
+    Args:
+        config: from a file that may be somebody else's.
+        overrides: what the user wrote: a name that stands here as a value may be imported.
+        named: further names that the user wrote.
+        kinds: what is about to be imported.
+
+    Raises:
+        ConfigError: all such names, with what to write to let them run.
+    """
+    said = {*named, *_texts_in(_overrides(overrides, []).value)}
+    refused = {
+        key: name for (kind, key), name in own_code(config).items() if kind in kinds and name not in said
+    }
+    if refused:
+        raise ConfigError(
+            [
+                f"this run uses your own code '{name}'; say so to let it run: {key}={name}"
+                for key, name in refused.items()
+            ]
+        )
+
+
+def _texts_in(value: Any) -> set[str]:
+    """Every text that stands as a value somewhere in a mapping or list."""
+    if isinstance(value, Mapping):
+        return {text for item in value.values() for text in _texts_in(item)}
+    if isinstance(value, list):
+        return {text for item in value for text in _texts_in(item)}
+    return {value} if isinstance(value, str) else set()
+
+
+def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], bool]) -> RunConfig:
+    """Check the merged settings; the method's hyper-parameters too where its name `may_import` code."""
     raw = tree.value
     _texts(raw, tree.origins, RunConfig)
     method = raw.get("method", {})
-    if isinstance(method, Mapping) and resolve(method.get("name", "ft")):
+    if isinstance(method, Mapping) and may_import(method.get("name", "ft")):
         full, wrong = method_problems(method)
         raw = {**raw, "method": full}
         problems += wrong
@@ -140,11 +242,6 @@ class _Tree:
         for path in stale:
             del self.origins[path]
         self.origins.update(new)
-
-    def method_untouched(self, source: Mapping[str, Any]) -> bool:
-        """Tell whether the method's name is still the one of this mapping."""
-        given = _expanded(Parsed(plain(source, []))).value
-        return _at(given, ("method", "name")) == _at(self.value, ("method", "name"))
 
     def _effective(self, path: KeyPath) -> Any:
         default: Any = RunConfig()

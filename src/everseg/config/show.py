@@ -57,6 +57,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting, dotted key -> value; unlike `fields` without the helps, for which a method must be imported."""
+    return dict(_flat(to_json(config)))
+
+
 def is_harmless(key: str) -> bool:
     """Whether a dotted key cannot change a run's result."""
     return any(fnmatchcase(key, pattern) for pattern in HARMLESS)
@@ -68,7 +73,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     Where there are domains, "data.domains" holds their order, which is that of the steps by default.
     """
     order = {"data.domains": list(config.data.domains)} if config.data.domains else {}
-    return {**{key: value for key, value in _flat(to_json(config)) if not is_harmless(key)}, **order}
+    return {**{key: value for key, value in settings(config).items() if not is_harmless(key)}, **order}
 
 
 def config_hash(config: RunConfig) -> str:
@@ -96,7 +101,7 @@ def fields(config: RunConfig) -> list[tuple[str, Any, str]]:
     """Every setting for `everseg show`: dotted key, value, help; the method's hyper-parameters included."""
     rows: list[tuple[str, Any, str]] = []
     options = method_options(config.method.name)
-    for key, value in _flat(to_json(config)):
+    for key, value in settings(config).items():
         section, _, name = key.rpartition(".")
         model: Any = RunConfig
         if section:

@@ -12,7 +12,11 @@ from everseg.labels import RawLabels
 
 
 class Split(Protocol):
-    """An ordered list of images with their masks."""
+    """An ordered list of images with their masks.
+
+    One that reads files may also have `reading`, an `everseg.data.datasets.decode.Reading`: a model that learns from it
+    is shown further files in the same way (bits per channel, EXIF orientation).
+    """
 
     name: str
 

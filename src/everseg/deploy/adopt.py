@@ -24,7 +24,8 @@ from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters.whole import build_network, find_classifier
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
-from everseg.models.pretrained import read_tensors
+from everseg.models.tensor_file import read_tensors
+from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5
@@ -112,7 +113,7 @@ def adopt(
     names = ["background", *names[1:]] if background else names
     space = LabelSpace((tuple(range(total)),), tuple(names), 0 if background else None)
     contents = Contents(
-        model, {"default": space}, input={"evaluation": "whole", "normalisation": normalisation},
+        model, {"default": space}, form=InputForm("whole", normalisation=normalisation),
         lineage={"source": f"{kind if kind == 'transformers' else arch} weights {Path(weights).name}", "check": check},
     )  # fmt: skip
     bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)

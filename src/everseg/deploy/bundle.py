@@ -15,18 +15,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from everseg.data.batches.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_transform
+from everseg.data.batches.transforms import resize_transform
 from everseg.deploy.card import model_card
-from everseg.deploy.class_ids import Registry, register, with_ids
+from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import read_document, save_folder, verify
+from everseg.runs.commit import verify
+from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import load_model, read_spaces
+from everseg.runs.model_folder import (
+    LINEAGE,
+    ModelFile,
+    Registry,
+    is_bundle,
+    load_model,
+    read_lineage,
+    read_model_file,
+    save_model,
+)
 
-LINEAGE = "lineage.json"
 PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")
 
 
@@ -38,8 +47,8 @@ class Contents:
     """In eval mode, on the CPU."""
     spaces: Mapping[str, LabelSpace]
     method_state: Mapping[str, Tensor] = field(default_factory=dict)
-    input: Mapping[str, Any] = field(default_factory=dict)
-    """`size`, `evaluation`, `normalisation`, `window`, `overlap` as in `DataConfig`."""
+    form: InputForm = field(default_factory=InputForm)
+    """How it sees its images."""
     domains: Mapping[str, str] = field(default_factory=dict)
     """Domain -> path that its images take."""
     steps: Sequence[int] = ()
@@ -51,10 +60,6 @@ class Contents:
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """What `lineage.json` says besides."""
 
-    @property
-    def form(self) -> InputForm:
-        return InputForm.of(self.input)
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -62,15 +67,18 @@ class Bundle:
 
     path: Path
     digest: str
-    classes: Mapping[str, Any]
-    """Its `classes.json`."""
+    about: ModelFile
     lineage: Mapping[str, Any]
-    registry: Registry
+
+    @property
+    def registry(self) -> Registry:
+        """Its classes under their lasting ids."""
+        return self.about.lasting_ids(self.path)
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
         """Label space of each path; raw ids are the classes' lasting ids."""
-        return read_spaces(self.path / "classes.json")
+        return dict(self.about.spaces)
 
     @property
     def steps(self) -> int:
@@ -79,11 +87,7 @@ class Bundle:
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """The model, in eval mode on the CPU."""
-        return load_model(self.path, builder)[0]
-
-
-def is_bundle(path: Path) -> bool:
-    return (path / LINEAGE).is_file() and (path / "classes.json").is_file()
+        return load_model(self.path, builder, self.about)[0]
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -94,16 +98,14 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     if not is_bundle(path):
-        hint = (
-            "a run: make a bundle of it with everseg export" if (path / "run.json").is_file() else "no bundle"
-        )
+        hint = "a run: make a bundle of it with everseg export" if RunFolder(path).is_begun else "no bundle"
         raise CheckpointError(
             f"{path} is {hint}" if path.exists() else f"{path} does not exist: give a bundle's folder"
         )
     digest = verify(path)
-    classes = read_document(path / "classes.json", "branches", "classes", "next_id")
-    lineage = read_document(path / LINEAGE, "steps", "history")
-    return Bundle(path, digest, classes, lineage, Registry.read(classes, str(path)))
+    about = read_model_file(path)
+    about.lasting_ids(path)
+    return Bundle(path, digest, about, read_lineage(path))
 
 
 def new_folder(out: str | Path) -> Path:
@@ -145,23 +147,20 @@ def write_bundle(
     growth = contents.model.describe()["growth"]
     steps = contents.steps or range(len(growth))
     registry = register(contents.spaces, growth, steps, contents.before)
-    files, parity, branches = {}, {}, {}
-    for path, name in _file_names(contents.spaces).items():
-        space, ids = with_ids(contents.spaces[path], registry), registry.ids(contents.spaces[path])
-        branches[path] = {
-            "groups": space.groups, "names": space.names, "background": space.background, "ids": ids,
-            "onnx": name if onnx else None,
-        }  # fmt: skip
-        if onnx:
-            about = _about(contents, registry, path, ids)
-            files[name], parity[path] = _graph(contents, path, ids, about, images, source)
-    classes = {
-        "architecture": contents.model.describe(),
-        "branches": branches,
-        "domains": dict(contents.domains),
-        **contents.input,
-        **registry.to_json(),
-    }
+    files, parity = {}, {}
+    names = _file_names(contents.spaces) if onnx else {}
+    for path, name in names.items():
+        ids = registry.ids(contents.spaces[path])
+        about = _metadata(contents, registry, path, ids)
+        files[name], parity[path] = _graph(contents, path, ids, about, images, source)
+    described = ModelFile(
+        contents.model.describe(),
+        {path: with_ids(space, registry) for path, space in contents.spaces.items()},
+        contents.domains,
+        contents.form,
+        registry=registry,
+        onnx=names,
+    )
     lineage = {
         "format": 1,
         "created": datetime.now(UTC).date().isoformat(),
@@ -174,12 +173,14 @@ def write_bundle(
     }
     if onnx:
         files["example.py"] = resources.files("everseg.deploy").joinpath("example.txt").read_bytes()
-    files["MODEL_CARD.md"] = model_card(out.name, classes, lineage, contents.model.parameter_count).encode()
-    save_folder(
+    files["MODEL_CARD.md"] = model_card(out.name, described, lineage, contents.model.parameter_count).encode()
+    save_model(
         out,
-        {"model": contents.model.state_dict(), "method_state": contents.method_state},
-        {"classes": classes, "lineage": lineage, "preprocessing": _preprocessing(contents.form)},
+        described,
+        contents.model.state_dict(),
+        contents.method_state,
         parent=contents.parent,
+        documents={Path(LINEAGE).stem: lineage, "preprocessing": contents.form.preprocessing()},
         files=files,
     )
     return open_bundle(out)
@@ -197,39 +198,22 @@ def _graph(
     form = contents.form
     deployed = Deployed(contents.model, path, ids, form)
     file = to_onnx(deployed, about)
-    if form.size is not None:
+    if form.resized_to is not None:
         fitted = (
-            resize_transform(image, np.zeros(image.shape[:2], np.uint8), size=form.size)[0]
+            resize_transform(image, np.zeros(image.shape[:2], np.uint8), size=form.resized_to)[0]
             for image in images
         )
         images = [image.transpose(1, 2, 0) for image in fitted]
     return file, check_parity(deployed, file, images, source)
 
 
-def _about(contents: Contents, registry: Registry, path: str, ids: list[int]) -> dict[str, Any]:
+def _metadata(contents: Contents, registry: Registry, path: str, ids: list[int]) -> dict[str, Any]:
     """The metadata of a path's ONNX file."""
     entries = {entry.id: entry for entry in registry.classes}
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
         "path": path,
-        "preprocessing": _preprocessing(contents.form),
-    }
-
-
-def _preprocessing(form: InputForm) -> dict[str, Any]:
-    """How an image becomes the network's input; inside the ONNX file all but the resizing is done already."""
-    imagenet = form.normalisation == "imagenet"
-    return {
-        "input": "image: uint8 RGB, (batch, height, width, 3)",
-        "size": None if form.size is None else list(form.size),
-        "resize": "bilinear, antialiased",
-        "windows": None
-        if form.windows is None
-        else {"side": form.windows.side, "overlap": form.windows.overlap},
-        "scale": 1 / 255,
-        "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
-        "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],
-        "outputs": "logits: float32, (batch, outputs of the path, h, w); mask: uint8 class ids, (batch, height, width)",
+        "preprocessing": contents.form.preprocessing(),
     }
 
 

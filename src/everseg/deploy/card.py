@@ -7,48 +7,49 @@ from typing import Any
 
 from everseg.reports.text import UNDEFINED, percent
 from everseg.runs.command import FROM_PYTHON
+from everseg.runs.model_folder import ModelFile, Registry
 
 WEAK = 0.5
 """A class is weak where its IoU is below this share of the mean IoU."""
 
 
-def model_card(name: str, classes: Mapping[str, Any], lineage: Mapping[str, Any], parameters: int) -> str:
+def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
     """Tell what the model knows, how well, where it comes from, and how to use it.
 
     Args:
-        classes: a bundle's `classes.json`.
+        about: the bundle's model.
         lineage: its `lineage.json`.
         parameters: number of weights.
     """
     history = lineage["history"]
     parts = [
         f"# {name}",
-        _summary(classes, lineage, parameters),
+        _summary(about, lineage, parameters),
         "## Classes",
-        "\n".join(_classes(classes, history)),
+        "\n".join(_classes(about.lasting_ids(name), history)),
         *_steps(history),
         *_weak(history),
         "## Use",
-        _use(name, classes, lineage),
+        _use(name, about, lineage),
         "## Where it comes from",
         "\n".join(_origin(lineage)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(classes: Mapping[str, Any], lineage: Mapping[str, Any], parameters: int) -> str:
-    known = [entry for entry in classes["classes"] if entry["paths"]]
-    paths = list(classes["branches"])
+def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
+    known = [entry for entry in about.lasting_ids("this").classes if entry.paths]
+    paths = list(about.spaces)
     through = f", paths {', '.join(paths)}" if len(paths) > 1 else ""
     return (
         f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
-        f"{'' if lineage['steps'] == 1 else 's'}, `{classes['architecture']['name']}`, "
+        f"{'' if lineage['steps'] == 1 else 's'}, `{about.architecture['name']}`, "
         f"{parameters / 1e6:.1f} M weights{through}. Written {lineage['created']} by everseg "
         f"{lineage['versions']['everseg']}. It holds no image of its training data."
     )
 
 
-def _classes(classes: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """One row per class; the scores of the last step that tested it."""
     found: dict[str, str] = {}
     for entry in history:
@@ -60,16 +61,11 @@ def _classes(classes: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -
         found |= {name: ", ".join(texts) for name, texts in tested.items()}
     yield "| id | class | learnt in step | IoU % | colour |"
     yield "|---|---|---|---|---|"
-    for entry in classes["classes"]:
-        colour = "#{:02x}{:02x}{:02x}".format(*entry["colour"])
-        gone = "" if entry["paths"] else " (not in this model any more)"
-        cells = [
-            entry["id"],
-            _cell(entry["name"]) + gone,
-            entry["step"],
-            found.get(entry["name"], UNDEFINED),
-            colour,
-        ]
+    for known in registry.classes:
+        colour = "#{:02x}{:02x}{:02x}".format(*known.colour)
+        gone = "" if known.paths else " (not in this model any more)"
+        iou = found.get(known.name, UNDEFINED)
+        cells = [known.id, _cell(known.name) + gone, known.step, iou, colour]
         yield f"| {' | '.join(map(str, cells))} |"
 
 
@@ -114,8 +110,8 @@ def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"IoU below {percent(WEAK, digits=0)} % of the mean of the last step: {names}."
 
 
-def _use(name: str, classes: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
-    domain = f" --domain {next(iter(classes['branches']))}" if len(classes["branches"]) > 1 else ""
+def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:
+    domain = f" --domain {next(iter(about.spaces))}" if len(about.spaces) > 1 else ""
     lines = [f"everseg predict {name} IMAGES -o out{domain}"]
     if lineage["parity"]:
         lines.append("python example.py IMAGE...            # onnxruntime, numpy and Pillow only")

@@ -3,71 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import ConfigError
 from everseg.inference.pictures import palette
 from everseg.labels import LabelSpace
-
-MOST = 255
-"""Number of ids that fit a mask of bytes; 255 stays for ignored pixels."""
-
-
-@dataclass(frozen=True)
-class BundleClass:
-    """One class of a bundle."""
-
-    id: int
-    """Its id in masks, in this bundle and in all that are made from it."""
-    name: str
-    colour: tuple[int, int, int]
-    step: int
-    """Step in which it was learnt first."""
-    paths: tuple[str, ...]
-    """Paths of the model that have an output for it."""
-
-
-@dataclass(frozen=True)
-class Registry:
-    """Every class that this line of bundles has ever had."""
-
-    classes: tuple[BundleClass, ...]
-    next_id: int
-    """Smallest id that no class of the line has had."""
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any], where: str) -> Registry:
-        """Read it from a bundle's `classes.json`.
-
-        Raises:
-            CheckpointError: it holds none.
-        """
-        try:
-            entries = [
-                BundleClass(
-                    int(entry["id"]),
-                    entry["name"],
-                    tuple(entry["colour"]),
-                    int(entry["step"]),
-                    tuple(entry["paths"]),
-                )
-                for entry in document["classes"]
-            ]
-            return cls(tuple(entries), int(document["next_id"]))
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                f"{where} is no bundle: its classes.json gives the classes no lasting ids; "
-                "make one with: everseg export"
-            ) from None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"classes": [asdict(entry) for entry in self.classes], "next_id": self.next_id}
-
-    def ids(self, space: LabelSpace) -> list[int]:
-        """Ids of a path's outputs in output order."""
-        by_name = {entry.name: entry.id for entry in self.classes}
-        return [by_name[name] for name in space.names]
+from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
 
 
 def register(
@@ -97,9 +38,9 @@ def register(
         for path, number in grown.items():
             for name in spaces[path].names[taken[path] : taken[path] + number]:
                 if name not in known:
-                    if next_id >= MOST:
+                    if next_id >= MOST_IDS:
                         raise ConfigError(
-                            f"class '{name}': masks of bytes hold {MOST} classes, and all ids are taken"
+                            f"class '{name}': masks of bytes hold {MOST_IDS} classes, and all ids are taken"
                         )
                     red, green, blue = palette(next_id + 1)[next_id].tolist()
                     known[name] = BundleClass(next_id, name, (red, green, blue), step, ())

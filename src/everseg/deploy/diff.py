@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def _names(models: Sequence[LoadedModel], domain: str | None) -> list[str]:
 def _compare(
     models: Sequence[LoadedModel], names: Sequence[str], path: Path, domain: str | None
 ) -> _Compared:
-    image = read_image(path)
+    depth = max(model.form.bit_depth for model in models)
+    image = read_image(path, replace(models[0].form.reading, bit_depth=depth))
     a, b = (_predicted(model, names, image, domain) for model in models)
     return _Compared(image, a, b, names)
 

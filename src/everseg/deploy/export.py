@@ -10,17 +10,22 @@ import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, to_json
-from everseg.deploy.bundle import LINEAGE, Bundle, Contents, is_bundle, new_folder, write_bundle
-from everseg.deploy.class_ids import Registry
+from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
 from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, read_document, verify
 from everseg.runs.folder import RunFolder
-from everseg.runs.model_folder import load_model
+from everseg.runs.model_folder import (
+    LINEAGE,
+    is_bundle,
+    load_model,
+    model_folder_at,
+    read_lineage,
+    read_model_file,
+)
 
-INPUT = ("size", "evaluation", "normalisation", "window", "overlap")
 RECIPE: dict[str, tuple[str, ...]] = {
     "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "evaluation", "normalisation",
              "window", "overlap"),
@@ -61,7 +66,7 @@ def export(
         GateError: the ONNX file does not give the model's results; nothing is written.
     """
     path = Path(path)
-    is_run = (path / "run.json").is_file()
+    is_run = RunFolder(path).is_begun
     if out is None:
         if not is_run:
             raise ConfigError("--out FOLDER: give the new bundle a place")
@@ -77,7 +82,7 @@ def export(
     pictures: list[np.ndarray] = []
     source = ""
     if onnx and images is not None:
-        pictures, source = images_of(images)
+        pictures, source = images_of(images, contents.form)
     elif onnx:
         pictures, source = images_of_run(RunFolder(path), overrides) if is_run else generated()
     return write_bundle(out, contents, images=pictures, source=source, onnx=onnx)
@@ -93,17 +98,15 @@ def of_run(
         kept: what is known of the quality of the old classes after the last step, put into the history.
     """
     model, spaces, state, digest = folder.load_final(index, builder)
-    classes = read_document(folder.final(index) / "classes.json", "branches")
     recorded = {
         entry["index"]: entry for entry in read_document(folder.path / "scenario.json", "steps")["steps"]
     }
-    config, about = folder.config(), folder.record()
+    config = folder.config()
     begin = folder.final(min(recorded) - 1) if min(recorded) else None
     before, parent, history = None, None, []
     if begin is not None:  # the run began from a bundle, a copy of which is its first parent
-        document = read_document(begin / "classes.json", "branches")
-        before, parent = Registry.read(document, str(begin)), parent_of(begin)
-        history = list(read_document(begin / LINEAGE, "history")["history"])
+        before, parent = read_model_file(begin).lasting_ids(begin), parent_of(begin)
+        history = list(read_lineage(begin)["history"])
     fresh = folder.is_fresh(index)
     own = [i for i in sorted(recorded) if i <= index and (not fresh or i == index)]
     history += [_history(folder, i, recorded[i], config) for i in own]
@@ -116,7 +119,7 @@ def of_run(
         model,
         spaces,
         state,
-        input={key: classes[key] for key in INPUT if key in classes},
+        form=folder.about(index).form,
         domains=folder.paths(index) if config.data.domains else {},
         steps=_steps_of([*old, *grown], len(growth)),
         before=before,
@@ -128,7 +131,7 @@ def of_run(
                 "name": config.name,
                 "config_hash": config_hash(config),
                 "seed": config.seed,
-                "command": command.text(about.get("argv")),
+                "command": command.text(folder.record().argv),
             },
             "method": config.method.name,
             "recipe": recipe(config),
@@ -147,6 +150,30 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     whole = to_json(config)
     return {section: {key: whole[section][key] for key in keys} for section, keys in RECIPE.items()} | {
         "method": whole["method"]
+    }
+
+
+def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """The settings that a bundle hands on to its next step; {} where everseg did not train its model.
+
+    Only the keys of RECIPE and the method are taken: a bundle may come from somebody else, and says nothing of the
+    data, the scenario or the folders of the next run.
+
+    Args:
+        where: the bundle, for the message.
+
+    Raises:
+        CheckpointError: a section that holds no keys and values.
+    """
+    stored = lineage.get("recipe") or {}
+    known = [name for name in (*RECIPE, "method") if name in stored] if isinstance(stored, Mapping) else None
+    if known is None or not all(isinstance(stored[name], Mapping) for name in known):
+        raise CheckpointError(
+            f"{where} is damaged: the recipe in {LINEAGE} is not made of settings; restore the bundle"
+        )
+    return {
+        name: {key: value for key, value in stored[name].items() if name == "method" or key in RECIPE[name]}
+        for name in known
     }
 
 
@@ -185,18 +212,14 @@ def _of_model(path: Path, builder: Any) -> Contents:
     """A model folder: what an import made, or a step's `final`."""
     if is_bundle(path):
         raise ConfigError(f"{path} is a bundle already; every bundle is complete by itself")
-    if (path / "final").is_dir():
-        path = path / "final"
-    if not (path / "classes.json").is_file():
-        raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
+    path = model_folder_at(path)
     digest = verify(path)
-    model, spaces = load_model(path, builder)
-    classes = read_document(path / "classes.json", "branches")
+    model, about = load_model(path, builder)
     return Contents(
         model,
-        spaces,
+        about.spaces,
         load_tensors(path / "method_state.safetensors"),
-        input={key: classes[key] for key in INPUT if key in classes},
-        domains=classes.get("domains", {}),
-        lineage={"final": digest, "source": classes.get("source", f"model folder {path.name}")},
+        form=about.form,
+        domains=about.domains,
+        lineage={"final": digest, "source": about.source or f"model folder {path.name}"},
     )

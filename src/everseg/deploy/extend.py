@@ -13,21 +13,23 @@ import torch
 from accelerate import PartialState
 
 from everseg.config.fields import RunConfig
-from everseg.config.loading import load as load_config
+from everseg.config.loading import from_stored, refuse_own_code
 from everseg.data.datasets import load_dataset
-from everseg.deploy.bundle import Bundle, is_bundle, new_folder, open_bundle, write_bundle
-from everseg.deploy.export import of_run
+from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
+from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.engine.run import execute, prepare
 from everseg.engine.runtime import make_accelerator
-from everseg.errors import ConfigError, GateError, some
+from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
+from everseg.models.build import configured_name
 from everseg.progress import Progress
 from everseg.reports.text import percent
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
+from everseg.runs.model_folder import is_bundle
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def extend(
     target = Path(out) if out is not None else _next_name(source.path)
     if keep_at_least is not None and not 0 < keep_at_least <= 1:
         raise ConfigError(f"--keep-at-least: expected a share above 0, at most 1, got {keep_at_least:g}")
-    with_onnx = any(e["onnx"] for e in source.classes["branches"].values()) if onnx is None else onnx
+    with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
     config = configuration(source, data, add, method, target.name, overrides, model)
@@ -138,34 +140,46 @@ def configuration(
     overrides: Sequence[str] = (),
     model: str | None = None,
 ) -> RunConfig:
-    """The run that teaches a bundle's model further classes."""
-    recipe = source.lineage.get("recipe", {})
+    """The run that teaches a bundle's model further classes.
+
+    Raises:
+        ConfigError: wrong overrides; a bundle whose model is code of somebody's own, and no `model` that names it.
+        CheckpointError: a bundle that says nothing understandable of how its model was trained.
+    """
+    recipe = recipe_of(source.lineage, str(source.path))
     train = dict(recipe.get("train", {}))
     if train:  # a bundle's next step is a later step: what is said of the first one is not meant
-        train["epochs"] = train.pop("epochs_next") or train["epochs"]
-        train["lr"] = train.pop("lr_next") or train["lr"]
+        for key in ("epochs", "lr"):
+            following = train.pop(f"{key}_next", None)
+            if following:
+                train[key] = following
     else:
         train = {
             "lr": RunConfig().train.lr_next,
             "eval_batch": 1,
         }  # nothing says that its images have one size
-    form = {
-        key: source.classes[key] for key in ("size", "evaluation", "normalisation") if key in source.classes
-    }
-    architecture = source.classes["architecture"]
+    architecture = source.about.architecture
     base = {
         "name": name,
-        "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
+        "data": {**recipe.get("data", {}), **source.about.form.settings(), "dataset": str(data)},
         "scenario": {
             "protocol": "sequential", **recipe.get("scenario", {}), "kind": "extension",
             "bundle": str(source.path), "task": [list(add)],
         },
-        "model": {"name": architecture["name"], "options": architecture["options"]},
+        "model": {"name": configured_name(architecture["name"]), "options": architecture["options"]},
         "train": {**train, "lr_next": None},
         **({"method": recipe["method"]} if "method" in recipe else {}),
     }  # fmt: skip
+    try:
+        from_stored(base)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{source.path}: this everseg does not understand how its model was trained: {error}"
+        ) from None
     chosen = [f"method={method}", *([f"model={model}"] if model else []), *overrides]
-    return load_config(base, chosen)
+    config = from_stored(base, chosen)
+    refuse_own_code(config, chosen, named=[str(data)])
+    return config
 
 
 def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress) -> None:
@@ -250,7 +264,9 @@ def _write(
     where = ""
     if onnx:
         named = [text for text in overrides if text.startswith("data")]
-        pictures, where = images_of(images) if images is not None else images_of_run(folder, named)
+        pictures, where = (
+            images_of(images, contents.form) if images is not None else images_of_run(folder, named)
+        )
     write_bundle(target, contents, images=pictures, source=where, onnx=onnx)
 
 

@@ -22,7 +22,7 @@ from everseg.metrics.scores import class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
 from everseg.reports.text import percent
-from everseg.runs.input_form import Windows
+from everseg.runs.input_form import InputForm
 from everseg.scenarios.steps import Source
 
 
@@ -112,7 +112,7 @@ def estimated(
     label is a new class never count, whatever either model says there; void and background do.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
-    windows = Windows.of(config.data, config.train.eval_batch)
+    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
     for image, label in _batches(source, datasets, config, accelerator):
         before, after = (
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
@@ -191,7 +191,7 @@ def seen_in_background(
         source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
     )
     counts = np.zeros(space.num_classes, np.int64)
-    windows = Windows.of(config.data, config.train.eval_batch)
+    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
     for image, label in _batches(few, datasets, config, accelerator):
         ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
         found = ids[label == space.background]

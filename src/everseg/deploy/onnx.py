@@ -100,9 +100,27 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
             ) from error
     assert program is not None
     proto = program.model_proto
+    _forget_sources(proto.graph)
+    for function in proto.functions:
+        _forget_sources(function)
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     return proto.SerializeToString()
+
+
+def _forget_sources(graph: Any) -> None:
+    """Remove what PyTorch notes at every node: the lines of code it comes from, with paths of this machine.
+
+    A bundle is given away, and the notes make up half of the file.
+    """
+    for noted in (graph, *graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
+        if hasattr(noted, "metadata_props"):
+            del noted.metadata_props[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    _forget_sources(inner)
 
 
 @dataclass(frozen=True)

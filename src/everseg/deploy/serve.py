@@ -15,6 +15,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -210,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
             if len(data) < length:
                 raise RefusedError(400, "The upload ended early.")
             with self.server.predicting:
-                image = decode_upload(data, served.max_pixels)
+                image = decode_upload(data, served.reading)
                 done = served.predict(image, query.get("domain"))
         finally:
             self.server.places.release()
@@ -320,6 +321,8 @@ class Served:
         """Names to choose a path by; empty where there is one path only."""
         outputs = max(space.num_classes for space in self.model.spaces.values())
         self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
+        # browsers turn what they show upright, and the mask has to fit that
+        self.reading = replace(self.model.form.reading, max_pixels=self.max_pixels, exif="apply")
 
     def predict(self, image: np.ndarray, path: str | None) -> dict[str, Any]:
         """Classify an image.
@@ -386,14 +389,13 @@ def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode an uploaded picture, turned as its EXIF orientation says, as browsers do: (H, W, 3) uint8.
+def decode_upload(data: bytes, reading: Reading) -> np.ndarray:
+    """Decode an uploaded picture: (H, W, 3) uint8.
 
     Raises:
         RefusedError: no picture, damaged, of a format that browsers do not show, or too large.
     """
     try:
-        reading = Reading(max_pixels=max_pixels)
         picture = open_picture(io.BytesIO(data), _NAME, reading)
         if picture.format not in _FORMATS:
             raise RefusedError(415, f"{picture.format} pictures are not taken here: use {_names()}.")

@@ -16,22 +16,24 @@ from everseg.engine.prepare import open_datasets
 from everseg.engine.rescore import stored_config
 from everseg.errors import ConfigError, DataError
 from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
 
 T = TypeVar("T")
 FEW = 6
 """Images on which an ONNX file is compared with the model."""
 
 
-def images_of(folder: str | Path) -> tuple[list[np.ndarray], str]:
-    """A few images of a folder, spread over it, and what they are."""
+def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
+    """A few images of a folder, spread over it, opened as a model of this form wants it; and what they are."""
+    reading = (form or InputForm()).reading
     files = _spread(image_files(folder))
-    return [read_image(path) for path in files], f"{len(files)} images of {Path(folder).name}"
+    return [read_image(path, reading) for path in files], f"{len(files)} images of {Path(folder).name}"
 
 
 def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
     """A few test images of a run; generated ones where its data are not at hand and none were named."""
     try:
-        config = stored_config(folder, overrides)
+        config = stored_config(folder, overrides, kinds=("dataset",))
         datasets = open_datasets(config.data)
         images = [
             image

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
 from everseg.data.datasets import load_dataset, load_domains
-from everseg.errors import ConfigError
+from everseg.errors import CheckpointError, ConfigError
 from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
+from everseg.scenarios.extension import Known
 from everseg.scenarios.steps import Step, missing_splits
 from everseg.scenarios.summary import summarise
 
@@ -74,8 +76,44 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         steps = build(config.scenario, datasets, counts, seed=config.seed)
     else:
         ((key, dataset),) = datasets.items()
-        steps = build(config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed)
+        # only a scenario that goes on from a bundle needs to read one, and model folders stand above the scenarios
+        more = {"read": known_in} if config.scenario.kind == "extension" else {}
+        steps = build(
+            config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed, **more
+        )
+    _check_spaces(steps)
     return Prepared(datasets, counts, steps)
+
+
+def _check_spaces(steps: Sequence[Step]) -> None:
+    """Stop before anything is trained whose classes no file could hold, such as two of one name."""
+    wrong = {
+        f"branch '{branch}': {problem}": None
+        for step in steps
+        for branch, space in step.spaces.items()
+        for problem in space.problems()
+    }
+    if wrong:
+        raise ConfigError(list(wrong), "the classes of the scenario")
+
+
+def known_in(bundle: Path) -> Known:
+    """What the model of a bundle knows.
+
+    Raises:
+        CheckpointError: no bundle, or a damaged one.
+        ConfigError: several paths, or no background.
+    """
+    from everseg.runs.model_folder import (  # here, for it brings torch along
+        is_bundle,
+        read_lineage,
+        read_model_file,
+    )
+
+    if not is_bundle(bundle):
+        raise CheckpointError(f"{bundle} is no bundle; make one of a run with: everseg export")
+    about, lineage = read_model_file(bundle), read_lineage(bundle)
+    return Known(about.spaces, about.lasting_ids(bundle).next_id, lineage["steps"], bundle)
 
 
 def open_datasets(data: DataConfig) -> dict[str, Dataset]:

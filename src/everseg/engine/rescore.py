@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ import torch
 
 from everseg import registry
 from everseg.config.fields import RunConfig
-from everseg.config.loading import identity, override_value, to_json
-from everseg.config.loading import load as load_config
+from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
 from everseg.engine.prepare import open_datasets, prepare
@@ -21,7 +20,7 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import LabelSpace, policy_set
+from everseg.labels import IGNORED, LabelSpace, policy_set
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
@@ -115,16 +114,27 @@ def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Sour
     return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
 
 
-def stored_config(folder: RunFolder, overrides: Sequence[str], stored: RunConfig | None = None) -> RunConfig:
+def stored_config(
+    folder: RunFolder,
+    overrides: Sequence[str] = (),
+    *,
+    kinds: Collection[str] = ("model", "dataset", "scenario"),
+    stored: RunConfig | None = None,
+) -> RunConfig:
     """The configuration of a finished run, with other images or another way to look at them.
+
+    Args:
+        kinds: what the caller is going to import for it: code of these kinds that the run folder names has to be
+            named in `overrides` too.
+        stored: the run's configuration, if it was read before.
 
     Raises:
         ConfigError: an override that could only have changed the training; a user's own code not named in it.
     """
     stored = stored or folder.config()
-    config = load_config(to_json(stored), overrides)
+    config = from_stored(to_json(stored), overrides)
     _refuse_training_settings(stored, config)
-    _refuse_stored_code(config, overrides)
+    refuse_own_code(config, overrides, kinds=kinds)
     return config
 
 
@@ -268,23 +278,6 @@ def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
         )
 
 
-def _refuse_stored_code(config: RunConfig, overrides: Sequence[str]) -> None:
-    """A run folder may come from somebody else: code it names is imported only if the user names it too."""
-    given = {text.partition("=")[2].strip() for text in overrides}
-    domains = [
-        ("dataset", f"data.domains.{name}.dataset", entry.dataset)
-        for name, entry in config.data.domains.items()
-    ]
-    for kind, key, name in (
-        ("model", "model", config.model.name),
-        ("dataset", "data", config.data.dataset),
-        *domains,
-        ("scenario", "scenario.kind", config.scenario.kind),
-    ):
-        if ":" in name and name not in given and name not in registry.names(kind):
-            raise ConfigError(f"this run uses your own code '{name}'; say so to let it run: {key}={name}")
-
-
 def _recorded_tests(step: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Domain -> what a step in scenario.json says of its test images."""
     return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
@@ -299,7 +292,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
     if entry is None or entry["split"] not in dataset.splits:
         return None
     table, names = entry["lut"], dataset.labels.names
-    labelled = [raw for raw, value in enumerate(table) if value not in (255, space.background)]
+    labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
     if any(names.get(raw) != space.names[table[raw]] for raw in labelled):
         return None
     counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
@@ -327,22 +320,11 @@ def source_by_name(
     split_name = config.scenario.test_split
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
         raise ConfigError(missing)
-    policy = policy_set(config.scenario.policy).test
-    if space.background is None:
-        policy = replace(policy, background=255, future=255)
     counts = class_counts(dataset.splits[split_name], dataset.labels)
-    table = np.full(256, policy.void, np.uint8)
-    known = []
-    for raw, name in dataset.labels.names.items():
-        if raw == dataset.labels.background and space.background is not None:
-            table[raw] = policy.background
-        elif name in space.names:
-            table[raw] = space.names.index(name)
-            known.append(raw)
-        else:
-            table[raw] = policy.future
+    known = space.train_ids_of(dataset.labels)
     if not known:
         raise _nothing_shared(dataset, space.names)
-    indices = np.flatnonzero(counts[:, known].sum(1) > 0)
+    table = space.lut_for(dataset.labels, known, policy_set(config.scenario.policy).test)
+    indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
     key = domain or dataset.name
     return Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)

@@ -31,14 +31,14 @@ from everseg.progress import Progress
 from everseg.runs.commit import (
     load_tensors,
     parent_of,
-    read_document,
     read_json,
-    save_folder,
     verify,
     write_json,
 )
 from everseg.runs.folder import RunFolder
+from everseg.runs.input_form import InputForm
 from everseg.runs.journal import Journal
+from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
@@ -204,7 +204,7 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
-    iterations = [iterations_of(config, step) for step in steps]
+    iterations = [iterations_of(step, config.train) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
             session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
@@ -283,7 +283,8 @@ def _train(job: StepJob) -> None:
     session = job.session
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
-        session.folder.save_final(job.step, job.model, state, session.config, job.parent)
+        form = InputForm.of_config(session.config.data, session.datasets.values())
+        session.folder.save_final(job.step, job.model, state, form, job.parent)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
 
@@ -345,13 +346,15 @@ def place_start(folder: RunFolder, step: Step, config: RunConfig) -> None:
             )
         return
     digest = verify(source)
-    lineage = read_document(source / "lineage.json", "history")
-    tensors = {
-        "model": load_tensors(source / "model.safetensors"),
-        "method_state": _state(source, lineage, config),
-    }
-    documents = {"classes": read_document(source / "classes.json", "branches"), "lineage": lineage}
-    save_folder(target, tensors, documents, parent=digest)
+    lineage = read_lineage(source)
+    save_model(
+        target,
+        read_model_file(source),
+        load_tensors(source / "model.safetensors"),
+        _state(source, lineage, config),
+        parent=digest,
+        documents={Path(LINEAGE).stem: lineage},
+    )
 
 
 def _state(source: Path, lineage: dict[str, Any], config: RunConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from everseg.labels import IGNORED, LabelSpace
 from everseg.methods.base import Method, StepContext
 from everseg.methods.build import build_method
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import read_document, verify, write_bytes, writing
+from everseg.runs.commit import verify, write_bytes, writing
 from everseg.runs.folder import RunFolder
 from everseg.runs.journal import Journal, replaced_samples
 from everseg.scenarios.steps import Source, Step
@@ -51,11 +51,7 @@ def first_step_hash(config: RunConfig) -> str | None:
     """
     if config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]:
         return None
-    settings = {
-        key: value
-        for key, value in identity(config).items()
-        if key not in LATER_STEPS and not key.startswith("method.")
-    }
+    settings = {key: value for key, value in _settings(config).items() if not key.startswith("method.")}
     told = [settings, behaviour(build_method(config.method))]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
 
@@ -145,11 +141,10 @@ def has_first_step(folder: RunFolder) -> bool:
 
 def obstacle(source: RunFolder, threads: int) -> str:
     """Why a first step would not be the bits that this machine makes, though the settings agree; "" = nothing."""
-    stored = read_document(source.path / "run.json", "threads")
-    if stored["threads"] != threads:
-        return f"{source.path.name} was trained with {stored['threads']} CPU threads, not {threads}"
-    theirs = stored.get("versions") or {}
-    others = [name for name in _PACKAGES if theirs.get(name) != version(name)]
+    record = source.record()
+    if record.threads != threads:
+        return f"{source.path.name} was trained with {record.threads} CPU threads, not {threads}"
+    others = [name for name in _PACKAGES if record.versions.get(name) != version(name)]
     return f"{source.path.name} was trained with another version of {', '.join(others)}" if others else ""
 
 
@@ -200,9 +195,18 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
 
 
 def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
-    if not (target.path / "run.json").is_file():
+    if not target.is_begun:
         return False
-    return first_step_hash(target.config()) != first_step_hash(source.config())
+    theirs, ours = target.config(), source.config()
+    if all(registry.is_builtin("method", config.method.name) for config in (theirs, ours)):
+        return first_step_hash(theirs) != first_step_hash(ours)
+    # What a method does is found out by trying it, and a run folder is no reason to import one. With a method of the
+    # user's own only runs of equal settings share anyway.
+    return _settings(theirs) != _settings(ours)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in identity(config).items() if key not in LATER_STEPS}
 
 
 def _copy_flushed(source: RunFolder, target: Path) -> None:

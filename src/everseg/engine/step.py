@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import RunConfig, TrainConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import Timed, epoch_length, normalised_batches, train_batches
 from everseg.data.batches.samples import Loaded, View
@@ -68,9 +68,11 @@ def train_batch(
                 f"method '{type(method).__name__}': losses must yield dicts of loss terms, got {type(terms).__name__} "
                 "(`yield {...}`, not `return`)"
             )
+        # `None` instead of zeros: an optimiser leaves a weight without gradient alone, while weight decay and
+        # momentum move one whose gradient is 0.
         optimizer.zero_grad(set_to_none=True)
         backward(torch.stack([*terms.values()]).sum())
-        check(terms)
+        check(terms)  # gradients are there, weights still untouched: the last moment to stop without harm
         extra = method.after_backward(ctx)
         check(extra)
         optimizer.step()
@@ -80,22 +82,26 @@ def train_batch(
     return logged
 
 
-def epoch_of(config: RunConfig, step: Step) -> int:
-    """Iterations of an epoch: whole batches; over several branches as many of each as the shortest one has."""
+def epoch_of(step: Step, batch: int) -> int:
+    """Iterations of an epoch: whole batches; over several branches as many of each as the shortest one has.
+
+    Args:
+        batch: images per iteration over all processes.
+    """
     counts = Counter[str]()
     for source in step.train:
         counts[source.branch] += len(source.indices)
-    return epoch_length(counts.values(), config.train.batch)
+    return epoch_length(counts.values(), batch)
 
 
-def iterations_of(config: RunConfig, step: Step) -> int:
+def iterations_of(step: Step, train: TrainConfig) -> int:
     """Iterations of a step: an epoch's times the epochs, cut by `train.max_iterations`.
 
     Single-task models are trained as long as the step they are compared with.
     """
-    epochs = config.train.epochs if step.index == 0 else config.train.epochs_next or config.train.epochs
-    total = epochs * epoch_of(config, step)
-    return min(total, config.train.max_iterations or total)
+    epochs = train.epochs if step.index == 0 else train.epochs_next or train.epochs
+    total = epochs * epoch_of(step, train.batch)
+    return min(total, train.max_iterations or total)
 
 
 def _named(recent: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -146,15 +152,16 @@ class StepJob:
             DivergedError: a loss, a gradient or an updated weight is not finite; what lies on disk is untouched.
             Interrupted, TimeBudgetReached: asked to stop; saved.
         """
-        self.total = iterations_of(self.config, self.step)
-        self.epoch = epoch_of(self.config, self.step)
+        self.total = iterations_of(self.step, self.config.train)
+        self.epoch = epoch_of(self.step, self.config.train.batch)
         self._prepare()
         start = self._restore()
         ctx = self._context()
         session = self.session
+        # What a killed process logged after its last checkpoint will be done, and logged, again.
         session.journal.rewind(self.step.index, start)
         self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
-        if start == 0:
+        if start == 0:  # later its result comes with the method's state in the checkpoint
             self.method.begin_step(ctx)
         self.student.train()
         self._loop(ctx, start)
@@ -163,6 +170,7 @@ class StepJob:
 
     def _prepare(self) -> None:
         config = self.config
+        # New weights are drawn from (seed, step) alone: a step begun again draws the same ones.
         torch.manual_seed(derive_seed(config.seed, "grow", self.stream))
         self.method.prepare_model(self.model, self.step)
         if config.train.sync_norm:
@@ -263,6 +271,8 @@ class StepJob:
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         guard = self._guard()
+        # Every iteration sets everything that it depends on (batch, seed, learning rate) from its number. So nothing
+        # but weights, optimiser and method state has to be saved to go on from any of them.
         for iteration, loaded in enumerate(self._saved_on_bad_data(batches, guard, start), start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
@@ -271,7 +281,7 @@ class StepJob:
             check = guard.watch(iteration, batch.ids)
             logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, check)
             recent[batch.branch] = logged
-            done = iteration + 1
+            done = iteration + 1  # iterations finished: what logs and checkpoints are named by
             images += len(batch.ids) * world
             due_log = done % config.train.log_every == 0 or done == self.total
             if due_log:
@@ -282,12 +292,14 @@ class StepJob:
                 named = _named(recent) if len(self.step.trained_branches) > 1 else logged
                 self._log(done, named, lr, speed, guard.norm, data_wait)
             due = done % config.train.checkpoint_every == 0
-            # off the CPU, agreeing on a stop waits for the device; alone there is nothing to agree on
+            # A signal reaches the processes at different iterations, and one that stopped alone would leave the
+            # others waiting for its gradients: all look together. That waits for the device, so on a GPU it is done
+            # at log lines and checkpoints only; a single process may look every time.
             agree = guard.at_once or world == 1 or due_log or due
             code = all_reduce_max(self.session.stop.code(), accelerator) if agree else 0
             if agree:
                 self.bad.share(self.step.index, done)
-            if code or due or done == self.total:
+            if code or due or done == self.total:  # before weights reach the disk
                 guard.check_weights(iteration, batch.ids)
             if code or (due and done < self.total):
                 self._save(done)

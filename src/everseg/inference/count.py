@@ -24,7 +24,7 @@ from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
 from everseg.runs.folder import RunFolder
-from everseg.runs.input_form import Windows
+from everseg.runs.input_form import InputForm, Windows
 from everseg.scenarios.steps import Source
 
 Predict = Callable[[Source, Tensor], Tensor]
@@ -108,7 +108,7 @@ def evaluate(
         DataError: a sample cannot be read.
     """
     model.to(accelerator.device).eval()
-    device, windows = accelerator.device, Windows.of(config.data, config.train.eval_batch)
+    device, windows = accelerator.device, InputForm.of_config(config.data).windows(config.train.eval_batch)
     predict = predict or (lambda source, image: through(model, source.branch, image, accelerator, windows))
     outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
     matrices = {name: ConfusionMatrix(number) for name, number in outputs.items()}

@@ -19,7 +19,7 @@ from everseg.labels import SYNTHETIC_OTHER, LabelSpace
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
-from everseg.runs.input_form import Windows
+from everseg.runs.input_form import InputForm, Windows
 from everseg.scenarios.steps import Source
 
 OTHER = "other"
@@ -58,7 +58,7 @@ def evaluate_inferred(
         name: {path: _table(outputs, space.names).to(accelerator.device) for path, outputs in classes.items()}
         for name, space in wider.items()
     }
-    windows = Windows.of(config.data, config.train.eval_batch)
+    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
     chooser = _Chooser(model, tables, accelerator, windows)
     result = evaluate(
         model,

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from everseg.errors import DataError
+from everseg.labels import IGNORED
 from everseg.runs.commit import write_bytes, writing
 
-IGNORED_ID = 255
 IGNORED_COLOUR = (205, 205, 205)
 """Light grey; no class has it."""
 
@@ -182,8 +182,8 @@ def legend(class_names: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: more than 255 names.
     """
-    if len(class_names) > IGNORED_ID:
-        raise ValueError(f"legend of {len(class_names)} classes: at most {IGNORED_ID} are possible")
+    if len(class_names) > IGNORED:
+        raise ValueError(f"legend of {len(class_names)} classes: at most {IGNORED} are possible")
     font = ImageFont.load_default(size=14)
     texts = [f"{index} {_short(name)}" for index, name in enumerate(class_names)] + ["ignored"]
     colours = [*palette(len(class_names)).tolist(), IGNORED_COLOUR]
@@ -219,10 +219,8 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     """
     mask_path = path_stem.with_name(f"{path_stem.name}_mask.png")
     overlay_path = path_stem.with_name(f"{path_stem.name}_overlay.png")
-    if ids.size and int(ids.max()) > IGNORED_ID:
-        raise DataError(
-            f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED_ID})"
-        )
+    if ids.size and int(ids.max()) > IGNORED:
+        raise DataError(f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED})")
     mixed = overlay(image, ids)
     mask = Image.fromarray(_byte_ids(ids))
     mask.putpalette(_all_colours().tobytes())
@@ -242,8 +240,8 @@ def _png(picture: Image.Image) -> bytes:
 def _byte_ids(ids: np.ndarray) -> np.ndarray:
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"ids of shape {ids.shape} and type {ids.dtype}: (H, W) integers are expected")
-    if ids.size and (ids.min() < 0 or ids.max() > IGNORED_ID):
-        raise ValueError(f"ids from {ids.min()} to {ids.max()}: 0 to {IGNORED_ID} are possible")
+    if ids.size and (ids.min() < 0 or ids.max() > IGNORED):
+        raise ValueError(f"ids from {ids.min()} to {ids.max()}: 0 to {IGNORED} are possible")
     return ids.astype(np.uint8)
 
 
@@ -318,7 +316,7 @@ def _all_colours() -> np.ndarray:
     colours = [BACKGROUND_COLOUR, *_FIRST]
     for taken in (IGNORED_COLOUR, (255, 255, 255), *colours):
         nearest = np.minimum(nearest, _distance(spaces, _perceived(np.array([taken]))))
-    while len(colours) < IGNORED_ID:
+    while len(colours) < IGNORED:
         best = int(np.argmax(nearest.round(6)))
         colours.append(tuple(grid[best].tolist()))
         nearest = np.minimum(nearest, _distance(spaces, spaces[:, best : best + 1]))

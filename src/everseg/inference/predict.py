@@ -14,7 +14,7 @@ from torch import Tensor
 from everseg.data.batches.transforms import normalise, resize_transform
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import _checked_files
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import ConfigError
 from everseg.inference.pictures import overlay, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
@@ -24,7 +24,10 @@ from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify, write_json
 from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import load_model, read_paths
+from everseg.runs.model_folder import load_model, model_folder_at
+
+MASK_IDS = "classes.json"
+"""File beside predicted masks: id -> class name. A model folder has a file of the same name that is another thing."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,13 @@ class LoadedModel:
             ConfigError: no such path, or no statistics to choose by.
             DataError: the file is not a readable image.
         """
-        pixels = read_image(image)
-        if self.form.size is None:
+        pixels = read_image(image, self.form.reading)
+        if self.form.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")
         else:
-            batch, _ = resize_transform(pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.size)
+            batch, _ = resize_transform(
+                pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.resized_to
+            )
         on_device = torch.from_numpy(batch).to(self.device)
         if infer_domain:
             branch = self._infer(on_device)
@@ -119,13 +124,13 @@ class LoadedModel:
         def see(part: Tensor) -> Tensor:
             return self.model(self._normalised(part), (branch,))[branch].logits
 
-        if self.form.windows is not None:
-            return sliding_ids(see, image, self.form.windows)
+        if (windows := self.form.windows()) is not None:
+            return sliding_ids(see, image, windows)
         return predict_ids(see(image[None]), size)[0]
 
     def _infer(self, image: Tensor) -> str:
-        if self.form.windows is not None:
-            return infer_sliding_branch(self.model, self._normalised, image, self.form.windows)
+        if (windows := self.form.windows()) is not None:
+            return infer_sliding_branch(self.model, self._normalised, image, windows)
         return infer_branch(self.model, self._normalised(image[None]))[0]
 
     def _normalised(self, image: Tensor) -> Tensor:
@@ -150,17 +155,15 @@ def load(
         CheckpointError: missing, damaged, or not a model of everseg.
     """
     path = Path(path)
-    if (path / "run.json").is_file():
-        folder = RunFolder(path)
+    folder = RunFolder(path)
+    if folder.is_begun:
         index = folder.chosen_step(step)
-        form = InputForm.read(folder.final(index))
+        form = folder.about(index).form
         return kind(*folder.load_final(index, builder)[:2], form, folder.paths(index))
-    if (path / "final").is_dir():
-        path = path / "final"
-    if not (path / "classes.json").is_file():
-        raise CheckpointError(f"{path} holds no model: give a run folder, or a step's `final` folder")
+    path = model_folder_at(path)
     verify(path)
-    loaded = kind(*load_model(path, builder), InputForm.read(path), read_paths(path / "classes.json"))
+    model, about = load_model(path, builder)
+    loaded = kind(model, about.spaces, about.form, about.domains)
     loaded.path = path
     return loaded
 
@@ -185,8 +188,8 @@ def predict(
         builder: your own architecture's builder, if the model is not a built-in one.
 
     Returns:
-        (mask, overlay) of each image. Masks hold train ids; `classes.json` beside them names the ids (per path where
-        several were taken).
+        (mask, overlay) of each image. Masks hold train ids; the file MASK_IDS beside them names the ids (per path
+        where several were taken).
 
     Raises:
         ConfigError: no path or an unknown one given for a model that has several; a result would overwrite an
@@ -206,5 +209,5 @@ def predict(
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
     if infer_domain:
         write_json(out / "domains.json", taken)
-    write_json(out / "classes.json", names if infer_domain else names[next(iter(used))])
+    write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
     return written

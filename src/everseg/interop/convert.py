@@ -16,9 +16,11 @@ from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
 from everseg.errors import CheckpointError, ConfigError
 from everseg.inference.predict import load
 from everseg.interop import mdil, mib
-from everseg.labels import SYNTHETIC_VOID
+from everseg.labels import SYNTHETIC_VOID, LabelSpace
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import save_folder, write_bytes
+from everseg.runs.commit import write_bytes
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import ModelFile, save_model
 
 MDIL_SIZE = (512, 1024)
 """Height and width to which MDIL's code resizes all images."""
@@ -56,9 +58,11 @@ def import_mib(
     if len(names) != total:
         raise ConfigError(f"--classes: the checkpoint has {total} outputs, {len(names)} names were given")
     starts = np.cumsum([0, *sizes])
-    groups = [list(range(int(a), int(b))) for a, b in itertools.pairwise(starts)]
-    branches = {branch: {"groups": groups, "names": names, "background": 0}}
-    return _save(out, model, branches, source=f"MiB checkpoint {Path(checkpoint).name}")
+    groups = tuple(tuple(range(int(a), int(b))) for a, b in itertools.pairwise(starts))
+    spaces = {branch: LabelSpace(groups, names, background=0)}
+    return _save(
+        out, model, ModelFile(model.describe(), spaces, source=f"MiB checkpoint {Path(checkpoint).name}")
+    )
 
 
 def export_mib(path: str | Path, checkpoint: str | Path) -> Path:
@@ -110,16 +114,19 @@ def import_mdil(
         raise ConfigError(
             f"--classes: the checkpoint has {len(model.branches)} domains, {len(classes)} lists of names were given"
         )
-    branches = {}
+    spaces = {}
     for number, branch in enumerate(model.branches):
         total = model.head(branch).num_classes
         names = _with_void(branch, total, tuple(classes[number]) if classes else ())
-        groups = [[*range(total - 1), SYNTHETIC_VOID]]
-        branches[branch] = {"groups": groups, "names": names, "background": None}
-    return _save(
-        out, model, branches, domains={branch: branch for branch in branches}, size=list(MDIL_SIZE),
-        evaluation="resize", normalisation="unit", source=f"MDIL checkpoint {Path(checkpoint).name}",
-    )  # fmt: skip
+        spaces[branch] = LabelSpace(((*range(total - 1), SYNTHETIC_VOID),), names, background=None)
+    about = ModelFile(
+        model.describe(),
+        spaces,
+        {branch: branch for branch in spaces},
+        InputForm("resize", MDIL_SIZE, "unit"),
+        source=f"MDIL checkpoint {Path(checkpoint).name}",
+    )
+    return _save(out, model, about)
 
 
 def export_mdil(path: str | Path, checkpoint: str | Path) -> Path:
@@ -187,9 +194,11 @@ def _new_file(target: str | Path) -> Path:
     return target
 
 
-def _save(out: Path, model: SegmentationModel, branches: dict[str, Any], **more: Any) -> Path:
-    document = {"architecture": model.describe(), "branches": branches, **more}
-    save_folder(out / "final", {"model": model.state_dict(), "method_state": {}}, {"classes": document})
+def _save(out: Path, model: SegmentationModel, about: ModelFile) -> Path:
+    problems = [f"--classes: {problem}" for space in about.spaces.values() for problem in space.problems()]
+    if problems:
+        raise ConfigError(problems)
+    save_model(out / "final", about, model.state_dict())
     return out / "final"
 
 

@@ -24,8 +24,8 @@ from everseg.models.pretrained import (
     ERFNET_DOWN,
     erfnet_modules,
     load_encoder_weights,
-    read_tensors,
 )
+from everseg.models.tensor_file import read_tensors
 
 __all__ = ["dump", "dump_encoder", "is_encoder", "load", "load_encoder", "names", "read"]
 

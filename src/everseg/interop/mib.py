@@ -20,7 +20,8 @@ from everseg.models.blocks import absolute_gamma
 from everseg.models.build import deeplabv3
 from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
-from everseg.models.pretrained import convert_encoder_names, read_tensors, to_abn_name
+from everseg.models.pretrained import convert_encoder_names, to_abn_name
+from everseg.models.tensor_file import read_tensors
 
 __all__ = ["convert_encoder_names", "dump", "load", "read"]
 

@@ -143,6 +143,12 @@ ARCHITECTURES: dict[str, Builder] = {
 """The only builders that a checkpoint may name."""
 
 
+def configured_name(architecture: str) -> str:
+    """The `model.name` under which a configuration knows an architecture of ARCHITECTURES; others as they are."""
+    builder = ARCHITECTURES.get(architecture)
+    return next((name for name, one in encoders.DECODERS.items() if one is builder), architecture)
+
+
 def build_model(
     config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet"
 ) -> SegmentationModel:
@@ -261,7 +267,7 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
         model = _call(name, build, options)
         for grows in growth:
             model.grow(grows)
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # what a file says can make a builder raise nearly anything
         raise CheckpointError(f"model description of '{name}' cannot be built: {error}") from error
     if name not in ARCHITECTURES:
         model.description = {"name": name, "options": dict(options)}

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from everseg.models.blocks import (
     absolute_gamma,
 )
 from everseg.models.model import SegmentationModel
+from everseg.models.tensor_file import read_tensors
 
 log = logging.getLogger("everseg")
 
@@ -137,40 +137,6 @@ def _adopt(encoder: nn.Module, plain: nn.Module) -> int:
             owner.pretrained = norm.state_dict()
             count += len(owner.pretrained)
     return count
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a weight file without running code from it: safetensors, or a pickle restricted to tensors.
-
-    Raises:
-        ConfigError: no such file.
-        CheckpointError: damaged, or holds objects other than tensors, numbers, strings and containers.
-    """
-    if not path.is_file():
-        raise ConfigError(f"model.weights: no file '{path}'")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}") from None
-    # Old checkpoints carry their best score as a numpy number; nothing but plain numbers can be made of these.
-    scalar = np.float64(0).__reduce__()[0]
-    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    numbers += [np.dtype, *(type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4"))]
-    try:
-        with torch.serialization.safe_globals(numbers):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged file makes the unpickler raise nearly anything
-        raise CheckpointError(
-            f"'{path}' cannot be read safely: it is damaged, no PyTorch file, or holds objects that could run code "
-            f"({type(e).__name__})"
-        ) from None
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"'{path}' holds no dictionary of weights, but a {type(loaded).__name__}")
-    return loaded
 
 
 def encoder_state(

@@ -10,7 +10,7 @@ from everseg.config.loading import identity, to_json
 from everseg.errors import CheckpointError, EversegError
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.text import in_percent
-from everseg.runs.folder import RunFolder
+from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Results, Track
 
 
@@ -78,7 +78,7 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
 def _neighbours(results: Results) -> Iterator[Results]:
     """The other runs in the folder that holds a run, by name."""
     own = results.folder.path.resolve()
-    for path in sorted(own.parent.glob("*/run.json")):
+    for path in sorted(own.parent.glob(f"*/{RECORD}")):
         if path.parent != own:
             yield Results(RunFolder(path.parent))
 
@@ -149,12 +149,12 @@ def _setting(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_joint(results: Results) -> bool:
-    """Whether a run is of joint training, told before its configuration is checked, which takes longer.
+    """Whether a run is joint training, told before its configuration is checked, which takes longer.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: its run.json cannot be read.
     """
-    stored = results.record["config"]
+    stored = results.record.config
     scenario = stored.get("scenario") if isinstance(stored, dict) else None
     return isinstance(scenario, dict) and scenario.get("joint") is True
 

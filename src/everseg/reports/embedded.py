@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from everseg.inference.pictures import IGNORED_COLOUR, palette
+from everseg.labels import IGNORED
 
 QUALITY = 82
 """Of JPEG."""
@@ -38,7 +39,7 @@ def labels(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]] | None =
     """
     table = np.zeros((256, 3), np.uint8)
     if colours is None:
-        table[:255], table[255] = palette(255), IGNORED_COLOUR
+        table[:IGNORED], table[IGNORED] = palette(IGNORED), IGNORED_COLOUR
     else:
         table[: len(colours)] = colours
     picture = Image.fromarray(ids.astype(np.uint8))

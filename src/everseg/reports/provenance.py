@@ -10,7 +10,7 @@ from typing import Any
 import everseg
 from everseg.config import presets
 from everseg.config.fields import RunConfig
-from everseg.config.loading import difference, dump, fields, load
+from everseg.config.loading import difference, dump, load, settings
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
 from everseg.errors import EversegError
@@ -34,14 +34,14 @@ def command(config: RunConfig) -> str:
     """A command that does the run again: its preset with what differs, else the configuration as a file."""
     preset = preset_of(config)
     if preset is not None:
-        usual = {key: value for key, value, _ in fields(load(preset))}
+        usual = settings(load(preset))
         changed = [
             f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value, _ in fields(config)
+            for key, value in settings(config).items()
             if (key not in usual or usual[key] != value) and (not is_harmless(key) or key.endswith(".root"))
         ]
         try:
-            if not difference(load(preset, changed), config):
+            if not difference(load(preset, changed, import_own=False), config):
                 return shlex.join(["everseg", "run", preset, *changed])
         except EversegError:
             pass
@@ -52,18 +52,18 @@ def provenance(results: Results) -> dict[str, Any]:
     """Everything that says what made the numbers.
 
     Returns:
-        command, yaml (the configuration), preset, deviations, facts (stored of machine and versions), models (per
+        command, yaml (the configuration), preset, deviations, facts (machine and versions), models (per
         finished step: the digest of its folder and of the one it continues), lists (SHA-256 of every image list), masks
         (their fingerprints), cite (lines).
     """
-    stored, config = results.record, results.config
+    record, config = results.record, results.config
     facts = {
         "seed": config.seed,
-        "configuration (SHA-256)": stored.get("hash"),
-        **{f"{name} version": value for name, value in (stored.get("versions") or {}).items()},
-        "machine": stored.get("machine"),
-        "CPU threads": stored.get("threads"),
-        "started": text(stored.get("argv")) or FROM_PYTHON,
+        "configuration (SHA-256)": record.hash,
+        **{f"{name} version": value for name, value in record.versions.items()},
+        "machine": record.machine,
+        "CPU threads": record.threads,
+        "started": text(record.argv) or FROM_PYTHON,
     }
     models = [
         {"step": step.index, "model": step.final.digest, "continues": step.final.parent or UNDEFINED}

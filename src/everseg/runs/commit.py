@@ -53,7 +53,7 @@ def read_json(path: Path, data: bytes | None = None) -> Any:
     """
     try:
         return json.loads(path.read_bytes() if data is None else data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested thousands of levels deep
         raise CheckpointError(
             f"{path}: cannot be read ({error}); restore it or start again under another name"
         ) from None

@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from everseg.config.fields import RunConfig
-from everseg.config.loading import config_hash, difference, load, to_json
+from everseg.config.loading import config_hash, difference, from_stored, to_json
 from everseg.data.writing import remove_leftovers
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
@@ -29,14 +29,34 @@ from everseg.runs.commit import (
     load_tensors,
     parent_of,
     read_document,
-    save_folder,
     verify,
     write_bytes,
     write_json,
     writing,
 )
-from everseg.runs.model_folder import _windows, load_model, read_spaces
+from everseg.runs.input_form import InputForm
+from everseg.runs.model_folder import ModelFile, load_model, read_model_file, save_model
 from everseg.scenarios.steps import Step
+
+RECORD = "run.json"
+MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json says: how a run was asked for, and on what it was begun."""
+
+    config: Any
+    """The configuration as it was written, not checked: `RunFolder.config` does that."""
+    threads: int
+    """CPU threads."""
+    hash: str = ""
+    """SHA-256 of the settings that decide the result."""
+    argv: tuple[str, ...] = ()
+    """The command, word by word; () where the run was started from Python."""
+    machine: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package -> version."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return read_spaces(self._classes(index))
+        return dict(self.about(index).spaces)
 
     def paths(self, index: int) -> dict[str, str]:
         """Name of the results of a scored step (domain, or branch in runs on one data set) -> branch they are of."""
@@ -100,27 +120,50 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return bool(read_document(self._classes(index), "branches").get("fresh", False))
+        return self.about(index).fresh
 
-    def _classes(self, index: int) -> Path:
-        """The classes.json of a finished step, verified."""
-        verify(self.final(index), only=("classes.json",))
-        return self.final(index) / "classes.json"
+    def about(self, index: int) -> ModelFile:
+        """What is known of a finished step's model.
 
-    def record(self) -> dict[str, Any]:
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return read_model_file(self.final(index))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run was ever begun here: its run.json is there."""
+        return (self.path / RECORD).is_file()
+
+    def record(self) -> RunRecord:
         """What run.json says.
 
         Raises:
             CheckpointError: not a run folder, or its run.json is damaged.
         """
-        if not (self.path / "run.json").is_file():
+        path = self.path / RECORD
+        if not path.is_file():
             raise CheckpointError(
                 f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
             )
-        return read_document(self.path / "run.json", "config", "threads")
+        stored = read_document(path, "config", "threads")
+        threads, versions, argv = stored["threads"], stored.get("versions") or {}, stored.get("argv") or []
+        texts = {key: stored.get(key) or "" for key in ("hash", "machine")}
+        problems = [f"{key}: expected text" for key, value in texts.items() if not isinstance(value, str)]
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
+        if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
+            problems.append("versions: expected the version of each package")
+        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+            problems.append("argv: expected the words of a command")
+        if problems:
+            raise CheckpointError(
+                f"{path} is damaged: {'; '.join(problems)}; restore it or start again under another name"
+            )
+        return RunRecord(stored["config"], threads, argv=tuple(argv), versions=versions, **texts)
 
-    def config(self, record: Mapping[str, Any] | None = None) -> RunConfig:
-        """The configuration the run was started with.
+    def config(self, record: RunRecord | None = None) -> RunConfig:
+        """The configuration the run was started with; code that it names is not imported.
 
         Args:
             record: what `record` gave, if it was read before.
@@ -128,19 +171,18 @@ class RunFolder:
         Raises:
             CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
         """
-        stored = record or self.record()
         try:
-            return load(stored["config"])
+            return from_stored((record or self.record()).config)
         except ConfigError as error:
             raise CheckpointError(
-                f"{self.path / 'run.json'}: this everseg does not understand its configuration: {error}; "
+                f"{self.path / RECORD}: this everseg does not understand its configuration: {error}; "
                 "restore it or start again under another name"
             ) from None
 
     @property
     def threads(self) -> int:
         """CPU threads the run was started with."""
-        return int(read_document(self.path / "run.json", "threads")["threads"])
+        return self.record().threads
 
     def open(self, config: RunConfig, threads: int) -> int:
         """Create the folder's run.json, or check that an existing one belongs to the same experiment.
@@ -151,7 +193,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run with other settings.
         """
-        document = self.path / "run.json"
+        document = self.path / RECORD
         if document.exists():
             changed = difference(self.config(), config)
             if changed:
@@ -193,27 +235,18 @@ class RunFolder:
         step: Step,
         model: SegmentationModel,
         method_state: dict[str, torch.Tensor],
-        config: RunConfig,
+        form: InputForm,
         parent: str | None,
     ) -> None:
         """Commit a finished step: weights, method state, and what is needed to use and continue them."""
-        classes = {
-            "architecture": model.describe(),
-            "branches": {
-                name: {"groups": space.groups, "names": space.names, "background": space.background}
-                for name, space in step.spaces.items()
-            },
-            "domains": {source.domain: source.branch for source in step.test if source.domain},
-            "fresh": step.fresh,
-            **{key: getattr(config.data, key) for key in ("size", "evaluation", "normalisation")},
-            **_windows(config),
-        }
-        save_folder(
-            self.final(step.index),
-            {"model": model.state_dict(), "method_state": method_state},
-            {"classes": classes},
-            parent=parent,
+        about = ModelFile(
+            model.describe(),
+            step.spaces,
+            {source.domain: source.branch for source in step.test if source.domain},
+            form,
+            step.fresh,
         )
+        save_model(self.final(step.index), about, model.state_dict(), method_state, parent=parent)
 
     def load_final(
         self, index: int, builder: Any = None
@@ -245,7 +278,8 @@ class RunFolder:
             raise CheckpointError(
                 f"{folder} does not continue {before}: they come from different runs; {again}"
             )
-        return (*load_model(folder, builder), load_tensors(folder / "method_state.safetensors"), digest)
+        model, about = load_model(folder, builder)
+        return model, dict(about.spaces), load_tensors(folder / "method_state.safetensors"), digest
 
     def save_result(
         self,

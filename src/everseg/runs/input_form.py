@@ -1,14 +1,24 @@
-"""How a model sees an image: its size, its normalisation, its windows."""
+"""How a model sees an image: size, windows, normalisation, bits per channel.
+
+An image is always read as RGB with 8 bits per channel, alpha dropped. Everything that differs between models stands in
+one class, whether it comes from a configuration, from a model folder or out of an ONNX file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from everseg.config.fields import DataConfig
-from everseg.runs.commit import read_json
+from everseg.data.base import Dataset
+from everseg.data.datasets.decode import Reading
+from everseg.types import IMAGENET_MEAN, IMAGENET_STD
+
+Evaluation = Literal["crop", "whole", "resize", "sliding"]
+Normalisation = Literal["imagenet", "unit"]
+LARGEST = 65536
+"""No side of an image or window is longer, pixels."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +31,6 @@ class Windows:
     """Share of its side that a window has in common with the next, at least."""
     batch: int = 4
     """Windows that go through the network at once."""
-
-    @classmethod
-    def of(cls, data: DataConfig, batch: int) -> Windows | None:
-        """The windows test images are seen through; None where they are seen at once."""
-        if data.evaluation != "sliding":
-            return None
-        return cls(data.window or data.crop, data.overlap, batch)
 
     def starts(self, length: int) -> tuple[int, ...]:
         """First pixels of the windows along an axis; the last window is flush with the border.
@@ -43,25 +46,167 @@ class Windows:
 
 @dataclass(frozen=True)
 class InputForm:
-    """How a model saw its images in training."""
+    """How a model saw its images in training and wants to see them from now on."""
 
-    normalisation: Literal["imagenet", "unit"] = "imagenet"
-    """Kind of `everseg.data.batches.transforms.normalise`."""
+    evaluation: Evaluation | None = None
+    """How test images are seen, as `data.evaluation`; None where nothing says it (imported checkpoints): whole."""
     size: tuple[int, int] | None = None
-    """(H, W) in pixels that images are brought to; None: their own size."""
-    windows: Windows | None = None
-    """Overlapping windows that images of their own size are seen through; None: at once."""
+    """(H, W) in pixels, as `data.size`: what images are brought to where `evaluation` is "resize"."""
+    normalisation: Normalisation = "imagenet"
+    """Kind of `everseg.data.batches.transforms.normalise`."""
+    window: int | None = None
+    """Side of the windows in pixels where `evaluation` is "sliding"."""
+    overlap: float = 1 / 3
+    """Share of its side that such a window has in common with the next, at least."""
+    bit_depth: Literal[8, 16] = 8
+    """Bits per channel of the files it learnt from; with 16 the higher byte of each value is seen."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether images are turned upright as their EXIF orientation says."""
+
+    @property
+    def resized_to(self) -> tuple[int, int] | None:
+        """(H, W) in pixels that every image is brought to; None: it is seen at its own size."""
+        return self.size if self.evaluation == "resize" else None
+
+    def windows(self, batch: int = Windows.batch) -> Windows | None:
+        """The windows that an image of its own size is seen through; None: at once.
+
+        Args:
+            batch: windows that go through the network at once; it changes speed and memory, never the result.
+        """
+        if self.evaluation != "sliding" or self.window is None:
+            return None
+        return Windows(self.window, self.overlap, batch)
+
+    @property
+    def reading(self) -> Reading:
+        """How a file of the user's is opened for the model."""
+        return Reading(follow_links=True, bit_depth=self.bit_depth, exif=self.exif)
 
     @classmethod
-    def read(cls, folder: Path) -> InputForm:
-        """Read it from a model folder."""
-        return cls.of(read_json(folder / "classes.json"))
+    def of_config(cls, data: DataConfig, datasets: Iterable[Dataset] = ()) -> InputForm:
+        """How the model of a run sees its test images.
+
+        Args:
+            data: the `data` section of the run's configuration.
+            datasets: the run's data where they are open; only they know how their files are read, as a data.yaml may
+                say so too.
+        """
+        sliding = data.evaluation == "sliding"
+        readings = [
+            split.reading
+            for dataset in datasets
+            for split in dataset.splits.values()
+            if hasattr(split, "reading")  # generated images have no files
+        ]
+        return cls(
+            data.evaluation,
+            data.size,
+            data.normalisation,
+            (data.window or data.crop) if sliding else None,
+            data.overlap if sliding else cls.overlap,
+            max((reading.bit_depth for reading in readings), default=8),
+            "ignore" if readings and all(reading.exif == "ignore" for reading in readings) else "apply",
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the `data` section that a next step sees its images by too, as far as they are known."""
+        known = {"size": self.size, "evaluation": self.evaluation, "normalisation": self.normalisation}
+        return {key: value for key, value in known.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """The form as files hold it: the settings that are known, ready for JSON."""
+        sliding = {"window": self.window, "overlap": self.overlap} if self.windows() is not None else {}
+        reading = {"bit_depth": self.bit_depth, "exif": self.exif}
+        size = {} if self.size is None else {"size": list(self.size)}
+        return {**self.settings(), **size, **sliding, **reading}
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> InputForm:
-        """What a model's file says; older folders and imported models say less, and mean the defaults."""
-        evaluation = stored.get("evaluation")
-        size = stored.get("size") if evaluation == "resize" else None
-        windows = Windows(stored["window"], stored["overlap"]) if evaluation == "sliding" else None
-        normalisation = stored.get("normalisation", "imagenet")
-        return cls(normalisation, None if size is None else (size[0], size[1]), windows)
+    def of_json(cls, stored: Mapping[str, Any]) -> tuple[InputForm, list[str]]:
+        """Read the form back; files of older versions and imported models say less, and mean the defaults.
+
+        Args:
+            stored: a document with these settings among others.
+
+        Returns:
+            The form, and what is wrong; of a wrong one only the problems mean anything.
+        """
+        problems = []
+
+        def value(key: str, expected: str, good: Any) -> Any:
+            found = stored.get(key)
+            if found is None or good(found):
+                return found
+            problems.append(f"{key}: expected {expected}")
+            return None
+
+        evaluation = value(
+            "evaluation", f"one of {', '.join(get_args(Evaluation))}", _one_of(get_args(Evaluation))
+        )
+        kinds = get_args(Normalisation)
+        normalisation = (
+            value("normalisation", f"one of {', '.join(kinds)}", _one_of(kinds)) or cls.normalisation
+        )
+        size = value("size", f"height and width in 1 ... {LARGEST} pixels", _is_size)
+        window = value("window", f"a side in 1 ... {LARGEST} pixels", _is_side)
+        overlap = value("overlap", "a share from 0 to below 1", _is_share)
+        depth = value("bit_depth", "8 or 16", _one_of((8, 16))) or cls.bit_depth
+        exif = value("exif", "apply or ignore", _one_of(("apply", "ignore"))) or cls.exif
+        for kind, key, found in (("resize", "size", size), ("sliding", "window", window)):
+            if evaluation == kind and found is None and not problems:
+                problems.append(f"evaluation: '{kind}' needs a {key}")
+        form = cls(
+            evaluation, None if size is None else (size[0], size[1]), normalisation, window,
+            cls.overlap if overlap is None else float(overlap), depth, exif,
+        )  # fmt: skip
+        return form, problems
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image becomes the network's input, for readers without everseg: in bundles and in ONNX files.
+
+        Inside an ONNX file all but the resizing and the windows is done already.
+        """
+        windows, imagenet = self.windows(), self.normalisation == "imagenet"
+        return {
+            "input": "image: uint8 RGB, (batch, height, width, 3)",
+            "size": None if self.resized_to is None else list(self.resized_to),
+            "resize": "bilinear, antialiased",
+            "windows": None if windows is None else {"side": windows.side, "overlap": windows.overlap},
+            "scale": 1 / 255,
+            "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
+            "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],
+            "outputs": "logits: float32, (batch, outputs of the path, h, w); mask: uint8 class ids, "
+            "(batch, height, width)",
+            "form": self.to_json(),
+        }
+
+    @classmethod
+    def of_preprocessing(cls, stored: Mapping[str, Any]) -> InputForm:
+        """Read back what `preprocessing` wrote.
+
+        Raises:
+            ValueError: it is not of that form; what is wrong.
+        """
+        form = stored.get("form")
+        found, problems = (
+            cls.of_json(form) if isinstance(form, Mapping) else (cls(), ["form: expected settings"])
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return found
+
+
+def _one_of(choices: tuple[Any, ...]) -> Any:
+    return lambda found: any(type(found) is type(choice) and found == choice for choice in choices)
+
+
+def _is_side(found: Any) -> bool:
+    return type(found) is int and 1 <= found <= LARGEST
+
+
+def _is_size(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == 2 and all(map(_is_side, found))
+
+
+def _is_share(found: Any) -> bool:
+    return type(found) in (int, float) and 0 <= found < 1

@@ -1,78 +1,208 @@
-"""A model in a folder of its own: its weights, and the classes.json that says what it is."""
+"""A model in a folder of its own: its weights, and the file that says what it is.
+
+Finished steps of runs, bundles and imported checkpoints are such folders. How that file is laid out is known here only:
+everybody else reads and writes a `ModelFile`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from everseg.config.fields import RunConfig
 from everseg.errors import CheckpointError, some
-from everseg.labels import LabelSpace
+from everseg.labels import IGNORED, LabelSpace
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import load_tensors, read_document
+from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
+from everseg.runs.input_form import InputForm
 
-CLASSES, WEIGHTS = "classes.json", "model.safetensors"
+FILE = "classes.json"
+FORMAT = 2
+"""Number of the layout. Files of the first one have no number; a higher one is refused, for it may mean other things.
+
+Keys that are not known here do not raise the number: they are kept and otherwise passed over."""
+WEIGHTS = "model.safetensors"
+LINEAGE = "lineage.json"
+"""Where a bundle says how its model came to be."""
+MOST_IDS = IGNORED
+"""Number of lasting ids that fit a mask of bytes; the one after them stays for ignored pixels."""
+_RAW_IDS = range(-16, 65536)
+"""Raw ids that a file may hold; negative ones stand for outputs that no pixel of a mask carries."""
 
 
-def _windows(config: RunConfig) -> dict[str, Any]:
-    """What classes.json says of the windows that test images were seen through, if they were."""
-    if config.data.evaluation != "sliding":
-        return {}
-    return {"window": config.data.window or config.data.crop, "overlap": config.data.overlap}
+@dataclass(frozen=True)
+class BundleClass:
+    """One class of a bundle."""
+
+    id: int
+    """Its id in masks, in this bundle and in all that are made from it."""
+    name: str
+    colour: tuple[int, int, int]
+    step: int
+    """Step in which it was learnt first."""
+    paths: tuple[str, ...]
+    """Branches of the model that have an output for it."""
 
 
-def load_model(folder: Path, builder: Any = None) -> tuple[SegmentationModel, dict[str, LabelSpace]]:
-    """Rebuild a model from a finished step's folder by replaying its growth; strict.
+@dataclass(frozen=True)
+class Registry:
+    """Every class that this line of bundles has ever had."""
+
+    classes: tuple[BundleClass, ...]
+    next_id: int
+    """Smallest id that no class of the line has had."""
+
+    def ids(self, space: LabelSpace) -> list[int]:
+        """Ids of a branch's outputs in output order."""
+        by_name = {entry.name: entry.id for entry in self.classes}
+        return [by_name[name] for name in space.names]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model folder's file says: how the model is built, what its outputs mean, how it sees an image."""
+
+    architecture: Mapping[str, Any]
+    """What `SegmentationModel.describe` gave: name, options and growth."""
+    spaces: Mapping[str, LabelSpace]
+    """Branch -> its classes. In a bundle raw ids are the classes' lasting ids."""
+    domains: Mapping[str, str] = field(default_factory=dict)
+    """Domain -> branch that its images take; {} of one data set, and in older files."""
+    form: InputForm = field(default_factory=InputForm)
+    fresh: bool = False
+    """Whether the step was trained from scratch."""
+    source: str = ""
+    """What an imported model was made of."""
+    registry: Registry | None = None
+    """The classes under their lasting ids; bundles only."""
+    onnx: Mapping[str, str] = field(default_factory=dict)
+    """Branch -> name of its ONNX file beside this one; {} without."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Entries that this everseg does not know, as they stood in the file."""
+
+    def lasting_ids(self, where: str | Path) -> Registry:
+        """The registry, where there has to be one.
+
+        Args:
+            where: the folder, for the message.
+
+        Raises:
+            CheckpointError: there is none: this is no bundle.
+        """
+        if self.registry is None:
+            raise CheckpointError(
+                f"{where} is no bundle: its {FILE} gives the classes no lasting ids; make one with: everseg export"
+            )
+        return self.registry
+
+    def document(self) -> dict[str, Any]:
+        """The file's content, ready for JSON."""
+        registry = {} if self.registry is None else asdict(self.registry)
+        return {
+            "format": FORMAT,
+            "architecture": dict(self.architecture),
+            "branches": {name: self._branch(name, space) for name, space in self.spaces.items()},
+            "domains": dict(self.domains),
+            "fresh": self.fresh,
+            **self.form.to_json(),
+            **({"source": self.source} if self.source else {}),
+            **registry,
+            **self.unknown,
+        }
+
+    def _branch(self, name: str, space: LabelSpace) -> dict[str, Any]:
+        entry = {"groups": space.groups, "names": space.names, "background": space.background}
+        if self.registry is None:
+            return entry
+        return {**entry, "ids": self.registry.ids(space), "onnx": self.onnx.get(name)}
+
+
+# ---------------------------------------------------------------- folders
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a model lies here."""
+    return (folder / FILE).is_file()
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a model with its lineage lies here."""
+    return is_model_folder(folder) and (folder / LINEAGE).is_file()
+
+
+def model_folder_at(path: Path) -> Path:
+    """The model folder that a user means by a path: itself, or the `final` in a step's folder.
 
     Raises:
-        CheckpointError: weights and architecture do not fit.
+        CheckpointError: there is none.
     """
-    classes = read_document(folder / CLASSES, "architecture", "branches")
-    model = model_of(classes, load_tensors(folder / WEIGHTS), str(folder), builder)
-    return model, spaces_of(classes)
+    folder = path / "final" if (path / "final").is_dir() else path
+    if not is_model_folder(folder):
+        raise CheckpointError(f"{folder} holds no model: give a run folder, or a step's `final` folder")
+    return folder
 
 
-def model_of(
-    classes: Mapping[str, Any], state: dict[str, torch.Tensor], where: str, builder: Any = None
-) -> SegmentationModel:
-    """Build the model that a `classes.json` describes and give it its weights; in eval mode, on the CPU.
+def save_model(
+    folder: Path,
+    about: ModelFile,
+    weights: Mapping[str, Tensor],
+    method_state: Mapping[str, Tensor] | None = None,
+    *,
+    parent: str | None = None,
+    documents: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> str:
+    """Commit a model folder, whole or not at all.
 
     Args:
-        where: the model's folder, for the message.
+        folder: where; see `everseg.runs.commit.save_folder`.
+        weights: the model's `state_dict`.
+        method_state: what the method carries from step to step.
+        parent: digest of the folder this one continues.
+        documents: further JSON files, by name without ending.
+        files: any other files.
+
+    Returns:
+        The folder's digest.
+    """
+    return save_folder(
+        folder,
+        {"model": weights, "method_state": method_state or {}},
+        {FILE.removesuffix(".json"): about.document(), **(documents or {})},
+        parent=parent,
+        files=files,
+    )
+
+
+def load_model(
+    folder: Path, builder: Any = None, about: ModelFile | None = None, weights: bytes | None = None
+) -> tuple[SegmentationModel, ModelFile]:
+    """Rebuild a model from its folder by replaying its growth; strict.
+
+    Args:
+        builder: the user's own architecture, if it is not a built-in one.
+        about: what `read_model_file` gave, if it was read before.
+        weights: what the file of the weights holds, if it was read before.
+
+    Returns:
+        The model in eval mode on the CPU, and what its file says.
 
     Raises:
         CheckpointError: weights and architecture do not fit.
     """
-    model = from_description(classes["architecture"], builder=builder)
-    load_strictly(model, state, where)
+    about = about or read_model_file(folder)
+    model = from_description(about.architecture, builder=builder)
+    load_strictly(model, load_tensors(folder / WEIGHTS, weights), str(folder))
     model.eval()
-    return model
+    return model, about
 
 
-def read_spaces(path: Path) -> dict[str, LabelSpace]:
-    """Read the label space of each branch from a `classes.json`."""
-    return spaces_of(read_document(path, "branches"))
-
-
-def spaces_of(classes: Mapping[str, Any]) -> dict[str, LabelSpace]:
-    """The label space of each branch, from what a `classes.json` holds."""
-    return {
-        name: LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), entry["background"])
-        for name, entry in classes["branches"].items()
-    }
-
-
-def read_paths(path: Path) -> dict[str, str]:
-    """Read from a `classes.json` which branch each domain goes through; {} of one data set, and in older files."""
-    stored = read_document(path, "branches").get("domains")
-    return dict(stored) if isinstance(stored, dict) else {}
-
-
-def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load weights that must fit exactly.
 
     Raises:
@@ -90,3 +220,207 @@ def load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], where:
         listing = some(sorted(problems), between="\n  ")
         raise CheckpointError(f"{where} is a checkpoint of another model:\n  {listing}")
     model.load_state_dict(state)
+
+
+def read_lineage(bundle: Path) -> dict[str, Any]:
+    """How a bundle's model came to be: `steps`, the number of steps it was trained in, `history`, and more.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    lineage = read_document(bundle / LINEAGE, "steps", "history")
+    problems = []
+    if type(lineage["steps"]) is not int or not 0 <= lineage["steps"] < 2**31:
+        problems.append("steps: expected the number of steps")
+    if not _is_list_of(lineage["history"], dict):
+        problems.append("history: expected an entry for each step")
+    _raise_damage(bundle / LINEAGE, problems)
+    return lineage
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_model_file(folder: Path, committed: Committed | None = None) -> ModelFile:
+    """Read what a model folder's file says, and check all of it: its bytes against the manifest, then its meaning.
+
+    Args:
+        committed: the folder's manifest, if it was read before.
+
+    Raises:
+        CheckpointError: missing, unreadable, changed, of a later everseg, or damaged; every fault at once.
+    """
+    path = folder / FILE
+    stored = read_document(path, "branches", data=(committed or read_committed(folder)).read(FILE))
+    number = stored.get("format", 1)
+    if type(number) is not int or number < 1:
+        _raise_damage(path, ["format: expected a whole number"])
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {number}, this everseg reads up to {FORMAT}: it was written by a later everseg; "
+            "update everseg to read it"
+        )
+    reader = _Reader(stored)
+    about = reader.read()
+    _raise_damage(path, reader.problems)
+    return about
+
+
+def _raise_damage(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise CheckpointError(
+            f"{path} is damaged: {some(problems, 8, between='; ')}; restore it or start again under another name"
+        )
+
+
+class _Reader:
+    """Reads one document entry by entry and notes what is wrong; with any problem the result means nothing."""
+
+    KNOWN = frozenset(
+        {"format", "architecture", "branches", "domains", "fresh", "source", "classes", "next_id"}
+        | {"size", "evaluation", "normalisation", "window", "overlap", "bit_depth", "exif"}
+    )
+
+    def __init__(self, stored: Mapping[str, Any]) -> None:
+        self.stored = stored
+        self.problems: list[str] = []
+
+    def read(self) -> ModelFile:
+        branches = self.stored["branches"]
+        if not isinstance(branches, dict) or not all(isinstance(entry, dict) for entry in branches.values()):
+            self.problems.append("branches: expected the classes of each branch")
+            branches = {}
+        spaces = {name: self._space(name, entry) for name, entry in branches.items()}
+        form, wrong = InputForm.of_json(self.stored)
+        self.problems += wrong
+        registry = self._registry(spaces)
+        if registry is not None and not self.problems:
+            self._check_ids(branches, spaces, registry)
+        return ModelFile(
+            self._architecture(spaces),
+            spaces,
+            self._domains(spaces),
+            form,
+            self._plain("fresh", bool, False, "true or false"),
+            self._plain("source", str, "", "a text"),
+            registry,
+            {} if registry is None else self._onnx(branches),
+            {key: value for key, value in self.stored.items() if key not in self.KNOWN},
+        )
+
+    def _plain(self, key: str, kind: type, default: Any, expected: str) -> Any:
+        value = self.stored.get(key, default)
+        if type(value) is not kind:
+            self.problems.append(f"{key}: expected {expected}")
+            return default
+        return value
+
+    def _space(self, branch: str, entry: Mapping[str, Any]) -> LabelSpace:
+        values: list[Any] = [entry.get(key) for key in ("groups", "names", "background")]
+        groups, names, background = values
+        where = f"branches.{branch}"
+        if not _is_list_of(groups, list) or not all(_is_list_of(group, int) for group in groups):
+            self.problems.append(f"{where}.groups: expected the raw ids of each growth")
+            groups = []
+        if not _is_list_of(names, str):
+            self.problems.append(f"{where}.names: expected the names of the classes")
+            names = []
+        space = LabelSpace(tuple(map(tuple, groups)), tuple(names), background)
+        if not all(raw in _RAW_IDS for raw in space.order):
+            self.problems.append(f"{where}.groups: a raw id that no mask can hold")
+        self.problems += [f"{where}: {problem}" for problem in space.problems()]
+        return space
+
+    def _architecture(self, spaces: Mapping[str, LabelSpace]) -> Mapping[str, Any]:
+        """Check what the model is built from; its outputs must be the classes."""
+        found = self.stored.get("architecture")
+        if not isinstance(found, dict) or not {"name", "options", "growth"} <= found.keys():
+            self.problems.append("architecture: expected name, options and growth")
+            return {}
+        if not isinstance(found["name"], str | None) or not isinstance(found["options"], dict):
+            self.problems.append("architecture: expected a name, and options by name")
+        growth = found["growth"]
+        if not _is_list_of(growth, dict) or not all(_is_list_of(list(one.values()), int) for one in growth):
+            self.problems.append("architecture.growth: expected the number of outputs each branch gained")
+            return found
+        for branch in dict.fromkeys([*spaces, *(name for one in growth for name in one)]):
+            outputs = sum(one.get(branch, 0) for one in growth)
+            classes = spaces[branch].num_classes if branch in spaces else 0
+            if outputs != classes:
+                self.problems.append(f"branch '{branch}' has {outputs} outputs and {classes} classes")
+        return found
+
+    def _domains(self, spaces: Mapping[str, LabelSpace]) -> Mapping[str, str]:
+        found = self.stored.get("domains") or {}
+        if not isinstance(found, dict):
+            if type(self.stored.get("format")) is int:
+                self.problems.append("domains: expected the branch of each domain")
+            return {}  # before the format was numbered: a list of names, which says nothing
+        if not all(isinstance(branch, str) and branch in spaces for branch in found.values()):
+            self.problems.append("domains: expected a known branch for each domain")
+        return found
+
+    # -- bundles
+
+    def _registry(self, spaces: Mapping[str, LabelSpace]) -> Registry | None:
+        if "classes" not in self.stored and "next_id" not in self.stored:
+            return None
+        entries: Any = self.stored.get("classes")
+        next_id: Any = self.stored.get("next_id")
+        if not _is_list_of(entries, dict):
+            self.problems.append("classes: expected an entry for each class")
+            return None
+        found = tuple(
+            entry for position, stored in enumerate(entries) for entry in self._class(position, stored)
+        )
+        for key in ("id", "name"):
+            values = [getattr(entry, key) for entry in found]
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                self.problems.append(f"classes: {key} {', '.join(map(str, twice))} stands twice")
+        if any(branch not in spaces for entry in found for branch in entry.paths):
+            self.problems.append("classes: a class has a path that the model does not have")
+        least = max((entry.id for entry in found), default=-1) + 1
+        if type(next_id) is not int or not least <= next_id <= MOST_IDS:
+            self.problems.append(f"next_id: expected a whole number from {least} to {MOST_IDS}")
+            return None
+        return Registry(found, next_id)
+
+    def _class(self, position: int, stored: Mapping[str, Any]) -> Iterator[BundleClass]:
+        values: list[Any] = [stored.get(key) for key in ("id", "name", "colour", "step", "paths")]
+        number, name, colour, step, paths = values
+        good = {
+            "id": type(number) is int and 0 <= number < MOST_IDS,
+            "name": isinstance(name, str) and name != "",
+            "colour": _is_list_of(colour, int)
+            and len(colour) == 3
+            and all(0 <= part <= 255 for part in colour),
+            "step": type(step) is int and 0 <= step < 2**31,
+            "paths": _is_list_of(paths, str),
+        }
+        if wrong := [key for key, fine in good.items() if not fine]:
+            self.problems.append(f"classes[{position}]: no usable {', '.join(wrong)}")
+        else:
+            yield BundleClass(number, name, tuple(colour), step, tuple(paths))
+
+    def _check_ids(
+        self, branches: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], registry: Registry
+    ) -> None:
+        """The lasting ids of each branch's outputs stand a second time beside the branch, for readers of other make."""
+        known = {entry.name for entry in registry.classes}
+        for branch, space in spaces.items():
+            if unknown := [name for name in space.names if name not in known]:
+                self.problems.append(f"branches.{branch}: {some(unknown, 6)} not among the classes")
+            elif branches[branch].get("ids") != registry.ids(space):
+                self.problems.append(f"branches.{branch}.ids: others than the classes have")
+
+    def _onnx(self, branches: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        found = {name: entry["onnx"] for name, entry in branches.items() if entry.get("onnx") is not None}
+        for name, file in found.items():
+            if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+                self.problems.append(f"branches.{name}.onnx: expected the name of a file beside this one")
+        return found
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    """Whether a value is a list of such values; true and false are no numbers."""
+    return isinstance(value, list) and all(type(item) is kind for item in value)

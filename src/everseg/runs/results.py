@@ -19,10 +19,10 @@ from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace
 from everseg.metrics import defined_mean, sequence_scores, step_scores
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import Committed, load_tensors, read_committed, read_document
-from everseg.runs.folder import RunFolder
+from everseg.runs.commit import Committed, read_committed, read_document
+from everseg.runs.folder import RunFolder, RunRecord
 from everseg.runs.journal import Journal, replaced_samples
-from everseg.runs.model_folder import CLASSES, WEIGHTS, model_of, spaces_of
+from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,19 @@ class StepResults:
         return read_committed(self.folder.final(self.index))
 
     @cached_property
-    def _classes(self) -> dict[str, Any]:
-        return read_document(self.final.folder / CLASSES, "branches", data=self.final.read(CLASSES))
+    def about(self) -> ModelFile:
+        """What the model folder's file says."""
+        return read_model_file(self.final.folder, self.final)
 
-    @cached_property
-    def spaces(self) -> dict[str, LabelSpace]:
+    @property
+    def spaces(self) -> Mapping[str, LabelSpace]:
         """Label space of each branch after the step."""
-        return spaces_of(self._classes)
+        return self.about.spaces
 
     @property
     def is_fresh(self) -> bool:
         """Whether the step was trained from scratch."""
-        return bool(self._classes.get("fresh", False))
+        return self.about.fresh
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -78,9 +79,7 @@ class StepResults:
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model, as `Results.model` does, without asking which model it continues."""
-        where = self.final.folder
-        state = load_tensors(where / WEIGHTS, self.final.read(WEIGHTS))
-        return model_of(self._classes, state, str(where), builder)
+        return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Results:
     folder: RunFolder
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """What run.json says.
 
         Raises:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
-from everseg.errors import CheckpointError, ConfigError, DataError, near_miss, some
+from everseg.errors import ConfigError, DataError, near_miss, some
 from everseg.labels import LabelPolicy, LabelSpace, policy_set, spelling
 from everseg.scenarios.combine import check_settings
 from everseg.scenarios.steps import Source, Step
 
 
 def build(
-    config: ScenarioConfig, dataset: Dataset, counts: Mapping[str, np.ndarray], *, seed: int
+    config: ScenarioConfig,
+    dataset: Dataset,
+    counts: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    read: Callable[[Path], Known],
 ) -> tuple[Step, ...]:
     """Build the one step that a configuration asks for; the registry's "extension".
 
@@ -31,11 +34,11 @@ def build(
         config: `bundle`, and `task` with one list: the names of the new classes.
         counts: split -> (N, 256) pixels per raw id of every image.
         seed: not used; nothing is drawn.
+        read: what gives the classes that a bundle's model knows; may raise a CheckpointError.
 
     Raises:
         ConfigError: no bundle; a class that the data do not have or the bundle knows already; several paths, or none
             with a background.
-        CheckpointError: the bundle's documents cannot be read.
         DataError: no image has a new class.
     """
     check_settings(
@@ -57,7 +60,7 @@ def build(
         (config.class_weights != "none", "scenario.class_weights: not for an extension"),
         (config.validation != "none", "scenario.validation: not for an extension"),
     )  # fmt: skip
-    known = read_known(Path(str(config.bundle)))
+    known = read(Path(str(config.bundle)))
     names = [str(name) for name in config.task[0]]
     added = _added(names, dataset, known)
     space = LabelSpace(
@@ -67,10 +70,8 @@ def build(
     )
     policies = policy_set(config.policy)
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
-    taught = [
-        raw for raw, name in dataset.labels.names.items()
-        if name in space.names and raw != dataset.labels.background
-    ]  # fmt: skip
+    train_ids = space.train_ids_of(dataset.labels)
+    taught = list(train_ids)
     train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
     test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
     if absent := [
@@ -82,7 +83,7 @@ def build(
     visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
 
     def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
-        table = _table(dataset, space, ids, policy)
+        table = space.lut_for(dataset.labels, train_ids, policy, ids)
         return Source(known.branch, dataset.name, split, tuple(map(int, indices)), table.tobytes())
 
     return (
@@ -97,44 +98,33 @@ def build(
 
 
 class Known:
-    """What a bundle's documents say of the classes its model knows."""
+    """What the model of a bundle knows, which a step goes on from.
 
-    def __init__(self, classes: Mapping[str, Any], lineage: Mapping[str, Any], where: Path) -> None:
-        branches = classes["branches"]
-        if len(branches) > 1:
+    Args:
+        spaces: its branches and their classes, under lasting ids.
+        next_id: the first id that no class has had.
+        steps: number of steps that it was trained in.
+        where: the bundle, for messages.
+
+    Raises:
+        ConfigError: several paths, or no background.
+    """
+
+    def __init__(self, spaces: Mapping[str, LabelSpace], next_id: int, steps: int, where: str | Path) -> None:
+        if len(spaces) > 1:
             raise ConfigError(
-                f"{where} has several paths ({', '.join(branches)}); a bundle with one is extended. A step over one of "
+                f"{where} has several paths ({', '.join(spaces)}); a bundle with one is extended. A step over one of "
                 "several, or a new domain, has to keep the others too: give such a sequence as one run "
                 "(scenario.kind=domain-incremental, where a domain met again grows by add: [...])"
             )
-        ((self.branch, entry),) = branches.items()
-        if entry["background"] != 0:
+        ((self.branch, self.space),) = spaces.items()
+        if self.space.background != 0:
             raise ConfigError(
                 f"{where}: its model has no background, so pixels without a label of the new classes could not be "
                 "trained as 'an old class or nothing': ignored, they would not keep the new class from spreading over "
                 "everything; extend a model whose first class is the background (runs on data without one get it)"
             )
-        self.space = LabelSpace(tuple(map(tuple, entry["groups"])), tuple(entry["names"]), 0)
-        self.next_id = int(classes["next_id"])
-        self.steps = int(lineage["steps"])
-
-
-def read_known(bundle: Path) -> Known:
-    """Read it; the bytes are verified where the model is read.
-
-    Raises:
-        CheckpointError: no bundle.
-        ConfigError: several paths, or no background.
-    """
-    try:
-        classes, lineage = (
-            json.loads((bundle / f"{name}.json").read_text()) for name in ("classes", "lineage")
-        )
-        return Known(classes, lineage, bundle)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{bundle} is no bundle ({type(error).__name__}); make one of a run with: everseg export"
-        ) from None
+        self.next_id, self.steps = next_id, steps
 
 
 def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
@@ -160,16 +150,3 @@ def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
     if problems:
         raise ConfigError(problems)
     return list(names)
-
-
-def _table(dataset: Dataset, space: LabelSpace, visible: Sequence[int], policy: LabelPolicy) -> np.ndarray:
-    """Raw id -> train id by class name, (256,) uint8."""
-    table = np.full(256, policy.void, np.uint8)
-    for raw, name in dataset.labels.names.items():
-        if raw == dataset.labels.background:
-            table[raw] = policy.background
-        elif name not in space.names:
-            table[raw] = policy.future
-        else:
-            table[raw] = space.names.index(name) if raw in visible else policy.old
-    return table

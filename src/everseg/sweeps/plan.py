@@ -14,9 +14,9 @@ from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, load
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
-from everseg.errors import ConfigError, EversegError, near_miss
-from everseg.runs.commit import read_json, write_json
-from everseg.runs.folder import RunFolder
+from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
+from everseg.runs.commit import read_document, write_json
+from everseg.runs.folder import MOST_THREADS, RunFolder
 
 FILE = "sweep.json"
 _GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",
@@ -48,7 +48,7 @@ class GridRun:
 
     @property
     def is_finished(self) -> bool:
-        return (self.folder.path / "run.json").is_file() and self.folder.is_finished(self.config)
+        return self.folder.is_begun and self.folder.is_finished(self.config)
 
     @property
     def command(self) -> list[str]:
@@ -165,7 +165,7 @@ def _check_folders(runs: Sequence[GridRun]) -> None:
         f"{name}: two runs would have this name" for name in dict.fromkeys(names) if names.count(name) > 1
     ]
     for run in runs:
-        if (run.folder.path / "run.json").is_file():
+        if run.folder.is_begun:
             changed = difference(run.folder.config(), run.config)
             if changed:
                 problems.append(f"{run.folder.path} holds a run with other settings: {'; '.join(changed)}")
@@ -218,7 +218,7 @@ def state_of(run: GridRun) -> str:
     """`finished`, `unfinished` (the same command continues it) or `new`."""
     if run.is_finished:
         return "finished"
-    return "unfinished" if (run.folder.path / "run.json").is_file() or run.folder.step(0).exists() else "new"
+    return "unfinished" if run.folder.is_begun or run.folder.step(0).exists() else "new"
 
 
 def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
@@ -231,8 +231,26 @@ def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
 
 
 def stored(out: Path) -> dict[str, Any]:
-    """What sweep.json of a folder says; {} where there is none."""
-    return dict(read_json(out / FILE)) if (out / FILE).is_file() else {}
+    """What sweep.json of a folder says; {} where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = out / FILE
+    if not path.is_file():
+        return {}
+    told = read_document(path, "runs")
+    runs, threads = told["runs"], told.get("threads")
+    problems = []
+    if not isinstance(runs, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in runs
+    ):
+        problems.append("runs: expected the name of each run")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
+    if problems:
+        raise CheckpointError(f"{path} is damaged: {'; '.join(problems)}; delete it")
+    return told
 
 
 def store(

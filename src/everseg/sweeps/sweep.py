@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from everseg.errors import CheckpointError, ConfigError, near_miss
+from everseg.errors import ConfigError, near_miss
 from everseg.progress import Progress
 from everseg.sweeps import launch
 from everseg.sweeps.plan import GridRun, grid, planned_first_step, state_of, store, stored
@@ -105,10 +105,7 @@ def _threads(before: dict[str, Any], jobs: int, only: str | None) -> int:
     """CPU threads per process: those the sweep was begun with, else this machine's divided by the processes."""
     if only is not None:
         return torch.get_num_threads()
-    known = before.get("threads")
-    if known is not None and not isinstance(known, int):
-        raise CheckpointError("sweep.json is damaged: threads is no number; delete it")
-    return known or max(1, torch.get_num_threads() // jobs)
+    return before.get("threads") or max(1, torch.get_num_threads() // jobs)
 
 
 def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class CocoSplit(FileSplit):
             DataError: an object that cannot be drawn; all of the picture's are named.
         """
         try:
-            return draw(self._pictures[index], self._table, self._reading.max_pixels)
+            return draw(self._pictures[index], self._table, self.reading.max_pixels)
         except DataError as error:
             raise DataError(f"{self.mask_path(index)}, image {self._pictures[index].file}: {error}") from None
 

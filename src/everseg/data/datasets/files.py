@@ -61,9 +61,9 @@ class FileSplit:
         self._root = str(self.root)
         self.warnings = tuple(warnings)
         self._coding = MaskCoding(palette, id_table)
-        self._reading = reading or Reading()
+        self.reading = reading or Reading()
         self._fingerprint = ""
-        kept = [s for s in samples if (name, s[0]) not in self._reading.skip]
+        kept = [s for s in samples if (name, s[0]) not in self.reading.skip]
         if not kept:
             left_out = f" ({len(samples)} samples are in the skip list)" if samples else ""
             raise DataError(
@@ -101,7 +101,7 @@ class FileSplit:
         """
         image, how = self._image(index)
         mask = self.read_mask(index)
-        upright = turn(image, how) if self._reading.exif == "apply" else image
+        upright = turn(image, how) if self.reading.exif == "apply" else image
         size = mask.shape[1], mask.shape[0]
         if upright.size != size:
             where = f"{self.image_path(index)} and {self.mask_path(index)}"
@@ -124,12 +124,12 @@ class FileSplit:
         """
         relative = self._sample(index)[2]
         shown = f"{self._root}{os.sep}{relative}"
-        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
-            return decode_mask(open_picture(file, shown, self._reading), shown, self._coding)
+        with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
+            return decode_mask(open_picture(file, shown, self.reading), shown, self._coding)
 
     def decoding(self) -> str:
         """Everything but the files that decides what `read` returns, as text."""
-        reading = self._reading
+        reading = self.reading
         return repr((reading.max_pixels, reading.exif, reading.bit_depth, self._coding))
 
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
@@ -141,7 +141,7 @@ class FileSplit:
         relative = self._sample(index)[2]
         shown = f"{self._root}{os.sep}{relative}"
         data = self._mask_bytes(relative)
-        mask = decode_mask(open_picture(io.BytesIO(data), shown, self._reading), shown, self._coding)
+        mask = decode_mask(open_picture(io.BytesIO(data), shown, self.reading), shown, self._coding)
         return mask, hashlib.sha256(data).hexdigest()
 
     def fingerprint(self, digests: Sequence[str] | None = None) -> str:
@@ -180,9 +180,9 @@ class FileSplit:
     def _image(self, index: int) -> tuple[Image.Image, int]:
         relative = self._sample(index)[1]
         shown = f"{self._root}{os.sep}{relative}"
-        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
-            picture = open_picture(file, shown, self._reading)
-            return decode_image(picture, shown, bit_depth=self._reading.bit_depth), orientation(picture)
+        with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
+            picture = open_picture(file, shown, self.reading)
+            return decode_image(picture, shown, bit_depth=self.reading.bit_depth), orientation(picture)
 
     def _mask_digests(self) -> Iterator[str]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # they wait for the disk together
@@ -192,7 +192,7 @@ class FileSplit:
         return hashlib.sha256(self._mask_bytes(self._sample(index)[2])).hexdigest()
 
     def _mask_bytes(self, relative: str) -> bytes:
-        with open_inside(self.root, relative, follow_links=self._reading.follow_links) as file:
+        with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
             try:
                 return file.read()
             except OSError as error:

@@ -89,7 +89,7 @@ class ColumnSplit:
         self, name: str, root: Path, table: Any, columns: tuple[str, str], rows: list[int], reading: Reading
     ) -> None:
         self.name, self.warnings = name, ()
-        self._root, self._table, self._columns, self._reading = root, table, columns, reading
+        self._root, self._table, self._columns, self.reading = root, table, columns, reading
         self._rows = [row for row in rows if (name, f"{row:06d}") not in reading.skip]
         if not self._rows:
             raise DataError(f"split '{name}' of {root} is empty")
@@ -111,9 +111,9 @@ class ColumnSplit:
         """
         shown = self._shown(index, 0)
         with self._open(index, 0) as file:
-            picture = open_picture(file, shown, self._reading)
-            image = decode_image(picture, shown, bit_depth=self._reading.bit_depth)
-            how = orientation(picture) if self._reading.exif == "apply" else 1
+            picture = open_picture(file, shown, self.reading)
+            image = decode_image(picture, shown, bit_depth=self.reading.bit_depth)
+            how = orientation(picture) if self.reading.exif == "apply" else 1
         mask, upright = self.read_mask(index), turn(image, how)
         if upright.size != (mask.shape[1], mask.shape[0]):
             size = f"{upright.size[0]}x{upright.size[1]}"
@@ -124,7 +124,7 @@ class ColumnSplit:
         """Decode the mask only, (H, W) uint8 raw ids."""
         shown = self._shown(index, 1)
         with self._open(index, 1) as file:
-            return decode_mask(open_picture(file, shown, self._reading), shown, MaskCoding())
+            return decode_mask(open_picture(file, shown, self.reading), shown, MaskCoding())
 
     def fingerprint(self) -> str:
         """SHA-256 over the samples' names and the masks' bytes."""
@@ -144,7 +144,7 @@ class ColumnSplit:
         if isinstance(value, dict) and value.get("path"):
             path = Path(value["path"])
             inside = path.relative_to(self._root) if path.is_relative_to(self._root) else path
-            return open_inside(self._root, str(inside), follow_links=self._reading.follow_links)
+            return open_inside(self._root, str(inside), follow_links=self.reading.follow_links)
         raise DataError(f"{self._shown(index, column)}: holds no picture; leave the sample out")
 
 

@@ -82,7 +82,7 @@ class TiledSplit:
 
     def __init__(self, split: FileSplit, tiles: Tiles, reading: Reading) -> None:
         self.name, self.root, self.warnings = split.name, split.root, split.warnings
-        self._split, self._tiles = split, tiles
+        self._split, self._tiles, self.reading = split, tiles, split.reading
         rows = []
         for index in range(len(split)):
             for window in tiles.windows(*_size(split, index), training=split.name == "train"):

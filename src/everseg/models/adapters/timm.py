@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
-from everseg.models.pretrained import encoder_state, read_tensors, weight_file
+from everseg.models.pretrained import encoder_state, weight_file
+from everseg.models.tensor_file import read_tensors
 
 OWN = ("pretrained", "checkpoint", "features", "feature_cls", "out_", "cache_dir", "num_classes", "in_chans")
 """Beginnings of the arguments of `timm.create_model` that are not the user's: they fetch files or are set here."""

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
-from everseg.models.pretrained import WEIGHT_FILES, fetch
+from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch
+from everseg.models.tensor_file import read_tensors
 
 HIDDEN_STATES = ("mobilenet_v2", "mobilevit", "regnet", "segformer")
 """Types without a backbone class whose hidden states are maps."""
@@ -159,14 +158,14 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
     config = _config(kind, description["config"], description["taps"])
     classes = tables.MODEL_MAPPING if kind in HIDDEN_STATES else tables.MODEL_FOR_BACKBONE_MAPPING
     where = f"weights of 'hf:{source.folder}'"
+    # The library never sees the folder: it would read the weights with torch.load, and any other file that it knows.
+    tensors = encoder_state(read_tensors(source.weights), str(source.weights), classifier=())
     try:
         with _quiet():
             body, told = classes[type(config)].from_pretrained(
-                str(source.folder), config=config,
-                local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32,
-                use_safetensors=source.weights.suffix == ".safetensors", weights_only=True,
+                None, config=config, state_dict=tensors, output_loading_info=True, dtype=torch.float32,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{where} cannot be loaded: {_first_line(error)}") from error
     fresh = {name for name in told["missing_keys"] if name.startswith(MAP_NORMS)}
     missing = sorted({*told["missing_keys"]} - fresh)

@@ -14,7 +14,7 @@ from everseg.config.loading import difference, identity
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
-from everseg.runs.folder import RunFolder
+from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Results, Track
 from everseg.scenarios.tasks import canonical_task
 
@@ -129,9 +129,7 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
     for path in map(Path, paths):
         if path.is_file() or (path.name == "logs" and path.is_dir() and len(paths) > 1):
             continue
-        inside = (
-            [path] if (path / "run.json").is_file() else sorted(p.parent for p in path.glob("*/run.json"))
-        )
+        inside = [path] if RunFolder(path).is_begun else sorted(p.parent for p in path.glob(f"*/{RECORD}"))
         if not inside:
             problems.append(f"{path}: no run folder (no run.json), and none in it")
         for one in inside:
@@ -171,7 +169,7 @@ def read(results: Results) -> Result:
         for step in results.planned
         for source in step["test"]
     }
-    return Result(results, scores, tests, results.record.get("versions") or {})
+    return Result(results, scores, tests, results.record.versions)
 
 
 def per_domain(track: Track) -> str:

@@ -1,0 +1,592 @@
+"""The pickle in a file of `torch.save`: read without an unpickler, so that nothing in it can run.
+
+A pickle is a small program that may name any function of any installed package. Here it is stepped through instruction
+by instruction; some thirty of them are known, enough for tensors, numbers, text and the containers around them. A name
+in it is compared with a short list of names, and one on the list stands for a function of this file. Nothing is ever
+imported or looked up because of a name, so no name can lead to code. What the file claims (sizes, strides, counts) is
+checked against the bytes that it has before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MAX_WORK = 1_000_000
+"""Most instructions of the pickle, some 20,000 tensors. One that takes much time or memory counts as several."""
+MAX_DEPTH = 50
+"""Most containers inside each other."""
+MAX_SIZE = 1 << 62
+"""Above any size, stride or place in a tensor."""
+MAX_GROWTH = 8
+"""Most bytes of all tensors per byte of the file, each counted as if it had memory of its own.
+
+Files below 128 KiB count as that large.
+"""
+
+STORAGES = {
+    f"torch.{name}Storage": getattr(torch, dtype)
+    for name, dtype in (
+        ("Bool", "bool"), ("Byte", "uint8"), ("Char", "int8"), ("Short", "int16"), ("Int", "int32"), ("Long", "int64"),
+        ("Half", "float16"), ("BFloat16", "bfloat16"), ("Float", "float32"), ("Double", "float64"),
+    )
+}  # fmt: skip
+"""Kinds of storage -> type of their elements."""
+BYTES = "torch.storage.UntypedStorage"
+"""The storage of tensors whose type stands beside it: those of `UNTYPED`."""
+UNTYPED = {f"torch.{name}": getattr(torch, name) for name in ("uint16", "uint32", "uint64")}
+DTYPES = {str(dtype): dtype for dtype in STORAGES.values()} | UNTYPED
+LEGACY_TENSORS = {name.replace("Storage", "Tensor"): dtype for name, dtype in STORAGES.items()}
+"""Classes of tensors that PyTorch before 0.2 named."""
+NUMPY_NUMBERS = ("f8", "f4", "i8", "i4")
+"""Types of numpy numbers: old checkpoints hold their best score as one."""
+REFUSED = {
+    f"torch.{name}": kind
+    for kind, names in (
+        ("complex", "ComplexFloatStorage ComplexDoubleStorage complex32 complex64 complex128"),
+        ("quantised", "QUInt8Storage QInt8Storage QInt32Storage QUInt4x2Storage QUInt2x4Storage"),
+        ("quantised", "_utils._rebuild_qtensor quint8 qint8 qint32 quint4x2 quint2x4"),
+        ("float8", "float8_e5m2 float8_e4m3fn float8_e5m2fnuz float8_e4m3fnuz float8_e8m0fnu"),
+        ("float4", "float4_e2m1fn_x2"),
+        ("sparse", "_utils._rebuild_sparse_tensor"),
+        ("nested", "_utils._rebuild_nested_tensor"),
+        ("empty (meta)", "_utils._rebuild_meta_tensor_no_storage"),
+    )
+    for name in names.split()
+}
+"""Harmless names, of kinds of tensors that no model of everseg has -> the kind."""
+KEYS = (str, int, float, bool, type(None), bytes)
+"""Types of keys and of what sets hold: hashing them runs nothing and goes no level deeper."""
+LEAVES = (
+    *(*KEYS, Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device),
+    *(np.dtype(code).type for code in NUMPY_NUMBERS),
+)
+"""Types of what a file may hold besides dictionaries, lists, tuples and sets."""
+DICTIONARIES = (dict, OrderedDict, Counter)
+
+
+ALONE = "have the weights alone saved: torch.save(model.state_dict(), FILE)"
+
+
+class Refusal(Exception):  # noqa: N818 - becomes a CheckpointError
+    """What is wrong with a file and what to do, without its name."""
+
+
+def damaged(what: str) -> NoReturn:
+    raise Refusal(f"it is damaged or was not written by torch.save ({what}); fetch or save it again")
+
+
+def limit(what: str) -> NoReturn:
+    raise Refusal(f"{what}, more than any file of weights; {ALONE}")
+
+
+def shown(name: object) -> str:
+    """A name of the file's choice in a message: short, control characters made visible."""
+    return ascii(str(name)[:80])
+
+
+# ---------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Memory that tensors are views of; filled after the pickle has been read."""
+
+    bytes: Tensor
+    """uint8."""
+    dtype: torch.dtype | None
+    """None: the type stands beside each tensor."""
+    count: int
+    """Elements."""
+
+    def memory(self) -> memoryview:
+        """Its bytes, to be filled."""
+        return self.bytes.numpy().data
+
+
+@dataclass
+class Claims:
+    """The memory that a file asks for, bounded by its size."""
+
+    size: int
+    """Bytes of the file."""
+    storages: dict[str, Storage] = field(default_factory=dict)
+    stored: int = 0
+    """Bytes of the storages so far: distinct, so together no larger than the file."""
+    viewed: int = 0
+    """Bytes of the tensors so far, each as if it had memory of its own."""
+    work: int = 0
+    """Instructions so far; see `MAX_WORK`."""
+
+    def spend(self, work: int) -> None:
+        """Count some work before it is done."""
+        self.work += work
+        if self.work > MAX_WORK:
+            limit(f"its description of the tensors takes more than {MAX_WORK:,} instructions")
+
+    def storage(self, kind: Any, key: Any, count: Any) -> Storage:
+        """The storage of a key, made at its first mention."""
+        if not isinstance(kind, _Name) or kind.name not in (*STORAGES, BYTES) or type(key) is not str:
+            damaged("a storage without type or key")
+        dtype = STORAGES.get(kind.name)
+        wanted = _natural(count) * (1 if dtype is None else dtype.itemsize)
+        known = self.storages.get(key)
+        if known is not None:
+            if (known.dtype, known.count) != (dtype, count):
+                damaged(f"two descriptions of storage {shown(key)}")
+            return known
+        self.stored += wanted
+        if self.stored > self.size:
+            damaged("its tensors need more bytes than it has")
+        storage = Storage(_empty(wanted, torch.uint8), dtype, count)
+        self.storages[key] = storage
+        return storage
+
+    def tensor(
+        self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A view of a storage that lies inside it.
+
+        Args:
+            dtype: of tensors that lie in bytes without a type.
+        """
+        for number in (offset, *_list(size), *_list(stride)):
+            _natural(number)
+        dtype = storage.dtype if isinstance(storage, Storage) and dtype is None else dtype
+        if not isinstance(storage, Storage) or dtype is None or storage.dtype not in (None, dtype):
+            damaged("a tensor without storage or type")
+        if len(size) != len(stride) or len(size) > 64:
+            damaged("a tensor of unclear shape")
+        self.spend(10)
+        # A tensor without elements takes no memory, but what is made from it may: its other sides count as well.
+        self.viewed += dtype.itemsize * math.prod(max(1, side) for side in size)
+        if self.viewed > MAX_GROWTH * max(self.size, 128 << 10):
+            limit(f"its tensors would take more than {MAX_GROWTH} times its own size")
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+        if all(size) and (last + 1) * dtype.itemsize > storage.bytes.numel():
+            damaged("a tensor that reaches beyond its storage")
+        # set_ makes a view of the storage, as torch.load does: tensors of one storage share it.
+        return _empty(0, dtype).set_(storage.bytes.untyped_storage(), offset, tuple(size), tuple(stride))
+
+
+def _empty(count: int, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(count, dtype=dtype, device="cpu")
+    except RuntimeError:  # PyTorch's word for too little memory
+        raise MemoryError from None
+
+
+def _natural(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < MAX_SIZE:
+        damaged("a size, stride or place that is negative, too large, or no number")
+    return number
+
+
+# ---------------------------------------------------------------- pickle
+
+
+@dataclass(frozen=True, eq=False)
+class _Name:
+    """A name of the lists above, as it stands in the file; not the thing itself."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class _NumpyType:
+    """A type of numpy numbers, while the pickle is read."""
+
+    dtype: np.dtype[Any]
+
+
+@dataclass
+class Pickle:
+    """Steps through the pickles in some bytes, one per `run`.
+
+    The stack machine of Python's `pickle`, reduced to the instructions that `torch.save` writes. It differs in two
+    points: a name is pushed as `_Name`, and calling one means a function of `CALLS`.
+    """
+
+    data: bytes
+    claims: Claims
+    position: int = 0
+
+    def run(self) -> Any:
+        """The content of the next pickle, checked to be plain."""
+        stack: list[Any] = []
+        marks: list[int] = []
+        memo: dict[int, Any] = {}
+        before = self.claims.work
+        try:
+            while (code := self._take(1)) != b".":  # STOP
+                self.claims.spend(1)
+                self._step(code, stack, marks, memo)
+            result = stack.pop()
+        except IndexError:
+            damaged("its pickle takes from an empty stack")
+        _check_plain(result, 4 * (self.claims.work - before) + 100)
+        return result
+
+    def _take(self, count: int) -> bytes:
+        taken = self.data[self.position : self.position + count]
+        if len(taken) < count:
+            damaged("its pickle ends too early")
+        self.position += count
+        return taken
+
+    def _line(self) -> str:
+        end = self.data.find(b"\n", self.position, self.position + 200)
+        if end < 0:
+            damaged("a name without an end")
+        line = self.data[self.position : end]
+        self.position = end + 1
+        return line.decode("utf-8", "replace")
+
+    def _step(self, code: bytes, stack: list[Any], marks: list[int], memo: dict[int, Any]) -> None:
+        """One instruction; the names of Python's `pickletools` stand beside them."""
+        if code in _CONSTANTS:
+            stack.append(_CONSTANTS[code])
+        elif code in _EMPTY:
+            stack.append(_EMPTY[code]())
+        elif code in _NUMBERS:
+            form = _NUMBERS[code]
+            stack.append(form.unpack(self._take(form.size))[0])
+        elif code in _TUPLES:
+            count = _TUPLES[code]
+            if len(stack) < count:
+                raise IndexError
+            stack[-count:] = [tuple(stack[-count:])]
+        elif code == b"(":  # MARK
+            marks.append(len(stack))
+            if len(marks) > MAX_DEPTH:
+                limit(f"it has more than {MAX_DEPTH} levels of containers")
+        elif code in b"teu":  # TUPLE, APPENDS, SETITEMS
+            mark = marks.pop()
+            items = stack[mark:]
+            del stack[mark:]
+            if code == b"t":
+                stack.append(tuple(items))
+            else:
+                _add(stack[-1], items, list if code == b"e" else dict)
+        elif code == b"a":  # APPEND
+            _add(stack[-2], [stack.pop()], list)
+        elif code == b"s":  # SETITEM
+            items = stack[-2:]
+            del stack[-2:]
+            _add(stack[-1], items, dict)
+        else:
+            self._step_longer(code, stack, memo)
+
+    def _step_longer(self, code: bytes, stack: list[Any], memo: dict[int, Any]) -> None:
+        """The instructions that look beyond the stack, or at what it holds."""
+        if code in _MEMO:
+            form, writes = _MEMO[code]
+            number = form.unpack(self._take(form.size))[0]
+            if writes:
+                memo[number] = stack[-1]
+            elif number in memo:
+                stack.append(memo[number])
+            else:
+                damaged("its pickle refers to nothing")
+        elif code in _LENGTHS:
+            form = _LENGTHS[code]
+            text = self._take(form.unpack(self._take(form.size))[0])
+            try:
+                stack.append(text.decode())
+            except UnicodeDecodeError:
+                damaged("text that is none")
+        elif code == b"\x8a":  # LONG1
+            stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
+        elif code == b"c":  # GLOBAL
+            stack.append(_known(f"{self._line()}.{self._line()}"))
+        elif code in b"R\x81":  # REDUCE, NEWOBJ
+            given, name = stack.pop(), stack.pop()
+            stack.append(_call(self.claims, name, given))
+        elif code == b"b":  # BUILD
+            state = stack.pop()
+            _complete(self.claims, stack[-1], state)
+        elif code == b"Q":  # BINPERSID
+            stack.append(self._persistent(stack.pop()))
+        elif code == b"\x80":  # PROTO
+            protocol = self._take(1)[0]
+            if protocol not in (2, 3):
+                raise Refusal(
+                    f"it is a pickle of protocol {protocol}; save it with torch.save, which writes protocol 2"
+                )
+        else:
+            damaged(f"the instruction {code!r}, which torch.save does not write")
+
+    def _persistent(self, reference: Any) -> Storage:
+        """What stands for a storage: ("storage", type, key, device, number of elements[, view])."""
+        if type(reference) is not tuple or len(reference) not in (5, 6) or type(reference[0]) is not str:
+            raise Refusal(
+                f"it refers to something else than the memory of a tensor, which could run code; {ALONE}"
+            )
+        # A sixth entry tells of a storage that is a part of another, which PyTorch wrote before 0.4.
+        if reference[0] != "storage" or (len(reference) == 6 and reference[5] is not None):
+            damaged("a storage that is none, or a part of another")
+        return self.claims.storage(reference[1], reference[2], reference[4])
+
+
+_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False}
+_EMPTY: dict[bytes, Callable[[], Any]] = {b"}": dict, b"]": list, b")": tuple}
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+_BYTE, _HALF, _INT, _WORD, _DOUBLE = (struct.Struct(form) for form in ("<B", "<H", "<i", "<I", ">d"))
+_NUMBERS = {b"K": _BYTE, b"M": _HALF, b"J": _INT, b"G": _DOUBLE}
+_LENGTHS = {b"X": _WORD, b"U": _BYTE}
+"""BINUNICODE; SHORT_BINSTRING, the text of Python 2."""
+_MEMO = {b"q": (_BYTE, True), b"r": (_WORD, True), b"h": (_BYTE, False), b"j": (_WORD, False)}
+"""BINPUT, LONG_BINPUT, BINGET, LONG_BINGET."""
+
+
+# ---------------------------------------------------------------- what names in a file stand for
+
+
+def _known(name: str) -> Any:
+    """What a name becomes on the stack."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name in CALLS or name in STORAGES or name in (BYTES, "torch.Tensor"):
+        return _Name(name)
+    if name in REFUSED:
+        raise Refusal(
+            f"it holds {REFUSED[name]} tensors, which no model here has; save the weights as ordinary float tensors"
+        )
+    raise Refusal(
+        f"it holds {shown(name)}, which is no tensor, number, text or container and could run code; {ALONE}"
+    )
+
+
+def _call(claims: Claims, name: Any, given: Any) -> Any:
+    """Do what a call in the file stands for."""
+    function, least, most = CALLS.get(name.name, (None, 0, 0)) if isinstance(name, _Name) else (None, 0, 0)
+    if function is None or type(given) is not tuple or not least <= len(given) <= most:
+        damaged("a call that torch.save does not write")
+    return function(claims, *given)
+
+
+# Each of these gets whatever the file gives, and checks it.
+
+
+def _tensor(
+    claims: Claims, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = False, hooks: Any = None,
+    marks: Any = None,
+) -> Tensor:  # fmt: skip
+    # Hooks are functions, for which there is no name here: whatever stands there is left out.
+    if marks is not None and (type(marks) is not dict or marks):
+        damaged("a tensor that is a conjugate or negative view")
+    return _with_grad(claims.tensor(storage, offset, size, stride), grad)
+
+
+def _tensor_in_bytes(
+    claims: Claims, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any,
+    marks: Any = None,
+) -> Tensor:  # fmt: skip
+    if not isinstance(dtype, torch.dtype) or dtype not in UNTYPED.values():
+        damaged("a tensor of unclear type")
+    return _with_grad(claims.tensor(storage, offset, size, stride, dtype), grad)
+
+
+def _parameter(
+    claims: Claims, data: Any = None, grad: Any = True, hooks: Any = None, state: Any = None
+) -> Tensor:
+    claims.spend(10)
+    data = _empty(0, torch.float32) if data is None else data
+    if not isinstance(data, Tensor):
+        damaged("a parameter without a tensor")
+    return _with_grad(nn.Parameter(data, requires_grad=False), grad)
+
+
+def _with_attributes(claims: Claims, make: Any, kind: Any, given: Any, attributes: Any) -> Tensor:
+    """A tensor with Python attributes: the call that makes it, its class, and the attributes, which are no weights."""
+    if not isinstance(kind, _Name) or kind.name not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+        damaged("a tensor of another class")
+    # Not this function itself: calls inside calls would go as deep as the file wants.
+    if not isinstance(make, _Name) or not make.name.startswith("torch._utils."):
+        damaged("a tensor with attributes that is no tensor")
+    return _call(claims, make, given)
+
+
+def _legacy_tensor(dtype: torch.dtype) -> Callable[[Claims], Tensor]:
+    def make(claims: Claims) -> Tensor:
+        claims.spend(10)
+        return _empty(0, dtype)
+
+    return make
+
+
+def _ordered(claims: Claims, pairs: Any = ()) -> OrderedDict[Any, Any]:
+    """Empty, or of the list of pairs that Python 2 wrote."""
+    claims.spend(len(_list(pairs)))
+    ordered: OrderedDict[Any, Any] = OrderedDict()
+    for pair in pairs:
+        _add(ordered, _list(pair), dict)
+    return ordered
+
+
+def _counter(claims: Claims, counts: Any) -> Counter[Any]:
+    if type(counts) is not dict:
+        damaged("a counter of what is no dictionary")
+    claims.spend(len(counts))
+    counter: Counter[Any] = Counter()
+    dict.update(counter, counts)
+    return counter
+
+
+def _set(claims: Claims, items: Any) -> set[Any]:
+    claims.spend(len(_list(items)))
+    return {_key(item) for item in items}
+
+
+def _size(claims: Claims, sides: Any) -> torch.Size:
+    claims.spend(len(_list(sides)))
+    return torch.Size([_natural(side) for side in sides])
+
+
+def _device(claims: Claims, kind: Any, index: Any = None) -> torch.device:
+    try:
+        if type(kind) is str and index is None:
+            return torch.device(kind)
+        if type(kind) is str and type(index) is int and 0 <= index < 1000:
+            return torch.device(kind, index)
+    except RuntimeError:
+        pass
+    return damaged("a device that is none")
+
+
+def _encoded(claims: Claims, text: Any, encoding: Any) -> bytes:
+    """How protocol 2 writes bytes."""
+    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+        damaged("bytes that are none")
+    claims.spend(len(text) // 16)
+    try:
+        return text.encode("latin1")
+    except UnicodeEncodeError:
+        damaged("bytes that are none")
+
+
+def _numpy_type(claims: Claims, code: Any, align: Any, copy: Any) -> _NumpyType:
+    if type(code) is not str or code not in NUMPY_NUMBERS:
+        damaged("a numpy number of another type than " + ", ".join(NUMPY_NUMBERS))
+    return _NumpyType(np.dtype(code))
+
+
+def _numpy_number(claims: Claims, kind: Any, raw: Any) -> Any:
+    if not isinstance(kind, _NumpyType) or type(raw) is not bytes or len(raw) != kind.dtype.itemsize:
+        damaged("a numpy number without type or value")
+    return np.frombuffer(raw, kind.dtype)[0]
+
+
+CALLS: dict[str, tuple[Callable[..., Any], int, int]] = {
+    "torch._utils._rebuild_tensor": (_tensor, 4, 4),
+    "torch._utils._rebuild_tensor_v2": (_tensor, 6, 7),
+    "torch._utils._rebuild_tensor_v3": (_tensor_in_bytes, 7, 8),
+    "torch._utils._rebuild_parameter": (_parameter, 3, 3),
+    "torch._utils._rebuild_parameter_with_state": (_parameter, 4, 4),
+    "torch._tensor._rebuild_from_type_v2": (_with_attributes, 4, 4),
+    "torch.nn.parameter.Parameter": (_parameter, 0, 2),
+    **{name: (_legacy_tensor(dtype), 0, 0) for name, dtype in LEGACY_TENSORS.items()},
+    "torch.Size": (_size, 1, 1),
+    "torch.device": (_device, 1, 2),
+    "collections.OrderedDict": (_ordered, 0, 1),
+    "collections.Counter": (_counter, 1, 1),
+    "builtins.set": (_set, 1, 1),
+    "__builtin__.set": (_set, 1, 1),
+    "_codecs.encode": (_encoded, 2, 2),
+    "numpy.dtype": (_numpy_type, 3, 3),
+    "numpy.core.multiarray.scalar": (_numpy_number, 2, 2),
+    "numpy._core.multiarray.scalar": (_numpy_number, 2, 2),
+}
+"""Name in a file -> our own function for it, the fewest and the most arguments of a call."""
+
+
+def _complete(claims: Claims, target: Any, state: Any) -> None:
+    """Give an object that was made before the rest of its content."""
+    if type(target) is OrderedDict and type(state) is dict:
+        if [*state] != ["_metadata"] or type(state["_metadata"]) not in DICTIONARIES:
+            damaged("a dictionary with attributes")
+        vars(target).update(state)  # versions of the modules, which load_state_dict reads
+    elif type(target) is _NumpyType and type(state) is tuple:
+        # The numbers of `state` describe structures, which none of NUMPY_NUMBERS is; its text is the byte order.
+        if ">" in [part for part in state if type(part) is str]:
+            damaged("a numpy number of another byte order")
+    elif type(target) in (Tensor, nn.Parameter) and type(state) is tuple and len(state) in (3, 4, 5):
+        # Before PyTorch 0.4. Tensors: (storage, offset, size, stride). Parameters, which had no storage of their own:
+        # (requires_grad, volatile, hooks), earlier (data, creator, hooks, requires_grad, volatile).
+        if len(state) > 3:
+            data = claims.tensor(*state) if len(state) == 4 else state[0]
+            if type(data) is not Tensor or data.dtype != target.dtype:
+                damaged("a parameter without a tensor of its type")
+            target.data = data
+        if len(state) != 4:
+            _with_grad(target, state[0] if len(state) == 3 else state[3])
+    else:
+        damaged("an object with more content than torch.save gives it")
+
+
+# ---------------------------------------------------------------- containers
+
+
+def _add(target: Any, items: Sequence[Any], kind: type) -> None:
+    """Add items to a list, or keys and values, which alternate, to a dictionary."""
+    if kind is list and type(target) is list:
+        target.extend(items)
+    elif kind is dict and type(target) in DICTIONARIES and len(items) % 2 == 0:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
+    else:
+        damaged(f"items for a {kind.__name__} that is none")
+
+
+def _key(key: Any) -> Any:
+    if type(key) not in KEYS:
+        damaged("a key that is no text or number")
+    return key
+
+
+def _list(items: Any) -> Sequence[Any]:
+    if type(items) not in (list, tuple, torch.Size):
+        damaged("a list that is none")
+    return items
+
+
+def _with_grad(tensor: Tensor, grad: Any) -> Any:
+    if type(grad) is not bool or (grad and not tensor.is_floating_point()):
+        damaged("gradients for a tensor that has none")
+    return tensor.requires_grad_(grad)
+
+
+def _check_plain(content: Any, most: int) -> None:
+    """See that only tensors, numbers, text and containers are left, and that walking through them comes to an end.
+
+    A pickle can put a container into itself, or ten times into another and that ten times into a third: small on disk,
+    endless for whoever walks through it. Shared containers count each time they are met.
+
+    Args:
+        most: items in all; a file that shares little has fewer than it has instructions.
+    """
+    level, seen = [content], 1
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if type(item) in LEAVES:
+                continue
+            if type(item) not in (*DICTIONARIES, list, tuple, set):
+                damaged("a name where a value belongs")
+            seen += len(item)
+            if seen > most:
+                limit("its containers hold one another again and again")
+            inner.extend(item.values() if isinstance(item, dict) else item)
+            inner.extend(vars(item).values() if type(item) is OrderedDict else ())
+        if not inner:
+            return
+        level = inner
+    limit(f"it has more than {MAX_DEPTH} levels of containers")
