@@ -141,7 +141,8 @@ def test_given_single_task_numbers_win_also_for_a_finished_run(
     assert f"{100 * drop['mean']:.1f} %" in text
     code, _, err = call("run", config, "scenario.single_task={day: 40, frog: 80}", "--quiet")
     assert code == 2
-    assert "a number for each domain taught (day, fog), got day, frog" in err
+    assert "(day, fog)" in err
+    assert "got day, frog" in err
 
 
 # ---------------------------------------------------------------- scoring again
@@ -159,7 +160,8 @@ def test_eval_gives_the_numbers_of_the_run(mdil: everseg.Run, call: Outcome, ste
 
 def test_eval_of_one_domain_needs_the_data_of_that_domain_alone(mdil: everseg.Run) -> None:
     found = everseg.evaluate(mdil.path, overrides=USER_CODE, domain="fog", quiet=True)
-    assert found["confusion"] == {"fog": mdil.folder.counts(1)["fog"].tolist()}
+    ((name, counts),) = found.confusion.items()
+    assert (name, counts.tolist()) == ("fog", mdil.folder.counts(1)["fog"].tolist())
     with pytest.raises(ConfigError, match=r"--domain dawn: step 1 of .* knows day, fog"):
         everseg.evaluate(mdil.path, overrides=USER_CODE, domain="dawn", quiet=True)
     with pytest.raises(ConfigError, match=r"--domain fog: step 0 of .* knows day"):
@@ -178,13 +180,11 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
     assert done.folder.counts(1)["fog"].sum(1)[2:].min() > 0
     found = everseg.evaluate(done.path, overrides=USER_CODE, quiet=True)
     for name, counts in done.folder.counts(1).items():
-        assert found["confusion"][name] == counts.tolist()
+        assert found.confusion[name].tolist() == counts.tolist()
     with pytest.raises(ConfigError, match=r"--domain road: step 1 of .* knows day, fog"):
         everseg.evaluate(done.path, overrides=USER_CODE, domain="road", quiet=True)
     other = [f"data={HERE}", "data.options.light=dusk"]
-    assert (
-        everseg.evaluate(done.path, overrides=[*USER_CODE, *other], domain="road", quiet=True)["images"] == 6
-    )
+    assert everseg.evaluate(done.path, overrides=[*USER_CODE, *other], domain="road", quiet=True).images == 6
     image, bare = build(light="fog").splits["val"].read(0)[0], tmp_path / "elsewhere"
     shutil.copytree(done.folder.final(1), bare)
     for place in (done.path, bare):
@@ -192,7 +192,7 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
         by_domain, by_path = (model.predict(image, branch=name) for name in ("fog", "road"))
         assert by_domain.branch == by_path.branch == "road"
         np.testing.assert_array_equal(by_domain.ids, by_path.ids)
-        with pytest.raises(ConfigError, match=r"--domain dusk: the model has the paths road, day, fog"):
+        with pytest.raises(ConfigError, match=r"--domain dusk: .*road, day, fog"):
             model.check_path("dusk")
     assert done.folder.about(0).domains == {"day": "road"}
 
@@ -227,9 +227,12 @@ def test_images_of_the_background_alone_count_as_in_the_run(tmp_path: Path) -> N
     counts = done.folder.counts(0)["day"]
     assert counts.sum() == 4 * 32 * 32
     named = f"data.domains.day.dataset={plug_in}:build"
-    assert everseg.evaluate(done.path, overrides=[named], quiet=True)["confusion"]["day"] == counts.tolist()
+    assert (
+        everseg.evaluate(done.path, overrides=[named], quiet=True).confusion["day"].tolist()
+        == counts.tolist()
+    )
     swapped = everseg.evaluate(done.path, overrides=[named, "data.domains.day.options.swap=true"], quiet=True)
-    rows = np.array(swapped["confusion"]["day"])[1:].sum(1)
+    rows = np.array(swapped.confusion["day"])[1:].sum(1)
     np.testing.assert_array_equal(rows, counts[[2, 1, 3]].sum(1), "classes are matched by name, not by id")
 
 
@@ -258,7 +261,7 @@ def test_other_images_go_through_the_path_that_is_named(mdil: everseg.Run, call:
 def test_a_data_set_that_is_named_is_never_taken_for_the_run_s_own(mdil: everseg.Run) -> None:
     """Also the one that runs over domains have in their unused `data.dataset`."""
     for named in ("data=demo", "data.dataset=demo", "data={dataset: demo}"):
-        with pytest.raises(ConfigError, match="which path shall the images of 'demo' take"):
+        with pytest.raises(ConfigError, match=r"path.*'demo'"):
             everseg.evaluate(mdil.path, overrides=[*USER_CODE, named], quiet=True)
 
 
@@ -266,7 +269,9 @@ def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcom
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk"]
     code, _, err = call("eval", mdil.path, *other, "--quiet")
     assert code == 2
-    assert "which path shall the images of 'toy-dusk' take? --domain day or fog, or --infer-domain" in err
+    assert "'toy-dusk'" in err
+    assert "--domain day or fog" in err
+    assert "--infer-domain" in err
     code, _, err = call("eval", mdil.path, *other, "--domain", "day", "--infer-domain", "--quiet")
     assert code == 2
     assert "give one" in err
@@ -315,9 +320,9 @@ def test_the_path_of_each_image_is_chosen_and_told(mdil: everseg.Run, call: Outc
 def test_paths_for_other_images_are_chosen_among_all(mdil: everseg.Run) -> None:
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk"]
     found = everseg.evaluate(mdil.path, overrides=other, infer_domain=True, quiet=True)
-    assert found["accuracy"] is None
-    assert sum(found["inferred"]["toy-dusk"].values()) == 6
-    assert np.sum(found["confusion"]["toy-dusk"]) == 6 * 32 * 32
+    assert found.accuracy is None
+    assert sum(found.inferred["toy-dusk"].values()) == 6
+    assert np.sum(found.confusion["toy-dusk"]) == 6 * 32 * 32
 
 
 def test_paths_that_differ_in_the_decoder_only_cannot_be_chosen(tmp_path: Path) -> None:

@@ -372,7 +372,7 @@ def test_hugging_face_sets_without_splits_or_with_other_columns(tmp_path: Path) 
     trees.write(root / "id2label.json", '{"0": "background", "1": "road"}')
     dataset = load("hf", root, split={"val": 0.5})
     assert sorted(ids(dataset.splits["train"]) + ids(dataset.splits["val"])) == [f"{i:06d}" for i in range(4)]
-    with pytest.raises(DataError, match="no column 'label'; it has image, annotation"):
+    with pytest.raises(DataError, match=r"'label'.*image, annotation"):
         load("hf", root, mask="label")
     (root / "id2label.json").unlink()
     with pytest.raises(ConfigError, match=r"data\.options\.classes"):

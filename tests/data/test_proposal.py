@@ -271,7 +271,6 @@ def test_the_command_writes_a_description_and_a_page_and_says_what_to_type(call:
     assert b"class_1" in (here / "data.yaml").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_commands_it_prints_work(call: Call, here: Path) -> None:
     out = call("data", "init", "site", "--classes", "road,tree", "--out", "mine.yaml")[1]
     check, dry, _ = (line.split() for line in re.findall(r"^  everseg (.*)$", out, re.MULTILINE))
@@ -310,12 +309,12 @@ def test_names_are_asked_for_on_a_terminal(call: Call, here: Path, monkeypatch: 
 
 
 def test_the_page_shows_every_class_and_the_image_under_its_labels(tmp_path: Path) -> None:
-    from everseg.reports.data_preview import data_preview
+    from everseg.data.proposal.preview import preview
 
     pictures(tmp_path, "images/train/a{}.png", "masks/train/a{}.png", 60, (0, 1))
     trees.save(tmp_path / "masks/train/a33.png", trees.mask_of([2]))
     trees.write(tmp_path / "data.yaml", "classes: [background, road, tree]\n")
-    text = data_preview(load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml"))), images=3)
+    text = preview(load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml"))), images=3)
     assert "train/a33" in text
     assert Page(text).tags.count("figure") == 3
     images = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)

@@ -152,11 +152,11 @@ def test_all_wrong_names_are_reported_with_near_misses(tmp_path: Path) -> None:
 
 
 def test_new_names_that_differ_in_spaces_or_dashes_only_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'Big-Car' and 'big car' would be two classes"):
+    with pytest.raises(ConfigError, match=r"'Big-Car'.*'big car'.*two classes"):
         relabelled(_data(tmp_path), {"car": "Big-Car", "truck": "big car"})
 
 
 def test_a_data_set_without_any_class_left_is_refused(tmp_path: Path) -> None:
     everything = dict.fromkeys(("road", "pavement", "car", "truck"), "ignore")
-    with pytest.raises(ConfigError, match="leaves data set 'folder' without a class"):
+    with pytest.raises(ConfigError, match=r"'folder' without a class"):
         relabelled(_data(tmp_path), everything)

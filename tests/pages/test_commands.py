@@ -48,6 +48,10 @@ MADE = {
     "docs/deploy.md": ["runs/mine/bundle", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
     "docs/features.md": ["looks/mib/drift.csv"],
     "docs/many-runs.md": ["runs/demo-sweep/sweep.json", "tables/compare.html", "tables/compare.tex"],
+    "docs/python.md": [
+        "runs/demo-mib/report.html", "out/classes.json", "runs/demo-sweep/compare.html", "bundle-v2/MODEL_CARD.md",
+        "diff/diff.png", "adopted/MODEL_CARD.md", "data.yaml", "data_preview.html",
+    ],
     "docs/report.md": ["runs/demo-mib/report.html", "mib.html"],
 }  # fmt: skip
 """Page -> what it says is there in the end, beside what the commands themselves name as their results."""

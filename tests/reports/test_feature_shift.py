@@ -326,9 +326,9 @@ def test_by_default_the_last_step_is_compared_with_the_one_before_in_the_run_s_f
     assert str(target) in out
     assert "3/3" in err, "more images than asked for"
     files = {path.name: path.read_bytes() for path in target.iterdir()}
-    again = api.features(finished.path, overrides=[USER_CODE], limit=5, images=3, quiet=True)
+    again = api.features(finished.path, overrides=[USER_CODE], pixels=5, images=3, quiet=True)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == files
-    assert all(row["pixels"] <= 5 for row in again["classes"])
+    assert all(row.pixels <= 5 for row in again.classes)
 
 
 def test_every_domain_goes_through_its_own_branch_and_a_new_one_is_left_out(
@@ -374,7 +374,7 @@ def test_steps_and_numbers_that_cannot_be_are_told(
 
 def test_a_run_of_one_step_has_nothing_to_compare(tmp_path: Path) -> None:
     done = everseg.run(settings(tmp_path, scenario={"joint": True}, train={"max_iterations": 1}), quiet=True)
-    with pytest.raises(ConfigError, match=r"two finished steps are needed.* are 0$"):
+    with pytest.raises(ConfigError, match=r"two finished steps.* 0$"):
         api.features(done.path, overrides=[USER_CODE], quiet=True)
 
 

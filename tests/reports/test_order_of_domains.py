@@ -44,7 +44,7 @@ def test_in_python_and_json(run: Path) -> None:
 
 def test_in_the_report(run: Path) -> None:
     results = Results(RunFolder(run))
-    page = parsed(Path(write_report(results, results.config, images=0)["path"]))
+    page = parsed(write_report(results, results.config, images=0).path)
     document = json.loads(page.download(".json"))
     assert document["facts"]["data"] == "dusk, day"
     assert [list(row)[2:4] for row in document["tables"]["domains"]] == [TAUGHT, TAUGHT]
@@ -56,7 +56,7 @@ def test_in_the_report(run: Path) -> None:
 
 
 def test_in_a_comparison(run: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    (table,) = everseg.compare([run], write=False)["tables"]
+    (table,) = everseg.compare([run], write=False).to_json()["tables"]
     assert (table["title"], table["facts"]["data"]) == ("dusk, day", "dusk, day")
     assert table["numbers"][:2] == ["mIoU dusk", "mIoU day"]
     assert list(tables.score_rows(table)[0])[2:4] == ["mIoU dusk", "mIoU day"]

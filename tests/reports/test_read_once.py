@@ -65,13 +65,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out, name="upper", scenario={"joint": True}, method={"name": "ft"}, train={"max_iterations": 2}
     )
     everseg.run(joint, quiet=True)
-    api.features(run, overrides=[USER_CODE], quiet=True, limit=10, images=4)
+    api.features(run, overrides=[USER_CODE], quiet=True, pixels=10, images=4)
     return run
 
 
 def test_a_report_opens_each_file_once(finished: Path, opened: Counter[str]) -> None:
     made = api.report(finished, overrides=[USER_CODE], out=finished / "once.html", images=4, quiet=True)
-    assert made["pictures"] > 0
+    assert made.pictures > 0
     assert {name: number for name, number in opened.items() if number > 1} == {}
     step = "toy/steps/01"
     wanted = {"toy/run.json", "toy/scenario.json", "toy/journal.jsonl", "upper/run.json"} | {
@@ -87,8 +87,8 @@ def test_pictures_that_are_tried_in_several_sizes_are_read_once(
 ) -> None:
     results = everseg.Run(RunFolder(finished)).results
     made = api.write_report(results, results.config, out=tmp_path / "r.html", images=4, limit=1)
-    assert made["pictures"] == 0
-    assert "Pictures are left out" in " ".join(made["notes"])
+    assert made.pictures == 0
+    assert "Pictures are left out" in " ".join(made.notes)
     assert {name: number for name, number in opened.items() if number > 1} == {}
 
 
@@ -105,9 +105,9 @@ def test_weights_that_changed_are_refused_where_pictures_need_them(finished: Pat
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     results = everseg.Run(RunFolder(run)).results
     made = api.write_report(results, results.config, out=tmp_path / "r.html", images=4)
-    assert made["pictures"] == 0
-    assert "There are no pictures: " in made["notes"][0]
-    assert "model.safetensors sha256 mismatch" in made["notes"][0]
+    assert made.pictures == 0
+    assert "There are no pictures: " in made.notes[0]
+    assert "model.safetensors sha256 mismatch" in made.notes[0]
 
 
 def test_steps_of_different_runs_are_refused_where_pictures_need_them(finished: Path, tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_steps_of_different_runs_are_refused_where_pictures_need_them(finished: 
     shutil.copytree(other.path / "steps" / "00" / "final", run / "steps" / "00" / "final")
     results = everseg.Run(RunFolder(run)).results
     made = api.write_report(results, results.config, out=tmp_path / "r.html", images=4)
-    assert "they come from different runs" in made["notes"][0]
+    assert "they come from different runs" in made.notes[0]

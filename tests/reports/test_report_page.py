@@ -60,7 +60,7 @@ def copy(finished: everseg.Run, tmp_path: Path) -> Path:
 
 def made(path: Path, **options: Any) -> Parsed:
     results = Results(RunFolder(path))
-    return parsed(Path(write_report(results, results.config, **options)["path"]))
+    return parsed(write_report(results, results.config, **options).path)
 
 
 # ---------------------------------------------------------------- the end of a run
@@ -72,10 +72,10 @@ def test_a_finished_run_has_its_report_and_making_it_again_gives_the_same_bytes(
     first = (finished.path / "report.html").read_bytes()
     result = write_report(Results(RunFolder(copy)), finished.config, images=html.AUTOMATIC_IMAGES)
     assert (copy / "report.html").read_bytes() == first
-    assert result["bytes"] == len(first) < page.LIMIT
-    assert result["charts"] == 6
-    assert result["pictures"] > 3
-    assert result["notes"] == []
+    assert result.bytes == len(first) < page.LIMIT
+    assert result.charts == 6
+    assert result.pictures > 3
+    assert result.notes == ()
 
 
 def test_the_report_changes_nothing_else(finished: everseg.Run, copy: Path) -> None:
@@ -205,7 +205,7 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
             )
         }
     )
-    again = parsed(Path(write_report(single, config, images=0, out=domains.path / "other.html")["path"]))
+    again = parsed(write_report(single, config, images=0, out=domains.path / "other.html").path)
     assert "against scenario.single_task" in again.text
 
 
@@ -384,10 +384,8 @@ def only_tests(root: str | None = None) -> Dataset:
 def test_the_test_images_alone_are_enough_for_the_pictures(finished: everseg.Run, copy: Path) -> None:
     given = [f"data={Path(__file__).resolve()}:only_tests"]
     made = api.report(copy, overrides=given, images=html.AUTOMATIC_IMAGES, quiet=True)
-    assert (
-        "Of the data only the test images are at hand, so there are no pixels per class" in made["notes"][0]
-    )
-    assert "train" in made["notes"][0]
+    assert "Of the data only the test images are at hand, so there are no pixels per class" in made.notes[0]
+    assert "train" in made.notes[0]
     pictures = parsed(copy / "report.html").all("img")
     assert pictures == parsed(finished.path / "report.html").all("img"), "the same as with all data"
 
@@ -404,10 +402,10 @@ def test_rankings_of_pictures_say_over_which_classes_they_rank(
 
 
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
-    result = api.features(copy, overrides=[USER_CODE], quiet=True, limit=10, images=4)
+    result = api.features(copy, overrides=[USER_CODE], quiet=True, pixels=10, images=4)
     given = made(copy, images=0)
     shown = [a["alt"] for a in given.all("img")]
-    assert len(shown) == len(result["pictures"])
+    assert len(shown) == len(result.pictures)
     assert "Step 0 against step 1" in given.text
     (copy / "features" / "before-0-after-1" / "drift.json").write_text("{")
     assert made(copy, images=0).all("img") == [], "a damaged one is passed over"

@@ -204,9 +204,9 @@ def test_a_void_output_is_last_and_no_pixel_is_labelled_with_it(street, street_c
 
 
 def test_a_void_output_is_refused_where_there_is_a_background_or_growth(street, street_counts):
-    with pytest.raises(ConfigError, match=r"scenario.void_channel: domain 'day' is taught step by step"):
+    with pytest.raises(ConfigError, match=r"scenario\.void_channel.*'day'.*step by step"):
         domain_incremental(street, street_counts, MIXED, void_channel=True)
-    with pytest.raises(ConfigError, match=r"scenario.void_channel: domain 'farm' has a background class"):
+    with pytest.raises(ConfigError, match=r"scenario\.void_channel.*'farm'.*background"):
         domain_incremental(
             {"farm": Dataset("farm", FARM, {})}, {"farm/train": DUSK, "farm/val": DUSK}, void_channel=True
         )
@@ -323,9 +323,9 @@ def test_all_wrong_steps_are_told_at_once(street, street_counts):
 
 def test_missing_splits_are_told_per_domain(street, street_counts):
     del street_counts["dusk/val"]
-    with pytest.raises(ConfigError, match=r"domain 'dusk' has no split 'val'; it has train \("):
+    with pytest.raises(ConfigError, match=r"'dusk'.*'val'.* train \("):
         domain_incremental(street, street_counts)
-    with pytest.raises(ConfigError, match=r"domain 'day' has no split 'test'; it has train, val"):
+    with pytest.raises(ConfigError, match=r"'day'.*'test'.* train, val"):
         domain_incremental(street, street_counts, test_split="test")
 
 
@@ -351,16 +351,18 @@ def test_names_of_one_path_that_differ_in_spelling_only_are_refused(street_count
     with pytest.raises(ConfigError) as caught:
         domain_incremental(data, street_counts, shared)
     assert len(caught.value.problems) == 2
-    assert "class 'Road' and 'road' of domain 'day' share the path 'all'" in caught.value.problems[0]
+    assert "'Road' and 'road'" in caught.value.problems[0]
+    assert "'day'" in caught.value.problems[0]
+    assert "'all'" in caught.value.problems[0]
     assert "rename: {Road: road}" in caught.value.problems[0]
     assert len(domain_incremental(data, street_counts)) == 2  # paths of their own may spell as they like
 
 
 def test_a_domain_without_images_is_refused(street, street_counts):
     street_counts["dusk/train"] = DUSK[:0]
-    with pytest.raises(DataError, match=r"data.domains.dusk: split 'train' has no image to train on"):
+    with pytest.raises(DataError, match=r"data\.domains\.dusk.*'train'.*no image"):
         domain_incremental(street, street_counts)
-    with pytest.raises(DataError, match=r"domain 'day' .*\n.*no image of split 'train' has sky"):
+    with pytest.raises(DataError, match=r"domain 'day' .*\n.*'train' has sky"):
         domain_incremental(street, {**street_counts, "day/train": DAY[1:2]}, MIXED[:1])
 
 

@@ -20,14 +20,14 @@ from everseg.config.checks import (
     section_in,
     shown,
 )
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
 from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 
 __all__ = [
-    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "override_value", "own_code",
-    "refuse_own_code", "settings", "to_json",
+    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "load_data", "override_value",
+    "own_code", "refuse_own_code", "settings", "to_json",
 ]  # fmt: skip
 
 SHORTHAND: dict[str, KeyPath] = {
@@ -88,6 +88,25 @@ def load(
     tree.merge(Parsed(plain(sections, problems)))
     tree.merge(_overrides(overrides, problems))
     return _checked(tree, problems, lambda name: import_own or registry.is_builtin("method", name))
+
+
+def load_data(dataset: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
+    """Read and check the settings of a data set alone, for `everseg data`.
+
+    No method is looked up: checking images needs none, and importing one would import torch.
+
+    Args:
+        dataset: a name of `everseg list datasets`, a data.yaml, or your own file.py:build.
+        overrides: "key=value" as for `load`; `root=DIR` is short for `data.root=DIR` here.
+
+    Raises:
+        ConfigError: every problem found.
+    """
+    problems: list[Problem] = []
+    tree = _Tree()
+    keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides]
+    tree.merge(_overrides([f"data.dataset={dataset}", *keys], problems))
+    return _checked(tree, problems, lambda name: False).data
 
 
 def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:

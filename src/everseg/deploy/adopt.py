@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from everseg.data.batches.transforms import normalise
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
+from everseg.display import Piece, Result
 from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
 from everseg.interop.unwrap import tensors_of
 from everseg.labels import LabelSpace
@@ -39,8 +40,8 @@ TORCHVISION = {
 BACKGROUNDS = ("background", "__background__")
 
 
-@dataclass(frozen=True)
-class Adopted:
+@dataclass(frozen=True, repr=False)
+class Adopted(Result):
     """A bundle made of another project's model."""
 
     bundle: Bundle
@@ -48,6 +49,20 @@ class Adopted:
     """What the forward pass has shown."""
     background: bool
     """Whether its first class is the background, so that it can be extended."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What cannot be done with the bundle."""
+        cannot = "its first class is not the background, so everseg extend cannot go on from it"
+        return () if self.background else (cannot,)
+
+    def shown(self) -> Iterator[Piece]:
+        yield f"check: {self.check}"
+        yield from self.bundle.parity_text()
+        yield f"wrote {self.bundle.path}: {len(self.bundle.registry.classes)} classes"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.bundle.to_json(), "check": self.check, "background": self.background}
 
 
 def adopt(

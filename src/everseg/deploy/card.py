@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.reports.text import UNDEFINED, percent
+from everseg.display import UNDEFINED, percent
 from everseg.runs.command import FROM_PYTHON
 from everseg.runs.model_folder import ModelFile, Registry
 

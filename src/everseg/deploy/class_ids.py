@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from everseg.data.class_colours import palette
 from everseg.errors import ConfigError
-from everseg.inference.pictures import palette
 from everseg.labels import LabelSpace
 from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
 

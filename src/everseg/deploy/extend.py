@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,20 @@ from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
+from everseg.display import Piece, Result, percent
 from everseg.engine.run import execute, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress
-from everseg.reports.text import percent
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import is_bundle
 
 
-@dataclass(frozen=True)
-class Extension:
+@dataclass(frozen=True, repr=False)
+class Extension(Result):
     """A bundle that knows further classes."""
 
     bundle: Bundle
@@ -45,6 +45,15 @@ class Extension:
     """IoU of each new class on the new data's test images."""
     gate: float | None
     """Least share of the old classes' quality asked for."""
+
+    def shown(self) -> Iterator[Piece]:
+        each = ", ".join(f"{name} {percent(value)}" for name, value in self.new.items())
+        yield f"new:  {each} (IoU in percent)"
+        yield f"old:  {self.kept.text}"
+        if self.gate is not None:
+            yield f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left"
+        yield from self.bundle.parity_text()
+        yield f"wrote {self.bundle.path} (the bundle it came from is untouched; the run is {self.run})"
 
     def to_json(self) -> dict[str, Any]:
         return {

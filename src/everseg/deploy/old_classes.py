@@ -13,6 +13,7 @@ from torch import Tensor
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
+from everseg.display import percent
 from everseg.engine.rescore import source_by_name
 from everseg.errors import DataError
 from everseg.inference.count import evaluate, through, views_of
@@ -21,7 +22,6 @@ from everseg.metrics import ConfusionMatrix
 from everseg.metrics.scores import class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
-from everseg.reports.text import percent
 from everseg.runs.input_form import InputForm
 from everseg.scenarios.steps import Source
 

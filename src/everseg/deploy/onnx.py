@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from everseg.data.batches.transforms import normalise
+from everseg.display import percent
 from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
 from everseg.losses.argmax import predict_ids
 from everseg.models.model import SegmentationModel
-from everseg.reports.text import percent
 from everseg.runs.input_form import InputForm
 
 LOGIT_TOLERANCE = 1e-3

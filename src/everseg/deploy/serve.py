@@ -12,9 +12,10 @@ import json
 import os
 import socket
 import socketserver
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import numpy as np
 from PIL import Image
 
+from everseg.data.class_colours import palette
 from everseg.data.datasets.decode import (
     PictureTooLargeError,
     Reading,
@@ -33,8 +35,8 @@ from everseg.data.datasets.decode import (
     read_image,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
+from everseg.display import Piece, Result, escaped, printable
 from everseg.errors import ConfigError, DataError
-from everseg.inference.pictures import palette
 from everseg.inference.predict import LoadedModel, load
 
 HOST = "127.0.0.1"
@@ -141,6 +143,77 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Leave clients that went away alone: what fails in answering is told by the handler."""
+
+
+class Serving(Result):
+    """A page that answers in the background, until `stop`; `with everseg.serve(...)` stops it at the end."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where the page is, on this machine only."""
+        return self._server.url
+
+    def wait(self) -> None:
+        """Return when the page is stopped; Ctrl-C raises KeyboardInterrupt as usual."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)  # with a limit: without one, Windows would not notice Ctrl-C
+
+    def stop(self) -> None:
+        """Answer no more requests, and free the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def shown(self) -> Iterator[Piece]:
+        yield f"open {self.url} in a browser"
+
+    def _repr_html_(self) -> str:
+        return f'<p>open <a href="{escaped(self.url)}" target="_blank">{escaped(self.url)}</a></p>'
+
+    def to_json(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+
+def serve(
+    bundle: str | Path,
+    other: str | Path | None = None,
+    *,
+    port: int = 8000,
+    builder: Any = None,
+    quiet: bool = False,
+) -> Serving:
+    """Serve a page, on this machine only, to drop images on and see the classes of one or two bundles.
+
+    The page answers in the background: the call returns at once.
+
+    Args:
+        bundle: what to look at.
+        other: another bundle to compare it with.
+        port: on 127.0.0.1; 0 takes a free one.
+        builder: your own architecture's builder, if a bundle has one. Never imported by itself.
+        quiet: do not print a line on stderr about each prediction.
+
+    Raises:
+        ConfigError: the port is taken.
+        CheckpointError: a bundle that is missing or damaged.
+    """
+    bundles = [bundle] if other is None else [bundle, other]
+    return Serving(Server(bundles, port, builder=builder, log=(lambda text: None) if quiet else _to_stderr))
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(printable(text) + "\n")
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
+from everseg.display import OnceADictionary, Piece, Table, percent, table
 from everseg.engine.prepare import open_datasets, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
@@ -37,6 +38,107 @@ EVALUATION_KEYS = (
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Scores of one set of test images, fractions in [0, 1]; None where no pixel decides one."""
+
+    branch: str
+    """Branch the images went through; "" where it was chosen per image."""
+    miou: Mapping[str, float | None]
+    """"old", "new", "base" and "all" -> mean IoU over these classes, the background counted."""
+    miou_without_background: Mapping[str, float | None]
+    """The same without the background."""
+    harmonic_mean: float | None
+    """Of the mIoU of old and new classes."""
+    overall_accuracy: float | None
+    """Share of the pixels that are right."""
+    mean_accuracy: float | None
+    """Mean over classes of the share of their pixels that are right."""
+    frequency_weighted_iou: float | None
+    class_iou: Mapping[str, float | None]
+    """Class -> IoU, in the order of the model's outputs."""
+    class_accuracy: Mapping[str, float | None]
+    """Class -> share of its pixels that are right."""
+    new_classes: tuple[str, ...]
+    """Those of `class_iou` that this step taught."""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Scores:
+        """Those that stand in `metrics.json` under a name."""
+        each = {
+            key: dict(zip(stored["classes"], stored[key], strict=True))
+            for key in ("class_iou", "class_accuracy")
+        }
+        known = {field.name: stored[field.name] for field in fields(cls) if field.name != "branch"}
+        return cls(
+            **{**known, **each, "branch": stored["branch"], "new_classes": tuple(stored["new_classes"])}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As they stand in `metrics.json`."""
+        return {
+            **asdict(self),
+            "classes": list(self.class_iou),
+            "class_iou": list(self.class_iou.values()),
+            "class_accuracy": list(self.class_accuracy.values()),
+            "new_classes": list(self.new_classes),
+        }
+
+    def table(self, title: str) -> Table:
+        """Groups first, then every class."""
+        rows = [
+            [f"mIoU {group}", percent(value), percent(self.miou_without_background.get(group))]
+            for group, value in self.miou.items()
+        ]
+        for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
+            rows.append([key.replace("_", " "), percent(getattr(self, key)), ""])
+        rows += [[f"IoU {name}", percent(value), ""] for name, value in self.class_iou.items()]
+        columns = ["score", "percent", "without background"]
+        return table(columns, rows, title=title, right="percent|without background")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StepScores(OnceADictionary):
+    """The scores of a finished step on some test images; all of them derive from the counts."""
+
+    run: str
+    """Run folder, as given."""
+    step: int
+    images: int
+    """Test images."""
+    branches: Mapping[str, Scores]
+    """Name of the results (the domain; without domains the branch) -> scores."""
+    confusion: Mapping[str, np.ndarray]
+    """Name of the results -> (C, C) int64 pixels: rows are the true classes, columns the predicted ones. Where branches
+    were chosen per image, an extra last row and column counts classes that the images' domain does not have."""
+    inferred: Mapping[str, Mapping[str, int]] | None = None
+    """Domain -> branch -> images that took it, where it was chosen per image."""
+    accuracy: float | None = None
+    """Share of these images that took their own domain's branch; None for images of a domain never trained."""
+    notes: tuple[str, ...] = ()
+
+    def shown(self) -> Iterator[Piece]:
+        for name, scores in self.branches.items():
+            yield scores.table(f"{self.run}, step {self.step}" + ("" if name == "default" else f", {name}"))
+        if self.inferred is not None:
+            paths = list(dict.fromkeys(path for taken in self.inferred.values() for path in taken))
+            rows = [[name, *(taken.get(path, 0) for path in paths)] for name, taken in self.inferred.items()]
+            yield table(["images of", *paths], rows, title="Paths chosen per image", right="|".join(paths))
+            if self.accuracy is not None:
+                yield f"{percent(self.accuracy)} % of the images took their own domain's path"
+
+    def to_json(self) -> dict[str, Any]:
+        chosen = {"inferred": self.inferred, "accuracy": self.accuracy} if self.inferred is not None else {}
+        return {
+            "run": self.run,
+            "step": self.step,
+            "images": self.images,
+            **chosen,
+            "branches": {name: scores.to_json() for name, scores in self.branches.items()},
+            "confusion": {name: counts.tolist() for name, counts in self.confusion.items()},
+        }
+
+
+@dataclass(frozen=True)
 class _Job:
     """What is scored, and how."""
 
@@ -54,7 +156,7 @@ def evaluate(
     domain: str | None = None,
     infer_domain: bool = False,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> StepScores:
     """Score a finished step again, on the run's own test images or on others.
 
     Args:
@@ -66,11 +168,9 @@ def evaluate(
         infer_domain: choose the path of every image from the domains' batch-norm statistics.
 
     Returns:
-        {"run", "step", "images", "branches": {name: scores}, "confusion": {name: counts}}: on the same data exactly
-        the numbers of the run. With `infer_domain` also "inferred": {domain: {path: images}} and "accuracy", the
-        share of images that went through their own domain's path (None for images of a domain never trained). A
-        class that some path knows and the image's domain does not is counted in an extra last column (and row) of
-        "confusion", and is no class of the scores.
+        On the same data exactly the numbers of the run. With `infer_domain` a class that some path knows and the
+        image's domain does not is counted in an extra last column (and row) of `confusion`, and is no class of the
+        scores.
 
     Raises:
         ConfigError: an override that cannot change a finished model's score; a user's own code not named in
@@ -85,26 +185,25 @@ def evaluate(
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     other = _other_images(stored, config, overrides)
     job = _job(folder, index, stored, config, other, domain, infer_domain, progress)
-    result: dict[str, Any] = {
-        "run": str(path),
-        "step": index,
-        "images": sum(len(source.indices) for source in job.sources),
-    }
-    where = (accelerator, progress)
+    where, inferred, accuracy = (accelerator, progress), None, None
     if infer_domain:
         model, spaces, _, _ = folder.load_final(index, user_builder(config))
         classes = {branch: space.names for branch, space in spaces.items()}
-        found, scores, chosen = evaluate_inferred(
+        found, scores, inferred = evaluate_inferred(
             model, classes, job.spaces, job.sources, job.datasets, config, *where
         )
-        result |= {"inferred": chosen, "accuracy": _share_right(chosen, job.sources)}
+        accuracy = _share_right(inferred, job.sources)
     else:
         found, scores = score_step(config, job.datasets, job.sources, folder, index, *where)
-    return {
-        **result,
-        "branches": scores,
-        "confusion": {name: counts.tolist() for name, counts in found.counts.items()},
-    }
+    return StepScores(
+        str(path),
+        index,
+        sum(len(source.indices) for source in job.sources),
+        {name: Scores.of(stored) for name, stored in scores.items()},
+        dict(found.counts),
+        inferred,
+        accuracy,
+    )
 
 
 def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Source]) -> float | None:

@@ -14,7 +14,7 @@ from everseg.methods.terms import Weight
 
 @dataclass(kw_only=True)
 class RW(ImportancePenalty):
-    """Importance = EWC's Fisher information plus the loss a weight's path gained per distance in Fisher's metric.
+    """Importance = EWC's Fisher information plus a weight's gain in loss per distance in Fisher's metric.
 
     Source: Chaudhry et al., ECCV 2018, eq. 9-10, with the values of Cermelli et al., CVPR 2020. Each of the two is
     normalised on its own. The authors' checkpoint loses the running score and its snapshot; here they are kept.

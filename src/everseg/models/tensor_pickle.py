@@ -73,7 +73,7 @@ LEAVES = (
 DICTIONARIES = (dict, OrderedDict, Counter)
 
 
-ALONE = "have the weights alone saved: torch.save(model.state_dict(), FILE)"
+ALONE = "save the weights alone, or ask its author to: torch.save(model.state_dict(), FILE)"
 
 
 class Refusal(Exception):  # noqa: N818 - becomes a CheckpointError
@@ -85,7 +85,7 @@ def damaged(what: str) -> NoReturn:
 
 
 def limit(what: str) -> NoReturn:
-    raise Refusal(f"{what}, more than any file of weights; {ALONE}")
+    raise Refusal(f"{what}, which no file of weights needs; {ALONE}")
 
 
 def shown(name: object) -> str:
@@ -266,8 +266,6 @@ class Pickle:
             stack[-count:] = [tuple(stack[-count:])]
         elif code == b"(":  # MARK
             marks.append(len(stack))
-            if len(marks) > MAX_DEPTH:
-                limit(f"it has more than {MAX_DEPTH} levels of containers")
         elif code in b"teu":  # TUPLE, APPENDS, SETITEMS
             mark = marks.pop()
             items = stack[mark:]

@@ -7,9 +7,9 @@ from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
+from everseg.display import in_percent
 from everseg.errors import CheckpointError, EversegError
 from everseg.metrics import defined_mean, relative_drop
-from everseg.reports.text import in_percent
 from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Results, Track
 

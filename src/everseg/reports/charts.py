@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
-from everseg.reports.text import percent, printable
+from everseg.display import percent, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
+from everseg.display import OnceADictionary, Piece, for_files, percent, points
 from everseg.engine.prepare import prepare
 from everseg.engine.rescore import test_sources
 from everseg.errors import EversegError
@@ -21,7 +22,6 @@ from everseg.reports.figures import curves_of
 from everseg.reports.provenance import provenance
 from everseg.reports.published import Match, matches_of
 from everseg.reports.terminal import drop_text
-from everseg.reports.text import for_files, percent, points
 from everseg.runs.commit import write_bytes
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results, Track
@@ -37,6 +37,30 @@ _SIDES = (320, 240, 160)
 """Longer side of embedded pictures: the first that keeps the page within its limit."""
 
 
+@dataclass(frozen=True, repr=False)
+class ReportFile(OnceADictionary):
+    """A report that was just written."""
+
+    path: Path
+    bytes: int
+    """Size of the page."""
+    sentence: str
+    """The result in words, as it stands at the top of the page."""
+    charts: int
+    """How many charts the page has."""
+    pictures: int
+    """How many test images it shows."""
+    notes: tuple[str, ...] = ()
+    """What is missing on the page, and why."""
+
+    def shown(self) -> Iterator[Piece]:
+        yield self.sentence
+        yield f"report: {self.path} ({self.bytes / 1e6:.1f} MB)"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "notes": list(self.notes)}
+
+
 def write_report(
     results: Results,
     config: RunConfig,
@@ -45,7 +69,7 @@ def write_report(
     images: int = IMAGES,
     limit: int = page.LIMIT,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> ReportFile:
     """Write a run's report.
 
     Args:
@@ -54,9 +78,6 @@ def write_report(
         out: file to write; default RUN/report.html.
         images: test images looked at for the grid; 0 = no pictures.
         limit: bytes of the page at most; pictures are reduced and then left out for it, which the page says.
-
-    Returns:
-        path, bytes, sentence, notes (what is missing and why), charts and pictures (how many there are).
 
     Raises:
         CheckpointError: no finished step, something damaged, or the file cannot be written.
@@ -85,14 +106,14 @@ def write_report(
     target = out or results.folder.path / NAME
     write_bytes(target, text)
     charts = [*shown.training, *(c for part in shown.parts for c in part.charts), shown.domain_chart]
-    return {
-        "path": str(target),
-        "bytes": len(text),
-        "sentence": shown.sentence,
-        "notes": shown.notes,
-        "charts": sum(1 for chart in charts if chart is not None and chart.svg),
-        "pictures": sum(len(grid.rows) for grid in shown.grids),
-    }
+    return ReportFile(
+        path=target,
+        bytes=len(text),
+        sentence=shown.sentence,
+        notes=tuple(shown.notes),
+        charts=sum(1 for chart in charts if chart is not None and chart.svg),
+        pictures=sum(len(grid.rows) for grid in shown.grids),
+    )
 
 
 def is_due(folder: RunFolder) -> bool:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from everseg.display import in_percent, percent
 from everseg.errors import some
 from everseg.metrics import defined_mean
 from everseg.metrics.scores import checked_counts
 from everseg.reports.published import Match
-from everseg.reports.text import in_percent, percent
 from everseg.runs.results import Results, Track
 
 Rows = list[dict[str, Any]]

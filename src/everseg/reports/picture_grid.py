@@ -13,17 +13,17 @@ import torch
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
+from everseg.data.class_colours import palette
+from everseg.display import in_percent, percent
 from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.inference.count import user_builder, views_of
-from everseg.inference.pictures import palette
 from everseg.labels import IGNORED
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
 from everseg.reports.embedded import labels, photo, plot, stored_picture
 from everseg.reports.page import Grid, Picture, PictureRow
-from everseg.reports.text import in_percent, percent
 from everseg.runs.commit import read_document
 from everseg.runs.results import Results, Track
 from everseg.scenarios.steps import Source

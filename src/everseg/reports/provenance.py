@@ -13,8 +13,8 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, dump, load, settings
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
+from everseg.display import UNDEFINED
 from everseg.errors import EversegError
-from everseg.reports.text import UNDEFINED
 from everseg.runs.command import FROM_PYTHON, text
 from everseg.runs.results import Results, source_name
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.yaml import parse
+from everseg.display import in_percent
 from everseg.labels import LabelSpace
 from everseg.metrics import mean_iou
-from everseg.reports.text import in_percent
 from everseg.runs.results import Results, source_name
 from everseg.scenarios.tasks import canonical_task
 

@@ -6,9 +6,10 @@ everybody else reads and writes a `ModelFile`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -287,7 +288,7 @@ class _Reader:
 
     def read(self) -> ModelFile:
         branches = self.stored["branches"]
-        if not isinstance(branches, dict) or not all(isinstance(entry, dict) for entry in branches.values()):
+        if not (branches and isinstance(branches, dict) and _is_list_of(list(branches.values()), dict)):
             self.problems.append("branches: expected the classes of each branch")
             branches = {}
         spaces = {name: self._space(name, entry) for name, entry in branches.items()}
@@ -416,7 +417,7 @@ class _Reader:
     def _onnx(self, branches: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         found = {name: entry["onnx"] for name, entry in branches.items() if entry.get("onnx") is not None}
         for name, file in found.items():
-            if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+            if not isinstance(file, str) or re.fullmatch(r"\.*|.*[/\\\0].*", file, re.DOTALL):
                 self.problems.append(f"branches.{name}.onnx: expected the name of a file beside this one")
         return found
 

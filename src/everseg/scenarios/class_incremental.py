@@ -27,7 +27,7 @@ _PARTITION_STREAM = 0x5041
 def build(
     config: ScenarioConfig, dataset: Dataset, counts: Mapping[str, np.ndarray], *, seed: int
 ) -> tuple[Step, ...]:
-    """Build the scenario a configuration asks for; the registry's "class-incremental".
+    """Teach the classes of one data set in steps, as `task`, `order` and `protocol` say.
 
     Args:
         counts: split -> (N, 256) pixels per raw id of every image, in the order of the split.

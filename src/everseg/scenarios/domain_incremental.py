@@ -23,7 +23,7 @@ VOID = "void"
 def build(
     config: ScenarioConfig, datasets: Mapping[str, Labelled], counts: Mapping[str, np.ndarray], *, seed: int
 ) -> tuple[Step, ...]:
-    """Build the scenario a configuration asks for; the registry's "domain-incremental".
+    """Teach one domain after the other, each in a branch of its own; steps may add classes too.
 
     Args:
         datasets: domain -> its data set.

@@ -23,7 +23,7 @@ def build(
     seed: int,
     read: Callable[[Path], Known],
 ) -> tuple[Step, ...]:
-    """Build the one step that a configuration asks for; the registry's "extension".
+    """Teach new classes to the model of a bundle, in one step.
 
     Its index is the number of steps that the bundle's model has been trained in. Training images are those with a
     pixel of a new class. Classes are matched by name: with the protocol "sequential" classes of the bundle keep their

@@ -41,7 +41,9 @@ def build(
     split: Mapping[str, Any] | None = None,
     **shared: Any,
 ) -> Dataset:
-    """Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files. Nothing is fetched.
+    """Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files.
+
+    Nothing is fetched.
 
     Args:
         root: the folder.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_
 from everseg.data.datasets.street_labels import CITYSCAPES, IDD, VOID, StreetLabel
 from everseg.data.polygons import MAX_BYTES, MAX_PIXELS, Annotation, draw, parse
 from everseg.data.writing import write_atomically
+from everseg.display import Piece, Result
 from everseg.errors import ConfigError, DataError
 
 POLYGONS = "_gtFine_polygons.json"
@@ -54,8 +56,8 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, repr=False)
+class Prepared(Result):
     """What became of the polygon files."""
 
     written: int
@@ -63,6 +65,32 @@ class Prepared:
     """Masks that were there and are whole."""
     faults: tuple[str, ...]
     """One line for each file that has no whole mask now: "FILE: what is wrong"."""
+    checked: bool = field(default=False, compare=False)
+    """Whether masks were only verified, none written."""
+    seconds: float = field(default=0.0, compare=False)
+
+    def counts(self) -> str:
+        """How many masks there are, in one line."""
+        masks = (
+            f"{self.kept} masks whole" if self.checked else f"{self.written} masks written, {self.kept} kept"
+        )
+        return f"{masks}, {len(self.faults)} files refused in {self.seconds:.1f} s"
+
+    def shown(self) -> Iterable[Piece]:
+        yield self.counts()
+        if self.faults:
+            yield self.refusal()
+
+    def refusal(self) -> str:
+        """The files that were refused, and what to do; several lines."""
+        head = f"{len(self.faults)} without a mask of these polygons (a mask made before is left as it was):"
+        remedy = "Restore these files, or leave the images out."
+        if any("not of this data set" in fault for fault in self.faults):
+            remedy += " --skip-unknown draws the rest of files with unknown labels."
+        return "\n  ".join([head, *self.faults]) + f"\n{remedy}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def prepare(
@@ -102,6 +130,7 @@ def prepare(
         raise ConfigError(f"data prepare: {root} is not a folder; name the one that holds gtFine/")
     if overwrite and check:
         raise ConfigError("data prepare: --overwrite writes and --check does not; choose one")
+    begun = time.monotonic()
     job = _Job(layout, polygon_files(root, layout), overwrite, check, skip_unknown)
     results = map_samples(_one, job, len(job.files), workers=workers, progress=progress)
     outcomes = [outcome for outcome, _ in results]
@@ -109,6 +138,8 @@ def prepare(
         outcomes.count("written"),
         outcomes.count("kept"),
         tuple(f"{file}: {text}" for file, (_, text) in zip(job.files, results, strict=True) if text),
+        check,
+        time.monotonic() - begun,
     )
 
 

@@ -210,7 +210,7 @@ def torchvision_deeplabv3(
     outputs: Sequence[int] | None = None,
     hidden: int = 256,
 ) -> SegmentationModel:
-    """Build torchvision's DeepLabV3 on a ResNet of bottlenecks at output stride 8; no outputs until it is grown.
+    """Build torchvision's DeepLabV3 on a ResNet of bottlenecks, output stride 8; no outputs until it is grown.
 
     Args:
         blocks: of each stage; 3, 4, 6, 3 for ResNet-50 and 3, 4, 23, 3 for ResNet-101.

@@ -8,22 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from everseg.display import UNDEFINED, figure, in_percent, interval, percent, printable, spread
+from everseg.display import table as terminal_table
+from everseg.progress import time_text
 from everseg.reports.charts import can_draw
 from everseg.reports.compare.statistics import LEVEL, RESAMPLES
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import seeds_chart
 from everseg.reports.page import csv_text, environment
-from everseg.reports.terminal import table as terminal_table
-from everseg.reports.text import (
-    UNDEFINED,
-    duration,
-    figure,
-    in_percent,
-    interval,
-    percent,
-    printable,
-    spread,
-)
 
 Json = Mapping[str, Any]
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -41,9 +33,13 @@ def text(number: str, found: Json | None, *, signed: bool = False, sign: str = "
         return UNDEFINED
     mean, sd = found["mean"], found["sd"]
     if number == "time":
-        return f"{spread(mean, sd, sign=sign, signed=True)} s" if signed else duration(mean, sd, sign=sign)
+        return f"{spread(mean, sd, sign=sign, signed=True)} s" if signed else _duration(mean, sd, sign)
     signed = signed or number == "relative drop"
     return spread(in_percent(mean), in_percent(sd), sign=sign, signed=signed)
+
+
+def _duration(mean: float, sd: float | None, sign: str) -> str:
+    return time_text(mean) + ("" if sd is None else f" {sign} {time_text(sd)}")
 
 
 def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
