@@ -35,6 +35,7 @@ from everseg.errors import CheckpointError, EversegError
 from everseg.inference import predict as inference
 from everseg.inference.predict import LoadedModel, Prediction, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
+from everseg.labels import BACKGROUND
 from everseg.progress import Progress
 from everseg.reports import terminal
 from everseg.reports.baselines import domain_rows, drop_against_single
@@ -88,7 +89,7 @@ class Run(Result):
                     "index": step.index,
                     "name": name,
                     "branch": name,
-                    "classes": [label for label in scores[taught] if label != "background"],
+                    "classes": [label for label in scores[taught] if label != BACKGROUND],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),

@@ -65,7 +65,14 @@ def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     scores = Scores.of({**known, "branch": "main", "new_classes": ["car"]})
     answers: dict[str, Any] = {
         "run": Done(RunFolder(Path("runs/demo-mib"))),
-        "evaluate": StepScores("runs/x", 1, 7, {"main": scores}, {"main": np.eye(2, dtype=np.int64)}),
+        "evaluate": StepScores(
+            "runs/x",
+            1,
+            7,
+            {"main": scores},
+            {"main": np.eye(2, dtype=np.int64)},
+            notes=("class x met nobody",),
+        ),
         "predict": Predictions(Path("out"), (WrittenPrediction(Path("a"), Path("b")),), {"a": "default"}),
         "demo": Demo(
             tuple(

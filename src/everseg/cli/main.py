@@ -25,6 +25,7 @@ from everseg.cli.output import (
     give,
     guarded,
     listing,
+    note,
     say,
     speaks,
     under_headings,
@@ -229,13 +230,18 @@ def show(
         return
     if scenario is None:
         scenario = _at_hand(config.data)
-    steps = None
+    steps, notes = None, []
     if scenario:
-        from everseg.engine.prepare import describe_scenario
+        from everseg.engine.prepare import prepare
+        from everseg.progress import Progress
+        from everseg.scenarios.summary import summarise
 
-        steps = describe_scenario(config)
+        prepared = prepare(config, Progress())
+        steps, notes = summarise(prepared.steps, prepared.counts), list(prepared.notes)
+    for text in notes:
+        note(f"note: {text}")
     if as_json:
-        write_json({"config": loading.to_json(config), "scenario": steps})
+        write_json({"config": loading.to_json(config), "scenario": steps, "notes": notes})
         return
     rows = ((key, value_text(value), text) for key, value, text in loading.fields(config))
     say(columns(["key", "value", "help"], rows) + "\n")

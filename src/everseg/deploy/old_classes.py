@@ -43,6 +43,8 @@ class Kept:
     """The means behind `share`."""
     text: str
     """All of it in a sentence."""
+    notes: tuple[str, ...] = ()
+    """Class names of the images and of the model that differ in spelling or met nobody."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def measured(
         DataError: the data share no class with the model.
     """
     means, per_class = [], []
-    source = source_by_name(dataset, config, pair.branch, pair.old)
+    source, notes = source_by_name(dataset, config, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
     }  # the same pixels count for both; a new class is wrong on all of them
@@ -96,6 +98,7 @@ def measured(
         "measured", share, classes, {"deployed_miou": means[0], "new_miou": means[1]},
         f"old classes measured on '{dataset.name}': mIoU {percent(means[0])} before, {percent(means[1])} after, "
         f"{percent(share)} % kept",
+        tuple(notes),
     )  # fmt: skip
 
 

@@ -13,7 +13,15 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
-from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
+from everseg.labels import (
+    BACKGROUND,
+    SYNTHETIC_BACKGROUND,
+    LabelPolicy,
+    LabelSpace,
+    PolicySet,
+    RawLabels,
+    policy_set,
+)
 from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.lists import check_list, check_own_lists, resolve_lists
 from everseg.scenarios.step_weights import weighted
@@ -191,12 +199,12 @@ def _owners(present: np.ndarray, groups: Groups, seed: int) -> np.ndarray:
 def _spaces(labels: RawLabels, groups: Groups) -> list[LabelSpace]:
     """Label space known after each step; the background is train id 0."""
     background = SYNTHETIC_BACKGROUND if labels.background is None else labels.background
-    names = {SYNTHETIC_BACKGROUND: "background", **labels.names}
+    names = {**labels.names, background: BACKGROUND}
     full = ((background, *groups[0]), *groups[1:])
     return [
         LabelSpace(
             groups=full[: s + 1],
-            names=tuple("background" if i == background else names[i] for g in full[: s + 1] for i in g),
+            names=tuple(names[i] for g in full[: s + 1] for i in g),
             background=0,
         )
         for s in range(len(groups))

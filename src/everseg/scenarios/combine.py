@@ -12,7 +12,7 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.errors import ConfigError, DataError
-from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
+from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace, spelling
 from everseg.scenarios.steps import Source, Step
 
 _HOLDOUT_STREAM = 0x4356
@@ -170,9 +170,10 @@ def singles(scenario: Sequence[Step]) -> tuple[Step, ...]:
 def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
     """Run scenarios one after the other in one model.
 
-    A branch met again keeps growing: its classes are told apart by name, a class it knows already (and the
-    background) keeps its output, the others get new ones behind. What earlier scenarios tested last is tested
-    after every later step too. Class weights are not taken over: they belong to the result's outputs.
+    A branch met again keeps growing: its classes are told apart by name (`everseg.labels.spelling`), a class it
+    knows already (and the background) keeps its output and spelling, the others get new ones behind. What earlier
+    scenarios tested last is tested after every later step too. Class weights are not taken
+    over: they belong to the result's outputs.
     """
     known: dict[str, LabelSpace] = {}
     carried: dict[_Key, Source] = {}
@@ -186,10 +187,7 @@ def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
                 known[branch] = _grown(known.get(branch), space)
                 if known[branch].num_classes > before:
                     grows[branch] = known[branch].num_classes - before
-            moved = {
-                branch: [known[branch].names.index(name) for name in space.names]
-                for branch, space in step.spaces.items()
-            }
+            moved = {branch: _positions(space, known[branch]) for branch, space in step.spaces.items()}
             tested = dict(carried)
             for source in step.test:
                 source = _through(source, moved[source.branch])
@@ -244,23 +242,18 @@ def _own_outputs(scenario: Sequence[Step], index: int, branch: str) -> list[int]
         for earlier in scenario[:index]
         for source in earlier.train
         if source.branch == branch
-        for raw in _labelled(source, earlier.spaces[branch])
+        for raw in source.labelled(earlier.spaces[branch])
     }
     gained = range(step.num_old(branch), space.num_classes)
     labelled = {
         source.lut[raw]
         for source in step.train
         if source.branch == branch
-        for raw in _labelled(source, space)
+        for raw in source.labelled(space)
         if (source.dataset, raw) not in before
     }
     special = (i for i, raw in enumerate(space.order) if i == space.background or raw == SYNTHETIC_VOID)
     return sorted({*gained, *labelled, *special})
-
-
-def _labelled(source: Source, space: LabelSpace) -> list[int]:
-    """Raw ids that a source labels as a class."""
-    return [raw for raw, train_id in enumerate(source.lut) if train_id not in (IGNORED, space.background)]
 
 
 def _cut(space: LabelSpace, kept: Sequence[int]) -> LabelSpace:
@@ -274,16 +267,23 @@ def _cut(space: LabelSpace, kept: Sequence[int]) -> LabelSpace:
     )
 
 
+def _positions(space: LabelSpace, known: LabelSpace) -> list[int]:
+    """Train id in a label space -> train id of the same class, maybe in another spelling, in one that knows all."""
+    there = {spelling(name): i for i, name in enumerate(known.names)}
+    return [there[spelling(name)] for name in space.names]
+
+
 def _grown(known: LabelSpace | None, space: LabelSpace) -> LabelSpace:
     """The known space with the classes of another one behind it, as far as their names are new."""
     if known is None:
         return space
-    new = [i for i, name in enumerate(space.names) if name not in known.names]
+    met = set(map(spelling, known.names))
+    new = [i for i, name in enumerate(space.names) if spelling(name) not in met]
     if not new:
         return known
     names = (*known.names, *(space.names[i] for i in new))
     background = known.background
     if background is None and space.background is not None:
-        background = names.index(space.names[space.background])
+        background = list(map(spelling, names)).index(spelling(space.names[space.background]))
     group = tuple(space.order[i] for i in new)
     return LabelSpace(groups=(*known.groups, group), names=names, background=background)

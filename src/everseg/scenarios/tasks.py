@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from everseg.errors import ConfigError
-from everseg.labels import RawLabels
+from everseg.labels import RawLabels, spelling
 
 Groups = tuple[tuple[int, ...], ...]
 """groups[s] = raw ids taught in step s, without background."""
@@ -182,7 +182,7 @@ def _explicit(task: Sequence[Sequence[int | str]], labels: RawLabels, dataset_na
 
 
 def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -> tuple[list[int], list[str]]:
-    """Turn class names or raw ids into raw ids.
+    """Turn class names (in any spelling, see `everseg.labels.spelling`) or raw ids into raw ids.
 
     Args:
         where: key they were given under, for messages.
@@ -190,11 +190,11 @@ def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -
     Returns:
         The raw ids found, in the order given, and the problems: unknown, repeated, background or void.
     """
-    by_name = {name: raw for raw, name in labels.names.items()}
+    by_name = {spelling(name): raw for raw, name in labels.names.items()}
     ids: list[int] = []
     problems: list[str] = []
     for item in items:
-        raw = by_name.get(item) if isinstance(item, str) else item
+        raw = by_name.get(spelling(item)) if isinstance(item, str) else item
         if raw is None and isinstance(item, str) and item.isdecimal():
             raw = int(item)
         if raw is not None and raw == labels.background:

@@ -51,7 +51,7 @@ def build(
         mask: column of the masks, pictures of ids; default the first of `MASKS` that is there.
         classes: list of names, or id -> name; default `id2label.json` in the folder.
         ignore: id or ids without annotation, or null.
-        background: name of the background class; null: there is none, or it is called "background".
+        background: name of the background class; null: there is none, or it has one of its usual names.
         split: shares of the images that are held out where the set has no splits: {val: 0.2, seed: 0}, the default.
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
