@@ -270,16 +270,12 @@ def _job(
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
         planned = read_document(folder.path / "scenario.json", "steps")["steps"]
         recorded = _recorded_tests(planned[index]) if config.scenario == stored.scenario else {}
-        own = [
+        told = [
             _own_test(datasets[name], config, name, paths[name], spaces, recorded.get(name))
             for name in chosen
         ]
-        return _Job(
-            datasets,
-            tuple(source for source, _ in own),
-            {name: spaces[paths[name]] for name in chosen},
-            tuple(note for _, told in own for note in told),
-        )
+        sources, notes = [source for source, _ in told], [note for _, notes in told for note in notes]
+        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen}, tuple(notes))
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config, progress)
@@ -312,12 +308,17 @@ def _job(
     return _Job(datasets, tuple(sources), seen, tuple(dict.fromkeys(notes)))
 
 
-def sources_of_test(results: Results, config: RunConfig) -> tuple[Mapping[str, Dataset], tuple[Source, ...]]:
+def sources_of_test(
+    results: Results, config: RunConfig
+) -> tuple[Mapping[str, Dataset], tuple[Source, ...], list[str]]:
     """What the last finished step is tested on, from the test split alone, as `evaluate` sees it.
 
     Args:
         results: of the run.
         config: its configuration; the data may lie elsewhere.
+
+    Returns:
+        The data, the sources, and notes on the names of classes that differ in spelling or met nobody.
 
     Raises:
         ConfigError, DataError: the test images are not there, or share no class name with the model.
@@ -332,13 +333,14 @@ def sources_of_test(results: Results, config: RunConfig) -> tuple[Mapping[str, D
             _own_test(datasets[name], config, name, step.branch_of[name], step.spaces, recorded.get(name))
             for name in names
         ]
-        return datasets, tuple(source for source, _ in found)
-    datasets = open_datasets(config.data)
-    ((_, dataset),) = datasets.items()
-    sources = [
-        source_by_name(dataset, config, b, space, foreign=False)[0] for b, space in step.spaces.items()
-    ]
-    return datasets, tuple(sources)
+    else:
+        datasets = open_datasets(config.data)
+        ((_, dataset),) = datasets.items()
+        found = [
+            source_by_name(dataset, config, branch, space, foreign=False)
+            for branch, space in step.spaces.items()
+        ]
+    return datasets, tuple(source for source, _ in found), [note for _, notes in found for note in notes]
 
 
 def _own_test(

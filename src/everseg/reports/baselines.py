@@ -167,11 +167,10 @@ def joint_beside(results: Results, refused: list[str] | None = None) -> tuple[st
             found = {track.name: track for track in other.tracks} if same else {}
         except EversegError:  # a damaged or foreign neighbour is no upper bound
             continue
-        name = other.folder.path.name
         if same and all(_classes(found.get(track.name)) == _classes(track) for track in results.tracks):
-            return name, found
+            return other.folder.path.name, found
         what = "knows other classes, or in another order" if same else "was tested on other images or labels"
-        unlike.append(f"The joint run {name} is left out: it {what}.")
+        unlike.append(f"The joint run {other.folder.path.name} is left out: it {what}.")
     if refused is not None:
         refused += unlike
     return None

@@ -141,7 +141,7 @@ def _data(results: Results, config: RunConfig, progress: Progress, notes: list[s
         prepared = prepare(config, progress)
     except (EversegError, OSError) as error:
         try:
-            datasets, tests = sources_of_test(results, config)
+            datasets, tests, told_names = sources_of_test(results, config)
         except (EversegError, OSError):
             notes.append(
                 f"The data are not at hand, so there are no pictures and no pixels per class: {error}"
@@ -150,13 +150,18 @@ def _data(results: Results, config: RunConfig, progress: Progress, notes: list[s
         notes.append(
             f"Of the data only the test images are at hand, so there are no pixels per class: {error}"
         )
+        notes += _sentences(told_names)
         return _Data(datasets, tests, [])
     if last.index >= len(prepared.steps) or dict(prepared.steps[last.index].spaces) != last.spaces:
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
-    notes += [f"{text[:1].upper()}{text[1:]}." for text in prepared.notes]
+    notes += _sentences(prepared.notes)
     told = _class_data(summarise(prepared.steps, prepared.counts))
     return _Data(prepared.datasets, prepared.steps[last.index].test, told)
+
+
+def _sentences(notes: Sequence[str]) -> list[str]:
+    return [f"{text[:1].upper()}{text[1:]}." for text in notes]
 
 
 def assemble(
