@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import loading
 from torch.nn import functional as F
 from toy import HERE, settings
 
 import everseg
+from everseg import api
+from everseg.config import presets
 from everseg.data.batches.transforms import normalise
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib
@@ -128,6 +131,37 @@ def test_a_finished_run_prints_its_table_without_the_data(tmp_path: Path, call: 
     assert code == 0, err
     assert after == before
     assert "red, green" in after
+
+
+# ---------------------------------------------------------------- demo
+
+
+@pytest.mark.slow
+def test_the_demo_shows_its_rows_before_any_report_and_gives_the_threads_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = loading(presets.load_preset)
+    monkeypatch.setattr(presets, "load_preset", lambda name: {**tiny(name), "report": True})
+    found: list[list[dict]] = []
+
+    def shown(rows: list[dict]) -> None:
+        assert torch.get_num_threads() == 1
+        assert list(tmp_path.glob("*/report.html")) == []
+        found.append(rows)
+
+    torch.set_num_threads(2)
+    try:
+        rows = api.demo(out=tmp_path, quiet=True, shown=shown)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert found == [rows]
+    assert [row["method"] for row in rows] == ["ft", "mib", "joint"]
+    assert len(list(tmp_path.glob("*/report.html"))) == 3
+    assert "the upper bound" in (tmp_path / "demo-mib/report.html").read_text()
+    made = (tmp_path / "demo-mib/report.html").read_bytes()
+    assert api.demo(out=tmp_path, quiet=True) == rows
+    assert (tmp_path / "demo-mib/report.html").read_bytes() == made, "a second call makes nothing again"
 
 
 # ---------------------------------------------------------------- evaluate

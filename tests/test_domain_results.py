@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 
 import everseg
 from everseg.errors import ConfigError, DataError
+from everseg.inference.domains import _table, _with_other
+from everseg.labels import LabelSpace
 from everseg.models.branch_choice import infer_branch
+from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import save_folder
 from everseg.runs.folder import RunFolder
 
@@ -35,7 +38,8 @@ def day_and_fog(**more: Any) -> dict:
 
 
 LONG = {"epochs": 12, "batch": 2, "lr": 0.02}
-SHORT = {"max_iterations": 2}
+SHORT = {"epochs": 1, "batch": 4}
+"""Two iterations; a run that `train.max_iterations` cuts short would be no baseline for that reason alone."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,13 @@ def test_relative_drop_is_from_the_single_task_run_with_the_same_data_and_classe
 def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, call: Outcome) -> None:
     for name in ("mdil", "a-other-images", "b-other-classes", "c-joint"):
         shutil.copytree(runs / name, tmp_path / name)
-    assert everseg.Run(RunFolder(tmp_path / "mdil")).sequence["relative_drop"] is None
+    mdil = everseg.Run(RunFolder(tmp_path / "mdil"))
+    assert mdil.sequence["relative_drop"] is None
+    refused = list[str]()
+    assert drop_against_single(mdil.folder, mdil.config, refused) is None
+    assert refused == [
+        "b-other-classes is no baseline: domain 'day' was tested with other classes (red only here)."
+    ]
     (tmp_path / "run.yaml").write_text(
         json.dumps(settings(tmp_path, name="mdil", data=day_and_fog(), train=LONG))
     )
@@ -425,3 +435,35 @@ def test_a_run_is_not_continued_with_other_domains(
     assert "holds a run with other settings" in err
     assert part in err
     assert sorted((runs / "mdil").rglob("*")) == before
+
+
+def test_paths_are_chosen_for_images_whose_classes_are_spelt_otherwise(
+    mdil: everseg.Run, call: Outcome
+) -> None:
+    """The same counts under the paths' names; what met nobody is told."""
+
+    def found(names: str) -> dict[str, Any]:
+        other = (*USER_CODE, f"data={HERE}", "data.options.light=dusk", f"data.options.names={names}")
+        code, out, err = call("eval", mdil.path, *other, "--infer-domain", "--json", "--quiet")
+        assert code == 0, err
+        result = json.loads(out)
+        assert all(f"note: {note}" in err for note in result["notes"])
+        return result
+
+    plain, spelt = found("[red, green, violet]"), found("[RED, gre-en, violet]")
+    assert spelt["confusion"] == plain["confusion"]
+    assert spelt["branches"] == plain["branches"]
+    assert plain["branches"]["toy-dusk"]["classes"] == ["background", "red", "green"]
+    assert [note.split(" ")[:3] for note in plain["notes"]] == [
+        ["the", "model", "does"],
+        ["data", "set", "'toy-dusk'"],
+    ]
+    assert "'violet' (" in plain["notes"][0]
+    assert "no class 'blue'" in plain["notes"][1]
+    assert spelt["notes"][2:] == plain["notes"]
+    assert ["'RED'" in spelt["notes"][0], "'gre-en'" in spelt["notes"][1]] == [True, True]
+
+
+def test_a_class_called_other_is_not_the_column_of_strange_classes() -> None:
+    space = _with_other(LabelSpace(((0, 1),), ("background", "other")))
+    assert _table(["background", "Other", "car"], space).tolist() == [0, 1, 2]

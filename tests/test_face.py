@@ -59,7 +59,11 @@ ONLY_ARGUMENTS = {
     "run": {"sections": "further settings as keywords; on the command line all settings are KEY=VALUE"},
     "sweep": {"on": "--ray, --slurm"},
     "compare": {"write": "a notebook may want the tables alone"},
-    "data init": {"ask": "what the command line asks on the terminal"},
+    "demo": {"shown": "where the command line prints its table, before the reports are made"},
+    "data init": {
+        "ask": "what the command line asks on the terminal",
+        "ask_background": "what the command line asks on the terminal",
+    },
 }
 UNEQUAL = {
     ("sweep", "methods"): "without it the command line tells which there are",

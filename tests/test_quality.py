@@ -70,6 +70,11 @@ def test_ruff_has_nothing_to_say(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
 
 
+def test_the_ci_runs_the_slow_tests_too(request: pytest.FixtureRequest) -> None:
+    assert isinstance(request.config.getoption("--slow"), bool)
+    assert 'export PYTEST_ADDOPTS="--slow ' in (ROOT / ".ci" / "run").read_text()
+
+
 @pytest.mark.slow
 def test_mypy_has_nothing_to_say() -> None:
     done = tool("mypy")

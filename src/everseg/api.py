@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +30,13 @@ from everseg.display import OnceADictionary, Piece, Result, printable
 from everseg.engine.prepare import describe_scenario
 from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
+from everseg.engine.runtime import keeping_threads
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError, EversegError
 from everseg.inference import predict as inference
 from everseg.inference.predict import LoadedModel, Prediction, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
+from everseg.labels import BACKGROUND
 from everseg.progress import Progress
 from everseg.reports import terminal
 from everseg.reports.baselines import domain_rows, drop_against_single, taught
@@ -83,7 +85,7 @@ class Run(Result):
                     "index": index,
                     "name": name,
                     "branch": name,
-                    "classes": [name for name in scores[taught] if name != "background"],
+                    "classes": [name for name in scores[taught] if name != BACKGROUND],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
@@ -164,6 +166,7 @@ class Run(Result):
         return write_report(self.folder, config, out=target, images=images).path
 
 
+@keeping_threads()
 def run(
     source: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -377,7 +380,14 @@ class Demo(Result, Sequence[DemoRow]):
         return [row.to_json() for row in self.rows]
 
 
-def demo(*, out: str | Path = "runs", seed: int = 0, quiet: bool = False) -> Demo:
+@keeping_threads()
+def demo(
+    *,
+    out: str | Path = "runs",
+    seed: int = 0,
+    quiet: bool = False,
+    shown: Callable[[Demo], None] | None = None,
+) -> Demo:
     """Fine-tuning, MiB and joint training on generated scenes; the three runs lie in `out`.
 
     Fine-tuning and MiB train the first step alike, to the last bit, so MiB's run starts from a copy of it.
@@ -386,17 +396,27 @@ def demo(*, out: str | Path = "runs", seed: int = 0, quiet: bool = False) -> Dem
         out: folder for the runs.
         seed: of initial weights, order and augmentation.
         quiet: print no progress.
+        shown: called with the result once every run is scored; the reports of the runs are made after that.
     """
-    rows = []
+    runs = []
     progress = Progress(quiet=quiet)
     for method in DEMO_METHODS:
         progress.message(f"{method}:")
         if method == "mib":
             share_first_step(RunFolder(Path(out) / "demo-ft"), RunFolder(Path(out) / "demo-mib"))
-        done = run(f"demo-{method}", out=str(out), seed=seed, quiet=quiet)
-        last = done.steps[-1]
-        joint = len(done.steps) == 1
-        first = None if joint else done.steps[0]["miou"]["all"]
-        lost = None if joint else done.sequence["forgetting"]["mean"]
-        rows.append(DemoRow(method, done.path, first, **last["miou"], forgetting=lost))
-    return Demo(tuple(rows))
+        config = load_config(f"demo-{method}", out=str(out), seed=seed)
+        runs.append(Run(execute(config, quiet=quiet), config))
+    result = Demo(tuple(_demo_row(method, done) for method, done in zip(DEMO_METHODS, runs, strict=True)))
+    if shown is not None:
+        shown(result)
+    for done in runs:  # joint training is finished, so the other two reports have its row too
+        _report_at_the_end(done, done.asked or done.config, quiet)
+    return result
+
+
+def _demo_row(method: str, done: Run) -> DemoRow:
+    last = done.steps[-1]
+    joint = len(done.steps) == 1
+    first = None if joint else done.steps[0]["miou"]["all"]
+    lost = None if joint else done.sequence["forgetting"]["mean"]
+    return DemoRow(method, done.path, first, **last["miou"], forgetting=lost)

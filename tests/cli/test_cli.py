@@ -65,7 +65,14 @@ def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     scores = Scores.of({**known, "branch": "main", "new_classes": ["car"]})
     answers: dict[str, Any] = {
         "run": Done(RunFolder(Path("runs/demo-mib"))),
-        "evaluate": StepScores("runs/x", 1, 7, {"main": scores}, {"main": np.eye(2, dtype=np.int64)}),
+        "evaluate": StepScores(
+            "runs/x",
+            1,
+            7,
+            {"main": scores},
+            {"main": np.eye(2, dtype=np.int64)},
+            notes=("class x met nobody",),
+        ),
         "predict": Predictions(Path("out"), (WrittenPrediction(Path("a"), Path("b")),), {"a": "default"}),
         "demo": Demo(
             tuple(
@@ -84,6 +91,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             answers["calls"].append((name, args, kwargs))
             if isinstance(answers[name], BaseException):
                 raise answers[name]
+            if "shown" in kwargs:
+                kwargs.pop("shown")(answers[name])
+                print("reports")
             return answers[name]
 
         return call
@@ -151,6 +161,8 @@ def test_demo_shows_methods_bars_runs_and_what_is_next(everseg: Outcome, api: di
     assert api["calls"] == [("demo", (), {"out": Path("here"), "seed": 0, "quiet": False})]
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert rows["joint"][1] != "70.0"
+    lines = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert lines.index("joint") < lines.index("reports") < lines.index("Next:"), "the table waits for nothing"
     assert "runs/demo-mib" in out
     assert "everseg predict runs/demo-mib" in out
     ft = next(line for line in out.splitlines() if line.split()[:1] == ["ft"])

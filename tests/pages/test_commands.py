@@ -35,7 +35,10 @@ NOT_RUN = {
 }
 """Beginning of a command (or Python block) that is not executed -> why."""
 MADE = {
-    "README.md": ["runs/voc-15-5-mib/steps/01/metrics.json", "data.yaml", "data_preview.html"],
+    "README.md": [
+        "runs/voc-15-5-mib/steps/01/metrics.json", "data.yaml", "data_preview.html", "runs/demo-sweep/sweep.json",
+        "runs/demo-mib/report.html", "runs/demo-mib/bundle-v2",
+    ],
     "docs/quickstart.md": [
         "runs/demo-ft", "runs/demo-mib/steps/01/confusion.npz", "runs/demo-joint", "data.yaml", "data_preview.html",
         "bundle/MODEL_CARD.md", "runs/signs/steps/01/metrics.json",

@@ -182,9 +182,16 @@ def marked_batches(size: int) -> Callable[[Source], Iterator[tuple[Tensor, Tenso
     return batches
 
 
-def draw(*, limit: int, seed: int = 0, size: int = 2, constants: tuple[float, float] = (0, 100)) -> Pixels:
+def draw(
+    *,
+    limit: int,
+    seed: int = 0,
+    size: int = 2,
+    constants: tuple[float, float] = (0, 100),
+    spaces: dict[str, LabelSpace] = SPACES,
+) -> Pixels:
     models = (Marked(constants[0]), Marked(constants[1]))
-    return draw_pixels(models, SOURCES, SPACES, marked_batches(size), limit=limit, seed=seed)
+    return draw_pixels(models, SOURCES, spaces, marked_batches(size), limit=limit, seed=seed)
 
 
 def test_the_same_pixels_are_drawn_in_both_models_and_carry_their_own_label() -> None:
@@ -201,6 +208,13 @@ def test_the_same_pixels_are_drawn_in_both_models_and_carry_their_own_label() ->
     assert counts == {(d, c): 5 for d in (0, 1) for c in (0, 1, 2)}
     assert len(np.unique(pixels.before, axis=0)) == 30, "a pixel was drawn twice"
     assert len(np.unique(number[pixels.domain == 0])) > 1, "all from one image"
+
+
+def test_a_class_that_domains_spell_each_in_its_own_way_is_one() -> None:
+    spelt = {**SPACES, "b": LabelSpace(((0, 1, 2),), ("Ground", "GREEN", "r-ed"))}
+    pixels, plain = draw(limit=5, spaces=spelt), draw(limit=5)
+    assert pixels.classes == plain.classes
+    np.testing.assert_array_equal(pixels.label, plain.label)
 
 
 def test_with_room_for_all_every_labelled_pixel_is_there_once() -> None:

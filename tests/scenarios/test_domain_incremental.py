@@ -11,6 +11,7 @@ from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, SYNTHETIC_VOID, LabelSpace, RawLabels
 from everseg.scenarios import domain_incremental, scenario_json, summarise
 from everseg.scenarios.domain_incremental import build
+from everseg.scenarios.summary import naming_notes
 
 STREET = RawLabels({0: "road", 1: "sky", 2: "car"}, background=None, void=(255,))
 FARM = RawLabels({0: "background", 1: "cat", 2: "cow"}, background=0, void=(255,))
@@ -344,18 +345,22 @@ def test_a_class_that_a_domain_never_shows_is_no_fault_where_all_of_them_are_tau
         assert "car" in steps[1].spaces[steps[1].branch].names
 
 
-def test_names_of_one_path_that_differ_in_spelling_only_are_refused(street_counts):
+def test_names_of_one_path_that_differ_in_spelling_only_are_one_class(street_counts):
     other = RawLabels({0: "Road", 1: "s k-y", 2: "car"}, background=None)
     data = {"day": Dataset("a", STREET, {}), "dusk": Dataset("b", other, {})}
     shared = taught({"domain": "day", "branch": "all"}, {"domain": "dusk", "branch": "all"})
-    with pytest.raises(ConfigError) as caught:
-        domain_incremental(data, street_counts, shared)
-    assert len(caught.value.problems) == 2
-    assert "'Road' and 'road'" in caught.value.problems[0]
-    assert "'day'" in caught.value.problems[0]
-    assert "'all'" in caught.value.problems[0]
-    assert "rename: {Road: road}" in caught.value.problems[0]
-    assert len(domain_incremental(data, street_counts)) == 2  # paths of their own may spell as they like
+    steps = domain_incremental(data, street_counts, shared)
+    assert steps[1].spaces["all"].names == steps[0].spaces["all"].names == ("road", "sky", "car")
+    assert [step.grows for step in steps] == [{"all": 3}, {}]
+    assert list(steps[1].train[0].lut[:3]) == [0, 1, 2]
+    notes = naming_notes(steps, data, street_counts)
+    assert [note.partition(":")[0] for note in notes] == [
+        "class 'Road' of data set 'b' (domain 'dusk') is taken for 'road', which path 'all' knows",
+        "class 's k-y' of data set 'b' (domain 'dusk') is taken for 'sky', which path 'all' knows",
+    ]
+    alone = domain_incremental(data, street_counts)  # paths of their own may spell as they like
+    assert alone[1].spaces["dusk"].names == ("Road", "s k-y", "car")
+    assert naming_notes(alone, data, street_counts) == []
 
 
 def test_a_domain_without_images_is_refused(street, street_counts):

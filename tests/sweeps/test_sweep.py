@@ -148,7 +148,7 @@ class Fake:
                 return {"exit_code": 5, "error": "step 0, iteration 3: the loss is not finite"}
             if not folder.step(0).exists():
                 self.trained.append(config.name)
-            self.leave(folder, config, threads)
+            self.leave(folder, config, config.train.threads or threads)
             return {"exit_code": 0, "error": None}
         finally:
             with self.lock:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from everseg import data
-from everseg.cli.output import Json, Overrides, give, say, write_json
+from everseg.cli.output import Json, Overrides, give, note, say, write_json
 from everseg.errors import DataError
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ def init(
         str | None,
         typer.Option("--classes", help="Names of the classes, a,b,c, in the order of their values."),
     ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background", metavar="NAME|none", help="Which of the classes is the background, if not plain."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The description to write.")] = Path("data.yaml"),
     yes: Annotated[
         bool, typer.Option("--yes", help="Ask nothing; classes without name become class_1, ...")
@@ -127,16 +133,35 @@ def init(
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images."""
     given = None if classes is None else [name.strip() for name in classes.split(",")]
 
+    may_ask = not (yes or as_json) and sys.stdin.isatty()
+
     def ask(proposal: Proposal) -> list[str] | None:
         say(proposal.text())
-        asks = given is None and not yes and proposal.unnamed and sys.stdin.isatty()
-        return _ask(proposal) if asks else None
+        return _ask(proposal) if may_ask and given is None and proposal.unnamed else None
 
-    made = data.init(folder, classes=given, out=out, force=force, ask=None if as_json else ask, quiet=as_json)
+    made = data.init(
+        folder,
+        classes=given,
+        background=background,
+        out=out,
+        force=force,
+        ask=None if as_json else ask,
+        ask_background=_ask_background if may_ask else None,
+        quiet=as_json,
+    )
+    for text in made.notes:
+        note(f"note: {text}")
     if as_json:
         write_json(made.to_json())
     else:
         say(made.outcome())
+
+
+def _ask_background(default: str) -> str:
+    """Ask for the background on the terminal; an empty answer takes the proposal."""
+    sys.stdout.write(f"Which class is the background, or none? [{default}] ")
+    sys.stdout.flush()
+    return sys.stdin.readline().strip() or default
 
 
 def _ask(proposal: Proposal) -> list[str] | None:

@@ -25,6 +25,7 @@ from everseg.cli.output import (
     give,
     guarded,
     listing,
+    note,
     say,
     speaks,
     under_headings,
@@ -34,6 +35,7 @@ from everseg.cli.sweep import compare, sweep
 from everseg.reports.text import columns, value_text
 
 if TYPE_CHECKING:
+    from everseg.api import Demo
     from everseg.config.fields import DataConfig
 
 app = typer.Typer(
@@ -71,8 +73,12 @@ def demo(
     """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
     from everseg import api
 
-    done = api.demo(out=out, seed=seed, quiet=quiet)
-    give(done, as_json)
+    def show(result: Demo) -> None:
+        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        give(result, as_json)
+        sys.stdout.flush()  # into a pipe too the table comes before the reports
+
+    done = api.demo(out=out, seed=seed, quiet=quiet, shown=show)
     if as_json or not speaks():
         return
     path = next((row.path for row in done if row.method == "mib"), done[-1].path)
@@ -229,13 +235,18 @@ def show(
         return
     if scenario is None:
         scenario = _at_hand(config.data)
-    steps = None
+    steps, notes = None, []
     if scenario:
-        from everseg.engine.prepare import describe_scenario
+        from everseg.engine.prepare import prepare
+        from everseg.progress import Progress
+        from everseg.scenarios.summary import summarise
 
-        steps = describe_scenario(config)
+        prepared = prepare(config, Progress())
+        steps, notes = summarise(prepared.steps, prepared.counts), list(prepared.notes)
+    for text in notes:
+        note(f"note: {text}")
     if as_json:
-        write_json({"config": loading.to_json(config), "scenario": steps})
+        write_json({"config": loading.to_json(config), "scenario": steps, "notes": notes})
         return
     rows = ((key, value_text(value), text) for key, value, text in loading.fields(config))
     say(columns(["key", "value", "help"], rows) + "\n")

@@ -235,6 +235,8 @@ class NewDescription(Result):
     """Whether the classes have names, given, found or brought by the layout; else they are class_1, class_2, ..."""
     commands: tuple[str, ...]
     """What to type next."""
+    notes: tuple[str, ...] = ()
+    """What was decided about the background and can be decided otherwise."""
 
     def outcome(self) -> str:
         """What was written, and the next commands; several lines."""
@@ -273,6 +275,7 @@ class NewDescription(Result):
             "found": self.proposal.text(),
             "named": self.named,
             "commands": list(self.commands),
+            "notes": list(self.notes),
         }
 
 
@@ -280,9 +283,11 @@ def init(
     folder: str | Path,
     *,
     classes: Sequence[str] | None = None,
+    background: str | None = None,
     out: str | Path = "data.yaml",
     force: bool = False,
     ask: Callable[[Proposal], Sequence[str] | None] | None = None,
+    ask_background: Callable[[str], str] | None = None,
     quiet: bool = False,
 ) -> NewDescription:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images.
@@ -291,9 +296,12 @@ def init(
         folder: images and masks in any layout.
         classes: names of the classes, in the order of their values; default those found beside the data, else class_1,
             class_2, ...
+        background: which of the classes is the background, or "none"; default the one that is called so, else that of
+            the value taken for it, with a note.
         out: the description to write; the page is put beside it.
         force: replace both if they exist.
         ask: called with what was found, before anything is written; may give the names if `classes` does not.
+        ask_background: called with the proposed background where there would be a note about it; gives the answer.
         quiet: print no progress.
 
     Raises:
@@ -308,11 +316,15 @@ def init(
         proposal = propose(folder, progress=advance)
     answer = None if ask is None else ask(proposal)
     names = answer if classes is None else classes
-    write_atomically(out, describe(proposal, names, here=out.parent).yaml().encode())
+    described = describe(proposal, names, here=out.parent, background=background)
+    if described.notes and ask_background is not None:
+        answered = ask_background(str(described.keys["background"]))
+        described = describe(proposal, names, here=out.parent, background=answered)
+    write_atomically(out, described.yaml().encode())
     dataset = load_dataset(DataConfig(dataset=str(out), options={"on_missing": "skip"}))
     write_atomically(page, preview(dataset).encode())
     named = names is not None or bool(proposal.names) or not proposal.unnamed
-    return NewDescription(out, page, proposal, named, _next_commands(dataset, out))
+    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), described.notes)
 
 
 def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:

@@ -21,10 +21,12 @@ from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.display import Piece, Result, percent
-from everseg.engine.run import execute, prepare
+from everseg.engine.prepare import Prepared, prepare
+from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
+from everseg.labels import find_name
 from everseg.models.build import configured_name
 from everseg.progress import Progress
 from everseg.runs.commit import verify
@@ -45,6 +47,8 @@ class Extension(Result):
     """IoU of each new class on the new data's test images."""
     gate: float | None
     """Least share of the old classes' quality asked for."""
+    notes: tuple[str, ...] = ()
+    """What was made of class names that differ in spelling or met nobody, in the new data and in `old_val`."""
 
     def shown(self) -> Iterator[Piece]:
         each = ", ".join(f"{name} {percent(value)}" for name, value in self.new.items())
@@ -63,6 +67,7 @@ class Extension(Result):
             "kept": asdict(self.kept),
             "new": dict(self.new),
             "gate": self.gate,
+            "notes": list(self.notes),
         }
 
 
@@ -90,7 +95,7 @@ def extend(
     Args:
         bundle: folder of the deployed model.
         data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
-        add: their names.
+        add: their names, in any spelling (`everseg.labels.spelling`); the bundle spells them as the data do.
         method: how the old classes are kept.
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1; no new bundle is written below it.
@@ -118,26 +123,30 @@ def extend(
         new_folder(target)
     processes = PartialState(cpu=not torch.cuda.is_available())
     progress = Progress(quiet=quiet, rank=processes.process_index)
-    if not folder.finished_steps:
+    begun = bool(folder.finished_steps)
+    # what was finished before and is measured on other data needs no look at the new ones
+    prepared = None if begun and old_val is not None else prepare(config, progress)
+    if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        _tell(source, config, old_val is not None, progress)
+        _tell(source, config, prepared, old_val is not None, progress)
     execute(config, quiet=quiet)
     index = source.steps
-    kept = _kept(folder, index, config, old_val, progress)
+    kept = _kept(folder, index, config, old_val, prepared, progress)
     scores = folder.metrics(index)["branches"]
     new = {
         name: value
         for entry in scores.values()
         for name, value in zip(entry["classes"], entry["class_iou"], strict=True)
-        if name in add
+        if find_name(name, add) is not None
     }
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
         _write(target, folder, index, config, kept, with_onnx, images, overrides)
     processes.wait_for_everyone()
-    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least)
+    notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
+    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, notes)
 
 
 def configuration(
@@ -191,9 +200,8 @@ def configuration(
     return config
 
 
-def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress) -> None:
+def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool, progress: Progress) -> None:
     """What is known before anything is trained."""
-    prepared = prepare(config, progress)
     (step,) = prepared.steps
     train = step.train[0]
     space = next(iter(source.spaces.values()))
@@ -231,7 +239,12 @@ def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress
 
 
 def _kept(
-    folder: RunFolder, index: int, config: RunConfig, old_val: str | Path | None, progress: Progress
+    folder: RunFolder,
+    index: int,
+    config: RunConfig,
+    old_val: str | Path | None,
+    prepared: Prepared | None,
+    progress: Progress,
 ) -> Kept:
     """What is left of the old classes after the step."""
     builder = user_builder(config)
@@ -249,7 +262,7 @@ def _kept(
         }
         dataset = load_dataset(config.data.model_copy(update=settings))
         return measured(pair, dataset, config, accelerator, progress)
-    prepared = prepare(config, progress)
+    prepared = prepared or prepare(config, progress)
     return estimated(pair, prepared.steps[0].test[0], prepared.datasets, config, accelerator)
 
 
@@ -268,7 +281,8 @@ def _write(
         if open_bundle(target).lineage.get("final") != verify(folder.final(index)):
             new_folder(target)
         return
-    contents = of_run(folder, index, user_builder(config), asdict(kept))
+    told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
+    contents = of_run(folder, index, user_builder(config), told)
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

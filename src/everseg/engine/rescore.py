@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import IGNORED, LabelSpace, policy_set
+from everseg.labels import IGNORED, LabelSpace, naming_notes, policy_set, shared_classes, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
@@ -114,6 +114,7 @@ class StepScores(OnceADictionary):
     accuracy: float | None = None
     """Share of these images that took their own domain's branch; None for images of a domain never trained."""
     notes: tuple[str, ...] = ()
+    """Which class names of data and model differ in spelling or met nobody, and what that means for the scores."""
 
     def shown(self) -> Iterator[Piece]:
         for name, scores in self.branches.items():
@@ -134,6 +135,7 @@ class StepScores(OnceADictionary):
             **chosen,
             "branches": {name: scores.to_json() for name, scores in self.branches.items()},
             "confusion": {name: counts.tolist() for name, counts in self.confusion.items()},
+            "notes": list(self.notes),
         }
 
 
@@ -145,6 +147,8 @@ class _Job:
     sources: tuple[Source, ...]
     spaces: Mapping[str, LabelSpace]
     """Name of a source -> label space of its table."""
+    notes: tuple[str, ...] = ()
+    """Which class names of data and model met nobody, and what that means for the scores."""
 
 
 def evaluate(
@@ -167,8 +171,9 @@ def evaluate(
         infer_domain: choose the path of every image from the domains' batch-norm statistics.
 
     Returns:
-        On the same data exactly the numbers of the run. With `infer_domain` a class that some path knows and the
-        image's domain does not is counted in an extra last column (and row) of `confusion`, and is no class of the
+        On the same data exactly the numbers of the run. The notes say which class names of data and model differ in
+        spelling or met nobody, and what that means for the scores. With `infer_domain` a class that some path knows and
+        the image's domain does not is counted in an extra last column (and row) of `confusion`, and is no class of the
         scores.
 
     Raises:
@@ -202,6 +207,7 @@ def evaluate(
         dict(found.counts),
         inferred,
         accuracy,
+        job.notes,
     )
 
 
@@ -260,12 +266,16 @@ def _job(
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
         recorded = _recorded_tests(folder, index) if config.scenario == stored.scenario else {}
-        sources = [
-            source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
-            or source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
-            for name in chosen
-        ]
-        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen})
+        sources, notes = [], list[str]()
+        for name in chosen:
+            source = source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
+            if source is None:
+                source, told = source_by_name(
+                    datasets[name], config, paths[name], spaces[paths[name]], domain=name, foreign=False
+                )
+                notes += told
+            sources.append(source)
+        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen}, tuple(notes))
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config, progress)
@@ -276,19 +286,26 @@ def _job(
     datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
     ((name, dataset),) = datasets.items()
     if several and infer:
-        space = _common_space(dataset, spaces.values())
-        sources = [source_by_name(dataset, config, "", space, domain=name)]
+        space, known = _common_space(dataset, spaces.values())
+        (source, _), (_, notes) = (
+            source_by_name(dataset, config, "", one, domain=name) for one in (space, known)
+        )
+        found = [(source, notes)]
     elif several:
         if domain is None:
             raise ConfigError(
                 f"which path shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
             )
         branch = paths.get(domain, domain)
-        sources = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
+        found = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
     else:
-        sources = [source_by_name(dataset, config, branch, space) for branch, space in spaces.items()]
+        found = [
+            source_by_name(dataset, config, branch, space, foreign=other) for branch, space in spaces.items()
+        ]
+    sources = [source for source, _ in found]
     seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
-    return _Job(datasets, tuple(sources), seen)
+    notes = [note for _, told in found for note in told]
+    return _Job(datasets, tuple(sources), seen, tuple(dict.fromkeys(notes)))
 
 
 def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
@@ -304,17 +321,41 @@ def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]
     )
 
 
-def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> LabelSpace:
-    """The data set's classes that some path knows, for images whose path is chosen one by one."""
-    known = {name for space in spaces for name in space.names}
-    pairs = [(raw, name) for raw, name in dataset.labels.names.items() if name in known]
-    if not pairs:
-        raise _nothing_shared(dataset, known)
-    background = dataset.labels.background
-    ids = tuple(raw for raw, _ in pairs)
-    return LabelSpace(
-        (ids,), tuple(name for _, name in pairs), ids.index(background) if background in ids else None
+def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> tuple[LabelSpace, LabelSpace]:
+    """The data set's classes that some path knows, and all that the paths know together.
+
+    The first is for images whose path is chosen one by one. Its classes are spelt as the paths spell them.
+    """
+    names, background = dict[str, str](), None
+    for space in spaces:
+        for name in space.names:
+            names.setdefault(spelling(name), name)
+        if space.background is not None:
+            background = spelling(space.names[space.background])
+    together = LabelSpace(
+        (tuple(range(len(names))),),
+        tuple(names.values()),
+        None if background is None else list(names).index(background),
     )
+    shared = shared_classes(dataset.labels, together, what=_sides(dataset))
+    labels = dataset.labels
+    pairs = {raw: together.names[train_id] for raw, train_id in shared.train_ids.items()}
+    if together.background is not None and labels.background is not None:
+        pairs[labels.background] = together.names[together.background]
+    if not pairs:
+        raise _nothing_shared(dataset, names.values())
+    ids = tuple(raw for raw in labels.names if raw in pairs)
+    common = LabelSpace(
+        (ids,),
+        tuple(pairs[raw] for raw in ids),
+        ids.index(labels.background) if labels.background in ids else None,
+    )
+    return common, together
+
+
+def _sides(dataset: Dataset) -> tuple[str, str]:
+    """How notes call the two sides whose names are matched."""
+    return f"data set '{dataset.name}'", "the model"
 
 
 def _nothing_shared(dataset: Dataset, known: Iterable[str]) -> DataError:
@@ -350,7 +391,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
         return None
     table, names = entry["lut"], dataset.labels.names
     labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
-    if any(names.get(raw) != space.names[table[raw]] for raw in labelled):
+    if any(raw not in names or spelling(names[raw]) != spelling(space.names[table[raw]]) for raw in labelled):
         return None
     counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
     taught = counts[:, labelled].sum(1) > 0
@@ -367,21 +408,47 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
 
 
 def source_by_name(
-    dataset: Dataset, config: RunConfig, branch: str, space: LabelSpace, *, domain: str = ""
-) -> Source:
+    dataset: Dataset,
+    config: RunConfig,
+    branch: str,
+    space: LabelSpace,
+    *,
+    domain: str = "",
+    foreign: bool = True,
+) -> tuple[Source, list[str]]:
     """A test source made from the test split alone: classes are matched by name, others follow the label policy.
 
     On the run's own data this counts the pixels that the scenario builder's source counts: those of images with any
     class known, all of these labelled.
+
+    Args:
+        foreign: whether the run was not trained on this data set. Of its own data set the classes that the model does
+            not know yet are no news; of another one they are.
+
+    Returns:
+        The source, and notes on the names that differ in spelling or met nobody.
+
+    Raises:
+        ConfigError: no such split; a name that may mean two classes.
+        DataError: not one class is shared.
     """
     split_name = config.scenario.test_split
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
         raise ConfigError(missing)
     counts = class_counts(dataset.splits[split_name], dataset.labels)
-    known = space.train_ids_of(dataset.labels)
+    shared = shared_classes(dataset.labels, space, what=_sides(dataset))
+    known = shared.train_ids
     if not known:
         raise _nothing_shared(dataset, space.names)
     table = space.lut_for(dataset.labels, known, policy_set(config.scenario.policy).test)
     indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
     key = domain or dataset.name
-    return Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
+    source = Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
+    told = shared if foreign else replace(shared, only_data={})
+    notes = naming_notes(told, space, source.lut, counts[indices].sum(0), what=_sides(dataset))
+    if foreign and len(indices) < len(counts):
+        notes.append(
+            f"{len(counts) - len(indices)} of the {len(counts)} images in split '{split_name}' of data set "
+            f"'{dataset.name}' show no class that the model knows; they are left out"
+        )
+    return source, notes

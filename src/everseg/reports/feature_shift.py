@@ -22,7 +22,7 @@ from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.inference.count import user_builder, views_of
-from everseg.labels import IGNORED, LabelSpace
+from everseg.labels import IGNORED, LabelSpace, find_name, spelling
 from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
@@ -159,7 +159,8 @@ def write_features(
         seed=seed,
         branches=branches,
         classes=tuple(
-            replace(row, new=row.class_name not in known[branches[row.domain]].names) for row in rows
+            replace(row, new=find_name(row.class_name, known[branches[row.domain]].names) is None)
+            for row in rows
         ),
         means={
             domain: mean_drift([row for row in rows if row.domain == domain])
@@ -538,8 +539,11 @@ def draw_pixels(
     """
     draws: dict[tuple[str, str], _Draw] = {}
     done = 0
+    one_name: dict[
+        str, str
+    ] = {}  # domains may spell a class each in its own way: the first one's stands for all
     for source in sources:
-        names = spaces[source.branch].names
+        names = [one_name.setdefault(spelling(name), name) for name in spaces[source.branch].names]
         for image, label, ids in batches(source):
             both = [model(image, (source.branch,))[source.branch].features[TAP].float() for model in models]
             maps = torch.stack(both, 1)
@@ -553,8 +557,7 @@ def draw_pixels(
             done += len(ids)
             shown(done)
     domains = tuple(dict.fromkeys(source.name for source in sources))
-    classes = tuple(dict.fromkeys(name for source in sources for name in spaces[source.branch].names))
-    return _pixels(draws, domains, classes)
+    return _pixels(draws, domains, tuple(one_name.values()))
 
 
 def _pixels(

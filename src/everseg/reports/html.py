@@ -128,6 +128,7 @@ def _prepared(folder: RunFolder, config: RunConfig, progress: Progress, notes: l
     if last >= len(prepared.steps) or dict(prepared.steps[last].spaces) != folder.spaces(last):
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
+    notes += [f"{text[:1].upper()}{text[1:]}." for text in prepared.notes]
     return prepared
 
 
@@ -143,9 +144,9 @@ def assemble(
     """
     stored, steps = folder.config(), planned_steps(folder)
     scenario, several = stored.scenario, bool(stored.data.domains)
-    learnt, drop = taught(folder), drop_against_single(folder, config) if several else None
+    learnt, drop = taught(folder), drop_against_single(folder, config, notes) if several else None
     notes += _state_notes(folder, steps)
-    joint = joint_beside(folder, stored, tracks) if len(folder.finished_steps) == len(steps) else None
+    joint = joint_beside(folder, stored, tracks, notes) if len(folder.finished_steps) == len(steps) else None
     curves = read_curves(folder.path / "journal.jsonl")
     result = page.Page(
         name=stored.name,

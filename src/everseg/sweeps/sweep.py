@@ -141,17 +141,18 @@ def sweep(
     Args:
         source: a preset, with or without its method (camvid-6-5-mib, camvid-6-5), or a YAML file.
         methods: names of methods, or joint.
-        seeds: of the runs.
-        tasks: instead of the preset's own task.
+        seeds: seeds of the runs.
+        tasks: tasks instead of the preset's own.
         out: folder of the runs; default runs/<preset>-sweep.
         overrides: "key=value" for all runs.
         jobs: processes at a time on this machine; each gets its share of the CPU threads.
         on: this machine, a Ray cluster (extra `ray`), or SLURM (a script is written, and submitted if sbatch is here).
-        only: work off this one run and return.
-        dry_run: say what would be done.
+        only: run only the run of this name, here.
+        dry_run: train nothing; return what would be run.
+        quiet: print no progress.
 
     Raises:
-        EversegError: with what, where and what to do; the failure of a single run is told in `runs`.
+        EversegError: what is wrong, where, and what to do. The failure of a single run stands in `runs` instead.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
@@ -173,6 +174,7 @@ def sweep(
             )
         code = launch.one(chosen, runs, threads=threads, say=progress.message)
         return Sweep(folder, threads, (_row(chosen, runs, {"exit_code": code}),))
+    # Before anything starts: the number of threads must survive a crash.
     store(folder, given, threads, runs, {})
     if on == "slurm":
         command = [
@@ -200,7 +202,9 @@ def sweep(
 
 
 def _threads(before: dict[str, Any], jobs: int, only: str | None) -> int:
-    """CPU threads per process: those the sweep was begun with, else this machine's divided by the processes."""
+    """CPU threads per process: as the sweep was begun with, else this machine's divided by the number of processes."""
+    # A first step is copied only between runs of the same number of threads (`begin`), so it stays for a whole sweep. A
+    # task of a SLURM array takes what SLURM gave it.
     if only is not None:
         return torch.get_num_threads()
     return before.get("threads") or max(1, torch.get_num_threads() // jobs)

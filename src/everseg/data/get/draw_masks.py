@@ -1,4 +1,4 @@
-"""Id masks from polygon annotations, beside them: on all cores, resumable, verified."""
+"""Draw id masks from polygon annotations and store them beside these: on all cores, resumable, verified."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ LAYOUTS: Mapping[str, Layout] = {
 
 @dataclass(frozen=True, repr=False)
 class Prepared(Result):
-    """What became of the polygon files."""
+    """What `prepare` did with the polygon files."""
 
     written: int
     kept: int
-    """Masks that were there and are whole."""
+    """Masks that existed already and are whole."""
     faults: tuple[str, ...]
     """One line for each file that has no whole mask now: "FILE: what is wrong"."""
     checked: bool = field(default=False, compare=False)
@@ -106,8 +106,9 @@ def prepare(
     """Draw the id masks of all polygon files `gtFine/*/*/*_gtFine_polygons.json`, each beside its file.
 
     Cityscapes gets `*_gtFine_labelTrainIds.png` (0-18 and 255), IDD `*_gtFine_labellevel3Ids.png` (0-25 and 255).
-    A mask counts as whole if it decodes, has the size its polygon file states and holds only those ids; every new one
-    is read back and verified so. A kill leaves whole masks or none, and the next call goes on.
+    A mask counts as whole if it decodes, has the size that its polygon file states, and holds only those ids. Every new
+    mask is read back and verified in this way. If the process is killed, every mask is whole or missing, and the next
+    call goes on.
 
     Args:
         name: "cityscapes" or "idd".
@@ -177,7 +178,7 @@ Outcome = tuple[Literal["written", "kept", "fault"], str]
 
 
 def _one(job: _Job, index: int) -> Outcome:
-    """Draw or check one mask: what was done, and what is wrong."""
+    """Draw or check one mask; return what was done, and what is wrong."""
     file = job.files[index]
     mask = file.with_name(file.name.removesuffix(POLYGONS) + job.layout.mask)
     try:
@@ -205,7 +206,7 @@ def _one(job: _Job, index: int) -> Outcome:
     except DataError as error:
         return "fault", str(error).removeprefix(f"{file}: ")
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL:  # every further mask would fail as well
             raise
         return "fault", f"{mask.name} cannot be written ({error.strerror})"
     return "written", ""
