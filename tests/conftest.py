@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,42 @@ import torch
 from everseg.cli import main as cli
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+OF_THE_MACHINE = re.compile(
+    "SLURM_.*|ACCELERATE_.*|(LOCAL_|GROUP_)?RANK|(LOCAL_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT)"  # a launcher's job
+    "|FORCE_COLOR|NO_COLOR|CLICOLOR.*|TTY_.*|COLUMNS|LINES"  # the terminal
+)
+"""Variables that change what everseg does or prints; no test meets those of whoever starts the tests."""
+
+
+def pytest_configure() -> None:
+    for name in filter(OF_THE_MACHINE.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ["no_proxy"] = "127.0.0.1,localhost"  # the servers that tests start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    skipped = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skipped)
+
+
+def pytest_collection_finish() -> None:
+    """Take all that is imported by now out of the garbage collector's sight.
+
+    Accelerate collects after every step of a run. Among the objects of all tests and libraries that was a third of a
+    small run's time, more in a forked one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

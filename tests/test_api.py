@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import loading
 from torch.nn import functional as F
 from toy import HERE, settings
 
 import everseg
+from everseg import api
+from everseg.config import presets
 from everseg.data.batches.transforms import normalise
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib
@@ -89,6 +93,15 @@ def test_the_result_is_json_and_feeds_the_tables(finished: everseg.Run) -> None:
     assert "forgetting" in tables.sequence_text(result)
 
 
+def test_a_run_shows_its_table_wherever_it_is_printed(finished: everseg.Run, tmp_path: Path) -> None:
+    assert str(finished) == repr(finished)
+    assert "red, green" in str(finished)
+    assert "forgetting" in str(finished)
+    assert "<table>" in finished._repr_html_()
+    nothing_yet = everseg.Run(RunFolder(tmp_path / "absent"))
+    assert repr(nothing_yet) == f"Run('{tmp_path / 'absent'}')", "what cannot be read must still be printed"
+
+
 def test_run_json_prints_nothing_but_json_on_stdout(
     finished: everseg.Run, tmp_path: Path, call: Outcome
 ) -> None:
@@ -120,6 +133,37 @@ def test_a_finished_run_prints_its_table_without_the_data(tmp_path: Path, call: 
     assert "red, green" in after
 
 
+# ---------------------------------------------------------------- demo
+
+
+@pytest.mark.slow
+def test_the_demo_shows_its_rows_before_any_report_and_gives_the_threads_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = loading(presets.load_preset)
+    monkeypatch.setattr(presets, "load_preset", lambda name: {**tiny(name), "report": True})
+    found: list[list[dict]] = []
+
+    def shown(rows: list[dict]) -> None:
+        assert torch.get_num_threads() == 1
+        assert list(tmp_path.glob("*/report.html")) == []
+        found.append(rows)
+
+    torch.set_num_threads(2)
+    try:
+        rows = api.demo(out=tmp_path, quiet=True, shown=shown)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert found == [rows]
+    assert [row["method"] for row in rows] == ["ft", "mib", "joint"]
+    assert len(list(tmp_path.glob("*/report.html"))) == 3
+    assert "the upper bound" in (tmp_path / "demo-mib/report.html").read_text()
+    made = (tmp_path / "demo-mib/report.html").read_bytes()
+    assert api.demo(out=tmp_path, quiet=True) == rows
+    assert (tmp_path / "demo-mib/report.html").read_bytes() == made, "a second call makes nothing again"
+
+
 # ---------------------------------------------------------------- evaluate
 
 
@@ -140,7 +184,7 @@ def test_eval_afterwards_gives_exactly_the_numbers_of_the_run(
 def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
     finished: everseg.Run, call: Outcome
 ) -> None:
-    assert everseg.evaluate(finished.path, overrides=[USER_CODE], quiet=True)["step"] == 1
+    assert everseg.evaluate(finished.path, overrides=[USER_CODE], quiet=True).step == 1
     code, _, err = call("eval", finished.path, USER_CODE, "--step", 7)
     assert code == 2
     assert "--step 7" in err
@@ -152,8 +196,8 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:
     found = everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=train"], quiet=True)
-    assert found["images"] == 24
-    assert np.sum(found["confusion"]["default"]) == 24 * 32 * 32
+    assert found.images == 24
+    assert np.sum(found.confusion["default"]) == 24 * 32 * 32
     with pytest.raises(ConfigError, match="no split 'trian'; it has train, val"):
         everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=trian"], quiet=True)
 
@@ -195,16 +239,16 @@ def test_a_run_with_synchronised_norms_is_scored_without_cuda_too(finished: ever
     stored["config"]["train"]["sync_norm"] = True
     (copy / "run.json").write_text(json.dumps(stored))
     found = everseg.evaluate(copy, overrides=[USER_CODE], quiet=True)
-    assert found["confusion"]["default"] == finished.folder.counts(1)["default"].tolist()
+    assert found.confusion["default"].tolist() == finished.folder.counts(1)["default"].tolist()
 
 
 def test_another_data_set_is_matched_by_class_name_not_by_id(finished: everseg.Run, tmp_path: Path) -> None:
     """The same images with other ids, and a class the model does not know: the same counts, its pixels not scored."""
     same = other(tmp_path, {0: "background", 7: "blue", 9: "red", 11: "green"}, "0, 9, 11, 7")
     found = everseg.evaluate(finished.path, overrides=[same], quiet=True)
-    assert found["confusion"]["default"] == finished.folder.counts(1)["default"].tolist()
+    assert found.confusion["default"].tolist() == finished.folder.counts(1)["default"].tolist()
     unknown = other(tmp_path, {0: "background", 7: "violet", 9: "red", 11: "green"}, "0, 9, 11, 7")
-    found = np.array(everseg.evaluate(finished.path, overrides=[unknown], quiet=True)["confusion"]["default"])
+    found = np.array(everseg.evaluate(finished.path, overrides=[unknown], quiet=True).confusion["default"])
     expected = finished.folder.counts(1)["default"].copy()
     expected[3] = 0
     np.testing.assert_array_equal(found, expected)
@@ -231,7 +275,7 @@ def test_the_same_reader_with_other_ids_is_matched_by_class_name_too(tmp_path: P
         settings(tmp_path, data={"dataset": f"{plug_in}:build"}, train={"max_iterations": 6}), quiet=True
     )
     found = everseg.evaluate(done.path, overrides=[data, "data.options.swap=true"], quiet=True)
-    assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
+    assert found.confusion["default"].tolist() == done.folder.counts(1)["default"].tolist()
 
 
 def test_a_data_set_without_a_common_class_is_told(finished: everseg.Run, tmp_path: Path) -> None:
@@ -287,6 +331,24 @@ def test_predict_takes_any_size_as_path_array_picture_or_tensor(
         assert not model.model.training
     grey = Image.fromarray(image).convert("L")
     np.testing.assert_array_equal(model.predict(grey).ids, model.predict(grey.convert("RGB")).ids)
+
+
+def test_a_prediction_is_a_picture_with_its_classes(finished: everseg.Run) -> None:
+    image = np.random.RandomState(5).randint(0, 256, (40, 64, 3), dtype=np.uint8)
+    found = everseg.load(finished.path).predict(image)
+    shown = np.asarray(Image.open(io.BytesIO(found._repr_png_())))
+    np.testing.assert_array_equal(shown, found.overlay())
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert found.shares == {
+        name: pytest.approx(float((found.ids == i).mean()))
+        for i, name in enumerate(found.classes)
+        if (found.ids == i).any()
+    }
+    assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)
+    assert str(found).startswith("64x40 pixels: ")
+    page = found._repr_html_()
+    assert "data:image/png;base64," in page
+    assert all(name in page for name in found.shares)
 
 
 def test_what_is_no_image_is_told(finished: everseg.Run, tmp_path: Path) -> None:
@@ -364,6 +426,21 @@ def test_predict_writes_exact_masks_and_overlays(
     assert not list(out.rglob("*.tmp"))
 
 
+def test_written_predictions_are_a_sequence_that_shows_its_overlays(
+    finished: everseg.Run, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "in")
+    found = everseg.predict(finished.path, [tmp_path / "in"], tmp_path / "out")
+    assert len(found) == 3
+    mask, over = found[0]
+    assert (found[0].mask, found[0].overlay) == (mask, over)
+    assert [row["image"] for row in found.to_json()["images"]] == ["a", "deep/b", "deep/c"]
+    assert found._repr_html_().count("<img") == 3
+    assert str(found) == f"3 masks and overlays in {tmp_path / 'out'}; classes.json there names the ids"
+    over.unlink()
+    assert found._repr_html_().count("<img") == 2, "one that was deleted since"
+
+
 def test_predict_replaces_older_files_and_leaves_the_input_alone(
     finished: everseg.Run, tmp_path: Path
 ) -> None:
@@ -418,7 +495,7 @@ def test_two_images_of_one_name_do_not_overwrite_each_other(finished: everseg.Ru
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(tmp_path / folder / "x.png")
     given = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
-    with pytest.raises(DataError, match="several images would be written to one name: x"):
+    with pytest.raises(DataError, match=r"one name: x"):
         everseg.predict(finished.path, given, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -434,7 +511,7 @@ def test_a_moved_run_still_evaluates_predicts_and_resumes(
     monkeypatch.chdir(copy.parent)
     relative = Path("moved")
     found = everseg.evaluate(relative, overrides=[USER_CODE], quiet=True)
-    assert found["confusion"]["default"] == counts.tolist()
+    assert found.confusion["default"].tolist() == counts.tolist()
     assert everseg.load(relative).classes[-1] == "blue"
     shutil.rmtree(copy / "steps" / "01")
     done = everseg.run(settings(Path(), name="moved", train={"max_iterations": 12}), quiet=True)

@@ -95,14 +95,15 @@ def test_52_one_name_in_two_spellings_is_refused_in_a_set(tree: Path, call: Call
     assert f"classes.2: the name '{name}' stands for id 1 already" in err
 
 
-def test_52_and_between_domains_that_share_a_path(tree: Path) -> None:
+def test_52_and_joined_between_domains_that_share_a_path(tree: Path) -> None:
     (tree / "other.yaml").write_text("name: other\n" + YAML.replace("road", "Road"))
     domains = {name: {"dataset": str(tree / f"{name}.yaml")} for name in ("data", "other")}
     shared = [{"domain": "data", "branch": "all"}, {"domain": "other", "branch": "all"}]
     scenario = {"kind": "domain-incremental", "steps": shared}
     config = load({"data": {"domains": domains, "crop": 16}, "scenario": scenario})
-    with pytest.raises(ConfigError, match=r"spell them alike with rename: \{Road: road\}"):
-        prepare(config, Progress(quiet=True))
+    prepared = prepare(config, Progress(quiet=True))
+    assert prepared.steps[1].spaces["all"].names == prepared.steps[0].spaces["all"].names
+    assert any("'Road' of data set 'other'" in note and "'road'" in note for note in prepared.notes)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import complete, start, wait, wait_until
+from processes import complete, killed, start, wait
 from safetensors.torch import load_file
 from toy import HERE, build, settings
 
@@ -142,7 +141,7 @@ def test_joint_training_teaches_all_classes_at_once_and_scores_the_groups(tmp_pa
     assert step["miou"]["base"] == pytest.approx(np.mean(iou[:3]))
     assert step["miou"]["new"] == pytest.approx(iou[3])
     found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
-    assert found["confusion"]["default"] == done.folder.counts(0)["default"].tolist()
+    assert found.confusion["default"].tolist() == done.folder.counts(0)["default"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_validation_is_scored_on_the_images_asked_for(
                 == metrics["branches"]["default"]["miou"].keys()
             )
         found = everseg.evaluate(done.path, step=index, overrides=[USER_CODE], quiet=True)
-        assert found["branches"] == metrics["branches"]
+        assert found.to_json()["branches"] == metrics["branches"]
 
 
 # ---------------------------------------------------------------- options of methods and precision
@@ -207,17 +206,19 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
             train={**BASE, "precision": precision, "lr": 0.002, "lr_next": 0.0004},
         )
         done = everseg.run(config, quiet=True)
-        losses[precision] = [
-            sum(line["terms"].values()) for line in journal(done.path) if line["event"] == "train"
-        ]
+        losses[precision] = [line["terms"] for line in journal(done.path) if line["event"] == "train"]
         weights = load_file(done.folder.final(1) / "model.safetensors")
         assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
         state = load_file(done.folder.final(1) / "method_state.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in state.values())
         found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
-        assert found["confusion"]["default"] == done.folder.counts(1)["default"].tolist()
-    assert all(math.isfinite(value) for value in losses["bf16"])
-    np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.15 if method == "ilt" else 0.03)
+        assert found.confusion["default"].tolist() == done.folder.counts(1)["default"].tolist()
+    for rough, exact in zip(losses["bf16"], losses["fp32"], strict=True):
+        assert all(math.isfinite(value) for value in rough.values())
+        # ILT compares features of two networks that are nearly the same: mostly rounding, of each processor's kind
+        feature, of = rough.pop("feature", 0.0), exact.pop("feature", 0.0)
+        assert feature == pytest.approx(of, rel=0.5)
+        assert sum(rough.values()) == pytest.approx(sum(exact.values()), rel=0.03)
     assert losses["bf16"] != losses["fp32"], "bf16 was not used"
 
 
@@ -455,17 +456,13 @@ def test_the_journal_has_one_line_per_interval_with_everything(tmp_path: Path) -
     assert last["lr"] == pytest.approx(0.02 * (1 - (totals[1] - 1) / totals[1]) ** 0.9)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_writes_no_line_twice(tmp_path: Path) -> None:
     undisturbed = settings(tmp_path, name="whole", train={"log_every": 1})
     assert complete(undisturbed) == 0
     config = settings(tmp_path, train={"log_every": 1, "checkpoint_every": 3})
     path = tmp_path / "toy" / "journal.jsonl"
-    for lines in (5, 8, 21):
-        child = start(config)
-        wait_until(lambda lines=lines: path.exists() and path.read_bytes().count(b"\n") >= lines)
-        os.kill(child, signal.SIGKILL)
-        wait(child)
+    for iteration in (5, 4, 11):
+        killed(config, "iteration", iteration)
         with path.open("a") as file:
             file.write('{"event": "train", "st')  # what a kill inside a write leaves
     assert complete(config) == 0

@@ -27,16 +27,3 @@ def test_near_misses_are_told_else_what_there_is() -> None:
     assert near_miss("raod", ["road", "sky"], "; it has road, sky") == "; did you mean 'road'?"
     assert near_miss("zebra", ["road", "sky"], "; it has road, sky") == "; it has road, sky"
     assert near_miss(7, []) == ""
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "alike"),
-    [
-        ("Road", "road", True),
-        ("traffic light", "Traffic-Light", True),
-        ("+", "-", False),
-        ("bus", "bush", False),
-    ],
-)
-def test_spellings(one: str, other: str, alike: bool) -> None:
-    assert (labels.spelling(one) == labels.spelling(other)) is alike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import types
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
 cli > api > deploy > sweeps, reports > engine, interop > inference > runs, methods > scenarios
-> data, models, losses, metrics > config > types, labels, registry > errors, progress, distributed > everseg
+> data, models, losses, metrics > config > types, labels, registry > errors, progress, distributed, display > everseg
 """
 """Rooms from the top of the house to its bottom; those between commas stand side by side and do not know each other.
 
@@ -162,13 +163,45 @@ def test_torchvision_is_never_imported() -> None:
 def test_public_names() -> None:
     """What others rely on; removing a name needs a deprecation, adding one a line here."""
     assert sorted(everseg.__all__) == [
-        "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "compare", "evaluate", "interop", "load", "losses",
-        "metrics", "predict", "run", "scenarios", "sweep",
+        "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "compare", "data", "demo", "diff",
+        "evaluate", "export", "extend", "features", "interop", "load", "losses", "metrics", "predict", "report", "run",
+        "scenarios", "serve", "sweep",
     ]  # fmt: skip
     for name in everseg.__all__:
         assert getattr(everseg, name) is not None
+    assert sorted(everseg.data.__all__) == ["check", "download", "init", "prepare", "weights"]
+    for name in everseg.data.__all__:
+        assert callable(getattr(everseg.data, name))
 
 
 def test_unknown_public_names_fail_as_usual() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = everseg.nothing
+    with pytest.raises(AttributeError, match=r"'everseg\.data' has no attribute 'nothing'"):
+        _ = everseg.data.nothing
+
+
+def test_addresses_of_names_imported_when_used_point_down_too() -> None:
+    """An address is an import that waits: those in a room's file obey the house like any other."""
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assign) and any(
+                ast.unparse(target) == "_LAZY" for target in node.targets
+            ):
+                names = {address.partition(":")[0] for address in ast.literal_eval(node.value).values()}
+                assert module == "everseg" or all(faults(module, f"import {name}") == [] for name in names)
+
+
+@pytest.mark.parametrize("package", [everseg, everseg.data], ids=lambda package: package.__name__)
+def test_type_checkers_read_the_same_addresses(package: types.ModuleType) -> None:
+    """Names that are imported when first used are `Any` to a type checker, but for the stub file beside them."""
+    stub = Path(package.__file__).with_suffix(".pyi")
+    found = {}
+    for node in ast.parse(stub.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "everseg":
+            for alias in node.names:
+                whole = node.module == "everseg"
+                found[alias.asname] = (
+                    f"{node.module}.{alias.name}" if whole else f"{node.module}:{alias.name}"
+                )
+    assert found == package._LAZY

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 import everseg
 from everseg.errors import ConfigError
-from everseg.labels import POLICIES, SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, RawLabels, policy_set
+from everseg.labels import (
+    POLICIES,
+    SYNTHETIC_BACKGROUND,
+    LabelPolicy,
+    LabelSpace,
+    RawLabels,
+    policy_set,
+    shared_classes,
+)
 
 # Raw ids: 0 background, 3 and 1 learnt first, 4 taught now, 2 later; 255 void; 77 is in no list of the data set.
 LABELS = RawLabels({0: "background", 1: "cow", 2: "dog", 3: "cat", 4: "sheep"})
@@ -122,7 +130,7 @@ def test_tables_of_other_data_sets_go_by_name(
     names = dict(zip(raws, data.draw(st.permutations(pool)), strict=False))
     labels = RawLabels(names, background=data.draw(st.sampled_from([None, *raws])))
     space = LabelSpace(((0, 1), (2, 3)), tuple(known), background)
-    train_ids = space.train_ids_of(labels)
+    train_ids = shared_classes(labels, space).train_ids
     visible = data.draw(st.sets(st.sampled_from(raws)))
     expected = by_name(labels, space, policy, visible)
     np.testing.assert_array_equal(space.lut_for(labels, train_ids, policy, visible), expected)
@@ -135,17 +143,19 @@ def test_a_table_of_the_same_ids_is_the_space_s_own() -> None:
     space = LabelSpace(((0, 7), (3,)), ("background", "sky", "road"))
     policy = LabelPolicy(void=255, background=0, old=0, future=255)
     own = space.lut([7, 3], policy, labels.names)
-    np.testing.assert_array_equal(space.lut_for(labels, space.train_ids_of(labels), policy), own)
+    np.testing.assert_array_equal(space.lut_for(labels, shared_classes(labels, space).train_ids, policy), own)
     assert own[[0, 3, 7, 9, 255]].tolist() == [0, 2, 1, 255, 255]
 
 
 def test_what_is_no_list_of_classes_is_told() -> None:
     assert LabelSpace(((0, 5), (7,)), ("background", "car", "bus")).problems() == []
-    assert LabelSpace(((0, 1), (1,)), ("a", "b", "b"), 3).problems() == [
+    wrong = LabelSpace(((0, 1), (1,)), ("a", "b", "b"), 3)
+    assert wrong.problems(stored=True) == [
         "the id 1 stands twice",
         "the name b stands twice",
         "the background is none of the classes",
     ]
+    assert wrong.problems()[-1].startswith("outputs 1 'b' and 2 'b' are two classes of one name")
     assert LabelSpace(((0, 1),), ("a", "b", ""), None).problems() == [
         "3 names for 2 ids",
         "a class without a name",

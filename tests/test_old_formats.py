@@ -261,7 +261,6 @@ def test_a_bundle_learns_a_further_class(done: Callable[..., Any], at: Path) -> 
     assert contents(at / "bundle-format-1") == contents(FIXTURES / "bundle-format-1")
 
 
-@pytest.mark.slow
 def test_a_bundle_is_served(at: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -63,11 +64,15 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=variables, check=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=["lint", "format"])
 def test_ruff_has_nothing_to_say(arguments: tuple[str, ...]) -> None:
     done = tool("ruff", *arguments, "--no-cache", ".")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+def test_the_ci_runs_the_slow_tests_too(request: pytest.FixtureRequest) -> None:
+    assert isinstance(request.config.getoption("--slow"), bool)
+    assert 'export PYTEST_ADDOPTS="--slow ' in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.slow
@@ -214,6 +219,8 @@ def test_names_that_others_rely_on() -> None:
 
 
 def test_no_tracked_file_names_a_machine() -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip("not a git checkout")

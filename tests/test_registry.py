@@ -18,6 +18,16 @@ def test_every_built_in_method_and_model_and_scenario_exists() -> None:
             assert callable(registry.resolve(kind, name)), (kind, name)
 
 
+def test_the_lists_say_the_first_line_of_each_docstring() -> None:
+    """`everseg list` imports none of these modules, so the lines are stored in the table; they must not drift apart."""
+    for kind, table in registry.BUILTIN.items():
+        for name, entry in table.items():
+            text = registry.resolve(kind, name).__doc__ or ""
+            assert entry.summary == text.splitlines()[0], (
+                f"{kind} {name}: write its docstring's line into the table"
+            )
+
+
 def test_modules_and_files_are_addressed_by_attribute(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("class Mine: pass\n")
@@ -64,5 +74,6 @@ def test_entry_points_come_after_the_built_in_names(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(registry, "entry_points", entry_points)
     assert registry.names("method")[-1] == "theirs"
     assert registry.names("method").count("mib") == 1
+    assert registry.summaries("method")["theirs"] == ""
     assert registry.resolve("method", "theirs") is Path
     assert registry.resolve("method", "mib").__name__ == "MiB"

@@ -7,8 +7,10 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import chromium
 import pytest
 import typer
 
@@ -46,6 +48,12 @@ def script(name: str) -> ModuleType:
 
 
 settings, reference = script("settings"), script("reference")
+
+CUT = """[...document.querySelectorAll("html, .md-content *, .md-sidebar *")].filter(box =>
+  (box === document.documentElement || ["auto", "scroll", "hidden"].includes(getComputedStyle(box).overflowX)) &&
+  box.clientWidth > 0 && box.scrollWidth > box.clientWidth + 1
+).map(box => box.textContent.trim().slice(0, 60))"""
+"""What of a page is wider than the room it has, so that one must scroll to read it or cannot."""
 
 
 class Html(HTMLParser):
@@ -126,6 +134,19 @@ def test_every_link_of_the_site_leads_somewhere_and_nothing_comes_from_elsewhere
     assert faults(built) == []
     for style in built.rglob("*.css"):
         assert "url(http" not in style.read_text(encoding="utf-8").replace('"', "").replace("'", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.BROWSER is None, reason="no Chromium here (apt-get install chromium)")
+def test_nothing_is_cut_at_the_right_edge_of_a_window_of_1280_pixels(built: Path, tmp_path: Path) -> None:
+    wide: dict[str, Any] = {}
+    with chromium.page(tmp_path) as page:
+        page.window(1280, 900)
+        for file in sorted(built.rglob("*.html")):
+            page.call("Page.navigate", url=file.as_uri())
+            page.wait("document.readyState === 'complete' && document.querySelector('.md-content') !== null")
+            wide[str(file.relative_to(built))] = page.script(CUT)
+    assert {name: found for name, found in wide.items() if found} == {}
 
 
 @pytest.mark.slow

@@ -48,7 +48,14 @@ Job = Callable[[Path], list[Path]]
 
 CUT = ["tensorboard=false", "report=false", "train.batch=4", "train.max_iterations=8", "train.threads=1"]
 SCENES = {"num_train": 16, "num_val": 4, "size": [32, 48]}
-CLASSES = [*CUT, "data.crop=32", *(f"data.options.{key}={value}" for key, value in SCENES.items())]
+SCHEDULE = {"epochs": 6, "epochs_next": 4, "lr": 0.05, "lr_next": 0.05}
+"""The stored hashes are of this one, whatever the presets of the demo take."""
+CLASSES = [
+    *CUT,
+    *(f"train.{key}={value}" for key, value in SCHEDULE.items()),
+    "data.crop=32",
+    *(f"data.options.{key}={value}" for key, value in SCENES.items()),
+]
 DOMAINS = [
     *CUT,
     "data.size=[32,48]",

@@ -6,8 +6,11 @@ Usage: python scripts/site/reference.py FOLDER
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
+import inspect
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ import typer
 from settings import preset_pages, settings, table
 
 import everseg
-from everseg import errors
+from everseg import api, errors
 from everseg.cli.main import app
+from everseg.display import Result
 
 CONTRACTS = ("everseg.methods.base", "everseg.data.base", "everseg.models.model", "everseg.types", "everseg.labels",
              "everseg.errors")  # fmt: skip
@@ -92,7 +96,8 @@ def _code_of(kind: type[errors.EversegError]) -> str:
 
 def python() -> str:
     """Instructions for mkdocstrings: every public name, then the contracts of plug-ins."""
-    addresses = {name: address for name, address in everseg._LAZY.items() if name != "interop"}
+    rooms = ("interop", "data")
+    addresses = {name: address for name, address in everseg._LAZY.items() if name not in rooms}
     modules = [address for address in addresses.values() if ":" not in address]
     names = [
         f"{address.replace(':', '.')}\n    options:\n      heading: everseg.{name}"
@@ -102,18 +107,57 @@ def python() -> str:
     for module in (*modules, "everseg.interop"):
         importlib.import_module(module)
     interop = sys.modules["everseg.interop"]
+    data = [
+        f"{address.replace(':', '.')}\n    options:\n      heading: everseg.data.{name}"
+        for name, address in everseg.data._LAZY.items()
+    ]
     parts = [
         "# Python",
         "What `import everseg` offers, and what own plug-ins meet. Everything else may change.",
     ]
     for heading, found in (
         ("everseg", names),
+        ("everseg.data", data),
+        (
+            "Results",
+            [f"{kind.__module__}.{kind.__qualname__}" for kind in results() if kind is not everseg.Run],
+        ),
         ("Building blocks", modules),
         ("Original checkpoints", [f"everseg.interop.{name}" for name in interop.__all__]),
         ("Contracts", list(CONTRACTS)),
     ):
         parts += [f"## {heading}", *(f"::: {address}{_hidden(address)}" for address in found)]
     return "\n\n".join(parts) + "\n"
+
+
+def results() -> list[type]:
+    """The types of what the verbs give, and of what stands in their attributes, in the order of the verbs."""
+    verbs = [getattr(everseg, name) for name in everseg.__all__]
+    verbs += [getattr(everseg.data, name) for name in everseg.data.__all__]
+    found: dict[type, None] = {}
+    for verb in [*verbs, api.Model.predict]:
+        if inspect.isfunction(verb):
+            kind = typing.get_type_hints(verb)["return"]
+            _collect(kind, found)
+            found[kind] = None
+    return list(found)
+
+
+def _collect(annotation: Any, found: dict[type, None]) -> None:
+    """Add the dataclasses and named tuples in an annotation, then those of their fields."""
+    for inner in typing.get_args(annotation):
+        _collect(inner, found)
+    if not isinstance(annotation, type) or annotation in found:
+        return
+    if issubclass(annotation, Result) or (
+        annotation.__module__.startswith("everseg.")
+        and annotation.__module__ not in CONTRACTS
+        and (dataclasses.is_dataclass(annotation) or hasattr(annotation, "_fields"))
+    ):
+        found[annotation] = None
+        for name, inner in typing.get_type_hints(annotation).items():
+            if not name.startswith("_"):
+                _collect(inner, found)
 
 
 def _hidden(package: str) -> str:

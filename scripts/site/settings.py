@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from everseg import registry
 from everseg.config import presets
 from everseg.config.fields import DomainConfig, RunConfig, StepConfig
-from everseg.config.hyperparameters import method_options, written_helps
+from everseg.config.helps import attribute_docs
+from everseg.config.hyperparameters import method_options
 from everseg.config.show import SECTIONS
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -57,7 +58,7 @@ def settings() -> str:
 
 
 def _fields(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str, str]]:
-    helps = written_helps(model.__module__, model.__name__)
+    helps = attribute_docs(model)
     rows = []
     for name, field in model.model_fields.items():
         if isinstance(field.default, BaseModel):

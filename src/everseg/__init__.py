@@ -6,17 +6,27 @@ Public names are imported when first used, so that `import everseg` stays fast.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "demo": "everseg.api:demo",
     "run": "everseg.api:run",
     "load": "everseg.api:load",
-    "evaluate": "everseg.api:evaluate",
+    "evaluate": "everseg.engine.rescore:evaluate",
     "predict": "everseg.inference.predict:predict",
+    "report": "everseg.api:report",
+    "features": "everseg.api:features",
     "sweep": "everseg.sweeps.sweep:sweep",
     "compare": "everseg.reports.compare.comparison:compare",
+    "export": "everseg.deploy.export:export",
+    "extend": "everseg.deploy.extend:extend",
+    "diff": "everseg.deploy.diff:diff",
+    "adopt": "everseg.deploy.adopt:adopt",
+    "serve": "everseg.deploy.serve:serve",
+    "data": "everseg.data",
     "Run": "everseg.api:Run",
     "Method": "everseg.methods.base:Method",
     "LabelSpace": "everseg.labels:LabelSpace",
@@ -29,12 +39,24 @@ _LAZY = {
 __all__ = ["__version__", *_LAZY]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'everseg' has no attribute '{name}'")
-    module, _, attribute = _LAZY[name].partition(":")
-    value = importlib.import_module(module)
+def lazy_attribute(module: str, addresses: Mapping[str, str], name: str) -> Any:
+    """What `__getattr__` of a module gives whose names are imported when first used.
+
+    Args:
+        addresses: name -> "package.module" or "package.module:Attr".
+
+    Raises:
+        AttributeError: no such name.
+    """
+    if name not in addresses:
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+    home, _, attribute = addresses[name].partition(":")
+    value = importlib.import_module(home)
     return getattr(value, attribute) if attribute else value
+
+
+def __getattr__(name: str) -> Any:
+    return lazy_attribute(__name__, _LAZY, name)
 
 
 def __dir__() -> list[str]:

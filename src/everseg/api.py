@@ -1,14 +1,17 @@
-"""What the command line calls, and the same words in Python."""
+"""The Python face: what the command line calls, and what `everseg.X` is.
+
+Verbs that are the work of one room are that room's function; those that put several rooms together stand here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from accelerate import PartialState
@@ -21,31 +24,38 @@ from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
-from everseg.deploy.extend import extend
+from everseg.deploy.extend import Extension, extend
+from everseg.deploy.serve import serve
+from everseg.display import OnceADictionary, Piece, Result, printable
 from everseg.engine.prepare import describe_scenario
 from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
+from everseg.engine.runtime import keeping_threads
 from everseg.engine.sharing import share_first_step
-from everseg.errors import CheckpointError
+from everseg.errors import CheckpointError, EversegError
 from everseg.inference import predict as inference
 from everseg.inference.predict import LoadedModel, Prediction, predict
 from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib, import_mdil, import_mib
+from everseg.labels import BACKGROUND
 from everseg.progress import Progress
+from everseg.reports import terminal
 from everseg.reports.baselines import domain_rows, drop_against_single, taught
-from everseg.reports.feature_shift import compare
-from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, is_due, write_report
+from everseg.reports.compare.comparison import compare
+from everseg.reports.feature_shift import FeatureDrift, write_features
+from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
 from everseg.runs.folder import RunFolder
 from everseg.runs.results import run_sequence
+from everseg.sweeps.sweep import sweep
 
 __all__ = [
-    "LoadedModel", "Model", "Prediction", "Run", "adopt", "demo", "describe_scenario", "diff", "evaluate", "export",
-    "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
-    "import_mdil", "import_mib", "load", "predict", "report", "run",
+    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "describe_scenario",
+    "diff", "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
+    "import_mdil", "import_mib", "load", "predict", "report", "run", "serve", "sweep",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Result):
     """A run on disk: every number derives from the counts its steps stored."""
 
     folder: RunFolder
@@ -75,7 +85,7 @@ class Run:
                     "index": index,
                     "name": name,
                     "branch": name,
-                    "classes": [name for name in scores[taught] if name != "background"],
+                    "classes": [name for name in scores[taught] if name != BACKGROUND],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
@@ -123,6 +133,17 @@ class Run:
             sequence["relative_drop"] = drop_against_single(self.folder, self.asked or self.config)
         return sequence
 
+    def shown(self) -> Iterator[Piece]:
+        result = self.to_json()
+        yield terminal.run_table(result)
+        yield from (text for text in (terminal.sequence_text(result), terminal.drop_text(result)) if text)
+
+    def __repr__(self) -> str:
+        try:
+            return str(self)
+        except (EversegError, OSError):  # nothing is scored yet, or the folder has gone
+            return f"Run({str(self.path)!r})"
+
     def export(self, out: str | Path | None = None, **options: Any) -> Bundle:
         """Write a finished step as a bundle; see `everseg.deploy.export.export`."""
         return export(self.path, out, **options)
@@ -142,10 +163,10 @@ class Run:
         """Write the run's report (one HTML file; default in its folder) and give its path."""
         target = None if out is None else Path(out)
         config = self.asked or stored_config(self.folder)
-        made = write_report(self.folder, config, out=target, images=images)
-        return Path(made["path"])
+        return write_report(self.folder, config, out=target, images=images).path
 
 
+@keeping_threads()
 def run(
     source: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -192,7 +213,7 @@ def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
         return
     try:
         made = write_report(done.folder, config, images=AUTOMATIC_IMAGES, progress=progress)
-        progress.message(f"report: {made['path']}")
+        progress.message(f"report: {made.path}")
     except Exception as error:
         reason = str(error) or type(error).__name__
         progress.message(f"warning: no report ({reason}); everseg report {done.path} tries again")
@@ -205,7 +226,7 @@ def report(
     out: str | Path | None = None,
     images: int = IMAGES,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> ReportFile:
     """Write the report of a run with at least one finished step.
 
     Args:
@@ -213,9 +234,7 @@ def report(
         overrides: where the data lie now, `data...`.
         out: file to write; default RUN/report.html.
         images: test images looked at for the pictures; 0 = none.
-
-    Returns:
-        path, bytes, sentence, notes, charts, pictures.
+        quiet: print no progress.
 
     Raises:
         EversegError: with what, where and what to do.
@@ -232,9 +251,12 @@ def features(
     before: int | None = None,
     after: int | None = None,
     overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    pixels: int = 200,
+    images: int = 200,
+    seed: int = 0,
     quiet: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
+) -> FeatureDrift:
     """Compare the encoder's features of the same pixels before and after steps; tables and PNGs in a folder.
 
     Args:
@@ -242,20 +264,42 @@ def features(
         before: earlier finished step; default the one before `after`.
         after: later finished step; default the last one.
         overrides: where the data lie now, `data...`.
-        options: `out`, `limit`, `images`, `seed` of `everseg.reports.feature_shift.compare`.
+        out: folder for the files; default RUN/features/before-K-after-L.
+        pixels: most pixels per class and domain.
+        images: most test images per domain, drawn with the seed.
+        seed: of the draws and of t-SNE.
+        quiet: print no progress.
 
     Raises:
         EversegError: with what, where and what to do.
     """
     folder = RunFolder(Path(path))
     config = stored_config(folder, overrides)
-    return compare(folder, config, before=before, after=after, progress=Progress(quiet=quiet), **options)
+    return write_features(
+        folder,
+        config,
+        before=before,
+        after=after,
+        out=None if out is None else Path(out),
+        limit=pixels,
+        images=images,
+        seed=seed,
+        progress=Progress(quiet=quiet),
+    )
 
 
 class Model(LoadedModel):
     """A trained model with its class names: it predicts, and one that was loaded from a bundle can be taught more."""
 
-    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Any:
+    def __repr__(self) -> str:
+        """Its classes; of several branches each with its own."""
+        where = "" if self.path is None else f" of {self.path}"
+        each = [f"{name}: {', '.join(space.names)}" for name, space in self.spaces.items()]
+        if len(each) == 1:
+            each = [", ".join(self.classes)]
+        return printable("\n  ".join([f"Model{where} that knows", *each]))
+
+    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Extension:
         """Teach further classes; see `everseg.deploy.extend.extend`.
 
         Raises:
@@ -284,26 +328,95 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> M
 DEMO_METHODS = ("ft", "mib", "joint")
 
 
-def demo(*, out: str | Path = "runs", quiet: bool = False, seed: int = 0) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class DemoRow(OnceADictionary):
+    """How one method fared; fractions."""
+
+    method: str
+    path: Path
+    """Run folder."""
+    first: float | None
+    """mIoU of all classes after step 0; None for joint training, which has one step."""
+    base: float | None
+    """mIoU of the classes of step 0 after the last step."""
+    old: float | None
+    """The same; the task has two steps."""
+    new: float | None
+    """mIoU of the classes that the last step added."""
+    all: float | None
+    """mIoU of all classes after the last step."""
+    forgetting: float | None
+    """Points of mIoU that the classes of step 0 have lost; None for joint training."""
+
+    def shown(self) -> Iterator[Piece]:
+        yield terminal.demo_table([self.to_json()])
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True, repr=False)
+class Demo(Result, Sequence[DemoRow]):
+    """Fine-tuning, MiB and joint training side by side, one row per method."""
+
+    rows: tuple[DemoRow, ...]
+
+    @overload
+    def __getitem__(self, at: int) -> DemoRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[DemoRow, ...]: ...
+    def __getitem__(self, at: int | slice) -> DemoRow | tuple[DemoRow, ...]:
+        return self.rows[at]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shown(self) -> Iterator[Piece]:
+        yield "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
+        yield terminal.demo_table([row.to_json() for row in self.rows])
+        yield from (f"  {row.method:<6} {row.path}" for row in self.rows)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [row.to_json() for row in self.rows]
+
+
+@keeping_threads()
+def demo(
+    *,
+    out: str | Path = "runs",
+    seed: int = 0,
+    quiet: bool = False,
+    shown: Callable[[Demo], None] | None = None,
+) -> Demo:
     """Fine-tuning, MiB and joint training on generated scenes; the three runs lie in `out`.
 
     Fine-tuning and MiB train the first step alike, to the last bit, so MiB's run starts from a copy of it.
 
-    Returns:
-        One row per method: name, path, mIoU of step 0 (`first`), of old, new and all classes after step 1, forgetting.
+    Args:
+        out: folder for the runs.
+        seed: of initial weights, order and augmentation.
+        quiet: print no progress.
+        shown: called with the result once every run is scored; the reports of the runs are made after that.
     """
-    rows = []
+    runs = []
     progress = Progress(quiet=quiet)
     for method in DEMO_METHODS:
         progress.message(f"{method}:")
         if method == "mib":
             share_first_step(RunFolder(Path(out) / "demo-ft"), RunFolder(Path(out) / "demo-mib"))
-        done = run(f"demo-{method}", out=str(out), seed=seed, quiet=quiet)
-        last = done.steps[-1]
-        joint = len(done.steps) == 1
-        first = None if joint else done.steps[0]["miou"]["all"]
-        lost = None if joint else done.sequence["forgetting"]["mean"]
-        rows.append(
-            {"method": method, "path": str(done.path), "first": first, **last["miou"], "forgetting": lost}
-        )
-    return rows
+        config = load_config(f"demo-{method}", out=str(out), seed=seed)
+        runs.append(Run(execute(config, quiet=quiet), config))
+    result = Demo(tuple(_demo_row(method, done) for method, done in zip(DEMO_METHODS, runs, strict=True)))
+    if shown is not None:
+        shown(result)
+    for done in runs:  # joint training is finished, so the other two reports have its row too
+        _report_at_the_end(done, done.asked or done.config, quiet)
+    return result
+
+
+def _demo_row(method: str, done: Run) -> DemoRow:
+    last = done.steps[-1]
+    joint = len(done.steps) == 1
+    first = None if joint else done.steps[0]["miou"]["all"]
+    lost = None if joint else done.sequence["forgetting"]["mean"]
+    return DemoRow(method, done.path, first, **last["miou"], forgetting=lost)

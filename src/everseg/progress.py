@@ -9,7 +9,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -173,3 +174,44 @@ class Progress:
     def _line(self) -> None:
         self._printed = self._clock()
         self._console.print(f"{self._title}  {self._done}/{self._total}  {self._detail}", soft_wrap=True)
+
+
+@contextmanager
+def counting(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Say how many of the samples are done; the bar appears with the first.
+
+    Yields:
+        A function to call with (done, total).
+    """
+    with Progress(quiet=quiet) as progress:
+        started: list[int] = []
+
+        def advance(done: int, total: int) -> None:
+            if not started:
+                started.append(total)
+                progress.begin(title, total)
+            progress.update(done)
+
+        yield advance
+
+
+def counting_bytes(title: str, *, quiet: bool = False) -> Callable[[int, int], None]:
+    """Say how much of a download is done: in place on a terminal, else a line every 10 s.
+
+    Returns:
+        A function to call with (bytes done, bytes in all or 0).
+    """
+    terminal = sys.stderr.isatty()
+    last = [0.0]
+
+    def advance(done: int, total: int) -> None:
+        now = time.monotonic()
+        if quiet or (now - last[0] < (0.2 if terminal else PLAIN_SECONDS) and done != total):
+            return
+        last[0] = now
+        whole = f" of {total / 1e6:.0f}" if total else ""
+        end = "\r" if terminal and done != total else "\n"
+        sys.stderr.write(f"{title}: {done / 1e6:.0f}{whole} MB{end}")
+        sys.stderr.flush()
+
+    return advance

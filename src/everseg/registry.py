@@ -11,52 +11,139 @@ import sys
 import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from everseg.errors import ConfigError, near_miss
 
-BUILTIN: dict[str, dict[str, str]] = {
+
+class Builtin(NamedTuple):
+    """Something of everseg that a configuration may name."""
+
+    address: str
+    """"package.module:Attr"."""
+    summary: str
+    """First line of its docstring, for `everseg list`; stored here because the lists import none of these modules."""
+
+
+BUILTIN: dict[str, dict[str, Builtin]] = {
     "method": {
-        "ft": "everseg.methods.ft:FineTuning",
-        "lwf": "everseg.methods.lwf:LwF",
-        "lwf-mc": "everseg.methods.lwf_mc:LwFMC",
-        "ilt": "everseg.methods.ilt:ILT",
-        "ewc": "everseg.methods.ewc:EWC",
-        "rw": "everseg.methods.rw:RW",
-        "pi": "everseg.methods.pi:PI",
-        "mib": "everseg.methods.mib:MiB",
-        "mdil": "everseg.methods.mdil:MDIL",
-        "mdil+mib": "everseg.methods.mdil_mib:MDILMiB",
+        "ft": Builtin("everseg.methods.ft:FineTuning", "Learn the labels of the step and nothing else."),
+        "lwf": Builtin(
+            "everseg.methods.lwf:LwF", "Keep the softmax over the old classes as the teacher had it."
+        ),
+        "lwf-mc": Builtin(
+            "everseg.methods.lwf_mc:LwFMC",
+            "Sigmoid cross-entropy on every class, with the teacher's sigmoids as targets of the old ones.",
+        ),
+        "ilt": Builtin(
+            "everseg.methods.ilt:ILT",
+            "LwF plus the mean squared distance of the encoder's output from the teacher's.",
+        ),
+        "ewc": Builtin(
+            "everseg.methods.ewc:EWC",
+            "Importance = moving average of the squared gradient of the batch's mean loss.",
+        ),
+        "rw": Builtin(
+            "everseg.methods.rw:RW",
+            "Importance = EWC's Fisher information plus a weight's gain in loss per distance in Fisher's metric.",
+        ),
+        "pi": Builtin(
+            "everseg.methods.pi:PI",
+            "Importance = how much a weight's path lowered the loss, per squared distance it went.",
+        ),
+        "mib": Builtin(
+            "everseg.methods.mib:MiB",
+            "Treat the background as what it is in each step: old classes in the labels, new ones in the teacher.",
+        ),
+        "mdil": Builtin(
+            "everseg.methods.mdil:MDIL",
+            "Learn a new domain in a path of its own while the old domains' paths are held by distillation.",
+        ),
+        "mdil+mib": Builtin(
+            "everseg.methods.mdil_mib:MDILMiB",
+            "A branch that grows is held by MiB, the branches of other domains by MDIL.",
+        ),
     },
     "dataset": {
-        "voc": "everseg.data.datasets.voc:build",
-        "ade": "everseg.data.datasets.ade:build",
-        "camvid": "everseg.data.datasets.camvid:build",
-        "cityscapes": "everseg.data.datasets.cityscapes:build",
-        "bdd100k": "everseg.data.datasets.bdd100k:build",
-        "idd": "everseg.data.datasets.idd:build",
-        "folder": "everseg.data.datasets.folder:build",
-        "coco": "everseg.data.datasets.coco:build",
-        "hf": "everseg.data.datasets.hf:build",
-        "demo": "everseg.data.demo:build",
+        "voc": Builtin("everseg.data.datasets.voc:build", "Read Pascal VOC 2012."),
+        "ade": Builtin("everseg.data.datasets.ade:build", "Read ADE20K."),
+        "camvid": Builtin("everseg.data.datasets.camvid:build", "Read CamVid."),
+        "cityscapes": Builtin("everseg.data.datasets.cityscapes:build", "Read Cityscapes."),
+        "bdd100k": Builtin("everseg.data.datasets.bdd100k:build", "Read BDD100K's semantic segmentation."),
+        "idd": Builtin("everseg.data.datasets.idd:build", "Read IDD with the 26 classes of level 3."),
+        "folder": Builtin(
+            "everseg.data.datasets.folder:build", "Read folders of images and masks that bear the same names."
+        ),
+        "coco": Builtin(
+            "everseg.data.datasets.coco:build",
+            "Read COCO-style annotations: `images`, `categories` and `annotations` with polygons or run lengths.",
+        ),
+        "hf": Builtin(
+            "everseg.data.datasets.hf:build",
+            "Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files.",
+        ),
+        "demo": Builtin(
+            "everseg.data.demo:build", "Generate street scenes by day or at dusk; nothing is read from disk."
+        ),
     },
     "model": {
-        "deeplabv3-resnet18": "everseg.models.build:deeplabv3_resnet18",
-        "deeplabv3-resnet34": "everseg.models.build:deeplabv3_resnet34",
-        "deeplabv3-resnet50": "everseg.models.build:deeplabv3_resnet50",
-        "deeplabv3-resnet101": "everseg.models.build:deeplabv3_resnet101",
-        "deeplabv3": "everseg.models.build:deeplabv3",
-        "deeplabv3-tiny": "everseg.models.build:deeplabv3_tiny",
-        "erfnet": "everseg.models.erfnet:erfnet",
-        "mlp": "everseg.models.adapters.encoders:mlp",
-        "torchvision-deeplabv3": "everseg.models.adapters.whole:torchvision_deeplabv3",
-        "torchvision-fcn": "everseg.models.adapters.whole:torchvision_fcn",
-        "transformers": "everseg.models.adapters.whole:transformers_network",
+        "deeplabv3-resnet18": Builtin(
+            "everseg.models.build:deeplabv3_resnet18",
+            "Build DeepLabV3 on ResNet-18; options as for `deeplabv3`.",
+        ),
+        "deeplabv3-resnet34": Builtin(
+            "everseg.models.build:deeplabv3_resnet34",
+            "Build DeepLabV3 on ResNet-34; options as for `deeplabv3`.",
+        ),
+        "deeplabv3-resnet50": Builtin(
+            "everseg.models.build:deeplabv3_resnet50",
+            "Build DeepLabV3 on ResNet-50; options as for `deeplabv3`.",
+        ),
+        "deeplabv3-resnet101": Builtin(
+            "everseg.models.build:deeplabv3_resnet101",
+            "Build DeepLabV3 on ResNet-101 (MiB's network); options as for `deeplabv3`.",
+        ),
+        "deeplabv3": Builtin(
+            "everseg.models.build:deeplabv3",
+            "Build DeepLabV3 on a ResNet with every dimension open; it has no outputs until it is grown.",
+        ),
+        "deeplabv3-tiny": Builtin(
+            "everseg.models.build:deeplabv3_tiny",
+            "Build a small DeepLabV3 that learns images of 64 to 128 pixels on a CPU in seconds.",
+        ),
+        "erfnet": Builtin(
+            "everseg.models.erfnet:erfnet",
+            "Build ERFNet, alone or with MDIL's path per branch; it has no outputs until it is grown.",
+        ),
+        "mlp": Builtin(
+            "everseg.models.adapters.encoders:mlp",
+            "Build SegFormer's all-MLP head on an encoder of another library (model.encoder=hf:NAME or timm:NAME).",
+        ),
+        "torchvision-deeplabv3": Builtin(
+            "everseg.models.adapters.whole:torchvision_deeplabv3",
+            "Build torchvision's DeepLabV3 on a ResNet of bottlenecks, output stride 8; no outputs until it is grown.",
+        ),
+        "torchvision-fcn": Builtin(
+            "everseg.models.adapters.whole:torchvision_fcn",
+            "Build torchvision's FCN on a ResNet of bottlenecks at output stride 8; options as for its DeepLabV3.",
+        ),
+        "transformers": Builtin(
+            "everseg.models.adapters.whole:transformers_network",
+            "Build a semantic-segmentation network of the transformers library; it has no outputs until it is grown.",
+        ),
     },
     "scenario": {
-        "class-incremental": "everseg.scenarios.class_incremental:build",
-        "domain-incremental": "everseg.scenarios.domain_incremental:build",
-        "extension": "everseg.scenarios.extension:build",
+        "class-incremental": Builtin(
+            "everseg.scenarios.class_incremental:build",
+            "Teach the classes of one data set in steps, as `task`, `order` and `protocol` say.",
+        ),
+        "domain-incremental": Builtin(
+            "everseg.scenarios.domain_incremental:build",
+            "Teach one domain after the other, each in a branch of its own; steps may add classes too.",
+        ),
+        "extension": Builtin(
+            "everseg.scenarios.extension:build", "Teach new classes to the model of a bundle, in one step."
+        ),
     },
 }
 
@@ -65,6 +152,12 @@ def names(kind: str) -> list[str]:
     """List the names known for a kind: built-in ones first, then installed entry points."""
     installed = [e.name for e in entry_points(group=f"everseg.{kind}s")]
     return [*BUILTIN[kind], *sorted(set(installed) - set(BUILTIN[kind]))]
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Every name of `names(kind)` with one line about it; "" for installed entry points, which are not imported."""
+    built_in = BUILTIN[kind]
+    return {name: built_in[name].summary if name in built_in else "" for name in names(kind)}
 
 
 def is_builtin(kind: str, name: object) -> bool:
@@ -82,8 +175,9 @@ def resolve(kind: str, name: str) -> Any:
     Raises:
         ConfigError: unknown name, or the module or attribute does not exist.
     """
-    address = BUILTIN[kind].get(name)
-    if address is None:
+    if name in BUILTIN[kind]:
+        address = BUILTIN[kind][name].address
+    else:
         for entry in entry_points(group=f"everseg.{kind}s", name=name):
             return entry.load()
         address = name

@@ -174,7 +174,8 @@ def test_the_command_writes_and_honours_lists_and_locks(
     code, out, err = call("data", "check", "data.yaml", "--write-skiplist", "bad.txt")
     assert code == 3
     assert "ERROR unpaired (1)" in out
-    assert "1 faulty samples in bad.txt; leave them out with data.options.skip=bad.txt" in err
+    assert "1 faulty samples" in err
+    assert "data.options.skip=bad.txt" in err
     assert (tmp_path / "bad.txt").read_text() == "train\ta_1\n"
     code, out, err = call(
         "data", "check", "data.yaml", "data.options.skip=bad.txt", "--lock", "hashes", "--json"
@@ -183,7 +184,8 @@ def test_the_command_writes_and_honours_lists_and_locks(
     trees.save(tmp_path / "images/train/a_2.png", trees.image_of(5))
     code, out, _ = call("data", "check", "data.yaml", "options.skip=bad.txt", "--lock", "hashes")
     assert code == 0
-    assert "train/a_2: image changed since the lock file was written" in out
+    assert "train/a_2: image changed" in out
+    assert "lock file" in out
     code, out, _ = call(
         "data", "check", "data.yaml", "options.on_missing=skip", "--sample", "1", "--no-cache"
     )

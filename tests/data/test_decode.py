@@ -65,7 +65,7 @@ def test_ids_outside_a_byte_are_refused(tmp_path: Path, value: int, dtype: type)
     ids = trees.mask_of([0, 1]).astype(dtype)
     ids[3, 3] = value
     trees.save(tmp_path / "m.tif", ids)
-    with pytest.raises(DataError, match=rf"m\.tif: ids from {min(0, value)} to {max(1, value)}.*instance"):
+    with pytest.raises(DataError, match=rf"m\.tif.*{min(0, value)} to {max(1, value)}.*instance"):
         _split(tmp_path, mask="m.tif").read_mask(0)
 
 
@@ -105,7 +105,7 @@ def test_masks_that_are_no_ids_are_refused(tmp_path: Path, mode: str) -> None:
 
 def test_sizes_that_differ_are_named_with_both_files(tmp_path: Path) -> None:
     trees.save(tmp_path / "m.png", trees.mask_of([0, 1], (12, 15)))
-    with pytest.raises(DataError, match=r"i\.png and .*m\.png: the image is 16x12 but the mask 15x12"):
+    with pytest.raises(DataError, match=r"i\.png.*m\.png.*16x12.*15x12"):
         _split(tmp_path).read(0)
 
 
@@ -141,7 +141,7 @@ def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
     rows = (trees.image_of(1).astype(">u2") * 200).reshape(12, -1)
     _write_png(tmp_path / "rgb.png", 16, 12, 16, 2, rows)
     for name in ("grey.png", "rgb.png"):
-        with pytest.raises(DataError, match=f"{name}: an image of more than 8 bits"):
+        with pytest.raises(DataError, match=rf"{name}: .*8 bits"):
             read_image(tmp_path / name)
 
 
@@ -158,7 +158,7 @@ def test_huge_headers_are_refused_before_decoding(tmp_path: Path) -> None:
         read_image(tmp_path / "bomb.png")
     trees.save(tmp_path / "m.png", trees.mask_of([0]))
     split = _split(tmp_path, reading=Reading(max_pixels=191))
-    with pytest.raises(DataError, match=r"i\.png: 16x12 pixels, more than the limit of 191"):
+    with pytest.raises(DataError, match=r"i\.png: 16x12.*limit.*191"):
         split.read(0)
     _split(tmp_path, reading=Reading(max_pixels=192)).read(0)
 

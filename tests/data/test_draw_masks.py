@@ -272,7 +272,7 @@ def test_a_kill_leaves_whole_masks_only_and_the_next_call_does_the_rest(tmp_path
 
 
 def test_wrong_arguments_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown data set 'voc'; choose one of cityscapes, idd"):
+    with pytest.raises(ConfigError, match=r"'voc'.*cityscapes, idd"):
         prepare("voc", tmp_path)
     with pytest.raises(ConfigError, match="is not a folder"):
         prepare("idd", tmp_path / "none")
@@ -292,7 +292,8 @@ def test_the_command_says_what_it_did_and_fails_where_files_were_refused(
     bad = annotate(tmp_path, "train/1/b", label="ufo")
     code, out, err = call("data", "prepare", "cityscapes", tmp_path)
     assert (code, out.startswith("0 masks written, 1 kept, 1 files refused in ")) == (3, True)
-    assert f"{bad}: holds labels that are not of this data set: 'ufo'" in err
+    assert f"{bad}: " in err
+    assert "'ufo'" in err
     assert "--skip-unknown" in err
     code, out, _ = call("data", "prepare", "cityscapes", tmp_path, "--skip-unknown")
     assert code == 0

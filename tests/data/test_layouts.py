@@ -17,6 +17,7 @@ from everseg.data.datasets.descriptor import Division
 from everseg.data.datasets.tiles import Tiles
 from everseg.data.doctor import doctor
 from everseg.errors import ConfigError, DataError
+from everseg.labels import RawLabels
 
 
 def load(dataset: str | Path, root: Path | None = None, **options: Any) -> Any:
@@ -372,7 +373,7 @@ def test_hugging_face_sets_without_splits_or_with_other_columns(tmp_path: Path) 
     trees.write(root / "id2label.json", '{"0": "background", "1": "road"}')
     dataset = load("hf", root, split={"val": 0.5})
     assert sorted(ids(dataset.splits["train"]) + ids(dataset.splits["val"])) == [f"{i:06d}" for i in range(4)]
-    with pytest.raises(DataError, match="no column 'label'; it has image, annotation"):
+    with pytest.raises(DataError, match=r"'label'.*image, annotation"):
         load("hf", root, mask="label")
     (root / "id2label.json").unlink()
     with pytest.raises(ConfigError, match=r"data\.options\.classes"):
@@ -383,3 +384,73 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"everseg\[hf-data\]"):
         load("hf", tmp_path, classes=["a", "b"])
+
+
+def test_coco_objects_of_the_background_are_background_whatever_its_name(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": "__background__"}, {"id": 7, "name": "car"}, {"id": 9, "name": "sign"}]
+    objects = [
+        {"image_id": 0, "category_id": 7, "segmentation": square(2, 2, 9, 9)},
+        {"image_id": 0, "category_id": 1, "segmentation": square(4, 4, 5, 5)},
+    ]
+    content = {**coco(1), "categories": categories, "annotations": objects}
+    dataset = load("coco", coco_tree(tmp_path, content), split={"val": 0})
+    assert dataset.labels.names == {0: "background", 1: "car", 2: "sign"}
+    mask = dataset.splits["train"].read_mask(0)
+    assert (mask[5, 5], mask[7, 7], set(np.unique(mask))) == (0, 1, {0, 1})
+
+
+def test_coco_categories_of_one_name_are_refused_and_splits_may_spell_each_its_own_way(
+    tmp_path: Path,
+) -> None:
+    twice = {**coco(), "categories": [{"id": 7, "name": "Traffic Light"}, {"id": 3, "name": "traffic_light"}]}
+    trees.write(tmp_path / "a/annotations.json", json.dumps(twice))
+    with pytest.raises(DataError, match=r"categories\[1\]: id 3 or name 'traffic_light' stands there twice"):
+        load("coco", tmp_path / "a")
+    for split, name in (("train", "Car"), ("val", "car")):
+        content = {**coco(3), "categories": [{"id": 7, "name": name}]}
+        coco_tree(tmp_path / "b", content, f"annotations/instances_{split}2017.json", f"{split}2017")
+    dataset = load("coco", tmp_path / "b")
+    assert dataset.labels.names == {0: "background", 1: "Car"}
+    assert all((split.read_mask(0) == 1).sum() > 40 for split in dataset.splits.values())
+    content = {**coco(3), "categories": [{"id": 8, "name": "car"}], "annotations": []}
+    coco_tree(tmp_path / "b", content, "annotations/instances_val2017.json", "val2017")
+    with pytest.raises(
+        DataError, match="category 'car' has id 8 here and 7 in another split's file, where it is called"
+    ):
+        load("coco", tmp_path / "b")
+
+
+def test_label_maps_and_palettes_take_names_in_any_spelling(tmp_path: Path) -> None:
+    trees.save(tmp_path / "images/train/a.png", trees.image_of(0))
+    colours = np.array([[0, 0, 0], [0, 128, 0], [9, 9, 9], [1, 1, 1]], np.uint8)
+    trees.save(tmp_path / "masks/train/a.png", colours[trees.mask_of([0, 1, 2, 3])])
+    trees.write(
+        tmp_path / "map.txt", "Tree:0,128,0::\n_background_:0,0,0::\n__IGNORE__:9,9,9::\nUnlabeled:1,1,1::\n"
+    )
+    head = "images: images/{split}\nmasks: masks/{split}\nsplits: [train]\n"
+    trees.write(tmp_path / "data.yaml", head + "labels: {palette: map.txt}\n")
+    by_map = load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
+    assert by_map.labels == RawLabels({0: "_background_", 1: "Tree"}, 0, (255,))
+    palette = "{tree: [0, 128, 0], BG: [0, 0, 0], Ignore: [[9, 9, 9], [1, 1, 1]]}"
+    text = head + f"classes: [Background, TREE]\nlabels: {{palette: {palette}}}\n"
+    trees.write(tmp_path / "data.yaml", text)
+    by_name = load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
+    assert by_name.labels.background == 0
+    masks = [data.splits["train"].read_mask(0)[0, ::4].tolist() for data in (by_map, by_name)]
+    assert masks == [[0, 1, 255, 255]] * 2
+    trees.write(tmp_path / "data.yaml", text.replace("BG:", "Tree: [7, 7, 7], BG:"))
+    with pytest.raises(ConfigError, match=r"labels\.palette: 'tree' and 'Tree' are one name"):
+        load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
+    trees.write(tmp_path / "map.txt", "Tree:0,128,0::\ntree:0,0,0::\n")
+    trees.write(tmp_path / "data.yaml", head + "labels: {palette: map.txt}\n")
+    with pytest.raises(ConfigError, match="line 2: 'tree' stands there twice, once as 'Tree'"):
+        load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
+
+
+def test_hugging_face_labels_name_the_background_in_any_usual_way(tmp_path: Path) -> None:
+    root = hf_tree(tmp_path / "set")
+    trees.write(root / "id2label.json", '{"0": "BG", "1": "road"}')
+    assert load("hf", root).labels.background == 0
+    trees.write(root / "id2label.json", '{"0": "Road", "1": "road"}')
+    with pytest.raises(ConfigError, match="the name 'road' stands for id 0 already, which is called 'Road'"):
+        load("hf", root)

@@ -271,7 +271,6 @@ def test_the_command_writes_a_description_and_a_page_and_says_what_to_type(call:
     assert b"class_1" in (here / "data.yaml").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_commands_it_prints_work(call: Call, here: Path) -> None:
     out = call("data", "init", "site", "--classes", "road,tree", "--out", "mine.yaml")[1]
     check, dry, _ = (line.split() for line in re.findall(r"^  everseg (.*)$", out, re.MULTILINE))
@@ -310,12 +309,12 @@ def test_names_are_asked_for_on_a_terminal(call: Call, here: Path, monkeypatch: 
 
 
 def test_the_page_shows_every_class_and_the_image_under_its_labels(tmp_path: Path) -> None:
-    from everseg.reports.data_preview import data_preview
+    from everseg.data.proposal.preview import preview
 
     pictures(tmp_path, "images/train/a{}.png", "masks/train/a{}.png", 60, (0, 1))
     trees.save(tmp_path / "masks/train/a33.png", trees.mask_of([2]))
     trees.write(tmp_path / "data.yaml", "classes: [background, road, tree]\n")
-    text = data_preview(load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml"))), images=3)
+    text = preview(load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml"))), images=3)
     assert "train/a33" in text
     assert Page(text).tags.count("figure") == 3
     images = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
@@ -329,3 +328,76 @@ def test_the_page_shows_every_class_and_the_image_under_its_labels(tmp_path: Pat
     left = np.abs(plain - labelled)[:, : plain.shape[1] // 2 - 4].mean()
     right = np.abs(plain - labelled)[:, plain.shape[1] // 2 + 4 :].mean()
     assert left < 6 < 30 < right or "a33" in text.split("<figcaption>")[1][:12]
+
+
+# ---------------------------------------------------------------- the background
+
+
+@pytest.mark.parametrize(
+    ("ids", "classes", "options", "expected"),
+    [
+        ((0, 1), "BG,car", (), {"background": "BG"}),
+        ((0, 1), "car,Background", (), {"background": "Background"}),
+        ((1, 2), "background,car", (), {"background": "background"}),
+        ((0, 1), "ground,car", ("--background", "Ground"), {"background": "ground"}),
+        ((0, 1), "ground,car", ("--background", "none"), {"background": None}),
+        ((0, 1), "ground,car", (), {"background": "ground"}),
+    ],
+)
+def test_the_background_is_known_by_name_by_option_or_told(
+    call: Call, tmp_path: Path, ids: tuple, classes: str, options: tuple, expected: dict
+) -> None:
+    pictures(tmp_path / "site", "images/a{}.png", "masks/a{}.png", 8, ids)
+    file = tmp_path / "data.yaml"
+    code, _, err = call("data", "init", tmp_path / "site", "--classes", classes, *options, "--out", file)
+    assert code == 0, err
+    assert config_yaml.parse(file.read_text(), "x").value.items() >= expected.items()
+    guessed = classes == "ground,car" and not options
+    assert (
+        "'ground', the value 0, is taken for it; --background NAME, or --background none" in err
+    ) is guessed
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "message"),
+    [
+        (
+            "car,background",
+            (),
+            "2 names for 3 values leave 0 to the background, but 'background' is among them",
+        ),
+        ("bg,car,Background", (), "a name of its own"),
+        ("bg,car,CAR", (), "a name of its own"),
+        (
+            "bg,car,tree",
+            ("--background", "sky"),
+            "--background: 'sky' is none of bg, car, tree; none: there is none",
+        ),
+    ],
+)
+def test_names_that_leave_the_background_open_are_refused(
+    call: Call, tmp_path: Path, classes: str, options: tuple, message: str
+) -> None:
+    pictures(tmp_path / "site", "images/a{}.png", "masks/a{}.png", 8, (0, 1, 2))
+    file = tmp_path / "data.yaml"
+    code, _, err = call("data", "init", tmp_path / "site", "--classes", classes, *options, "--out", file)
+    assert code == 2
+    assert message in err
+    assert not file.exists()
+
+
+def test_the_background_is_asked_for_on_a_terminal(
+    call: Call, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self) -> str:
+            return "none\n"
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    code, out, _ = call("data", "init", "site", "--classes", "ground,road,tree")
+    assert code == 0
+    assert "Which class is the background, or none? [ground]" in out
+    assert "background: null" in (here / "data.yaml").read_text()

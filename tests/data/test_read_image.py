@@ -79,9 +79,7 @@ def test_16_bits_are_refused_in_every_form_and_reduced_where_declared(tmp_path):
     Image.fromarray(DEEP).save(path)
     deep = Reading(bit_depth=16, follow_links=True)
     for given in [*forms(path), DEEP, Image.fromarray(DEEP), torch.from_numpy(DEEP)]:
-        with pytest.raises(
-            DataError, match=r"8 bits per channel.*brightness would be cut off.*bit_depth: 16"
-        ):
+        with pytest.raises(DataError, match=r"8 bits.*bit_depth: 16"):
             read_image(given)
     for given in [*forms(path), DEEP, Image.fromarray(DEEP)]:
         np.testing.assert_array_equal(read_image(given, deep)[..., 1], (DEEP >> 8).astype(np.uint8))
@@ -89,9 +87,9 @@ def test_16_bits_are_refused_in_every_form_and_reduced_where_declared(tmp_path):
 
 def test_many_bands_are_refused_in_every_form(tmp_path):
     bands = RNG.integers(0, 256, (5, 7, 6), np.uint8)
-    with pytest.raises(DataError, match=r"5x7x6 of 6 channels; give the three"):
+    with pytest.raises(DataError, match=r"5x7x6 of 6 channels.*three"):
         read_image(bands)
-    with pytest.raises(DataError, match="3x5x7 of 7 channels; the channels come last"):
+    with pytest.raises(DataError, match=r"3x5x7 of 7 channels.*last"):
         read_image(RGB.transpose(2, 0, 1))
 
 
@@ -113,7 +111,7 @@ def test_large_ones_are_refused_in_every_form(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     for given in [*forms(path), RGB, Image.fromarray(RGB)]:
-        with pytest.raises(DataError, match="7x5 pixels, more than the limit of 34"):
+        with pytest.raises(DataError, match=r"7x5.*limit.*34"):
             read_image(given, Reading(max_pixels=34, follow_links=True))
 
 

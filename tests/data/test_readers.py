@@ -63,7 +63,7 @@ def test_voc_of_the_original_repository_uses_its_own_lists_in_their_order(tmp_pa
 def test_voc_sbd_list_without_its_masks_names_them(tmp_path: Path) -> None:
     base = trees.voc(tmp_path, aug=False)
     trees.write(base / "ImageSets/Segmentation/train_aug.txt", "2007_000032\n2008_000008\n2008_000015\n")
-    with pytest.raises(DataError, match=r"2 files do not exist.*2008_000008, mask of 2008_000015"):
+    with pytest.raises(DataError, match=r"2 files.*2008_000008, mask of 2008_000015"):
         voc.build(base)
 
 
@@ -192,9 +192,7 @@ def test_folder_decodes_colour_masks_by_palette(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.splits["train"].read_mask(0), ids)
     rgb[0, 0] = (9, 9, 9)
     trees.save(tmp_path / "masks/train/a.png", rgb)
-    with pytest.raises(
-        DataError, match=r"a\.png: colours that labels\.palette does not name: \[9, 9, 9\] on 1 pix"
-    ):
+    with pytest.raises(DataError, match=r"a\.png.*labels\.palette.*\[9, 9, 9\] on 1 pix"):
         data.splits["train"].read_mask(0)
 
 
@@ -209,7 +207,7 @@ def test_folder_maps_stored_ids_beyond_a_byte(tmp_path: Path) -> None:
     split = folder.build(tmp_path, **options).splits["train"]
     np.testing.assert_array_equal(split.read_mask(0), np.tile(np.array([0, 1, 255, 255], np.uint8), (12, 4)))
     options["labels"] = {"map": {7: "road", 0: "ignore"}}
-    with pytest.raises(DataError, match=r"a\.png: ids \[26001\] are not in labels\.map"):
+    with pytest.raises(DataError, match=r"a\.png.*\[26001\].*labels\.map"):
         folder.build(tmp_path, **options).splits["train"].read_mask(0)
 
 
@@ -278,7 +276,7 @@ def test_class_id_255_is_possible_when_it_is_not_ignored(tmp_path: Path) -> None
 def test_missing_root_says_how_to_pass_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root: .*pass data\.root=DIR"):
         load_dataset(DataConfig(dataset="voc"))
-    with pytest.raises(ConfigError, match=r"data\.root: /no/such/place does not exist; pass data\.root=DIR"):
+    with pytest.raises(ConfigError, match=r"data\.root: /no/such/place.*data\.root=DIR"):
         load_dataset(DataConfig(dataset="ade", root="/no/such/place"))
     file = trees.write(tmp_path / "x.zip", "")
     with pytest.raises(ConfigError, match="is a file; pass the folder"):
@@ -318,7 +316,7 @@ def test_own_file_can_build_a_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", [voc, ade, camvid])
 def test_wrong_folder_is_named_with_what_was_looked_for(tmp_path: Path, reader) -> None:
-    with pytest.raises(DataError, match=r"is not a .* folder: no .*pass the right folder as data\.root=DIR"):
+    with pytest.raises(DataError, match=r"not a .* folder: no .*data\.root=DIR"):
         reader.build(tmp_path)
 
 
@@ -392,7 +390,7 @@ def test_untidy_lists_are_understood(tmp_path: Path) -> None:
 def test_list_entries_that_leave_the_folder_are_refused(tmp_path: Path, entry: str) -> None:
     base = trees.voc(tmp_path)
     trees.write(base / "ImageSets/Segmentation/train.txt", f"2007_000032\n{entry}\n")
-    with pytest.raises(DataError, match="1 entries lead out of the data folder"):
+    with pytest.raises(DataError, match="1 entries lead out"):
         voc.build(base)
 
 
@@ -403,15 +401,13 @@ def test_list_faults_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.txt, line 2: 3 fields"):
         voc.build(base)
     trees.write(target, "2007_000032\n2007_999999\nJPEGImages/none.jpg\n")
-    with pytest.raises(
-        DataError, match=r"2 files do not exist .*image 2007_999999, image JPEGImages/none\.jpg"
-    ):
+    with pytest.raises(DataError, match=r"2 files.*2007_999999, image JPEGImages/none\.jpg"):
         voc.build(base)
     target.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(DataError, match=r"train\.txt: is not a text file"):
         voc.build(base)
     target.unlink()
-    with pytest.raises(DataError, match=r"no image list train_aug\.txt or trainaug\.txt or train\.txt"):
+    with pytest.raises(DataError, match=r"train_aug\.txt.*trainaug\.txt.*train\.txt"):
         voc.build(base)
 
 

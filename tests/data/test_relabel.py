@@ -152,11 +152,28 @@ def test_all_wrong_names_are_reported_with_near_misses(tmp_path: Path) -> None:
 
 
 def test_new_names_that_differ_in_spaces_or_dashes_only_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'Big-Car' and 'big car' would be two classes"):
+    with pytest.raises(ConfigError, match=r"'Big-Car'.*'big car'.*two classes"):
         relabelled(_data(tmp_path), {"car": "Big-Car", "truck": "big car"})
 
 
 def test_a_data_set_without_any_class_left_is_refused(tmp_path: Path) -> None:
     everything = dict.fromkeys(("road", "pavement", "car", "truck"), "ignore")
-    with pytest.raises(ConfigError, match="leaves data set 'folder' without a class"):
+    with pytest.raises(ConfigError, match=r"'folder' without a class"):
         relabelled(_data(tmp_path), everything)
+
+
+def test_names_are_found_in_any_spelling(tmp_path: Path) -> None:
+    data = _data(tmp_path)
+    plain = relabelled(data, {"truck": "car", "pavement": "ignore"})
+    spelt = relabelled(data, {"TRUCK": "car", "pave-ment": "__ignore__"})
+    assert spelt.labels == plain.labels
+    assert _seen(spelt) == _seen(plain)
+    with pytest.raises(ConfigError, match="rename: 'truck' and 'Truck' are one name of a class"):
+        relabelled(data, {"truck": "car", "Truck": "bus"})
+
+
+def test_a_class_renamed_to_the_background_is_it_where_there_was_none(tmp_path: Path) -> None:
+    data = _data(tmp_path, background=None)
+    new = relabelled(data, {"background": "sky", "pavement": "BG"})
+    assert (new.labels.background, new.labels.classes) == (2, (0, 1, 3, 4))
+    assert relabelled(data, {"car": "vehicle"}).labels.background is None

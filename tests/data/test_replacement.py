@@ -96,9 +96,7 @@ def test_ranks_share_what_one_process_sees_and_a_higher_limit_changes_nothing():
 def test_one_draw_that_finds_too_many_bad_ones_stops_and_names_them():
     good = int(epoch_order(5, 1, 0, COUNT)[-1])
     bad = [i for i in range(COUNT) if i != good]
-    with pytest.raises(
-        DataError, match=r"(?s)3 training samples cannot be read, and data\.skip_bad allows 2:.*gone"
-    ):
+    with pytest.raises(DataError, match=r"(?s)3 training samples.*data\.skip_bad.* 2:.*gone"):
         batches(*bad, allowed=2)
     with pytest.raises(DataError, match="no training sample of the step can be read"):
         batches(*range(COUNT), allowed=99)

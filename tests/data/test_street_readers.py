@@ -140,7 +140,7 @@ def test_cityscapes_makes_train_ids_of_label_ids_where_they_are_missing(tmp_path
     assert read.ravel().tolist() == expected
     stored[0, 0] = 60
     trees.save(mask, stored)
-    with pytest.raises(DataError, match=r"labelIds\.png: ids \[60\] are not in .*repair the mask"):
+    with pytest.raises(DataError, match=r"labelIds\.png.*\[60\].*repair"):
         cityscapes.build(tmp_path).splits["train"].read_mask(0)
 
 
@@ -164,15 +164,14 @@ def test_cityscapes_without_masks_names_the_command_that_makes_them(tmp_path: Pa
     base = _cityscapes(tmp_path, "")
     with pytest.raises(DataError) as caught:
         cityscapes.build(base)
-    assert f"{base / 'gtFine/train'}: 2 of 2 images have polygons" in str(caught.value)
+    assert f"{base / 'gtFine/train'}: 2 of 2" in str(caught.value)
+    assert "polygons" in str(caught.value)
     assert f"everseg data prepare cityscapes {base}" in str(caught.value)
 
 
 def test_cityscapes_label_ids_under_the_name_of_train_ids_are_recognised(tmp_path: Path) -> None:
     data = cityscapes.build(_cityscapes(tmp_path / "data", ids=(7, 26, 33)))
-    with pytest.raises(
-        DataError, match=r"(?s)2 of 2 masks .*look like Cityscapes labelIds \(0-33\), not trainIds"
-    ):
+    with pytest.raises(DataError, match=r"(?s)2 of 2 masks.*labelIds \(0-33\).*trainIds"):
         class_counts(data.splits["train"], data.labels, cache_dir=tmp_path / "cache")
 
 
@@ -297,7 +296,8 @@ def test_idd_without_masks_names_the_command_that_makes_them(tmp_path: Path) -> 
     _idd(tmp_path / "idd20kII", "leftImg8bit.jpg", masks=False)
     with pytest.raises(DataError) as caught:
         idd.build(tmp_path)
-    assert f"{tmp_path / 'idd20kII/gtFine/train'}: 2 of 2 images have polygons" in str(caught.value)
+    assert f"{tmp_path / 'idd20kII/gtFine/train'}: 2 of 2" in str(caught.value)
+    assert "polygons" in str(caught.value)
     assert f"everseg data prepare idd {tmp_path}" in str(caught.value)
 
 
@@ -307,7 +307,7 @@ def test_idd_label_ids_under_the_name_of_level_3_ids_are_recognised(tmp_path: Pa
         base / "gtFine/val/201/frame1001_gtFine_labellevel3Ids.png", trees.mask_of([0, 12, 32, 33, 36])
     )
     data = idd.build(base)
-    with pytest.raises(DataError, match=r"look like IDD's label ids .*everseg data prepare idd DIR"):
+    with pytest.raises(DataError, match=r"IDD's label ids .*everseg data prepare idd DIR"):
         class_counts(data.splits["val"], data.labels, cache_dir=tmp_path / "cache")
 
 
@@ -316,7 +316,7 @@ def test_idd_label_ids_under_the_name_of_level_3_ids_are_recognised(tmp_path: Pa
 
 @pytest.mark.parametrize("reader", [cityscapes, bdd100k, idd])
 def test_wrong_root_is_named_with_what_was_looked_for(tmp_path: Path, reader) -> None:
-    with pytest.raises(DataError, match=r"is not a .* folder: .*pass the right folder as data\.root=DIR"):
+    with pytest.raises(DataError, match=r"not a .* folder: .*data\.root=DIR"):
         reader.build(tmp_path)
     with pytest.raises(ConfigError, match=r"data\.root: .*pass data\.root=DIR"):
         reader.build(None)

@@ -172,6 +172,41 @@ def test_what_does_not_fit_is_told_and_nothing_written(tmp_path, call):
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
+@pytest.mark.parametrize(
+    ("names", "known", "note"),
+    [
+        ("BG,boat,dog", ["background", "boat", "dog"], "class 'BG' is the background"),
+        (
+            "boat,_background_,dog",
+            ["boat", "_background_", "dog"],
+            "the background is output 1, not the first",
+        ),
+        ("boat,car,dog", ["boat", "car", "dog"], "its first class is not the background"),
+    ],
+)
+def test_the_background_is_recognised_or_told(tmp_path, call, names, known, note):
+    torch.save(torchvision_state("fcn"), tmp_path / "w.pth")
+    arguments = ("adopt", tmp_path / "w.pth", "--arch", "torchvision:fcn_resnet50", "--no-onnx")
+    code, _, err = call(*arguments, "--classes", names, "-o", tmp_path / "b")
+    assert code == 0, err
+    assert f"note: {note}" in err
+    made = open_bundle(tmp_path / "b")
+    assert [entry.name for entry in made.registry.classes] == known
+    assert made.spaces["default"].background == (0 if known[0] == "background" else None)
+
+
+def test_two_outputs_of_one_name_are_refused(tmp_path, call):
+    torch.save(torchvision_state("fcn"), tmp_path / "w.pth")
+    arguments = ("adopt", tmp_path / "w.pth", "--arch", "torchvision:fcn_resnet50", "--no-onnx")
+    code, _, err = call(*arguments, "--classes", "BG,boat,background", "-o", tmp_path / "b")
+    assert code == 2
+    assert "outputs 0 'background' and 2 'background' are two classes of one name" in err
+    code, _, err = call(*arguments, "--classes", "Boat,dog,bo_at", "-o", tmp_path / "b")
+    assert code == 2
+    assert "outputs 0 'Boat' and 2 'bo_at'" in err
+    assert not (tmp_path / "b").exists()
+
+
 def test_names_come_from_a_list_a_text_or_a_file(tmp_path):
     (tmp_path / "names.txt").write_text("road\n traffic light \n\n")
     (tmp_path / "names.json").write_text('["road", "car"]')

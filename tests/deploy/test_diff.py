@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.diff import diff
+from everseg.deploy.diff import Became, diff
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
@@ -42,12 +42,12 @@ def test_classes_are_compared_by_name_not_by_number(tmp_path, photos):
     a = constant(tmp_path / "a", ("background", "road", "car"), "car")
     same = constant(tmp_path / "same", ("background", "car", "road"), "car")
     other = constant(tmp_path / "other", ("background", "van", "car"), "van")
-    assert diff(a, same, photos, quiet=True)["share"] == 0.0
+    assert diff(a, same, photos, quiet=True).share == 0.0
     found = diff(a, other, photos, quiet=True)
-    assert found["share"] == 1.0
-    assert found["became"] == [{"a": "car", "b": "van", "share": 1.0}]
-    assert (found["only_a"], found["only_b"]) == (["road"], ["van"])
-    assert {row["image"] for row in found["images"]} == {"a.png", "sub/b.jpg"}
+    assert found.share == 1.0
+    assert found.became == (Became("car", "van", 1.0),)
+    assert (found.only_a, found.only_b) == (("road",), ("van",))
+    assert {row.image for row in found.images} == {"a.png", "sub/b.jpg"}
 
 
 def test_shares_are_those_of_the_predictions(deployed, tmp_path, photos):
@@ -63,18 +63,16 @@ def test_shares_are_those_of_the_predictions(deployed, tmp_path, photos):
     found = diff(deployed, changed, photos, out=tmp_path / "out", largest=1, quiet=True)
     one, two = everseg.load(deployed), everseg.load(changed)
     pixels = wrong = 0
-    for row in found["images"]:
-        ids = [m.predict(photos / row["image"]).ids for m in (one, two)]
-        assert row["share"] == pytest.approx((ids[0] != ids[1]).mean())
-        assert sum(entry["share"] for entry in row["became"]) == pytest.approx(row["share"])
+    for row in found.images:
+        ids = [m.predict(photos / row.image).ids for m in (one, two)]
+        assert row.share == pytest.approx((ids[0] != ids[1]).mean())
+        assert sum(entry.share for entry in row.became) == pytest.approx(row.share)
         pixels, wrong = pixels + ids[0].size, wrong + int((ids[0] != ids[1]).sum())
-    assert 0 < found["share"] < 1
-    assert found["share"] == pytest.approx(wrong / pixels)
-    assert [row["share"] for row in found["images"]] == sorted(
-        (row["share"] for row in found["images"]), reverse=True
-    )
-    assert json.loads((tmp_path / "out" / "diff.json").read_text()) == found
-    with Image.open(found["sheet"]) as sheet:
+    assert 0 < found.share < 1
+    assert found.share == pytest.approx(wrong / pixels)
+    assert [row.share for row in found.images] == sorted((row.share for row in found.images), reverse=True)
+    assert json.loads((tmp_path / "out" / "diff.json").read_text()) == found.to_json()
+    with Image.open(found.sheet) as sheet:
         assert sheet.width > 4 * 60
         assert sheet.height > 40
 

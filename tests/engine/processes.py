@@ -1,33 +1,45 @@
-"""Runs in forked processes, so that they can be killed at any moment."""
+"""Runs in forked processes, so that they can be killed at any moment that can be counted."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import socket
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
+import torch._dynamo  # noqa: F401  torch.optim imports it at the first step: here, so that no fork need do it
 from accelerate.state import AcceleratorState
 
 import everseg
+from everseg.engine import step
 from everseg.errors import EversegError
 
 
+class At(NamedTuple):
+    """A moment of a run, counted, so that it is the same on every machine; and the signal to send oneself then."""
+
+    event: str
+    """`flush` of a file to disk, `iteration` of training, `name` given to a finished file, or `any` of these."""
+    count: int = 0
+    """So many of them pass before; the signal comes at the start of a flush or iteration, and right after a naming."""
+    pattern: str = "*"
+    """Only files and folders whose path fits are counted by `name`."""
+    signal: int = signal.SIGKILL
+
+
 def start(
-    config: dict,
-    *,
-    kill_at_flush: int | None = None,
-    environment: dict[str, str] | None = None,
-    dry_run: bool = False,
+    config: dict, *, at: At | None = None, environment: dict[str, str] | None = None, dry_run: bool = False
 ) -> int:
     """Fork a process that does the run; it exits with the code the command line would give.
 
     Args:
-        kill_at_flush: SIGKILL itself at the n-th flush of a file or folder to disk: inside a save.
+        at: when it sends itself a signal.
     """
     child = os.fork()
     if child:
@@ -38,8 +50,8 @@ def start(
         AcceleratorState._reset_state(
             reset_partial_state=True
         )  # a run of this test process may have made one
-        if kill_at_flush is not None:
-            _kill_at(kill_at_flush)
+        if at is not None:
+            _strike(at)
         everseg.run(config, quiet=True, dry_run=dry_run)
         code = 0
     except EversegError as error:
@@ -51,15 +63,36 @@ def start(
         os._exit(code)
 
 
-def _kill_at(flush: int) -> None:
-    real, calls = os.fsync, iter(range(1 << 30))
+def _strike(at: At) -> None:
+    """Count in this process from now on, and send the signal."""
+    passed = itertools.count()
 
-    def counting(descriptor: int) -> None:
-        if next(calls) == flush:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(descriptor)
+    def met() -> None:
+        if next(passed) == at.count:
+            os.kill(os.getpid(), at.signal)
 
-    os.fsync = counting
+    def before(function: Callable) -> Callable:
+        return lambda *given, **named: (met(), function(*given, **named))[1]
+
+    def naming(function: Callable) -> Callable:
+        def renamed(source: Any, target: Any, **named: Any) -> None:
+            function(source, target, **named)
+            if PurePath(target).match(at.pattern):
+                met()
+
+        return renamed
+
+    if at.event in ("flush", "any"):
+        os.fsync = before(os.fsync)
+    if at.event in ("iteration", "any"):
+        step.train_batch = before(step.train_batch)
+    if at.event in ("name", "any"):
+        os.rename, os.replace = naming(os.rename), naming(os.replace)
+
+
+def killed(config: dict, event: str, count: int = 0, pattern: str = "*") -> None:
+    """Do a run up to a moment (see `At`), at which it must get killed."""
+    assert complete(config, at=At(event, count, pattern)) == -signal.SIGKILL, f"done before {event} {count}"
 
 
 def wait(child: int, timeout: float = 120) -> int:

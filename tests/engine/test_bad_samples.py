@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import domain_toy
 import flaky_toy
 import pytest
-from processes import complete, ranks, results, start, wait, wait_until
+from processes import complete, killed, ranks, results
 from toy import settings
 
 import everseg
@@ -54,7 +52,8 @@ def test_one_more_stops_with_3_before_it_is_used_saved_and_named(tmp_path, undis
     with pytest.raises(DataError) as caught:
         everseg.run(config(tmp_path, *BAD, allowed=1), quiet=True)
     message = str(caught.value)
-    assert "2 training samples cannot be read, and data.skip_bad allows 1" in message
+    assert "2 training samples" in message
+    assert "data.skip_bad allows 1" in message
     assert all(f"{name}: truncated image" in message for name in BAD)
     assert "The run is saved at step 0, iteration" in message
     assert len(told(tmp_path)) == 1
@@ -64,9 +63,7 @@ def test_one_more_stops_with_3_before_it_is_used_saved_and_named(tmp_path, undis
 
 def test_by_default_the_first_one_stops_and_the_mended_run_is_as_if_nothing_had_been(tmp_path):
     assert complete(config(tmp_path, out="whole")) == 0
-    with pytest.raises(
-        DataError, match=r"train-004: truncated image\nThe run is saved at step 0, iteration \d+ of 16"
-    ):
+    with pytest.raises(DataError, match=r"train-004: truncated image\n.*saved.*step 0, iteration \d+ of 16"):
         everseg.run(config(tmp_path, "train-004", checkpoint_every=100), quiet=True)
     assert list((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*"))
     assert complete(config(tmp_path)) == 0
@@ -74,10 +71,7 @@ def test_by_default_the_first_one_stops_and_the_mended_run_is_as_if_nothing_had_
 
 
 def test_a_kill_with_replaced_samples_changes_nothing(tmp_path, undisturbed):
-    child = start(config(tmp_path, *BAD, allowed=2))
-    wait_until(lambda: any((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*")))
-    os.kill(child, signal.SIGKILL)
-    wait(child)
+    killed(config(tmp_path, *BAD, allowed=2), "name", pattern="00/ckpt/it-*[0-9]")
     assert complete(config(tmp_path, *BAD, allowed=2)) == 0
     assert results(tmp_path / "runs" / "toy") == undisturbed
     assert sorted(name for _, name, _ in told(tmp_path)) == list(BAD)
@@ -118,7 +112,7 @@ def test_the_report_and_a_comparison_tell_what_was_replaced(replaced):
     api.report(replaced.path, overrides=[f"data={flaky_toy.HERE}"], images=0, quiet=True)
     text = page.read_text()
     assert all(part in text for part in (said, *(f"{name} of toy" for name in BAD)))
-    (note,) = everseg.compare([replaced.path], write=False)["notes"]
+    (note,) = everseg.compare([replaced.path], write=False).notes
     assert note.startswith(f"{replaced.path}: {said}")
     journal = replaced.path / "journal.jsonl"
     kept = [line for line in journal.read_text().splitlines() if "bad_sample" not in line]
@@ -129,18 +123,17 @@ def test_the_report_and_a_comparison_tell_what_was_replaced(replaced):
 
 def test_a_first_step_with_more_replaced_samples_than_a_run_may_have_is_not_its_own(replaced, tmp_path):
     target = RunFolder(tmp_path / "other")
-    with pytest.raises(DataError, match=r"toy replaced 2 unreadable training samples .*skip_bad allows 1"):
+    with pytest.raises(DataError, match=r"toy.* 2 unreadable.*skip_bad.* 1"):
         share_first_step(replaced.folder, target, skip_bad=1)
     assert not target.path.exists()
     assert share_first_step(replaced.folder, target, skip_bad=2)
 
 
-@pytest.mark.slow
 def test_a_loader_process_that_dies_leaves_a_saved_run_that_the_same_command_continues(tmp_path):
     last = f"train-{epoch_order(3, 0, 0, 16)[-1]:03d}"
     given = config(tmp_path, f"{last}!")
     given["data"]["workers"] = 1
-    with pytest.raises(DataError, match=r"a loader process stopped(?s:.*)\nThe run is saved at") as caught:
+    with pytest.raises(DataError, match=r"loader process(?s:.*)\n.*saved at") as caught:
         everseg.run(given, quiet=True)
     assert str(caught.value).endswith("the same command continues it")
     assert "mend" not in str(caught.value)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 
 import pytest
 import torch
 from encoders import TYPES, need_transformers
-from processes import complete, ranks, results
+from processes import complete, killed, ranks, results
 from toy import settings
 
 import everseg
@@ -29,14 +28,13 @@ def configured(out, kind: str = "segformer", decoder: str = "mlp", **changes) ->
 
 
 def test_a_killed_run_continues_to_the_same_bytes_through_dropout(tmp_path):
-    undisturbed, killed = configured(tmp_path / "a"), configured(tmp_path / "b")
+    undisturbed, disturbed = configured(tmp_path / "a"), configured(tmp_path / "b")
     assert complete(undisturbed) == 0
     expected = results(tmp_path / "a" / "toy")
     assert len(expected) == 14
     for flush in (2, 9):
-        code = complete(killed, kill_at_flush=flush)
-        assert code == -signal.SIGKILL
-    assert complete(killed) == 0
+        killed(disturbed, "flush", flush)
+    assert complete(disturbed) == 0
     assert results(tmp_path / "b" / "toy") == expected
 
 

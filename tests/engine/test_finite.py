@@ -110,7 +110,5 @@ def test_weights_that_an_update_made_infinite_are_found(trained):
     guard.watch(3, ("a",))
     with torch.no_grad():
         model.bias[1] = math.inf
-    with pytest.raises(
-        DivergedError, match="step 1, iteration 9: the update left weights that are not finite: bias"
-    ):
+    with pytest.raises(DivergedError, match=r"step 1, iteration 9.*weights.*not finite: bias"):
         guard.check_weights(9, ("a",))

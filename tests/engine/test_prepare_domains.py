@@ -55,9 +55,7 @@ def test_the_data_of_a_domain_that_no_step_names_are_not_needed() -> None:
     assert list(ready.datasets) == ["day"]
     assert sorted(ready.counts) == ["day/train", "day/val"]
     assert ready.steps == prepared(settings).steps
-    with pytest.raises(
-        ConfigError, match=r"steps\[0\].domain: no domain 'dask' in data.domains \(day, dusk\).*'dusk'"
-    ):
+    with pytest.raises(ConfigError, match=r"steps\[0\]\.domain.*'dask'.*\(day, dusk\).*'dusk'"):
         prepared(config(steps=[{"domain": "dask"}, {"domain": "day"}]))
 
 
@@ -77,7 +75,7 @@ def test_what_every_domain_will_see_is_told_before_training() -> None:
 def test_kind_and_domains_must_fit() -> None:
     with pytest.raises(ConfigError, match=r"scenario.kind: 'domain-incremental' needs data.domains"):
         prepared(load({"scenario": {"kind": "domain-incremental"}}))
-    with pytest.raises(ConfigError, match=r"takes one data set, but data.domains names day, dusk"):
+    with pytest.raises(ConfigError, match=r"one data set.*data\.domains.*day, dusk"):
         prepared(config(kind="class-incremental"))
 
 
@@ -85,7 +83,9 @@ def test_a_split_that_a_domain_lacks_is_told_with_the_domain() -> None:
     with pytest.raises(ConfigError) as caught:
         prepared(config(test_split="test"))
     assert len(caught.value.problems) == 2
-    assert "domain 'dusk' has no split 'test'; it has train, val" in caught.value.problems[1]
+    assert "'dusk'" in caught.value.problems[1]
+    assert "'test'" in caught.value.problems[1]
+    assert "train, val" in caught.value.problems[1]
 
 
 def test_the_examples_of_the_documentation_are_scenarios() -> None:

@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from everseg.data.class_colours import IGNORED_COLOUR, colourise, overlay, palette
 from everseg.errors import CheckpointError, DataError
-from everseg.inference.pictures import (
-    IGNORED_COLOUR,
-    colourise,
-    confusion_picture,
-    legend,
-    overlay,
-    palette,
-    shrink,
-    triplet,
-    write_prediction,
-)
+from everseg.inference.pictures import confusion_picture, legend, shrink, triplet, write_prediction
 
 
 def grey(height: int, width: int, value: int = 100) -> np.ndarray:

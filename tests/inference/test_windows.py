@@ -134,14 +134,14 @@ def test_a_run_is_scored_and_predicts_through_its_windows(done):
 def test_a_finished_run_can_be_scored_in_every_way(done):
     own = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
     again = everseg.evaluate(done.path, overrides=[USER_CODE, "data.evaluation=sliding"], quiet=True)
-    assert own["confusion"] == again["confusion"]
+    assert own.confusion["default"].tolist() == again.confusion["default"].tolist()
     ways = {}
     for text in ("data.evaluation=whole", "data.window=40", "data.window=16 data.overlap=0.5"):
         found = everseg.evaluate(done.path, overrides=[USER_CODE, *text.split()], quiet=True)
-        ways[text] = found["confusion"]["default"]
-        assert np.sum(ways[text]) == np.sum(own["confusion"]["default"])
+        ways[text] = found.confusion["default"].tolist()
+        assert np.sum(ways[text]) == np.sum(own.confusion["default"])
     assert ways["data.window=40"] == ways["data.evaluation=whole"]  # one window, the whole image
-    assert ways["data.window=16 data.overlap=0.5"] != own["confusion"]["default"]
+    assert ways["data.window=16 data.overlap=0.5"] != own.confusion["default"].tolist()
 
 
 def test_domains_and_inferred_paths_go_through_windows(tmp_path):
@@ -150,8 +150,8 @@ def test_domains_and_inferred_paths_go_through_windows(tmp_path):
     overrides = [f"data.domains.{name}.dataset={domain_toy.HERE}" for name in ("day", "dusk")]
     plain = everseg.evaluate(run.path, overrides=overrides, quiet=True)
     found = everseg.evaluate(run.path, overrides=overrides, infer_domain=True, quiet=True)
-    assert {name: sum(paths.values()) for name, paths in found["inferred"].items()} == {"day": 6, "dusk": 6}
-    assert np.sum(plain["confusion"]["day"]) == np.sum(found["confusion"]["day"])
+    assert {name: sum(paths.values()) for name, paths in found.inferred.items()} == {"day": 6, "dusk": 6}
+    assert np.sum(plain.confusion["day"]) == np.sum(found.confusion["day"])
     image, _ = domain_toy.build(light="dusk").splits["val"].read(0)
     predicted = everseg.load(run.path).predict(image, infer_domain=True)
     assert predicted.branch in ("day", "dusk")

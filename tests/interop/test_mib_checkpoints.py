@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from everseg import interop
 from everseg.errors import CheckpointError, ConfigError
+from everseg.inference.predict import load
 from everseg.interop import mib
 from everseg.models.build import deeplabv3, from_description
 
@@ -211,3 +212,22 @@ def test_key_lists_of_the_official_checkpoints_are_consumed(golden, name, blocks
     own = model.encoder.state_dict()
     assert set(body) == {n for n in own if not n.endswith("num_batches_tracked")}
     assert all(body[n].shape == own[n].shape for n in body)
+
+
+def test_names_given_for_a_checkpoint_are_checked(tmp_path, call):
+    torch.save({"model_state": original(sizes=(2, 1))}, tmp_path / "x.pth")
+
+    def imported(names: str) -> tuple[int, str]:
+        code, _, err = call("import", "mib", tmp_path / "x.pth", "-o", tmp_path / "out", "--classes", names)
+        return code, err
+
+    for names, text in (
+        ("car,Background,bus", "output 0 of MiB's checkpoints is the background, but 'car' is named there"),
+        ("bg,Car,car", "outputs 1 'Car' and 2 'car' are two classes of one name"),
+        ("bg,car", "3 outputs, 2 names were given"),
+    ):
+        code, err = imported(names)
+        assert code == 2
+        assert text in err
+    assert imported("BG,car,bus")[0] == 0
+    assert load(tmp_path / "out" / "final").classes == ("background", "car", "bus")

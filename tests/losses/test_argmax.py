@@ -88,7 +88,7 @@ def test_takes_logits_with_a_gradient_and_under_inference_mode():
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (1, 256, 2, 2), (1, 0, 2, 2)])
 def test_wrong_shapes_raise(shape):
-    with pytest.raises(ValueError, match=r"expected logits \(B, C, h, w\) of at most 255 classes"):
+    with pytest.raises(ValueError, match=r"\(B, C, h, w\).*255 classes"):
         predict_ids(torch.zeros(shape), (4, 4))
 
 

@@ -29,7 +29,7 @@ DISTILLING = {
 def test_label_out_of_range_is_named(name, value):
     label = Y.clone()
     label[1, 2, 3] = value
-    with pytest.raises(ValueError, match=rf"{name}: label values \[{value}\] out of range; expected 0..4"):
+    with pytest.raises(ValueError, match=rf"{name}: .*\[{value}\].*0\.\.4"):
         LABELLED[name](X, label)
 
 
@@ -54,7 +54,7 @@ def test_logits_of_wrong_rank_or_type_are_refused(name):
 
 
 def test_a_class_whose_train_id_would_mean_ignored_is_refused():
-    with pytest.raises(ValueError, match="256 classes; train ids end at 254"):
+    with pytest.raises(ValueError, match=r"256 classes.*254"):
         losses.cross_entropy(torch.zeros(1, 256, 1, 1), Y[:1, :1, :1])
 
 
@@ -66,9 +66,9 @@ def test_teacher_that_does_not_fit_is_refused(name, shape):
 
 
 def test_kl_divergence_needs_the_same_classes_and_a_known_form():
-    with pytest.raises(ValueError, match="the teacher has 3 classes and the student 5; use distillation"):
+    with pytest.raises(ValueError, match=r"teacher.* 3 classes.*student 5.*distillation"):
         losses.kl_divergence(X, T)
-    with pytest.raises(ValueError, match="form: expected 'log' or 'probabilities', got 'logprob'"):
+    with pytest.raises(ValueError, match=r"form: .*'log'.*'probabilities'.*'logprob'"):
         losses.kl_divergence(X, X, form="logprob")
     with pytest.raises(ValueError, match="expected a mask of shape"):
         losses.kl_divergence(X, X, mask=torch.ones(4, 6))
@@ -81,7 +81,7 @@ def test_unbiased_distillation_needs_a_new_class():
 
 @pytest.mark.parametrize("num_old", [-1, 0, 5, 6])
 def test_unbiased_cross_entropy_needs_old_and_new_classes(num_old):
-    with pytest.raises(ValueError, match=r"num_old must be in 1..4 for 5 classes"):
+    with pytest.raises(ValueError, match=r"num_old.*1\.\.4.*5 classes"):
         losses.unbiased_cross_entropy(X, Y, num_old=num_old)
 
 
@@ -93,7 +93,7 @@ def test_distillation_checks_alpha_mask_and_num_old(name):
             loss(X, T, alpha=alpha)
     with pytest.raises(ValueError, match="expected a mask of shape"):
         loss(X, T, mask=torch.ones(4, 6))
-    with pytest.raises(ValueError, match="num_old is 4, but the teacher has 3 classes"):
+    with pytest.raises(ValueError, match=r"num_old.* 4.*teacher.* 3 classes"):
         loss(X, T, num_old=4)
     assert torch.equal(loss(X, T, num_old=3), loss(X, T))
 

@@ -103,6 +103,13 @@ def test_the_trial_leaves_the_method_and_the_random_numbers_as_they_were() -> No
     assert torch.equal(drawn, torch.rand(3))
 
 
+def test_the_number_of_threads_is_no_part_of_it() -> None:
+    one = behaviour(FineTuning())
+    torch.set_num_threads(2)
+    assert behaviour(FineTuning()) == one
+    assert torch.get_num_threads() == 2
+
+
 def test_gradients_of_zero_are_not_absent_ones() -> None:
     """Weight decay moves a weight whose gradient is 0, and leaves one without gradient alone."""
     cls = registry.resolve("method", "mdil")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from pathlib import Path
+
 import pytest
+from pydantic import BaseModel
 
 from everseg import registry
-from everseg.config.fields import MethodConfig
-from everseg.config.hyperparameters import UnreadableError, class_options, method_options, written_options
+from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, StepConfig
+from everseg.config.helps import attribute_docs
+from everseg.config.hyperparameters import class_options, method_options
 from everseg.errors import ConfigError
 from everseg.methods.build import build_method
 from everseg.methods.mib import MiB
@@ -77,18 +83,41 @@ def test_own_fields_come_before_those_of_every_method():
     assert (names[0], method_options("mib")["kd_weight"].default) == ("kd_weight", 10.0)
 
 
-@pytest.mark.parametrize("name", registry.BUILTIN["method"])
-def test_hyper_parameters_read_from_the_source_are_those_of_the_class(name: str) -> None:
-    """Order, types, bounds, defaults and help; reading them imports nothing."""
-    written = written_options(registry.BUILTIN["method"][name])
-    assert repr(list(written.values())) == repr(
-        list(class_options(registry.resolve("method", name)).values())
+def test_the_help_of_a_field_is_the_text_below_it_and_the_nearest_class_wins(tmp_path: Path) -> None:
+    file = tmp_path / "helps.py"
+    file.write_text(
+        "from everseg.methods.mib import MiB\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass(kw_only=True)\n"
+        "class Mine(MiB):\n"
+        "    strength: float = 1.0\n"
+        "    bare: int = 0\n"
+        "    kd_weight: float = 3.0\n"
+        '    """Another weight,\n    told anew."""\n'
     )
+    options = method_options(f"{file}:Mine")
+    assert options["kd_weight"].help == "Another weight, told anew."
+    assert options["freeze_encoder"].help == method_options("ft")["freeze_encoder"].help
+    assert (options["strength"].help, options["bare"].help) == ("", "")
 
 
-@pytest.mark.parametrize(
-    "address", ["", "somewhere.else:Mine", "everseg.methods.mib:Nothing", "everseg.methods.none:MiB"]
-)
-def test_a_class_whose_source_does_not_tell_is_imported(address: str) -> None:
-    with pytest.raises(UnreadableError):
-        written_options(address)
+def test_a_class_without_source_has_its_fields_without_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("typed_in")
+    monkeypatch.setitem(sys.modules, "typed_in", module)
+    exec(
+        "from dataclasses import dataclass\nfrom everseg.methods.ft import FineTuning\n"
+        "@dataclass(kw_only=True)\nclass Mine(FineTuning):\n    strength: float = 2.0\n    'How strong.'\n",
+        vars(module),
+    )
+    option = class_options(module.Mine)["strength"]
+    assert (option.default, option.help) == (2.0, "")
+
+
+def test_every_setting_has_a_help_text() -> None:
+    for section in (
+        *(field.annotation for field in RunConfig.model_fields.values()),
+        DomainConfig,
+        StepConfig,
+    ):
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            assert set(section.model_fields) == set(attribute_docs(section)), section.__name__

@@ -178,12 +178,12 @@ def test_counts_of_a_matrix_are_accepted_as_they_are():
 
 @pytest.mark.parametrize("sizes", [(), (3, 1), (2,), (3, 0), (4, -1)])
 def test_group_sizes_that_do_not_fit_raise(sizes):
-    with pytest.raises(ValueError, match="group_sizes: expected positive sizes that sum to 3 classes"):
+    with pytest.raises(ValueError, match=r"group_sizes: .*sum to 3"):
         step_scores(STEP1, sizes, background=0)
 
 
 def test_background_out_of_range_raises():
-    with pytest.raises(ValueError, match=r"background: expected a train id in 0..2 or None, got 3"):
+    with pytest.raises(ValueError, match=r"background: .*0\.\.2.*got 3"):
         step_scores(STEP1, (2, 1), background=3)
 
 

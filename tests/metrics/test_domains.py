@@ -38,9 +38,9 @@ def test_relative_drop_is_signed_and_does_not_depend_on_the_unit():
 
 def test_relative_drop_names_every_domain_it_cannot_compare():
     values = {"day": 0.5, "dusk": 0.5, "rain": 0.5, "snow": 0.5}
-    with pytest.raises(ValueError, match=r"no baseline for dusk, rain; the baseline of snow must be above 0"):
+    with pytest.raises(ValueError, match=r"dusk, rain.*snow.*above 0"):
         relative_drop(values, {"day": 0.4, "snow": 0.0})
-    with pytest.raises(ValueError, match="the baseline of day must be above 0, got nan"):
+    with pytest.raises(ValueError, match=r"day.*above 0, got nan"):
         relative_drop({"day": 0.5}, {"day": float("nan")})
     with pytest.raises(ValueError, match="at least one domain"):
         relative_drop({}, {"day": 0.5})

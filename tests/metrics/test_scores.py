@@ -125,7 +125,7 @@ def test_what_is_no_confusion_matrix_raises(counts):
 
 
 def test_unknown_classes_and_options_raise():
-    with pytest.raises(ValueError, match=r"classes: \[4\] out of range; expected 0..3"):
+    with pytest.raises(ValueError, match=r"classes: \[4\].*0\.\.3"):
         metrics.mean_iou(HAND, [0, 4])
     with pytest.raises(ValueError, match=r"classes: \[-1\] out of range"):
         metrics.mean_accuracy(HAND, [-1])

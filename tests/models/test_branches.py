@@ -306,7 +306,7 @@ def test_background_initialisation_of_transposed_classifiers_keeps_old_probabili
         ({"output_stride": 8}, r"model\.output_stride: 'erfnet' has no such choice"),
         (
             {"options": {"per_branch": "all"}},
-            "per_branch 'all' is unknown; choose one of head, decoder, norm",
+            "per_branch 'all'.*head, decoder, norm",
         ),
         ({"options": {"widths": [3, 64, 128]}}, "increasing"),
         ({"options": {"blocks": [5]}}, "blocks needs two"),

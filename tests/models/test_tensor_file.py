@@ -214,14 +214,18 @@ NO_HOOKS = name("collections", "OrderedDict") + b")R"
 TENSOR = name("torch._utils", "_rebuild_tensor_v2")
 
 
-def storage(count: int, key: str = "0", kind: str = "FloatStorage", **other: bytes) -> bytes:
-    head = other.get("head", text("storage"))
-    return items(head, name("torch", kind), text(key), text("cpu"), number(count)) + b"Q"
+def storage(count: int, key: str = "0", kind: str = "FloatStorage", *more: bytes) -> bytes:
+    return items(text("storage"), name("torch", kind), text(key), text("cpu"), number(count), *more) + b"Q"
+
+
+def remade(*arguments: bytes) -> bytes:
+    """A call of _rebuild_tensor_v2."""
+    return TENSOR + items(*arguments) + b"R"
 
 
 def tensor(held: bytes, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
     shape = [items(*map(number, sides)) for sides in (size, stride)]
-    return TENSOR + items(held, number(offset), *shape, b"\x89", NO_HOOKS) + b"R"
+    return remade(held, number(offset), *shape, b"\x89", NO_HOOKS)
 
 
 def program(content: bytes) -> bytes:
@@ -407,8 +411,8 @@ CODE = {
     "wrapper of no tensor": name("torch._tensor", "_rebuild_from_type_v2")
     + items(name("collections", "OrderedDict"), name("torch", "Tensor"), b")", b"}") + b"R",
     "subclass": call("torch._utils", "_rebuild_wrapper_subclass", name("os", "system")),
-    "hook": TENSOR + items(storage(1), b"K\x00", b")", b")", b"\x88", dictionary(a=name("os", "system"))) + b"R",
-    "lazy view": TENSOR + items(storage(1), b"K\x00", b")", b")", b"\x89", NO_HOOKS, dictionary(neg=b"\x88")) + b"R",
+    "hook": remade(storage(1), b"K\x00", b")", b")", b"\x88", dictionary(a=name("os", "system"))),
+    "lazy view": remade(storage(1), b"K\x00", b")", b")", b"\x89", NO_HOOKS, dictionary(neg=b"\x88")),
     "encoding": call("_codecs", "encode", COMMAND, text("rot13")),
     "numpy object": call("numpy", "dtype", text("O8"), b"\x89", b"\x88"),
     "a name as value": name("torch", "Tensor"),
@@ -461,12 +465,9 @@ def test_what_could_run_is_named_and_what_to_do_is_said(tmp_path):
 # ---------------------------------------------------------------- attacks: memory
 
 
-def laughs(depth: int = 9, width: int = 10) -> bytes:
-    """A list of ten times a list of ten times a list ..."""
-    made = b"]" + b"q\x01"
-    for _ in range(depth):
-        made += b"](" + b"h\x01" * width + b"eq\x01"
-    return made
+def laughs(empty: bytes, full: bytes) -> bytes:
+    """A container of ten times a container of ten times a container ...; in a tuple, as instructions leave each."""
+    return items(empty + b"q\x01", *[full.replace(b"*", b"h\x01" * 10) + b"q\x01" for _ in range(9)])
 
 
 def repeated(function: bytes, arguments: bytes, count: int) -> bytes:
@@ -476,87 +477,132 @@ def repeated(function: bytes, arguments: bytes, count: int) -> bytes:
 
 ONE = {"0": bytes(4)}
 MEMORY = {
-    "offset beyond the storage": tensor(storage(1), (1,), (1,), offset=1),
-    "size beyond the storage": tensor(storage(1), (2,), (1,)),
-    "stride beyond the storage": tensor(storage(1), (2,), (1 << 20,)),
-    "negative offset": tensor(storage(1), (1,), (1,), offset=-1),
-    "negative size": tensor(storage(1), (-1,), (1,)),
-    "negative stride": tensor(storage(1), (2,), (-1,)),
-    "product of sizes beyond 64 bits": tensor(storage(1), (1 << 40, 1 << 40), (0, 0)),
-    "sizes beyond 64 bits": tensor(storage(1), (1 << 70,), (1,)),
-    "strides beyond 64 bits": tensor(storage(1), (1,), (1 << 70,)),
-    "expanded": tensor(storage(1), (1 << 40,), (0,)),
-    "expanded with a side of 0": tensor(storage(1), (0, 1 << 40), (1, 1)),
-    "other number of strides": tensor(storage(1), (1,), ()),
-    "hundred sides": tensor(storage(1), (1,) * 100, (1,) * 100),
-    "size that is no number": TENSOR
-    + items(storage(1), b"K\x00", items(text("x")), items(b"K\x01"), b"\x89", b"N") + b"R",
-    "size that is true": TENSOR + items(storage(1), b"K\x00", items(b"\x88"), items(b"K\x01"), b"\x89", b"N") + b"R",
-    "storage larger than the file": tensor(storage(1 << 40), (1,), (1,)),
-    "negative storage": tensor(storage(-1), (0,), (1,)),
-    "storage larger than its entry": tensor(storage(2), (1,), (1,)),
-    "storage without entry": tensor(storage(1, "1"), (1,), (1,)),
-    "storage outside": tensor(storage(1, "../version"), (1,), (1,)),
-    "storage of two sizes": b"](" + tensor(storage(1), (1,), (1,)) + tensor(storage(0), (0,), (1,)) + b"e",
-    "storage of two types": b"](" + tensor(storage(1), (1,), (1,))
-    + tensor(storage(1, kind="IntStorage"), (1,), (1,)) + b"e",
-    "part of a storage": TENSOR + items(items(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"),
-    number(1), items(text("9"), b"K\x00", b"K\x01")) + b"Q", b"K\x00", b")", b")", b"\x89", b"N") + b"R",
-    "gradient of integers": TENSOR + items(storage(1, kind="IntStorage"), b"K\x00", b")", b")", b"\x88", b"N") + b"R",
-    "old tensor of another type": name("torch", "HalfTensor") + b")R" + items(storage(1), b"K\x00", b")", b")") + b"b",
-    "containers in themselves": b"]q\x01h\x01a",
-    "laughs": laughs(),
-    "laughs of tuples": b")q\x01" + (b"(" + b"h\x01" * 10 + b"tq\x01") * 9,
-    "deep lists": b"]" * 100_000 + b"a" * 99_999,
-    "deep tuples": b")" + b"\x85" * 100_000,
-    "deep marks": b"(" * 100_000,
-    "two million instructions": b"](" + b"}" * 2_100_000 + b"e",
-    "many tensors": repeated(TENSOR, items(storage(1), b"K\x00", b")", b")", b"\x89", b"N"), 600_000),
-    "many parameters": repeated(
-        name("torch._utils", "_rebuild_parameter"), items(tensor(storage(1), (), ()), b"\x88", b"N"), 600_000
-    ),
-    "many old tensors": repeated(name("torch", "FloatTensor"), b")", 600_000),
-    "many dictionaries of many pairs": repeated(
-        name("collections", "OrderedDict"),
-        items(b"](" + b"".join(items(number(i), b"N") for i in range(50_000)) + b"e"), 400_000,
-    ),
-    "many counters of many": repeated(
-        name("collections", "Counter"), items(b"}(" + b"".join(number(i) + b"N" for i in range(50_000)) + b"u"), 400_000
-    ),
-    "many sets of many": repeated(
-        name("builtins", "set"), items(b"](" + b"".join(number(i) for i in range(50_000)) + b"e"), 400_000
-    ),
-    "many sizes of many": repeated(name("torch", "Size"), items(items(*[b"K\x01"] * 100_000)), 400_000),
-    "many bytes of a long text": repeated(
-        name("_codecs", "encode"), items(text("x" * 1_000_000), text("latin1")), 400_000
-    ),
-    "text longer than the file": b"X\xff\xff\xff\xff",
-    "text that is none": b"X\x01\x00\x00\x00\xff",
-    "half a character": text("x").replace(b"x", b"\xed\xb2\x80").replace(b"\x01", b"\x03"),
-    "far place in the memo": b"Nr\xff\xff\xff\xffj\xfe\xff\xff\xff",
-    "key that is a list": b"}]Ns",
-    "key that is a tensor": b"}" + tensor(storage(1), (1,), (1,)) + b"Ns",
-    "key that is deep": b"})" + b"\x85" * 100_000 + b"Ns",
-    "key without value": b"}(Nu",
-    "item for a tuple": b")Na",
-    "item for a text": text("x") + b"(Ne",
-    "numpy number without bytes": call(
-        "numpy.core.multiarray", "scalar", call("numpy", "dtype", text("f8"), b"\x89", b"\x88"),
-        call("_codecs", "encode", text("x"), text("latin1")),
-    ),
-    "device of no name": call("torch", "device", text("\x00nowhere")),
-    "device of a far number": call("torch", "device", text("cpu"), number(1 << 70)),
+    "reaches beyond its storage": {
+        "offset beyond the storage": tensor(storage(1), (1,), (1,), offset=1),
+        "size beyond the storage": tensor(storage(1), (2,), (1,)),
+        "stride beyond the storage": tensor(storage(1), (2,), (1 << 20,)),
+    },
+    "negative, too large, or no number": {
+        "negative offset": tensor(storage(1), (1,), (1,), offset=-1),
+        "negative size": tensor(storage(1), (-1,), (1,)),
+        "negative stride": tensor(storage(1), (2,), (-1,)),
+        "sizes beyond 64 bits": tensor(storage(1), (1 << 70,), (1,)),
+        "strides beyond 64 bits": tensor(storage(1), (1,), (1 << 70,)),
+        "size that is no number": remade(storage(1), b"K\x00", items(text("x")), items(b"K\x01"), b"\x89", b"N"),
+        "size that is true": remade(storage(1), b"K\x00", items(b"\x88"), items(b"K\x01"), b"\x89", b"N"),
+        "negative storage": tensor(storage(-1), (0,), (1,)),
+    },
+    "8 times its own size": {
+        "product of sizes beyond 64 bits": tensor(storage(1), (1 << 40, 1 << 40), (0, 0)),
+        "expanded": tensor(storage(1), (1 << 40,), (0,)),
+        "expanded with a side of 0": tensor(storage(1), (0, 1 << 40), (1, 1)),
+    },
+    "unclear shape": {
+        "other number of strides": tensor(storage(1), (1,), ()),
+        "hundred sides": tensor(storage(1), (1,) * 100, (1,) * 100),
+    },
+    "more bytes than it has": {
+        "storage larger than the file": tensor(storage(1 << 40), (1,), (1,)),
+    },
+    "two descriptions of storage": {
+        "storage of two sizes": b"](" + tensor(storage(1), (1,), (1,)) + tensor(storage(0), (0,), (1,)) + b"e",
+        "storage of two types": b"](" + tensor(storage(1), (1,), (1,))
+        + tensor(storage(1, kind="IntStorage"), (1,), (1,)) + b"e",
+    },
+    "a part of another": {
+        "part of a storage": remade(
+            storage(1, "0", "FloatStorage", items(text("9"), b"K\x00", b"K\x01")), b"K\x00", b")", b")", b"\x89", b"N"
+        ),
+    },
+    "gradients": {
+        "gradient of integers": remade(storage(1, kind="IntStorage"), b"K\x00", b")", b")", b"\x88", b"N"),
+    },
+    "without a tensor of its type": {
+        "old tensor of another type": name("torch", "HalfTensor") + b")R"
+        + items(storage(1), b"K\x00", b")", b")") + b"b",
+    },
+    "levels of containers": {
+        "containers in themselves": b"]q\x01h\x01a",
+        "deep lists": b"]" * 100_000 + b"a" * 99_999,
+        "deep tuples": b")" + b"\x85" * 100_000,
+    },
+    "hold one another again and again": {
+        "laughs": laughs(b"]", b"](*e"),
+        "laughs of tuples": laughs(b")", b"(*t"),
+    },
+    "1,000,000 instructions": {
+        "two million instructions": b"](" + b"}" * 2_100_000 + b"e",
+        "many tensors": repeated(TENSOR, items(storage(1), b"K\x00", b")", b")", b"\x89", b"N"), 200_000),
+        "many parameters": repeated(
+            name("torch._utils", "_rebuild_parameter"), items(tensor(storage(1), (), ()), b"\x88", b"N"), 200_000
+        ),
+        "many old tensors": repeated(name("torch", "FloatTensor"), b")", 200_000),
+        "many dictionaries of many pairs": repeated(
+            name("collections", "OrderedDict"),
+            items(b"](" + b"".join(items(number(i), b"N") for i in range(50_000)) + b"e"), 400_000,
+        ),
+        "many counters of many": repeated(
+            name("collections", "Counter"),
+            items(b"}(" + b"".join(number(i) + b"N" for i in range(50_000)) + b"u"), 400_000,
+        ),
+        "many sets of many": repeated(
+            name("builtins", "set"), items(b"](" + b"".join(number(i) for i in range(50_000)) + b"e"), 400_000
+        ),
+        "many sizes of many": repeated(name("torch", "Size"), items(items(*[b"K\x01"] * 100_000)), 400_000),
+        "many bytes of a long text": repeated(
+            name("_codecs", "encode"), items(text("x" * 1_000_000), text("latin1")), 400_000
+        ),
+    },
+    "ends too early": {
+        "text longer than the file": b"X\xff\xff\xff\xff",
+    },
+    "text that is none": {
+        "text that is none": b"X\x01\x00\x00\x00\xff",
+        "half a character": text("x").replace(b"x", b"\xed\xb2\x80").replace(b"\x01", b"\x03"),
+    },
+    "refers to nothing": {
+        "far place in the memo": b"Nr\xff\xff\xff\xffj\xfe\xff\xff\xff",
+    },
+    "key that is no text or number": {
+        "key that is a list": b"}]Ns",
+        "key that is a tensor": b"}" + tensor(storage(1), (1,), (1,)) + b"Ns",
+        "key that is deep": b"})" + b"\x85" * 100_000 + b"Ns",
+    },
+    "for a dict that is none": {
+        "key without value": b"}(Nu",
+        "deep marks": b"(" * 100_000,
+    },
+    "for a list that is none": {
+        "item for a tuple": b")Na",
+        "item for a text": text("x") + b"(Ne",
+    },
+    "without type or value": {
+        "numpy number without bytes": call(
+            "numpy.core.multiarray", "scalar", call("numpy", "dtype", text("f8"), b"\x89", b"\x88"),
+            call("_codecs", "encode", text("x"), text("latin1")),
+        ),
+    },
+    "a device that is none": {
+        "device of no name": call("torch", "device", text("\x00nowhere")),
+        "device of a far number": call("torch", "device", text("cpu"), number(1 << 70)),
+    },
 }  # fmt: skip
-"""Files that claim what they have not, or that want more than they are."""
+"""What the message says -> files that claim what they have not, or that want more than they are."""
 
 
-def write_all(folder: Path) -> list[Path]:
-    files = []
-    for index, content in enumerate(MEMORY.values()):
-        files += [archive(folder / f"{index}.zip.pth", dictionary(a=content), ONE)]
-        if len(content) < 1_000_000:  # of these, one each: they take the longest
-            files += [stream(folder / f"{index}.stream.pth", dictionary(a=content), ONE)]
-    return files
+def write_all(folder: Path) -> dict[str, tuple[str, str]]:
+    """Files' names -> the attack, and what the message says."""
+    written = {}
+    for words, group in MEMORY.items():
+        for attack, content in group.items():
+            number = len(written)
+            written[archive(folder / f"{number}.zip.pth", dictionary(a=content), ONE).name] = attack, words
+            if len(content) < 500_000:  # of the others, one each: they take the longest
+                written[stream(folder / f"{number}.stream.pth", dictionary(a=content), ONE).name] = (
+                    attack,
+                    words,
+                )
+    return written
 
 
 READ_ALL = """
@@ -579,16 +625,39 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="bounds memory as Linux does")
 def test_no_file_takes_more_than_it_has(tmp_path):
     """All in one process that may take 600 MiB: the largest file has 2 MB, and one wants a terabyte."""
-    files = write_all(tmp_path)
+    written = write_all(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", READ_ALL, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     said = dict(line.split("\t") for line in done.stdout.splitlines())
-    assert said.keys() == {file.name for file in files}
-    names = list(MEMORY)
-    for file, message in said.items():
-        assert "cannot be read safely" in message, (names[int(file.partition(".")[0])], message)
+    assert said.keys() == written.keys()
+    for file, (attack, words) in written.items():
+        assert "cannot be read safely" in said[file], (attack, said[file])
+        assert words in said[file], (attack, said[file])
+
+
+def test_storages_that_the_file_does_not_hold_are_refused(tmp_path):
+    """Without checksums, so that nothing else finds it."""
+    path, content = tmp_path / "w.pth", dictionary(a=tensor(storage(1), (1,), (1,)))
+    archive(path, content, ONE)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", zlib.crc32(ONE["0"])), bytes(4)))
+    assert read_tensors(path)["a"].tolist() == [0]
+    for raw in ({"0": bytes(8)}, {"0": b""}, {"1": bytes(4)}, {}):
+        archive(path, content, raw)
+        path.write_bytes(path.read_bytes().replace(struct.pack("<I", zlib.crc32(bytes(8))), bytes(4)))
+        assert "bytes of storage '0' are missing" in refusal(path)
+    for key in ("../version", "../../w/version", "/etc/passwd"):
+        archive(path, dictionary(a=tensor(storage(1, key), (1,), (1,))), ONE)
+        assert "are missing" in refusal(path)
+    stream(path, content, {"0": bytes(8)})
+    assert "another number of elements" in refusal(path)
+    for raw in ({}, {"1": bytes(4)}, {"0": bytes(4), "1": b""}):
+        stream(path, content, raw)
+        assert "its list of storages" in refusal(path)
+    stream(path, content, {"0": bytes(4)})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "ends too early" in refusal(path)
 
 
 def test_hostile_archives_are_refused(tmp_path):
@@ -624,7 +693,7 @@ def test_a_directory_of_any_size_is_not_read(tmp_path):
         file.seek((40 << 20) + end)
         directory = (40 << 20) + end - int.from_bytes(data[end + 16 : end + 20], "little")
         file.write(data[end : end + 12] + directory.to_bytes(4, "little") + data[end + 16 :])
-    assert "MiB, more than any file of weights" in refusal(path)
+    assert "MiB, which no file of weights needs" in refusal(path)
 
 
 def test_entries_that_lie_elsewhere_are_refused(tmp_path):
@@ -636,6 +705,11 @@ def test_entries_that_lie_elsewhere_are_refused(tmp_path):
         data[at + offset : at + offset + 4] = value.to_bytes(4, "little")
         path.write_bytes(data)
         assert "damaged" in refusal(path)
+    for place in (1 << 40, (1 << 63) + 5):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("w/data.pkl", program(b"}"))
+            file.infolist()[0].header_offset = place
+        assert "is not where the directory says" in refusal(path)
 
 
 @FORMS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -192,5 +193,6 @@ FILES: Mapping[str, Maker] = {
     "weights.pth": torchvision_weights,
     "names.txt": lambda path: path.write_text("background\nboat\ndog\n"),
     "nvidia/mit-b2": mit,
+    "three-classes": functools.partial(own, classes=3),
 }
 """Name that a page may declare as given -> what makes it. `runs/PRESET` is known too: that preset is trained."""

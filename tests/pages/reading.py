@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WANTED = re.compile(r"^\| I want to [^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)+)", re.MULTILINE)
+"""A table `I want to ... | command | page`."""
 GIVEN = re.compile(r"^<!-- given: (.*?) -->$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w-]+\.(?:py|yaml|yml))\n")
 
@@ -31,10 +33,17 @@ def page_id(path: Path) -> str:
 
 
 def blocks(path: Path, *languages: str) -> list[Block]:
-    """The fenced blocks of a page in their order; of all languages if none is named."""
+    """The fenced blocks of a page in their order; of all languages if none is named.
+
+    The commands of a table `I want to ... | command | page` are a block of the shell.
+    """
     text = path.read_text(encoding="utf-8")
-    found = (Block(m[1], m[2], text.count("\n", 0, m.start()) + 1) for m in FENCE.finditer(text))
-    return [block for block in found if not languages or block.language in languages]
+    found = [(m.start(), m[1], m[2]) for m in FENCE.finditer(text)]
+    for table in WANTED.finditer(text):
+        cells = (row.split("|")[2] for row in table[1].splitlines())
+        found.append((table.start(), "sh", "".join(f"{cell.strip(' `')}\n" for cell in cells)))
+    every = [Block(name, code, text.count("\n", 0, start) + 1) for start, name, code in sorted(found)]
+    return [block for block in every if not languages or block.language in languages]
 
 
 def prose(path: Path) -> str:

@@ -35,7 +35,10 @@ NOT_RUN = {
 }
 """Beginning of a command (or Python block) that is not executed -> why."""
 MADE = {
-    "README.md": ["runs/voc-15-5-mib/steps/01/metrics.json", "data.yaml", "data_preview.html"],
+    "README.md": [
+        "runs/voc-15-5-mib/steps/01/metrics.json", "data.yaml", "data_preview.html", "runs/demo-sweep/sweep.json",
+        "runs/demo-mib/report.html", "runs/demo-mib/bundle-v2",
+    ],
     "docs/quickstart.md": [
         "runs/demo-ft", "runs/demo-mib/steps/01/confusion.npz", "runs/demo-joint", "data.yaml", "data_preview.html",
         "bundle/MODEL_CARD.md", "runs/signs/steps/01/metrics.json",
@@ -48,6 +51,10 @@ MADE = {
     "docs/deploy.md": ["runs/mine/bundle", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
     "docs/features.md": ["looks/mib/drift.csv"],
     "docs/many-runs.md": ["runs/demo-sweep/sweep.json", "tables/compare.html", "tables/compare.tex"],
+    "docs/python.md": [
+        "runs/demo-mib/report.html", "out/classes.json", "runs/demo-sweep/compare.html", "bundle-v2/MODEL_CARD.md",
+        "diff/diff.png", "adopted/MODEL_CARD.md", "data.yaml", "data_preview.html",
+    ],
     "docs/report.md": ["runs/demo-mib/report.html", "mib.html"],
 }  # fmt: skip
 """Page -> what it says is there in the end, beside what the commands themselves name as their results."""

@@ -16,6 +16,7 @@ from parsed_pages import Parsed, parsed
 import everseg
 from everseg.errors import CheckpointError, ConfigError
 from everseg.reports.compare import tables
+from everseg.reports.compare.comparison import Estimate, collect
 from everseg.reports.compare.statistics import spread
 from everseg.runs.folder import RunFolder
 
@@ -52,7 +53,7 @@ def test_spread_is_the_mean_and_the_sample_standard_deviation() -> None:
 
 
 def test_means_and_deviations_are_the_known_ones(sweep: Path) -> None:
-    made = everseg.compare([sweep], write=False)
+    made = collect([sweep])[0]
     assert len(made["tables"]) == 1
     ft = group(made, "ft")
     assert (ft["seeds"], ft["joint"]) == ([0, 1, 2], False)
@@ -71,22 +72,39 @@ def test_means_and_deviations_are_the_known_ones(sweep: Path) -> None:
     assert group(made, "mib")["scores"]["time"]["mean"] is None, "no journal, no time"
 
 
-def test_differences_are_paired_by_seed(sweep: Path) -> None:
+def test_the_result_has_the_numbers_as_attributes(sweep: Path) -> None:
     made = everseg.compare([sweep], write=False)
+    (stored,) = made.to_json()["tables"]
+    (table,) = made.tables
+    assert (table.title, table.base, table.numbers) == (stored["title"], "ft", tuple(stored["numbers"]))
+    ft, mib, joint = table.groups
+    assert (ft.name, ft.seeds, ft.joint, joint.joint) == ("ft", (0, 1, 2), False, True)
+    assert ft.scores["old (no bg)"] == Estimate(near(0.2), near(0.1), 3, None)
+    assert ft.values["old (no bg)"] == near((0.1, 0.2, 0.3))
+    assert ft.differences is None
+    assert mib.differences["old (no bg)"].mean == near(0.55)
+    assert ft.runs[0] == sweep / "ft-0"
+    assert made.files == ()
+    assert "20.0 ± 10.0" in str(made)
+    assert "<td" in made._repr_html_()
+
+
+def test_differences_are_paired_by_seed(sweep: Path) -> None:
+    made = collect([sweep])[0]
     assert made["tables"][0]["base"] == "ft"
     assert group(made, "ft")["differences"] is None
     mib = group(made, "mib")["differences"]
     assert mib["old (no bg)"] == near({"mean": 0.55, "sd": 0.05 * 2**0.5, "n": 2, "interval": None})
     assert mib["new (no bg)"] == near({"mean": -0.15, "sd": 0.05 * 2**0.5, "n": 2, "interval": None})
     assert group(made, "joint")["differences"]["all (no bg)"]["n"] == 1
-    turned = everseg.compare([sweep], against="mib", write=False)
+    turned = collect([sweep], against="mib")[0]
     assert group(turned, "ft")["differences"]["old (no bg)"]["mean"] == near(-0.55)
     with pytest.raises(ConfigError, match=r"no group 'mb'; did you mean 'mib'"):
-        everseg.compare([sweep], against="mb", write=False)
+        collect([sweep], against="mb")[0]
 
 
 def test_joint_training_is_the_upper_bound_below_the_others(sweep: Path) -> None:
-    made = everseg.compare([sweep], write=False)
+    made = collect([sweep])[0]
     assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft", "mib", "joint"]
     joint = group(made, "joint")
     assert joint["scores"]["old (no bg)"]["mean"] == near(0.9)
@@ -96,14 +114,14 @@ def test_joint_training_is_the_upper_bound_below_the_others(sweep: Path) -> None
 
 
 def test_both_background_conventions_are_shown_where_they_differ(sweep: Path, tmp_path: Path) -> None:
-    (table,) = everseg.compare([sweep], write=False)["tables"]
+    (table,) = collect([sweep])[0]["tables"]
     (first, counted), (second, without) = tables.conventions(table)
     assert (first, second) == ("background counted", "background left out of the means")
     assert list(counted) == ["old", "new", "all", "average", "forgetting", "time"]
     assert tables.score_rows(table, without)[0]["old"] == "20.0 ± 10.0"
     assert tables.score_rows(table, counted)[0]["old"] != "20.0 ± 10.0"
     made_run(tmp_path / "n", "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), background=None)
-    (table,) = everseg.compare([tmp_path / "n"], write=False)["tables"]
+    (table,) = collect([tmp_path / "n"])[0]["tables"]
     assert [title for title, _ in tables.conventions(table)] == [""]
 
 
@@ -126,7 +144,7 @@ def test_runs_made_otherwise_get_a_table_of_their_own(
     made_run(
         tmp_path, "two", "demo-mib", **two_steps(0.8, 0.1, 0.5), overrides=[*base, *overrides], **options
     )
-    made = everseg.compare([tmp_path / "one", tmp_path / "two"], write=False)
+    made = collect([tmp_path / "one", tmp_path / "two"])[0]
     assert [len(table["groups"]) for table in made["tables"]] == [1, 1]
     assert made["tables"][0]["reasons"] == []
     assert any(text.startswith(reason) for text in made["tables"][1]["reasons"]), made["tables"][1]["reasons"]
@@ -136,7 +154,7 @@ def test_runs_made_otherwise_get_a_table_of_their_own(
 def test_other_training_is_one_table_with_what_differs(tmp_path: Path) -> None:
     for name, overrides in (("a", []), ("b", ["train.lr_next=0.5"]), ("c", ["train.lr_next=0.5", "seed=1"])):
         made_run(tmp_path, name, "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=overrides)
-    made = everseg.compare([tmp_path], write=False)
+    made = collect([tmp_path])[0]
     (table,) = made["tables"]
     usual = RunFolder(tmp_path / "a").config().train.lr_next
     assert [(g["name"], g["seeds"]) for g in table["groups"]] == [
@@ -151,7 +169,7 @@ def test_aliases_are_one_task(tmp_path: Path) -> None:
     steps = [{"default": counts(*[0.5] * (sum(size) - 1))} for size in sizes]
     for name, preset in (("a", "voc-15-1-mib"), ("b", "voc-15-5s-ft")):
         made_run(tmp_path, name, preset, steps, sizes)
-    assert len(everseg.compare([tmp_path], write=False)["tables"]) == 1
+    assert len(collect([tmp_path])[0]["tables"]) == 1
 
 
 def test_the_same_run_twice_counts_once_and_other_versions_are_told(tmp_path: Path) -> None:
@@ -160,7 +178,7 @@ def test_the_same_run_twice_counts_once_and_other_versions_are_told(tmp_path: Pa
     made_run(
         tmp_path, "c", "demo-mib", **two_steps(0.8, 0.9, 0.9), versions={"everseg": "0.1.0", "torch": "1.0"}
     )
-    made = everseg.compare([tmp_path, tmp_path / "a"], write=False)
+    made = collect([tmp_path, tmp_path / "a"])[0]
     assert group(made, "ft")["seeds"] == [0]
     assert group(made, "ft")["scores"]["old (no bg)"]["mean"] == near(0.1)
     assert any("b is the same run as" in note for note in made["notes"])
@@ -172,7 +190,7 @@ def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="half is not finished"):
         everseg.compare([tmp_path / "x"])
     made_run(tmp_path / "x", "whole", "demo-ft", **two_steps(0.8, 0.1, 0.5))
-    made = everseg.compare([tmp_path / "x"], write=False)
+    made = collect([tmp_path / "x"])[0]
     assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft"]
     assert "half is not finished and left out" in made["notes"][0]
     with pytest.raises(ConfigError, match="no run folder") as caught:
@@ -193,7 +211,7 @@ def test_over_domains_numbers_are_per_domain_and_the_drop_is_against_the_same_se
     for seed in (0, 1):
         run(f"mdil-{seed}", "camvid-day-dusk-mdil", seed, {"day": 0.8}, {"day": 0.6, "dusk": 0.4 + seed / 10})
         run(f"single-{seed}", "camvid-day-dusk-single", seed, {"day": 0.8}, {"dusk": 0.8 + seed / 10})
-    made = everseg.compare([tmp_path], write=False)
+    made = collect([tmp_path])[0]
     (table,) = made["tables"]
 
     def miou(iou: float) -> float:
@@ -218,11 +236,16 @@ def test_published_rows_stand_only_where_conventions_match(tmp_path: Path) -> No
         given = {"steps": steps, "groups": [(16,), (16, 5)]}
         made_run(tmp_path, f"m{seed}", "voc-15-5-overlapped-mib", **given, overrides=[*VOC, f"seed={seed}"])
     made_run(tmp_path, "f", "voc-15-5-overlapped-ft", **given)
-    (table,) = everseg.compare([tmp_path], write=False)["tables"]
+    (table,) = collect([tmp_path])[0]["tables"]
     (source,) = [s for s in table["published"] if s["paper"].startswith("MiB")]
     assert [row["group"] for row in source["ours"]] == ["mib"], "fine-tuning began from random weights"
     assert source["ours"][0]["1-15"] == near({"mean": 60.0, "sd": 200**0.5, "n": 2})
     assert source["ours"][0]["16-20"] == near({"mean": 20.0, "sd": 0.0, "n": 2})
+    (typed,) = [
+        s for s in everseg.compare([tmp_path], write=False).tables[0].published if s.title == source["title"]
+    ]
+    assert typed.ours["mib"]["1-15"] == Estimate(near(60.0), near(200**0.5), 2, None)
+    assert typed.rows["mib"] == {"1-15": 75.5, "16-20": 49.4, "all": 69.0}
     rows = tables.published_rows(source)
     assert rows[0] == {
         "method": "mib (here, 2 runs)",
@@ -242,7 +265,7 @@ def test_published_rows_stand_only_where_conventions_match(tmp_path: Path) -> No
 def test_the_page_needs_nothing_else_and_says_the_numbers(sweep: Path) -> None:
     made = everseg.compare([sweep])
     page = parsed(sweep / "compare.html")
-    assert [Path(path).name for path in made["files"]] == ["compare.html", "compare.csv", "compare.tex"]
+    assert [path.name for path in made.files] == ["compare.html", "compare.csv", "compare.tex"]
     assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         for name in ("src", "href"):
@@ -267,7 +290,7 @@ def test_the_csv_holds_full_numbers(sweep: Path) -> None:
 
 
 def test_the_latex_is_a_plain_table_with_every_name_escaped(sweep: Path) -> None:
-    made = everseg.compare([sweep], write=False)
+    made = collect([sweep])[0]
     made["tables"][0]["groups"][0]["name"] = r"f_t & 50% {x} \input{a} $~^#"
     text = tables.latex(made)
     assert r"f\_t \& 50\% \{x\} \textbackslash{}input\{a\} \$\textasciitilde{}\textasciicircum{}\#" in text
@@ -284,7 +307,7 @@ def test_the_latex_is_a_plain_table_with_every_name_escaped(sweep: Path) -> None
 
 def test_a_hostile_name_is_text_everywhere(tmp_path: Path) -> None:
     made_run(tmp_path, "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=["data.options.light=dusk"])
-    made = everseg.compare([tmp_path], write=False)
+    made = collect([tmp_path])[0]
     made["tables"][0]["groups"][0]["name"] = '<script>alert("x")</script>\x1b[31m'
     page = Parsed(tables.html(made))
     assert "script" not in {tag for tag, _ in page.tags}

@@ -25,9 +25,9 @@ def run(tmp_path: Path) -> Path:
     )
 
 
-def found(run: Path) -> Any:
+def found(run: Path, refused: list[str] | None = None) -> Any:
     folder = RunFolder(run)
-    return joint_beside(folder, folder.config(), tracks_of(folder))
+    return joint_beside(folder, folder.config(), tracks_of(folder), refused)
 
 
 def test_the_joint_run_beside_gives_the_last_row(run: Path) -> None:
@@ -60,7 +60,15 @@ def test_another_setting_is_no_bound(run: Path, change: str) -> None:
 
 def test_other_test_images_or_classes_or_an_unfinished_run_are_no_bound(run: Path) -> None:
     made_run(run.parent, "a-joint", "demo-joint", **JOINT, digest="other")
-    assert found(run) is None
+    refused = list[str]()
+    assert found(run, refused) is None
+    assert refused == ["The joint run a-joint is left out: it was tested on other images or labels."]
+    made_run(run.parent, "b-joint", "demo-joint", **JOINT)
+    refused.clear()
+    assert (found(run, refused)[0], refused) == ("b-joint", []), (
+        "another one is taken: nobody misses the first"
+    )
+    shutil.rmtree(run.parent / "b-joint")
     shutil.rmtree(run.parent / "a-joint")
     made_run(run.parent, "a-joint", "demo-joint", [{"default": counts(0.9, 0.7)}], [(2, 1)])
     assert found(run) is None
@@ -71,7 +79,8 @@ def test_other_test_images_or_classes_or_an_unfinished_run_are_no_bound(run: Pat
     document["branches"]["default"]["names"][1:3] = ["c2", "c1"]
     shutil.rmtree(joint / "steps/00/final")
     save_folder(joint / "steps/00/final", {"model": {}}, {"classes": document})
-    assert found(run) is None, "another order"
+    assert found(run, refused) is None, "another order"
+    assert refused == ["The joint run a-joint is left out: it knows other classes, or in another order."]
     (joint / "steps/00/metrics.json").unlink()
     assert found(run) is None
 

@@ -59,7 +59,7 @@ def copy(finished: everseg.Run, tmp_path: Path) -> Path:
 
 def made(path: Path, **options: Any) -> Parsed:
     folder = RunFolder(path)
-    return parsed(Path(write_report(folder, folder.config(), **options)["path"]))
+    return parsed(write_report(folder, folder.config(), **options).path)
 
 
 # ---------------------------------------------------------------- the end of a run
@@ -72,10 +72,10 @@ def test_a_finished_run_has_its_report_and_making_it_again_gives_the_same_bytes(
     folder = RunFolder(copy)
     result = write_report(folder, finished.config, images=html.AUTOMATIC_IMAGES)
     assert (copy / "report.html").read_bytes() == first
-    assert result["bytes"] == len(first) < page.LIMIT
-    assert result["charts"] == 6
-    assert result["pictures"] > 3
-    assert result["notes"] == []
+    assert result.bytes == len(first) < page.LIMIT
+    assert result.charts == 6
+    assert result.pictures > 3
+    assert result.notes == ()
 
 
 def test_the_report_changes_nothing_else(finished: everseg.Run, copy: Path) -> None:
@@ -376,10 +376,10 @@ def test_without_the_data_the_report_is_made_without_pictures(tmp_path: Path) ->
 
 
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
-    result = api.features(copy, overrides=[USER_CODE], quiet=True, limit=10, images=4)
+    result = api.features(copy, overrides=[USER_CODE], quiet=True, pixels=10, images=4)
     given = made(copy, images=0)
     shown = [a["alt"] for a in given.all("img")]
-    assert len(shown) == len(result["pictures"])
+    assert len(shown) == len(result.pictures)
     assert "Step 0 against step 1" in given.text
     (copy / "features" / "before-0-after-1" / "drift.json").write_text("{")
     assert made(copy, images=0).all("img") == [], "a damaged one is passed over"

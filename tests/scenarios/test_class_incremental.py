@@ -180,9 +180,7 @@ def test_lists_replace_the_rule_and_keep_their_order(dataset, groups, counts):
     assert train(steps) == [(4, 0), (5, 1), (6,)]
     with pytest.raises(ConfigError, match="2 image lists for 3 steps"):
         class_incremental(dataset, groups, counts, lists=[[0], [1]])
-    with pytest.raises(
-        DataError, match=r"list of step 1: position 8 is outside.*list of step 2: image 6 is listed 2"
-    ):
+    with pytest.raises(DataError, match=r"step 1: position 8.*step 2: image 6.* 2"):
         class_incremental(dataset, groups, counts, lists=[[0], [8], [6, 6]])
 
 
@@ -201,22 +199,24 @@ def test_all_classes_without_an_image_are_named_at_once(dataset, groups, counts)
     with pytest.raises(DataError) as caught:
         class_incremental(dataset, groups, counts)
     text = str(caught.value)
-    assert "step 0 (cat, cow): no image of split 'train' has cow" in text
+    assert "step 0 (cat, cow)" in text
+    assert "'train' has cow" in text
     assert "step 2 (sheep): no image of split 'train' to train on" in text
-    assert "step 2 (sheep): no image of split 'train' has sheep" in text
+    assert "step 2 (sheep)" in text
+    assert "'train' has sheep" in text
     assert "everseg data check" in text
 
 
 def test_a_class_that_only_other_steps_images_have_is_named(dataset, groups, counts):
     counts["train"][4, 3] = 1
-    with pytest.raises(DataError, match=r"step 0 .*no training image of this step has cow.*overlapped"):
+    with pytest.raises(DataError, match=r"step 0 .* has cow.*overlapped"):
         class_incremental(dataset, groups, counts, protocol="disjoint")
-    with pytest.raises(DataError, match=r"no training image of this step has cow; check scenario.lists"):
+    with pytest.raises(DataError, match=r"has cow.*scenario\.lists"):
         class_incremental(dataset, groups, counts, lists=[[0], [1], [6]])
 
 
 def test_a_step_without_test_images_is_refused(dataset, groups, counts):
-    with pytest.raises(DataError, match=r"step 0 .*no image of split 'val' has any class taught so far"):
+    with pytest.raises(DataError, match=r"step 0 .*'val'.*taught so far"):
         class_incremental(dataset, groups, {**counts, "val": counts["val"][1:4]})
 
 
@@ -258,7 +258,7 @@ def test_single_in_the_configuration_teaches_every_step_afresh(dataset, counts):
     ("settings", "message"),
     [
         ({"single": True, "joint": True}, "scenario.single: cannot be combined with scenario.joint"),
-        ({"void_channel": True}, "scenario.void_channel: a void output is for domains without background"),
+        ({"void_channel": True}, r"scenario\.void_channel: .*without background"),
         ({"steps": [{"domain": "day"}]}, "scenario.steps: steps of domains need data.domains"),
     ],
 )

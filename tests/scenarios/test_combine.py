@@ -71,7 +71,7 @@ def test_joint_does_not_train_what_any_step_held_out(dataset, groups, counts):
 def test_cross_validation_keeps_the_lists_order_and_refuses_one_image(dataset, groups, counts):
     lists = [[7, 4, 1, 0], [5, 2], [6]]
     steps = class_incremental(dataset, groups, counts, lists=lists)
-    with pytest.raises(DataError, match=r"step 2: 1 training image\(s\) cannot be split"):
+    with pytest.raises(DataError, match=r"step 2: 1 training image.*split"):
         cross_validation(steps, seed=0)
     for step, full in zip(cross_validation(steps[:2], seed=0), lists, strict=False):
         kept, held = step.train[0].indices, step.val[0].indices

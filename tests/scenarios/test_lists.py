@@ -76,9 +76,7 @@ def test_published_lists_need_the_complete_data_set_and_a_published_task(sized):
     assert len(resolve_lists(config, sized("ade", 20210), 2)) == 2
     with pytest.raises(DataError, match=r"20210 images, this one has 100"):
         resolve_lists(config, sized("ade", 100), 2)
-    with pytest.raises(
-        ConfigError, match=r"no published lists for ade, task 100-50b, overlapped \(published: 100-10 "
-    ):
+    with pytest.raises(ConfigError, match=r"ade, task 100-50b, overlapped.*published: 100-10 "):
         resolve_lists(config.model_copy(update={"protocol": "overlapped"}), sized("ade", 20210), 2)
     ordered = ScenarioConfig(task="15-5", protocol="disjoint", lists="published", order=list(range(1, 21)))
     with pytest.raises(ConfigError, match="an order of your own"):
@@ -137,7 +135,8 @@ def test_all_faults_in_own_lists_are_told_with_their_file(tmp_path):
     with pytest.raises(DataError) as caught:
         read_lists(tmp_path, 6, IDS)
     text = str(caught.value)
-    assert "train-0.npy: position 8 is outside the split (0 to 7)" in text
+    assert "train-0.npy: position 8" in text
+    assert "0 to 7" in text
     assert "train-1.npy: expected one row of integers" in text
     assert "train-2.txt: 1 of 2 lines are neither ids" in text
     assert "first 'farm/99'" in text

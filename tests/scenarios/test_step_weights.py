@@ -87,10 +87,10 @@ def test_published_weights_are_matched_by_class_name(name, counts):
 
 def test_published_weights_that_do_not_exist_are_told(data, counts):
     config = ScenarioConfig(kind="domain-incremental", class_weights="published")
-    with pytest.raises(ConfigError, match="none are published for data set 'street'"):
+    with pytest.raises(ConfigError, match=r"published.*'street'"):
         build(config, data, counts, seed=0)
     renamed = {"day": Dataset("idd", RawLabels({0: "road", 1: "rikscha"}, background=None), {})}
-    with pytest.raises(ConfigError, match=r"no weight of 'rikscha' is published for data set 'idd'"):
+    with pytest.raises(ConfigError, match=r"'rikscha'.*published.*'idd'"):
         build(config, renamed, counts, seed=0)
 
 
@@ -102,7 +102,7 @@ def test_published_weights_of_two_data_sets_on_one_path_must_agree(counts):
     one, two = build(config, data, counts, seed=0)  # one after the other each has its own
     assert one.class_weights["all"] == tuple(published_weights("cityscapes")[n] for n in ("road", "sky"))
     assert two.class_weights["all"] == tuple(published_weights("idd")[n] for n in ("road", "sky"))
-    with pytest.raises(ConfigError, match="'road' differ between the data sets of the path 'all'"):
+    with pytest.raises(ConfigError, match=r"'road' differ.*'all'"):
         build(config.model_copy(update={"joint": True}), data, counts, seed=0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from everseg.runs.commit import save_folder, write_json
 from everseg.runs.folder import RunFolder
 from everseg.sweeps import launch
 from everseg.sweeps.plan import grid
+from everseg.sweeps.sweep import Sweep
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -86,9 +88,9 @@ def test_every_variant_of_a_preset_is_one() -> None:
         ({"methods": []}, "--methods: expected at least one"),
         ({"methods": ["ft", "ft"]}, "--methods: ft comes twice"),
         ({"seeds": [1, 1]}, "--seeds: 1 comes twice"),
-        ({"overrides": ["seed=4"]}, "seed: the sweep decides it; use --seeds"),
+        ({"overrides": ["seed=4"]}, "seed: .*--seeds"),
         ({"overrides": ["train.epoch=4"]}, "train.epoch"),
-        ({"source": "demoo"}, "no preset and no file 'demoo'; did you mean 'demo'"),
+        ({"source": "demoo"}, "'demoo'.*'demo'"),
         ({"source": "nothing.yaml"}, "nothing.yaml"),
     ],
 )
@@ -100,7 +102,7 @@ def test_mistakes_are_told_before_anything_runs(given: dict[str, Any], message: 
 
 def test_a_folder_with_other_settings_stops_the_sweep_at_once(fake: Fake, tmp_path: Path) -> None:
     sweep_here(tmp_path, ["ft"])
-    with pytest.raises(ConfigError, match=r"demo-ft-s0 holds a run with other settings: train.epochs"):
+    with pytest.raises(ConfigError, match=r"demo-ft-s0.*other settings: train\.epochs"):
         sweep_here(tmp_path, ["ft"], overrides=["train.epochs=1"])
     assert fake.started == ["demo-ft-s0"]
 
@@ -146,7 +148,7 @@ class Fake:
                 return {"exit_code": 5, "error": "step 0, iteration 3: the loss is not finite"}
             if not folder.step(0).exists():
                 self.trained.append(config.name)
-            self.leave(folder, config, threads)
+            self.leave(folder, config, config.train.threads or threads)
             return {"exit_code": 0, "error": None}
         finally:
             with self.lock:
@@ -179,7 +181,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return made
 
 
-def sweep_here(out: Path, methods: list[str], **options: Any) -> dict[str, Any]:
+def sweep_here(out: Path, methods: list[str], **options: Any) -> Sweep:
     return everseg.sweep("demo", methods, out=out, quiet=True, **options)
 
 
@@ -187,14 +189,14 @@ def test_a_shared_first_step_is_trained_once_per_seed(fake: Fake, tmp_path: Path
     done = sweep_here(tmp_path, ["ft", "lwf", "mib", "ewc"], seeds=(0, 1))
     assert sorted(fake.trained) == ["demo-ewc-s0", "demo-ewc-s1", "demo-ft-s0", "demo-ft-s1"]
     assert fake.most == 1
-    shared = {row["name"]: row["shared_from"] for row in done["runs"]}
+    shared = {row.name: row.shared_from for row in done.runs}
     assert shared["demo-mib-s1"] == shared["demo-lwf-s1"] == "demo-ft-s1"
-    assert {row["state"] for row in done["runs"]} == {"finished"}
+    assert {row.state for row in done.runs} == {"finished"}
     document = json.loads((tmp_path / "sweep.json").read_text())
     assert {run["name"]: run.get("shared_from") for run in document["runs"]} == shared
     again = sweep_here(tmp_path, ["ft", "lwf", "mib", "ewc"], seeds=(0, 1))
     assert len(fake.started) == 8, "nothing is done twice"
-    assert {row["state"] for row in again["runs"]} == {"finished"}
+    assert {row.state for row in again.runs} == {"finished"}
     sweep_here(tmp_path, ["ilt"], seeds=(0,))
     assert "demo-ilt-s0" in fake.trained, "only runs of the same call share"
 
@@ -206,7 +208,7 @@ def test_runs_in_parallel_wait_for_their_first_step_only(
     done = sweep_here(tmp_path, ["ft", "lwf", "mib"], seeds=(0, 1), jobs=2)
     assert sorted(fake.trained) == ["demo-ft-s0", "demo-ft-s1"]
     assert fake.most == 2
-    assert (done["threads"], fake.threads) == (2, {2})
+    assert (done.threads, fake.threads) == (2, {2})
     sweep_here(tmp_path, ["ft", "ewc"], jobs=1)
     assert fake.threads == {2}, "a sweep keeps the threads it was begun with"
 
@@ -218,8 +220,10 @@ def test_a_failure_is_listed_and_stops_nothing_and_another_run_trains_the_first_
     arguments = ("sweep", "demo", "--methods", "ft,lwf,mib", "--out", tmp_path, "--quiet")
     code, out, err = call(*arguments)
     assert code == 5
-    assert "demo-ft-s0: exit code 5: step 0, iteration 3: the loss is not finite" in err
-    assert "1 of 3 runs stopped; the same command continues them" in out
+    assert "demo-ft-s0: exit code 5: " in err
+    assert "step 0, iteration 3: the loss is not finite" in err
+    assert "1 of 3 runs stopped" in out
+    assert "the same command" in out
     assert fake.trained == ["demo-lwf-s0"]
     document = {run["name"]: run for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]}
     assert document["demo-ft-s0"]["exit_code"] == 5
@@ -239,8 +243,8 @@ def test_a_run_that_saved_itself_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, state: str
 ) -> None:
     monkeypatch.setattr(launch, "run_process", lambda *_, **__: {"exit_code": code, "error": "stopped"})
-    (row,) = sweep_here(tmp_path, ["ft"])["runs"]
-    assert (row["state"], row["exit_code"]) == (state, code)
+    (row,) = sweep_here(tmp_path, ["ft"]).runs
+    assert (row.state, row.exit_code) == (state, code)
 
 
 def test_one_run_alone(fake: Fake, tmp_path: Path, call: Call) -> None:
@@ -321,7 +325,7 @@ def test_ray_gets_the_runs_as_tasks_with_their_threads(
     )
     monkeypatch.setitem(sys.modules, "ray", module)
     done = sweep_here(tmp_path, ["ft", "lwf", "mib"], seeds=(0, 1), on="ray")
-    assert {row["state"] for row in done["runs"]} == {"finished"}
+    assert {row.state for row in done.runs} == {"finished"}
     assert sorted(fake.trained) == ["demo-ft-s0", "demo-ft-s1"]
     assert fake.most >= 2
     assert asked[1]["num_cpus"] == 1
@@ -350,7 +354,9 @@ def test_slurm_gets_an_array_and_those_that_share_depend_on_the_first(
         tmp_path / "o",
         "--slurm",
     )
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    bash, tools = shutil.which("bash"), os.environ["PATH"]
+    assert bash is not None
+    monkeypatch.setenv("PATH", str(bin_folder))  # no sbatch, whatever this machine has
     code, out, _ = call(*arguments, "train.epochs=1")
     assert code == 0
     script = tmp_path / "o" / "sweep.sbatch"
@@ -360,18 +366,21 @@ def test_slurm_gets_an_array_and_those_that_share_depend_on_the_first(
     names = [line.strip() for line in script.read_text().split("NAMES=(\n")[1].split(")")[0].splitlines()]
     assert names[:2] == ["demo-ft-s0", "demo-ft-s1"]
     assert names[4:] == ["demo-mib-s0", "demo-mib-s1"]
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert subprocess.run([bash, "-n", script], check=False).returncode == 0
     fake_sbatch = bin_folder / "sbatch"
     fake_sbatch.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho "$(wc -l < {calls})7;cluster"\n')
     fake_sbatch.chmod(fake_sbatch.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{tools}")
     code, out, _ = call(*arguments, "train.epochs=1", "--json")
     assert code == 0
     assert json.loads(out)["slurm"]["jobs"] == ["17", "27"]
     assert "--dependency=afterany:17" in calls.read_text().splitlines()[1]
 
 
-def test_the_slurm_tasks_command_is_the_sweeps_own(fake: Fake, tmp_path: Path, call: Call) -> None:
+def test_the_slurm_tasks_command_is_the_sweeps_own(
+    fake: Fake, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing is submitted, even where there is sbatch
     call("sweep", "demo", "--methods", "ft,mib", "--out", tmp_path / "o", "--slurm", "train.epochs=1")
     line = (tmp_path / "o/sweep.sbatch").read_text().splitlines()[-1]
     words = line.replace('"${NAMES[$SLURM_ARRAY_TASK_ID]}"', "demo-mib-s0").split()
@@ -405,5 +414,5 @@ def test_a_real_sweep_gives_the_runs_that_training_alone_gives(tmp_path: Path, c
     assert complete(alone) == 0
     assert results(tmp_path / "sweep/toy-mib-s3") == results(tmp_path / "alone/toy-mib-s3")
     made = everseg.compare([tmp_path / "sweep"])
-    assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft", "mib"]
-    assert made["tables"][0]["groups"][1]["scores"]["time"]["mean"] > 0
+    assert [group.name for group in made.tables[0].groups] == ["ft", "mib"]
+    assert made.tables[0].groups[1].scores["time"].mean > 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from everseg.cli.output import Json, Overrides, console_of_stdout, note, say, speaks, write_json
+from everseg.cli.output import Json, Overrides, give, note, say
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new bundle.")]
 Images = Annotated[
@@ -44,28 +44,24 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a bundle: weights, ONNX, class ids, model card, example; complete by itself, no training images inside."""
-    from everseg import registry
-    from everseg.deploy.export import export as make
+    from everseg import api
 
-    bundle = make(
+    bundle = api.export(
         path,
         out,
         step=step,
         images=images,
         onnx=not no_onnx,
         overrides=overrides or [],
-        builder=None if model is None else registry.resolve("model", model),
+        builder=builder(model),
     )
-    if as_json:
-        write_json({"path": str(bundle.path), "sha256": bundle.digest, "parity": bundle.lineage["parity"]})
-        return
-    say_parity(bundle.lineage["parity"])
-    say(f"wrote {bundle.path}: {len(bundle.registry.classes)} classes, MODEL_CARD.md says the rest")
-    say(f"use it with: everseg predict {bundle.path} IMAGES -o out")
+    give(bundle, as_json)
+    if not as_json:
+        say(f"use it with: everseg predict {bundle.path} IMAGES -o out")
 
 
 def extend(
-    path: Annotated[
+    bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Bundle of the deployed model; stays as it is.")
     ],
     data: Annotated[str, typer.Option(help="A data.yaml that labels the new classes.")],
@@ -89,10 +85,10 @@ def extend(
     quiet: Quiet = False,
 ) -> None:
     """Teach a deployed model new classes from its bundle alone, without old data; the same command continues."""
-    from everseg.deploy.extend import extend as grow
+    from everseg import api
 
-    done = grow(
-        path,
+    done = api.extend(
+        bundle,
         data=data,
         add=[name.strip() for name in add.split(",") if name.strip()],
         method=method,
@@ -105,23 +101,7 @@ def extend(
         model=model,
         quiet=quiet,
     )
-    if not speaks():
-        return
-    if as_json:
-        write_json(done.to_json())
-        return
-    from everseg.reports.terminal import percent
-
-    say(
-        "new:  "
-        + ", ".join(f"{name} {percent(value)}" for name, value in done.new.items())
-        + " (IoU in percent)"
-    )
-    say(f"old:  {done.kept.text}")
-    if keep_at_least is not None:
-        say(f"gate: PASS, at least {percent(keep_at_least)} % asked for, {percent(done.kept.share)} % left")
-    say_parity(done.bundle.lineage["parity"])
-    say(f"wrote {done.bundle.path} ({path} is untouched; the run is {done.run})")
+    give(done, as_json)
 
 
 def diff(
@@ -139,33 +119,9 @@ def diff(
     quiet: Quiet = False,
 ) -> None:
     """Show where two models disagree on the same images, and which class became which."""
-    from everseg.deploy.diff import diff as compare
-    from everseg.reports.terminal import percent, table
+    from everseg import api
 
-    found = compare(a, b, images, out=out, largest=largest, domain=domain, quiet=quiet)
-    if as_json:
-        write_json(found)
-        return
-    rows = [
-        [row["image"], percent(row["share"]), ", ".join(_became(one) for one in row["became"][:3])]
-        for row in found["images"][:largest]
-    ]
-    console = console_of_stdout()
-    title = f"{a} and {b}: pixels that differ, {percent(found['share'])} % of {len(found['images'])} images"
-    console.print(
-        table(
-            ["image", "percent", "what became what (percent of the image)"],
-            rows,
-            title=title,
-            right="percent",
-        )
-    )
-    say("over all images: " + (", ".join(_became(one) for one in found["became"]) or "no difference"))
-    for name, which in (("only_a", a), ("only_b", b)):
-        if found[name]:
-            say(f"only {which} knows: {', '.join(found[name])}")
-    if found["sheet"]:
-        say(f"wrote {found['sheet']} and diff.json beside it")
+    give(api.diff(a, b, images, out=out, largest=largest, domain=domain, quiet=quiet), as_json)
 
 
 def adopt(
@@ -187,11 +143,12 @@ def adopt(
     ] = "imagenet",
     images: Images = None,
     no_onnx: NoOnnx = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a model that was not trained here into a bundle, checked by a forward pass."""
-    from everseg.deploy.adopt import adopt as take
+    from everseg import api
 
-    done = take(
+    done = api.adopt(
         weights,
         arch=arch,
         classes=classes,
@@ -200,29 +157,11 @@ def adopt(
         images=images,
         onnx=not no_onnx,
     )
-    say(f"check: {done.check}")
-    say_parity(done.bundle.lineage["parity"])
-    say(f"wrote {done.bundle.path}: {len(done.bundle.registry.classes)} classes")
-    if not done.background:
-        say("note: its first class is not the background, so everseg extend cannot go on from it")
-
-
-def _became(one: dict) -> str:
-    return f"{one['a']} -> {one['b']} {100 * one['share']:.1f}"
-
-
-def say_parity(parity: dict) -> None:
-    """Say how far the ONNX files and PyTorch are apart."""
-    for path, found in parity.items():
-        through = f" of path '{path}'" if len(parity) > 1 else ""
-        say(
-            f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest difference of "
-            f"a logit {found['logit_difference']:.1e}, same class on {100 * found['equal_pixels']:.4f} % of the pixels"
-        )
+    give(done, as_json)
 
 
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to look at.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to look at.")],
     other: Annotated[
         Path | None, typer.Argument(metavar="[BUNDLE2]", help="Another one to compare it with.")
     ] = None,
@@ -235,17 +174,19 @@ def serve(
     quiet: Quiet = False,
 ) -> None:
     """Show a page, on this machine only, to drop images on and see the classes of one or two bundles."""
-    from everseg import registry
-    from everseg.deploy.serve import Server
+    from everseg import api
 
-    with Server(
-        [path] if other is None else [path, other],
-        port,
-        builder=None if model is None else registry.resolve("model", model),
-        log=(lambda text: None) if quiet else note,
-    ) as server:
-        say(f"open {server.url} in a browser; end with Ctrl-C")
+    with api.serve(bundle, other, port=port, builder=builder(model), quiet=quiet) as serving:
+        give(serving)
+        say("end with Ctrl-C")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+            serving.wait()
     note("stopped")
+
+
+def builder(model: str | None) -> Any:
+    """The builder that `--model FILE.py:NAME` names; Python passes the function itself."""
+    from everseg import registry
+
+    return None if model is None else registry.resolve("model", model)

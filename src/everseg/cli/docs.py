@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from everseg.cli.output import console_of_stdout, say, unicode_output
+from everseg.cli.output import console_of_stdout, say
+from everseg.display import unicode_output
 from everseg.errors import ConfigError, near_miss
 from everseg.reports.text import columns
 

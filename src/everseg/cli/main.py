@@ -6,8 +6,6 @@ torch is imported only where a verb needs it, so that --help and the lists answe
 from __future__ import annotations
 
 import contextlib
-import copy
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -18,25 +16,26 @@ import typer
 
 from everseg.cli.convert import import_app
 from everseg.cli.data import data_app
-from everseg.cli.deploy import add_deploy_commands
+from everseg.cli.deploy import add_deploy_commands, builder
 from everseg.cli.docs import docs
 from everseg.cli.output import (
     Json,
     Overrides,
     console_of_stdout,
+    give,
     guarded,
     listing,
     note,
     say,
     speaks,
     under_headings,
-    unicode_output,
     write_json,
 )
 from everseg.cli.sweep import compare, sweep
 from everseg.reports.text import columns, value_text
 
 if TYPE_CHECKING:
+    from everseg.api import Demo
     from everseg.config.fields import DataConfig
 
 app = typer.Typer(
@@ -73,22 +72,16 @@ def demo(
 ) -> None:
     """Train fine-tuning, MiB and joint on generated scenes and show what was forgotten."""
     from everseg import api
-    from everseg.reports import terminal
 
-    rows = api.demo(out=out, seed=seed, quiet=quiet)
-    if not speaks():
+    def show(result: Demo) -> None:
+        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        give(result, as_json)
+        sys.stdout.flush()  # into a pipe too the table comes before the reports
+
+    done = api.demo(out=out, seed=seed, quiet=quiet, shown=show)
+    if as_json or not speaks():
         return
-    if as_json:
-        write_json(rows)
-        return
-    console = console_of_stdout()
-    console.print(
-        "Generated street scenes: step 0 teaches 4 classes, step 1 adds 2 without labels of the old ones.\n"
-    )
-    console.print(terminal.demo_table(rows, mark="▇" if unicode_output() else "#"))
-    for row in rows:
-        say(f"  {row['method']:<6} {row['path']}")
-    path = next((row["path"] for row in rows if row["method"] == "mib"), rows[-1]["path"])
+    path = next((row.path for row in done if row.method == "mib"), done[-1].path)
     commands = {
         f"everseg report {path}": "the page report.html in its folder again, with more pictures",
         "everseg show demo-mib": "every setting with its meaning",
@@ -114,20 +107,11 @@ def run(
 ) -> None:
     """Train and score every step; the same command continues an unfinished run."""
     from everseg import api
-    from everseg.reports import terminal
 
     done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
-    if not speaks():
+    give(done, as_json)
+    if as_json or not speaks():
         return
-    result = done.to_json()
-    if as_json:
-        write_json(result)
-        return
-    console = console_of_stdout()
-    console.print(terminal.run_table(result))
-    for text in (terminal.sequence_text(result), terminal.drop_text(result)):
-        if text:
-            say(text)
     if dry_run:
         say("dry run: every stage works; these scores mean nothing and nothing was kept")
     else:
@@ -146,23 +130,11 @@ def evaluate(
 ) -> None:
     """Score a finished step again, on its own test images or on others (data=... scenario.test_split=...)."""
     from everseg import api
-    from everseg.reports import terminal
 
-    result = api.evaluate(
+    scores = api.evaluate(
         path, step=step, overrides=overrides or [], domain=domain, infer_domain=infer_domain, quiet=quiet
     )
-    if not speaks():
-        return
-    if as_json:
-        write_json(result)
-        return
-    for branch, scores in result["branches"].items():
-        title = f"{result['run']}, step {result['step']}" + ("" if branch == "default" else f", {branch}")
-        console_of_stdout().print(terminal.scores_table(title, scores))
-    if "inferred" in result:
-        console_of_stdout().print(terminal.inferred_table(result))
-        if result["accuracy"] is not None:
-            say(f"{100 * result['accuracy']:.1f} % of the images took their own domain's path")
+    give(scores, as_json)
 
 
 @app.command()
@@ -176,16 +148,15 @@ def predict(
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the id mask and an overlay of every image."""
-    from everseg import api, registry
-    from everseg.inference.predict import MASK_IDS
+    from everseg import api
 
-    builder = None if model is None else registry.resolve("model", model)
     written = api.predict(
-        path, images, out, step=step, builder=builder, domain=domain, infer_domain=infer_domain
+        path, images, out, step=step, builder=builder(model), domain=domain, infer_domain=infer_domain
     )
-    say(f"{len(written)} masks and overlays in {out}; {MASK_IDS} there names the ids")
+    give(written, as_json)
 
 
 @app.command()
@@ -203,24 +174,19 @@ def features(
 ) -> None:
     """Compare the encoder's features before and after a step: PCA, t-SNE and the drift of class centres."""
     from everseg import api
-    from everseg.reports.feature_shift import drift_table
 
-    result = api.features(
+    drift = api.features(
         path,
         before=before,
         after=after,
         overrides=overrides or [],
         quiet=quiet,
         out=out,
-        limit=pixels,
+        pixels=pixels,
         images=images,
         seed=seed,
     )
-    if as_json:
-        write_json(result)
-        return
-    console_of_stdout().print(drift_table(result))
-    say(f"{', '.join(result['pictures'])}, drift.csv and drift.json in {result['path']}")
+    give(drift, as_json)
 
 
 @app.command("list")
@@ -269,13 +235,18 @@ def show(
         return
     if scenario is None:
         scenario = _at_hand(config.data)
-    steps = None
+    steps, notes = None, []
     if scenario:
-        from everseg.engine.prepare import describe_scenario
+        from everseg.engine.prepare import prepare
+        from everseg.progress import Progress
+        from everseg.scenarios.summary import summarise
 
-        steps = describe_scenario(config)
+        prepared = prepare(config, Progress())
+        steps, notes = summarise(prepared.steps, prepared.counts), list(prepared.notes)
+    for text in notes:
+        note(f"note: {text}")
     if as_json:
-        write_json({"config": loading.to_json(config), "scenario": steps})
+        write_json({"config": loading.to_json(config), "scenario": steps, "notes": notes})
         return
     rows = ((key, value_text(value), text) for key, value, text in loading.fields(config))
     say(columns(["key", "value", "help"], rows) + "\n")
@@ -315,14 +286,7 @@ def report(
     """Write one HTML page with everything a run says: scores, charts, pictures, where they come from."""
     from everseg import api
 
-    made = api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet)
-    if as_json:
-        write_json(made)
-        return
-    for text in made["notes"]:
-        note(f"note: {text}")
-    say(made["sentence"])
-    say(f"report: {made['path']} ({made['bytes'] / 1e6:.1f} MB)")
+    give(api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet), as_json)
 
 
 app.command()(sweep)
@@ -333,33 +297,13 @@ add_deploy_commands(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
-    # Looking for plug-ins of pydantic reads the metadata of every installed package; its own loader says how to not.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    brief = given[:1] in (["list"], ["show"], ["docs"]) and gc.isenabled()
-    if brief:
-        gc.disable()  # over before it could pay
-    code = guarded(_with_verb(given[0]) if given else app, given, debug)
-    if brief:
-        gc.enable()
+    code = guarded(app, given, debug)
     with contextlib.suppress(BrokenPipeError, ValueError):
         sys.stdout.flush()
     if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     raise SystemExit(code)
-
-
-def _with_verb(name: str) -> typer.Typer:
-    """The command line with one verb, or all if there is none of that name: Typer takes 1 ms for each that it has."""
-    verbs = [c for c in app.registered_commands if (c.name or getattr(c.callback, "__name__", "")) == name]
-    groups = [group for group in app.registered_groups if group.name == name]
-    if not (verbs or groups):
-        return app
-    found = copy.copy(app)
-    # Of a single command Typer would make the root: one more stands beside it.
-    found.registered_commands = [*verbs, next(c for c in app.registered_commands if c not in verbs)]
-    found.registered_groups = groups
-    return found

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import json
 import os
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib import resources
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
+from everseg.display import Result, Table, printable
 from everseg.errors import MORE, ConfigError, EversegError, near_miss
-from everseg.reports.text import printable
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
@@ -37,8 +34,7 @@ def listing(what: str) -> list[tuple[str, str]]:
     if what in LISTS:
         from everseg import registry
 
-        built_in = registry.BUILTIN[LISTS[what]]
-        return [(name, _summary_line(built_in.get(name, ""))) for name in registry.names(LISTS[what])]
+        return list(registry.summaries(LISTS[what]).items())
     if what == "presets":
         from everseg.config import presets
 
@@ -81,30 +77,9 @@ def _policy_text(policy: Any) -> str:
     )
 
 
-def _summary_line(address: str) -> str:
-    """First docstring line of a built-in object, read from its source: nothing is imported."""
-    module, _, attribute = address.partition(":")
-    file = resources.files("everseg").joinpath(
-        *f"{module}.py".replace(".", "/", module.count(".")).split("/")[1:]
-    )
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError):
-        return address
-    for node in tree.body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == attribute:
-            return (ast.get_docstring(node) or address).splitlines()[0]
-    return address
-
-
 def speaks() -> bool:
     """Only the first process of several prints results."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-
-
-def unicode_output() -> bool:
-    """Tell whether stdout can show block characters."""
-    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def console_of_stdout() -> Any:
@@ -129,40 +104,20 @@ def note(text: str) -> None:
     sys.stderr.write(printable(text) + "\n")
 
 
-def byte_progress(name: str) -> Callable[[int, int], None]:
-    """Report a download on stderr: in place on a terminal, else a line every 10 s."""
-    terminal = sys.stderr.isatty()
-    last = [0.0]
-
-    def advance(done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - last[0] < (0.2 if terminal else 10) and done != total:
-            return
-        last[0] = now
-        whole = f" of {total / 1e6:.0f}" if total else ""
-        sys.stderr.write(
-            f"{name}: {done / 1e6:.0f}{whole} MB" + ("\r" if terminal and done != total else "\n")
-        )
-        sys.stderr.flush()
-
-    return advance
-
-
-@contextmanager
-def sample_progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Report on stderr how many of the samples are done; the bar appears with the first."""
-    from everseg.progress import Progress
-
-    with Progress(quiet=quiet) as progress:
-        started: list[int] = []
-
-        def advance(done: int, total: int) -> None:
-            if not started:
-                started.append(total)
-                progress.begin(title, total)
-            progress.update(done)
-
-        yield advance
+def give(result: Result, as_json: bool = False) -> None:
+    """Print the result of a verb, of several processes in the first: notes on stderr, the rest or JSON on stdout."""
+    if not speaks():
+        return
+    for text in result.notes:
+        note(f"note: {text}")
+    if as_json:
+        write_json(result.to_json())
+        return
+    for piece in result.shown():
+        if isinstance(piece, str):
+            say(piece)
+        elif isinstance(piece, Table):
+            console_of_stdout().print(piece)
 
 
 def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from everseg.cli.output import Json, Overrides, console_of_stdout, note, say, write_json
+from everseg.cli.output import Json, Overrides, give
 from everseg.errors import ConfigError
 
 
@@ -33,12 +33,12 @@ def sweep(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train methods x seeds x tasks; shared first steps once; the same command continues what is unfinished."""
-    from everseg.sweeps.sweep import sweep as train_all
+    from everseg import api
 
     if ray and slurm:
         raise ConfigError("--ray and --slurm: give one of them")
     on: Literal["here", "ray", "slurm"] = "ray" if ray else "slurm" if slurm else "here"
-    result = train_all(
+    done = api.sweep(
         source,
         _words(methods),
         _numbers(seeds),
@@ -51,41 +51,10 @@ def sweep(
         dry_run=dry_run,
         quiet=quiet,
     )
-    if as_json:
-        write_json(result)
-    else:
-        _tell(result, dry_run)
-    codes = {row["exit_code"] for row in result["runs"] if row["exit_code"]}
+    give(done, as_json)
+    codes = {run.exit_code for run in done.runs if run.exit_code}
     if codes:
         raise typer.Exit(codes.pop() if len(codes) == 1 else 1)
-
-
-def _tell(result: dict[str, Any], dry_run: bool) -> None:
-    from everseg.reports import terminal
-
-    rows = [
-        [row["name"], row["state"], "" if row["state"] == "finished" and not row["shared_from"] else
-         f"copy of {row['shared_from']}" if row["shared_from"] else "trained here"]
-        for row in result["runs"]
-    ]  # fmt: skip
-    console_of_stdout().print(terminal.table(["run", "state", "first step"], rows))
-    failed = [row for row in result["runs"] if row["exit_code"]]
-    for row in failed:
-        note(f"{row['name']}: exit code {row['exit_code']}: {row['error']}")
-    if dry_run:
-        say(f"dry run: nothing was started; the runs would lie in {result['out']}")
-    elif "slurm" in result:
-        told = result["slurm"]
-        say("every run is finished" if told["script"] is None else f"script: {told['script']}")
-        say(
-            "\n".join(["submitted as:" if told["jobs"] else "submit it with:", *told["commands"]])
-            if told["commands"]
-            else ""
-        )
-    elif failed:
-        say(f"{len(failed)} of {len(result['runs'])} runs stopped; the same command continues them")
-    else:
-        say(f"everseg compare {result['out']}")
 
 
 def compare(
@@ -98,20 +67,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Mean and standard deviation over seeds, paired differences, published numbers: table, HTML, CSV, LaTeX."""
-    from everseg.reports.compare import comparison, tables
+    from everseg import api
 
-    made = comparison.compare(runs, against=against, out=out)
-    if as_json:
-        write_json(made)
-        return
-    for text in made["notes"]:
-        note(f"note: {text}")
-    for piece in tables.terminal(made):
-        if isinstance(piece, str):
-            say(piece)
-        else:
-            console_of_stdout().print(piece)
-    say(", ".join(made["files"]))
+    give(api.compare(runs, against=against, out=out), as_json)
 
 
 def _words(text: str) -> list[str]:

@@ -43,7 +43,7 @@ def plain(value: Any, problems: list[Problem], path: KeyPath = ()) -> Any:
         if _encodable(value):
             return str(value)
         problems.append((path, "text that is not valid Unicode"))
-    elif value is None or isinstance(value, bool):
+    elif value is None or isinstance(value, bool):  # before int: True is an int, too
         return value
     elif isinstance(value, int):
         if abs(value) <= MAX_INT:
@@ -69,6 +69,7 @@ def _encodable(text: str) -> bool:
 def run_problems(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
     """Check a raw configuration against the schema (types are not converted, except list -> tuple, int -> float)."""
     try:
+        # By way of JSON: pydantic's strict mode accepts a list for a tuple only there.
         return RunConfig.model_validate_json(json.dumps(raw), strict=True), []
     except ValidationError as error:
         return None, _problems(error, raw)
@@ -78,7 +79,7 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
     found: dict[KeyPath, str] = {}
     for item in error.errors(include_url=False):
         path, field, section = _locate(item["loc"])
-        if path in found:
+        if path in found:  # a union reports a problem for each of its members
             continue
         if item["type"] == "extra_forbidden":
             name = str(path[-1])

@@ -20,14 +20,14 @@ from everseg.config.checks import (
     section_in,
     shown,
 )
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
 from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 
 __all__ = [
-    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "override_value", "own_code",
-    "refuse_own_code", "settings", "to_json",
+    "config_hash", "difference", "dump", "fields", "from_stored", "identity", "load", "load_data", "override_value",
+    "own_code", "refuse_own_code", "settings", "to_json",
 ]  # fmt: skip
 
 SHORTHAND: dict[str, KeyPath] = {
@@ -68,8 +68,8 @@ def load(
     Changing the method drops the hyper-parameters given for the former one; the hyper-parameters that are not given
     are filled in with the method's defaults, so that the result says everything.
 
-    A method of the user's own is imported to check its hyper-parameters. So this is for what the user wrote; what a
-    run folder or a bundle holds is read by `from_stored`.
+    To check the hyper-parameters of a user's own method, it is imported. So `load` is for configurations that the user
+    wrote; `from_stored` reads those in run folders and bundles.
 
     Args:
         source: preset name, path of a YAML file, mapping with the same keys, or None for the defaults.
@@ -88,6 +88,25 @@ def load(
     tree.merge(Parsed(plain(sections, problems)))
     tree.merge(_overrides(overrides, problems))
     return _checked(tree, problems, lambda name: import_own or registry.is_builtin("method", name))
+
+
+def load_data(dataset: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
+    """Read and check the settings of a data set alone, for `everseg data`.
+
+    No method is looked up: checking images needs none, and importing one would import torch.
+
+    Args:
+        dataset: a name of `everseg list datasets`, a data.yaml, or your own file.py:build.
+        overrides: "key=value" as for `load`; `root=DIR` is short for `data.root=DIR` here.
+
+    Raises:
+        ConfigError: every problem found.
+    """
+    problems: list[Problem] = []
+    tree = _Tree()
+    keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides]
+    tree.merge(_overrides([f"data.dataset={dataset}", *keys], problems))
+    return _checked(tree, problems, lambda name: False).data
 
 
 def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:
@@ -196,6 +215,7 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         raw = {**raw, "method": full}
         problems += wrong
     config, wrong = run_problems(raw)
+    # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {path for path, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]
     if config is None or problems:
@@ -206,6 +226,7 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
 
 def _problem_text(path: KeyPath, text: str, origins: Mapping[KeyPath, Origin]) -> str:
     key = key_text(path)
+    # Name the place of the value itself, or else of the nearest section around it that a file holds.
     for length in range(len(path), -1, -1):
         origin = origins.get(path[:length])
         if origin is not None and (origin.where or length == len(path)):
@@ -226,6 +247,8 @@ class _Tree:
     def merge(self, layer: Parsed) -> None:
         """Lay a mapping over what is there; mappings merge, everything else replaces."""
         layer = _expanded(layer)
+        # Options belong to the name beside them. A layer that changes the name drops the options of the former one;
+        # one that repeats the name keeps them.
         owned = dict(_OWNED)
         domains = _at(layer.value, ("data", "domains"))
         for domain in domains if isinstance(domains, Mapping) else ():
@@ -235,6 +258,7 @@ class _Tree:
             if name is not None and name != self._effective(path):
                 self._drop(path, neighbours)
         _overlay(self.value, layer.value)
+        # A value replaced by this layer no longer stands where the lower layer wrote it.
         new = {path: origin for path, origin in layer.origins.items() if path}
         stale = [
             old for old in self.origins if any(old[: len(path)] == path for path in _leaves(layer.value))
@@ -269,6 +293,7 @@ def _overlay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
     for key, value in over.items():
         if isinstance(value, Mapping):
             inner = under.get(key)
+            # A copy, so that one layer never changes the mappings of another.
             fresh: dict[str, Any] = dict(inner) if isinstance(inner, Mapping) else {}
             _overlay(fresh, value)
             under[key] = fresh
@@ -350,12 +375,13 @@ def _add_layer(
             except ConfigError as error:
                 where = layer.origins.get((key,))
                 problems.append(((key,), f"{error}" + (f" ({where.where})" if where else "")))
+    # After the base: the file's own values lie above those of the preset or file that it names.
     layer_origins = {path: o for path, o in layer.origins.items() if path[:1] not in (("preset",), ("base",))}
     tree.merge(Parsed(plain(value, problems), layer_origins))
 
 
 def _overrides(texts: Sequence[str], problems: list[Problem]) -> Parsed:
-    """All `key=value` as one layer, so that their order does not matter unless a key comes twice."""
+    """Make one layer of all `key=value`, so that their order does not matter unless a key comes twice."""
     layer = Parsed({})
     for text in texts:
         key, sign, written = text.partition("=")
@@ -407,6 +433,7 @@ def _texts(
                 if isinstance(item, dict):
                     _texts(item, origins, inner, here if name is None else (*here, name))
         elif isinstance(value, (int, float)) and accepts_text_only(field.annotation):
+            # `scenario.task=50` was read as a number. The text as written also keeps what a number loses (1.0, 1e3).
             origin = origins.get(here)
             if origin is not None and origin.text is not None:
                 raw[key] = origin.text

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel
 
 from everseg.config.fields import HARMLESS, DomainConfig, RunConfig
-from everseg.config.hyperparameters import method_options, written_helps
+from everseg.config.helps import attribute_docs
+from everseg.config.hyperparameters import method_options
 from everseg.config.yaml import scalar
 
 SECTIONS = frozenset(
@@ -108,7 +109,7 @@ def fields(config: RunConfig) -> list[tuple[str, Any, str]]:
             domain = section.startswith("data.domains.")
             model = DomainConfig if domain else RunConfig.model_fields[section].annotation
         if name in model.model_fields:
-            text = written_helps(model.__module__, model.__name__).get(name, "")
+            text = attribute_docs(model).get(name, "")
         else:
             text = options[name].help if section == "method" and name in options else ""
         rows.append((key, value, text))

@@ -51,7 +51,7 @@ def scalar(text: str) -> Any:
     """
     if text in _WORDS:
         return _WORDS[text]
-    if len(text) <= 4000:
+    if len(text) <= 4000:  # Python refuses to convert whole numbers of more than 4300 digits
         if _INT.fullmatch(text):
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         if _FLOAT.fullmatch(text):
@@ -95,6 +95,7 @@ def parse(text: str, where: str, *, quick: bool = False) -> Parsed:
     Raises:
         ConfigError: with "where:line".
     """
+    # Events, not values: PyYAML's own constructors follow YAML 1.1 and forget where a value stood.
     builder = _Builder(where)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if quick else yaml.SafeLoader
     try:

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of everseg."""
+"""The interface of data sets to the rest of everseg."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from everseg.labels import RawLabels
 class Split(Protocol):
     """An ordered list of images with their masks.
 
-    One that reads files may also have `reading`, an `everseg.data.datasets.decode.Reading`: a model that learns from it
-    is shown further files in the same way (bits per channel, EXIF orientation).
+    A split that reads files may also have `reading`, an `everseg.data.datasets.decode.Reading`. A model that learns
+    from the split gets further files decoded in the same way (bits per channel, EXIF orientation).
     """
 
     name: str
@@ -39,13 +39,13 @@ class Split(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes when any mask or the list changes; independent of where the data lie."""
+        """SHA-256 that changes when any mask or the list changes, and does not depend on where the data lie."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Named splits with the ids that stand in their masks."""
+    """Named splits, with the ids that their masks hold."""
 
     name: str
     labels: RawLabels

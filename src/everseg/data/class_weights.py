@@ -41,6 +41,7 @@ def class_weights(pixels: np.ndarray, constant: float = CONSTANT) -> np.ndarray:
         raise ValueError(f"pixel counts must be finite and not negative, got {counts}")
     if not constant > 1:
         raise ValueError(f"the constant must be above 1, got {constant}")
+    # Void counts in the sum, but the weight of its own output is 0.
     share = (counts + 1) / (counts + 1).sum()
     weights = 1 / np.log(constant + share)
     weights[-1] = 0
@@ -48,7 +49,7 @@ def class_weights(pixels: np.ndarray, constant: float = CONSTANT) -> np.ndarray:
 
 
 def output_order(labels: RawLabels) -> tuple[int, ...]:
-    """Raw ids of a model that learns all classes at once: the background if there is one, then the classes."""
+    """Raw ids in the output order of a model that learns all classes at once: background, if any, then classes."""
     first = () if labels.background is None else (labels.background,)
     return (*first, *labels.classes)
 

@@ -1,4 +1,4 @@
-"""Polygon annotations of Cityscapes and IDD: read with suspicion, drawn as their own tools draw them."""
+"""Read polygon annotations of Cityscapes and IDD with all checks, and draw them as their own tools do."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Annotation:
 def parse(text: bytes) -> Annotation:
     """Read a polygon file: `{"imgHeight": h, "imgWidth": w, "objects": [{"label": ..., "polygon": [[x, y], ...]}]}`.
 
-    An object is deleted if it has a `deleted` that is true or not 0; what else it holds is not looked at.
+    An object is deleted if it has a `deleted` that is true or not 0. Its other keys are ignored.
 
     Raises:
-        DataError: anything else, sizes and coordinates that cannot be meant included; lists the first faults.
+        DataError: any other content, also sizes and coordinates that cannot be meant; lists the first faults.
     """
     if len(text) > MAX_BYTES:
         raise DataError(f"{len(text)} bytes, more than the limit of {MAX_BYTES} for polygon files")
@@ -101,7 +101,7 @@ def draw(
 
     Args:
         values: label -> pixel value; None: known, but never drawn.
-        background: of pixels that no polygon covers.
+        background: value of pixels that no polygon covers.
         least_points: >= 2; polygons of fewer points are left out. IDD's tool leaves out those of 1 and 2;
             Cityscapes' draws those of 2 as a line and stops at one of 1.
         skip_unknown: leave out polygons of unknown labels, as IDD's tool does since 2022, instead of refusing them.
@@ -126,7 +126,7 @@ def draw(
             continue
         value = values[label]
         if value is not None:
-            pen.polygon(polygon.points, fill=value)
+            pen.polygon(polygon.points, fill=value)  # over what earlier polygons drew
     if unknown and not skip_unknown:
         labels = some([shown(label) for label in dict.fromkeys(unknown)], _SHOWN, "; ")
         raise DataError(f"holds labels that are not of this data set: {labels}")
@@ -156,7 +156,7 @@ def _polygon(item: Any) -> Polygon | str:
 
 
 def _is_number(value: Any) -> bool:
-    """Tell a finite number; true and false are none."""
+    """Whether a value is a finite number; true and false are none."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)

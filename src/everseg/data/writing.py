@@ -1,4 +1,4 @@
-"""Files appear under their name only when they are whole."""
+"""Write files so that they appear under their name only when they are whole."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: the folder or disk does not allow it; an earlier file of that name is then still whole.
     """
+    # In the same folder, as a rename is atomic within one file system only. Flushed before and after, so that a crash
+    # leaves the old file or the new one, never an empty one under the right name.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         write_flushed(temporary, data)
@@ -29,7 +31,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what `write_atomically` leaves of a file in a folder when its process is killed.
+    """Delete the unfinished files that killed processes have left in a folder (see `write_atomically`).
 
     Files that changed in the last minute stay: another process (a report of the run) may be writing them.
 
@@ -38,7 +40,9 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".*.tmp"):
         if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            with contextlib.suppress(FileNotFoundError):  # its writer has just moved it to its place
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # its writer has moved it to its place in the meantime
                 if time.time() - path.stat().st_mtime > MOMENT:
                     path.unlink()
 

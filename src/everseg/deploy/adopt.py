@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from everseg.data.batches.transforms import normalise
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
+from everseg.display import Piece, Result
 from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
 from everseg.interop.unwrap import tensors_of
-from everseg.labels import LabelSpace
+from everseg.labels import BACKGROUND, LabelSpace, is_background_name
 from everseg.losses import upsample
 from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters.whole import build_network, find_classifier
@@ -36,11 +37,10 @@ TORCHVISION = {
     "fcn_resnet50": ("torchvision-fcn", (3, 4, 6, 3)),
     "fcn_resnet101": ("torchvision-fcn", (3, 4, 23, 3)),
 }
-BACKGROUNDS = ("background", "__background__")
 
 
-@dataclass(frozen=True)
-class Adopted:
+@dataclass(frozen=True, repr=False)
+class Adopted(Result):
     """A bundle made of another project's model."""
 
     bundle: Bundle
@@ -48,6 +48,21 @@ class Adopted:
     """What the forward pass has shown."""
     background: bool
     """Whether its first class is the background, so that it can be extended."""
+    notes: tuple[str, ...] = ()
+    """What its class names mean for the bundle."""
+
+    def shown(self) -> Iterator[Piece]:
+        yield f"check: {self.check}"
+        yield from self.bundle.parity_text()
+        yield f"wrote {self.bundle.path}: {len(self.bundle.registry.classes)} classes"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.bundle.to_json(),
+            "check": self.check,
+            "background": self.background,
+            "notes": list(self.notes),
+        }
 
 
 def adopt(
@@ -68,7 +83,8 @@ def adopt(
             "transformers:DIR", a folder with the config.json of a SegFormer, UPerNet or the like (extra `hf`), or
             "timm:NAME", an encoder of timm (extra `timm`) under everseg's all-MLP or DeepLabV3 head.
         classes: names in output order: a sequence, "a,b,c", or a file with one name per line or a JSON list; default
-            the config.json's. A first class called background or __background__ is the background.
+            the config.json's. A first class with one of the background's usual names (background, __background__, BG,
+            ...) is the background.
         out: a new folder.
         normalisation: how the model wants its inputs, see `everseg.data.batches.transforms.normalise`.
         images: as for `export`; also the forward pass is checked on one of them.
@@ -105,19 +121,39 @@ def adopt(
         raise ConfigError(
             "--classes: this architecture's weights name no classes; give them: a,b,c or a file"
         )
-    if len(names) != total or len(set(names)) != total:
-        raise ConfigError(
-            f"--classes: the model has {total} outputs, {len(set(names))} different names were given"
-        )
-    background = names[0] in BACKGROUNDS
-    names = ["background", *names[1:]] if background else names
-    space = LabelSpace((tuple(range(total)),), tuple(names), 0 if background else None)
+    if len(names) != total:
+        raise ConfigError(f"--classes: the model has {total} outputs, {len(names)} names were given")
+    space, notes = _space(names)
     contents = Contents(
         model, {"default": space}, form=InputForm("whole", normalisation=normalisation),
         lineage={"source": f"{kind if kind == 'transformers' else arch} weights {Path(weights).name}", "check": check},
     )  # fmt: skip
     bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)
-    return Adopted(bundle, check, background)
+    return Adopted(bundle, check, space.background is not None, notes)
+
+
+def _space(names: Sequence[str]) -> tuple[LabelSpace, tuple[str, ...]]:
+    """The label space of the outputs, and what their names mean for what can be done with the bundle.
+
+    Raises:
+        ConfigError: two outputs of one name.
+    """
+    first = is_background_name(names[0])
+    named = (BACKGROUND, *names[1:]) if first else tuple(names)
+    space = LabelSpace((tuple(range(len(names))),), named, 0 if first else None)
+    if problems := space.problems():
+        raise ConfigError([f"--classes: {problem}" for problem in problems])
+    if not first:
+        later = [i for i, name in enumerate(names) if is_background_name(name)]
+        what = (
+            f"the background is output {later[0]}, not the first"
+            if later
+            else "its first class is not the background"
+        )
+        return space, (f"{what}, so everseg extend cannot go on from it",)
+    if names[0] != BACKGROUND:
+        return space, (f"class '{names[0]}' is the background and called so in the bundle",)
+    return space, ()
 
 
 def class_names(given: str | Path | Sequence[str]) -> list[str]:

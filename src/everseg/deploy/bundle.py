@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -19,6 +19,7 @@ from everseg.data.batches.transforms import resize_transform
 from everseg.deploy.card import model_card
 from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
+from everseg.display import Piece, Result
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
@@ -61,8 +62,8 @@ class Contents:
     """What `lineage.json` says besides."""
 
 
-@dataclass(frozen=True)
-class Bundle:
+@dataclass(frozen=True, repr=False)
+class Bundle(Result):
     """A bundle on disk, verified."""
 
     path: Path
@@ -88,6 +89,31 @@ class Bundle:
     def model(self, builder: Any = None) -> SegmentationModel:
         """The model, in eval mode on the CPU."""
         return load_model(self.path, builder, self.about)[0]
+
+    @property
+    def parity(self) -> Mapping[str, Mapping[str, Any]]:
+        """Branch -> how far its ONNX file and PyTorch are apart; {} without ONNX files."""
+        found: Mapping[str, Mapping[str, Any]] = self.lineage["parity"]
+        return found
+
+    def parity_text(self) -> list[str]:
+        """The same in a line for each branch."""
+        lines = []
+        for branch, found in self.parity.items():
+            through = f" of branch '{branch}'" if len(self.parity) > 1 else ""
+            lines.append(
+                f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest "
+                f"difference of a logit {found['logit_difference']:.1e}, same class on "
+                f"{100 * found['equal_pixels']:.4f} % of the pixels"
+            )
+        return lines
+
+    def shown(self) -> Iterator[Piece]:
+        yield from self.parity_text()
+        yield f"wrote {self.path}: {len(self.registry.classes)} classes, MODEL_CARD.md says the rest"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "sha256": self.digest, "parity": self.parity}
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.reports.terminal import percent
+from everseg.display import percent
+from everseg.labels import BACKGROUND
 from everseg.runs.model_folder import ModelFile, Registry
 
 WEAK = 0.5
@@ -80,7 +81,7 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
             means = [percent(scores["miou"].get(group)) for group in ("old", "new", "all")]
             plain = percent(scores["miou_without_background"]["all"])
-            names = ", ".join(name for name in entry["classes"] if name != "background")
+            names = ", ".join(name for name in entry["classes"] if name != BACKGROUND)
             cells = [str(entry["step"]), entry["method"], _cell(names), where, *means, plain]
             rows.append(f"| {' | '.join(cells)} |")
     yield "## Steps"
@@ -88,7 +89,8 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "\n".join(rows)
     for entry in history:
         if entry.get("kept"):
-            yield f"Step {entry['step']}: {entry['kept']['text']}"
+            told = (entry["kept"]["text"], *entry["kept"].get("notes", ()))
+            yield f"Step {entry['step']}: " + "; ".join(map(_cell, told))
 
 
 def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

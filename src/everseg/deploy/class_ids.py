@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from everseg.data.class_colours import palette
 from everseg.errors import ConfigError
-from everseg.inference.pictures import palette
-from everseg.labels import LabelSpace
+from everseg.labels import LabelSpace, known_as
 from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
 
 
@@ -19,8 +19,8 @@ def register(
 ) -> Registry:
     """Give every class its id, in the order in which they were learnt.
 
-    A class that several paths know under one name is one class. Classes that `before` knows keep id, colour and
-    step, also those that the model does not have any more.
+    A class that several paths know under one name (`everseg.labels.spelling`) is one class, spelt as in the first of
+    them. Classes that `before` knows keep id, colour and step, also those that the model does not have any more.
 
     Args:
         spaces: path -> its classes in output order.
@@ -36,7 +36,10 @@ def register(
     taken = dict.fromkeys(spaces, 0)
     for step, grown in zip(steps, growth, strict=True):
         for path, number in grown.items():
-            for name in spaces[path].names[taken[path] : taken[path] + number]:
+            for spelt in spaces[path].names[taken[path] : taken[path] + number]:
+                name = known_as(spelt, known)
+                if name != spelt and path in known[name].paths:
+                    name = spelt  # runs of older versions may hold both spellings in one path: two outputs, two ids
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(

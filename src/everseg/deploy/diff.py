@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from everseg.data.class_colours import colourise
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
+from everseg.display import OnceADictionary, Picture, Piece, percent, table
 from everseg.errors import ConfigError
-from everseg.inference.pictures import colourise, legend, shrink
+from everseg.inference.pictures import legend, shrink
 from everseg.inference.predict import LoadedModel, load
+from everseg.labels import Matching, match_names, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import write_bytes, write_json, writing
 
@@ -24,6 +27,101 @@ CELL = (240, 320)
 """Largest height and width of a picture on the sheet, pixels."""
 CAPTION = 22
 GAP = 4
+
+
+@dataclass(frozen=True)
+class Became:
+    """Pixels that the first model calls one class and the second another."""
+
+    a: str
+    b: str
+    share: float
+    """Of the pixels of the image, or of all images."""
+
+    def __str__(self) -> str:
+        return f"{self.a} -> {self.b} {100 * self.share:.1f}"
+
+
+@dataclass(frozen=True)
+class ImageDifference:
+    """How far two models disagree on an image."""
+
+    image: str
+    """Name below the folder of the images."""
+    share: float
+    """Share of the pixels that differ."""
+    became: tuple[Became, ...]
+    """The ten largest changes, the largest first."""
+
+
+@dataclass(frozen=True, repr=False)
+class Difference(OnceADictionary):
+    """Where two models disagree on the same images."""
+
+    a: str
+    """The first model, as given."""
+    b: str
+    images: tuple[ImageDifference, ...]
+    """Those with most disagreement first."""
+    share: float
+    """Share of all pixels that differ."""
+    became: tuple[Became, ...]
+    """The ten largest changes over all images, the largest first."""
+    only_a: tuple[str, ...]
+    """Classes that the first model knows alone."""
+    only_b: tuple[str, ...]
+    """Classes that the second model knows alone."""
+    sheet: Path | None
+    """Picture of the images with most disagreement; None where none was written."""
+    largest: int = 8
+    """Images in the table."""
+    notes: tuple[str, ...] = ()
+    """Names that differ in spelling, and what classes known to one model mean for the shares."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], largest: int) -> Difference:
+        """A difference from what diff.json holds."""
+        images = tuple(
+            ImageDifference(row["image"], row["share"], _changes(row["became"])) for row in found["images"]
+        )
+        return cls(
+            found["a"],
+            found["b"],
+            images,
+            found["share"],
+            _changes(found["became"]),
+            tuple(found["only_a"]),
+            tuple(found["only_b"]),
+            None if found["sheet"] is None else Path(found["sheet"]),
+            largest,
+            tuple(found["notes"]),
+        )
+
+    def shown(self) -> Iterator[Piece]:
+        rows = [
+            [one.image, percent(one.share), ", ".join(map(str, one.became[:3]))]
+            for one in self.images[: self.largest]
+        ]
+        count = len(self.images)
+        title = f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {count} images"
+        columns = ["image", "percent", "what became what (percent of the image)"]
+        yield table(columns, rows, title=title, right="percent")
+        yield "over all images: " + (", ".join(map(str, self.became)) or "no difference")
+        if self.sheet is not None:
+            yield f"wrote {self.sheet} and diff.json beside it"
+            yield Picture(self.sheet.read_bytes, "the images with most disagreement, and where they differ")
+
+    def to_json(self) -> dict[str, Any]:
+        whole = asdict(self)
+        del whole["largest"]
+        for key in ("became", "only_a", "only_b", "notes"):
+            whole[key] = list(whole[key])
+        whole["images"] = [{**row, "became": list(row["became"])} for row in whole["images"]]
+        return {**whole, "sheet": None if self.sheet is None else str(self.sheet)}
+
+
+def _changes(rows: Iterable[Mapping[str, Any]]) -> tuple[Became, ...]:
+    return tuple(Became(**row) for row in rows)
 
 
 def diff(
@@ -35,29 +133,28 @@ def diff(
     largest: int = 8,
     domain: str | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Difference:
     """Predict every image with both models and compare their classes by name.
 
     Args:
         a: bundle, run folder or model folder; so is `b`.
         images: folder of images.
         out: folder for `diff.json` and the sheet `diff.png`; None: neither is written.
-        largest: number of images on the sheet, those with most disagreement.
+        largest: number of images on the sheet and in the table, those with most disagreement.
         domain: path that all images take; needed where a model has several.
 
     Returns:
-        a, b; images: per image, most disagreement first, {image, share of disagreeing pixels, became: [{a, b, share}]};
-        share: of all pixels; became: over all images, largest first; only_a, only_b: classes that one model knows
-        alone; sheet: path of the picture or None.
+        A class that both models know is called as the first model calls it.
 
     Raises:
-        ConfigError: the models share no class, or it is not clear which path images take.
+        ConfigError: the models share no class, a name may mean two classes, or it is not clear which path images take.
         CheckpointError, DataError: a model or an image that cannot be read.
     """
     models = [load(path) for path in (a, b)]
     for model in models:
         model.check_path(domain)
-    names = _names(models, domain)
+    matched = _matched(models, domain)
+    names = [*models[0].spaces[_branch(models[0], domain)].names, *matched.unmatched_wanted]
     files = image_files(images)
     rows, total, pixels = [], Counter[tuple[str, str]](), 0
     with Progress(quiet=quiet) as progress:
@@ -78,11 +175,10 @@ def diff(
             progress.update(done)
         progress.end()
     rows.sort(key=lambda row: -row["share"])
-    known = [set(model.spaces[_branch(model, domain)].names) for model in models]
     result = {
         "a": str(a), "b": str(b), "images": rows, "share": _share(total, pixels), **_became(total, pixels),
-        "only_a": [name for name in names if name not in known[1]],
-        "only_b": [name for name in names if name not in known[0]], "sheet": None,
+        "only_a": list(matched.unmatched_known), "only_b": list(matched.unmatched_wanted),
+        "notes": _notes(matched, str(a), str(b)), "sheet": None,
     }  # fmt: skip
     if out is not None:
         out = Path(out)
@@ -92,7 +188,7 @@ def diff(
         write_bytes(out / "diff.png", _sheet(shown, rows, names, (Path(a).name, Path(b).name)))
         result["sheet"] = str(out / "diff.png")
         write_json(out / "diff.json", result)
-    return result
+    return Difference.of(result, largest)
 
 
 @dataclass(frozen=True)
@@ -121,12 +217,25 @@ def _branch(model: LoadedModel, domain: str | None) -> str:
     return next(iter(model.spaces)) if domain is None else model.paths[domain]
 
 
-def _names(models: Sequence[LoadedModel], domain: str | None) -> list[str]:
-    """The classes of both, those of the first one first."""
+def _matched(models: Sequence[LoadedModel], domain: str | None) -> Matching:
+    """The second model's classes among the first one's."""
     first, second = (model.spaces[_branch(model, domain)].names for model in models)
-    if not set(first) & set(second):
+    found = match_names(second, first, what=("classes of the second model", "classes of the first model"))
+    if not found.pairs:
         raise ConfigError(f"the two models share no class: {', '.join(first)} and {', '.join(second)}")
-    return list(dict.fromkeys((*first, *second)))
+    return found
+
+
+def _notes(found: Matching, a: str, b: str) -> list[str]:
+    notes = [
+        f"class '{theirs}' of {b} is taken for '{ours}' of {a}" for theirs, ours in found.respelt.items()
+    ]
+    for which, lonely in ((a, found.unmatched_known), (b, found.unmatched_wanted)):
+        if lonely:
+            notes.append(
+                f"only {which} knows: {', '.join(lonely)}; every pixel that it calls so counts as different"
+            )
+    return notes
 
 
 def _compare(
@@ -140,7 +249,8 @@ def _compare(
 
 def _predicted(model: LoadedModel, names: Sequence[str], image: np.ndarray, domain: str | None) -> np.ndarray:
     prediction = model.predict(image, branch=domain)
-    return np.array([names.index(name) for name in prediction.classes], np.uint8)[prediction.ids]
+    there = {spelling(name): position for position, name in enumerate(names)}
+    return np.array([there[spelling(name)] for name in prediction.classes], np.uint8)[prediction.ids]
 
 
 def _share(changed: Counter[tuple[str, str]], pixels: int) -> float:

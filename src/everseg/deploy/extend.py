@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,22 @@ from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.engine.run import execute, prepare
+from everseg.display import Piece, Result, percent
+from everseg.engine.prepare import Prepared, prepare
+from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
+from everseg.labels import find_name
 from everseg.models.build import configured_name
 from everseg.progress import Progress
-from everseg.reports.terminal import percent
 from everseg.runs.commit import verify
 from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import is_bundle
 
 
-@dataclass(frozen=True)
-class Extension:
+@dataclass(frozen=True, repr=False)
+class Extension(Result):
     """A bundle that knows further classes."""
 
     bundle: Bundle
@@ -45,6 +47,17 @@ class Extension:
     """IoU of each new class on the new data's test images."""
     gate: float | None
     """Least share of the old classes' quality asked for."""
+    notes: tuple[str, ...] = ()
+    """What was made of class names that differ in spelling or met nobody, in the new data and in `old_val`."""
+
+    def shown(self) -> Iterator[Piece]:
+        each = ", ".join(f"{name} {percent(value)}" for name, value in self.new.items())
+        yield f"new:  {each} (IoU in percent)"
+        yield f"old:  {self.kept.text}"
+        if self.gate is not None:
+            yield f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left"
+        yield from self.bundle.parity_text()
+        yield f"wrote {self.bundle.path} (the bundle it came from is untouched; the run is {self.run})"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +67,7 @@ class Extension:
             "kept": asdict(self.kept),
             "new": dict(self.new),
             "gate": self.gate,
+            "notes": list(self.notes),
         }
 
 
@@ -81,7 +95,7 @@ def extend(
     Args:
         bundle: folder of the deployed model.
         data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
-        add: their names.
+        add: their names, in any spelling (`everseg.labels.spelling`); the bundle spells them as the data do.
         method: how the old classes are kept.
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1; no new bundle is written below it.
@@ -109,26 +123,30 @@ def extend(
         new_folder(target)
     processes = PartialState(cpu=not torch.cuda.is_available())
     progress = Progress(quiet=quiet, rank=processes.process_index)
-    if not folder.finished_steps:
+    begun = bool(folder.finished_steps)
+    # what was finished before and is measured on other data needs no look at the new ones
+    prepared = None if begun and old_val is not None else prepare(config, progress)
+    if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        _tell(source, config, old_val is not None, progress)
+        _tell(source, config, prepared, old_val is not None, progress)
     execute(config, quiet=quiet)
     index = source.steps
-    kept = _kept(folder, index, config, old_val, progress)
+    kept = _kept(folder, index, config, old_val, prepared, progress)
     scores = folder.metrics(index)["branches"]
     new = {
         name: value
         for entry in scores.values()
         for name, value in zip(entry["classes"], entry["class_iou"], strict=True)
-        if name in add
+        if find_name(name, add) is not None
     }
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
         _write(target, folder, index, config, kept, with_onnx, images, overrides)
     processes.wait_for_everyone()
-    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least)
+    notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
+    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, notes)
 
 
 def configuration(
@@ -182,9 +200,8 @@ def configuration(
     return config
 
 
-def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress) -> None:
+def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool, progress: Progress) -> None:
     """What is known before anything is trained."""
-    prepared = prepare(config, progress)
     (step,) = prepared.steps
     train = step.train[0]
     space = next(iter(source.spaces.values()))
@@ -222,7 +239,12 @@ def _tell(source: Bundle, config: RunConfig, measuring: bool, progress: Progress
 
 
 def _kept(
-    folder: RunFolder, index: int, config: RunConfig, old_val: str | Path | None, progress: Progress
+    folder: RunFolder,
+    index: int,
+    config: RunConfig,
+    old_val: str | Path | None,
+    prepared: Prepared | None,
+    progress: Progress,
 ) -> Kept:
     """What is left of the old classes after the step."""
     builder = user_builder(config)
@@ -240,7 +262,7 @@ def _kept(
         }
         dataset = load_dataset(config.data.model_copy(update=settings))
         return measured(pair, dataset, config, accelerator, progress)
-    prepared = prepare(config, progress)
+    prepared = prepared or prepare(config, progress)
     return estimated(pair, prepared.steps[0].test[0], prepared.datasets, config, accelerator)
 
 
@@ -259,7 +281,8 @@ def _write(
         if open_bundle(target).lineage.get("final") != verify(folder.final(index)):
             new_folder(target)
         return
-    contents = of_run(folder, index, user_builder(config), asdict(kept))
+    told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
+    contents = of_run(folder, index, user_builder(config), told)
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

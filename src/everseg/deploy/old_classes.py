@@ -42,6 +42,8 @@ class Kept:
     """The means behind `share`."""
     text: str
     """All of it in a sentence."""
+    notes: tuple[str, ...] = ()
+    """Class names of the images and of the model that differ in spelling or met nobody."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def measured(
         DataError: the data share no class with the model.
     """
     means, per_class = [], []
-    source = source_by_name(dataset, config, pair.branch, pair.old)
+    source, notes = source_by_name(dataset, config, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
     }  # the same pixels count for both; a new class is wrong on all of them
@@ -95,6 +97,7 @@ def measured(
         "measured", share, classes, {"deployed_miou": means[0], "new_miou": means[1]},
         f"old classes measured on '{dataset.name}': mIoU {100 * means[0]:.1f} before, {100 * means[1]:.1f} after, "
         f"{100 * share:.1f} % kept",
+        tuple(notes),
     )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ import json
 import os
 import socket
 import socketserver
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import numpy as np
 from PIL import Image
 
+from everseg.data.class_colours import palette
 from everseg.data.datasets.decode import (
     PictureTooLargeError,
     Reading,
@@ -33,9 +35,10 @@ from everseg.data.datasets.decode import (
     read_image,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
-from everseg.errors import ConfigError, DataError
-from everseg.inference.pictures import palette
+from everseg.display import Piece, Result, escaped, printable
+from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
+from everseg.labels import Matching, match_names
 
 HOST = "127.0.0.1"
 MAX_BYTES = 25_000_000
@@ -87,12 +90,13 @@ class Server(ThreadingHTTPServer):
             log: takes a line about each prediction and each unexpected failure; nothing of the picture is in it.
 
         Raises:
-            ConfigError: not one or two bundles, or the port is taken.
+            ConfigError: not one or two bundles, a name that may mean two of a bundle's classes, or the port is taken.
             CheckpointError: a bundle that is missing or damaged.
         """
         if not 1 <= len(bundles) <= 2:
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
         self.served = [Served(path, builder) for path in bundles]
+        self.classes, self.notes = class_list(self.served), class_notes(self.served)
         self.patience, self.log = patience, log
         self.places = threading.BoundedSemaphore(1 + WAITING)
         self.predicting = threading.Lock()
@@ -117,7 +121,8 @@ class Server(ThreadingHTTPServer):
         """What the page needs to know: bundles, classes, limits."""
         return {
             "bundles": [{"name": one.name, "paths": one.paths} for one in self.served],
-            "classes": class_list(self.served),
+            "classes": self.classes,
+            "notes": self.notes,
             "limits": {"bytes": MAX_BYTES, "pixels": min(one.max_pixels for one in self.served)},
             "types": TYPES,
         }
@@ -141,6 +146,82 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Leave clients that went away alone: what fails in answering is told by the handler."""
+
+
+class Serving(Result):
+    """A page that answers in the background, until `stop`; `with everseg.serve(...)` stops it at the end."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where the page is, on this machine only."""
+        return self._server.url
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Classes of the two bundles that differ in spelling, or that one of them knows alone."""
+        return tuple(self._server.notes)
+
+    def wait(self) -> None:
+        """Return when the page is stopped; Ctrl-C raises KeyboardInterrupt as usual."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)  # with a limit: without one, Windows would not notice Ctrl-C
+
+    def stop(self) -> None:
+        """Answer no more requests, and free the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def shown(self) -> Iterator[Piece]:
+        yield f"open {self.url} in a browser"
+
+    def _repr_html_(self) -> str:
+        return f'<p>open <a href="{escaped(self.url)}" target="_blank">{escaped(self.url)}</a></p>'
+
+    def to_json(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+
+def serve(
+    bundle: str | Path,
+    other: str | Path | None = None,
+    *,
+    port: int = 8000,
+    builder: Any = None,
+    quiet: bool = False,
+) -> Serving:
+    """Serve a page, on this machine only, to drop images on and see the classes of one or two bundles.
+
+    The page answers in the background: the call returns at once.
+
+    Args:
+        bundle: what to look at.
+        other: another bundle to compare it with.
+        port: on 127.0.0.1; 0 takes a free one.
+        builder: your own architecture's builder, if a bundle has one. Never imported by itself.
+        quiet: do not print a line on stderr about each prediction.
+
+    Raises:
+        ConfigError: the port is taken.
+        CheckpointError: a bundle that is missing or damaged.
+    """
+    bundles = [bundle] if other is None else [bundle, other]
+    return Serving(Server(bundles, port, builder=builder, log=(lambda text: None) if quiet else _to_stderr))
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(printable(text) + "\n")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -362,8 +443,12 @@ class Served:
 def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
     """Every class of the bundles, by name: name, colour, background, its id in each bundle (None where unknown).
 
-    A class has the first bundle's colour; where another's colour is taken already, the next free one.
+    A class has the first bundle's name and colour; where another's colour is taken already, the next free one.
+
+    Raises:
+        ConfigError: two classes of one bundle are one name, so that it is open which of them another bundle's is.
     """
+    ours = {} if len(served) == 1 else _matched(served).pairs
     rows: dict[str, dict[str, Any]] = {}
     taken: set[tuple[int, ...]] = set()
     free = iter([tuple(colour) for colour in palette(256).tolist()])
@@ -376,17 +461,37 @@ def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
         for entry in one.bundle.registry.classes:
             if not entry.paths:
                 continue
-            if entry.name not in rows:
+            name = ours.get(entry.name, entry.name) if position else entry.name
+            if name not in rows:
                 colour = tuple(entry.colour)
                 if colour in taken:
                     colour = next(c for c in free if c not in taken and not _known(c, served))
                 taken.add(colour)
                 ids: list[int | None] = [None] * len(served)
-                rows[entry.name] = {
-                    "name": entry.name, "colour": list(colour), "background": entry.name in empty, "ids": ids,
+                rows[name] = {
+                    "name": name, "colour": list(colour), "background": entry.name in empty, "ids": ids,
                 }  # fmt: skip
-            rows[entry.name]["ids"][position] = entry.id
+            rows[name]["ids"][position] = entry.id
     return list(rows.values())
+
+
+def class_notes(served: Sequence[Served]) -> list[str]:
+    """What was made of the class names of two bundles that differ in spelling or that one of them knows alone."""
+    if len(served) == 1:
+        return []
+    a, b = (one.name for one in served)
+    found = _matched(served)
+    notes = [f"class '{theirs}' of {b} is shown as '{ours}' of {a}" for theirs, ours in found.respelt.items()]
+    for name, lonely in ((a, found.unmatched_known), (b, found.unmatched_wanted)):
+        if lonely:
+            notes.append(f"only {name} knows {some(lonely, 12)}: where it sees them the two always differ")
+    return notes
+
+
+def _matched(served: Sequence[Served]) -> Matching:
+    """The second bundle's classes among the first one's."""
+    first, second = ([entry.name for entry in one.bundle.registry.classes if entry.paths] for one in served)
+    return match_names(second, first, what=(f"classes of {served[1].name}", f"classes of {served[0].name}"))
 
 
 def decode_upload(data: bytes, reading: Reading) -> np.ndarray:

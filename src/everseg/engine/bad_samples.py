@@ -1,4 +1,4 @@
-"""Keeps the account of training samples that could not be read and were replaced."""
+"""Keep account of the training samples that could not be read and were replaced by others."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from everseg.runs.journal import EVENT, Journal, replaced_samples
 
 
 class BadSamples:
-    """Tells each replaced sample once, in the journal and on the console, and stops a run that has too many.
+    """Reports each replaced sample once, in the journal and on the console, and stops a run that has too many.
 
     Args:
-        allowed: distinct samples that a run may replace, those in its journal included; 0 = none ever come here.
+        allowed: distinct samples that a run may replace, those in its journal included; 0 = samples are not replaced.
         accelerator: processes that share the account.
     """
 
     def __init__(self, allowed: int, accelerator: Accelerator, journal: Journal, progress: Progress) -> None:
         self.allowed, self.accelerator, self.journal, self.progress = allowed, accelerator, journal, progress
+        # A resumed run has reported these already; all processes get the same list.
         told = list(replaced_samples(journal).items()) if allowed else []
         self._known = dict(self._of_all(told))
         self._new: dict[SampleKey, str] = {}
@@ -38,13 +39,14 @@ class BadSamples:
             self._check(self._known | self._new)
 
     def share(self, step: int, iteration: int) -> None:
-        """Bring the accounts of all processes together and report what is new; all must call it.
+        """Merge the accounts of all processes and report what is new; every process must call it.
 
         Raises:
             DataError: together more samples than allowed.
         """
         if not self.allowed:
             return
+        # Sorted: every process reports the same samples in the same order.
         fresh = dict(sorted(self._of_all(list(self._new.items()))))
         self._new = {}
         for (dataset, sample), why in fresh.items():

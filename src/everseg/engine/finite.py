@@ -1,4 +1,4 @@
-"""Keeps losses, gradients and weights that are not finite away from the model and the disk."""
+"""Keep losses, gradients and weights that are not finite away from the model and the disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everseg.models.model import SegmentationModel
 
 @dataclass
 class _Seen:
-    """One check, as tensors that were not read yet."""
+    """One check, as tensors that the host has not read yet."""
 
     iteration: int
     ids: tuple[str, ...]
@@ -30,15 +30,15 @@ class _Seen:
 class Guard:
     """Stops on a loss or gradient that is not finite, before any weight is changed by it.
 
-    On the CPU every check is read at once. On other devices that would make the host wait in every iteration, so
-    there a flag on the device makes the fused optimiser skip its update from the first bad check on, and `look` reads
-    what was gathered: the weights are then still those before it. With fp16 the loss scaler answers overflows.
+    On the CPU every check is read at once. On other devices that would make the host wait in every iteration. There a
+    flag on the device makes the fused optimiser skip all updates from the first bad check on, and `look` reads the
+    checks later: the weights are still those before the first bad one. With fp16 the loss scaler answers overflows.
 
     Args:
         model: the unwrapped student.
         optimizer: fused, as `make_optimizer` builds it.
         accelerator: processes and device.
-        scaled: losses are scaled (fp16): a gradient that is not finite is the scaler's to handle.
+        scaled: losses are scaled (fp16); the scaler handles gradients that are not finite.
         where: the step, for messages.
         remedy: end of the messages.
         end: called before an error is raised.
@@ -87,6 +87,7 @@ class Guard:
         if self.at_once:
             self.look()
         elif not self.scaled:
+            # Once 1, it stays 1. Fused optimisers read `found_inf` on the device, as they do for a loss scaler.
             self._bad = torch.maximum(self._bad, 1 - values.isfinite().all().to(self._bad))
             self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
 
@@ -100,9 +101,11 @@ class Guard:
             return
         rows = [one.values.tolist() for one in self._seen]
         self.norm = rows[-1][-1]
+        # With a loss scaler only the terms are judged: an infinite gradient norm is part of its search for a scale.
         judged = [row[:-1] if self.scaled else row for row in rows]
         bad = next((i for i, row in enumerate(judged) if not all(map(math.isfinite, row))), None)
         seen, self._seen = self._seen, []
+        # All processes stop together: one that ended alone would leave the others waiting for its gradients.
         if not all_reduce_max(int(bad is not None), self.accelerator):
             return
         state = "Nothing was changed by it" if self.at_once or not self.scaled else "Nothing of it was saved"

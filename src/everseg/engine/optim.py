@@ -21,7 +21,8 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
 
     Weight decay is the same on every weight, norms and biases included, and is added to the gradient (also by Adam:
     an L2 penalty, not the decoupled decay of AdamW). The update is torch's fused one, which can skip itself on the
-    device (see `guard`); momentum starts at 0, which gives the same updates as starting with the first gradient.
+    device (see `engine.finite.Guard`). Momentum starts at 0, which gives the same updates as starting with the first
+    gradient.
 
     Args:
         groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
@@ -53,9 +54,9 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
         weight_decay=train.weight_decay,
         fused=True,
     )
-    if (
-        train.momentum
-    ):  # torch's fused update leaves the first ones undefined where it skips, and wants all at once
+    # Torch's fused update leaves the first buffers undefined where it skips, and needs all of them at once. Hence they
+    # are made here.
+    if train.momentum:
         for group in scaled:
             for weight in group["params"]:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -92,7 +93,7 @@ def learning_rate(
     Args:
         train: schedule and its constants.
         base: learning rate of iteration 0.
-        iteration: 0-based.
+        iteration: number of the iteration in the step, from 0.
         total: iterations of the step.
         epoch_length: iterations of an epoch, for `schedule_by` "epoch".
 
@@ -103,7 +104,10 @@ def learning_rate(
     """
     if train.schedule == "poly":
         if train.schedule_by == "epoch":
-            iteration, total = iteration // epoch_length, -(-total // epoch_length)
+            iteration, total = (
+                iteration // epoch_length,
+                -(-total // epoch_length),
+            )  # whole epochs; total rounded up
         return base * max(0.0, 1 - iteration / total) ** train.power
     if train.schedule == "step":
         return base * train.step_factor ** (iteration // train.step_size)
@@ -149,7 +153,7 @@ def load_optimizer_state(
     tensors: Mapping[str, Tensor],
     document: Mapping[str, Any],
 ) -> None:
-    """Restore what `optimizer_state` gave, into an optimiser built for the same step.
+    """Restore what `optimizer_state` returned, into an optimiser built for the same step.
 
     Raises:
         CheckpointError: another optimiser, other weights, or other shapes; the optimiser is left unchanged.
@@ -165,10 +169,12 @@ def load_optimizer_state(
     }
     for key, value in tensors.items():
         entry, _, name = key.partition("/")
-        if entry in _SHAPED:  # fused updates walk weight and state in the memory's order
+        # Fused updates walk weight and state in the order of memory, so the state needs its weight's layout.
+        if entry in _SHAPED:
             value = torch.empty_like(weights[name], dtype=value.dtype).copy_(value)
         state.setdefault(positions[name], {})[entry] = value.clone()
     current = optimizer.state_dict()["param_groups"]
+    # Options come from the file, parameters from this optimiser. JSON has no tuples: Adam's betas become one again.
     groups = []
     for old, group in zip(document["groups"], current, strict=True):
         options = {key: tuple(v) if isinstance(group.get(key), tuple) else v for key, v in old.items()}
@@ -210,6 +216,7 @@ def _check_fit(
 
 def _names_by_position(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:
     """Position in the optimiser's packed state -> parameter name."""
+    # An optimiser's `state_dict` numbers the weights through all groups. Files hold names instead of these numbers.
     names = {id(p): name for name, p in model.named_parameters()}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     foreign = [p for p in params if id(p) not in names]

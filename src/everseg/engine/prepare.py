@@ -19,7 +19,7 @@ from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.extension import Known
 from everseg.scenarios.steps import Step, missing_splits
-from everseg.scenarios.summary import summarise
+from everseg.scenarios.summary import naming_notes, summarise
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Prepared:
     counts: Mapping[str, np.ndarray]
     """"key/split" -> (N, 256) pixels per raw id of every image."""
     steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+    """What was made of class names that differ in spelling or that no step teaches."""
 
 
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
@@ -82,7 +84,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
             config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed, **more
         )
     _check_spaces(steps)
-    return Prepared(datasets, counts, steps)
+    return Prepared(datasets, counts, steps, tuple(naming_notes(steps, datasets, counts)))
 
 
 def _check_spaces(steps: Sequence[Step]) -> None:
@@ -125,8 +127,14 @@ def open_datasets(data: DataConfig) -> dict[str, Dataset]:
 
 
 def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
-    """What every step will see before training: new classes, images, pixels per class, leaks between steps."""
-    prepared = prepare(config, Progress(quiet=quiet))
+    """What every step will see before training: new classes, images, pixels per class, leaks between steps.
+
+    What was made of class names (`Prepared.notes`) is printed with the progress.
+    """
+    progress = Progress(quiet=quiet)
+    prepared = prepare(config, progress)
+    for text in prepared.notes:
+        progress.message(f"note: {text}")
     return summarise(prepared.steps, prepared.counts)
 
 

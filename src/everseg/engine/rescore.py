@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
+from everseg.display import OnceADictionary, Piece, Table, percent, table
 from everseg.engine.prepare import open_datasets, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import IGNORED, LabelSpace, policy_set
+from everseg.labels import IGNORED, LabelSpace, naming_notes, policy_set, shared_classes, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
@@ -36,6 +37,109 @@ EVALUATION_KEYS = (
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Scores of one set of test images, fractions in [0, 1]; None where no pixel decides one."""
+
+    branch: str
+    """Branch the images went through; "" where it was chosen per image."""
+    miou: Mapping[str, float | None]
+    """"old", "new", "base" and "all" -> mean IoU over these classes, the background counted."""
+    miou_without_background: Mapping[str, float | None]
+    """The same without the background."""
+    harmonic_mean: float | None
+    """Of the mIoU of old and new classes."""
+    overall_accuracy: float | None
+    """Share of the pixels that are right."""
+    mean_accuracy: float | None
+    """Mean over classes of the share of their pixels that are right."""
+    frequency_weighted_iou: float | None
+    class_iou: Mapping[str, float | None]
+    """Class -> IoU, in the order of the model's outputs."""
+    class_accuracy: Mapping[str, float | None]
+    """Class -> share of its pixels that are right."""
+    new_classes: tuple[str, ...]
+    """Those of `class_iou` that this step taught."""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Scores:
+        """Those that stand in `metrics.json` under a name."""
+        each = {
+            key: dict(zip(stored["classes"], stored[key], strict=True))
+            for key in ("class_iou", "class_accuracy")
+        }
+        known = {field.name: stored[field.name] for field in fields(cls) if field.name != "branch"}
+        return cls(
+            **{**known, **each, "branch": stored["branch"], "new_classes": tuple(stored["new_classes"])}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As they stand in `metrics.json`."""
+        return {
+            **asdict(self),
+            "classes": list(self.class_iou),
+            "class_iou": list(self.class_iou.values()),
+            "class_accuracy": list(self.class_accuracy.values()),
+            "new_classes": list(self.new_classes),
+        }
+
+    def table(self, title: str) -> Table:
+        """Groups first, then every class."""
+        rows = [
+            [f"mIoU {group}", percent(value), percent(self.miou_without_background.get(group))]
+            for group, value in self.miou.items()
+        ]
+        for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
+            rows.append([key.replace("_", " "), percent(getattr(self, key)), ""])
+        rows += [[f"IoU {name}", percent(value), ""] for name, value in self.class_iou.items()]
+        columns = ["score", "percent", "without background"]
+        return table(columns, rows, title=title, right="percent|without background")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StepScores(OnceADictionary):
+    """The scores of a finished step on some test images; all of them derive from the counts."""
+
+    run: str
+    """Run folder, as given."""
+    step: int
+    images: int
+    """Test images."""
+    branches: Mapping[str, Scores]
+    """Name of the results (the domain; without domains the branch) -> scores."""
+    confusion: Mapping[str, np.ndarray]
+    """Name of the results -> (C, C) int64 pixels: rows are the true classes, columns the predicted ones. Where branches
+    were chosen per image, an extra last row and column counts classes that the images' domain does not have."""
+    inferred: Mapping[str, Mapping[str, int]] | None = None
+    """Domain -> branch -> images that took it, where it was chosen per image."""
+    accuracy: float | None = None
+    """Share of these images that took their own domain's branch; None for images of a domain never trained."""
+    notes: tuple[str, ...] = ()
+    """Which class names of data and model differ in spelling or met nobody, and what that means for the scores."""
+
+    def shown(self) -> Iterator[Piece]:
+        for name, scores in self.branches.items():
+            yield scores.table(f"{self.run}, step {self.step}" + ("" if name == "default" else f", {name}"))
+        if self.inferred is not None:
+            names = list(dict.fromkeys(branch for taken in self.inferred.values() for branch in taken))
+            rows = [[name, *(taken.get(one, 0) for one in names)] for name, taken in self.inferred.items()]
+            yield table(["images of", *names], rows, title="Branches chosen per image", right="|".join(names))
+            if self.accuracy is not None:
+                yield f"{100 * self.accuracy:.1f} % of the images took their own domain's branch"
+
+    def to_json(self) -> dict[str, Any]:
+        chosen = {"inferred": self.inferred, "accuracy": self.accuracy} if self.inferred is not None else {}
+        return {
+            "run": self.run,
+            "step": self.step,
+            "images": self.images,
+            **chosen,
+            "branches": {name: scores.to_json() for name, scores in self.branches.items()},
+            "confusion": {name: counts.tolist() for name, counts in self.confusion.items()},
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
 class _Job:
     """What is scored, and how."""
 
@@ -43,6 +147,8 @@ class _Job:
     sources: tuple[Source, ...]
     spaces: Mapping[str, LabelSpace]
     """Name of a source -> label space of its table."""
+    notes: tuple[str, ...] = ()
+    """Which class names of data and model met nobody, and what that means for the scores."""
 
 
 def evaluate(
@@ -53,7 +159,7 @@ def evaluate(
     domain: str | None = None,
     infer_domain: bool = False,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> StepScores:
     """Score a finished step again, on the run's own test images or on others.
 
     Args:
@@ -65,11 +171,10 @@ def evaluate(
         infer_domain: choose the path of every image from the domains' batch-norm statistics.
 
     Returns:
-        {"run", "step", "images", "branches": {name: scores}, "confusion": {name: counts}}: on the same data exactly
-        the numbers of the run. With `infer_domain` also "inferred": {domain: {path: images}} and "accuracy", the
-        share of images that went through their own domain's path (None for images of a domain never trained). A
-        class that some path knows and the image's domain does not is counted in an extra last column (and row) of
-        "confusion", and is no class of the scores.
+        On the same data exactly the numbers of the run. The notes say which class names of data and model differ in
+        spelling or met nobody, and what that means for the scores. With `infer_domain` a class that some path knows and
+        the image's domain does not is counted in an extra last column (and row) of `confusion`, and is no class of the
+        scores.
 
     Raises:
         ConfigError: an override that cannot change a finished model's score; a user's own code not named in
@@ -84,26 +189,26 @@ def evaluate(
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     other = _other_images(stored, config, overrides)
     job = _job(folder, index, stored, config, other, domain, infer_domain, progress)
-    result: dict[str, Any] = {
-        "run": str(path),
-        "step": index,
-        "images": sum(len(source.indices) for source in job.sources),
-    }
-    where = (accelerator, progress)
+    where, inferred, accuracy = (accelerator, progress), None, None
     if infer_domain:
         model, spaces, _, _ = folder.load_final(index, user_builder(config))
         classes = {branch: space.names for branch, space in spaces.items()}
-        found, scores, chosen = evaluate_inferred(
+        found, scores, inferred = evaluate_inferred(
             model, classes, job.spaces, job.sources, job.datasets, config, *where
         )
-        result |= {"inferred": chosen, "accuracy": _share_right(chosen, job.sources)}
+        accuracy = _share_right(inferred, job.sources)
     else:
         found, scores = score_step(config, job.datasets, job.sources, folder, index, *where)
-    return {
-        **result,
-        "branches": scores,
-        "confusion": {name: counts.tolist() for name, counts in found.counts.items()},
-    }
+    return StepScores(
+        str(path),
+        index,
+        sum(len(source.indices) for source in job.sources),
+        {name: Scores.of(stored) for name, stored in scores.items()},
+        dict(found.counts),
+        inferred,
+        accuracy,
+        job.notes,
+    )
 
 
 def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Source]) -> float | None:
@@ -161,12 +266,16 @@ def _job(
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
         recorded = _recorded_tests(folder, index) if config.scenario == stored.scenario else {}
-        sources = [
-            source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
-            or source_by_name(datasets[name], config, paths[name], spaces[paths[name]], domain=name)
-            for name in chosen
-        ]
-        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen})
+        sources, notes = [], list[str]()
+        for name in chosen:
+            source = source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
+            if source is None:
+                source, told = source_by_name(
+                    datasets[name], config, paths[name], spaces[paths[name]], domain=name, foreign=False
+                )
+                notes += told
+            sources.append(source)
+        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen}, tuple(notes))
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config, progress)
@@ -177,19 +286,26 @@ def _job(
     datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
     ((name, dataset),) = datasets.items()
     if several and infer:
-        space = _common_space(dataset, spaces.values())
-        sources = [source_by_name(dataset, config, "", space, domain=name)]
+        space, known = _common_space(dataset, spaces.values())
+        (source, _), (_, notes) = (
+            source_by_name(dataset, config, "", one, domain=name) for one in (space, known)
+        )
+        found = [(source, notes)]
     elif several:
         if domain is None:
             raise ConfigError(
                 f"which path shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
             )
         branch = paths.get(domain, domain)
-        sources = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
+        found = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
     else:
-        sources = [source_by_name(dataset, config, branch, space) for branch, space in spaces.items()]
+        found = [
+            source_by_name(dataset, config, branch, space, foreign=other) for branch, space in spaces.items()
+        ]
+    sources = [source for source, _ in found]
     seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
-    return _Job(datasets, tuple(sources), seen)
+    notes = [note for _, told in found for note in told]
+    return _Job(datasets, tuple(sources), seen, tuple(dict.fromkeys(notes)))
 
 
 def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
@@ -205,17 +321,41 @@ def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]
     )
 
 
-def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> LabelSpace:
-    """The data set's classes that some path knows, for images whose path is chosen one by one."""
-    known = {name for space in spaces for name in space.names}
-    pairs = [(raw, name) for raw, name in dataset.labels.names.items() if name in known]
-    if not pairs:
-        raise _nothing_shared(dataset, known)
-    background = dataset.labels.background
-    ids = tuple(raw for raw, _ in pairs)
-    return LabelSpace(
-        (ids,), tuple(name for _, name in pairs), ids.index(background) if background in ids else None
+def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> tuple[LabelSpace, LabelSpace]:
+    """The data set's classes that some path knows, and all that the paths know together.
+
+    The first is for images whose path is chosen one by one. Its classes are spelt as the paths spell them.
+    """
+    names, background = dict[str, str](), None
+    for space in spaces:
+        for name in space.names:
+            names.setdefault(spelling(name), name)
+        if space.background is not None:
+            background = spelling(space.names[space.background])
+    together = LabelSpace(
+        (tuple(range(len(names))),),
+        tuple(names.values()),
+        None if background is None else list(names).index(background),
     )
+    shared = shared_classes(dataset.labels, together, what=_sides(dataset))
+    labels = dataset.labels
+    pairs = {raw: together.names[train_id] for raw, train_id in shared.train_ids.items()}
+    if together.background is not None and labels.background is not None:
+        pairs[labels.background] = together.names[together.background]
+    if not pairs:
+        raise _nothing_shared(dataset, names.values())
+    ids = tuple(raw for raw in labels.names if raw in pairs)
+    common = LabelSpace(
+        (ids,),
+        tuple(pairs[raw] for raw in ids),
+        ids.index(labels.background) if labels.background in ids else None,
+    )
+    return common, together
+
+
+def _sides(dataset: Dataset) -> tuple[str, str]:
+    """How notes call the two sides whose names are matched."""
+    return f"data set '{dataset.name}'", "the model"
 
 
 def _nothing_shared(dataset: Dataset, known: Iterable[str]) -> DataError:
@@ -251,7 +391,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
         return None
     table, names = entry["lut"], dataset.labels.names
     labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
-    if any(names.get(raw) != space.names[table[raw]] for raw in labelled):
+    if any(raw not in names or spelling(names[raw]) != spelling(space.names[table[raw]]) for raw in labelled):
         return None
     counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
     taught = counts[:, labelled].sum(1) > 0
@@ -268,21 +408,47 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
 
 
 def source_by_name(
-    dataset: Dataset, config: RunConfig, branch: str, space: LabelSpace, *, domain: str = ""
-) -> Source:
+    dataset: Dataset,
+    config: RunConfig,
+    branch: str,
+    space: LabelSpace,
+    *,
+    domain: str = "",
+    foreign: bool = True,
+) -> tuple[Source, list[str]]:
     """A test source made from the test split alone: classes are matched by name, others follow the label policy.
 
     On the run's own data this counts the pixels that the scenario builder's source counts: those of images with any
     class known, all of these labelled.
+
+    Args:
+        foreign: whether the run was not trained on this data set. Of its own data set the classes that the model does
+            not know yet are no news; of another one they are.
+
+    Returns:
+        The source, and notes on the names that differ in spelling or met nobody.
+
+    Raises:
+        ConfigError: no such split; a name that may mean two classes.
+        DataError: not one class is shared.
     """
     split_name = config.scenario.test_split
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
         raise ConfigError(missing)
     counts = class_counts(dataset.splits[split_name], dataset.labels)
-    known = space.train_ids_of(dataset.labels)
+    shared = shared_classes(dataset.labels, space, what=_sides(dataset))
+    known = shared.train_ids
     if not known:
         raise _nothing_shared(dataset, space.names)
     table = space.lut_for(dataset.labels, known, policy_set(config.scenario.policy).test)
     indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
     key = domain or dataset.name
-    return Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
+    source = Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
+    told = shared if foreign else replace(shared, only_data={})
+    notes = naming_notes(told, space, source.lut, counts[indices].sum(0), what=_sides(dataset))
+    if foreign and len(indices) < len(counts):
+        notes.append(
+            f"{len(counts) - len(indices)} of the {len(counts)} images in split '{split_name}' of data set "
+            f"'{dataset.name}' show no class that the model knows; they are left out"
+        )
+    return source, notes

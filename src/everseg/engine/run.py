@@ -88,6 +88,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     with contextlib.ExitStack() as held:
         try:
             prepared = prepare(config, progress)
+            for text in prepared.notes:
+                progress.message(f"note: {text}")
             _check_plan(config, prepared, folder, accelerator, progress)
             held.enter_context(locked(folder.path))
             folder.clean()

@@ -23,12 +23,26 @@ from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetRea
 from everseg.runs.commit import writing
 
 
+@contextlib.contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Give PyTorch its number of CPU threads back at the end.
+
+    A run sets its own number for the whole process (`train.threads`, or what it was begun with). Whatever the caller
+    computes afterwards, in a notebook for instance, shall not inherit it.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: bool = True) -> Accelerator:
     """Set threads and precision, and join the other processes if a launcher (torchrun, SLURM) started several.
 
     Args:
         find_unused: some update leaves trainable weights without gradient.
-        training: check also what only training needs: synchronised norms, a batch that can be shared.
+        training: check the needs of training as well: synchronised norms, a batch that can be shared.
 
     Raises:
         ConfigError: a precision or option the machine cannot honour.
@@ -42,9 +56,8 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: 
         )
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    AcceleratorState._reset_state(
-        reset_partial_state=False
-    )  # a second run in one process may use another precision
+    # Accelerate keeps its settings for the whole process; a second run in it may use another precision.
+    AcceleratorState._reset_state(reset_partial_state=False)
     precision = {"fp32": "no"}.get(config.train.precision, config.train.precision)
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -52,7 +65,7 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: 
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )
     if training and config.train.batch % accelerator.num_processes:
-        accelerator.wait_for_everyone()  # one that ends while another still joins would break its connection
+        accelerator.wait_for_everyone()  # a process that ends while another still joins breaks the other's connection
         raise ConfigError(
             f"train.batch: {config.train.batch} images cannot be shared equally by "
             f"{accelerator.num_processes} processes; choose a multiple"
@@ -66,7 +79,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 class StopRequest:
-    """Notices SIGINT, SIGTERM, SIGUSR1 and the time budget; the loop asks at iteration boundaries.
+    """Notes SIGINT, SIGTERM, SIGUSR1 and the end of the time budget; the loop asks at iteration boundaries.
 
     A second signal ends the process at once.
     """
@@ -93,6 +106,7 @@ class StopRequest:
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
+        # `os.write`: printing from a signal handler may meet a buffer that is being written to.
         os.write(2, b"\nstopping at the next iteration; a second signal ends at once\n")
 
     def code(self) -> int:
@@ -128,6 +142,8 @@ def locked(folder: Path) -> Iterator[None]:
     }
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
+        # Mode "x" fails where the file exists: of two processes that try at once only one gets the lock. The second
+        # attempt comes after a stale lock was removed.
         for _ in range(2):
             try:
                 file = path.open("x")
@@ -160,6 +176,7 @@ def _take_over(path: Path, me: dict[str, Any]) -> None:
             f"{path.parent} is in use by process {owner.get('pid')} on host {owner['host']}; "
             f"wait for it, or delete {path} if that process is gone"
         )
+    # Process ids are used again. Only the same start time since the same boot means the same process.
     alive = (
         owner.get("boot") == me["boot"]
         and owner.get("started") is not None
@@ -182,8 +199,10 @@ def _boot_id() -> str:
 def _start_time(pid: int) -> str | None:
     """When a process started, in clock ticks since boot; None if there is no such process."""
     try:
+        # Field 22 of the line; the second one, the program's name, may hold blanks and stands in brackets.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
+        # Without /proc: signal 0 reaches nobody and fails where there is no such process.
         with contextlib.suppress(OSError):
             os.kill(pid, 0)
             return "unknown"

@@ -72,7 +72,12 @@ def behaviour(method: Method) -> tuple[Any, ...]:
     itself = (f"{cls.__module__}:{cls.__qualname__}", *values)
     if not cls.__module__.startswith("everseg.methods."):
         return itself
-    tried = [_tried(deepcopy(method), weights) for weights in ({}, {"default": (0.5, 1.0, 2.0)})]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # their number decides how sums are rounded, and may change between two trials
+    try:
+        tried = [_tried(deepcopy(method), weights) for weights in ({}, {"default": (0.5, 1.0, 2.0)})]
+    finally:
+        torch.set_num_threads(threads)
     return itself if None in tried else ("tried", *tried)
 
 

@@ -30,6 +30,7 @@ from everseg.engine.optim import (
 from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.labels import BACKGROUND
 from everseg.methods.base import Method, StepContext
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
@@ -347,7 +348,7 @@ class StepJob:
         domains = dict.fromkeys(source.domain for source in self.step.train if source.domain)
         branch = self.step.branch
         names = self.step.spaces[branch].names[self.step.num_old(branch) :]
-        return ", ".join(domains or [name for name in names if name != "background"])
+        return ", ".join(domains or [name for name in names if name != BACKGROUND])
 
     def _log(
         self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float, data_wait: float

@@ -26,16 +26,17 @@ _SHORT_TAGS = {"backward_transfer": "bwt", "average_miou": "avg_miou"}
 
 
 class Events:
-    """Writes a run's TensorBoard events; does nothing where it cannot.
+    """Writes a run's TensorBoard events, and does nothing where that is impossible.
 
-    Not installed, broken installation, folder not writable, disk full: one note, and training goes on without events.
-    A run that is resumed writes into the same folder. What the folder holds for the iteration of the first numbers
-    and for later ones is hidden then (`SummaryWriter`'s `purge_step`), so that nothing shows twice.
+    If TensorBoard is missing or broken, the folder is not writable or the disk is full, the class gives one note and
+    training goes on without events. A run that is resumed writes into the same folder. TensorBoard then hides what the
+    folder holds for the iteration of the first new numbers and for later ones (`SummaryWriter`'s `purge_step`), so that
+    nothing shows twice.
 
     Args:
         folder: the run's `events` folder, made with the first numbers; None (another rank than 0) writes nothing.
         enabled: False writes nothing and imports nothing.
-        notify: receives the note why there are no events.
+        notify: called with the note that says why there are no events.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Events:
 
     @property
     def active(self) -> bool:
-        """Whether anything is written; False spares the caller the making of samples."""
+        """Whether anything is written; where not, the caller need not make samples."""
         return self._folder is not None
 
     def scalars(
@@ -146,6 +147,7 @@ class Events:
             tags = (f"{root}/iou/{tag}" for tag in safe_tags(class_names))
             values |= dict(zip(tags, columns["class_iou"], strict=True))
         pictures = {f"{root}/confusion": confusion_picture(counts, class_names)}
+        # The legend is written again only when classes have been added.
         if self._legends.get(root) != tuple(class_names):
             pictures[f"{root}/legend"] = legend(class_names)
             self._legends[root] = tuple(class_names)
@@ -175,7 +177,7 @@ class Events:
         """Close the file; a second call does nothing."""
         writer, self._writer, self._folder = self._writer, None, None
         if writer is not None:
-            with contextlib.suppress(OSError):  # every write was flushed and its error told before
+            with contextlib.suppress(OSError):  # every write was flushed, and its error reported then
                 writer.close()
 
     def _note(self, text: str) -> None:
@@ -201,7 +203,7 @@ class Events:
                 self._writer.add_image(tag, picture, iteration, dataformats="HWC")
             for tag, text in (texts or {}).items():
                 self._writer.add_text(tag, text, iteration)
-            # The writer has a thread of its own: what fails there is raised here.
+            # The writer has a thread of its own; an error in it is raised here.
             self._writer.flush()
         except OSError as error:
             folder = self._folder
@@ -225,14 +227,14 @@ def _present(values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def safe_tag(name: str) -> str:
-    """One part of a tag out of any text: letters of all scripts, digits and `_ . -` and blanks, at most 80."""
+    """Make one part of a tag from any text: letters of all scripts, digits, `_ . -` and blanks, at most 80."""
     clean = re.sub(r"[^\w.\- ]+", "_", name)
     clean = " ".join(clean.split()).strip(" .")[:_LONGEST_TAG].strip(" .")
     return clean or "_"
 
 
 def safe_tags(names: Sequence[str]) -> list[str]:
-    """Distinct safe tags; of names that would fall together the later ones carry their number in the list."""
+    """Make distinct safe tags; where two names give the same tag, the later one gets its number in the list."""
     tags: list[str] = []
     for index, name in enumerate(names):
         tag = safe_tag(name)

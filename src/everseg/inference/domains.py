@@ -15,7 +15,7 @@ from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_sum
 from everseg.inference.count import Evaluation, evaluate, scores_of, through
 from everseg.inference.windows import infer_sliding_branch
-from everseg.labels import SYNTHETIC_OTHER, LabelSpace
+from everseg.labels import SYNTHETIC_OTHER, LabelSpace, spelling
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
@@ -50,12 +50,13 @@ def evaluate_inferred(
     Raises:
         ConfigError: the paths have no batch-norm statistics of their own.
     """
-    known = {name for names in classes.values() for name in names}
+    known = {spelling(name) for names in classes.values() for name in names}
     wider = {
-        name: space if known <= set(space.names) else _with_other(space) for name, space in spaces.items()
+        name: space if known <= set(map(spelling, space.names)) else _with_other(space)
+        for name, space in spaces.items()
     }
     tables = {
-        name: {path: _table(outputs, space.names).to(accelerator.device) for path, outputs in classes.items()}
+        name: {path: _table(outputs, space).to(accelerator.device) for path, outputs in classes.items()}
         for name, space in wider.items()
     }
     windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
@@ -133,8 +134,13 @@ def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, A
     return scores
 
 
-def _table(predicted: Sequence[str], names: Sequence[str]) -> torch.Tensor:
+def _table(predicted: Sequence[str], space: LabelSpace) -> torch.Tensor:
     """Train id of a path -> train id of the label space, the last one for classes that it does not have."""
-    other = len(names) - 1
-    position = {name: i for i, name in enumerate(names)}
-    return torch.from_numpy(np.array([position.get(name, other) for name in predicted], np.uint8))
+    other = space.num_classes - 1
+    # a class of the data may be called "other" too, and is not the column that counts strange classes
+    position = {
+        spelling(name): i
+        for i, (name, raw) in enumerate(zip(space.names, space.order, strict=True))
+        if raw != SYNTHETIC_OTHER
+    }
+    return torch.from_numpy(np.array([position.get(spelling(name), other) for name in predicted], np.uint8))

@@ -1,41 +1,30 @@
-"""Pictures of ids: colours, overlays, triplets, confusion heat maps, prediction files.
+"""Pictures of ids: triplets, legends, confusion heat maps, prediction files.
 
 Images are (H, W, 3) uint8 RGB, ids (H, W) integers; no matplotlib.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from everseg.data.class_colours import (
+    IGNORED_COLOUR,
+    all_colours,
+    byte_ids,
+    check_pair,
+    colourise,
+    overlay,
+    palette,
+    png,
+)
 from everseg.errors import DataError
 from everseg.labels import IGNORED
 from everseg.runs.commit import write_bytes, writing
 
-IGNORED_COLOUR = (205, 205, 205)
-"""Light grey; no class has it."""
-
-BACKGROUND_COLOUR = (40, 40, 46)
-# Okabe and Ito, "Color Universal Design" (2008), without black: safe for all three kinds of colour blindness.
-_FIRST = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
-# Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB: protanopia and deuteranopia.
-_COLOUR_BLIND = (
-    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-)
 _LABELLED_CLASSES = 25
 _INK = (20, 20, 20)
 _BLANK = (228, 228, 228)
@@ -43,69 +32,6 @@ _DARK_CELL = (8, 48, 107)
 _LIGHT_CELL = (247, 251, 255)
 _GAP = 4
 _LONGEST_NAME = 22
-_ROWS = 256
-"""Rows of an image that are mixed at once."""
-
-
-def palette(n: int) -> np.ndarray:
-    """Colours of the ids 0 ... n-1.
-
-    Every palette is the beginning of the next longer one, so a class keeps its colour when the model grows. After
-    seven colours of Okabe and Ito each further one is the farthest from all before, for normal and for red-green
-    blind eyes alike (OKLab distance). Row 255 is the colour of ignored pixels.
-
-    Args:
-        n: number of ids, 0 to 256.
-
-    Returns:
-        (n, 3) uint8, RGB.
-
-    Raises:
-        ValueError: n outside 0 ... 256.
-    """
-    if not 0 <= n <= 256:
-        raise ValueError(f"palette of {n} colours: 0 to 256 are possible")
-    return _all_colours()[:n].copy()
-
-
-def colourise(ids: np.ndarray) -> np.ndarray:
-    """Colour every id; 255 (ignored) is a fixed light grey.
-
-    Args:
-        ids: (H, W) integers in 0 ... 255.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: not two-dimensional integers, or an id outside 0 ... 255.
-    """
-    return _all_colours()[_byte_ids(ids)]
-
-
-def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """Lay the colours of `ids` over an image.
-
-    Args:
-        image: (H, W, 3) uint8.
-        ids: (H, W) integers in 0 ... 255.
-        alpha: opacity of the colours, 0 (image only) to 1 (colours only).
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: sizes differ, wrong types, or alpha outside 0 ... 1.
-    """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha}: an opacity from 0 to 1 is expected")
-    _check_pair(image, ids)
-    mixed = np.empty_like(image)
-    for start in range(0, len(image), _ROWS):  # large images would take many times their size in floats
-        rows = slice(start, start + _ROWS)
-        colours = colourise(ids[rows]).astype(np.float32)
-        mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
-    return mixed
 
 
 def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -122,8 +48,8 @@ def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.
     Raises:
         ValueError: sizes differ or wrong types.
     """
-    _check_pair(image, label)
-    _check_pair(image, prediction)
+    check_pair(image, label)
+    check_pair(image, prediction)
     line = np.full((image.shape[0], _GAP, 3), 255, dtype=np.uint8)
     return np.concatenate([image, line, colourise(label), line, colourise(prediction)], axis=1)
 
@@ -222,34 +148,13 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     if ids.size and int(ids.max()) > IGNORED:
         raise DataError(f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED})")
     mixed = overlay(image, ids)
-    mask = Image.fromarray(_byte_ids(ids))
-    mask.putpalette(_all_colours().tobytes())
+    mask = Image.fromarray(byte_ids(ids))
+    mask.putpalette(all_colours().tobytes())
     with writing(path_stem):
         path_stem.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(mask_path, _png(mask))
-    write_bytes(overlay_path, _png(Image.fromarray(mixed)))
+    write_bytes(mask_path, png(mask))
+    write_bytes(overlay_path, png(Image.fromarray(mixed)))
     return mask_path, overlay_path
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _byte_ids(ids: np.ndarray) -> np.ndarray:
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"ids of shape {ids.shape} and type {ids.dtype}: (H, W) integers are expected")
-    if ids.size and (ids.min() < 0 or ids.max() > IGNORED):
-        raise ValueError(f"ids from {ids.min()} to {ids.max()}: 0 to {IGNORED} are possible")
-    return ids.astype(np.uint8)
-
-
-def _check_pair(image: np.ndarray, ids: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image of shape {image.shape} and type {image.dtype}: (H, W, 3) uint8 is expected")
-    if image.shape[:2] != ids.shape:
-        raise ValueError(f"image is {image.shape[:2]}, ids are {ids.shape}: the same size is expected")
 
 
 def _labelled_confusion(
@@ -302,68 +207,3 @@ def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -
 def _short(name: str) -> str:
     clean = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split()) or "?"
     return clean if len(clean) <= _LONGEST_NAME else clean[: _LONGEST_NAME - 3] + "..."
-
-
-@lru_cache(maxsize=1)
-def _all_colours() -> np.ndarray:
-    """(256, 3) uint8, read-only: background, Okabe-Ito, then greedy farthest points; row 255 = ignored."""
-    levels = np.arange(0, 256, 15)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lightness = _oklab(_linear(grid))[:, 0]
-    grid = grid[(lightness > 0.35) & (lightness < 0.95)]
-    spaces = _perceived(grid)
-    nearest = np.full(len(grid), np.inf)
-    colours = [BACKGROUND_COLOUR, *_FIRST]
-    for taken in (IGNORED_COLOUR, (255, 255, 255), *colours):
-        nearest = np.minimum(nearest, _distance(spaces, _perceived(np.array([taken]))))
-    while len(colours) < IGNORED:
-        best = int(np.argmax(nearest.round(6)))
-        colours.append(tuple(grid[best].tolist()))
-        nearest = np.minimum(nearest, _distance(spaces, spaces[:, best : best + 1]))
-    table = np.array([*colours, IGNORED_COLOUR], dtype=np.uint8)
-    table.setflags(write=False)
-    return table
-
-
-def _distance(spaces: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """(3, N, 3) and (3, 1, 3) OKLab -> (N,): the smallest over the three kinds of eyes."""
-    squares = ((spaces - colour) ** 2).sum(axis=2)
-    # Dichromats see two dimensions instead of three; without this factor they alone would decide.
-    return np.sqrt(np.minimum(squares[0], 4.0 * np.minimum(squares[1], squares[2])))
-
-
-def _perceived(colours: np.ndarray) -> np.ndarray:
-    """(N, 3) sRGB 0 ... 255 -> (3, N, 3) OKLab as normal, protanope and deuteranope eyes see it."""
-    linear = _linear(colours)
-    seen = [linear, *(_times(linear, matrix).clip(0.0, 1.0) for matrix in _COLOUR_BLIND)]
-    return np.stack([_oklab(each) for each in seen])
-
-
-def _linear(colours: np.ndarray) -> np.ndarray:
-    value = colours / 255.0
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _oklab(linear: np.ndarray) -> np.ndarray:
-    """Ottosson (2020), "A perceptual color space for image processing"."""
-    cones = _times(
-        linear,
-        (
-            (0.4122214708, 0.5363325363, 0.0514459929),
-            (0.2119034982, 0.6806995451, 0.1073969566),
-            (0.0883024619, 0.2817188376, 0.6299787005),
-        ),
-    )
-    return _times(
-        np.cbrt(cones),
-        (
-            (0.2104542553, 0.7936177850, -0.0040720468),
-            (1.9779984951, -2.4285922050, 0.4505937099),
-            (0.0259040371, 0.7827717662, -0.8086757660),
-        ),
-    )
-
-
-def _times(colours: np.ndarray, matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    # Sums written out: a BLAS product may differ in the last bit from machine to machine.
-    return np.stack([sum(colours[:, i] * row[i] for i in range(3)) for row in matrix], axis=1)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from everseg.data.batches.transforms import normalise, resize_transform
+from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import _checked_files
+from everseg.display import Picture, Piece, Result, escaped, percent
 from everseg.errors import ConfigError
-from everseg.inference.pictures import overlay, write_prediction
+from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
@@ -29,10 +33,15 @@ from everseg.runs.model_folder import load_model, model_folder_at
 MASK_IDS = "classes.json"
 """File beside predicted masks: id -> class name. A model folder has a file of the same name that is another thing."""
 
+_SIDE = 640
+"""Longest side of a picture in a notebook, in pixels."""
+_PICTURES = 12
+"""So many overlays at most are shown in a notebook."""
 
-@dataclass(frozen=True)
-class Prediction:
-    """Classes of one image's pixels."""
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Prediction(Result):
+    """Classes of one image's pixels; a notebook shows them over the image."""
 
     ids: np.ndarray
     """(H, W) uint8 train ids."""
@@ -46,6 +55,91 @@ class Prediction:
     def overlay(self) -> np.ndarray:
         """The image with the classes in colour over it, (H, W, 3) uint8."""
         return overlay(self.image, self.ids)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Class -> share of the pixels, the largest first; classes without a pixel are left out."""
+        counts = np.bincount(self.ids.ravel(), minlength=len(self.classes)) / max(1, self.ids.size)
+        order = np.argsort(-counts, kind="stable")
+        return {self.classes[i]: float(counts[i]) for i in order.tolist() if counts[i] > 0}
+
+    def shown(self) -> Iterator[Piece]:
+        height, width = self.ids.shape
+        each = ", ".join(f"{name} {percent(share)} %" for name, share in self.shares.items())
+        yield f"{width}x{height} pixels: {each}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Size, branch and shares; the ids themselves are an array."""
+        return {
+            "height": self.ids.shape[0],
+            "width": self.ids.shape[1],
+            "branch": self.branch,
+            "shares": self.shares,
+        }
+
+    def _repr_png_(self) -> bytes:
+        return png(Image.fromarray(shrink(self.overlay(), _SIDE, _SIDE)))
+
+    def _repr_html_(self) -> str:
+        """The overlay, and what its colours mean."""
+        colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
+        legend = " ".join(
+            f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
+            f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {percent(share)} %</span>'
+            for name, share in self.shares.items()
+        )
+        height, width = self.ids.shape
+        return f"{Picture(self._repr_png_, f'{width}x{height} pixels')._repr_html_()}<p>{legend}</p>"
+
+
+class WrittenPrediction(NamedTuple):
+    """The files of one image."""
+
+    mask: Path
+    """PNG of train ids."""
+    overlay: Path
+    """PNG of the image with the classes in colour over it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Predictions(Result, Sequence[WrittenPrediction]):
+    """Masks and overlays of some images, in their order; a notebook shows the overlays."""
+
+    out: Path
+    """Folder that holds them, with `classes.json`, which names the ids."""
+    files: tuple[WrittenPrediction, ...]
+    branches: Mapping[str, str]
+    """Name of an image below `out`, without ending -> branch it went through."""
+
+    @overload
+    def __getitem__(self, at: int) -> WrittenPrediction: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[WrittenPrediction, ...]: ...
+    def __getitem__(self, at: int | slice) -> WrittenPrediction | tuple[WrittenPrediction, ...]:
+        return self.files[at]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def shown(self) -> Iterator[Piece]:
+        yield f"{len(self)} masks and overlays in {self.out}; {MASK_IDS} there names the ids"
+        for name, written in list(zip(self.branches, self.files, strict=True))[:_PICTURES]:
+            yield Picture(partial(_reduced, written.overlay), name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "images": [
+                {"image": name, "mask": str(written.mask), "overlay": str(written.overlay), "branch": branch}
+                for (name, branch), written in zip(self.branches.items(), self.files, strict=True)
+            ],
+        }
+
+
+def _reduced(path: Path) -> bytes:
+    """A picture's file, the picture reduced to what a notebook shows."""
+    with Image.open(path) as picture:
+        return png(Image.fromarray(shrink(np.asarray(picture.convert("RGB")), _SIDE, _SIDE)))
 
 
 class LoadedModel:
@@ -169,18 +263,21 @@ def load(
 
 
 def predict(
-    run_path: str | Path,
-    paths: Iterable[str | Path],
+    path: str | Path,
+    images: Iterable[str | Path],
     out: str | Path,
     *,
     step: int | None = None,
     builder: Any = None,
     domain: str | None = None,
     infer_domain: bool = False,
-) -> list[tuple[Path, Path]]:
+) -> Predictions:
     """Predict images and folders of images; write id masks and overlays.
 
     Args:
+        path: run folder, a finished step's folder, or a bundle.
+        images: files, and folders of images.
+        out: folder for masks and overlays; made if need be.
         step: which step of a run; default the last.
         domain: the path all images take; needed where the model has several.
         infer_domain: choose the path of every image from the domains' batch-norm statistics; `domains.json` beside
@@ -188,26 +285,25 @@ def predict(
         builder: your own architecture's builder, if the model is not a built-in one.
 
     Returns:
-        (mask, overlay) of each image. Masks hold train ids; the file MASK_IDS beside them names the ids (per path
-        where several were taken).
+        The files of each image. Masks hold train ids; the file MASK_IDS beside them names the ids (per path where
+        several were taken).
 
     Raises:
         ConfigError: no path or an unknown one given for a model that has several; a result would overwrite an
             image given. (Results of an earlier call are replaced.)
         DataError: no image found, or every unreadable one listed, before anything is written.
     """
-    model = load(run_path, step=step, builder=builder)
+    model = load(path, step=step, builder=builder)
     model.check_path(domain, infer_domain)
     out = Path(out)
-    files = _checked_files(paths, out)
     written, taken = [], {}
-    for path, stem in files:
-        prediction = model.predict(path, branch=domain, infer_domain=infer_domain)
-        written.append(write_prediction(out / stem, prediction.ids, prediction.image))
+    for image, stem in _checked_files(images, out):
+        prediction = model.predict(image, branch=domain, infer_domain=infer_domain)
+        written.append(WrittenPrediction(*write_prediction(out / stem, prediction.ids, prediction.image)))
         taken[stem.as_posix()] = prediction.branch
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
     if infer_domain:
         write_json(out / "domains.json", taken)
     write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
-    return written
+    return Predictions(out, tuple(written), taken)

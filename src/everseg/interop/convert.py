@@ -16,7 +16,7 @@ from everseg.data.datasets.street_labels import CITYSCAPES_CLASSES, IDD_CLASSES
 from everseg.errors import CheckpointError, ConfigError
 from everseg.inference.predict import load
 from everseg.interop import mdil, mib
-from everseg.labels import SYNTHETIC_VOID, LabelSpace
+from everseg.labels import BACKGROUND, SYNTHETIC_VOID, LabelSpace, is_background_name
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import write_bytes
 from everseg.runs.input_form import InputForm
@@ -38,9 +38,10 @@ def import_mib(
 
     Args:
         norm: "iabn" for checkpoints trained with In-place ABN (the authors' default), "abn" otherwise.
-        classes: class names in output order; default background, class 1, ...
+        classes: class names in output order, the background's first; default background, class 1, ...
 
     Raises:
+        ConfigError: another number of names than outputs, the background elsewhere, or one name twice.
         CheckpointError: not readable without running code from it, or its keys do not make a whole model.
     """
     out = _new_folder(out)
@@ -54,9 +55,17 @@ def import_mib(
     (branch,) = model.branches
     sizes = model.head(branch).sizes
     total = sum(sizes)
-    names = tuple(classes) or ("background", *(f"class {i}" for i in range(1, total)))
+    names = tuple(classes) or (BACKGROUND, *(f"class {i}" for i in range(1, total)))
     if len(names) != total:
         raise ConfigError(f"--classes: the checkpoint has {total} outputs, {len(names)} names were given")
+    later = [i for i, name in enumerate(names) if i and is_background_name(name)]
+    if later and not is_background_name(names[0]):
+        raise ConfigError(
+            f"--classes: output 0 of MiB's checkpoints is the background, but '{names[0]}' is named there and "
+            f"'{names[later[0]]}' for output {later[0]}; name the outputs in their order"
+        )
+    if is_background_name(names[0]):
+        names = (BACKGROUND, *names[1:])
     starts = np.cumsum([0, *sizes])
     groups = tuple(tuple(range(int(a), int(b))) for a, b in itertools.pairwise(starts))
     spaces = {branch: LabelSpace(groups, names, background=0)}

@@ -46,6 +46,7 @@ def names(branches: Sequence[str], blocks: Sequence[int] = (5, 8)) -> dict[str, 
     table = {f"encoder.{t}": f"encoder.{o}" for t, o in erfnet_modules(blocks, branches).items()}
     for number, branch in enumerate(branches):
         for layer, ours in enumerate(DECODER):
+            # A doubling has the names of a halving there: `conv` and `bn`. "paths" is part of our tensors' names.
             shared, plain, _ = ERFNET_DOWN if ours.startswith("up") else ERFNET_BLOCK
             for part, own in {**shared, **plain}.items():
                 table[f"decoder.{number}.layers.{layer}.{part}"] = f"decoder.paths.{branch}.{ours}.{own}"
@@ -80,7 +81,7 @@ def load(
     Args:
         state_dict: their weights, with or without `module.`, or the whole checkpoint with `state_dict`.
         domains: names of the branches in the order they were learnt; default domain1, domain2, ...
-        dropout: of the encoder; the file does not say.
+        dropout: of the encoder; the file does not contain it.
 
     Returns:
         The model in training mode, with its own copies of the tensors, in the tensors' dtype.
@@ -97,6 +98,7 @@ def load(
             f"--domains: the checkpoint has {len(classes)} domains; give as many different names, "
             f"not {', '.join(branches)}"
         )
+    # On "meta" neither memory nor random numbers are spent; `assign=True` below puts the file's tensors in place.
     with torch.device("meta"):
         model = _built(dropout=dropout, **options)
         for branch, number in zip(branches, classes, strict=True):
@@ -161,6 +163,7 @@ def load_encoder(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: damaged, unsafe, or not such an encoder: leftover, missing or ill-shaped entries.
     """
     theirs = {name.removeprefix("features."): value for name, value in read(path).items()}
+    # A model with plain norms asks the file for them; one with adapters takes the shared convolutions only.
     has_norms = any(re.search(r"\.bn[12]?\.", name) for name in theirs)
     try:
         model = _built(per_branch="decoder" if has_norms else "adapter", **_encoder_options(theirs))
@@ -177,8 +180,8 @@ def dump_encoder(
 
     Args:
         model: an ERFNet.
-        branch: whose norms are taken, where each branch has its own; None: the shared convolutions alone. Adapters
-            have no name there and are left out.
+        branch: the branch whose norms are written, where each branch has its own; None: the shared convolutions
+            alone. Adapters have no name in that file and are left out.
         prefix: put before every name; the original file has "module.features.".
 
     Raises:
@@ -197,7 +200,7 @@ def dump_encoder(
 
 
 def _built(**options: Any) -> SegmentationModel:
-    """Build the network whose dimensions a file tells."""
+    """Build a network of the dimensions inferred from a file; an impossible one means that the file is incomplete."""
     try:
         return erfnet(**options)
     except ConfigError as error:
@@ -225,13 +228,16 @@ def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]
 
 
 def _encoder_options(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Infer the encoder's dimensions; a change of resolution puts its input's channels beside its convolution's."""
+    """Infer the encoder's dimensions from its names and shapes."""
+    # `layers` are numbered through: 0 changes the resolution, then come the blocks of the second stage, then the last
+    # change of resolution (the highest number with `conv`), then the blocks of the third stage.
     last = max(_numbers(theirs, r"encoder\.layers\.(\d{1,4})\.(?:conv|bn|bn_ini)\..*"), default=1)
     blocks = _numbers(theirs, r"encoder\.layers\.(\d{1,4})\.conv3x1_1\..*")
     convs = [f"encoder.{part}.conv.weight" for part in ("initial_block", "layers.0", f"layers.{last}")]
     _stop("missing", [name for name in convs if name not in theirs])
     _stop("ill-shaped", [name for name in convs if theirs[name].ndim != 4 or not theirs[name].numel()])
     return {
+        # A change of resolution joins its pooled input to its convolution's output: out + in channels.
         "widths": [sum(theirs[name].shape[:2]) for name in convs],
         "blocks": [last - 1, max(blocks, default=last) - last],
     }

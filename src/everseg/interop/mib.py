@@ -67,7 +67,7 @@ def load(
     Args:
         state_dict: their weights, with or without `module.`, or the whole checkpoint with `model_state`.
         norm: norm of the model built, "iabn" or "abn".
-        output_stride: 16 or 8; the file does not say.
+        output_stride: 16 or 8; the file does not contain it.
         branch: name of the branch that gets the classifiers, one growth per classifier.
         pool_size: window of the pooled branch in eval mode; None = the whole map.
         trained_with: norm of the checkpoint; default `norm`. "iabn" weights in an "abn" model become |w| + 1e-5.
@@ -90,11 +90,13 @@ def load(
     ours, unknown = _our_names(theirs, branch)
     _stop("unexpected", unknown)
     dims, sizes = _dimensions(theirs)
+    # On "meta" neither memory nor random numbers are spent; `assign=True` below puts the file's tensors in place.
     with torch.device("meta"):
         model = deeplabv3(norm=norm, output_stride=output_stride, pool_size=pool_size, **dims)
         for size in sizes:
             model.grow({branch: size})
     own = model.state_dict()
+    # In-place ABN 1.0 stores no counters. Ours begin at 0 then.
     for name in own:
         if name.endswith(TRACKED) and name not in ours:
             ours[name] = torch.zeros((), dtype=torch.int64, device=next(iter(theirs.values())).device)
@@ -151,7 +153,7 @@ def dump(
 
 
 def _check_expressible(options: Mapping[str, Any]) -> None:
-    """The original code has one activation, stem and set of dilations; other models would come out different there."""
+    """Refuse models that compute something else in the original code: it has one activation, stem and dilations."""
     rates = options.get("rates")
     problems = [
         text
@@ -210,9 +212,9 @@ def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]
     needed += [f"body.mod{k}.block1.convs.conv{i}.weight" for k in range(2, 6) for i in (1, 2)]
     _stop("missing", [name for name in needed if name not in theirs])
     bottleneck = "body.mod2.block1.convs.conv3.weight" in theirs
-    last = "conv3" if bottleneck else "conv2"
+    last = "conv3" if bottleneck else "conv2"  # the convolution that gives a block's output
     blocks, widths, outputs = [], [], []
-    for k in range(2, 6):
+    for k in range(2, 6):  # mod2 to mod5 are the four stages; mod1 is the stem
         numbers = {int(m[1]) for name in theirs if (m := re.match(rf"body\.mod{k}\.block(\d+)\.", name))}
         blocks.append(max(numbers))
         first = f"body.mod{k}.block1.convs"
@@ -220,6 +222,7 @@ def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]
         widths.append(theirs[f"{first}.conv1.weight"].shape[0])
         outputs.append(theirs[f"{first}.{last}.weight"].shape[0])
     steps = sorted(int(m[1]) for name in theirs if (m := re.fullmatch(r"cls\.(\d+)\.weight", name)))
+    # As many classifiers as steps, numbered without a gap.
     _stop("missing", [f"cls.{s}.weight" for s in range(len(steps)) if s not in steps])
     dims = {
         "blocks": blocks,

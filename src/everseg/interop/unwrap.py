@@ -11,17 +11,18 @@ from everseg.errors import CheckpointError, some
 
 
 def tensors_of(checkpoint: Mapping[str, Any], key: str, project: str, where: str) -> dict[str, Tensor]:
-    """Unwrap what stands under a key, if there is such a key, and strip `module.` off the names.
+    """Take the weights from under a key, if there is such a key, and strip `module.` off their names.
 
     Args:
         checkpoint: as read from the file.
-        key: under which the project keeps its weights.
-        project: its name, for messages.
-        where: the file, for messages.
+        key: the key under which the project keeps its weights.
+        project: the project's name, for messages.
+        where: the file's name, for messages.
 
     Raises:
         CheckpointError: no weights, or something else than tensors among them.
     """
+    # DataParallel puts `module.` before every name; published files come with and without it.
     inner = checkpoint.get(key, checkpoint)
     if not isinstance(inner, Mapping) or not inner:
         raise CheckpointError(f"{where}: no checkpoint of {project}'s code: it holds no weights")

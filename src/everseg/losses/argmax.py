@@ -89,6 +89,7 @@ def _on_the_cpu(strips: Sequence[Strip], top: int, out: Tensor) -> None:
     """One class after the other over a band that fits a core's cache; threads share the bands."""
     width = out.shape[1]
     rows = min(len(out), max(1, _BAND_PIXELS // width))
+    # One iterator for all threads: each takes the next band when it has finished one.
     starts = iter(range(0, len(out), rows))
 
     def work() -> None:
@@ -111,12 +112,14 @@ def _argmax_band(
     ids: np.ndarray,
 ) -> None:
     """Arg-max over classes of sum_p M_p X_p for parts (M (r, k) or None = identity, X (C, k, W)) into ids (r, W)."""
-    largest, mark = best.numpy(), above.view(np.uint8)
+    # The loop keeps the best value so far and the class that holds it, so only one class's logits exist at a time.
+    largest, mark = best.numpy(), above.view(np.uint8)  # (r, W) both
     ids.fill(0)
     for number in range(len(parts[0][1])):
         into = value if number else best
         for first, (matrix, wide) in enumerate(parts):
             if matrix is None:
+                # A single part needs no copy, except of class 0: `best` is written to later.
                 into = wide[number] if number and len(parts) == 1 else _put(into, wide[number], first > 0)
             elif first == 0:
                 torch.mm(matrix, wide[number], out=into)
@@ -126,7 +129,8 @@ def _argmax_band(
             new = into.numpy()
             np.greater(new, largest, out=above)
             np.maximum(largest, new, out=largest)
-            # classes ascend, so the largest mark is the latest: no branch per pixel
+            # `mark` is `above` seen as bytes: times the class it holds the class where it won and 0 elsewhere. Classes
+            # ascend, so the largest mark is the latest winner: no condition per pixel.
             np.multiply(mark, number, out=mark)
             np.maximum(ids, mark, out=ids)
 
@@ -150,15 +154,17 @@ def _elsewhere(strips: Sequence[Strip], top: int, out: Tensor) -> None:
 def _part(strip: Strip, start: int, number: int, width: int) -> tuple[Tensor | None, Tensor]:
     """What a strip gives to rows start...: the matrix (r, k) of its row weights, None = identity, and (C, k, W)."""
     small = strip.logits.shape[2]
-    first = start - strip.top
+    first = start - strip.top  # in the window's own rows
     if small == strip.height:
         return None, _columns(strip, first, first + number, width)
     like = strip.logits
+    # Where each row's centre falls among the small rows, as `interpolate` computes it with align_corners=False.
     source = torch.arange(first, first + number, dtype=like.dtype).add_(0.5).mul_(small / strip.height)
-    source = source.sub_(0.5).clamp_(min=0)
+    source = source.sub_(0.5).clamp_(min=0)  # (r,)
     above = source.floor().long().clamp_(max=small - 1)
     below = (above + 1).clamp_(max=small - 1)
     share = (source - above)[:, None]
+    # Only small rows begin..end-1 are needed. At the border `above` and `below` are one row, so the weights are added.
     begin, end = int(above[0]), int(below[-1]) + 1
     matrix = torch.zeros(number, end - begin, dtype=like.dtype)
     matrix.scatter_add_(1, above[:, None] - begin, 1 - share)
@@ -173,7 +179,7 @@ def _columns(strip: Strip, begin: int, end: int, width: int) -> Tensor:
         small = F.interpolate(small, (end - begin, strip.width), mode="bilinear", align_corners=False)
     if len(small) == 1 and strip.width == width:
         return small[0]
-    wide = small.new_zeros(small.shape[1], end - begin, width)
+    wide = small.new_zeros(small.shape[1], end - begin, width)  # (C, k, W)
     for left, one in zip(strip.lefts, small, strict=True):
         wide[..., left : left + strip.width] += one
     return wide

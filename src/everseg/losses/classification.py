@@ -101,11 +101,12 @@ def unbiased_cross_entropy(
     checked_num_old("unbiased_cross_entropy", num_old, logits.shape[1])
     label = checked_label("unbiased_cross_entropy", label, logits)
     weight = _checked_weight("unbiased_cross_entropy", weight, logits)
-    old, new = logits.split([num_old, logits.shape[1] - num_old], dim=1)
-    logits = torch.cat([torch.logsumexp(old, dim=1, keepdim=True), new], dim=1)
-    # clamp, not 0: a negative value must stay one, for the kernel to abort on it on CUDA
+    old, new = logits.split([num_old, logits.shape[1] - num_old], dim=1)  # (B, K, H, W) and (B, C - K, H, W)
+    logits = torch.cat([torch.logsumexp(old, dim=1, keepdim=True), new], dim=1)  # (B, 1 + C - K, H, W)
+    # Background and old classes share channel 0 now, and new classes move down by K - 1. The clamp keeps negative
+    # labels negative: on CUDA nothing else checks them, and the kernel aborts on a negative label.
     merged = torch.where(label < num_old, label.clamp(max=0), label - (num_old - 1))
-    label = merged.masked_fill(label == IGNORED, IGNORED)
+    label = merged.masked_fill(label == IGNORED, IGNORED)  # the shift above has moved 255, too
     if weight is not None:
         weight = torch.cat([weight[:1], weight[num_old:]])
     per_pixel = _cross_entropy(logits, label, weight)
@@ -147,7 +148,8 @@ def binary_cross_entropy(
     weight = _checked_weight("binary_cross_entropy", weight, logits)
     valid = label != IGNORED
     if weight is None:
-        per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid
+        # Against a one-hot target every sigmoid costs softplus(x), and the labelled one gets its logit back.
+        per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid  # (B, H, W)
     else:
         factor = weight.view(1, -1, 1, 1)
         softplus = F.softplus(logits, threshold=LINEAR_FROM)
@@ -196,7 +198,9 @@ def icarl(
     if background_from_label:
         by_label = by_label | (label == 0)
     target = teacher_logits[:, first:].sigmoid().to(logits.dtype)
-    old = (target * logits[:, first:num_old]).sum(dim=1)
+    old = (target * logits[:, first:num_old]).sum(dim=1)  # (B, H, W)
+    # Binary cross-entropy with target q is softplus(x) - q x. The targets of old channels are the teacher's sigmoids;
+    # those of the other channels come from the label. `by_label` is false on ignored pixels, so all of these are 0.
     per_pixel = _softplus_sum(logits) - old - _picked(logits, label) * by_label
     return reduce(per_pixel, None, reduction=reduction)
 
@@ -265,6 +269,7 @@ def focal(
     logits = checked_logits("focal", logits)
     label = checked_label("focal", label, logits)
     entropy = _cross_entropy(logits, label, None)
+    # 1 - p_y = 1 - exp(-entropy); expm1 keeps its digits where p_y is near 1.
     per_pixel = alpha * (-torch.expm1(-entropy)) ** gamma * entropy
     return reduce(per_pixel, label, over, reduction=reduction)
 

@@ -37,7 +37,7 @@ def distillation(
     Args:
         logits: student, (B, C, H, W), unnormalised; old classes come first.
         teacher_logits: (B, K, H, W) with K <= C; no gradient flows into it.
-        num_old: K, if given only checked against the teacher.
+        num_old: K. Where it is given, it is only checked against the teacher.
         alpha: factor on the teacher's logits; above 1 it hardens the targets.
         weight: (K,) factor of each old class's summand; None = 1.
         mask: (B, H, W) bool or float factor of each pixel; None = 1. Without it ignored pixels count too.
@@ -60,7 +60,9 @@ def distillation(
     checked_alpha("distillation", alpha)
     logits = checked_logits("distillation", logits)
     teacher_logits = checked_teacher("distillation", teacher_logits, logits, num_old)
-    old = logits[:, : teacher_logits.shape[1]]
+    old = logits[
+        :, : teacher_logits.shape[1]
+    ]  # (B, K, H, W): the new logits do not enter the student's softmax
     return _reduced(
         "distillation", _soft_cross_entropy(old, teacher_logits, alpha, weight), mask, over, reduction
     )
@@ -86,7 +88,7 @@ def unbiased_distillation(
     Args:
         logits: student, (B, C, H, W), unnormalised; channel 0 is the background, old classes come first.
         teacher_logits: (B, K, H, W) with K < C; no gradient flows into it.
-        num_old: K, if given only checked against the teacher.
+        num_old: K. Where it is given, it is only checked against the teacher.
         alpha: factor on the teacher's logits; above 1 it hardens the targets.
         weight: (K,) factor of each old class's summand; None = 1.
         mask: as in `distillation`.
@@ -113,8 +115,10 @@ def unbiased_distillation(
     num_old = teacher_logits.shape[1]
     checked_num_old("unbiased_distillation", num_old, logits.shape[1])
     background, old, new = logits.split([1, num_old - 1, logits.shape[1] - num_old], dim=1)
-    background = torch.logaddexp(background, torch.logsumexp(new, dim=1, keepdim=True))
-    old = torch.cat([background, old], dim=1)
+    # What the teacher called background is background or a new class today. Their probabilities add up, so their
+    # logits join by log-sum-exp.
+    background = torch.logaddexp(background, torch.logsumexp(new, dim=1, keepdim=True))  # (B, 1, H, W)
+    old = torch.cat([background, old], dim=1)  # (B, K, H, W), in the teacher's order
     per_pixel = _soft_cross_entropy(old, teacher_logits, alpha, weight)
     return _reduced("unbiased_distillation", per_pixel, mask, over, reduction)
 
@@ -136,9 +140,9 @@ def kl_divergence(
     Args:
         logits: student, (B, C, H, W), unnormalised.
         teacher_logits: (B, C, H, W) of the same classes; no gradient flows into it.
-        form: "log" as above; "probabilities" = (1/C) sum_c q_c (ln q_c - p_c), what comes of giving torch's KLDivLoss
-            probabilities instead of their logarithms. That is no divergence: it is negative, and lowest where p is
-            all on the teacher's likeliest class.
+        form: "log" is the formula above. "probabilities" is (1/C) sum_c q_c (ln q_c - p_c): the value of torch's
+            KLDivLoss when it gets probabilities instead of their logarithms. That is no divergence: it is negative,
+            and lowest where p is all on the teacher's likeliest class.
         mask: as in `distillation`.
         over: as in `distillation`.
         reduction: as in `distillation`; times C, "sum" / B is what torch calls "batchmean".
@@ -165,7 +169,8 @@ def kl_divergence(
             f"kl_divergence: the teacher has {teacher_logits.shape[1]} classes and the student {logits.shape[1]}; "
             "use distillation or unbiased_distillation for a branch that has grown"
         )
-    log_target = torch.log_softmax(teacher_logits, dim=1).to(logits.dtype)
+    # From logarithms, so that a target that underflows to 0 adds 0 * finite = 0 and not 0 * inf = nan.
+    log_target = torch.log_softmax(teacher_logits, dim=1).to(logits.dtype)  # (B, C, H, W)
     student = (torch.log_softmax if form == "log" else torch.softmax)(logits, dim=1)
     per_pixel = (log_target.exp() * (log_target - student)).mean(dim=1)
     return _reduced("kl_divergence", per_pixel, mask, over, reduction)
@@ -195,4 +200,5 @@ def _reduced(loss: str, per_pixel: Tensor, mask: Tensor | None, over: Over, redu
             f"{loss}: expected a mask of shape {tuple(per_pixel.shape)}, got {tuple(mask.shape)}"
         )
     mask = mask.to(per_pixel.dtype)
+    # The mask is multiplied in here and is also the denominator of over="valid": `reduce` expects both.
     return reduce(per_pixel * mask, None, over, reduction=reduction, weight=mask)

@@ -41,5 +41,6 @@ def feature_distillation(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     features, teacher_features = full_precision(features), full_precision(teacher_features).detach()
+    # Either may be float64 (a model in double precision): the comparison runs in the wider type.
     dtype = torch.promote_types(features.dtype, teacher_features.dtype)
     return F.mse_loss(features.to(dtype), teacher_features.to(dtype), reduction=reduction)

@@ -82,6 +82,7 @@ def checked_label(loss: str, label: Tensor, logits: Tensor) -> Tensor:
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise ValueError(f"{loss}: expected an integer label, got {label.dtype}")
     label = label.long()
+    # Reading a tensor's values on CUDA makes the host wait for the device in every iteration.
     if label.device.type == "cpu":
         num_classes = logits.shape[1]
         bad = ((label < 0) | (label >= num_classes)) & (label != IGNORED)
@@ -176,7 +177,9 @@ def reduce(
         return per_pixel.sum()
     if weight is None and label is not None:
         weight = label != IGNORED
-    if over == "all" or weight is None:
+    if over == "all" or weight is None:  # ignored pixels are 0 and stay in the denominator
         return per_pixel.mean()
+    # Without a pixel to count the sum is 0 as well: dividing by 1 gives 0 with gradient 0. `where` instead of an `if`:
+    # the host need not wait for the value.
     total = weight.sum()
     return per_pixel.sum() / torch.where(total > 0, total, torch.ones_like(total))

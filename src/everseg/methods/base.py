@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepContext:
-    """What a method may use while one step is trained."""
+    """Everything a method may use while one step is trained."""
 
     step: Step
     model: nn.Module
@@ -53,10 +53,13 @@ class StepContext:
         return _precise(outputs)
 
     def _encode(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The encoder's maps of a batch, made once, where student and teacher have the same for good; else None."""
+        """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
+        # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
+        # its norms may be folded.
         teacher = self._teacher
         if teacher is None or teacher.training or not self.module.encoder_is_constant:
             return None
+        # Identity, not equality: methods call this several times with the very same batch object.
         if self._encoded is None or self._encoded[0] is not batch:
             with torch.no_grad(), self.autocast():
                 self._encoded = batch, teacher.encoder(batch.image)
@@ -65,6 +68,7 @@ class StepContext:
     @property
     def _teacher(self) -> SegmentationModel | None:
         """The teacher as it is run: folded, unless the method has it use the batch's own statistics."""
+        # Folding writes running statistics into the weights, so a teacher in training mode cannot be folded.
         if self.teacher is None or self.teacher.training:
             return self.teacher
         return self.folded_teacher or self.teacher
@@ -77,7 +81,7 @@ class StepContext:
         return own + self.step.old_branches
 
     def teach(self, batch: Batch) -> SegOutput | None:
-        """Run the teacher through the batch's own branch; None when there is no teacher or it never met it."""
+        """Run the teacher through the batch's own branch; None without a teacher, or if it never met that branch."""
         own = {batch.branch} & set(self.taught(batch))
         return self.teach_through(batch, tuple(own))[batch.branch] if own else None
 
@@ -101,11 +105,12 @@ class StepContext:
         """
         branches = self.taught(batch)
         teacher = self.teach_through(batch, branches)
+        # The batch's own branch comes first; `dict.fromkeys` drops its second mention and keeps the order.
         return self.student_through(batch, tuple(dict.fromkeys((batch.branch, *branches)))), teacher
 
 
 def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:
-    """Logits in at least float32; the taps stay in the arithmetic of the network, for nobody may want them."""
+    """Convert the logits to at least float32. The taps keep the network's precision; feature losses convert them."""
     return {name: SegOutput(full_precision(out.logits), out.features) for name, out in outputs.items()}
 
 
@@ -133,6 +138,7 @@ class Method:
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
         self.grow(model, step)
+        # A step from scratch counts as step 0 whatever its index: nothing learnt earlier is there to be kept.
         later = (0 if step.is_first else step.index) >= self.freeze_from
         model.freeze(
             branches=step.old_branches,
@@ -168,14 +174,14 @@ class Method:
         return {}
 
     def end_step(self, ctx: StepContext) -> None:
-        """Turn what was gathered in this step into what the next one needs."""
+        """Turn what this step has gathered into what the next step needs."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything the method must carry over a restart or into the next step, as flat tensors."""
+        """Return everything the method must carry over a restart or into the next step, as flat tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 def split_groups(model: SegmentationModel, shared_scale: float) -> list[dict[str, Any]]:
@@ -184,7 +190,7 @@ def split_groups(model: SegmentationModel, shared_scale: float) -> list[dict[str
     An empty group is left out.
     """
     shared = [p for p in model.shared_parameters() if p.requires_grad]
-    known = {id(p) for p in shared}
+    known = {id(p) for p in shared}  # by identity: `in` on tensors compares their values
     own = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     groups = [{"params": shared, "lr_scale": shared_scale}, {"params": own, "lr_scale": 1.0}]
     return [group for group in groups if group["params"]]

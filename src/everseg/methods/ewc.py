@@ -29,6 +29,7 @@ class EWC(ImportancePenalty):
         fisher = self.stats.get("fisher", {}).get(name)
         return None if fisher is None else self.normalised(fisher)
 
+    # `setdefault`: the average of earlier steps goes on; only a new weight starts at ones.
     def start(self, name, theta):
         self.stats.setdefault("fisher", {}).setdefault(name, torch.ones_like(theta))
 

@@ -66,7 +66,7 @@ class ImportancePenalty(Method):
         return (statistic - low) / (high - low + 1e-8)
 
     def begin_step(self, ctx):
-        if self._step == ctx.step.index:  # restored in the middle of this step
+        if self._step == ctx.step.index:  # restored in the middle of this step: its statistics are complete
             return
         self._step, self.iteration = ctx.step.index, 0
         self._place(ctx.module)
@@ -74,6 +74,7 @@ class ImportancePenalty(Method):
             self.stats[part] = {}
         for name, theta in _weights(ctx.module):
             self.stats["old"][name] = theta.clone()
+            # Read before `start`, which gives a new weight its first statistics: a new weight has no importance yet.
             pull = self.importance(name)
             if pull is not None:
                 self.stats["pull"][name] = pull
@@ -91,11 +92,13 @@ class ImportancePenalty(Method):
             if parameter.grad is None:
                 continue
             theta, grad = _precise(parameter.detach()), _precise(parameter.grad)
+            # Observe first: the statistics must see the gradient of the loss alone, without the penalty added below.
             self.observe(name, theta, grad)
             pull = self.stats["pull"].get(name)
             if pull is not None:
                 distance = theta - self.stats["old"][name]
                 penalty = penalty + (pull * distance.square()).sum()
+                # d/d(theta) of weight * pull * (theta - old)^2, added to the gradient that backward has left.
                 parameter.grad += (2 * self.weight * pull * distance).to(parameter.grad.dtype)
         self.iteration += 1
         return {"penalty": self.weight * penalty} if self.stats["pull"] else {}
@@ -105,7 +108,8 @@ class ImportancePenalty(Method):
         self._place(ctx.module)
         for name, theta in _weights(ctx.module):
             self.finish(name, theta)
-        self._step = -1
+        self._step = -1  # no step is open
+        # What belongs to one step goes: checkpoints between steps hold only what later steps read.
         for part in ("old", "pull", *self.per_step):
             self.stats[part] = {}
 
@@ -117,13 +121,14 @@ class ImportancePenalty(Method):
         return counters | parts
 
     def load_state_dict(self, state):
+        # Keys are "part/weight name"; those without a slash are the two counters.
         self._step, self.iteration = int(state["step"]), int(state["iteration"])
         self.stats = {part: {} for part in ("old", "pull", *self.per_step)}
         for key, value in state.items():
             part, slash, name = key.partition("/")
             if slash:
                 self.stats.setdefault(part, {})[name] = value.clone()
-        self._placed = False
+        self._placed = False  # the tensors lie where the checkpoint was read to; the model is not known yet
 
     def _place(self, module: nn.Module) -> None:
         """Move restored statistics to where the weights are."""

@@ -32,6 +32,6 @@ class LwF(Method):
         student, teacher = ctx.compare(batch)
         own = label_terms(student[batch.branch].logits, batch, ctx, bce=self.bce)
         kept = {"kd": Term(distillation, options={"alpha": self.alpha}, weight=self.kd_weight)}
-        if batch.branch in teacher:
+        if batch.branch in teacher:  # a new branch has nothing to keep: the teacher never met it
             own |= kept
         yield over_branches(own, kept, student, teacher, batch)

@@ -33,6 +33,7 @@ class LwFMC(Method):
         student, teacher = ctx.compare(batch)
         logits, taught = student[batch.branch].logits, teacher.get(batch.branch)
         kept = {"kd": Term(icarl_distillation, weight=self.importance)}
+        # `icarl` needs a new output for the labels to teach; a step without one uses the combined form.
         if taught is not None and self.form == "disjoint" and taught.logits.shape[1] < logits.shape[1]:
             options = {"background_from_label": self.background_from_labels}
             own = {"icarl": Term(icarl, options=options)}

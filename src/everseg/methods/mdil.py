@@ -16,14 +16,14 @@ from everseg.scenarios.steps import Step
 
 @dataclass(kw_only=True)
 class MDIL(Method):
-    """Learn a new domain in a path of its own while the old domains' paths are held by distillation.
+    """Learn a new domain in a branch of its own while distillation holds the old domains' branches.
 
     A new branch starts from the one met before it (all but its classifier); the weights that the branches share
     move at a fraction of the learning rate; old branches' own weights are frozen. The teacher's softmax through each
     old branch, on the new domain's images, is the target of the student's through the same branch.
 
     Source: Garg et al., "Multi-Domain Incremental Learning for Semantic Segmentation", WACV 2022 (RAP-FT-KLD). The
-    authors' code differs from this default in four places, each of which can be had back: `kl`, `updates`,
+    authors' code differs from this default in four places, and an option brings each of them back: `kl`, `updates`,
     `teacher_statistics`, and the base's `frozen_statistics` (false: old domains' running statistics drift).
     """
 
@@ -51,6 +51,8 @@ class MDIL(Method):
 
     def losses(self, batch, ctx):
         old = old_branches(ctx)
+        # The authors' script of the second domain differs from that of the third: only the latter has the two
+        # deviations below, so they act only from two old branches on.
         third = len(old) >= 2
         if third and self.teacher_statistics == "authors":
             ctx.teacher.train()
@@ -59,12 +61,14 @@ class MDIL(Method):
         student = ctx.student_through(batch, (batch.branch, *together))
         own = label_terms(student[batch.branch].logits, batch, ctx)
         yield over_branches(own, others, student, ctx.teach_through(batch, together), batch)
+        # The engine takes an optimiser update after each yield, so this forward sees the weights already moved.
         if old and not together:
             student = ctx.student_through(batch, old)
             yield over_branches({}, others, student, ctx.teach_through(batch, old), batch)
 
     def after_backward(self, ctx):
         if self.updates == "two-legacy":
+            # Adam skips weights without gradient but moves those with gradient 0, by their running averages.
             for weight in ctx.module.parameters():
                 if weight.requires_grad and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
@@ -80,6 +84,7 @@ def grow_from_previous(model: SegmentationModel, step: Step) -> None:
     """Grow the model; a new branch starts from the branch met before it."""
     order = step.branch_order
     for branch, number in step.grows.items():
+        # New and not the first: there is a branch before it in the order in which branches were met.
         new = number and step.num_old(branch) == 0 and order.index(branch) > 0
         previous = order[order.index(branch) - 1] if new and not step.fresh else None
         model.grow({branch: number}, init_from=previous if previous in model.branches else None)

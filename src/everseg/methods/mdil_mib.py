@@ -19,7 +19,7 @@ from everseg.methods.terms import (
 
 @dataclass(kw_only=True)
 class MDILMiB(Method):
-    """A branch that grows is held by MiB, the branches of other domains by MDIL.
+    """Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.
 
     Where a step brings a new domain this is `mdil`; where classes are added in the only domain it is `mib`, its
     shared weights at MDIL's small rate.

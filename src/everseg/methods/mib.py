@@ -33,7 +33,7 @@ class MiB(Method):
     """Sigmoid cross-entropy summed over classes instead of any softmax cross-entropy."""
 
     def prepare_model(self, model, step):
-        super().prepare_model(model, step)
+        super().prepare_model(model, step)  # grows first: there must be a new classifier to initialise
         if self.init_background:
             init_backgrounds(model, step)
 

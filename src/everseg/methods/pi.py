@@ -13,7 +13,7 @@ from everseg.methods.terms import Weight
 
 @dataclass(kw_only=True)
 class PI(ImportancePenalty):
-    """Importance = how much a weight's path lowered the loss, per squared distance it went.
+    """Importance = how much a weight's way through the step lowered the loss, per squared distance it went.
 
     Source: Zenke et al., ICML 2017, eq. 4-5, with the values of Cermelli et al., CVPR 2020. As in the authors'
     code the very last update of a step is not counted, and scores add up over steps. A weight that hardly moved
@@ -33,6 +33,8 @@ class PI(ImportancePenalty):
         self.stats["delta"][name] = torch.zeros_like(theta)
 
     def observe(self, name, theta, grad):
+        # -grad * movement is the loss that the last update gained, to first order. The movement is known only one
+        # iteration later, so the gradient is the one at its end.
         previous = self.stats["previous"].get(name)
         if previous is not None:
             self.stats["delta"][name] += grad * (previous - theta)
@@ -40,6 +42,7 @@ class PI(ImportancePenalty):
 
     def finish(self, name, theta):
         moved = (theta - self.stats["old"][name]).square()
+        # Negative scores would push weights away from their old values.
         score = (self.stats["delta"][name] / (moved + 1e-20)).clamp(min=0)
         scores = self.stats.setdefault("score", {})
         scores[name] = score + scores[name] if name in scores else score

@@ -14,12 +14,13 @@ from everseg.methods.terms import Weight
 
 @dataclass(kw_only=True)
 class RW(ImportancePenalty):
-    """Importance = EWC's Fisher information plus the loss a weight's path gained per distance in Fisher's metric.
+    """Importance = EWC's Fisher information plus a weight's gain in loss per distance in Fisher's metric.
 
     Source: Chaudhry et al., ECCV 2018, eq. 9-10, with the values of Cermelli et al., CVPR 2020. Each of the two is
     normalised on its own. The authors' checkpoint loses the running score and its snapshot; here they are kept.
     """
 
+    # "path" is the paper's word for the way of a weight through parameter space. It is a key of stored checkpoints.
     per_step: ClassVar[tuple[str, ...]] = ("path", "previous")
 
     weight: Weight = 100.0
@@ -27,7 +28,7 @@ class RW(ImportancePenalty):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of the newest squared gradient in the Fisher average (paper's code: 0.9)."""
     period: Annotated[int, Field(ge=1)] = 10
-    """Iterations between two looks at the path (paper's code: 10)."""
+    """Iterations between two updates of the path score (paper's code: 10)."""
 
     def importance(self, name):
         fisher = self.stats.get("fisher", {}).get(name)
@@ -45,6 +46,7 @@ class RW(ImportancePenalty):
         fisher, previous = self.stats["fisher"], self.stats["previous"]
         if self.iteration % self.period == 0:
             if name in previous:
+                # Loss gained (first order) per half squared distance in Fisher's metric; 1e-8 keeps it finite.
                 moved = theta - previous[name]
                 gained = -grad * moved
                 self.stats["path"][name] += gained / (0.5 * fisher[name] * moved.square() + 1e-8)
@@ -56,4 +58,5 @@ class RW(ImportancePenalty):
             return
         scores = self.stats.setdefault("score", {})
         score = self.stats["path"][name].clamp(min=0)
+        # Half of the old score and half of the new one, so earlier steps fade.
         scores[name] = 0.5 * (score + scores[name]) if name in scores else score

@@ -44,13 +44,13 @@ def label_terms(
     Args:
         logits: student, small, (B, C, h, w); only its shape and type matter.
         batch: the branch.
-        ctx: tells how many outputs are old, and the class weights.
+        ctx: says how many outputs are old, and holds the class weights.
         bce: sigmoid cross-entropy summed over classes; wins over `unbiased`, as in the authors' code.
         unbiased: MiB's cross-entropy, where the background label stands for background or any old class.
 
     Returns:
-        {"bce": term} or {"ce": term}. Where nothing is old (first step, new branch) or nothing new, or the branch has
-        no background: the plain loss.
+        {"bce": term} or {"ce": term}. `unbiased` has no effect where nothing is old (first step, new branch), where
+        nothing is new, or where the branch has no background: the term is the plain loss then.
     """
     weights = ctx.step.class_weights.get(batch.branch)
     options: dict[str, Any] = {}
@@ -94,7 +94,8 @@ def background_terms(
     """
     terms = label_terms(logits, batch, ctx, bce=bce, unbiased=unbiased_ce)
     if teacher is not None:
-        # without new classes both forms are the same; without background the new ones were nothing before
+        # Without new classes both forms are the same. Without a background there is no old output that could have
+        # covered the new classes.
         hidden = logits.shape[1] > teacher.logits.shape[1] and _has_background(ctx.step, batch.branch)
         loss = unbiased_distillation if unbiased_kd and hidden else distillation
         terms["kd"] = Term(loss, options={"alpha": alpha}, weight=kd_weight)
@@ -119,16 +120,16 @@ def over_branches(
     """Evaluate terms on the batch's own branch, and on every other branch that the teacher was run through.
 
     Args:
-        own: of the batch's branch; may be none.
-        others: of each of the other branches; none that reads the label, which is not in their label space.
-        student: outputs of all these branches.
-        teacher: outputs of the branches it knows.
+        own: terms of the batch's branch; may be empty.
+        others: terms of each of the other branches. None of them may read the label: it is not in their label space.
+        student: the student's outputs of all these branches.
+        teacher: the teacher's outputs of the branches it knows.
 
     Returns:
-        One scalar per name; where it comes in several branches, their sum.
+        One scalar per name. A name that occurs in several branches gets their sum.
     """
     total: LossTerms = {}
-    for branch in dict.fromkeys((batch.branch, *teacher)):
+    for branch in dict.fromkeys((batch.branch, *teacher)):  # the own branch first, each once
         terms = own if branch == batch.branch else others
         if terms:
             found = at_label_size(terms, student[branch], batch, teacher.get(branch))

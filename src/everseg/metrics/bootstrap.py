@@ -1,4 +1,4 @@
-"""What scores would be on other test images: the bootstrap over images."""
+"""The bootstrap over images: how much scores would vary on other test images."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ def resampled_sums(images: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Sum the counts of images drawn with replacement, as many as there are.
 
     Args:
-        images: (N, 3, C) integers: of each image and class the true pixels, the predicted ones, and those both.
-        seed: decides the draws together with N, nothing else: runs on the same images are drawn alike.
+        images: (N, 3, C) integers: per image and class the pixels that are truly of the class, those predicted as it,
+            and those that are both.
+        resamples: number of draws.
+        seed: the draws depend on the seed and on N only, so two runs on the same images get the same draws.
 
     Returns:
         (resamples, 3, C) float64, exact integers.
     """
+    # RandomState's stream is frozen by NumPy's policy; that of newer generators may change between versions.
     rng, number = np.random.RandomState(seed), len(images)
+    # A draw with replacement is how often each image occurs, so all resamples are one matrix product.
     times = np.stack(
         [np.bincount(rng.randint(0, number, number), minlength=number) for _ in range(resamples)]
-    )
+    )  # (resamples, N)
+    # float64 products run in BLAS and are exact: pixel counts stay far below 2**53.
     flat = times.astype(np.float64) @ images.reshape(number, -1).astype(np.float64)
     return flat.reshape(resamples, *images.shape[1:])
 
@@ -40,8 +45,8 @@ def group_miou(
 
     Returns:
         `miou` and `miou_without_background`, each with `old`, `new` and `all` (no `base`): (R,) in [0, 1]. Classes
-        without a true pixel are left out of a mean; NaN where no class is left, so also `old` of a single group.
-        `step_scores` says None there.
+        without a true pixel are left out of a mean. The mean is NaN where no class is left, so also for `old` of a
+        single group; `step_scores` gives None there.
 
     Raises:
         ValueError: sizes that are not positive or do not sum to C, or a background out of range.
@@ -50,7 +55,7 @@ def group_miou(
     >>> group_miou(one, (1, 1), None)["miou"]["all"].round(3).tolist()
     [0.45]
     """
-    truth, predicted, both = sums[:, 0], sums[:, 1], sums[:, 2]
+    truth, predicted, both = sums[:, 0], sums[:, 1], sums[:, 2]  # (R, C) each
     iou = np.where(truth > 0, both / (truth + predicted - both + EPS), np.nan)
     spans = class_spans(sums.shape[-1], group_sizes, background)
     groups = {"old": range(spans[-1].start), "new": spans[-1], "all": range(spans[-1].stop)}
@@ -63,7 +68,7 @@ def group_miou(
 
 
 def defined_means(values: np.ndarray) -> np.ndarray:
-    """Row means of the values that are not NaN, (R, N) -> (R,); NaN where there is none, as `defined_mean` says None.
+    """Average each row's values that are not NaN, (R, N) -> (R,); NaN for a row without any.
 
     >>> defined_means(np.array([[0.5, np.nan], [np.nan, np.nan]])).tolist()
     [0.5, nan]
@@ -73,6 +78,6 @@ def defined_means(values: np.ndarray) -> np.ndarray:
 
 
 def sums_of(counts: Counts) -> np.ndarray:
-    """Of a confusion matrix (C, C), rows = truth: true pixels, predicted ones and both per class, (3, C)."""
+    """Sum a confusion matrix (C, C), rows = truth, to true, predicted and both pixels per class, (3, C)."""
     n = np.asarray(counts)
     return np.stack([n.sum(1), n.sum(0), np.diag(n)])

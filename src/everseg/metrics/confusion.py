@@ -66,6 +66,8 @@ class ConfusionMatrix:
         for name, tensor in (("prediction", prediction), ("label", label)):
             if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
                 raise ValueError(f"ConfusionMatrix: expected an integer {name}, got {tensor.dtype}")
+        # The fast count on the CPU needs predictions that are classes and labels that fit a byte. Labels from C to 254
+        # do fit and are still wrong, so the finished table is checked all the same.
         with torch.no_grad():
             if prediction.device.type == "cpu" and self._in_range(prediction, label):
                 table = self._count_on_the_cpu(prediction.reshape(-1).numpy(), label.reshape(-1).numpy())
@@ -74,7 +76,7 @@ class ConfusionMatrix:
                 table = self._count(prediction, label)
                 if table.device.type == "cpu":
                     self._raise_if_out_of_range(table, prediction, label)
-            # not in place: the sum may have been started under torch.inference_mode()
+            # Not in place: the sum may have been started under torch.inference_mode(), whose tensors cannot be changed.
             self._table = table if self._table is None else self._table + table.to(self._table.device)
 
     @property
@@ -91,7 +93,7 @@ class ConfusionMatrix:
 
     @property
     def sums(self) -> Tensor:
-        """(3, C) int64 on the device: of each class the true pixels, the predicted ones, and those both; unchecked."""
+        """(3, C) int64 on the device, unchecked: per class the true pixels, the predicted ones, and those both."""
         if self._table is None:
             return torch.zeros(3, self.num_classes, dtype=torch.int64)
         n = self._classes(self._table)
@@ -168,9 +170,11 @@ class ConfusionMatrix:
         for start in range(0, len(label), _BLOCK):
             rows, columns = label[start : start + _BLOCK], prediction[start : start + _BLOCK]
             block = index[: len(rows)]
+            # Index of (label, prediction) in the table, written over the same block: label * width + prediction.
             np.multiply(rows, width, out=block, dtype=np.int64, casting="unsafe")
             np.add(block, columns, out=block, casting="unsafe")
             found = np.bincount(block, minlength=256 * width)
+            # One row and one column later: the table's first ones are for values below 0.
             counts[width + 1 : width + 1 + len(found)] += found
         return torch.from_numpy(counts).view(_ROWS, width)
 
@@ -180,7 +184,7 @@ class ConfusionMatrix:
         columns = prediction.reshape(-1).long().clamp(-1, self.num_classes)
         width = self.num_classes + 2
         index = torch.add(columns, rows, alpha=width).add_(width + 1)
-        # not bincount, which on CUDA waits for the largest index; integer sums are exact in any order
+        # Not bincount: on CUDA it waits for the largest index. Integer sums are exact in any order.
         one = torch.ones((), dtype=torch.int64, device=index.device)
         flat = torch.zeros(_ROWS * width, dtype=torch.int64, device=index.device)
         return flat.index_add_(0, index, one.expand_as(index)).view(_ROWS, width)
@@ -192,6 +196,7 @@ class ConfusionMatrix:
         self, table: Tensor, prediction: Tensor | None = None, label: Tensor | None = None
     ) -> None:
         classes = self.num_classes
+        # Zero what is allowed; whatever is left was out of range. Labels may also be 255, predictions may not.
         labels, predictions = table.sum(1), table.sum(0)
         labels[1 : classes + 1] = 0
         labels[IGNORED + 1] = 0
@@ -205,6 +210,8 @@ class ConfusionMatrix:
         ):
             if not counts.any():
                 continue
+            # An update on the CPU still has the values. Later only the table is left, whose outer rows and columns
+            # hold everything beyond.
             if values is None:
                 seen = [_name(row - 1, len(counts) - 2) for row in counts.nonzero().flatten().tolist()]
             else:

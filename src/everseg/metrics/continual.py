@@ -91,8 +91,8 @@ def sequence_scores(
         every mean. What is undefined (no true pixel) is None and left out of means.
 
     Raises:
-        ValueError: no step, as many counts as sizes are not given, groups that do not continue the former ones, or
-            what `step_scores` raises.
+        ValueError: no step, different numbers of counts and of sizes, groups that do not continue the former ones, or
+            whatever `step_scores` raises.
 
     Source: forgetting: Chaudhry et al., ECCV 2018, eq. 3, per group of classes instead of per task and with IoU for
     accuracy; backward transfer: Lopez-Paz and Ranzato, NeurIPS 2017; average: Douillard et al. (PLOP), CVPR 2021.
@@ -117,7 +117,9 @@ def sequence_scores(
     class_rows = [[_defined(value) for value in iou(n)] for n in matrices]
     classes = _forgetting(class_rows)
     result: dict[str, Any] = {}
+    # Once with the background and once without it: papers of the field use both conventions.
     for suffix, left_out in (("", None), ("_without_background", background)):
+        # rows[i][j]: mIoU over group j after step i. Later groups are not born yet, so rows grow longer.
         rows = [
             [_mean_iou(n, span, left_out) for span in step] for n, step in zip(matrices, spans, strict=True)
         ]
@@ -219,7 +221,7 @@ def _backward_transfer(rows: list[list[float | None]]) -> list[float | None]:
     """Last value minus the one at birth; None for columns that only the last row has."""
     out: list[float | None] = []
     for column, final in enumerate(rows[-1]):
-        born = next(row[column] for row in rows if column < len(row))
+        born = next(row[column] for row in rows if column < len(row))  # the first step that knows the group
         late = all(column >= len(row) for row in rows[:-1])
         out.append(None if late or born is None or final is None else final - born)
     return out

@@ -38,7 +38,7 @@ def iou(counts: Counts, eps: float = EPS) -> np.ndarray:
 
     Args:
         counts: (C, C), rows = truth.
-        eps: added to the denominator; the authors' 1e-6 unless told.
+        eps: added to the denominator; by default the authors' 1e-6.
 
     Returns:
         (C,) float64 in [0, 1]; NaN for classes without a true pixel.
@@ -52,7 +52,7 @@ def iou(counts: Counts, eps: float = EPS) -> np.ndarray:
     [0.75, 0.8]
     """
     n = checked_counts(counts)
-    hit, truth = np.diag(n), n.sum(1)
+    hit, truth = np.diag(n), n.sum(1)  # (C,) both; columns summed over rows are the predicted pixels
     return _ratio(hit, truth + n.sum(0) - hit, truth, eps)
 
 
@@ -161,6 +161,8 @@ def iou_eval(counts: Counts, ignore_index: int) -> dict[str, Any]:
     scored = np.array([c for c in range(len(n)) if c != ignore_index], dtype=np.int64)
     if not len(scored):
         raise ValueError("iou_eval: void is the only class")
+    # False positives count rows of scored classes only (void truth is removed); false negatives count all columns, so
+    # a true pixel predicted as void is missed.
     tp = np.diag(n)[scored]
     fp = n[np.ix_(scored, scored)].sum(0) - tp
     fn = n[scored].sum(1) - tp
@@ -169,6 +171,7 @@ def iou_eval(counts: Counts, ignore_index: int) -> dict[str, Any]:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, truth: np.ndarray, eps: float) -> np.ndarray:
+    # NaN marks absent classes. Only the present ones are divided, so no 0 / 0 warning arises.
     out = np.full(len(part), np.nan)
     present = truth > 0
     out[present] = part[present] / (whole[present] + eps)

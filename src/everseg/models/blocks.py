@@ -80,6 +80,7 @@ class BranchDict(nn.ModuleDict):
         self.check(name)
         if init_from is not None and init_from not in self:
             raise ConfigError(f"branch '{name}': no branch '{init_from}' to start from")
+        # Made afresh even where it is copied over below, so the random numbers drawn are the same either way.
         made = self.make()
         if init_from is not None:
             origin = self[init_from]
@@ -140,20 +141,22 @@ class GrowingHead(nn.Module):
 
 
 class BranchDecoder(nn.Module):
-    """A decoder per branch: what a model takes instead of one shared decoder.
+    """A decoder per branch; a model takes it in place of one shared decoder.
 
     A new branch that starts from another one copies its decoder whole, running statistics included.
 
     Args:
-        make: makes a branch's decoder, which says `out_channels`.
+        make: makes a branch's decoder; the decoder has an attribute `out_channels`.
     """
 
     by_branch = True
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
-        with torch.device("meta"):  # draws no random numbers; wrong dimensions are told now
+        with torch.device("meta"):  # draws no random numbers; wrong dimensions fail here already
             self.out_channels = cast(int, make().out_channels)
+        # "paths" stands in the names of checkpoints' tensors (decoder.paths.BRANCH...), so it keeps that name; the
+        # entries are the branches' decoders.
         self.paths = BranchDict(make, init="all")
 
     def forward(self, features: Mapping[str, Tensor], branch: str) -> Tensor:
@@ -170,12 +173,12 @@ def through(module: nn.Module, input: Tensor, branch: str | None) -> Tensor:
 
 
 def beside(output: Tensor, adapter: nn.Module | None, input: Tensor, branch: str | None) -> Tensor:
-    """Add what an adapter makes of a layer's input to the layer's output; without adapter, leave it."""
+    """Add an adapter's output, computed from a layer's input, to the layer's output; no adapter adds nothing."""
     return output if adapter is None else output + through(adapter, input, branch)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that says what to do when a training batch has one value per channel."""
+    """Batch norm with an error that helps when a training batch has only one value per channel."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W).
@@ -258,6 +261,7 @@ def check_per_branch(choice: str) -> PerBranch:
 
 def build_norm(kind: NormKind, channels: int) -> nn.BatchNorm2d:
     """Make the norm of a kind, without its activation: eps 1e-5, momentum 0.1, weight 1, bias 0."""
+    # "abn" is plain batch norm here; only its activation differs from "bn".
     return AbsBatchNorm(channels, IABN_EPS) if kind == "iabn" else BatchNorm(channels, NORM_EPS)
 
 
@@ -289,6 +293,7 @@ def synchronise_norms(model: M) -> M:
 
 
 def _synchronised(norm: AbsBatchNorm) -> SyncAbsBatchNorm:
+    # The very same parameters and buffers: optimisers and checkpoints go on knowing them.
     new = SyncAbsBatchNorm(norm.num_features, norm.eps, norm.momentum)
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var
@@ -308,7 +313,7 @@ def sliding_mean(input: Tensor, window: int) -> Tensor:
 def window_means(input: Tensor, window: int) -> Tensor:
     """`replicate_to(sliding_mean(input, window), H, W)` as two matrix products: (B, C, H, W) -> (B, C, H, W).
 
-    For graphs whose sizes are open: how many cells a window holds is then known only when they run.
+    For exported graphs with open sizes: such a graph learns only when it runs how many cells a window holds.
     """
     rows, columns = (_averages(input, length, window) for length in input.shape[2:])
     return rows @ input @ columns.T
@@ -321,11 +326,12 @@ def _averages(like: Tensor, length: int, window: int) -> Tensor:
     cells = torch.arange(length, device=like.device)
     size = torch.full_like(cells, length).clamp(max=window)
     start = torch.minimum((cells - (size - 1) // 2).clamp(min=0), length - size)[:, None]
-    inside = (cells >= start) & (cells < start + size[:, None])
+    inside = (cells >= start) & (cells < start + size[:, None])  # (length, length), a row per window
     return inside.to(like.dtype) / size[:, None].to(like.dtype)
 
 
 def replicate_to(input: Tensor, height: int, width: int) -> Tensor:
     """Replicate the border until the map has a size; the larger half goes right and to the bottom."""
+    # `F.pad` takes the last dimension first: left, right, top, bottom.
     down, right = height - input.shape[2], width - input.shape[3]
     return F.pad(input, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate")

@@ -1,4 +1,4 @@
-"""The path of an image whose domain is not known, chosen from batch-norm statistics."""
+"""Choose the branch of an image whose domain is not known, by batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def branch_distances(
 ) -> Tensor:
     """Measure how far every image lies from what each branch was trained on.
 
-    Each path is run in eval mode. At each of the branch's own norms, mean and variance of one image's input per
-    channel are compared with the running mean and variance as two Gaussians:
+    Each branch is run in eval mode. At each of its own norms, the mean and variance per channel of one image's input
+    are compared with the running mean and variance, as two Gaussians:
     KL(image || branch) = (ln(v_b / v_i) + (v_i + (m_i - m_b)^2) / v_b - 1) / 2, the norm's eps added to both variances.
     Only the encoder's norms count: behind an encoder that all branches share, what the decoders' norms see in eval
     mode is not what they saw in training.
@@ -52,15 +52,15 @@ def branch_distances(
         branches: the T branches compared; None = all.
 
     Returns:
-        (B, T) float, >= 0: the mean over channels of a norm, then over norms. Nothing is gained from its absolute
-        size; compare the branches of one image.
+        (B, T) float, >= 0: the mean over channels of a norm, then over norms. Its absolute size means nothing;
+        compare the branches of one image.
 
     Raises:
         ConfigError: unknown branch, or the branches have no batch norms of their own in the encoder.
     """
     names = model.branches if branches is None else tuple(branches)
     for name in names:
-        model.head(name)  # known?
+        model.head(name)  # raises for an unknown branch
     norms = {name: _own_norms(model, name) for name in names}
     if not names or not all(norms.values()):
         raise ConfigError(
@@ -68,6 +68,7 @@ def branch_distances(
             "train with model.options.per_branch 'norm' or 'adapter', or name the branch"
         )
     found: dict[str, list[Tensor]] = {name: [] for name in names}
+    # Only the encoder is run. Each norm belongs to one branch, so a hook on it knows whose distance it measures.
     with _evaluating(model), _watching(norms, found):
         model.encoder(image, names)
     return torch.stack([torch.stack(found[name]).mean(dim=0) for name in names], dim=1)
@@ -112,7 +113,8 @@ def _distance(norm: _NormBase, input: Tensor) -> Tensor:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     x = input if input.dtype == torch.float64 else input.float()
-    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    # A map of one cell has variance 0: the eps on both sides keeps the logarithm finite.
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)  # (B, C) each
     variance, expected = variance + norm.eps, norm.running_var.to(x.dtype) + norm.eps
     gap = (mean - norm.running_mean.to(x.dtype)).square()
     return ((expected / variance).log() + (variance + gap) / expected - 1).mean(dim=1) / 2

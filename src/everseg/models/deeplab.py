@@ -25,9 +25,10 @@ RATES = {16: (6, 12, 18), 8: (12, 24, 32)}
 class DeepLabV3(nn.Module):
     """DeepLabV3's head without classifier.
 
-    A 1x1 and three dilated 3x3 convolutions side by side, normalised and reduced; the mean of the map goes a way of
-    its own and is added. In training that mean is over the whole map; in eval mode it is a sliding window, so that
-    large images see the context that training crops saw. Needs two images per process in training.
+    A 1x1 and three dilated 3x3 convolutions run side by side; their outputs are normalised and reduced. The mean of
+    the map passes through convolutions of its own and is added. In training that mean is over the whole map. In eval
+    mode it is over a sliding window, so that large images see the context that training crops saw. Training needs two
+    images per process.
 
     Args:
         in_channels: channels of the encoder's last map.
@@ -75,6 +76,7 @@ class DeepLabV3(nn.Module):
         self.pool_reduce = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self.norm = build_norm(norm, out_channels)
         self.act = build_activation(norm)
+        # The gain of a leaky ReLU for every norm, also where the activation is a ReLU.
         gain = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -83,11 +85,13 @@ class DeepLabV3(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map the tap "encoder" (B, in_channels, h, w) to (B, out_channels, h, w), after its activation."""
         x = features["encoder"]
+        # (B, 4 * hidden, h, w) inside, (B, out_channels, h, w) after `reduce`.
         out = self.reduce(self.act(self.aspp_norm(torch.cat([conv(x) for conv in self.aspp], dim=1))))
         return self.act(self.norm(out + self._pooled(x)))
 
     def _pooled(self, x: Tensor) -> Tensor:
         """The pooled branch: (B, in_channels, h, w) to (B, out_channels, h, w), or (B, out_channels, 1, 1)."""
+        # An exported graph has open sizes, which the sliding window in its usual form cannot express.
         exported = torch.compiler.is_exporting()
         if self.training or self.pool_size is None:
             pooled = x.mean((2, 3), keepdim=True)
@@ -97,6 +101,7 @@ class DeepLabV3(nn.Module):
             pooled = sliding_mean(x, self.pool_size)
         # Everything up to the padding works cell by cell, so padding last gives the same and costs less.
         pooled = self.pool_reduce(self.act(self.pool_norm(self.pool_conv(pooled))))
+        # A single cell is added to every cell by broadcasting; `window_means` gives a map of full size already.
         if exported or pooled.shape[2:] == (1, 1):
             return pooled
         return replicate_to(pooled, *x.shape[2:])

@@ -1,4 +1,4 @@
-"""ERFNet with shared factorised convolutions and, where wanted, a path of its own per branch."""
+"""ERFNet with shared factorised convolutions and, where wanted, norms and adapters per branch."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Down(nn.Module):
 
     def reduce(self, x: Tensor) -> Tensor:
         """What all branches share: (B, C, H, W) to (B, out, H / 2, W / 2), odd sides rounded up."""
-        if (
-            torch.compiler.is_exporting()
-        ):  # the same, in a form whose size is the convolution's whatever x's is
+        # Both forms give the same values. The exported graph's sizes are open, and this padding makes the pooled map
+        # as large as the convolution's whatever the image's size is.
+        if torch.compiler.is_exporting():
             pooled = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 2)
         else:
             pooled = F.max_pool2d(x, 2, ceil_mode=True)
-        return torch.cat([self.conv(x), pooled], dim=1)
+        return torch.cat([self.conv(x), pooled], dim=1)  # (out - C) + C channels
 
     def forward(self, x: Tensor, branch: str | None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / 2, W / 2)."""
@@ -100,7 +100,9 @@ class Block(nn.Module):
         a = beside(self.horizontal1(F.relu(self.vertical1(x))), self.adapter1, x, branch)
         a = F.relu(through(self.norm1, a, branch))
         b = beside(self.horizontal2(F.relu(self.vertical2(a))), self.adapter2, a, branch)
-        b = self.dropout(through(self.norm2, b, branch))
+        b = self.dropout(
+            through(self.norm2, b, branch)
+        )  # before the shortcut, so a dropped channel still passes x on
         return F.relu(b + x)
 
 
@@ -118,11 +120,11 @@ class Encoder(nn.Module):
         widths: channels of the three stages.
         blocks: blocks of the second and of the third stage.
         dropout: of the blocks of the second and of the third stage.
-        per_branch: what each branch owns; with "norm" and "adapter" the paths differ from the first norm on.
+        per_branch: what each branch owns; with "norm" and "adapter" the branches differ from the first norm on.
 
     Attributes:
-        fresh_norms: the norms do not start from pretrained ones. So it is in the authors' code (their norms' names
-            do not match the file's), and adapters, which are not pretrained, come before them.
+        fresh_norms: the norms do not start from pretrained ones. The authors' code does the same (their norms' names
+            do not match the file's), and adapters, which are not pretrained, come before the norms.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Encoder(nn.Module):
         self.by_branch = per_branch in ("norm", "adapter")
         self.fresh_norms = adapters = per_branch == "adapter"
         norm = _branch_norm if self.by_branch else _norm
+        # The order of these lines is the order in which random weights are drawn: changing it changes every run.
         self.down1 = Down(3, widths[0], norm)
         self.down2 = Down(widths[0], widths[1], norm)
         self.blocks2 = nn.ModuleList(
@@ -144,16 +147,16 @@ class Encoder(nn.Module):
         )
 
     def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
-        """Map (B, 3, H, W) to the taps, or to branch -> taps where the encoder has paths per branch.
+        """Map (B, 3, H, W) to the taps, or to branch -> taps where branches own parts of the encoder.
 
-        Only the first convolution and pooling come before the paths differ; they run once.
+        Only the first convolution and pooling come before the branches differ; they run once.
         """
         start = self.down1.reduce(image)
         if not self.by_branch:
-            return self._path(start, None)
-        return {branch: self._path(start, branch) for branch in branches or ()}
+            return self._through(start, None)
+        return {branch: self._through(start, branch) for branch in branches or ()}
 
-    def _path(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
+    def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
         taps = {"down1": self.down1.finish(start, branch)}
         x = self.down2(taps["down1"], branch)
         for block in self.blocks2:
@@ -214,7 +217,7 @@ def erfnet(
     widths: Sequence[int] = (16, 64, 128),
     blocks: Sequence[int] = (5, 8),
 ) -> SegmentationModel:
-    """Build ERFNet, alone or with MDIL's path per branch; it has no outputs until it is grown.
+    """Build ERFNet, alone or with MDIL's norms and adapters per branch; it has no outputs until it is grown.
 
     Logits come at the image's resolution (its sides rounded up to multiples of 8, then cut). Weights start as
     PyTorch's layers do; norms have eps 1e-3.
@@ -231,7 +234,7 @@ def erfnet(
         ConfigError: a dimension or a choice that cannot be.
 
     Source: Romera et al., "ERFNet", T-ITS 2018; adapters and norms per branch: Garg et al., "Multi-Domain Incremental
-    Learning for Semantic Segmentation", WACV 2022. Behaves as the authors' code; the path is an argument here, a
+    Learning for Semantic Segmentation", WACV 2022. Behaves as the authors' code; the branch is an argument here and a
     global variable there.
     """
     choice = check_per_branch(per_branch)

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for models that only look."""
+"""Batch norms folded into the convolutions before them, for models that are not trained."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def folded_copy(model: SegmentationModel) -> SegmentationModel:
         model: in any mode, on any device; left as it is.
 
     Returns:
-        A model in eval mode without gradients. It is no checkpoint: its weights have other values, and its folded
-        norms are gone.
+        A model in eval mode without gradients. Do not store it as a checkpoint: its weights have other values, and its
+        folded norms are gone.
     """
     copy = frozen_copy(model)
     with torch.no_grad():
@@ -40,11 +40,14 @@ def folded_copy(model: SegmentationModel) -> SegmentationModel:
 
 def _fold(module: nn.Module, names: Sequence[str], norm_name: str) -> None:
     norm = module.get_submodule(norm_name)
+    # A `BranchDict` of norms stays: one convolution cannot hold the scales of several branches.
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return
     convolutions = cast(list[Convolution], [module.get_submodule(name) for name in names])
     scale, shift = _affine(norm)
     sizes = [convolution.out_channels for convolution in convolutions]
+    # Outputs side by side: each convolution gets its slice. Outputs added: each gets the whole scale, and the shift
+    # goes to one of them only, since it must be added once.
     if sum(sizes) == len(scale):
         scales, shifts = scale.split(sizes), list(shift.split(sizes))
     else:
@@ -62,6 +65,7 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     gamma: Tensor = norm.weight
     if isinstance(norm, (AbsBatchNorm, SyncAbsBatchNorm)):
         gamma = absolute_gamma(gamma, norm.eps)
+    # gamma * (x - mean) / sqrt(var + eps) + beta = x * scale + (beta - mean * scale)
     scale = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
@@ -69,9 +73,12 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 def _scale(convolution: Convolution, factor: Tensor, offset: Tensor) -> None:
     """Give a convolution's output a factor and an offset per channel."""
     weight = convolution.weight
-    outputs = 1 if isinstance(convolution, nn.ConvTranspose2d) else 0
+    outputs = (
+        1 if isinstance(convolution, nn.ConvTranspose2d) else 0
+    )  # the weights' dimension of output channels
     shape = [1] * weight.dim()
     shape[outputs] = -1
+    # In float64 until the end: the weights are rounded once.
     bias = offset if convolution.bias is None else convolution.bias.double() * factor + offset
     convolution.weight = nn.Parameter((weight.double() * factor.view(shape)).to(weight), requires_grad=False)
     convolution.bias = nn.Parameter(bias.to(weight), requires_grad=False)

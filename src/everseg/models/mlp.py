@@ -23,8 +23,8 @@ class MLPDecoder(nn.Module):
     which the norm takes away again.
 
     Maps are enlarged by the ratio of the strides and then cut to the finest one's size, so that cells stay where they
-    are; to resize the last map to the finest one's size, as the published code does, moves them where the image's
-    sides are no multiple of its stride.
+    are. The published code resizes every map to the finest one's size instead, which moves the cells where the image's
+    sides are no multiple of the stride.
 
     Args:
         taps: name -> (channels, stride), finest first, every stride a multiple of the first.
@@ -65,19 +65,21 @@ class MLPDecoder(nn.Module):
         self.act = build_activation(norm)
         self.dropout = nn.Dropout2d(dropout)
         with torch.no_grad():
-            for conv in self.fuse:  # drawn as those of one layer over all maps
+            # PyTorch draws weights in a range of 1 / sqrt(inputs). The W_i together are one layer with len(taps) times
+            # as many inputs, so each is scaled down to what that layer would have drawn.
+            for conv in self.fuse:
                 cast(nn.Conv2d, conv).weight.div_(len(taps) ** 0.5)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map the taps (B, C_i, h_i, w_i) to (B, hidden, h_1, w_1), after the activation."""
-        total = self._share(0, features)
+        total = self._share(0, features)  # (B, hidden, h_1, w_1): the finest map sets the size
         for index in range(1, len(self.taps)):
             total = total + self._share(index, features)[..., : total.shape[2], : total.shape[3]]
         return self.dropout(self.act(self.norm(total)))
 
     def _share(self, index: int, features: Mapping[str, Tensor]) -> Tensor:
         """What one tap adds: (B, hidden, h, w) at the finest stride, h >= h_1 and w >= w_1."""
-        fused = self.fuse[index](self.project[index](features[self.taps[index]]))
+        fused = self.fuse[index](self.project[index](features[self.taps[index]]))  # (B, hidden, h_i, w_i)
         ratio = self.ratios[index]
         if ratio == 1:
             return fused

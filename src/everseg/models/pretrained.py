@@ -75,14 +75,18 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
             (all listed, at most 20 lines).
     """
     path = weight_file(spec, download)
+    # Files know one network without branches. So they are loaded, strictly, into a copy of the encoder that has no
+    # parts per branch, and the model takes over from there what its branches share.
     state = encoder_state(read_tensors(path), str(spec))
-    plain = _single_path(model.encoder)
+    plain = _without_branches(model.encoder)
     from_abn = any(name.startswith("mod1.") for name in state)
     unknown: list[str] = []
     if from_abn:
         state, unknown = convert_encoder_names(state)
     elif isinstance(plain, erfnet.Encoder):
         state, unknown = _convert_erfnet_names(state, plain)
+    # The copy has norms that the model will not take from it, and the file need not have them: fill them with the
+    # copy's own, so that the strict check below asks for the shared weights only.
     if getattr(model.encoder, "fresh_norms", False):
         used = model.encoder.state_dict()
         state = {name: value for name, value in plain.state_dict().items() if name not in used} | state
@@ -92,6 +96,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     if broken:
         raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
     note = _convert_gammas(plain, state, from_abn, where)
+    # Older files lack this counter; a batch norm with a momentum does not use it.
     for name, value in plain.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros_like(value))
@@ -103,7 +108,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
 
 
 def weight_file(spec: str, download: bool, key: str = "model.weights") -> Path:
-    """The file that a path or `hf:org/name[@revision]` stands for.
+    """Return the file that a path or `hf:org/name[@revision]` stands for.
 
     Raises:
         ConfigError: a download that failed or was not allowed.
@@ -115,8 +120,8 @@ def weight_file(spec: str, download: bool, key: str = "model.weights") -> Path:
     return found
 
 
-def _single_path(encoder: nn.Module) -> nn.Module:
-    """Copy an encoder, with one norm where each branch has its own and without adapters: what a file can fill."""
+def _without_branches(encoder: nn.Module) -> nn.Module:
+    """Copy an encoder that has not grown, as a file knows it: one norm where each branch would get its own."""
     plain = copy.deepcopy(encoder)
     for parent in list(plain.modules()):
         for name, child in list(parent.named_children()):
@@ -126,13 +131,14 @@ def _single_path(encoder: nn.Module) -> nn.Module:
 
 
 def _adopt(encoder: nn.Module, plain: nn.Module) -> int:
-    """Take over the weights of `_single_path`'s copy; return how many tensors were used."""
+    """Take over the weights of `_without_branches`'s copy; return how many tensors were used."""
     loaded = plain.state_dict()
     used = {name: loaded[name] for name in encoder.state_dict()}
     encoder.load_state_dict(used, strict=True)
     count = len(used)
     for name, owner in encoder.named_modules():
         norm = None if getattr(encoder, "fresh_norms", False) else plain.get_submodule(name)
+        # Branches do not exist before the model grows: their `BranchDict` keeps the norm for the first ones.
         if isinstance(owner, BranchDict) and isinstance(norm, NORM_TYPES):
             owner.pretrained = norm.state_dict()
             count += len(owner.pretrained)
@@ -203,7 +209,7 @@ def _convert_erfnet_names(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Rename the plain ERFNet encoder's weights (`features.encoder.initial_block.conv.weight`) to ours; keep ours."""
     modules = erfnet_modules((len(encoder.blocks2), len(encoder.blocks3)))
-    modules |= {ours: ours for ours in modules.values()}
+    modules |= {ours: ours for ours in modules.values()}  # files that everseg wrote keep their names
     renamed, unknown = {}, []
     for name, value in state.items():
         module, _, leaf = name.removeprefix("features.").removeprefix("encoder.").rpartition(".")
@@ -218,6 +224,7 @@ def _from_abn(name: str) -> str | None:
     if stem := _ABN_STEM.fullmatch(name):
         return f"{stem[1]}.{stem[2]}"
     if block := _ABN_BLOCK.fullmatch(name):
+        # Their stages begin at mod2 and their blocks at 1; torchvision's begin at layer1 and at 0.
         part = f"{block[4]}{block[5]}" if block[4] else f"downsample.{int(block[6] == 'bn')}"
         return f"layer{int(block[1]) - 1}.{int(block[2]) - 1}.{part}.{block[7]}"
     return None
@@ -261,6 +268,7 @@ def _convert_gammas(encoder: nn.Module, state: dict[str, Tensor], from_abn: bool
             f"{where}: {negative} norm weights are negative, which norm 'iabn' cannot express; use model.norm=abn"
         )
     for name in absolute:
+        # A gamma below 1e-5 becomes w = 0, the smallest that |w| + 1e-5 can express.
         state[f"{name}.weight"] = (state[f"{name}.weight"] - NORM_EPS).clamp(min=0)
     return " (weight = gamma - 1e-5 for norm 'iabn')" if absolute else ""
 
@@ -284,6 +292,7 @@ def fetch(spec: str, names: Sequence[str], *, download: bool, key: str, needed: 
     repo, _, revision = spec.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ConfigError(f"{key}: 'hf:{spec}' is not of the form hf:org/name[@revision]")
+    # A missing file is no failure yet: the next name may exist. A network error is one at once.
     problem: Exception | None = None
     for name in names:
         try:

@@ -130,7 +130,7 @@ class ResNet(nn.Module):
         norm: "bn", "abn" or "iabn".
         stem_pool: 3x3 max pooling after the stem (stride 4 in all); without it, small images keep more detail.
         per_branch: what each branch owns: with "norm" all norms, with "adapter" also a parallel 1x1 convolution
-            beside each 3x3 one, whose output is added before the norm (Rebuffi et al., CVPR 2018). The paths differ
+            beside each 3x3 one, whose output is added before the norm (Rebuffi et al., CVPR 2018). The branches differ
             from the first norm on, and `forward` takes the branches and returns the maps of each.
     """
 
@@ -169,6 +169,7 @@ class ResNet(nn.Module):
             stage = []
             for i in range(blocks[k]):
                 stride = strides[k] if i == 0 else 1
+                # Torchvision's first block of a stage still has the dilation of the stage before.
                 dilation = dilations[max(k - 1, 0) if late_dilation and i == 0 else k]
                 stage.append(
                     block(
@@ -181,13 +182,15 @@ class ResNet(nn.Module):
         self.out_channels = channels
 
     def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
-        """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; with paths, for each branch."""
-        start = self.conv1(image)
+        """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; by branch where `by_branch`."""
+        start = self.conv1(
+            image
+        )  # all that comes before the first norm, so all that branches share in one run
         if not self.by_branch:
-            return self._path(start, None)
-        return {branch: self._path(start, branch) for branch in branches or ()}
+            return self._through(start, None)
+        return {branch: self._through(start, branch) for branch in branches or ()}
 
-    def _path(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
+    def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
         x = self.pool(self.act(through(self.bn1, start, branch)))
         features = {}
         for name in ("layer1", "layer2", "layer3", "layer4"):

@@ -20,7 +20,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.models.tensor_pickle import ALONE, Claims, Pickle, Refusal, damaged, limit, shown
 
 MAX_PICKLE = 32 << 20
-"""Most bytes of the pickle, the part that says which tensors there are; large real ones have a few MB."""
+"""Most bytes of the pickle, the part that lists the tensors; large real ones have a few MB."""
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 """What stands at the beginning of the stream that PyTorch wrote before 1.6."""
 
@@ -70,7 +70,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 class _File(io.FileIO):
-    """A file of which nobody reads more at once than a pickle or a zip directory can need."""
+    """A file that refuses to be read in one piece larger than a pickle or a zip directory can be."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -138,6 +138,8 @@ def _read_zip(file: _File) -> Any:
     order = names.get(f"{root}/byteorder")
     if order is not None:
         _check_order(_content(file, order) == b"little")
+    # The pickle says how many bytes each storage has; memory for them is made before a single one is read. `Claims`
+    # keeps the sum within the size of the file.
     claims = Claims(file.size)
     loaded = Pickle(_content(file, names[f"{root}/data.pkl"]), claims).run()
     for key, storage in claims.storages.items():
@@ -160,6 +162,8 @@ def _content(file: _File, entry: zipfile.ZipInfo) -> bytes:
 
 def _load(file: _File, entry: zipfile.ZipInfo, target: memoryview) -> None:
     """Read a stored entry and compare its checksum, which torch.load does not: damaged weights look whole there."""
+    # The directory at the end of the archive says where an entry's own header is. That header repeats the name and may
+    # have other extra bytes than the directory, so its two lengths decide where the content begins.
     start = entry.header_offset
     file.seek(start if 0 <= start <= file.size else file.size)
     header = file.read(30)
@@ -179,6 +183,7 @@ def _read_stream(file: _File) -> Any:
     Five pickles (magic number, version, machine, the content, the keys of the storages), then for each key the number
     of its elements and their bytes.
     """
+    # The length of the pickles is not stored: read as much as they may have, then go back to where they ended.
     head = file.read(min(file.size, MAX_PICKLE))
     claims = Claims(file.size)
     reader = Pickle(head, claims)

@@ -73,7 +73,7 @@ LEAVES = (
 DICTIONARIES = (dict, OrderedDict, Counter)
 
 
-ALONE = "have the weights alone saved: torch.save(model.state_dict(), FILE)"
+ALONE = "save the weights alone, or ask its author to: torch.save(model.state_dict(), FILE)"
 
 
 class Refusal(Exception):  # noqa: N818 - becomes a CheckpointError
@@ -85,7 +85,7 @@ def damaged(what: str) -> NoReturn:
 
 
 def limit(what: str) -> NoReturn:
-    raise Refusal(f"{what}, more than any file of weights; {ALONE}")
+    raise Refusal(f"{what}, which no file of weights needs; {ALONE}")
 
 
 def shown(name: object) -> str:
@@ -224,6 +224,7 @@ class Pickle:
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
+        # `before`: the file's instructions are counted over all of its pickles, the check below is for this one.
         before = self.claims.work
         try:
             while (code := self._take(1)) != b".":  # STOP
@@ -261,14 +262,12 @@ class Pickle:
             stack.append(form.unpack(self._take(form.size))[0])
         elif code in _TUPLES:
             count = _TUPLES[code]
-            if len(stack) < count:
+            if len(stack) < count:  # a slice of a short stack would quietly give fewer
                 raise IndexError
             stack[-count:] = [tuple(stack[-count:])]
         elif code == b"(":  # MARK
             marks.append(len(stack))
-            if len(marks) > MAX_DEPTH:
-                limit(f"it has more than {MAX_DEPTH} levels of containers")
-        elif code in b"teu":  # TUPLE, APPENDS, SETITEMS
+        elif code in b"teu":  # TUPLE, APPENDS, SETITEMS: all that lies above the last mark
             mark = marks.pop()
             items = stack[mark:]
             del stack[mark:]
@@ -330,7 +329,7 @@ class Pickle:
             raise Refusal(
                 f"it refers to something else than the memory of a tensor, which could run code; {ALONE}"
             )
-        # A sixth entry tells of a storage that is a part of another, which PyTorch wrote before 0.4.
+        # A sixth entry stands for a storage that is a part of another; PyTorch wrote such storages before 0.4.
         if reference[0] != "storage" or (len(reference) == 6 and reference[5] is not None):
             damaged("a storage that is none, or a part of another")
         return self.claims.storage(reference[1], reference[2], reference[4])
@@ -436,6 +435,7 @@ def _counter(claims: Claims, counts: Any) -> Counter[Any]:
     if type(counts) is not dict:
         damaged("a counter of what is no dictionary")
     claims.spend(len(counts))
+    # `Counter.update` would add the counts up, whatever type they have; `dict.update` only stores them.
     counter: Counter[Any] = Counter()
     dict.update(counter, counts)
     return counter
@@ -573,6 +573,7 @@ def _check_plain(content: Any, most: int) -> None:
     Args:
         most: items in all; a file that shares little has fewer than it has instructions.
     """
+    # Level by level instead of by recursion: a file can nest deeper than Python's stack.
     level, seen = [content], 1
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

@@ -7,14 +7,17 @@ from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
-from everseg.errors import CheckpointError, EversegError
+from everseg.errors import CheckpointError, EversegError, some
+from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Track, planned_steps, run_sequence, tracks_of
 
 
-def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+def drop_against_single(
+    folder: RunFolder, config: RunConfig, refused: list[str] | None = None
+) -> dict[str, Any] | None:
     """Relative drop of the last step's mIoU against models trained on one domain each.
 
     Args:
@@ -22,6 +25,8 @@ def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] 
         config: its configuration; `scenario.single_task` gives the single-task mIoU in percent, else they are
             looked up in a finished run beside this one with `scenario.single`, in which these domains have the same
             data and were tested on the same classes.
+        refused: takes a sentence for each run beside this one that only other classes keep from being the baseline;
+            none if another one is.
 
     Returns:
         `mean` and `domains` (fractions, negative = worse than single-task), `baselines` (domain -> mIoU as a
@@ -34,16 +39,18 @@ def drop_against_single(folder: RunFolder, config: RunConfig) -> dict[str, Any] 
     elif config.scenario.single:
         return None
     else:
-        found, source = _beside(folder, config, list(values))
+        found, source = _beside(folder, config, list(values), [] if refused is None else refused)
     if not values or not values.keys() <= found.keys() or not all(found[name] for name in values):
         return None
     baselines = {name: found[name] for name in values}
     return {**relative_drop(values, baselines), "baselines": baselines, "source": source}
 
 
-def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tuple[dict[str, float], str]:
+def _beside(
+    folder: RunFolder, config: RunConfig, domains: Sequence[str], refused: list[str]
+) -> tuple[dict[str, float], str]:
     """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
-    scored = _scored_classes(folder)
+    scored, unlike = _scored_classes(folder), list[str]()
     for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
         other = RunFolder(path.parent)
         try:
@@ -55,12 +62,17 @@ def _beside(folder: RunFolder, config: RunConfig, domains: Sequence[str]) -> tup
             ):
                 continue
             found = _scored_classes(other)
-            if any(found.get(name) != scored[name] for name in domains):
+            if apart := [_apart(name, scored[name], found[name]) for name in domains
+                         if name in found and found[name].keys() != scored[name].keys()]:  # fmt: skip
+                unlike.append(f"{path.parent.name} is no baseline: {'; '.join(apart)}.")
+                continue
+            if not set(domains) <= found.keys():
                 continue
             values = run_sequence(other)["miou"]
         except EversegError:  # a damaged or foreign neighbour is no baseline
             continue
         return {name: value for name, value in values.items() if value is not None}, path.parent.name
+    refused += unlike
     return {}, ""
 
 
@@ -76,13 +88,24 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
     return entries, seen, cut, text["scenario"]["test_split"], text["scenario"]["policy"]
 
 
-def _scored_classes(folder: RunFolder) -> dict[str, set[str]]:
-    """Domain -> classes that its last test had pixels of."""
+def _apart(domain: str, here: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """Which classes two runs were tested on that the other was not."""
+    only = [(where, some([a[key] for key in a if key not in b], 6))
+            for where, a, b in (("here", here, there), ("there", there, here))]  # fmt: skip
+    return (
+        f"domain '{domain}' was tested with other classes ("
+        + "; ".join(f"{names} only {where}" for where, names in only if names)
+        + ")"
+    )
+
+
+def _scored_classes(folder: RunFolder) -> dict[str, dict[str, str]]:
+    """Domain -> the classes that its last test had pixels of, by their spelling."""
     found = {}
     for index in folder.finished_steps:
         for name, scores in folder.metrics(index)["branches"].items():
             ious = zip(scores["classes"], scores["class_iou"], strict=True)
-            found[name] = {label for label, value in ious if value is not None}
+            found[name] = {spelling(label): label for label, value in ious if value is not None}
     return found
 
 
@@ -114,19 +137,23 @@ _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next
 
 
 def joint_beside(
-    folder: RunFolder, config: RunConfig, tracks: Sequence[Track]
+    folder: RunFolder, config: RunConfig, tracks: Sequence[Track], refused: list[str] | None = None
 ) -> tuple[str, dict[str, Track]] | None:
     """The first finished joint run, by name, that lies beside a run and has exactly its setting.
 
     That is: every setting which can change a result but those of `_FREE` (the seed, too, is the same), no image lists
     of its own, and the last test with the same classes in the same order on the same images with the same labels.
 
+    Args:
+        refused: takes a sentence for each joint run of this setting that other classes or test images keep out; none
+            if another one is taken.
+
     Returns:
         Its folder's name, and its results by the names of the run's; None where there is no such run.
     """
     if config.scenario.joint or config.scenario.single:
         return None
-    own, tested = _setting(config), _tested(folder)
+    own, tested, unlike = _setting(config), _tested(folder), list[str]()
     for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
         other = RunFolder(path.parent)
         try:
@@ -135,13 +162,18 @@ def joint_beside(
             theirs = other.config()
             if theirs.scenario.lists or _setting(theirs) != own:
                 continue
-            if _tested(other) != tested or not other.is_finished(theirs):
+            same = _tested(other) == tested
+            if not other.is_finished(theirs):
                 continue
-            found = {track.name: track for track in tracks_of(other)}
+            found = {track.name: track for track in tracks_of(other)} if same else {}
         except EversegError:  # a damaged or foreign neighbour is no upper bound
             continue
-        if all(_classes(found.get(track.name)) == _classes(track) for track in tracks):
+        if same and all(_classes(found.get(track.name)) == _classes(track) for track in tracks):
             return path.parent.name, found
+        what = "knows other classes, or in another order" if same else "was tested on other images or labels"
+        unlike.append(f"The joint run {path.parent.name} is left out: it {what}.")
+    if refused is not None:
+        refused += unlike
     return None
 
 
@@ -177,4 +209,6 @@ def _tested(folder: RunFolder) -> list[Mapping[str, Any]]:
 
 
 def _classes(track: Track | None) -> Any:
-    return None if track is None else (track.space.names, [len(group) for group in track.space.groups])
+    if track is None:
+        return None
+    return [spelling(name) for name in track.space.names], [len(group) for group in track.space.groups]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
-from everseg.reports.text import printable
+from everseg.display import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from everseg.inference.pictures import IGNORED_COLOUR, palette
+from everseg.data.class_colours import IGNORED_COLOUR, palette
 from everseg.labels import IGNORED
 
 QUALITY = 82

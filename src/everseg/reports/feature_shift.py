@@ -6,28 +6,26 @@ import csv
 import importlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from everseg.config.fields import RunConfig
 from everseg.data.batches.loader import normalised_batches
+from everseg.data.class_colours import palette
+from everseg.display import OnceADictionary, Picture, Piece, Table, percent, printable, table
 from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.inference.count import user_builder, views_of
-from everseg.inference.pictures import palette
-from everseg.labels import IGNORED, LabelSpace
+from everseg.labels import IGNORED, LabelSpace, find_name, spelling
 from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
-from everseg.reports.terminal import percent, table
-from everseg.reports.text import printable
 from everseg.runs.commit import write_bytes, write_json, writing
 from everseg.runs.folder import RunFolder
 from everseg.scenarios.steps import Source
@@ -37,7 +35,67 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def compare(
+@dataclass(frozen=True, repr=False)
+class FeatureDrift(OnceADictionary):
+    """What a step did to the encoder's features: tables, and pictures that a notebook shows."""
+
+    run: str
+    """Name of the run."""
+    before: int
+    """The earlier step."""
+    after: int
+    """The later step."""
+    features: str
+    """Whose features: the tap's name."""
+    channels: int
+    seed: int
+    """Of the draws and of t-SNE."""
+    branches: Mapping[str, str]
+    """Domain -> branch its images went through."""
+    classes: tuple[Drift, ...]
+    """One row per domain and class."""
+    means: Mapping[str, Mapping[str, float | None]]
+    """Domain -> unweighted means over its classes, by the names of `Drift`'s numbers."""
+    left_out: tuple[str, ...]
+    """Branches that the earlier model did not have."""
+    pictures: tuple[str, ...]
+    """Names of the PNGs in `path`."""
+    path: Path
+    """Folder with the pictures, drift.csv and drift.json."""
+
+    def shown(self) -> Iterator[Piece]:
+        yield self.table()
+        yield f"{', '.join(self.pictures)}, drift.csv and drift.json in {self.path}"
+        for name in self.pictures:
+            yield Picture((self.path / name).read_bytes, name)
+
+    def table(self) -> Table:
+        """One row per domain and class, and the mean over the classes of each domain."""
+        numbers = ["pixels", "distance", "of spread", "cosine", "accuracy before", "after", "falls by"]
+        rows: list[list[object]] = []
+        for domain, mean in self.means.items():
+            mine = [row for row in self.classes if row.domain == domain]
+            for row in mine:
+                name = f"{row.class_name} (new)" if row.new else row.class_name
+                rows.append([domain, name, row.pixels, *_cells(asdict(row))])
+            rows.append([domain, "mean of classes", sum(row.pixels for row in mine), *_cells(mean)])
+        title = (
+            f"{self.run}: drift of the class centres from step {self.before} to step {self.after} "
+            "(encoder features of the same pixels; accuracy in percent of the nearest centre before)"
+        )
+        return table(["domain", "class", *numbers], rows, title=title, right="|".join(numbers))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.stored(), "path": str(self.path)}
+
+    def stored(self) -> dict[str, Any]:
+        """What drift.json holds."""
+        whole = asdict(self)
+        del whole["path"]
+        return {**whole, **{key: list(whole[key]) for key in ("classes", "left_out", "pictures")}}
+
+
+def write_features(
     folder: RunFolder,
     config: RunConfig,
     *,
@@ -48,7 +106,7 @@ def compare(
     images: int = 200,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FeatureDrift:
     """Compare the encoder's features after two steps of a run on the later step's test images; write tables and PNGs.
 
     Args:
@@ -59,9 +117,6 @@ def compare(
         limit: most pixels per class and domain.
         images: most images per source, drawn with the seed.
         seed: of the draws and of t-SNE.
-
-    Returns:
-        What drift.json holds, and `path`, the folder.
 
     Raises:
         ConfigError: steps not finished or in the wrong order, no common branch, matplotlib or scikit-learn missing.
@@ -93,40 +148,30 @@ def compare(
     progress.end()
     progress.message(f"projecting {len(pixels.label)} pixels")
     files = pictures(pixels, run=config.name, steps=(before, after), seed=seed)
-    result: dict[str, Any] = {
-        "run": config.name,
-        "before": before,
-        "after": after,
-        "features": TAP,
-        "channels": pixels.before.shape[1],
-        "seed": seed,
-        **_numbers(pixels, {source.name: source.branch for source in sources}, known),
-        "left_out": left_out,
-        "pictures": list(files),
-    }
-    target = out or folder.path / "features" / f"before-{before}-after-{after}"
-    _write(target, result, files)
-    return {**result, "path": str(target)}
-
-
-def _numbers(pixels: Pixels, branches: Mapping[str, str], known: Mapping[str, LabelSpace]) -> dict[str, Any]:
-    """Drift per class and domain, and its means.
-
-    Args:
-        branches: domain -> branch.
-        known: branch -> label space before; other classes are new.
-    """
+    branches = {source.name: source.branch for source in sources}
     rows = class_drift(pixels)
-    return {
-        "branches": dict(branches),
-        "classes": [
-            {**asdict(row), "new": row.class_name not in known[branches[row.domain]].names} for row in rows
-        ],
-        "means": {
+    result = FeatureDrift(
+        run=config.name,
+        before=before,
+        after=after,
+        features=TAP,
+        channels=pixels.before.shape[1],
+        seed=seed,
+        branches=branches,
+        classes=tuple(
+            replace(row, new=find_name(row.class_name, known[branches[row.domain]].names) is None)
+            for row in rows
+        ),
+        means={
             domain: mean_drift([row for row in rows if row.domain == domain])
             for domain in dict.fromkeys(row.domain for row in rows)
         },
-    }
+        left_out=tuple(left_out),
+        pictures=tuple(files),
+        path=out or folder.path / "features" / f"before-{before}-after-{after}",
+    )
+    _write(result, files)
+    return result
 
 
 def _checked(
@@ -189,38 +234,17 @@ def _batches(
         yield batch.image, loaded.label, loaded.ids
 
 
-def _write(target: Path, result: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(result["classes"][0]), lineterminator="\n")
+def _write(result: FeatureDrift, files: Mapping[str, bytes]) -> None:
+    text, target = io.StringIO(), result.path
+    writer = csv.DictWriter(text, [field.name for field in fields(Drift)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(result["classes"])
+    writer.writerows(asdict(row) for row in result.classes)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         write_bytes(target / name, data)
     write_bytes(target / "drift.csv", text.getvalue().encode())
-    write_json(target / "drift.json", result)
-
-
-def drift_table(result: Mapping[str, Any]) -> Table:
-    """One row per domain and class, and the mean over the classes of each domain.
-
-    Args:
-        result: what `compare` gives.
-    """
-    numbers = ["pixels", "distance", "of spread", "cosine", "accuracy before", "after", "falls by"]
-    rows: list[list[object]] = []
-    for domain, mean in result["means"].items():
-        mine = [row for row in result["classes"] if row["domain"] == domain]
-        for row in mine:
-            name = f"{row['class_name']} (new)" if row["new"] else row["class_name"]
-            rows.append([domain, name, row["pixels"], *_cells(row)])
-        rows.append([domain, "mean of classes", sum(row["pixels"] for row in mine), *_cells(mean)])
-    title = (
-        f"{result['run']}: drift of the class centres from step {result['before']} to step {result['after']} "
-        "(encoder features of the same pixels; accuracy in percent of the nearest centre before)"
-    )
-    return table(["domain", "class", *numbers], rows, title=title, right="|".join(numbers))
+    write_json(target / "drift.json", result.stored())
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -442,6 +466,8 @@ class Drift:
     """Part of the pixels whose nearest centre (of the domain's classes, before) is their own class's, before."""
     accuracy_after: float
     """The same of the features after, still with the centres of before."""
+    new: bool = False
+    """Whether the earlier model did not know the class."""
 
 
 def labels_at(label: Tensor, size: tuple[int, int]) -> Tensor:
@@ -513,8 +539,11 @@ def draw_pixels(
     """
     draws: dict[tuple[str, str], _Draw] = {}
     done = 0
+    one_name: dict[
+        str, str
+    ] = {}  # domains may spell a class each in its own way: the first one's stands for all
     for source in sources:
-        names = spaces[source.branch].names
+        names = [one_name.setdefault(spelling(name), name) for name in spaces[source.branch].names]
         for image, label, ids in batches(source):
             both = [model(image, (source.branch,))[source.branch].features[TAP].float() for model in models]
             maps = torch.stack(both, 1)
@@ -528,8 +557,7 @@ def draw_pixels(
             done += len(ids)
             shown(done)
     domains = tuple(dict.fromkeys(source.name for source in sources))
-    classes = tuple(dict.fromkeys(name for source in sources for name in spaces[source.branch].names))
-    return _pixels(draws, domains, classes)
+    return _pixels(draws, domains, tuple(one_name.values()))
 
 
 def _pixels(

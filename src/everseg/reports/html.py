@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
+from everseg.display import OnceADictionary, Piece
 from everseg.engine.run import Prepared, prepare
 from everseg.errors import EversegError
 from everseg.metrics import step_scores
@@ -33,6 +34,30 @@ _SIDES = (320, 240, 160)
 """Longer side of embedded pictures: the first that keeps the page within its limit."""
 
 
+@dataclass(frozen=True, repr=False)
+class ReportFile(OnceADictionary):
+    """A report that was just written."""
+
+    path: Path
+    bytes: int
+    """Size of the page."""
+    sentence: str
+    """The result in words, as it stands at the top of the page."""
+    charts: int
+    """How many charts the page has."""
+    pictures: int
+    """How many test images it shows."""
+    notes: tuple[str, ...] = ()
+    """What is missing on the page, and why."""
+
+    def shown(self) -> Iterator[Piece]:
+        yield self.sentence
+        yield f"report: {self.path} ({self.bytes / 1e6:.1f} MB)"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "notes": list(self.notes)}
+
+
 def write_report(
     folder: RunFolder,
     config: RunConfig,
@@ -41,7 +66,7 @@ def write_report(
     images: int = IMAGES,
     limit: int = page.LIMIT,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> ReportFile:
     """Write a run's report.
 
     Args:
@@ -50,9 +75,6 @@ def write_report(
         out: file to write; default RUN/report.html.
         images: test images looked at for the grid; 0 = no pictures.
         limit: bytes of the page at most; pictures are reduced and then left out for it, which the page says.
-
-    Returns:
-        path, bytes, sentence, notes (what is missing and why), charts and pictures (how many there are).
 
     Raises:
         CheckpointError: no finished step, something damaged, or the file cannot be written.
@@ -78,14 +100,14 @@ def write_report(
     target = out or folder.path / NAME
     write_bytes(target, text)
     charts = [*shown.training, *(c for part in shown.parts for c in part.charts), shown.domain_chart]
-    return {
-        "path": str(target),
-        "bytes": len(text),
-        "sentence": shown.sentence,
-        "notes": shown.notes,
-        "charts": sum(1 for chart in charts if chart is not None and chart.svg),
-        "pictures": sum(len(grid.rows) for grid in shown.grids),
-    }
+    return ReportFile(
+        path=target,
+        bytes=len(text),
+        sentence=shown.sentence,
+        notes=tuple(shown.notes),
+        charts=sum(1 for chart in charts if chart is not None and chart.svg),
+        pictures=sum(len(grid.rows) for grid in shown.grids),
+    )
 
 
 def is_due(folder: RunFolder) -> bool:
@@ -106,6 +128,7 @@ def _prepared(folder: RunFolder, config: RunConfig, progress: Progress, notes: l
     if last >= len(prepared.steps) or dict(prepared.steps[last].spaces) != folder.spaces(last):
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
+    notes += [f"{text[:1].upper()}{text[1:]}." for text in prepared.notes]
     return prepared
 
 
@@ -121,9 +144,9 @@ def assemble(
     """
     stored, steps = folder.config(), planned_steps(folder)
     scenario, several = stored.scenario, bool(stored.data.domains)
-    learnt, drop = taught(folder), drop_against_single(folder, config) if several else None
+    learnt, drop = taught(folder), drop_against_single(folder, config, notes) if several else None
     notes += _state_notes(folder, steps)
-    joint = joint_beside(folder, stored, tracks) if len(folder.finished_steps) == len(steps) else None
+    joint = joint_beside(folder, stored, tracks, notes) if len(folder.finished_steps) == len(steps) else None
     curves = read_curves(folder.path / "journal.jsonl")
     result = page.Page(
         name=stored.name,

@@ -12,10 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from everseg.display import printable
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import Chart
 from everseg.reports.numbers import Rows
-from everseg.reports.text import printable
 
 LIMIT = 10_000_000
 """Bytes of a report at most."""

@@ -12,11 +12,11 @@ import torch
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
+from everseg.data.class_colours import palette
 from everseg.distributed import derive_seed
 from everseg.engine.run import Prepared
 from everseg.errors import CheckpointError, EversegError
 from everseg.inference.count import user_builder, views_of
-from everseg.inference.pictures import palette
 from everseg.labels import IGNORED
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou

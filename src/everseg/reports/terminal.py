@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
-
+from everseg.display import Table, percent, table, unicode_output
 from everseg.errors import some
-from everseg.reports.text import printable
 
 BAR_CELLS = 10
-
-
-def percent(value: float | None) -> str:
-    """A fraction as percent with one digit; "-" where undefined."""
-    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> str:
     """A fraction in [0, 1] as a row of blocks; empty below half a block, for None and for negative values."""
     return "" if value is None else mark * round(cells * min(max(value, 0.0), 1.0))
-
-
-class _Titled(Table):
-    """A table below a heading that wraps at the terminal's width, not at the table's; a blank line behind."""
-
-    heading = ""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.heading:
-            yield Text(self.heading, style="table.title")
-        yield from super().__rich_console__(console, options)
-        yield ""
-
-
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = ""
-) -> Table:
-    """A plain table; every cell is text with control characters escaped.
-
-    Args:
-        title: line above it.
-        right: names of right-aligned columns, separated by "|".
-    """
-    result = _Titled(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    result.heading = printable(title)
-    numbers = set(right.split("|"))
-    cells = [[printable(cell) for cell in row] for row in rows]
-    for index, column in enumerate(map(printable, columns)):
-        # In a narrow terminal headings and names wrap, numbers never.
-        kept = [row[index] for row in cells] if columns[index] in numbers else []
-        result.add_column(
-            Text(column),
-            justify="right" if columns[index] in numbers else "left",
-            min_width=max(map(len, [*kept, *column.split()]), default=0),
-        )
-    for row in cells:
-        result.add_row(*map(Text, row))
-    return result
 
 
 def step_table(run_json: Mapping[str, Any]) -> Table:
@@ -123,13 +75,6 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
     )
 
 
-def inferred_table(result: Mapping[str, Any]) -> Table:
-    """How many images of each domain took which path, from what `evaluate(..., infer_domain=True)` gives."""
-    paths = list(dict.fromkeys(path for taken in result["inferred"].values() for path in taken))
-    rows = [[name, *(taken.get(path, 0) for path in paths)] for name, taken in result["inferred"].items()]
-    return table(["images of", *paths], rows, title="Paths chosen per image", right="|".join(paths))
-
-
 def drop_text(run_json: Mapping[str, Any]) -> str:
     """The relative drop against single-task models in one line; "" for runs on one data set."""
     if "table" not in run_json or run_json["config"]["scenario"]["single"]:
@@ -152,32 +97,9 @@ def _signed(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
-    """The scores of one step and branch: groups first, then every class.
-
-    Args:
-        scores: what `evaluate` gives for a branch: `miou`, `miou_without_background`, `classes`, `class_iou`, ...
-    """
-    rows = [
-        [f"mIoU {group}", percent(value), percent(scores["miou_without_background"].get(group))]
-        for group, value in scores["miou"].items()
-    ]
-    for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
-        rows.append([key.replace("_", " "), percent(scores.get(key)), ""])
-    rows += [[f"IoU {name}", percent(value), ""] for name, value in class_iou(scores).items()]
-    return table(
-        ["score", "percent", "without background"], rows, title=title, right="percent|without background"
-    )
-
-
-def class_iou(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Class name -> IoU, from scores that hold a list or a mapping."""
-    values = scores.get("class_iou", {})
-    return dict(values) if isinstance(values, Mapping) else dict(zip(scores["classes"], values, strict=True))
-
-
-def demo_table(rows: Sequence[Mapping[str, Any]], *, mark: str = "▇") -> Table:
+def demo_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The demo's result: one row per method, forgetting as a bar."""
+    mark = "▇" if unicode_output() else "#"
     columns = ["method", "step 0: all", "step 1: old", "new", "all", "forgetting", ""]
     cells = [
         [

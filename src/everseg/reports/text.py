@@ -1,4 +1,4 @@
-"""Text made safe for the terminal."""
+"""Names and settings in columns for the terminal."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-
-def printable(text: object) -> str:
-    """Show control characters (of file and class names) as escapes instead of sending them to the terminal."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode()
-        for c in str(text)
-    )
+from everseg.display import printable
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells below each other as wide as the terminal (160 for files and pipes); the first column never wraps.
 
-    For lists that are shown at once: `report.tables` has more to choose from and takes longer to import.
+    For lists that are shown at once: tables (`everseg.display`) have more to choose from and takes longer to import.
 
     Args:
         head: names of two columns or more.

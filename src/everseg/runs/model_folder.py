@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, some
-from everseg.labels import IGNORED, LabelSpace
+from everseg.labels import IGNORED, LabelSpace, known_as, spelling
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import load_tensors, read_document, save_folder, verify
@@ -60,7 +60,7 @@ class Registry:
     def ids(self, space: LabelSpace) -> list[int]:
         """Ids of a branch's outputs in output order."""
         by_name = {entry.name: entry.id for entry in self.classes}
-        return [by_name[name] for name in space.names]
+        return [by_name[known_as(name, by_name)] for name in space.names]
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class _Reader:
         space = LabelSpace(tuple(map(tuple, groups)), tuple(names), background)
         if not all(raw in _RAW_IDS for raw in space.order):
             self.problems.append(f"{where}.groups: a raw id that no mask can hold")
-        self.problems += [f"{where}: {problem}" for problem in space.problems()]
+        self.problems += [f"{where}: {problem}" for problem in space.problems(stored=True)]
         return space
 
     def _architecture(self, spaces: Mapping[str, LabelSpace]) -> Mapping[str, Any]:
@@ -403,9 +403,9 @@ class _Reader:
         self, branches: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], registry: Registry
     ) -> None:
         """The lasting ids of each branch's outputs stand a second time beside the branch, for readers of other make."""
-        known = {entry.name for entry in registry.classes}
+        known = {spelling(entry.name) for entry in registry.classes}
         for branch, space in spaces.items():
-            if unknown := [name for name in space.names if name not in known]:
+            if unknown := [name for name in space.names if spelling(name) not in known]:
                 self.problems.append(f"branches.{branch}: {some(unknown, 6)} not among the classes")
             elif branches[branch].get("ids") != registry.ids(space):
                 self.problems.append(f"branches.{branch}.ids: others than the classes have")

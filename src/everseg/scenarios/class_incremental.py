@@ -1,7 +1,8 @@
 """Class-incremental scenarios: which images and labels each step sees.
 
-Rules of Cermelli et al., CVPR 2020 (MiB), section 4, as the authors' code has them: an image belongs to a step by
-the classes of its whole mask, in the order of the split; the background never counts.
+The rules are those of Cermelli et al., CVPR 2020 (MiB), section 4, as the authors' code has them: the classes in the
+whole mask of an image decide to which steps it belongs; the background never counts. Images stay in the order of the
+split.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError
-from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set
+from everseg.labels import (
+    BACKGROUND,
+    SYNTHETIC_BACKGROUND,
+    LabelPolicy,
+    LabelSpace,
+    PolicySet,
+    RawLabels,
+    policy_set,
+)
 from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.lists import check_list, check_own_lists, resolve_lists
 from everseg.scenarios.step_weights import weighted
@@ -22,16 +31,17 @@ from everseg.scenarios.tasks import Groups, task_groups
 
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
 _PARTITION_STREAM = 0x5041
+"""Part of the seed of the partitioned protocol, so that no other draw of a run has the same random stream."""
 
 
 def build(
     config: ScenarioConfig, dataset: Dataset, counts: Mapping[str, np.ndarray], *, seed: int
 ) -> tuple[Step, ...]:
-    """Build the scenario a configuration asks for; the registry's "class-incremental".
+    """Teach the classes of one data set in steps, as `task`, `order` and `protocol` say.
 
     Args:
         counts: split -> (N, 256) pixels per raw id of every image, in the order of the split.
-        seed: decides the partitioned protocol and the held-out images, nothing else.
+        seed: decides only the partitioned protocol and the held-out images.
 
     Raises:
         ConfigError: a task, class, split or list that does not exist.
@@ -99,7 +109,7 @@ def class_incremental(
         groups: raw ids taught in each step, without background; classes in no group are never taught.
         image_classes: split -> (N, 256) pixels per raw id of every image (only > 0 counts here).
         policy: label convention, a name or a `PolicySet`.
-        seed: decides `partitioned` and "cross", nothing else.
+        seed: decides only `partitioned` and "cross".
         branch: branch that grows.
         lists: positions in the training split per step, used instead of the protocol's choice.
         validation: "none", "split" (the data set's own `val` split, labelled with `policy.val`), "cross" (20 % of
@@ -127,6 +137,7 @@ def class_incremental(
     steps = []
     for s, space in enumerate(spaces):
         seen = space.order
+        # In training only classes taught now keep their labels; `sequential` also keeps those of earlier steps.
         visible = seen if protocol == "sequential" else groups[s]
 
         def source(
@@ -149,7 +160,7 @@ def class_incremental(
 
 
 def validation_split(splits: Iterable[str], test_split: str) -> str:
-    """The split that `validation="split"` means: the data set's own `val`, unless that is the test split."""
+    """Return the split for `validation="split"`: the data set's own `val`, or the test split where that is none."""
     return "val" if "val" in splits and test_split != "val" else test_split
 
 
@@ -167,6 +178,7 @@ def _train_images(
     chosen = [_having(present, group) for group in groups]
     if protocol == "overlapped":
         return chosen
+    # Disjoint and sequential: drop images that show anything but classes taught so far, background and void.
     neutral = set(labels.void) | ({labels.background} if labels.background is not None else set())
     for s, indices in enumerate(chosen):
         allowed = neutral.union(*groups[: s + 1])
@@ -180,23 +192,26 @@ def _owners(present: np.ndarray, groups: Groups, seed: int) -> np.ndarray:
     step_of = {raw: s for s, group in enumerate(groups) for raw in group}
     taught = np.array(sorted(step_of))
     steps = np.array([step_of[int(raw)] for raw in taught])
-    has = present[:, taught]
-    number = has.sum(axis=1)
+    has = present[:, taught]  # (N, taught classes)
+    number = has.sum(axis=1)  # (N,)
+    # One draw per image, whatever it shows: the owner of an image does not depend on which classes others have.
     draw = np.random.default_rng([seed, _PARTITION_STREAM]).random(len(present))
     rank = np.minimum((draw * number).astype(np.int64), number - 1)
-    column = (has.cumsum(axis=1) == rank[:, None] + 1).argmax(axis=1)
+    column = (has.cumsum(axis=1) == rank[:, None] + 1).argmax(
+        axis=1
+    )  # where the (rank + 1)-th class of an image is
     return np.where(number > 0, steps[column], -1)
 
 
 def _spaces(labels: RawLabels, groups: Groups) -> list[LabelSpace]:
     """Label space known after each step; the background is train id 0."""
     background = SYNTHETIC_BACKGROUND if labels.background is None else labels.background
-    names = {SYNTHETIC_BACKGROUND: "background", **labels.names}
+    names = {**labels.names, background: BACKGROUND}
     full = ((background, *groups[0]), *groups[1:])
     return [
         LabelSpace(
             groups=full[: s + 1],
-            names=tuple("background" if i == background else names[i] for g in full[: s + 1] for i in g),
+            names=tuple(names[i] for g in full[: s + 1] for i in g),
             background=0,
         )
         for s in range(len(groups))
@@ -251,7 +266,7 @@ def _check_images(
     protocol: str,
     listed: bool,
 ) -> None:
-    """Raise with every step that has nothing to learn or to be tested on, and every class that no image teaches."""
+    """Raise an error with every step that lacks training or test images, and every class that no image teaches."""
     if listed:
         hint = "; check scenario.lists"
     elif protocol == "partitioned":

@@ -1,4 +1,4 @@
-"""Scenarios made of scenarios: all classes at once, one step alone, one after the other.
+"""Make scenarios of scenarios: all classes at once, one step alone, or several scenarios one after the other.
 
 Joint, multi-task and single-task training are such scenarios run with fine-tuning, not methods.
 """
@@ -12,10 +12,11 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.errors import ConfigError, DataError
-from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
+from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace, spelling
 from everseg.scenarios.steps import Source, Step
 
 _HOLDOUT_STREAM = 0x4356
+"""Part of the seed of the held-out images, so that no other draw of a run has the same random stream."""
 
 _Key = tuple[str, str, str]
 
@@ -24,10 +25,10 @@ def check_settings(config: ScenarioConfig, *unfit: tuple[bool, str]) -> None:
     """Refuse settings that exclude one another, or that a kind of scenario has no use for.
 
     Args:
-        unfit: whether it is so, and what to say then.
+        unfit: pairs of a condition and the message for where it holds.
 
     Raises:
-        ConfigError: all that is wrong.
+        ConfigError: all messages whose condition holds.
     """
     both = (
         config.joint and config.single,
@@ -38,12 +39,12 @@ def check_settings(config: ScenarioConfig, *unfit: tuple[bool, str]) -> None:
 
 
 def holds_out_later(config: ScenarioConfig) -> bool:
-    """Whether `arranged` holds out images, after joining: so none is trained in one step and held out in another."""
+    """Whether `arranged` holds out images after joining, so that no step trains what another step holds out."""
     return config.joint and config.validation == "cross"
 
 
 def arranged(config: ScenarioConfig, steps: tuple[Step, ...], *, seed: int) -> tuple[Step, ...]:
-    """The steps as they are, all in one (`joint`), or each from scratch (`single`), as a configuration says."""
+    """Arrange steps as a configuration says: as they are, all in one (`joint`), or each from scratch (`single`)."""
     if config.joint:
         steps = joint(steps)
     if config.single:
@@ -76,6 +77,7 @@ def cross_validation(steps: Sequence[Step], *, seed: int, share: float = 0.8) ->
                 continue
             stream = np.random.default_rng([seed, _HOLDOUT_STREAM, step.index, number])
             drawn = stream.permutation(len(indices))
+            # Sorted again: both parts keep the order of the source.
             train.append(replace(source, indices=tuple(indices[np.sort(drawn[:keep])].tolist())))
             val.append(replace(source, indices=tuple(indices[np.sort(drawn[keep:])].tolist())))
         result.append(replace(step, train=tuple(train), val=tuple(val)))
@@ -100,6 +102,8 @@ def joint(steps: Sequence[Step]) -> tuple[Step, ...]:
     last = steps[-1]
     train = _merged((source for step in steps for source in step.train), last)
     val = _merged((source for step in steps for source in step.val), last)
+    # An image that one step held out may be trained in another. The joint model must not see it in training, unless
+    # validation is meant to be on the training images.
     validated_on_train = all(_images(step.val) == _images(step.train) for step in steps)
     if not validated_on_train:
         held_out = _images(val)
@@ -129,11 +133,14 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
     spaces = {branch: _cut(step.spaces[branch], kept) for branch, kept in own.items()}
     trained = {(source.branch, source.dataset) for source in step.train}
 
+    # Train ids of the step -> those of the model that learns this step alone; all other outputs become `other`.
     def remapped(source: Source, other: int) -> Source:
         kept = own[source.branch]
         size = step.spaces[source.branch].num_classes
         return _through(source, [kept.index(old) if old in kept else other for old in range(size)])
 
+    # How the scenario labels not yet taught classes in test images differs by policy (background or ignored). An
+    # earlier step that tested the same images shows it: its table has an entry for a class that it did not know yet.
     def unknown(source: Source) -> int:
         space = step.spaces[source.branch]
         new = next((i for i in own[source.branch] if i != space.background and space.order[i] >= 0), None)
@@ -161,7 +168,7 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
 
 
 def singles(scenario: Sequence[Step]) -> tuple[Step, ...]:
-    """Every step of a scenario alone and from scratch, under its own index: what single-task models are trained on."""
+    """Make every step of a scenario a scenario of its own, from scratch and under its own index: single-task models."""
     return tuple(
         replace(single(scenario, index)[0], index=index, fresh=True) for index in range(len(scenario))
     )
@@ -170,9 +177,10 @@ def singles(scenario: Sequence[Step]) -> tuple[Step, ...]:
 def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
     """Run scenarios one after the other in one model.
 
-    A branch met again keeps growing: its classes are told apart by name, a class it knows already (and the
-    background) keeps its output, the others get new ones behind. What earlier scenarios tested last is tested
-    after every later step too. Class weights are not taken over: they belong to the result's outputs.
+    A branch met again keeps growing: its classes are told apart by name (`everseg.labels.spelling`), a class it
+    knows already (and the background) keeps its output and spelling, the others get new ones behind. What earlier
+    scenarios tested last is tested after every later step too. Class weights are not taken
+    over: they belong to the result's outputs.
     """
     known: dict[str, LabelSpace] = {}
     carried: dict[_Key, Source] = {}
@@ -180,16 +188,16 @@ def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
     for scenario in scenarios:
         tested: dict[_Key, Source] = {}
         for step in scenario:
+            # Extend the label space of each branch by the classes whose names it does not know yet.
             grows = {}
             for branch, space in step.spaces.items():
                 before = known[branch].num_classes if branch in known else 0
                 known[branch] = _grown(known.get(branch), space)
                 if known[branch].num_classes > before:
                     grows[branch] = known[branch].num_classes - before
-            moved = {
-                branch: [known[branch].names.index(name) for name in space.names]
-                for branch, space in step.spaces.items()
-            }
+            # Train id in the step's own scenario -> train id in the chained one.
+            moved = {branch: _positions(space, known[branch]) for branch, space in step.spaces.items()}
+            # Images tested by an earlier scenario and by this one become one source, with the labels of both.
             tested = dict(carried)
             for source in step.test:
                 source = _through(source, moved[source.branch])
@@ -212,7 +220,7 @@ def _images(sources: Iterable[Source]) -> set[tuple[str, str, int]]:
 
 
 def _merged(sources: Iterable[Source], last: Step) -> tuple[Source, ...]:
-    """One source per branch, data set and split: the union of images, every class labelled that any one labels."""
+    """Merge sources to one per branch, data set and split: the union of images, with every class that any labels."""
     together: dict[_Key, list[Source]] = {}
     for source in sources:
         together.setdefault(_key(source), []).append(source)
@@ -220,7 +228,7 @@ def _merged(sources: Iterable[Source], last: Step) -> tuple[Source, ...]:
 
 
 def _union(parts: Sequence[Source], background: int | None) -> Source:
-    """Union of images, ascending; where the tables differ a class wins, then the last one counts."""
+    """Unite images, ascending. Where tables differ, classes win over background and ignored, then the last source."""
     lut = bytearray(parts[-1].lut)
     for part in parts:
         for raw, train_id in enumerate(part.lut):
@@ -239,32 +247,29 @@ def _own_outputs(scenario: Sequence[Step], index: int, branch: str) -> list[int]
     """Outputs that a step teaches a branch, see `single`, with those of background and void; ascending."""
     step = scenario[index]
     space = step.spaces[branch]
+    # What earlier steps taught this branch, by data set and raw id: the same id may mean something else elsewhere.
     before = {
         (source.dataset, raw)
         for earlier in scenario[:index]
         for source in earlier.train
         if source.branch == branch
-        for raw in _labelled(source, earlier.spaces[branch])
+        for raw in source.labelled(earlier.spaces[branch])
     }
     gained = range(step.num_old(branch), space.num_classes)
+    # A known output may be taught from this data set for the first time, without growing the branch.
     labelled = {
         source.lut[raw]
         for source in step.train
         if source.branch == branch
-        for raw in _labelled(source, space)
+        for raw in source.labelled(space)
         if (source.dataset, raw) not in before
     }
     special = (i for i, raw in enumerate(space.order) if i == space.background or raw == SYNTHETIC_VOID)
     return sorted({*gained, *labelled, *special})
 
 
-def _labelled(source: Source, space: LabelSpace) -> list[int]:
-    """Raw ids that a source labels as a class."""
-    return [raw for raw, train_id in enumerate(source.lut) if train_id not in (IGNORED, space.background)]
-
-
 def _cut(space: LabelSpace, kept: Sequence[int]) -> LabelSpace:
-    """The space with these outputs only, in one group; itself if it has no others."""
+    """Cut a space to these outputs, in one group; a space without others comes back as it is."""
     if len(kept) == space.num_classes:
         return space
     return LabelSpace(
@@ -274,16 +279,23 @@ def _cut(space: LabelSpace, kept: Sequence[int]) -> LabelSpace:
     )
 
 
+def _positions(space: LabelSpace, known: LabelSpace) -> list[int]:
+    """Train id in a label space -> train id of the same class, maybe in another spelling, in one that knows all."""
+    there = {spelling(name): i for i, name in enumerate(known.names)}
+    return [there[spelling(name)] for name in space.names]
+
+
 def _grown(known: LabelSpace | None, space: LabelSpace) -> LabelSpace:
-    """The known space with the classes of another one behind it, as far as their names are new."""
+    """Append to a known space the classes of another one whose names are new."""
     if known is None:
         return space
-    new = [i for i, name in enumerate(space.names) if name not in known.names]
+    met = set(map(spelling, known.names))
+    new = [i for i, name in enumerate(space.names) if spelling(name) not in met]
     if not new:
         return known
     names = (*known.names, *(space.names[i] for i in new))
     background = known.background
     if background is None and space.background is not None:
-        background = names.index(space.names[space.background])
+        background = list(map(spelling, names)).index(spelling(space.names[space.background]))
     group = tuple(space.order[i] for i in new)
     return LabelSpace(groups=(*known.groups, group), names=names, background=background)

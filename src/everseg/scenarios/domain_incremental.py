@@ -9,7 +9,15 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig, StepConfig
 from everseg.errors import ConfigError, DataError, near_miss
-from everseg.labels import SYNTHETIC_VOID, LabelPolicy, LabelSpace, PolicySet, RawLabels, policy_set, spelling
+from everseg.labels import (
+    BACKGROUND,
+    SYNTHETIC_VOID,
+    LabelPolicy,
+    LabelSpace,
+    PolicySet,
+    RawLabels,
+    policy_set,
+)
 from everseg.scenarios.class_incremental import class_incremental, validation_split
 from everseg.scenarios.combine import arranged, chain, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.step_weights import weighted
@@ -23,7 +31,7 @@ VOID = "void"
 def build(
     config: ScenarioConfig, datasets: Mapping[str, Labelled], counts: Mapping[str, np.ndarray], *, seed: int
 ) -> tuple[Step, ...]:
-    """Build the scenario a configuration asks for; the registry's "domain-incremental".
+    """Teach one domain after the other, each in a branch of its own; steps may add classes too.
 
     Args:
         datasets: domain -> its data set.
@@ -91,7 +99,7 @@ def domain_incremental(
     A domain taught all its classes at once is taught on all images of the split, and its label space has a background
     only if the data set has one. A domain taught in several steps, or some of its classes only, follows the rules of
     `class_incremental`; so do the domains that share a path with it. Domains that name the same branch share one path:
-    their classes are told apart by name, and the path grows by those it does not know.
+    their classes are told apart by name (`everseg.labels.spelling`), and the path grows by those it does not know.
 
     After each step every domain met so far is tested, through its own path. Steps are put together with `chain`.
 
@@ -197,7 +205,6 @@ def _plan(
         problems += _add(plan, step, number)
     for domain in plan.groups:
         problems += missing_splits(f"domain '{domain}'", splits, _of_splits(image_classes, domain))
-    problems += _spellings(plan)
     if void_channel:
         problems += [
             f"scenario.void_channel: domain '{domain}' "
@@ -263,23 +270,6 @@ def _unknown(number: int, domain: str, known: Iterable[str]) -> str:
     )
 
 
-def _spellings(plan: _Plan) -> list[str]:
-    """Classes of one path whose names differ in case, spaces or dashes only: one class meant, two learnt."""
-    spelt: dict[tuple[str, str], tuple[str, str]] = {}
-    problems = []
-    for domain, groups in plan.groups.items():
-        branch, names = plan.branches[domain], plan.labels[domain].names
-        for raw in (raw for group in groups for raw in group):
-            name = names[raw]
-            other, there = spelt.setdefault((branch, spelling(name)), (name, domain))
-            if other != name and there != domain:
-                problems.append(
-                    f"data.domains.{domain}: class '{name}' and '{other}' of domain '{there}' share the path "
-                    f"'{branch}' and would be two classes; spell them alike with rename: {{{name}: {other}}}"
-                )
-    return problems
-
-
 def _whole(
     dataset: _Named,
     branch: str,
@@ -294,7 +284,7 @@ def _whole(
     labels, (train_split, test_split, val_split) = dataset.labels, splits
     head = () if labels.background is None else (labels.background,)
     tail = (SYNTHETIC_VOID,) if void_channel else ()
-    names = (*("background" for _ in head), *(labels.names[raw] for raw in group), *(VOID for _ in tail))
+    names = (*(BACKGROUND for _ in head), *(labels.names[raw] for raw in group), *(VOID for _ in tail))
     space = LabelSpace(((*head, *group, *tail),), names, background=0 if head else None)
 
     def source(split: str, policy: LabelPolicy) -> Source:

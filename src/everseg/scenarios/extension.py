@@ -10,7 +10,7 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, near_miss, some
-from everseg.labels import LabelPolicy, LabelSpace, policy_set, spelling
+from everseg.labels import LabelPolicy, LabelSpace, find_name, policy_set, shared_classes
 from everseg.scenarios.combine import check_settings
 from everseg.scenarios.steps import Source, Step
 
@@ -23,12 +23,12 @@ def build(
     seed: int,
     read: Callable[[Path], Known],
 ) -> tuple[Step, ...]:
-    """Build the one step that a configuration asks for; the registry's "extension".
+    """Teach new classes to the model of a bundle, in one step.
 
     Its index is the number of steps that the bundle's model has been trained in. Training images are those with a
-    pixel of a new class. Classes are matched by name: with the protocol "sequential" classes of the bundle keep their
-    labels where the data have them, with "overlapped" they are trained as the label policy says of old ones; all other
-    pixels are background, which is "an old class or nothing" to methods such as MiB.
+    pixel of a new class. Classes are matched by name (`everseg.labels.spelling`): with the protocol "sequential"
+    classes of the bundle keep their labels where the data have them, with "overlapped" they are trained as the label
+    policy says of old ones; all other pixels are background, which is "an old class or nothing" to methods such as MiB.
 
     Args:
         config: `bundle`, and `task` with one list: the names of the new classes.
@@ -70,7 +70,8 @@ def build(
     )
     policies = policy_set(config.policy)
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
-    train_ids = space.train_ids_of(dataset.labels)
+    shared = shared_classes(dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle"))
+    train_ids = shared.train_ids
     taught = list(train_ids)
     train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
     test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
@@ -128,25 +129,26 @@ class Known:
 
 
 def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
-    """The new classes, in the order given."""
+    """The new classes as the data spell them, in the order given."""
     labels = dataset.labels
-    choices = [labels.names[raw] for raw in labels.classes if labels.names[raw] not in known.space.names]
-    spelt = {spelling(name): name for name in known.space.names}
-    problems = []
-    for position, name in enumerate(names):
-        if name in known.space.names:
-            problems.append(f"class '{name}': the bundle knows it already; leave it out")
-        elif name in names[:position]:
-            problems.append(f"class '{name}' is named twice")
-        elif name not in choices:
+    choices = [
+        labels.names[raw] for raw in labels.classes if find_name(labels.names[raw], known.space.names) is None
+    ]
+    added, problems = list[str](), list[str]()
+    for name in names:
+        old, found = find_name(name, known.space.names), find_name(name, choices)
+        if old is not None:
+            as_it = "" if old == name else f" as '{old}'"
+            problems.append(f"class '{name}': the bundle knows it already{as_it}; leave it out")
+        elif found is None:
             hint = near_miss(
                 name, choices, f"; it has {some(choices, 12) or 'none that the bundle does not know'}"
             )
             problems.append(f"class '{name}' is not in data set '{dataset.name}'{hint}")
-        elif spelling(name) in spelt:
-            problems.append(
-                f"class '{name}' is spelt like '{spelt[spelling(name)]}', which the bundle knows; rename one of them"
-            )
+        elif found in added:
+            problems.append(f"class '{name}' is named twice")
+        else:
+            added.append(found)
     if problems:
         raise ConfigError(problems)
-    return list(names)
+    return added

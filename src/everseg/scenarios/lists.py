@@ -23,7 +23,7 @@ _TABLES = "everseg.scenarios"
 
 
 def sha1_int64(indices: np.ndarray) -> str:
-    """SHA-1 of an index list as little-endian int64, the checksum the lists are published under."""
+    """SHA-1 of an index list as little-endian int64: the checksums that everseg stores are of this form."""
     return hashlib.sha1(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
 
 
@@ -41,7 +41,7 @@ def unpack(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def published_length(dataset_name: str) -> int | None:
-    """Images of the training split the published lists index; None for a data set without lists."""
+    """Number of images in the training split that the published lists index; None for a data set without lists."""
     return _checksums()["images"].get(dataset_name)
 
 
@@ -52,6 +52,7 @@ def published_lists(dataset_name: str) -> tuple[tuple[str, str], ...]:
     for folder in folders:
         owner, _, task = folder.partition("/")
         if owner == dataset_name:
+            # Folders are named "voc/15-5-ov" and "voc/15-5"; the latter serves every protocol but overlapped.
             protocols = ["overlapped"] if task.endswith("-ov") else ["disjoint", "sequential"]
             if dataset_name == "ade":
                 protocols.append("partitioned")
@@ -60,7 +61,7 @@ def published_lists(dataset_name: str) -> tuple[tuple[str, str], ...]:
 
 
 def published(dataset_name: str, task: str, protocol: str) -> list[np.ndarray] | None:
-    """The authors' training lists, positions in VOC's train_aug (10 582) or ADE20K's training split (20 210).
+    """Read the authors' training lists: positions in VOC's train_aug (10 582) or ADE20K's training split (20 210).
 
     VOC has lists for disjoint (also used by sequential) and overlapped; ADE20K one set per task, in which every
     image belongs to one step, for disjoint, sequential and partitioned.
@@ -99,7 +100,7 @@ def _read_packed(key: str) -> np.ndarray:
 
 
 def resolve_lists(config: ScenarioConfig, dataset: Dataset, num_steps: int) -> list[np.ndarray] | None:
-    """Image lists that a configuration asks for; None leaves the choice to the protocol.
+    """Read the image lists that a configuration asks for; None leaves the choice to the protocol.
 
     Raises:
         ConfigError: no such published lists, no such folder, or files missing in it.

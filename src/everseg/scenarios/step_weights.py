@@ -10,7 +10,7 @@ import numpy as np
 
 from everseg.data.class_weights import class_weights, published_weights
 from everseg.errors import ConfigError
-from everseg.labels import IGNORED, SYNTHETIC_VOID
+from everseg.labels import IGNORED, SYNTHETIC_VOID, spelling
 from everseg.scenarios.steps import Labelled, Source, Step
 
 
@@ -80,13 +80,15 @@ def _published(
             table = published_weights(dataset)
         except ConfigError as error:
             return (), error.problems
+        known = {spelling(name): weight for name, weight in table.items()}
         for name in (space.names[i] for i in sorted(set(source.lut) - {IGNORED})):
-            if name not in table:
+            weight = known.get(spelling(name))
+            if weight is None:
                 problems.append(
                     f"scenario.class_weights: no weight of '{name}' is published for data set '{dataset}'; "
                     "use class_weights=computed"
                 )
-            elif weights.setdefault(name, table[name]) != table[name]:
+            elif weights.setdefault(name, weight) != weight:
                 problems.append(
                     f"scenario.class_weights: the published weights of '{name}' differ between the data sets of "
                     f"the path '{branch}'; use class_weights=computed"

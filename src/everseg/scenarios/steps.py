@@ -9,14 +9,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from everseg.labels import LabelSpace, RawLabels
+from everseg.labels import IGNORED, LabelSpace, RawLabels
 
 Validation = Literal["none", "split", "cross", "train"]
 """Images validated on: none, the split `val`, some of the training images held out, or the training images."""
 
 
 def missing_splits(whose: str, needed: Iterable[str], known: Collection[str]) -> list[str]:
-    """A message for each split that is needed and not there."""
+    """Write a message for each split that is needed and does not exist."""
     return [
         f"{whose} has no split '{split}'; it has {', '.join(known) or 'none'} (see scenario.test_split)"
         for split in dict.fromkeys(needed)
@@ -25,7 +25,7 @@ def missing_splits(whose: str, needed: Iterable[str], known: Collection[str]) ->
 
 
 class Labelled(Protocol):
-    """What scenarios need to know of a data set; a `Dataset` has it."""
+    """The two attributes of a data set that scenarios read; a `Dataset` has them."""
 
     @property
     def name(self) -> str: ...
@@ -53,6 +53,10 @@ class Source:
     def name(self) -> str:
         """Name of the results on these images: the domain, or the branch in runs on one data set."""
         return self.domain or self.branch
+
+    def labelled(self, space: LabelSpace) -> list[int]:
+        """Raw ids that are labelled as a class of the branch's label space, ascending; its background is none."""
+        return [raw for raw, train_id in enumerate(self.lut) if train_id not in (IGNORED, space.background)]
 
     @property
     def digest(self) -> str:

@@ -1,19 +1,20 @@
-"""What every step will see, before anything is trained, as plain data."""
+"""Describe what every step will see, before anything is trained, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from everseg.labels import IGNORED, PolicySet
-from everseg.scenarios.steps import Source, Step
+from everseg.errors import some
+from everseg.labels import BACKGROUND, IGNORED, LabelSpace, PolicySet, RawLabels, is_background_name, spelling
+from everseg.scenarios.steps import Labelled, Source, Step
 
 
 def summarise(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Tell per step which images and pixels are trained under which label, and what leaks between steps.
+    """Describe per step which images and pixels are trained under which label, and what leaks between steps.
 
     Args:
         counts: (N, 256) pixels per raw id of every image, under "<data set>/<split>" or "<split>".
@@ -79,7 +80,7 @@ def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]
 
 
 def _prefixes(step: Step) -> dict[str, str]:
-    """What stands before the class names of each source: its domain where the step trains several."""
+    """Source -> prefix of its class names: its domain where the step trains several, else nothing."""
     names = dict.fromkeys(source.name for source in step.train)
     return {name: f"{name}: " if len(names) > 1 else "" for name in names}
 
@@ -135,6 +136,7 @@ def _hidden(step: Step, steps: Sequence[Step], source: Source, *, future: bool) 
                 continue
             space = other.spaces[taught.branch]
             for raw, train_id in enumerate(taught.lut):
+                # Not a class there, or labelled here with the same train id: nothing is hidden.
                 if train_id in (IGNORED, space.background) or source.lut[raw] == train_id:
                     continue
                 hidden[raw] = space.names[train_id]
@@ -143,6 +145,69 @@ def _hidden(step: Step, steps: Sequence[Step], source: Source, *, future: bool) 
 
 def _images(sources: Iterable[Source]) -> set[tuple[str, str, int]]:
     return {(source.dataset, source.split, i) for source in sources for i in source.indices}
+
+
+def naming_notes(
+    steps: Sequence[Step], datasets: Mapping[str, Labelled], counts: Mapping[str, np.ndarray]
+) -> list[str]:
+    """Say what a scenario made of class names that were not as expected.
+
+    That is: a background recognised by another name, a class joined with one that is spelt otherwise, and classes of
+    the data that no step teaches, with what their pixels are trained as.
+
+    Args:
+        datasets: key of the sources -> data set.
+        counts: as for `summarise`.
+
+    Returns:
+        Sentences without a full stop.
+    """
+    notes: list[str] = []
+    sources = [(step.spaces[source.branch], source) for step in steps for source in step.train]
+    for key, dataset in datasets.items():
+        own = [(space, source) for space, source in sources if source.dataset == key]
+        if own:
+            whose = f"data set '{dataset.name}'" + ("" if key == dataset.name else f" (domain '{key}')")
+            notes += [*_joined(dataset.labels, own, whose), *_untaught(dataset.labels, own, counts, whose)]
+    return list(dict.fromkeys(notes))
+
+
+def _joined(labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], whose: str) -> list[str]:
+    """Classes that a path knows in another spelling, and a background recognised by an unusual name."""
+    background = None if labels.background is None else labels.names[labels.background]
+    notes = []
+    if background is not None and background != BACKGROUND and is_background_name(background):
+        notes.append(
+            f"class '{background}' of {whose} is taken for its background (background: null denies it)"
+        )
+    for space, source in own:
+        for raw in source.labelled(space):
+            name, known = labels.names.get(raw, ""), space.names[source.lut[raw]]
+            if name != known and spelling(name) == spelling(known):
+                notes.append(
+                    f"class '{name}' of {whose} is taken for '{known}', which path '{source.branch}' knows"
+                )
+    return notes
+
+
+def _untaught(
+    labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], counts: Mapping[str, np.ndarray], whose: str
+) -> list[str]:
+    """Classes of the data that no path knows: what their pixels are trained as."""
+    known = {spelling(name) for space, _ in own for name in space.names}
+    total = np.zeros(256, np.int64)
+    for split in dict.fromkeys(source.split for _, source in own):
+        parts = [source for _, source in own if source.split == split]
+        images = tuple(sorted({index for source in parts for index in source.indices}))
+        total += pixels_of(replace(parts[0], indices=images), counts).sum(axis=0, dtype=np.int64)
+    fates: dict[str, list[str]] = {}
+    for raw in labels.classes:
+        if spelling(labels.names[raw]) not in known:
+            fate = (
+                "ignored" if all(source.lut[raw] == IGNORED for _, source in own) else "trained as background"
+            )
+            fates.setdefault(fate, []).append(f"'{labels.names[raw]}' ({total[raw]:,} training pixels)")
+    return [f"no step teaches {some(lonely, 12)} of {whose}: {fate}" for fate, lonely in fates.items()]
 
 
 def digests(steps: Sequence[Step]) -> list[dict[str, list[str]]]:
@@ -160,7 +225,7 @@ def digests(steps: Sequence[Step]) -> list[dict[str, list[str]]]:
 def scenario_json(
     steps: Sequence[Step], policy: PolicySet | None = None, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a run's scenario.json holds: classes, label policy, image lists by number and digest.
+    """Make the content of a run's scenario.json: classes, label policy, image lists by number and digest.
 
     Args:
         policy: the label convention the tables were made with.

@@ -1,4 +1,4 @@
-"""Task names -> the raw ids taught in each step."""
+"""Translate task names to the raw ids taught in each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from everseg.errors import ConfigError
-from everseg.labels import RawLabels
+from everseg.labels import RawLabels, spelling
 
 Groups = tuple[tuple[int, ...], ...]
 """groups[s] = raw ids taught in step s, without background."""
@@ -36,7 +36,7 @@ def known_orders(dataset_name: str) -> tuple[str, ...]:
 
 
 def canonical_task(task: str, dataset_name: str) -> str:
-    """Name under which the table knows a task: 15-1 -> 15-5s, 50-50 -> 50; itself if it is not in the table.
+    """Return the name under which the table knows a task: 15-1 -> 15-5s, 50-50 -> 50; others stay as they are.
 
     Two names mean the same task if they cut the same order into steps of the same sizes.
     """
@@ -65,13 +65,13 @@ def task_groups(
             each of them with a suffix b or c for a published class order (100-50b);
             or explicit steps: lists of class names or raw ids.
         labels: the data set's classes.
-        dataset_name: whose published orders the suffixes mean.
+        dataset_name: the data set whose published orders the suffixes mean.
         order: class order that a task name cuts (all classes once, names or raw ids, no background); default
-            ascending. The classes of a step then stand in this order; in a published order they are ascending.
+            ascending. With it the classes of a step stand in this order; otherwise they are ascending.
 
     Raises:
-        ConfigError: the name is not understood or does not fit the classes (with those that do), or a class is
-            unknown, missing, repeated, the background or void.
+        ConfigError: the name is not understood or does not fit the classes (the message lists names that do), or a
+            class is unknown, missing, repeated, the background or void.
     """
     if not isinstance(task, str):
         return _explicit(task, labels, dataset_name)
@@ -101,6 +101,7 @@ def _sizes(match: re.Match[str], total: int) -> tuple[int, ...] | None:
     if match["sizes"] == "offline":
         return None if match["single"] or total < 1 else (total,)
     numbers = [int(number) for number in match["sizes"].split("-")]
+    # N-Ms: M steps of one class. N-M: M classes in every further step. M alone is M-M: first and each are one number.
     if match["single"]:
         return (numbers[0], *[1] * numbers[1]) if len(numbers) == 2 and sum(numbers) == total else None
     if len(numbers) > 2:
@@ -113,6 +114,7 @@ def _sizes(match: re.Match[str], total: int) -> tuple[int, ...] | None:
 
 
 def _shape(task: str, total: int) -> tuple[str, tuple[int, ...]] | None:
+    """Order and sizes that a name stands for; equal for names of the same task. "a" is the ascending order."""
     match = _NAME.fullmatch(task)
     sizes = _sizes(match, total) if match else None
     return (match["order"].replace("a", ""), sizes) if match and sizes else None
@@ -125,6 +127,7 @@ def _listed(dataset_name: str) -> str:
 def _does_not_fit(task: str, dataset_name: str, total: int) -> str:
     numbers = [int(number) for number in re.findall(r"\d+", task)] or [total]
     first, each = numbers[0], numbers[-1]
+    # All N-M that fit, those nearest to the numbers asked for first.
     fits = [(n, m) for n in range(1, total) for m in range(1, total - n + 1) if (total - n) % m == 0]
     fits.sort(key=lambda nm: (abs(nm[0] - first) + abs(nm[1] - each), nm))
     near = ", ".join(f"{n}-{m}" for n, m in fits[:4]) or "offline"
@@ -182,7 +185,7 @@ def _explicit(task: Sequence[Sequence[int | str]], labels: RawLabels, dataset_na
 
 
 def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -> tuple[list[int], list[str]]:
-    """Turn class names or raw ids into raw ids.
+    """Turn class names (in any spelling, see `everseg.labels.spelling`) or raw ids into raw ids.
 
     Args:
         where: key they were given under, for messages.
@@ -190,11 +193,11 @@ def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -
     Returns:
         The raw ids found, in the order given, and the problems: unknown, repeated, background or void.
     """
-    by_name = {name: raw for raw, name in labels.names.items()}
+    by_name = {spelling(name): raw for raw, name in labels.names.items()}
     ids: list[int] = []
     problems: list[str] = []
     for item in items:
-        raw = by_name.get(item) if isinstance(item, str) else item
+        raw = by_name.get(spelling(item)) if isinstance(item, str) else item
         if raw is None and isinstance(item, str) and item.isdecimal():
             raw = int(item)
         if raw is not None and raw == labels.background:

@@ -1,7 +1,7 @@
-"""Where the runs of a sweep are worked off: processes of this machine, Ray, or a SLURM array.
+"""Run a sweep: in processes of this machine, on Ray, or as a SLURM array.
 
-Every run is a process of `everseg run`. Which process gets which processor is the business of concurrent.futures, Ray
-or SLURM; here stands only that a run waits while another one trains the first step that both have in common.
+Every run is a process of `everseg run`. concurrent.futures, Ray or SLURM decides which process gets which processor.
+This module only adds that a run waits while another one trains the first step that both have in common.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Say = Callable[[str], None]
 Outcome = dict[str, Any]
 """exit_code and error of one process."""
 Submit = Callable[[list[str], Path], "Future[Outcome]"]
-"""Start a command whose output goes to a log file."""
+"""Starts a command whose output goes to a log file."""
 _POLL = 0.5
-"""Seconds between two looks for a first step that has become ready."""
+"""Seconds after which the sweep looks again whether a first step has become ready."""
 
 
 def work_off(
@@ -44,15 +44,15 @@ def work_off(
     say: Say,
     changed: Callable[[dict[str, Outcome]], None],
 ) -> dict[str, Outcome]:
-    """Work off the unfinished runs of a grid; a failed one does not stop the others.
+    """Run the unfinished runs of a grid; a failed one does not stop the others.
 
-    A run waits only while a run that is being worked on trains a first step it can take over.
+    A run waits only while another run, already started, trains a first step that it can take over.
 
     Args:
         submit: starts a process.
         jobs: processes at a time.
         threads: CPU threads of each.
-        say: gets a line per event.
+        say: called with a line per event.
         changed: called with the results so far after every run.
 
     Returns:
@@ -62,6 +62,8 @@ def work_off(
     pending = [run for run in runs if not run.is_finished]
     working: dict[Future[Outcome], GridRun] = {}
     while pending or working:
+        # A copy of the list, as runs leave `pending` inside. The first step of a running run may become ready before
+        # that run ends, so the loop also looks after each `_POLL`.
         for run in [run for run in pending if len(working) < jobs]:
             if len(working) >= jobs or _waits(run, runs, list(working.values())):
                 continue
@@ -86,14 +88,15 @@ def work_off(
 
 
 def _waits(run: GridRun, runs: Sequence[GridRun], working: Sequence[GridRun]) -> bool:
-    """Whether somebody is training the first step that a run could take over."""
+    """Whether another run is training the first step that this run could take over."""
+    # A run with a first step of its own, begun or finished, or with a donor that is ready, has nothing to wait for.
     if run.first_step is None or run.folder.step(0).exists() or donor(run, runs) is not None:
         return False
     return any(other.first_step == run.first_step for other in working)
 
 
 def one(run: GridRun, runs: Sequence[GridRun], *, threads: int, say: Say) -> int:
-    """Work off a single run in this place; its exit code. What the tasks of a SLURM array do."""
+    """Run a single run of a sweep here and return its exit code; every task of a SLURM array does this."""
     if run.is_finished:
         say(f"{run.name}: finished already")
         return 0
@@ -109,7 +112,7 @@ def one(run: GridRun, runs: Sequence[GridRun], *, threads: int, say: Say) -> int
 
 @contextlib.contextmanager
 def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
-    """Processes of this machine. A signal that ends the sweep is handed on, so that every run saves itself.
+    """Run commands as processes of this machine; pass on a signal that ends the sweep, so that every run saves itself.
 
     Args:
         threads: CPU threads of each, as OMP_NUM_THREADS.
@@ -144,13 +147,13 @@ def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
 def run_process(
     command: list[str], log: Path, threads: int, alive: set[subprocess.Popen[bytes]] | None = None
 ) -> Outcome:
-    """Run a command to its end, both outputs in a log file; its exit code and, if it failed, what it said last."""
+    """Run a command to its end with both outputs in a log file; return its exit code and, if it failed, its error."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
         )  # fmt: skip
         alive = set() if alive is None else alive
         alive.add(process)
@@ -158,11 +161,12 @@ def run_process(
             code = process.wait()
         finally:
             alive.discard(process)
+    # Popen gives -N for a process that signal N ended; shells give 128 + N.
     return {"exit_code": code if code >= 0 else 128 - code, "error": _last_words(log) if code else None}
 
 
 def _last_words(log: Path) -> str:
-    """The message of a run that stopped, from its log, without the line that leads to the documentation."""
+    """Read the error message of a run that stopped from its log, without the line about the documentation."""
     text = log.read_text(errors="replace").strip()
     start = text.rfind("error: ")
     if start < 0:
@@ -172,7 +176,7 @@ def _last_words(log: Path) -> str:
 
 @contextlib.contextmanager
 def ray(threads: int) -> Iterator[tuple[Submit, int]]:
-    """Tasks of a Ray cluster; its nodes must share the file system and have everseg at the same place.
+    """Run commands as tasks of a Ray cluster; its nodes must share the file system and have everseg at one place.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -195,7 +199,7 @@ def slurm(
 ) -> dict[str, Any]:
     """Write an array script of the unfinished runs and submit it where there is `sbatch`.
 
-    Those that train a first step for others are an array of their own, on which the array of the others depends.
+    Runs that train a first step for others form the first array. The array of all other runs depends on it.
 
     Args:
         command: the sweep's own command, to which every task adds `--only NAME`.
@@ -204,6 +208,7 @@ def slurm(
         script, commands, and jobs (the ids; [] where nothing was submitted).
     """
     left = [run for run in runs if not run.is_finished]
+    # One script with all names; the two arrays are two ranges of its task numbers.
     first = [run for number, run in enumerate(left) if not _follows(run, left[:number], runs)]
     ordered = [*first, *(run for run in left if run not in first)]
     if not ordered:
@@ -214,6 +219,7 @@ def slurm(
     commands = [["sbatch", "--parsable", f"--array=0-{len(first) - 1}", str(script)]]
     if len(first) < len(ordered):
         array = f"--array={len(first)}-{len(ordered) - 1}"
+        # "afterany": where a first step failed, the runs that hoped for it train their own.
         commands.append(["sbatch", "--parsable", "--dependency=afterany:$FIRST", array, str(script)])
     jobs: list[str] = []
     if shutil.which("sbatch"):
@@ -229,6 +235,7 @@ def slurm(
 
 
 def _follows(run: GridRun, before: Sequence[GridRun], runs: Sequence[GridRun]) -> bool:
+    """Whether a run should start after one of the runs `before` it, whose first step it can take over."""
     if run.first_step is None or run.folder.step(0).exists() or donor(run, runs) is not None:
         return False
     return any(other.first_step == run.first_step for other in before)
@@ -253,4 +260,4 @@ def _submitted(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EversegError(f"{shlex.join(command)} failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout.strip().partition(";")[0]
+    return done.stdout.strip().partition(";")[0]  # --parsable prints "id" or "id;cluster"

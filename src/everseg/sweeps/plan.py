@@ -21,7 +21,7 @@ from everseg.runs.folder import MOST_THREADS, RunFolder
 FILE = "sweep.json"
 _GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",
           "method.name": "--methods"}  # fmt: skip
-"""Settings that the grid itself decides -> what to use instead."""
+"""Settings that the grid itself decides -> where to give them instead."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class GridRun:
     seed: int
     task: str | None
     source: str
-    """Preset or file it comes from."""
+    """The preset or file that the run comes from."""
     overrides: tuple[str, ...]
     config: RunConfig
 
@@ -52,7 +52,7 @@ class GridRun:
 
     @property
     def command(self) -> list[str]:
-        """What trains it, in a process of its own."""
+        """The command that trains the run, in a process of its own."""
         return [
             sys.executable,
             "-m",
@@ -74,13 +74,13 @@ def grid(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> list[GridRun]:
-    """Every run of a sweep, its configuration checked: those that train a first step for others come first.
+    """List every run of a sweep with its configuration checked; runs that train a first step for others come first.
 
     Args:
         source: a preset, with or without its method (camvid-6-5-mib, camvid-6-5), or a YAML file.
         methods: names of `everseg list methods` or of presets (joint, multi, single), or your own file.py:Name.
             Where a preset of this data, task and method exists its settings are used, else the method's defaults.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         tasks: tasks instead of the preset's own.
         out: folder of the runs; default runs/<preset>-sweep.
         overrides: "key=value" for all runs.
@@ -124,14 +124,14 @@ def grid(
 
 
 def _label(source: str) -> str:
-    """What the runs are called: the preset without its method, or the file's stem."""
+    """Return the first part of the runs' names: the preset without its method, or the file's stem."""
     if source.endswith((".yaml", ".yml")) or "/" in source:
         return _slug(Path(source).stem)
     return _slug(presets.without_method(source) if source in presets.names(every=True) else source)
 
 
 def _origin(source: str, method: str, task: str | None) -> tuple[str, list[str]]:
-    """The preset (or file) of one run, and what has to be changed in it."""
+    """Return the preset (or file) of one run, and the overrides that make it this run."""
     known = presets.names(every=True)
     preset: str | None = source
     if not (source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()):
@@ -141,6 +141,8 @@ def _origin(source: str, method: str, task: str | None) -> tuple[str, list[str]]
                 hint = near_miss(source, dict.fromkeys([*map(presets.without_method, known), *known]))
                 raise ConfigError(f"no preset and no file '{source}'{hint} (everseg list presets)")
             source = base
+        # Best is the published preset of this very method and task. Next best is one of the task, with the method's
+        # defaults. Otherwise task and method are both overrides.
         preset = presets.variant(source, method=method, task=task)
         if preset is not None:
             return preset, []
@@ -159,7 +161,7 @@ def _slug(text: str) -> str:
 
 
 def _check_folders(runs: Sequence[GridRun]) -> None:
-    """Stop where a folder holds a run with other settings, before anything is trained."""
+    """Stop before anything is trained where a folder holds a run with other settings."""
     names = [run.name for run in runs]
     problems = [
         f"{name}: two runs would have this name" for name in dict.fromkeys(names) if names.count(name) > 1
@@ -174,6 +176,7 @@ def _check_folders(runs: Sequence[GridRun]) -> None:
 
 
 def _leaders_first(runs: Sequence[GridRun]) -> list[GridRun]:
+    """Put in front the first run of each group of several that share a first step; the order stays otherwise."""
     firsts: dict[str, GridRun] = {}
     for run in runs:
         if run.first_step is not None:
@@ -185,7 +188,7 @@ def _leaders_first(runs: Sequence[GridRun]) -> list[GridRun]:
 
 
 def donor(run: GridRun, runs: Sequence[GridRun]) -> GridRun | None:
-    """Another run of the grid whose finished first step is this one's too."""
+    """Find another run of the grid that has finished a first step which this run can take over."""
     if run.first_step is None:
         return None
     same = (other for other in runs if other is not run and other.first_step == run.first_step)
@@ -193,13 +196,13 @@ def donor(run: GridRun, runs: Sequence[GridRun]) -> GridRun | None:
 
 
 def begin(run: GridRun, runs: Sequence[GridRun], threads: int) -> str:
-    """Give a run that has not begun the first step another one has finished.
+    """Copy into a run that has not begun the first step that another run has finished.
 
     Args:
         threads: CPU threads the run will have: a step trained with another number is not copied.
 
     Returns:
-        What was done, for the log: "" = it trains its first step itself.
+        A note for the log about what was done; "" = the run trains its first step itself.
     """
     other = donor(run, runs)
     if other is None or run.folder.step(0).exists():
@@ -222,7 +225,7 @@ def state_of(run: GridRun) -> str:
 
 
 def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
-    """Who trains a run's first step: "" = the run itself, else the name of the run it is copied from."""
+    """Name the run from which a run's first step will be copied; "" = it trains its first step itself."""
     same = [other for other in runs if run.first_step is not None and other.first_step == run.first_step]
     if state_of(run) != "new" or not same or same[0] is run:
         return ""
@@ -231,7 +234,7 @@ def planned_first_step(run: GridRun, runs: Sequence[GridRun]) -> str:
 
 
 def stored(out: Path) -> dict[str, Any]:
-    """What sweep.json of a folder says; {} where there is none.
+    """Read the sweep.json of a folder; {} where there is none.
 
     Raises:
         CheckpointError: it is damaged.
@@ -261,6 +264,7 @@ def store(
     for run in runs:
         entry = {"name": run.name, "method": run.method, "seed": run.seed, "task": run.task,
                  "state": state_of(run), "first_step": run.first_step, "command": run.command[3:]}  # fmt: skip
+        # Where a first step came from is known only when it is copied: a later call must not forget it.
         kept = {key: before[run.name][key] for key in ("shared_from",) if key in before.get(run.name, {})}
         before[run.name] = {**entry, **kept, **results.get(run.name, {})}
     out.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from everseg.display import OnceADictionary, Piece, table
 from everseg.errors import ConfigError, near_miss
 from everseg.progress import Progress
 from everseg.sweeps import launch
@@ -16,6 +18,105 @@ from everseg.sweeps.plan import GridRun, grid, planned_first_step, state_of, sto
 
 _SAVED = (75, 130, 143)
 """Exit codes of runs that were stopped and saved themselves."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep."""
+
+    name: str
+    path: Path
+    """Run folder."""
+    method: str
+    seed: int
+    task: str | None
+    """None: the preset's own."""
+    state: str
+    """"finished", "failed", "unfinished" (the same command continues it) or "new"."""
+    shared_from: str | None
+    """Run whose first step it copies, instead of training the same again."""
+    exit_code: int | None
+    """Of its process; None where it was not started."""
+    error: str | None
+    """Why it failed."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class SlurmJobs:
+    """What was handed to SLURM."""
+
+    script: Path | None
+    """None: every run is finished."""
+    commands: tuple[str, ...]
+    """That submit it."""
+    jobs: tuple[str, ...]
+    """Their ids; () where nothing was submitted."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "script": None if self.script is None else str(self.script),
+            "commands": list(self.commands),
+            "jobs": list(self.jobs),
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Sweep(OnceADictionary):
+    """The runs of a sweep, and how far they are."""
+
+    out: Path
+    """Folder of the runs."""
+    threads: int
+    """CPU threads per process."""
+    runs: tuple[SweepRun, ...]
+    slurm: SlurmJobs | None = None
+    """None: the runs were trained here or on Ray."""
+    dry_run: bool = False
+    """Whether it only lists what would run."""
+
+    @property
+    def failed(self) -> tuple[SweepRun, ...]:
+        """Runs that ended with an exit code other than 0."""
+        return tuple(run for run in self.runs if run.exit_code)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why runs failed."""
+        return tuple(f"{run.name}: exit code {run.exit_code}: {run.error}" for run in self.failed)
+
+    def shown(self) -> Iterator[Piece]:
+        yield table(["run", "state", "first step"], [[run.name, run.state, _first(run)] for run in self.runs])
+        if self.dry_run:
+            yield f"dry run: nothing was started; the runs would lie in {self.out}"
+        elif self.slurm is not None:
+            script = self.slurm.script
+            yield "every run is finished" if script is None else f"script: {script}"
+            if self.slurm.commands:
+                yield "\n".join(
+                    ["submitted as:" if self.slurm.jobs else "submit it with:", *self.slurm.commands]
+                )
+        elif self.failed:
+            yield f"{len(self.failed)} of {len(self.runs)} runs stopped; the same command continues them"
+        else:
+            yield f"everseg compare {self.out}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "threads": self.threads,
+            "runs": [run.to_json() for run in self.runs],
+            **({} if self.slurm is None else {"slurm": self.slurm.to_json()}),
+        }
+
+
+def _first(run: SweepRun) -> str:
+    """Where a run's first step comes from."""
+    if run.shared_from:
+        return f"copy of {run.shared_from}"
+    return "" if run.state == "finished" else "trained here"
 
 
 def sweep(
@@ -31,7 +132,7 @@ def sweep(
     only: str | None = None,
     dry_run: bool = False,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Sweep:
     """Train methods x seeds x tasks; the same call again continues what is unfinished.
 
     A first step that several runs have in common is trained once per seed and copied with its digests verified. A run
@@ -40,21 +141,18 @@ def sweep(
     Args:
         source: a preset, with or without its method (camvid-6-5-mib, camvid-6-5), or a YAML file.
         methods: names of methods, or joint.
-        seeds: of the runs.
-        tasks: instead of the preset's own task.
+        seeds: seeds of the runs.
+        tasks: tasks instead of the preset's own.
         out: folder of the runs; default runs/<preset>-sweep.
         overrides: "key=value" for all runs.
         jobs: processes at a time on this machine; each gets its share of the CPU threads.
         on: this machine, a Ray cluster (extra `ray`), or SLURM (a script is written, and submitted if sbatch is here).
-        only: work off this one run and return.
-        dry_run: say what would be done.
-
-    Returns:
-        out, threads (per process), and `runs`: name, path, method, seed, task, state, shared_from, exit_code,
-        error; with SLURM also `slurm` (script, commands, jobs).
+        only: run only the run of this name, here.
+        dry_run: train nothing; return what would be run.
+        quiet: print no progress.
 
     Raises:
-        EversegError: with what, where and what to do; the failure of a single run is told in `runs`.
+        EversegError: what is wrong, where, and what to do. The failure of a single run stands in `runs` instead.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
@@ -64,9 +162,8 @@ def sweep(
     threads = _threads(before, jobs, only)
     given = {"source": str(source), "methods": list(methods), "seeds": list(seeds), "tasks": list(tasks),
              "overrides": list(overrides)}  # fmt: skip
-    result: dict[str, Any] = {"out": str(folder), "threads": threads}
     if dry_run:
-        return {**result, "runs": [_row(run, runs, {}) for run in runs]}
+        return Sweep(folder, threads, tuple(_row(run, runs, {}) for run in runs), dry_run=True)
     progress = Progress(quiet=quiet)
     if only is not None:
         chosen = next((run for run in runs if run.name == only), None)
@@ -76,7 +173,8 @@ def sweep(
                 f"--only: no run '{only}' in this sweep{near_miss(only, names)}: {', '.join(names)}"
             )
         code = launch.one(chosen, runs, threads=threads, say=progress.message)
-        return {**result, "runs": [_row(chosen, runs, {"exit_code": code})]}
+        return Sweep(folder, threads, (_row(chosen, runs, {"exit_code": code}),))
+    # Before anything starts: the number of threads must survive a crash.
     store(folder, given, threads, runs, {})
     if on == "slurm":
         command = [
@@ -86,7 +184,9 @@ def sweep(
             *_words(source, methods, seeds, tasks, folder, overrides),
         ]
         told = launch.slurm(runs, command, folder, threads=threads, say=progress.message)
-        return {**result, "runs": [_row(run, runs, {}) for run in runs], "slurm": told}
+        script = None if told["script"] is None else Path(told["script"])
+        jobs_there = SlurmJobs(script, tuple(told["commands"]), tuple(told["jobs"]))
+        return Sweep(folder, threads, tuple(_row(run, runs, {}) for run in runs), jobs_there)
     place = launch.ray(threads) if on == "ray" else launch.processes(threads, jobs)
     with place as (submit, at_once):
         results = launch.work_off(
@@ -98,30 +198,32 @@ def sweep(
             changed=lambda known: store(folder, given, threads, runs, known),
         )
     store(folder, given, threads, runs, results)
-    return {**result, "runs": [_row(run, runs, results.get(run.name, {})) for run in runs]}
+    return Sweep(folder, threads, tuple(_row(run, runs, results.get(run.name, {})) for run in runs))
 
 
 def _threads(before: dict[str, Any], jobs: int, only: str | None) -> int:
-    """CPU threads per process: those the sweep was begun with, else this machine's divided by the processes."""
+    """CPU threads per process: as the sweep was begun with, else this machine's divided by the number of processes."""
+    # A first step is copied only between runs of the same number of threads (`begin`), so it stays for a whole sweep. A
+    # task of a SLURM array takes what SLURM gave it.
     if only is not None:
         return torch.get_num_threads()
     return before.get("threads") or max(1, torch.get_num_threads() // jobs)
 
 
-def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> dict[str, Any]:
+def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> SweepRun:
     state, code = state_of(run), result.get("exit_code")
     failed = code and state != "finished" and code not in _SAVED
-    return {
-        "name": run.name,
-        "path": str(run.folder.path),
-        "method": run.method,
-        "seed": run.seed,
-        "task": run.task,
-        "state": "failed" if failed else state,
-        "shared_from": result.get("shared_from") or planned_first_step(run, runs) or None,
-        "exit_code": code,
-        "error": result.get("error"),
-    }
+    return SweepRun(
+        name=run.name,
+        path=run.folder.path,
+        method=run.method,
+        seed=run.seed,
+        task=run.task,
+        state="failed" if failed else state,
+        shared_from=result.get("shared_from") or planned_first_step(run, runs) or None,
+        exit_code=code,
+        error=result.get("error"),
+    )
 
 
 def _words(

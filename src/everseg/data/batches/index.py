@@ -1,4 +1,4 @@
-"""Which classes stand in which image: pixel counts per raw id, built once and cached by content."""
+"""Count the pixels of every class in every image, once, and cache the counts by content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = 1
 """Version of the cached files; part of their key."""
 
 LISTED = 20
-"""Files named one by one in a message; the rest is a count."""
+"""Most files that a message names one by one; it counts the rest."""
 
 
 def class_counts(
@@ -37,10 +37,11 @@ def class_counts(
     """Count the pixels of every raw id in every mask.
 
     The counts are cached under a key of the split's content (`split.fingerprint()`), so a changed mask, a
-    changed list or another data set never meets a stale index, and a moved data set finds its own again. A
-    damaged cache file is found by its SHA-256 and rebuilt; where the cache cannot be written there is one
-    warning and no cache. A split that knows a cheaper name of its content than the fingerprint tells it as
-    `index_key()`; one that reads a mask together with its file's digest, `read_digested(index)`, is read once.
+    changed list or another data set never meets a stale index, and a moved data set finds its own again. The
+    SHA-256 of a cache file shows damage; the file is then built again. Where the cache cannot be written there is
+    one warning and no cache. A split may offer `index_key()`, a name of its content that costs less than the
+    fingerprint. It may also offer `read_digested(index)`, a mask with its file's digest: its files are then read
+    once for both counts and fingerprint.
 
     Args:
         split: the masks.
@@ -58,6 +59,8 @@ def class_counts(
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "index"
     counts, fingerprint = None, ""
     name_content = getattr(split, "index_key", split.fingerprint)
+    # A fingerprint reads every file. It is worth that only if an index may be found with it, or if counting could not
+    # give the digests along the way.
     if (
         _may_be_cached(folder, len(split))
         or hasattr(split, "index_key")
@@ -65,7 +68,7 @@ def class_counts(
     ):
         try:
             fingerprint = name_content()
-        except DataError:  # of the first bad file; name all of them
+        except DataError:  # it names the first bad file only; counting names all of them
             _build(split, labels, workers, progress)
             raise
         counts = _load(folder, fingerprint, len(split))
@@ -85,11 +88,12 @@ def default_cache_dir() -> Path:
 
 def count_ids(mask: np.ndarray) -> np.ndarray:
     """Pixels per raw id of one mask, (H, W) uint8 -> (256,) int32."""
+    # Masks consist of long runs of one id. Counting runs instead of pixels is quicker where there are few of them.
     pixels = mask.reshape(-1)
-    (ends,) = (pixels[1:] != pixels[:-1]).nonzero()
+    (ends,) = (pixels[1:] != pixels[:-1]).nonzero()  # last pixel of each run but the last
     if not pixels.size or ends.size > pixels.size // 16:
         return np.bincount(pixels, minlength=256).astype(np.int32)
-    ends = np.append(ends, pixels.size - 1)  # of the runs of equal ids; there are few, so this is quicker
+    ends = np.append(ends, pixels.size - 1)
     lengths = ends.copy()
     lengths[1:] -= ends[:-1]
     lengths[0] += 1
@@ -97,7 +101,7 @@ def count_ids(mask: np.ndarray) -> np.ndarray:
 
 
 def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | str] | np.ndarray) -> list[str]:
-    """Say of every file which undeclared ids it holds: "ID: id 7 (12 pixels), ..."."""
+    """List the undeclared ids of every file that holds some, as "ID: id 7 (12 pixels), ..."."""
     readable = [index for index, row in enumerate(counts) if not isinstance(row, str)]
     if not readable:
         return []
@@ -133,7 +137,7 @@ def require_declared(split: Split, labels: RawLabels, counts: np.ndarray) -> Non
 
 
 def remedy(labels: RawLabels, found: set[int]) -> str:
-    """What to do about undeclared ids.
+    """Advise what to do about undeclared ids, by the usual causes.
 
     Args:
         found: all raw ids of the masks.
@@ -170,7 +174,7 @@ def remedy(labels: RawLabels, found: set[int]) -> str:
 
 
 def ranges(ids: set[int] | frozenset[int]) -> str:
-    """Write ids shortly: {0, 1, 2, 255} -> "0-2, 255"."""
+    """Write ids as ranges: {0, 1, 2, 255} -> "0-2, 255"."""
     parts: list[list[int]] = []
     for raw in sorted(ids):
         if parts and raw == parts[-1][1] + 1:
@@ -183,7 +187,7 @@ def ranges(ids: set[int] | frozenset[int]) -> str:
 def _build(
     split: Split, labels: RawLabels, workers: int | None, progress: Progress | None
 ) -> tuple[np.ndarray, list[str]]:
-    """The counts, and the digests of the masks' files ([] where the split tells none)."""
+    """Return the counts, and the digests of the masks' files ([] where the split offers none)."""
     results = map_samples(_count, split, len(split), workers=workers, progress=progress)
     unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:
@@ -196,7 +200,7 @@ def _build(
 
 
 def _count(split: Split, index: int) -> tuple[np.ndarray, str] | str:
-    """Counts of one mask with the digest of its file ("" where the split tells none), or what is wrong with it."""
+    """Count one mask; return the counts with the digest of its file ("" without one), or what is wrong with it."""
     read = getattr(split, "read_digested", None)
     try:
         mask, digest = read(index) if read else (split.read_mask(index), "")
@@ -220,21 +224,21 @@ def _paths(folder: Path, fingerprint: str) -> tuple[Path, Path]:
 
 
 def _may_be_cached(folder: Path, length: int) -> bool:
-    """Whether an index of so many images lies there: else its masks need not be read to find out that theirs is not."""
+    """Whether an index of so many images is in the cache. If not, no fingerprint is needed to look for it."""
     try:
         manifests = [*folder.glob("*.json")]
-    except OSError:  # a folder that cannot be read serves nobody
+    except OSError:  # a folder that cannot be read holds no usable index
         return False
     for path in manifests:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(path.read_bytes())["images"] != length:
                 continue
-        return True  # also one that is damaged: `_load` tells
+        return True  # a damaged manifest counts as well: `_load` reports it
     return False
 
 
 def _load(folder: Path, fingerprint: str, length: int) -> np.ndarray | None:
-    """The cached counts if they are there and whole."""
+    """Read the cached counts; None if they are missing or damaged."""
     data_path, manifest_path = _paths(folder, fingerprint)
     try:
         manifest_text = manifest_path.read_bytes()
@@ -272,6 +276,7 @@ def _store(folder: Path, fingerprint: str, counts: np.ndarray, name: str) -> Non
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The manifest comes last: an index without one is not read.
         write_atomically(data_path, data)
         write_atomically(manifest_path, json.dumps(manifest, indent=1).encode())
     except OSError as error:

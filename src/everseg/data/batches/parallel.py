@@ -37,8 +37,8 @@ def keep_memory() -> None:
     """Let this process keep the memory of one sample's arrays for the next.
 
     The C library (glibc) hands blocks above a threshold back to the system when they are freed, and every page of the
-    next ones is then mapped anew; freeing one large block lifts the threshold to its size for good. The block is
-    never touched, so it costs no memory.
+    next ones is then mapped anew. Freeing one large block lifts the threshold to its size for good. The block is never
+    touched, so it costs no memory.
     """
     np.empty(2**25 - 2**16, np.uint8)
 
@@ -53,14 +53,15 @@ def map_samples(
 ) -> list[T]:
     """Compute `[work(subject, i) for i in range(count)]` on several cores.
 
-    Processes are forked where the system can (a split of a user's own file needs no pickling then, and an
-    unguarded script is not run again); elsewhere they are spawned, or threads serve if `subject` cannot be
-    pickled. Workers end with their parent, however that ends.
+    Processes are forked where the system can do so: a split from a user's own file then needs no pickling, and a
+    script without a main guard is not run again. Elsewhere they are spawned, or threads do the work if `subject`
+    cannot be pickled. Workers end with their parent, however that ends.
 
     Args:
-        work: a module-level function; reports expected faults in its result, an exception stops everything.
-        subject: what it works on, the same for all samples.
-        workers: processes; None = all cores. Small counts, 1 worker and daemonic callers stay in process.
+        work: a module-level function; it reports expected faults in its result, and an exception stops everything.
+        subject: the first argument of `work`, the same for all samples.
+        count: number of samples.
+        workers: processes; None = all cores. Small counts, 1 worker and daemonic callers stay in this process.
 
     Returns:
         The results in the order of the samples.
@@ -76,10 +77,11 @@ def map_samples(
             if progress:
                 progress(index + 1, count)
         return results
+    # About eight chunks per worker even out the load; 64 samples at most keep the progress moving.
     size = max(1, min(64, -(-count // (workers * 8))))
     chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with warnings.catch_warnings():
-        # Workers only decode and count, as the workers of torch's DataLoader, which forks too.
+        # Python warns of forking a process with threads. Workers only decode and count; torch's DataLoader forks, too.
         warnings.filterwarnings(
             "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
         )
@@ -98,7 +100,10 @@ def _collect(pool: Executor, chunks: list[range], count: int, progress: Progress
             done += len(chunk)
             if progress:
                 progress(done, count)
-    except (BrokenProcessPool, BrokenPipeError) as error:  # the latter if it died while being handed work
+    except (
+        BrokenProcessPool,
+        BrokenPipeError,
+    ) as error:  # the latter if the worker died while it was handed work
         raise DataError(
             "A worker process died while reading the data, most often because memory ran out. "
             "Try again with fewer workers (workers=1)."
@@ -108,10 +113,12 @@ def _collect(pool: Executor, chunks: list[range], count: int, progress: Progress
     return [result for start in sorted(parts) for result in parts[start]]
 
 
+# Set once in each worker, so that the subject is not sent with every chunk.
 _job: tuple[Callable[[Any, int], Any], Any] | None = None
 
 
 def _executor(work: Callable[[Any, int], Any], subject: Any, workers: int) -> Executor:
+    # macOS has fork, but its system libraries do not survive it reliably.
     if "fork" in mp.get_all_start_methods() and os.uname().sysname != "Darwin":
         context: Any = mp.get_context("fork")
     else:
@@ -129,7 +136,7 @@ def _set_job(work: Callable[[Any, int], Any], subject: Any) -> None:
 
 
 def _start(work: Callable[[Any, int], Any], subject: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     keep_memory()
@@ -142,6 +149,7 @@ def _die_with_parent(parent: int) -> None:
         if process is not None:
             process.join()
     else:
+        # An orphan gets another parent. Polling needs no support of the system beyond POSIX.
         while os.getppid() == parent:
             time.sleep(0.5)
     os._exit(1)

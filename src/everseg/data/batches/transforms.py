@@ -1,4 +1,4 @@
-"""Pictures and masks to network inputs, as pure functions on uint8 arrays.
+"""Turn pictures and masks into network inputs, with pure functions on uint8 arrays.
 
 All randomness comes from the `random.Random` that is passed in, so a sample's augmentation depends on
 (seed, step, epoch, sample id) alone and never on the worker, the rank or what was drawn before.
@@ -64,6 +64,7 @@ def random_resized_crop_params(
     """
     area = width * height
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    # The order and the kind of the draws are the authors': the same stream gives the same boxes.
     for _ in range(_ATTEMPTS):
         target = rng.uniform(*scale) * area
         aspect = math.exp(rng.uniform(*log_ratio))
@@ -73,7 +74,7 @@ def random_resized_crop_params(
             top = rng.randint(0, height - h)
             left = rng.randint(0, width - w)
             return top, left, h, w
-    w, h = width, height
+    w, h = width, height  # the whole image, cut to the nearest allowed aspect
     if width / height < ratio[0]:
         h = max(1, round(width / ratio[0]))
     elif width / height > ratio[1]:
@@ -100,7 +101,7 @@ def train_transform(
         scale: range of the crop's area relative to the image's.
         flip: probability of the flip.
         rng: the sample's random stream; the flip's draw is made whatever `flip` is.
-        table: (256,) uint8, raw id -> train id of the label; None leaves the ids. It is applied to the cut-out, which
+        table: (256,) uint8, raw id -> train id of the label; None leaves the ids. It is applied to the cut-out. That
             gives the same as applying it to the result and is less work where the cut-out is enlarged.
 
     Returns:
@@ -112,13 +113,14 @@ def train_transform(
     x, y = _resize(image[box], label[box] if table is None else table.take(label[box]), crop, crop)
     if rng.random() < flip:
         x, y = x[:, ::-1], y[:, ::-1]
+    # Contiguous and writable, as torch wants them; mostly no copy is needed.
     return np.require(x.transpose(2, 0, 1), None, ["C", "W"]), np.require(
         y, None, ["C", "W"]
     )  # often no copy
 
 
 def center_transform(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resize the short side to `crop` and cut the centre square: how the papers see validation and test images.
+    """Resize the short side to `crop` and cut the centre square, as the papers do with validation and test images.
 
     Args:
         image: (H, W, 3) uint8.
@@ -193,6 +195,7 @@ def flip_and_shift(
         image, label = image[:, :, ::-1], label[:, ::-1]
     right, down = rng.randint(-shift, shift), rng.randint(-shift, shift)
     height, width = label.shape
+    # `source` stays in the image, `target` is where it comes to lie; rows and columns move alike.
     source = _overlap(-down, height), _overlap(-right, width)
     target = _overlap(down, height), _overlap(right, width)
     x, y = np.zeros_like(image, order="C"), np.full_like(label, IGNORED, order="C")
@@ -216,7 +219,8 @@ def normalise(image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet") -> 
     unit = image.to(torch.float32).div_(255)
     if kind == "unit":
         return unit
-    # What a trace makes are its own symbols: kept, they would spoil every later image of the process.
+    # While a graph is traced, tensors are symbols of the trace. The cache must not keep them: they would spoil every
+    # later image of the process.
     make = _mean_and_deviation.__wrapped__ if torch.compiler.is_compiling() else _mean_and_deviation
     mean, std = make(image.device)
     return unit.sub_(mean).div_(std)
@@ -224,13 +228,13 @@ def normalise(image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet") -> 
 
 @lru_cache(maxsize=8)
 def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's, copied to the device once: a copy makes the host wait."""
+    """ImageNet's mean and deviation, copied to the device once: each copy makes the host wait."""
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 def _overlap(move: int, length: int) -> slice:
-    """Where the pixels of a line of `length`, moved by `move`, come to lie within it."""
+    """The part of a line of `length` pixels that its own pixels cover after moving by `move`."""
     return slice(min(max(move, 0), length), max(min(length + move, length), 0))
 
 
@@ -251,13 +255,17 @@ def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if not (_weights_are_exact(image.shape[0], height) and _weights_are_exact(image.shape[1], width)):
         x = Image.fromarray(np.ascontiguousarray(image))
         return np.asarray(x.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]  # (1, 3, H, W)
     resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def _weights_are_exact(source: int, target: int) -> bool:
-    """Whether the weights are multiples of 2^-14: enlarged to a power of two up to 2^13 they are of 1 / 2 target."""
+    """Whether the weights of a resize are multiples of 2^-14.
+
+    Enlarging to `target` pixels makes them multiples of 1 / (2 * target), so targets up to 2^13 that are powers of two
+    qualify.
+    """
     return source <= target <= 2**13 and target > 1 and target & (target - 1) == 0
 
 

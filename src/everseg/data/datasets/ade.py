@@ -1,4 +1,4 @@
-"""ADE20K as the scene parsing challenge released it, ADEChallengeData2016."""
+"""Read ADE20K as the scene parsing challenge released it, ADEChallengeData2016."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def build(
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        Splits `train` and `val` sorted by file name, which is the order published image lists count in.
-        Raw id 0 is "other" and counts as background; no pixel is void, though 255 would be.
+        Splits `train` and `val` sorted by file name; published image lists are positions in this order. Raw id 0 is
+        "other" and counts as background. 255 would be void, but no pixel has it.
 
     Raises:
         ConfigError: no such root, or a wrong option.
@@ -59,4 +59,4 @@ _TEXT = """
     monitor, bulletin board, shower, radiator, glass, clock, flag
     """
 NAMES: tuple[str, ...] = tuple(name.strip() for name in _TEXT.split(","))
-"""NAMES[i] is the class of raw id i + 1. Raw id 21, "auto" in that list, is called "car" as nearly everywhere."""
+"""NAMES[i] is the class of raw id i + 1. Raw id 21 is "auto" in the release; here it is "car", as nearly everywhere."""

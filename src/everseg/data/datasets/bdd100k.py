@@ -1,4 +1,4 @@
-"""BDD100K semantic segmentation (the 10 000 images), in the folders of the first and of later releases."""
+"""Read BDD100K semantic segmentation (the 10 000 images), in the folders of the first and of later releases."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def build(
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        Those of the splits `train` and `val` that exist, sorted by name; the 19 classes and trainIds of Cityscapes
-        as raw ids, no background class, void 255.
+        The splits `train` and `val` as far as they exist, sorted by name; the 19 classes of Cityscapes with its
+        trainIds as raw ids, no background class, void 255.
 
     Raises:
-        ConfigError: no such root, both generations there and none chosen, or a wrong option.
+        ConfigError: no such root, both generations found and none chosen, or a wrong option.
         DataError: neither generation found, or images and masks that do not pair.
     """
     reading = reading_of(shared)
@@ -68,7 +68,7 @@ def build(
 
 
 def _find(root: Path, wanted: str | None) -> tuple[Path, Generation]:
-    """The folder of the wanted generation, or of the only one that is there."""
+    """Find the folder of the wanted generation, or of the only one that exists."""
     if wanted is not None and wanted not in GENERATIONS:
         raise ConfigError(f"data.options.generation: expected 'old' or 'new', got {wanted!r}")
     found = {}

@@ -1,4 +1,4 @@
-"""CamVid in the widespread 11-class copy: train/ trainannot/ val/ valannot/ test/ testannot/."""
+"""Read CamVid in the widespread 11-class copy: train/ trainannot/ val/ valannot/ test/ testannot/."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = (
 )  # fmt: skip
 VOID = 11
 SEQUENCES = ("0001TP", "0006R0", "0016E5", "Seq05VD")
-"""The drives the frames come from; 0001TP was filmed at dusk."""
+"""The drives that the frames come from; 0001TP was filmed at dusk."""
 _SPLITS = ("train", "val", "test")
 
 
@@ -33,14 +33,14 @@ def build(
 
     Args:
         root: the folder that holds `train/`, `trainannot/` and so on (or `CamVid/` with them).
-        sequence: keep only frames whose names start so (`0001TP`, or several); "dusk" and "day" stand for
-            0001TP and the others. Splits that this leaves empty are dropped.
+        sequence: keep only frames whose names start with this (`0001TP`, or several such beginnings); "dusk" stands
+            for 0001TP and "day" for the other drives. Splits that become empty are dropped.
         lists: take the frames and their order from `train.txt`, `val.txt`, `test.txt`, whose entries may carry
             another machine's absolute prefix; default: the folders, sorted by name.
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        Those of the splits `train`, `val` and `test` that exist; 11 classes, no background class, void 11.
+        The splits `train`, `val` and `test` as far as they exist; 11 classes, no background class, void 11.
 
     Raises:
         ConfigError: no such root, or a wrong option.

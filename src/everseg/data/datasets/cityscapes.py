@@ -1,4 +1,4 @@
-"""Cityscapes with fine annotations: leftImg8bit/ and gtFine/, one folder per split and city."""
+"""Read Cityscapes with fine annotations: leftImg8bit/ and gtFine/, one folder per split and city."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everseg.errors import DataError
 from everseg.labels import RawLabels
 
 SPLITS = ("train", "val")
-"""Those with labels; the masks of `test` hold nothing."""
+"""The splits with labels; the masks of `test` are empty."""
 
 
 def build(
@@ -30,13 +30,13 @@ def build(
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        Those of the splits `train` and `val` that exist, sorted by city and name; 19 classes whose raw ids are the
-        trainIds, no background class, void 255. The masks are `*_gtFine_labelTrainIds.png`, or, where there are
-        more of these, `*_gtFine_labelIds.png`, translated as they are read.
+        The splits `train` and `val` as far as they exist, sorted by city and name; 19 classes whose raw ids are the
+        trainIds, no background class, void 255. The masks are `*_gtFine_labelTrainIds.png`, or, where there are more
+        of them, `*_gtFine_labelIds.png`, whose ids are translated when they are read.
 
     Raises:
         ConfigError: no such root, or a wrong option.
-        DataError: not this layout, images and masks that do not pair, or polygons of which no masks were made yet.
+        DataError: not this layout, images and masks that do not pair, or polygons without masks.
     """
     reading = reading_of(shared)
     places = ("cityscapes", "Cityscapes")
@@ -45,6 +45,7 @@ def build(
     for name in present_splits(base, "leftImg8bit"):
         images = scan(base, f"leftImg8bit/{name}", suffix="_leftImg8bit", recursive=True)
         masks = scan(base, f"gtFine/{name}", suffix="_gtFine_labelTrainIds", recursive=True)
+        # The release brings labelIds; only cityscapesScripts or `everseg data prepare` draw trainIds.
         table = None
         if len(masks) < len(images):
             label_ids = scan(base, f"gtFine/{name}", suffix="_gtFine_labelIds", recursive=True)
@@ -58,7 +59,7 @@ def build(
 
 
 def present_splits(base: Path, images: str) -> list[str]:
-    """Those of `SPLITS` that have an image folder below `base / images`.
+    """List the `SPLITS` that have an image folder below `base / images`.
 
     Raises:
         DataError: none.
@@ -86,14 +87,14 @@ def pair_drawn(
 
     Args:
         base: data folder.
-        folder: of the masks and polygons, relative to `base`.
+        folder: folder of the masks and polygons, relative to `base`.
         images: name -> path relative to `base`, as `scan` returns it.
         masks: the same.
-        command: what draws the missing masks.
-        split: as for `pair`, also the others.
+        command: the command that draws the missing masks, for the message.
+        split: as for `pair`; so are `reading` and `prefix`.
 
     Raises:
-        DataError: as `pair`; where a missing mask has its polygon file, names `command` instead.
+        DataError: as `pair`; where missing masks have their polygon files, the message names `command` instead.
     """
     alone = sorted(images.keys() - masks.keys())
     drawn = any((base / folder / f"{name}_gtFine_polygons.json").is_file() for name in alone[:20])

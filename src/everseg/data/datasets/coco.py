@@ -20,7 +20,7 @@ from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LeftOut, Sample
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError, some
-from everseg.labels import RawLabels
+from everseg.labels import BACKGROUND, RawLabels, find_name, is_background_name, spelling
 
 FILES = {
     "train": (
@@ -48,7 +48,8 @@ def build(
     """Read COCO-style annotations: `images`, `categories` and `annotations` with polygons or run lengths.
 
     Objects are drawn from the largest to the smallest, so that smaller ones lie on top; of equally large ones the
-    later. Pixels of no object are background, id 0; the categories are ids 1, 2, ... in the order of their own ids.
+    later. Pixels of no object are background, id 0, and so are objects of a category with one of the background's usual
+    names; the other categories are ids 1, 2, ... in the order of their own ids.
 
     Args:
         root: data folder.
@@ -72,7 +73,7 @@ def build(
         raise ConfigError([f"data.options.{problem}" for problem in problems])
     files = {name: read_file(base, path) for name, path in _files(base, annotations).items()}
     names = _names(files)
-    position = {name: raw for raw, name in enumerate(names)}
+    position = {spelling(name): raw for raw, name in enumerate(names)}
     found: dict[str, tuple[CocoFile, list[Picture], list[Sample], list[str]]] = {}
     for name, file in files.items():
         pictures, samples, missing = _samples(base, file, _folder_option(images, name))
@@ -113,7 +114,8 @@ class CocoSplit(FileSplit):
         super().__init__(name, root, samples, **options)
         by_id = dict(zip((s[0] for s in samples), pictures, strict=True))
         self._pictures = [by_id[self.id(index)] for index in range(len(self))]
-        self._table = {key: position[text] for key, text in file.categories.items() if text in position}
+        found = {key: position.get(spelling(text)) for key, text in file.categories.items()}
+        self._table = {key: raw for key, raw in found.items() if raw is not None}
 
     def read_mask(self, index: int) -> np.ndarray:
         """Draw the mask, (H, W) uint8 raw ids, of the size that the JSON states.
@@ -176,21 +178,22 @@ def _names(files: Mapping[str, CocoFile]) -> list[str]:
     order: dict[str, int] = {}
     for file in files.values():
         for key, name in sorted(file.categories.items()):
-            if order.setdefault(name, key) != key:
+            known = find_name(name, order) or name
+            if order.setdefault(known, key) != key:
+                as_it = "" if known == name else f", where it is called '{known}'"
                 raise DataError(
-                    f"{file.path}: category '{name}' has id {key} here and {order[name]} in another split's file;"
-                    " export the splits with the same categories"
+                    f"{file.path}: category '{name}' has id {key} here and {order[known]} in another split's file"
+                    f"{as_it}; export the splits with the same categories"
                 )
     used = {key for file in files.values() for p in file.pictures for key, _ in p.objects}
     above = {parent for file in files.values() for parent in file.parents}
     names = [n for n in sorted(order, key=order.__getitem__) if order[n] in used or n not in above]
-    if "background" in names:
-        names.remove("background")
+    names = [n for n in names if not is_background_name(n)]
     if len(names) > 254:
         raise DataError(f"{len(names)} categories; a mask holds at most 254 besides background and void")
     if not names:
         raise DataError("the annotations name no category")
-    return ["background", *names]
+    return [BACKGROUND, *names]
 
 
 def _folder_option(images: str | Mapping[str, str] | None, split: str) -> str | None:
@@ -351,7 +354,7 @@ def _categories(items: list[Any], faults: list[str]) -> tuple[dict[int, str], fr
             or not isinstance(item.get("name"), str)
         ):
             faults.append(f"categories[{number}] needs a whole number as id, and a name")
-        elif item["id"] in found or item["name"] in found.values():
+        elif item["id"] in found or find_name(item["name"], found.values()) is not None:
             faults.append(
                 f"categories[{number}]: id {item['id']} or name {shown(item['name'])} stands there twice"
             )

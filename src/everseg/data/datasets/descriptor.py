@@ -12,14 +12,21 @@ from everseg.data.datasets.decode import Colour
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
-from everseg.labels import RawLabels, spelling
+from everseg.labels import (
+    BACKGROUND,
+    IGNORE_NAME,
+    RawLabels,
+    doubled,
+    find_name,
+    is_background_name,
+    is_void_name,
+    spelling,
+)
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
     "split", "tiles", "layout", *SHARED,
 )  # fmt: skip
-IGNORE = "ignore"
-"""The name that stands for the void id in `labels`."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +186,13 @@ class _Check:
         for raw, name in named.items():
             if not _is_id(raw):
                 self.wrong(f"classes.{raw}", "an id from 0 to 255", raw)
-            elif not isinstance(name, str) or not name.strip() or name == IGNORE:
-                self.wrong(f"classes.{raw}", f"a name other than '{IGNORE}'", name)
+            elif not isinstance(name, str) or not name.strip() or spelling(name) == IGNORE_NAME:
+                self.wrong(f"classes.{raw}", f"a name other than '{IGNORE_NAME}'", name)
             elif spelling(name) in seen:
+                other = seen[spelling(name)]
                 self.problems.append(
-                    f"classes.{raw}: the name '{name}' stands for id {seen[spelling(name)]} already"
+                    f"classes.{raw}: the name '{name}' stands for id {other} already"
+                    + ("" if good[other] == name else f", which is called '{good[other]}'")
                 )
             else:
                 good[raw] = name
@@ -204,19 +213,19 @@ class _Check:
         return tuple(sorted(set(ids)))
 
     def background(self, classes: Mapping[int, str]) -> int | None:
-        ids = {name: i for i, name in classes.items()}
+        ids = {spelling(name): i for i, name in classes.items()}
         if "background" not in self.given:
-            return ids.get("background")
+            return ids.get(BACKGROUND)  # under any of its usual names: their spelling is the same
         value = self.given["background"]
         if value is None:
             return None
-        if value not in ids:
-            hint = near_miss(value, ids)
+        if spelling(str(value)) not in ids:
+            hint = near_miss(value, classes.values())
             self.problems.append(
                 f"background: '{value}' is not one of the classes{hint} (null: there is no background class)"
             )
             return None
-        return ids[value]
+        return ids[spelling(str(value))]
 
     def labels(
         self, classes: Mapping[int, str], void: tuple[int, ...]
@@ -231,19 +240,25 @@ class _Check:
                 self.wrong(f"labels.{key}", "keys with values", value)
         targets: dict[Any, int] = {**{i: i for i in classes}, **{n: i for i, n in classes.items()}}
         if void:
-            targets[IGNORE] = void[0]
+            targets[IGNORE_NAME] = void[0]
         palette = self._palette(colours, targets) if isinstance(colours, Mapping) else None
         return palette, self._map(table, targets, void) if isinstance(table, Mapping) else None
 
     def _target(self, key: str, value: Any, targets: Mapping[Any, int]) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str) or value not in targets:
-            hint = near_miss(value, [t for t in targets if isinstance(t, str)])
-            self.problems.append(f"{key}: {value!r} is neither a class nor '{IGNORE}'{hint}")
+        names = [t for t in targets if isinstance(t, str)]
+        found = find_name(value, names) if isinstance(value, str) else value
+        if isinstance(value, bool) or not isinstance(found, int | str) or found not in targets:
+            hint = near_miss(value, names)
+            self.problems.append(f"{key}: {value!r} is neither a class nor '{IGNORE_NAME}'{hint}")
             return 0
-        return targets[value]
+        return targets[found]
 
     def _palette(self, given: Mapping[Any, Any], targets: Mapping[Any, int]) -> dict[Colour, int]:
         palette: dict[Colour, int] = {}
+        self.problems += [
+            f"labels.palette: '{one}' and '{other}' are one name; give all its colours in one list"
+            for one, other in doubled({name: name for name in given if isinstance(name, str)})
+        ]
         for name, value in given.items():
             raw = self._target(f"labels.palette.{name}", name, targets)
             several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
@@ -257,7 +272,7 @@ class _Check:
         without = [
             n
             for n, raw in targets.items()
-            if isinstance(n, str) and n != IGNORE and raw not in palette.values()
+            if isinstance(n, str) and n != IGNORE_NAME and raw not in palette.values()
         ]
         if without:
             self.problems.append(f"labels.palette: no colour for {', '.join(without)}")
@@ -335,8 +350,6 @@ def _draw(seed: int, name: str) -> float:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
 
 
-VOID_NAMES = frozenset({"ignore", "void", "unlabeled", "unlabelled"})
-"""Names that label maps give to pixels without annotation."""
 MAX_BYTES = 1_000_000
 
 
@@ -362,8 +375,9 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
         values = [int(n) for n in numbers if n.strip().isdecimal()]
         if len(numbers) != 3 or len(values) != 3 or max(values) > 255 or not name.strip():
             problems.append(f"line {number}: expected 'name:red,green,blue::', got {line.strip()!r}")
-        elif name.strip() in found:
-            problems.append(f"line {number}: '{name.strip()}' stands there twice")
+        elif (other := find_name(name.strip(), found)) is not None:
+            as_it = "" if other == name.strip() else f", once as '{other}'"
+            problems.append(f"line {number}: '{name.strip()}' stands there twice{as_it}")
         elif (values[0], values[1], values[2]) in found.values():
             problems.append(f"line {number}: the colour {values} is given to another class already")
         else:
@@ -377,11 +391,11 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
 
 def palette_of(labelmap: Mapping[str, Colour]) -> tuple[list[str], dict[str, list[int]]]:
     """The classes of a label map, background first, and its palette; names for void become "ignore"."""
-    names = [name for name in labelmap if name.lower() not in VOID_NAMES]
-    names.sort(key=lambda name: name.lower() != "background")
+    names = [name for name in labelmap if not is_void_name(name)]
+    names.sort(key=lambda name: not is_background_name(name))
     palette = {name: list(labelmap[name]) for name in names}
-    ignored = [list(colour) for name, colour in labelmap.items() if name.lower() in VOID_NAMES]
-    return names, {**palette, **({"ignore": ignored} if ignored else {})}  # type: ignore[dict-item]
+    ignored = [list(colour) for name, colour in labelmap.items() if is_void_name(name)]
+    return names, {**palette, **({IGNORE_NAME: ignored} if ignored else {})}  # type: ignore[dict-item]
 
 
 def with_labelmap(given: Mapping[str, Any], here: Path) -> dict[str, Any]:
@@ -398,5 +412,5 @@ def with_labelmap(given: Mapping[str, Any], here: Path) -> dict[str, Any]:
     if not isinstance(labels, Mapping) or not isinstance(labels.get("palette"), str):
         return dict(given)
     names, palette = palette_of(read_labelmap(here / Path(labels["palette"]).expanduser()))
-    background = {"background": "background"} if names[:1] == ["background"] else {}
+    background = {"background": names[0]} if names and is_background_name(names[0]) else {}
     return {"classes": names, **background, **given, "labels": {**labels, "palette": palette}}

@@ -1,4 +1,4 @@
-"""The split shared by all data sets that lie in files."""
+"""The split of all data sets that consist of files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class FileSplit:
     The paths are kept in one byte string, so that loader workers share its memory instead of copying lists.
 
     Args:
-        name: of the split.
-        root: folder the paths are relative to; may itself be a link.
+        name: name of the split.
+        root: folder that the paths are relative to; may itself be a link.
         samples: (id, image path, mask path), forward slashes; ids unique.
         palette: colour -> raw id, for colour masks.
         id_table: stored id -> raw id, for masks whose ids are not the raw ids.
         reading: limits and switches of the decoder.
-        warnings: what the reader noticed and corrected (duplicate list entries).
+        warnings: notes about what the reader corrected (duplicate list entries).
 
     Raises:
         DataError: no samples, or an id twice.
@@ -72,6 +72,8 @@ class FileSplit:
         samples = kept
         if len({s[0] for s in samples}) != len(samples):
             raise DataError(f"split '{name}' of {self.root} names a sample twice; ids must be unique")
+        # Lists of strings are copied page by page in forked workers, as reading them changes reference counts. One byte
+        # string with the end of each sample is not.
         packed = ["\0".join(s).encode("utf-8", "surrogateescape") for s in samples]
         self._bytes = b"".join(packed)
         self._ends = np.cumsum([len(p) for p in packed])
@@ -84,11 +86,11 @@ class FileSplit:
         return self._sample(index)[0]
 
     def image_path(self, index: int) -> Path:
-        """Where the image of a sample lies."""
+        """Path of a sample's image."""
         return self.root / self._sample(index)[1]
 
     def mask_path(self, index: int) -> Path:
-        """Where the mask of a sample lies."""
+        """Path of a sample's mask."""
         return self.root / self._sample(index)[2]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,12 +130,12 @@ class FileSplit:
             return decode_mask(open_picture(file, shown, self.reading), shown, self._coding)
 
     def decoding(self) -> str:
-        """Everything but the files that decides what `read` returns, as text."""
+        """Describe as text everything besides the files that decides what `read` returns."""
         reading = self.reading
         return repr((reading.max_pixels, reading.exif, reading.bit_depth, self._coding))
 
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
-        """Decode the mask and give its file's SHA-256 too: for `fingerprint`, with the file read once.
+        """Decode the mask and return its file's SHA-256 as well, so that `fingerprint` need not read the file again.
 
         Raises:
             DataError: as `read_mask`.
@@ -145,7 +147,7 @@ class FileSplit:
         return mask, hashlib.sha256(data).hexdigest()
 
     def fingerprint(self, digests: Sequence[str] | None = None) -> str:
-        """SHA-256 over the ids, the masks' bytes and how their pixels are read; read once and remembered.
+        """SHA-256 over the ids, the masks' bytes and how their pixels are read; computed once and remembered.
 
         It does not depend on where the data lie, nor on the images.
 
@@ -185,7 +187,9 @@ class FileSplit:
             return decode_image(picture, shown, bit_depth=self.reading.bit_depth), orientation(picture)
 
     def _mask_digests(self) -> Iterator[str]:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # they wait for the disk together
+        with ThreadPoolExecutor(
+            min(8, os.cpu_count() or 1)
+        ) as pool:  # several reads wait for the disk at once
             yield from pool.map(self._mask_digest, range(len(self)))
 
     def _mask_digest(self, index: int) -> str:

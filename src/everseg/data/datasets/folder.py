@@ -20,7 +20,7 @@ from everseg.errors import ConfigError, DataError
 
 
 def build(root: str | Path | None = None, *, descriptor: str | Path | None = None, **options: Any) -> Dataset:
-    """Read folders of images and masks that bear the same names.
+    """Read folders of images and masks of the same names.
 
     The description (`classes` is the only key without default)::
 
@@ -40,16 +40,16 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     options of all readers (`everseg.data.datasets.options.reading_of`).
 
     Args:
-        root: data folder; goes before the description's.
+        root: data folder; takes precedence over the description's.
         descriptor: the YAML file.
-        options: any of its keys; they go before the file's.
+        options: any of its keys; they take precedence over the file's.
 
     Returns:
         The splits described, or those of `train`, `val`, `test` whose image folder exists; images in the order of
         their names or of the list.
 
     Raises:
-        ConfigError: every fault of the description, or no such root.
+        ConfigError: faults of the description (all of them), or no such root.
         DataError: empty splits, images and masks that do not pair, listed files that do not exist.
     """
     given: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
 
 
 def _placed(problems: Sequence[str], options: Mapping[str, Any], where: str) -> ConfigError:
-    """Problems that begin with their key ("tiles.size: ..."), told of the options that hold it, else of the file."""
+    """Say of each problem ("tiles.size: ...") where its key was given: in the options, or else in the file."""
     given = [re.split(r"[.:\[]", problem)[0] in options for problem in problems]
     named = [f"data.options.{p}" if of_options else p for p, of_options in zip(problems, given, strict=True)]
     return ConfigError(named, "" if all(given) else where)
@@ -109,6 +109,8 @@ def _listed(
     if described.division is None:
         places = _places(described, base).items()
         return {name: _samples(described, base, here, name, place, reading) for name, place in places}
+    # One set of images that is cut into splits here. A skip list names the splits; as the cut is made afterwards, its
+    # samples are left out whichever split they would come to.
     anywhere = replace(reading, skip=frozenset(("", sample) for _, sample in reading.skip))
     samples, warnings = _samples(described, base, here, "", "", anywhere)
     parts = described.division.parts([sample[0] for sample in samples])
@@ -144,6 +146,7 @@ def _samples(
         )  # fmt: skip
         beside = here / place
         return folder.samples(beside if beside.is_file() else base / place, name, reading)
+    # Where images and masks lie in one folder, the ending of the masks tells them apart.
     without = described.mask_suffix if images == masks else ""
     found = scan(base, images, suffix=described.image_suffix, without=without, recursive=True)
     drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True)

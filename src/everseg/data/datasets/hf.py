@@ -1,4 +1,4 @@
-"""Semantic-segmentation sets stored by the Hugging Face `datasets` library."""
+"""Read semantic-segmentation sets stored by the Hugging Face `datasets` library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError
 
 MASKS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
-"""Names that the column of the masks usually has."""
+"""Usual names of the masks' column, the first ones first."""
 
 
 def build(
@@ -41,7 +41,7 @@ def build(
     split: Mapping[str, Any] | None = None,
     **shared: Any,
 ) -> Dataset:
-    """Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files. Nothing is fetched.
+    """Read a set of the `datasets` library: a folder of `save_to_disk`, or one with Parquet files; downloads nothing.
 
     Args:
         root: the folder.
@@ -49,8 +49,8 @@ def build(
         mask: column of the masks, pictures of ids; default the first of `MASKS` that is there.
         classes: list of names, or id -> name; default `id2label.json` in the folder.
         ignore: id or ids without annotation, or null.
-        background: name of the background class; null: there is none, or it is called "background".
-        split: shares of the images that are held out where the set has no splits: {val: 0.2, seed: 0}, the default.
+        background: name of the background class; null: there is none, or it has one of its usual names.
+        split: shares of the images that are held out where the set has no splits; default {val: 0.2, seed: 0}.
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
@@ -139,6 +139,7 @@ class ColumnSplit:
 
     def _open(self, index: int, column: int) -> BinaryIO:
         value = self._table[self._rows[index]][self._columns[column]]
+        # An undecoded picture is {"bytes", "path"}: its content, or where its file lies.
         if isinstance(value, dict) and value.get("bytes") is not None:
             return io.BytesIO(value["bytes"])
         if isinstance(value, dict) and value.get("path"):
@@ -166,6 +167,7 @@ def _tables(base: Path) -> dict[str, Any]:
                 raise DataError(f"{base}: neither a folder of save_to_disk nor one with Parquet files")
             by_split: dict[str, list[str]] = {}
             for file in files:
+                # "train-00000-of-00002.parquet" is a part of "train".
                 by_split.setdefault(file.name.split("-")[0].removesuffix(".parquet"), []).append(str(file))
             stored = datasets.load_dataset("parquet", data_files=by_split)
     except (OSError, ValueError, TypeError) as error:
@@ -176,7 +178,7 @@ def _tables(base: Path) -> dict[str, Any]:
 
 
 def _undecoded(table: Any, columns: tuple[str, str]) -> Any:
-    """The two columns, their pictures as bytes: they are decoded as files are, with the same refusals."""
+    """Select the two columns with pictures as bytes, so that everseg decodes and refuses them as it does files."""
     import datasets
 
     table = table.select_columns(list(columns))

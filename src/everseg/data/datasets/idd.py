@@ -1,4 +1,4 @@
-"""The India Driving Dataset for segmentation, Part 1, Part 2, or both as one."""
+"""Read the India Driving Dataset for segmentation: Part 1, Part 2, or both as one."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def build(
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        Those of the splits `train` and `val` that exist, Part 1 before Part 2, each sorted by sequence and name; raw
+        The splits `train` and `val` as far as they exist, Part 1 before Part 2, each sorted by sequence and name; raw
         ids are the level3Ids, no background class, void 255. Names of united parts start with the part's folder.
 
     Raises:
         ConfigError: no such root, or a wrong option.
-        DataError: not this layout, images and masks that do not pair, or polygons of which no masks were made yet.
+        DataError: not this layout, images and masks that do not pair, or polygons without masks.
     """
     reading = reading_of(shared)
     base = root_of(root)

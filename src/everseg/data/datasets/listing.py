@@ -1,4 +1,4 @@
-"""Finding files and pairing images with masks: by stem, never by position."""
+"""Find files and pair images with masks: by the stems of their names, never by position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from everseg.data.datasets.decode import Reading, read_image
 from everseg.errors import ConfigError, DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-"""Endings taken for pictures, in any case; masks may not be JPEG, which the decoder explains better."""
+"""Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
+"""
 Sample = tuple[str, str, str]
 
 
@@ -36,8 +37,8 @@ def scan(
     Args:
         root: data folder.
         folder: relative to `root`.
-        suffix: ending of the stems to take, or several; it is cut off the names.
-        without: ending of stems to leave out.
+        suffix: ending that stems must have, or several such endings; it is cut off the names.
+        without: stems of this ending are left out.
         recursive: also look into sub-folders (links to folders are not followed).
 
     Returns:
@@ -65,6 +66,7 @@ def scan(
                 continue
             if without and stem.endswith(without):
                 continue
+            # macOS stores decomposed letters (NFD), other systems what they are given: compare names in one form.
             ending = next(s for s in suffixes if stem.endswith(s))
             name = unicodedata.normalize("NFC", prefix + stem.removesuffix(ending))
             path = f"{folder.strip('/')}/{prefix}{file}" if folder.strip("/.") else f"{prefix}{file}"
@@ -94,14 +96,14 @@ def pair(
         masks: the same.
         where: place for messages.
         split: name of the split, for the skip list.
-        reading: its `skip` is left out; its `on_missing` says what becomes of files without partner.
+        reading: samples in its `skip` are left out; its `on_missing` decides about files without partner.
         prefix: put before the names to make the samples' ids.
 
     Returns:
-        The samples, and a warning for each file left out for want of a partner.
+        The samples, and a warning for each file that is left out because it has no partner.
 
     Raises:
-        DataError: any image without mask or mask without image; all are counted, the first 20 named.
+        DataError: images without mask or masks without image; the message counts all and names the first 20.
     """
     skipped = {sample.removeprefix(prefix) for of, sample in reading.skip if of == split}
     images = {n: path for n, path in images.items() if n not in skipped}
@@ -161,8 +163,8 @@ class ListedFolder:
     """Resolves the entries of image lists to files below one data folder.
 
     An entry may be a stem (`2007_000032`), a path from the data folder with or without a leading slash
-    (`/JPEGImages/2007_000032.jpg`), or a path of the machine the list was written on, of which the end counts
-    (`/SegNet/CamVid/train/0001TP_006690.png`). The file's own extension decides, not the list's.
+    (`/JPEGImages/2007_000032.jpg`), or a path of the machine where the list was written; then only its end counts
+    (`/SegNet/CamVid/train/0001TP_006690.png`). The extension in the list is ignored: the file's own one decides.
 
     Args:
         root: data folder.
@@ -196,10 +198,10 @@ class ListedFolder:
         Args:
             list_file: the list.
             split: name of the split, for the skip list.
-            reading: its `skip` is left out; its `on_missing` says what becomes of entries without file.
+            reading: samples in its `skip` are left out; its `on_missing` decides about entries without file.
 
         Returns:
-            The samples, duplicates once, and warnings about what was tolerated.
+            The samples, duplicates once, and warnings about duplicates and entries left out.
 
         Raises:
             DataError: entries that leave the data folder, or whose image or mask does not exist (all of them).
@@ -239,7 +241,7 @@ class ListedFolder:
         return list(samples.values()), warnings + left_out
 
     def _find(self, entry: str, kind: int) -> tuple[str, str] | None:
-        """(name, path) of an entry as image (kind 0) or mask (kind 1)."""
+        """Find (name, path) of an entry as image (kind 0) or mask (kind 1)."""
         parts = [p for p in entry.replace("\\", "/").split("/") if p not in ("", ".")]
         if not parts:
             return None
@@ -248,6 +250,8 @@ class ListedFolder:
             parts[-1] = stem
         parts[-1] = parts[-1].removesuffix(self._suffixes[kind])
         parts = [unicodedata.normalize("NFC", p) for p in parts]
+        # An entry that names an existing folder is looked up there. Otherwise its longest end that is a name in the
+        # default folder counts (a name holds a sub-folder where entries may lie in some).
         folder = self._folder(tuple(parts[:-1]))
         if folder is not None:
             path = self._scan(folder, kind, False).get(parts[-1])
@@ -260,12 +264,12 @@ class ListedFolder:
         return None
 
     def _mask_of(self, image: tuple[str, str] | None) -> tuple[str, str] | None:
-        """(name, path) of the mask that bears an image's name."""
+        """Find (name, path) of the mask with the name of an image."""
         known = self._scan(self._defaults[1], 1, self._recursive)
         return (image[0], known[image[0]]) if image is not None and image[0] in known else None
 
     def _folder(self, parts: tuple[str, ...]) -> str | None:
-        """The longest end of `parts` that is a folder of the data folder."""
+        """Find the longest end of `parts` that is a folder below the data folder."""
         if parts not in self._folders:
             tails = ("/".join(parts[i:]) for i in range(len(parts)))
             self._folders[parts] = next((t for t in tails if (self._root / t).is_dir()), None)
@@ -304,11 +308,11 @@ def data_folder(root: Path, candidates: Iterable[str], needed: Sequence[str], la
 
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
-"""Endings of files that have to be unpacked first; readers open none."""
+"""Endings of archives, which the user has to unpack first; readers open none."""
 
 
 def packed(folder: Path) -> str:
-    """What to unpack where a folder is missing or holds no picture; "" if no archive is near."""
+    """Advise which archives to unpack where a folder is missing or holds no picture; "" if none is near."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -320,6 +324,7 @@ def packed(folder: Path) -> str:
 
 
 def _leaves(entry: str) -> bool:
+    """Whether an entry leads out of the data folder: by "..", an address, or a byte that ends names for the system."""
     return "\0" in entry or "://" in entry or ".." in entry.replace("\\", "/").split("/")
 
 
@@ -327,7 +332,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 
 
 def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
-    """Every image given or in the folders given, all readable, and the name of its results below `out`."""
+    """List the images given, and those in the folders given, with the names of their results; check all of them."""
     files: list[tuple[Path, Path]] = []
     missing = []
     for path in map(Path, paths):
@@ -358,6 +363,7 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
             f"--out {out}: the results would overwrite images given to predict: {', '.join(inputs)}; "
             "give another folder"
         )
+    # Every image is decoded once before anything is written: a bad one must not stop the work half-way.
     bad = []
     for path, _ in files:
         try:
@@ -370,7 +376,7 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """Every image below a folder, in the order of their paths.
+    """List every image below a folder, in the order of their paths.
 
     Raises:
         DataError: no such folder, or no image in it.

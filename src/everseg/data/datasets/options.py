@@ -1,4 +1,4 @@
-"""Checks of the arguments that all readers share."""
+"""Check the arguments that all readers share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everseg.data.datasets.decode import Reading
 from everseg.errors import ConfigError, near_miss
 
 SHARED = ("max_pixels", "follow_links", "exif", "bit_depth", "on_missing", "skip")
-"""Options of every reader of files, in a data.yaml too."""
+"""Options of every reader of files; also keys of a data.yaml."""
 
 
 def root_of(root: str | Path | None) -> Path:
@@ -42,10 +42,10 @@ def reading_of(
             images without mask and masks without image. `skip`: file with a line "split<tab>sample" for each sample
             to leave out, as `everseg data check --write-skiplist` writes it.
         here: folder that a relative `skip` starts from; default the working directory.
-        below: what messages put before an option's name.
+        below: text that messages put before an option's name.
 
     Raises:
-        ConfigError: all that are wrong.
+        ConfigError: wrong or unknown options (all of them).
     """
     problems: list[str] = []
 
@@ -81,12 +81,12 @@ def reading_of(
 
 
 def skiplist_line(split: str, sample: str) -> str:
-    """One line of a skip list; names that a line cannot hold are written as JSON text."""
+    """Write one line of a skip list; a name that a line cannot hold becomes JSON text."""
     return f"{split}\t{sample if sample.isprintable() and sample[:1] not in (chr(34), '#') else json.dumps(sample)}"
 
 
 def read_skiplist(path: Path, below: str = "data.options.") -> frozenset[tuple[str, str]]:
-    """Read a skip list: "split<tab>sample" per line; blank lines and lines starting with # say nothing.
+    """Read a skip list: "split<tab>sample" per line; blank lines and lines starting with # are ignored.
 
     Raises:
         ConfigError: it cannot be read, or a line is not of this form.

@@ -10,45 +10,48 @@ from typing import Any
 import numpy as np
 
 from everseg.data.base import Dataset, Split
-from everseg.data.datasets.descriptor import IGNORE
 from everseg.errors import ConfigError, near_miss
-from everseg.labels import RawLabels, spelling
+from everseg.labels import IGNORE_NAME, RawLabels, doubled, find_name, is_background_name, spelling
 
 
 def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
     """Rename, join and leave out classes of a data set.
 
     Classes that end up with one name become one class: the masks show the smallest of their ids. The class that the
-    background is part of is the background. A class sent to "ignore" becomes void: it reads as the first void id, or
-    as the smallest of the ignored ids where the data set has no void.
+    background is part of is the background; in a data set that had none, a class renamed to one of the background's
+    usual names is. A class sent to "ignore" becomes void: it reads as the first void id, or as the smallest of the
+    ignored ids where the data set has no void.
 
     Args:
         dataset: its masks on disk stay as they are.
-        rename: class name in `dataset`, the background's included -> its name from now on, or "ignore". All names
-            are replaced at once, so two may be swapped; classes not named keep theirs.
+        rename: class name in `dataset`, in any spelling (`everseg.labels.spelling`), the background's included -> its
+            name from now on, or "ignore". All names are replaced at once, so two may be swapped; classes not named
+            keep theirs.
 
     Returns:
         The data set seen so; `dataset` itself if `rename` is empty.
 
     Raises:
-        ConfigError: unknown class names, target names that are no names or differ only in case, spaces or dashes, no
-            class left.
+        ConfigError: unknown class names, target names that are no names or one name in two spellings, no class left.
     """
     if not rename:
         return dataset
     labels = dataset.labels
     _check(dataset.name, labels, rename)
-    targets = {raw: rename.get(name, name) for raw, name in sorted(labels.names.items())}
-    ignored = [raw for raw, name in targets.items() if name == IGNORE]
+    given = {spelling(old): new for old, new in rename.items()}
+    targets = {raw: given.get(spelling(name), name) for raw, name in sorted(labels.names.items())}
+    targets = {raw: IGNORE_NAME if spelling(name) == IGNORE_NAME else name for raw, name in targets.items()}
+    ignored = [raw for raw, name in targets.items() if name == IGNORE_NAME]
     void = labels.void or tuple(ignored[:1])
     first: dict[str, int] = {}
     for raw, name in targets.items():
         first.setdefault(name, raw)
     table = np.arange(256, dtype=np.uint8)
     for raw, name in targets.items():
-        table[raw] = void[0] if name == IGNORE else first[name]
-    names = {raw: name for name, raw in first.items() if name != IGNORE}
-    background = None if labels.background is None else int(table[labels.background])
+        table[raw] = void[0] if name == IGNORE_NAME else first[name]
+    names = {raw: name for name, raw in first.items() if name != IGNORE_NAME}
+    called = (first[name] for name in given.values() if is_background_name(name) and name in first)
+    background = next(called, None) if labels.background is None else int(table[labels.background])
     new = RawLabels(names=names, background=background if background in names else None, void=void)
     if not new.classes:
         raise ConfigError(f"rename: leaves data set '{dataset.name}' without a class; keep at least one")
@@ -129,18 +132,24 @@ class Relabelled:
 
 
 def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:
-    problems = []
     known = list(labels.names.values())
+    problems = [
+        f"rename: '{one}' and '{other}' are one name of a class; give it one new name"
+        for one, other in doubled({old: old for old in rename})
+    ]
     for old, new in rename.items():
-        if old not in known:
+        if find_name(old, known) is None:
             hint = near_miss(old, known, f"; it has {', '.join(known)}")
             problems.append(f"rename.{old}: data set '{dataset}' has no class of this name{hint}")
         if not isinstance(new, str) or not new.strip():
-            problems.append(f"rename.{old}: expected a class name or '{IGNORE}', got {new!r}")
-    spelt: dict[str, str] = {IGNORE: IGNORE}
-    for name in (rename.get(n, n) for n in known):
-        other = spelt.setdefault(spelling(str(name)), name)
-        if other != name and (other in (IGNORE, *rename.values()) or name in rename.values()):
-            problems.append(f"rename: '{other}' and '{name}' would be two classes; spell one name one way")
+            problems.append(f"rename.{old}: expected a class name or '{IGNORE_NAME}', got {new!r}")
+    # Two new names that are one: joining classes is done by giving them the same name, letter by letter, so that a
+    # slip of the keyboard joins nothing. That two classes which keep their names are not one has been seen before.
+    given = {spelling(old): new for old, new in rename.items()}
+    named = [str(given.get(spelling(name), name)) for name in known]
+    problems += [
+        f"rename: '{one}' and '{other}' would be two classes; spell one name one way"
+        for one, other in doubled({name: name for name in named if spelling(name) != IGNORE_NAME})
+    ]
     if problems:
         raise ConfigError(problems)

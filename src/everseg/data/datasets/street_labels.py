@@ -12,11 +12,11 @@ class StreetLabel(NamedTuple):
     """One label of the annotation."""
 
     name: str
-    """As polygon files name it."""
+    """The name in polygon files."""
     id: int
-    """The label id, in `*_labelIds.png`; -1: the annotation knows it, but masks never show it."""
+    """The label id, in `*_labelIds.png`; -1: a label of the annotation that masks never show."""
     train_id: int
-    """What the masks that are learnt from hold: Cityscapes' trainId or IDD's level3Id; `VOID` if not learnt."""
+    """The id in masks for training: Cityscapes' trainId or IDD's level3Id; `VOID` if it is not learnt."""
 
 
 CITYSCAPES = (
@@ -111,7 +111,7 @@ IDD_CLASSES = (
     "autorickshaw", "car", "truck", "bus", "vehicle fallback", "curb", "wall", "fence", "guard rail", "billboard",
     "traffic sign", "traffic light", "pole", "obs-str-bar-fallback", "building", "bridge", "vegetation", "sky",
 )  # fmt: skip
-"""Class of each level3Id 0..25; a class of several labels bears the name of the most general or most frequent."""
+"""Class of each level3Id 0..25; a class of several labels has the name of the most general or most frequent one."""
 
 CITYSCAPES_TRAIN_ID = {label.id % 256: label.train_id for label in CITYSCAPES}
 """Stored label id (a byte: -1 is 255) -> trainId."""

@@ -1,4 +1,4 @@
-"""Large pictures as windows: every window is a sample."""
+"""Cut large pictures into windows, each of which is a sample."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from everseg.data.datasets.files import FileSplit
 from everseg.errors import DataError, near_miss
 
 KEEP = 4_000_000
-"""Pictures of more pixels are kept decoded in the cache folder, so that a window costs only its own pixels."""
+"""Pictures of more pixels stay decoded in the cache folder, so that reading a window costs only its own pixels."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Side of the square windows, and how many pixels neighbours share in training."""
+    """The side of the square windows, and the overlap of neighbours in training, both in pixels."""
 
     size: int = 512
     overlap: int = 0
 
     def windows(self, height: int, width: int, *, training: bool) -> list[tuple[int, int, int, int]]:
-        """(top, left, bottom, right) of each window.
+        """List (top, left, bottom, right) of each window.
 
-        In training, windows of `size` share at least `overlap` pixels and the last ones end at the border; elsewhere
-        no two windows share a pixel, so that every pixel is scored once, and all are about equally large. A picture
-        smaller than a window is one window.
+        In training, windows of `size` share at least `overlap` pixels, and the last ones end at the border. In other
+        splits no two windows share a pixel, so that every pixel is scored once, and all are about equally large. A
+        picture smaller than a window is one window.
         """
         rows, columns = (self._spans(length, training) for length in (height, width))
         return [(top, left, bottom, right) for top, bottom in rows for left, right in columns]
@@ -126,6 +126,8 @@ class TiledSplit:
     def read_mask(self, index: int) -> np.ndarray:
         """Decode the mask of one window, (h, w) uint8 raw ids."""
         picture, top, left, bottom, right = self._row(index)
+        # A window smaller than `size` both ways is a whole picture or part of a test picture cut evenly. The mask alone
+        # is decoded then, without its image.
         if bottom - top < self._tiles.size and right - left < self._tiles.size:
             return self._split.read_mask(picture)[top:bottom, left:right]
         return self.read(index)[1]
@@ -144,7 +146,7 @@ class TiledSplit:
         return tuple(self._rows[index].tolist())
 
     def _pixels(self, picture: int) -> np.ndarray:
-        """(H, W, 4): image and mask of a whole picture; a large one lies decoded in a file that is only mapped."""
+        """Image and mask of a whole picture, (H, W, 4); a large one is a decoded file mapped into memory."""
         file = self._cached(picture)
         if file is not None and file.is_file():
             try:
@@ -162,6 +164,7 @@ class TiledSplit:
             stats = [p.stat() for p in (self._split.image_path(picture), self._split.mask_path(picture))]
         except OSError:
             return None
+        # The files' content is too large to be hashed for every window: path, size, times and inode stand for it.
         key = [str(self._split.image_path(picture)), self._split.decoding()]
         key += [f"{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}:{s.st_ino}" for s in stats]
         name = hashlib.sha256("\0".join(key).encode("utf-8", "surrogateescape")).hexdigest()
@@ -173,7 +176,7 @@ def _name(picture: str, window: tuple[int, ...]) -> str:
 
 
 def _size(split: FileSplit, index: int) -> tuple[int, int]:
-    """Height and width of a sample's mask; (1, 1) for one that cannot be opened: reading it says why."""
+    """Height and width of a sample's mask; (1, 1) for a mask that cannot be opened: `read` explains why."""
     path = split.mask_path(index)
     try:
         if not path.is_file():
@@ -185,7 +188,7 @@ def _size(split: FileSplit, index: int) -> tuple[int, int]:
 
 
 def _store(file: Path, pixels: np.ndarray) -> None:
-    """Keep a decoded picture; where there is no room it is decoded again for every window."""
+    """Keep a decoded picture. Where there is no room for it, it is decoded again for every window."""
     temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pascal VOC 2012, alone or with the SBD annotations ("Aug"), in the layouts it is found in."""
+"""Read Pascal VOC 2012, alone or with the SBD annotations ("Aug"), in its usual layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = (
 )  # fmt: skip
 _FOLDERS = ("VOC2012", "VOCdevkit/VOC2012", "PascalVOC12")
 _LISTS = ("splits", "ImageSets/Segmentation", "ImageSets/SegmentationAug", "list")
-_TRAIN = ("train_aug", "trainaug", "train")
+_TRAIN = ("train_aug", "trainaug", "train")  # in order of preference
 
 
 def build(

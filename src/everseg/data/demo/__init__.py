@@ -32,7 +32,7 @@ def build(
     seed: int = 0,
     light: str = "day",
 ) -> Dataset:
-    """Make the demo data set.
+    """Generate street scenes by day or at dusk; nothing is read from disk.
 
     Args:
         root: not used.

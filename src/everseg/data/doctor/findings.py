@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from everseg.data.datasets.options import read_skiplist, skiplist_line
 from everseg.data.writing import write_atomically
+from everseg.display import Piece, Result, escaped, printable, table
 from everseg.errors import ConfigError
 
 Level = Literal["error", "warning", "note"]
@@ -80,9 +81,9 @@ class ClassRow:
     """Split name -> pixels."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `check` found."""
+@dataclass(frozen=True, repr=False)
+class Report(Result):
+    """What a check of a data set found."""
 
     dataset: str
     findings: tuple[Finding, ...]
@@ -91,6 +92,8 @@ class Report:
     classes: tuple[ClassRow, ...] = ()
     digests: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     """(split, sample) -> SHA-256 of image and mask, of the samples that can be read."""
+    notes: tuple[str, ...] = ()
+    """Which files were written."""
 
     @property
     def ok(self) -> bool:
@@ -109,12 +112,41 @@ class Report:
                 lines += ["", f"{level.upper()} {code} ({len(group)}): {what_to_do}"]
                 lines += [f"  {_place(finding)}{_indented(finding.message)}" for finding in group]
         lines += ["", *self._table()] if self.classes else [""]
+        return printable("\n".join([*lines, self.verdict]))
+
+    @property
+    def verdict(self) -> str:
+        """How many findings there are, and whether training can begin."""
         count = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
         verdict = "ready to train" if self.ok else "correct the errors before training"
-        lines.append(
-            f"{count['error']} errors, {count['warning']} warnings, {count['note']} notes: {verdict}."
+        return f"{count['error']} errors, {count['warning']} warnings, {count['note']} notes: {verdict}."
+
+    def shown(self) -> Iterable[Piece]:
+        yield self.summary()
+
+    def _repr_html_(self) -> str:
+        """Findings and classes as tables; the text of the terminal is set in columns of one width."""
+        place = [_place(one).removesuffix(": ") for one in self.findings]
+        found = table(
+            ["", "kind", "where", "what", "what to do"],
+            [
+                (f.level, f.code, where, f.message, f.remedy)
+                for f, where in zip(self.findings, place, strict=True)
+            ],
         )
-        return _plain("\n".join(lines))
+        splits = [(what, name) for name in self.images for what in ("images", "pixels")]
+        columns = [f"{name} {what}" for what, name in splits]
+        occur = table(
+            ["id", "class", *columns],
+            [
+                (row.id, row.name, *(getattr(row, what)[name] for what, name in splits))
+                for row in self.classes
+            ],
+            right="|".join(["id", *columns]),
+        )
+        lines = [*(f"note: {text}" for text in self.notes), f"{self.dataset}: {self.verdict}"]
+        tables = [one._repr_html_() for one in (found, occur) if one.rows]
+        return "\n".join([*(f"<p>{escaped(line)}</p>" for line in lines), *tables])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for `json.dumps`."""
@@ -154,13 +186,6 @@ def _place(finding: Finding) -> str:
 
 def _indented(message: str) -> str:
     return message.replace("\n", "\n    ")
-
-
-def _plain(text: str) -> str:
-    """Show control characters of file names instead of sending them to the terminal."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode() for c in text
-    )
 
 
 Digests = dict[tuple[str, str], tuple[str, str]]

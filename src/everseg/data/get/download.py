@@ -1,4 +1,4 @@
-"""Fetch public data sets, when the user asks for it, into folders the readers know."""
+"""Fetch public data sets when the user asks for them, into folders that the readers know."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Source:
     urls: tuple[str, ...]
     """Addresses of the same file, tried in turn."""
     checksum: str | None
-    """"md5:HEX" or "sha256:HEX"; None where none is published: the receipt records the one that came."""
+    """"md5:HEX" or "sha256:HEX"; None where none is published: the receipt then records that of the file received."""
     folder: str
-    """The folder inside the archive that is wanted (the shallowest of that name)."""
+    """The wanted folder inside the archive (the shallowest of that name)."""
     place: str
-    """Where it goes below the target."""
+    """Where the folder goes, below the target."""
 
 
 SOURCES: dict[str, tuple[Source, ...]] = {
@@ -98,9 +98,9 @@ def download(
 ) -> Path:
     """Fetch, verify and unpack a data set; a second call, or one after an interruption, does only what is left.
 
-    For "voc" it also makes sure of `ImageSets/Segmentation/train_aug.txt`: the list inside an archive if there is
-    one, else it is written from the masks, all of SegmentationClassAug but those of `val.txt` by ascending name,
-    each line "/JPEGImages/X.jpg /SegmentationClassAug/X.png". That is the order of the published list.
+    For "voc" it also provides `ImageSets/Segmentation/train_aug.txt`. If an archive holds that list, it is taken from
+    there. Otherwise it is written from the masks: all of SegmentationClassAug but those of `val.txt`, by ascending
+    name, each line "/JPEGImages/X.jpg /SegmentationClassAug/X.png". That is the order of the published list.
 
     Args:
         name: "voc" (VOC 2012 with the SBD masks), "ade", or "sbd".
@@ -156,6 +156,7 @@ def _provide(
             f"{place} is there already and was not made by this command; move it away, or use it as data.root"
         )
     archive = to / source.file
+    # The receipt vouches for an archive that an earlier, interrupted call has fetched and verified.
     if not (entry and archive.is_file() and archive.stat().st_size == entry["size"]):
         entry = {
             **_fetch_any(source, archive, progress, options),
@@ -170,11 +171,13 @@ def _provide(
         found = _find(scratch, source, archive)
         if name == "voc":
             _keep_list(scratch, found, to)
-        entry["unpacked"] = True  # first the receipt: it counts only once the folder is in its place, too
+        # The receipt comes first. It counts only together with the folder, so a crash between the two unpacks again;
+        # the other order would leave a folder that "was not made by this command".
+        entry["unpacked"] = True
         _write_receipt(to, receipt)
         place.parent.mkdir(parents=True, exist_ok=True)
         found.rename(place)
-    except ArchiveError:
+    except ArchiveError:  # the archive is at fault: the next call must fetch it again
         archive.unlink(missing_ok=True)
         receipt["files"].pop(source.file)
         _write_receipt(to, receipt)
@@ -232,7 +235,7 @@ def _ensure_train_aug(to: Path) -> None:
 
 @contextmanager
 def _alone(to: Path) -> Iterator[None]:
-    """One download per folder at a time; what a killed one left unpacked is removed."""
+    """Allow one download per folder at a time, and remove what a killed one has left."""
     with (to / ".everseg-download.lock").open("w") as file:
         try:
             import fcntl

@@ -1,14 +1,15 @@
-"""Id masks from polygon annotations, beside them: on all cores, resumable, verified."""
+"""Draw id masks from polygon annotations and store them beside these: on all cores, resumable, verified."""
 
 from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_
 from everseg.data.datasets.street_labels import CITYSCAPES, IDD, VOID, StreetLabel
 from everseg.data.polygons import MAX_BYTES, MAX_PIXELS, Annotation, draw, parse
 from everseg.data.writing import write_atomically
+from everseg.display import Piece, Result
 from everseg.errors import ConfigError, DataError
 
 POLYGONS = "_gtFine_polygons.json"
@@ -54,15 +56,41 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What became of the polygon files."""
+@dataclass(frozen=True, repr=False)
+class Prepared(Result):
+    """What `prepare` did with the polygon files."""
 
     written: int
     kept: int
-    """Masks that were there and are whole."""
+    """Masks that existed already and are whole."""
     faults: tuple[str, ...]
     """One line for each file that has no whole mask now: "FILE: what is wrong"."""
+    checked: bool = field(default=False, compare=False)
+    """Whether masks were only verified, none written."""
+    seconds: float = field(default=0.0, compare=False)
+
+    def counts(self) -> str:
+        """How many masks there are, in one line."""
+        masks = (
+            f"{self.kept} masks whole" if self.checked else f"{self.written} masks written, {self.kept} kept"
+        )
+        return f"{masks}, {len(self.faults)} files refused in {self.seconds:.1f} s"
+
+    def shown(self) -> Iterable[Piece]:
+        yield self.counts()
+        if self.faults:
+            yield self.refusal()
+
+    def refusal(self) -> str:
+        """The files that were refused, and what to do; several lines."""
+        head = f"{len(self.faults)} without a mask of these polygons (a mask made before is left as it was):"
+        remedy = "Restore these files, or leave the images out."
+        if any("not of this data set" in fault for fault in self.faults):
+            remedy += " --skip-unknown draws the rest of files with unknown labels."
+        return "\n  ".join([head, *self.faults]) + f"\n{remedy}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def prepare(
@@ -78,8 +106,9 @@ def prepare(
     """Draw the id masks of all polygon files `gtFine/*/*/*_gtFine_polygons.json`, each beside its file.
 
     Cityscapes gets `*_gtFine_labelTrainIds.png` (0-18 and 255), IDD `*_gtFine_labellevel3Ids.png` (0-25 and 255).
-    A mask counts as whole if it decodes, has the size its polygon file states and holds only those ids; every new one
-    is read back and verified so. A kill leaves whole masks or none, and the next call goes on.
+    A mask counts as whole if it decodes, has the size that its polygon file states, and holds only those ids. Every new
+    mask is read back and verified in this way. If the process is killed, every mask is whole or missing, and the next
+    call goes on.
 
     Args:
         name: "cityscapes" or "idd".
@@ -102,6 +131,7 @@ def prepare(
         raise ConfigError(f"data prepare: {root} is not a folder; name the one that holds gtFine/")
     if overwrite and check:
         raise ConfigError("data prepare: --overwrite writes and --check does not; choose one")
+    begun = time.monotonic()
     job = _Job(layout, polygon_files(root, layout), overwrite, check, skip_unknown)
     results = map_samples(_one, job, len(job.files), workers=workers, progress=progress)
     outcomes = [outcome for outcome, _ in results]
@@ -109,6 +139,8 @@ def prepare(
         outcomes.count("written"),
         outcomes.count("kept"),
         tuple(f"{file}: {text}" for file, (_, text) in zip(job.files, results, strict=True) if text),
+        check,
+        time.monotonic() - begun,
     )
 
 
@@ -146,7 +178,7 @@ Outcome = tuple[Literal["written", "kept", "fault"], str]
 
 
 def _one(job: _Job, index: int) -> Outcome:
-    """Draw or check one mask: what was done, and what is wrong."""
+    """Draw or check one mask; return what was done, and what is wrong."""
     file = job.files[index]
     mask = file.with_name(file.name.removesuffix(POLYGONS) + job.layout.mask)
     try:
@@ -174,7 +206,7 @@ def _one(job: _Job, index: int) -> Outcome:
     except DataError as error:
         return "fault", str(error).removeprefix(f"{file}: ")
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL:  # every further mask would fail as well
             raise
         return "fault", f"{mask.name} cannot be written ({error.strerror})"
     return "written", ""

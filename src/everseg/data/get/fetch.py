@@ -20,7 +20,7 @@ from everseg.errors import DataError
 
 BLOCK = 1 << 20
 LARGEST = 64 << 30
-"""No single file is larger; a server that never stops sending does not fill the disk."""
+"""No file of a data set is larger. The limit keeps a server that never stops sending from filling the disk."""
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers worth another try."""
@@ -28,7 +28,7 @@ TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came."""
+    """What was received."""
 
     url: str
     size: int
@@ -48,9 +48,10 @@ def fetch(
 ) -> Fetched:
     """Fetch `url` to `target`.
 
-    Bytes collect in `target.part` and stay there when the connection breaks: the next try, or the next call,
-    asks for the rest (HTTP Range). It goes on only with the very same file: the server's validator (a strong
-    ETag, or Last-Modified) goes along as If-Range; without validator it goes on only if a checksum will tell.
+    Bytes collect in `target.part` and stay there when the connection breaks. The next try, or the next call, asks for
+    the rest (HTTP Range). It must be the rest of the very same file, so the server's validator (a strong ETag, or
+    Last-Modified) goes along as If-Range. Without a validator the download resumes only if there is a checksum to
+    verify the result.
 
     Args:
         checksum: "md5:HEX" or "sha256:HEX".
@@ -69,7 +70,7 @@ def fetch(
         try:
             _transfer(url, part, checksum is not None, timeout, progress)
         except _BrokenOffError as error:
-            failures = 1 if _size(part) > before else failures + 1
+            failures = 1 if _size(part) > before else failures + 1  # new bytes start the count again
             if failures >= attempts:
                 raise DataError(
                     f"{url}: {error}; gave up after {attempts} tries in a row. Run the same command again to go on "
@@ -82,7 +83,8 @@ def fetch(
             break
         _forget(part)
         whole_tries += 1
-        if before == 0 or whole_tries > 1:  # a spoilt beginning of an earlier day deserves one fresh start
+        # Bytes from an earlier call may be the ones at fault: one try from the beginning is worth it.
+        if before == 0 or whole_tries > 1:
             raise DataError(
                 f"{url}: {fault}. Nothing was kept. The file was changed on the server or on the way; "
                 "try another network, or fetch it by hand from a source you trust."
@@ -119,6 +121,7 @@ def _transfer(
         raise DataError(f"{url}: only http and https addresses can be fetched")
     notes = _read_notes(part)
     have = _size(part)
+    # Resume only what came from this address and can be recognised, by the server or by the checksum.
     if have and not (notes.get("url") == url and (notes.get("validator") or checked)):
         have = 0
     if have and have == notes.get("total"):
@@ -132,7 +135,9 @@ def _transfer(
         response = urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and have:  # the file is shorter than what we have: not the same file
+            if (
+                error.code == 416 and have
+            ):  # "range not satisfiable": the file is shorter now, so it is another one
                 _forget(part)
                 raise _BrokenOffError("the server's file has changed") from None
             if error.code in TRANSIENT:
@@ -149,7 +154,7 @@ def _transfer(
 
 
 def _start(response: Any, part: Path, have: int) -> tuple[int, int | None]:
-    """Where the answer begins (0 if the server sends all again), and the size of the whole file."""
+    """Return where the answer begins (0 if the server sends all again) and the size of the whole file."""
     length = response.headers.get("Content-Length", "")
     if response.status == 206:
         span, _, whole = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
@@ -204,7 +209,7 @@ def _append(
 
 
 def _verify(part: Path, checksum: str | None) -> tuple[int, str, str]:
-    """Size, SHA-256, and what is wrong ("" if nothing) of a file that came whole."""
+    """Return size and SHA-256 of a complete file, and what is wrong with it ("" if nothing)."""
     kind, _, expected = (checksum or "sha256:").partition(":")
     named = hashlib.new(kind, usedforsecurity=False)
     sha256 = hashlib.sha256()
@@ -246,6 +251,7 @@ def _read_notes(part: Path) -> dict[str, Any]:
 
 
 def _store_notes(part: Path, url: str, response: Any, total: int | None) -> None:
+    # A weak ETag (W/"...") promises the same meaning, not the same bytes: it cannot validate a range.
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
     try:

@@ -1,4 +1,4 @@
-"""Unpack archives of strangers: regular files and folders inside the target, nothing else."""
+"""Unpack archives from strangers: only regular files and folders, and only inside the target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCK = 1 << 20
 
 
 class ArchiveError(DataError):
-    """The archive itself is at fault: damaged, hostile, or another one than thought."""
+    """The archive itself is at fault: damaged, hostile, or not the expected one."""
 
 
 _DAMAGE = (
@@ -45,7 +45,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may unpack to."""
+    """The most that an archive may unpack to."""
 
     entries: int = 500_000
     bytes: int = 64 << 30
@@ -73,8 +73,8 @@ class _Entry:
 def extract(archive: Path, target: Path, *, limits: Limits | None = None) -> int:
     """Unpack a .zip or .tar (plain, gz, bz2, xz) into the new folder `target`.
 
-    The files are written to a folder beside `target` that is renamed at the end, so `target` is there whole or
-    not at all. Owners, modes and times of the archive are not taken over; `__MACOSX` entries are left out.
+    The files are written to a folder beside `target`, which is renamed at the end. So `target` exists whole or not at
+    all. Owners, modes and times of the archive are dropped; `__MACOSX` entries are left out.
 
     Returns:
         Number of files.
@@ -125,6 +125,7 @@ def _unpack(archive: Path, scratch: Path, limits: Limits) -> int:
             if entry.is_folder:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
+            # By the size declared, before a byte is written; `_copy` holds the entry to it.
             if written + entry.size > budget:
                 raise _refusal(archive, entry, f"would unpack to more than {budget} bytes")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ def _copy(packed: IO[bytes], file: IO[bytes], entry: _Entry, archive: Path) -> i
 
 
 def _parts(entry: _Entry, archive: Path, limits: Limits) -> list[str]:
-    """The entry's path below the target."""
+    """Split the entry's name into its path below the target, or refuse it."""
     name = entry.name
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
@@ -164,10 +165,11 @@ def _parts(entry: _Entry, archive: Path, limits: Limits) -> list[str]:
 
 
 def _claim(parts: list[str], entry: _Entry, taken: dict[str, tuple[str, bool]], archive: Path) -> None:
-    """Refuse a path that equals an earlier one, or does on file systems blind to case or Unicode form."""
+    """Refuse a path that equals an earlier one, also on file systems that ignore case or Unicode form."""
     for depth in range(1, len(parts) + 1):
         path = "/".join(parts[:depth])
         is_folder = depth < len(parts) or entry.is_folder
+        # Twice: folding the case of a composed letter may give letters that compose again.
         key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
         earlier = taken.get(key)
         if earlier is None:
@@ -215,15 +217,16 @@ def _tar_entries(raw: IO[bytes]) -> Iterator[_Entry]:
             elif not (info.isfile() or info.isdir()):
                 problem = "is a device or pipe"
             yield _Entry(info.name, info.isdir(), info.size, problem, partial(bundle.extractfile, info))
-            bundle.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-        stream.seek(bundle.offset)  # tarfile takes a damaged header for the end
+            bundle.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every entry in memory otherwise
+        # Tarfile takes a damaged header for the end of the archive. The real end is a block of zeros.
+        stream.seek(bundle.offset)
         end = stream.read(tarfile.BLOCKSIZE)
         if not end or end.strip(b"\0"):
             raise tarfile.ReadError("cut off, or a damaged header")
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to read much at once: a header that claims gigabytes of name stays harmless."""
+    """A stream that refuses to read much at once, so that a header with a name of gigabytes does no harm."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -19,6 +19,7 @@ from everseg.data.datasets.decode import UNLIMITED, Colour, Reading, open_inside
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
 from everseg.data.proposal.guess import Guess, guess
 from everseg.errors import ConfigError, DataError, some
+from everseg.labels import BACKGROUND, IGNORE_NAME, doubled, find_name, is_background_name, spelling
 
 Value = int | tuple[int, int, int]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -26,6 +27,8 @@ MOST = 254
 """Classes that a mask of bytes can hold beside background and void."""
 LARGE = 8_000_000
 """Pictures of more pixels are read in windows."""
+NO_BACKGROUND = "none"
+"""What stands for the name of the background where there is none."""
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 
 
@@ -82,6 +85,8 @@ class Described:
     keys: Mapping[str, Any]
     comments: Mapping[str, str] = field(default_factory=dict)
     """Key -> remark behind it."""
+    notes: tuple[str, ...] = ()
+    """What was decided about the background and can be decided otherwise."""
 
     def yaml(self) -> str:
         """The text of the data.yaml."""
@@ -118,23 +123,29 @@ def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
     return _with_names(Proposal(root, found, values, *_of_ids(values)))
 
 
-def describe(proposal: Proposal, names: Sequence[str] | None, *, here: Path) -> Described:
+def describe(
+    proposal: Proposal, names: Sequence[str] | None, *, here: Path, background: str | None = None
+) -> Described:
     """Write down a proposal.
 
     Args:
         names: for `proposal.unnamed`, in its order, or with the background's first; None = found or made up.
         here: folder of the data.yaml.
+        background: which of the names is the background's, or `NO_BACKGROUND`; None = the one that is called as the
+            background usually is, else that of the value taken for it.
 
     Raises:
-        ConfigError: another number of names than classes, or names for classes that have theirs.
+        ConfigError: another number of names than classes, names for classes that have theirs, one name twice, or a
+            background that is none of them.
     """
     root, keys = proposal.root, dict(proposal.layout.keys)
     near = root.is_relative_to(here.resolve())
     head = {"root": os.path.relpath(root, here.resolve()) if near else str(root)}
     if not proposal.unnamed and proposal.background is None:
-        if names is not None:
+        if names is not None or background is not None:
+            option = "--classes" if names is not None else "--background"
             raise ConfigError(
-                f"--classes: {proposal.layout.layout} brings its own class names; leave the option out"
+                f"{option}: {proposal.layout.layout} brings its own class names; leave the option out"
             )
         if "labels" in keys:
             classes, palette = palette_of(read_labelmap(root / keys["labels"]["palette"]))
@@ -143,6 +154,7 @@ def describe(proposal: Proposal, names: Sequence[str] | None, *, here: Path) -> 
         name = {} if layout else {"name": root.name or "data"}
         return Described({**name, **layout, **head, **keys})
     named = _names(proposal, names)
+    empty, notes = _background(proposal, named, background)
     comments = {}
     if "split" in keys:
         comments["split"] = "about a fifth of the images, drawn by their names"
@@ -151,9 +163,9 @@ def describe(proposal: Proposal, names: Sequence[str] | None, *, here: Path) -> 
         comments["tiles"] = "large pictures: every window is a sample"
     values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
     labels, classes = _labels(values, named, proposal.ignore)
-    keys |= {"classes": classes, "background": named[0] if proposal.background is not None else None}
+    keys |= {"classes": classes, "background": empty}
     keys |= {"ignore": proposal.ignore} | labels
-    return Described({"name": root.name or "data", **head, **keys}, comments)
+    return Described({"name": root.name or "data", **head, **keys}, comments, notes)
 
 
 def _large(root: Path, masks: Sequence[str]) -> bool:
@@ -170,19 +182,45 @@ def _large(root: Path, masks: Sequence[str]) -> bool:
 
 
 def _names(proposal: Proposal, given: Sequence[str] | None) -> list[str]:
-    """Names of all classes, the background's first if there is one."""
+    """Names of all values, that of the value taken for background first if there is one."""
     count, extra = len(proposal.unnamed), proposal.background is not None
-    names = list(given or proposal.names or (f"class_{i + 1}" for i in range(count)))
+    values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
+    names = [n.strip() for n in given or proposal.names or (f"class_{i + 1}" for i in range(count))]
     if extra and len(names) == count:
-        names = ["background", *names]
+        if called := [n for n in names if is_background_name(n)]:
+            raise ConfigError(
+                f"--classes: {count} names for {count + 1} values leave {_shown(values[0])} to the "
+                f"background, but '{called[0]}' is among them; name all {count + 1} values in their order"
+            )
+        names = [BACKGROUND, *names]
     if len(names) != count + extra:
         what = some([_shown(v) for v in proposal.unnamed], 12)
         raise ConfigError(f"--classes: {len(names)} names for {count} classes ({what})")
-    twice = [n for n in names if [m.strip().lower() for m in names].count(n.strip().lower()) > 1]
-    wrong = [n for n in names if not n.strip() or n.strip().lower() == "ignore"]
-    if twice or wrong:
-        raise ConfigError(f"--classes: every class needs a name of its own other than 'ignore', got {names}")
-    return [n.strip() for n in names]
+    if doubled(dict(enumerate(names))) or any(spelling(n) in ("", IGNORE_NAME) for n in names):
+        raise ConfigError(
+            f"--classes: every class needs a name of its own other than '{IGNORE_NAME}', got {names}"
+        )
+    return names
+
+
+def _background(
+    proposal: Proposal, names: Sequence[str], given: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Name of the background, None if there is none, and what was decided without being told."""
+    if given is not None:
+        found = find_name(given, names)
+        if found is None and spelling(given) != NO_BACKGROUND:
+            raise ConfigError(
+                f"--background: '{given}' is none of {some(list(names), 12)}; {NO_BACKGROUND}: there is none"
+            )
+        return found, ()
+    usual = next((name for name in names if is_background_name(name)), None)
+    if usual is not None or proposal.background is None:
+        return usual, ()
+    return names[0], (
+        f"no class is called as the background usually is, so '{names[0]}', the value {_shown(proposal.background)}, "
+        f"is taken for it; --background NAME, or --background {NO_BACKGROUND}, decides",
+    )
 
 
 def _labels(values: list[Value], names: list[str], ignore: int | None) -> tuple[dict[str, Any], Any]:

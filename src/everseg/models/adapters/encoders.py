@@ -42,8 +42,8 @@ class LibraryEncoder(nn.Module):
     decides on.
 
     Args:
-        description: what `from_transformers.describe` or `from_timm.describe` gave, and "inputs": {"scale", "shift"}
-            per channel, applied to the images; None = images as they are.
+        description: the result of `from_transformers.describe` or `from_timm.describe`, with "inputs" added: "scale"
+            and "shift" per channel, applied to the images; None = images as they are.
         last_only: the decoder uses the last tap only.
 
     Raises:
@@ -57,10 +57,12 @@ class LibraryEncoder(nn.Module):
         self.body: nn.Module = module.build(description)
         self._read = module.read_maps
         unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
+        # A trial image shows which maps there are and how large.
         maps = self._trial(unit)
         asked = module.positions(description, len(maps))
         self._indices = _per_resolution(maps) if asked is None else asked
         maps = [maps[i] for i in self._indices]
+        # The trial image has 2 * unit rows, so a map of h rows has stride 2 * unit / h.
         self.taps = {f"layer{k + 1}": (map.shape[1], 2 * unit // map.shape[2]) for k, map in enumerate(maps)}
         """Name -> channels, stride."""
         strides = [stride for _, stride in self.taps.values()]
@@ -83,12 +85,13 @@ class LibraryEncoder(nn.Module):
         height, width = image.shape[2:]
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
+        # Images grow to a multiple of every stride, so that all maps are grids over the same area.
         down, right = -height % self.multiple, -width % self.multiple
         if down or right:
             image = F.pad(image, (0, right, 0, down), mode="replicate")
         maps = self._read(self.body, image)
         return {
-            name: maps[index][..., : -(-height // stride), : -(-width // stride)]
+            name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
             for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
         }
 
@@ -102,6 +105,7 @@ class LibraryEncoder(nn.Module):
 
     def _trial(self, unit: int) -> list[Tensor]:
         """Run a small image of 2 x 4 units, and check that every map is a grid over it."""
+        # In eval mode, so that running statistics stay as they are; with gradients, for `_keep_unused` reads the graph.
         self.body.eval()
         try:
             with torch.enable_grad():
@@ -200,8 +204,8 @@ def describe(
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
     """Turn `model.encoder` into a description, ready for JSON, and its pretrained weights (None = random).
 
-    Pretrained weights get images with the mean and deviation they were trained with, where that is known: the
-    description's "inputs" converts what the run gives (`normalisation`).
+    Pretrained weights expect images with the mean and deviation they were trained with. Where these are known, the
+    description's "inputs" converts to them from the run's own `normalisation`.
 
     Raises:
         ConfigError, CheckpointError: as for the library's `describe` and `load_weights`; `model.weights` where
@@ -290,7 +294,7 @@ def _model(name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, 
 
 
 def _per_resolution(maps: Sequence[Tensor]) -> list[int]:
-    """The last map of each size; where all have one size, all. At most the last four."""
+    """Choose the last map of each size, or all maps where they have one size; at most the last four."""
     last = {map.shape[2]: index for index, map in enumerate(maps)}
     kept = sorted(last.values()) if len(last) > 1 else list(range(len(maps)))
     return kept[-MAX_TAPS:]
@@ -298,6 +302,7 @@ def _per_resolution(maps: Sequence[Tensor]) -> list[int]:
 
 def _keep_unused(body: nn.Module, maps: Sequence[Tensor]) -> None:
     """Make buffers of the weights that these maps do not depend on: DDP wants a gradient of every weight."""
+    # Walk the autograd graph back from the maps. Its leaves hold the weights that were used, as `variable`.
     seen, reached = set(), set()
     todo = [map.grad_fn for map in maps]
     while todo:
@@ -319,6 +324,7 @@ def _conversion(
     given: tuple[Sequence[float], Sequence[float]], wanted: tuple[Sequence[float], Sequence[float]]
 ) -> dict[str, list[float]] | None:
     """Per channel x * scale + shift, from values (v - mean) / deviation of the first pair to those of the second."""
+    # v = x * s1 + m1, and (v - m2) / s2 = x * (s1 / s2) + (m1 - m2) / s2.
     scale = [s1 / s2 for s1, s2 in zip(given[1], wanted[1], strict=True)]
     shift = [(m1 - m2) / s2 for m1, m2, s2 in zip(given[0], wanted[0], wanted[1], strict=True)]
     same = max(abs(v - 1) for v in scale) < 1e-6 and max(map(abs, shift)) < 1e-6

@@ -14,7 +14,7 @@ from everseg.models.pretrained import encoder_state, weight_file
 from everseg.models.tensor_file import read_tensors
 
 OWN = ("pretrained", "checkpoint", "features", "feature_cls", "out_", "cache_dir", "num_classes", "in_chans")
-"""Beginnings of the arguments of `timm.create_model` that are not the user's: they fetch files or are set here."""
+"""Beginnings of the arguments of `timm.create_model` that users cannot set: they fetch files or are set here."""
 
 
 def library() -> Any:
@@ -60,12 +60,13 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
 
 def positions(description: Mapping[str, Any], count: int) -> list[int] | None:
-    """Which of the maps read are taps: all that were asked for; None = to be chosen."""
+    """Return which of the maps are taps: all of those that the user asked for; None = everseg chooses."""
     return None if description["taps"] is None else list(range(count))
 
 
 def read_maps(body: nn.Module, image: Tensor) -> list[Tensor]:
     """Run the encoder: its feature maps as (B, C, h, w), finest first."""
+    # Some models give (B, h, w, C) and say so in this attribute, as an enum or as text.
     form = getattr(body, "output_fmt", "NCHW")
     channels_last = getattr(form, "value", form) == "NHWC"
     return [map.permute(0, 3, 1, 2) if channels_last else map for map in body(image)]
@@ -100,7 +101,9 @@ def load_weights(
             raise ConfigError(
                 f"model.encoder: timm names no file for 'timm:{name}'; give it as model.weights=FILE"
             )
-        repository = f"timm/{name}" if repository == "timm/" else str(repository)
+        repository = (
+            f"timm/{name}" if repository == "timm/" else str(repository)
+        )  # "timm/" stands for its own name
         path = weight_file(f"hf:{repository}", download, key="model.encoder")
     else:
         path = weight_file(weights, download)
@@ -153,7 +156,7 @@ def _pretrained_cfg(name: str) -> Any:
 
 
 def _create(description: Mapping[str, Any], *, pretrained: bool, **weights: Any) -> nn.Module:
-    """Build without classifier, which makes timm load weights strictly."""
+    """Build an encoder without classifier, so that timm loads its weights strictly."""
     _check(description)
     chosen = {} if description["taps"] is None else {"out_indices": tuple(description["taps"])}
     name = description["type"]

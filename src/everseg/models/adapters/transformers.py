@@ -128,7 +128,7 @@ def read_maps(body: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def positions(description: Mapping[str, Any], count: int) -> list[int] | None:
-    """Which of the maps read are taps: a backbone's all; of the hidden states those asked for, None = to be chosen."""
+    """Return which maps are taps: all of a backbone's; of hidden states those asked for (None = everseg chooses)."""
     taps = description["taps"]
     if description["type"] not in HIDDEN_STATES:
         return list(range(count))
@@ -141,6 +141,7 @@ def positions(description: Mapping[str, Any], count: int) -> list[int] | None:
 
 def unit(description: Mapping[str, Any]) -> int:
     """Pixels that the sides of a trial image must be a multiple of."""
+    # 32 is a multiple of the usual strides and patch sizes. A patch size that does not divide it is taken itself.
     patch = description["config"].get("patch_size")
     return patch if isinstance(patch, int) and 32 % patch else 32
 
@@ -191,6 +192,8 @@ def preprocessing(source: Source) -> tuple[list[float], list[float]] | None:
         mean, std = ([float(v) for v in stored[key]] for key in ("image_mean", "image_std"))
     else:
         return None
+    # Their processor computes (pixel * rescale_factor - mean) / std from bytes. Here pixels lie in [0, 1], so mean and
+    # deviation are divided by 255 * rescale_factor.
     factor = 255 * float(stored.get("rescale_factor", 1 / 255)) if stored.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or factor <= 0:
         raise CheckpointError(f"{source.preprocessing}: image_mean and image_std need three numbers each")
@@ -215,6 +218,7 @@ def _entries(kind: str) -> set[str]:
     """What can be set in the configuration of a type."""
     auto = library()[0]
     default = auto.AutoConfig.for_model(kind).to_dict()
+    # Entries that every configuration has, whatever its type, do not describe the network.
     return set(default) - set(auto.PretrainedConfig().to_dict()) - DERIVED
 
 
@@ -225,9 +229,9 @@ def _full_config(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(kind: str, given: Any, taps: Any) -> Any:
-    """Make the library's configuration; nothing but entries that describe the network is let through.
+    """Make the library's configuration from entries that describe the network; refuse all others.
 
-    Others may name code (`auto_map`), or kernels that the library would fetch (`attn_implementation`).
+    Other entries may name code (`auto_map`), or kernels that the library would fetch (`attn_implementation`).
     """
     if not isinstance(given, Mapping):
         raise ConfigError("model.options: config needs keys and values")
@@ -257,7 +261,10 @@ def _stage_list(taps: Any) -> list[str]:
 
 
 def _chosen(kind: str, config: Mapping[str, Any]) -> list[str] | None:
-    """All stages behind the stem; of a plain transformer's many, four at even depths. Hidden states: by resolution."""
+    """Choose taps: all stages behind the stem, or four at even depths of a plain transformer's many.
+
+    None for hidden states: they are chosen by resolution, once the maps are known.
+    """
     if kind in HIDDEN_STATES:
         return None
     names = [name for name in _config(kind, config, None).stage_names if name != "stem"]
@@ -306,7 +313,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's bars and tables: what matters of them is said in our own words."""
+    """Silence the library's bars and tables; our own messages say what matters of them."""
     logging = library()[0].utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -15,6 +15,7 @@ from everseg.models.model import SegmentationModel
 from everseg.models.resnet import ResNet
 
 ELSEWHERE = ("use_pretrained_backbone", "use_timm_backbone", "auto_map", "quantization_config")
+"""Entries of a configuration that fetch a part or run code that is not the library's own."""
 
 
 class WholeNetwork(nn.Module):
@@ -60,6 +61,7 @@ def transformers_network(*, config: Mapping[str, Any], classifier: str, channels
     """
     network = build_network(config)
     parent, _, name = classifier.rpartition(".")
+    # With the classifier gone, the network's `logits` are the classifier's input.
     setattr(network.get_submodule(parent), name, nn.Identity())
     options = {"config": dict(config), "classifier": classifier, "channels": channels}
     return SegmentationModel(
@@ -134,6 +136,7 @@ def find_classifier(network: nn.Module, image: Tensor, outputs: int) -> tuple[st
     ran: list[str] = []
     with _watching(network, ran):
         network(pixel_values=image)
+    # From the end: the classifier is the last layer that fits. Names of registration would not tell the order.
     for name in reversed(ran):
         layer = network.get_submodule(name)
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.out_channels == outputs:
@@ -210,7 +213,7 @@ def torchvision_deeplabv3(
     outputs: Sequence[int] | None = None,
     hidden: int = 256,
 ) -> SegmentationModel:
-    """Build torchvision's DeepLabV3 on a ResNet of bottlenecks at output stride 8; no outputs until it is grown.
+    """Build torchvision's DeepLabV3 on a ResNet of bottlenecks, output stride 8; no outputs until it is grown.
 
     Args:
         blocks: of each stage; 3, 4, 6, 3 for ResNet-50 and 3, 4, 23, 3 for ResNet-101.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
 import everseg
+from everseg.display import OnceADictionary, Piece
 from everseg.errors import ConfigError, near_miss
 from everseg.reports.compare import tables as shown
 from everseg.reports.compare.groups import (
@@ -37,13 +39,170 @@ from everseg.runs.folder import RunFolder
 from everseg.runs.results import planned_steps
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number of a group over its seeds: fractions, of the time seconds."""
+
+    mean: float | None
+    sd: float | None
+    """Sample standard deviation (n - 1); None for fewer than two values."""
+    n: int
+    """Values that are defined."""
+    interval: tuple[float, float] | None
+    """Where 95 % of the means lie over resampled test images; None where the runs stored no counts per image."""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Estimate:
+        found = stored.get("interval")
+        return cls(stored["mean"], stored["sd"], stored["n"], None if found is None else tuple(found))
+
+
+@dataclass(frozen=True)
+class ComparedGroup:
+    """Runs that differ in their seed only."""
+
+    name: str
+    """The method, and what tells it from others of that method."""
+    joint: bool
+    """Whether it is joint training, the upper bound."""
+    seeds: tuple[int, ...]
+    runs: tuple[Path, ...]
+    """Run folder of each seed."""
+    values: Mapping[str, tuple[float | None, ...]]
+    """Name of a number -> its value in each run."""
+    scores: Mapping[str, Estimate]
+    """Name of a number -> mean and deviation over the seeds."""
+    differences: Mapping[str, Estimate] | None
+    """Name of a number -> difference of runs with the same seed from the table's base; None for the base."""
+
+
+@dataclass(frozen=True)
+class PublishedNumbers:
+    """A source whose numbers were made as those of some groups; all in percent."""
+
+    title: str
+    paper: str
+    source: str
+    """Where the numbers were read."""
+    url: str
+    conventions: tuple[str, ...]
+    columns: tuple[str, ...]
+    ours: Mapping[str, Mapping[str, Estimate]]
+    """Group -> column -> its number in the source's convention."""
+    rows: Mapping[str, Mapping[str, float | None]]
+    """Published method -> column -> number."""
+
+
+@dataclass(frozen=True)
+class NotComparable:
+    """A source for the same data and task whose numbers were made in another way."""
+
+    source: str
+    groups: tuple[str, ...]
+    because: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparedTable:
+    """Groups whose data, task, protocol, label convention and test images are the same."""
+
+    title: str
+    facts: Mapping[str, str]
+    """What the runs have in common."""
+    reasons: tuple[str, ...]
+    """In what it differs from the first table."""
+    numbers: tuple[str, ...]
+    """Names of the numbers, in their order; those that end in " (no bg)" leave the background out."""
+    base: str
+    """Group that differences are taken from."""
+    groups: tuple[ComparedGroup, ...]
+    settings: tuple[Mapping[str, str], ...]
+    """Rows of settings that differ besides the method."""
+    published: tuple[PublishedNumbers, ...]
+    not_comparable: tuple[NotComparable, ...]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison(OnceADictionary):
+    """Runs side by side: means over seeds, paired differences, published numbers."""
+
+    tables: tuple[ComparedTable, ...]
+    files: tuple[Path, ...]
+    """compare.html, compare.csv and compare.tex; () where none was written."""
+    notes: tuple[str, ...] = ()
+    """Runs that were left out or counted once, and what else to know."""
+    _made: Mapping[str, Any] = field(default_factory=dict)
+    """Everything as JSON; what stands in the files is made of it."""
+
+    @classmethod
+    def of(cls, made: Mapping[str, Any]) -> Comparison:
+        """A comparison from what `collect` gives."""
+        tables = tuple(_typed(table) for table in made["tables"])
+        return cls(tables, tuple(map(Path, made["files"])), tuple(made["notes"]), made)
+
+    def shown(self) -> Iterable[Piece]:
+        yield from shown.terminal(self._made)
+        if self.files:
+            yield ", ".join(map(str, self.files))
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self._made)
+
+
+def _typed(table: Mapping[str, Any]) -> ComparedTable:
+    """A table of `collect`, with the types that its numbers have for users."""
+    groups = tuple(
+        ComparedGroup(
+            name=group["name"],
+            joint=group["joint"],
+            seeds=tuple(group["seeds"]),
+            runs=tuple(map(Path, group["runs"])),
+            values={name: tuple(values) for name, values in group["values"].items()},
+            scores=_estimates(group["scores"]),
+            differences=None if group["differences"] is None else _estimates(group["differences"]),
+        )
+        for group in table["groups"]
+    )
+    published = tuple(
+        PublishedNumbers(
+            **{key: source[key] for key in ("title", "paper", "source", "url")},
+            conventions=tuple(source["conventions"]),
+            columns=tuple(source["columns"]),
+            ours={
+                row["group"]: _estimates({column: row[column] for column in source["columns"]})
+                for row in source["ours"]
+            },
+            rows={row["method"]: {c: row[c] for c in source["columns"]} for row in source["rows"]},
+        )
+        for source in table["published"]
+    )
+    return ComparedTable(
+        title=table["title"],
+        facts=table["facts"],
+        reasons=tuple(table["reasons"]),
+        numbers=tuple(table["numbers"]),
+        base=table["base"],
+        groups=groups,
+        settings=tuple(table["settings"]),
+        published=published,
+        not_comparable=tuple(
+            NotComparable(one["source"], tuple(one["groups"]), tuple(one["because"]))
+            for one in table["not_comparable"]
+        ),
+    )
+
+
+def _estimates(numbers: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {name: Estimate.of(stored) for name, stored in numbers.items()}
+
+
 def compare(
     runs: Sequence[str | Path],
     *,
     against: str | None = None,
     out: str | Path | None = None,
     write: bool = True,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare finished runs: mean and standard deviation over seeds, paired differences, published numbers.
 
     Runs that differ in their seed only are a group. Groups stand in one table only where data, task, protocol, label
@@ -56,13 +215,34 @@ def compare(
         out: folder of compare.html, compare.csv and compare.tex; default the folder that holds the runs.
         write: whether these are written.
 
-    Returns:
-        `tables` (groups with values, mean, sample standard deviation, n and interval over test images per number as
-        fractions, time in seconds; paired differences; published sources; reasons), `notes`, `files`.
-
     Raises:
         ConfigError: no finished run, or no group of that name.
         CheckpointError: a damaged run, or a file that cannot be written.
+    """
+    made, results = collect(runs, against)
+    if write:
+        folder = Path(out) if out is not None else _parent([result.path for result in results])
+        texts = {"html": shown.html(made), "csv": shown.csv(made), "tex": shown.latex(made)}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out: {folder} cannot be made ({error.strerror})") from None
+        for ending, text in texts.items():
+            write_bytes(folder / f"compare.{ending}", text.encode())
+            made["files"].append(str(folder / f"compare.{ending}"))
+    return Comparison.of(made)
+
+
+def collect(runs: Sequence[str | Path], against: str | None = None) -> tuple[dict[str, Any], list[Result]]:
+    """Everything a comparison says, as JSON, and the runs in it.
+
+    Args:
+        runs: as for `compare`; so is `against`.
+
+    Returns:
+        `tables` (groups with values, mean, sample standard deviation, n and interval over test images per number as
+        fractions, time in seconds; paired differences; published sources; reasons), `notes`, `files` (none yet); and
+        the finished runs.
     """
     folders = found_folders(runs)
     finished = [folder for folder in folders if folder.is_finished(folder.config())]
@@ -86,17 +266,7 @@ def compare(
         "notes": notes + more,
         "files": [],
     }
-    if write:
-        folder = Path(out) if out is not None else _parent([result.path for result in results])
-        texts = {"html": shown.html(made), "csv": shown.csv(made), "tex": shown.latex(made)}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--out: {folder} cannot be made ({error.strerror})") from None
-        for ending, text in texts.items():
-            write_bytes(folder / f"compare.{ending}", text.encode())
-            made["files"].append(str(folder / f"compare.{ending}"))
-    return made
+    return made, results
 
 
 def _parent(paths: Sequence[Path]) -> Path:

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from everseg.display import printable
+from everseg.display import table as terminal_table
 from everseg.progress import time_text
 from everseg.reports.charts import can_draw
 from everseg.reports.compare.statistics import LEVEL, RESAMPLES
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import seeds_chart
 from everseg.reports.page import csv_text, environment
-from everseg.reports.terminal import table as terminal_table
-from everseg.reports.text import printable
 
 Json = Mapping[str, Any]
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

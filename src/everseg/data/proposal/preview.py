@@ -14,10 +14,10 @@ from PIL import Image
 
 from everseg.data.base import Dataset, Split
 from everseg.data.batches.index import count_ids
+from everseg.data.class_colours import overlay, palette
+from everseg.display import printable
 from everseg.errors import DataError
-from everseg.inference.pictures import overlay, palette
 from everseg.labels import IGNORED
-from everseg.reports.text import printable
 
 IMAGES = 24
 LOOKED_AT = 200
@@ -27,7 +27,7 @@ SIDE = 400
 """Longest side of a picture on the page, in pixels."""
 
 
-def data_preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
+def preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
     """Render the page, self-contained HTML.
 
     Pictures are drawn at random over all splits, the first that show a class no other shows before the rest. Samples
@@ -43,8 +43,8 @@ def data_preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> st
     chosen = _choose(looked, images)
     colours = _colours(dataset)
     total = np.sum([c for _, _, c in looked if c is not None], axis=0) if looked else np.zeros(256)
-    page = Environment(loader=PackageLoader("everseg.reports"), autoescape=True).get_template(
-        "data_preview.html"
+    page = Environment(loader=PackageLoader("everseg.data.proposal"), autoescape=True).get_template(
+        "preview.html"
     )
     return page.render(
         name=printable(dataset.name),

@@ -1,0 +1,186 @@
+"""Colours of class ids, and pictures coloured by them.
+
+Images are (H, W, 3) uint8 RGB, ids (H, W) integers; no matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from everseg.labels import IGNORED
+
+IGNORED_COLOUR = (205, 205, 205)
+"""Light grey; no class has it."""
+
+BACKGROUND_COLOUR = (40, 40, 46)
+# Okabe and Ito, "Color Universal Design" (2008), without black: safe for all three kinds of colour blindness.
+_FIRST = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+# Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB: protanopia and deuteranopia.
+_COLOUR_BLIND = (
+    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+)
+_ROWS = 256
+"""Rows of an image that are mixed at once."""
+
+
+def palette(n: int) -> np.ndarray:
+    """Colours of the ids 0 ... n-1.
+
+    Every palette is the beginning of the next longer one, so a class keeps its colour when the model grows. After
+    seven colours of Okabe and Ito each further one is the farthest from all before, for normal and for red-green
+    blind eyes alike (OKLab distance). Row 255 is the colour of ignored pixels.
+
+    Args:
+        n: number of ids, 0 to 256.
+
+    Returns:
+        (n, 3) uint8, RGB.
+
+    Raises:
+        ValueError: n outside 0 ... 256.
+    """
+    if not 0 <= n <= 256:
+        raise ValueError(f"palette of {n} colours: 0 to 256 are possible")
+    return all_colours()[:n].copy()
+
+
+def colourise(ids: np.ndarray) -> np.ndarray:
+    """Colour every id; 255 (ignored) is a fixed light grey.
+
+    Args:
+        ids: (H, W) integers in 0 ... 255.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: not two-dimensional integers, or an id outside 0 ... 255.
+    """
+    return all_colours()[byte_ids(ids)]
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Lay the colours of `ids` over an image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        ids: (H, W) integers in 0 ... 255.
+        alpha: opacity of the colours, 0 (image only) to 1 (colours only).
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: sizes differ, wrong types, or alpha outside 0 ... 1.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha={alpha}: an opacity from 0 to 1 is expected")
+    check_pair(image, ids)
+    mixed = np.empty_like(image)
+    for start in range(0, len(image), _ROWS):  # large images would take many times their size in floats
+        rows = slice(start, start + _ROWS)
+        colours = colourise(ids[rows]).astype(np.float32)
+        mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
+    return mixed
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def byte_ids(ids: np.ndarray) -> np.ndarray:
+    """Ids as uint8; a ValueError where they are no two-dimensional integers of 0 ... 255."""
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"ids of shape {ids.shape} and type {ids.dtype}: (H, W) integers are expected")
+    if ids.size and (ids.min() < 0 or ids.max() > IGNORED):
+        raise ValueError(f"ids from {ids.min()} to {ids.max()}: 0 to {IGNORED} are possible")
+    return ids.astype(np.uint8)
+
+
+def check_pair(image: np.ndarray, ids: np.ndarray) -> None:
+    """Raise a ValueError where an image and its ids are not of one size, or the image is not (H, W, 3) uint8."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image of shape {image.shape} and type {image.dtype}: (H, W, 3) uint8 is expected")
+    if image.shape[:2] != ids.shape:
+        raise ValueError(f"image is {image.shape[:2]}, ids are {ids.shape}: the same size is expected")
+
+
+@lru_cache(maxsize=1)
+def all_colours() -> np.ndarray:
+    """(256, 3) uint8, read-only: background, Okabe-Ito, then greedy farthest points; row 255 = ignored."""
+    levels = np.arange(0, 256, 15)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness = _oklab(_linear(grid))[:, 0]
+    grid = grid[(lightness > 0.35) & (lightness < 0.95)]
+    spaces = _perceived(grid)
+    nearest = np.full(len(grid), np.inf)
+    colours = [BACKGROUND_COLOUR, *_FIRST]
+    for taken in (IGNORED_COLOUR, (255, 255, 255), *colours):
+        nearest = np.minimum(nearest, _distance(spaces, _perceived(np.array([taken]))))
+    while len(colours) < IGNORED:
+        best = int(np.argmax(nearest.round(6)))
+        colours.append(tuple(grid[best].tolist()))
+        nearest = np.minimum(nearest, _distance(spaces, spaces[:, best : best + 1]))
+    table = np.array([*colours, IGNORED_COLOUR], dtype=np.uint8)
+    table.setflags(write=False)
+    return table
+
+
+def _distance(spaces: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """(3, N, 3) and (3, 1, 3) OKLab -> (N,): the smallest over the three kinds of eyes."""
+    squares = ((spaces - colour) ** 2).sum(axis=2)
+    # Dichromats see two dimensions instead of three; without this factor they alone would decide.
+    return np.sqrt(np.minimum(squares[0], 4.0 * np.minimum(squares[1], squares[2])))
+
+
+def _perceived(colours: np.ndarray) -> np.ndarray:
+    """(N, 3) sRGB 0 ... 255 -> (3, N, 3) OKLab as normal, protanope and deuteranope eyes see it."""
+    linear = _linear(colours)
+    seen = [linear, *(_times(linear, matrix).clip(0.0, 1.0) for matrix in _COLOUR_BLIND)]
+    return np.stack([_oklab(each) for each in seen])
+
+
+def _linear(colours: np.ndarray) -> np.ndarray:
+    value = colours / 255.0
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def _oklab(linear: np.ndarray) -> np.ndarray:
+    """Ottosson (2020), "A perceptual color space for image processing"."""
+    cones = _times(
+        linear,
+        (
+            (0.4122214708, 0.5363325363, 0.0514459929),
+            (0.2119034982, 0.6806995451, 0.1073969566),
+            (0.0883024619, 0.2817188376, 0.6299787005),
+        ),
+    )
+    return _times(
+        np.cbrt(cones),
+        (
+            (0.2104542553, 0.7936177850, -0.0040720468),
+            (1.9779984951, -2.4285922050, 0.4505937099),
+            (0.0259040371, 0.7827717662, -0.8086757660),
+        ),
+    )
+
+
+def _times(colours: np.ndarray, matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    # Sums written out: a BLAS product may differ in the last bit from machine to machine.
+    return np.stack([sum(colours[:, i] * row[i] for i in range(3)) for row in matrix], axis=1)

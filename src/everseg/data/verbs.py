@@ -1,0 +1,357 @@
+"""The verbs of `everseg data` in Python: what `everseg.data.check` and the others are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from everseg.config.fields import DataConfig
+from everseg.config.loading import load_data
+from everseg.data.base import Dataset
+from everseg.data.class_weights import CONSTANT, ENCODER_CONSTANT, class_weights, dataset_pixels, output_order
+from everseg.data.datasets import load_dataset
+from everseg.data.doctor import findings
+from everseg.data.doctor.doctor import check_source
+from everseg.data.get import download as archives
+from everseg.data.get import draw_masks
+from everseg.data.proposal.describe import Proposal, describe, propose
+from everseg.data.proposal.preview import preview
+from everseg.data.writing import write_atomically
+from everseg.display import Piece, Result, escaped, table
+from everseg.errors import ConfigError
+from everseg.progress import counting, counting_bytes
+
+# ---------------------------------------------------------------- check
+
+
+def check(
+    dataset: str | Path | Dataset,
+    overrides: Sequence[str] = (),
+    *,
+    write_skiplist: str | Path | None = None,
+    sample: int | None = None,
+    lock: str | Path | None = None,
+    cache: bool = True,
+    quiet: bool = False,
+) -> findings.Report:
+    """Read every image and mask of a data set once, on all cores, and report all faults.
+
+    Args:
+        dataset: a name of `everseg list datasets`, a data.yaml, your own file.py:build, or a data set.
+        overrides: "key=value", such as `root=DIR`; not for a data set that is open already.
+        write_skiplist: file for the names of all faulty samples; `data.options.skip` leaves them out.
+        sample: look at so many samples of each split only, drawn with a fixed seed.
+        lock: file of the samples' SHA-256: written if it does not exist, else compared with.
+        cache: do not read files again that have not changed since the last check.
+        quiet: print no progress.
+
+    Returns:
+        The findings; its `ok` is False if there are errors.
+
+    Raises:
+        ConfigError: wrong settings, or a file that cannot be written where it is asked for.
+    """
+    skip, lock = (None if given is None else Path(given) for given in (write_skiplist, lock))
+    for option, file in (("--write-skiplist", skip), ("--lock", lock)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigError(f"{option}: {file} cannot be a file there; name a file in a folder that exists")
+    if isinstance(dataset, Dataset):
+        name, build, lenient = dataset.name, lambda: dataset, None
+    else:
+        data = load_data(dataset, overrides)
+        forgiving = data.model_copy(update={"options": {**data.options, "on_missing": "skip"}})
+        name, build, lenient = str(dataset), lambda: load_dataset(data), lambda: load_dataset(forgiving)
+    locked = findings.read_lock(lock) if lock is not None and lock.exists() else None
+    with counting(f"checking {name}", quiet=quiet) as advance:
+        report = check_source(
+            build,
+            lenient=lenient,
+            sample=sample,
+            cache=cache and lock is None,
+            lock=locked,
+            progress=advance,
+        )
+    notes = []
+    if skip is not None:
+        count = findings.write_skiplist(skip, report)
+        notes.append(f"{count} faulty samples in {skip}; leave them out with data.options.skip={skip}")
+    if lock is not None and locked is None:
+        findings.write_lock(lock, report)
+        notes.append(
+            f"hashes of {len(report.digests)} samples in {lock}; the same command compares with them"
+        )
+    return replace(report, notes=tuple(notes))
+
+
+# ---------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True)
+class ClassWeight:
+    """How often a class occurs, and its weight in the cross-entropy."""
+
+    name: str
+    """Name of the class; "void" for the pixels without annotation."""
+    pixels: int
+    """In all masks of the split, as they are stored."""
+    weight: float
+
+
+@dataclass(frozen=True, repr=False)
+class Weights(Result):
+    """Class weights 1/ln(constant + share of pixels) of a split."""
+
+    dataset: str
+    split: str
+    constant: float
+    """Bounds the weights of rare classes."""
+    classes: tuple[ClassWeight, ...]
+    """In the order of a model's outputs, void last; void counts as pixels but weighs 0."""
+
+    def shown(self) -> Iterable[Piece]:
+        rows = [(one.name, one.pixels, f"{one.weight:.6f}") for one in self.classes]
+        yield table(["class", "pixels", "weight"], rows, right="pixels|weight")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "classes": [asdict(one) for one in self.classes]}
+
+
+def weights(
+    dataset: str | Path | Dataset,
+    overrides: Sequence[str] = (),
+    *,
+    split: str = "train",
+    encoder: bool = False,
+    quiet: bool = False,
+) -> Weights:
+    """Compute the class weights 1/ln(1.1 + p), p the share of pixels; void counts but weighs 0.
+
+    Args:
+        dataset: as for `check`; so are the `overrides`.
+        split: split whose pixels are counted.
+        encoder: 1/ln(1.2 + p), for training ERFNet's encoder alone.
+        quiet: print no progress.
+
+    Raises:
+        ConfigError: wrong settings.
+        DataError: no such split, or faulty masks.
+    """
+    data = dataset if isinstance(dataset, Dataset) else load_dataset(load_data(dataset, overrides))
+    with counting(f"counting {data.name}", quiet=quiet) as advance:
+        pixels = dataset_pixels(data, split, progress=advance)
+    constant = ENCODER_CONSTANT if encoder else CONSTANT
+    names = [*(data.labels.names[raw] for raw in output_order(data.labels)), "void"]
+    rows = zip(names, pixels.tolist(), class_weights(pixels, constant).tolist(), strict=True)
+    return Weights(data.name, split, constant, tuple(ClassWeight(*row) for row in rows))
+
+
+# ---------------------------------------------------------------- download and prepare
+
+
+@dataclass(frozen=True, repr=False)
+class Downloaded(Result):
+    """A data set that lies on disk now."""
+
+    dataset: str
+    root: Path
+    """Folder to give as `data.root`."""
+
+    def shown(self) -> Iterable[Piece]:
+        yield f"ready: data.root={self.root}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "root": str(self.root)}
+
+
+def download(dataset: str, to: str | Path, *, quiet: bool = False) -> Downloaded:
+    """Fetch and unpack a data set; a second call goes on where the first stopped.
+
+    Args:
+        dataset: "voc" or "ade".
+        to: folder to download and unpack to; made if need be.
+        quiet: print no progress.
+
+    Raises:
+        ConfigError: unknown name.
+        DataError: the server, an archive or the disk does not allow it.
+    """
+    return Downloaded(dataset, archives.download(dataset, to, progress=counting_bytes(dataset, quiet=quiet)))
+
+
+def prepare(
+    dataset: str,
+    root: str | Path,
+    *,
+    overwrite: bool = False,
+    check: bool = False,
+    skip_unknown: bool = False,
+    quiet: bool = False,
+) -> draw_masks.Prepared:
+    """Draw the id masks of Cityscapes or IDD from their polygons; a second call does what is left.
+
+    Args:
+        dataset: "cityscapes" or "idd".
+        root: folder that holds gtFine/ (IDD: or its parts).
+        overwrite: draw masks that exist again too.
+        check: write nothing; only verify the masks that exist.
+        skip_unknown: leave out polygons of unknown labels instead of refusing their file.
+        quiet: print no progress.
+
+    Returns:
+        How many were written and kept, and the files that were refused.
+
+    Raises:
+        ConfigError: unknown data set, or no such folder.
+        DataError: no polygon files there.
+        OSError: the disk is full or read-only.
+    """
+    with counting(f"preparing {dataset}", quiet=quiet) as advance:
+        return draw_masks.prepare(
+            dataset, root, overwrite=overwrite, check=check, skip_unknown=skip_unknown, progress=advance
+        )
+
+
+# ---------------------------------------------------------------- init
+
+RECIPE = "camvid-6-5-mib"
+"""The preset whose network and training the commands begin with."""
+
+
+@dataclass(frozen=True, repr=False)
+class NewDescription(Result):
+    """A data.yaml that was just written, and what to do next."""
+
+    path: Path
+    """The data.yaml."""
+    page: Path
+    """The page of images with their labels over them, to look at."""
+    proposal: Proposal
+    """What was found in the folder."""
+    named: bool
+    """Whether the classes have names, given, found or brought by the layout; else they are class_1, class_2, ..."""
+    commands: tuple[str, ...]
+    """What to type next."""
+    notes: tuple[str, ...] = ()
+    """What was decided about the background and can be decided otherwise."""
+
+    def outcome(self) -> str:
+        """What was written, and the next commands; several lines."""
+        lines = [
+            f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images, please look at it."
+        ]
+        if not self.named:
+            lines += [
+                f"\nFirst: the classes have no names yet; write them into {self.path}, or use --classes NAME,NAME,... "
+                "--force"
+            ]
+        lines += ["\nNext:", *(f"  {line}" for line in self.commands)]
+        lines += [
+            f"\n{RECIPE} gives the recipe only, a small network that two CPU cores can train (everseg show {RECIPE});",
+            "data and task are yours. Any other preset can stand there, and key=value changes each setting.",
+        ]
+        return "\n".join(lines)
+
+    def shown(self) -> Iterable[Piece]:
+        yield self.proposal.text()
+        yield self.outcome()
+
+    def _repr_html_(self) -> str:
+        """The texts, and the page itself; no script of it is run."""
+        try:
+            page = self.page.read_text(encoding="utf-8")
+        except OSError:  # moved or deleted since
+            return super()._repr_html_()
+        frame = f'<iframe sandbox srcdoc="{escaped(page)}" style="width: 100%; height: 32em"></iframe>'
+        return f"{super()._repr_html_()}\n{frame}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "page": str(self.page),
+            "found": self.proposal.text(),
+            "named": self.named,
+            "commands": list(self.commands),
+            "notes": list(self.notes),
+        }
+
+
+def init(
+    folder: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    background: str | None = None,
+    out: str | Path = "data.yaml",
+    force: bool = False,
+    ask: Callable[[Proposal], Sequence[str] | None] | None = None,
+    ask_background: Callable[[str], str] | None = None,
+    quiet: bool = False,
+) -> NewDescription:
+    """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images.
+
+    Args:
+        folder: images and masks in any layout.
+        classes: names of the classes, in the order of their values; default those found beside the data, else class_1,
+            class_2, ...
+        background: which of the classes is the background, or "none"; default the one that is called so, else that of
+            the value taken for it, with a note.
+        out: the description to write; the page is put beside it.
+        force: replace both if they exist.
+        ask: called with what was found, before anything is written; may give the names if `classes` does not.
+        ask_background: called with the proposed background where there would be a note about it; gives the answer.
+        quiet: print no progress.
+
+    Raises:
+        ConfigError: no such folder, files in the way, or another number of names than classes; all at once.
+        DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
+        OSError: the disk does not allow it.
+    """
+    folder, out = Path(folder), Path(out)
+    page = out.with_name(f"{out.stem}_preview.html")
+    _refuse(folder, out, page, force)
+    with counting(f"reading the masks of {folder}", quiet=quiet) as advance:
+        proposal = propose(folder, progress=advance)
+    answer = None if ask is None else ask(proposal)
+    names = answer if classes is None else classes
+    described = describe(proposal, names, here=out.parent, background=background)
+    if described.notes and ask_background is not None:
+        answered = ask_background(str(described.keys["background"]))
+        described = describe(proposal, names, here=out.parent, background=answered)
+    write_atomically(out, described.yaml().encode())
+    dataset = load_dataset(DataConfig(dataset=str(out), options={"on_missing": "skip"}))
+    write_atomically(page, preview(dataset).encode())
+    named = names is not None or bool(proposal.names) or not proposal.unnamed
+    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), described.notes)
+
+
+def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:
+    """What to type after a description was written."""
+    shown = shlex.quote(str(out))
+    count = len(dataset.labels.classes)
+    task = "offline" if count == 1 else f"{count - 1}-1"
+    name = re.sub(r"[^\w.-]+", "-", dataset.name).strip("-.") or "run"
+    test = next((s for s in ("val", "test") if s in dataset.splits), "train")
+    settings = f"data={shown} task={task} scenario.test_split={test} name={name}"
+    run = f"everseg run {RECIPE} {settings}"
+    return f"everseg data check {shown}", f"{run} --dry-run", run
+
+
+def _refuse(folder: Path, out: Path, page: Path, force: bool) -> None:
+    """Raise a ConfigError with everything that is in the way of a new description."""
+    problems = []
+    if not folder.is_dir():
+        problems.append(
+            f"{folder} is {'not a folder' if folder.exists() else 'missing'}; name the folder of the images"
+        )
+    if out.suffix.lower() not in (".yaml", ".yml"):
+        problems.append(f"--out: {out} must end in .yaml")
+    if not out.parent.is_dir():
+        problems.append(f"--out: there is no folder {out.parent}")
+    if not force:
+        problems += [f"{file} exists; name another file with --out, or replace it with --force"
+                     for file in (out, page) if file.exists()]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
