@@ -21,6 +21,8 @@ from everseg.models.tensor_pickle import ALONE, Claims, Pickle, Refusal, damaged
 
 MAX_PICKLE = 32 << 20
 """Most bytes of the pickle, the part that says which tensors there are; large real ones have a few MB."""
+MAX_DIRECTORY = 4 << 20
+"""Most bytes of a zip archive's directory: some 40,000 storages. Python's zipfile takes ten times that in memory."""
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 """What stands at the beginning of the stream that PyTorch wrote before 1.6."""
 
@@ -70,22 +72,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 class _File(io.FileIO):
-    """A file of which nobody reads more at once than a pickle or a zip directory can need."""
+    """A file that Python's zipfile can ask for a directory, but not for one of whatever size it claims to have."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        # zipfile reads the directory in one go, of whatever size the file claims for it.
         left = max(0, self.size - self.tell())
         wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > MAX_PICKLE:
-            limit(f"its directory or its description of the tensors has {wanted >> 20} MiB")
+        if wanted > MAX_DIRECTORY:
+            limit(f"its directory has {wanted >> 20} MiB")
         return super().read(wanted) or b""
 
     def fill(self, target: memoryview) -> None:
-        """Read as many bytes as `target` has."""
+        """Read exactly as many bytes as `target` has."""
         while target:
             count = self.readinto(target)
             if not count:
@@ -122,11 +123,9 @@ def _read_zip(file: _File) -> Any:
     strange = [name for name in names if ".." in name.split("/") or name.startswith("/") or "\\" in name]
     if strange:
         damaged(f"an entry called {shown(strange[0])}")
-    # torch.save neither compresses nor encrypts. Without either, an entry is never larger than its part of the file.
+    # torch.save neither compresses nor encrypts (which adds 12 bytes): what is read is never larger than the file.
     if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
-        damaged("compressed entries")
-    if any(entry.flag_bits & 1 for entry in entries):
-        damaged("encrypted entries")
+        damaged("compressed or encrypted entries")
     roots = [
         name[: -len("/data.pkl")] for name in names if name.count("/") == 1 and name.endswith("/data.pkl")
     ]
@@ -179,9 +178,10 @@ def _read_stream(file: _File) -> Any:
     Five pickles (magic number, version, machine, the content, the keys of the storages), then for each key the number
     of its elements and their bytes.
     """
-    head = file.read(min(file.size, MAX_PICKLE))
+    head = bytearray(min(file.size, MAX_PICKLE))
+    file.fill(memoryview(head))
     claims = Claims(file.size)
-    reader = Pickle(head, claims)
+    reader = Pickle(bytes(head), claims)
     for expected in (MAGIC, VERSION):
         found = reader.run()
         if type(found) is not int or found != expected:
