@@ -151,8 +151,8 @@ def damaged(folder, what: str) -> None:
         ("missing", CheckpointError, "do not fit"),
         ("infinite", CheckpointError, "not finite"),
         ("config", CheckpointError, "config.json cannot be read"),
-        ("type", ConfigError, "is a 'bert', which is no type of encoder"),
-        ("code", ConfigError, r"needs code of its own \(auto_map\); it is never run"),
+        ("type", ConfigError, "is a 'bert', which is not a type of encoder"),
+        ("code", ConfigError, r"needs code of its own \(auto_map\), which everseg never runs"),
     ],
 )
 def test_a_damaged_or_hostile_folder_is_told(what, error, words, tmp_path):

@@ -565,23 +565,23 @@ MEMORY = {
     "ends too early": {
         "text longer than the file": b"X\xff\xff\xff\xff",
     },
-    "text that is none": {
-        "text that is none": b"X\x01\x00\x00\x00\xff",
+    "text that is not UTF-8": {
+        "text that is not UTF-8": b"X\x01\x00\x00\x00\xff",
         "half a character": text("x").replace(b"x", b"\xed\xb2\x80").replace(b"\x01", b"\x03"),
     },
     "refers to nothing": {
         "far place in the memo": b"Nr\xff\xff\xff\xffj\xfe\xff\xff\xff",
     },
-    "key that is no text or number": {
+    "key that is neither text nor number": {
         "key that is a list": b"}]Ns",
         "key that is a tensor": b"}" + tensor(storage(1), (1,), (1,)) + b"Ns",
         "key that is deep": b"})" + b"\x85" * 100_000 + b"Ns",
     },
-    "for a dict that is none": {
+    "for something that is not a dict": {
         "key without value": b"}(Nu",
         "deep marks": b"(" * 100_000,
     },
-    "for a list that is none": {
+    "for something that is not a list": {
         "item for a tuple": b")Na",
         "item for a text": text("x") + b"(Ne",
     },
@@ -591,7 +591,7 @@ MEMORY = {
             call("_codecs", "encode", text("x"), text("latin1")),
         ),
     },
-    "a device that is none": {
+    "an unknown device": {
         "device of no name": call("torch", "device", text("\x00nowhere")),
         "device of a far number": call("torch", "device", text("cpu"), number(1 << 70)),
     },
@@ -682,7 +682,7 @@ def test_hostile_archives_are_refused(tmp_path):
     saved(content, path)
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("w/data.pkl", program(b"}"))
-    assert "two entries of one name" in refusal(path)
+    assert "two entries with the same name" in refusal(path)
     # Two storages that claim the same bytes of the file.
     archive(
         path,

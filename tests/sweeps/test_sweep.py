@@ -86,8 +86,8 @@ def test_every_variant_of_a_preset_is_one() -> None:
     [
         ({"methods": ["ft", "mibb"]}, "did you mean 'mib'"),
         ({"methods": []}, "--methods: expected at least one"),
-        ({"methods": ["ft", "ft"]}, "--methods: ft comes twice"),
-        ({"seeds": [1, 1]}, "--seeds: 1 comes twice"),
+        ({"methods": ["ft", "ft"]}, "--methods: ft is given twice"),
+        ({"seeds": [1, 1]}, "--seeds: 1 is given twice"),
         ({"overrides": ["seed=4"]}, "seed: .*--seeds"),
         ({"overrides": ["train.epoch=4"]}, "train.epoch"),
         ({"source": "demoo"}, "'demoo'.*'demo'"),

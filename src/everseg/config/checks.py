@@ -20,7 +20,7 @@ from everseg.config.yaml import MAX_DEPTH, KeyPath
 from everseg.errors import ConfigError, near_miss
 
 Problem = tuple[KeyPath, str]
-"""Key path and what is wrong there."""
+"""The path of a key, and what is wrong with its value."""
 
 MAX_INT = 2**53
 """No setting is a larger whole number; up to here a float holds each exactly."""
@@ -28,7 +28,7 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def plain(value: Any, problems: list[Problem], path: KeyPath = ()) -> Any:
-    """Turn a mapping given from Python into JSON values; what is none becomes a problem."""
+    """Turn a mapping given from Python into JSON values; every other value becomes a problem."""
     if len(path) > MAX_DEPTH:
         problems.append((path, f"nested deeper than {MAX_DEPTH} levels"))
     elif isinstance(value, BaseModel):

@@ -197,7 +197,7 @@ def refuse_own_code(
 
 
 def _texts_in(value: Any) -> set[str]:
-    """Every text that stands as a value somewhere in a mapping or list."""
+    """Collect every text that is a value somewhere in a mapping or list."""
     if isinstance(value, Mapping):
         return {text for item in value.values() for text in _texts_in(item)}
     if isinstance(value, list):
@@ -245,7 +245,7 @@ class _Tree:
         self.origins: dict[KeyPath, Origin] = {}
 
     def merge(self, layer: Parsed) -> None:
-        """Lay a mapping over what is there; mappings merge, everything else replaces."""
+        """Lay a mapping over the present values; mappings merge, everything else replaces."""
         layer = _expanded(layer)
         # Options belong to the name beside them. A layer that changes the name drops the options of the former one;
         # one that repeats the name keeps them.
@@ -414,7 +414,7 @@ def override_value(text: str) -> tuple[Any, Origin]:
 def _texts(
     raw: dict[str, Any], origins: Mapping[KeyPath, Origin], section: type[BaseModel], path: KeyPath = ()
 ) -> None:
-    """Give text fields the text that was written where it looks like a number: `scenario.task=50`."""
+    """Give text fields their text as it was written, where it was read as a number: `scenario.task=50`."""
     for key, value in raw.items():
         field = section.model_fields.get(key)
         if field is None:

@@ -118,6 +118,7 @@ def draw(
     for polygon in annotation.polygons:
         if polygon.deleted or len(polygon.points) < least_points:
             continue
+        # "cargroup" is a group of cars whose members were not told apart. A label that really ends so is known whole.
         label = polygon.label
         if label not in values:
             label = label.removesuffix("group")
@@ -134,7 +135,7 @@ def draw(
 
 
 def _polygon(item: Any) -> Polygon | str:
-    """An object of the file, or what is wrong with it."""
+    """Read an object of the file; return it, or a description of what is wrong with it."""
     if not isinstance(item, dict):
         return f"is {_kind(item)}, expected an object with label and polygon"
     missing = [key for key in ("label", "polygon") if key not in item]

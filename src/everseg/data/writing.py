@@ -40,9 +40,8 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".*.tmp"):
         if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # its writer has moved it to its place in the meantime
+            # Its writer has moved it to its place in the meantime.
+            with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > MOMENT:
                     path.unlink()
 

@@ -80,6 +80,7 @@ class Guard:
 
     def _check(self, terms: dict[str, Tensor], iteration: int, ids: tuple[str, ...]) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # The norm of all gradients is not finite as soon as one element is not: one number stands for all of them.
         norms = torch._foreach_norm(gradients) if gradients else [self._bad.new_zeros(())]
         norm = torch.linalg.vector_norm(torch.stack([*norms]))
         values = torch.stack([term.detach().to(norm) for term in terms.values()] + [norm])
@@ -108,7 +109,7 @@ class Guard:
         # All processes stop together: one that ended alone would leave the others waiting for its gradients.
         if not all_reduce_max(int(bad is not None), self.accelerator):
             return
-        state = "Nothing was changed by it" if self.at_once or not self.scaled else "Nothing of it was saved"
+        state = "It changed no weight" if self.at_once or not self.scaled else "None of it was saved"
         if bad is None:
             span = f"iterations {seen[0].iteration} to {seen[-1].iteration}"
             self._stop(f"{span}: not finite on another process", seen[-1].ids, f"{state}.")

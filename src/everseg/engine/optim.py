@@ -69,6 +69,7 @@ def check_param_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
     Raises:
         ValueError: names of the weights left out, given twice, frozen, or not of this model.
     """
+    # By identity throughout: tensors compare by value and cannot be told apart by it.
     names = {id(p): name for name, p in model.named_parameters()}
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     groups = [{**group, "params": list(group["params"])} for group in groups]
@@ -104,10 +105,8 @@ def learning_rate(
     """
     if train.schedule == "poly":
         if train.schedule_by == "epoch":
-            iteration, total = (
-                iteration // epoch_length,
-                -(-total // epoch_length),
-            )  # whole epochs; total rounded up
+            # In whole epochs from here on, the total rounded up.
+            iteration, total = iteration // epoch_length, -(-total // epoch_length)
         return base * max(0.0, 1 - iteration / total) ** train.power
     if train.schedule == "step":
         return base * train.step_factor ** (iteration // train.step_size)

@@ -128,7 +128,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; a lock whose process is gone is taken over.
+    """Lock the run folder for this process; the lock of a process that has ended is taken over.
 
     Raises:
         ConfigError: another live process, or one on another host, holds it.

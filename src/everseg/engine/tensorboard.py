@@ -144,6 +144,7 @@ class Events:
                 values |= _tagged(f"{root}/{safe_tag(name)}", value)
             elif isinstance(value, (int, float, np.number)):
                 values[f"{root}/{safe_tag(name)}"] = float(value)
+        # Classes may have names that are no tags, or equal ones once they are made tags: `safe_tags` keeps them apart.
         if "class_iou" in columns:
             tags = (f"{root}/iou/{tag}" for tag in safe_tags(class_names))
             values |= dict(zip(tags, columns["class_iou"], strict=True))
@@ -216,7 +217,7 @@ class Events:
 
 
 def _open(folder: Path, iteration: int) -> SummaryWriter:
-    """Open a new file in `folder`; of earlier ones, hide what they hold for this iteration and later ones."""
+    """Open a new file in `folder`, and hide what earlier files hold for this iteration and later ones."""
     from torch.utils.tensorboard import SummaryWriter
 
     earlier = any(folder.glob("events.out.tfevents.*"))
@@ -239,6 +240,7 @@ def safe_tags(names: Sequence[str]) -> list[str]:
     tags: list[str] = []
     for index, name in enumerate(names):
         tag = safe_tag(name)
+        # The numbered tag may be taken as well (a class called "road_1"): underscores are added until it is free.
         number = str(index)
         while tag in tags:
             tag = f"{safe_tag(name)}_{number}"

@@ -134,6 +134,7 @@ def dump(model: SegmentationModel, prefix: str = "module.") -> dict[str, Tensor]
     options = model.description.get("options", {})
     if model.description.get("name") != "erfnet" or options.get("per_branch") != "adapter":
         raise ConfigError("the original MDIL code has one network: erfnet with per_branch 'adapter'")
+    # There a domain has one classifier; a branch that grew has several.
     grown = [branch for branch in model.branches if len(model.head(branch).sizes) != 1]
     if grown or not model.branches:
         what = (
@@ -193,6 +194,7 @@ def dump_encoder(
         )
     table = erfnet_modules(model.description["options"]["blocks"])
     back = {ours: f"encoder.{theirs}" for theirs, ours in table.items()}
+    # A branch's own norms get the names of the plain ones. What is in no table (adapters, other branches) is dropped.
     if branch is not None:
         back |= {f"{ours}.{branch}": theirs for ours, theirs in back.items()}
     renamed = {_renamed(name, back): value for name, value in model.encoder.state_dict().items()}

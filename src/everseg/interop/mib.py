@@ -110,6 +110,7 @@ def load(
             if ours[name].shape != own[name].shape
         ],
     )
+    # The checkpoint's weights stand for gamma = |w| + 1e-5; an "abn" model takes gamma itself.
     if (norm, trained_with) == ("abn", "iabn"):
         for name, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -132,6 +133,7 @@ def dump(
         ConfigError: the model has no such branch, weights without an original name, or computes what the original
             code cannot (ReLU norms, no pooling after the stem, other dilations).
     """
+    # Names alone would hide it: a model with another activation has the same tensors.
     _check_expressible(model.description.get("options", {}))
     if branch is None:
         if len(model.branches) != 1:
@@ -184,6 +186,7 @@ def _our_names(theirs: Mapping[str, Tensor], branch: str) -> tuple[dict[str, Ten
     for name, value in theirs.items():
         root, _, rest = name.partition(".")
         part, _, leaf = rest.partition(".")
+        # The head's parts have other names here; classifiers only move under their branch.
         if root == "head" and part in HEAD:
             ours[f"decoder.{HEAD[part]}.{leaf}"] = value
         elif root == "cls":

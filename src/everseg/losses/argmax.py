@@ -15,9 +15,9 @@ from everseg.losses.banded import on_all_threads
 from everseg.losses.pixelwise import full_precision
 
 _BAND_PIXELS = 2**16
-"""Pixels of a band on the CPU: what is kept of each stays in a core's cache (measured)."""
+"""Pixels of a band on the CPU: its buffers then stay in a core's cache (measured)."""
 _BAND_BYTES = 2**26
-"""Size of a band of logits on other devices, where many small operations would wait for their start."""
+"""Bytes of a band of logits on other devices, where many small operations would mostly wait for their start."""
 
 
 @dataclass(frozen=True)

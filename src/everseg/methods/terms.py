@@ -59,6 +59,7 @@ def label_terms(
     over: Over = "all" if weights is None else "valid"
     if bce:
         return {"bce": Term(binary_cross_entropy, options=options, over=over)}
+    # The unbiased form needs an old and a new class, and channel 0 as background.
     num_old = ctx.step.num_old(batch.branch)
     if unbiased and 0 < num_old < logits.shape[1] and _has_background(ctx.step, batch.branch):
         return {"ce": Term(unbiased_cross_entropy, options={"num_old": num_old, **options}, over=over)}

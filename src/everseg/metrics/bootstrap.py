@@ -24,10 +24,11 @@ def resampled_sums(images: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """
     # RandomState's stream is frozen by NumPy's policy; that of newer generators may change between versions.
     rng, number = np.random.RandomState(seed), len(images)
-    # A draw with replacement is how often each image occurs, so all resamples are one matrix product.
+    # A draw with replacement is how often each image occurs, so all resamples are one matrix product
+    # of these counts, (resamples, N), with the images' counts.
     times = np.stack(
         [np.bincount(rng.randint(0, number, number), minlength=number) for _ in range(resamples)]
-    )  # (resamples, N)
+    )
     # float64 products run in BLAS and are exact: pixel counts stay far below 2**53.
     flat = times.astype(np.float64) @ images.reshape(number, -1).astype(np.float64)
     return flat.reshape(resamples, *images.shape[1:])

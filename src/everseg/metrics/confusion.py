@@ -163,7 +163,7 @@ class ConfusionMatrix:
         return bool(least >= 0 and most < self.num_classes and lowest >= 0 and highest <= IGNORED)
 
     def _count_on_the_cpu(self, prediction: np.ndarray, label: np.ndarray) -> Tensor:
-        """The table of `_count` for values in range: blocks whose index stays in the cache, no pass over ignored."""
+        """Make the table of `_count` for values in range, by blocks whose index stays in the cache."""
         width = self.num_classes + 2
         counts = np.zeros(_ROWS * width, np.int64)
         index = np.empty(min(_BLOCK, len(label)), np.int64)

@@ -183,11 +183,13 @@ def class_spans(num_classes: int, group_sizes: Sequence[int], background: int | 
         )
     if background is not None and not 0 <= background < num_classes:
         raise ValueError(f"background: expected a train id in 0..{num_classes - 1} or None, got {background}")
+    # Outputs stand in the order in which they were learnt, so a group is a run of train ids.
     ends = [sum(group_sizes[: i + 1]) for i in range(len(group_sizes))]
     return [range(end - size, end) for end, size in zip(ends, group_sizes, strict=True)]
 
 
 def _group_means(n: Counts, spans: list[range], left_out: int | None) -> dict[str, float | None]:
+    # After the first step there is one group: it is base and new, and nothing is old.
     last = spans[-1]
     return {
         "all": _mean_iou(n, range(last.stop), left_out),

@@ -320,7 +320,7 @@ def window_means(input: Tensor, window: int) -> Tensor:
 
 
 def _averages(like: Tensor, length: int, window: int) -> Tensor:
-    """(length, length): row i weighs the cells of the window that stands for cell i."""
+    """Weights (length, length): row i averages the window that belongs to cell i."""
     # `sliding_mean` gives length - size + 1 means, and `replicate_to` repeats the outer ones. So cell i has the window
     # that begins (size - 1) // 2 before it, moved inside where it would leave the map.
     cells = torch.arange(length, device=like.device)

@@ -38,7 +38,7 @@ def infer_branch(model: SegmentationModel, image: Tensor, branches: Sequence[str
 def branch_distances(
     model: SegmentationModel, image: Tensor, branches: Sequence[str] | None = None
 ) -> Tensor:
-    """Measure how far every image lies from what each branch was trained on.
+    """Measure the distance of every image from the images that each branch was trained on.
 
     Each branch is run in eval mode. At each of its own norms, the mean and variance per channel of one image's input
     are compared with the running mean and variance, as two Gaussians:

@@ -94,7 +94,7 @@ class DeepLabV3(nn.Module):
         # An exported graph has open sizes, which the sliding window in its usual form cannot express.
         exported = torch.compiler.is_exporting()
         if self.training or self.pool_size is None:
-            pooled = x.mean((2, 3), keepdim=True)
+            pooled = x.mean((2, 3), keepdim=True)  # (B, in_channels, 1, 1)
         elif exported:
             pooled = window_means(x, self.pool_size)
         else:

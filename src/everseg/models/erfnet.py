@@ -98,11 +98,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, branch: str | None) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
         a = beside(self.horizontal1(F.relu(self.vertical1(x))), self.adapter1, x, branch)
-        a = F.relu(through(self.norm1, a, branch))
+        a = F.relu(through(self.norm1, a, branch))  # (B, channels, H, W), as everything in the block
         b = beside(self.horizontal2(F.relu(self.vertical2(a))), self.adapter2, a, branch)
-        b = self.dropout(
-            through(self.norm2, b, branch)
-        )  # before the shortcut, so a dropped channel still passes x on
+        # Before the shortcut, so a dropped channel still passes x on.
+        b = self.dropout(through(self.norm2, b, branch))
         return F.relu(b + x)
 
 
@@ -157,12 +156,12 @@ class Encoder(nn.Module):
         return {branch: self._through(start, branch) for branch in branches or ()}
 
     def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
-        taps = {"down1": self.down1.finish(start, branch)}
-        x = self.down2(taps["down1"], branch)
+        taps = {"down1": self.down1.finish(start, branch)}  # (B, widths[0], H / 2, W / 2)
+        x = self.down2(taps["down1"], branch)  # (B, widths[1], H / 4, W / 4)
         for block in self.blocks2:
             x = block(x, branch)
         taps["down2"] = x
-        x = self.down3(x, branch)
+        x = self.down3(x, branch)  # (B, widths[2], H / 8, W / 8)
         for block in self.blocks3:
             x = block(x, branch)
         taps["down3"] = x
@@ -201,10 +200,10 @@ class Decoder(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map the tap "encoder" (B, C, h, w) to (B, out_channels, 4 h, 4 w)."""
-        x = self.up2(features["encoder"])
+        x = self.up2(features["encoder"])  # (B, widths[1], 2 h, 2 w)
         for block in self.blocks2:
             x = block(x, None)
-        x = self.up1(x)
+        x = self.up1(x)  # (B, widths[0], 4 h, 4 w)
         for block in self.blocks1:
             x = block(x, None)
         return x

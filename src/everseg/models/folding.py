@@ -18,10 +18,10 @@ Convolution = nn.Conv2d | nn.ConvTranspose2d
 def folded_copy(model: SegmentationModel) -> SegmentationModel:
     """Copy a model for inference: the same function in eval mode, to rounding, with fewer passes over the maps.
 
-    Every module says in its attribute `folds` which norms directly follow which of its convolutions: pairs of
-    (names of the convolutions, name of the norm). The outputs of several convolutions are concatenated where the norm
-    has as many channels as all together, and added where it has as many as each. A norm that each branch has for
-    itself stays: its convolution is shared.
+    A module's attribute `folds` lists which norms directly follow which of its convolutions: pairs of (names of the
+    convolutions, name of the norm). The outputs of several convolutions are concatenated where the norm has as many
+    channels as all together, and added where it has as many as each. Norms that branches own stay as they are, as their
+    convolution is shared.
 
     Args:
         model: in any mode, on any device; left as it is.
@@ -73,9 +73,8 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 def _scale(convolution: Convolution, factor: Tensor, offset: Tensor) -> None:
     """Give a convolution's output a factor and an offset per channel."""
     weight = convolution.weight
-    outputs = (
-        1 if isinstance(convolution, nn.ConvTranspose2d) else 0
-    )  # the weights' dimension of output channels
+    # The weights' dimension of output channels.
+    outputs = 1 if isinstance(convolution, nn.ConvTranspose2d) else 0
     shape = [1] * weight.dim()
     shape[outputs] = -1
     # In float64 until the end: the weights are rounded once.

@@ -19,7 +19,7 @@ from everseg.types import SegOutput
 
 @dataclass(frozen=True)
 class Frozen:
-    """What `SegmentationModel.freeze` was told."""
+    """The arguments of the last `SegmentationModel.freeze`."""
 
     branches: tuple[str, ...] = ()
     encoder: bool = False
@@ -186,7 +186,7 @@ class SegmentationModel(nn.Module):
 
     @property
     def encoder_is_constant(self) -> bool:
-        """Whether the encoder is frozen whole, so that training changes nothing of what it makes of an image.
+        """Whether the encoder is frozen whole, so that training changes nothing in its maps of an image.
 
         Frozen weights and statistics, the same for all branches, and nothing drawn at random inside.
         """

@@ -183,15 +183,14 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
         """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; by branch where `by_branch`."""
-        start = self.conv1(
-            image
-        )  # all that comes before the first norm, so all that branches share in one run
+        # All that comes before the first norm, so all that branches share in one run.
+        start = self.conv1(image)
         if not self.by_branch:
             return self._through(start, None)
         return {branch: self._through(start, branch) for branch in branches or ()}
 
     def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
-        x = self.pool(self.act(through(self.bn1, start, branch)))
+        x = self.pool(self.act(through(self.bn1, start, branch)))  # (B, stem, H / 4, W / 4) with pooling
         features = {}
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for block in getattr(self, name):

@@ -24,7 +24,7 @@ MAX_PICKLE = 32 << 20
 MAX_DIRECTORY = 4 << 20
 """Most bytes of a zip archive's directory: some 40,000 storages. Python's zipfile takes ten times that in memory."""
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""What stands at the beginning of the stream that PyTorch wrote before 1.6."""
+"""The first two values of the stream that PyTorch wrote before 1.6."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}") from None
+            raise CheckpointError(f"'{path}' is damaged or not a safetensors file: {error}") from None
     try:
         with _File(path) as file:
             loaded = _read(file)
@@ -119,7 +119,7 @@ def _read_zip(file: _File) -> Any:
         damaged(f"{error or 'its directory'}")
     names = {entry.filename: entry for entry in entries}
     if len(names) != len(entries):
-        damaged("two entries of one name")
+        damaged("two entries with the same name")
     strange = [name for name in names if ".." in name.split("/") or name.startswith("/") or "\\" in name]
     if strange:
         damaged(f"an entry called {shown(strange[0])}")
@@ -144,7 +144,9 @@ def _read_zip(file: _File) -> Any:
     for key, storage in claims.storages.items():
         entry = names.get(f"{root}/data/{key}")
         if entry is None or entry.file_size != storage.bytes.numel():
-            damaged(f"the bytes of storage {shown(key)} are missing, or of another number than stated")
+            damaged(
+                f"the bytes of storage {shown(key)} are missing, or their number differs from the one stated"
+            )
         _load(file, entry, storage.memory())
     return loaded
 

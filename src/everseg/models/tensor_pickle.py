@@ -77,7 +77,7 @@ ALONE = "save the weights alone, or ask its author to: torch.save(model.state_di
 
 
 class Refusal(Exception):  # noqa: N818 - becomes a CheckpointError
-    """What is wrong with a file and what to do, without its name."""
+    """Says what is wrong with a file and what to do, without the file's name."""
 
 
 def damaged(what: str) -> NoReturn:
@@ -195,7 +195,7 @@ def _natural(number: Any) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Name:
-    """A name of the lists above, as it stands in the file; not the thing itself."""
+    """A name of the lists above as it is written in the file; not the object that it names."""
 
     name: str
 
@@ -252,7 +252,7 @@ class Pickle:
         return line.decode("utf-8", "replace")
 
     def _step(self, code: bytes, stack: list[Any], marks: list[int], memo: dict[int, Any]) -> None:
-        """One instruction; the names of Python's `pickletools` stand beside them."""
+        """Carry out one instruction; comments give the names of Python's `pickletools`."""
         if code in _CONSTANTS:
             stack.append(_CONSTANTS[code])
         elif code in _EMPTY:
@@ -285,7 +285,7 @@ class Pickle:
             self._step_longer(code, stack, memo)
 
     def _step_longer(self, code: bytes, stack: list[Any], memo: dict[int, Any]) -> None:
-        """The instructions that look beyond the stack, or at what it holds."""
+        """Carry out the instructions that use more than the order of the stack."""
         if code in _MEMO:
             form, writes = _MEMO[code]
             number = form.unpack(self._take(form.size))[0]
@@ -301,7 +301,7 @@ class Pickle:
             try:
                 stack.append(text.decode())
             except UnicodeDecodeError:
-                damaged("text that is none")
+                damaged("text that is not UTF-8")
         elif code == b"\x8a":  # LONG1
             stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
         elif code == b"c":  # GLOBAL
@@ -324,14 +324,14 @@ class Pickle:
             damaged(f"the instruction {code!r}, which torch.save does not write")
 
     def _persistent(self, reference: Any) -> Storage:
-        """What stands for a storage: ("storage", type, key, device, number of elements[, view])."""
+        """Resolve a reference to a storage: ("storage", type, key, device, number of elements[, view])."""
         if type(reference) is not tuple or len(reference) not in (5, 6) or type(reference[0]) is not str:
             raise Refusal(
-                f"it refers to something else than the memory of a tensor, which could run code; {ALONE}"
+                f"it refers to something other than the memory of a tensor, which could run code; {ALONE}"
             )
         # A sixth entry stands for a storage that is a part of another; PyTorch wrote such storages before 0.4.
         if reference[0] != "storage" or (len(reference) == 6 and reference[5] is not None):
-            damaged("a storage that is none, or a part of another")
+            damaged("a reference to no storage, or to a part of another one")
         return self.claims.storage(reference[1], reference[2], reference[4])
 
 
@@ -360,12 +360,12 @@ def _known(name: str) -> Any:
             f"it holds {REFUSED[name]} tensors, which no model here has; save the weights as ordinary float tensors"
         )
     raise Refusal(
-        f"it holds {shown(name)}, which is no tensor, number, text or container and could run code; {ALONE}"
+        f"it holds {shown(name)}, which is not a tensor, number, text or container and could run code; {ALONE}"
     )
 
 
 def _call(claims: Claims, name: Any, given: Any) -> Any:
-    """Do what a call in the file stands for."""
+    """Run our own function for a call in the file."""
     function, least, most = CALLS.get(name.name, (None, 0, 0)) if isinstance(name, _Name) else (None, 0, 0)
     if function is None or type(given) is not tuple or not least <= len(given) <= most:
         damaged("a call that torch.save does not write")
@@ -433,7 +433,7 @@ def _ordered(claims: Claims, pairs: Any = ()) -> OrderedDict[Any, Any]:
 
 def _counter(claims: Claims, counts: Any) -> Counter[Any]:
     if type(counts) is not dict:
-        damaged("a counter of what is no dictionary")
+        damaged("a counter without a dictionary of counts")
     claims.spend(len(counts))
     # `Counter.update` would add the counts up, whatever type they have; `dict.update` only stores them.
     counter: Counter[Any] = Counter()
@@ -459,18 +459,18 @@ def _device(claims: Claims, kind: Any, index: Any = None) -> torch.device:
             return torch.device(kind, index)
     except RuntimeError:
         pass
-    return damaged("a device that is none")
+    return damaged("an unknown device")
 
 
 def _encoded(claims: Claims, text: Any, encoding: Any) -> bytes:
     """How protocol 2 writes bytes."""
     if type(text) is not str or type(encoding) is not str or encoding != "latin1":
-        damaged("bytes that are none")
+        damaged("invalid bytes")
     claims.spend(len(text) // 16)
     try:
         return text.encode("latin1")
     except UnicodeEncodeError:
-        damaged("bytes that are none")
+        damaged("invalid bytes")
 
 
 def _numpy_type(claims: Claims, code: Any, align: Any, copy: Any) -> _NumpyType:
@@ -543,18 +543,18 @@ def _add(target: Any, items: Sequence[Any], kind: type) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
     else:
-        damaged(f"items for a {kind.__name__} that is none")
+        damaged(f"items for something that is not a {kind.__name__}")
 
 
 def _key(key: Any) -> Any:
     if type(key) not in KEYS:
-        damaged("a key that is no text or number")
+        damaged("a key that is neither text nor number")
     return key
 
 
 def _list(items: Any) -> Sequence[Any]:
     if type(items) not in (list, tuple, torch.Size):
-        damaged("a list that is none")
+        damaged("something else where a list belongs")
     return items
 
 

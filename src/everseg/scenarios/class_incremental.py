@@ -76,6 +76,7 @@ def build(
     )
     keyed = {f"{dataset.name}/{split}": table for split, table in counts.items()}
     steps = arranged(config, steps, seed=seed)
+    # Weights come last: they belong to the outputs of the steps as arranged.
     return weighted(steps, config.class_weights, {dataset.name: dataset}, keyed)
 
 
@@ -197,9 +198,8 @@ def _owners(present: np.ndarray, groups: Groups, seed: int) -> np.ndarray:
     # One draw per image, whatever it shows: the owner of an image does not depend on which classes others have.
     draw = np.random.default_rng([seed, _PARTITION_STREAM]).random(len(present))
     rank = np.minimum((draw * number).astype(np.int64), number - 1)
-    column = (has.cumsum(axis=1) == rank[:, None] + 1).argmax(
-        axis=1
-    )  # where the (rank + 1)-th class of an image is
+    # Where the (rank + 1)-th class of an image is.
+    column = (has.cumsum(axis=1) == rank[:, None] + 1).argmax(axis=1)
     return np.where(number > 0, steps[column], -1)
 
 
@@ -280,6 +280,7 @@ def _check_images(
         names = [labels.names[raw] for raw in group]
         where = f"step {step.index} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
         train, test = step.train[0], step.test[0]
+        # Two causes with two remedies: no image of the split shows the class, or those that do went to other steps.
         own = present[list(train.indices)]
         absent = [labels.names[raw] for raw in group if not present[:, raw].any()]
         untaught = [labels.names[raw] for raw in group if present[:, raw].any() and not own[:, raw].any()]

@@ -68,7 +68,7 @@ def cross_validation(steps: Sequence[Step], *, seed: int, share: float = 0.8) ->
         train, val = [], []
         for number, source in enumerate(step.train):
             indices = np.array(source.indices, np.int64)
-            keep = int(share * len(indices))
+            keep = int(share * len(indices))  # rounded down, as in the authors' code
             if not 0 < keep < len(indices):
                 problems.append(
                     f"step {step.index}: {len(indices)} training image(s) cannot be split for validation; "
@@ -111,6 +111,7 @@ def joint(steps: Sequence[Step]) -> tuple[Step, ...]:
             replace(s, indices=tuple(i for i in s.indices if (s.dataset, s.split, i) not in held_out))
             for s in train
         )
+    # All outputs in one growth: nothing is old in the first and only step.
     grows = {branch: space.num_classes for branch, space in last.spaces.items()}
     return (Step(0, train, last.test, dict(last.spaces), grows, val),)
 
@@ -177,10 +178,10 @@ def singles(scenario: Sequence[Step]) -> tuple[Step, ...]:
 def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
     """Run scenarios one after the other in one model.
 
-    A branch met again keeps growing: its classes are told apart by name (`everseg.labels.spelling`), a class it
-    knows already (and the background) keeps its output and spelling, the others get new ones behind. What earlier
-    scenarios tested last is tested after every later step too. Class weights are not taken
-    over: they belong to the result's outputs.
+    A branch met again keeps growing. Names tell its classes apart (`everseg.labels.spelling`): a class that it knows
+    already (and the background) keeps its output and spelling, and the others get new outputs behind. Images that an
+    earlier scenario tested last are tested after every later step as well. Class weights are dropped: they belong to
+    the outputs of the result.
     """
     known: dict[str, LabelSpace] = {}
     carried: dict[_Key, Source] = {}
@@ -289,6 +290,7 @@ def _grown(known: LabelSpace | None, space: LabelSpace) -> LabelSpace:
     """Append to a known space the classes of another one whose names are new."""
     if known is None:
         return space
+    # Known classes keep their outputs, whatever their raw ids are in the other space; new ones form a group behind.
     met = set(map(spelling, known.names))
     new = [i for i, name in enumerate(space.names) if spelling(name) not in met]
     if not new:

@@ -36,6 +36,7 @@ def _checksums() -> dict[str, Any]:
 def unpack(name: str, array: np.ndarray) -> np.ndarray:
     """Restore one packed list: `.bits` holds a mask of an ascending list, anything else the list itself."""
     if name.endswith(".bits"):
+        # One bit per image of the split, set for those in the list: eight times smaller than a byte each.
         return np.flatnonzero(np.unpackbits(array)).astype(np.int64)
     return array.astype(np.int64)
 
@@ -80,6 +81,7 @@ def published(dataset_name: str, task: str, protocol: str) -> list[np.ndarray] |
     folder = f"{dataset_name}/{task}" + ("-ov" if protocol == "overlapped" else "")
     checksums = {k: v for k, v in _checksums()["lists"].items() if k.rsplit("/", 1)[0] == folder}
     lists = []
+    # Every list is compared with the checksum of the authors' own file, so that an unpacking fault cannot pass.
     for step in range(len(checksums)):
         key = f"{folder}/train-{step}"
         try:
@@ -154,11 +156,13 @@ def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndar
         )
     files, problems = [], []
     for step in range(num_steps):
+        # Exactly one of the two forms: with both it is unclear which one the user means.
         found = [p for p in (folder / f"train-{step}.npy", folder / f"train-{step}.txt") if p.is_file()]
         if len(found) != 1:
             what = "both .npy and .txt for" if found else "neither .npy nor .txt for"
             problems.append(f"scenario.lists: '{folder}' has {what} train-{step}")
         files += found
+    # A list for a step that the task does not have: folder and task belong to different scenarios.
     for suffix in (".npy", ".txt"):
         if (folder / f"train-{num_steps}{suffix}").is_file():
             problems.append(
@@ -216,7 +220,7 @@ def check_own_lists(
 
 
 def check_list(indices: np.ndarray, length: int, where: str) -> list[str]:
-    """What is wrong with one list of positions in a split of `length` images."""
+    """Describe what is wrong with a list of positions in a split of `length` images; [] if nothing."""
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
         return [f"{where}: expected one row of integers, got shape {indices.shape} of {indices.dtype}"]
     problems = []
@@ -238,6 +242,7 @@ def _read_txt(path: Path, ids: Sequence[str]) -> np.ndarray:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     position = {name: i for i, name in enumerate(ids)}
+    # Ids go first: the stems of some data sets are numbers, too, and would be taken for positions.
     unknown = [line for line in lines if line not in position]
     if not unknown:
         return np.array([position[line] for line in lines], np.int64)

@@ -1,4 +1,4 @@
-"""What a scenario is: immutable steps, printable, without tensors."""
+"""The parts of a scenario: immutable steps, printable, without tensors."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Source:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that decides which pixels with which labels are used."""
+        # With fixed types and order, so that the digest is the same on every machine.
         head = f"{self.branch}|{self.dataset}|{self.split}|".encode()
         return hashlib.sha256(head + np.asarray(self.indices, np.int64).tobytes() + self.lut).hexdigest()
 

@@ -38,6 +38,7 @@ def summarise(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[d
 
 
 def _summary(step: Step, steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    # `later` and `earlier`: classes that other steps teach and that this step's labels hide, as raw id -> name.
     totals = {"classes": {}, "background": 0, "ignored": 0, "old": {}, "future": {}}  # type: dict[str, Any]
     with_future = with_old = 0
     prefix = _prefixes(step)
@@ -91,6 +92,7 @@ def _new_classes(step: Step) -> list[str]:
         space = step.spaces[source.branch]
         labelled = set(source.lut)
         for train_id in range(step.num_old(source.branch), space.num_classes):
+            # Ids below 0 are synthetic outputs (background, void): they are added, but no class is taught by them.
             if train_id != space.background and space.order[train_id] >= 0 and train_id in labelled:
                 result[prefix[source.name] + space.names[train_id]] = None
     return list(result)
@@ -120,6 +122,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
 
 def pixels_of(source: Source, counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """(images of the source, 256) pixels per raw id."""
+    # Runs on one data set may key the counts by the split alone.
     full = counts.get(f"{source.dataset}/{source.split}")
     table = counts[source.split] if full is None else full
     return np.asarray(table)[list(source.indices)]

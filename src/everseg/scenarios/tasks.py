@@ -91,6 +91,7 @@ def task_groups(
     if sizes is None:
         raise ConfigError(_does_not_fit(task, dataset_name, len(labels.classes)))
     ids = _published_order(suffix, labels, dataset_name) if order is None else _own_order(order, labels)
+    # Cut the order into steps. Within a step of a published order the ids ascend, as in the authors' tables.
     starts = [sum(sizes[:s]) for s in range(len(sizes))]
     groups = [ids[start : start + size] for start, size in zip(starts, sizes, strict=True)]
     return tuple(tuple(sorted(group) if order is None else group) for group in groups)
@@ -175,6 +176,7 @@ def _explicit(task: Sequence[Sequence[int | str]], labels: RawLabels, dataset_na
         groups.append(tuple(ids))
         problems += wrong
     taught = [i for group in groups for i in group]
+    # Across steps; repetitions within a step are reported by `resolve_classes` already.
     twice = sorted({i for i in taught if taught.count(i) > 1})
     if twice and not any("repeated" in problem for problem in problems):
         names = ", ".join(labels.names[i] for i in twice)
@@ -197,6 +199,7 @@ def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -
     ids: list[int] = []
     problems: list[str] = []
     for item in items:
+        # A name goes before a number: a class may be called "7".
         raw = by_name.get(spelling(item)) if isinstance(item, str) else item
         if raw is None and isinstance(item, str) and item.isdecimal():
             raw = int(item)

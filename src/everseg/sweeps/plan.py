@@ -100,7 +100,9 @@ def grid(
     ]
     for what, given in (("--methods", methods), ("--seeds", seeds), ("--tasks", tasks)):
         problems += [
-            f"{what}: {value} comes twice" for value in dict.fromkeys(given) if list(given).count(value) > 1
+            f"{what}: {value} is given twice"
+            for value in dict.fromkeys(given)
+            if list(given).count(value) > 1
         ]
     if problems:
         raise ConfigError(problems)
@@ -177,6 +179,7 @@ def _check_folders(runs: Sequence[GridRun]) -> None:
 
 def _leaders_first(runs: Sequence[GridRun]) -> list[GridRun]:
     """Put in front the first run of each group of several that share a first step; the order stays otherwise."""
+    # A run whose first step nobody else shares is no leader: there is no reason to start it early.
     firsts: dict[str, GridRun] = {}
     for run in runs:
         if run.first_step is not None:

@@ -23,7 +23,7 @@ class Generation(NamedTuple):
     suffix: str
     """Ending of the masks' stems."""
     places: tuple[str, ...]
-    """Where the folders may lie below the root."""
+    """Folders below the root that may hold them."""
 
 
 GENERATIONS = {

@@ -103,6 +103,8 @@ class FileSplit:
         """
         image, how = self._image(index)
         mask = self.read_mask(index)
+        # Masks carry no EXIF. A labelling tool that showed the image upright drew the mask upright, so the sizes must
+        # agree after turning.
         upright = turn(image, how) if self.reading.exif == "apply" else image
         size = mask.shape[1], mask.shape[0]
         if upright.size != size:

@@ -68,7 +68,7 @@ def find_parts(root: Path) -> list[str]:
     """
     places = [place for part in PARTS for place in part]
     first = data_folder(root, places, _NEEDED, "level-3 IDD")
-    if first == root:
+    if first == root:  # the root is one part itself: nothing below it is looked at
         return ["."]
     with_both = [[p for p in part if all((root / p / n).is_dir() for n in _NEEDED)] for part in PARTS]
     return [found[0] for found in with_both if found]

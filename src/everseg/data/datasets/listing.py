@@ -57,6 +57,7 @@ def scan(
         ) from None
 
     for here, folders, files in os.walk(root / folder, onerror=fail):
+        # `os.walk` goes into the folders that are left in this list, in its order.
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
         inside = Path(here).relative_to(root / folder).as_posix()
         prefix = "" if inside == "." else f"{inside}/"

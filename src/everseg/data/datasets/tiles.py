@@ -44,9 +44,10 @@ class Tiles:
         if length <= self.size:
             return [(0, length)]
         if training:
+            # The last window is moved back to end at the border, and then overlaps its neighbour by more.
             starts = range(0, length - self.size, self.size - self.overlap)
             return [(start, start + self.size) for start in [*starts, length - self.size]]
-        count = -(-length // self.size)
+        count = -(-length // self.size)  # the fewest windows that are not larger than `size`
         ends = [round(length * k / count) for k in range(count + 1)]
         return list(pairwise(ends))
 
@@ -103,11 +104,11 @@ class TiledSplit:
         return _name(self._split.id(picture), tuple(window))
 
     def image_path(self, index: int) -> Path:
-        """Where the picture of a window lies."""
+        """Path of the picture of a window."""
         return self._split.image_path(self._row(index)[0])
 
     def mask_path(self, index: int) -> Path:
-        """Where its mask lies."""
+        """Path of the picture's mask."""
         return self._split.mask_path(self._row(index)[0])
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:

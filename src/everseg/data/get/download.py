@@ -96,7 +96,7 @@ def download(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Path:
-    """Fetch, verify and unpack a data set; a second call, or one after an interruption, does only what is left.
+    """Fetch, verify and unpack a data set; a second call, also after an interruption, does only what is missing.
 
     For "voc" it also provides `ImageSets/Segmentation/train_aug.txt`. If an archive holds that list, it is taken from
     there. Otherwise it is written from the masks: all of SegmentationClassAug but those of `val.txt`, by ascending
@@ -115,7 +115,7 @@ def download(
 
     Raises:
         ConfigError: unknown name.
-        DataError: as `fetch` and `extract`; a folder in the way; another download at work in `to`.
+        DataError: as `fetch` and `extract`; a folder in the way; another download running in `to`.
     """
     if name not in SOURCES:
         raise ConfigError(f"data download: unknown data set '{name}'; choose one of {', '.join(SOURCES)}")
@@ -153,7 +153,7 @@ def _provide(
         return
     if place.exists():
         raise DataError(
-            f"{place} is there already and was not made by this command; move it away, or use it as data.root"
+            f"{place} exists already and was not made by this command; move it away, or use it as data.root"
         )
     archive = to / source.file
     # The receipt vouches for an archive that an earlier, interrupted call has fetched and verified.
@@ -205,7 +205,7 @@ def _find(scratch: Path, source: Source, archive: Path) -> Path:
         raise DataError(
             f"{archive}: has no folder {source.folder} (inside: {inside}); is it the right archive?"
         )
-    return min(folders, key=lambda p: len(p.parts))
+    return min(folders, key=lambda p: len(p.parts))  # the shallowest
 
 
 def _keep_list(scratch: Path, found: Path, to: Path) -> None:
@@ -220,6 +220,7 @@ def _ensure_train_aug(to: Path) -> None:
     folder = to / VOC / "SegmentationClassAug"
     if path.exists() or not folder.is_dir():
         return
+    # SegmentationClassAug also holds the masks of the validation images, which must not be trained on.
     masks = {p.stem for p in folder.glob("*.png")}
     val = (to / LISTS / "val.txt").read_text().split()
     names = sorted(masks - set(val))
@@ -244,7 +245,7 @@ def _alone(to: Path) -> Iterator[None]:
         except ImportError:  # no such locks on this system
             pass
         except OSError:
-            raise DataError(f"{to}: another download is at work in this folder; wait for it to end") from None
+            raise DataError(f"{to}: another download is running in this folder; wait for it to end") from None
         for leftover in to.glob(".everseg-unpack*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
@@ -259,7 +260,7 @@ def _read_receipt(to: Path, name: str) -> dict[str, Any]:
         pass
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"{to / RECEIPT}: cannot be understood; remove it, and the folders it stood for, and start again"
+            f"{to / RECEIPT}: is not a readable receipt; delete it and the folders that it lists, and start again"
         ) from None
     return {"format": 1, "files": {}}
 

@@ -198,6 +198,7 @@ def _one(job: _Job, index: int) -> Outcome:
             least_points=job.layout.least_points,
             skip_unknown=job.skip_unknown,
         )
+        # Written whole or not at all, then read back: a full or failing disk shows here, not in training.
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         write_atomically(mask, buffer.getvalue())

@@ -89,6 +89,7 @@ def fetch(
                 f"{url}: {fault}. Nothing was kept. The file was changed on the server or on the way; "
                 "try another network, or fetch it by hand from a source you trust."
             )
+    # Only now does the file get its name: whatever has that name is whole and verified.
     part.replace(target)
     _forget(part)
     return Fetched(url, size, sha256)
@@ -135,9 +136,8 @@ def _transfer(
         response = urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
-            if (
-                error.code == 416 and have
-            ):  # "range not satisfiable": the file is shorter now, so it is another one
+            # "range not satisfiable": the file is shorter now, so it is another one.
+            if error.code == 416 and have:
                 _forget(part)
                 raise _BrokenOffError("the server's file has changed") from None
             if error.code in TRANSIENT:
@@ -148,6 +148,7 @@ def _transfer(
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenOffError(str(getattr(error, "reason", None) or error) or type(error).__name__) from None
     with response:
+        # The notes come before the bytes: a crash must not leave bytes of unknown origin.
         have, total = _start(response, part, have)
         _store_notes(part, url, response, total)
         _append(response, part, have, total, progress)

@@ -122,7 +122,7 @@ class LibraryEncoder(nn.Module):
             if not grid:
                 raise ConfigError(
                     f"model.encoder: a map of shape {tuple(map.shape)} for an image of {4 * unit} x {2 * unit} pixels "
-                    "is no grid over it; choose another encoder or other taps (model.options.taps)"
+                    "is not a grid over it; choose another encoder or other taps (model.options.taps)"
                 )
         return maps
 

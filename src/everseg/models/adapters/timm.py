@@ -35,7 +35,7 @@ def library() -> Any:
 
 
 def describe(name: str, given: Mapping[str, Any], taps: Any) -> dict[str, Any]:
-    """Turn what stands after `timm:` into a description.
+    """Turn the name after `timm:` into a description.
 
     Args:
         name: an architecture ("resnet50": random weights) or one with the tag of its weights ("resnet50.a1_in1k").
@@ -83,7 +83,7 @@ def load_weights(
     """Read pretrained weights of a described encoder in timm's names; timm adapts older forms of them.
 
     Args:
-        name: what stands after `timm:`, with the tag of its weights unless `weights` is given.
+        name: the name after `timm:`, with the tag of its weights unless `weights` is given.
         weights: a local file or `hf:org/name`; None = the file that the tag names.
         download: allow the network.
 
@@ -101,9 +101,8 @@ def load_weights(
             raise ConfigError(
                 f"model.encoder: timm names no file for 'timm:{name}'; give it as model.weights=FILE"
             )
-        repository = (
-            f"timm/{name}" if repository == "timm/" else str(repository)
-        )  # "timm/" stands for its own name
+        # "timm/" alone means the repository of the model's own name there.
+        repository = f"timm/{name}" if repository == "timm/" else str(repository)
         path = weight_file(f"hf:{repository}", download, key="model.encoder")
     else:
         path = weight_file(weights, download)

@@ -26,7 +26,7 @@ NOT_TAKEN = ("timm_backbone",)
 DERIVED = {"stage_names", "out_features", "out_indices"}
 """Entries of a configuration that follow from the others and from the taps."""
 CODE = ("auto_map", "trust_remote_code")
-"""Entries by which a configuration asks for code of its own."""
+"""Entries by which a configuration asks for code of the repository."""
 MAP_NORMS = "hidden_states_norms."
 """Norms that a backbone adds on its maps: no image classifier has them, so they start fresh, as identity."""
 MAX_TAPS = 4
@@ -34,7 +34,7 @@ MAX_TAPS = 4
 
 @dataclass(frozen=True)
 class Source:
-    """Where the configuration and the weights of a pretrained encoder lie."""
+    """The files of a pretrained encoder's configuration and weights."""
 
     folder: Path
     weights: Path
@@ -67,7 +67,7 @@ def known_types() -> list[str]:
 def describe(
     name: str, given: Mapping[str, Any], taps: Any, *, download: bool
 ) -> tuple[dict[str, Any], Source | None]:
-    """Turn what stands after `hf:` into a description.
+    """Turn the name after `hf:` into a description.
 
     Args:
         name: a type ("segformer": random weights), a folder with config.json and weights, or org/name[@revision].
@@ -94,7 +94,7 @@ def describe(
         asked = [key for key in CODE if key in stored]
         if asked:
             raise ConfigError(
-                f"model.encoder: 'hf:{name}' needs code of its own ({', '.join(asked)}); it is never run"
+                f"model.encoder: 'hf:{name}' needs code of its own ({', '.join(asked)}), which everseg never runs"
             )
         kind = str(stored.get("model_type"))
     _check_type(kind, name)
@@ -182,7 +182,7 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
 
 
 def preprocessing(source: Source) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation per channel that the encoder was trained with, for values in [0, 1]; None = not said."""
+    """Mean and deviation per channel that the encoder was trained with, for values in [0, 1]; None = unknown."""
     if source.preprocessing is None:
         return None
     stored = _read_json(source.preprocessing)
@@ -209,7 +209,7 @@ def _check_type(kind: Any, name: str) -> None:
         hint = near_miss(str(kind), types)
         what = "" if kind == name else f" is a '{kind}', which"
         raise ConfigError(
-            f"model.encoder: 'hf:{name}'{what} is no type of encoder that can be used{hint}, no folder, and not "
+            f"model.encoder: 'hf:{name}'{what} is not a type of encoder that everseg can use{hint}, nor a folder, nor "
             f"org/name; types: {', '.join(types)}"
         )
 
@@ -303,7 +303,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{path} holds no keys and values")
+        raise CheckpointError(f"{path} does not hold keys and values")
     return stored
 
 

@@ -196,6 +196,7 @@ class _Pyramid(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, hidden, h, w)."""
+        # (B, 5 * hidden, h, w) before the projection.
         return self.project(torch.cat([conv(input) for conv in self.convs], dim=1))
 
 
