@@ -121,7 +121,7 @@ def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, 
     mdil = everseg.Run(RunFolder(tmp_path / "mdil"))
     assert mdil.sequence["relative_drop"] is None
     refused = list[str]()
-    assert drop_against_single(mdil.folder, mdil.config, refused) is None
+    assert drop_against_single(mdil.results, mdil.config, refused) is None
     assert refused == [
         "b-other-classes is no baseline: domain 'day' was tested with other classes (red only here)."
     ]

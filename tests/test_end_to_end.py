@@ -416,7 +416,12 @@ def test_entry_points_of_an_installed_package_are_names_like_the_built_in_ones(t
     done = json.loads(everseg_cli("run", str(tmp_path / "run.yaml"), "--json", "--quiet"))
     assert [step["classes"] for step in done["steps"]] == [["blue"], ["red", "green"]]
     assert done["config"]["method"] == {**done["config"]["method"], "name": "louder", "factor": 2.0}
-    found = json.loads(everseg_cli("eval", str(tmp_path / "toy"), "--json", "--quiet"))
+    named = [
+        "model=small",
+        "data=rectangles",
+        "scenario.kind=backwards",
+    ]  # an installed package's code is foreign too
+    found = json.loads(everseg_cli("eval", str(tmp_path / "toy"), *named, "--json", "--quiet"))
     counts = np.load(tmp_path / "toy" / "steps" / "01" / "confusion.npz")["default"]
     assert found["confusion"]["default"] == counts.tolist()
 

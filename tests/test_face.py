@@ -37,11 +37,11 @@ from everseg.reports.html import ReportFile
 from everseg.sweeps.sweep import SlurmJobs, Sweep, SweepRun
 
 NOT_IN_PYTHON = {
-    "list": "prints names; in Python `everseg.registry.names` and the presets' files have them",
-    "show": "prints a configuration; in Python `everseg.run(..., dry_run=True).config` is it",
+    "list": "prints names that a configuration may use",
+    "show": "prints a configuration and its helps; `everseg.config.loading.load` gives the object",
     "docs": "prints pages",
-    "import mib": "everseg.interop.import_mib and export_mib",
-    "import mdil": "everseg.interop.import_mdil, export_mdil and export_mdil_encoder",
+    "import mib": "`everseg.api` has import_mib and export_mib: one verb there is two functions, one for each way",
+    "import mdil": "`everseg.api` has import_mdil, export_mdil and export_mdil_encoder",
 }
 NOT_COMMANDS = {"load": "a model in memory is of no use on a command line; `predict` loads one"}
 NAMED = {"eval": "evaluate"}

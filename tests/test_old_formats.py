@@ -164,9 +164,14 @@ def test_a_run_is_exported_to_the_bundle_that_was_made_of_it_then(done: Callable
 
 
 def recorded_command(run: str) -> list[str]:
-    program, *arguments = json.loads((FIXTURES / run / "run.json").read_text())["argv"]
+    """What was typed then, with the learning rates of then: the demo's presets may take others."""
+    stored = json.loads((FIXTURES / run / "run.json").read_text())
+    program, *arguments = stored["argv"]
     assert program == "everseg"
-    return arguments
+    return [
+        *arguments,
+        *(f"train.{key}={json.dumps(stored['config']['train'][key])}" for key in ("lr", "lr_next")),
+    ]
 
 
 @pytest.mark.parametrize("run", ["run-format-1", "run-domains-format-1"])

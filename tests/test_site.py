@@ -210,9 +210,9 @@ def test_the_reference_of_settings_holds_every_key() -> None:
             assert f"| `method.{key}` |" in text
     for row in (
         "| `train.momentum` | number >= 0, < 1 | `0.9` | Momentum of SGD. |",
-        "| `data.crop` | whole number >= 8 | `512` | Side of the square training crop, in pixels. |",
+        "| `data.crop` | whole number >= 8, <= 65536 | `512` | Side of the square training crop, in pixels. |",
         "| `model.output_stride` | `8`, `16` or null | `null` |",
-        "| `data.size` | [whole number >= 8, whole number >= 8] | `[512, 1024]` |",
+        "| `data.size` | [whole number >= 8, <= 65536, whole number >= 8, <= 65536] | `[512, 1024]` |",
     ):
         assert row in text
 

@@ -26,7 +26,7 @@ from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend
 from everseg.deploy.serve import serve
-from everseg.display import OnceADictionary, Piece, Result, printable
+from everseg.display import OnceADictionary, Piece, Result, for_files, in_percent, printable
 from everseg.engine.prepare import describe_scenario
 from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
@@ -39,12 +39,12 @@ from everseg.interop.convert import export_mdil, export_mdil_encoder, export_mib
 from everseg.labels import BACKGROUND
 from everseg.progress import Progress
 from everseg.reports import terminal
-from everseg.reports.baselines import domain_rows, drop_against_single, taught
+from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import run_sequence
+from everseg.runs.results import Results, StepResults
 from everseg.sweeps.sweep import sweep
 
 __all__ = [
@@ -68,24 +68,29 @@ class Run(Result):
         return self.folder.path
 
     @cached_property
+    def results(self) -> Results:
+        """What the run has stored, each file read once, when it is first needed."""
+        return Results(self.folder)
+
+    @property
     def config(self) -> RunConfig:
-        return self.folder.config()
+        return self.results.config
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """Scores of each finished step (fractions in [0, 1], None where undefined)."""
-        return [row for index in self.folder.finished_steps for row in self._rows(index)]
+        return [row for step in self.results.steps for row in self._rows(step)]
 
-    def _rows(self, index: int) -> list[dict[str, Any]]:
-        tested = self.folder.metrics(index)["branches"]
+    def _rows(self, step: StepResults) -> list[dict[str, Any]]:
         taught = "classes" if self.config.scenario.joint else "new_classes"
         try:
+            tested = {name: step.scores[name] for name in self.results.in_order(step.scores)}
             return [
                 {
-                    "index": index,
+                    "index": step.index,
                     "name": name,
                     "branch": name,
-                    "classes": [name for name in scores[taught] if name != BACKGROUND],
+                    "classes": [label for label in scores[taught] if label != BACKGROUND],
                     **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
                     "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
                     "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
@@ -94,7 +99,7 @@ class Run(Result):
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.folder.step(index) / 'metrics.json'} is damaged ({error!r}); "
+                f"{self.folder.step(step.index) / 'metrics.json'} is damaged ({error!r}); "
                 "delete it and run the same command to score the step again"
             ) from None
 
@@ -104,33 +109,32 @@ class Run(Result):
         Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
         """
         if self.over_domains:
-            return domain_rows(self.steps, self.taught)
+            return for_files(domain_rows(self.steps, self.results))
         rows = []
         for step in self.steps:
             row: dict[str, Any] = {"step": step["index"], "new classes": ", ".join(step["classes"])}
             for suffix, key in (("", "miou"), (" (no background)", "miou_without_background")):
                 for group in ("old", "new", "base", "all"):
-                    value = step[key][group]
-                    row[group + suffix] = None if value is None else round(100 * value, 2)
+                    row[group + suffix] = in_percent(step[key][group])
             rows.append(row)
-        return rows
+        return for_files(rows)
 
     @property
     def over_domains(self) -> bool:
         """Whether the run is over several domains: results are per domain then."""
         return bool(self.config.data.domains)
 
-    @cached_property
+    @property
     def taught(self) -> dict[int, str]:
         """Step -> the domains (or the data set) whose images it trained on."""
-        return taught(self.folder)
+        return self.results.taught
 
     @cached_property
     def sequence(self) -> dict[str, Any]:
         """Average over steps, forgetting and backward transfer; over domains also the relative drop, if known."""
-        sequence = run_sequence(self.folder)
+        sequence = dict(self.results.sequence)
         if self.over_domains and sequence:
-            sequence["relative_drop"] = drop_against_single(self.folder, self.asked or self.config)
+            sequence["relative_drop"] = drop_against_single(self.results, self.asked or self.config)
         return sequence
 
     def shown(self) -> Iterator[Piece]:
@@ -162,8 +166,8 @@ class Run(Result):
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
         """Write the run's report (one HTML file; default in its folder) and give its path."""
         target = None if out is None else Path(out)
-        config = self.asked or stored_config(self.folder)
-        return write_report(self.folder, config, out=target, images=images).path
+        config = self.asked or stored_config(self.folder, stored=self.config)
+        return write_report(self.results, config, out=target, images=images).path
 
 
 @keeping_threads()
@@ -212,7 +216,7 @@ def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
     if not config.report or not PartialState().is_main_process or not is_due(done.folder):
         return
     try:
-        made = write_report(done.folder, config, images=AUTOMATIC_IMAGES, progress=progress)
+        made = write_report(done.results, config, images=AUTOMATIC_IMAGES, progress=progress)
         progress.message(f"report: {made.path}")
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -239,10 +243,10 @@ def report(
     Raises:
         EversegError: with what, where and what to do.
     """
-    folder = RunFolder(Path(path))
-    config = stored_config(folder, overrides)
+    results = Results(RunFolder(Path(path)))
+    config = stored_config(results.folder, overrides, stored=results.config)
     target = None if out is None else Path(out)
-    return write_report(folder, config, out=target, images=images, progress=Progress(quiet=quiet))
+    return write_report(results, config, out=target, images=images, progress=Progress(quiet=quiet))
 
 
 def features(

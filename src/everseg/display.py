@@ -1,5 +1,8 @@
 """How results show themselves: as text in a terminal, as tables and pictures in a notebook.
 
+Every figure that people read is written here (`percent`, `points`, `figure`, ...), from the whole number and in one
+step: whoever rounds first and passes the rounded number on gets 34.3 in one place and 34.2 in another.
+
 rich is imported only when something is printed, so that the lists of the command line answer at once.
 """
 
@@ -8,10 +11,11 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +33,72 @@ def printable(text: object) -> str:
     )
 
 
-def percent(value: float | None) -> str:
-    """A fraction as percent with one digit; "-" where undefined."""
-    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
+UNDEFINED = "-"
+"""Stands for a number that is not known, or not defined."""
+
+
+def in_percent(value: float | None) -> float | None:
+    """A fraction as percent, not rounded; None where undefined."""
+    return None if value is None or math.isnan(value) else 100 * value
+
+
+def figure(value: float | None, *, digits: int = 1, signed: bool = False) -> str:
+    """A number as people read it; a dash where undefined, never a minus before zero.
+
+    >>> figure(34.25), figure(-0.01), figure(2, signed=True), figure(None)
+    ('34.2', '0.0', '+2.0', '-')
+    """
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    shown = round(value, digits) + 0.0
+    return f"{shown:+.{digits}f}" if signed else f"{shown:.{digits}f}"
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """A fraction as percent, without the sign %.
+
+    >>> percent(0.125), percent(0.9995), percent(float("nan"))
+    ('12.5', '100.0', '-')
+    """
+    return figure(in_percent(value), digits=digits)
+
+
+def points(value: float | None) -> str:
+    """A difference of two fractions as points, with its sign.
+
+    >>> points(-0.031)
+    '-3.1'
+    """
+    return figure(in_percent(value), signed=True)
+
+
+def interval(ends: Sequence[float] | None, *, between: str = "–", signed: bool = False) -> str:
+    """Two fractions as percent from the lower to the upper; a dash where undefined."""
+    if ends is None:
+        return UNDEFINED
+    return f" {between} ".join(figure(in_percent(end), signed=signed) for end in ends)
+
+
+def spread(mean: float | None, sd: float | None, *, sign: str = "±", signed: bool = False) -> str:
+    """Mean and standard deviation of numbers in their own unit (percent, points); a dash where there is no mean."""
+    return figure(mean, signed=signed) + ("" if mean is None or sd is None else f" {sign} {figure(sd)}")
+
+
+def cell(value: Any) -> str:
+    """What stands in a cell of a page's table: fractional numbers with one digit, whole ones with separators."""
+    if value is None or isinstance(value, float):
+        return figure(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def for_files(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as CSV, JSON and Python's tables hold them: fractional numbers with two digits."""
+    return [
+        {key: round(value, 2) + 0.0 if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
 
 
 def unicode_output() -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from everseg.deploy.card import _classes
+import pytest
+
+from everseg.deploy.card import _classes, _origin
 from everseg.runs.model_folder import BundleClass, Registry
 
 
@@ -37,3 +39,16 @@ def test_only_the_last_test_of_a_class_counts() -> None:
         "autorickshaw": "cs 10.0, idd 20.0",
         "never tested": "-",
     }
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("everseg run x.yaml", "Command: `everseg run x.yaml`"),
+        (None, "Started from Python, not by a command"),
+    ],
+)
+def test_what_started_the_run_is_told_as_it_was(command: str | None, told: str) -> None:
+    run = {"command": command, "seed": 1, "config_hash": 64 * "a"}
+    lines = list(_origin({"run": run, "parent": None, "history": [], "parity": {}, "versions": {}}))
+    assert lines[0] == f"* {told} (seed 1, configuration aaaaaaaaaaaa…)"

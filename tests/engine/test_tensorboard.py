@@ -162,7 +162,7 @@ def test_evaluation_writes_a_table_of_classes(tmp_path, read):
         "|---:|:---|---:|---:|---:|",
         "| 0 | background | 80.00 | 80.00 | 10 |",
         "| 1 | road | 45.00 | 50.00 | 10 |",
-        "| 2 | sky/&#60;b&#62; | – | – | 0 |",
+        "| 2 | sky/&#60;b&#62; | - | - | 0 |",
     ]
 
 

@@ -343,6 +343,12 @@ def test_other_kinds_of_files_are_named(tmp_path):
         read_tensors(tmp_path / "absent.pth")
 
 
+def test_a_description_larger_than_any_real_one_is_not_read(tmp_path):
+    content = dictionary(a=text("x" * (33 << 20)))
+    assert "description of the tensors has 33 MiB" in refusal(archive(tmp_path / "w.pth", content))
+    assert "ends too early" in refusal(stream(tmp_path / "w.pth", content))
+
+
 def test_damage_that_torch_load_does_not_see_is_found(tmp_path):
     path = saved({"a": torch.full((1000,), 1.5)}, tmp_path / "w.pth")
     data = bytearray(path.read_bytes())
@@ -408,6 +414,9 @@ CODE = {
     + items(name("os", "system"), name("torch", "Tensor"), items(COMMAND), b"}") + b"R",
     "wrapper in itself": name("torch._tensor", "_rebuild_from_type_v2")
     + items(name("torch._tensor", "_rebuild_from_type_v2"), name("torch", "Tensor"), items(), b"}") + b"R",
+    "wrapper of another class": name("torch._tensor", "_rebuild_from_type_v2")
+    + items(TENSOR, name("collections", "OrderedDict"), items(storage(1), b"K\x00", b")", b")", b"\x89", b"N"), b"}")
+    + b"R",
     "wrapper of no tensor": name("torch._tensor", "_rebuild_from_type_v2")
     + items(name("collections", "OrderedDict"), name("torch", "Tensor"), b")", b"}") + b"R",
     "subclass": call("torch._utils", "_rebuild_wrapper_subclass", name("os", "system")),
@@ -652,7 +661,8 @@ def test_storages_that_the_file_does_not_hold_are_refused(tmp_path):
         assert "are missing" in refusal(path)
     stream(path, content, {"0": bytes(8)})
     assert "another number of elements" in refusal(path)
-    for raw in ({}, {"1": bytes(4)}, {"0": bytes(4), "1": b""}):
+    keys: list[dict[Any, bytes]] = [{}, {"1": bytes(4)}, {"0": bytes(4), "1": b""}, {"0": bytes(4), 1: b""}]
+    for raw in keys:
         stream(path, content, raw)
         assert "its list of storages" in refusal(path)
     stream(path, content, {"0": bytes(4)})
@@ -665,7 +675,7 @@ def test_hostile_archives_are_refused(tmp_path):
     content = {"a": torch.zeros(100_000)}
     rewritten(saved(content, path), lambda e: e, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10_000
-    assert "compressed entries" in refusal(path)
+    assert "compressed or encrypted entries" in refusal(path)
     for strange in ("../../x", "w/../../x", "/etc/x", "w\\x"):
         rewritten(saved(content, path), lambda e, strange=strange: {**e, strange: b""})
         assert "an entry called" in refusal(path)
@@ -688,12 +698,12 @@ def test_a_directory_of_any_size_is_not_read(tmp_path):
     path = saved({"a": torch.zeros(2)}, tmp_path / "w.pth")
     data = bytearray(path.read_bytes())
     end = data.rfind(b"PK\x05\x06")
-    with path.open("wb") as file:  # 40 MiB of directory, in a file with a hole
+    with path.open("wb") as file:  # 4 MiB of directory and a bit, in a file with a hole
         file.write(data[:end])
-        file.seek((40 << 20) + end)
-        directory = (40 << 20) + end - int.from_bytes(data[end + 16 : end + 20], "little")
+        file.seek((4 << 20) + end)
+        directory = (4 << 20) + end - int.from_bytes(data[end + 16 : end + 20], "little")
         file.write(data[end : end + 12] + directory.to_bytes(4, "little") + data[end + 16 :])
-    assert "MiB, which no file of weights needs" in refusal(path)
+    assert "directory has 4 MiB, which no file of weights needs" in refusal(path)
 
 
 def test_entries_that_lie_elsewhere_are_refused(tmp_path):

@@ -76,7 +76,12 @@ def made_run(
                           fresh=config.scenario.single)  # fmt: skip
         save_model(folder.final(index), about, {})
         scores = {
-            key: {**step_scores(value, sizes, background), "classes": names, "branch": key}
+            key: {
+                **step_scores(value, sizes, background),
+                "classes": names,
+                "branch": key,
+                "new_classes": names[len(names) - sizes[-1] :],
+            }
             for key, value in tested.items()
         }
         if finished or index == 0:
@@ -85,8 +90,10 @@ def made_run(
         domains = config.data.domains
         planned.append({
             "index": index,
-            "train": [{"dataset": key, **({"domain": key} if domains else {})} for key in tested],
-            "test": [{"branch": key, "sha256": digest, **({"domain": key} if domains else {})} for key in tested],
+            "train": [{"dataset": key, "split": "train", "images": 1, "sha256": digest,
+                       **({"domain": key} if domains else {})} for key in tested],
+            "test": [{"branch": key, "dataset": key, "split": "val", "images": 1, "sha256": digest,
+                      **({"domain": key} if domains else {})} for key in tested],
         })  # fmt: skip
     write_json(folder.path / "scenario.json", {"steps": planned})
     lines = [_train_line(index, spent, config.train.batch) for index, spent in enumerate(seconds)]

@@ -22,6 +22,7 @@ from everseg.reports.compare import tables
 from everseg.reports.compare.comparison import collect
 from everseg.reports.compare.groups import read
 from everseg.runs.folder import RunFolder
+from everseg.runs.results import Results
 
 SIZES = (3, 1)
 
@@ -183,7 +184,7 @@ def test_a_domain_without_a_true_pixel_in_a_draw_is_left_out_of_the_mean_as_in_t
         tmp_path, "ft", "camvid-day-dusk-ft", [{"day": counts["day"]}, counts], [(3,)] * 2,
         background=None, images=each,
     )  # fmt: skip
-    draws = intervals.draws_of(read(RunFolder(path)))
+    draws = intervals.draws_of(read(Results(RunFolder(path))))
     absent = np.isnan(draws["mIoU dusk"])
     assert 0 < absent.sum() < intervals.RESAMPLES / 2
     assert np.array_equal(draws["mIoU mean"][absent], draws["mIoU day"][absent])

@@ -13,7 +13,7 @@ from everseg.reports.baselines import joint_beside
 from everseg.reports.numbers import matrix_rows
 from everseg.runs.commit import read_json, save_folder
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import tracks_of
+from everseg.runs.results import Results
 
 JOINT: dict[str, Any] = {"steps": [{"default": counts(0.9, 0.7, 0.8)}], "groups": [(3, 1)]}
 
@@ -26,15 +26,14 @@ def run(tmp_path: Path) -> Path:
 
 
 def found(run: Path, refused: list[str] | None = None) -> Any:
-    folder = RunFolder(run)
-    return joint_beside(folder, folder.config(), tracks_of(folder), refused)
+    return joint_beside(Results(RunFolder(run)), refused)
 
 
 def test_the_joint_run_beside_gives_the_last_row(run: Path) -> None:
     made_run(run.parent, "a-joint", "demo-joint", **JOINT)
     name, tracks = found(run)
     assert name == "a-joint"
-    (track,) = tracks_of(RunFolder(run))
+    (track,) = Results(RunFolder(run)).tracks
     rows = matrix_rows(track, "_without_background", tracks["default"])
     assert [row["after step"] for row in rows] == [0, 1, "joint"]
     assert list(rows[-1].values())[1:] == pytest.approx([80.0, 80.0], abs=1e-4), "(90 + 70) / 2 and 80"
@@ -105,13 +104,13 @@ def test_a_foreign_neighbour_is_passed_over(run: Path, steps: str) -> None:
 def test_only_joint_neighbours_are_looked_at_closely(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_run(run.parent, "other", "demo-ft", **two_steps(0.8, 0.5, 0.4))
     made_run(run.parent, "z-joint", "demo-joint", **JOINT)
-    folder, read = RunFolder(run), list[str]()
-    config, whole = folder.config(), RunFolder.config
+    results, read, whole = Results(RunFolder(run)), list[str](), RunFolder.config
+    assert results.config.name == "mib"
 
-    def noted(self: RunFolder) -> Any:
+    def noted(self: RunFolder, record: Any = None) -> Any:
         read.append(self.path.name)
-        return whole(self)
+        return whole(self, record)
 
     monkeypatch.setattr(RunFolder, "config", noted)
-    assert joint_beside(folder, config, tracks_of(folder)) is not None
+    assert joint_beside(results) is not None
     assert set(read) == {"z-joint"}

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from parsed_pages import Parsed, parsed
 from PIL import Image
-from toy import HERE, settings
+from toy import HERE, build, settings
 
 import everseg
 from everseg import api
 from everseg.config.loading import difference, load
+from everseg.data.base import Dataset
 from everseg.errors import CheckpointError
 from everseg.reports import figures, html, page
 from everseg.reports import html as assemble
@@ -31,7 +32,7 @@ from everseg.reports.html import write_report
 from everseg.reports.provenance import cite, command
 from everseg.reports.published import Match, published
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import tracks_of
+from everseg.runs.results import Results
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -58,8 +59,8 @@ def copy(finished: everseg.Run, tmp_path: Path) -> Path:
 
 
 def made(path: Path, **options: Any) -> Parsed:
-    folder = RunFolder(path)
-    return parsed(write_report(folder, folder.config(), **options).path)
+    results = Results(RunFolder(path))
+    return parsed(write_report(results, results.config, **options).path)
 
 
 # ---------------------------------------------------------------- the end of a run
@@ -69,8 +70,7 @@ def test_a_finished_run_has_its_report_and_making_it_again_gives_the_same_bytes(
     finished: everseg.Run, copy: Path
 ) -> None:
     first = (finished.path / "report.html").read_bytes()
-    folder = RunFolder(copy)
-    result = write_report(folder, finished.config, images=html.AUTOMATIC_IMAGES)
+    result = write_report(Results(RunFolder(copy)), finished.config, images=html.AUTOMATIC_IMAGES)
     assert (copy / "report.html").read_bytes() == first
     assert result.bytes == len(first) < page.LIMIT
     assert result.charts == 6
@@ -84,7 +84,7 @@ def test_the_report_changes_nothing_else(finished: everseg.Run, copy: Path) -> N
 
     before = content(copy)
     del before["report.html"]
-    write_report(RunFolder(copy), finished.config, images=4)
+    write_report(Results(RunFolder(copy)), finished.config, images=4)
     after = content(copy)
     del after["report.html"]
     assert after == before
@@ -197,7 +197,7 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
     assert "dusk-flow" not in tables, "nothing of dusk is old yet"
     assert "Step 1 trained on dusk: day went from" in given.text
     assert "Relative drop: no single-task numbers" in given.text
-    single = RunFolder(domains.path)
+    single = Results(RunFolder(domains.path))
     config = domains.config.model_copy(
         update={
             "scenario": domains.config.scenario.model_copy(
@@ -205,7 +205,7 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
             )
         }
     )
-    again = parsed(Path(write_report(single, config, images=0, out=domains.path / "other.html")["path"]))
+    again = parsed(write_report(single, config, images=0, out=domains.path / "other.html").path)
     assert "against scenario.single_task" in again.text
 
 
@@ -222,7 +222,7 @@ def test_an_unfinished_run_says_so(copy: Path) -> None:
 def test_counts_that_do_not_fit_the_classes_are_an_error_that_says_what_to_do(copy: Path) -> None:
     np.savez_compressed(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
     with pytest.raises(CheckpointError, match=r"does not fit the classes.*run the same command"):
-        tracks_of(RunFolder(copy))
+        _ = Results(RunFolder(copy)).tracks
 
 
 def test_groups_taught_in_one_step_keep_names_of_their_own(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_published_numbers_stand_beside_the_runs_in_their_own_convention_only(
         Match(mine, (), ("seeds: not stated",)),
         Match(mib, ("protocol disjoint there, overlapped here",), ()),
     ]
-    monkeypatch.setattr(assemble, "matches", lambda *_: told)
+    monkeypatch.setattr(assemble, "matches_of", lambda *_: told)
     given = made(copy, images=0)
     rows = list(csv.DictReader(io.StringIO(given.download("published-1.csv"))))
     last = everseg.Run(RunFolder(copy)).table()[-1]
@@ -375,6 +375,32 @@ def test_without_the_data_the_report_is_made_without_pictures(tmp_path: Path) ->
     assert len(given.all("svg")) > 3
 
 
+def only_tests(root: str | None = None) -> Dataset:
+    """The toy's data as they lie where training images were left out."""
+    whole = build(root)
+    return replace(whole, splits={"val": whole.splits["val"]})
+
+
+def test_the_test_images_alone_are_enough_for_the_pictures(finished: everseg.Run, copy: Path) -> None:
+    given = [f"data={Path(__file__).resolve()}:only_tests"]
+    made = api.report(copy, overrides=given, images=html.AUTOMATIC_IMAGES, quiet=True)
+    assert "Of the data only the test images are at hand, so there are no pixels per class" in made.notes[0]
+    assert "train" in made.notes[0]
+    pictures = parsed(copy / "report.html").all("img")
+    assert pictures == parsed(finished.path / "report.html").all("img"), "the same as with all data"
+
+
+def test_rankings_of_pictures_say_over_which_classes_they_rank(
+    finished: everseg.Run, domains: everseg.Run
+) -> None:
+    text = parsed(finished.path / "report.html").text
+    assert "Ranked over the classes known before step 1: background, red, green." in text
+    assert re.search(r"val-\d+ · mean IoU \d+\.\d over (background, )?(red|green)", text)
+    text = parsed(domains.path / "report.html").text
+    assert "Ranked over the classes known before step 1: background, red, green, blue." in text, "day"
+    assert "Ranked over the classes of the model: background, red, green, blue." in text, "dusk, just learnt"
+
+
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
     result = api.features(copy, overrides=[USER_CODE], quiet=True, pixels=10, images=4)
     given = made(copy, images=0)
@@ -397,6 +423,25 @@ def test_the_command_in_the_report_does_the_same_run_again() -> None:
     assert difference(load(words[2], words[3:]), config) == []
     assert not [word for word in words if word.startswith(("out=", "name="))]
     assert command(load({"name": "mine"})) == "everseg run mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["cli.py", "run", "my toy.yaml"], "everseg run 'my toy.yaml'"),
+        (None, "from Python, not by a command"),
+    ],
+)
+def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
+    argv: list[str] | None, shown: str, copy: Path
+) -> None:
+    record = json.loads((copy / "run.json").read_text())
+    assert record["argv"] is None, "this test calls everseg.run"
+    (copy / "run.json").write_text(json.dumps({**record, "argv": argv}))
+    given = made(copy, images=0)
+    facts = json.loads(given.download("toy.json"))["provenance"]["facts"]
+    assert facts["started"] == shown
+    assert shown in given.text
 
 
 def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None:

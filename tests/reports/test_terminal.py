@@ -14,7 +14,8 @@ def lines(table, width: int = 80) -> list[str]:
 
 def test_a_title_longer_than_its_table_stays_on_one_line() -> None:
     row = {"step": 1, "trained": "dusk", "day": 60.0, "dusk": None}
-    found = lines(tables.run_table({"name": "camvid-day-dusk-mdil", "table": [row]}))
+    steps = [{"index": 1, "name": "day", "miou": {"all": 0.6}}]
+    found = lines(tables.run_table({"name": "camvid-day-dusk-mdil", "table": [row], "steps": steps}))
     assert found[0] == "camvid-day-dusk-mdil: mIoU in percent of each domain after each step"
     assert found[1].split() == ["step", "trained", "day", "dusk"]
     assert found[3].split() == ["1", "dusk", "60.0", "-"]

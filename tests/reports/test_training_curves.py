@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everseg.reports.figures import MOST_POINTS, read_curves
+from everseg.reports.figures import MOST_POINTS, curves_of
+from everseg.runs.journal import Journal
 
 
 def written(path: Path, *entries: dict, tail: str = "") -> Path:
@@ -29,7 +30,7 @@ def test_steps_follow_one_another_with_a_gap_and_terms_have_their_sum(tmp_path: 
         train(1, 10, memory=2.0**31, ce=0.25, kd=0.5), train(1, 30, ce=0.25, kd=0.25),
         tail='{"event": "train", "step": 1, "iter',
     )  # fmt: skip
-    curves = read_curves(path)
+    curves = curves_of(Journal(path).lines())
     assert curves is not None
     assert curves.starts == [(0, 0), (1, 20)]
     assert curves.terms == ["ce", "sum", "kd"]
@@ -46,7 +47,7 @@ def test_steps_follow_one_another_with_a_gap_and_terms_have_their_sum(tmp_path: 
 def test_long_curves_are_averaged_without_losing_a_value(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random(3 * MOST_POINTS)
     entries = [train(0, i + 1, ce=float(v)) for i, v in enumerate(values)]
-    curves = read_curves(written(tmp_path / "journal.jsonl", *entries))
+    curves = curves_of(Journal(written(tmp_path / "journal.jsonl", *entries)).lines())
     assert curves is not None
     assert curves.averaged
     assert len(curves.series["loss/ce"][1]) == MOST_POINTS
@@ -55,8 +56,6 @@ def test_long_curves_are_averaged_without_losing_a_value(tmp_path: Path) -> None
 
 
 def test_no_journal_no_curves(tmp_path: Path) -> None:
-    assert read_curves(tmp_path / "journal.jsonl") is None
-    assert (
-        read_curves(written(tmp_path / "other.jsonl", {"event": "test", "step": 0}, tail="[]\nnull\n"))
-        is None
-    )
+    assert curves_of(Journal(tmp_path / "journal.jsonl").lines()) is None
+    path = written(tmp_path / "other.jsonl", {"event": "test", "step": 0}, tail="[]\nnull\n")
+    assert curves_of(Journal(path).lines()) is None

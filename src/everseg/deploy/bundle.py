@@ -19,7 +19,7 @@ from everseg.data.batches.transforms import resize_transform
 from everseg.deploy.card import model_card
 from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
-from everseg.display import Piece, Result
+from everseg.display import Piece, Result, percent
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
@@ -104,7 +104,7 @@ class Bundle(Result):
             lines.append(
                 f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest "
                 f"difference of a logit {found['logit_difference']:.1e}, same class on "
-                f"{100 * found['equal_pixels']:.4f} % of the pixels"
+                f"{percent(found['equal_pixels'], digits=4)} % of the pixels"
             )
         return lines
 

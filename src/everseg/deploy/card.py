@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.display import percent
+from everseg.display import UNDEFINED, percent
 from everseg.labels import BACKGROUND
+from everseg.runs.command import FROM_PYTHON
 from everseg.runs.model_folder import ModelFile, Registry
 
 WEAK = 0.5
@@ -64,7 +65,8 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
     for known in registry.classes:
         colour = "#{:02x}{:02x}{:02x}".format(*known.colour)
         gone = "" if known.paths else " (not in this model any more)"
-        cells = [known.id, _cell(known.name) + gone, known.step, found.get(known.name, "-"), colour]
+        iou = found.get(known.name, UNDEFINED)
+        cells = [known.id, _cell(known.name) + gone, known.step, iou, colour]
         yield f"| {' | '.join(map(str, cells))} |"
 
 
@@ -77,7 +79,7 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     ]
     for entry in history:
         for result, scores in entry["scores"].items():
-            tested = next((source for source in entry["test"]), {"data": "-", "images": 0})
+            tested = next((source for source in entry["test"]), {"data": UNDEFINED, "images": 0})
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
             means = [percent(scores["miou"].get(group)) for group in ("old", "new", "all")]
             plain = percent(scores["miou_without_background"]["all"])
@@ -106,7 +108,8 @@ def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if value is not None and mean is not None and value < WEAK * mean
         ]
     yield "## Weak classes"
-    yield f"IoU below {100 * WEAK:.0f} % of the mean of the last step: {', '.join(map(_cell, found)) or 'none'}."
+    names = ", ".join(map(_cell, found)) or "none"
+    yield f"IoU below {percent(WEAK, digits=0)} % of the mean of the last step: {names}."
 
 
 def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:
@@ -124,7 +127,8 @@ def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:
 
 def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     if run := lineage.get("run"):
-        yield f"* Command: `{run['command']}` (seed {run['seed']}, configuration {run['config_hash'][:12]}…)"
+        started = f"Command: `{run['command']}`" if run["command"] else f"Started {FROM_PYTHON}"
+        yield f"* {started} (seed {run['seed']}, configuration {run['config_hash'][:12]}…)"
     if source := lineage.get("source"):
         yield f"* Made of: {source}"
     if lineage["parent"]:
@@ -136,7 +140,7 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"* ONNX of path '{path}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: largest "
             f"difference of a logit {parity['logit_difference']:.1e}, same class on "
-            f"{100 * parity['equal_pixels']:.4f} % of the pixels."
+            f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
 

@@ -39,7 +39,7 @@ class Became:
     """Of the pixels of the image, or of all images."""
 
     def __str__(self) -> str:
-        return f"{self.a} -> {self.b} {100 * self.share:.1f}"
+        return f"{self.a} -> {self.b} {percent(self.share)}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ class Difference(OnceADictionary):
             for one in self.images[: self.largest]
         ]
         count = len(self.images)
-        title = f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {count} images"
+        title = (
+            f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {count} images; "
+            "ranked by them, all classes counted"
+        )
         columns = ["image", "percent", "what became what (percent of the image)"]
         yield table(columns, rows, title=title, right="percent")
         yield "over all images: " + (", ".join(map(str, self.became)) or "no difference")
@@ -286,7 +289,7 @@ def _sheet(
         top += row[0].shape[0]
         draw.text(
             (GAP, top + 2),
-            f"{told['image']}: {100 * told['share']:.1f} % differ",
+            f"{told['image']}: {percent(told['share'])} % differ",
             fill=(20, 20, 20),
             font=font,
         )

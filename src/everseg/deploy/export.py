@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
+from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, read_document, verify
 from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import (
@@ -131,7 +131,7 @@ def of_run(
                 "name": config.name,
                 "config_hash": config_hash(config),
                 "seed": config.seed,
-                "command": shlex.join(folder.record().argv),
+                "command": command.text(folder.record().argv),
             },
             "method": config.method.name,
             "recipe": recipe(config),

@@ -221,10 +221,10 @@ def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool
     model = source.model(user_builder(config))
     seen = seen_in_background(model, space, train, prepared.datasets, config, accelerator)
     if seen:
-        listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in list(seen.items())[:5])
+        listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         progress.message(
-            f"check:  the deployed model sees old classes in {100 * sum(seen.values()):.0f} % of the background pixels "
-            f"({listed}): good for distillation"
+            f"check:  the deployed model sees old classes in {percent(sum(seen.values()), digits=0)} % of the "
+            f"background pixels ({listed}): good for distillation"
         )
     else:
         progress.message(

@@ -13,6 +13,7 @@ from torch import Tensor
 from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
+from everseg.display import percent
 from everseg.engine.rescore import source_by_name
 from everseg.errors import DataError
 from everseg.inference.count import evaluate, through, views_of
@@ -95,8 +96,8 @@ def measured(
     }
     return Kept(
         "measured", share, classes, {"deployed_miou": means[0], "new_miou": means[1]},
-        f"old classes measured on '{dataset.name}': mIoU {100 * means[0]:.1f} before, {100 * means[1]:.1f} after, "
-        f"{100 * share:.1f} % kept",
+        f"old classes measured on '{dataset.name}': mIoU {percent(means[0])} before, {percent(means[1])} after, "
+        f"{percent(share)} % kept",
         tuple(notes),
     )  # fmt: skip
 
@@ -145,10 +146,10 @@ def estimated(
     return Kept(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{100 * figures['agreement']:.1f} % of the pixels, on {100 * share:.1f} % in the mean over "
-        f"{len(often)} of its classes (mean IoU {100 * figures['agreement_miou']:.1f}); of its pixels of old classes "
-        f"{100 * figures['became_new']:.1f} % became a new class, {100 * figures['became_old']:.1f} % another old one, "
-        f"{100 * figures['became_background']:.1f} % background (pixels labelled as a new class left out; either model "
+        f"{percent(figures['agreement'])} % of the pixels, on {percent(share)} % in the mean over "
+        f"{len(often)} of its classes (mean IoU {percent(figures['agreement_miou'])}); of its pixels of old classes "
+        f"{percent(figures['became_new'])} % became a new class, {percent(figures['became_old'])} % another old one, "
+        f"{percent(figures['became_background'])} % background (pixels labelled as a new class left out; either model "
         "may be right where they differ)",
     )  # fmt: skip
 

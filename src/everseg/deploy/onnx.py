@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from everseg.data.batches.transforms import normalise
+from everseg.display import percent
 from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
 from everseg.losses.argmax import predict_ids
@@ -179,8 +180,8 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
     if not (relative <= LOGIT_TOLERANCE and 1 - result.equal_pixels <= PIXEL_TOLERANCE):
         raise GateError(
             f"the ONNX model of path '{deployed.branch}' differs from the trained one on {source}: a logit by "
-            f"{worst:.3g}, {100 * (1 - result.equal_pixels):.3g} % of the pixels; nothing was written. Please report "
-            "it; --no-onnx leaves the ONNX file out"
+            f"{worst:.3g}, {percent(1 - result.equal_pixels, digits=4)} % of the pixels; nothing was written. Please "
+            "report it; --no-onnx leaves the ONNX file out"
         )
     return result
 

@@ -23,7 +23,7 @@ class BadSamples:
     def __init__(self, allowed: int, accelerator: Accelerator, journal: Journal, progress: Progress) -> None:
         self.allowed, self.accelerator, self.journal, self.progress = allowed, accelerator, journal, progress
         # A resumed run has reported these already; all processes get the same list.
-        told = list(replaced_samples(journal).items()) if allowed else []
+        told = list(replaced_samples(journal.lines()).items()) if allowed else []
         self._known = dict(self._of_all(told))
         self._new: dict[SampleKey, str] = {}
 

@@ -25,6 +25,7 @@ from everseg.labels import IGNORED, LabelSpace, naming_notes, policy_set, shared
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.folder import RunFolder
+from everseg.runs.results import Results
 from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (
@@ -124,7 +125,7 @@ class StepScores(OnceADictionary):
             rows = [[name, *(taken.get(one, 0) for one in names)] for name, taken in self.inferred.items()]
             yield table(["images of", *names], rows, title="Branches chosen per image", right="|".join(names))
             if self.accuracy is not None:
-                yield f"{100 * self.accuracy:.1f} % of the images took their own domain's branch"
+                yield f"{percent(self.accuracy)} % of the images took their own domain's branch"
 
     def to_json(self) -> dict[str, Any]:
         chosen = {"inferred": self.inferred, "accuracy": self.accuracy} if self.inferred is not None else {}
@@ -223,17 +224,19 @@ def stored_config(
     overrides: Sequence[str] = (),
     *,
     kinds: Collection[str] = ("model", "dataset", "scenario"),
+    stored: RunConfig | None = None,
 ) -> RunConfig:
     """The configuration of a finished run, with other images or another way to look at them.
 
     Args:
         kinds: what the caller is going to import for it: code of these kinds that the run folder names has to be
             named in `overrides` too.
+        stored: the run's configuration, if it was read before.
 
     Raises:
         ConfigError: an override that could only have changed the training; a user's own code not named in it.
     """
-    stored = folder.config()
+    stored = stored or folder.config()
     config = from_stored(to_json(stored), overrides)
     _refuse_training_settings(stored, config)
     refuse_own_code(config, overrides, kinds=kinds)
@@ -265,16 +268,13 @@ def _job(
         chosen = [domain] if domain is not None else list(paths)
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
-        recorded = _recorded_tests(folder, index) if config.scenario == stored.scenario else {}
-        sources, notes = [], list[str]()
-        for name in chosen:
-            source = source_as_recorded(datasets[name], recorded.get(name), spaces[paths[name]])
-            if source is None:
-                source, told = source_by_name(
-                    datasets[name], config, paths[name], spaces[paths[name]], domain=name, foreign=False
-                )
-                notes += told
-            sources.append(source)
+        planned = read_document(folder.path / "scenario.json", "steps")["steps"]
+        recorded = _recorded_tests(planned[index]) if config.scenario == stored.scenario else {}
+        told = [
+            _own_test(datasets[name], config, name, paths[name], spaces, recorded.get(name))
+            for name in chosen
+        ]
+        sources, notes = [source for source, _ in told], [note for _, notes in told for note in notes]
         return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen}, tuple(notes))
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
@@ -306,6 +306,56 @@ def _job(
     seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
     notes = [note for _, told in found for note in told]
     return _Job(datasets, tuple(sources), seen, tuple(dict.fromkeys(notes)))
+
+
+def sources_of_test(
+    results: Results, config: RunConfig
+) -> tuple[Mapping[str, Dataset], tuple[Source, ...], list[str]]:
+    """What the last finished step is tested on, from the test split alone, as `evaluate` sees it.
+
+    Args:
+        results: of the run.
+        config: its configuration; the data may lie elsewhere.
+
+    Returns:
+        The data, the sources, and notes on the names of classes that differ in spelling or met nobody.
+
+    Raises:
+        ConfigError, DataError: the test images are not there, or share no class name with the model.
+    """
+    step = results.steps[-1]
+    if config.data.domains:
+        names = [name for name in step.branch_of if name in config.data.domains]
+        kept = {name: config.data.domains[name] for name in names}
+        datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
+        recorded = _recorded_tests(results.planned[step.index])
+        found = [
+            _own_test(datasets[name], config, name, step.branch_of[name], step.spaces, recorded.get(name))
+            for name in names
+        ]
+    else:
+        datasets = open_datasets(config.data)
+        ((_, dataset),) = datasets.items()
+        found = [
+            source_by_name(dataset, config, branch, space, foreign=False)
+            for branch, space in step.spaces.items()
+        ]
+    return datasets, tuple(source for source, _ in found), [note for _, notes in found for note in notes]
+
+
+def _own_test(
+    dataset: Dataset,
+    config: RunConfig,
+    domain: str,
+    branch: str,
+    spaces: Mapping[str, LabelSpace],
+    recorded: Mapping[str, Any] | None,
+) -> tuple[Source, list[str]]:
+    """A domain's test images: as recorded where the record still fits, else by the names of the classes, with notes."""
+    source = source_as_recorded(dataset, recorded, spaces[branch])
+    if source is not None:
+        return source, []
+    return source_by_name(dataset, config, branch, spaces[branch], domain=domain, foreign=False)
 
 
 def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
@@ -375,9 +425,8 @@ def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
         )
 
 
-def _recorded_tests(folder: RunFolder, index: int) -> dict[str, Mapping[str, Any]]:
-    """Domain -> what scenario.json says of its test images after a step."""
-    step = read_document(folder.path / "scenario.json", "steps")["steps"][index]
+def _recorded_tests(step: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Domain -> what a step in scenario.json says of its test images."""
     return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
 
 

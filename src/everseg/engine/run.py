@@ -39,7 +39,7 @@ from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
 from everseg.runs.journal import Journal
 from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
-from everseg.runs.results import run_sequence
+from everseg.runs.results import Results
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
 from everseg.scenarios.steps import Step
@@ -326,7 +326,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
             )
         folder.save_result(step.index, result.counts, metrics, result.images)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
-        session.events.sequence(iteration, run_sequence(folder))
+        session.events.sequence(iteration, Results(folder).sequence)
     accelerator.wait_for_everyone()
 
 

@@ -173,7 +173,7 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
     """
     if target.step(0).exists():
         return False
-    replaced = len(replaced_samples(Journal(source.path / "journal.jsonl"), step=0))
+    replaced = len(replaced_samples(Journal(source.path / "journal.jsonl").lines(), step=0))
     if replaced > skip_bad:
         raise DataError(
             f"{source.path.name} replaced {replaced} unreadable training samples in its first step, "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from everseg.display import percent
 from everseg.inference.pictures import confusion_picture, legend, shrink, triplet
 
 if TYPE_CHECKING:
@@ -285,15 +286,11 @@ def _table(
     ]
     lines = ["| " + " | ".join(heads) + " |", "|---:|:---|" + "---:|" * (len(columns) + 1)]
     for index, name in enumerate(class_names):
-        numbers = [_percent(column[index]) for column in columns.values()]
+        numbers = [percent(column[index], digits=2) for column in columns.values()]
         lines.append(
             "| " + " | ".join([str(index), _escape(name), *numbers, str(int(label_pixels[index]))]) + " |"
         )
     return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _escape(name: str) -> str:

@@ -20,7 +20,9 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.models.tensor_pickle import ALONE, Claims, Pickle, Refusal, damaged, limit, shown
 
 MAX_PICKLE = 32 << 20
-"""Most bytes of the pickle, the part that lists the tensors; large real ones have a few MB."""
+"""Most bytes of the pickle, the part that says which tensors there are; large real ones have a few MB."""
+MAX_DIRECTORY = 4 << 20
+"""Most bytes of a zip archive's directory: some 40,000 storages. Python's zipfile takes ten times that in memory."""
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 """The first two values of the stream that PyTorch wrote before 1.6."""
 
@@ -70,22 +72,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 class _File(io.FileIO):
-    """A file that refuses to be read in one piece larger than a pickle or a zip directory can be."""
+    """A file that Python's zipfile can ask for a directory, but not for one of whatever size it claims to have."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        # zipfile reads the directory in one go, of whatever size the file claims for it.
         left = max(0, self.size - self.tell())
         wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > MAX_PICKLE:
-            limit(f"its directory or its description of the tensors has {wanted >> 20} MiB")
+        if wanted > MAX_DIRECTORY:
+            limit(f"its directory has {wanted >> 20} MiB")
         return super().read(wanted) or b""
 
     def fill(self, target: memoryview) -> None:
-        """Read as many bytes as `target` has."""
+        """Read exactly as many bytes as `target` has."""
         while target:
             count = self.readinto(target)
             if not count:
@@ -122,11 +123,9 @@ def _read_zip(file: _File) -> Any:
     strange = [name for name in names if ".." in name.split("/") or name.startswith("/") or "\\" in name]
     if strange:
         damaged(f"an entry called {shown(strange[0])}")
-    # torch.save neither compresses nor encrypts. Without either, an entry is never larger than its part of the file.
+    # torch.save neither compresses nor encrypts (which adds 12 bytes): what is read is never larger than the file.
     if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
-        damaged("compressed entries")
-    if any(entry.flag_bits & 1 for entry in entries):
-        damaged("encrypted entries")
+        damaged("compressed or encrypted entries")
     roots = [
         name[: -len("/data.pkl")] for name in names if name.count("/") == 1 and name.endswith("/data.pkl")
     ]
@@ -155,8 +154,6 @@ def _read_zip(file: _File) -> Any:
 def _content(file: _File, entry: zipfile.ZipInfo) -> bytes:
     if entry.file_size > MAX_PICKLE:
         limit(f"its description of the tensors has {entry.file_size >> 20} MiB")
-    if entry.file_size > file.size:
-        damaged("it ends too early")
     content = bytearray(entry.file_size)
     _load(file, entry, memoryview(content))
     return bytes(content)
@@ -186,9 +183,10 @@ def _read_stream(file: _File) -> Any:
     of its elements and their bytes.
     """
     # The length of the pickles is not stored: read as much as they may have, then go back to where they ended.
-    head = file.read(min(file.size, MAX_PICKLE))
+    head = bytearray(min(file.size, MAX_PICKLE))
+    file.fill(memoryview(head))
     claims = Claims(file.size)
-    reader = Pickle(head, claims)
+    reader = Pickle(bytes(head), claims)
     for expected in (MAGIC, VERSION):
         found = reader.run()
         if type(found) is not int or found != expected:

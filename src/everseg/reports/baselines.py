@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
+from everseg.display import in_percent
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
-from everseg.runs.commit import read_document
 from everseg.runs.folder import RECORD, RunFolder
-from everseg.runs.results import Track, planned_steps, run_sequence, tracks_of
+from everseg.runs.results import Results, Track
 
 
 def drop_against_single(
-    folder: RunFolder, config: RunConfig, refused: list[str] | None = None
+    results: Results, config: RunConfig, refused: list[str] | None = None
 ) -> dict[str, Any] | None:
     """Relative drop of the last step's mIoU against models trained on one domain each.
 
     Args:
-        folder: of a run over domains with at least one scored step.
+        results: of a run over domains with at least one scored step.
         config: its configuration; `scenario.single_task` gives the single-task mIoU in percent, else they are
             looked up in a finished run beside this one with `scenario.single`, in which these domains have the same
             data and were tested on the same classes.
@@ -32,14 +32,14 @@ def drop_against_single(
         `mean` and `domains` (fractions, negative = worse than single-task), `baselines` (domain -> mIoU as a
         fraction) and `source` (what gave them); None where no baseline is known for every domain.
     """
-    values = {name: v for name, v in run_sequence(folder).get("miou", {}).items() if v is not None}
+    values = {name: v for name, v in results.sequence.get("miou", {}).items() if v is not None}
     given = config.scenario.single_task
     if given is not None:
         found, source = {name: value / 100 for name, value in given.items()}, "scenario.single_task"
     elif config.scenario.single:
         return None
     else:
-        found, source = _beside(folder, config, list(values), [] if refused is None else refused)
+        found, source = _beside(results, config, list(values), [] if refused is None else refused)
     if not values or not values.keys() <= found.keys() or not all(found[name] for name in values):
         return None
     baselines = {name: found[name] for name in values}
@@ -47,31 +47,30 @@ def drop_against_single(
 
 
 def _beside(
-    folder: RunFolder, config: RunConfig, domains: Sequence[str], refused: list[str]
+    results: Results, config: RunConfig, domains: Sequence[str], refused: list[str]
 ) -> tuple[dict[str, float], str]:
     """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
-    scored, unlike = _scored_classes(folder), list[str]()
-    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
-        other = RunFolder(path.parent)
+    scored, unlike = _scored_classes(results), list[str]()
+    for other in _neighbours(results):
         try:
-            theirs = other.config()
+            theirs = other.config
             if (
                 not theirs.scenario.single
                 or _data(theirs, domains) != _data(config, domains)
-                or not other.is_finished(theirs)
+                or not other.is_complete()
             ):
                 continue
             found = _scored_classes(other)
             if apart := [_apart(name, scored[name], found[name]) for name in domains
                          if name in found and found[name].keys() != scored[name].keys()]:  # fmt: skip
-                unlike.append(f"{path.parent.name} is no baseline: {'; '.join(apart)}.")
+                unlike.append(f"{other.folder.path.name} is no baseline: {'; '.join(apart)}.")
                 continue
             if not set(domains) <= found.keys():
                 continue
-            values = run_sequence(other)["miou"]
+            values = other.sequence["miou"]
         except EversegError:  # a damaged or foreign neighbour is no baseline
             continue
-        return {name: value for name, value in values.items() if value is not None}, path.parent.name
+        return {name: value for name, value in values.items() if value is not None}, other.folder.path.name
     refused += unlike
     return {}, ""
 
@@ -88,6 +87,14 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
     return entries, seen, cut, text["scenario"]["test_split"], text["scenario"]["policy"]
 
 
+def _neighbours(results: Results) -> Iterator[Results]:
+    """The other runs in the folder that holds a run, by name."""
+    own = results.folder.path.resolve()
+    for path in sorted(own.parent.glob(f"*/{RECORD}")):
+        if path.parent != own:
+            yield Results(RunFolder(path.parent))
+
+
 def _apart(domain: str, here: Mapping[str, str], there: Mapping[str, str]) -> str:
     """Which classes two runs were tested on that the other was not."""
     only = [(where, some([a[key] for key in a if key not in b], 6))
@@ -99,36 +106,30 @@ def _apart(domain: str, here: Mapping[str, str], there: Mapping[str, str]) -> st
     )
 
 
-def _scored_classes(folder: RunFolder) -> dict[str, dict[str, str]]:
+def _scored_classes(results: Results) -> dict[str, dict[str, str]]:
     """Domain -> the classes that its last test had pixels of, by their spelling."""
     found = {}
-    for index in folder.finished_steps:
-        for name, scores in folder.metrics(index)["branches"].items():
+    for step in results.steps:
+        for name, scores in step.scores.items():
             ious = zip(scores["classes"], scores["class_iou"], strict=True)
             found[name] = {spelling(label): label for label, value in ious if value is not None}
     return found
 
 
-def taught(folder: RunFolder) -> dict[int, str]:
-    """Step -> domains whose images it trained on."""
-    steps = read_document(folder.path / "scenario.json", "steps")["steps"]
-    return {s["index"]: ", ".join(dict.fromkeys(source["dataset"] for source in s["train"])) for s in steps}
-
-
-def domain_rows(steps: Sequence[Mapping[str, Any]], learnt: Mapping[int, str]) -> list[dict[str, Any]]:
-    """One row per step: the domains trained, and the mIoU (percent) of every domain tested, and their mean.
+def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
+    """One row per step: the domains trained, the mIoU of every domain tested, and their mean, in percent, not rounded.
 
     Args:
         steps: rows of `Run.steps`, one per step and domain.
-        learnt: what `taught` gives.
+        results: of the run.
     """
-    names = dict.fromkeys(row["name"] for row in steps)
+    names = results.in_order(dict.fromkeys(row["name"] for row in steps))
     rows = []
     for index in dict.fromkeys(row["index"] for row in steps):
         scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
         values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
-        percent = {name: None if value is None else round(100 * value, 2) for name, value in values.items()}
-        rows.append({"step": index, "trained": learnt.get(index, ""), **percent})
+        shown = {name: in_percent(value) for name, value in values.items()}
+        rows.append({"step": index, "trained": results.taught.get(index, ""), **shown})
     return rows
 
 
@@ -136,9 +137,7 @@ _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next
 """What may differ: the method, and what acts on steps or their images, of which joint training has one and all."""
 
 
-def joint_beside(
-    folder: RunFolder, config: RunConfig, tracks: Sequence[Track], refused: list[str] | None = None
-) -> tuple[str, dict[str, Track]] | None:
+def joint_beside(results: Results, refused: list[str] | None = None) -> tuple[str, dict[str, Track]] | None:
     """The first finished joint run, by name, that lies beside a run and has exactly its setting.
 
     That is: every setting which can change a result but those of `_FREE` (the seed, too, is the same), no image lists
@@ -151,27 +150,27 @@ def joint_beside(
     Returns:
         Its folder's name, and its results by the names of the run's; None where there is no such run.
     """
+    config = results.config
     if config.scenario.joint or config.scenario.single:
         return None
-    own, tested, unlike = _setting(config), _tested(folder), list[str]()
-    for path in sorted(folder.path.resolve().parent.glob(f"*/{RECORD}")):
-        other = RunFolder(path.parent)
+    own, tested, unlike = _setting(config), _tested(results), list[str]()
+    for other in _neighbours(results):
         try:
             if not _is_joint(other):
                 continue
-            theirs = other.config()
+            theirs = other.config
             if theirs.scenario.lists or _setting(theirs) != own:
                 continue
             same = _tested(other) == tested
-            if not other.is_finished(theirs):
+            if not other.is_complete():
                 continue
-            found = {track.name: track for track in tracks_of(other)} if same else {}
+            found = {track.name: track for track in other.tracks} if same else {}
         except EversegError:  # a damaged or foreign neighbour is no upper bound
             continue
-        if same and all(_classes(found.get(track.name)) == _classes(track) for track in tracks):
-            return path.parent.name, found
+        if same and all(_classes(found.get(track.name)) == _classes(track) for track in results.tracks):
+            return other.folder.path.name, found
         what = "knows other classes, or in another order" if same else "was tested on other images or labels"
-        unlike.append(f"The joint run {path.parent.name} is left out: it {what}.")
+        unlike.append(f"The joint run {other.folder.path.name} is left out: it {what}.")
     if refused is not None:
         refused += unlike
     return None
@@ -181,29 +180,29 @@ def _setting(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in identity(config).items() if not key.startswith(_FREE)}
 
 
-def _is_joint(folder: RunFolder) -> bool:
+def _is_joint(results: Results) -> bool:
     """Whether a run is joint training, told before its configuration is checked, which takes longer.
 
     Raises:
         CheckpointError: its run.json cannot be read.
     """
-    stored = folder.record().config
+    stored = results.record.config
     scenario = stored.get("scenario") if isinstance(stored, dict) else None
     return isinstance(scenario, dict) and scenario.get("joint") is True
 
 
-def _tested(folder: RunFolder) -> list[Mapping[str, Any]]:
+def _tested(results: Results) -> list[Mapping[str, Any]]:
     """What the last step is tested on: images and tables.
 
     Raises:
         CheckpointError: scenario.json does not say.
     """
     try:
-        sources = planned_steps(folder)[-1]["test"]
+        sources = results.planned[-1]["test"]
         return [{k: v for k, v in source.items() if k != "images"} for source in sources]
     except (IndexError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
-            f"{folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
+            f"{results.folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
             "restore it or start again under another name"
         ) from None
 

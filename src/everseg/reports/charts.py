@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
-from everseg.display import printable
+from everseg.display import percent, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ def bars(rows: Sequence[Bar], *, key: str, title: str, description: str) -> str:
                 axes.plot([mark, mark], [y - 0.42, y + 0.42], color=PAPER, linewidth=4.5, clip_on=False)
                 axes.plot([mark, mark], [y - 0.42, y + 0.42], color=INK, linewidth=2, clip_on=False)
             end = 100 * max(row.value, row.mark or 0.0)
-            axes.annotate(f"{100 * row.value:.1f}", (end, y), (5, 0), textcoords="offset points", va="center",
+            axes.annotate(percent(row.value), (end, y), (5, 0), textcoords="offset points", va="center",
                           fontsize=10, color=INK)  # fmt: skip
         _names(axes, [row.name for row in rows])
         axes.set_xlim(0, 110)

@@ -53,13 +53,18 @@ def labels(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]] | None =
     return data_uri("image/png", buffer.getvalue())
 
 
-def stored_picture(path: Path, side: int) -> str | None:
-    """A PNG on disk, reduced; None if it cannot be read."""
+def stored_picture(path: Path) -> np.ndarray | None:
+    """A picture on disk as (H, W, 3) uint8; None if it cannot be read."""
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+            return np.asarray(opened.convert("RGB"))
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
+
+
+def plot(pixels: np.ndarray, side: int) -> str:
+    """A drawing (H, W, 3) uint8 as PNG of few colours, its longer side at most `side` pixels."""
+    picture = Image.fromarray(pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.quantize(128).save(buffer, format="PNG", optimize=True)

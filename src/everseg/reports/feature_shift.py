@@ -17,7 +17,7 @@ from torch import Tensor
 from everseg.config.fields import RunConfig
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
-from everseg.display import OnceADictionary, Picture, Piece, Table, percent, printable, table
+from everseg.display import OnceADictionary, Picture, Piece, Table, figure, percent, printable, table
 from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
@@ -251,7 +251,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     values = [row[key] for key in ("distance", "relative", "cosine")]
     before, after = row["accuracy_before"], row["accuracy_after"]
     return [
-        *("-" if value is None else f"{value:.3f}" for value in values),
+        *(figure(value, digits=3) for value in values),
         *(percent(value) for value in (before, after, before - after)),
     ]
 
@@ -286,13 +286,16 @@ def pca(pixels: Pixels) -> Projection:
 
     fitted = PCA(2, random_state=0).fit(pixels.before)
     with np.errstate(invalid="ignore"):
-        shares = 100 * np.nan_to_num(fitted.explained_variance_ratio_)
+        shares = np.nan_to_num(fitted.explained_variance_ratio_).tolist()
     return Projection(
         "PCA fitted on the features before; large dots: centres, lines: from where they were",
         fitted.transform(pixels.before),
         fitted.transform(pixels.after),
         np.arange(len(pixels.label)),
-        (f"component 1 ({shares[0]:.0f} % of the variance)", f"component 2 ({shares[1]:.0f} %)"),
+        (
+            f"component 1 ({percent(shares[0], digits=0)} % of the variance)",
+            f"component 2 ({percent(shares[1], digits=0)} %)",
+        ),
         linear=True,
     )
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,8 +153,8 @@ def speed_rows(curves: Curves) -> Rows:
         {
             "step": step,
             "iterations": int(values["iterations"]),
-            "images per second (median)": round(values["images_per_second"], 1),
-            "largest memory (GiB)": round(values["memory"] / 2**30, 2),
+            "images per second (median)": values["images_per_second"],
+            "largest memory (GiB)": values["memory"] / 2**30,
         }
         for step, values in curves.speed.items()
     ]
@@ -184,16 +182,11 @@ class Curves:
         return [name.removeprefix("loss/") for name in self.series if name.startswith("loss/")]
 
 
-def read_curves(path: Path) -> Curves | None:
-    """Read `journal.jsonl`; None where nothing was logged. Half-written lines are passed over."""
-    lines: dict[int, list[dict[str, Any]]] = {}
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
+def curves_of(entries: Iterable[Mapping[str, Any]]) -> Curves | None:
+    """The curves that a journal's entries hold; None where nothing was logged. Damaged entries are passed over."""
+    lines: dict[int, list[Mapping[str, Any]]] = {}
+    for entry in entries:
         try:
-            entry = json.loads(line)
             if entry["event"] == "train" and isinstance(entry["iteration"], int):
                 lines.setdefault(int(entry["step"]), []).append(entry)
         except (ValueError, KeyError, TypeError):
@@ -227,7 +220,7 @@ def _values(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
             yield name, float(entry[name])
 
 
-def _speed(entries: list[dict[str, Any]]) -> dict[str, float]:
+def _speed(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     images = [e["images_per_second"] for e in entries if isinstance(e.get("images_per_second"), int | float)]
     memory = [e["memory"] for e in entries if isinstance(e.get("memory"), int | float)]
     return {

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import RunConfig
-from everseg.display import OnceADictionary, Piece
-from everseg.engine.run import Prepared, prepare
+from everseg.data.base import Dataset
+from everseg.display import OnceADictionary, Piece, for_files, percent, points
+from everseg.engine.prepare import prepare
+from everseg.engine.rescore import sources_of_test
 from everseg.errors import EversegError
 from everseg.metrics import step_scores
 from everseg.progress import Progress
 from everseg.reports import figures, numbers, page, picture_grid
-from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside, taught
+from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
-from everseg.reports.figures import read_curves
+from everseg.reports.figures import curves_of
 from everseg.reports.provenance import provenance
-from everseg.reports.published import Match, matches
+from everseg.reports.published import Match, matches_of
 from everseg.reports.terminal import drop_text
 from everseg.runs.commit import write_bytes
 from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track, planned_steps, replaced_text, tracks_of
+from everseg.runs.results import Results, Track
+from everseg.scenarios.steps import Source
 from everseg.scenarios.summary import summarise
 
 NAME = "report.html"
@@ -59,7 +62,7 @@ class ReportFile(OnceADictionary):
 
 
 def write_report(
-    folder: RunFolder,
+    results: Results,
     config: RunConfig,
     *,
     out: Path | None = None,
@@ -70,7 +73,7 @@ def write_report(
     """Write a run's report.
 
     Args:
-        folder: of a run with at least one finished step; read, never changed.
+        results: of a run with at least one finished step; its folder is read, never changed.
         config: its configuration; its data may lie elsewhere.
         out: file to write; default RUN/report.html.
         images: test images looked at for the grid; 0 = no pictures.
@@ -80,24 +83,27 @@ def write_report(
         CheckpointError: no finished step, something damaged, or the file cannot be written.
     """
     progress = progress or Progress(quiet=True)
-    tracks, notes = tracks_of(folder), list[str]()
-    prepared = _prepared(folder, config, progress, notes)
-    looked = picture_grid.looked(folder, config, prepared, images, progress, notes) if prepared else []
-    made = assemble(folder, config, tracks, prepared, notes)
+    tracks, notes = results.tracks, list[str]()
+    data = _data(results, config, progress, notes)
+    looked = []
+    if data is not None:
+        looked = picture_grid.looked(results, config, data.tests, data.datasets, images, progress, notes)
+    made = assemble(results, config, [] if data is None else data.classes_per_step, notes)
     made.grid_rule = picture_grid.rule(looked, config.seed)
+    features = picture_grid.stored_features(results.folder.path)
     made.change_legend = picture_grid.change_legend()
     for side, rows in [*((side, 2) for side in _SIDES), (_SIDES[-1], 1), (0, 0)]:
         shown = replace(made, notes=list(made.notes))
         if rows:
             shown.grids = picture_grid.grids(looked, tracks, side, rows, config.seed)
-            shown.features = picture_grid.features(folder, 4 * side)
+            shown.features = picture_grid.features(features, 4 * side)
         if (side, rows) != (_SIDES[0], 2):
             what = f"are reduced to {side} pixels" if rows else "are left out"
             shown.notes.append(f"Pictures {what} so that the page stays within {limit / 1e6:g} MB.")
         text = page.render(shown).encode()
         if len(text) <= limit:
             break
-    target = out or folder.path / NAME
+    target = out or results.folder.path / NAME
     write_bytes(target, text)
     charts = [*shown.training, *(c for part in shown.parts for c in part.charts), shown.domain_chart]
     return ReportFile(
@@ -117,98 +123,110 @@ def is_due(folder: RunFolder) -> bool:
     return not target.exists() or any(path.stat().st_mtime > target.stat().st_mtime for path in scored)
 
 
-def _prepared(folder: RunFolder, config: RunConfig, progress: Progress, notes: list[str]) -> Prepared | None:
-    """The data as the run had them; None, with a note, where they are not at hand or others now."""
+@dataclass(frozen=True)
+class _Data:
+    """A run's data, as far as a report needs them."""
+
+    datasets: Mapping[str, Dataset]
+    tests: Sequence[Source]
+    """What the last step is tested on."""
+    classes_per_step: numbers.Rows
+    """Images and pixels per class and step; [] where the training images are not at hand."""
+
+
+def _data(results: Results, config: RunConfig, progress: Progress, notes: list[str]) -> _Data | None:
+    """The data as the run had them, at least the test images; None, with a note, where they are others or not there."""
+    last = results.steps[-1]
     try:
         prepared = prepare(config, progress)
     except (EversegError, OSError) as error:
-        notes.append(f"The data are not at hand, so there are no pictures and no pixels per class: {error}")
-        return None
-    last = folder.finished_steps[-1]
-    if last >= len(prepared.steps) or dict(prepared.steps[last].spaces) != folder.spaces(last):
+        try:
+            datasets, tests, told_names = sources_of_test(results, config)
+        except (EversegError, OSError):
+            notes.append(
+                f"The data are not at hand, so there are no pictures and no pixels per class: {error}"
+            )
+            return None
+        notes.append(
+            f"Of the data only the test images are at hand, so there are no pixels per class: {error}"
+        )
+        notes += _sentences(told_names)
+        return _Data(datasets, tests, [])
+    if last.index >= len(prepared.steps) or dict(prepared.steps[last.index].spaces) != last.spaces:
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
-    notes += [f"{text[:1].upper()}{text[1:]}." for text in prepared.notes]
-    return prepared
+    notes += _sentences(prepared.notes)
+    told = _class_data(summarise(prepared.steps, prepared.counts))
+    return _Data(prepared.datasets, prepared.steps[last.index].test, told)
+
+
+def _sentences(notes: Sequence[str]) -> list[str]:
+    return [f"{text[:1].upper()}{text[1:]}." for text in notes]
 
 
 def assemble(
-    folder: RunFolder, config: RunConfig, tracks: Sequence[Track], prepared: Prepared | None, notes: list[str]
+    results: Results, config: RunConfig, classes_per_step: numbers.Rows, notes: list[str]
 ) -> page.Page:
     """Everything a report says.
 
     Args:
         config: may name other single-task numbers than the stored configuration.
-        prepared: the run's data, for the pixels per class; None where they are not at hand.
+        classes_per_step: images and pixels per class; [] where the data are not at hand.
         notes: what is missing; more may be added.
     """
-    stored, steps = folder.config(), planned_steps(folder)
+    stored, tracks = results.config, results.tracks
     scenario, several = stored.scenario, bool(stored.data.domains)
-    learnt, drop = taught(folder), drop_against_single(folder, config, notes) if several else None
-    notes += _state_notes(folder, steps)
-    joint = joint_beside(folder, stored, tracks, notes) if len(folder.finished_steps) == len(steps) else None
-    curves = read_curves(folder.path / "journal.jsonl")
+    drop = drop_against_single(results, config, notes) if several else None
+    notes += _state_notes(results)
+    joint = joint_beside(results, notes) if results.is_complete() else None
+    curves = curves_of(results.journal)
     result = page.Page(
         name=stored.name,
         sentence=numbers.sentence(
-            tracks, joint=scenario.joint, single=scenario.single, taught=learnt, domains=several
+            tracks, joint=scenario.joint, single=scenario.single, taught=results.taught, domains=several
         ),
-        facts=_facts(stored, folder, steps),
+        facts=_facts(results),
         cards=_domain_cards(tracks, drop) if several or len(tracks) > 1 else _cards(tracks[0]),
         notes=notes,
         parts=[_part(track, len(tracks) > 1, number, joint) for number, track in enumerate(tracks)],
         training=figures.training_charts(curves, "training") if curves else [],
         speed=figures.speed_rows(curves) if curves else [],
-        data=numbers.data_rows(steps, folder),
-        replaced=replaced_text(folder),
-        classes_per_step=_class_data(summarise(prepared.steps, prepared.counts)) if prepared else [],
-        provenance=provenance(folder, stored),
+        data=numbers.data_rows(results),
+        replaced=results.replaced,
+        classes_per_step=classes_per_step,
+        provenance=provenance(results),
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
     if several:
-        _add_domains(result, folder, stored, tracks, learnt, drop)
-    if len(folder.finished_steps) == len(steps):
-        _add_published(result, stored, steps, tracks, drop)
+        _add_domains(result, results, drop)
+    if results.is_complete():
+        _add_published(result, results, drop)
     result.tables = _tables(result)
     result.numbers = _numbers(result)
     return result
 
 
-def _add_domains(
-    result: page.Page,
-    folder: RunFolder,
-    config: RunConfig,
-    tracks: Sequence[Track],
-    learnt: Mapping[int, str],
-    drop: Mapping[str, Any] | None,
-) -> None:
+def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
     """What only runs over domains have."""
-    result.domain_rows = _domain_table(folder, learnt)
-    result.domain_groups = numbers.domain_group_rows(tracks)
-    result.domain_chart = figures.domains_chart(tracks, "domains")
+    result.domain_rows = _domain_table(results)
+    result.domain_groups = numbers.domain_group_rows(results.tracks)
+    result.domain_chart = figures.domains_chart(results.tracks, "domains")
     said = {
         "table": result.domain_rows,
-        "config": {"scenario": config.scenario.model_dump()},
+        "config": {"scenario": results.config.scenario.model_dump()},
         "relative_drop": drop,
     }
     text = drop_text(said)
     result.drop = text[:1].upper() + text[1:]
 
 
-def _add_published(
-    result: page.Page,
-    config: RunConfig,
-    steps: Sequence[Mapping[str, Any]],
-    tracks: Sequence[Track],
-    drop: Mapping[str, Any] | None,
-) -> None:
+def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
     """Published numbers: those of exactly this setting beside the run's, the others with what differs."""
-    domains = {name: domain.dataset for name, domain in config.data.domains.items()}
     mean = None if drop is None else drop["mean"]
-    for match in matches(config, learnt_sets(config, steps)):
+    for match in matches_of(results):
         rows = (
-            numbers.published_rows(match, tracks, _method(config), domains, mean) if match.comparable else []
+            numbers.published_rows(match, results, _method(results.config), mean) if match.comparable else []
         )
         (result.comparable if match.comparable else result.others).append(_source(match, rows))
 
@@ -218,27 +236,25 @@ def _method(config: RunConfig) -> str:
     return f"{kind}, {config.method.name}" if kind else config.method.name
 
 
-def _state_notes(folder: RunFolder, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    finished = folder.finished_steps
-    missing = len(steps) - len(finished)
-    if not missing:
+def _state_notes(results: Results) -> list[str]:
+    if results.is_complete():
         return []
-    return [
-        f"This run is not finished: {len(finished)} of {len(steps)} steps are. The same command continues it."
-    ]
+    finished, planned = len(results.steps), len(results.planned)
+    return [f"This run is not finished: {finished} of {planned} steps are. The same command continues it."]
 
 
-def _facts(config: RunConfig, folder: RunFolder, steps: Sequence[Any]) -> list[tuple[str, str]]:
+def _facts(results: Results) -> list[tuple[str, str]]:
+    config = results.config
     scenario, domains = config.scenario, config.data.domains
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
         ("method", _method(config)),
-        ("data", ", ".join(domains) if domains else config.data.dataset),
+        ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
         ("protocol", "" if domains else scenario.protocol),
         ("model", config.model.name),
         ("initial weights", config.model.weights or "random"),
-        ("steps", f"{len(folder.finished_steps)} of {len(steps)}"),
+        ("steps", f"{len(results.steps)} of {len(results.planned)}"),
         ("seed", str(config.seed)),
     ]
     return [(key, value) for key, value in facts if value]
@@ -256,14 +272,12 @@ def _cards(track: Track) -> list[tuple[str, str, str]]:
         shown = [("old", f"mIoU of {old}"), ("new", f"mIoU of {new}"), *shown]
     cards = []
     for key, text in shown:
-        without = "" if miou[key] == plain[key] else f"; {numbers.shown(plain[key])} without background"
-        cards.append((key.capitalize(), numbers.shown(miou[key]), f"{text}{without}"))
+        without = "" if miou[key] == plain[key] else f"; {percent(plain[key])} without background"
+        cards.append((key.capitalize(), percent(miou[key]), f"{text}{without}"))
     if len(track.steps) > 1:
         lost = sequence["forgetting"]["mean"]
-        cards.append(
-            ("Average", numbers.shown(sequence["average_miou"]), "mean over the steps of mIoU of all")
-        )
-        cards.append(("Forgetting", numbers.shown(lost), "points of mIoU, mean over groups of classes"))
+        cards.append(("Average", percent(sequence["average_miou"]), "mean over the steps of mIoU of all"))
+        cards.append(("Forgetting", percent(lost), "points of mIoU, mean over groups of classes"))
     return cards
 
 
@@ -272,10 +286,10 @@ def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> li
     for track in tracks[:6]:
         value, lost = track.scores[-1]["miou"]["all"], track.sequence["forgetting"]["mean"]
         text = f"mIoU after step {track.steps[-1]}"
-        text += "" if lost is None else f"; forgetting {numbers.shown(lost)}"
-        cards.append((track.name, numbers.shown(value), text))
+        text += "" if lost is None else f"; forgetting {percent(lost)}"
+        cards.append((track.name, percent(value), text))
     if drop is not None:
-        cards.append(("Relative drop", f"{100 * drop['mean']:+.1f} %", f"against {drop['source']}"))
+        cards.append(("Relative drop", f"{points(drop['mean'])} %", f"against {drop['source']}"))
     return cards
 
 
@@ -302,23 +316,14 @@ def _part(
     )
 
 
-def _domain_table(folder: RunFolder, learnt: Mapping[int, str]) -> numbers.Rows:
+def _domain_table(results: Results) -> numbers.Rows:
     rows = []
-    for index in folder.finished_steps:
-        counts, spaces = folder.counts(index), folder.spaces(index)
-        for name, branch in folder.paths(index).items():
-            space = spaces[branch]
-            scores = step_scores(counts[name], [len(group) for group in space.groups], space.background)
-            rows.append({"index": index, "name": name, "miou": scores["miou"]})
-    return domain_rows(rows, learnt)
-
-
-def learnt_sets(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Data sets in the order in which domains were learnt whole; [] of mixed runs."""
-    if not config.data.domains or any(s.classes or s.add for s in config.scenario.steps or []):
-        return []
-    order = [source.get("domain") or source["dataset"] for step in steps for source in step["train"]]
-    return [config.data.domains[name].dataset for name in dict.fromkeys(order) if name in config.data.domains]
+    for step in results.steps:
+        for name, branch in step.branch_of.items():
+            space = step.spaces[branch]
+            scores = step_scores(step.counts[name], [len(group) for group in space.groups], space.background)
+            rows.append({"index": step.index, "name": name, "miou": scores["miou"]})
+    return domain_rows(rows, results)
 
 
 def _source(match: Match, rows: numbers.Rows) -> page.Source:
@@ -328,7 +333,7 @@ def _source(match: Match, rows: numbers.Rows) -> page.Source:
         entry.paper,
         entry.source,
         entry.url,
-        numbers.conventions(match),
+        match.conventions,
         rows,
         list(match.differences),
     )
@@ -355,7 +360,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
         found[f"published-{number}"] = one.rows
-    return {stem: rows for stem, rows in found.items() if rows}
+    return {stem: for_files(rows) for stem, rows in found.items() if rows}
 
 
 def _numbers(made: page.Page) -> dict[str, Any]:
@@ -368,6 +373,8 @@ def _numbers(made: page.Page) -> dict[str, Any]:
         "notes": made.notes,
         "replaced": made.replaced,
         "tables": made.tables,
-        "published": [asdict(one) for one in (*made.comparable, *made.others)],
+        "published": [
+            {**asdict(one), "rows": for_files(one.rows)} for one in (*made.comparable, *made.others)
+        ],
         "provenance": kept,
     }

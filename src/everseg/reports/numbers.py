@@ -1,7 +1,7 @@
 """The report's rows and its sentence, from the counts alone.
 
 Rows are plain mappings with the same words as the page's columns; they are also what the page offers as CSV and JSON.
-Scores are percent (two digits) or None where undefined.
+Scores are percent, not rounded (`reports.text` does that once, where they are shown or filed), or None where undefined.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from everseg.display import in_percent, percent
 from everseg.errors import some
 from everseg.metrics import defined_mean
 from everseg.metrics.scores import checked_counts
-from everseg.reports.published import BACKGROUND_TEXT, Match, own_domain_numbers, own_numbers
-from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track
+from everseg.reports.published import Match
+from everseg.runs.results import Results, Track
 
 Rows = list[dict[str, Any]]
 GROUPS = ("old", "new", "base", "all")
-
-
-def percent(value: float | None) -> float | None:
-    """A fraction as percent with two digits."""
-    return None if value is None else round(100 * value, 2) + 0.0
 
 
 def step_rows(track: Track) -> Rows:
@@ -34,8 +29,8 @@ def step_rows(track: Track) -> Rows:
     for index, scores in zip(track.steps, track.scores, strict=True):
         row: dict[str, Any] = {"step": index}
         for key, suffix in (("miou", ""), ("miou_without_background", " (no background)")):
-            row |= {f"{group}{suffix}": percent(scores[key][group]) for group in GROUPS}
-        row["accuracy"] = percent(scores["overall_accuracy"])
+            row |= {f"{group}{suffix}": in_percent(scores[key][group]) for group in GROUPS}
+        row["accuracy"] = in_percent(scores["overall_accuracy"])
         rows.append(row)
     return rows
 
@@ -51,13 +46,13 @@ def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> R
     rows: Rows = [
         {
             "after step": index,
-            **{title: percent(value) for title, value in zip(track.group_titles, row, strict=True)},
+            **{title: in_percent(value) for title, value in zip(track.group_titles, row, strict=True)},
         }
         for index, row in zip(track.steps, matrix, strict=True)
     ]
     if joint is not None:
         (values,) = joint.sequence[f"step_matrix{suffix}"]
-        bound = {title: percent(value) for title, value in zip(track.group_titles, values, strict=True)}
+        bound = {title: in_percent(value) for title, value in zip(track.group_titles, values, strict=True)}
         rows.append({"after step": "joint", **bound})
     return rows
 
@@ -69,7 +64,7 @@ def group_rows(track: Track) -> Rows:
         row: dict[str, Any] = {"learnt in step": born, "classes": ", ".join(track.group_names(number))}
         for name, key in (("forgetting", "forgetting"), ("backward transfer", "backward_transfer")):
             for suffix, text in (("", ""), ("_without_background", " (no background)")):
-                row[f"{name}{text}"] = percent(sequence[f"{key}{suffix}"]["groups"][number])
+                row[f"{name}{text}"] = in_percent(sequence[f"{key}{suffix}"]["groups"][number])
         rows.append(row)
     return rows
 
@@ -88,12 +83,12 @@ def class_rows(track: Track) -> Rows:
                 "class": name,
                 "learnt in step": track.steps[at],
                 **{
-                    f"IoU after step {index}": percent(ious[i][c]) if i >= at else None
+                    f"IoU after step {index}": in_percent(ious[i][c]) if i >= at else None
                     for i, index in enumerate(track.steps)
                 },
-                "forgetting": percent(track.sequence["forgetting"]["classes"][c]),
-                "accuracy": percent(track.scores[-1]["class_accuracy"][c]),
-                "share of test pixels": percent(truth[c] / total),
+                "forgetting": in_percent(track.sequence["forgetting"]["classes"][c]),
+                "accuracy": in_percent(track.scores[-1]["class_accuracy"][c]),
+                "share of test pixels": in_percent(truth[c] / total),
                 "test pixels": int(truth[c]),
             }
         )
@@ -116,7 +111,7 @@ def flow_rows(track: Track) -> Rows:
     return [
         {
             "class": track.space.names[flow.train_id],
-            **{KIND_TEXT[kind]: percent(share) for kind, share in zip(KINDS, flow.shares, strict=True)},
+            **{KIND_TEXT[kind]: in_percent(share) for kind, share in zip(KINDS, flow.shares, strict=True)},
             "test pixels": flow.pixels,
         }
         for flow in old_flows(track)
@@ -138,9 +133,9 @@ def turn_rows(track: Track) -> Rows:
         {
             "class": names[turn.truth],
             "taken for": names[turn.taken_for],
-            "now": percent(turn.share),
-            "when learnt": percent(turn.before),
-            "rise": percent(turn.rise),
+            "now": in_percent(turn.share),
+            "when learnt": in_percent(turn.before),
+            "rise": in_percent(turn.rise),
             "test pixels": turn.pixels,
         }
         for turn in old_turns(track)
@@ -153,42 +148,22 @@ def domain_group_rows(tracks: Sequence[Track]) -> Rows:
         {
             "domain": track.name,
             "first tested after step": track.steps[0],
-            "mIoU then": percent(track.scores[0]["miou"]["all"]),
-            "mIoU now": percent(track.scores[-1]["miou"]["all"]),
-            "forgetting": percent(track.sequence["forgetting"]["mean"]),
-            "backward transfer": percent(track.sequence["backward_transfer"]["mean"]),
+            "mIoU then": in_percent(track.scores[0]["miou"]["all"]),
+            "mIoU now": in_percent(track.scores[-1]["miou"]["all"]),
+            "forgetting": in_percent(track.sequence["forgetting"]["mean"]),
+            "backward transfer": in_percent(track.sequence["backward_transfer"]["mean"]),
         }
         for track in tracks
     ]
 
 
-def published_rows(
-    match: Match, tracks: Sequence[Track], method: str, domains: Mapping[str, str], drop: float | None
-) -> Rows:
-    """One source's numbers with this run's own in the same columns and convention first; "" = not retrievable.
+def published_rows(match: Match, results: Results, method: str, drop: float | None) -> Rows:
+    """One source's numbers with this run's own in the same columns and convention first.
 
     Args:
-        domains: of a run over domains: domain -> data set.
         drop: mean relative drop of the run as a fraction.
     """
-    entry = match.published
-    if domains:
-        miou = {domains[t.name]: t.scores[-1]["miou"]["all"] for t in tracks if t.name in domains}
-        own = own_domain_numbers(entry, miou, drop)
-    else:
-        own = own_numbers(entry, tracks[0].counts[-1], tracks[0].space)
-    rows = [{"method": f"this run ({method})", **dict(zip(entry.columns, own, strict=True))}]
-    rows += [
-        {"method": name, **dict(zip(entry.columns, values, strict=True))}
-        for name, values in entry.methods.items()
-    ]
-    return [{k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-
-
-def conventions(match: Match) -> list[str]:
-    """How a source counted, and what else to know."""
-    entry = match.published
-    return [BACKGROUND_TEXT[entry.background], f"mean {entry.mean}", *match.remarks]
+    return [{"method": f"this run ({method})", **match.own(results, drop)}, *match.rows]
 
 
 def sentence(
@@ -196,9 +171,9 @@ def sentence(
 ) -> str:
     """The result in a sentence."""
     last = max(track.steps[-1] for track in tracks)
-    overall = shown(defined_mean(t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last))
+    overall = percent(defined_mean(t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last))
     if single:
-        each = ", ".join(f"{t.name} {shown(t.scores[-1]['miou']['all'])}" for t in tracks)
+        each = ", ".join(f"{t.name} {percent(t.scores[-1]['miou']['all'])}" for t in tracks)
         return f"Models trained on one domain each reach {each} mIoU."
     if domains:
         return _domain_sentence(tracks, joint, taught, last)
@@ -209,46 +184,41 @@ def sentence(
     if lost is None:
         return f"After its first step the model reaches {overall} mIoU on {some(track.group_names(0), 6)}."
     now = track.scores[-1]["miou"]
-    before = shown(track.scores[-2]["miou"]["all"])
+    before = percent(track.scores[-2]["miou"]["all"])
     return (
         f"Step {last} added {some(track.group_names(len(track.space.groups) - 1), 6)}: the old classes went from "
-        f"{before} to {shown(now['old'])} mIoU, the new ones reach {shown(now['new'])}, all together {overall}."
+        f"{before} to {percent(now['old'])} mIoU, the new ones reach {percent(now['new'])}, all together {overall}."
     )
 
 
 def _domain_sentence(tracks: Sequence[Track], joint: bool, taught: Mapping[int, str], last: int) -> str:
     now = {t.name: t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last}
-    each = ", ".join(f"{name} {shown(value)}" for name, value in now.items())
+    each = ", ".join(f"{name} {percent(value)}" for name, value in now.items())
     if joint or last == 0:
         return f"Trained on {taught.get(last, 'all domains')}, the model reaches {each} mIoU."
     older = [t for t in tracks if len(t.steps) > 1 and t.name in now]
     fell = "; ".join(
-        f"{t.name} went from {shown(t.scores[-2]['miou']['all'])} to {shown(now[t.name])}" for t in older
+        f"{t.name} went from {percent(t.scores[-2]['miou']['all'])} to {percent(now[t.name])}" for t in older
     )
-    fresh = ", ".join(f"{n} reaches {shown(v)}" for n, v in now.items() if n not in {t.name for t in older})
+    fresh = ", ".join(f"{n} reaches {percent(v)}" for n, v in now.items() if n not in {t.name for t in older})
     return (
         f"Step {last} trained on {taught.get(last, '')}: " + "; ".join(filter(None, [fell, fresh])) + " mIoU."
     )
 
 
-def shown(value: float | None) -> str:
-    """A fraction as percent with one digit, for sentences."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def data_rows(steps: Sequence[Mapping[str, Any]], folder: RunFolder) -> Rows:
+def data_rows(results: Results) -> Rows:
     """What scenario.json says of every step's images."""
-    finished = set(folder.finished_steps)
+    finished = set(results.finished)
     return [
         {
             "step": step["index"],
-            "trained on": ", ".join(dict.fromkeys(s.get("domain") or s["dataset"] for s in step["train"])),
+            "trained on": results.taught[step["index"]],
             "training images": sum(s["images"] for s in step["train"]),
             "validation images": sum(s["images"] for s in step.get("val", [])),
             "test images": sum(s["images"] for s in step["test"]),
             "state": "done" if step["index"] in finished else "not finished",
         }
-        for step in steps
+        for step in results.planned
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from everseg.display import printable
+from everseg.display import cell, printable
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import Chart
 from everseg.reports.numbers import Rows
@@ -47,6 +47,8 @@ class Grid:
     heads: list[str]
     rows: list[PictureRow]
     legend: list[tuple[str, str]]
+    ranking: str = ""
+    """Over which classes the images are ranked."""
 
 
 @dataclass
@@ -166,14 +168,3 @@ def is_number(value: Any) -> bool:
 def column_of_numbers(key: str, rows: Rows) -> bool:
     """Whether every cell of a column is set to the right."""
     return all(is_number(row.get(key)) for row in rows)
-
-
-def cell(value: Any) -> str:
-    """A cell's text: floats with one digit, large whole numbers with separators, None as a dash."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value + 0.0:.1f}".replace("-0.0", "0.0") if abs(value) < 0.05 else f"{value:.1f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,18 @@ from everseg.config.fields import RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
+from everseg.display import in_percent, percent
 from everseg.distributed import derive_seed
-from everseg.engine.run import Prepared
-from everseg.errors import CheckpointError, EversegError
+from everseg.errors import CheckpointError, EversegError, some
 from everseg.inference.count import user_builder, views_of
 from everseg.labels import IGNORED
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
-from everseg.reports.embedded import labels, photo, stored_picture
+from everseg.reports.embedded import labels, photo, plot, stored_picture
 from everseg.reports.page import Grid, Picture, PictureRow
 from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
-from everseg.runs.results import Track
+from everseg.runs.results import Results, Track
 from everseg.scenarios.steps import Source
 
 KINDS = ("worst", "median", "best", "random")
@@ -62,7 +62,7 @@ def drawn(sources: Sequence[Source], images: int, seed: int) -> list[Source]:
 
 
 def look(
-    folder: RunFolder,
+    results: Results,
     config: RunConfig,
     sources: Sequence[Source],
     datasets: Mapping[str, Dataset],
@@ -86,14 +86,11 @@ def look(
     half = config.train.precision == "bf16"
     found: dict[tuple[str, int], Looked] = {}
     done = 0
-    for step in steps:
-        model = folder.load_final(step, builder)[0].to(device).eval()
-        known = folder.spaces(step)
+    for step in map(results.step, steps):
+        model = results.model(step.index, builder).to(device)
         for source in sources:
             position = 0
-            if source.branch not in known or (
-                folder.is_fresh(step) and source.name not in folder.paths(step)
-            ):
+            if source.branch not in step.spaces or (step.is_fresh and source.name not in step.branch_of):
                 continue
             for loaded, batch in normalised_batches(
                 views_of([source], datasets), data, device, batch=config.train.eval_batch
@@ -113,7 +110,7 @@ def look(
                             loaded.label[one].numpy().copy(),
                         ),
                     )
-                    entry.predictions[step] = ids[one]
+                    entry.predictions[step.index] = ids[one]
                     position += 1
                     done += 1
                     shown(done)
@@ -207,24 +204,30 @@ _CHANGE_TEXT = (
 
 
 def looked(
-    folder: RunFolder,
+    results: Results,
     config: RunConfig,
-    prepared: Prepared,
+    tests: Sequence[Source],
+    datasets: Mapping[str, Dataset],
     images: int,
     progress: Progress,
     notes: list[str],
 ) -> list[Looked]:
-    """Test images of the last step, drawn with the run's seed, through the steps' models; [] and a note if it fails."""
+    """Test images, drawn with the run's seed, through the steps' models; [] and a note if it fails.
+
+    Args:
+        tests: what the last step is tested on.
+        datasets: the data of these sources.
+        images: drawn at most so many.
+    """
     if images < 1:
         notes.append("Made without pictures.")
         return []
-    finished = folder.finished_steps
-    sources = drawn(prepared.steps[finished[-1]].test, images, config.seed)
-    steps = shown_steps(finished)
+    sources = drawn(tests, images, config.seed)
+    steps = shown_steps(results.finished)
     progress.begin("pictures for the report", len(steps) * sum(len(s.indices) for s in sources))
     try:
         return look(
-            folder, config, sources, prepared.datasets, steps, builder=user_builder(config),
+            results, config, sources, datasets, steps, builder=user_builder(config),
             shown=lambda done: progress.update(done),
         )  # fmt: skip
     except EversegError as error:
@@ -248,9 +251,21 @@ def rule(found: Sequence[Looked], seed: int) -> str:
     return (
         f"Chosen by rule, not by hand: {len(found)} test images drawn with seed {seed} went through the models of "
         f"step{'s' if len(steps) > 1 else ''} {through}. Each is ranked by its mean IoU after the last step over the "
-        "classes known before that step (all classes where there are none), and the worst, the median and the best "
-        "are shown, then some of the rest drawn with the same seed."
+        "classes named below, as far as it shows them, and the worst, the median and the best are shown, then some of "
+        "the rest drawn with the same seed."
     )
+
+
+def ranked_over(track: Track) -> list[int]:
+    """Train ids of the classes that pictures are ranked by: those known before the last step, else all."""
+    return track.old or list(range(track.space.num_classes))
+
+
+def ranking_text(track: Track) -> str:
+    """Over which classes the pictures of a domain or branch are ranked, in words."""
+    names = some([track.space.names[c] for c in ranked_over(track)], 20)
+    which = f"known before step {track.steps[-1]}" if track.old else "of the model"
+    return f"Ranked over the classes {which}: {names}."
 
 
 def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int, seed: int) -> list[Grid]:
@@ -261,9 +276,9 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
         rows: images per kind; 1 where there are several domains.
     """
     known = {track.name: track for track in tracks}
-    found = [one for one in found if one.name in known]
+    found = [one for name in known for one in found if one.name == name]  # domains in the order of the tracks
     each = rows if len({one.name for one in found}) == 1 else 1
-    old = {name: t.old or list(range(t.space.num_classes)) for name, t in known.items()}
+    old = {name: ranked_over(track) for name, track in known.items()}
     sizes = {name: t.space.num_classes for name, t in known.items()}
     chosen = choose(found, old, sizes, each, seed)
     steps = sorted({step for one in found for step in one.predictions})
@@ -276,13 +291,13 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
         space, colours = known[name].space, palette(known[name].space.num_classes)
         legend = [(css(colours[c]), space.names[c]) for c in present if c < space.num_classes]
         heads = ["image", "truth", *(f"after step {step}" for step in steps), "change"]
-        result.append(
-            Grid(name if len(known) > 1 else "", heads, [_row(one, steps, side) for one in mine], legend)
-        )
+        track = known[name]
+        rows_shown = [_row(one, steps, side, track) for one in mine]
+        result.append(Grid(name if len(known) > 1 else "", heads, rows_shown, legend, ranking_text(track)))
     return result
 
 
-def _row(one: Looked, steps: Sequence[int], side: int) -> PictureRow:
+def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureRow:
     shown: list[Picture | None] = [
         Picture(photo(one.image, side), f"test image {one.id}"),
         Picture(labels(one.label, side), f"true classes of {one.id}"),
@@ -294,8 +309,9 @@ def _row(one: Looked, steps: Sequence[int], side: int) -> PictureRow:
     shown.append(
         Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
-    score = "" if one.score is None else f"IoU {100 * one.score:.1f}"
-    return PictureRow(one.kind.capitalize(), f"{one.id} · {score}", shown)
+    ranked = [track.space.names[c] for c in ranked_over(track) if (one.label == c).any()]
+    score = "" if one.score is None else f" · mean IoU {percent(one.score)} over {some(ranked, 6)}"
+    return PictureRow(one.kind.capitalize(), f"{one.id}{score}", shown)
 
 
 def change_legend() -> list[tuple[str, str]]:
@@ -308,28 +324,48 @@ def css(colour: Sequence[int]) -> str:
     return f"rgb({', '.join(str(int(value)) for value in colour)})"
 
 
-def features(folder: RunFolder, side: int) -> list[dict[str, Any]]:
-    """The plots and numbers that `everseg features` left in the run folder."""
+@dataclass(frozen=True)
+class StoredFeatures:
+    """What `everseg features` left in a run folder for one pair of steps."""
+
+    title: str
+    pictures: Mapping[str, np.ndarray]
+    """File name -> (H, W, 3) uint8."""
+    rows: list[dict[str, Any]]
+
+
+def stored_features(run: Path) -> list[StoredFeatures]:
+    """Read the plots and numbers of `everseg features` from a run folder; damaged ones are passed over."""
     found = []
-    for path in sorted((folder.path / "features").glob("*/drift.json")):
+    for path in sorted((run / "features").glob("*/drift.json")):
         try:
             stored = read_document(path, "before", "after", "pictures", "classes")
-            named = {
-                str(name): stored_picture(path.with_name(str(name)), side) for name in stored["pictures"]
-            }
+            named = {str(name): stored_picture(path.with_name(str(name))) for name in stored["pictures"]}
             rows = [_drift_row(row) for row in stored["classes"]]
         except (CheckpointError, KeyError, TypeError):
             continue
         title = f"Step {stored['before']} against step {stored['after']}"
-        pictures = [
-            Picture(
-                uri, f"{name.removesuffix('.png').replace('_', ' by ')}: {title}; the numbers stand below"
-            )
-            for name, uri in named.items()
-            if uri is not None
-        ]
-        found.append({"title": title, "pictures": pictures, "rows": rows})
+        kept = {name: pixels for name, pixels in named.items() if pixels is not None}
+        found.append(StoredFeatures(title, kept, rows))
     return found
+
+
+def features(stored: Sequence[StoredFeatures], side: int) -> list[dict[str, Any]]:
+    """The same as the page shows it, the longer side of its pictures at most `side` pixels."""
+    return [
+        {
+            "title": one.title,
+            "pictures": [
+                Picture(
+                    plot(pixels, side),
+                    f"{name.removesuffix('.png').replace('_', ' by ')}: {one.title}; the numbers stand below",
+                )
+                for name, pixels in one.pictures.items()
+            ],
+            "rows": one.rows,
+        }
+        for one in stored
+    ]
 
 
 def _drift_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,6 +374,6 @@ def _drift_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "class": row["class_name"],
         "pixels": row["pixels"],
         "drift of the centre / spread": row["relative"],
-        "nearest-centre accuracy before": 100 * row["accuracy_before"],
-        "after": 100 * row["accuracy_after"],
+        "nearest-centre accuracy before": in_percent(row["accuracy_before"]),
+        "after": in_percent(row["accuracy_after"]),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from importlib import resources
@@ -14,9 +13,10 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, dump, load, settings
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
+from everseg.display import UNDEFINED
 from everseg.errors import EversegError
-from everseg.runs.commit import MANIFEST, read_document
-from everseg.runs.folder import RunFolder
+from everseg.runs.command import FROM_PYTHON, text
+from everseg.runs.results import Results, source_name
 
 
 def preset_of(config: RunConfig) -> str | None:
@@ -48,7 +48,7 @@ def command(config: RunConfig) -> str:
     return shlex.join(["everseg", "run", f"{config.name}.yaml"])
 
 
-def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+def provenance(results: Results) -> dict[str, Any]:
     """Everything that says what made the numbers.
 
     Returns:
@@ -56,32 +56,29 @@ def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         finished step: the digest of its folder and of the one it continues), lists (SHA-256 of every image list), masks
         (their fingerprints), cite (lines).
     """
-    record = folder.record()
-    scenario = read_document(folder.path / "scenario.json", "steps")
+    record, config = results.record, results.config
     facts = {
         "seed": config.seed,
         "configuration (SHA-256)": record.hash,
         **{f"{name} version": value for name, value in record.versions.items()},
         "machine": record.machine,
         "CPU threads": record.threads,
-        "started with": shlex.join(record.argv),
+        "started": text(record.argv) or FROM_PYTHON,
     }
-    models = []
-    for index in folder.finished_steps:
-        path = folder.final(index) / MANIFEST
-        manifest = read_document(path, "files")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        models.append({"step": index, "model": digest, "continues": manifest.get("parent") or "-"})
+    models = [
+        {"step": step.index, "model": step.final.digest, "continues": step.final.parent or UNDEFINED}
+        for step in results.steps
+    ]
     lists = [
         {
             "step": step["index"],
             "role": role,
-            "data": source.get("domain") or source["dataset"],
+            "data": source_name(source),
             "split": source["split"],
             "images": source["images"],
             "sha256": source["sha256"],
         }
-        for step in scenario["steps"]
+        for step in results.planned
         for role in ("train", "val", "test")
         for source in step.get(role, [])
     ]
@@ -93,15 +90,15 @@ def provenance(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         "facts": {key: value for key, value in facts.items() if value not in (None, "")},
         "models": models,
         "lists": lists,
-        "masks": scenario.get("masks") or {},
+        "masks": results.scenario.get("masks") or {},
         "cite": cite(config),
     }
 
 
 def cite(config: RunConfig) -> list[str]:
     """Lines to cite: the tool, the method, the data and the model."""
-    text = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
-    known = parse(text, "report/citations.yaml").value
+    written = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
+    known = parse(written, "report/citations.yaml").value
     sets = [domain.dataset for domain in config.data.domains.values()] or [config.data.dataset]
     architecture = "deeplabv3" if config.model.name.startswith("deeplabv3") else config.model.name
     wanted = [

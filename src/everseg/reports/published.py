@@ -17,8 +17,10 @@ import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.yaml import parse
+from everseg.display import in_percent
 from everseg.labels import LabelSpace
 from everseg.metrics import mean_iou
+from everseg.runs.results import Results, source_name
 from everseg.scenarios.tasks import canonical_task
 
 Background = Literal["excluded", "included", "none", "not stated"]
@@ -83,6 +85,37 @@ class Match:
     def comparable(self) -> bool:
         return not self.differences
 
+    @property
+    def conventions(self) -> list[str]:
+        """How the source counted, and what else to know."""
+        entry = self.published
+        return [BACKGROUND_TEXT[entry.background], f"mean {entry.mean}", *self.remarks]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The source's numbers, a row per method; None = not retrievable."""
+        entry = self.published
+        return [
+            {"method": name, **dict(zip(entry.columns, values, strict=True))}
+            for name, values in entry.methods.items()
+        ]
+
+    def own(self, results: Results, drop: float | None) -> dict[str, float | None]:
+        """A run's numbers in the columns and the convention of the source, in percent.
+
+        Args:
+            results: of the run.
+            drop: its mean relative drop as a fraction, None if unknown.
+        """
+        entry, domains = self.published, results.config.data.domains
+        if domains or len(results.tracks) > 1:
+            tracks = {track.name: track for track in results.tracks if track.name in domains}
+            miou = {domains[name].dataset: t.scores[-1]["miou"]["all"] for name, t in tracks.items()}
+            values = own_domain_numbers(entry, miou, drop)
+        else:
+            values = own_numbers(entry, results.tracks[0].counts[-1], results.tracks[0].space)
+        return dict(zip(entry.columns, values, strict=True))
+
 
 @cache
 def published() -> tuple[Published, ...]:
@@ -105,6 +138,20 @@ def _entry(raw: Mapping[str, Any]) -> Published:
         raise ValueError(f"report/published.yaml: {', '.join(wrong)} do not fit the columns {columns}")
     domains = tuple(raw.get("domains", ()))
     return Published(**{**raw, "columns": columns, "methods": methods, "domains": domains})
+
+
+def matches_of(results: Results) -> list[Match]:
+    """Published numbers of a run's data and task, those that may be compared first."""
+    return matches(results.config, learnt_sets(results))
+
+
+def learnt_sets(results: Results) -> list[str]:
+    """Data sets in the order in which domains were learnt whole; [] of mixed runs."""
+    config = results.config
+    if not config.data.domains or any(s.classes or s.add for s in config.scenario.steps or []):
+        return []
+    order = [source_name(source) for step in results.planned for source in step["train"]]
+    return [config.data.domains[name].dataset for name in dict.fromkeys(order) if name in config.data.domains]
 
 
 def matches(config: RunConfig, domains: Sequence[str] = ()) -> list[Match]:
@@ -210,7 +257,7 @@ def own_numbers(entry: Published, counts: np.ndarray, space: LabelSpace) -> tupl
         if with_background and first == 1 and space.background is not None:
             chosen = [space.background, *chosen]
         value = mean_iou(counts, chosen) if chosen and last <= len(real) else float("nan")
-        numbers.append(None if np.isnan(value) else 100 * value)
+        numbers.append(in_percent(value))
     return tuple(numbers)
 
 
@@ -225,4 +272,4 @@ def own_domain_numbers(
     """
     known: dict[str, float | None] = {**miou, "relative drop": drop}
     values = [known.get(column) for column in entry.columns]
-    return tuple(None if value is None else 100 * value for value in values)
+    return tuple(in_percent(value) for value in values)

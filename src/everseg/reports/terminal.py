@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everseg.display import Table, percent, table, unicode_output
+from everseg.display import UNDEFINED, Table, figure, percent, points, table, unicode_output
 from everseg.errors import some
+from everseg.metrics import defined_mean
 
 BAR_CELLS = 10
 
@@ -51,16 +52,15 @@ def run_table(run_json: Mapping[str, Any]) -> Table:
     if "table" not in run_json:
         return step_table(run_json)
     columns = list(dict.fromkeys(key for row in run_json["table"] for key in row))
-    rows = [
-        [row[key] if key in ("step", "trained") else _hundredths(row[key]) for key in columns]
-        for row in run_json["table"]
-    ]
+    rows = []
+    for row in run_json[
+        "table"
+    ]:  # its figures are rounded for files already: those shown come from the scores
+        scores = {s["name"]: s["miou"]["all"] for s in run_json["steps"] if s["index"] == row["step"]}
+        scores["mean"] = defined_mean(scores.values())
+        rows.append([row[key] if key in ("step", "trained") else percent(scores.get(key)) for key in columns])
     title = f"{run_json['name']}: mIoU in percent of each domain after each step"
     return table(columns, rows, title=title, right="|".join(c for c in columns if c != "trained"))
-
-
-def _hundredths(value: float | None) -> str:
-    return percent(None if value is None else value / 100)
 
 
 def sequence_text(run_json: Mapping[str, Any]) -> str:
@@ -86,15 +86,11 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
             "(the preset that ends in -single, or scenario.single=true), "
             "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
         )
-    each = ", ".join(f"{name} {_signed(value)}" for name, value in drop["domains"].items())
+    each = ", ".join(f"{name} {points(value)}" for name, value in drop["domains"].items())
     return (
-        f"relative drop (negative = worse than single-task models): {_signed(drop['mean'])} % "
+        f"relative drop (negative = worse than single-task models): {points(drop['mean'])} % "
         f"({each}; against {drop['source']})"
     )
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
 
 
 def demo_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -135,7 +131,8 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
                 f"{step['ignored_pixels']:,}",
                 f"{sum(step['hidden']['old'].values()):,}",
                 f"{sum(step['hidden']['future'].values()):,}",
-                ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items()) or "-",
+                ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items())
+                or UNDEFINED,
             ]
             for step in steps
         ],
@@ -148,7 +145,7 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
     for step in steps:
         for name, entry in step["classes"].items():
             weight = step.get("class_weights", {}).get(name)
-            shown = ["-" if weight is None else f"{weight:.2f}"] if weighted else []
+            shown = [figure(weight, digits=2)] if weighted else []
             rows.append([step["index"], name, entry["images"], f"{entry['pixels']:,}", *shown])
     columns = ["step", "class", "images", "pixels", *(["weight"] if weighted else [])]
     classes = table(columns, rows, title="Labelled in training", right="step|images|pixels|weight")

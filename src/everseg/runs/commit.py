@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,36 @@ def write_bytes(path: Path, data: bytes) -> None:
         write_atomically(path, data)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, data: bytes | None = None) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file; where `data` is given, only its name for the message.
+        data: its bytes, if they were read before.
 
     Raises:
         CheckpointError: unreadable or damaged.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes() if data is None else data)
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested thousands of levels deep
         raise CheckpointError(
             f"{path}: cannot be read ({error}); restore it or start again under another name"
         ) from None
 
 
-def read_document(path: Path, *needed: str) -> dict[str, Any]:
+def read_document(path: Path, *needed: str, data: bytes | None = None) -> dict[str, Any]:
     """Read a JSON file of named entries.
+
+    Args:
+        path: the file; where `data` is given, only its name for the message.
+        needed: entries that must be there.
+        data: its bytes, if they were read before.
 
     Raises:
         CheckpointError: unreadable, damaged, or without one of the entries `needed`.
     """
-    value = read_json(path)
+    value = read_json(path, data)
     missing = [name for name in needed if not isinstance(value, dict) or name not in value]
     if missing:
         raise CheckpointError(
@@ -117,18 +127,67 @@ def save_folder(
     return hashlib.sha256(manifest).hexdigest()
 
 
-def verify(folder: Path, only: Collection[str] | None = None) -> str:
-    """Check the files of a committed folder against its manifest.
+@dataclass(frozen=True)
+class Committed:
+    """A committed folder as its manifest describes it; its files are checked when they are read."""
 
-    Args:
-        only: the names to check; None = all.
+    folder: Path
+    files: Mapping[str, Mapping[str, Any]]
+    """Name -> size in bytes and SHA-256."""
+    parent: str | None
+    """Digest of the folder that this one continues."""
+    digest: str
+    """SHA-256 of the manifest."""
 
-    Returns:
-        The folder's digest, SHA-256 of the manifest alone: it stands for every file as it was written, but only those
-        checked here are known to be as they were.
+    def check(self, name: str) -> None:
+        """Compare a file with the manifest without holding it in memory.
+
+        Raises:
+            CheckpointError: missing, changed, or not listed.
+        """
+        self._check_hash(name, _file_hash(self._sized(name)))
+
+    def read(self, name: str) -> bytes:
+        """Read a file whole, opening it once, and compare what was read with the manifest.
+
+        Raises:
+            CheckpointError: missing, changed, or not listed.
+        """
+        path = self._sized(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} is damaged: {name} cannot be read ({error})") from None
+        self._check_hash(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def _sized(self, name: str) -> Path:
+        """Path of a file that is there and has its size."""
+        if name not in self.files:
+            raise CheckpointError(f"{self.folder} is damaged: {MANIFEST} does not list {name}")
+        path, size = self.folder / name, self.files[name]["size"]
+        if not path.is_file():
+            raise CheckpointError(f"{self.folder} is damaged: {name} is missing")
+        if path.stat().st_size != size:
+            raise CheckpointError(
+                f"{self.folder} is damaged: {name} has {path.stat().st_size} bytes instead of {size}"
+            )
+        return path
+
+    def _check_hash(self, name: str, found: str) -> None:
+        expected = self.files[name]["sha256"]
+        if found != expected:
+            raise CheckpointError(
+                f"{self.folder} is damaged: {name} sha256 mismatch "
+                f"(expected {expected[:12]}…, got {found[:12]}…)"
+            )
+
+
+def read_committed(folder: Path) -> Committed:
+    """Read and check the manifest of a committed folder; none of its other files.
 
     Raises:
-        CheckpointError: what is missing or differs, or a name in `only` that the manifest does not list.
+        CheckpointError: missing, damaged, or of another format.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
@@ -142,22 +201,26 @@ def verify(folder: Path, only: Collection[str] | None = None) -> str:
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not match its own checksum")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{folder} has format {manifest['format']}; this everseg reads format {FORMAT}")
-    for name in files if only is None else only:
-        if name not in files:
-            raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not list {name}")
-        path, entry = folder / name, files[name]
-        if not path.is_file():
-            raise CheckpointError(f"{folder} is damaged: {name} is missing")
-        if path.stat().st_size != entry["size"]:
-            raise CheckpointError(
-                f"{folder} is damaged: {name} has {path.stat().st_size} bytes instead of {entry['size']}"
-            )
-        found = _file_hash(path)
-        if found != entry["sha256"]:
-            raise CheckpointError(
-                f"{folder} is damaged: {name} sha256 mismatch (expected {entry['sha256'][:12]}…, got {found[:12]}…)"
-            )
-    return hashlib.sha256(raw).hexdigest()
+    return Committed(folder, files, manifest["parent"], hashlib.sha256(raw).hexdigest())
+
+
+def verify(folder: Path, only: Collection[str] | None = None) -> str:
+    """Check the files of a committed folder against its manifest.
+
+    Args:
+        only: the names to check; None = all.
+
+    Returns:
+        The folder's digest, SHA-256 of the manifest alone: it stands for every file as it was written, but only those
+        checked here are known to be as they were.
+
+    Raises:
+        CheckpointError: what is missing or differs, or a name in `only` that the manifest does not list.
+    """
+    found = read_committed(folder)
+    for name in found.files if only is None else only:
+        found.check(name)
+    return found.digest
 
 
 def parent_of(folder: Path) -> str | None:
@@ -165,14 +228,18 @@ def parent_of(folder: Path) -> str | None:
     return read_json(folder / MANIFEST)["parent"]
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
     """Read one safetensors file.
+
+    Args:
+        path: the file; where `data` is given, only its name for the message.
+        data: its bytes, if they were read before.
 
     Raises:
         CheckpointError: not a safetensors file.
     """
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path) if data is None else safetensors.torch.load(data)
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.metrics import sums_of
 from everseg.models.model import SegmentationModel
+from everseg.runs import command
 from everseg.runs.commit import (
     load_tensors,
     parent_of,
@@ -53,7 +53,7 @@ class RunRecord:
     hash: str = ""
     """SHA-256 of the settings that decide the result."""
     argv: tuple[str, ...] = ()
-    """The command, word by word."""
+    """The command, word by word; () where the run was started from Python."""
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version."""
@@ -162,14 +162,17 @@ class RunFolder:
             )
         return RunRecord(stored["config"], threads, argv=tuple(argv), versions=versions, **texts)
 
-    def config(self) -> RunConfig:
+    def config(self, record: RunRecord | None = None) -> RunConfig:
         """The configuration the run was started with; code that it names is not imported.
+
+        Args:
+            record: what `record` gave, if it was read before.
 
         Raises:
             CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
         """
         try:
-            return from_stored(self.record().config)
+            return from_stored((record or self.record()).config)
         except ConfigError as error:
             raise CheckpointError(
                 f"{self.path / RECORD}: this everseg does not understand its configuration: {error}; "
@@ -209,7 +212,7 @@ class RunFolder:
                 "hash": config_hash(config),
                 "seed": config.seed,
                 "threads": threads,
-                "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "argv": command.given(),
                 "host": socket.gethostname(),
                 "machine": platform.platform(),
                 "cores": os.cpu_count(),
@@ -318,15 +321,19 @@ class RunFolder:
         """
         return self._arrays(index, "confusion")
 
-    def images(self, index: int) -> dict[str, np.ndarray]:
+    def images(self, index: int, counts: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Of each test image of a scored step, per branch: (N, 3, C) as `evaluate` gives it; {} in older runs.
+
+        Args:
+            counts: what `counts` gave, if it was read before.
 
         Raises:
             CheckpointError: damaged, or not the images that `counts` counted.
         """
         if not (self.step(index) / "images.npz").exists():
             return {}
-        found, counts = self._arrays(index, "images"), self.counts(index)
+        found = self._arrays(index, "images")
+        counts = self.counts(index) if counts is None else counts
         for name, each in found.items():
             if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
                 raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,14 @@ def _line(entry: dict[str, Any]) -> bytes:
 EVENT = "bad_sample"
 
 
-def replaced_samples(journal: Journal, step: int | None = None) -> dict[SampleKey, str]:
-    """Distinct training samples that a run, or one of its steps, has replaced -> why, as its journal tells."""
+def replaced_samples(entries: Iterable[Mapping[str, Any]], step: int | None = None) -> dict[SampleKey, str]:
+    """Distinct training samples that a run, or one of its steps, has replaced -> why.
+
+    Args:
+        entries: of the journal.
+    """
     return {
         (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))
-        for line in journal.lines(EVENT)
-        if step in (None, line.get("step"))
+        for line in entries
+        if line["event"] == EVENT and step in (None, line.get("step"))
     }

@@ -19,7 +19,7 @@ from everseg.errors import CheckpointError, some
 from everseg.labels import IGNORED, LabelSpace, known_as, spelling
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import load_tensors, read_document, save_folder, verify
+from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
 from everseg.runs.input_form import InputForm
 
 FILE = "classes.json"
@@ -27,6 +27,7 @@ FORMAT = 2
 """Number of the layout. Files of the first one have no number; a higher one is refused, for it may mean other things.
 
 Keys that are not known here do not raise the number: they are kept and otherwise passed over."""
+WEIGHTS = "model.safetensors"
 LINEAGE = "lineage.json"
 """Where a bundle says how its model came to be."""
 MOST_IDS = IGNORED
@@ -180,13 +181,14 @@ def save_model(
 
 
 def load_model(
-    folder: Path, builder: Any = None, about: ModelFile | None = None
+    folder: Path, builder: Any = None, about: ModelFile | None = None, weights: bytes | None = None
 ) -> tuple[SegmentationModel, ModelFile]:
     """Rebuild a model from its folder by replaying its growth; strict.
 
     Args:
         builder: the user's own architecture, if it is not a built-in one.
         about: what `read_model_file` gave, if it was read before.
+        weights: what the file of the weights holds, if it was read before.
 
     Returns:
         The model in eval mode on the CPU, and what its file says.
@@ -196,7 +198,7 @@ def load_model(
     """
     about = about or read_model_file(folder)
     model = from_description(about.architecture, builder=builder)
-    load_strictly(model, load_tensors(folder / "model.safetensors"), str(folder))
+    load_strictly(model, load_tensors(folder / WEIGHTS, weights), str(folder))
     model.eval()
     return model, about
 
@@ -240,15 +242,17 @@ def read_lineage(bundle: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- reading
 
 
-def read_model_file(folder: Path) -> ModelFile:
+def read_model_file(folder: Path, committed: Committed | None = None) -> ModelFile:
     """Read what a model folder's file says, and check all of it: its bytes against the manifest, then its meaning.
+
+    Args:
+        committed: the folder's manifest, if it was read before.
 
     Raises:
         CheckpointError: missing, unreadable, changed, of a later everseg, or damaged; every fault at once.
     """
     path = folder / FILE
-    verify(folder, only=(FILE,))
-    stored = read_document(path, "branches")
+    stored = read_document(path, "branches", data=(committed or read_committed(folder)).read(FILE))
     number = stored.get("format", 1)
     if type(number) is not int or number < 1:
         _raise_damage(path, ["format: expected a whole number"])

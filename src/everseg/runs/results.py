@@ -1,7 +1,11 @@
-"""Scores of a whole sequence of steps, from the counts a run has stored."""
+"""What a run has stored, each file read once, and the scores of its whole sequence of steps.
+
+Whoever needs several of these things makes one `Results` and passes it on, instead of reading the folder again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -9,18 +13,236 @@ from typing import Any
 
 import numpy as np
 
+from everseg.config.fields import RunConfig
+from everseg.config.loading import difference
 from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace
 from everseg.metrics import defined_mean, sequence_scores, step_scores
-from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
+from everseg.models.model import SegmentationModel
+from everseg.runs.commit import Committed, read_committed, read_document
+from everseg.runs.folder import RunFolder, RunRecord
 from everseg.runs.journal import Journal, replaced_samples
+from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
 
 
-def run_sequence(folder: RunFolder) -> dict[str, Any]:
-    """Average over steps, forgetting and backward transfer of a run's scored steps.
+@dataclass(frozen=True)
+class StepResults:
+    """What one scored step left behind; each file is read when it is first asked for, and once."""
 
-    Returns:
+    folder: RunFolder
+    index: int
+
+    @cached_property
+    def final(self) -> Committed:
+        """The folder of the step's model: its manifest, read and checked."""
+        return read_committed(self.folder.final(self.index))
+
+    @cached_property
+    def about(self) -> ModelFile:
+        """What the model folder's file says."""
+        return read_model_file(self.final.folder, self.final)
+
+    @property
+    def spaces(self) -> Mapping[str, LabelSpace]:
+        """Label space of each branch after the step."""
+        return self.about.spaces
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the step was trained from scratch."""
+        return self.about.fresh
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The scores as `RunFolder.save_result` wrote them."""
+        return self.folder.metrics(self.index)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Name of the results (domain, or branch in runs on one data set) -> their scores."""
+        return self.metrics["branches"]
+
+    @property
+    def branch_of(self) -> dict[str, str]:
+        """Name of the results -> branch that they are of."""
+        return {name: scores.get("branch", name) for name, scores in self.scores.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, np.ndarray]:
+        """Confusion counts of each result, (C, C) int64, rows = truth."""
+        return self.folder.counts(self.index)
+
+    @cached_property
+    def images(self) -> dict[str, np.ndarray]:
+        """Of each test image, (N, 3, C) as `evaluate` gives it; {} in older runs."""
+        return self.folder.images(self.index, self.counts)
+
+    def model(self, builder: Any = None) -> SegmentationModel:
+        """Read the model, as `Results.model` does, without asking which model it continues."""
+        return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a run has stored, and its scores; each file is read when it is first asked for, and once.
+
+    It shows the run as it was when it was read: a run that goes on in the meantime needs another one.
+    """
+
+    folder: RunFolder
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """What run.json says.
+
+        Raises:
+            CheckpointError: not a run folder, or damaged.
+        """
+        return self.folder.record()
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration the run was started with."""
+        return self.folder.config(self.record)
+
+    @cached_property
+    def scenario(self) -> dict[str, Any]:
+        """What scenario.json says.
+
+        Raises:
+            CheckpointError: missing or damaged.
+        """
+        path = self.folder.path / "scenario.json"
+        stored = read_document(path, "steps")
+        if not isinstance(stored["steps"], list) or not all(isinstance(s, dict) for s in stored["steps"]):
+            raise CheckpointError(
+                f"{path} is damaged: its steps are no list of steps; restore it or start again under another name"
+            )
+        return stored
+
+    @property
+    def planned(self) -> list[dict[str, Any]]:
+        """The steps as scenario.json records them, finished or not."""
+        return list(self.scenario["steps"])
+
+    @cached_property
+    def steps(self) -> tuple[StepResults, ...]:
+        """The steps that are trained and scored, in order."""
+        return tuple(StepResults(self.folder, index) for index in self.folder.finished_steps)
+
+    @property
+    def finished(self) -> list[int]:
+        """Their indices."""
+        return [step.index for step in self.steps]
+
+    def step(self, index: int) -> StepResults:
+        """A finished step by its index."""
+        return next(step for step in self.steps if step.index == index)
+
+    def model(self, index: int, builder: Any = None) -> SegmentationModel:
+        """The model after a finished step, in eval mode on the CPU; it is not kept, so ask once.
+
+        Its weights and classes are checked, not the state of the method beside them. `RunFolder.load_final` checks all.
+
+        Args:
+            builder: the user's own architecture, if it is not a built-in one.
+
+        Raises:
+            CheckpointError: missing, damaged, not the child of the step before it, or of another architecture.
+        """
+        step, before = self.step(index), next((s for s in self.steps if s.index == index - 1), None)
+        if before is not None and not step.is_fresh and step.final.parent != before.final.digest:
+            raise CheckpointError(
+                f"{step.final.folder} does not continue {before.final.folder}: they come from different runs; "
+                f"delete {self.folder.step(index)} and later steps, then run the same command to do them again"
+            )
+        return step.model(builder)
+
+    def is_complete(self, config: RunConfig | None = None) -> bool:
+        """Whether every step is trained and scored, and the run is the one that a configuration describes, if given."""
+        if not (self.folder.path / "scenario.json").is_file():
+            return False
+        if config is not None and difference(self.config, config):
+            return False
+        return len(self.steps) == len(self.planned)
+
+    @cached_property
+    def journal(self) -> tuple[dict[str, Any], ...]:
+        """The entries of journal.jsonl; () without."""
+        return tuple(Journal(self.folder.path / "journal.jsonl").lines())
+
+    @cached_property
+    def replaced(self) -> str:
+        """Says how many training samples could not be read and were replaced, and which; "" = none."""
+        found = replaced_samples(self.journal)
+        if not found:
+            return ""
+        what = "1 training sample was" if len(found) == 1 else f"{len(found)} training samples were"
+        names = some([f"{sample} of {dataset}" for dataset, sample in found], 6)
+        return f"{what} replaced by others, as data.skip_bad allows: {names}."
+
+    @cached_property
+    def taught(self) -> dict[int, str]:
+        """Step -> the domains (or the data set) whose images it trained on."""
+        return {
+            step["index"]: ", ".join(dict.fromkeys(source_name(source) for source in step["train"]))
+            for step in self.planned
+        }
+
+    @cached_property
+    def tracks(self) -> tuple[Track, ...]:
+        """The results of every domain (or branch) over the steps; of models trained afresh only the last one's.
+
+        Domains stand in the order in which they were taught, those that no step has taught yet last.
+
+        Raises:
+            CheckpointError: no finished step, or counts that do not fit their classes.
+        """
+        rows: dict[str, list[tuple[int, str, np.ndarray, LabelSpace]]] = {}
+        for step in self.steps:
+            for name, branch in step.branch_of.items():
+                if step.is_fresh:
+                    rows[name] = []
+                known = step.counts.get(name)
+                if (
+                    known is None
+                    or branch not in step.spaces
+                    or len(known) != step.spaces[branch].num_classes
+                ):
+                    place = self.folder.step(step.index)
+                    raise CheckpointError(
+                        f"{place / 'confusion.npz'} does not fit the classes of the step; "
+                        f"delete {place / 'metrics.json'} and run the same command to score it again"
+                    )
+                rows.setdefault(name, []).append((step.index, branch, known, step.spaces[branch]))
+        if not rows:
+            raise CheckpointError(
+                f"{self.folder.path} has no finished step yet; run its command to finish one"
+            )
+        return tuple(
+            Track(
+                name,
+                rows[name][-1][1],
+                tuple(index for index, _, _, _ in rows[name]),
+                tuple(counts for _, _, counts, _ in rows[name]),
+                tuple(space for _, _, _, space in rows[name]),
+            )
+            for name in self.in_order(rows)
+        )
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Names of domains in the order in which the steps teach them; the others after them, as they came."""
+        names = list(names)
+        if len(names) < 2:
+            return names
+        taught = dict.fromkeys(source_name(source) for step in self.planned for source in step["train"])
+        position = {name: number for number, name in enumerate(taught)}
+        return sorted(names, key=lambda name: position.get(name, len(position)))
+
+    @cached_property
+    def sequence(self) -> dict[str, Any]:
+        """Average over steps, forgetting and backward transfer of the scored steps.
+
         For a run on one data set what `metrics.sequence_scores` gives; {} before the first scored step. For a run
         over domains:
 
@@ -29,33 +251,36 @@ def run_sequence(folder: RunFolder) -> dict[str, Any]:
         * `average_miou`: mean over steps of the mean over the domains tested then;
         * `forgetting`, `backward_transfer`: {"mean": over domains, "domains": domain -> its own, None for domains
           that only the last step knows}.
-    """
-    tested: dict[str, list[tuple[np.ndarray, LabelSpace]]] = {}
-    per_step: list[list[float | None]] = []
-    last: dict[str, float | None] = {}
-    for index in folder.finished_steps:
-        counts, spaces = folder.counts(index), folder.spaces(index)
-        scores, paths = folder.metrics(index)["branches"], folder.paths(index)
-        for name, values in scores.items():
-            if name not in tested or folder.is_fresh(index):  # another model: nothing goes on
-                tested[name] = []
-            tested[name].append((counts[name], spaces[paths[name]]))
-            last[name] = values["miou"]["all"]
-        per_step.append([values["miou"]["all"] for values in scores.values()])
-    if not tested:
-        return {}
-    sequences = {name: _of(rows) for name, rows in tested.items()}
-    if len(sequences) == 1 and not folder.config().data.domains:
-        return next(iter(sequences.values()))
-    result: dict[str, Any] = {
-        "domains": sequences,
-        "miou": last,
-        "average_miou": defined_mean(defined_mean(values) for values in per_step),
-    }
-    for key in ("forgetting", "backward_transfer"):
-        means = {name: values[key]["mean"] for name, values in sequences.items()}
-        result[key] = {"mean": defined_mean(means.values()), "domains": means}
-    return result
+        """
+        tested: dict[str, list[tuple[np.ndarray, LabelSpace]]] = {}
+        per_step: list[list[float | None]] = []
+        last: dict[str, float | None] = {}
+        for step in self.steps:
+            for name, values in step.scores.items():
+                if name not in tested or step.is_fresh:  # another model: nothing goes on
+                    tested[name] = []
+                tested[name].append((step.counts[name], step.spaces[step.branch_of[name]]))
+                last[name] = values["miou"]["all"]
+            per_step.append([values["miou"]["all"] for values in step.scores.values()])
+        if not tested:
+            return {}
+        sequences = {name: _of(tested[name]) for name in self.in_order(tested)}
+        if len(sequences) == 1 and not self.config.data.domains:
+            return next(iter(sequences.values()))
+        result: dict[str, Any] = {
+            "domains": sequences,
+            "miou": {name: last[name] for name in sequences},
+            "average_miou": defined_mean(defined_mean(values) for values in per_step),
+        }
+        for key in ("forgetting", "backward_transfer"):
+            means = {name: values[key]["mean"] for name, values in sequences.items()}
+            result[key] = {"mean": defined_mean(means.values()), "domains": means}
+        return result
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """What scenario.json calls the data of a source: its domain, in runs on one data set the data set."""
+    return source.get("domain") or source["dataset"]
 
 
 def _of(rows: list[tuple[np.ndarray, LabelSpace]]) -> dict[str, Any]:
@@ -135,51 +360,3 @@ class Track:
     def old(self) -> list[int]:
         """Train ids of the classes known before the last test, background included: 0, 1, ...; [] of a single test."""
         return [c for c in range(self.space.num_classes) if self.at_birth(c) < len(self.steps) - 1]
-
-
-def tracks_of(folder: RunFolder) -> list[Track]:
-    """The results of every domain (or branch) over the steps; of models trained afresh only the last one's.
-
-    Raises:
-        CheckpointError: no finished step, or counts that do not fit their classes.
-    """
-    rows: dict[str, list[tuple[int, str, np.ndarray, LabelSpace]]] = {}
-    for index in folder.finished_steps:
-        counts, spaces = folder.counts(index), folder.spaces(index)
-        for name, branch in folder.paths(index).items():
-            if folder.is_fresh(index):
-                rows[name] = []
-            known = counts.get(name)
-            if known is None or branch not in spaces or len(known) != spaces[branch].num_classes:
-                raise CheckpointError(
-                    f"{folder.step(index) / 'confusion.npz'} does not fit the classes of the step; "
-                    f"delete {folder.step(index) / 'metrics.json'} and run the same command to score it again"
-                )
-            rows.setdefault(name, []).append((index, branch, known, spaces[branch]))
-    if not rows:
-        raise CheckpointError(f"{folder.path} has no finished step yet; run its command to finish one")
-    return [
-        Track(
-            name,
-            found[-1][1],
-            tuple(index for index, _, _, _ in found),
-            tuple(counts for _, _, counts, _ in found),
-            tuple(space for _, _, _, space in found),
-        )
-        for name, found in rows.items()
-    ]
-
-
-def planned_steps(folder: RunFolder) -> list[dict[str, Any]]:
-    """The steps as scenario.json records them, finished or not."""
-    return list(read_document(folder.path / "scenario.json", "steps")["steps"])
-
-
-def replaced_text(folder: RunFolder) -> str:
-    """Say how many training samples could not be read and were replaced, and which; "" = none."""
-    found = replaced_samples(Journal(folder.path / "journal.jsonl"))
-    if not found:
-        return ""
-    what = "1 training sample was" if len(found) == 1 else f"{len(found)} training samples were"
-    names = some([f"{sample} of {dataset}" for dataset, sample in found], 6)
-    return f"{what} replaced by others, as data.skip_bad allows: {names}."

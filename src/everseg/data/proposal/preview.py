@@ -15,7 +15,7 @@ from PIL import Image
 from everseg.data.base import Dataset, Split
 from everseg.data.batches.index import count_ids
 from everseg.data.class_colours import overlay, palette
-from everseg.display import printable
+from everseg.display import percent, printable
 from everseg.errors import DataError
 from everseg.labels import IGNORED
 
@@ -87,7 +87,7 @@ def _legend(dataset: Dataset, table: np.ndarray, total: np.ndarray) -> Iterator[
     rows = sorted(dataset.labels.names.items()) + [(raw, UNLABELLED) for raw in dataset.labels.void]
     for raw, name in rows:
         red, green, blue = colours[table[raw]].tolist()
-        share = f"{100 * total[raw] / total.sum():.2f} %" if total.sum() else ""
+        share = f"{percent(total[raw] / total.sum(), digits=2)} %" if total.sum() else ""
         if raw == dataset.labels.background:
             name += " (left as it is)"
         yield {"id": raw, "name": printable(name), "share": share, "colour": f"rgb({red} {green} {blue})"}

@@ -31,12 +31,9 @@ from everseg.reports.compare.statistics import (
     paired,
     spread,
 )
-from everseg.reports.html import learnt_sets
-from everseg.reports.numbers import conventions
-from everseg.reports.published import Match, matches, own_domain_numbers, own_numbers
+from everseg.reports.published import Match, matches_of
 from everseg.runs.commit import write_bytes
-from everseg.runs.folder import RunFolder
-from everseg.runs.results import planned_steps
+from everseg.runs.results import Results
 
 
 @dataclass(frozen=True)
@@ -244,16 +241,16 @@ def collect(runs: Sequence[str | Path], against: str | None = None) -> tuple[dic
         fractions, time in seconds; paired differences; published sources; reasons), `notes`, `files` (none yet); and
         the finished runs.
     """
-    folders = found_folders(runs)
-    finished = [folder for folder in folders if folder.is_finished(folder.config())]
+    found = [Results(folder) for folder in found_folders(runs)]
+    finished = [one for one in found if one.is_complete(one.config)]
     notes = [
-        f"{folder.path} is not finished and left out; its command finishes it."
-        for folder in folders
-        if folder not in finished
+        f"{one.folder.path} is not finished and left out; its command finishes it."
+        for one in found
+        if one not in finished
     ]
     if not finished:
         raise ConfigError([note.rstrip(".") for note in notes], "no finished run to compare")
-    results = [read(folder) for folder in finished]
+    results = [read(one) for one in finished]
     tables, more = tables_of(results)
     names = dict.fromkeys(group.name for table in tables for group in table.groups)
     if against is not None and against not in names:
@@ -283,13 +280,14 @@ def _table(table: Table, against: str | None) -> dict[str, Any]:
     base = next((group for group in table.groups if group.name == against), None)
     base = base or next((group for group in table.groups if not group.is_joint), table.groups[0])
     numbers = numbers_of(table)
-    config = table.groups[0].config
-    domains = config.data.domains
+    run = table.groups[0].runs[0]
+    data = run.config.data
     comparable, others = _published(table)
     draws = {id(run): draws_of(run) for run in table.runs}
     return {
-        "title": ", ".join(domains) if domains else f"{config.data.dataset} {_task(config.scenario.task)}",
-        "facts": _facts(table.groups[0].runs[0]),
+        "title": ", ".join(run.results.in_order(data.domains))
+        or f"{data.dataset} {_task(run.config.scenario.task)}",
+        "facts": _facts(run),
         "reasons": table.reasons,
         "numbers": numbers,
         "base": base.name,
@@ -308,7 +306,7 @@ def _facts(run: Result) -> dict[str, str]:
     scenario, data = run.config.scenario, run.config.data
     seen = {"crop": f"crop {data.crop}", "resize": f"resize {data.size[0]}x{data.size[1]}"}
     facts = {
-        "data": ", ".join(data.domains) if data.domains else data.dataset,
+        "data": ", ".join(run.results.in_order(data.domains)) or data.dataset,
         "task": "" if data.domains else _task(scenario.task),
         "protocol": "" if data.domains else scenario.protocol,
         "labels": scenario.policy,
@@ -341,8 +339,7 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     sources: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     for group in table.groups:
-        steps = planned_steps(RunFolder(group.runs[0].path))
-        for match in matches(group.config, learnt_sets(group.config, steps)):
+        for match in matches_of(group.runs[0].results):
             entry = match.published
             if not match.comparable:
                 others.setdefault(
@@ -353,8 +350,8 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             source = sources.setdefault(
                 entry.title,
                 {"title": entry.title, "paper": entry.paper, "source": entry.source, "url": entry.url,
-                 "columns": list(entry.columns), "conventions": conventions(match), "ours": [],
-                 "rows": [{"method": m, **dict(zip(entry.columns, v, strict=True))} for m, v in entry.methods.items()]},
+                 "columns": list(entry.columns), "conventions": match.conventions, "ours": [],
+                 "rows": match.rows},
             )  # fmt: skip
             source["ours"].append(_ours(group, match))
     return list(sources.values()), list(others.values())
@@ -362,18 +359,8 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 def _ours(group: Group, match: Match) -> dict[str, Any]:
     """A group's numbers in the columns and the background convention of a source, in percent: mean, sd, n."""
-    per_run = [_own(run, match) for run in group.runs]
+    per_run = [match.own(run.results, run.scores.get("relative drop")) for run in group.runs]
     columns: Mapping[str, Any] = {
-        column: spread(values).to_json()
-        for column, values in zip(match.published.columns, zip(*per_run, strict=True), strict=True)
+        column: spread(numbers[column] for numbers in per_run).to_json() for column in match.published.columns
     }
     return {"group": group.name, **columns}
-
-
-def _own(run: Result, match: Match) -> tuple[float | None, ...]:
-    track = run.tracks[0]
-    if not run.several:
-        return own_numbers(match.published, track.counts[-1], track.space)
-    data = {name: domain.dataset for name, domain in run.config.data.domains.items()}
-    miou = {data[t.name]: t.scores[-1]["miou"]["all"] for t in run.tracks if t.name in data}
-    return own_domain_numbers(match.published, miou, run.scores.get("relative drop"))

@@ -15,8 +15,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
 from everseg.runs.folder import RECORD, RunFolder
-from everseg.runs.journal import Journal
-from everseg.runs.results import Track, planned_steps, replaced_text, run_sequence, tracks_of
+from everseg.runs.results import Results, Track
 from everseg.scenarios.tasks import canonical_task
 
 CONVENTIONS = (
@@ -31,16 +30,24 @@ CONVENTIONS = (
 class Result:
     """One finished run."""
 
-    path: Path
-    config: RunConfig
-    tracks: tuple[Track, ...]
+    results: Results
     scores: Mapping[str, float | None]
     """Name of a number -> fraction (time: seconds)."""
     tests: Mapping[str, str]
     """Name of the last results -> SHA-256 of the test images and their labels."""
     versions: Mapping[str, str]
-    replaced: str = ""
-    """Says which training samples could not be read and were replaced."""
+
+    @property
+    def path(self) -> Path:
+        return self.results.folder.path
+
+    @property
+    def config(self) -> RunConfig:
+        return self.results.config
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        return self.results.tracks
 
     @property
     def label(self) -> str:
@@ -134,20 +141,20 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
     return list(folders.values())
 
 
-def read(folder: RunFolder) -> Result:
+def read(results: Results) -> Result:
     """Everything a finished run says.
 
     Raises:
         CheckpointError: something in its folder is damaged.
     """
-    config, tracks, sequence = folder.config(), tuple(tracks_of(folder)), run_sequence(folder)
+    config, tracks, sequence = results.config, results.tracks, results.sequence
     scores: dict[str, float | None] = {}
     if config.data.domains or len(tracks) > 1:
         scores |= {per_domain(track): track.scores[-1]["miou"]["all"] for track in tracks}
         scores["mIoU mean"] = defined_mean(list(scores.values()))
         scores["average"] = sequence["average_miou"]
         scores["forgetting"] = sequence["forgetting"]["mean"]
-        drop = drop_against_single(folder, config) if config.data.domains else None
+        drop = drop_against_single(results, config) if config.data.domains else None
         scores["relative drop"] = None if drop is None else drop["mean"]
     else:
         last = tracks[0].scores[-1]
@@ -156,14 +163,13 @@ def read(folder: RunFolder) -> Result:
             scores |= {f"{group}{suffix}": last[f"miou{key}"][group] for group in ("old", "new", "all")}
             scores[f"average{suffix}"] = sequence[f"average_miou{key}"] if steps > 1 else None
             scores[f"forgetting{suffix}"] = sequence[f"forgetting{key}"]["mean"]
-    scores["time"] = training_seconds(folder, config)
+    scores["time"] = training_seconds(results)
     tests = {
         source.get("domain") or source["branch"]: source["sha256"]
-        for step in planned_steps(folder)
+        for step in results.planned
         for source in step["test"]
     }
-    versions = folder.record().versions
-    return Result(folder.path, config, tracks, scores, tests, versions, replaced_text(folder))
+    return Result(results, scores, tests, results.record.versions)
 
 
 def per_domain(track: Track) -> str:
@@ -171,22 +177,23 @@ def per_domain(track: Track) -> str:
     return f"mIoU {track.name}"
 
 
-def training_seconds(folder: RunFolder, config: RunConfig) -> float | None:
+def training_seconds(results: Results) -> float | None:
     """Seconds spent in training, from the speed that the journal holds per interval; None without a journal.
 
     A copied first step counts with what it took where it was trained.
     """
-    path = folder.path / "journal.jsonl"
     spent, last = 0.0, dict[int, int]()
     try:
-        for entry in Journal(path).lines("train"):
+        for entry in results.journal:
+            if entry["event"] != "train":
+                continue
             done, step = entry["iteration"], entry["step"]
-            images = (done - last.get(step, 0)) * config.train.batch
+            images = (done - last.get(step, 0)) * results.config.train.batch
             spent += images / entry["images_per_second"] if entry["images_per_second"] else 0.0
             last[step] = done
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged ({error!r}); move it away to compare without times"
+            f"{results.folder.path / 'journal.jsonl'} is damaged ({error!r}); move it away to compare without times"
         ) from None
     return spent if last else None
 
@@ -222,7 +229,7 @@ def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
         _name_apart(table.groups)
         _add_drops(table)
         notes += _version_notes(table)
-        notes += [f"{run.path}: {run.replaced}" for run in table.runs if run.replaced]
+        notes += [f"{run.path}: {run.results.replaced}" for run in table.runs if run.results.replaced]
     return list(tables.values()), notes
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from everseg.metrics import defined_means, group_miou, resampled_sums
 from everseg.reports.compare.groups import Group, Result, Table, per_domain
-from everseg.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,9 @@ Draws = Mapping[str, np.ndarray]
 
 def draws_of(run: Result) -> Draws:
     """The last step's numbers over resampled test images; {} for a run that has not stored its images' counts."""
-    folder = RunFolder(run.path)
     found: dict[str, np.ndarray] = {}
     for track in run.tracks:
-        images = folder.images(track.steps[-1]).get(track.name)
+        images = run.results.step(track.steps[-1]).images.get(track.name)
         if images is None or not len(images):
             return {}
         sums = resampled_sums(images, RESAMPLES, zlib.crc32(track.name.encode()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from everseg.display import printable
+from everseg.display import UNDEFINED, figure, in_percent, interval, percent, printable, spread
 from everseg.display import table as terminal_table
 from everseg.progress import time_text
 from everseg.reports.charts import can_draw
@@ -27,18 +27,19 @@ WITHOUT = " (no bg)"
 """End of the names of numbers without background."""
 
 
-def text(number: str, spread: Json | None, *, signed: bool = False, sign: str = "±") -> str:
-    """Mean and standard deviation: percent with one digit, time as minutes and seconds; "-" where unknown."""
-    if spread is None or spread["mean"] is None:
-        return "-"
-    if number == "time" and not signed:
-        return time_text(spread["mean"]) + (
-            "" if spread["sd"] is None else f" {sign} {time_text(spread['sd'])}"
-        )
-    scale, unit = (1, " s") if number == "time" else (100, "")
-    mean = round(scale * spread["mean"], 1) + 0.0
-    shown = f"{mean:+.1f}" if signed or number == "relative drop" else f"{mean:.1f}"
-    return shown + ("" if spread["sd"] is None else f" {sign} {scale * spread['sd']:.1f}") + unit
+def text(number: str, found: Json | None, *, signed: bool = False, sign: str = "±") -> str:
+    """Mean and standard deviation: percent with one digit, time as minutes and seconds; a dash where unknown."""
+    if found is None or found["mean"] is None:
+        return UNDEFINED
+    mean, sd = found["mean"], found["sd"]
+    if number == "time":
+        return f"{spread(mean, sd, sign=sign, signed=True)} s" if signed else _duration(mean, sd, sign)
+    signed = signed or number == "relative drop"
+    return spread(in_percent(mean), in_percent(sd), sign=sign, signed=signed)
+
+
+def _duration(mean: float, sd: float | None, sign: str) -> str:
+    return time_text(mean) + ("" if sd is None else f" {sign} {time_text(sd)}")
 
 
 def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
@@ -101,21 +102,18 @@ def interval_rows(
     ]
     known = {c: n for c, n in columns.items() if any(spreads[n]["interval"] for _, spreads, _ in told)}
     return [
-        {"method": name, **{c: _interval(spreads[n]["interval"], dash, signed) for c, n in known.items()}}
+        {
+            "method": name,
+            **{c: interval(spreads[n]["interval"], between=dash, signed=signed) for c, n in known.items()},
+        }
         for name, spreads, signed in told
         if any(spreads[n]["interval"] for n in known.values())
     ]
 
 
-def _interval(found: Sequence[float] | None, dash: str, signed: bool) -> str:
-    if found is None:
-        return "-"
-    low, high = (round(100 * value, 1) + 0.0 for value in found)
-    return f"{low:+.1f} {dash} {high:+.1f}" if signed else f"{low:.1f} {dash} {high:.1f}"
-
-
 INTERVALS = (
-    f"{100 * LEVEL:.0f} % intervals over test images, bootstrap of {RESAMPLES} draws, of the means over seeds"
+    f"{percent(LEVEL, digits=0)} % intervals over test images, bootstrap of {RESAMPLES} draws, of the means over "
+    "seeds"
 )
 """What `interval_rows` are."""
 
@@ -124,23 +122,17 @@ def published_rows(source: Json, *, sign: str = "±") -> list[dict[str, str]]:
     """The groups' numbers in a source's columns and convention, then the source's own."""
     ours = [
         {"method": f"{row['group']} (here, {max(row[c]['n'] for c in source['columns'])} runs)",
-         **{c: _percent(row[c], sign) for c in source["columns"]}}
+         **{c: spread(row[c]["mean"], row[c]["sd"], sign=sign) for c in source["columns"]}}
         for row in source["ours"]
     ]  # fmt: skip
     theirs = [
         {
             "method": row["method"],
-            **{c: "-" if row[c] is None else f"{row[c]:.1f}" for c in source["columns"]},
+            **{c: figure(row[c]) for c in source["columns"]},
         }
         for row in source["rows"]
     ]
     return [*ours, *theirs]
-
-
-def _percent(spread: Json, sign: str) -> str:
-    if spread["mean"] is None:
-        return "-"
-    return f"{spread['mean']:.1f}" + ("" if spread["sd"] is None else f" {sign} {spread['sd']:.1f}")
 
 
 def terminal(made: Json) -> list[Any]:
@@ -242,7 +234,7 @@ _NUMBER = re.compile(r"[+-]?[\d.:]+( s)?( (@|to) [+-]?[\d.:]+( s)?)?")
 
 
 def _cell(value: str) -> str:
-    if value == "-":
+    if value == UNDEFINED:
         return "--"
     if not _NUMBER.fullmatch(value):
         return tex(value)
@@ -302,6 +294,6 @@ def html(made: Json) -> str:
             files=files,
             drawn=can_draw(),
             resamples=RESAMPLES,
-            level=f"{100 * LEVEL:.0f}",
+            level=percent(LEVEL, digits=0),
         )
     )
