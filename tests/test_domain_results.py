@@ -203,7 +203,7 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
         assert by_domain.branch == by_path.branch == "road"
         np.testing.assert_array_equal(by_domain.ids, by_path.ids)
         with pytest.raises(ConfigError, match=r"--domain dusk: .*road, day, fog"):
-            model.check_path("dusk")
+            model.check_branch("dusk")
     assert done.folder.about(0).domains == {"day": "road"}
 
 
@@ -215,7 +215,7 @@ def test_a_model_folder_of_before_domains_were_recorded_still_loads(
     del document["format"]
     tensors = {name: load_file(final / f"{name}.safetensors") for name in ("model", "method_state")}
     save_folder(tmp_path / "old", tensors, {"classes": document})
-    assert everseg.load(tmp_path / "old").paths == {"day": "day", "fog": "fog"}
+    assert everseg.load(tmp_path / "old").branch_of == {"day": "day", "fog": "fog"}
 
 
 def test_images_of_the_background_alone_count_as_in_the_run(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_images_of_the_background_alone_count_as_in_the_run(tmp_path: Path) -> N
 
 
 def test_other_images_go_through_the_path_that_is_named(mdil: everseg.Run, call: Outcome) -> None:
-    """The images of dusk through the path of day, counted again one by one."""
+    """The images of dusk through the branch of day, counted again one by one."""
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk", "data.options.val=5"]
     code, out, err = call("eval", mdil.path, *other, "--domain", "day", "--json", "--quiet")
     assert code == 0, err
@@ -440,7 +440,7 @@ def test_a_run_is_not_continued_with_other_domains(
 def test_paths_are_chosen_for_images_whose_classes_are_spelt_otherwise(
     mdil: everseg.Run, call: Outcome
 ) -> None:
-    """The same counts under the paths' names; what met nobody is told."""
+    """The same counts under the branches' names; what met nobody is told."""
 
     def found(names: str) -> dict[str, Any]:
         other = (*USER_CODE, f"data={HERE}", "data.options.light=dusk", f"data.options.names={names}")

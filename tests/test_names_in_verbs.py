@@ -260,7 +260,7 @@ def test_extend_takes_names_in_any_spelling_and_says_who_met_nobody(
     assert "labels of red are used too" in err
     crates = pixels(site.parent, 2, "train", beside=3)
     for text in (
-        "class 'RED' of data set 'squares' is taken for 'red', which path 'default' knows",
+        "class 'RED' of data set 'squares' is taken for 'red', which branch 'default' knows",
         f"no step teaches 'crate' ({crates:,} training pixels) of data set 'squares': trained as background",
         "class 'Red' of data set 'squares' is taken for 'red' of the model",
         "the model does not know 'truck' (",
@@ -355,7 +355,7 @@ def test_paths_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_pat
         model.grow({path: space.num_classes})
     made = write_bundle(tmp_path / "b", Contents(model.eval(), spaces), onnx=False)
     again = open_bundle(made.path)
-    assert [(entry.id, entry.name, entry.paths) for entry in again.registry.classes] == [
+    assert [(entry.id, entry.name, entry.branches) for entry in again.registry.classes] == [
         (0, "background", ("day", "dusk")),
         (1, "road", ("day", "dusk")),
         (2, "car", ("dusk",)),

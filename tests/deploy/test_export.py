@@ -164,7 +164,7 @@ def test_ids_are_kept_and_never_used_again():
     assert second.classes[1].colour == first.classes[1].colour
     assert with_ids(grown, second).groups == ((0, 1), (3,))
     shared = register({"a": space, "b": grown}, [{"a": 2}, {"a": 1}, {"b": 3}], [0, 1, 2])
-    assert [(c.id, c.name, c.paths) for c in shared.classes] == [
+    assert [(c.id, c.name, c.branches) for c in shared.classes] == [
         (0, "background", ("a", "b")), (1, "car", ("a", "b")), (2, "bus", ("a",)), (3, "van", ("b",)),
     ]  # fmt: skip
 
@@ -323,7 +323,7 @@ def test_a_run_over_domains_keeps_its_paths_and_results(tmp_path, call):
     config = domain_toy.settings(tmp_path, train={"epochs": 1})
     made = export(everseg.run(config, quiet=True).path, tmp_path / "b", onnx=False)
     assert made.about.domains == {"day": "day", "dusk": "dusk"}
-    assert {c.name: c.paths for c in made.registry.classes}["red"] == ("day", "dusk")
+    assert {c.name: c.branches for c in made.registry.classes}["red"] == ("day", "dusk")
     card = (made.path / "MODEL_CARD.md").read_text()
     assert "paths day, dusk" in card
     assert card.count("| 1 | ") >= 2  # the second step was tested on both domains

@@ -241,7 +241,7 @@ def test_models_without_one_path_and_a_background_are_refused(tmp_path, new_data
         extend(one.path, data=new_data, add=["forklift"], quiet=True)
     model.grow({"dusk": 2})
     two = write_bundle(tmp_path / "two", Contents(model.eval(), {"day": street, "dusk": street}), onnx=False)
-    with pytest.raises(ConfigError, match="several paths"):
+    with pytest.raises(ConfigError, match="several branches"):
         extend(two.path, data=new_data, add=["forklift"], quiet=True)
 
 

@@ -157,7 +157,7 @@ def test_the_page_and_what_it_may_do(server):
 def test_info_names_bundles_paths_and_classes_once(server, bundles):
     status, info, _ = ask(server, "GET", "/info")
     assert status == 200
-    assert info["bundles"] == [{"name": "a", "paths": []}, {"name": "b", "paths": ["day", "dusk"]}]
+    assert info["bundles"] == [{"name": "a", "branches": []}, {"name": "b", "branches": ["day", "dusk"]}]
     assert [(row["name"], row["ids"], row["background"]) for row in info["classes"]] == [
         ("background", [0, 0], True), ("red", [1, None], False), ("green", [2, None], False),
         ("blue", [3, 1], False), ("crate", [None, 2], False),

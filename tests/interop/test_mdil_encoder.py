@@ -134,7 +134,10 @@ def test_the_commands_go_both_ways(tmp_path, original, call):
     assert mdil.is_encoder(mdil.read(tmp_path / "e.pth"))
     for arguments, words in (
         ((*back, tmp_path / "e.pth"), "exists"),
-        ((*back, tmp_path / "f.pth", "--domain", "fog"), "--domain fog: the model has the paths day, dusk"),
+        (
+            (*back, tmp_path / "f.pth", "--domain", "fog"),
+            "--domain fog: the model has the branches day, dusk",
+        ),
         (
             ("import", "mdil", folder, "--back", "-o", tmp_path / "f.pth", "--domain", "day"),
             "--back --encoder",

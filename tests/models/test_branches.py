@@ -91,7 +91,7 @@ def test_one_forward_for_two_branches_equals_two_and_runs_what_they_share_once(k
     own = {n for n in used if {"day", "night"} & set(n.split("."))}
     for name in used:
         if name in own or name == first or per_branch in ("head", "decoder"):
-            assert calls[name] == 1, name  # a branch's own, or before the paths differ
+            assert calls[name] == 1, name  # a branch's own, or before the branches differ
         else:
             assert calls[name] == 2, name
             assert name.startswith("encoder.")
@@ -191,7 +191,7 @@ def test_a_described_model_with_paths_is_rebuilt_and_loads_strictly(kind):
 @pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_a_frozen_branch_keeps_all_it_owns_or_lets_its_statistics_move(kind, statistics):
-    """The corrected and the authors' form of distilling through an old domain's path."""
+    """The corrected and the authors' form of distilling through an old domain's branch."""
     model = two(kind, "adapter")
     model.freeze(branches=["day"], statistics=statistics)
     model.train()

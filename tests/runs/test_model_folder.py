@@ -85,7 +85,7 @@ def test_the_keys_of_older_versions_are_all_there() -> None:
     assert bundle["branches"]["dusk"] | {"groups": 0} == {
         "groups": 0, "names": ["road", "sky", "void"], "background": None, "ids": [4, 5, 6], "onnx": "model-dusk.onnx",
     }  # fmt: skip
-    assert bundle["classes"][2] == {"id": 2, "name": "gone", "colour": [2, 20, 30], "step": 0, "paths": []}
+    assert bundle["classes"][2] == {"id": 2, "name": "gone", "colour": [2, 20, 30], "step": 0, "branches": []}
     assert "classes" not in run
 
 
@@ -145,7 +145,7 @@ WRONG = {
     "class name": (["classes", 0, "name"], ["", 3, "cat"], "name"),
     "colour": (["classes", 0, "colour"], [3, [1, 2], [1, 2, 256], [1, 2, -1], [1, 2, 0.5]], "colour"),
     "step": (["classes", 0, "step"], [-1, "0", 2**40], "step"),
-    "paths": (["classes", 0, "paths"], ["day", [3], ["fog"]], "path"),
+    "branches of a class": (["classes", 0, "branches"], ["day", [3], ["fog"]], "branch"),
     "next id": (["next_id"], [7, 256, "9", None], "next_id"),
     "ids": (["branches", "day", "ids"], [[0, 1, 3], [0, 1, 3, 8], None], "ids"),
     "a class that is none": (["branches", "day", "names"], [["background", "cat", "cow", "goat"]], "goat"),

@@ -213,7 +213,7 @@ def test_a_void_output_is_refused_where_there_is_a_background_or_growth(street, 
         )
     data = {**street, "dusk": Dataset("b", RawLabels({0: "road", 1: "bus"}, background=None), {})}
     shared = taught({"domain": "day", "branch": "all"}, {"domain": "dusk", "branch": "all"})
-    with pytest.raises(ConfigError, match=r"step 1 adds bus to the path 'all', whose void output"):
+    with pytest.raises(ConfigError, match=r"step 1 adds bus to the branch 'all', whose void output"):
         domain_incremental(data, street_counts, shared, void_channel=True)
     same = domain_incremental(street, street_counts, shared, void_channel=True)
     assert [dict(step.grows) for step in same] == [{"all": 4}, {}]
@@ -355,8 +355,8 @@ def test_names_of_one_path_that_differ_in_spelling_only_are_one_class(street_cou
     assert list(steps[1].train[0].lut[:3]) == [0, 1, 2]
     notes = naming_notes(steps, data, street_counts)
     assert [note.partition(":")[0] for note in notes] == [
-        "class 'Road' of data set 'b' (domain 'dusk') is taken for 'road', which path 'all' knows",
-        "class 's k-y' of data set 'b' (domain 'dusk') is taken for 'sky', which path 'all' knows",
+        "class 'Road' of data set 'b' (domain 'dusk') is taken for 'road', which branch 'all' knows",
+        "class 's k-y' of data set 'b' (domain 'dusk') is taken for 'sky', which branch 'all' knows",
     ]
     alone = domain_incremental(data, street_counts)  # paths of their own may spell as they like
     assert alone[1].spaces["dusk"].names == ("Road", "s k-y", "car")

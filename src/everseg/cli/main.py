@@ -55,10 +55,10 @@ Source = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Domain = Annotated[
-    str | None, typer.Option("--domain", metavar="NAME", help="Domain whose path is used (and tested).")
+    str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used (and tested).")
 ]
 InferDomain = Annotated[
-    bool, typer.Option("--infer-domain", help="Choose the path per image from the batch-norm statistics.")
+    bool, typer.Option("--infer-domain", help="Choose the branch per image from the batch-norm statistics.")
 ]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 

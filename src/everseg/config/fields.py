@@ -76,7 +76,7 @@ class StepConfig(_Section):
     domain: str
     """Name of one of `data.domains`."""
     branch: str | None = None
-    """Path through the model; default the domain's own. Domains that name the same branch share one path."""
+    """Branch of the model; default the domain's own. Domains that name the same branch share it."""
     classes: list[int | str] | None = None
     """Classes taught when the domain is met first (names or raw ids, no background); default all."""
     add: list[int | str] | None = None

@@ -385,7 +385,7 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weight and bias of all outputs, the growths of one path in their order.
 
     Raises:
-        CheckpointError: none, several paths, or growths that do not fit each other.
+        CheckpointError: none, several branches, or growths that do not fit each other.
     """
     found: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     paths = set[str]()
@@ -396,7 +396,7 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found[match["part"]][int(match["number"] or 0)] = value
     if len(paths) > 1:
         raise CheckpointError(
-            f"these weights have several classifiers ({', '.join(sorted(paths))}); a model with one path is adopted"
+            f"these weights have several classifiers ({', '.join(sorted(paths))}); a model with one branch is adopted"
         )
     if not found["weight"] or found["weight"].keys() != found["bias"].keys():
         raise CheckpointError(

@@ -78,7 +78,7 @@ class Bundle(Result):
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
-        """Label space of each path; raw ids are the classes' lasting ids."""
+        """Label space of each branch; raw ids are the classes' lasting ids."""
         return dict(self.about.spaces)
 
     @property
@@ -220,7 +220,7 @@ def _graph(
     images: Sequence[np.ndarray],
     source: str,
 ) -> tuple[bytes, Parity]:
-    """The ONNX file of a path, compared with the model."""
+    """The ONNX file of a branch, compared with the model."""
     form = contents.form
     deployed = Deployed(contents.model, path, ids, form)
     file = to_onnx(deployed, about)
@@ -234,7 +234,7 @@ def _graph(
 
 
 def _metadata(contents: Contents, registry: Registry, path: str, ids: list[int]) -> dict[str, Any]:
-    """The metadata of a path's ONNX file."""
+    """The metadata of a branch's ONNX file."""
     entries = {entry.id: entry for entry in registry.classes}
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
@@ -244,7 +244,7 @@ def _metadata(contents: Contents, registry: Registry, path: str, ids: list[int])
 
 
 def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:
-    """Path -> name of its ONNX file: model.onnx, of several paths model-NAME.onnx."""
+    """Path -> name of its ONNX file: model.onnx, of several branches model-NAME.onnx."""
     if len(spaces) == 1:
         return dict.fromkeys(spaces, "model.onnx")
     names = {path: re.sub(r"[^\w-]", "_", path) for path in spaces}

@@ -39,7 +39,7 @@ def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], paramete
 
 
 def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
-    known = [entry for entry in about.lasting_ids("this").classes if entry.paths]
+    known = [entry for entry in about.lasting_ids("this").classes if entry.branches]
     paths = list(about.spaces)
     through = f", paths {', '.join(paths)}" if len(paths) > 1 else ""
     return (
@@ -64,7 +64,7 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
     yield "|---|---|---|---|---|"
     for known in registry.classes:
         colour = "#{:02x}{:02x}{:02x}".format(*known.colour)
-        gone = "" if known.paths else " (not in this model any more)"
+        gone = "" if known.branches else " (not in this model any more)"
         iou = found.get(known.name, UNDEFINED)
         cells = [known.id, _cell(known.name) + gone, known.step, iou, colour]
         yield f"| {' | '.join(map(str, cells))} |"
@@ -138,7 +138,7 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
         yield f"* Step {entry['step']} was trained on {lists}; a list is named by the hash of its images and labels."
     for path, parity in lineage["parity"].items():
         yield (
-            f"* ONNX of path '{path}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: largest "
+            f"* ONNX of branch '{path}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: largest "
             f"difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )

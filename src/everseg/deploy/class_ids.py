@@ -19,27 +19,27 @@ def register(
 ) -> Registry:
     """Give every class its id, in the order in which they were learnt.
 
-    A class that several paths know under one name (`everseg.labels.spelling`) is one class, spelt as in the first of
+    A class that several branches know under one name (`everseg.labels.spelling`) is one class, spelt as in the first of
     them. Classes that `before` knows keep id, colour and step, also those that the model does not have any more.
 
     Args:
         spaces: path -> its classes in output order.
-        growth: what each growth added to which path, in order.
+        growth: what each growth added to which branch, in order.
         steps: step of each growth.
         before: registry of the bundle that this model was extended from.
 
     Raises:
         ConfigError: more than 255 classes.
     """
-    known = {entry.name: replace(entry, paths=()) for entry in before.classes} if before else {}
+    known = {entry.name: replace(entry, branches=()) for entry in before.classes} if before else {}
     next_id = before.next_id if before else 0
     taken = dict.fromkeys(spaces, 0)
     for step, grown in zip(steps, growth, strict=True):
-        for path, number in grown.items():
-            for spelt in spaces[path].names[taken[path] : taken[path] + number]:
+        for branch, number in grown.items():
+            for spelt in spaces[branch].names[taken[branch] : taken[branch] + number]:
                 name = known_as(spelt, known)
-                if name != spelt and path in known[name].paths:
-                    name = spelt  # runs of older versions may hold both spellings in one path: two outputs, two ids
+                if name != spelt and branch in known[name].branches:
+                    name = spelt  # runs of older versions may hold both spellings in one branch: two outputs, two ids
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(
@@ -49,8 +49,8 @@ def register(
                     known[name] = BundleClass(next_id, name, (red, green, blue), step, ())
                     next_id += 1
                 entry = known[name]
-                known[name] = replace(entry, paths=tuple(dict.fromkeys((*entry.paths, path))))
-            taken[path] += number
+                known[name] = replace(entry, branches=tuple(dict.fromkeys((*entry.branches, branch))))
+            taken[branch] += number
     return Registry(tuple(known.values()), next_id)
 
 

@@ -150,12 +150,13 @@ def diff(
         A class that both models know is called as the first model calls it.
 
     Raises:
-        ConfigError: the models share no class, a name may mean two classes, or it is not clear which path images take.
+        ConfigError: the models share no class, a name may mean two classes, or it is not clear which branch images
+            take.
         CheckpointError, DataError: a model or an image that cannot be read.
     """
     models = [load(path) for path in (a, b)]
     for model in models:
-        model.check_path(domain)
+        model.check_branch(domain)
     matched = _matched(models, domain)
     names = [*models[0].spaces[_branch(models[0], domain)].names, *matched.unmatched_wanted]
     files = image_files(images)
@@ -217,7 +218,7 @@ class _Compared:
 
 
 def _branch(model: LoadedModel, domain: str | None) -> str:
-    return next(iter(model.spaces)) if domain is None else model.paths[domain]
+    return next(iter(model.spaces)) if domain is None else model.branch_of[domain]
 
 
 def _matched(models: Sequence[LoadedModel], domain: str | None) -> Matching:

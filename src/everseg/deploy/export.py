@@ -120,7 +120,7 @@ def of_run(
         spaces,
         state,
         form=folder.about(index).form,
-        domains=folder.paths(index) if config.data.domains else {},
+        domains=folder.branch_of(index) if config.data.domains else {},
         steps=_steps_of([*old, *grown], len(growth)),
         before=before,
         parent=parent,

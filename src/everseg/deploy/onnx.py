@@ -1,4 +1,4 @@
-"""A path of a model as an ONNX graph from pixels to masks, and its parity with PyTorch."""
+"""A branch of a model as an ONNX graph from pixels to masks, and its parity with PyTorch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Deployed(nn.Module):
 
     Args:
         model: in eval mode, on the CPU.
-        branch: the path.
+        branch: which one.
         ids: lasting id of each output.
         form: how the model takes its images; the resizing to `form.size` happens outside.
     """
@@ -179,7 +179,7 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
     result = Parity(len(images), source, tuple(sizes), worst, equal / total)
     if not (relative <= LOGIT_TOLERANCE and 1 - result.equal_pixels <= PIXEL_TOLERANCE):
         raise GateError(
-            f"the ONNX model of path '{deployed.branch}' differs from the trained one on {source}: a logit by "
+            f"the ONNX model of branch '{deployed.branch}' differs from the trained one on {source}: a logit by "
             f"{worst:.3g}, {percent(1 - result.equal_pixels, digits=4)} % of the pixels; nothing was written. Please "
             "report it; --no-onnx leaves the ONNX file out"
         )

@@ -120,7 +120,7 @@ class Server(ThreadingHTTPServer):
     def info(self) -> dict[str, Any]:
         """What the page needs to know: bundles, classes, limits."""
         return {
-            "bundles": [{"name": one.name, "paths": one.paths} for one in self.served],
+            "bundles": [{"name": one.name, "branches": one.branches} for one in self.served],
             "classes": self.classes,
             "notes": self.notes,
             "limits": {"bytes": MAX_BYTES, "pixels": min(one.max_pixels for one in self.served)},
@@ -398,33 +398,33 @@ class Served:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
         self.name = self.bundle.path.resolve().name
-        self.paths = tuple(self.model.paths) if len(self.model.spaces) > 1 else ()
-        """Names to choose a path by; empty where there is one path only."""
+        self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
+        """Names to choose a branch by; empty where there is one branch only."""
         outputs = max(space.num_classes for space in self.model.spaces.values())
         self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
         # browsers turn what they show upright, and the mask has to fit that
         self.reading = replace(self.model.form.reading, max_pixels=self.max_pixels, exif="apply")
 
-    def predict(self, image: np.ndarray, path: str | None) -> dict[str, Any]:
+    def predict(self, image: np.ndarray, branch: str | None) -> dict[str, Any]:
         """Classify an image.
 
         Args:
             image: (H, W, 3) uint8.
-            path: one of `paths`; None for a model with one.
+            branch: one of `branches`; None for a model with one.
 
         Returns:
             width, height; mask: the lasting class ids as a grey PNG, as a data URI; pixels: id -> number of pixels;
             seconds.
 
         Raises:
-            RefusedError: not clear which path, or the model could not do it.
+            RefusedError: not clear which branch, or the model could not do it.
         """
-        if (path not in self.paths) if self.paths else (path is not None):
-            names = ", ".join(self.paths) or "one path only: leave domain out"
+        if (branch not in self.branches) if self.branches else (branch is not None):
+            names = ", ".join(self.branches) or "one branch only: leave domain out"
             raise RefusedError(400, f"domain: {self.name} has {names}.")
         begun = time.monotonic()
         try:
-            found = self.model.predict(image, branch=path)
+            found = self.model.predict(image, branch=branch)
         except (MemoryError, RuntimeError):
             raise RefusedError(
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
@@ -459,7 +459,7 @@ def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
             if space.background is not None
         }
         for entry in one.bundle.registry.classes:
-            if not entry.paths:
+            if not entry.branches:
                 continue
             name = ours.get(entry.name, entry.name) if position else entry.name
             if name not in rows:
@@ -490,7 +490,9 @@ def class_notes(served: Sequence[Served]) -> list[str]:
 
 def _matched(served: Sequence[Served]) -> Matching:
     """The second bundle's classes among the first one's."""
-    first, second = ([entry.name for entry in one.bundle.registry.classes if entry.paths] for one in served)
+    first, second = (
+        [entry.name for entry in one.bundle.registry.classes if entry.branches] for one in served
+    )
     return match_names(second, first, what=(f"classes of {served[1].name}", f"classes of {served[0].name}"))
 
 

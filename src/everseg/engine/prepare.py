@@ -104,7 +104,7 @@ def known_in(bundle: Path) -> Known:
 
     Raises:
         CheckpointError: no bundle, or a damaged one.
-        ConfigError: several paths, or no background.
+        ConfigError: several branches, or no background.
     """
     from everseg.runs.model_folder import (  # here, for it brings torch along
         is_bundle,

@@ -168,12 +168,12 @@ def evaluate(
         step: which step; default the last finished one.
         overrides: other images or another way to look at them: `data...`, `scenario.test_split`,
             `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
-        domain: only this domain of the run; with other images (`data=...`) the domain whose path they go through.
-        infer_domain: choose the path of every image from the domains' batch-norm statistics.
+        domain: only this domain of the run; with other images (`data=...`) the domain whose branch they go through.
+        infer_domain: choose the branch of every image from the domains' batch-norm statistics.
 
     Returns:
         On the same data exactly the numbers of the run. The notes say which class names of data and model differ in
-        spelling or met nobody, and what that means for the scores. With `infer_domain` a class that some path knows and
+        spelling or met nobody, and what that means for the scores. With `infer_domain` a class that some branch knows
         the image's domain does not is counted in an extra last column (and row) of `confusion`, and is no class of the
         scores.
 
@@ -213,7 +213,7 @@ def evaluate(
 
 
 def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Source]) -> float | None:
-    """Share of the images that took their own path; None where no image has one."""
+    """Share of the images that took their own branch; None where no image has one."""
     known = {source.name: source.branch for source in sources if source.branch}
     total = sum(sum(chosen[name].values()) for name in known)
     return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
@@ -255,11 +255,11 @@ def _job(
 ) -> _Job:
     """Find out what to score: the scenario's own test images, or images made into sources by class name."""
     spaces = folder.spaces(index)
-    paths = folder.paths(index)
+    paths = folder.branch_of(index)
     several = bool(stored.data.domains)
     if domain is not None and infer and other:
         raise ConfigError(
-            "--domain names the path of all images, --infer-domain chooses it per image; give one"
+            "--domain names the branch of all images, --infer-domain chooses it per image; give one"
         )
     choices = list(dict.fromkeys([*paths, *spaces])) if other else list(paths)
     if domain is not None and domain not in choices:
@@ -294,7 +294,7 @@ def _job(
     elif several:
         if domain is None:
             raise ConfigError(
-                f"which path shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
+                f"which branch shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
             )
         branch = paths.get(domain, domain)
         found = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
@@ -372,9 +372,9 @@ def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]
 
 
 def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> tuple[LabelSpace, LabelSpace]:
-    """The data set's classes that some path knows, and all that the paths know together.
+    """The data set's classes that some branch knows, and all that the branches know together.
 
-    The first is for images whose path is chosen one by one. Its classes are spelt as the paths spell them.
+    The first is for images whose branch is chosen one by one. Its classes are spelt as the branches spell them.
     """
     names, background = dict[str, str](), None
     for space in spaces:

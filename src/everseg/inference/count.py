@@ -66,7 +66,7 @@ def through(
     accelerator: Accelerator,
     windows: Windows | None = None,
 ) -> Tensor:
-    """Send normalised images (B, 3, H, W) through one path; (B, H, W) uint8 train ids of its arg-max classes.
+    """Send normalised images (B, 3, H, W) through one branch; (B, H, W) uint8 train ids of its arg-max classes.
 
     Args:
         windows: what each image is seen through; None = all at once.

@@ -1,4 +1,4 @@
-"""Testing without domain labels: the path of every image is chosen from the model's statistics."""
+"""Testing without domain labels: the branch of every image is chosen from the model's statistics."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def evaluate_inferred(
     accelerator: Accelerator,
     progress: Progress,
 ) -> tuple[Evaluation, dict[str, Any], dict[str, dict[str, int]]]:
-    """Send every image through the path whose batch-norm statistics it fits best.
+    """Send every image through the branch whose batch-norm statistics it fits best.
 
     Args:
         classes: path -> names of its outputs in order; all paths are candidates.
         spaces: name of a source -> label space of its table, in which its images are scored.
 
     Returns:
-        The counts, with a last row and column "other" where some path knows a class that the label space does not
+        The counts, with a last row and column "other" where some branch knows a class that the label space does not
         have; the scores, where such a prediction is wrong but "other" is no class; and name -> path -> number of
         images that took it.
 
     Raises:
-        ConfigError: the paths have no batch-norm statistics of their own.
+        ConfigError: the branches have no batch-norm statistics of their own.
     """
     known = {spelling(name) for names in classes.values() for name in names}
     wider = {
@@ -78,7 +78,7 @@ def evaluate_inferred(
 
 
 class _Chooser:
-    """Predicts every image through the path that it fits best, and remembers which that was."""
+    """Predicts every image through the branch that it fits best, and remembers which that was."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, A
 
 
 def _table(predicted: Sequence[str], space: LabelSpace) -> torch.Tensor:
-    """Train id of a path -> train id of the label space, the last one for classes that it does not have."""
+    """Train id of a branch -> train id of the label space, the last one for classes that it does not have."""
     other = space.num_classes - 1
     # a class of the data may be called "other" too, and is not the column that counts strange classes
     position = {

@@ -150,15 +150,15 @@ class LoadedModel:
         model: SegmentationModel,
         spaces: Mapping[str, LabelSpace],
         form: InputForm | None = None,
-        paths: Mapping[str, str] | None = None,
+        branch_of: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model.eval()
         self.spaces = spaces
         self.form = form or InputForm()
         self.path: Path | None = None
         """Folder it was loaded from."""
-        self.paths = {**{branch: branch for branch in spaces}, **(paths or {})}
-        """Names that `predict` takes for a path -> branch: the branches, and the domains that go through them."""
+        self.branch_of = {**{branch: branch for branch in spaces}, **(branch_of or {})}
+        """Name that `predict` takes -> branch: the branches themselves, and the domains that go through them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(self.device)
 
@@ -167,15 +167,15 @@ class LoadedModel:
         """Class names of the first branch in output order."""
         return next(iter(self.spaces.values())).names
 
-    def check_path(self, domain: str | None, infer_domain: bool = False) -> None:
-        """Raise a ConfigError where it is not clear which path images take."""
-        paths = ", ".join(self.paths)
-        if domain is not None and domain not in self.paths:
-            raise ConfigError(f"--domain {domain}: the model has the paths {paths}")
+    def check_branch(self, domain: str | None, infer_domain: bool = False) -> None:
+        """Raise a ConfigError where it is not clear which branch images take."""
+        names = ", ".join(self.branch_of)
+        if domain is not None and domain not in self.branch_of:
+            raise ConfigError(f"--domain {domain}: the model has the branches {names}")
         if domain is not None and infer_domain:
             raise ConfigError("--domain and --infer-domain exclude each other")
         if domain is None and not infer_domain and len(self.spaces) > 1:
-            raise ConfigError(f"the model has the paths {paths}: give --domain NAME or --infer-domain")
+            raise ConfigError(f"the model has the branches {names}: give --domain NAME or --infer-domain")
 
     @torch.no_grad()
     def predict(
@@ -190,8 +190,8 @@ class LoadedModel:
         Args:
             image: anything that `everseg.data.datasets.decode.read_image` takes: a path, bytes, a Pillow image, or an
                 array (H, W, 3) uint8 RGB.
-            branch: which path: its name, or that of a domain that goes through it; default the first.
-            infer_domain: choose the path from the domains' batch-norm statistics.
+            branch: which branch: its name, or that of a domain that goes through it; default the first.
+            infer_domain: choose the branch from the domains' batch-norm statistics.
 
         Raises:
             ConfigError: no such path, or no statistics to choose by.
@@ -208,7 +208,7 @@ class LoadedModel:
         if infer_domain:
             branch = self._infer(on_device)
         else:
-            branch = next(iter(self.spaces)) if branch is None else self.paths.get(branch, branch)
+            branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, (pixels.shape[0], pixels.shape[1]))
         return Prediction(ids.cpu().numpy(), self.spaces[branch].names, pixels, branch)
 
@@ -253,7 +253,7 @@ def load(
     if folder.is_begun:
         index = folder.chosen_step(step)
         form = folder.about(index).form
-        return kind(*folder.load_final(index, builder)[:2], form, folder.paths(index))
+        return kind(*folder.load_final(index, builder)[:2], form, folder.branch_of(index))
     path = model_folder_at(path)
     verify(path)
     model, about = load_model(path, builder)
@@ -279,22 +279,22 @@ def predict(
         images: files, and folders of images.
         out: folder for masks and overlays; made if need be.
         step: which step of a run; default the last.
-        domain: the path all images take; needed where the model has several.
-        infer_domain: choose the path of every image from the domains' batch-norm statistics; `domains.json` beside
+        domain: the branch all images take; needed where the model has several.
+        infer_domain: choose the branch of every image from the domains' batch-norm statistics; `domains.json` beside
             the masks names them.
         builder: your own architecture's builder, if the model is not a built-in one.
 
     Returns:
-        The files of each image. Masks hold train ids; the file MASK_IDS beside them names the ids (per path where
+        The files of each image. Masks hold train ids; the file MASK_IDS beside them names the ids (per branch where
         several were taken).
 
     Raises:
-        ConfigError: no path or an unknown one given for a model that has several; a result would overwrite an
+        ConfigError: no branch or an unknown one given for a model that has several; a result would overwrite an
             image given. (Results of an earlier call are replaced.)
         DataError: no image found, or every unreadable one listed, before anything is written.
     """
     model = load(path, step=step, builder=builder)
-    model.check_path(domain, infer_domain)
+    model.check_branch(domain, infer_domain)
     out = Path(out)
     written, taken = [], {}
     for image, stem in _checked_files(images, out):

@@ -157,9 +157,9 @@ def export_mdil_encoder(path: str | Path, checkpoint: str | Path, *, domain: str
         ConfigError: no ERFNet, no such domain, or `checkpoint` exists.
     """
     target, loaded = _new_file(checkpoint), load(path)
-    if domain is not None and domain not in loaded.paths:
-        raise ConfigError(f"--domain {domain}: the model has the paths {', '.join(loaded.paths)}")
-    branch = None if domain is None else loaded.paths[domain]
+    if domain is not None and domain not in loaded.branch_of:
+        raise ConfigError(f"--domain {domain}: the model has the branches {', '.join(loaded.branch_of)}")
+    branch = None if domain is None else loaded.branch_of[domain]
     state = {name: value.cpu() for name, value in mdil.dump_encoder(loaded.model, branch).items()}
     _write(target, {"epoch": 0, "arch": "erfnet", "state_dict": state})
     return target

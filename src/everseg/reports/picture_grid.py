@@ -43,7 +43,7 @@ class Looked:
     label: np.ndarray
     """(H, W) train ids, 255 = ignored."""
     predictions: dict[int, np.ndarray] = field(default_factory=dict)
-    """Step -> (H, W) train ids; a step that did not know the image's path is missing."""
+    """Step -> (H, W) train ids; a step that did not know the image's branch is missing."""
     score: float | None = None
     """Mean IoU, over this image alone, of the classes that were known before the last step."""
     kind: str = ""

@@ -110,7 +110,7 @@ class RunFolder:
         """
         return dict(self.about(index).spaces)
 
-    def paths(self, index: int) -> dict[str, str]:
+    def branch_of(self, index: int) -> dict[str, str]:
         """Name of the results of a scored step (domain, or branch in runs on one data set) -> branch they are of."""
         return {name: scores.get("branch", name) for name, scores in self.metrics(index)["branches"].items()}
 

@@ -175,7 +175,7 @@ class InputForm:
             "scale": 1 / 255,
             "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
             "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],
-            "outputs": "logits: float32, (batch, outputs of the path, h, w); mask: uint8 class ids, "
+            "outputs": "logits: float32, (batch, outputs of the branch, h, w); mask: uint8 class ids, "
             "(batch, height, width)",
             "form": self.to_json(),
         }

@@ -46,7 +46,7 @@ class BundleClass:
     colour: tuple[int, int, int]
     step: int
     """Step in which it was learnt first."""
-    paths: tuple[str, ...]
+    branches: tuple[str, ...]
     """Branches of the model that have an output for it."""
 
 
@@ -378,8 +378,8 @@ class _Reader:
             values = [getattr(entry, key) for entry in found]
             if twice := sorted({value for value in values if values.count(value) > 1}):
                 self.problems.append(f"classes: {key} {', '.join(map(str, twice))} stands twice")
-        if any(branch not in spaces for entry in found for branch in entry.paths):
-            self.problems.append("classes: a class has a path that the model does not have")
+        if any(branch not in spaces for entry in found for branch in entry.branches):
+            self.problems.append("classes: a class has a branch that the model does not have")
         least = max((entry.id for entry in found), default=-1) + 1
         if type(next_id) is not int or not least <= next_id <= MOST_IDS:
             self.problems.append(f"next_id: expected a whole number from {least} to {MOST_IDS}")
@@ -387,8 +387,9 @@ class _Reader:
         return Registry(found, next_id)
 
     def _class(self, position: int, stored: Mapping[str, Any]) -> Iterator[BundleClass]:
-        values: list[Any] = [stored.get(key) for key in ("id", "name", "colour", "step", "paths")]
-        number, name, colour, step, paths = values
+        values: list[Any] = [stored.get(key) for key in ("id", "name", "colour", "step")]
+        number, name, colour, step = values
+        branches: Any = stored.get("branches", stored.get("paths"))  # "paths" in bundles of 0.1
         good = {
             "id": type(number) is int and 0 <= number < MOST_IDS,
             "name": isinstance(name, str) and name != "",
@@ -396,12 +397,12 @@ class _Reader:
             and len(colour) == 3
             and all(0 <= part <= 255 for part in colour),
             "step": type(step) is int and 0 <= step < 2**31,
-            "paths": _is_list_of(paths, str),
+            "branches": _is_list_of(branches, str),
         }
         if wrong := [key for key, fine in good.items() if not fine]:
             self.problems.append(f"classes[{position}]: no usable {', '.join(wrong)}")
         else:
-            yield BundleClass(number, name, tuple(colour), step, tuple(paths))
+            yield BundleClass(number, name, tuple(colour), step, tuple(branches))
 
     def _check_ids(
         self, branches: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], registry: Registry

@@ -94,14 +94,14 @@ def domain_incremental(
     test_split: str = "val",
     validation: Validation = "none",
 ) -> tuple[Step, ...]:
-    """Teach domains one after the other, each through a path of its own, and more classes of a domain met before.
+    """Teach domains one after the other, each through a branch of its own, and more classes of a domain met before.
 
     A domain taught all its classes at once is taught on all images of the split, and its label space has a background
     only if the data set has one. A domain taught in several steps, or some of its classes only, follows the rules of
-    `class_incremental`; so do the domains that share a path with it. Domains that name the same branch share one path:
-    their classes are told apart by name (`everseg.labels.spelling`), and the path grows by those it does not know.
+    `class_incremental`; so do the domains that share a branch with it. Domains that name the same branch share it:
+    their classes are told apart by name (`everseg.labels.spelling`), and the branch grows by those it does not know.
 
-    After each step every domain met so far is tested, through its own path. Steps are put together with `chain`.
+    After each step every domain met so far is tested, through its own branch. Steps are put together with `chain`.
 
     Args:
         datasets: domain -> name and raw labels of its data set.
@@ -110,7 +110,7 @@ def domain_incremental(
         protocol: which images of a domain taught in several steps belong to which, as in `class_incremental`.
         policy: label convention, a name or a `PolicySet`.
         seed: decides `partitioned` and "cross", nothing else.
-        void_channel: give every path one more output for void (MDIL's last class): never a target, but part of the
+        void_channel: give every branch one more output for void (MDIL's last class): never a target, but part of the
             softmax. Only without background and growth.
         validation: "none", "split" (the `val` split), "cross" (20 % of the step's training images, held out) or "train"
             (the training images).
@@ -211,7 +211,7 @@ def _plan(
             + (
                 "has a background class; a void output is for data without one"
                 if labels[domain].background is not None
-                else "is taught step by step or shares its path with one that is; its path cannot have a void output"
+                else "is taught step by step, or shares its branch with one that is; it cannot have a void output"
             )
             for domain in plan.groups
             if labels[domain].background is not None or not plan.is_whole(domain)
@@ -321,7 +321,7 @@ def _check_images(steps: Sequence[Step]) -> None:
 
 
 def _check_void_outputs(steps: Sequence[Step]) -> None:
-    """A void output must stay the last one, so a path that has one cannot grow."""
+    """A void output must stay the last one, so a branch that has one cannot grow."""
     problems = []
     for step in steps:
         for branch, number in step.grows.items():
@@ -329,8 +329,8 @@ def _check_void_outputs(steps: Sequence[Step]) -> None:
             if SYNTHETIC_VOID in space.order[:-1]:
                 new = ", ".join(space.names[space.num_classes - number :])
                 problems.append(
-                    f"scenario.void_channel: step {step.index} adds {new} to the path '{branch}', whose void output "
-                    "cannot be followed by classes; give the domain a path of its own, or rename its classes"
+                    f"scenario.void_channel: step {step.index} adds {new} to the branch '{branch}', whose void output "
+                    "cannot be followed by classes; give the domain a branch of its own, or rename its classes"
                 )
     if problems:
         raise ConfigError(problems)

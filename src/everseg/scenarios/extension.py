@@ -37,7 +37,7 @@ def build(
         read: what gives the classes that a bundle's model knows; may raise a CheckpointError.
 
     Raises:
-        ConfigError: no bundle; a class that the data do not have or the bundle knows already; several paths, or none
+        ConfigError: no bundle; a class that the data do not have or the bundle knows already; several branches, or none
             with a background.
         DataError: no image has a new class.
     """
@@ -108,14 +108,14 @@ class Known:
         where: the bundle, for messages.
 
     Raises:
-        ConfigError: several paths, or no background.
+        ConfigError: several branches, or no background.
     """
 
     def __init__(self, spaces: Mapping[str, LabelSpace], next_id: int, steps: int, where: str | Path) -> None:
         if len(spaces) > 1:
             raise ConfigError(
-                f"{where} has several paths ({', '.join(spaces)}); a bundle with one is extended. A step over one of "
-                "several, or a new domain, has to keep the others too: give such a sequence as one run "
+                f"{where} has several branches ({', '.join(spaces)}); a bundle with one is extended. A step over one "
+                "of several, or a new domain, has to keep the others too: give such a sequence as one run "
                 "(scenario.kind=domain-incremental, where a domain met again grows by add: [...])"
             )
         ((self.branch, self.space),) = spaces.items()

@@ -91,7 +91,7 @@ def _published(
             elif weights.setdefault(name, weight) != weight:
                 problems.append(
                     f"scenario.class_weights: the published weights of '{name}' differ between the data sets of "
-                    f"the path '{branch}'; use class_weights=computed"
+                    f"the branch '{branch}'; use class_weights=computed"
                 )
     void = {space.names[i]: 0.0 for i, raw in enumerate(space.order) if raw == SYNTHETIC_VOID}
     return tuple({**weights, **void}.get(name, 1.0) for name in space.names), problems

@@ -176,7 +176,7 @@ def naming_notes(
 
 
 def _joined(labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], whose: str) -> list[str]:
-    """Classes that a path knows in another spelling, and a background recognised by an unusual name."""
+    """Classes that a branch knows in another spelling, and a background recognised by an unusual name."""
     background = None if labels.background is None else labels.names[labels.background]
     notes = []
     if background is not None and background != BACKGROUND and is_background_name(background):
@@ -188,7 +188,7 @@ def _joined(labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], whose: 
             name, known = labels.names.get(raw, ""), space.names[source.lut[raw]]
             if name != known and spelling(name) == spelling(known):
                 notes.append(
-                    f"class '{name}' of {whose} is taken for '{known}', which path '{source.branch}' knows"
+                    f"class '{name}' of {whose} is taken for '{known}', which branch '{source.branch}' knows"
                 )
     return notes
 
@@ -196,7 +196,7 @@ def _joined(labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], whose: 
 def _untaught(
     labels: RawLabels, own: Sequence[tuple[LabelSpace, Source]], counts: Mapping[str, np.ndarray], whose: str
 ) -> list[str]:
-    """Classes of the data that no path knows: what their pixels are trained as."""
+    """Classes of the data that no branch knows: what their pixels are trained as."""
     known = {spelling(name) for space, _ in own for name in space.names}
     total = np.zeros(256, np.int64)
     for split in dict.fromkeys(source.split for _, source in own):

@@ -36,10 +36,10 @@ function build() {
     at("views").append(make("label", {}, input, name));
   }
   info.bundles.forEach((bundle, i) => {
-    if (!bundle.paths.length) return;
-    const select = make("select", { id: `path${i}` }, ...bundle.paths.map((path) => make("option", { value: path }, path)));
+    if (!bundle.branches.length) return;
+    const select = make("select", { id: `branch${i}` }, ...bundle.branches.map((branch) => make("option", { value: branch }, branch)));
     select.addEventListener("change", () => { state.results[i] = undefined; refresh(); });
-    at("paths").append(make("label", {}, `Domain of the image, ${titles[i]}`, select));
+    at("branches").append(make("label", {}, `Domain of the image, ${titles[i]}`, select));
   });
   for (const i of info.bundles.keys()) at("columns").append(make("th", { scope: "col" }, two ? letters[i] : "area"));
   info.classes.forEach((row, position) => {
@@ -77,7 +77,7 @@ async function refresh() {
 
 async function ask(i, turn) {
   const query = new URLSearchParams({ bundle: i });
-  if (info.bundles[i].paths.length) query.set("domain", at(`path${i}`).value);
+  if (info.bundles[i].branches.length) query.set("domain", at(`branch${i}`).value);
   let response;
   try {
     response = await fetch(`/predict?${query}`, { method: "POST", body: state.file, headers: { "Content-Type": state.file.type } });
