@@ -1,7 +1,6 @@
 """The import picture of the package: rooms, arrows, circles, lines, functions, comments.
 
-`python scripts/house.py` shows the working tree, `python scripts/house.py REVISION` a commit of it. The tables of
-docs/architecture.md are this script's.
+`python scripts/house.py` shows the working tree, `python scripts/house.py REVISION` a commit of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The typed configuration of a run.
+"""Every setting of a run: its type, default, bounds and help.
 
 Every field's docstring is its help text in `everseg show`.
 """

@@ -1,1 +1,1 @@
-"""Results as tables and text."""
+"""Results as pages, tables and text, and runs side by side."""

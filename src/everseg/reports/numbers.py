@@ -1,7 +1,7 @@
 """The report's rows and its sentence, from the counts alone.
 
 Rows are plain mappings with the same words as the page's columns; they are also what the page offers as CSV and JSON.
-Scores are percent, not rounded (`reports.text` does that once, where they are shown or filed), or None where undefined.
+Scores are percent, not rounded (`display` does that once, where they are shown or filed), or None where undefined.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns views of splits into batches.
+"""Turns views of splits into batches: which image is seen when.
 
 The order is a pure function of (seed, step, epoch, branch), the augmentation of (seed, step, epoch, sample id), and
 every process takes its slice of one global order: workers, ranks and restarts never change which pixels are seen.

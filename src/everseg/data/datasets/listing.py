@@ -1,4 +1,4 @@
-"""Find files and pair images with masks: by the stems of their names, never by position."""
+"""Find files by the endings of pictures, and pair images with masks: by the stems of their names, never by position."""
 
 from __future__ import annotations
 
