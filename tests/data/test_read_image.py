@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from everseg.data.datasets.decode import Reading, open_picture, read_image
+import everseg
+from everseg.data.datasets.decode import ENDINGS, Reading, open_picture, read_image
+from everseg.data.datasets.listing import image_files
 from everseg.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -148,3 +152,25 @@ def test_the_limit_of_one_picture_is_not_that_of_the_next(tmp_path):
     for thread in threads:
         thread.join()
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_formats_and_endings_of_pictures_stand_in_one_place():
+    """Other files that name an ending write or look for one file of a known kind."""
+    package = Path(everseg.__file__).parent
+    several = re.compile(r"""["']\.(jpe?g|bmp|tiff?|webp|p[pgn]m)["']""")
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if len(set(several.findall(path.read_text()))) > 1
+    }
+    assert found == {"data/datasets/decode.py"}
+    lossy = [path.name for path in package.rglob("*.py") if '"MPO", "WEBP"' in path.read_text()]
+    assert lossy == ["decode.py"]
+
+
+def test_a_folder_s_pictures_are_those_that_can_be_read(tmp_path):
+    for ending in ENDINGS["PPM"]:
+        Image.fromarray(GREY if ending == ".pgm" else RGB).save(tmp_path / f"{ending[1:]}{ending}", "PPM")
+    found = image_files(tmp_path)
+    assert [path.suffix for path in found] == sorted(ENDINGS["PPM"])
+    assert all(read_image(path).shape == RGB.shape for path in found)

@@ -372,13 +372,15 @@ def _json(value: Any) -> tuple[bytes, str]:
     return json.dumps(value).encode(), "application/json"
 
 
-TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
-"""What browsers show and everseg decodes."""
+_SHOWN = ("PNG", "JPEG", "WEBP", "BMP")
+"""Formats that browsers show and everseg decodes."""
+TYPES = tuple(f"image/{form.lower()}" for form in _SHOWN)
+"""How a browser announces them."""
 MAX_PIXELS = 16_000_000
 """Largest picture; refused before it is decoded."""
 _MOST_LOGITS = 1_000_000_000
 """Values of a picture's logits at its own size (4 GB): models of many classes take smaller pictures."""
-_FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "BMP"})
+_FORMATS = frozenset({*_SHOWN, "MPO"})
 _NAME = Path("image")
 """What messages call an upload; the file's own name never leaves the browser."""
 

@@ -17,10 +17,17 @@ from PIL import Image, TiffImagePlugin
 
 from everseg.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-"""Formats ever decoded; exotic decoders (EPS and its like) are never reached."""
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}  # fmt: skip
+"""Formats of pictures that are ever decoded, and how the names of such files end; the only list of either."""
+FORMATS = tuple(ENDINGS)
+"""What Pillow may try; exotic decoders (EPS and its like) are never reached."""
+PICTURE_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 Colour = tuple[int, int, int]
-_LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
+LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
+"""Formats, as Pillow calls an opened picture, that change values when they compress. MPO is JPEG with more pictures."""
 _COLOURS_SHOWN = 12
 _GIVEN = "the image"
 """What messages call a picture that has no file name."""
@@ -298,7 +305,7 @@ def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> 
         DataError: lossy file format, a colour mask without palette, an unknown colour or id, an id outside
             0..255, damaged.
     """
-    if picture.format in _LOSSY:
+    if picture.format in LOSSY:
         raise DataError(
             f"{shown}: a mask stored as {picture.format}, which changes ids when it compresses;"
             " export the masks as PNG again (converting this file does not bring the ids back)"

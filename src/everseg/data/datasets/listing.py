@@ -7,10 +7,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.data.datasets.decode import Reading, read_image
+from everseg.data.datasets.decode import PICTURE_ENDINGS, Reading, read_image
 from everseg.errors import ConfigError, DataError, some
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
 """
 Sample = tuple[str, str, str]
@@ -63,7 +62,11 @@ def scan(
         prefix = "" if inside == "." else f"{inside}/"
         for file in sorted(files):
             stem, extension = os.path.splitext(file)  # noqa: PTH122 - 20 000 names: Path is 10 times slower
-            if file.startswith(".") or extension.lower() not in EXTENSIONS or not stem.endswith(suffixes):
+            if (
+                file.startswith(".")
+                or extension.lower() not in PICTURE_ENDINGS
+                or not stem.endswith(suffixes)
+            ):
                 continue
             if without and stem.endswith(without):
                 continue
@@ -247,7 +250,7 @@ class ListedFolder:
         if not parts:
             return None
         stem, extension = os.path.splitext(parts[-1])  # noqa: PTH122
-        if extension.lower() in EXTENSIONS:
+        if extension.lower() in PICTURE_ENDINGS:
             parts[-1] = stem
         parts[-1] = parts[-1].removesuffix(self._suffixes[kind])
         parts = [unicodedata.normalize("NFC", p) for p in parts]
@@ -329,9 +332,6 @@ def _leaves(entry: str) -> bool:
     return "\0" in entry or "://" in entry or ".." in entry.replace("\\", "/").split("/")
 
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-
-
 def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
     """List the images given, and those in the folders given, with the names of their results; check all of them."""
     files: list[tuple[Path, Path]] = []
@@ -341,7 +341,7 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
             found = sorted(
                 p
                 for p in path.rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+                if p.suffix.lower() in PICTURE_ENDINGS and not p.name.startswith(".")
             )
             files += [(p, p.relative_to(path).with_suffix("")) for p in found]
         elif path.is_file():
@@ -351,7 +351,7 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
     if missing:
         raise DataError(f"no such image or folder: {', '.join(missing)}")
     if not files:
-        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in the folders given")
+        raise DataError(f"no image ({', '.join(sorted(PICTURE_ENDINGS))}) in the folders given")
     stems = [stem for _, stem in files]
     twice = sorted({str(stem) for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -388,8 +388,8 @@ def image_files(folder: str | Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
     )
     if not found:
-        raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
+        raise DataError(f"no image ({', '.join(sorted(PICTURE_ENDINGS))}) in {folder}")
     return found

@@ -17,7 +17,7 @@ from PIL import Image
 
 from everseg.data.base import Split
 from everseg.data.batches.index import count_ids
-from everseg.data.datasets.decode import UNLIMITED, open_picture, orientation
+from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
 from everseg.data.doctor.findings import Level
 from everseg.errors import DataError
 
@@ -30,10 +30,6 @@ SIGNATURE = 16
 RECENT = 2.0
 """A file younger than so many seconds may change without a new time stamp; it is recognised by content only."""
 _PNG_END = b"IEND\xaeB`\x82"
-_ENDINGS = {
-    "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "PPM": (".ppm", ".pgm", ".pnm", ".pbm"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +131,7 @@ def _mask_code(path: Path | None) -> str:
     if path is None:
         return "bad-mask"
     form, _, problem = _look(path)
-    if form in ("JPEG", "MPO", "WEBP"):
+    if form in LOSSY:
         return "lossy-mask"
     if problem:
         return "unreadable-mask"
@@ -170,7 +166,7 @@ def _image_notes(path: Path) -> Iterator[tuple[Level, str, str]]:
     except Exception:  # the reader of the data set can open it, so it is not a picture of ours
         return
     form, (width, height) = picture.format or "", picture.size
-    if path.suffix.lower() not in _ENDINGS.get(form, (path.suffix.lower(),)):
+    if path.suffix.lower() not in ENDINGS.get("JPEG" if form == "MPO" else form, (path.suffix.lower(),)):
         yield "warning", "other-format", f"{path}: is a {form} file, whatever its name says"
     end = data.rfind(_PNG_END) + len(_PNG_END)
     if form == "PNG" and end >= len(_PNG_END) and end < len(data):

@@ -15,7 +15,7 @@ import numpy as np
 
 from everseg.config.yaml import scalar
 from everseg.data.batches.parallel import Progress, map_samples
-from everseg.data.datasets.decode import UNLIMITED, Colour, Reading, open_inside, open_picture
+from everseg.data.datasets.decode import LOSSY, UNLIMITED, Colour, Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
 from everseg.data.proposal.guess import Guess, guess
 from everseg.errors import ConfigError, DataError, some
@@ -294,7 +294,6 @@ def _flow(value: Any) -> str:
 
 MANY = 256
 """A mask with more values than this was not drawn class by class."""
-_LOSSY = ("JPEG", "MPO", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -332,7 +331,7 @@ def _values(job: tuple[Path, list[str]], index: int) -> Values:
     try:
         with open_inside(root, name) as file:
             picture = open_picture(file, root / name, Reading())
-            if picture.format in _LOSSY:
+            if picture.format in LOSSY:
                 return Values(faults=(f"{name}: stored as {picture.format}, which changes values",))
             picture.load()
             bits = picture.mode in ("RGB", "RGBA", "RGBX")

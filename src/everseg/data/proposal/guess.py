@@ -13,7 +13,8 @@ from typing import Any
 
 from everseg.data.datasets import coco
 from everseg.data.datasets.camvid import SEQUENCES
-from everseg.data.datasets.listing import EXTENSIONS, packed
+from everseg.data.datasets.decode import PICTURE_ENDINGS
+from everseg.data.datasets.listing import packed
 from everseg.errors import DataError, some
 
 SPLITS = {
@@ -145,7 +146,7 @@ def _plain(root: Path) -> Guess:
     folders = _folders(root)
     if not folders:
         raise DataError(
-            f"{root}: no pictures below it ({', '.join(EXTENSIONS)}); "
+            f"{root}: no pictures below it ({', '.join(PICTURE_ENDINGS)}); "
             + (packed(root) or "name the folder that holds images and masks")
         )
     by_template: dict[str, list[_Folder]] = {}
@@ -292,5 +293,5 @@ def _pictures(folder: Path) -> Iterator[str]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         inside = Path(here).relative_to(folder).as_posix()
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+            if not name.startswith(".") and name.lower().endswith(PICTURE_ENDINGS):
                 yield name if inside == "." else f"{inside}/{name}"
