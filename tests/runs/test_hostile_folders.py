@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 import everseg
 from everseg import registry
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
-from everseg.deploy.extend import configuration
+from everseg.deploy.extend import configuration, extend
 from everseg.engine.rescore import stored_config
 from everseg.engine.sharing import share_first_step
 from everseg.errors import CheckpointError, ConfigError
@@ -122,6 +124,32 @@ def test_anything_but_plain_settings_is_refused(
     code, _, err = call(*arguments(verb, run))
     assert code == 4, err
     assert "run.json" in err
+    assert not (here / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    "config", [{"base": "evil.yaml"}, {"method": {"name": "evil.py:Mine"}}], ids=["base", "method"]
+)
+def test_predicting_does_not_ask_the_configuration(
+    hostile: Callable[[Any], Path], here: Path, call: Call, config: Any
+) -> None:
+    """What a model is stands beside its weights, so these verbs have no reason to read run.json."""
+    run = hostile(config)
+    Image.fromarray(np.full((40, 48, 3), 90, np.uint8)).save(here / "x.png")
+    code, _, err = call("predict", run, here / "x.png", "-o", here / "masks")
+    assert code == 0, err
+    assert everseg.load(run).classes[0] == "background"
+    with pytest.raises(CheckpointError, match="everseg export"):
+        extend(run, data="demo", add=["tree"])
+    assert not (here / "imported").exists()
+
+
+def test_a_run_does_not_go_on_in_such_a_folder(
+    hostile: Callable[[Any], Path], here: Path, call: Call
+) -> None:
+    hostile({"base": "evil.yaml"})
+    code, _, err = call("run", "demo-mib", f"out={here}", "--quiet")
+    assert code == 4, err
     assert not (here / "imported").exists()
 
 
