@@ -173,8 +173,9 @@ class Serving(Result):
 
     def stop(self) -> None:
         """Answer no more requests, and free the port."""
-        self._server.shutdown()
-        self._thread.join()
+        if self._thread.is_alive():  # of a thread that has ended, `shutdown` would wait for ever
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
 
     def __enter__(self) -> Serving:
