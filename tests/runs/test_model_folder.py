@@ -117,7 +117,7 @@ def test_unknown_entries_are_kept(tmp_path: Path) -> None:
 WRONG = {
     "branches": (["branches"], [3, [], {}, {"day": 3}], "branches"),
     "groups": (["branches", "day", "groups"], [3, [0, 1, 2, 3], [[0, 3, "a"], [4]], [[0, 3, True], [4]]], "groups"),
-    "raw id": (["branches", "day", "groups"], [[[0, 3, 10**6], [4]], [[0, 3, -99], [4]], [[0, 3, 3], [4]]], "day"),
+    "raw id": (["branches", "day", "groups"], [[[0, 3, 10**6], [4]], [[0, 3, -99], [4]], [[0, -1, -1], [4]]], "day"),
     "names": (["branches", "day", "names"], [3, "abcd", ["a", "b", "c"], ["a", "b", "c", 4], ["a", "b", "b", "c"],
                                              ["a", "b", "c", ""]], "day"),
     "background": (["branches", "day", "background"], [4, -1, True, "0", 0.0], "background"),
