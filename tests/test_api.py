@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from toy import HERE, settings
 
 import everseg
-from everseg import api
 from everseg.config import presets
 from everseg.data.batches.transforms import normalise
 from everseg.errors import CheckpointError, ConfigError, DataError
@@ -142,25 +141,25 @@ def test_the_demo_shows_its_rows_before_any_report_and_gives_the_threads_back(
 ) -> None:
     tiny = loading(presets.load_preset)
     monkeypatch.setattr(presets, "load_preset", lambda name: {**tiny(name), "report": True})
-    found: list[list[dict]] = []
+    found: list[everseg.api.Demo] = []
 
-    def shown(rows: list[dict]) -> None:
+    def shown(rows: everseg.api.Demo) -> None:
         assert torch.get_num_threads() == 1
         assert list(tmp_path.glob("*/report.html")) == []
         found.append(rows)
 
     torch.set_num_threads(2)
     try:
-        rows = api.demo(out=tmp_path, quiet=True, shown=shown)
+        rows = everseg.demo(out=tmp_path, quiet=True, shown=shown)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
     assert found == [rows]
-    assert [row["method"] for row in rows] == ["ft", "mib", "joint"]
+    assert [row.method for row in rows] == ["ft", "mib", "joint"]
     assert len(list(tmp_path.glob("*/report.html"))) == 3
     assert "the upper bound" in (tmp_path / "demo-mib/report.html").read_text()
     made = (tmp_path / "demo-mib/report.html").read_bytes()
-    assert api.demo(out=tmp_path, quiet=True) == rows
+    assert everseg.demo(out=tmp_path, quiet=True) == rows
     assert (tmp_path / "demo-mib/report.html").read_bytes() == made, "a second call makes nothing again"
 
 

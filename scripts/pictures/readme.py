@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import everseg
-from everseg import api
 from everseg.data.demo import NAMES, build
 from everseg.inference.pictures import palette
 
@@ -41,7 +40,7 @@ def chosen(split: object) -> list[int]:
 
 def columns(runs: Path) -> tuple[list[str], list[tuple[str, str, list[np.ndarray]]]]:
     """The class names, and for each column its two lines of heading and its pictures, (H, W, 3) uint8."""
-    rows = {row["method"]: row for row in api.demo(out=runs)}
+    rows = {row.method: row for row in everseg.demo(out=runs)}
     split = build().splits["val"]
     scenes = [split.read(index) for index in chosen(split)]
     models = {
@@ -57,12 +56,12 @@ def columns(runs: Path) -> tuple[list[str], list[tuple[str, str, list[np.ndarray
         return [colours[models[model].predict(image).ids] for image, _ in scenes]
 
     def scored(method: str) -> str:
-        return f"old {100 * rows[method]['old']:.0f}  new {100 * rows[method]['new']:.0f}"
+        return f"old {100 * rows[method].old:.0f}  new {100 * rows[method].new:.0f}"
 
     return names, [
         ("scene", "", [image for image, _ in scenes]),
         ("labels", "", [colours[lut[mask]] for _, mask in scenes]),
-        ("four classes", f"old {100 * rows['ft']['first']:.0f}", through("step 0")),
+        ("four classes", f"old {100 * rows['ft'].first:.0f}", through("step 0")),
         ("fine-tuning", scored("ft"), through("ft")),
         ("MiB", scored("mib"), through("mib")),
         ("joint training", scored("joint"), through("joint")),
