@@ -149,9 +149,9 @@ def test_a_table_of_the_same_ids_is_the_space_s_own() -> None:
 
 def test_what_is_no_list_of_classes_is_told() -> None:
     assert LabelSpace(((0, 5), (7,)), ("background", "car", "bus")).problems() == []
-    wrong = LabelSpace(((0, 1), (1,)), ("a", "b", "b"), 3)
+    wrong = LabelSpace(((-1, 1), (-1,)), ("a", "b", "b"), 3)
     assert wrong.problems(stored=True) == [
-        "the id 1 stands twice",
+        "the id -1 stands twice",
         "the name b stands twice",
         "the background is none of the classes",
     ]

@@ -307,10 +307,10 @@ class LabelSpace:
         if len(self.names) != self.num_classes:
             found.append(f"{len(self.names)} names for {self.num_classes} ids")
         # Only ids that stand for no pixel: where domains share a branch, two data sets may number two classes alike.
-        ids = [raw for raw in self.order if raw < 0]
-        for what, values in (("id", ids), *([("name", [*self.names])] if stored else [])):
+        texts = [("id", [str(raw) for raw in self.order if raw < 0])]
+        for what, values in [*texts, *([("name", [*self.names])] if stored else [])]:
             if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-                found.append(f"the {what} {', '.join(map(str, twice))} stands twice")
+                found.append(f"the {what} {', '.join(twice)} stands twice")
         if "" in self.names:
             found.append("a class without a name")
         if self.background is not None and (

@@ -532,7 +532,7 @@ def test_a_killed_unpacking_is_done_again_without_fetching(site, tmp_path, monke
 def test_a_folder_of_the_users_own_is_not_touched(site, voc, tmp_path):
     (tmp_path / "VOCdevkit").mkdir()
     (tmp_path / "VOCdevkit/mine").write_text("mine")
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         download("voc", tmp_path, sources=voc, **QUICK)
     assert (tmp_path / "VOCdevkit/mine").read_text() == "mine"
     assert site.requests == []
@@ -550,7 +550,7 @@ def test_wrong_names_and_places(tmp_path, voc):
     with pytest.raises(DataError, match="choose a folder"):
         download("voc", tmp_path / "file" / "x", sources=voc)
     (tmp_path / RECEIPT).write_text("[")
-    with pytest.raises(DataError, match="remove it"):
+    with pytest.raises(DataError, match="delete it"):
         download("voc", tmp_path, sources=voc)
 
 

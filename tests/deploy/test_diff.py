@@ -83,7 +83,7 @@ def test_the_command_prints_the_table(deployed, photos, tmp_path, call):
     assert code == 0, err
     assert "a.png" in out
     assert "-> van" in out
-    assert f"only {other} knows: van" in out
+    assert f"only {other} knows: van" in err
     assert (tmp_path / "out" / "diff.png").is_file()
     code, out, _ = call("diff", deployed, deployed.parent / "toy", "--images", photos, "--json")
     assert code == 0

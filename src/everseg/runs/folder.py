@@ -311,6 +311,12 @@ class RunFolder:
                 f"{path} is damaged: it does not match its own checksum; "
                 "delete it and run the same command to score the step again"
             )
+        scores = stored["branches"]
+        if not isinstance(scores, dict) or not all(isinstance(each, dict) for each in scores.values()):
+            raise CheckpointError(
+                f"{path} is damaged: its branches are no scores by name; "
+                "delete it and run the same command to score the step again"
+            )
         return stored
 
     def counts(self, index: int) -> dict[str, np.ndarray]:
