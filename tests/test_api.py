@@ -23,7 +23,7 @@ from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.interop import mib
 from everseg.models.build import deeplabv3
 from everseg.reports import terminal as tables
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]

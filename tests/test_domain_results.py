@@ -21,7 +21,7 @@ from everseg.labels import LabelSpace
 from everseg.models.branch_choice import infer_branch
 from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import save_folder
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 USER_CODE = [f"data.domains.{light}.dataset={HERE}" for light in ("day", "fog")]
 FEW: dict[str, Any] = {"train": 8, "val": 4}

@@ -43,8 +43,8 @@ from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results, StepResults
+from everseg.runs.run_folder import RunFolder
 from everseg.sweeps.sweep import sweep
 
 __all__ = [

@@ -22,7 +22,7 @@ from everseg.cli import main as cli
 from everseg.engine.rescore import Scores, StepScores
 from everseg.inference.predict import Predictions, WrittenPrediction
 from everseg.reports import terminal as tables
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 MIOU = {"all": 0.5, "base": 0.75, "old": 0.25, "new": 0.625}
 STEP = {

@@ -26,9 +26,9 @@ from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.runs.commit import verify
-from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import Registry
+from everseg.runs.run_folder import RunFolder
 
 FILES = {
     "MANIFEST.json", "MODEL_CARD.md", "classes.json", "lineage.json", "method_state.safetensors", "model.safetensors",

@@ -30,7 +30,7 @@ from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.progress import Progress
 from everseg.runs.commit import load_tensors, parent_of, verify
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.extension import build
 
 

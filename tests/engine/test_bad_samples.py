@@ -16,7 +16,7 @@ from everseg import api
 from everseg.data.batches.loader import epoch_order
 from everseg.engine.sharing import share_first_step
 from everseg.errors import DataError
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 
 def config(tmp_path: Path, *bad: str, allowed: int = 0, out: str = "runs", **train) -> dict:

@@ -16,7 +16,7 @@ import everseg
 from everseg import registry
 from everseg.errors import CheckpointError
 from everseg.methods.ft import FineTuning
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 LIGHTS = ("day", "dusk", "fog")
 BLUE_IS_VOID = {"blue": "ignore"}

@@ -18,7 +18,7 @@ from toy import build, settings
 
 from everseg.data.batches.transforms import center_transform
 from everseg.runs.commit import read_json
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 
 def center(mask: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from processes import At, complete, killed, results, start, wait, wait_until
 from toy import settings
 
 from everseg.engine import runtime
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

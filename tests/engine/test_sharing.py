@@ -15,7 +15,7 @@ from toy import settings
 from everseg.config.loading import load
 from everseg.engine.sharing import first_step_hash, obstacle, share_first_step
 from everseg.errors import CheckpointError
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 SHORT = {"epochs": 1, "epochs_next": 1, "max_iterations": 4}
 

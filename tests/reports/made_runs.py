@@ -13,8 +13,8 @@ from everseg.config.loading import load, to_json
 from everseg.labels import LabelSpace
 from everseg.metrics import step_scores
 from everseg.runs.commit import write_json
-from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import ModelFile, save_model
+from everseg.runs.run_folder import RunFolder
 
 VERSIONS = {"everseg": "0.1.0", "torch": "2.0"}
 

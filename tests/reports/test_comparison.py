@@ -18,7 +18,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.reports.compare import tables
 from everseg.reports.compare.comparison import Estimate, collect
 from everseg.reports.compare.statistics import spread
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 Call = Callable[..., tuple[int, str, str]]
 VOC = ["model.weights=resnet101.pth"]

@@ -34,7 +34,7 @@ from everseg.reports.feature_shift import (
     pictures,
     tsne,
 )
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
 from everseg.types import SegOutput
 

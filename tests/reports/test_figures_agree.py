@@ -20,8 +20,8 @@ from everseg import display as text
 from everseg.reports import terminal
 from everseg.reports.compare import tables
 from everseg.reports.html import write_report
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 
 PACKAGE = Path(everseg.__file__).parent
 

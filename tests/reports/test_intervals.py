@@ -21,8 +21,8 @@ from everseg.reports.compare import statistics as intervals
 from everseg.reports.compare import tables
 from everseg.reports.compare.comparison import collect
 from everseg.reports.compare.groups import read
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 
 SIZES = (3, 1)
 

@@ -12,8 +12,8 @@ from made_runs import counts, made_run, two_steps
 from everseg.reports.baselines import joint_beside
 from everseg.reports.numbers import matrix_rows
 from everseg.runs.commit import read_json, save_folder
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 
 JOINT: dict[str, Any] = {"steps": [{"default": counts(0.9, 0.7, 0.8)}], "groups": [(3, 1)]}
 

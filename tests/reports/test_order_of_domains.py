@@ -14,8 +14,8 @@ from parsed_pages import parsed
 import everseg
 from everseg.reports.compare import tables
 from everseg.reports.html import write_report
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 
 TAUGHT = ["dusk", "day"]
 

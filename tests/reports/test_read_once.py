@@ -14,7 +14,7 @@ from toy import HERE, settings
 
 import everseg
 from everseg import api
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 USER_CODE = f"data={HERE}"
 WRITING = os.O_WRONLY | os.O_RDWR

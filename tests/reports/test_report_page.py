@@ -31,8 +31,8 @@ from everseg.reports import html as assemble
 from everseg.reports.html import write_report
 from everseg.reports.provenance import cite, command
 from everseg.reports.published import Match, published
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]

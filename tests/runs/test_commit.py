@@ -15,8 +15,8 @@ from everseg.errors import CheckpointError
 from everseg.labels import LabelSpace
 from everseg.runs import commit as checkpoint
 from everseg.runs.commit import load_tensors, newest_valid, parent_of, purge, save_folder, verify
-from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import ModelFile, save_model
+from everseg.runs.run_folder import RunFolder
 
 
 def _save(folder: Path, value: float = 1.0, parent: str | None = None) -> str:

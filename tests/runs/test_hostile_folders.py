@@ -24,7 +24,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.runs.commit import MANIFEST, save_folder
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 
 Call = Callable[..., tuple[int, str, str]]
 

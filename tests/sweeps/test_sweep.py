@@ -28,7 +28,7 @@ from everseg.config import presets
 from everseg.config.loading import load, to_json
 from everseg.errors import ConfigError
 from everseg.runs.commit import save_folder, write_json
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 from everseg.sweeps import launch
 from everseg.sweeps.plan import grid
 from everseg.sweeps.sweep import Sweep

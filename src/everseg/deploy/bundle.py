@@ -24,7 +24,6 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify
-from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import (
     LINEAGE,
@@ -36,6 +35,7 @@ from everseg.runs.model_folder import (
     read_model_file,
     save_model,
 )
+from everseg.runs.run_folder import RunFolder
 
 PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")
 

@@ -16,7 +16,6 @@ from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
 from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, read_document, verify
-from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import (
     LINEAGE,
     is_bundle,
@@ -25,6 +24,7 @@ from everseg.runs.model_folder import (
     read_lineage,
     read_model_file,
 )
+from everseg.runs.run_folder import RunFolder
 
 RECIPE: dict[str, tuple[str, ...]] = {
     "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "evaluation", "normalisation",

@@ -30,8 +30,8 @@ from everseg.labels import find_name
 from everseg.models.build import configured_name
 from everseg.progress import Progress
 from everseg.runs.commit import verify
-from everseg.runs.folder import RunFolder
 from everseg.runs.model_folder import is_bundle
+from everseg.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True, repr=False)

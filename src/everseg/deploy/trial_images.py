@@ -15,8 +15,8 @@ from everseg.data.demo import build as demo
 from everseg.engine.prepare import open_datasets
 from everseg.engine.rescore import stored_config
 from everseg.errors import ConfigError, DataError
-from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
+from everseg.runs.run_folder import RunFolder
 
 T = TypeVar("T")
 FEW = 6

@@ -24,8 +24,8 @@ from everseg.inference.domains import evaluate_inferred
 from everseg.labels import IGNORED, LabelSpace, naming_notes, policy_set, shared_classes, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source, missing_splits
 
 EVALUATION_KEYS = (

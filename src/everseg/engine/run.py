@@ -35,11 +35,11 @@ from everseg.runs.commit import (
     verify,
     write_json,
 )
-from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
 from everseg.runs.journal import Journal
 from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
 from everseg.scenarios.steps import Step

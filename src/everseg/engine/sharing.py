@@ -32,8 +32,8 @@ from everseg.methods.base import Method, StepContext
 from everseg.methods.build import build_method
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify, write_bytes, writing
-from everseg.runs.folder import RunFolder
 from everseg.runs.journal import Journal, replaced_samples
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch
 

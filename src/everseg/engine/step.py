@@ -37,9 +37,9 @@ from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
 from everseg.progress import Progress, resident_bytes
 from everseg.runs.commit import load_tensors, newest_valid, purge, read_json, save_folder
-from everseg.runs.folder import RunFolder
 from everseg.runs.journal import Journal
 from everseg.runs.model_folder import load_strictly
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Step
 from everseg.types import Batch
 

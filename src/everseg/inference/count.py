@@ -23,8 +23,8 @@ from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
-from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm, Windows
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
 
 Predict = Callable[[Source, Tensor], Tensor]

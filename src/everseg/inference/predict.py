@@ -26,9 +26,9 @@ from everseg.losses.argmax import predict_ids
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify, write_json
-from everseg.runs.folder import RunFolder
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_model, model_folder_at
+from everseg.runs.run_folder import RunFolder
 
 MASK_IDS = "classes.json"
 """File beside predicted masks: id -> class name. A model folder has a file of the same name that is another thing."""

@@ -11,8 +11,8 @@ from everseg.display import in_percent
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
-from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Results, Track
+from everseg.runs.run_folder import RECORD, RunFolder
 
 
 def drop_against_single(

@@ -27,7 +27,7 @@ from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
 from everseg.runs.commit import write_bytes, write_json, writing
-from everseg.runs.folder import RunFolder
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from everseg.reports.provenance import provenance
 from everseg.reports.published import Match, matches_of
 from everseg.reports.terminal import drop_text
 from everseg.runs.commit import write_bytes
-from everseg.runs.folder import RunFolder
 from everseg.runs.results import Results, Track
+from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
 from everseg.scenarios.summary import summarise
 

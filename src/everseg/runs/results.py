@@ -20,9 +20,9 @@ from everseg.labels import LabelSpace
 from everseg.metrics import defined_mean, sequence_scores, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, read_committed, read_document
-from everseg.runs.folder import RunFolder, RunRecord
 from everseg.runs.journal import Journal, replaced_samples
 from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
+from everseg.runs.run_folder import RunFolder, RunRecord
 
 
 @dataclass(frozen=True)

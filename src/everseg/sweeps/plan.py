@@ -16,7 +16,7 @@ from everseg.config.loading import difference, load
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
 from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
 from everseg.runs.commit import read_document, write_json
-from everseg.runs.folder import MOST_THREADS, RunFolder
+from everseg.runs.run_folder import MOST_THREADS, RunFolder
 
 FILE = "sweep.json"
 _GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",

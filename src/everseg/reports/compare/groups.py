@@ -14,8 +14,8 @@ from everseg.config.loading import difference, identity
 from everseg.errors import CheckpointError, ConfigError
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
-from everseg.runs.folder import RECORD, RunFolder
 from everseg.runs.results import Results, Track
+from everseg.runs.run_folder import RECORD, RunFolder
 from everseg.scenarios.tasks import canonical_task
 
 CONVENTIONS = (
