@@ -281,7 +281,7 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
     config = configuration(bundle, new_data, ["forklift"], "mib", "x", ["data.workers=0"])
     prepared = prepare(config, Progress(quiet=True))
     source = prepared.steps[0].test[0]
-    accelerator = make_accelerator(config, training=False)
+    accelerator = make_accelerator(config.train, training=False)
     after = bundle.model()
     after.grow({"default": 1})
     pair = Pair(

@@ -217,8 +217,8 @@ def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool
     names = step.spaces[train.branch].names[space.num_classes :]
     progress.message(f"data:   {len(train.indices)} training images with {', '.join(names)}; {labelled}")
     config = config.model_copy(update={"train": config.train.model_copy(update={"threads": None})})
-    accelerator = make_accelerator(config, training=False)
-    model = source.model(user_builder(config))
+    accelerator = make_accelerator(config.train, training=False)
+    model = source.model(user_builder(config.model))
     seen = seen_in_background(model, space, train, prepared.datasets, config, accelerator)
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
@@ -247,12 +247,12 @@ def _kept(
     progress: Progress,
 ) -> Kept:
     """What is left of the old classes after the step."""
-    builder = user_builder(config)
+    builder = user_builder(config.model)
     before, old, _, _ = folder.load_final(index - 1, builder)
     after, new, _, _ = folder.load_final(index, builder)
     (branch,) = old
     pair = Pair(before, after, old[branch], new[branch], branch)
-    accelerator = make_accelerator(config, training=False)
+    accelerator = make_accelerator(config.train, training=False)
     for model in (before, after):
         model.to(accelerator.device)
     if old_val is not None:
@@ -282,7 +282,7 @@ def _write(
             new_folder(target)
         return
     told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
-    contents = of_run(folder, index, user_builder(config), told)
+    contents = of_run(folder, index, user_builder(config.model), told)
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

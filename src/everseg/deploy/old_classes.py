@@ -72,14 +72,14 @@ def measured(
         DataError: the data share no class with the model.
     """
     means, per_class = [], []
-    source, notes = source_by_name(dataset, config, pair.branch, pair.old)
+    source, notes = source_by_name(dataset, config.scenario, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
     }  # the same pixels count for both; a new class is wrong on all of them
     for model, title in ((pair.before, "deployed model"), (pair.after, "new model")):
         result = evaluate(
-            model, [source], {source.dataset: dataset}, config, accelerator, progress,
-            title=f"{title} on the old classes", outputs=outputs, keep=0,
+            model, [source], {source.dataset: dataset}, config.data, accelerator, progress,
+            batch=config.train.eval_batch, title=f"{title} on the old classes", outputs=outputs, keep=0,
         )  # fmt: skip
         each = iou(result.counts[source.name])[pair.classes]
         per_class.append(each)

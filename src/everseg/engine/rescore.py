@@ -1,4 +1,4 @@
-"""Scoring a finished step again: on its own test images, on others, or with paths chosen per image."""
+"""Scoring a finished step again: on its own test images, on others, or with branches chosen per image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from everseg import registry
-from everseg.config.fields import RunConfig
+from everseg.config.fields import RunConfig, ScenarioConfig
 from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
@@ -184,7 +184,7 @@ def evaluate(
     folder = RunFolder(Path(path))
     stored, config = folder.config(), stored_config(folder, overrides)
     index = folder.chosen_step(step)
-    accelerator = make_accelerator(config, training=False)
+    accelerator = make_accelerator(config.train, training=False)
     if config.train.threads is None:
         torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
@@ -192,10 +192,17 @@ def evaluate(
     job = _job(folder, index, stored, config, other, domain, infer_domain, progress)
     where, inferred, accuracy = (accelerator, progress), None, None
     if infer_domain:
-        model, spaces, _, _ = folder.load_final(index, user_builder(config))
+        model, spaces, _, _ = folder.load_final(index, user_builder(config.model))
         classes = {branch: space.names for branch, space in spaces.items()}
         found, scores, inferred = evaluate_inferred(
-            model, classes, job.spaces, job.sources, job.datasets, config, *where
+            model,
+            classes,
+            job.spaces,
+            job.sources,
+            job.datasets,
+            config.data,
+            *where,
+            batch=config.train.eval_batch,
         )
         accuracy = _share_right(inferred, job.sources)
     else:
@@ -288,7 +295,7 @@ def _job(
     if several and infer:
         space, known = _common_space(dataset, spaces.values())
         (source, _), (_, notes) = (
-            source_by_name(dataset, config, "", one, domain=name) for one in (space, known)
+            source_by_name(dataset, config.scenario, "", one, domain=name) for one in (space, known)
         )
         found = [(source, notes)]
     elif several:
@@ -297,10 +304,11 @@ def _job(
                 f"which branch shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
             )
         branch = paths.get(domain, domain)
-        found = [source_by_name(dataset, config, branch, spaces[branch], domain=name)]
+        found = [source_by_name(dataset, config.scenario, branch, spaces[branch], domain=name)]
     else:
         found = [
-            source_by_name(dataset, config, branch, space, foreign=other) for branch, space in spaces.items()
+            source_by_name(dataset, config.scenario, branch, space, foreign=other)
+            for branch, space in spaces.items()
         ]
     sources = [source for source, _ in found]
     seen = {s.name: spaces[s.branch] if s.branch else space for s in sources}
@@ -337,7 +345,7 @@ def sources_of_test(
         datasets = open_datasets(config.data)
         ((_, dataset),) = datasets.items()
         found = [
-            source_by_name(dataset, config, branch, space, foreign=False)
+            source_by_name(dataset, config.scenario, branch, space, foreign=False)
             for branch, space in step.spaces.items()
         ]
     return datasets, tuple(source for source, _ in found), [note for _, notes in found for note in notes]
@@ -355,7 +363,7 @@ def _own_test(
     source = source_as_recorded(dataset, recorded, spaces[branch])
     if source is not None:
         return source, []
-    return source_by_name(dataset, config, branch, spaces[branch], domain=domain, foreign=False)
+    return source_by_name(dataset, config.scenario, branch, spaces[branch], domain=domain, foreign=False)
 
 
 def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
@@ -458,7 +466,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
 
 def source_by_name(
     dataset: Dataset,
-    config: RunConfig,
+    scenario: ScenarioConfig,
     branch: str,
     space: LabelSpace,
     *,
@@ -481,7 +489,7 @@ def source_by_name(
         ConfigError: no such split; a name that may mean two classes.
         DataError: not one class is shared.
     """
-    split_name = config.scenario.test_split
+    split_name = scenario.test_split
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
         raise ConfigError(missing)
     counts = class_counts(dataset.splits[split_name], dataset.labels)
@@ -489,7 +497,7 @@ def source_by_name(
     known = shared.train_ids
     if not known:
         raise _nothing_shared(dataset, space.names)
-    table = space.lut_for(dataset.labels, known, policy_set(config.scenario.policy).test)
+    table = space.lut_for(dataset.labels, known, policy_set(scenario.policy).test)
     indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
     key = domain or dataset.name
     source = Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)

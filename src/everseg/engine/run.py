@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from everseg import registry
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, ScenarioConfig
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
@@ -65,12 +65,12 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             f"train.precision: method '{config.method.name}' reads gradients, which fp16 loss scaling would distort; "
             "use bf16 or fp32"
         )
-    _check_single_task(config)
+    _check_single_task(config.scenario, config.data.domains)
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
     # a batch may train one of several branches
     together = config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]
-    accelerator = make_accelerator(config, find_unused=method.partial_updates or together)
+    accelerator = make_accelerator(config.train, find_unused=method.partial_updates or together)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
     if finished:
         progress.message(f"{folder.path} is finished already; nothing to train")
@@ -154,12 +154,12 @@ def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
     return refused
 
 
-def _check_single_task(config: RunConfig) -> None:
+def _check_single_task(scenario: ScenarioConfig, domains: Mapping[str, DomainConfig]) -> None:
     """Stop where single-task numbers are not those of the domains, before hours of training."""
-    given, domains = config.scenario.single_task, config.data.domains
+    given = scenario.single_task
     if given is None:
         return
-    needed = needed_domains(config.scenario.steps, domains)
+    needed = needed_domains(scenario.steps, domains)
     if not set(needed) <= given.keys() <= domains.keys():
         raise ConfigError(
             f"scenario.single_task: expected a number for each domain taught ({', '.join(needed) or 'none'}), "
@@ -172,7 +172,7 @@ def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Pr
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(config, folder, prepared)
     if config.scenario.bundle is not None:
-        place_start(folder, prepared.steps[0], config)
+        place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config.method)
     if threads != torch.get_num_threads():
         progress.message(f"note: using {threads} CPU threads, as this run did before")
         torch.set_num_threads(threads)
@@ -255,7 +255,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
         torch.manual_seed(derive_seed(config.seed, "model"))
         model = build_model(config.model, config.data.normalisation)
     else:
-        builder = user_builder(config)
+        builder = user_builder(config.model)
         model, spaces, state, parent = folder.load_final(step.index - 1, builder)
         _check_known(step, spaces, folder.final(step.index - 1))
         method.load_state_dict(state)
@@ -330,17 +330,21 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
     accelerator.wait_for_everyone()
 
 
-def place_start(folder: RunFolder, step: Step, config: RunConfig) -> None:
+def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfig) -> None:
     """Copy the bundle to where the step looks for its parent, or check that the copy there is of this bundle.
 
     The copy's parent is the bundle's digest, so that the chain of hashes goes on. A method's state is taken over where
     the same method made it.
 
+    Args:
+        source: the bundle.
+        chosen: the run's method.
+
     Raises:
         CheckpointError: the bundle is missing or damaged, or another one than the run began with.
         ConfigError: the method needs the state it gathered in earlier steps, and the bundle was made by another one.
     """
-    source, target = Path(str(config.scenario.bundle)), folder.final(step.index - 1)
+    target = folder.final(step.index - 1)
     if target.is_dir():
         if source.is_dir() and verify(source) != parent_of(target):
             raise CheckpointError(
@@ -353,18 +357,18 @@ def place_start(folder: RunFolder, step: Step, config: RunConfig) -> None:
         target,
         read_model_file(source),
         load_tensors(source / "model.safetensors"),
-        _state(source, lineage, config),
+        _state(source, lineage, chosen),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage},
     )
 
 
-def _state(source: Path, lineage: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+def _state(source: Path, lineage: dict[str, Any], chosen: MethodConfig) -> dict[str, Any]:
     """The method's state in a bundle; {} where another method made it."""
-    method = config.method.name
+    method = chosen.name
     if lineage.get("method") == method:
         return load_tensors(source / "method_state.safetensors")
-    if build_method(config.method).state_dict():
+    if build_method(chosen).state_dict():
         made_by = f"trained with '{lineage['method']}'" if lineage.get("method") else "not trained by everseg"
         raise ConfigError(
             f"method '{method}' goes on from what it gathered in earlier steps, and {source} was {made_by}, which "

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import TrainConfig
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
 from everseg.runs.commit import writing
 
@@ -37,7 +37,7 @@ def keeping_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: bool = True) -> Accelerator:
+def make_accelerator(train: TrainConfig, *, find_unused: bool = False, training: bool = True) -> Accelerator:
     """Set threads and precision, and join the other processes if a launcher (torchrun, SLURM) started several.
 
     Args:
@@ -48,26 +48,26 @@ def make_accelerator(config: RunConfig, *, find_unused: bool = False, training: 
         ConfigError: a precision or option the machine cannot honour.
     """
     on_cpu = not torch.cuda.is_available()
-    if config.train.precision == "fp16" and on_cpu:
+    if train.precision == "fp16" and on_cpu:
         raise ConfigError("train.precision: fp16 needs a CUDA device; use bf16 or fp32 here")
-    if training and config.train.sync_norm and on_cpu:
+    if training and train.sync_norm and on_cpu:
         raise ConfigError(
             "train.sync_norm: synchronised norms need CUDA devices; set train.sync_norm=false here"
         )
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+    if train.threads:
+        torch.set_num_threads(train.threads)
     # Accelerate keeps its settings for the whole process; a second run in it may use another precision.
     AcceleratorState._reset_state(reset_partial_state=False)
-    precision = {"fp32": "no"}.get(config.train.precision, config.train.precision)
+    precision = {"fp32": "no"}.get(train.precision, train.precision)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )
-    if training and config.train.batch % accelerator.num_processes:
+    if training and train.batch % accelerator.num_processes:
         accelerator.wait_for_everyone()  # a process that ends while another still joins breaks the other's connection
         raise ConfigError(
-            f"train.batch: {config.train.batch} images cannot be shared equally by "
+            f"train.batch: {train.batch} images cannot be shared equally by "
             f"{accelerator.num_processes} processes; choose a multiple"
         )
     return accelerator

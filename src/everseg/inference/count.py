@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from everseg import registry
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, ModelConfig, RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import View, plain_batches
 from everseg.data.batches.transforms import normalise
@@ -86,10 +86,11 @@ def evaluate(
     model: SegmentationModel,
     sources: Sequence[Source],
     datasets: Mapping[str, Dataset],
-    config: RunConfig,
+    data: DataConfig,
     accelerator: Accelerator,
     progress: Progress,
     *,
+    batch: int,
     title: str,
     predict: Predict | None = None,
     outputs: Mapping[str, int] | None = None,
@@ -99,6 +100,8 @@ def evaluate(
     """Count predictions against labels; every sample exactly once over all processes.
 
     Args:
+        data: how images are brought to the network.
+        batch: images at once.
         predict: what the model says of the images; default: through their source's own branch.
         outputs: name of a source -> number of classes told apart; default those of its branch.
         keep: how many samples under each name to keep for pictures.
@@ -108,7 +111,7 @@ def evaluate(
         DataError: a sample cannot be read.
     """
     model.to(accelerator.device).eval()
-    device, windows = accelerator.device, InputForm.of_config(config.data).windows(config.train.eval_batch)
+    device, windows = accelerator.device, InputForm.of_config(data).windows(batch)
     predict = predict or (lambda source, image: through(model, source.branch, image, accelerator, windows))
     outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
     matrices = {name: ConfusionMatrix(number) for name, number in outputs.items()}
@@ -122,14 +125,14 @@ def evaluate(
         seen: list[Tensor] = []
         batches = plain_batches(
             [view],
-            config.data,
-            batch=config.train.eval_batch,
+            data,
+            batch=batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             pin=device.type == "cuda",
         )
         for loaded in batches:
-            image = normalise(loaded.image.to(device, non_blocking=True), config.data.normalisation)
+            image = normalise(loaded.image.to(device, non_blocking=True), data.normalisation)
             prediction = predict(source, image)
             # bytes against bytes: nothing is copied into a wider type, and on a GPU nothing is waited for
             for one, truth in zip(prediction, loaded.label.to(device, non_blocking=True), strict=True):
@@ -183,13 +186,9 @@ def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str,
     return scores
 
 
-def user_builder(config: RunConfig) -> Any:
+def user_builder(model: ModelConfig) -> Any:
     """The user's own architecture; None for built-in ones, which are rebuilt from their description."""
-    return (
-        None
-        if config.model.name in registry.BUILTIN["model"]
-        else registry.resolve("model", config.model.name)
-    )
+    return None if model.name in registry.BUILTIN["model"] else registry.resolve("model", model.name)
 
 
 def score_step(
@@ -210,7 +209,17 @@ def score_step(
     Returns:
         The counts with some samples, and the scores by name.
     """
-    model, spaces, _, _ = folder.load_final(index, user_builder(config))
+    model, spaces, _, _ = folder.load_final(index, user_builder(config.model))
     title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
-    result = evaluate(model, sources, datasets, config, accelerator, progress, title=title, between=between)
+    result = evaluate(
+        model,
+        sources,
+        datasets,
+        config.data,
+        accelerator,
+        progress,
+        batch=config.train.eval_batch,
+        title=title,
+        between=between,
+    )
     return result, scores_of(result, spaces)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_sum
 from everseg.inference.count import Evaluation, evaluate, scores_of, through
@@ -32,14 +32,16 @@ def evaluate_inferred(
     spaces: Mapping[str, LabelSpace],
     sources: Sequence[Source],
     datasets: Mapping[str, Dataset],
-    config: RunConfig,
+    data: DataConfig,
     accelerator: Accelerator,
     progress: Progress,
+    *,
+    batch: int,
 ) -> tuple[Evaluation, dict[str, Any], dict[str, dict[str, int]]]:
     """Send every image through the branch whose batch-norm statistics it fits best.
 
     Args:
-        classes: path -> names of its outputs in order; all paths are candidates.
+        classes: branch -> names of its outputs in order; all branches are candidates.
         spaces: name of a source -> label space of its table, in which its images are scored.
 
     Returns:
@@ -59,16 +61,17 @@ def evaluate_inferred(
         name: {path: _table(outputs, space).to(accelerator.device) for path, outputs in classes.items()}
         for name, space in wider.items()
     }
-    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
+    windows = InputForm.of_config(data).windows(batch)
     chooser = _Chooser(model, tables, accelerator, windows)
     result = evaluate(
         model,
         sources,
         datasets,
-        config,
+        data,
         accelerator,
         progress,
-        title="testing, paths chosen per image",
+        batch=batch,
+        title="testing, branches chosen per image",
         predict=chooser,
         outputs={source.name: len(wider[source.name].names) for source in sources},
         keep=0,

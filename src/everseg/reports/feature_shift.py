@@ -133,7 +133,7 @@ def write_features(
         raise DataError(f"the data have other classes now than when {folder.path} was trained; restore them")
     sources = [_some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in known]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    builder = user_builder(config)
+    builder = user_builder(config.model)
     first, second = (folder.load_final(index, builder)[0].to(device) for index in (before, after))
     progress.begin(f"features of steps {before} and {after}", sum(len(s.indices) for s in sources))
     pixels = draw_pixels(

@@ -227,7 +227,7 @@ def looked(
     progress.begin("pictures for the report", len(steps) * sum(len(s.indices) for s in sources))
     try:
         return look(
-            results, config, sources, datasets, steps, builder=user_builder(config),
+            results, config, sources, datasets, steps, builder=user_builder(config.model),
             shown=lambda done: progress.update(done),
         )  # fmt: skip
     except EversegError as error:
