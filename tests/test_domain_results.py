@@ -271,7 +271,7 @@ def test_other_images_go_through_the_path_that_is_named(mdil: everseg.Run, call:
 def test_a_data_set_that_is_named_is_never_taken_for_the_run_s_own(mdil: everseg.Run) -> None:
     """Also the one that runs over domains have in their unused `data.dataset`."""
     for named in ("data=demo", "data.dataset=demo", "data={dataset: demo}"):
-        with pytest.raises(ConfigError, match=r"path.*'demo'"):
+        with pytest.raises(ConfigError, match=r"branch.*'demo'"):
             everseg.evaluate(mdil.path, overrides=[*USER_CODE, named], quiet=True)
 
 
