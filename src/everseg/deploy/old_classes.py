@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.display import percent
@@ -116,7 +116,7 @@ def estimated(
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
     windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
-    for image, label in _batches(source, datasets, config, accelerator):
+    for image, label in _batches(source, datasets, config.data, config.train.eval_batch, accelerator):
         before, after = (
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
         )
@@ -195,7 +195,7 @@ def seen_in_background(
     )
     counts = np.zeros(space.num_classes, np.int64)
     windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
-    for image, label in _batches(few, datasets, config, accelerator):
+    for image, label in _batches(few, datasets, config.data, config.train.eval_batch, accelerator):
         ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
         found = ids[label == space.background]
         counts += np.bincount(found.cpu().numpy(), minlength=space.num_classes)
@@ -205,10 +205,10 @@ def seen_in_background(
 
 
 def _batches(
-    source: Source, datasets: Mapping[str, Dataset], config: RunConfig, accelerator: Accelerator
+    source: Source, datasets: Mapping[str, Dataset], data: DataConfig, size: int, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     views = views_of([source], datasets)
-    for _, batch in normalised_batches(views, config.data, accelerator.device, batch=config.train.eval_batch):
+    for _, batch in normalised_batches(views, data, accelerator.device, batch=size):
         yield batch.image, batch.label
 
 

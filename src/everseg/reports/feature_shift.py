@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
 from everseg.display import OnceADictionary, Picture, Piece, Table, figure, percent, printable, table
@@ -140,7 +140,7 @@ def write_features(
         (first, second),
         sources,
         spaces,
-        lambda source: _batches(source, prepared, config, device),
+        lambda source: _batches(source, prepared, config.data, config.train.eval_batch, device),
         limit=limit,
         seed=seed,
         shown=lambda done: progress.update(done),
@@ -226,11 +226,11 @@ def _some_images(source: Source, most: int, seed: int) -> Source:
 
 
 def _batches(
-    source: Source, prepared: Prepared, config: RunConfig, device: torch.device
+    source: Source, prepared: Prepared, data: DataConfig, size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
     """The images of a source as the model is tested on them."""
     views = views_of([source], prepared.datasets)
-    for loaded, batch in normalised_batches(views, config.data, device, batch=config.train.eval_batch):
+    for loaded, batch in normalised_batches(views, data, device, batch=size):
         yield batch.image, loaded.label, loaded.ids
 
 

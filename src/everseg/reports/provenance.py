@@ -19,20 +19,20 @@ from everseg.runs.command import FROM_PYTHON, text
 from everseg.runs.results import Results, source_name
 
 
-def preset_of(config: RunConfig) -> str | None:
-    """The preset a run goes back to: the one it is named after, else none."""
-    return config.name if config.name in presets.names(every=True) else None
+def preset_of(name: str) -> str | None:
+    """Return the preset that a run of this name goes back to: the one of the same name, else none."""
+    return name if name in presets.names(every=True) else None
 
 
 def deviations(config: RunConfig) -> list[str]:
     """Identity settings that differ from the preset's: "train.epochs: 30 -> 3"; [] without a preset."""
-    preset = preset_of(config)
+    preset = preset_of(config.name)
     return [] if preset is None else difference(load(preset), config)
 
 
 def command(config: RunConfig) -> str:
     """A command that does the run again: its preset with what differs, else the configuration as a file."""
-    preset = preset_of(config)
+    preset = preset_of(config.name)
     if preset is not None:
         usual = settings(load(preset))
         changed = [
@@ -85,7 +85,7 @@ def provenance(results: Results) -> dict[str, Any]:
     return {
         "command": command(config),
         "yaml": dump(config),
-        "preset": preset_of(config),
+        "preset": preset_of(config.name),
         "deviations": deviations(config),
         "facts": {key: value for key, value in facts.items() if value not in (None, "")},
         "models": models,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import ModelConfig, RunConfig, ScenarioConfig
 from everseg.config.yaml import parse
 from everseg.display import in_percent
 from everseg.labels import LabelSpace
@@ -163,9 +163,9 @@ def matches(config: RunConfig, domains: Sequence[str] = ()) -> list[Match]:
     """
     several = bool(config.data.domains)
     found = [
-        Match(entry, tuple(_differences(entry, config)), tuple(_remarks(entry, config)))
+        Match(entry, tuple(_differences(entry, config)), tuple(_remarks(entry, config.model)))
         for entry in published()
-        if (_same_domains(entry, config, domains) if several else _same_task(entry, config))
+        if (_same_domains(entry, config.scenario, domains) if several else _same_task(entry, config))
     ]
     return sorted(found, key=lambda match: not match.comparable)
 
@@ -177,11 +177,11 @@ def _same_task(entry: Published, config: RunConfig) -> bool:
     return canonical_task(entry.task, name) == canonical_task(task, name)
 
 
-def _same_domains(entry: Published, config: RunConfig, domains: Sequence[str]) -> bool:
-    if config.scenario.joint or not domains or not entry.domains:
+def _same_domains(entry: Published, scenario: ScenarioConfig, domains: Sequence[str]) -> bool:
+    if scenario.joint or not domains or not entry.domains:
         return False
-    if entry.single or config.scenario.single:
-        return entry.single and config.scenario.single and set(domains) <= set(entry.domains)
+    if entry.single or scenario.single:
+        return entry.single and scenario.single and set(domains) <= set(entry.domains)
     return entry.domains == tuple(domains)
 
 
@@ -223,11 +223,11 @@ def _differences(entry: Published, config: RunConfig) -> list[str]:
     return found
 
 
-def _remarks(entry: Published, config: RunConfig) -> list[str]:
+def _remarks(entry: Published, model: ModelConfig) -> list[str]:
     found = [f"seeds: {entry.seeds}"]
-    if config.model.weights is not None:
-        found.append(f"{entry.backbone['weights']} weights there; here {config.model.weights}")
-    norm = config.model.norm or _DEFAULT_NORM
+    if model.weights is not None:
+        found.append(f"{entry.backbone['weights']} weights there; here {model.weights}")
+    norm = model.norm or _DEFAULT_NORM
     if "output_stride" in entry.backbone and entry.backbone["norm"] != norm:
         found.append(f"norm {entry.backbone['norm']} there, {norm} here")
     return found
