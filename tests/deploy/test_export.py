@@ -22,7 +22,7 @@ from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.export import export
 from everseg.deploy.onnx import Deployed, Parity, check_parity, to_onnx
 from everseg.errors import CheckpointError, ConfigError, GateError
-from everseg.labels import LabelSpace
+from everseg.labels import SYNTHETIC_BACKGROUND, LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.runs.commit import verify
@@ -167,6 +167,13 @@ def test_ids_are_kept_and_never_used_again():
     assert [(c.id, c.name, c.branches) for c in shared.classes] == [
         (0, "background", ("a", "b")), (1, "car", ("a", "b")), (2, "bus", ("a",)), (3, "van", ("b",)),
     ]  # fmt: skip
+
+
+def test_outputs_that_share_a_raw_id_have_lasting_ids_of_their_own():
+    """Two data sets may number two classes alike in a branch that their domains share; outputs of ours have no id."""
+    space = LabelSpace(((SYNTHETIC_BACKGROUND, 3, 1), (3, 1)), ("background", "sky", "road", "car", "bus"))
+    registry = register({"street": space}, [{"street": 3}, {"street": 2}], [0, 1])
+    assert with_ids(space, registry).groups == ((SYNTHETIC_BACKGROUND, 1, 2), (3, 4))
 
 
 def test_more_classes_than_a_byte_holds_are_refused():

@@ -56,6 +56,9 @@ def register(
 
 def with_ids(space: LabelSpace, registry: Registry) -> LabelSpace:
     """The label space with the classes' lasting ids as raw ids; outputs without a class keep their negative ones."""
-    ids = dict(zip(space.order, registry.ids(space), strict=True))
-    groups = tuple(tuple(ids[raw] if raw >= 0 else raw for raw in group) for group in space.groups)
+    # By position: in a branch that domains share, two data sets may give two classes one raw id.
+    ids = iter(registry.ids(space))
+    groups = tuple(
+        tuple(i if raw >= 0 else raw for raw, i in zip(group, ids, strict=False)) for group in space.groups
+    )
     return replace(space, groups=groups)
