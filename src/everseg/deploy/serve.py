@@ -173,7 +173,8 @@ class Serving(Result):
 
     def stop(self) -> None:
         """Answer no more requests, and free the port."""
-        self._server.shutdown()
+        if self._thread.is_alive():  # else nobody would answer the request to end
+            self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
