@@ -390,7 +390,7 @@ def test_coco_objects_of_the_background_are_background_whatever_its_name(tmp_pat
     categories = [{"id": 1, "name": "__background__"}, {"id": 7, "name": "car"}, {"id": 9, "name": "sign"}]
     objects = [
         {"image_id": 0, "category_id": 7, "segmentation": square(2, 2, 9, 9)},
-        {"image_id": 0, "category_id": 1, "segmentation": square(4, 4, 5, 5)},
+        {"image_id": 0, "category_id": 1, "segmentation": square(4, 4, 6, 6)},
     ]
     content = {**coco(1), "categories": categories, "annotations": objects}
     dataset = load("coco", coco_tree(tmp_path, content), split={"val": 0})
