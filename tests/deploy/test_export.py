@@ -75,7 +75,7 @@ def test_a_bundle_holds_what_is_needed_and_no_pixels(run, tmp_path):
         "| 3 | blue | 1 |",
         "## Steps",
         "## Weak classes",
-        "Command: `",
+        "Started from Python",
         made.lineage["run"]["config_hash"][:12],
     ):
         assert text in card, text
