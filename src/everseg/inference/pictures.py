@@ -131,7 +131,8 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     endings of the names prevent clashes with the input and with files of other stems. Missing folders are created.
 
     Args:
-        path_stem: path of the files without ending ("out/0001" gives "out/0001_mask.png" and "out/0001_overlay.png").
+        path_stem: path of the files without ending. "out/0001" gives "out/0001_mask.png" and
+            "out/0001_overlay.png".
         ids: (H, W) integers in 0 ... 255; 255 = ignored.
         image: (H, W, 3) uint8, the input at the same size.
 
