@@ -316,7 +316,7 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
 def _fill(model: SegmentationModel, state: dict[str, Tensor], what: str) -> None:
     """Load a state dict strictly, and set the model to eval mode."""
     own = model.state_dict()
-    # Old files lack these counters, which do not affect predictions.
+    # Some files lack these counters of batch norm, which predictions do not use.
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros_like(value))
@@ -374,7 +374,7 @@ def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, 
 def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Find the head and its dimensions from the shapes of the weights.
 
-    Dilation rates and norm keep their defaults, because weights do not show them.
+    Dilation rates and norm keep their defaults, because the shapes do not show them.
     """
     try:
         if "decoder.project.0.weight" in state:
