@@ -196,6 +196,7 @@ def _torchvision(
 ) -> tuple[SegmentationModel, list[str], str]:
     """Convert a network of torchvision. All dimensions are derived from the shapes of the weights."""
     architecture, blocks = TORCHVISION[name]
+    # Rename torchvision's weights as in everseg: backbone -> encoder, classifier -> decoder, last layer -> head.
     ours, last = {}, "classifier.4"
     for theirs, value in state.items():
         if theirs.startswith("aux_classifier."):

@@ -168,6 +168,7 @@ def write_bundle(
         CheckpointError: the files cannot be written.
     """
     out = new_folder(out)
+    # Fail on missing packages before the model is exported.
     if onnx:
         require_onnx()
     growth = contents.model.describe()["growth"]

@@ -40,6 +40,7 @@ def register(
                 name = known_as(spelt, known)
                 if name != spelt and branch in known[name].branches:
                     name = spelt  # runs of older versions may hold both spellings in one branch: two outputs, two ids
+                # A new class gets the next free id, and the palette colour of that id.
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(

@@ -120,6 +120,7 @@ def extend(
         require_onnx()
     config = configuration(source, data, add, method, target.name, overrides, model)
     folder = RunFolder(Path(config.out) / config.name)
+    # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
         new_folder(target)
     processes = PartialState(cpu=not torch.cuda.is_available())

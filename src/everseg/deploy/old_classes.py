@@ -70,7 +70,7 @@ def measured(
     """Score both models on images with labels of old classes.
 
     Raises:
-        DataError: the deployed model finds none of its classes in the data.
+        DataError: the data share no class with the model, or the deployed model finds none of its classes.
     """
     means, per_class = [], []
     source, notes = source_by_name(dataset, config.scenario, pair.branch, pair.old)
@@ -169,6 +169,7 @@ def _became(counts: np.ndarray, pair: Pair) -> dict[str, float]:
         `became_new`, `became_old` (another old class) and `became_background`: shares of those pixels, in [0, 1]. The
         other pixels kept their class.
     """
+    # The new model's columns are the background, the old classes and, from `num_classes` of the old space on, new ones.
     rows = counts[pair.classes].astype(np.float64)
     total, background = rows.sum(), pair.old.background
     kept = float(np.trace(rows[:, pair.classes]))

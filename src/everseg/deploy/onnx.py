@@ -169,6 +169,7 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
                 f"onnxruntime cannot run the exported model at {image.shape[0]} x {image.shape[1]}: "
                 f"{str(error).splitlines()[0]}; nothing was written; --no-onnx leaves the ONNX file out"
             ) from error
+        # Logits of another shape cannot be subtracted; they count as infinitely different.
         same = found.shape == tuple(logits.shape)
         difference = float(np.abs(found - logits.numpy()).max()) if same else float("inf")
         worst = max(worst, difference)

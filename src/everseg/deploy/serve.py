@@ -290,6 +290,7 @@ class Handler(BaseHTTPRequestHandler):
         served = self.server.served[int(which)]
         check_type(self.headers.get("Content-Type", ""))
         length = self._length()
+        # Check for a free place before reading the body, so that waiting uploads do not fill the memory.
         if not self.server.places.acquire(blocking=False):
             raise RefusedError(503, "Busy with other images: try again in a moment.")
         try:
@@ -437,6 +438,7 @@ class Served:
             raise RefusedError(
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
+        # Look up the lasting id of every pixel's train id, (H, W).
         ids = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)[found.ids]
         counts = np.bincount(ids.ravel(), minlength=256)
         return {

@@ -199,7 +199,7 @@ class LoadedModel:
         """
         pixels = read_image(image, self.form.reading)
         if self.form.resized_to is None:
-            batch = np.array(pixels.transpose(2, 0, 1), order="C")
+            batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)
         else:
             batch, _ = resize_transform(
                 pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.resized_to

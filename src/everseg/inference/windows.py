@@ -38,7 +38,7 @@ def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
     tops = set(windows.starts(height))
     ids = torch.empty(height, width, dtype=torch.uint8, device=image.device)
     seen: list[Strip] = []
-    # Band borders lie where a row of windows begins or ends, so every band is covered by the same windows throughout.
+    # Band borders lie where a row of windows begins or ends, so all rows of a band have the same windows.
     for start, stop in pairwise(sorted(tops | {top + tall for top in tops})):
         seen = [strip for strip in seen if strip.top + tall > start]  # drop windows that end above this band
         if start in tops:
