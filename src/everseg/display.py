@@ -1,9 +1,9 @@
-"""How results show themselves: as text in a terminal, as tables and pictures in a notebook.
+"""Display of results: text in a terminal, tables and pictures in a notebook.
 
-Every figure that people read is written here (`percent`, `points`, `figure`, ...), from the whole number and in one
-step: whoever rounds first and passes the rounded number on gets 34.3 in one place and 34.2 in another.
+Every number that people read is formatted here (`percent`, `points`, `figure`, ...). Callers pass the unrounded number.
+Rounding twice would show 34.3 in one place and 34.2 in another.
 
-rich is imported only when something is printed, so that the lists of the command line answer at once.
+The module imports rich only when something is printed, so that the lists of the command line appear at once.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ def printable(text: object) -> str:
 
 
 UNDEFINED = "-"
-"""Stands for a number that is not known, or not defined."""
+"""Text shown for a number that is not known or not defined."""
 
 
 def in_percent(value: float | None) -> float | None:
-    """A fraction as percent, not rounded; None where undefined."""
+    """Convert a fraction to percent without rounding. Return None if it is undefined."""
     return None if value is None or math.isnan(value) else 100 * value
 
 
 def figure(value: float | None, *, digits: int = 1, signed: bool = False) -> str:
-    """A number as people read it; a dash where undefined, never a minus before zero.
+    """Format a number for people: a dash if it is undefined, and never a minus before zero.
 
     >>> figure(34.25), figure(-0.01), figure(2, signed=True), figure(None)
     ('34.2', '0.0', '+2.0', '-')
     """
     if value is None or math.isnan(value):
         return UNDEFINED
-    shown = round(value, digits) + 0.0
+    shown = round(value, digits) + 0.0  # adding 0.0 turns -0.0 into 0.0
     return f"{shown:+.{digits}f}" if signed else f"{shown:.{digits}f}"
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
-    """A fraction as percent, without the sign %.
+    """Format a fraction as percent, without the sign %.
 
     >>> percent(0.125), percent(0.9995), percent(float("nan"))
     ('12.5', '100.0', '-')
@@ -64,7 +64,7 @@ def percent(value: float | None, *, digits: int = 1) -> str:
 
 
 def points(value: float | None) -> str:
-    """A difference of two fractions as points, with its sign.
+    """Format a difference of two fractions as percentage points, with its sign.
 
     >>> points(-0.031)
     '-3.1'
@@ -73,19 +73,19 @@ def points(value: float | None) -> str:
 
 
 def interval(ends: Sequence[float] | None, *, between: str = "–", signed: bool = False) -> str:
-    """Two fractions as percent from the lower to the upper; a dash where undefined."""
+    """Format an interval of fractions as percent, lower end first. Return a dash if it is undefined."""
     if ends is None:
         return UNDEFINED
     return f" {between} ".join(figure(in_percent(end), signed=signed) for end in ends)
 
 
 def spread(mean: float | None, sd: float | None, *, sign: str = "±", signed: bool = False) -> str:
-    """Mean and standard deviation of numbers in their own unit (percent, points); a dash where there is no mean."""
+    """Format a mean and a standard deviation that are in percent or points already. A missing mean gives a dash."""
     return figure(mean, signed=signed) + ("" if mean is None or sd is None else f" {sign} {figure(sd)}")
 
 
 def cell(value: Any) -> str:
-    """What stands in a cell of a page's table: fractional numbers with one digit, whole ones with separators."""
+    """Format a table cell of a page: fractional numbers with one digit, whole numbers with separators."""
     if value is None or isinstance(value, float):
         return figure(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -94,7 +94,7 @@ def cell(value: Any) -> str:
 
 
 def for_files(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as CSV, JSON and Python's tables hold them: fractional numbers with two digits."""
+    """Round the fractional numbers of rows to two digits, for CSV, JSON and tables in Python."""
     return [
         {key: round(value, 2) + 0.0 if isinstance(value, float) else value for key, value in row.items()}
         for row in rows
@@ -102,39 +102,39 @@ def for_files(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def unicode_output() -> bool:
-    """Tell whether stdout can show block characters."""
+    """Return whether stdout can show block characters."""
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def escaped(text: object) -> str:
-    """Text that stands in HTML as it is: control characters as escapes, markup as text."""
+    """Escape a text for HTML: control characters appear as escapes, and markup appears as text."""
     return html.escape(printable(text))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A plain table; every cell is text with control characters escaped. Made by `table`."""
+    """A plain table, made by `table`. Every cell is text, with control characters escaped."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
     right: frozenset[str] = frozenset()
-    """Names of the columns set to the right: numbers, which never wrap."""
+    """Names of the right-aligned columns. They hold numbers, which never wrap."""
 
     @property
     def row_count(self) -> int:
-        """Rows below the heading."""
+        """Number of rows below the heading."""
         return len(self.rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table below a heading that wraps at the terminal's width, not at the table's; a blank line behind."""
+        """Draw the title, the table and a blank line. The title wraps at the terminal's width, not at the table's."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
         drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for index, column in enumerate(self.columns):
-            # In a narrow terminal headings and names wrap, numbers never.
+            # In a narrow terminal, headings and names wrap; numbers never do.
             kept = [row[index] for row in self.rows] if column in self.right else []
             drawn.add_column(
                 Text(column),
@@ -170,7 +170,7 @@ class Table:
             + "</tr>"
             for row in self.rows
         )
-        # Above the table and not its caption, which would wrap at the width of the table.
+        # A caption would wrap at the width of the table, so the title is a paragraph above it.
         title = f"<p>{escaped(self.title)}</p>" if self.title else ""
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -178,10 +178,10 @@ class Table:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = ""
 ) -> Table:
-    """Make a table of anything that has a text.
+    """Make a table. Each value is converted to text with `str`.
 
     Args:
-        title: line above it.
+        title: the line above the table.
         right: names of right-aligned columns, separated by "|".
     """
     numbers = {printable(name) for name in right.split("|")}
@@ -196,12 +196,12 @@ def table(
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """A picture in a notebook; in a terminal it is not shown."""
+    """A picture that notebooks show. Terminals leave it out."""
 
     png: Callable[[], bytes]
-    """Gives the file when the picture is looked at; it may have been moved or deleted since (OSError)."""
+    """Reads the file when the picture is displayed. Raises OSError if the file was moved or deleted meanwhile."""
     text: str
-    """What it shows, for those who cannot see it, and below it."""
+    """Description of the picture, used as its caption and as its alternative text."""
 
     def __repr__(self) -> str:
         return f"Picture({self.text!r})"
@@ -223,19 +223,19 @@ Piece = str | Table | Picture
 
 
 class Result:
-    """What a verb gives: `print` shows it as the command line does, a notebook shows tables and pictures."""
+    """The result of a command. `print` shows it as the command line does; a notebook shows tables and pictures."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What to know when reading the result; the command line prints it on stderr. A field of some results."""
+        """Remarks that help to read the result, printed on stderr by the command line. A field of some results."""
         return ()
 
     def shown(self) -> Iterable[Piece]:
-        """What there is to see, in its order: lines of text, tables, pictures."""
+        """Return the lines of text, tables and pictures to show, in order."""
         raise NotImplementedError
 
     def to_json(self) -> Any:
-        """The result as plain dictionaries, lists, texts and numbers: what `--json` prints."""
+        """Return the result as plain dictionaries, lists, texts and numbers. `--json` prints this."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -259,13 +259,13 @@ class Result:
 def _texts(pieces: Iterable[Piece]) -> Iterator[str]:
     for piece in pieces:
         if isinstance(piece, Table):
-            yield f"{piece}\n"  # a blank line behind, as in the terminal
+            yield f"{piece}\n"  # a blank line after it, as in the terminal
         elif isinstance(piece, str):
             yield printable(piece)
 
 
 class OnceADictionary(Result):
-    """A result that was a dictionary once: its keys are understood until version 0.2, with a warning."""
+    """A result that used to be a dictionary. Reading it by key works with a warning until version 0.2."""
 
     def __getitem__(self, key: str) -> Any:
         warnings.warn(

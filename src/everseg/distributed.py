@@ -1,4 +1,4 @@
-"""Sums over processes, and the seeds that every process derives in the same way."""
+"""Reductions over processes, and seeds that every process derives in the same way."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from accelerate import Accelerator
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Mix parts into a 31-bit seed; a pure function of them."""
+    """Mix parts into a 31-bit seed. The same parts give the same seed in every process."""
+    # Python's own hash() of a text differs from process to process.
     digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
 
 def all_reduce_max(value: int, accelerator: Accelerator) -> int:
-    """Largest value over processes."""
+    """Return the largest value over all processes."""
     if accelerator.num_processes == 1:
         return value
     tensor = torch.tensor(value, device=accelerator.device)
@@ -25,11 +26,11 @@ def all_reduce_max(value: int, accelerator: Accelerator) -> int:
 
 
 def all_reduce_sum(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the function that sums a tensor over processes."""
+    """Make a function that returns the sum of a tensor over all processes."""
 
     def reduce(tensor: torch.Tensor) -> torch.Tensor:
         if accelerator.num_processes > 1:
-            tensor = tensor.clone()
+            tensor = tensor.clone()  # all_reduce writes into its argument
             torch.distributed.all_reduce(tensor)
         return tensor
 

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each with the exit code of its kind, and what their messages share."""
+"""The errors that a user can cause, each kind with its exit code, and helpers for writing their messages."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 MORE = "more: "
-"""How the last line of an error on the terminal begins: where its kind is explained stands behind it."""
+"""Beginning of the last line of an error on the terminal. The place where its kind is explained follows."""
 
 
 def near_miss(name: object, known: Iterable[str], otherwise: str = "", *, below: str = "") -> str:
-    """The end of a message: "; did you mean 'x'?", or `otherwise` where no known name is close.
+    """Return the end of a message: "; did you mean 'x'?", or `otherwise` if no known name is close.
 
     Args:
-        below: what stands before the name where it is typed ("train.").
+        below: the prefix that the user types before the name ("train.").
     """
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean '{below}{close[0]}'?" if close else otherwise
 
 
 def some(items: Sequence[str], most: int = 20, between: str = ", ") -> str:
-    """The first items and how many more there are; one more than `most` is still shown.
+    """List the first items and say how many more there are. If only one item is left over, it is shown too.
 
     >>> some(["a", "b", "c", "d"], 2)
     'a, b, and 2 more'
@@ -28,15 +28,16 @@ def some(items: Sequence[str], most: int = 20, between: str = ", ") -> str:
     'a, b, c'
     """
     more = len(items) - most
+    # "and 1 more" would be no shorter than the item itself.
     return between.join(items if more <= 1 else [*items[:most], f"and {more} more"])
 
 
 class EversegError(Exception):
-    """A problem to tell the user about: what, where, and what to do; shown without a traceback."""
+    """A problem that the user can mend. The message says what, where, and what to do; no traceback is shown."""
 
     exit_code = 1
     topic = "internal"
-    """Section of docs/errors.md that tells more."""
+    """Section of docs/errors.md that explains this kind of error."""
 
 
 class ConfigError(EversegError):
@@ -63,38 +64,38 @@ class DataError(EversegError):
 
 
 class CheckpointError(EversegError):
-    """A checkpoint that is damaged, missing, or of another model or run; or one that cannot be written."""
+    """A checkpoint is damaged, missing, belongs to another model or run, or cannot be written."""
 
     exit_code = 4
     topic = "checkpoint"
 
 
 class DivergedError(EversegError):
-    """A loss, an input or a weight that is no longer finite."""
+    """A loss, an input or a weight is no longer finite."""
 
     exit_code = 5
     topic = "diverged"
 
 
 class GateError(EversegError):
-    """A model that does not pass a check it had to pass: the quality kept, the parity of an exported file."""
+    """A model fails a required check: the old classes' quality, or the parity of an exported file."""
 
     exit_code = 6
     topic = "gate"
 
 
 class TimeBudgetReached(EversegError):  # noqa: N818 - an outcome, not a fault
-    """The time budget is used up; the run is saved and the same command continues it."""
+    """The time budget is used up. The run is saved, and the same command continues it."""
 
     exit_code = 75
     topic = "time-budget"
 
 
 class Interrupted(EversegError):  # noqa: N818
-    """A signal stopped the run at an iteration boundary; it is saved."""
+    """A signal stopped the run between two iterations. The run is saved."""
 
     topic = "interrupted"
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + signal_number  # the convention of shells

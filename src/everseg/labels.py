@@ -1,10 +1,11 @@
-"""Label spaces, label policies, the look-up tables made of them, and names of classes.
+"""Label spaces, label policies, the look-up tables made from them, and the matching of class names.
 
-A mask holds *raw ids*, a model's outputs are *train ids*; a table of 256 entries leads from one to the other.
-What happens to pixels that carry no class taught now differs between the public codes (a named `LabelPolicy`).
+A mask holds *raw ids*; a model's outputs are *train ids*. A table of 256 entries maps raw ids to train ids.
+The public code bases treat pixels without a class of the current step differently. A `LabelPolicy` describes each way.
 
-Classes of two sides (a data set and a model, two models, two domains) meet by name. `spelling` is the only rule that
-says when two names are one, and whoever matches names does it here; a name that meets nobody is told, not dropped.
+Classes of two sides (a data set and a model, two models, two domains) are matched by name. `spelling` is the only rule
+for when two names are the same, and all matching of names is done in this module. Names without a partner are reported,
+never silently dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from everseg.errors import ConfigError, some
 
 IGNORED = 255
-"""The train id of pixels that no loss and no score counts."""
+"""Train id of pixels that losses and scores leave out."""
 SYNTHETIC_BACKGROUND = -1
 """Raw id of the background channel added for data sets that have no background class: no pixel carries it."""
 SYNTHETIC_VOID = -2
@@ -29,31 +30,31 @@ SYNTHETIC_VOID = -2
 SYNTHETIC_OTHER = -3
 """Raw id of the column that counts predictions a label space has no class for: no pixel and no output carries it."""
 BACKGROUND = "background"
-"""What label spaces call the background, whatever the data set calls it."""
+"""Name of the background in label spaces, whatever the data set calls it."""
 IGNORE_NAME = "ignore"
-"""The name that stands for pixels without annotation where classes are described; no class may have it."""
+"""Name for pixels without annotation in a description of classes. No class may have it."""
 _BACKGROUNDS = frozenset({"background", "bg", "bkg"})
-"""How people and tools call the background, folded: `__background__`, `_background_` and `BG` are among them.
+"""Usual names of the background, in folded spelling: they also cover `__background__`, `_background_` and `BG`.
 
-Not here: "other" and "unlabeled". The first is a class in some data sets, the second is void in most.
+"other" and "unlabeled" are left out: the first is a class in some data sets, the second means void in most.
 """
 _VOIDS = frozenset({IGNORE_NAME, "void", "unlabeled", "unlabelled"})
 _ACCENTED = ("LATIN", "GREEK")
-"""Alphabets whose accents are folded. In others the same marks make other letters: и and й, か and が."""
+"""Alphabets whose accents are removed. In other alphabets the same marks make other letters: и and й, か and が."""
 _Key = TypeVar("_Key")
 
 
 @functools.lru_cache(maxsize=8192)
 def spelling(name: str) -> str:
-    """Fold a class name: two names are one name exactly if this gives the same text for both.
+    """Fold a class name. Two names count as the same exactly if this function returns the same text for both.
 
-    Folded are case, spaces, hyphens, underscores and the accents of Latin and Greek letters, compatibility forms of
-    Unicode (full-width letters, ligatures) and the usual names of the background. All other signs tell names apart
-    ("CD3+", "C++"), and so do hyphens at the beginning or end ("-1", "CD3-") and the place where a name parts
-    numbers ("zone 1-11", "zone 11-1").
+    The function ignores case, spaces, hyphens, underscores, the accents of Latin and Greek letters, and compatibility
+    forms of Unicode (full-width letters, ligatures). It unifies the usual names of the background. All other characters
+    distinguish names ("CD3+", "C++"). So do hyphens at the beginning or end ("-1", "CD3-") and the place where a name
+    separates numbers ("zone 1-11", "zone 11-1").
 
     Returns:
-        A text to compare, not to show. It is its own spelling; it is empty for a blank name only.
+        A text for comparing, not for showing. Folding it again changes nothing. Only a blank name gives an empty text.
 
     >>> spelling("Traffic-Light") == spelling("traffic light") == spelling("TRAFFIC_LIGHT")
     True
@@ -62,16 +63,16 @@ def spelling(name: str) -> str:
     >>> spelling("__background__"), spelling("BG"), spelling("+"), spelling("-")
     ('background', 'background', '+', '-')
     """
-    # Case can only be folded after compatibility forms are gone, and leaves some of them behind itself.
+    # Casefolding works only after compatibility forms are replaced, and can produce new ones; hence NFKD twice.
     letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
     parted = re.sub("[ -]+", _separator, "".join(map(_without_kinds, letters)).strip(" "))
-    # Accents come last: some are signs of their own that stand on a space, which has gone by now.
+    # Accents come last: some are separate characters on top of a space, and spaces are removed by now.
     plain = unicodedata.normalize("NFKD", re.sub("(.)([\u0300-\u036f]+)", _accent, parted))
     return BACKGROUND if plain in _BACKGROUNDS else plain or name.strip()
 
 
 def _without_kinds(letter: str) -> str:
-    """One kind of space and one kind of hyphen; zero-width signs and soft hyphens are no part of a name."""
+    """Replace every kind of space and hyphen by the plain one, and drop zero-width characters and soft hyphens."""
     category = unicodedata.category(letter)
     if category == "Pd" or letter == "\N{MINUS SIGN}":
         return "-"
@@ -79,7 +80,7 @@ def _without_kinds(letter: str) -> str:
 
 
 def _separator(found: re.Match[str]) -> str:
-    """What is left of spaces and hyphens: a hyphen at either end of a name, a space between digits, else nothing."""
+    """Reduce a run of spaces and hyphens: to a hyphen at either end of a name, a space between digits, else nothing."""
     text, (start, end) = found.string, found.span()
     if start == 0 or end == len(text):
         return "-"
@@ -87,31 +88,31 @@ def _separator(found: re.Match[str]) -> str:
 
 
 def _accent(found: re.Match[str]) -> str:
-    """A letter without its accents, where these are no other letter."""
+    """Remove the accents of a Latin or Greek letter; keep those of other alphabets, where they make another letter."""
     return found[1] if unicodedata.name(found[1], "").startswith(_ACCENTED) else found[0]
 
 
 def is_background_name(name: str) -> bool:
-    """Whether a class is called as the background usually is: `Background`, `__background__`, `BG`, ..."""
+    """Return whether a name is a usual name of the background: `Background`, `__background__`, `BG`, ..."""
     return spelling(name) == BACKGROUND
 
 
 def is_void_name(name: str) -> bool:
-    """Whether a label map's name means pixels without annotation: `ignore`, `void`, `unlabeled`, ..."""
+    """Return whether a name in a label map means pixels without annotation: `ignore`, `void`, `unlabeled`, ..."""
     return spelling(name) in _VOIDS
 
 
 def find_name(name: str, known: Iterable[str]) -> str | None:
-    """The first known name that is this name, however it is spelled; None if there is none."""
+    """Return the first known name that has the same `spelling`, or None if there is none."""
     wanted = spelling(name)
     return next((other for other in known if spelling(other) == wanted), None)
 
 
 def doubled(named: Mapping[_Key, str]) -> list[tuple[_Key, _Key]]:
-    """What has one name with another: pairs of keys, the earlier one first.
+    """Find names that occur more than once: return pairs of their keys, the earlier key first.
 
     Args:
-        named: an id, an output or whatever else has a name -> that name.
+        named: key (an id, an output, ...) -> its name.
 
     >>> doubled({0: "road", 1: "sky", 7: "Road"})
     [(0, 7)]
@@ -122,25 +123,25 @@ def doubled(named: Mapping[_Key, str]) -> list[tuple[_Key, _Key]]:
 
 
 def known_as(name: str, known: Collection[str]) -> str:
-    """A name as it is known already, in the same spelling if it is there, else in another; itself if it is new.
+    """Return a name as it is known already: preferably letter by letter, else by `spelling`; a new name unchanged.
 
-    Files of older versions may hold one name in two spellings: there each means itself.
+    The exact match comes first because files of older versions may hold one name in two spellings.
     """
     return name if name in known else find_name(name, known) or name
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Which of the names wanted is which of those known."""
+    """Result of matching wanted names with known names."""
 
     pairs: Mapping[str, str]
-    """Name wanted -> the same name as the known ones spell it, in the order wanted."""
+    """Wanted name -> the matching known name, in the order of the wanted names."""
     unmatched_wanted: tuple[str, ...]
     unmatched_known: tuple[str, ...]
 
     @property
     def respelt(self) -> dict[str, str]:
-        """Those of the pairs whose two spellings differ."""
+        """The pairs whose two names are written differently."""
         return {wanted: known for wanted, known in self.pairs.items() if wanted != known}
 
 
@@ -150,13 +151,13 @@ def match_names(
     *,
     what: tuple[str, str] = ("the names given", "the names known"),
 ) -> Matching:
-    """Match class names by `spelling`; each finds one partner or none.
+    """Match class names by `spelling`. Each name gets one partner or none.
 
     Args:
-        what: how messages call the two sides.
+        what: what messages call the two sides.
 
     Raises:
-        ConfigError: two names of one side are one name, so that it is open which of them is meant.
+        ConfigError: two names of one side are the same, so it is unclear which of them is meant.
 
     >>> match_names(["Green", "blue"], ["red", "green"])
     Matching(pairs={'Green': 'green'}, unmatched_wanted=('blue',), unmatched_known=('red',))
@@ -181,7 +182,7 @@ def match_names(
 
 @dataclass(frozen=True)
 class RawLabels:
-    """The ids that stand in a data set's masks."""
+    """The ids in a data set's masks."""
 
     names: Mapping[int, str]
     """Raw id -> class name, background included if the data set has one."""
@@ -191,10 +192,10 @@ class RawLabels:
     """Raw ids of pixels without annotation."""
 
     def __post_init__(self) -> None:
-        """Refuse two classes of one name (see `spelling`): whatever goes by names would take one for the other.
+        """Refuse two classes with the same name (see `spelling`): matching by name would confuse them.
 
         Raises:
-            ConfigError: with the ids of each pair.
+            ConfigError: two classes have the same name; the message gives the ids of each pair.
         """
         names = {raw: str(name) for raw, name in self.names.items()}
         if pairs := doubled(names):
@@ -219,7 +220,7 @@ class RawLabels:
 
 @dataclass(frozen=True)
 class LabelPolicy:
-    """Train ids given to pixels that carry no class taught now."""
+    """Train ids for pixels that belong to no class of the current step."""
 
     void: int = IGNORED
     background: int = 0
@@ -298,15 +299,15 @@ class LabelSpace:
         return len(self.order)
 
     def problems(self, *, stored: bool = False) -> list[str]:
-        """What makes this no list of classes: ids and names that do not match, or anything that stands twice.
+        """List what is wrong with this label space: ids and names that do not match, or duplicates.
 
         Args:
-            stored: it stands in a file already. Files of older versions may hold one name in two spellings.
+            stored: whether it was read from a file. Files of older versions may hold one name in two spellings.
         """
         found = []
         if len(self.names) != self.num_classes:
             found.append(f"{len(self.names)} names for {self.num_classes} ids")
-        # Only ids that stand for no pixel: where domains share a branch, two data sets may number two classes alike.
+        # Check only negative ids: where domains share a branch, two data sets may use one id for two classes.
         texts = [("id", [str(raw) for raw in self.order if raw < 0])]
         for what, values in [*texts, *([("name", [*self.names])] if stored else [])]:
             if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
@@ -320,7 +321,7 @@ class LabelSpace:
         return found if stored else [*found, *self._respelt()]
 
     def _respelt(self) -> list[str]:
-        """Outputs whose names differ in spelling only, such as a background of ours beside a class Background."""
+        """Report outputs whose names differ in spelling only, such as a synthetic background and a class Background."""
         return [
             f"outputs {one} '{self.names[one]}' and {other} '{self.names[other]}' are two classes of one name; rename "
             "one of them"
@@ -333,13 +334,13 @@ class LabelSpace:
         ]
 
     def lut(self, visible: Iterable[int], policy: LabelPolicy, all_raw: Iterable[int]) -> np.ndarray:
-        """Build the table raw id -> train id of a data set whose ids are those of this label space.
+        """Build the table raw id -> train id for a data set that uses the raw ids of this label space.
 
-        In a label space without background, pixels that a policy would call background (0) are ignored instead.
+        In a label space without background, pixels that the policy would map to background (0) are ignored instead.
 
         Args:
             visible: raw ids that keep their train id.
-            policy: where all other pixels go.
+            policy: train ids of all other pixels.
             all_raw: every class id of the data set; an id outside it counts as void.
 
         Returns:
@@ -348,7 +349,7 @@ class LabelSpace:
         order = self.order
         background = None if self.background is None else order[self.background]
         train_ids = {raw: i for i, raw in enumerate(order) if raw >= 0 and raw != background}
-        if background is not None and background < 0:  # an output of ours: no pixel is labelled so
+        if background is not None and background < 0:  # synthetic background: no pixel has its raw id
             background = None
         return self._table(train_ids, background, set(visible), policy, all_raw)
 
@@ -359,12 +360,12 @@ class LabelSpace:
         policy: LabelPolicy,
         visible: Iterable[int] | None = None,
     ) -> np.ndarray:
-        """Build the table of a data set with ids of its own, whose classes were found in this label space by name.
+        """Build the table raw id -> train id for a data set with other raw ids, whose classes were matched by name.
 
         Args:
-            labels: of the data set. Its background is the label space's, whatever either is called.
-            train_ids: raw id -> train id of the classes that were found, without the background.
-            policy: where all other pixels go.
+            labels: ids of the data set. The two backgrounds are matched by their role, whatever their names.
+            train_ids: raw id -> train id of the matched classes, without the background.
+            policy: train ids of all other pixels.
             visible: raw ids that keep their train id; default all of `train_ids`.
 
         Returns:
@@ -383,10 +384,12 @@ class LabelSpace:
         policy: LabelPolicy,
         all_raw: Iterable[int],
     ) -> np.ndarray:
-        """The only place where a table of labels is made."""
+        """Build a look-up table. No other function builds one."""
         if self.background is None:
+            # Without a background, train id 0 is an ordinary class.
             policy = LabelPolicy(*(IGNORED if value == 0 else value for value in astuple(policy)))
-        table = np.full(256, policy.void, np.uint8)
+        # Later assignments overwrite earlier ones: void, unknown classes, known classes, background.
+        table = np.full(256, policy.void, np.uint8)  # (256,)
         for raw in all_raw:
             table[raw] = policy.future
         for raw, train_id in train_ids.items():
@@ -398,16 +401,16 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class SharedClasses:
-    """Which classes of a data set a label space knows: by name, the background by its role."""
+    """The classes that a data set and a label space share. Classes are matched by name, the background by its role."""
 
     train_ids: Mapping[int, int]
-    """Raw id -> train id. Without the background where both have one: its pixels are the label policy's affair."""
+    """Raw id -> train id. A background of both sides is left out: the label policy decides about its pixels."""
     respelt: Mapping[str, str]
-    """Name in the data set -> the same name in the label space, where the two spellings differ."""
+    """Name in the data set -> the matching name in the label space, if the two are written differently."""
     only_data: Mapping[int, str]
     """Raw id -> name of the classes that the label space does not know."""
     only_space: Mapping[int, str]
-    """Train id -> name of the classes that the data set does not have; outputs of ours (void) are none."""
+    """Train id -> name of the classes that the data set does not have. Synthetic outputs (void) are not counted."""
 
 
 def shared_classes(
@@ -416,10 +419,10 @@ def shared_classes(
     """Find each class of a data set in a label space.
 
     Args:
-        what: how messages call the two.
+        what: what messages call the two.
 
     Raises:
-        ConfigError: two classes of one name on either side.
+        ConfigError: two classes on the same side have the same name.
     """
     data, model = what
     if pairs := doubled(dict(enumerate(space.names))):
@@ -433,6 +436,7 @@ def shared_classes(
     raws = {name: raw for raw, name in labels.names.items() if not (both and raw == labels.background)}
     outputs = {name: i for i, name in enumerate(space.names)}
     found = match_names(raws, outputs, what=(data, model))
+    # Outputs that no data set can have: synthetic ones, and the background, which the policy handles.
     expected = {i for i, raw in enumerate(space.order) if raw < 0} | ({space.background} if both else set())
     return SharedClasses(
         {raws[name]: outputs[known] for name, known in found.pairs.items()},
@@ -451,17 +455,18 @@ def naming_notes(
     what: tuple[str, str] = ("the data set", "the model"),
     trained: bool = False,
 ) -> list[str]:
-    """Say which names were matched in two spellings, which met nobody, and what that means for the figures.
+    """Report names that were matched despite different spellings and names without a partner, with the consequences.
 
     Args:
-        shared: of the data set and `space`.
-        table: raw id -> train id, (256,), as the pixels are counted or trained.
-        pixels: of each raw id in the images looked at, (256,).
-        what: how to call the two.
-        trained: whether the pixels are trained on; else they are scored, and the model's lonely classes are told too.
+        shared: the classes shared by the data set and `space`.
+        table: raw id -> train id, (256,), used for training or scoring.
+        pixels: number of pixels of each raw id in the images examined, (256,).
+        what: what to call the two sides.
+        trained: whether the pixels are used for training. If they are scored instead, the notes also list the classes
+            that only the model has.
 
     Returns:
-        Sentences without a full stop; none where every name met its own.
+        Sentences without a full stop. The list is empty if every name has a partner of exactly the same spelling.
     """
     data, model = what
     notes = [

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live bar on a terminal, plain lines elsewhere.
+"""Progress display of a run: a live bar on a terminal, plain lines elsewhere.
 
 Everything goes to stderr, so that stdout stays free for tables and JSON.
 """
@@ -20,29 +20,29 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 PLAIN_SECONDS = 10.0
-"""Least time between two plain lines of one bar."""
+"""Shortest time between two plain lines of one bar."""
 
 
 def memory_text() -> str:
-    """Memory in use, for people: the GPU's where training holds some, else this process's resident set."""
-    torch = sys.modules.get("torch")
+    """Describe the memory in use: the peak on the GPU if CUDA is in use, else this process's resident memory."""
+    torch = sys.modules.get("torch")  # if nothing has imported torch, no GPU is in use
     if torch is not None and torch.cuda.is_initialized():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f}G gpu"
     return f"{resident_bytes() / 2**30:.1f}G"
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process in bytes (on systems without /proc its peak)."""
+    """Return the resident memory of this process in bytes. Systems without /proc only tell its peak."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 
 
 def time_text(seconds: float) -> str:
-    """Seconds -> "m:ss" or "h:mm:ss"."""
+    """Format seconds as "m:ss" or "h:mm:ss"."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
@@ -50,14 +50,14 @@ def time_text(seconds: float) -> str:
 
 
 class Progress:
-    """One bar at a time: `begin`, many `update`, `end`; `message` at any moment.
+    """Shows one bar at a time: call `begin`, then `update` repeatedly, then `end`. `message` may be called at any time.
 
     Args:
         quiet: print nothing at all.
         rank: only rank 0 prints.
         stream: where to print; default stderr.
         clock: seconds, monotonic; replaced in tests.
-        columns: width of the display; default as the terminal's.
+        columns: width of the display; default the terminal's width.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Progress:
         self._detail = ""
 
     def begin(self, title: str, total: int, start: int = 0) -> None:
-        """Start a bar; one still open is closed first.
+        """Start a bar. If another bar is open, it is closed first.
 
         Args:
-            title: what is being done ("step 2/6 epoch 3/30").
+            title: the current work ("step 2/6 epoch 3/30").
             total: number of iterations.
-            start: iterations done already (a resumed run); they do not count for the time left.
+            start: iterations that a resumed run has done before; the estimate of the time left excludes them.
         """
         self.end()
         self._title, self._total, self._start, self._done = title, total, start, start
@@ -114,11 +114,11 @@ class Progress:
         lr: float = 0.0,
         images_per_second: float = 0.0,
     ) -> None:
-        """Show where the bar stands.
+        """Move the bar.
 
         Args:
             iteration: iterations done so far, `start` included.
-            terms: loss term -> value, weights applied; their sum is shown as the loss. None where nothing is trained.
+            terms: loss term -> value, weights applied; their sum is shown as the loss. None if nothing is trained.
             lr: learning rate of this iteration; 0 hides it.
             images_per_second: throughput over all processes; 0 hides it.
         """
@@ -132,12 +132,12 @@ class Progress:
             self._line()
 
     def message(self, text: str) -> None:
-        """Print a line of its own, above the bar."""
+        """Print a separate line above the bar."""
         if not self._silent:
             self._console.print(text, soft_wrap=True)
 
     def end(self) -> None:
-        """Close the bar; where there is none, print its last state as a line. Without an open bar: nothing."""
+        """Close the bar and print its last state as a line. Do nothing if no bar is open."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -165,6 +165,7 @@ class Progress:
         if images_per_second:
             parts.append(f"{images_per_second:.1f} img/s")
         parts.append(memory_text())
+        # The speed is measured on the iterations of this process only.
         fresh = self._done - self._start
         if fresh > 0 and self._done < self._total:
             spent = self._clock() - self._began
@@ -178,7 +179,7 @@ class Progress:
 
 @contextmanager
 def counting(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Say how many of the samples are done; the bar appears with the first.
+    """Show how many samples are done. The bar appears with the first sample.
 
     Yields:
         A function to call with (done, total).
@@ -196,10 +197,10 @@ def counting(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int]
 
 
 def counting_bytes(title: str, *, quiet: bool = False) -> Callable[[int, int], None]:
-    """Say how much of a download is done: in place on a terminal, else a line every 10 s.
+    """Show how much of a download is done: in place on a terminal, else as a line every 10 s.
 
     Returns:
-        A function to call with (bytes done, bytes in all or 0).
+        A function to call with (bytes done, total bytes or 0 if unknown).
     """
     terminal = sys.stderr.isatty()
     last = [0.0]

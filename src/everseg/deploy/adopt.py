@@ -1,4 +1,4 @@
-"""A model that was not trained here as a bundle, its classifier turned into the first of ours."""
+"""Conversion of a model trained elsewhere into a bundle. Its classifier becomes the first classifier of the head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5
-"""Largest difference of a logit from the original network's, relative to the largest (at least 1)."""
+"""Largest allowed difference of a logit from the original network's, relative to the largest logit (at least 1)."""
 TORCHVISION = {
     "deeplabv3_resnet50": ("torchvision-deeplabv3", (3, 4, 6, 3)),
     "deeplabv3_resnet101": ("torchvision-deeplabv3", (3, 4, 23, 3)),
@@ -41,15 +41,15 @@ TORCHVISION = {
 
 @dataclass(frozen=True, repr=False)
 class Adopted(Result):
-    """A bundle made of another project's model."""
+    """A bundle made from another project's model."""
 
     bundle: Bundle
     check: str
-    """What the forward pass has shown."""
+    """Result of the check by a forward pass, in words."""
     background: bool
-    """Whether its first class is the background, so that it can be extended."""
+    """Whether the first class is the background. Only then can the bundle be extended."""
     notes: tuple[str, ...] = ()
-    """What its class names mean for the bundle."""
+    """Remarks on the class names and their consequences for the bundle."""
 
     def shown(self) -> Iterator[Piece]:
         yield f"check: {self.check}"
@@ -75,7 +75,7 @@ def adopt(
     images: str | Path | None = None,
     onnx: bool = True,
 ) -> Adopted:
-    """Turn a state dict of another library, with its list of classes, into a bundle.
+    """Turn a state dict of another library and its list of classes into a bundle.
 
     Args:
         weights: a safetensors file, or a .pth that holds tensors only.
@@ -86,14 +86,14 @@ def adopt(
             the config.json's. A first class with one of the background's usual names (background, __background__, BG,
             ...) is the background.
         out: a new folder.
-        normalisation: how the model wants its inputs, see `everseg.data.batches.transforms.normalise`.
-        images: as for `export`; also the forward pass is checked on one of them.
+        normalisation: how the inputs of the model are normalised, see `everseg.data.batches.transforms.normalise`.
+        images: as for `export`. The forward pass is also checked on one of them.
         onnx: write the ONNX file.
 
     Raises:
-        ConfigError: unknown architecture, or other than as many names as outputs.
-        CheckpointError: weights that do not fit, all listed.
-        GateError: the adopted model does not give the original's logits.
+        ConfigError: the architecture is unknown, or there are not as many names as outputs.
+        CheckpointError: some weights do not fit; the message lists all of them.
+        GateError: the adopted model does not reproduce the original's logits, or its logits are not finite.
     """
     new_folder(out)
     if onnx:
@@ -133,10 +133,10 @@ def adopt(
 
 
 def _space(names: Sequence[str]) -> tuple[LabelSpace, tuple[str, ...]]:
-    """The label space of the outputs, and what their names mean for what can be done with the bundle.
+    """Build the label space of the outputs, and remarks on what their names mean for the bundle.
 
     Raises:
-        ConfigError: two outputs of one name.
+        ConfigError: two outputs have the same name.
     """
     first = is_background_name(names[0])
     named = (BACKGROUND, *names[1:]) if first else tuple(names)
@@ -157,10 +157,10 @@ def _space(names: Sequence[str]) -> tuple[LabelSpace, tuple[str, ...]]:
 
 
 def class_names(given: str | Path | Sequence[str]) -> list[str]:
-    """Names from a sequence, "a,b,c", or a file.
+    """Return class names given as a sequence, as "a,b,c", or as a file.
 
     Raises:
-        ConfigError: a file that holds no names.
+        ConfigError: the file does not exist or holds no list of names.
     """
     if not isinstance(given, str | Path):
         return [str(name) for name in given]
@@ -194,12 +194,13 @@ def _state(path: Path) -> dict[str, Tensor]:
 def _torchvision(
     name: str, state: dict[str, Tensor], sample: Tensor
 ) -> tuple[SegmentationModel, list[str], str]:
-    """One of torchvision's networks; every dimension follows from the shapes."""
+    """Convert a network of torchvision. All dimensions are derived from the shapes of the weights."""
     architecture, blocks = TORCHVISION[name]
+    # Rename torchvision's weights as in everseg: backbone -> encoder, classifier -> decoder, last layer -> head.
     ours, last = {}, "classifier.4"
     for theirs, value in state.items():
         if theirs.startswith("aux_classifier."):
-            continue  # helps in training only
+            continue  # the auxiliary head is used in training only
         moved = (
             theirs.replace(last, "heads.default.classifiers.0") if theirs.startswith(f"{last}.") else theirs
         )
@@ -231,7 +232,7 @@ def _torchvision(
 
 
 def _timm(name: str, state: dict[str, Tensor], sample: Tensor) -> tuple[SegmentationModel, list[str], str]:
-    """An encoder of timm under one of everseg's heads."""
+    """Convert an encoder of timm with one of everseg's heads."""
     model, ours = network(name, state)
     _fill(
         model, ours, f"timm's {name} under everseg's {model.describe()['name'].removeprefix('library-')} head"
@@ -250,12 +251,13 @@ def _finite(model: SegmentationModel, name: str, sample: Tensor) -> str:
 def _transformers(
     folder: Path, state: dict[str, Tensor], sample: Tensor
 ) -> tuple[SegmentationModel, list[str], str]:
-    """A network of the transformers library, compared with itself before its classifier was taken out."""
+    """Convert a network of the transformers library, and check that its logits stay the same."""
     config, network = _original(folder, state)
     outputs = int(network.config.num_labels)
     classifier, channels = find_classifier(network, sample, outputs)
     with torch.no_grad():
         expected = network(pixel_values=sample).logits
+    # The classifier moves to the head of the new model; all other weights belong to the encoder.
     own = network.state_dict()
     parts = {"weight": own.pop(f"{classifier}.weight"), "bias": own.pop(f"{classifier}.bias", None)}
     if parts["bias"] is None:
@@ -265,6 +267,7 @@ def _transformers(
     ours = {f"encoder.network.{name}": value for name, value in own.items()}
     ours |= {f"heads.default.classifiers.0.{name}": value for name, value in parts.items()}
     _fill(model, ours, "this network")
+    # A wrongly chosen classifier would load without an error, so the logits are compared.
     found = upsample(_logits(model, sample), expected.shape[2:])
     difference = float((found - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
@@ -282,7 +285,11 @@ def _transformers(
 
 
 def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], Any]:
-    """The library's own network with these weights, strictly."""
+    """Build the original network with the transformers library. All weights must fit.
+
+    Returns:
+        The content of config.json, and the network in eval mode.
+    """
     path = folder / "config.json" if folder.is_dir() else folder
     try:
         config = json.loads(path.read_text())
@@ -292,11 +299,11 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
             f"--arch transformers:{folder}: no readable config.json ({type(error).__name__})"
         ) from None
     network: Any = build_network(config)
-    try:  # the library knows older names of its weights
+    try:  # load through the library, which also knows older names of its weights
         network, info = type(network).from_pretrained(
             None, config=network.config, state_dict=dict(state), output_loading_info=True
         )
-    except Exception as error:  # the library raises nearly anything
+    except Exception as error:  # the library can raise almost any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"transformers cannot load these weights: {reason}") from None
     problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
@@ -308,7 +315,9 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
 
 
 def _fill(model: SegmentationModel, state: dict[str, Tensor], what: str) -> None:
+    """Load a state dict strictly, and set the model to eval mode."""
     own = model.state_dict()
+    # Some files lack these counters of batch norm, which predictions do not use.
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros_like(value))
@@ -323,27 +332,27 @@ def _logits(model: SegmentationModel, sample: Tensor) -> Tensor:
 
 
 ENCODERS = ("encoder.body.", "encoder.", "backbone.")
-"""Beginnings of the encoder's names; the first one is everseg's."""
+"""Possible prefixes of the encoder's weights. everseg uses the first one."""
 CLASSIFIER = re.compile(
     r"(?:heads\.(?P<path>.+)\.classifiers\.(?P<number>\d+)|classifier)\.(?P<part>weight|bias)"
 )
 
 
 def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, dict[str, Tensor]]:
-    """Build the network that a state dict is of, and give its tensors everseg's names.
+    """Build the network that fits a state dict, and rename the tensors as in everseg.
 
     Args:
-        name: timm's name of the encoder, without a tag.
+        name: name of the encoder in timm, without a tag.
         state: `encoder.body.*`, `encoder.*` or `backbone.*` as timm's `features_only` networks name their weights;
-            `decoder.*` as everseg's all-MLP or DeepLabV3 head does; `heads.default.classifiers.0.*` (those of several
-            growths are joined) or `classifier.*`.
+            `decoder.*` as everseg's all-MLP or DeepLabV3 head names them; `heads.default.classifiers.0.*` (classifiers
+            of several growths are joined) or `classifier.*`.
 
     Returns:
-        The model, grown, its weights still random, and the state to load.
+        The grown model with random weights, and the state to load into it.
 
     Raises:
-        ConfigError: no such encoder; timm is not installed; a tag.
-        CheckpointError: no such head, or no classifier behind it.
+        ConfigError: timm does not know the encoder or is not installed, or the name has a tag.
+        CheckpointError: the weights hold no known head, or no classifier.
     """
     if "." in name:
         raise ConfigError(
@@ -364,7 +373,10 @@ def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, 
 
 
 def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """The builder of the head and its dimensions, which follow from the shapes; rates and norm are the defaults."""
+    """Find the head and its dimensions from the shapes of the weights.
+
+    Dilation rates and norm keep their defaults, because the shapes do not show them.
+    """
     try:
         if "decoder.project.0.weight" in state:
             return "mlp", {"hidden": len(state["decoder.project.0.weight"])}
@@ -382,10 +394,10 @@ def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 
 def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weight and bias of all outputs, the growths of one path in their order.
+    """Join weight and bias of all outputs of the branch, in the order of the growths.
 
     Raises:
-        CheckpointError: none, several branches, or growths that do not fit each other.
+        CheckpointError: there is no classifier, there are several branches, or the growths do not fit each other.
     """
     found: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     paths = set[str]()

@@ -1,4 +1,4 @@
-"""What a bundle holds and how it is written and read: a model that is complete by itself."""
+"""Bundles: folders that hold a complete model with its classes, documents and ONNX files."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")
 
 @dataclass
 class Contents:
-    """A trained model and what is known of it."""
+    """A trained model and the information that goes into its bundle."""
 
     model: SegmentationModel
     """In eval mode, on the CPU."""
     spaces: Mapping[str, LabelSpace]
     method_state: Mapping[str, Tensor] = field(default_factory=dict)
     form: InputForm = field(default_factory=InputForm)
-    """How it sees its images."""
+    """How images are prepared for the model."""
     domains: Mapping[str, str] = field(default_factory=dict)
-    """Domain -> path that its images take."""
+    """Domain -> branch that predicts its images."""
     steps: Sequence[int] = ()
-    """Step of each growth; default 0, 1, ..."""
+    """Training step of each growth; default 0, 1, ..."""
     before: Registry | None = None
-    """Classes of the bundle it was extended from."""
+    """Classes of the bundle that the model was extended from, if any."""
     parent: str | None = None
     """Digest of that bundle."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
-    """What `lineage.json` says besides."""
+    """Further entries of `lineage.json`."""
 
 
 @dataclass(frozen=True, repr=False)
 class Bundle(Result):
-    """A bundle on disk, verified."""
+    """A verified bundle on disk."""
 
     path: Path
     digest: str
@@ -73,31 +73,31 @@ class Bundle(Result):
 
     @property
     def registry(self) -> Registry:
-        """Its classes under their lasting ids."""
+        """The classes with their lasting ids."""
         return self.about.lasting_ids(self.path)
 
     @property
     def spaces(self) -> dict[str, LabelSpace]:
-        """Label space of each branch; raw ids are the classes' lasting ids."""
+        """Label space of each branch. Its raw ids are the lasting ids of the classes."""
         return dict(self.about.spaces)
 
     @property
     def steps(self) -> int:
-        """Number of steps that the model has been trained in; the next one's index."""
+        """Number of steps that the model was trained in. This is also the index of the next step."""
         return int(self.lineage["steps"])
 
     def model(self, builder: Any = None) -> SegmentationModel:
-        """The model, in eval mode on the CPU."""
+        """Load the model, in eval mode on the CPU."""
         return load_model(self.path, builder, self.about)[0]
 
     @property
     def parity(self) -> Mapping[str, Mapping[str, Any]]:
-        """Branch -> how far its ONNX file and PyTorch are apart; {} without ONNX files."""
+        """Branch -> difference between its ONNX file and PyTorch. Empty without ONNX files."""
         found: Mapping[str, Mapping[str, Any]] = self.lineage["parity"]
         return found
 
     def parity_text(self) -> list[str]:
-        """The same in a line for each branch."""
+        """Describe `parity` in one line for each branch."""
         lines = []
         for branch, found in self.parity.items():
             through = f" of branch '{branch}'" if len(self.parity) > 1 else ""
@@ -120,7 +120,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """Verify a bundle byte by byte and read its documents.
 
     Raises:
-        CheckpointError: missing, damaged, or no bundle.
+        CheckpointError: the folder is missing, damaged, or not a bundle.
     """
     path = Path(path)
     if not is_bundle(path):
@@ -135,10 +135,10 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def new_folder(out: str | Path) -> Path:
-    """A folder that may be written.
+    """Return `out` as a path, after checking that nothing exists there.
 
     Raises:
-        ConfigError: something lies there.
+        ConfigError: something exists there.
     """
     out = Path(out)
     if out.exists():
@@ -154,20 +154,21 @@ def write_bundle(
     source: str = "",
     onnx: bool = True,
 ) -> Bundle:
-    """Write a bundle whole or not at all.
+    """Write a bundle. If anything fails, no bundle is left behind.
 
     Args:
         out: a new folder.
-        images: (H, W, 3) uint8 on which the ONNX file is compared with the model.
-        source: what these images are.
+        images: images, (H, W, 3) uint8, for comparing the ONNX file with the model.
+        source: description of these images.
         onnx: write the ONNX files.
 
     Raises:
-        ConfigError: the folder exists, or the ONNX file cannot be made here.
-        GateError: the ONNX file gives other results.
-        CheckpointError: the disk does not allow it.
+        ConfigError: the folder exists, or the ONNX file cannot be made on this machine.
+        GateError: the ONNX file gives other results than the model.
+        CheckpointError: the files cannot be written.
     """
     out = new_folder(out)
+    # Fail on missing packages before the model is exported.
     if onnx:
         require_onnx()
     growth = contents.model.describe()["growth"]
@@ -220,7 +221,7 @@ def _graph(
     images: Sequence[np.ndarray],
     source: str,
 ) -> tuple[bytes, Parity]:
-    """The ONNX file of a branch, compared with the model."""
+    """Export a branch to ONNX, and compare the file with the model."""
     form = contents.form
     deployed = Deployed(contents.model, path, ids, form)
     file = to_onnx(deployed, about)
@@ -229,12 +230,12 @@ def _graph(
             resize_transform(image, np.zeros(image.shape[:2], np.uint8), size=form.resized_to)[0]
             for image in images
         )
-        images = [image.transpose(1, 2, 0) for image in fitted]
+        images = [image.transpose(1, 2, 0) for image in fitted]  # (H, W, 3) again
     return file, check_parity(deployed, file, images, source)
 
 
 def _metadata(contents: Contents, registry: Registry, path: str, ids: list[int]) -> dict[str, Any]:
-    """The metadata of a branch's ONNX file."""
+    """Collect the metadata of a branch's ONNX file."""
     entries = {entry.id: entry for entry in registry.classes}
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
@@ -244,10 +245,11 @@ def _metadata(contents: Contents, registry: Registry, path: str, ids: list[int])
 
 
 def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:
-    """Path -> name of its ONNX file: model.onnx, of several branches model-NAME.onnx."""
+    """Choose the name of each branch's ONNX file: model.onnx, or model-NAME.onnx if there are several branches."""
     if len(spaces) == 1:
         return dict.fromkeys(spaces, "model.onnx")
     names = {path: re.sub(r"[^\w-]", "_", path) for path in spaces}
+    # Two branches may get the same file name once special characters are replaced; then a number is added.
     twice = len(set(names.values())) < len(names)
     return {
         path: f"model-{i}-{n}.onnx" if twice else f"model-{n}.onnx"

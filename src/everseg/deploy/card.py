@@ -11,15 +11,16 @@ from everseg.runs.command import FROM_PYTHON
 from everseg.runs.model_folder import ModelFile, Registry
 
 WEAK = 0.5
-"""A class is weak where its IoU is below this share of the mean IoU."""
+"""A class is weak if its IoU is below this share of the mean IoU."""
 
 
 def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
-    """Tell what the model knows, how well, where it comes from, and how to use it.
+    """Write the model card: classes, scores, origin and usage of the model.
 
     Args:
-        about: the bundle's model.
-        lineage: its `lineage.json`.
+        name: name of the bundle.
+        about: description of the bundle's model.
+        lineage: content of the bundle's `lineage.json`.
         parameters: number of weights.
     """
     history = lineage["history"]
@@ -51,7 +52,7 @@ def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> s
 
 
 def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row per class; the scores of the last step that tested it."""
+    """Yield the rows of the table of classes, with scores from the last step that tested each class."""
     found: dict[str, str] = {}
     for entry in history:
         tested: dict[str, list[str]] = {}
@@ -96,7 +97,7 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Classes far below the mean of the last step."""
+    """Yield the section on classes whose IoU is far below the mean of the last step."""
     if not history:
         return
     found = []
@@ -146,5 +147,5 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """Text that does not break a table."""
+    """Escape a text so that it does not break a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")

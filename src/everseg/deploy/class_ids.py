@@ -1,4 +1,4 @@
-"""Classes of a bundle under ids that never change and are never used again."""
+"""Lasting class ids of a bundle. An id never changes and is never given to another class."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ def register(
     steps: Sequence[int],
     before: Registry | None = None,
 ) -> Registry:
-    """Give every class its id, in the order in which they were learnt.
+    """Give every class an id, in the order in which the classes were learnt.
 
-    A class that several branches know under one name (`everseg.labels.spelling`) is one class, spelt as in the first of
-    them. Classes that `before` knows keep id, colour and step, also those that the model does not have any more.
+    If several branches know a class by the same name (`everseg.labels.spelling`), it is one class, spelt as in the
+    first of these branches. Classes in `before` keep their id, colour and step, even if the model no longer has them.
 
     Args:
-        spaces: path -> its classes in output order.
-        growth: what each growth added to which branch, in order.
+        spaces: branch -> its classes in output order.
+        growth: for each growth in order, branch -> number of outputs added.
         steps: step of each growth.
-        before: registry of the bundle that this model was extended from.
+        before: registry of the bundle that this model was extended from, if any.
 
     Raises:
-        ConfigError: more than 255 classes.
+        ConfigError: there are more classes than ids.
     """
     known = {entry.name: replace(entry, branches=()) for entry in before.classes} if before else {}
     next_id = before.next_id if before else 0
-    taken = dict.fromkeys(spaces, 0)
+    taken = dict.fromkeys(spaces, 0)  # branch -> outputs of earlier growths
     for step, grown in zip(steps, growth, strict=True):
         for branch, number in grown.items():
             for spelt in spaces[branch].names[taken[branch] : taken[branch] + number]:
                 name = known_as(spelt, known)
                 if name != spelt and branch in known[name].branches:
                     name = spelt  # runs of older versions may hold both spellings in one branch: two outputs, two ids
+                # A new class gets the next free id, and the palette colour of that id.
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(
@@ -55,7 +56,7 @@ def register(
 
 
 def with_ids(space: LabelSpace, registry: Registry) -> LabelSpace:
-    """The label space with the classes' lasting ids as raw ids; outputs without a class keep their negative ones."""
+    """Replace the raw ids of a label space by the lasting ids. Synthetic outputs keep their negative ids."""
     # By position: in a branch that domains share, two data sets may give two classes one raw id.
     ids = iter(registry.ids(space))
     groups = tuple(

@@ -1,4 +1,4 @@
-"""Where two models disagree on the same images."""
+"""Comparison of the predictions of two models on the same images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ GAP = 4
 
 @dataclass(frozen=True)
 class Became:
-    """Pixels that the first model calls one class and the second another."""
+    """Pixels to which the first model gives class `a` and the second model class `b`."""
 
     a: str
     b: str
     share: float
-    """Of the pixels of the image, or of all images."""
+    """Share of the pixels of the image, or of all images."""
 
     def __str__(self) -> str:
         return f"{self.a} -> {self.b} {percent(self.share)}"
@@ -44,43 +44,43 @@ class Became:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """How far two models disagree on an image."""
+    """Disagreement of two models on one image."""
 
     image: str
-    """Name below the folder of the images."""
+    """Name of the image, relative to the folder of images."""
     share: float
     """Share of the pixels that differ."""
     became: tuple[Became, ...]
-    """The ten largest changes, the largest first."""
+    """The ten largest changes, largest first."""
 
 
 @dataclass(frozen=True, repr=False)
 class Difference(OnceADictionary):
-    """Where two models disagree on the same images."""
+    """Disagreement of two models on the same images."""
 
     a: str
     """The first model, as given."""
     b: str
     images: tuple[ImageDifference, ...]
-    """Those with most disagreement first."""
+    """All images, those with most disagreement first."""
     share: float
     """Share of all pixels that differ."""
     became: tuple[Became, ...]
-    """The ten largest changes over all images, the largest first."""
+    """The ten largest changes over all images, largest first."""
     only_a: tuple[str, ...]
-    """Classes that the first model knows alone."""
+    """Classes that only the first model knows."""
     only_b: tuple[str, ...]
-    """Classes that the second model knows alone."""
+    """Classes that only the second model knows."""
     sheet: Path | None
-    """Picture of the images with most disagreement; None where none was written."""
+    """File with a picture of the images with most disagreement; None if it was not written."""
     largest: int = 8
-    """Images in the table."""
+    """Number of images in the table."""
     notes: tuple[str, ...] = ()
-    """Names that differ in spelling, and what classes known to one model mean for the shares."""
+    """Names that differ in spelling, and how classes known to one model only affect the shares."""
 
     @classmethod
     def of(cls, found: Mapping[str, Any], largest: int) -> Difference:
-        """A difference from what diff.json holds."""
+        """Build the object from the content of diff.json."""
         images = tuple(
             ImageDifference(row["image"], row["share"], _changes(row["became"])) for row in found["images"]
         )
@@ -142,17 +142,18 @@ def diff(
     Args:
         a: bundle, run folder or model folder; so is `b`.
         images: folder of images.
-        out: folder for `diff.json` and the sheet `diff.png`; None: neither is written.
-        largest: number of images on the sheet and in the table, those with most disagreement.
-        domain: path that all images take; needed where a model has several.
+        out: folder for `diff.json` and the sheet `diff.png`. If it is None, neither file is written.
+        largest: number of images on the sheet and in the table. The images with most disagreement are taken.
+        domain: branch for all images; required if a model has several branches.
 
     Returns:
-        A class that both models know is called as the first model calls it.
+        The difference. Classes that both models know have the name that the first model uses.
 
     Raises:
-        ConfigError: the models share no class, a name may mean two classes, or it is not clear which branch images
-            take.
-        CheckpointError, DataError: a model or an image that cannot be read.
+        ConfigError: the models share no class, a name may mean two classes, or it is unclear which branch should
+            predict the images.
+        CheckpointError: a model cannot be read.
+        DataError: an image cannot be read.
     """
     models = [load(path) for path in (a, b)]
     for model in models:
@@ -197,7 +198,7 @@ def diff(
 
 @dataclass(frozen=True)
 class _Compared:
-    """Two predictions of one image, as positions in the common list of class names."""
+    """Two predictions of one image. Their ids are positions in the common list of class names."""
 
     image: np.ndarray
     a: np.ndarray
@@ -207,7 +208,8 @@ class _Compared:
     def changed(self) -> Counter[tuple[str, str]]:
         """(class in a, class in b) -> pixels, where the two differ."""
         size = len(self.names)
-        pairs = self.a.astype(np.int64) * size + self.b
+        # One number per pair of classes, so that one call of `unique` counts all pairs.
+        pairs = self.a.astype(np.int64) * size + self.b  # (H, W)
         found, counts = np.unique(pairs[self.a != self.b], return_counts=True)
         return Counter(
             {
@@ -222,7 +224,7 @@ def _branch(model: LoadedModel, domain: str | None) -> str:
 
 
 def _matched(models: Sequence[LoadedModel], domain: str | None) -> Matching:
-    """The second model's classes among the first one's."""
+    """Match the classes of the second model with those of the first."""
     first, second = (model.spaces[_branch(model, domain)].names for model in models)
     found = match_names(second, first, what=("classes of the second model", "classes of the first model"))
     if not found.pairs:
@@ -245,6 +247,7 @@ def _notes(found: Matching, a: str, b: str) -> list[str]:
 def _compare(
     models: Sequence[LoadedModel], names: Sequence[str], path: Path, domain: str | None
 ) -> _Compared:
+    # Both models get the same pixels, so the reading settings come from the first model, with the larger bit depth.
     depth = max(model.form.bit_depth for model in models)
     image = read_image(path, replace(models[0].form.reading, bit_depth=depth))
     a, b = (_predicted(model, names, image, domain) for model in models)
@@ -262,7 +265,7 @@ def _share(changed: Counter[tuple[str, str]], pixels: int) -> float:
 
 
 def _became(changed: Counter[tuple[str, str]], pixels: int) -> dict[str, Any]:
-    """What the first model calls one class and the second another, the largest first."""
+    """List the ten largest changes of class, largest first."""
     return {
         "became": [{"a": a, "b": b, "share": n / max(1, pixels)} for (a, b), n in changed.most_common(10)]
     }
@@ -271,7 +274,10 @@ def _became(changed: Counter[tuple[str, str]], pixels: int) -> dict[str, Any]:
 def _sheet(
     shown: Sequence[_Compared], rows: Sequence[dict[str, Any]], names: Sequence[str], titles: tuple[str, str]
 ) -> bytes:
-    """One row per image: the image, both predictions, and where they differ in the second one's colours; a legend."""
+    """Draw the sheet: a row for each image, and a legend.
+
+    A row shows the image, both predictions, and the second prediction where the two differ.
+    """
     font = ImageFont.load_default(size=14)
     pictures = [_pictures(compared) for compared in shown]
     widths = [max(row[column].shape[1] for row in pictures) for column in range(4)]
@@ -302,6 +308,7 @@ def _sheet(
 
 
 def _pictures(compared: _Compared) -> list[np.ndarray]:
+    # Pixels on which both agree show a pale grey image, so that the colours of the others stand out.
     grey = np.repeat(compared.image.mean(axis=2, keepdims=True) * 0.4 + 140, 3, axis=2).astype(np.uint8)
     differs = np.where((compared.a != compared.b)[..., None], colourise(compared.b), grey)
     return [shrink(p, *CELL) for p in (compared.image, colourise(compared.a), colourise(compared.b), differs)]

@@ -1,4 +1,4 @@
-"""A finished run, or a model folder, as a bundle."""
+"""Export of a finished run or a model folder as a bundle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECIPE: dict[str, tuple[str, ...]] = {
         "step_factor", "optimizer", "betas", "momentum", "nesterov", "weight_decay", "precision",
     ),
 }  # fmt: skip
-"""Settings that the next step takes over, unless told otherwise."""
+"""Settings that the next step takes over by default."""
 
 
 def export(
@@ -48,22 +48,24 @@ def export(
     overrides: Sequence[str] = (),
     builder: Any = None,
 ) -> Bundle:
-    """Write a finished step as a bundle that is complete by itself; no pixel of the training data is in it.
+    """Write a finished step as a bundle, which needs no other files. It contains no pixel of the training data.
 
     Args:
         path: run folder, or a model folder (`final`, also of an imported checkpoint).
-        out: a new folder; default `bundle` in the run's folder, for a step asked for `bundle-step-N`.
+        out: a new folder; default `bundle` in the run's folder, or `bundle-step-N` there if `step` is given.
         step: which step of a run; default the last finished one.
-        images: folder of images on which the ONNX file is compared with the model; default the run's test images,
-            where they are at hand, else generated ones.
+        images: folder of images for comparing the ONNX file with the model. By default these are the run's test images
+            if they can be read, else generated images.
         onnx: write the ONNX file (needs the extra `export`).
-        overrides: where the run's data lie now, `data.root=DIR`.
-        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
+        overrides: the present place of the run's data, `data.root=DIR`.
+        builder: the builder of your own architecture, if the model is not a built-in one. It is never imported
+            automatically.
 
     Raises:
-        ConfigError: the folder exists; packages of the extra are missing; the architecture has no ONNX form.
-        CheckpointError: no finished step, damaged, or the disk does not allow it.
-        GateError: the ONNX file does not give the model's results; nothing is written.
+        ConfigError: the folder exists, packages of the extra are missing, or the architecture cannot be exported to
+            ONNX.
+        CheckpointError: there is no finished step, the model is damaged, or the files cannot be written.
+        GateError: the ONNX file gives other results than the model. Nothing is written.
     """
     path = Path(path)
     is_run = RunFolder(path).is_begun
@@ -91,11 +93,11 @@ def export(
 def of_run(
     folder: RunFolder, index: int, builder: Any = None, kept: Mapping[str, Any] | None = None
 ) -> Contents:
-    """What a bundle of a finished step of a run holds.
+    """Collect the contents of a bundle from a finished step of a run.
 
     Args:
         builder: as for `export`.
-        kept: what is known of the quality of the old classes after the last step, put into the history.
+        kept: the quality of the old classes after the last step; it is added to the history.
     """
     model, spaces, state, digest = folder.load_final(index, builder)
     recorded = {
@@ -104,9 +106,10 @@ def of_run(
     config = folder.config()
     begin = folder.final(min(recorded) - 1) if min(recorded) else None
     before, parent, history = None, None, []
-    if begin is not None:  # the run began from a bundle, a copy of which is its first parent
+    if begin is not None:  # the run began from a bundle; a copy of it is the run's first parent
         before, parent = read_model_file(begin).lasting_ids(begin), parent_of(begin)
         history = list(read_lineage(begin)["history"])
+    # A fresh model was not trained in the earlier steps, so only its own step belongs to its history.
     fresh = folder.is_fresh(index)
     own = [i for i in sorted(recorded) if i <= index and (not fresh or i == index)]
     history += [_history(folder, i, recorded[i], config) for i in own]
@@ -141,12 +144,12 @@ def of_run(
 
 
 def _steps_of(steps: Sequence[int], growths: int) -> Sequence[int]:
-    """The step of each growth; where the two do not match, growths are counted."""
+    """Return the step of each growth. If the numbers do not match, count the growths instead."""
     return steps if len(steps) == growths else range(growths)
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
-    """The settings that the next step takes over."""
+    """Collect the settings that the next step takes over."""
     whole = to_json(config)
     return {section: {key: whole[section][key] for key in keys} for section, keys in RECIPE.items()} | {
         "method": whole["method"]
@@ -154,16 +157,16 @@ def recipe(config: RunConfig) -> dict[str, Any]:
 
 
 def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    """The settings that a bundle hands on to its next step; {} where everseg did not train its model.
+    """Read the settings that a bundle passes on to its next step. Empty if everseg did not train the model.
 
-    Only the keys of RECIPE and the method are taken: a bundle may come from somebody else, and says nothing of the
-    data, the scenario or the folders of the next run.
+    Only the keys of RECIPE and the method are read. A bundle may come from somebody else, so it must not choose the
+    data or the folders of the next run.
 
     Args:
-        where: the bundle, for the message.
+        where: name of the bundle, for the error message.
 
     Raises:
-        CheckpointError: a section that holds no keys and values.
+        CheckpointError: a section is not a mapping of settings.
     """
     stored = lineage.get("recipe") or {}
     known = [name for name in (*RECIPE, "method") if name in stored] if isinstance(stored, Mapping) else None
@@ -178,7 +181,7 @@ def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any
 
 
 def _history(folder: RunFolder, index: int, recorded: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
-    """What a step taught, from how many images (their lists as hashes), and how it was scored."""
+    """Describe a step: its new classes, the numbers and hashes of its images, and its scores."""
     scores = folder.metrics(index)["branches"]
     images = {
         role: [
@@ -209,7 +212,7 @@ def _history(folder: RunFolder, index: int, recorded: Mapping[str, Any], config:
 
 
 def _of_model(path: Path, builder: Any) -> Contents:
-    """A model folder: what an import made, or a step's `final`."""
+    """Collect the contents of a bundle from a model folder: an imported checkpoint or a step's `final`."""
     if is_bundle(path):
         raise ConfigError(f"{path} is a bundle already; every bundle is complete by itself")
     path = model_folder_at(path)

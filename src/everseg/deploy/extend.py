@@ -1,4 +1,4 @@
-"""The next step of a deployed model, from its bundle alone."""
+"""Training of further classes into a deployed model, from its bundle alone."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from everseg.runs.run_folder import RunFolder
 
 @dataclass(frozen=True, repr=False)
 class Extension(Result):
-    """A bundle that knows further classes."""
+    """Result of `extend`: a bundle that knows further classes."""
 
     bundle: Bundle
     run: Path
-    """Run folder that trained it."""
+    """Folder of the run that trained the model."""
     kept: Kept
-    """What is left of the old classes."""
+    """Quality of the old classes that is left."""
     new: Mapping[str, float | None]
     """IoU of each new class on the new data's test images."""
     gate: float | None
-    """Least share of the old classes' quality asked for."""
+    """Required share of the old classes' quality, if one was given."""
     notes: tuple[str, ...] = ()
-    """What was made of class names that differ in spelling or met nobody, in the new data and in `old_val`."""
+    """Remarks on class names in the new data and in `old_val` that differ in spelling or have no match."""
 
     def shown(self) -> Iterator[Piece]:
         each = ", ".join(f"{name} {percent(value)}" for name, value in self.new.items())
@@ -86,28 +86,29 @@ def extend(
     model: str | None = None,
     quiet: bool = False,
 ) -> Extension:
-    """Teach a bundle's model further classes, without its old data; the bundle stays as it is.
+    """Teach a bundle's model further classes, without its old data. The bundle itself is not changed.
 
-    The step is a run of the engine in `runs/<name of the new bundle>`: killed and called again it continues, and on
-    the CPU the result is byte-identical. It takes over how the bundle was trained (crop, batch, the later steps'
-    epochs and learning rate) unless `overrides` say otherwise.
+    The step is a run of the engine in `runs/<name of the new bundle>`. A killed run continues when the function is
+    called again, and on the CPU the result is byte-identical. The run uses the training settings of the bundle (crop,
+    batch, the later steps' epochs and learning rate) unless `overrides` change them.
 
     Args:
         bundle: folder of the deployed model.
         data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
-        add: their names, in any spelling (`everseg.labels.spelling`); the bundle spells them as the data do.
-        method: how the old classes are kept.
+        add: names of the new classes, in any spelling (`everseg.labels.spelling`). The bundle spells them as the data
+            do.
+        method: the method that preserves the old classes.
         out: a new folder; default the bundle's name with -v2, -v3, ...
-        keep_at_least: share of the old classes' quality that must be left, 0 to 1; no new bundle is written below it.
-        old_val: data with labels of old classes, to measure that share on; without it the share is estimated.
+        keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
+        old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
         images: as for `export`.
-        onnx: write the ONNX file; default as the bundle has one.
+        onnx: write the ONNX file; by default if the old bundle has one.
         overrides: "key=value" as for `run`.
-        model: your own architecture's FILE.py:NAME, if the bundle has one.
+        model: FILE.py:NAME of your own architecture, if the bundle has one.
 
     Raises:
-        ConfigError: classes that the data lack or the bundle knows; a folder that exists.
-        GateError: less is left than asked for; the run is kept, no bundle is written.
+        ConfigError: the data lack a new class, the bundle knows it already, or the folder exists.
+        GateError: less quality is left than required. The run is kept, but no bundle is written.
         EversegError: as `run`.
     """
     source = open_bundle(bundle)
@@ -119,12 +120,13 @@ def extend(
         require_onnx()
     config = configuration(source, data, add, method, target.name, overrides, model)
     folder = RunFolder(Path(config.out) / config.name)
+    # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
         new_folder(target)
     processes = PartialState(cpu=not torch.cuda.is_available())
     progress = Progress(quiet=quiet, rank=processes.process_index)
     begun = bool(folder.finished_steps)
-    # what was finished before and is measured on other data needs no look at the new ones
+    # a finished run that is measured on other data does not need the new data
     prepared = None if begun and old_val is not None else prepare(config, progress)
     if prepared is not None and not begun:
         if is_bundle(target):
@@ -158,15 +160,15 @@ def configuration(
     overrides: Sequence[str] = (),
     model: str | None = None,
 ) -> RunConfig:
-    """The run that teaches a bundle's model further classes.
+    """Build the configuration of the run that teaches a bundle's model further classes.
 
     Raises:
-        ConfigError: wrong overrides; a bundle whose model is code of somebody's own, and no `model` that names it.
-        CheckpointError: a bundle that says nothing understandable of how its model was trained.
+        ConfigError: the overrides are wrong, or the model has a user-defined architecture and `model` does not name it.
+        CheckpointError: the training settings in the bundle cannot be understood.
     """
     recipe = recipe_of(source.lineage, str(source.path))
     train = dict(recipe.get("train", {}))
-    if train:  # a bundle's next step is a later step: what is said of the first one is not meant
+    if train:  # the new step is a later step, so the settings for later steps replace those of the first
         for key in ("epochs", "lr"):
             following = train.pop(f"{key}_next", None)
             if following:
@@ -175,7 +177,7 @@ def configuration(
         train = {
             "lr": RunConfig().train.lr_next,
             "eval_batch": 1,
-        }  # nothing says that its images have one size
+        }  # its images may differ in size, so each is evaluated alone
     architecture = source.about.architecture
     base = {
         "name": name,
@@ -201,13 +203,14 @@ def configuration(
 
 
 def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool, progress: Progress) -> None:
-    """What is known before anything is trained."""
+    """Print what is known before the training: classes, images, and what the deployed model sees in the new data."""
     (step,) = prepared.steps
     train = step.train[0]
     space = next(iter(source.spaces.values()))
     progress.message(
         f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; needs no old data"
     )
+    # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted({space.names[i] for i in set(train.lut) if i < space.num_classes and i != space.background})
     labelled = (
         f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped: not)"
@@ -246,7 +249,7 @@ def _kept(
     prepared: Prepared | None,
     progress: Progress,
 ) -> Kept:
-    """What is left of the old classes after the step."""
+    """Measure or estimate the quality of the old classes after the step."""
     builder = user_builder(config.model)
     before, old, _, _ = folder.load_final(index - 1, builder)
     after, new, _, _ = folder.load_final(index, builder)
@@ -276,10 +279,10 @@ def _write(
     images: str | Path | None,
     overrides: Sequence[str],
 ) -> None:
-    """Write the new bundle, unless this run has written it before."""
+    """Write the new bundle, unless this run has written it already."""
     if is_bundle(target):
         if open_bundle(target).lineage.get("final") != verify(folder.final(index)):
-            new_folder(target)
+            new_folder(target)  # another model's bundle is there: raises
         return
     told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
     contents = of_run(folder, index, user_builder(config.model), told)
@@ -294,7 +297,7 @@ def _write(
 
 
 def _next_name(path: Path) -> Path:
-    """The next bundle of a line: b, b-v2, b-v3."""
+    """Return the name of the next version of a bundle: b, b-v2, b-v3."""
     path = path if path.name not in ("", "..") else path.resolve()
     match = re.fullmatch(r"(.+)-v(\d+)", path.name)
     return path.with_name(f"{match[1]}-v{int(match[2]) + 1}" if match else f"{path.name}-v2")
@@ -303,7 +306,7 @@ def _next_name(path: Path) -> Path:
 def _failed(
     source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Mapping[str, float | None], gate: float
 ) -> str:
-    """What a gate says that was not passed."""
+    """Write the message of a gate that failed."""
     left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
     return (
         f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"

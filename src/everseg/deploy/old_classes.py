@@ -1,4 +1,4 @@
-"""How well a model still knows its old classes: measured on labels, or estimated from agreement."""
+"""Quality of the old classes after an extension: measured on labels, or estimated from agreement."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from everseg.scenarios.steps import Source
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left of the old classes, relative to the deployed model."""
+    """Quality of the old classes that is left, relative to the deployed model."""
 
     how: str
     """"measured" on labelled images, or "estimated" from agreement."""
     share: float | None
-    """What a gate compares; None where it cannot be told.
+    """Share that the gate compares with its limit; None if it is unknown.
 
-    Measured: mean IoU over the old classes, the new model's by the deployed model's. Estimated: see `estimated`.
+    Measured: the new model's mean IoU over the old classes, divided by the deployed model's.
+    Estimated: see `estimated`.
     """
     classes: Mapping[str, Mapping[str, float | None]]
     """Old class -> its figures."""
     figures: Mapping[str, float]
     """The means behind `share`."""
     text: str
-    """All of it in a sentence."""
+    """Summary in one sentence."""
     notes: tuple[str, ...] = ()
-    """Class names of the images and of the model that differ in spelling or met nobody."""
+    """Remarks on class names of the images and of the model that differ in spelling or have no match."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The deployed model and the one that was extended from it."""
+    """The deployed model and the model that was extended from it."""
 
     before: SegmentationModel
     after: SegmentationModel
@@ -59,7 +60,7 @@ class Pair:
 
     @property
     def classes(self) -> list[int]:
-        """Train ids of the old classes, without background; the same in both models."""
+        """Train ids of the old classes without background. They are the same in both models."""
         return [i for i in range(self.old.num_classes) if i != self.old.background]
 
 
@@ -69,13 +70,13 @@ def measured(
     """Score both models on images with labels of old classes.
 
     Raises:
-        DataError: the data share no class with the model.
+        DataError: the data share no class with the model, or the deployed model finds none of its classes.
     """
     means, per_class = [], []
     source, notes = source_by_name(dataset, config.scenario, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
-    }  # the same pixels count for both; a new class is wrong on all of them
+    }  # count both models on the same pixels; a predicted new class is wrong there
     for model, title in ((pair.before, "deployed model"), (pair.after, "new model")):
         result = evaluate(
             model, [source], {source.dataset: dataset}, config.data, accelerator, progress,
@@ -106,13 +107,15 @@ def measured(
 def estimated(
     pair: Pair, source: Source, datasets: Mapping[str, Dataset], config: RunConfig, accelerator: Accelerator
 ) -> Kept:
-    """Compare the two models' predictions, leaving out pixels labelled as a new class.
+    """Estimate the quality of the old classes from the agreement of the two models.
 
-    The share is the mean over old classes, without background, of the part of the pixels that the deployed model
-    gives to the class and the new model too; classes with less than one pixel in ten thousand are left out. It is
-    agreement, not quality, and bounds it from neither side: a pixel that the deployed model had wrong counts as lost
-    when it changes, and one that had background and newly becomes an old class does not count at all. Pixels whose
-    label is a new class never count, whatever either model says there; void and background do.
+    For each old class, the agreement is the part of the deployed model's pixels of this class to which the new model
+    gives the same class. The share is the mean agreement over the old classes. The background and classes with at most
+    one pixel in ten thousand are left out.
+
+    Agreement is not quality, and it is neither an upper nor a lower bound. A pixel that the deployed model got wrong
+    counts as lost when its class changes. A pixel that changes from background to an old class does not count at all.
+    Pixels labelled as a new class are left out. Pixels labelled void or background are counted.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
     windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
@@ -120,9 +123,10 @@ def estimated(
         before, after = (
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
         )
+        # The deployed model cannot be right on pixels of a new class.
         taught = (label >= pair.old.num_classes) & (label != IGNORED)
         matrix.update(after.long(), before.long().masked_fill(taught, IGNORED))
-    counts = matrix.counts.cpu().numpy()
+    counts = matrix.counts.cpu().numpy()  # (C, C): rows = deployed model, columns = new model
     rows = counts.sum(1)[: pair.old.num_classes]
     often = [i for i in pair.classes if rows[i] > counts.sum() / 10_000]
     if not often:
@@ -155,16 +159,17 @@ def estimated(
 
 
 def _became(counts: np.ndarray, pair: Pair) -> dict[str, float]:
-    """Of the pixels that the deployed model gives to an old class: what part became something else, and what.
+    """Compute which part of the deployed model's pixels of old classes changed to which kind of class.
 
     Args:
-        counts: pixels, rows = the deployed model's classes, columns = the new model's; at least one in a row of
-            `pair.classes`.
+        counts: numbers of pixels. Rows are the deployed model's classes, columns the new model's. The rows of
+            `pair.classes` hold at least one pixel.
 
     Returns:
-        `became_new`, `became_old` (another old class than before) and `became_background`: shares of those pixels,
-        in [0, 1]; the rest kept its class.
+        `became_new`, `became_old` (another old class) and `became_background`: shares of those pixels, in [0, 1]. The
+        other pixels kept their class.
     """
+    # The new model's columns are the background, the old classes and, from `num_classes` of the old space on, new ones.
     rows = counts[pair.classes].astype(np.float64)
     total, background = rows.sum(), pair.old.background
     kept = float(np.trace(rows[:, pair.classes]))
@@ -185,10 +190,10 @@ def seen_in_background(
     *,
     images: int = 32,
 ) -> dict[str, float]:
-    """Old classes that the deployed model sees in pixels which the new data leave as background.
+    """Find the old classes that the deployed model predicts in background pixels of the new data.
 
     Returns:
-        Class name -> share of those pixels, largest first; {} where there are none.
+        Class name -> share of the background pixels, largest first. Empty if there are none.
     """  # fmt: skip
     few = Source(
         source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain

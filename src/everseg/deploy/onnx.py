@@ -1,4 +1,4 @@
-"""A branch of a model as an ONNX graph from pixels to masks, and its parity with PyTorch."""
+"""Export of a branch as an ONNX graph from pixels to masks, and comparison of the graph with PyTorch."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from everseg.models.model import SegmentationModel
 from everseg.runs.input_form import InputForm
 
 LOGIT_TOLERANCE = 1e-3
-"""Largest difference of a logit, relative to the largest logit of its image (at least 1)."""
+"""Largest allowed difference of a logit, relative to the largest logit of its image (at least 1)."""
 PIXEL_TOLERANCE = 1e-3
-"""Largest share of pixels whose class may differ: those where two classes are equal but for rounding."""
+"""Largest share of pixels whose class may differ. Rounding decides where two logits are nearly equal."""
 EXAMPLE_SIZE = (77, 107)
-"""Odd and unequal, so that the exporter takes no size for a multiple of the stride."""
+"""Sides are odd and unequal, so that the exporter does not assume a multiple of the stride."""
 SCALES = (0.75, 0.4)
-"""Every image is compared at its own size and at one of these."""
+"""Every image is compared at its own size and reduced by one of these factors."""
 
 
 def require_onnx() -> None:
-    """Stop unless the packages of the extra are there.
+    """Check that the packages of the extra `export` can be imported.
 
     Raises:
-        ConfigError: which are not, and what to do.
+        ConfigError: some are missing. The message names them and says what to do.
     """
     missing = []
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(name)
-        except Exception:  # a broken installation raises nearly anything
+        except Exception:  # a broken installation can raise almost any exception
             missing.append(name)
     if missing:
         raise ConfigError(
@@ -53,13 +53,13 @@ def require_onnx() -> None:
 
 
 class Deployed(nn.Module):
-    """One path from pixels to masks: what the ONNX file computes.
+    """The computation of the ONNX file: one branch from pixels to masks.
 
     Args:
         model: in eval mode, on the CPU.
-        branch: which one.
+        branch: name of the branch.
         ids: lasting id of each output.
-        form: how the model takes its images; the resizing to `form.size` happens outside.
+        form: how images are prepared for the model. Resizing to `form.size` happens before the graph.
     """
 
     def __init__(self, model: SegmentationModel, branch: str, ids: Sequence[int], form: InputForm) -> None:
@@ -76,13 +76,13 @@ class Deployed(nn.Module):
 
 
 def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
-    """Export with open batch, height and width.
+    """Export to ONNX with variable batch, height and width.
 
     Args:
-        about: put into the file's metadata, every value as JSON under its key.
+        about: entries of the file's metadata. Every value is stored as JSON under its key.
 
     Raises:
-        ConfigError: packages missing, or the architecture cannot be exported.
+        ConfigError: packages are missing, or the architecture cannot be exported.
     """
     require_onnx()
     example = torch.zeros(2, *EXAMPLE_SIZE, 3, dtype=torch.uint8)
@@ -93,7 +93,7 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
                 deployed.eval(), (example,), dynamo=True, verbose=False, input_names=["image"],
                 output_names=["logits", "mask"], dynamic_shapes=(sizes,),
             )  # fmt: skip
-        except Exception as error:  # the exporter raises nearly anything
+        except Exception as error:  # the exporter can raise almost any exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"the model cannot be exported to ONNX with open sizes ({reason}); leave it out with --no-onnx"
@@ -109,9 +109,9 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
 
 
 def _forget_sources(graph: Any) -> None:
-    """Remove what PyTorch notes at every node: the lines of code it comes from, with paths of this machine.
+    """Remove the notes that PyTorch attaches to every node: source lines, with paths of this machine.
 
-    A bundle is given away, and the notes make up half of the file.
+    Bundles are given to others, who should not see these paths. The notes also make up half of the file.
     """
     for noted in (graph, *graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
         if hasattr(noted, "metadata_props"):
@@ -125,13 +125,13 @@ def _forget_sources(graph: Any) -> None:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an ONNX file and PyTorch are apart."""
+    """Difference between an ONNX file and PyTorch."""
 
     images: int
     source: str
-    """Which images."""
+    """Description of the images."""
     sizes: tuple[tuple[int, int], ...]
-    """(H, W) compared at."""
+    """The sizes (H, W) at which the two were compared."""
     logit_difference: float
     """Largest absolute difference of a logit."""
     equal_pixels: float
@@ -140,15 +140,15 @@ class Parity:
 
 @torch.no_grad()
 def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], source: str) -> Parity:
-    """Run images through PyTorch and through onnxruntime, each at its own size and at another one.
+    """Run images through PyTorch and onnxruntime and compare. Each image is used at its own size and a smaller one.
 
     Args:
-        file: what `to_onnx` gave.
-        images: (H, W, 3) uint8 each, brought to the size that the model wants.
-        source: what they are.
+        file: the result of `to_onnx`.
+        images: (H, W, 3) uint8 each, already resized for the model.
+        source: description of the images.
 
     Raises:
-        GateError: a logit or more than a few pixels differ, with how much.
+        GateError: a logit or more than a few pixels differ. The message says by how much.
     """
     import onnxruntime
 
@@ -164,11 +164,12 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
         mask = deployed.ids.numpy()[predict_ids(logits, (image.shape[0], image.shape[1])).numpy()]
         try:
             found, found_mask = session.run(["logits", "mask"], {"image": image[None]})
-        except Exception as error:  # onnxruntime's own kinds
+        except Exception as error:  # onnxruntime has its own exception classes
             raise GateError(
                 f"onnxruntime cannot run the exported model at {image.shape[0]} x {image.shape[1]}: "
                 f"{str(error).splitlines()[0]}; nothing was written; --no-onnx leaves the ONNX file out"
             ) from error
+        # Logits of another shape cannot be subtracted; they count as infinitely different.
         same = found.shape == tuple(logits.shape)
         difference = float(np.abs(found - logits.numpy()).max()) if same else float("inf")
         worst = max(worst, difference)
@@ -187,7 +188,7 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
 
 
 def _at_sizes(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Each image, and reduced to an odd size."""
+    """Yield each image at its own size, then reduced to an odd size."""
     for position, image in enumerate(images):
         yield np.ascontiguousarray(image)
         scale = SCALES[position % len(SCALES)]
@@ -197,7 +198,7 @@ def _at_sizes(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes on itself off the terminal."""
+    """Silence the exporter's log messages and warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

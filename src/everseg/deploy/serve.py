@@ -1,6 +1,7 @@
-"""A page on this machine to try bundles on: a small HTTP server on the loopback address.
+"""A web page for trying bundles on this machine: a small HTTP server on the loopback address.
 
-It takes bytes of pictures and never names of files; what other sites could make a browser send is refused.
+Clients send the bytes of pictures, never names of files. The server refuses requests that other web sites could make a
+browser send.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from everseg.labels import Matching, match_names
 
 HOST = "127.0.0.1"
 MAX_BYTES = 25_000_000
-"""Largest upload."""
+"""Largest upload, in bytes."""
 WAITING = 3
-"""Uploads that may wait while one is predicted."""
+"""Number of uploads that may wait while one is predicted."""
 CONNECTIONS = 16
 PATIENCE = 30.0
-"""Seconds in which a request has to arrive whole."""
+"""Seconds within which a request has to arrive completely."""
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -66,10 +67,10 @@ _HEADERS = {
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one or two bundles until `shutdown`; one prediction at a time."""
+    """Serves one or two bundles until `shutdown`. It runs one prediction at a time."""
 
     daemon_threads = True
-    allow_reuse_address = os.name == "posix"  # elsewhere it would share the port with another program
+    allow_reuse_address = os.name == "posix"  # on other systems it would share the port with another program
 
     def __init__(
         self,
@@ -84,14 +85,16 @@ class Server(ThreadingHTTPServer):
 
         Args:
             bundles: one or two bundles.
-            port: 0 takes a free one.
-            builder: your own architecture's builder, if the models are not built-in ones.
-            patience: seconds in which a request has to arrive whole.
-            log: takes a line about each prediction and each unexpected failure; nothing of the picture is in it.
+            port: the port to listen on; 0 chooses a free one.
+            builder: the builder of your own architecture, if the models are not built-in ones.
+            patience: seconds within which a request has to arrive completely.
+            log: receives a line about each prediction and each unexpected failure. The line says nothing about the
+                content of the picture.
 
         Raises:
-            ConfigError: not one or two bundles, a name that may mean two of a bundle's classes, or the port is taken.
-            CheckpointError: a bundle that is missing or damaged.
+            ConfigError: there are not one or two bundles, a name may mean two classes of a bundle, or the server cannot
+                listen on the port.
+            CheckpointError: a bundle is missing or damaged.
         """
         if not 1 <= len(bundles) <= 2:
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
@@ -118,7 +121,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
     def info(self) -> dict[str, Any]:
-        """What the page needs to know: bundles, classes, limits."""
+        """Return what the page needs to know: bundles, classes, limits."""
         return {
             "bundles": [{"name": one.name, "branches": one.branches} for one in self.served],
             "classes": self.classes,
@@ -128,11 +131,11 @@ class Server(ThreadingHTTPServer):
         }
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # the base class would ask the name service
+        socketserver.TCPServer.server_bind(self)  # the base class would look up the host name
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection its thread; one too many is closed."""
+        """Start a thread for a connection. If there are too many connections, close it."""
         if not self._connections.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -145,11 +148,11 @@ class Server(ThreadingHTTPServer):
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Leave clients that went away alone: what fails in answering is told by the handler."""
+        """Ignore clients that closed the connection. The handler reports failures of its own."""
 
 
 class Serving(Result):
-    """A page that answers in the background, until `stop`; `with everseg.serve(...)` stops it at the end."""
+    """A page that answers in the background until `stop`. `with everseg.serve(...)` stops it at the block's end."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -158,22 +161,22 @@ class Serving(Result):
 
     @property
     def url(self) -> str:
-        """Where the page is, on this machine only."""
+        """Address of the page. It works on this machine only."""
         return self._server.url
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Classes of the two bundles that differ in spelling, or that one of them knows alone."""
+        """Remarks on classes of the two bundles that differ in spelling, or that only one of them knows."""
         return tuple(self._server.notes)
 
     def wait(self) -> None:
-        """Return when the page is stopped; Ctrl-C raises KeyboardInterrupt as usual."""
+        """Wait until the page is stopped. Ctrl-C raises KeyboardInterrupt as usual."""
         while self._thread.is_alive():
-            self._thread.join(0.5)  # with a limit: without one, Windows would not notice Ctrl-C
+            self._thread.join(0.5)  # without a time limit, Windows would not notice Ctrl-C
 
     def stop(self) -> None:
-        """Answer no more requests, and free the port."""
-        if self._thread.is_alive():  # of a thread that has ended, `shutdown` would wait for ever
+        """Stop answering requests and free the port."""
+        if self._thread.is_alive():  # `shutdown` would wait for ever for a thread that has ended
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
@@ -202,20 +205,20 @@ def serve(
     builder: Any = None,
     quiet: bool = False,
 ) -> Serving:
-    """Serve a page, on this machine only, to drop images on and see the classes of one or two bundles.
+    """Serve a page on this machine that shows the classes of one or two bundles on images dropped there.
 
-    The page answers in the background: the call returns at once.
+    The page answers in the background, and the call returns at once.
 
     Args:
-        bundle: what to look at.
+        bundle: the bundle to try.
         other: another bundle to compare it with.
-        port: on 127.0.0.1; 0 takes a free one.
-        builder: your own architecture's builder, if a bundle has one. Never imported by itself.
+        port: the port on 127.0.0.1; 0 chooses a free one.
+        builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
         quiet: do not print a line on stderr about each prediction.
 
     Raises:
         ConfigError: the port is taken.
-        CheckpointError: a bundle that is missing or damaged.
+        CheckpointError: a bundle is missing or damaged.
     """
     bundles = [bundle] if other is None else [bundle, other]
     return Serving(Server(bundles, port, builder=builder, log=(lambda text: None) if quiet else _to_stderr))
@@ -233,6 +236,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        # Replace the reader of the base class by one with a deadline for the whole request.
         self.rfile.close()
         self.rfile = io.BufferedReader(_Patient(self.connection, self.server.patience))
 
@@ -243,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def _answer(self, answer: Callable[[str, dict[str, str]], tuple[bytes, str]]) -> None:
-        """Check where a request comes from, and send what `answer` gives or one sentence why not."""
+        """Check the origin of a request, then send the result of `answer` or one sentence about the problem."""
         try:
             self._check_origin()
             address = _address(self.path)
@@ -253,12 +257,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(refused.status, str(refused))
         except (ConnectionError, TimeoutError):
             self.close_connection = True
-        except Exception as error:  # whatever it was, the client gets a sentence
+        except Exception as error:  # whatever happened, the client gets an answer
             self.server.log(f"a request failed: {type(error).__name__}")
             self.send_error(500, "Something went wrong on the server.")
 
     def _check_origin(self) -> None:
-        """Refuse names that only point here (DNS rebinding), and what other sites make a browser send."""
+        """Refuse foreign host names that resolve to this machine (DNS rebinding), and requests from other sites."""
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
             raise RefusedError(403, f"This page is at {self.server.url} only.")
@@ -286,12 +290,14 @@ class Handler(BaseHTTPRequestHandler):
         served = self.server.served[int(which)]
         check_type(self.headers.get("Content-Type", ""))
         length = self._length()
+        # Check for a free place before reading the body, so that waiting uploads do not fill the memory.
         if not self.server.places.acquire(blocking=False):
             raise RefusedError(503, "Busy with other images: try again in a moment.")
         try:
             data = self.rfile.read(length)
             if len(data) < length:
                 raise RefusedError(400, "The upload ended early.")
+            # Decoding is inside the lock too, so that large pictures are decoded one at a time.
             with self.server.predicting:
                 image = decode_upload(data, served.reading)
                 done = served.predict(image, query.get("domain"))
@@ -301,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         return _json(done)
 
     def _length(self) -> int:
-        """Bytes of the body."""
+        """Return the length of the body in bytes, after checking the headers."""
         text = self.headers.get("Content-Length")
         if text is None or self.headers.get("Transfer-Encoding") is not None:
             raise RefusedError(411, "The length of the upload must be given (Content-Length).")
@@ -314,7 +320,7 @@ class Handler(BaseHTTPRequestHandler):
         return int(text)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer with a sentence, also where the base class refuses a malformed request."""
+        """Answer with a sentence. The base class also calls this for malformed requests."""
         body, kind = _json({"error": message or HTTPStatus(code).phrase})
         self.close_connection = True
         with contextlib.suppress(OSError):
@@ -333,7 +339,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _drain(self) -> None:
-        """Take in some of a refused upload: a connection closed before would lose the answer."""
+        """Read part of a refused upload, because closing the connection earlier would lose the answer."""
         self.connection.shutdown(socket.SHUT_WR)
         until = time.monotonic() + min(2.0, self.server.patience)
         for _ in range(2 * MAX_BYTES // 65536):
@@ -342,11 +348,11 @@ class Handler(BaseHTTPRequestHandler):
                 return
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: `Server.log` is told what is worth a line."""
+        """Log nothing here. `Server.log` gets the lines that matter."""
 
 
 class _Patient(io.RawIOBase):
-    """What a connection sends, until its time is up, however slowly it drips."""
+    """Reads from a connection until a deadline for the whole request, however slowly the bytes arrive."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection, self._until = connection, time.monotonic() + seconds
@@ -374,20 +380,20 @@ def _json(value: Any) -> tuple[bytes, str]:
 
 
 _SHOWN = ("PNG", "JPEG", "WEBP", "BMP")
-"""Formats that browsers show and everseg decodes."""
+"""Formats that browsers can show and everseg can decode."""
 TYPES = tuple(f"image/{form.lower()}" for form in _SHOWN)
-"""How a browser announces them."""
+"""Content types of these formats."""
 MAX_PIXELS = 16_000_000
-"""Largest picture; refused before it is decoded."""
+"""Largest number of pixels. A larger picture is refused before it is decoded."""
 _MOST_LOGITS = 1_000_000_000
-"""Values of a picture's logits at its own size (4 GB): models of many classes take smaller pictures."""
+"""Largest number of logits of a picture at its own size (4 GB). It limits the pictures for models of many classes."""
 _FORMATS = frozenset({*_SHOWN, "MPO"})
 _NAME = Path("image")
-"""What messages call an upload; the file's own name never leaves the browser."""
+"""Name of an upload in messages. The real name of the file never leaves the browser."""
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status and one sentence."""
+    """A request is refused. The answer is a status and one sentence."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -395,17 +401,17 @@ class RefusedError(Exception):
 
 
 class Served:
-    """A bundle with its model in memory."""
+    """A bundle whose model is loaded into memory."""
 
     def __init__(self, path: str | Path, builder: Any = None) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
         self.name = self.bundle.path.resolve().name
         self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
-        """Names to choose a branch by; empty where there is one branch only."""
+        """Names for choosing a branch; empty if there is only one branch."""
         outputs = max(space.num_classes for space in self.model.spaces.values())
         self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
-        # browsers turn what they show upright, and the mask has to fit that
+        # browsers rotate pictures as their EXIF data say, and the mask has to fit
         self.reading = replace(self.model.form.reading, max_pixels=self.max_pixels, exif="apply")
 
     def predict(self, image: np.ndarray, branch: str | None) -> dict[str, Any]:
@@ -416,11 +422,11 @@ class Served:
             branch: one of `branches`; None for a model with one.
 
         Returns:
-            width, height; mask: the lasting class ids as a grey PNG, as a data URI; pixels: id -> number of pixels;
-            seconds.
+            A dictionary with width, height, mask (data URI of a grey PNG of lasting class ids), pixels (id -> number of
+            pixels) and seconds.
 
         Raises:
-            RefusedError: not clear which branch, or the model could not do it.
+            RefusedError: it is unclear which branch to use, or the model failed.
         """
         if (branch not in self.branches) if self.branches else (branch is not None):
             names = ", ".join(self.branches) or "one branch only: leave domain out"
@@ -432,6 +438,7 @@ class Served:
             raise RefusedError(
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
+        # Look up the lasting id of every pixel's train id, (H, W).
         ids = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)[found.ids]
         counts = np.bincount(ids.ravel(), minlength=256)
         return {
@@ -444,12 +451,13 @@ class Served:
 
 
 def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
-    """Every class of the bundles, by name: name, colour, background, its id in each bundle (None where unknown).
+    """List the classes of the bundles: name, colour, background, and the id in each bundle (None if unknown).
 
-    A class has the first bundle's name and colour; where another's colour is taken already, the next free one.
+    A class of both bundles has the name and colour of the first. If the colour of a class is taken already, the class
+    gets the next free colour.
 
     Raises:
-        ConfigError: two classes of one bundle are one name, so that it is open which of them another bundle's is.
+        ConfigError: two classes of a bundle have the same name, so the match with the other bundle is unclear.
     """
     ours = {} if len(served) == 1 else _matched(served).pairs
     rows: dict[str, dict[str, Any]] = {}
@@ -479,7 +487,7 @@ def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
 
 
 def class_notes(served: Sequence[Served]) -> list[str]:
-    """What was made of the class names of two bundles that differ in spelling or that one of them knows alone."""
+    """Report class names of two bundles that differ in spelling, or that only one of them knows."""
     if len(served) == 1:
         return []
     a, b = (one.name for one in served)
@@ -492,7 +500,7 @@ def class_notes(served: Sequence[Served]) -> list[str]:
 
 
 def _matched(served: Sequence[Served]) -> Matching:
-    """The second bundle's classes among the first one's."""
+    """Match the classes of the second bundle with those of the first."""
     first, second = (
         [entry.name for entry in one.bundle.registry.classes if entry.branches] for one in served
     )
@@ -500,10 +508,10 @@ def _matched(served: Sequence[Served]) -> Matching:
 
 
 def decode_upload(data: bytes, reading: Reading) -> np.ndarray:
-    """Decode an uploaded picture: (H, W, 3) uint8.
+    """Decode an uploaded picture to (H, W, 3) uint8.
 
     Raises:
-        RefusedError: no picture, damaged, of a format that browsers do not show, or too large.
+        RefusedError: the data are no picture, are damaged or too large, or have a format that browsers do not show.
     """
     try:
         picture = open_picture(io.BytesIO(data), _NAME, reading)
@@ -517,7 +525,7 @@ def decode_upload(data: bytes, reading: Reading) -> np.ndarray:
 
 
 def check_type(content_type: str) -> None:
-    """Raise where a body is not announced as a picture."""
+    """Raise a RefusedError if the content type of a body is not that of a picture."""
     if content_type.partition(";")[0].strip().lower() not in TYPES:
         raise RefusedError(415, f"Send the picture itself, as {_names()}.")
 
@@ -527,7 +535,7 @@ def _known(colour: tuple[int, ...], served: Sequence[Served]) -> bool:
 
 
 def _first_clause(error: DataError) -> str:
-    """What is wrong with the picture; what to do with files of a data set does not fit here."""
+    """Return the part of a message that says what is wrong. The rest is advice for files of a data set."""
     return str(error).partition(";")[0]
 
 

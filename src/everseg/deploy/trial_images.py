@@ -1,4 +1,4 @@
-"""Images to try models on: a folder's, a run's own test images, or generated ones."""
+"""Images for trying models: from a folder, from the test images of a run, or generated."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from everseg.runs.run_folder import RunFolder
 
 T = TypeVar("T")
 FEW = 6
-"""Images on which an ONNX file is compared with the model."""
+"""Number of images for comparing an ONNX file with the model."""
 
 
 def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
-    """A few images of a folder, spread over it, opened as a model of this form wants it; and what they are."""
+    """Read a few evenly spread images of a folder with the reading settings of `form`. Also return a description."""
     reading = (form or InputForm()).reading
     files = _spread(image_files(folder))
     return [read_image(path, reading) for path in files], f"{len(files)} images of {Path(folder).name}"
 
 
 def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
-    """A few test images of a run; generated ones where its data are not at hand and none were named."""
+    """Read a few test images of a run. Also return a description.
+
+    If the data cannot be read and no `overrides` name them, generated images are used instead.
+    """
     try:
         config = stored_config(folder, overrides, kinds=("dataset",))
         datasets = open_datasets(config.data)
@@ -48,7 +51,7 @@ def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[lis
 
 
 def generated() -> tuple[list[np.ndarray], str]:
-    """Generated street scenes."""
+    """Generate a few street scenes. Also return a description."""
     split = demo(size=(240, 320), num_val=FEW).splits["val"]
     text = f"{FEW} generated scenes, no real images (--images DIR compares on yours)"
     return [split.read(i)[0] for i in range(FEW)], text
@@ -62,7 +65,7 @@ def _test_images(dataset: Dataset, name: str) -> list[np.ndarray]:
 
 
 def _spread(items: Sequence[T]) -> list[T]:
-    """A few, evenly spread."""
+    """Choose a few evenly spread items."""
     if not items:
         return []
     positions = np.unique(np.linspace(0, len(items) - 1, FEW).round().astype(int))

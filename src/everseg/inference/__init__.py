@@ -1,1 +1,1 @@
-"""Trained models at work: predictions, counts over test images, windows, choice of domain, pictures."""
+"""Use of trained models: predictions, counts over test images, windows, choice of domain, pictures."""

@@ -1,4 +1,4 @@
-"""Integer confusion counts of a model over test images."""
+"""Evaluation of a model: integer confusion counts over test images."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Predict = Callable[[Source, Tensor], Tensor]
 
 @dataclass
 class Evaluation:
-    """What one pass over test images gives, by the name of the results (`Source.name`)."""
+    """Result of one pass over test images. The keys are the names of the results (`Source.name`)."""
 
     branches: dict[str, str]
-    """Name -> branch the images went through."""
+    """Name -> branch that predicted the images."""
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (C, C) int64, rows = truth."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
-    """Name -> (N, 3, C) uint32: per image, in their order, the true pixels of each class, the predicted ones, both."""
+    """Name -> (N, 3, C) uint32: for each image in order, pixels of each class that are true, predicted, and both."""
     samples: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
     """Name -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
@@ -66,10 +66,10 @@ def through(
     accelerator: Accelerator,
     windows: Windows | None = None,
 ) -> Tensor:
-    """Send normalised images (B, 3, H, W) through one branch; (B, H, W) uint8 train ids of its arg-max classes.
+    """Predict normalised images (B, 3, H, W) with one branch. Return the arg-max train ids, (B, H, W) uint8.
 
     Args:
-        windows: what each image is seen through; None = all at once.
+        windows: the overlapping windows that each image is cut into; None = whole images.
     """
 
     def see(part: Tensor) -> Tensor:
@@ -97,15 +97,15 @@ def evaluate(
     keep: int = 4,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Count predictions against labels; every sample exactly once over all processes.
+    """Count predictions against labels. Every sample is counted exactly once over all processes.
 
     Args:
-        data: how images are brought to the network.
-        batch: images at once.
-        predict: what the model says of the images; default: through their source's own branch.
-        outputs: name of a source -> number of classes told apart; default those of its branch.
-        keep: how many samples under each name to keep for pictures.
-        between: called after every batch; may raise to stop.
+        data: the settings that say how images are read and brought to the network.
+        batch: number of images predicted at once.
+        predict: the function that predicts images; default: with the branch of their source.
+        outputs: name of a source -> number of classes to count; default the number of outputs of its branch.
+        keep: number of samples to keep for pictures, for each name.
+        between: called after every batch; may raise an exception to stop.
 
     Raises:
         DataError: a sample cannot be read.
@@ -134,12 +134,12 @@ def evaluate(
         for loaded in batches:
             image = normalise(loaded.image.to(device, non_blocking=True), data.normalisation)
             prediction = predict(source, image)
-            # bytes against bytes: nothing is copied into a wider type, and on a GPU nothing is waited for
+            # compare bytes with bytes: no copy into a wider type, and no synchronisation with the GPU
             for one, truth in zip(prediction, loaded.label.to(device, non_blocking=True), strict=True):
                 matrix = ConfusionMatrix(outputs[source.name])
                 matrix.update(one, truth)
                 matrices[source.name].merge(matrix)
-                seen.append(matrix.sums)
+                seen.append(matrix.sums)  # (3, C)
             if len(samples) < keep:
                 picture = loaded.image[0].permute(1, 2, 0).numpy()
                 samples.append((picture, loaded.label[0].numpy(), prediction[0].cpu().numpy()))
@@ -155,15 +155,16 @@ def evaluate(
 
 
 def _of_all(seen: Sequence[Tensor], number: int, classes: int, accelerator: Accelerator) -> Tensor:
-    """Put together the sums of a source's images from those that each process saw.
+    """Gather the per-image sums of a source from all processes.
 
     Args:
-        seen: per image of this process (3, classes): the true pixels, the predicted ones and those both.
-        number: images of the source, in all processes.
+        seen: (3, classes) for each image of this process: true pixels, predicted pixels, and pixels that are both.
+        number: number of images of the source, over all processes.
 
     Returns:
-        (number, 3, classes) int64 pixels, images in their order, the same in every process.
+        (number, 3, classes) int64 pixel counts, images in order, the same in every process.
     """
+    # Each process fills the rows of its own images; the others stay zero, so a sum over processes joins the tables.
     table = torch.zeros(number, 3, classes, dtype=torch.int64, device=accelerator.device)
     if seen:
         table[accelerator.process_index :: accelerator.num_processes] = torch.stack(list(seen)).to(
@@ -173,7 +174,7 @@ def _of_all(seen: Sequence[Tensor], number: int, classes: int, accelerator: Acce
 
 
 def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:
-    """Scores by name of the results, derived from the counts alone."""
+    """Compute the scores by name of the results, from the counts alone."""
     scores = {}
     for name, counts in result.counts.items():
         space = spaces[result.branches[name]]
@@ -187,7 +188,10 @@ def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str,
 
 
 def user_builder(model: ModelConfig) -> Any:
-    """The user's own architecture; None for built-in ones, which are rebuilt from their description."""
+    """Return the builder of a user-defined architecture, or None for a built-in one.
+
+    Built-in architectures are rebuilt from their stored description.
+    """
     return None if model.name in registry.BUILTIN["model"] else registry.resolve("model", model.name)
 
 
@@ -201,10 +205,12 @@ def score_step(
     progress: Progress,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Evaluate a finished step as it lies on disk: during a run and afterwards the same function, the same number.
+    """Load a finished step from disk and evaluate it.
+
+    Training and later rescoring (`everseg.engine.rescore`) call this same function, so they give the same numbers.
 
     Args:
-        between: called after every batch; may raise to stop.
+        between: called after every batch; may raise an exception to stop.
 
     Returns:
         The counts with some samples, and the scores by name.

@@ -1,4 +1,4 @@
-"""Testing without domain labels: the branch of every image is chosen from the model's statistics."""
+"""Testing without domain labels: the model's batch-norm statistics choose the branch of every image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from everseg.runs.input_form import InputForm, Windows
 from everseg.scenarios.steps import Source
 
 OTHER = "other"
-"""Name of the column for predicted classes that the image's own label space does not have."""
+"""Name of the column that counts predictions of classes missing from the image's label space."""
 
 
 def evaluate_inferred(
@@ -38,19 +38,19 @@ def evaluate_inferred(
     *,
     batch: int,
 ) -> tuple[Evaluation, dict[str, Any], dict[str, dict[str, int]]]:
-    """Send every image through the branch whose batch-norm statistics it fits best.
+    """Evaluate every image through the branch whose batch-norm statistics fit it best.
 
     Args:
-        classes: branch -> names of its outputs in order; all branches are candidates.
-        spaces: name of a source -> label space of its table, in which its images are scored.
+        classes: branch -> names of its outputs in order. All branches are candidates.
+        spaces: name of a source -> label space in which its images are scored.
 
     Returns:
-        The counts, with a last row and column "other" where some branch knows a class that the label space does not
-        have; the scores, where such a prediction is wrong but "other" is no class; and name -> path -> number of
-        images that took it.
+        The counts, the scores, and name -> branch -> number of images sent through it. If some branch knows a class
+        that a label space does not have, the counts of that space get a last row and column "other". The scores count
+        such a prediction as wrong, but do not list "other" as a class.
 
     Raises:
-        ConfigError: the branches have no batch-norm statistics of their own.
+        ConfigError: the branches do not have separate batch-norm statistics.
     """
     known = {spelling(name) for names in classes.values() for name in names}
     wider = {
@@ -81,7 +81,7 @@ def evaluate_inferred(
 
 
 class _Chooser:
-    """Predicts every image through the branch that it fits best, and remembers which that was."""
+    """Predicts every image through the branch that fits it best, and counts how often each branch was chosen."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class _Chooser:
         accelerator: Accelerator,
         windows: Windows | None,
     ) -> None:
-        """Take name of a source -> path -> table of its train ids (see `_table`)."""
+        """Store the model and the tables: name of a source -> branch -> table of train ids (see `_table`)."""
         self.model, self.tables, self.accelerator, self.windows = model, tables, accelerator, windows
         self.counts = {name: dict.fromkeys(paths, 0) for name, paths in tables.items()}
 
@@ -98,6 +98,7 @@ class _Chooser:
         tables, counts = self.tables[source.name], self.counts[source.name]
         paths = self._paths(image, tuple(tables))
         ids = torch.empty(len(image), *image.shape[2:], dtype=torch.uint8, device=image.device)
+        # One forward pass per branch, with all images of the batch that chose it.
         for branch in dict.fromkeys(paths):
             rows = [i for i, path in enumerate(paths) if path == branch]
             found = through(self.model, branch, image[rows], self.accelerator, self.windows)
@@ -113,7 +114,7 @@ class _Chooser:
         ]
 
     def taken(self) -> dict[str, dict[str, int]]:
-        """Name of a source -> path -> number of images that took it, over all processes."""
+        """Return name of a source -> branch -> number of images sent through it, over all processes."""
         reduce = all_reduce_sum(self.accelerator)
         totals = {}
         for name, counts in self.counts.items():
@@ -128,7 +129,10 @@ def _with_other(space: LabelSpace) -> LabelSpace:
 
 
 def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:
-    """Scores by name, "other" left out of their lists of classes; never true, it enters no mean."""
+    """Compute the scores by name, without "other" in their lists of classes.
+
+    No pixel is labelled "other", so it enters no mean.
+    """
     scores = scores_of(result, spaces)
     for name, entry in scores.items():
         if SYNTHETIC_OTHER in spaces[name].order:
@@ -138,9 +142,9 @@ def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, A
 
 
 def _table(predicted: Sequence[str], space: LabelSpace) -> torch.Tensor:
-    """Train id of a branch -> train id of the label space, the last one for classes that it does not have."""
+    """Map train ids of a branch to train ids of the label space; classes unknown there get the last id ("other")."""
     other = space.num_classes - 1
-    # a class of the data may be called "other" too, and is not the column that counts strange classes
+    # a class of the data may also be called "other"; it must not be confused with the synthetic column
     position = {
         spelling(name): i
         for i, (name, raw) in enumerate(zip(space.names, space.order, strict=True))

@@ -1,6 +1,6 @@
-"""Pictures of ids: triplets, legends, confusion heat maps, prediction files.
+"""Pictures of class ids: triplets, legends, confusion heat maps, prediction files.
 
-Images are (H, W, 3) uint8 RGB, ids (H, W) integers; no matplotlib.
+Images are (H, W, 3) uint8 RGB; ids are (H, W) integers. The module does not need matplotlib.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONGEST_NAME = 22
 
 
 def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Image, label and prediction side by side, with a thin white line between them.
+    """Put image, label and prediction side by side, with a thin white line between them.
 
     Args:
         image: (H, W, 3) uint8.
@@ -55,7 +55,7 @@ def triplet(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.
 
 
 def shrink(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Reduce a picture to at most (height, width), its shape kept; a smaller one is returned as it is."""
+    """Shrink a picture to at most (height, width), keeping its aspect ratio. Return smaller pictures unchanged."""
     scale = min(height / picture.shape[0], width / picture.shape[1], 1.0)
     if scale == 1.0:
         return picture
@@ -64,9 +64,9 @@ def shrink(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Heat map of a confusion matrix, every row (label) divided by its sum.
+    """Draw a heat map of a confusion matrix, with every row (label) divided by its sum.
 
-    Up to 25 classes carry names and percentages; more are drawn as cells only. A row without pixels is grey.
+    With up to 25 classes the picture shows names and percentages, with more only cells. A row without pixels is grey.
 
     Args:
         counts: (C, C) pixel counts, row = label, column = prediction.
@@ -86,9 +86,9 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
     if counts.min() < 0:
         raise ValueError("confusion matrix with negative counts")
     sums = counts.sum(axis=1, keepdims=True, dtype=np.float64)
-    share = counts / np.maximum(sums, 1.0)
+    share = counts / np.maximum(sums, 1.0)  # (C, C)
     low, high = (np.array(colour, dtype=np.float64) for colour in (_LIGHT_CELL, _DARK_CELL))
-    colours = np.rint(low + share[..., None] * (high - low)).astype(np.uint8)
+    colours = np.rint(low + share[..., None] * (high - low)).astype(np.uint8)  # (C, C, 3)
     colours[sums[:, 0] == 0] = _BLANK
     if len(class_names) > _LABELLED_CLASSES:
         cell = max(2, 800 // len(class_names))
@@ -97,7 +97,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
 
 
 def legend(class_names: Sequence[str]) -> np.ndarray:
-    """Colour and name of every id, and of ignored pixels, in columns of up to 32.
+    """Draw the colour and name of every id and of ignored pixels, in columns of up to 32 entries.
 
     Args:
         class_names: names in the order of the ids, at most 255.
@@ -127,11 +127,12 @@ def legend(class_names: Sequence[str]) -> np.ndarray:
 def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tuple[Path, Path]:
     """Write a prediction as an id mask and as an overlay, each atomically.
 
-    The mask is a PNG of mode P: a viewer shows colours, `numpy.asarray(Image.open(...))` gives the exact ids. The
-    endings keep both files apart from the input and from those of any other stem. Missing folders are made.
+    The mask is a PNG of mode P: a viewer shows colours, and `numpy.asarray(Image.open(...))` gives the exact ids. The
+    endings of the names prevent clashes with the input and with files of other stems. Missing folders are created.
 
     Args:
-        path_stem: where, without an ending ("out/0001" gives "out/0001_mask.png" and "out/0001_overlay.png").
+        path_stem: path of the files without ending. "out/0001" gives "out/0001_mask.png" and
+            "out/0001_overlay.png".
         ids: (H, W) integers in 0 ... 255; 255 = ignored.
         image: (H, W, 3) uint8, the input at the same size.
 
@@ -141,7 +142,7 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     Raises:
         DataError: an id that one byte cannot hold.
         ValueError: sizes differ or wrong types.
-        CheckpointError: disk full, read-only, or no permission; nothing is left half-written.
+        CheckpointError: the disk is full or read-only, or permission is missing. No file is left half-written.
     """
     mask_path = path_stem.with_name(f"{path_stem.name}_mask.png")
     overlay_path = path_stem.with_name(f"{path_stem.name}_overlay.png")
@@ -160,6 +161,7 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
 def _labelled_confusion(
     colours: np.ndarray, share: np.ndarray, present: np.ndarray, class_names: Sequence[str]
 ) -> np.ndarray:
+    """Draw the cells with class names at both sides and percentages inside."""
     cell, font, small = 34, ImageFont.load_default(size=14), ImageFont.load_default(size=12)
     names = [_short(name) for name in class_names]
     margin = 34 + max(_text_width(font, name) for name in names)

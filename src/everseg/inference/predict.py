@@ -1,4 +1,4 @@
-"""A trained model at work: load it, predict images, write masks and overlays."""
+"""Prediction with a trained model: load it, predict images, write masks and overlays."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from everseg.runs.model_folder import load_model, model_folder_at
 from everseg.runs.run_folder import RunFolder
 
 MASK_IDS = "classes.json"
-"""File beside predicted masks: id -> class name. A model folder has a file of the same name that is another thing."""
+"""File beside predicted masks: id -> class name. Model folders have a file of this name with other contents."""
 
 _SIDE = 640
 """Longest side of a picture in a notebook, in pixels."""
 _PICTURES = 12
-"""So many overlays at most are shown in a notebook."""
+"""Largest number of overlays shown in a notebook."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Prediction(Result):
-    """Classes of one image's pixels; a notebook shows them over the image."""
+    """The predicted class of every pixel of one image. A notebook shows the classes over the image."""
 
     ids: np.ndarray
     """(H, W) uint8 train ids."""
@@ -50,15 +50,15 @@ class Prediction(Result):
     image: np.ndarray
     """(H, W, 3) uint8, as given."""
     branch: str
-    """Path the image went through."""
+    """Branch that predicted the image."""
 
     def overlay(self) -> np.ndarray:
-        """The image with the classes in colour over it, (H, W, 3) uint8."""
+        """Draw the classes in colour over the image, (H, W, 3) uint8."""
         return overlay(self.image, self.ids)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Class -> share of the pixels, the largest first; classes without a pixel are left out."""
+        """Class -> share of the pixels, largest first. Classes without a pixel are left out."""
         counts = np.bincount(self.ids.ravel(), minlength=len(self.classes)) / max(1, self.ids.size)
         order = np.argsort(-counts, kind="stable")
         return {self.classes[i]: float(counts[i]) for i in order.tolist() if counts[i] > 0}
@@ -69,7 +69,7 @@ class Prediction(Result):
         yield f"{width}x{height} pixels: {each}"
 
     def to_json(self) -> dict[str, Any]:
-        """Size, branch and shares; the ids themselves are an array."""
+        """Return size, branch and shares. The ids are left out; they are an array."""
         return {
             "height": self.ids.shape[0],
             "width": self.ids.shape[1],
@@ -81,7 +81,7 @@ class Prediction(Result):
         return png(Image.fromarray(shrink(self.overlay(), _SIDE, _SIDE)))
 
     def _repr_html_(self) -> str:
-        """The overlay, and what its colours mean."""
+        """Show the overlay and a legend of its colours."""
         colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
         legend = " ".join(
             f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
@@ -93,7 +93,7 @@ class Prediction(Result):
 
 
 class WrittenPrediction(NamedTuple):
-    """The files of one image."""
+    """The files written for one image."""
 
     mask: Path
     """PNG of train ids."""
@@ -103,13 +103,13 @@ class WrittenPrediction(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Predictions(Result, Sequence[WrittenPrediction]):
-    """Masks and overlays of some images, in their order; a notebook shows the overlays."""
+    """Masks and overlays of several images, in order. A notebook shows the overlays."""
 
     out: Path
-    """Folder that holds them, with `classes.json`, which names the ids."""
+    """Folder of the masks and overlays. Its file `classes.json` names the ids."""
     files: tuple[WrittenPrediction, ...]
     branches: Mapping[str, str]
-    """Name of an image below `out`, without ending -> branch it went through."""
+    """Name of an image below `out`, without its ending -> branch that predicted it."""
 
     @overload
     def __getitem__(self, at: int) -> WrittenPrediction: ...
@@ -137,13 +137,13 @@ class Predictions(Result, Sequence[WrittenPrediction]):
 
 
 def _reduced(path: Path) -> bytes:
-    """A picture's file, the picture reduced to what a notebook shows."""
+    """Return a PNG of the picture at `path`, shrunk to the size shown in a notebook."""
     with Image.open(path) as picture:
         return png(Image.fromarray(shrink(np.asarray(picture.convert("RGB")), _SIDE, _SIDE)))
 
 
 class LoadedModel:
-    """A trained model with its class names: `predict` takes images as they are."""
+    """A trained model with its class names. `predict` takes unprepared images."""
 
     def __init__(
         self,
@@ -156,19 +156,19 @@ class LoadedModel:
         self.spaces = spaces
         self.form = form or InputForm()
         self.path: Path | None = None
-        """Folder it was loaded from."""
+        """Folder that the model was loaded from."""
         self.branch_of = {**{branch: branch for branch in spaces}, **(branch_of or {})}
-        """Name that `predict` takes -> branch: the branches themselves, and the domains that go through them."""
+        """Name that `predict` accepts -> branch. The names are the branches and the domains that use them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(self.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names of the first branch in output order."""
+        """Class names of the first branch, in output order."""
         return next(iter(self.spaces.values())).names
 
     def check_branch(self, domain: str | None, infer_domain: bool = False) -> None:
-        """Raise a ConfigError where it is not clear which branch images take."""
+        """Raise a ConfigError if it is unclear which branch should predict the images."""
         names = ", ".join(self.branch_of)
         if domain is not None and domain not in self.branch_of:
             raise ConfigError(f"--domain {domain}: the model has the branches {names}")
@@ -185,21 +185,21 @@ class LoadedModel:
         branch: str | None = None,
         infer_domain: bool = False,
     ) -> Prediction:
-        """Classify every pixel at the image's own size.
+        """Classify every pixel of an image at its original size.
 
         Args:
-            image: anything that `everseg.data.datasets.decode.read_image` takes: a path, bytes, a Pillow image, or an
+            image: anything that `everseg.data.datasets.decode.read_image` accepts: a path, bytes, a Pillow image, or an
                 array (H, W, 3) uint8 RGB.
-            branch: which branch: its name, or that of a domain that goes through it; default the first.
+            branch: name of a branch, or of a domain that uses it; default the first branch.
             infer_domain: choose the branch from the domains' batch-norm statistics.
 
         Raises:
-            ConfigError: no such path, or no statistics to choose by.
+            ConfigError: there is no such branch, or there are no statistics for the choice.
             DataError: the file is not a readable image.
         """
         pixels = read_image(image, self.form.reading)
         if self.form.resized_to is None:
-            batch = np.array(pixels.transpose(2, 0, 1), order="C")
+            batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)
         else:
             batch, _ = resize_transform(
                 pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.resized_to
@@ -213,7 +213,7 @@ class LoadedModel:
         return Prediction(ids.cpu().numpy(), self.spaces[branch].names, pixels, branch)
 
     def _ids(self, image: Tensor, branch: str, size: tuple[int, int]) -> Tensor:
-        """Classes (H, W) of an image (3, h, w) uint8 as the network is shown it."""
+        """Predict the classes, (H, W), of an image (3, h, w) uint8 that already has the network's input size."""
 
         def see(part: Tensor) -> Tensor:
             return self.model(self._normalised(part), (branch,))[branch].logits
@@ -238,15 +238,16 @@ def load(
     builder: Any = None,
     kind: type[LoadedModel] = LoadedModel,
 ) -> LoadedModel:
-    """Load a trained model: from a run folder (its last step), or from a finished step's folder.
+    """Load a trained model from a run folder (its last step) or from the folder of a finished step.
 
     Args:
         step: which step of a run; default the last.
-        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
-        kind: the class of what is returned, where that can do more than a `LoadedModel`.
+        builder: the builder of your own architecture, if the model is not a built-in one. It is never imported
+            automatically.
+        kind: the class of the returned object, if it should be a subclass of `LoadedModel`.
 
     Raises:
-        CheckpointError: missing, damaged, or not a model of everseg.
+        CheckpointError: the model is missing, damaged, or not a model of everseg.
     """
     path = Path(path)
     folder = RunFolder(path)
@@ -272,26 +273,26 @@ def predict(
     domain: str | None = None,
     infer_domain: bool = False,
 ) -> Predictions:
-    """Predict images and folders of images; write id masks and overlays.
+    """Predict images and folders of images. Write id masks and overlays.
 
     Args:
         path: run folder, a finished step's folder, or a bundle.
         images: files, and folders of images.
-        out: folder for masks and overlays; made if need be.
+        out: folder for masks and overlays; created if it does not exist.
         step: which step of a run; default the last.
-        domain: the branch all images take; needed where the model has several.
-        infer_domain: choose the branch of every image from the domains' batch-norm statistics; `domains.json` beside
-            the masks names them.
-        builder: your own architecture's builder, if the model is not a built-in one.
+        domain: the branch for all images; required if the model has several.
+        infer_domain: choose the branch of every image from the domains' batch-norm statistics. The file `domains.json`
+            beside the masks lists the choices.
+        builder: the builder of your own architecture, if the model is not a built-in one.
 
     Returns:
-        The files of each image. Masks hold train ids; the file MASK_IDS beside them names the ids (per branch where
-        several were taken).
+        The files of each image. Masks hold train ids. The file MASK_IDS beside them names the ids, separately for each
+        branch if `infer_domain` is set.
 
     Raises:
-        ConfigError: no branch or an unknown one given for a model that has several; a result would overwrite an
-            image given. (Results of an earlier call are replaced.)
-        DataError: no image found, or every unreadable one listed, before anything is written.
+        ConfigError: the model has several branches, and `domain` is missing or unknown; or a result would overwrite an
+            input image. (Results of an earlier call are replaced.)
+        DataError: no image is found, or some cannot be read. The message lists all of them, and nothing is written.
     """
     model = load(path, step=step, builder=builder)
     model.check_branch(domain, infer_domain)

@@ -1,4 +1,4 @@
-"""Images seen through overlapping windows: bounded memory at any size."""
+"""Prediction through overlapping windows, which bounds the memory for images of any size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ See = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
-    """Arg-max class of every pixel of the mean logits of all windows that see it.
+    """Predict every pixel of an image from the mean logits of all windows that contain it.
 
-    Each window's logits are resized bilinearly to its pixels, summed where windows overlap (every class has the same
-    number of summands, so the sum's arg-max is the mean's), and compared a band of rows at a time. Of the logits only
-    the small ones of the rows of windows that a band lies in are kept.
+    The logits of each window are resized bilinearly to the size of the window and summed where windows overlap. Every
+    class has the same number of summands at a pixel, so the arg-max of the sum is the arg-max of the mean. The image is
+    processed in bands of rows. Memory holds only the small logits of the windows that overlap the current band.
 
     Args:
-        see: what the network says of windows cut out of the image.
+        see: maps windows cut out of the image to the network's logits.
         image: (3, H, W), any type, on the network's device.
 
     Returns:
@@ -38,8 +38,9 @@ def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
     tops = set(windows.starts(height))
     ids = torch.empty(height, width, dtype=torch.uint8, device=image.device)
     seen: list[Strip] = []
+    # Band borders lie where a row of windows begins or ends, so all rows of a band have the same windows.
     for start, stop in pairwise(sorted(tops | {top + tall for top in tops})):
-        seen = [strip for strip in seen if strip.top + tall > start]
+        seen = [strip for strip in seen if strip.top + tall > start]  # drop windows that end above this band
         if start in tops:
             seen.append(_strip(see, image, windows, start))
         argmax_of_sum(seen, start, ids[start:stop])
@@ -53,10 +54,10 @@ def infer_sliding_branch(
     windows: Windows,
     branches: Sequence[str] | None = None,
 ) -> str:
-    """Choose the branch of one large image: the one with the smallest mean distance over its windows.
+    """Choose the branch of one large image: the branch with the smallest mean distance over the image's windows.
 
     Args:
-        prepare: windows (n, 3, h, w) as the network takes them, from those cut out of the image.
+        prepare: turns windows (n, 3, h, w) cut out of the image into inputs of the network.
         image: (3, H, W), any type, on the network's device.
         branches: the candidates; None = all.
 
@@ -64,6 +65,7 @@ def infer_sliding_branch(
         ConfigError: as `everseg.models.branch_choice.branch_distances`.
     """
     names = model.branches if branches is None else tuple(branches)
+    # Every branch sees the same number of windows, so the smallest sum is the smallest mean.
     total = sum(
         branch_distances(model, prepare(torch.stack(crops)), names).sum(dim=0)
         for top in windows.starts(image.shape[1])
@@ -73,14 +75,14 @@ def infer_sliding_branch(
 
 
 def _strip(see: See, image: Tensor, windows: Windows, top: int) -> Strip:
-    """What the network says of the windows that begin at one row."""
+    """Compute the logits of all windows whose top edge is at row `top`."""
     height, width = (min(windows.side, length) for length in image.shape[1:])
     logits = [full_precision(see(torch.stack(crops))) for crops in _batches(image, windows, top)]
     return Strip(torch.cat(logits), top, windows.starts(image.shape[2]), height, width)
 
 
 def _batches(image: Tensor, windows: Windows, top: int) -> list[list[Tensor]]:
-    """Views of the windows that begin at one row, in batches."""
+    """Cut out all windows whose top edge is at row `top`, in batches. The windows are views, not copies."""
     rows = image[:, top : top + windows.side]
     crops = [rows[:, :, left : left + windows.side] for left in windows.starts(image.shape[2])]
     return [crops[i : i + windows.batch] for i in range(0, len(crops), windows.batch)]
