@@ -1,4 +1,4 @@
-"""Prepare a run before it trains: open the data, index the classes, build the steps. Quick, because it needs no torch."""
+"""Prepare a run before it trains: open the data, index the classes, build the steps. Quick: it needs no torch."""
 
 from __future__ import annotations
 
