@@ -21,7 +21,8 @@ class Journal:
         """Drop the lines of iterations that will be done again, and half-written lines.
 
         Args:
-            step, iteration: where training continues; lines up to and including this point stay.
+            step: the step that continues.
+            iteration: the iteration from which it continues; lines up to and including it stay.
         """
         if self.path is None or not self.path.exists():
             return

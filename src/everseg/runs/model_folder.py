@@ -297,7 +297,7 @@ class _Reader:
         form, wrong = InputForm.of_json(self.stored)
         self.problems += wrong
         registry = self._registry(spaces)
-        if registry is not None and not self.problems:
+        if registry is not None and not self.problems:  # the comparison of ids needs valid spaces and classes
             self._check_ids(branches, spaces, registry)
         return ModelFile(
             self._architecture(spaces),

@@ -348,7 +348,7 @@ class Track:
     def group_titles(self) -> list[str]:
         """Title of each growth: its step, or its number if one step taught several growths (joint training)."""
         born = self.born
-        if len(set(born)) < len(born):
+        if len(set(born)) < len(born):  # growths of the same step would get the same title
             return [f"group {number}" for number in range(len(born))]
         return [f"learnt in step {step}" for step in born]
 

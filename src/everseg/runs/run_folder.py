@@ -275,6 +275,7 @@ class RunFolder:
             digest = verify(folder)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {again}") from None
+        # A step trained from scratch continues nothing, so its link is not checked.
         before = self.final(index - 1) if index else None
         continues = before is not None and before.is_dir() and not self.is_fresh(index)
         if before is not None and continues and parent_of(folder) != verify(before):

@@ -131,6 +131,7 @@ def domain_incremental(
     for domain, groups in plan.groups.items():
         counts = _of_splits(image_classes, domain)
         branch = plan.branches[domain]
+        # The run's data and counts are keyed by domain, so sources must refer to the data by the domain's name.
         one = _Named(domain, datasets[domain].labels)
         if plan.is_whole(domain):
             splits = (train_split, test_split, validation_split(counts, test_split))
