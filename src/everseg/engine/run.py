@@ -154,7 +154,7 @@ def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
 
 
 def _check_single_task(scenario: ScenarioConfig, domains: Mapping[str, DomainConfig]) -> None:
-    """Stop before hours of training if `scenario.single_task` does not give a number for each domain taught."""
+    """Stop before hours of training if `scenario.single_task` lacks a taught domain or names an unknown one."""
     given = scenario.single_task
     if given is None:
         return
