@@ -1,6 +1,7 @@
-"""The Python face: what the command line calls, and what `everseg.X` is.
+"""The Python API: the functions that the command line calls and that `everseg.X` offers.
 
-Verbs that are the work of one room are that room's function; those that put several rooms together stand here.
+A function that needs one subpackage only is defined there and imported here. Functions that combine several
+subpackages are defined here.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class Run(Result):
-    """A run on disk: every number derives from the counts its steps stored."""
+    """A run on disk. Every number is computed from the counts that its steps stored."""
 
     folder: RunFolder
     asked: RunConfig | None = None
-    """Configuration it was asked for with, if at hand; may name other single-task numbers than the stored one."""
+    """Configuration that the caller gave, if known. Its single-task numbers may differ from those stored in the run."""
 
     @property
     def path(self) -> Path:
@@ -69,7 +70,7 @@ class Run(Result):
 
     @cached_property
     def results(self) -> Results:
-        """What the run has stored, each file read once, when it is first needed."""
+        """What the run has stored. Each file is read once, when it is first needed."""
         return Results(self.folder)
 
     @property
@@ -121,7 +122,7 @@ class Run(Result):
 
     @property
     def over_domains(self) -> bool:
-        """Whether the run is over several domains: results are per domain then."""
+        """Whether the run is over domains. If so, results are per domain."""
         return bool(self.config.data.domains)
 
     @property
@@ -153,7 +154,7 @@ class Run(Result):
         return export(self.path, out, **options)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything for scripts: configuration, scores per step and over the sequence."""
+        """Convert the run to a JSON value for scripts: configuration, scores per step and over the sequence."""
         return {
             "name": self.config.name,
             "path": str(self.path),
@@ -164,7 +165,7 @@ class Run(Result):
         }
 
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
-        """Write the run's report (one HTML file; default in its folder) and give its path."""
+        """Write the run's report (one HTML file, by default in the run's folder) and return its path."""
         target = None if out is None else Path(out)
         config = self.asked or stored_config(self.folder, stored=self.config)
         return write_report(self.results, config, out=target, images=images).path
@@ -205,13 +206,18 @@ def run(
         few = {"max_iterations": 2, "log_every": 1, "checkpoint_every": 1}
         small = config.model_copy(update={"out": out[0], "train": config.train.model_copy(update=few)})
         done = Run(execute(small, quiet=quiet, dry_run=True))
-        _ = done.steps, done.sequence, done.config, done.taught  # read while the folder is there
+        _ = (
+            done.steps,
+            done.sequence,
+            done.config,
+            done.taught,
+        )  # read them before the temporary folder is deleted
         processes.wait_for_everyone()
         return done
 
 
 def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
-    """Write the report of a run that has just finished; whatever goes wrong is one line, never a failed run."""
+    """Write the report of a run that has just finished. A failure prints one warning and never fails the run."""
     progress = Progress(quiet=quiet, rank=PartialState().process_index)
     if not config.report or not PartialState().is_main_process or not is_due(done.folder):
         return
@@ -235,9 +241,9 @@ def report(
 
     Args:
         path: run folder.
-        overrides: where the data lie now, `data...`.
+        overrides: `data...` settings that say where the data are now.
         out: file to write; default RUN/report.html.
-        images: test images looked at for the pictures; 0 = none.
+        images: number of test images from which the pictures are chosen; 0 = no pictures.
         quiet: print no progress.
 
     Raises:
@@ -261,17 +267,17 @@ def features(
     seed: int = 0,
     quiet: bool = False,
 ) -> FeatureDrift:
-    """Compare the encoder's features of the same pixels before and after steps; tables and PNGs in a folder.
+    """Compare the encoder's features of the same pixels before and after steps. Write tables and PNGs to a folder.
 
     Args:
         path: run folder.
         before: earlier finished step; default the one before `after`.
         after: later finished step; default the last one.
-        overrides: where the data lie now, `data...`.
+        overrides: `data...` settings that say where the data are now.
         out: folder for the files; default RUN/features/before-K-after-L.
-        pixels: most pixels per class and domain.
-        images: most test images per domain, drawn with the seed.
-        seed: of the draws and of t-SNE.
+        pixels: maximum number of pixels per class and domain.
+        images: maximum number of test images per domain, drawn with the seed.
+        seed: seed of the draws and of t-SNE.
         quiet: print no progress.
 
     Raises:
@@ -293,10 +299,10 @@ def features(
 
 
 class Model(LoadedModel):
-    """A trained model with its class names: it predicts, and one that was loaded from a bundle can be taught more."""
+    """A trained model with its class names. It predicts, and a model loaded from a bundle can learn more classes."""
 
     def __repr__(self) -> str:
-        """Its classes; of several branches each with its own."""
+        """Show the model's classes, for each branch if there are several."""
         where = "" if self.path is None else f" of {self.path}"
         each = [f"{name}: {', '.join(space.names)}" for name, space in self.spaces.items()]
         if len(each) == 1:
@@ -304,10 +310,10 @@ class Model(LoadedModel):
         return printable("\n  ".join([f"Model{where} that knows", *each]))
 
     def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Extension:
-        """Teach further classes; see `everseg.deploy.extend.extend`.
+        """Teach the model more classes; see `everseg.deploy.extend.extend`.
 
         Raises:
-            CheckpointError: it was not loaded from a bundle.
+            CheckpointError: the model was not loaded from a bundle.
         """
         if self.path is None:
             raise CheckpointError(
@@ -321,10 +327,11 @@ def load(path: str | Path, *, step: int | None = None, builder: Any = None) -> M
 
     Args:
         step: which step of a run; default the last.
-        builder: your own architecture's builder, if the model is not a built-in one. Never imported by itself.
+        builder: builder of your own architecture, if the model is not a built-in one. everseg never imports it by
+            itself.
 
     Raises:
-        CheckpointError: missing, damaged, or not a model of everseg.
+        CheckpointError: the folder is missing or damaged, or holds no everseg model.
     """
     return cast(Model, inference.load(path, step=step, builder=builder, kind=Model))
 
@@ -334,7 +341,7 @@ DEMO_METHODS = ("ft", "mib", "joint")
 
 @dataclass(frozen=True)
 class DemoRow(OnceADictionary):
-    """How one method fared; fractions."""
+    """Scores of one method in the demo, as fractions."""
 
     method: str
     path: Path
@@ -344,13 +351,13 @@ class DemoRow(OnceADictionary):
     base: float | None
     """mIoU of the classes of step 0 after the last step."""
     old: float | None
-    """The same; the task has two steps."""
+    """The same as `base`, because the task has two steps."""
     new: float | None
     """mIoU of the classes that the last step added."""
     all: float | None
     """mIoU of all classes after the last step."""
     forgetting: float | None
-    """Points of mIoU that the classes of step 0 have lost; None for joint training."""
+    """mIoU that the classes of step 0 have lost; None for joint training."""
 
     def shown(self) -> Iterator[Piece]:
         yield terminal.demo_table([self.to_json()])
@@ -392,15 +399,15 @@ def demo(
     quiet: bool = False,
     shown: Callable[[Demo], None] | None = None,
 ) -> Demo:
-    """Fine-tuning, MiB and joint training on generated scenes; the three runs lie in `out`.
+    """Run fine-tuning, MiB and joint training on generated scenes, as three runs in `out`.
 
-    Fine-tuning and MiB train the first step alike, to the last bit, so MiB's run starts from a copy of it.
+    Fine-tuning and MiB train exactly the same first step, so MiB's run starts from a copy of fine-tuning's.
 
     Args:
         out: folder for the runs.
-        seed: of initial weights, order and augmentation.
+        seed: seed of initial weights, order and augmentation.
         quiet: print no progress.
-        shown: called with the result once every run is scored; the reports of the runs are made after that.
+        shown: function to call with the result as soon as every run is scored, before the reports are written.
     """
     runs = []
     progress = Progress(quiet=quiet)
@@ -413,7 +420,9 @@ def demo(
     result = Demo(tuple(_demo_row(method, done) for method, done in zip(DEMO_METHODS, runs, strict=True)))
     if shown is not None:
         shown(result)
-    for done in runs:  # joint training is finished, so the other two reports have its row too
+    for (
+        done
+    ) in runs:  # reports come last, so that those of fine-tuning and MiB include the row of joint training
         _report_at_the_end(done, done.asked or done.config, quiet)
     return result
 

@@ -1,4 +1,4 @@
-"""What the verbs share: names for `list`, output, messages and exit codes."""
+"""What the commands share: names for `everseg list`, output, messages and exit codes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LISTS: dict[str, str] = {
     "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",
 }  # fmt: skip
 OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""The system's reasons not to let a file be written."""
+"""Error numbers with which the operating system refuses to write or open a file."""
 
 
 def listing(what: str) -> list[tuple[str, str]]:
-    """Names of a kind with one line of help each (maybe empty)."""
+    """List the names of a kind, each with one line of help (maybe empty)."""
     if what in LISTS:
         from everseg import registry
 
@@ -59,7 +59,7 @@ def listing(what: str) -> list[tuple[str, str]]:
 
 
 def under_headings(rows: Sequence[tuple[str, str]]) -> str:
-    """Names, those with the same text in a row under it."""
+    """Format (name, heading) rows as text: consecutive names with the same heading stand indented below it."""
     lines: list[str] = []
     for number, (name, heading) in enumerate(rows):
         if not number or heading != rows[number - 1][1]:
@@ -78,12 +78,12 @@ def _policy_text(policy: Any) -> str:
 
 
 def speaks() -> bool:
-    """Only the first process of several prints results."""
+    """Tell whether this process prints results: of several processes only the first does."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def console_of_stdout() -> Any:
-    """A console as wide as the terminal; 160 columns for files and pipes."""
+    """Make a rich console as wide as the terminal, or 160 columns wide for files and pipes."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
@@ -105,7 +105,7 @@ def note(text: str) -> None:
 
 
 def give(result: Result, as_json: bool = False) -> None:
-    """Print the result of a verb, of several processes in the first: notes on stderr, the rest or JSON on stdout."""
+    """Print the result of a command: notes on stderr, the rest or JSON on stdout. Only the first process prints."""
     if not speaks():
         return
     for text in result.notes:
@@ -121,10 +121,10 @@ def give(result: Result, as_json: bool = False) -> None:
 
 
 def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
-    """Run the command line; every failure becomes one message on stderr and an exit code.
+    """Run the command line. Every failure becomes one message on stderr and an exit code.
 
     Returns:
-        The exit code; -1 if stdout's reader has gone.
+        The exit code; -1 if the program that reads stdout has gone.
     """
     try:
         with warnings.catch_warnings():
@@ -134,7 +134,9 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:
         return -1
     except (KeyboardInterrupt, typer.Abort) as error:
-        if isinstance(error.__cause__, EOFError):  # the library takes any end of file for an interrupt
+        if isinstance(
+            error.__cause__, EOFError
+        ):  # Typer turns every EOFError into an interrupt, also an unexpected one
             return _unexpected(error.__cause__, debug)
         return _failed("interrupted", 130, debug)
     except typer.Exit as stop:
@@ -150,13 +152,13 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
         if callable(getattr(error, "format_message", None)):  # a usage error of the command-line library
             return _failed(_usage(error), int(getattr(error, "exit_code", 2)), debug)
         return _unexpected(error, debug)
-    if code == 130:  # the library turned an interrupt into this code
+    if code == 130:  # Typer turned an interrupt into this code
         return _failed("interrupted", 130, False)
     return code if isinstance(code, int) else 0
 
 
 def learn_more(topic: str) -> str:
-    """Where a section of docs/errors.md is read: on the site, if the package names one, else by `everseg docs`."""
+    """Say where to read a section of docs/errors.md: on the website if the package names one, else `everseg docs`."""
     from importlib import metadata
 
     with suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What is made before a run trains: data, class index and steps; without torch, so that it is quick."""
+"""Prepare a run before it trains: open the data, index the classes, build the steps. Quick: it needs no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from everseg.scenarios.summary import naming_notes, summarise
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data with their class index, and the steps made of them."""
+    """The data sets of a run, their class index, and the steps built from them."""
 
     datasets: Mapping[str, Dataset]
     """Domain -> data set; in runs on one data set its own name -> it."""
@@ -32,16 +32,17 @@ class Prepared:
     """"key/split" -> (N, 256) pixels per raw id of every image."""
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
-    """What was made of class names that differ in spelling or that no step teaches."""
+    """How class names were treated that differ in spelling or that no step teaches."""
 
 
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
     """Open the data, index their classes (cached) and build the scenario.
 
-    Of the domains only those that some step teaches are opened; a scenario of the user's own gets all.
+    The built-in scenario over domains opens only the domains that some step teaches. A scenario that the user wrote
+    gets all domains.
 
     Raises:
-        ConfigError, DataError: what the data or the scenario lack.
+        ConfigError, DataError: the data or the scenario lack something; the message says what.
     """
     several = bool(config.data.domains)
     if config.scenario.kind in registry.BUILTIN["scenario"] and several != (
@@ -78,7 +79,8 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         steps = build(config.scenario, datasets, counts, seed=config.seed)
     else:
         ((key, dataset),) = datasets.items()
-        # only a scenario that goes on from a bundle needs to read one, and model folders stand above the scenarios
+        # Only an extension reads a bundle. It gets the reader as an argument, because `everseg.scenarios` may not
+        # import `everseg.runs`, which stands above it.
         more = {"read": known_in} if config.scenario.kind == "extension" else {}
         steps = build(
             config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed, **more
@@ -88,7 +90,7 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
 
 
 def _check_spaces(steps: Sequence[Step]) -> None:
-    """Stop before anything is trained whose classes no file could hold, such as two of one name."""
+    """Stop before training if a model file could not hold the classes, for example two classes of one name."""
     wrong = {
         f"branch '{branch}': {problem}": None
         for step in steps
@@ -100,13 +102,13 @@ def _check_spaces(steps: Sequence[Step]) -> None:
 
 
 def known_in(bundle: Path) -> Known:
-    """What the model of a bundle knows.
+    """Read which classes the model of a bundle knows.
 
     Raises:
-        CheckpointError: no bundle, or a damaged one.
-        ConfigError: several branches, or no background.
+        CheckpointError: the folder is no bundle, or it is damaged.
+        ConfigError: the model has several branches, or no background.
     """
-    from everseg.runs.model_folder import (  # here, for it brings torch along
+    from everseg.runs.model_folder import (  # imported here because it imports torch
         is_bundle,
         read_lineage,
         read_model_file,
@@ -119,7 +121,7 @@ def known_in(bundle: Path) -> Known:
 
 
 def open_datasets(data: DataConfig) -> dict[str, Dataset]:
-    """Open a run's data: every domain under its name, or the one data set under its own."""
+    """Open a run's data. The keys are the names of the domains, or the name of the single data set."""
     if data.domains:
         return load_domains(data)
     dataset = load_dataset(data)
@@ -127,9 +129,9 @@ def open_datasets(data: DataConfig) -> dict[str, Dataset]:
 
 
 def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
-    """What every step will see before training: new classes, images, pixels per class, leaks between steps.
+    """Describe every step without training: new classes, images, pixels per class, leaks between steps.
 
-    What was made of class names (`Prepared.notes`) is printed with the progress.
+    Notes on class names (`Prepared.notes`) are printed with the progress.
     """
     progress = Progress(quiet=quiet)
     prepared = prepare(config, progress)
@@ -139,7 +141,7 @@ def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[st
 
 
 def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.ndarray:
-    """Count the classes of a split, with progress."""
+    """Count the pixels per raw id of every image of a split, (N, 256), and show the progress."""
     split = dataset.splits[name]
     progress.begin(f"indexing the classes of {title}", len(split))
     counts = class_counts(split, dataset.labels, progress=lambda done, _total: progress.update(done))

@@ -1,4 +1,4 @@
-"""Scoring a finished step again: on its own test images, on others, or with branches chosen per image."""
+"""Score a finished step again: on its own test images, on other images, or with the branch chosen per image."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ EVALUATION_KEYS = (
     "data.normalisation", "data.transform", "data.scale", "data.flip", "data.shift",
     "scenario.test_split", "scenario.policy", "train.precision", "train.threads",
 )  # fmt: skip
-"""Settings that may differ from the run's; those of the training transform are not used."""
+"""Settings that may differ from the run's. Those of the training transform may too, because scoring ignores them."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of test images, fractions in [0, 1]; None where no pixel decides one."""
+    """Scores of one set of test images, as fractions in [0, 1]. A score is None if no pixel decides it."""
 
     branch: str
-    """Branch the images went through; "" where it was chosen per image."""
+    """Branch that the images went through; "" if it was chosen per image."""
     miou: Mapping[str, float | None]
-    """"old", "new", "base" and "all" -> mean IoU over these classes, the background counted."""
+    """"old", "new", "base" and "all" -> mean IoU over these classes, including the background."""
     miou_without_background: Mapping[str, float | None]
     """The same without the background."""
     harmonic_mean: float | None
-    """Of the mIoU of old and new classes."""
+    """Harmonic mean of the mIoU of old classes and the mIoU of new classes."""
     overall_accuracy: float | None
-    """Share of the pixels that are right."""
+    """Share of all pixels that are predicted correctly."""
     mean_accuracy: float | None
-    """Mean over classes of the share of their pixels that are right."""
+    """Mean over the classes of the share of their pixels that is predicted correctly."""
     frequency_weighted_iou: float | None
     class_iou: Mapping[str, float | None]
     """Class -> IoU, in the order of the model's outputs."""
     class_accuracy: Mapping[str, float | None]
-    """Class -> share of its pixels that are right."""
+    """Class -> share of its pixels that is predicted correctly."""
     new_classes: tuple[str, ...]
-    """Those of `class_iou` that this step taught."""
+    """The classes of `class_iou` that this step taught."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Scores:
-        """Those that stand in `metrics.json` under a name."""
+        """Make scores from one entry of `metrics.json`."""
         each = {
             key: dict(zip(stored["classes"], stored[key], strict=True))
             for key in ("class_iou", "class_accuracy")
@@ -74,7 +74,7 @@ class Scores:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As they stand in `metrics.json`."""
+        """Convert the scores to the form of an entry of `metrics.json`."""
         return {
             **asdict(self),
             "classes": list(self.class_iou),
@@ -84,7 +84,7 @@ class Scores:
         }
 
     def table(self, title: str) -> Table:
-        """Groups first, then every class."""
+        """Make a table: the scores of groups and of the whole first, then the IoU of every class."""
         rows = [
             [f"mIoU {group}", percent(value), percent(self.miou_without_background.get(group))]
             for group, value in self.miou.items()
@@ -98,24 +98,24 @@ class Scores:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class StepScores(OnceADictionary):
-    """The scores of a finished step on some test images; all of them derive from the counts."""
+    """The scores of a finished step on some test images. All of them are computed from the confusion counts."""
 
     run: str
-    """Run folder, as given."""
+    """Run folder, as the caller gave it."""
     step: int
     images: int
-    """Test images."""
+    """Number of test images."""
     branches: Mapping[str, Scores]
     """Name of the results (the domain; without domains the branch) -> scores."""
     confusion: Mapping[str, np.ndarray]
-    """Name of the results -> (C, C) int64 pixels: rows are the true classes, columns the predicted ones. Where branches
-    were chosen per image, an extra last row and column counts classes that the images' domain does not have."""
+    """Name of the results -> (C, C) int64 pixels: rows are the true classes, columns the predicted ones. If branches
+    were chosen per image, an extra last row and column count classes that the domain of the images does not have."""
     inferred: Mapping[str, Mapping[str, int]] | None = None
-    """Domain -> branch -> images that took it, where it was chosen per image."""
+    """Domain -> branch -> number of images that took it; None unless branches were chosen per image."""
     accuracy: float | None = None
-    """Share of these images that took their own domain's branch; None for images of a domain never trained."""
+    """Share of these images that took the branch of their own domain; None if that domain was never trained."""
     notes: tuple[str, ...] = ()
-    """Which class names of data and model differ in spelling or met nobody, and what that means for the scores."""
+    """Which class names of data and model differ in spelling or have no counterpart, and what that means for scores."""
 
     def shown(self) -> Iterator[Piece]:
         for name, scores in self.branches.items():
@@ -142,14 +142,14 @@ class StepScores(OnceADictionary):
 
 @dataclass(frozen=True)
 class _Job:
-    """What is scored, and how."""
+    """What is scored: data sets, the test images of each source, and the classes to score."""
 
     datasets: Mapping[str, Dataset]
     sources: tuple[Source, ...]
     spaces: Mapping[str, LabelSpace]
-    """Name of a source -> label space of its table."""
+    """Name of a source -> label space that its table maps raw ids to."""
     notes: tuple[str, ...] = ()
-    """Which class names of data and model met nobody, and what that means for the scores."""
+    """Which class names of data and model have no counterpart, and how that affects the scores."""
 
 
 def evaluate(
@@ -166,25 +166,27 @@ def evaluate(
     Args:
         path: run folder.
         step: which step; default the last finished one.
-        overrides: other images or another way to look at them: `data...`, `scenario.test_split`,
-            `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
-        domain: only this domain of the run; with other images (`data=...`) the domain whose branch they go through.
-        infer_domain: choose the branch of every image from the domains' batch-norm statistics.
+        overrides: settings that select other images or another way to present them to the model: `data...`,
+            `scenario.test_split`, `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
+        domain: score only this domain of the run. With other images (`data=...`) it is the domain whose branch they
+            go through.
+        infer_domain: choose the branch of every image from the batch-norm statistics of the domains.
 
     Returns:
-        On the same data exactly the numbers of the run. The notes say which class names of data and model differ in
-        spelling or met nobody, and what that means for the scores. With `infer_domain` a class that some branch knows
-        the image's domain does not is counted in an extra last column (and row) of `confusion`, and is no class of the
-        scores.
+        The scores; on the same data they are exactly those of the run. The notes say which class names of data and
+        model differ in spelling or have no counterpart, and how that affects the scores. With `infer_domain`, a branch
+        may know classes that the domain of the image does not have. They are counted in an extra last row and column
+        of `confusion` and are not among the classes of the scores.
 
     Raises:
-        ConfigError: an override that cannot change a finished model's score; a user's own code not named in
-            `overrides`; no such domain.
+        ConfigError: an override that cannot change the score of a finished model; code of the user that the run folder
+            names but `overrides` does not; an unknown domain.
     """
     folder = RunFolder(Path(path))
     stored, config = folder.config(), stored_config(folder, overrides)
     index = folder.chosen_step(step)
     accelerator = make_accelerator(config.train, training=False)
+    # The number of threads decides how sums are rounded; with the run's number the scores are the run's to the bit.
     if config.train.threads is None:
         torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
@@ -220,7 +222,7 @@ def evaluate(
 
 
 def _share_right(chosen: Mapping[str, Mapping[str, int]], sources: Iterable[Source]) -> float | None:
-    """Share of the images that took their own branch; None where no image has one."""
+    """Compute the share of images that took the branch of their own domain; None if no image has such a branch."""
     known = {source.name: source.branch for source in sources if source.branch}
     total = sum(sum(chosen[name].values()) for name in known)
     return sum(chosen[name].get(branch, 0) for name, branch in known.items()) / total if total else None
@@ -233,15 +235,16 @@ def stored_config(
     kinds: Collection[str] = ("model", "dataset", "scenario"),
     stored: RunConfig | None = None,
 ) -> RunConfig:
-    """The configuration of a finished run, with other images or another way to look at them.
+    """Read the configuration of a finished run and apply overrides that select other images or another presentation.
 
     Args:
-        kinds: what the caller is going to import for it: code of these kinds that the run folder names has to be
-            named in `overrides` too.
-        stored: the run's configuration, if it was read before.
+        kinds: the kinds of code that the caller is going to import for this configuration. If the run folder names
+            code of the user of these kinds, `overrides` must name it too.
+        stored: the run's configuration, if the caller has read it before.
 
     Raises:
-        ConfigError: an override that could only have changed the training; a user's own code not named in it.
+        ConfigError: an override that could only have changed the training; code of the user that `overrides` does not
+            name.
     """
     stored = stored or folder.config()
     config = from_stored(to_json(stored), overrides)
@@ -260,9 +263,9 @@ def _job(
     infer: bool,
     progress: Progress,
 ) -> _Job:
-    """Find out what to score: the scenario's own test images, or images made into sources by class name."""
+    """Decide what to score: the scenario's own test images, or other images whose classes are matched by name."""
     spaces = folder.spaces(index)
-    paths = folder.branch_of(index)
+    paths = folder.branch_of(index)  # name of the results -> branch
     several = bool(stored.data.domains)
     if domain is not None and infer and other:
         raise ConfigError(
@@ -287,13 +290,15 @@ def _job(
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config, progress)
         steps = prepared.steps
-        if index < len(steps) and steps[index].spaces == spaces:  # the data may have other classes by now
+        # The data may have other classes than when the run was trained; then classes are matched by name below.
+        if index < len(steps) and steps[index].spaces == spaces:
             test = steps[index].test
             return _Job(prepared.datasets, test, {source.name: spaces[source.branch] for source in test})
     datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
     ((name, dataset),) = datasets.items()
     if several and infer:
         space, known = _common_space(dataset, spaces.values())
+        # Score against the classes that data and branches share, but take the notes about all that the branches know.
         (source, _), (_, notes) = (
             source_by_name(dataset, config.scenario, "", one, domain=name) for one in (space, known)
         )
@@ -319,17 +324,17 @@ def _job(
 def sources_of_test(
     results: Results, config: RunConfig
 ) -> tuple[Mapping[str, Dataset], tuple[Source, ...], list[str]]:
-    """What the last finished step is tested on, from the test split alone, as `evaluate` sees it.
+    """Find the test images of the last finished step as `evaluate` does, reading only the test split.
 
     Args:
-        results: of the run.
-        config: its configuration; the data may lie elsewhere.
+        results: what the run has stored.
+        config: the run's configuration. Its data folders may differ from those at training time.
 
     Returns:
-        The data, the sources, and notes on the names of classes that differ in spelling or met nobody.
+        The data sets, the sources, and notes on class names that differ in spelling or have no counterpart.
 
     Raises:
-        ConfigError, DataError: the test images are not there, or share no class name with the model.
+        ConfigError, DataError: the test images are missing, or share no class name with the model.
     """
     step = results.steps[-1]
     if config.data.domains:
@@ -359,7 +364,7 @@ def _own_test(
     spaces: Mapping[str, LabelSpace],
     recorded: Mapping[str, Any] | None,
 ) -> tuple[Source, list[str]]:
-    """A domain's test images: as recorded where the record still fits, else by the names of the classes, with notes."""
+    """Make the test source of a domain from its record. If the record does not fit any more, match classes by name."""
     source = source_as_recorded(dataset, recorded, spaces[branch])
     if source is not None:
         return source, []
@@ -367,7 +372,7 @@ def _own_test(
 
 
 def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
-    """Whether the user named a data set of its own; in runs over domains any that is named is one."""
+    """Tell whether the user asked for another data set than the run's. In runs over domains, any data set counts."""
     if (stored.data.dataset, stored.data.options) != (config.data.dataset, config.data.options):
         return True
     if not stored.data.domains:
@@ -380,9 +385,9 @@ def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]
 
 
 def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> tuple[LabelSpace, LabelSpace]:
-    """The data set's classes that some branch knows, and all that the branches know together.
+    """Make two label spaces: the data set's classes that some branch knows, and all classes of all branches.
 
-    The first is for images whose branch is chosen one by one. Its classes are spelt as the branches spell them.
+    The first one is for images whose branch is chosen one by one. Its class names are spelt as in the branches.
     """
     names, background = dict[str, str](), None
     for space in spaces:
@@ -412,7 +417,7 @@ def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> tuple[Label
 
 
 def _sides(dataset: Dataset) -> tuple[str, str]:
-    """How notes call the two sides whose names are matched."""
+    """Name the two sides whose class names are matched, for notes."""
     return f"data set '{dataset.name}'", "the model"
 
 
@@ -424,7 +429,7 @@ def _nothing_shared(dataset: Dataset, known: Iterable[str]) -> DataError:
 
 
 def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
-    """A setting that could only have changed the training is refused, not ignored."""
+    """Refuse changed settings that act on training only. Ignoring them would suggest that they had an effect."""
     before, now = identity(stored), identity(config)
     changed = [key for key in now if now[key] != before.get(key) and not key.startswith(EVALUATION_KEYS)]
     if changed:
@@ -434,24 +439,27 @@ def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
 
 
 def _recorded_tests(step: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Domain -> what a step in scenario.json says of its test images."""
+    """Collect what a step in scenario.json records about its test images, by domain."""
     return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
 
 
 def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space: LabelSpace) -> Source | None:
-    """A test source of a run, made again from its record and the test split alone.
+    """Make a test source of a run again from its record, reading only the test split.
 
     Returns:
-        None where the record does not fit the data any more: another number of images, or other ids of the classes.
+        The source, or None if the record does not fit the data any more: other images, or other raw ids of classes.
     """
     if entry is None or entry["split"] not in dataset.splits:
         return None
     table, names = entry["lut"], dataset.labels.names
+    # Raw ids that the record maps to a class; `names` are the data's, so the same id may mean another class by now.
     labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
     if any(raw not in names or spelling(names[raw]) != spelling(space.names[table[raw]]) for raw in labelled):
         return None
     counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
     taught = counts[:, labelled].sum(1) > 0
+    # The record stores the number of images and a digest, not the rows. Either all images were used, or those that
+    # show a taught class; the digest tells whether this guess is right.
     rows = np.arange(len(counts)) if len(counts) == entry["images"] else np.flatnonzero(taught)
     source = Source(
         entry["branch"],
@@ -473,21 +481,21 @@ def source_by_name(
     domain: str = "",
     foreign: bool = True,
 ) -> tuple[Source, list[str]]:
-    """A test source made from the test split alone: classes are matched by name, others follow the label policy.
+    """Make a test source, reading only the test split. Classes are matched by name; others follow the label policy.
 
-    On the run's own data this counts the pixels that the scenario builder's source counts: those of images with any
-    class known, all of these labelled.
+    On the run's own data this counts the same pixels as the source that the scenario builder makes. Those are the
+    images that show any known class, with all known classes labelled.
 
     Args:
-        foreign: whether the run was not trained on this data set. Of its own data set the classes that the model does
-            not know yet are no news; of another one they are.
+        foreign: whether the data set is not the one that the run was trained on. The notes mention classes that the
+            model does not know only for a foreign data set; in the run's own they are expected.
 
     Returns:
-        The source, and notes on the names that differ in spelling or met nobody.
+        The source, and notes on class names that differ in spelling or have no counterpart.
 
     Raises:
-        ConfigError: no such split; a name that may mean two classes.
-        DataError: not one class is shared.
+        ConfigError: the split does not exist, or a name may mean two classes.
+        DataError: data set and model share no class.
     """
     split_name = scenario.test_split
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
@@ -498,7 +506,9 @@ def source_by_name(
     if not known:
         raise _nothing_shared(dataset, space.names)
     table = space.lut_for(dataset.labels, known, policy_set(scenario.policy).test)
-    indices = np.flatnonzero(counts[:, list(known)].sum(1) > 0)
+    indices = np.flatnonzero(
+        counts[:, list(known)].sum(1) > 0
+    )  # counts: (N, 256) pixels per raw id of every image
     key = domain or dataset.name
     source = Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
     told = shared if foreign else replace(shared, only_data={})

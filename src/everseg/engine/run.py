@@ -1,4 +1,4 @@
-"""A whole run: all steps, resumed where it stands, each scored when it is finished."""
+"""A whole run: train all steps in order, score each one when it is finished, and resume where the run stopped."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ from everseg.scenarios.summary import scenario_json
 
 
 def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) -> RunFolder:
-    """Run a configuration to its end, continuing what its folder already holds.
+    """Run a configuration to its end. Work that its folder already holds is not repeated.
 
     Args:
         quiet: print no progress.
-        dry_run: test and validate on a few images only (with `train.max_iterations` small, a trial of every stage).
+        dry_run: test and validate on a few images only. With a small `train.max_iterations` this tries every stage.
 
     Returns:
-        The run's folder, every step finished and scored.
+        The run's folder, with every step finished and scored.
 
     Raises:
-        EversegError: see the errors of each stage; the folder stays whole.
+        EversegError: any stage failed; what the folder holds stays valid.
     """
     method = build_method(config.method)
     if config.train.precision == "fp16" and method.reads_gradients:
@@ -68,7 +68,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
     _check_single_task(config.scenario, config.data.domains)
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
-    # a batch may train one of several branches
+    # With several branches in one step, a batch gives gradients to one of them only; DDP must expect unused weights.
     together = config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]
     accelerator = make_accelerator(config.train, find_unused=method.partial_updates or together)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
@@ -80,7 +80,8 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             "warning: this processor has no bf16 instructions and imitates them, several times slower than fp32; "
             "use train.precision=fp32 here"
         )
-    if not accelerator.is_main_process:  # the first process checks everything and fills the caches
+    # The first process checks everything and fills the caches. The others wait here to learn whether it succeeded.
+    if not accelerator.is_main_process:
         if all_reduce_max(0, accelerator):
             raise EversegError("the first process stopped; its message says why")
         torch.set_num_threads(folder.threads)
@@ -104,16 +105,15 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
 def _check_plan(
     config: RunConfig, prepared: Prepared, folder: RunFolder, accelerator: Accelerator, progress: Progress
 ) -> None:
-    """Stop before anything is written or trained if some step cannot be done; warn of what can but shows nothing.
+    """Stop before anything is written or trained if a step is impossible. Warn of classes that no test image shows.
 
     Raises:
-        ConfigError: wrong names or weights of the model, or every impossible step.
+        ConfigError: wrong names or weights of the model, or impossible steps (all of them in one message).
     """
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
     if todo and todo[0].index == 0 and todo[0].is_first:
-        model = build_model(
-            config.model, config.data.normalisation
-        )  # reads the weights, so that it tells if it cannot
+        # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
+        model = build_model(config.model, config.data.normalisation)
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
     trial, world = _trial(config, prepared.steps), accelerator.num_processes
@@ -124,10 +124,11 @@ def _check_plan(
 
 
 def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
-    """Try a step on a network of shapes without values, one image at a time: what its norms refuse shows at once.
+    """Make a function that tries a step on a network without values (device "meta"), with a single image.
 
-    Nothing is tried, so nothing refused, where the run begins with a bundle, where norms see the images of all
-    processes, and with networks of others that cannot do without values.
+    Norms that cannot work with a single image refuse it at once. The function tries nothing, and so refuses nothing,
+    if the run begins with a bundle or if the norms see the images of all processes. It also refuses nothing if the
+    network has an operation that does not work without values.
     """
     data = config.data
     height, width = data.size if data.transform == "resize" else (data.crop, data.crop)
@@ -145,9 +146,7 @@ def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
                 model(torch.empty(1, 3, height, width), step.trained_branches)
         except ConfigError as error:
             return str(error)
-        except (
-            Exception
-        ):  # no form without values of some operation, in a network or a method of somebody else
+        except Exception:  # some operation of the user's network or method does not work on the "meta" device
             return ""
         return ""
 
@@ -155,7 +154,7 @@ def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
 
 
 def _check_single_task(scenario: ScenarioConfig, domains: Mapping[str, DomainConfig]) -> None:
-    """Stop where single-task numbers are not those of the domains, before hours of training."""
+    """Stop before hours of training if `scenario.single_task` lacks a taught domain or names an unknown one."""
     given = scenario.single_task
     if given is None:
         return
@@ -168,7 +167,7 @@ def _check_single_task(scenario: ScenarioConfig, domains: Mapping[str, DomainCon
 
 
 def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
-    """Create the run's documents, or check that they fit and take over their number of threads."""
+    """Create the run's documents, or check that existing ones fit. A resumed run keeps its number of threads."""
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(config, folder, prepared)
     if config.scenario.bundle is not None:
@@ -225,10 +224,11 @@ def _run(
 
 
 def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -> None:
-    """Write what the steps are made of, or check that it is still the same."""
+    """Write scenario.json, which says what the steps are made of, or check that it is still the same."""
     sources = (s for step in prepared.steps for s in (*step.train, *step.test))
     used = sorted({(s.dataset, s.split) for s in sources})
-    unused = {"bundle"} if config.scenario.bundle is None else None  # runs begun before it was there continue
+    # Runs begun before the setting `bundle` existed have no such entry, and must be able to continue.
+    unused = {"bundle"} if config.scenario.bundle is None else None
     settings = config.scenario.model_dump(mode="json", exclude=unused)
     record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
     several = len(config.data.domains) > 1
@@ -239,6 +239,7 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
     path = folder.path / "scenario.json"
     if not path.exists():
         write_json(path, record)
+    # The round trip through JSON turns tuples into lists, as they are in the file.
     elif read_json(path) != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks or lists have changed since {folder.path} was started; "
@@ -247,7 +248,7 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
 
 
 def _job(session: Session, step: Step, offset: int) -> StepJob:
-    """Gather a step's model, teacher and method from what the step before left on disk."""
+    """Make the job of a step: its model, teacher and method come from what the step before left on disk."""
     config, folder = session.config, session.folder
     method = build_method(config.method)
     teacher, parent = None, None
@@ -266,7 +267,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
 
 
 def _check_known(step: Step, spaces: Mapping[str, LabelSpace], where: Path) -> None:
-    """Stop unless a checkpoint knows what the steps before this one teach."""
+    """Stop unless a checkpoint knows exactly the branches and classes that the steps before this one teach."""
     needed = {b: space.names[: step.num_old(b)] for b, space in step.spaces.items() if step.num_old(b)}
     known = {branch: space.names for branch, space in spaces.items()}
     if known != needed:
@@ -288,15 +289,15 @@ def _train(job: StepJob) -> None:
         form = InputForm.of_config(session.config.data, session.datasets.values())
         session.folder.save_final(job.step, job.model, state, form, job.parent)
     session.accelerator.wait_for_everyone()
-    session.accelerator.free_memory()  # it holds every model and optimiser it has prepared
+    session.accelerator.free_memory()  # Accelerate holds every model and optimiser that it has prepared
 
 
 def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> None:
     """Score a finished step (test and, where asked for, validation images) and write the results.
 
     Args:
-        trained_now: whether this call of the program trained the step. The time budget stops a test then; a call that
-            begins with the test finishes it, however short its budget is, so that every call gets further.
+        trained_now: whether this call of the program trained the step. If so, the time budget may stop the test. A
+            call that begins with the test finishes it, however short its budget is. So every call makes progress.
     """
     config, folder, accelerator = session.config, session.folder, session.accelerator
 
@@ -304,7 +305,8 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
         code = session.stop.code()
         if code == StopRequest.TIME_BUDGET and not trained_now:
             return
-        if code and accelerator.num_processes == 1:  # several processes have unequal numbers of test batches
+        # Several processes have unequal numbers of test batches, so they could not all stop at the same one.
+        if code and accelerator.num_processes == 1:
             session.progress.end()
             raise StopRequest.error(code, f"the end of step {step.index}, before its test")
 
@@ -331,18 +333,18 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
 
 
 def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfig) -> None:
-    """Copy the bundle to where the step looks for its parent, or check that the copy there is of this bundle.
+    """Copy the bundle to where the step looks for its parent, or check that an existing copy is of this bundle.
 
-    The copy's parent is the bundle's digest, so that the chain of hashes goes on. A method's state is taken over where
-    the same method made it.
+    The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
+    copied only if the same method made it.
 
     Args:
         source: the bundle.
         chosen: the run's method.
 
     Raises:
-        CheckpointError: the bundle is missing or damaged, or another one than the run began with.
-        ConfigError: the method needs the state it gathered in earlier steps, and the bundle was made by another one.
+        CheckpointError: the bundle is missing or damaged, or is not the one that the run began with.
+        ConfigError: the method needs the state it gathered in earlier steps, but another method made the bundle.
     """
     target = folder.final(step.index - 1)
     if target.is_dir():
@@ -364,10 +366,15 @@ def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfi
 
 
 def _state(source: Path, lineage: dict[str, Any], chosen: MethodConfig) -> dict[str, Any]:
-    """The method's state in a bundle; {} where another method made it."""
+    """Read the method's state from a bundle; {} if another method made the bundle and the chosen one needs no state.
+
+    Raises:
+        ConfigError: another method made the bundle, and the chosen one needs the state it gathered in earlier steps.
+    """
     method = chosen.name
     if lineage.get("method") == method:
         return load_tensors(source / "method_state.safetensors")
+    # A method that has state even before its first step depends on what earlier steps gathered.
     if build_method(chosen).state_dict():
         made_by = f"trained with '{lineage['method']}'" if lineage.get("method") else "not trained by everseg"
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""A first step that several runs have in common, trained once.
+"""Train a first step once and share it between runs that have it in common.
 
-Two runs have the same first step if everything that acts in it is the same: all settings but those of later steps, and
-what the method does there. No method has to say so: it is tried on a tiny network, see `behaviour`.
+Two runs have the same first step if everything that acts in it is the same: all settings except those of later steps,
+and what the method does in a first step. Methods declare nothing for this: `behaviour` tries them on a tiny network.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ LATER_STEPS = ("train.epochs_next", "train.lr_next")
 """Settings that act after the first step only."""
 _COPIED = ("images.npz", "confusion.npz", "metrics.json")
 _PACKAGES = ("everseg", "torch", "numpy", "pillow", "accelerate")
-"""Another version of these may give other bits."""
+"""Packages that decide the bits of a result: another version may give other bits."""
 
 
 def first_step_hash(config: RunConfig) -> str | None:
-    """SHA-256 of everything that decides a run's first step; None where it is never shared.
+    """Hash (SHA-256) everything that decides a run's first step. None means that the step is never shared.
 
-    Joint runs have a single step, and scenarios of the user's own may train several branches in the first one.
+    Joint runs are not shared because they have a single step. Scenarios that the user wrote are not shared because they
+    may train several branches in the first step.
     """
     if config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]:
         return None
@@ -57,15 +58,16 @@ def first_step_hash(config: RunConfig) -> str | None:
 
 
 def behaviour(method: Method) -> tuple[Any, ...]:
-    """What a method does in a first step, as a value: equal values, equal weights to the last bit.
+    """Describe what a method does in a first step. Methods of equal value give weights that are equal to the last bit.
 
-    A built-in method trains a tiny network for a few updates, on made-up images with ignored pixels among the others,
-    with and without class weights. If it leaves no state for later steps, the value is what became of the network:
-    weights, statistics, what is frozen. So whatever acts from the second step on (the teacher, a distillation's weight)
-    keeps no two runs from sharing, and nobody has to keep a list of it.
+    A built-in method trains a tiny network for a few updates. The images are made up, some pixels are ignored, and the
+    trial runs with and without class weights. If the method leaves no state for later steps, the value stands for the
+    trained network: weights, statistics, frozen parameters. Things that act only from the second step on, such as the
+    teacher or the weight of a distillation term, do not change this value. So they do not prevent sharing, and nobody
+    has to keep a list of them.
 
-    A method that gathers something in its first step, and a method of the user's own, which might do something that the
-    trial does not show, share with runs of the same class and hyper-parameters only.
+    Two kinds of methods share only with runs of the same class and hyper-parameters: methods that gather state in their
+    first step, and methods that the user wrote, which may do something that the trial does not show.
     """
     cls = type(method)
     values = [(f.name, getattr(method, f.name)) for f in fields(cls) if f.init]
@@ -73,7 +75,9 @@ def behaviour(method: Method) -> tuple[Any, ...]:
     if not cls.__module__.startswith("everseg.methods."):
         return itself
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # their number decides how sums are rounded, and may change between two trials
+    torch.set_num_threads(
+        1
+    )  # the number of threads decides how sums are rounded, and may change between two trials
     try:
         tried = [_tried(deepcopy(method), weights) for weights in ({}, {"default": (0.5, 1.0, 2.0)})]
     finally:
@@ -82,7 +86,10 @@ def behaviour(method: Method) -> tuple[Any, ...]:
 
 
 class _TrialEncoder(nn.Module):
-    """A convolution, a norm, and a weight that nothing uses: a method may leave its gradient absent or set it to 0."""
+    """A convolution, a norm, and a weight that nothing uses.
+
+    The unused weight shows whether a method leaves an absent gradient absent or sets it to 0.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +113,7 @@ class _TrialDecoder(nn.Module):
 
 @torch.random.fork_rng(devices=[])
 def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> str | None:
-    """SHA-256 of what a first step makes of the trial's network; None where the method keeps something of it."""
+    """Train the trial's network with a method and hash the result (SHA-256); None if the method keeps state of it."""
     torch.manual_seed(0)
     model = SegmentationModel(_TrialEncoder(), _TrialDecoder())
     source = Source("default", "trial", "train", (0, 1), bytes(256))
@@ -115,14 +122,14 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     method.prepare_model(model, step)
     groups = method.param_groups(model, step)
     rates = [(group["lr_scale"], len(group["params"])) for group in groups]
-    # Momentum and decay: with them an absent gradient and one of 0 lead to different weights.
+    # With momentum and weight decay an absent gradient and a gradient of 0 lead to different weights.
     optimizer = torch.optim.SGD(
         [{"params": group["params"], "lr": 0.1 * group["lr_scale"]} for group in groups],
         momentum=0.9,
         weight_decay=0.1,
     )
-    image = torch.randn(2, 3, 8, 8)
-    label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4
+    image = torch.randn(2, 3, 8, 8)  # (B, 3, H, W)
+    label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4  # (B, H, W): classes 0 to 2; 3 becomes an ignored pixel
     batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"))
     ctx = StepContext(
         step=step, model=model, module=model, teacher=None, train_batches=lambda: iter((batch,))
@@ -140,12 +147,12 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
 
 
 def has_first_step(folder: RunFolder) -> bool:
-    """Whether a run's first step is trained and scored."""
+    """Tell whether a run's first step is trained and scored."""
     return (folder.step(0) / "metrics.json").is_file()
 
 
 def obstacle(source: RunFolder, threads: int) -> str:
-    """Why a first step would not be the bits that this machine makes, though the settings agree; "" = nothing."""
+    """Say why this machine would train a first step to other bits although the settings agree; "" if it would not."""
     record = source.record()
     if record.threads != threads:
         return f"{source.path.name} was trained with {record.threads} CPU threads, not {threads}"
@@ -154,17 +161,17 @@ def obstacle(source: RunFolder, threads: int) -> str:
 
 
 def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) -> bool:
-    """Give a run that has not begun the finished first step of another one, as if it had trained it itself.
+    """Copy the finished first step of one run to another run, as if the other run had trained it itself.
 
-    Weights, method state, counts and scores are copied, and the lines of the journal that belong to them.
+    The copy holds weights, method state, counts, scores, and the lines of the journal that belong to the step.
 
     Args:
         source: a run whose first step is trained and scored.
         target: a run with the same `first_step_hash`.
-        skip_bad: the target's `data.skip_bad`; the first step may hold no more replaced samples.
+        skip_bad: the target's `data.skip_bad`. The source may have replaced at most that many training samples.
 
     Returns:
-        Whether it was copied; False where the target has begun already, or was begun with other settings.
+        Whether the step was copied. False if the target has a first step already, or was begun with other settings.
 
     Raises:
         CheckpointError: the source is damaged, or the copy cannot be written.
@@ -180,8 +187,9 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
             f"and data.skip_bad allows {skip_bad}"
         )
     digest = verify(source.final(0))
-    source.metrics(0), source.counts(0), source.images(0)
+    source.metrics(0), source.counts(0), source.images(0)  # these raise if a file is damaged
     with locked(target.path):
+        # Another process may have made the step before this one got the lock.
         if target.step(0).exists() or _is_of_another(target, source):
             return False
         temporary = target.step(0).with_name("00.tmp")
@@ -193,6 +201,7 @@ def share_first_step(source: RunFolder, target: RunFolder, skip_bad: int = 0) ->
                     f"{temporary} is not what {source.step(0)} holds; run the same command again"
                 )
             journal = Journal(source.path / "journal.jsonl")
+            # The rename comes last: a step folder that exists is complete, its journal included.
             write_bytes(target.path / "journal.jsonl", journal.of_step(0))
             temporary.rename(target.step(0))
             flush_folder(target.step(0).parent)
@@ -205,8 +214,8 @@ def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
     theirs, ours = target.config(), source.config()
     if all(registry.is_builtin("method", config.method.name) for config in (theirs, ours)):
         return first_step_hash(theirs) != first_step_hash(ours)
-    # What a method does is found out by trying it, and a run folder is no reason to import one. With a method of the
-    # user's own only runs of equal settings share anyway.
+    # `behaviour` would have to import and run a method that the user wrote, and a name in a run folder is no
+    # permission to do that. Runs with such methods share only if their settings are equal, so settings are enough.
     return _settings(theirs) != _settings(ours)
 
 
@@ -215,7 +224,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _copy_flushed(source: RunFolder, target: Path) -> None:
-    """Copy a finished first step without its checkpoints, every file flushed to disk."""
+    """Copy a finished first step without its checkpoints, and flush every file to disk."""
     root = source.step(0)
     files = [*source.final(0).iterdir(), *(root / name for name in _COPIED if (root / name).is_file())]
     for path in files:

@@ -1,4 +1,4 @@
-"""One step's loop over batches, exact over restarts."""
+"""The training of one step. An interrupted step continues exactly as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def train_batch(
     """Take every optimiser update that the method asks for on one batch.
 
     Args:
-        check: called with the loss terms when the gradients are there, and again with the scalars of
-            `after_backward`, before any weight is changed by them; may raise.
+        check: called after each backward pass with the loss terms, and again with the scalars of `after_backward`.
+            No weight has changed by then. It may raise to stop the run.
 
     Returns:
-        Every loss term (weights applied) and every scalar of `after_backward`, detached. A name that comes in
-        several updates holds the sum.
+        Every loss term (weights applied) and every scalar of `after_backward`, detached. If several updates give the
+        same name, its values are summed.
     """
     logged: dict[str, Tensor] = {}
     for terms in method.losses(batch, ctx):
@@ -84,7 +84,7 @@ def train_batch(
 
 
 def epoch_of(step: Step, batch: int) -> int:
-    """Iterations of an epoch: whole batches; over several branches as many of each as the shortest one has.
+    """Count the iterations of an epoch. Branches take turns until the shortest has no whole batch left.
 
     Args:
         batch: images per iteration over all processes.
@@ -96,9 +96,9 @@ def epoch_of(step: Step, batch: int) -> int:
 
 
 def iterations_of(step: Step, train: TrainConfig) -> int:
-    """Iterations of a step: an epoch's times the epochs, cut by `train.max_iterations`.
+    """Count the iterations of a step: epochs times iterations per epoch, at most `train.max_iterations`.
 
-    Single-task models are trained as long as the step they are compared with.
+    A single-task model is trained as long as the step that it is compared with.
     """
     epochs = train.epochs if step.index == 0 else train.epochs_next or train.epochs
     total = epochs * epoch_of(step, train.batch)
@@ -106,13 +106,13 @@ def iterations_of(step: Step, train: TrainConfig) -> int:
 
 
 def _named(recent: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The last terms of branches that take turns: "ce/day"."""
+    """Name the latest loss terms of several branches by term and branch, such as "ce/day"."""
     return {f"{term}/{branch}": value for branch, terms in recent.items() for term, value in terms.items()}
 
 
 @dataclass(frozen=True)
 class Session:
-    """What all steps of a run share."""
+    """The objects that all steps of a run share."""
 
     config: RunConfig
     datasets: Mapping[str, Dataset]
@@ -126,7 +126,7 @@ class Session:
 
 @dataclass
 class StepJob:
-    """Everything one step's training works with; `train` does it."""
+    """Everything that the training of one step needs; `train` runs it."""
 
     session: Session
     step: Step
@@ -144,14 +144,14 @@ class StepJob:
     def __post_init__(self) -> None:
         self.config, self.accelerator = self.session.config, self.session.accelerator
         self.stream = 0 if self.step.fresh else self.step.index
-        """Number the random draws depend on: a step from scratch is what a run of it alone would be."""
+        """Number that seeds the step's random draws. It is 0 for a step from scratch, as if that step ran alone."""
 
     def train(self) -> None:
-        """Train the step to its end, from its newest checkpoint if there is one.
+        """Train the step to its end, starting from its newest checkpoint if there is one.
 
         Raises:
-            DivergedError: a loss, a gradient or an updated weight is not finite; what lies on disk is untouched.
-            Interrupted, TimeBudgetReached: asked to stop; saved.
+            DivergedError: a loss, a gradient or an updated weight is not finite. The files on disk are not changed.
+            Interrupted, TimeBudgetReached: the run was asked to stop, and its state has been saved.
         """
         self.total = iterations_of(self.step, self.config.train)
         self.epoch = epoch_of(self.step, self.config.train.batch)
@@ -159,10 +159,10 @@ class StepJob:
         start = self._restore()
         ctx = self._context()
         session = self.session
-        # What a killed process logged after its last checkpoint will be done, and logged, again.
+        # Iterations that a killed process logged after its last checkpoint are done and logged again.
         session.journal.rewind(self.step.index, start)
         self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
-        if start == 0:  # later its result comes with the method's state in the checkpoint
+        if start == 0:  # a checkpoint already holds the state that `begin_step` made
             self.method.begin_step(ctx)
         self.student.train()
         self._loop(ctx, start)
@@ -171,14 +171,14 @@ class StepJob:
 
     def _prepare(self) -> None:
         config = self.config
-        # New weights are drawn from (seed, step) alone: a step begun again draws the same ones.
+        # New weights depend on (seed, step) only, so a step that is started again draws the same ones.
         torch.manual_seed(derive_seed(config.seed, "grow", self.stream))
         self.method.prepare_model(self.model, self.step)
         if config.train.sync_norm:
             self.model = synchronise_norms(self.model)
         self.model.to(self.accelerator.device)
         if config.train.precision != "fp32":
-            channels_last(self.model)  # what kernels of half precision want: docs/performance.md
+            channels_last(self.model)  # half-precision kernels are faster in this layout: docs/performance.md
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
@@ -186,8 +186,9 @@ class StepJob:
         self.optimizer = make_optimizer(groups, config.train, lr=self.lr)
 
     def _restore(self) -> int:
-        """Load the newest checkpoint and return its iteration; then let Accelerate wrap model and optimiser."""
-        with self.accelerator.main_process_first():  # it sets damaged ones aside
+        """Load the newest checkpoint, let Accelerate wrap model and optimiser, and return the iteration to start at."""
+        # The first process moves damaged checkpoints away before the others look.
+        with self.accelerator.main_process_first():
             path = newest_valid(
                 self.session.folder.checkpoints(self.step.index),
                 lambda text: self.session.progress.message(f"warning: {text}"),
@@ -217,7 +218,8 @@ class StepJob:
                 f"continuing step {self.step.index} at iteration {start} of {self.total}"
             )
         self.student, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
-        # Accelerate's own forward copies every feature map to float32; `StepContext` runs the model under its autocast
+        # Accelerate's own forward copies every feature map to float32. It is removed here, because `StepContext`
+        # already runs the model under Accelerate's autocast.
         self.model.__dict__.pop("forward", None)
         return start
 
@@ -272,8 +274,8 @@ class StepJob:
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
         guard = self._guard()
-        # Every iteration sets everything that it depends on (batch, seed, learning rate) from its number. So nothing
-        # but weights, optimiser and method state has to be saved to go on from any of them.
+        # Batch, seed and learning rate of an iteration follow from its number alone. So a checkpoint of weights,
+        # optimiser and method state is enough to continue from any iteration.
         for iteration, loaded in enumerate(self._saved_on_bad_data(batches, guard, start), start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
             torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
@@ -282,7 +284,7 @@ class StepJob:
             check = guard.watch(iteration, batch.ids)
             logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, check)
             recent[batch.branch] = logged
-            done = iteration + 1  # iterations finished: what logs and checkpoints are named by
+            done = iteration + 1  # number of finished iterations; logs and checkpoints use it
             images += len(batch.ids) * world
             due_log = done % config.train.log_every == 0 or done == self.total
             if due_log:
@@ -293,14 +295,14 @@ class StepJob:
                 named = _named(recent) if len(self.step.trained_branches) > 1 else logged
                 self._log(done, named, lr, speed, guard.norm, data_wait)
             due = done % config.train.checkpoint_every == 0
-            # A signal reaches the processes at different iterations, and one that stopped alone would leave the
-            # others waiting for its gradients: all look together. That waits for the device, so on a GPU it is done
-            # at log lines and checkpoints only; a single process may look every time.
+            # A signal reaches the processes at different iterations. If one stopped alone, the others would wait
+            # forever for its gradients, so all processes decide together. Deciding together waits for the device, so
+            # on a GPU it happens only at log lines and checkpoints. A single process can look at every iteration.
             agree = guard.at_once or world == 1 or due_log or due
             code = all_reduce_max(self.session.stop.code(), accelerator) if agree else 0
             if agree:
                 self.bad.share(self.step.index, done)
-            if code or due or done == self.total:  # before weights reach the disk
+            if code or due or done == self.total:  # weights that are not finite must never reach the disk
                 guard.check_weights(iteration, batch.ids)
             if code or (due and done < self.total):
                 self._save(done)
@@ -310,9 +312,9 @@ class StepJob:
         self.session.progress.end()
 
     def _saved_on_bad_data(self, batches: Iterator[Loaded], guard: Guard, start: int) -> Iterator[Loaded]:
-        """The batches; before the error of one that cannot be made, what was trained so far is saved.
+        """Yield the batches. If one cannot be made, save what was trained so far, then raise its error.
 
-        Several processes stop unsaved: the others wait for this one's gradients.
+        With several processes nothing is saved, because the others are waiting for the gradients of this one.
         """
         done = start
         try:
@@ -344,7 +346,7 @@ class StepJob:
         )
 
     def _what(self) -> str:
-        """What a step teaches: the domains where there are several, else the classes."""
+        """Describe what the step teaches: its domains in a run over domains, otherwise its new classes."""
         domains = dict.fromkeys(source.domain for source in self.step.train if source.domain)
         branch = self.step.branch
         names = self.step.spaces[branch].names[self.step.num_old(branch) :]

@@ -1,1 +1,1 @@
-"""Runs and models on disk: folders that are whole and verified, journals, and the scores kept in them."""
+"""Runs and models on disk: verified folders, journals, and the scores stored in them."""

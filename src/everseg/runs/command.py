@@ -1,4 +1,4 @@
-"""The command that a run was started with: as it is recorded, and as text that can be typed again."""
+"""The command that started a run: record it, and print it as text that a user can type again."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from types import ModuleType
 
 PROGRAM = "everseg"
 _MODULES = ("everseg.__main__", "everseg.cli.__main__", "everseg.cli.main")
-"""What `python -m` and `torchrun -m` run."""
+"""Modules that `python -m` and `torchrun -m` may run as everseg's command line."""
 _OLD_NAMES = ("cli.py", "main.py", "__main__.py")
-"""What stood for the program in older records, and stands there for any program that is a package's."""
+"""File names that older records hold in place of `everseg`. Other packages' programs may have the same names."""
 _VERBS = ("run", "demo", "extend", "sweep")
 """Commands that train."""
 FROM_PYTHON = "from Python, not by a command"
 
 
 def given() -> list[str] | None:
-    """The words of the command that this process was started with; None where Python code of the user's own was.
+    """Return the words of the command that started this process, or None if the user's own Python code started it.
 
-    However the command line was reached (its script, `python -m everseg`, torchrun), the first word is `everseg`.
+    The first word is always `everseg`, whether its script, `python -m everseg` or torchrun started the command line.
     """
     return [PROGRAM, *sys.argv[1:]] if _is_command_line(sys.modules.get("__main__")) else None
 
@@ -34,9 +34,9 @@ def _is_command_line(main: ModuleType | None) -> bool:
 
 
 def text(recorded: Sequence[str] | None) -> str | None:
-    """A recorded command, quoted for a shell; None where the run was started from Python.
+    """Quote a recorded command for a shell; None if the run was started from Python.
 
-    Older runs recorded the name of the file that was running; what is no command of everseg's was Python then too.
+    Older runs recorded the name of the running file. If the words are no command of everseg, it was Python then too.
 
     >>> text(["cli.py", "run", "my file.yaml"])
     "everseg run 'my file.yaml'"

@@ -1,7 +1,8 @@
-"""Folders that are either whole and verified, or not there: checkpoints and finished steps.
+"""Commit folders to disk, such as checkpoints and finished steps: a folder is whole and verified, or does not exist.
 
-A folder is written as `X.tmp/` (files, then the manifest with sizes and SHA-256), flushed to disk, renamed to `X`,
-and never overwritten. Only safetensors and JSON are read back, so loading never runs code from a file.
+A folder is first written as `X.tmp/`: its files, then the manifest with sizes and SHA-256. It is flushed to disk and
+then renamed to `X`. It is never overwritten. Only safetensors and JSON are read back, so loading never runs code from
+a file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write any file atomically and flushed.
 
     Raises:
-        CheckpointError: the folder or disk does not allow it; an earlier file of that name is then still whole.
+        CheckpointError: the folder or disk does not allow it. An earlier file of that name stays whole.
     """
     with writing(path):
         write_atomically(path, data)
@@ -45,11 +46,11 @@ def read_json(path: Path, data: bytes | None = None) -> Any:
     """Read a JSON file.
 
     Args:
-        path: the file; where `data` is given, only its name for the message.
-        data: its bytes, if they were read before.
+        path: the file. If `data` is given, the path serves only for messages.
+        data: the bytes of the file, if the caller has read them before.
 
     Raises:
-        CheckpointError: unreadable or damaged.
+        CheckpointError: the file is unreadable or damaged.
     """
     try:
         return json.loads(path.read_bytes() if data is None else data)
@@ -63,12 +64,12 @@ def read_document(path: Path, *needed: str, data: bytes | None = None) -> dict[s
     """Read a JSON file of named entries.
 
     Args:
-        path: the file; where `data` is given, only its name for the message.
+        path: the file. If `data` is given, the path serves only for messages.
         needed: entries that must be there.
-        data: its bytes, if they were read before.
+        data: the bytes of the file, if the caller has read them before.
 
     Raises:
-        CheckpointError: unreadable, damaged, or without one of the entries `needed`.
+        CheckpointError: the file is unreadable or damaged, or lacks one of the entries `needed`.
     """
     value = read_json(path, data)
     missing = [name for name in needed if not isinstance(value, dict) or name not in value]
@@ -89,17 +90,17 @@ def save_folder(
     """Commit a folder of safetensors and JSON files.
 
     Args:
-        folder: where; must not exist yet (an existing whole folder of that name is kept and its digest returned).
+        folder: the folder to make. An existing whole folder of that name is kept, and its digest is returned.
         tensors: file stem -> named tensors, saved as `<stem>.safetensors`.
         documents: file stem -> JSON value, saved as `<stem>.json`.
         parent: digest of the folder this one continues.
         files: file name -> bytes of any other files.
 
     Returns:
-        The digest (SHA-256 of the manifest), which children record as `parent`.
+        The digest (SHA-256 of the manifest). A folder that continues this one records it as `parent`.
 
     Raises:
-        CheckpointError: disk full, read-only, or no permission; nothing is left half-written.
+        CheckpointError: the disk is full or read-only, or permission is missing. Nothing half-written is left behind.
     """
     if (folder / MANIFEST).exists():
         return verify(folder)
@@ -111,6 +112,7 @@ def save_folder(
             contents = {f"{stem}.safetensors": _pack(values) for stem, values in tensors.items()}
             contents |= {f"{stem}.json": _json(value) for stem, value in documents.items()}
             contents |= files or {}
+            # The manifest comes after all files and the rename after the flush, so that a folder `X` is complete.
             listed = {}
             for name, data in contents.items():
                 write_flushed(temporary / name, data)
@@ -129,7 +131,7 @@ def save_folder(
 
 @dataclass(frozen=True)
 class Committed:
-    """A committed folder as its manifest describes it; its files are checked when they are read."""
+    """A committed folder as its manifest describes it. Each file is checked when it is read."""
 
     folder: Path
     files: Mapping[str, Mapping[str, Any]]
@@ -143,15 +145,17 @@ class Committed:
         """Compare a file with the manifest without holding it in memory.
 
         Raises:
-            CheckpointError: missing, changed, or not listed.
+            CheckpointError: the file is missing or changed, or the manifest does not list it.
         """
         self._check_hash(name, _file_hash(self._sized(name)))
 
     def read(self, name: str) -> bytes:
-        """Read a file whole, opening it once, and compare what was read with the manifest.
+        """Read a whole file and compare the bytes with the manifest.
+
+        The file is opened only once, so the bytes returned are the bytes that were checked.
 
         Raises:
-            CheckpointError: missing, changed, or not listed.
+            CheckpointError: the file is missing or changed, or the manifest does not list it.
         """
         path = self._sized(name)
         try:
@@ -162,7 +166,7 @@ class Committed:
         return data
 
     def _sized(self, name: str) -> Path:
-        """Path of a file that is there and has its size."""
+        """Return the path of a file after checking that it exists and has the size in the manifest."""
         if name not in self.files:
             raise CheckpointError(f"{self.folder} is damaged: {MANIFEST} does not list {name}")
         path, size = self.folder / name, self.files[name]["size"]
@@ -184,10 +188,10 @@ class Committed:
 
 
 def read_committed(folder: Path) -> Committed:
-    """Read and check the manifest of a committed folder; none of its other files.
+    """Read and check the manifest of a committed folder, but none of its other files.
 
     Raises:
-        CheckpointError: missing, damaged, or of another format.
+        CheckpointError: the manifest is missing, damaged, or of another format.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
@@ -208,14 +212,14 @@ def verify(folder: Path, only: Collection[str] | None = None) -> str:
     """Check the files of a committed folder against its manifest.
 
     Args:
-        only: the names to check; None = all.
+        only: names of the files to check; None = all.
 
     Returns:
-        The folder's digest, SHA-256 of the manifest alone: it stands for every file as it was written, but only those
-        checked here are known to be as they were.
+        The folder's digest, which is the SHA-256 of the manifest. It identifies all files as they were written. Only
+        the files checked here are known to be unchanged since.
 
     Raises:
-        CheckpointError: what is missing or differs, or a name in `only` that the manifest does not list.
+        CheckpointError: a file is missing or differs, or the manifest does not list a name in `only`.
     """
     found = read_committed(folder)
     for name in found.files if only is None else only:
@@ -224,7 +228,7 @@ def verify(folder: Path, only: Collection[str] | None = None) -> str:
 
 
 def parent_of(folder: Path) -> str | None:
-    """Digest of the folder that this one continues."""
+    """Read the digest of the folder that this one continues."""
     return read_json(folder / MANIFEST)["parent"]
 
 
@@ -232,11 +236,11 @@ def load_tensors(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
     """Read one safetensors file.
 
     Args:
-        path: the file; where `data` is given, only its name for the message.
-        data: its bytes, if they were read before.
+        path: the file. If `data` is given, the path serves only for messages.
+        data: the bytes of the file, if the caller has read them before.
 
     Raises:
-        CheckpointError: not a safetensors file.
+        CheckpointError: the file is unreadable or not a safetensors file.
     """
     try:
         return safetensors.torch.load_file(path) if data is None else safetensors.torch.load(data)
@@ -245,13 +249,13 @@ def load_tensors(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Find the newest checkpoint `it-<iteration>` of a folder that verifies.
+    """Find the newest checkpoint `it-<iteration>` of a folder that is not damaged.
 
-    A damaged newest one is set aside as `it-<iteration>.damaged`, with one warning, so that the iterations done
-    again can be saved under their name. Leftovers of an interrupted save are ignored.
+    Newer damaged checkpoints are renamed to `it-<iteration>.damaged`, with one warning. Then the iterations that are
+    done again can be saved under their usual names. Leftovers of an interrupted save are ignored.
 
     Raises:
-        CheckpointError: there are checkpoints, and every one is damaged.
+        CheckpointError: there are checkpoints, and all of them are damaged.
     """
     problems: list[str] = []
     damaged: list[Path] = []
@@ -280,11 +284,12 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def purge(folder: Path, keep: int = 2) -> None:
-    """Delete all but the newest checkpoints, once the newest verifies; and leftovers of interrupted saves."""
+    """Delete all but the newest checkpoints, and leftovers of interrupted saves. The newest one must verify first."""
     checkpoints = sorted(folder.glob("it-" + "[0-9]" * 8), reverse=True)
     if checkpoints:
         verify(checkpoints[0])
     for path in checkpoints[keep:]:
+        # A half-deleted checkpoint must not look like a damaged one, so it is renamed before it is deleted.
         doomed = path.with_name(path.name + ".old")
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -295,7 +300,7 @@ def purge(folder: Path, keep: int = 2) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn the operating system's write errors into one message."""
+    """Turn write errors of the operating system into a CheckpointError with one clear message."""
     try:
         yield
     except OSError as error:

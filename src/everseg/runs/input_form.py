@@ -1,7 +1,7 @@
 """How a model sees an image: size, windows, normalisation, bits per channel.
 
-An image is always read as RGB with 8 bits per channel, alpha dropped. Everything that differs between models stands in
-one class, whether it comes from a configuration, from a model folder or out of an ONNX file.
+The network always gets RGB with 8 bits per channel; alpha is dropped. One class holds everything that differs between
+models, whether it comes from a configuration, a model folder or an ONNX file.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 Evaluation = Literal["crop", "whole", "resize", "sliding"]
 Normalisation = Literal["imagenet", "unit"]
 LARGEST = 65536
-"""No side of an image or window is longer, pixels."""
+"""Longest side of an image or window that is accepted, in pixels."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which windows an image is seen through."""
+    """The sliding windows through which the network sees an image."""
 
     side: int
-    """Side of the square windows in pixels; an axis of the image that is shorter is seen whole."""
+    """Side of the square windows in pixels. If an axis of the image is shorter, the window covers the whole axis."""
     overlap: float = 1 / 3
-    """Share of its side that a window has in common with the next, at least."""
+    """Minimum share of its side that a window has in common with the next one."""
     batch: int = 4
-    """Windows that go through the network at once."""
+    """Number of windows that go through the network at once."""
 
     def starts(self, length: int) -> tuple[int, ...]:
-        """First pixels of the windows along an axis; the last window is flush with the border.
+        """Compute the first pixel of each window along an axis. The last window ends at the border.
 
         >>> Windows(512, 0.25).starts(1024), Windows(512).starts(300)
         ((0, 384, 512), (0,))
@@ -49,30 +49,30 @@ class InputForm:
     """How a model saw its images in training and wants to see them from now on."""
 
     evaluation: Evaluation | None = None
-    """How test images are seen, as `data.evaluation`; None where nothing says it (imported checkpoints): whole."""
+    """How the model sees test images, as in `data.evaluation`. None, as in imported checkpoints, means whole images."""
     size: tuple[int, int] | None = None
-    """(H, W) in pixels, as `data.size`: what images are brought to where `evaluation` is "resize"."""
+    """(H, W) in pixels, as in `data.size`. Images are resized to it if `evaluation` is "resize"."""
     normalisation: Normalisation = "imagenet"
     """Kind of `everseg.data.batches.transforms.normalise`."""
     window: int | None = None
-    """Side of the windows in pixels where `evaluation` is "sliding"."""
+    """Side of the windows in pixels if `evaluation` is "sliding"."""
     overlap: float = 1 / 3
-    """Share of its side that such a window has in common with the next, at least."""
+    """Minimum share of its side that such a window has in common with the next one."""
     bit_depth: Literal[8, 16] = 8
-    """Bits per channel of the files it learnt from; with 16 the higher byte of each value is seen."""
+    """Bits per channel of the files that the model learnt from. Of 16 bits the model sees the higher byte."""
     exif: Literal["apply", "ignore"] = "apply"
-    """Whether images are turned upright as their EXIF orientation says."""
+    """Whether images are turned upright according to their EXIF orientation."""
 
     @property
     def resized_to(self) -> tuple[int, int] | None:
-        """(H, W) in pixels that every image is brought to; None: it is seen at its own size."""
+        """(H, W) in pixels to which every image is resized; None if images keep their own size."""
         return self.size if self.evaluation == "resize" else None
 
     def windows(self, batch: int = Windows.batch) -> Windows | None:
-        """The windows that an image of its own size is seen through; None: at once.
+        """Return the windows through which the model sees an image; None if it sees the image at once.
 
         Args:
-            batch: windows that go through the network at once; it changes speed and memory, never the result.
+            batch: number of windows that go through the network at once. It changes speed and memory, not the result.
         """
         if self.evaluation != "sliding" or self.window is None:
             return None
@@ -80,17 +80,17 @@ class InputForm:
 
     @property
     def reading(self) -> Reading:
-        """How a file of the user's is opened for the model."""
+        """How an image file that the user gives is opened for the model."""
         return Reading(follow_links=True, bit_depth=self.bit_depth, exif=self.exif)
 
     @classmethod
     def of_config(cls, data: DataConfig, datasets: Iterable[Dataset] = ()) -> InputForm:
-        """How the model of a run sees its test images.
+        """Derive the form from a run: how its model sees the test images.
 
         Args:
             data: the `data` section of the run's configuration.
-            datasets: the run's data where they are open; only they know how their files are read, as a data.yaml may
-                say so too.
+            datasets: the run's data sets, if they are open. Only they know how their files are read, because a
+                data.yaml may set it too.
         """
         sliding = data.evaluation == "sliding"
         readings = [
@@ -110,12 +110,12 @@ class InputForm:
         )
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the `data` section that a next step sees its images by too, as far as they are known."""
+        """Collect the `data` settings that a next step must share to see its images alike. Skip unknown ones."""
         known = {"size": self.size, "evaluation": self.evaluation, "normalisation": self.normalisation}
         return {key: value for key, value in known.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """The form as files hold it: the settings that are known, ready for JSON."""
+        """Convert the form to the JSON value that files hold: the settings that are known."""
         sliding = {"window": self.window, "overlap": self.overlap} if self.windows() is not None else {}
         reading = {"bit_depth": self.bit_depth, "exif": self.exif}
         size = {} if self.size is None else {"size": list(self.size)}
@@ -123,13 +123,13 @@ class InputForm:
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> tuple[InputForm, list[str]]:
-        """Read the form back; files of older versions and imported models say less, and mean the defaults.
+        """Read the form back. Settings that older files or imported models lack get their default.
 
         Args:
-            stored: a document with these settings among others.
+            stored: a document that holds these settings among others.
 
         Returns:
-            The form, and what is wrong; of a wrong one only the problems mean anything.
+            The form and a list of problems. If there are problems, the form must not be used.
         """
         problems = []
 
@@ -162,9 +162,9 @@ class InputForm:
         return form, problems
 
     def preprocessing(self) -> dict[str, Any]:
-        """How an image becomes the network's input, for readers without everseg: in bundles and in ONNX files.
+        """Describe how an image becomes the network's input. Bundles and ONNX files hold it for other readers.
 
-        Inside an ONNX file all but the resizing and the windows is done already.
+        An ONNX network does all of it itself, except the resizing and the windows.
         """
         windows, imagenet = self.windows(), self.normalisation == "imagenet"
         return {
@@ -185,7 +185,7 @@ class InputForm:
         """Read back what `preprocessing` wrote.
 
         Raises:
-            ValueError: it is not of that form; what is wrong.
+            ValueError: `stored` does not have that form; the message says what is wrong.
         """
         form = stored.get("form")
         found, problems = (

@@ -12,20 +12,25 @@ from everseg.runs.commit import write_bytes, writing
 
 
 class Journal:
-    """Appends lines to `journal.jsonl`; a silent one (path None) writes nothing."""
+    """Reads and appends lines of `journal.jsonl`. A journal without a file (path None) writes nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def rewind(self, step: int, iteration: int) -> None:
-        """Drop the lines of iterations that will be done again, and half-written ones."""
+        """Drop the lines of iterations that will be done again, and half-written lines.
+
+        Args:
+            step: the step that continues.
+            iteration: the iteration from which it continues; lines up to and including it stay.
+        """
         if self.path is None or not self.path.exists():
             return
         kept = [e for e in self.lines() if (e["step"], e.get("iteration", 0)) <= (step, iteration)]
         write_bytes(self.path, b"".join(_line(entry) for entry in kept))
 
     def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
-        """The entries so far, or those of one event; half-written lines and others of no event are passed over."""
+        """Yield the entries so far, or those of one event. Skip half-written lines and lines without an event."""
         if self.path is None or not self.path.exists():
             return
         for line in self.path.read_bytes().splitlines():
@@ -41,7 +46,7 @@ class Journal:
                 yield entry
 
     def of_step(self, step: int) -> bytes:
-        """The lines of one step, as a journal holds them."""
+        """Return the lines of one step as bytes, in the form of the file."""
         return b"".join(_line(entry) for entry in self.lines() if entry["step"] == step)
 
     def add(self, event: str, *, step: int, **values: Any) -> None:
@@ -59,10 +64,10 @@ EVENT = "bad_sample"
 
 
 def replaced_samples(entries: Iterable[Mapping[str, Any]], step: int | None = None) -> dict[SampleKey, str]:
-    """Distinct training samples that a run, or one of its steps, has replaced -> why.
+    """Collect the distinct training samples that a run, or one of its steps, replaced, each with the reason.
 
     Args:
-        entries: of the journal.
+        entries: the entries of the journal.
     """
     return {
         (str(line.get("dataset", "")), str(line.get("sample", ""))): str(line.get("reason", ""))

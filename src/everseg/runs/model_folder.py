@@ -1,7 +1,7 @@
-"""A model in a folder of its own: its weights, and the file that says what it is.
+"""Model folders: a folder with the weights of one model and a file that describes the model.
 
-Finished steps of runs, bundles and imported checkpoints are such folders. How that file is laid out is known here only:
-everybody else reads and writes a `ModelFile`.
+Finished steps of runs, bundles and imported checkpoints are model folders. Only this module knows the layout of the
+file. All other modules read and write a `ModelFile`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from everseg.runs.input_form import InputForm
 
 FILE = "classes.json"
 FORMAT = 2
-"""Number of the layout. Files of the first one have no number; a higher one is refused, for it may mean other things.
+"""Number of the layout. Files of layout 1 hold no number. A higher number is refused, because the keys of that layout
+may have another meaning.
 
-Keys that are not known here do not raise the number: they are kept and otherwise passed over."""
+A new key does not raise the number: this everseg keeps keys that it does not know, and ignores them."""
 WEIGHTS = "model.safetensors"
 LINEAGE = "lineage.json"
-"""Where a bundle says how its model came to be."""
+"""File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED
-"""Number of lasting ids that fit a mask of bytes; the one after them stays for ignored pixels."""
+"""Number of lasting ids that fit a mask of bytes. The next number marks ignored pixels."""
 _RAW_IDS = range(-16, 65536)
-"""Raw ids that a file may hold; negative ones stand for outputs that no pixel of a mask carries."""
+"""Raw ids that a file may hold. Negative ones stand for outputs that no pixel of a mask shows."""
 
 
 @dataclass(frozen=True)
@@ -41,59 +42,59 @@ class BundleClass:
     """One class of a bundle."""
 
     id: int
-    """Its id in masks, in this bundle and in all that are made from it."""
+    """The class's id in masks, in this bundle and in all bundles that are made from it."""
     name: str
     colour: tuple[int, int, int]
     step: int
-    """Step in which it was learnt first."""
+    """Step that taught the class first."""
     branches: tuple[str, ...]
     """Branches of the model that have an output for it."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Every class that this line of bundles has ever had."""
+    """Every class that a bundle, or a bundle it was made from, has ever had."""
 
     classes: tuple[BundleClass, ...]
     next_id: int
-    """Smallest id that no class of the line has had."""
+    """Smallest id that no class has had so far."""
 
     def ids(self, space: LabelSpace) -> list[int]:
-        """Ids of a branch's outputs in output order."""
+        """Look up the ids of a branch's outputs, in output order."""
         by_name = {entry.name: entry.id for entry in self.classes}
         return [by_name[known_as(name, by_name)] for name in space.names]
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model folder's file says: how the model is built, what its outputs mean, how it sees an image."""
+    """The content of a model folder's file: how the model is built, what its outputs mean, how it sees an image."""
 
     architecture: Mapping[str, Any]
-    """What `SegmentationModel.describe` gave: name, options and growth."""
+    """The result of `SegmentationModel.describe`: name, options and growth."""
     spaces: Mapping[str, LabelSpace]
-    """Branch -> its classes. In a bundle raw ids are the classes' lasting ids."""
+    """Branch -> its classes. In a bundle the raw ids are the lasting ids of the classes."""
     domains: Mapping[str, str] = field(default_factory=dict)
-    """Domain -> branch that its images take; {} of one data set, and in older files."""
+    """Domain -> branch that its images take; {} for runs on one data set and in older files."""
     form: InputForm = field(default_factory=InputForm)
     fresh: bool = False
     """Whether the step was trained from scratch."""
     source: str = ""
-    """What an imported model was made of."""
+    """What an imported model was made from; "" for other models."""
     registry: Registry | None = None
     """The classes under their lasting ids; bundles only."""
     onnx: Mapping[str, str] = field(default_factory=dict)
-    """Branch -> name of its ONNX file beside this one; {} without."""
+    """Branch -> name of its ONNX file in the same folder; {} without ONNX files."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
-    """Entries that this everseg does not know, as they stood in the file."""
+    """Entries of the file that this everseg does not know, unchanged."""
 
     def lasting_ids(self, where: str | Path) -> Registry:
-        """The registry, where there has to be one.
+        """Return the registry, which every bundle has.
 
         Args:
             where: the folder, for the message.
 
         Raises:
-            CheckpointError: there is none: this is no bundle.
+            CheckpointError: the file has no registry, so the folder is no bundle.
         """
         if self.registry is None:
             raise CheckpointError(
@@ -102,7 +103,7 @@ class ModelFile:
         return self.registry
 
     def document(self) -> dict[str, Any]:
-        """The file's content, ready for JSON."""
+        """Convert to the JSON value that the file holds."""
         registry = {} if self.registry is None else asdict(self.registry)
         return {
             "format": FORMAT,
@@ -127,20 +128,20 @@ class ModelFile:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a model lies here."""
+    """Tell whether a folder holds a model."""
     return (folder / FILE).is_file()
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a model with its lineage lies here."""
+    """Tell whether a folder holds a model with its lineage."""
     return is_model_folder(folder) and (folder / LINEAGE).is_file()
 
 
 def model_folder_at(path: Path) -> Path:
-    """The model folder that a user means by a path: itself, or the `final` in a step's folder.
+    """Find the model folder that a user means: the given folder itself, or `final` in it if it is a step's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no model folder.
     """
     folder = path / "final" if (path / "final").is_dir() else path
     if not is_model_folder(folder):
@@ -161,12 +162,12 @@ def save_model(
     """Commit a model folder, whole or not at all.
 
     Args:
-        folder: where; see `everseg.runs.commit.save_folder`.
+        folder: the folder to make; see `everseg.runs.commit.save_folder`.
         weights: the model's `state_dict`.
-        method_state: what the method carries from step to step.
-        parent: digest of the folder this one continues.
-        documents: further JSON files, by name without ending.
-        files: any other files.
+        method_state: state that the method carries from step to step.
+        parent: digest of the folder that this one continues.
+        documents: file name without ending -> JSON value of a further file.
+        files: file name -> bytes of any other file.
 
     Returns:
         The folder's digest.
@@ -183,15 +184,15 @@ def save_model(
 def load_model(
     folder: Path, builder: Any = None, about: ModelFile | None = None, weights: bytes | None = None
 ) -> tuple[SegmentationModel, ModelFile]:
-    """Rebuild a model from its folder by replaying its growth; strict.
+    """Rebuild a model from its folder: repeat its growth, then load weights that must fit exactly.
 
     Args:
-        builder: the user's own architecture, if it is not a built-in one.
-        about: what `read_model_file` gave, if it was read before.
-        weights: what the file of the weights holds, if it was read before.
+        builder: builder of the user's architecture, if it is not a built-in one.
+        about: the result of `read_model_file`, if the caller has read it before.
+        weights: the bytes of the weights' file, if the caller has read them before.
 
     Returns:
-        The model in eval mode on the CPU, and what its file says.
+        The model in eval mode on the CPU, and the content of its file.
 
     Raises:
         CheckpointError: weights and architecture do not fit.
@@ -207,7 +208,7 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
     """Load weights that must fit exactly.
 
     Raises:
-        CheckpointError: names or shapes that differ, at most 20 of them listed.
+        CheckpointError: names or shapes differ; the message lists some of them.
     """
     own = model.state_dict()
     problems = [f"missing: {name}" for name in own.keys() - state.keys()]
@@ -224,10 +225,10 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
 
 
 def read_lineage(bundle: Path) -> dict[str, Any]:
-    """How a bundle's model came to be: `steps`, the number of steps it was trained in, `history`, and more.
+    """Read how a bundle's model was made: `steps` (the number of steps it was trained in), `history`, and more.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     lineage = read_document(bundle / LINEAGE, "steps", "history")
     problems = []
@@ -243,13 +244,14 @@ def read_lineage(bundle: Path) -> dict[str, Any]:
 
 
 def read_model_file(folder: Path, committed: Committed | None = None) -> ModelFile:
-    """Read what a model folder's file says, and check all of it: its bytes against the manifest, then its meaning.
+    """Read a model folder's file and check it: first its bytes against the manifest, then every entry.
 
     Args:
-        committed: the folder's manifest, if it was read before.
+        committed: the folder's manifest, if the caller has read it before.
 
     Raises:
-        CheckpointError: missing, unreadable, changed, of a later everseg, or damaged; every fault at once.
+        CheckpointError: the file is missing, unreadable, changed, damaged, or written by a later everseg. The message
+            for a damaged file lists its faults together.
     """
     path = folder / FILE
     stored = read_document(path, "branches", data=(committed or read_committed(folder)).read(FILE))
@@ -275,7 +277,7 @@ def _raise_damage(path: Path, problems: Sequence[str]) -> None:
 
 
 class _Reader:
-    """Reads one document entry by entry and notes what is wrong; with any problem the result means nothing."""
+    """Reads a document entry by entry and collects the problems. If there are any, the result must not be used."""
 
     KNOWN = frozenset(
         {"format", "architecture", "branches", "domains", "fresh", "source", "classes", "next_id"}
@@ -295,7 +297,7 @@ class _Reader:
         form, wrong = InputForm.of_json(self.stored)
         self.problems += wrong
         registry = self._registry(spaces)
-        if registry is not None and not self.problems:
+        if registry is not None and not self.problems:  # the comparison of ids needs valid spaces and classes
             self._check_ids(branches, spaces, registry)
         return ModelFile(
             self._architecture(spaces),
@@ -333,7 +335,7 @@ class _Reader:
         return space
 
     def _architecture(self, spaces: Mapping[str, LabelSpace]) -> Mapping[str, Any]:
-        """Check what the model is built from; its outputs must be the classes."""
+        """Check the entry that the model is built from: every branch needs as many outputs as classes."""
         found = self.stored.get("architecture")
         if not isinstance(found, dict) or not {"name", "options", "growth"} <= found.keys():
             self.problems.append("architecture: expected name, options and growth")
@@ -356,7 +358,7 @@ class _Reader:
         if not isinstance(found, dict):
             if type(self.stored.get("format")) is int:
                 self.problems.append("domains: expected the branch of each domain")
-            return {}  # before the format was numbered: a list of names, which says nothing
+            return {}  # files of layout 1 may hold a list of names here, which does not tell the branches
         if not all(isinstance(branch, str) and branch in spaces for branch in found.values()):
             self.problems.append("domains: expected a known branch for each domain")
         return found
@@ -407,7 +409,7 @@ class _Reader:
     def _check_ids(
         self, branches: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], registry: Registry
     ) -> None:
-        """The lasting ids of each branch's outputs stand a second time beside the branch, for readers of other make."""
+        """Check the ids in each branch's entry. They repeat the registry's ids for readers other than everseg."""
         known = {spelling(entry.name) for entry in registry.classes}
         for branch, space in spaces.items():
             if unknown := [name for name in space.names if spelling(name) not in known]:
@@ -424,5 +426,5 @@ class _Reader:
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
-    """Whether a value is a list of such values; true and false are no numbers."""
+    """Tell whether a value is a list of items of exactly this type; a bool does not count as an int."""
     return isinstance(value, list) and all(type(item) is kind for item in value)

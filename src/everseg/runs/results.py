@@ -1,6 +1,6 @@
-"""What a run has stored, each file read once, and the scores of its whole sequence of steps.
+"""The stored results of a run, each file read only once, and the scores over its whole sequence of steps.
 
-Whoever needs several of these things makes one `Results` and passes it on, instead of reading the folder again.
+Code that needs several results makes one `Results` object and passes it on, instead of reading the folder again.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from everseg.runs.run_folder import RunFolder, RunRecord
 
 @dataclass(frozen=True)
 class StepResults:
-    """What one scored step left behind; each file is read when it is first asked for, and once."""
+    """The stored results of one scored step. Each file is read once, when it is first needed."""
 
     folder: RunFolder
     index: int
 
     @cached_property
     def final(self) -> Committed:
-        """The folder of the step's model: its manifest, read and checked."""
+        """The manifest of the step's model folder, read and checked."""
         return read_committed(self.folder.final(self.index))
 
     @cached_property
     def about(self) -> ModelFile:
-        """What the model folder's file says."""
+        """The content of the model folder's file."""
         return read_model_file(self.final.folder, self.final)
 
     @property
@@ -64,39 +64,39 @@ class StepResults:
 
     @property
     def branch_of(self) -> dict[str, str]:
-        """Name of the results -> branch that they are of."""
+        """Name of the results -> branch that produced them."""
         return {name: scores.get("branch", name) for name, scores in self.scores.items()}
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
-        """Confusion counts of each result, (C, C) int64, rows = truth."""
+        """Name of the results -> confusion counts, (C, C) int64, rows = truth."""
         return self.folder.counts(self.index)
 
     @cached_property
     def images(self) -> dict[str, np.ndarray]:
-        """Of each test image, (N, 3, C) as `evaluate` gives it; {} in older runs."""
+        """Name of the results -> counts per test image, (N, 3, C), see `RunFolder.images`; {} in older runs."""
         return self.folder.images(self.index, self.counts)
 
     def model(self, builder: Any = None) -> SegmentationModel:
-        """Read the model, as `Results.model` does, without asking which model it continues."""
+        """Read the model as `Results.model` does, but without checking which model it continues."""
         return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a run has stored, and its scores; each file is read when it is first asked for, and once.
+    """Everything that a run has stored, and its scores. Each file is read once, when it is first needed.
 
-    It shows the run as it was when it was read: a run that goes on in the meantime needs another one.
+    The object shows the run as it was when its files were read. If the run continues, make a new object.
     """
 
     folder: RunFolder
 
     @cached_property
     def record(self) -> RunRecord:
-        """What run.json says.
+        """The content of run.json.
 
         Raises:
-            CheckpointError: not a run folder, or damaged.
+            CheckpointError: the folder is not a run folder, or run.json is damaged.
         """
         return self.folder.record()
 
@@ -107,10 +107,10 @@ class Results:
 
     @cached_property
     def scenario(self) -> dict[str, Any]:
-        """What scenario.json says.
+        """The content of scenario.json.
 
         Raises:
-            CheckpointError: missing or damaged.
+            CheckpointError: the file is missing or damaged.
         """
         path = self.folder.path / "scenario.json"
         stored = read_document(path, "steps")
@@ -132,23 +132,24 @@ class Results:
 
     @property
     def finished(self) -> list[int]:
-        """Their indices."""
+        """The indices of the steps that are trained and scored."""
         return [step.index for step in self.steps]
 
     def step(self, index: int) -> StepResults:
-        """A finished step by its index."""
+        """Return a finished step by its index."""
         return next(step for step in self.steps if step.index == index)
 
     def model(self, index: int, builder: Any = None) -> SegmentationModel:
-        """The model after a finished step, in eval mode on the CPU; it is not kept, so ask once.
+        """Read the model after a finished step, in eval mode on the CPU. Every call reads it from disk again.
 
-        Its weights and classes are checked, not the state of the method beside them. `RunFolder.load_final` checks all.
+        This checks the weights and classes, but not the state of the method. `RunFolder.load_final` checks all files.
 
         Args:
-            builder: the user's own architecture, if it is not a built-in one.
+            builder: builder of the user's architecture, if it is not a built-in one.
 
         Raises:
-            CheckpointError: missing, damaged, not the child of the step before it, or of another architecture.
+            CheckpointError: the model is missing or damaged, does not continue the step before it, or has another
+                architecture.
         """
         step, before = self.step(index), next((s for s in self.steps if s.index == index - 1), None)
         if before is not None and not step.is_fresh and step.final.parent != before.final.digest:
@@ -159,7 +160,7 @@ class Results:
         return step.model(builder)
 
     def is_complete(self, config: RunConfig | None = None) -> bool:
-        """Whether every step is trained and scored, and the run is the one that a configuration describes, if given."""
+        """Tell whether every step is trained and scored. If a configuration is given, the run must also fit it."""
         if not (self.folder.path / "scenario.json").is_file():
             return False
         if config is not None and difference(self.config, config):
@@ -168,12 +169,12 @@ class Results:
 
     @cached_property
     def journal(self) -> tuple[dict[str, Any], ...]:
-        """The entries of journal.jsonl; () without."""
+        """The entries of journal.jsonl; () without such a file."""
         return tuple(Journal(self.folder.path / "journal.jsonl").lines())
 
     @cached_property
     def replaced(self) -> str:
-        """Says how many training samples could not be read and were replaced, and which; "" = none."""
+        """Sentence that says how many unreadable training samples were replaced, and which; "" if there are none."""
         found = replaced_samples(self.journal)
         if not found:
             return ""
@@ -191,17 +192,18 @@ class Results:
 
     @cached_property
     def tracks(self) -> tuple[Track, ...]:
-        """The results of every domain (or branch) over the steps; of models trained afresh only the last one's.
+        """The results of every domain (or branch) over the steps.
 
-        Domains stand in the order in which they were taught, those that no step has taught yet last.
+        If a step trains its model from scratch, the results of earlier models are left out. Domains are in the order
+        in which they are taught. Domains that no step teaches come last.
 
         Raises:
-            CheckpointError: no finished step, or counts that do not fit their classes.
+            CheckpointError: no step is finished, or counts do not fit their classes.
         """
         rows: dict[str, list[tuple[int, str, np.ndarray, LabelSpace]]] = {}
         for step in self.steps:
             for name, branch in step.branch_of.items():
-                if step.is_fresh:
+                if step.is_fresh:  # a new model: the results of earlier ones say nothing about it
                     rows[name] = []
                 known = step.counts.get(name)
                 if (
@@ -231,7 +233,7 @@ class Results:
         )
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Names of domains in the order in which the steps teach them; the others after them, as they came."""
+        """Sort names of domains in the order in which the steps teach them. Other names follow in their given order."""
         names = list(names)
         if len(names) < 2:
             return names
@@ -243,21 +245,21 @@ class Results:
     def sequence(self) -> dict[str, Any]:
         """Average over steps, forgetting and backward transfer of the scored steps.
 
-        For a run on one data set what `metrics.sequence_scores` gives; {} before the first scored step. For a run
-        over domains:
+        For a run on one data set this is the result of `metrics.sequence_scores`. Before the first scored step it is
+        {}. For a run over domains it holds:
 
-        * `domains`: domain -> what `sequence_scores` gives for it;
+        * `domains`: domain -> the result of `sequence_scores` for it;
         * `miou`: domain -> mIoU over all its classes after the last step that tested it;
-        * `average_miou`: mean over steps of the mean over the domains tested then;
-        * `forgetting`, `backward_transfer`: {"mean": over domains, "domains": domain -> its own, None for domains
-          that only the last step knows}.
+        * `average_miou`: mean over the steps, each step being the mean over the domains that it tests;
+        * `forgetting`, `backward_transfer`: {"mean": mean over domains, "domains": domain -> its value, None if only
+          the last step knows the domain}.
         """
         tested: dict[str, list[tuple[np.ndarray, LabelSpace]]] = {}
         per_step: list[list[float | None]] = []
         last: dict[str, float | None] = {}
         for step in self.steps:
             for name, values in step.scores.items():
-                if name not in tested or step.is_fresh:  # another model: nothing goes on
+                if name not in tested or step.is_fresh:  # a new model: its sequence begins here
                     tested[name] = []
                 tested[name].append((step.counts[name], step.spaces[step.branch_of[name]]))
                 last[name] = values["miou"]["all"]
@@ -279,7 +281,7 @@ class Results:
 
 
 def source_name(source: Mapping[str, Any]) -> str:
-    """What scenario.json calls the data of a source: its domain, in runs on one data set the data set."""
+    """Name the data of a source in scenario.json: its domain, or in runs on one data set the data set."""
     return source.get("domain") or source["dataset"]
 
 
@@ -290,17 +292,17 @@ def _of(rows: list[tuple[np.ndarray, LabelSpace]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Track:
-    """The results of one model as it goes on, on one data set or domain."""
+    """The results of one model over the steps, on one data set or domain."""
 
     name: str
     """The domain, or the branch in runs on one data set."""
     branch: str
     steps: tuple[int, ...]
-    """Steps after which it was tested."""
+    """Steps after which the model was tested."""
     counts: tuple[np.ndarray, ...]
-    """One per step: (C, C) int64, rows = truth."""
+    """Confusion counts after each of `steps`: (C, C) int64, rows = truth."""
     spaces: tuple[LabelSpace, ...]
-    """One per step."""
+    """Label space after each of `steps`."""
 
     @property
     def space(self) -> LabelSpace:
@@ -313,7 +315,7 @@ class Track:
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
-        """What `metrics.step_scores` makes of the counts after each step."""
+        """The scores after each step, computed by `metrics.step_scores`."""
         return [
             step_scores(n, [len(group) for group in space.groups], space.background)
             for n, space in zip(self.counts, self.spaces, strict=True)
@@ -321,7 +323,7 @@ class Track:
 
     @cached_property
     def sequence(self) -> dict[str, Any]:
-        """What `metrics.sequence_scores` makes of them."""
+        """The scores of the sequence of steps, computed by `metrics.sequence_scores`."""
         sizes = [[len(group) for group in space.groups] for space in self.spaces]
         return sequence_scores(self.counts, sizes, self.background)
 
@@ -339,24 +341,24 @@ class Track:
         return [number for number, group in enumerate(self.space.groups) for _ in group]
 
     def at_birth(self, train_id: int) -> int:
-        """Position in `steps` of the first test that knew a class."""
+        """Return the position in `steps` of the first test whose model knew a class."""
         return self._first(self.group_of[train_id])
 
     @property
     def group_titles(self) -> list[str]:
-        """What a growth is called: by its step, by its number where one step taught several (joint training)."""
+        """Title of each growth: its step, or its number if one step taught several growths (joint training)."""
         born = self.born
-        if len(set(born)) < len(born):
+        if len(set(born)) < len(born):  # growths of the same step would get the same title
             return [f"group {number}" for number in range(len(born))]
         return [f"learnt in step {step}" for step in born]
 
     def group_names(self, group: int) -> list[str]:
-        """Names of the classes one growth brought, without background."""
+        """List the names of the classes that one growth added, without the background."""
         ends = [0, *accumulate(len(g) for g in self.space.groups)]
         ids = range(ends[group], ends[group + 1])
         return [self.space.names[c] for c in ids if c != self.background]
 
     @property
     def old(self) -> list[int]:
-        """Train ids of the classes known before the last test, background included: 0, 1, ...; [] of a single test."""
+        """Train ids of the classes known before the last test, background included: 0, 1, ...; [] with one test."""
         return [c for c in range(self.space.num_classes) if self.at_birth(c) < len(self.steps) - 1]

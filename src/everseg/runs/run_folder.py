@@ -1,4 +1,4 @@
-"""The run folder: where what lies, and how a finished step is read back."""
+"""The run folder: where its files are, and how a finished step is written and read back."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ MOST_THREADS = 4096
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json says: how a run was asked for, and on what it was begun."""
+    """The content of run.json: the settings and the command of a run, and the machine it was begun on."""
 
     config: Any
-    """The configuration as it was written, not checked: `RunFolder.config` does that."""
+    """The configuration as it was written. It is not checked here; `RunFolder.config` checks it."""
     threads: int
-    """CPU threads."""
+    """Number of CPU threads."""
     hash: str = ""
     """SHA-256 of the settings that decide the result."""
     argv: tuple[str, ...] = ()
-    """The command, word by word; () where the run was started from Python."""
+    """The words of the command; () if the run was started from Python."""
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version."""
@@ -81,17 +81,17 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isdigit())
 
     def is_finished(self, config: RunConfig) -> bool:
-        """Whether every step of this very run is trained and scored."""
+        """Tell whether the folder holds the run of this configuration with every step trained and scored."""
         if not (self.path / "scenario.json").is_file() or difference(self.config(), config):
             return False
         return len(self.finished_steps) == len(read_document(self.path / "scenario.json", "steps")["steps"])
 
     def chosen_step(self, step: int | None) -> int:
-        """The step a user asked for; the last finished one by default.
+        """Return the step that a user asked for; by default the last finished one.
 
         Raises:
             CheckpointError: no step is finished.
-            ConfigError: that step is not finished.
+            ConfigError: the step that the user asked for is not finished.
         """
         finished = self.finished_steps
         if not finished:
@@ -103,7 +103,7 @@ class RunFolder:
         return finished[-1] if step is None else step
 
     def spaces(self, index: int) -> dict[str, LabelSpace]:
-        """Label space of each branch after a step.
+        """Read the label space of each branch after a step.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -111,11 +111,11 @@ class RunFolder:
         return dict(self.about(index).spaces)
 
     def branch_of(self, index: int) -> dict[str, str]:
-        """Name of the results of a scored step (domain, or branch in runs on one data set) -> branch they are of."""
+        """Read which branch produced the results of each name (domain, or branch in runs on one data set)."""
         return {name: scores.get("branch", name) for name, scores in self.metrics(index)["branches"].items()}
 
     def is_fresh(self, index: int) -> bool:
-        """Whether a finished step was trained from scratch.
+        """Tell whether a finished step was trained from scratch.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -123,7 +123,7 @@ class RunFolder:
         return self.about(index).fresh
 
     def about(self, index: int) -> ModelFile:
-        """What is known of a finished step's model.
+        """Read the file that describes the model of a finished step.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -132,14 +132,14 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run was ever begun here: its run.json is there."""
+        """Whether a run was ever begun here, which means that run.json exists."""
         return (self.path / RECORD).is_file()
 
     def record(self) -> RunRecord:
-        """What run.json says.
+        """Read and check run.json.
 
         Raises:
-            CheckpointError: not a run folder, or its run.json is damaged.
+            CheckpointError: the folder is not a run folder, or its run.json is damaged.
         """
         path = self.path / RECORD
         if not path.is_file():
@@ -163,13 +163,13 @@ class RunFolder:
         return RunRecord(stored["config"], threads, argv=tuple(argv), versions=versions, **texts)
 
     def config(self, record: RunRecord | None = None) -> RunConfig:
-        """The configuration the run was started with; code that it names is not imported.
+        """Read the configuration that the run was started with. Code that it names is not imported.
 
         Args:
-            record: what `record` gave, if it was read before.
+            record: the result of `record`, if the caller has read it before.
 
         Raises:
-            CheckpointError: not a run folder, or its run.json is damaged or of another everseg.
+            CheckpointError: the folder is not a run folder, or its run.json is damaged or of another everseg version.
         """
         try:
             return from_stored((record or self.record()).config)
@@ -181,7 +181,7 @@ class RunFolder:
 
     @property
     def threads(self) -> int:
-        """CPU threads the run was started with."""
+        """Number of CPU threads that the run was started with."""
         return self.record().threads
 
     def open(self, config: RunConfig, threads: int) -> int:
@@ -225,7 +225,10 @@ class RunFolder:
         return threads
 
     def clean(self) -> None:
-        """Delete half-written files, a minute old, of a killed process of this run; the caller holds its lock."""
+        """Delete half-written files that a killed process of this run left at least a minute ago.
+
+        The caller must hold the lock of the run.
+        """
         with writing(self.path):
             for folder in (self.path, *self.path.glob("steps/[0-9]*")):
                 remove_leftovers(folder)
@@ -238,7 +241,7 @@ class RunFolder:
         form: InputForm,
         parent: str | None,
     ) -> None:
-        """Commit a finished step: weights, method state, and what is needed to use and continue them."""
+        """Commit a finished step: weights, method state, and everything needed to use and continue them."""
         about = ModelFile(
             model.describe(),
             step.spaces,
@@ -251,16 +254,16 @@ class RunFolder:
     def load_final(
         self, index: int, builder: Any = None
     ) -> tuple[SegmentationModel, dict[str, LabelSpace], dict[str, torch.Tensor], str]:
-        """Read a finished step back, after verifying every byte and its link to the step before.
+        """Read a finished step back, after verifying every byte and the link to the step before it.
 
         Args:
-            builder: the user's own architecture, if it is not a built-in one.
+            builder: builder of the user's architecture, if it is not a built-in one.
 
         Returns:
             Model in eval mode on the CPU, label space per branch, method state, digest of the folder.
 
         Raises:
-            CheckpointError: missing, damaged, or not the child of the step before it.
+            CheckpointError: the step is missing or damaged, or does not continue the step before it.
         """
         folder = self.final(index)
         again = f"delete {self.step(index)} and later steps, then run the same command to do them again"
@@ -272,6 +275,7 @@ class RunFolder:
             digest = verify(folder)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {again}") from None
+        # A step trained from scratch continues nothing, so its link is not checked.
         before = self.final(index - 1) if index else None
         continues = before is not None and before.is_dir() and not self.is_fresh(index)
         if before is not None and continues and parent_of(folder) != verify(before):
@@ -288,7 +292,7 @@ class RunFolder:
         metrics: dict[str, Any],
         images: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Write a step's confusion counts, in all and per image, and scores (last: they mark the step as scored)."""
+        """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored."""
         for stem, arrays, kind in (("images", images or {}, np.uint32), ("confusion", counts, np.int64)):
             if arrays:
                 buffer = io.BytesIO()
@@ -298,10 +302,10 @@ class RunFolder:
         write_json(self.step(index) / "metrics.json", {**metrics, "sha256": _json_hash(metrics)})
 
     def metrics(self, index: int) -> dict[str, Any]:
-        """Scores of a scored step as `save_result` wrote them.
+        """Read the scores of a step as `save_result` wrote them.
 
         Raises:
-            CheckpointError: missing, or changed since.
+            CheckpointError: the file is missing, damaged or changed.
         """
         path = self.step(index) / "metrics.json"
         stored = read_document(path, "branches")
@@ -320,21 +324,23 @@ class RunFolder:
         return stored
 
     def counts(self, index: int) -> dict[str, np.ndarray]:
-        """Confusion counts of a scored step, per branch: (C, C) int64, rows = truth.
+        """Read the confusion counts of a scored step by name of the results: (C, C) int64, rows = truth.
 
         Raises:
-            CheckpointError: missing or damaged.
+            CheckpointError: the file is missing or damaged.
         """
         return self._arrays(index, "confusion")
 
     def images(self, index: int, counts: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """Of each test image of a scored step, per branch: (N, 3, C) as `evaluate` gives it; {} in older runs.
+        """Read the counts per test image of a scored step by name of the results, (N, 3, C); {} in older runs.
+
+        They are, for each image and class: the true pixels, the predicted pixels, and the pixels that are both.
 
         Args:
-            counts: what `counts` gave, if it was read before.
+            counts: the result of `counts`, if the caller has read it before.
 
         Raises:
-            CheckpointError: damaged, or not the images that `counts` counted.
+            CheckpointError: the file is damaged, or its images do not add up to `counts`.
         """
         if not (self.step(index) / "images.npz").exists():
             return {}
@@ -361,4 +367,5 @@ class RunFolder:
 
 
 def _json_hash(value: Any) -> str:
+    # The round trip through JSON gives values before writing the form that they have when they are read back.
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()

@@ -65,10 +65,10 @@ def build(
 
 
 def needed_domains(steps: Sequence[StepConfig] | None, domains: Iterable[str]) -> list[str]:
-    """The domains that some step names, in the order of `domains`; all of them where no steps are given.
+    """List the domains that some step names, in the order of `domains`. Without steps, list all of them.
 
     Raises:
-        ConfigError: steps that name others.
+        ConfigError: a step names an unknown domain.
     """
     known = list(domains)
     if not steps:
@@ -94,40 +94,44 @@ def domain_incremental(
     test_split: str = "val",
     validation: Validation = "none",
 ) -> tuple[Step, ...]:
-    """Teach domains one after the other, each through a branch of its own, and more classes of a domain met before.
+    """Teach domains one after the other, each in its own branch. A later step may add classes to an earlier domain.
 
-    A domain taught all its classes at once is taught on all images of the split, and its label space has a background
-    only if the data set has one. A domain taught in several steps, or some of its classes only, follows the rules of
-    `class_incremental`; so do the domains that share a branch with it. Domains that name the same branch share it:
-    their classes are told apart by name (`everseg.labels.spelling`), and the branch grows by those it does not know.
+    If one step teaches all classes of a domain, it trains on all images of the split, and the label space has a
+    background only if the data set has one. If a domain is taught in several steps, or only in part, the rules of
+    `class_incremental` apply to it and to every domain that shares its branch.
 
-    After each step every domain met so far is tested, through its own branch. Steps are put together with `chain`.
+    Domains that name the same branch share it. Their classes are matched by name (`everseg.labels.spelling`), and the
+    branch grows by the classes that it does not know yet.
+
+    Each step tests every domain met so far, through the domain's own branch. `chain` joins the steps.
 
     Args:
         datasets: domain -> name and raw labels of its data set.
         image_classes: "domain/split" -> (N, 256) pixels per raw id of every image.
         teaching: what each step teaches; None = every domain with all its classes, in the order of `datasets`.
-        protocol: which images of a domain taught in several steps belong to which, as in `class_incremental`.
+        protocol: which images belong to which step of a domain taught in several steps, as in `class_incremental`.
         policy: label convention, a name or a `PolicySet`.
         seed: decides `partitioned` and "cross", nothing else.
-        void_channel: give every branch one more output for void (MDIL's last class): never a target, but part of the
-            softmax. Only without background and growth.
+        void_channel: give every branch one more output for void (MDIL's last class). It is never a target, but it is
+            part of the softmax. Not possible for branches with a background or branches that grow.
         validation: "none", "split" (the `val` split), "cross" (20 % of the step's training images, held out) or "train"
             (the training images).
 
     Raises:
-        ConfigError: unknown domains, classes, splits; a domain or class named twice; a void output where there is a
-            background or growth; all are named.
+        ConfigError: unknown domains, classes or splits; a domain or class named twice; a void output on a branch with
+            a background or growth. The message names all of them.
         DataError: a step without images.
     """
     policies = policy_set(policy) if isinstance(policy, str) else policy
     needed = [train_split, test_split, *(["val"] if validation == "split" else [])]
     plan = _plan(datasets, teaching, image_classes, needed, void_channel)
     parts: dict[str, tuple[Step, ...]] = {}
+    # "cross" holds out images of the steps as they are in the end, so it is applied to the finished chain.
     within: Validation = "none" if validation == "cross" else validation
     for domain, groups in plan.groups.items():
         counts = _of_splits(image_classes, domain)
         branch = plan.branches[domain]
+        # The run's data and counts are keyed by domain, so sources must refer to the data by the domain's name.
         one = _Named(domain, datasets[domain].labels)
         if plan.is_whole(domain):
             splits = (train_split, test_split, validation_split(counts, test_split))
@@ -158,7 +162,7 @@ def domain_incremental(
 
 @dataclass(frozen=True)
 class _Named:
-    """A data set under its domain's name, which is its key in the run."""
+    """A data set under the name of its domain. The run finds the data by that name."""
 
     name: str
     labels: RawLabels
@@ -166,16 +170,18 @@ class _Named:
 
 @dataclass
 class _Plan:
-    """What is taught when: steps in their order as (domain, how many-th of that domain)."""
+    """Which step teaches which classes of which domain."""
 
-    order: list[tuple[str, int]]
+    order: list[
+        tuple[str, int]
+    ]  # one entry per step: (domain, number of the step within that domain, from 0)
     groups: dict[str, list[tuple[int, ...]]]
     """Domain -> raw ids of each of its steps."""
     branches: dict[str, str]
     labels: Mapping[str, RawLabels]
 
     def is_whole(self, domain: str) -> bool:
-        """All classes at once, on a branch that needs no background of ours."""
+        """Whether one step teaches the whole domain and its branch needs no artificial background."""
         sharing = [d for d, branch in self.branches.items() if branch == self.branches[domain]]
         if not all(self.at_once(d) for d in sharing):
             return False
@@ -184,7 +190,7 @@ class _Plan:
         )
 
     def at_once(self, domain: str) -> bool:
-        """All classes in one step."""
+        """Whether one step teaches all classes of the domain."""
         groups = self.groups[domain]
         return len(groups) == 1 and set(groups[0]) == set(self.labels[domain].classes)
 
@@ -222,7 +228,7 @@ def _plan(
 
 
 def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
-    """Enter one step into the plan; what is wrong with it is returned."""
+    """Enter one step into the plan and return what is wrong with it."""
     where, domain = f"scenario.steps[{number}]", step.domain
     if domain not in plan.labels:
         return [_unknown(number, domain, plan.labels)]
@@ -257,7 +263,7 @@ def _add(plan: _Plan, step: StepConfig, number: int) -> list[str]:
 
 
 def _of_splits(image_classes: Mapping[str, np.ndarray], domain: str) -> dict[str, np.ndarray]:
-    """What the "domain/split" tables hold of one domain, by split."""
+    """Select the tables of one domain: "domain/split" -> table becomes split -> table."""
     start = f"{domain}/"
     return {key.removeprefix(start): table for key, table in image_classes.items() if key.startswith(start)}
 
@@ -280,7 +286,7 @@ def _whole(
     validation: Validation,
     void_channel: bool,
 ) -> tuple[Step, ...]:
-    """One step over all images and classes of a domain."""
+    """Build one step that teaches all classes of a domain on all its images."""
     labels, (train_split, test_split, val_split) = dataset.labels, splits
     head = () if labels.background is None else (labels.background,)
     tail = (SYNTHETIC_VOID,) if void_channel else ()
@@ -300,7 +306,7 @@ def _whole(
 
 
 def _of_domain(step: Step, domain: str) -> Step:
-    """The step with its results kept under the domain's name."""
+    """Copy a step so that its results are stored under the name of the domain."""
     train, test, val = (
         tuple(replace(source, domain=domain) for source in sources)
         for sources in (step.train, step.test, step.val)
@@ -321,7 +327,7 @@ def _check_images(steps: Sequence[Step]) -> None:
 
 
 def _check_void_outputs(steps: Sequence[Step]) -> None:
-    """A void output must stay the last one, so a branch that has one cannot grow."""
+    """Stop if a branch with a void output grows: the void output must stay the last one."""
     problems = []
     for step in steps:
         for branch, number in step.grows.items():

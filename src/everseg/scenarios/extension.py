@@ -72,7 +72,7 @@ def build(
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
     shared = shared_classes(dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle"))
     train_ids = shared.train_ids
-    taught = list(train_ids)
+    taught = list(train_ids)  # raw ids of the data that stand for a class of the extended model, old or new
     train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
     test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
     if absent := [
@@ -81,6 +81,7 @@ def build(
         raise DataError(
             f"no training image of '{dataset.name}' has {', '.join(absent)}; check the masks (data check)"
         )
+    # "overlapped" hides the labels of old classes in training; the test always uses all of them.
     visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
 
     def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
@@ -99,16 +100,16 @@ def build(
 
 
 class Known:
-    """What the model of a bundle knows, which a step goes on from.
+    """What the model of a bundle knows. An extension continues from it.
 
     Args:
-        spaces: its branches and their classes, under lasting ids.
-        next_id: the first id that no class has had.
-        steps: number of steps that it was trained in.
+        spaces: branch of the model -> its classes, under lasting ids.
+        next_id: the smallest id that no class of the bundle has ever had.
+        steps: number of steps in which the model was trained.
         where: the bundle, for messages.
 
     Raises:
-        ConfigError: several branches, or no background.
+        ConfigError: the model has several branches, or no background.
     """
 
     def __init__(self, spaces: Mapping[str, LabelSpace], next_id: int, steps: int, where: str | Path) -> None:
@@ -129,7 +130,7 @@ class Known:
 
 
 def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
-    """The new classes as the data spell them, in the order given."""
+    """Look up the new classes and return their names as the data set spells them, in the order given."""
     labels = dataset.labels
     choices = [
         labels.names[raw] for raw in labels.classes if find_name(labels.names[raw], known.space.names) is None

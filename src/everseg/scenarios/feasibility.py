@@ -1,4 +1,4 @@
-"""What the plan of a run makes impossible, or pointless: said before step 0 trains, all of it at once."""
+"""Checks of a run's plan before step 0 trains. They report everything impossible or pointless at once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import pixels_of
 
 Trial = Callable[[Step], str]
-"""Why the network cannot train a step whose processes see one image at a time; "" if it can."""
+"""Function of a step: why the network cannot train it with one image per process; "" if it can."""
 
 
 def impossible(
     steps: Sequence[Step], *, batch: int, processes: int = 1, trial: Trial = lambda step: ""
 ) -> list[str]:
-    """Say what would stop a run sooner or later.
+    """List the problems that would stop a run sooner or later.
 
     Args:
-        steps: those still to be trained.
+        steps: the steps that are still to be trained.
         batch: images per iteration over all processes.
-        processes: that share each batch.
-        trial: tries a step on the network; asked for steps whose processes get one image each.
+        processes: number of processes that share each batch.
+        trial: tries a step on the network. It is called only for steps that give each process a single image.
 
     Returns:
-        A sentence for every step with more outputs than labels can tell apart, without training images, with fewer
-        images than processes, or with so few that a batch norm would see a single value.
+        One sentence per problem. A step is a problem if it has more outputs than a label can number, no training
+        images, fewer images than processes, or so few images that a batch norm would see a single value.
     """
     problems = []
     for step in steps:
@@ -53,7 +53,7 @@ def impossible(
                 )
             else:
                 shares.append(shared_size(images, batch, processes) // processes)
-        # Two images and more give every norm at least two values, however small the maps are.
+        # With two or more images every norm sees at least two values, even on feature maps of one pixel.
         if shares and min(shares) == 1 and (why := trial(step)):
             problems.append(f"step {step.index}: {why}")
     if batch < processes:
@@ -62,17 +62,17 @@ def impossible(
 
 
 def doubtful(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[str]:
-    """Say which classes are taught and never tested, so that no score can show whether they were learnt.
+    """List the classes that are taught but shown by no test image. No score can tell whether they were learnt.
 
     Args:
-        steps: of the run.
-        counts: (N, 256) pixels per raw id of every image, under "<data set>/<split>" or "<split>".
+        steps: the steps of the run.
+        counts: "<data set>/<split>" or "<split>" -> (N, 256) pixels per raw id of every image.
     """
     notes = []
     for step in steps:
         seen: dict[str, Counter[int]] = {}
         for source in step.test:
-            of_ids = pixels_of(source, counts).sum(axis=0)
+            of_ids = pixels_of(source, counts).sum(axis=0)  # (256,) pixels per raw id
             pixels = seen.setdefault(source.branch, Counter())
             for raw, train_id in enumerate(source.lut):
                 pixels[train_id] += int(of_ids[raw])
@@ -81,6 +81,7 @@ def doubtful(steps: Sequence[Step], counts: Mapping[str, np.ndarray]) -> list[st
                 continue
             space = step.spaces[branch]
             taught = range(step.num_old(branch), space.num_classes)
+            # Negative raw ids stand for artificial outputs, such as void, which no mask shows.
             untested = [space.names[c] for c in taught if space.order[c] >= 0 and not seen[branch][c]]
             if untested:
                 notes.append(
@@ -98,5 +99,5 @@ def _images(sources: Sequence[Source]) -> dict[str, int]:
 
 
 def _branch(branch: str, step: Step) -> str:
-    """The branch for a message, where there is more than one."""
+    """Name the branch for a message; "" if there is only one."""
     return f"branch '{branch}' " if len(step.spaces) > 1 else ""

@@ -1,4 +1,4 @@
-"""Class weights of a scenario's steps: from the pixels they train, or as published."""
+"""Class weights of a scenario's steps: computed from the training pixels, or taken from a publication."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def weighted(
     datasets: Mapping[str, Labelled],
     counts: Mapping[str, np.ndarray],
 ) -> tuple[Step, ...]:
-    """Give every branch that a step trains the weights of its outputs in the cross-entropy.
+    """Add the cross-entropy weights of the outputs to every step, for each branch that the step trains.
 
     Args:
         kind: "none" leaves the steps as they are.
-            "computed": 1 / ln(1.1 + share of the pixels), over the labels that the step's images have in training,
-            before they are resized or cropped; old classes that are not labelled count as absent there.
-            "published": the numbers MDIL's authors give for the data set, by class name; outputs that the step does
-            not label weigh 1, as they are no target there.
-            An output for void weighs 0 either way.
-        datasets: key of the sources -> data set; its name says whose published numbers are meant.
+            "computed" gives 1 / ln(1.1 + share of the pixels). The share is counted over the step's training labels,
+            before images are resized or cropped. Old classes that are not labelled there count as absent.
+            "published" takes the numbers that MDIL's authors give for the data set, by class name. Outputs that the
+            step does not label weigh 1, because they are never a target.
+            An output for void always weighs 0.
+        datasets: key of the sources -> data set. The name of the data set selects the published numbers.
         counts: "key/split" -> (N, 256) pixels per raw id of every image.
 
     Raises:
-        ConfigError: no published weights for a data set or a class, or two data sets of one branch disagree.
+        ConfigError: no weights are published for a data set or class, or two data sets of one branch disagree.
     """
     if kind == "none":
         return tuple(steps)
@@ -58,12 +58,13 @@ def _computed(
     step: Step, branch: str, sources: Sequence[Source], counts: Mapping[str, np.ndarray]
 ) -> tuple[float, ...]:
     order = step.spaces[branch].order
-    pixels = np.zeros(256, np.int64)
+    pixels = np.zeros(256, np.int64)  # (256,) pixels per train id
     for source in sources:
         total = np.asarray(counts[f"{source.dataset}/{source.split}"])[list(source.indices)].sum(axis=0)
         np.add.at(pixels, np.frombuffer(source.lut, np.uint8), total.astype(np.int64))
     real = [i for i, raw in enumerate(order) if raw != SYNTHETIC_VOID]
     weights = np.zeros(len(order))
+    # Ignored pixels count in the shares, but have no output: their weight is cut off again.
     weights[real] = class_weights(np.append(pixels[real], pixels[IGNORED]))[:-1]
     return tuple(weights.tolist())
 
