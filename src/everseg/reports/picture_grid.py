@@ -1,7 +1,6 @@
 """Make the qualitative grid: predictions of every step's model on test images.
 
 The report states the rule that chose the images.
-
 """
 
 from __future__ import annotations
