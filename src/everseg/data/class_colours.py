@@ -128,12 +128,13 @@ def all_colours() -> np.ndarray:
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lightness = _oklab(_linear(grid))[:, 0]
     grid = grid[(lightness > 0.35) & (lightness < 0.95)]
-    spaces = _perceived(grid)
-    nearest = np.full(len(grid), np.inf)
+    spaces = _perceived(grid)  # (3, N, 3)
+    nearest = np.full(len(grid), np.inf)  # (N,), distance to the nearest colour taken so far
     colours = [BACKGROUND_COLOUR, *_FIRST]
     for taken in (IGNORED_COLOUR, (255, 255, 255), *colours):
         nearest = np.minimum(nearest, _distance(spaces, _perceived(np.array([taken]))))
     while len(colours) < IGNORED:
+        # rounded, so that a difference in the last bits does not decide between equally far colours
         best = int(np.argmax(nearest.round(6)))
         colours.append(tuple(grid[best].tolist()))
         nearest = np.minimum(nearest, _distance(spaces, spaces[:, best : best + 1]))
