@@ -309,7 +309,7 @@ def init(
         ConfigError: no such folder, existing files, or a number of names that differs from that of the classes. The
             error lists all of these.
         DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
-        OSError: the disk does not allow it.
+        OSError: the disk is full, or the file cannot be written.
     """
     folder, out = Path(folder), Path(out)
     page = out.with_name(f"{out.stem}_preview.html")

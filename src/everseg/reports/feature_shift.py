@@ -500,7 +500,7 @@ class _Draw:
     def add(self, keys: np.ndarray, cells: np.ndarray, maps: Tensor) -> None:
         """Add the cells (M,) of one image with their keys (M,); their features are read from maps (2, C, h * w)."""
         best = np.argsort(keys)[: self.limit]
-        if len(self.keys) == self.limit:
+        if len(self.keys) == self.limit:  # full: only keys below the largest kept one can enter
             best = best[keys[best] < self.keys[-1]]
         if not len(best):
             return
@@ -508,7 +508,7 @@ class _Draw:
         features = found if self.features is None else np.concatenate([self.features, found])
         merged = np.concatenate([self.keys, keys[best]])
         order = np.argsort(merged)[: self.limit]
-        self.keys, self.features = merged[order], features[order]
+        self.keys, self.features = merged[order], features[order]  # (L,), (L, 2, C) with L <= limit
 
 
 @torch.no_grad()

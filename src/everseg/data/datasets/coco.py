@@ -321,7 +321,7 @@ def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndar
     order, faults = [], []
     for number, (_, segmentation) in enumerate(picture.objects):
         try:
-            area = int(_runs(segmentation, height, width)[1::2].sum())
+            area = int(_runs(segmentation, height, width)[1::2].sum())  # every second run is of ones
         except DataError as error:
             faults.append(f"object {number}: {error}")
         else:
@@ -472,7 +472,7 @@ def unpack(text: str) -> np.ndarray:
         raise DataError("the packed run lengths break off")
     first = np.concatenate([[0], last[:-1] + 1])
     shift = 5 * (np.arange(bits.size) - np.repeat(first, last - first + 1))  # the lowest bits come first
-    runs = np.add.reduceat((bits & 31) << shift, first)
+    runs = np.add.reduceat((bits & 31) << shift, first)  # (R,)
     runs -= ((bits[last] & 16) >> 4) << (shift[last] + 5)  # the highest bit is the sign
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # undo the differences
     return runs

@@ -199,7 +199,7 @@ def write_skiplist(path: Path, report: Report) -> int:
 
     Raises:
         ConfigError: a file exists there that is not a skip list.
-        OSError: the disk does not allow it.
+        OSError: the disk is full, or the file cannot be written.
     """
     kept = sorted(read_skiplist(path)) if path.exists() else []
     bad = [(f.split, f.sample) for f in report.findings if f.level == "error" and f.sample]
@@ -213,7 +213,7 @@ def write_lock(path: Path, report: Report) -> None:
     """Write the SHA-256 of image and mask of every sample that can be read.
 
     Raises:
-        OSError: the disk does not allow it.
+        OSError: the disk is full, or the file cannot be written.
     """
     rows = [[split, sample, *digests] for (split, sample), digests in report.digests.items()]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -62,7 +62,7 @@ def _choose(looked: list[tuple[str, int, np.ndarray | None]], images: int) -> li
     rest: list[tuple[str, int]] = []
     for name, index, counts in looked:
         ids: set[int] = set() if counts is None else set(np.flatnonzero(counts).tolist())
-        (first if ids - seen else rest).append((name, index))
+        (first if ids - seen else rest).append((name, index))  # `first` adds an id not seen before
         seen |= ids
     return [*first, *rest][:images]
 
