@@ -236,16 +236,16 @@ def _similar_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
         return
     known = {s.digests[0] for s in train}
     table = np.stack([np.frombuffer(s.signature, np.uint8) for s in train]).astype(np.float32)
-    squares = (table**2).sum(axis=1)
+    squares = (table**2).sum(axis=1)  # (T,), T = training images
     for name, of in samples.items():
         others = [s for s in of if name != "train" and _has_content(s) and s.digests[0] not in known]
-        for start in range(0, len(others), 256):
+        for start in range(0, len(others), 256):  # in parts, so that the distances fit into memory
             part = others[start : start + 256]
             rows = np.stack([np.frombuffer(s.signature, np.uint8) for s in part]).astype(np.float32)
-            apart = squares[None] + (rows**2).sum(axis=1)[:, None] - 2 * rows @ table.T
+            apart = squares[None] + (rows**2).sum(axis=1)[:, None] - 2 * rows @ table.T  # |a - b|^2, (n, T)
             for sample, nearest in zip(part, apart.argmin(axis=1), strict=True):
                 twin = train[nearest]
-                exact = float(((_grey(sample) - _grey(twin)) ** 2).mean())
+                exact = float(((_grey(sample) - _grey(twin)) ** 2).mean())  # `apart` is rounded to float32
                 if exact <= ALIKE**2:
                     yield finding(
                         "warning", "near-same-image", name, sample.id, f"looks like train/{twin.id}"

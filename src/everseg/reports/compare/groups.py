@@ -294,7 +294,7 @@ def _version_notes(table: Table) -> list[str]:
 
 
 def settings_apart(table: Table, base: Group) -> list[dict[str, Any]]:
-    """List the settings, other than seed and method, in which the groups of a table differ from one of them."""
+    """List the settings, other than seed and method, in which the groups of a table differ from `base`."""
     rows = []
     for group in table.groups:
         changed = [

@@ -45,8 +45,8 @@ def _duration(mean: float, sd: float | None, sign: str) -> str:
 def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
     """Group the numbers of a table by background convention: title, and column -> number.
 
-    There is one convention only if leaving the background out changes nothing: no background class, or results
-    per domain.
+    If leaving the background out changes nothing (no background class, or results per domain), there is only one
+    convention.
     """
     counted = {n: n for n in table["numbers"] if not n.endswith(WITHOUT)}
     without = {n.removesuffix(WITHOUT): n for n in table["numbers"] if n.endswith(WITHOUT)}
