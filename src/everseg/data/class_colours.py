@@ -1,6 +1,6 @@
-"""Colours of class ids, and pictures coloured by them.
+"""Colours for class ids, and pictures coloured by class id.
 
-Images are (H, W, 3) uint8 RGB, ids (H, W) integers; no matplotlib.
+Images are (H, W, 3) uint8 RGB, ids (H, W) integers. This module works without matplotlib.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _ROWS = 256
 def palette(n: int) -> np.ndarray:
     """Colours of the ids 0 ... n-1.
 
-    Every palette is the beginning of the next longer one, so a class keeps its colour when the model grows. After
-    seven colours of Okabe and Ito each further one is the farthest from all before, for normal and for red-green
-    blind eyes alike (OKLab distance). Row 255 is the colour of ignored pixels.
+    Every palette is the beginning of every longer one, so a class keeps its colour when the model grows. The first
+    seven class colours are those of Okabe and Ito. Each further colour is the one farthest from all earlier colours,
+    for normal and for red-green blind eyes (OKLab distance). Row 255 is the colour of ignored pixels.
 
     Args:
         n: number of ids, 0 to 256.
@@ -90,7 +90,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarra
         raise ValueError(f"alpha={alpha}: an opacity from 0 to 1 is expected")
     check_pair(image, ids)
     mixed = np.empty_like(image)
-    for start in range(0, len(image), _ROWS):  # large images would take many times their size in floats
+    for start in range(0, len(image), _ROWS):  # floats of a large image would take many times its memory
         rows = slice(start, start + _ROWS)
         colours = colourise(ids[rows]).astype(np.float32)
         mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
@@ -98,14 +98,14 @@ def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarra
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
+    """Encode a picture as a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def byte_ids(ids: np.ndarray) -> np.ndarray:
-    """Ids as uint8; a ValueError where they are no two-dimensional integers of 0 ... 255."""
+    """Convert ids to uint8; raises ValueError unless they are two-dimensional integers in 0 ... 255."""
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"ids of shape {ids.shape} and type {ids.dtype}: (H, W) integers are expected")
     if ids.size and (ids.min() < 0 or ids.max() > IGNORED):
@@ -114,7 +114,7 @@ def byte_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def check_pair(image: np.ndarray, ids: np.ndarray) -> None:
-    """Raise a ValueError where an image and its ids are not of one size, or the image is not (H, W, 3) uint8."""
+    """Raise a ValueError if an image and its ids differ in size, or the image is not (H, W, 3) uint8."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image of shape {image.shape} and type {image.dtype}: (H, W, 3) uint8 is expected")
     if image.shape[:2] != ids.shape:
@@ -123,17 +123,18 @@ def check_pair(image: np.ndarray, ids: np.ndarray) -> None:
 
 @lru_cache(maxsize=1)
 def all_colours() -> np.ndarray:
-    """(256, 3) uint8, read-only: background, Okabe-Ito, then greedy farthest points; row 255 = ignored."""
+    """All colours, (256, 3) uint8, read-only: background, Okabe-Ito, then greedy farthest points; row 255 = ignored."""
     levels = np.arange(0, 256, 15)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lightness = _oklab(_linear(grid))[:, 0]
     grid = grid[(lightness > 0.35) & (lightness < 0.95)]
-    spaces = _perceived(grid)
-    nearest = np.full(len(grid), np.inf)
+    spaces = _perceived(grid)  # (3, N, 3)
+    nearest = np.full(len(grid), np.inf)  # (N,), distance to the nearest colour taken so far
     colours = [BACKGROUND_COLOUR, *_FIRST]
     for taken in (IGNORED_COLOUR, (255, 255, 255), *colours):
         nearest = np.minimum(nearest, _distance(spaces, _perceived(np.array([taken]))))
     while len(colours) < IGNORED:
+        # rounded, so that a difference in the last bits does not decide between equally far colours
         best = int(np.argmax(nearest.round(6)))
         colours.append(tuple(grid[best].tolist()))
         nearest = np.minimum(nearest, _distance(spaces, spaces[:, best : best + 1]))
@@ -143,14 +144,14 @@ def all_colours() -> np.ndarray:
 
 
 def _distance(spaces: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """(3, N, 3) and (3, 1, 3) OKLab -> (N,): the smallest over the three kinds of eyes."""
+    """Distance of OKLab colours (3, N, 3) to one (3, 1, 3): (N,), the smallest over the three kinds of eyes."""
     squares = ((spaces - colour) ** 2).sum(axis=2)
-    # Dichromats see two dimensions instead of three; without this factor they alone would decide.
+    # Dichromats see two dimensions instead of three. Without this factor their distances alone would decide.
     return np.sqrt(np.minimum(squares[0], 4.0 * np.minimum(squares[1], squares[2])))
 
 
 def _perceived(colours: np.ndarray) -> np.ndarray:
-    """(N, 3) sRGB 0 ... 255 -> (3, N, 3) OKLab as normal, protanope and deuteranope eyes see it."""
+    """Convert (N, 3) sRGB 0 ... 255 to (3, N, 3) OKLab as normal, protanope and deuteranope eyes see it."""
     linear = _linear(colours)
     seen = [linear, *(_times(linear, matrix).clip(0.0, 1.0) for matrix in _COLOUR_BLIND)]
     return np.stack([_oklab(each) for each in seen])
@@ -162,7 +163,7 @@ def _linear(colours: np.ndarray) -> np.ndarray:
 
 
 def _oklab(linear: np.ndarray) -> np.ndarray:
-    """Ottosson (2020), "A perceptual color space for image processing"."""
+    """Convert linear RGB to OKLab: Ottosson (2020), "A perceptual color space for image processing"."""
     cones = _times(
         linear,
         (
@@ -182,5 +183,5 @@ def _oklab(linear: np.ndarray) -> np.ndarray:
 
 
 def _times(colours: np.ndarray, matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    # Sums written out: a BLAS product may differ in the last bit from machine to machine.
+    # The sums are written out because a BLAS product may differ in the last bit between machines.
     return np.stack([sum(colours[:, i] * row[i] for i in range(3)) for row in matrix], axis=1)

@@ -1,4 +1,4 @@
-"""The verbs of `everseg data` in Python: what `everseg.data.check` and the others are."""
+"""The commands of `everseg data` as Python functions: `everseg.data.check` and the others."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ def check(
     """Read every image and mask of a data set once, on all cores, and report all faults.
 
     Args:
-        dataset: a name of `everseg list datasets`, a data.yaml, your own file.py:build, or a data set.
-        overrides: "key=value", such as `root=DIR`; not for a data set that is open already.
-        write_skiplist: file for the names of all faulty samples; `data.options.skip` leaves them out.
-        sample: look at so many samples of each split only, drawn with a fixed seed.
-        lock: file of the samples' SHA-256: written if it does not exist, else compared with.
+        dataset: a name from `everseg list datasets`, a data.yaml, your own file.py:build, or an opened data set.
+        overrides: "key=value", such as `root=DIR`; not allowed for a data set that is already open.
+        write_skiplist: file to write the names of all faulty samples to; `data.options.skip` reads it and skips them.
+        sample: number of samples to check per split, drawn with a fixed seed; default all.
+        lock: file with the samples' SHA-256. It is written if it does not exist; otherwise the samples are compared
+            with it.
         cache: do not read files again that have not changed since the last check.
         quiet: print no progress.
 
@@ -53,7 +54,7 @@ def check(
         The findings; its `ok` is False if there are errors.
 
     Raises:
-        ConfigError: wrong settings, or a file that cannot be written where it is asked for.
+        ConfigError: wrong settings, or a requested file that cannot be written.
     """
     skip, lock = (None if given is None else Path(given) for given in (write_skiplist, lock))
     for option, file in (("--write-skiplist", skip), ("--lock", lock)):
@@ -128,12 +129,12 @@ def weights(
     encoder: bool = False,
     quiet: bool = False,
 ) -> Weights:
-    """Compute the class weights 1/ln(1.1 + p), p the share of pixels; void counts but weighs 0.
+    """Compute the class weights 1/ln(1.1 + p), where p is the share of pixels. Void counts, but has weight 0.
 
     Args:
-        dataset: as for `check`; so are the `overrides`.
+        dataset: as for `check`; `overrides` too.
         split: split whose pixels are counted.
-        encoder: 1/ln(1.2 + p), for training ERFNet's encoder alone.
+        encoder: use 1/ln(1.2 + p), the weights for training only ERFNet's encoder.
         quiet: print no progress.
 
     Raises:
@@ -154,7 +155,7 @@ def weights(
 
 @dataclass(frozen=True, repr=False)
 class Downloaded(Result):
-    """A data set that lies on disk now."""
+    """A data set that has been downloaded to disk."""
 
     dataset: str
     root: Path
@@ -168,16 +169,16 @@ class Downloaded(Result):
 
 
 def download(dataset: str, to: str | Path, *, quiet: bool = False) -> Downloaded:
-    """Fetch and unpack a data set; a second call goes on where the first stopped.
+    """Download and unpack a data set. A second call continues where the first stopped.
 
     Args:
         dataset: "voc" or "ade".
-        to: folder to download and unpack to; made if need be.
+        to: folder to download and unpack to; created if it does not exist.
         quiet: print no progress.
 
     Raises:
         ConfigError: unknown name.
-        DataError: the server, an archive or the disk does not allow it.
+        DataError: the download fails, an archive is faulty, or a file cannot be written.
     """
     return Downloaded(dataset, archives.download(dataset, to, progress=counting_bytes(dataset, quiet=quiet)))
 
@@ -191,22 +192,22 @@ def prepare(
     skip_unknown: bool = False,
     quiet: bool = False,
 ) -> draw_masks.Prepared:
-    """Draw the id masks of Cityscapes or IDD from their polygons; a second call does what is left.
+    """Draw the id masks of Cityscapes or IDD from their polygons. A second call draws only missing masks.
 
     Args:
         dataset: "cityscapes" or "idd".
         root: folder that holds gtFine/ (IDD: or its parts).
-        overwrite: draw masks that exist again too.
+        overwrite: also redraw masks that exist.
         check: write nothing; only verify the masks that exist.
-        skip_unknown: leave out polygons of unknown labels instead of refusing their file.
+        skip_unknown: leave out polygons with unknown labels instead of refusing the file.
         quiet: print no progress.
 
     Returns:
-        How many were written and kept, and the files that were refused.
+        The number of masks written and kept, and the files that were refused.
 
     Raises:
         ConfigError: unknown data set, or no such folder.
-        DataError: no polygon files there.
+        DataError: no polygon files in the folder.
         OSError: the disk is full or read-only.
     """
     with counting(f"preparing {dataset}", quiet=quiet) as advance:
@@ -223,7 +224,7 @@ RECIPE = "camvid-6-5-mib"
 
 @dataclass(frozen=True, repr=False)
 class NewDescription(Result):
-    """A data.yaml that was just written, and what to do next."""
+    """A data.yaml that `init` just wrote, and the next steps."""
 
     path: Path
     """The data.yaml."""
@@ -239,7 +240,7 @@ class NewDescription(Result):
     """What was decided about the background and can be decided otherwise."""
 
     def outcome(self) -> str:
-        """What was written, and the next commands; several lines."""
+        """State what was written and the next commands, in several lines."""
         lines = [
             f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images, please look at it."
         ]
@@ -260,10 +261,10 @@ class NewDescription(Result):
         yield self.outcome()
 
     def _repr_html_(self) -> str:
-        """The texts, and the page itself; no script of it is run."""
+        """Show the texts and the page itself; scripts in the page do not run."""
         try:
             page = self.page.read_text(encoding="utf-8")
-        except OSError:  # moved or deleted since
+        except OSError:  # the page has been moved or deleted since
             return super()._repr_html_()
         frame = f'<iframe sandbox srcdoc="{escaped(page)}" style="width: 100%; height: 32em"></iframe>'
         return f"{super()._repr_html_()}\n{frame}"
@@ -294,20 +295,21 @@ def init(
 
     Args:
         folder: images and masks in any layout.
-        classes: names of the classes, in the order of their values; default those found beside the data, else class_1,
-            class_2, ...
-        background: which of the classes is the background, or "none"; default the one that is called so, else that of
-            the value taken for it, with a note.
-        out: the description to write; the page is put beside it.
+        classes: names of the classes, in the order of their values; default the names found beside the data, else
+            class_1, class_2, ...
+        background: name of the background class, or "none"; default the class with a usual background name, else the
+            class of the value that is assumed to be background, with a note.
+        out: path of the description to write; the page is written beside it.
         force: replace both if they exist.
-        ask: called with what was found, before anything is written; may give the names if `classes` does not.
-        ask_background: called with the proposed background where there would be a note about it; gives the answer.
+        ask: called with the findings before anything is written; may return the names if `classes` does not give them.
+        ask_background: called with the proposed background instead of adding a note about it; returns the answer.
         quiet: print no progress.
 
     Raises:
-        ConfigError: no such folder, files in the way, or another number of names than classes; all at once.
+        ConfigError: no such folder, existing files, or a number of names that differs from that of the classes. The
+            error lists all of these.
         DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
-        OSError: the disk does not allow it.
+        OSError: the disk is full, or the file cannot be written.
     """
     folder, out = Path(folder), Path(out)
     page = out.with_name(f"{out.stem}_preview.html")
@@ -328,7 +330,7 @@ def init(
 
 
 def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:
-    """What to type after a description was written."""
+    """List the commands to run after writing a description."""
     shown = shlex.quote(str(out))
     count = len(dataset.labels.classes)
     task = "offline" if count == 1 else f"{count - 1}-1"
@@ -340,7 +342,7 @@ def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:
 
 
 def _refuse(folder: Path, out: Path, page: Path, force: bool) -> None:
-    """Raise a ConfigError with everything that is in the way of a new description."""
+    """Raise a ConfigError that lists everything that prevents writing a new description."""
     problems = []
     if not folder.is_dir():
         problems.append(

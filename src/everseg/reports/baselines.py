@@ -1,4 +1,4 @@
-"""Results over domains: the relative drop against single-task models, and where their numbers come from."""
+"""Baselines for runs over domains: the relative drop against single-task models, and a joint run as upper bound."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from everseg.runs.run_folder import RECORD, RunFolder
 def drop_against_single(
     results: Results, config: RunConfig, refused: list[str] | None = None
 ) -> dict[str, Any] | None:
-    """Relative drop of the last step's mIoU against models trained on one domain each.
+    """Compute the relative drop of the last step's mIoU against models trained on one domain each.
 
     Args:
-        results: of a run over domains with at least one scored step.
+        results: results of a run over domains with at least one scored step.
         config: its configuration; `scenario.single_task` gives the single-task mIoU in percent, else they are
             looked up in a finished run beside this one with `scenario.single`, in which these domains have the same
             data and were tested on the same classes.
-        refused: takes a sentence for each run beside this one that only other classes keep from being the baseline;
-            none if another one is.
+        refused: list that gets a sentence for each run in the same folder that is rejected only because its classes
+            differ. It gets none if another run is the baseline.
 
     Returns:
         `mean` and `domains` (fractions, negative = worse than single-task), `baselines` (domain -> mIoU as a
-        fraction) and `source` (what gave them); None where no baseline is known for every domain.
+        fraction) and `source` (where they come from); None unless every domain has a baseline.
     """
     values = {name: v for name, v in results.sequence.get("miou", {}).items() if v is not None}
     given = config.scenario.single_task
@@ -49,7 +49,7 @@ def drop_against_single(
 def _beside(
     results: Results, config: RunConfig, domains: Sequence[str], refused: list[str]
 ) -> tuple[dict[str, float], str]:
-    """Single-task mIoU of the first finished single-task run, by name, that lies beside a run and compares with it."""
+    """Find the single-task mIoU of the first comparable finished single-task run, by name, in the same folder."""
     scored, unlike = _scored_classes(results), list[str]()
     for other in _neighbours(results):
         try:
@@ -76,9 +76,9 @@ def _beside(
 
 
 def _data(config: RunConfig, domains: Sequence[str]) -> Any:
-    """What two runs must share to be compared: these domains' data and how test images are seen and labelled.
+    """Describe what two runs must share: the data of these domains, and how test images are prepared and labelled.
 
-    Runs cut short by `train.max_iterations` compare with those cut alike only.
+    Runs that `train.max_iterations` cut short compare only with runs cut in the same way.
     """
     text = to_json(config)
     entries = {name: {**text["data"]["domains"].get(name, {}), "root": None} for name in domains}
@@ -88,7 +88,7 @@ def _data(config: RunConfig, domains: Sequence[str]) -> Any:
 
 
 def _neighbours(results: Results) -> Iterator[Results]:
-    """The other runs in the folder that holds a run, by name."""
+    """List the other runs in the folder that contains a run, by name."""
     own = results.folder.path.resolve()
     for path in sorted(own.parent.glob(f"*/{RECORD}")):
         if path.parent != own:
@@ -96,7 +96,7 @@ def _neighbours(results: Results) -> Iterator[Results]:
 
 
 def _apart(domain: str, here: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """Which classes two runs were tested on that the other was not."""
+    """Describe the classes that only one of two runs was tested on."""
     only = [(where, some([a[key] for key in a if key not in b], 6))
             for where, a, b in (("here", here, there), ("there", there, here))]  # fmt: skip
     return (
@@ -107,7 +107,7 @@ def _apart(domain: str, here: Mapping[str, str], there: Mapping[str, str]) -> st
 
 
 def _scored_classes(results: Results) -> dict[str, dict[str, str]]:
-    """Domain -> the classes that its last test had pixels of, by their spelling."""
+    """Map each domain to the classes that have pixels in its last test, by their spelling."""
     found = {}
     for step in results.steps:
         for name, scores in step.scores.items():
@@ -117,7 +117,7 @@ def _scored_classes(results: Results) -> dict[str, dict[str, str]]:
 
 
 def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
-    """One row per step: the domains trained, the mIoU of every domain tested, and their mean, in percent, not rounded.
+    """Make one row per step: domains trained, mIoU of each tested domain and their mean, in unrounded percent.
 
     Args:
         steps: rows of `Run.steps`, one per step and domain.
@@ -138,17 +138,18 @@ _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next
 
 
 def joint_beside(results: Results, refused: list[str] | None = None) -> tuple[str, dict[str, Track]] | None:
-    """The first finished joint run, by name, that lies beside a run and has exactly its setting.
+    """Find the first finished joint run, by name, in the same folder and with exactly the same setting.
 
-    That is: every setting which can change a result but those of `_FREE` (the seed, too, is the same), no image lists
-    of its own, and the last test with the same classes in the same order on the same images with the same labels.
+    The same setting means: equal values of every setting that can change a result, the seed included, except those in
+    `_FREE`; no separate image lists; and a last test with the same classes in the same order, on the same images with
+    the same labels.
 
     Args:
-        refused: takes a sentence for each joint run of this setting that other classes or test images keep out; none
-            if another one is taken.
+        refused: list that gets a sentence for each joint run of this setting that is rejected because its classes or
+            test images differ. It gets none if another run is found.
 
     Returns:
-        Its folder's name, and its results by the names of the run's; None where there is no such run.
+        The name of its folder, and its results under the names that this run uses; None without such a run.
     """
     config = results.config
     if config.scenario.joint or config.scenario.single:
@@ -181,7 +182,7 @@ def _setting(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_joint(results: Results) -> bool:
-    """Whether a run is joint training, told before its configuration is checked, which takes longer.
+    """Whether a run is joint training. Uses only the stored configuration, unchecked: checking takes longer.
 
     Raises:
         CheckpointError: its run.json cannot be read.
@@ -192,10 +193,10 @@ def _is_joint(results: Results) -> bool:
 
 
 def _tested(results: Results) -> list[Mapping[str, Any]]:
-    """What the last step is tested on: images and tables.
+    """Read what the last step is tested on: images and label tables.
 
     Raises:
-        CheckpointError: scenario.json does not say.
+        CheckpointError: scenario.json does not state it.
     """
     try:
         sources = results.planned[-1]["test"]

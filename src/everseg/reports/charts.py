@@ -1,6 +1,6 @@
-"""The report's charts, drawn by matplotlib (the extra `plot`) from plain numbers.
+"""Draw the report's charts from plain numbers with matplotlib (the extra `plot`).
 
-Legends and tables of the same numbers stand beside them in the page. matplotlib is imported where it is used.
+The page shows legends and tables of the same numbers beside the charts. matplotlib is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def can_draw() -> bool:
     """Whether matplotlib is installed."""
     try:
         importlib.import_module("matplotlib")
-    except Exception:  # a broken installation is none
+    except Exception:  # a broken installation counts as missing
         return False
     return True
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One class in a chart of bars."""
+    """One class in a bar chart."""
 
     name: str
     value: float
@@ -168,7 +168,7 @@ def curve(
     description: str,
     y: str,
 ) -> str:
-    """Draw values over the iterations of all steps, broken where a step begins. Wide ranges get a log scale."""
+    """Draw values over the iterations of all steps, with a gap where a step begins. Wide ranges get a log scale."""
 
     def paint(figure: Figure) -> None:
         axes = _axes(figure)
@@ -197,9 +197,9 @@ def curve(
 
 
 def _axes(figure: Figure, names: Sequence[str] = ()) -> Axes:
-    """Axes that leave room for their labels, of rows with these names or of values.
+    """Add axes that leave room for their labels, which are row names or values.
 
-    Room is reckoned from the number of letters: a layout that measures them would draw everything twice.
+    The room is estimated from the number of letters. A layout that measures the text would draw everything twice.
     """
     height, grid = float(figure.get_figheight()), "x" if names else "y"
     letters = max(
@@ -224,13 +224,13 @@ def _axes(figure: Figure, names: Sequence[str] = ()) -> Axes:
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
-    """A row per name, the first on top."""
+    """Label one row per name, the first on top."""
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def short(name: str) -> str:
-    """A class name that fits beside a bar."""
+    """Shorten a class name so that it fits beside a bar."""
     clean = printable(name).replace("\n", " ")
     return clean if len(clean) <= _LONGEST_NAME else clean[: _LONGEST_NAME - 1] + "…"
 
@@ -263,13 +263,13 @@ SETTINGS: dict[Any, Any] = {
 
 
 def draw(height: float, paint: Callable[[Figure], None], *, key: str, title: str, description: str) -> str:
-    """Draw a figure and give it as an `<svg>` element; the same input gives the same text.
+    """Draw a figure and return it as an `<svg>` element. The same input gives the same text.
 
     Args:
         height: inches; the width is WIDTH.
-        paint: puts axes into the figure; colours only by their roles.
-        key: begins every id of the drawing, which must be the page's only one.
-        title: short name for those who do not see it.
+        paint: draws axes into the figure, using only role colours.
+        key: prefix of every id in the drawing; must be unique in the page.
+        title: short name for readers who cannot see the drawing.
         description: what it shows, in a sentence or two.
     """
     from matplotlib import rc_context
@@ -277,7 +277,7 @@ def draw(height: float, paint: Callable[[Figure], None], *, key: str, title: str
 
     buffer = io.StringIO()
     with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that its font lacks are drawn by the browser's
+        warnings.simplefilter("ignore")  # the browser replaces letters that matplotlib's font lacks
         figure = Figure(figsize=(WIDTH, height))
         paint(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -285,7 +285,10 @@ def draw(height: float, paint: Callable[[Figure], None], *, key: str, title: str
 
 
 def _inline(text: str, key: str, title: str, description: str) -> str:
-    """Strip what only a file needs, turn colours into roles, make ids unique, add the text alternatives."""
+    """Prepare an SVG for the page.
+
+    This strips what only a file needs, turns colours into roles, makes ids unique and adds text alternatives.
+    """
     root = ElementTree.fromstring(text)
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
@@ -298,7 +301,7 @@ def _inline(text: str, key: str, title: str, description: str) -> str:
         node.attrib = {
             name.rpartition("}")[2]: _value(name, value, key) for name, value in node.attrib.items()
         }
-    for parent in [root, *root.findall("defs")]:  # its style sheet would reach the whole page
+    for parent in [root, *root.findall("defs")]:  # matplotlib's style sheet would apply to the whole page
         for node in [child for child in parent if child.tag in ("metadata", "style")]:
             parent.remove(node)
     for name, content in (("desc", description), ("title", title)):

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, small enough for a page that carries them itself."""
+"""Encode pictures as data URIs that are small enough to embed in a page."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ QUALITY = 82
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """Bytes as a `data:` address; `kind` is the media type."""
+    """Encode bytes as a `data:` address; `kind` is the media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def photo(image: np.ndarray, side: int) -> str:
-    """An image (H, W, 3) uint8 as JPEG, its longer side at most `side` pixels."""
+    """Encode an image (H, W, 3) uint8 as JPEG, its longer side at most `side` pixels."""
     picture = Image.fromarray(image)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -32,7 +32,7 @@ def photo(image: np.ndarray, side: int) -> str:
 
 
 def labels(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]] | None = None) -> str:
-    """Ids (H, W) in 0 ... 255 as a PNG of mode P, reduced without mixing colours.
+    """Encode ids (H, W) in 0 ... 255 as a PNG of mode P, scaled down without mixing ids.
 
     Args:
         colours: of the ids 0, 1, ...; default the palette of `engine.pictures`, 255 = ignored.
@@ -54,7 +54,7 @@ def labels(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]] | None =
 
 
 def stored_picture(path: Path) -> np.ndarray | None:
-    """A picture on disk as (H, W, 3) uint8; None if it cannot be read."""
+    """Read a picture from disk as (H, W, 3) uint8; None if it cannot be read."""
     try:
         with Image.open(path) as opened:
             return np.asarray(opened.convert("RGB"))
@@ -63,7 +63,7 @@ def stored_picture(path: Path) -> np.ndarray | None:
 
 
 def plot(pixels: np.ndarray, side: int) -> str:
-    """A drawing (H, W, 3) uint8 as PNG of few colours, its longer side at most `side` pixels."""
+    """Encode a drawing (H, W, 3) uint8 as a PNG with few colours, its longer side at most `side` pixels."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

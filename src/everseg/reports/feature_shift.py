@@ -1,4 +1,4 @@
-"""`everseg features`: what a step did to the encoder's features, as tables and pictures."""
+"""`everseg features`: how a step changed the encoder's features, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class FeatureDrift(OnceADictionary):
-    """What a step did to the encoder's features: tables, and pictures that a notebook shows."""
+    """How a step changed the encoder's features: tables, and pictures that a notebook shows."""
 
     run: str
     """Name of the run."""
@@ -70,7 +70,7 @@ class FeatureDrift(OnceADictionary):
             yield Picture((self.path / name).read_bytes, name)
 
     def table(self) -> Table:
-        """One row per domain and class, and the mean over the classes of each domain."""
+        """Make one row per domain and class, and one with the mean over the classes of each domain."""
         numbers = ["pixels", "distance", "of spread", "cosine", "accuracy before", "after", "falls by"]
         rows: list[list[object]] = []
         for domain, mean in self.means.items():
@@ -89,7 +89,7 @@ class FeatureDrift(OnceADictionary):
         return {**self.stored(), "path": str(self.path)}
 
     def stored(self) -> dict[str, Any]:
-        """What drift.json holds."""
+        """The content of drift.json."""
         whole = asdict(self)
         del whole["path"]
         return {**whole, **{key: list(whole[key]) for key in ("classes", "left_out", "pictures")}}
@@ -110,12 +110,12 @@ def write_features(
     """Compare the encoder's features after two steps of a run on the later step's test images; write tables and PNGs.
 
     Args:
-        config: the run's configuration; its data may lie elsewhere.
+        config: the run's configuration; its data may have moved to another folder.
         before: earlier finished step; default the one before `after`.
         after: later finished step; default the last one.
         out: folder for the files; default RUN/features/before-K-after-L.
         limit: most pixels per class and domain.
-        images: most images per source, drawn with the seed.
+        images: maximum number of images per source; they are drawn with the seed.
         seed: of the draws and of t-SNE.
 
     Raises:
@@ -177,7 +177,7 @@ def write_features(
 def _checked(
     folder: RunFolder, before: int | None, after: int | None, limit: int, images: int
 ) -> tuple[int, int]:
-    """The two steps; what cannot be done is refused here, all of it at once, before any work."""
+    """Find the two steps, and check the whole request before any work. One error lists every problem."""
     problems = []
     finished = folder.finished_steps
     after = finished[-1] if after is None and finished else after or 0
@@ -205,7 +205,7 @@ def _checked(
 
 
 def _left_out(folder: RunFolder, before: int, after: int) -> list[str]:
-    """Branches that only the later step knows; it must not be all of them."""
+    """Find the branches that only the later step has. An error if the two steps have no branch in common."""
     known, spaces = folder.spaces(before), folder.spaces(after)
     left_out = [branch for branch in spaces if branch not in known]
     if len(left_out) == len(spaces):
@@ -217,7 +217,7 @@ def _left_out(folder: RunFolder, before: int, after: int) -> list[str]:
 
 
 def _some_images(source: Source, most: int, seed: int) -> Source:
-    """At most so many of its images, drawn, in their order."""
+    """Draw at most a given number of images, and keep their order."""
     if len(source.indices) <= most:
         return source
     stream = np.random.default_rng(derive_seed(seed, source.name, source.split))
@@ -228,7 +228,7 @@ def _some_images(source: Source, most: int, seed: int) -> Source:
 def _batches(
     source: Source, prepared: Prepared, data: DataConfig, size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
-    """The images of a source as the model is tested on them."""
+    """Batches of a source's images, prepared as in testing."""
     views = views_of([source], prepared.datasets)
     for loaded, batch in normalised_batches(views, data, device, batch=size):
         yield batch.image, loaded.label, loaded.ids
@@ -266,7 +266,7 @@ _LEGEND_WIDTH = 125
 
 @dataclass(frozen=True)
 class Projection:
-    """Features in the plane."""
+    """Features projected to two dimensions."""
 
     title: str
     before: np.ndarray
@@ -281,7 +281,7 @@ class Projection:
 
 
 def pca(pixels: Pixels) -> Projection:
-    """The two principal components of the features before; the features after are projected on the same axes."""
+    """Project both sets of features on the two principal components of the features before the step."""
     from sklearn.decomposition import PCA
 
     fitted = PCA(2, random_state=0).fit(pixels.before)
@@ -301,10 +301,10 @@ def pca(pixels: Pixels) -> Projection:
 
 
 def tsne(pixels: Pixels, *, seed: int, most: int = TSNE_PIXELS) -> Projection:
-    """One t-SNE map of the features before and after together; a function of its arguments.
+    """Compute one t-SNE map of the features before and after together. The result depends only on the arguments.
 
     Args:
-        most: of more pixels than this, as many of every class and domain as fit are shown.
+        most: maximum number of pixels. If there are more, each class and domain keeps at most the same number.
     """
     from sklearn.manifold import TSNE
 
@@ -321,7 +321,7 @@ def tsne(pixels: Pixels, *, seed: int, most: int = TSNE_PIXELS) -> Projection:
 
 
 def pictures(pixels: Pixels, *, run: str, steps: tuple[int, int], seed: int) -> dict[str, bytes]:
-    """File name -> PNG: both projections coloured by class and, where there are several, by domain.
+    """Draw file name -> PNG: both projections, coloured by class and, if there are several domains, by domain.
 
     Args:
         run: name for the titles.
@@ -352,7 +352,7 @@ def _figure(
     title: str,
     steps: tuple[int, int],
 ) -> Figure:
-    """Two square panels with the same axes and a legend of the groups below.
+    """Draw two square panels with the same axes, and a legend of the groups below.
 
     Args:
         groups: (Q,) index of each pixel's name and colour.
@@ -371,7 +371,7 @@ def _figure(
     for panel, where, step, name in zip(
         panels, (flat.before, flat.after), steps, ("before", "after"), strict=True
     ):
-        order = np.random.default_rng(_SEED).permutation(len(where))  # no class lies on top of the others
+        order = np.random.default_rng(_SEED).permutation(len(where))  # so that no class hides the others
         x, y = where[order].T
         panel.scatter(x, y, c=colours[groups[order]], s=14, alpha=0.75, linewidths=0)
         if flat.linear:
@@ -389,7 +389,7 @@ def _figure(
 
 
 def _legend(figure: Figure, shown: Mapping[int, str], colours: np.ndarray, columns: int) -> None:
-    """A dot and a name per group, below the panels."""
+    """Draw a dot and a name per group, below the panels."""
     from matplotlib.lines import Line2D
 
     dots = [
@@ -400,14 +400,14 @@ def _legend(figure: Figure, shown: Mapping[int, str], colours: np.ndarray, colum
         frameon=False,
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), shown.values(), strict=True):
-        text.set_text(name)  # afterwards: the library reads a leading "_" and "$" as its own signs
+        text.set_text(name)  # set afterwards: matplotlib gives a leading "_" and "$" a special meaning
         text.set_parse_math(False)
 
 
 def _centres(
     panel: Axes, before: np.ndarray, where: np.ndarray, groups: np.ndarray, colours: np.ndarray
 ) -> None:
-    """Mark every group's centre, with a line from where it was before."""
+    """Mark the centre of every group, with a line from its position before the step."""
     for group in np.unique(groups).tolist():
         start, end = before[groups == group].mean(0), where[groups == group].mean(0)
         panel.plot(*np.stack([start, end]).T, color="black", linewidth=1.2)
@@ -431,7 +431,7 @@ Batches = Callable[[Source], Iterable[tuple[Tensor, Tensor, Sequence[str]]]]
 
 @dataclass(frozen=True)
 class Pixels:
-    """The same P pixels as two models see them, sorted by domain and class, in random order within."""
+    """The features of the same P pixels in two models, sorted by domain and class, in random order within each."""
 
     before: np.ndarray
     """(P, C) float32 features of the earlier model."""
@@ -445,14 +445,14 @@ class Pixels:
     domains: tuple[str, ...]
 
     def groups(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Domain, class and positions of its pixels, for every pair that has some."""
+        """List domain, class and the positions of their pixels, for every pair that has pixels."""
         for domain, label in np.unique(np.stack([self.domain, self.label], 1), axis=0).tolist():
             yield domain, label, np.flatnonzero((self.domain == domain) & (self.label == label))
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How one class moved in one domain; distances in units of the features."""
+    """How far one class moved in one domain. Distances are in units of the features."""
 
     domain: str
     class_name: str
@@ -474,7 +474,7 @@ class Drift:
 
 
 def labels_at(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label of the pixel under the centre of every cell of a feature map (nearest neighbour).
+    """Sample the label under the centre of every cell of a feature map (nearest neighbour).
 
     Args:
         label: (B, H, W).
@@ -490,7 +490,7 @@ def labels_at(label: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _Draw:
-    """Keeps, of all pixels shown to it, the `limit` with the smallest keys; whatever their order."""
+    """Keeps the `limit` pixels with the smallest keys of all that are added. The order of adding does not matter."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -498,9 +498,9 @@ class _Draw:
         self.features: np.ndarray | None = None
 
     def add(self, keys: np.ndarray, cells: np.ndarray, maps: Tensor) -> None:
-        """Show the cells (M,) of one image with their keys (M,), and where to read them: maps (2, C, h * w)."""
+        """Add the cells (M,) of one image with their keys (M,); their features are read from maps (2, C, h * w)."""
         best = np.argsort(keys)[: self.limit]
-        if len(self.keys) == self.limit:
+        if len(self.keys) == self.limit:  # full: only keys below the largest kept one can enter
             best = best[keys[best] < self.keys[-1]]
         if not len(best):
             return
@@ -508,7 +508,7 @@ class _Draw:
         features = found if self.features is None else np.concatenate([self.features, found])
         merged = np.concatenate([self.keys, keys[best]])
         order = np.argsort(merged)[: self.limit]
-        self.keys, self.features = merged[order], features[order]
+        self.keys, self.features = merged[order], features[order]  # (L,), (L, 2, C) with L <= limit
 
 
 @torch.no_grad()
@@ -522,10 +522,10 @@ def draw_pixels(
     seed: int,
     shown: Callable[[int], None] = lambda _: None,
 ) -> Pixels:
-    """Encoder features of the same labelled pixels in two models, each domain through its own branch.
+    """Draw labelled pixels and read their encoder features in two models, each domain through its own branch.
 
-    The draw is a function of the seed, the domain and the samples' names alone: every cell of a sample's feature
-    map gets a random key, and the smallest keys of each class and domain are kept. Ignored pixels are left out.
+    The draw depends only on the seed, the domain and the samples' names. Every cell of a sample's feature map gets a
+    random key, and each class and domain keeps its smallest keys. Ignored pixels are left out.
 
     Args:
         models: before and after, in eval mode.
@@ -544,7 +544,7 @@ def draw_pixels(
     done = 0
     one_name: dict[
         str, str
-    ] = {}  # domains may spell a class each in its own way: the first one's stands for all
+    ] = {}  # domains may spell a class differently: the spelling of the first domain is used for all
     for source in sources:
         names = [one_name.setdefault(spelling(name), name) for name in spaces[source.branch].names]
         for image, label, ids in batches(source):
@@ -586,7 +586,7 @@ def _pixels(
 
 
 def class_drift(pixels: Pixels) -> list[Drift]:
-    """How far every class centre moved, and what that does to nearest-centre classification, per domain.
+    """Measure how far each class centre moved in each domain, and the effect on nearest-centre classification.
 
     A centre is the mean of a class's features in one domain; float64.
     """
@@ -618,11 +618,11 @@ def class_drift(pixels: Pixels) -> list[Drift]:
 
 
 def _nearest(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Index of the nearest centre, (n, C) and (K, C) -> (n,)."""
+    """Index of the nearest centre: (n, C) and (K, C) -> (n,)."""
     return ((centres**2).sum(1) - 2 * features @ centres.T).argmin(1)
 
 
 def mean_drift(rows: Sequence[Drift]) -> dict[str, float | None]:
-    """Unweighted mean over classes of every number; None values are left out."""
+    """Average every number over the classes, unweighted; None values are left out."""
     keys = ("distance", "spread", "relative", "cosine", "accuracy_before", "accuracy_after")
     return {key: defined_mean(getattr(row, key) for row in rows) for key in keys}

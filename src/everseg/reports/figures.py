@@ -1,4 +1,4 @@
-"""Which charts a report shows: each with its legend, its caption and the rows it is drawn from."""
+"""Decide which charts a report shows, each with its legend, its caption and the rows it is drawn from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLOW_COLOURS = (1, 0, 2, 4)
 
 @dataclass
 class Chart:
-    """A chart of the page; without matplotlib only its table."""
+    """A chart of the page. Without matplotlib it has only its table."""
 
     key: str
     title: str
@@ -30,7 +30,7 @@ class Chart:
 
 
 def _colour(number: int) -> str:
-    """Colour of a series, from 0."""
+    """Colour of a series; the first series is 0."""
     return f"var(--s{number % 8 + 1})"
 
 
@@ -80,7 +80,7 @@ def domains_chart(tracks: Sequence[Track], key: str) -> Chart | None:
 
 
 def classes_chart(track: Track, key: str) -> Chart | None:
-    """IoU per class after the last step beside what it was when learnt, in groups, most lost first."""
+    """Draw the IoU per class after the last step and when it was learnt, by group, the largest loss first."""
     rows, groups = [], track.group_of
     final, lost = track.scores[-1]["class_iou"], track.sequence["forgetting"]["classes"]
     for c, name in enumerate(track.space.names):
@@ -106,7 +106,7 @@ def classes_chart(track: Track, key: str) -> Chart | None:
 
 
 def flow_chart(track: Track, key: str) -> Chart | None:
-    """What the old classes were taken for after the last step; None if there is none."""
+    """Draw what the last model predicts on pixels of old classes; None without old classes."""
     flows = old_flows(track)
     if not flows:
         return None
@@ -126,7 +126,7 @@ def flow_chart(track: Track, key: str) -> Chart | None:
 
 
 def training_charts(curves: Curves, key: str) -> list[Chart]:
-    """Loss terms, learning rate and gradient norm over the iterations."""
+    """Draw loss terms, learning rate and gradient norm over the iterations."""
     wanted = [
         ("Loss", "loss", {name.removeprefix("loss/"): s for name, s in curves.series.items() if "/" in name},
          "Every loss term with its weight, and their sum where there are several."),
@@ -148,7 +148,7 @@ def training_charts(curves: Curves, key: str) -> list[Chart]:
 
 
 def speed_rows(curves: Curves) -> Rows:
-    """Iterations, throughput and memory of every step."""
+    """Make rows of the iterations, throughput and memory of every step."""
     return [
         {
             "step": step,
@@ -167,7 +167,7 @@ _GAP = (float("nan"), float("nan"))
 
 @dataclass(frozen=True)
 class Curves:
-    """Values over the iterations of all steps, one after the other."""
+    """Values over the iterations of all steps, in the order of the steps."""
 
     series: dict[str, tuple[list[float], list[float]]]
     """Name -> (iteration, value), NaN between two steps; "loss/NAME" (weights applied), "lr", "grad_norm"."""
@@ -183,7 +183,7 @@ class Curves:
 
 
 def curves_of(entries: Iterable[Mapping[str, Any]]) -> Curves | None:
-    """The curves that a journal's entries hold; None where nothing was logged. Damaged entries are passed over."""
+    """Read the curves from a journal's entries; None if nothing was logged. Damaged entries are skipped."""
     lines: dict[int, list[Mapping[str, Any]]] = {}
     for entry in entries:
         try:
@@ -231,7 +231,7 @@ def _speed(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _thinned(steps: list[list[tuple[float, float]]]) -> tuple[list[float], list[float]]:
-    """About MOST_POINTS means of neighbours, none across two steps; no value is left out."""
+    """Reduce a curve to about MOST_POINTS means of neighbours. Every value counts, and no mean spans two steps."""
     share = min(1.0, MOST_POINTS / sum(map(len, steps)))
     kept: list[tuple[float, float]] = []
     for points in steps:
@@ -248,7 +248,7 @@ MOST_SERIES = 6
 
 
 def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
-    """Draw old, new and all (over domains: each of them) of every run; None where there is nothing to draw."""
+    """Draw old, new and all mIoU of every run, or the mIoU of every domain; None if there is nothing to draw."""
     domains = [name for name in table["numbers"] if name.startswith("mIoU ")]
     names = domains or [name for name in ("old", "new", "all") if name in table["numbers"]]
     names = names[:MOST_SERIES]

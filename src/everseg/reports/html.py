@@ -1,4 +1,4 @@
-"""`everseg report`: everything a run has stored, put together as one page."""
+"""`everseg report`: put everything that a run has stored together as one page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SIDES = (320, 240, 160)
 
 @dataclass(frozen=True, repr=False)
 class ReportFile(OnceADictionary):
-    """A report that was just written."""
+    """A report that `write_report` just wrote."""
 
     path: Path
     bytes: int
@@ -73,11 +73,12 @@ def write_report(
     """Write a run's report.
 
     Args:
-        results: of a run with at least one finished step; its folder is read, never changed.
-        config: its configuration; its data may lie elsewhere.
+        results: results of a run with at least one finished step; its folder is never changed.
+        config: the run's configuration; its data may have moved to another folder.
         out: file to write; default RUN/report.html.
-        images: test images looked at for the grid; 0 = no pictures.
-        limit: bytes of the page at most; pictures are reduced and then left out for it, which the page says.
+        images: number of test images considered for the grid; 0 = no pictures.
+        limit: maximum size of the page in bytes. To meet it, pictures are first reduced and then left out; the page
+            states this.
 
     Raises:
         CheckpointError: no finished step, something damaged, or the file cannot be written.
@@ -117,7 +118,7 @@ def write_report(
 
 
 def is_due(folder: RunFolder) -> bool:
-    """Whether a run has no report yet, or an older one than its last scores."""
+    """Whether a run has no report yet, or a report older than its last scores."""
     target = folder.path / NAME
     scored = [folder.step(index) / "metrics.json" for index in folder.finished_steps]
     return not target.exists() or any(path.stat().st_mtime > target.stat().st_mtime for path in scored)
@@ -125,7 +126,7 @@ def is_due(folder: RunFolder) -> bool:
 
 @dataclass(frozen=True)
 class _Data:
-    """A run's data, as far as a report needs them."""
+    """The part of a run's data that a report needs."""
 
     datasets: Mapping[str, Dataset]
     tests: Sequence[Source]
@@ -135,7 +136,7 @@ class _Data:
 
 
 def _data(results: Results, config: RunConfig, progress: Progress, notes: list[str]) -> _Data | None:
-    """The data as the run had them, at least the test images; None, with a note, where they are others or not there."""
+    """Open the run's data, at least the test images; None, with a note, if they are missing or have changed."""
     last = results.steps[-1]
     try:
         prepared = prepare(config, progress)
@@ -167,12 +168,12 @@ def _sentences(notes: Sequence[str]) -> list[str]:
 def assemble(
     results: Results, config: RunConfig, classes_per_step: numbers.Rows, notes: list[str]
 ) -> page.Page:
-    """Everything a report says.
+    """Collect the content of a report.
 
     Args:
-        config: may name other single-task numbers than the stored configuration.
-        classes_per_step: images and pixels per class; [] where the data are not at hand.
-        notes: what is missing; more may be added.
+        config: may give different single-task numbers from the stored configuration.
+        classes_per_step: images and pixels per class; [] if the data are not available.
+        notes: what is missing; this function may add notes.
     """
     stored, tracks = results.config, results.tracks
     scenario, several = stored.scenario, bool(stored.data.domains)
@@ -208,7 +209,7 @@ def assemble(
 
 
 def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
-    """What only runs over domains have."""
+    """Add the parts that only runs over domains have."""
     result.domain_rows = _domain_table(results)
     result.domain_groups = numbers.domain_group_rows(results.tracks)
     result.domain_chart = figures.domains_chart(results.tracks, "domains")
@@ -222,7 +223,7 @@ def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | 
 
 
 def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
-    """Published numbers: those of exactly this setting beside the run's, the others with what differs."""
+    """Add published numbers: those of the same setting beside the run's, the others with their differences."""
     mean = None if drop is None else drop["mean"]
     for match in matches_of(results):
         rows = (
@@ -261,7 +262,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _cards(track: Track) -> list[tuple[str, str, str]]:
-    """The last step in five numbers."""
+    """Summarise the last step in five numbers."""
     miou, plain = track.scores[-1]["miou"], track.scores[-1]["miou_without_background"]
     sequence, last = track.sequence, track.steps[-1]
     shown = [("all", f"mIoU of all classes after step {last}")]
@@ -340,7 +341,7 @@ def _source(match: Match, rows: numbers.Rows) -> page.Source:
 
 
 def _class_data(per_step: Sequence[Mapping[str, Any]]) -> numbers.Rows:
-    """Images and pixels per class and step, from what `summarise` gives."""
+    """Make rows of images and pixels per class and step from the result of `summarise`."""
     return [
         {"step": step["index"], "class": name, "images": entry["images"], "pixels": entry["pixels"]}
         for step in per_step
@@ -349,7 +350,7 @@ def _class_data(per_step: Sequence[Mapping[str, Any]]) -> numbers.Rows:
 
 
 def _tables(made: page.Page) -> dict[str, numbers.Rows]:
-    """File stem -> rows for the CSV downloads."""
+    """Map file stems to rows for the CSV downloads."""
     found = {"domains": made.domain_rows, "domain-forgetting": made.domain_groups, "data": made.data,
              "classes-per-step": made.classes_per_step, "speed": made.speed}  # fmt: skip
     for part in made.parts:
@@ -364,7 +365,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
 
 
 def _numbers(made: page.Page) -> dict[str, Any]:
-    """Everything as JSON: the tables, the published sources with their conventions, where it comes from."""
+    """Give the report as JSON: tables, published sources with their conventions, and provenance."""
     kept = {key: value for key, value in made.provenance.items() if key != "yaml"}
     return {
         "name": made.name,

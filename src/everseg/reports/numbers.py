@@ -1,7 +1,7 @@
-"""The report's rows and its sentence, from the counts alone.
+"""Compute the report's rows and its summary sentence from the counts alone.
 
-Rows are plain mappings with the same words as the page's columns; they are also what the page offers as CSV and JSON.
-Scores are percent, not rounded (`display` does that once, where they are shown or filed), or None where undefined.
+Rows are plain mappings whose keys are the page's columns. The page also offers them as CSV and JSON.
+Scores are unrounded percent, or None if undefined. `display` rounds them once, when they are shown or written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GROUPS = ("old", "new", "base", "all")
 
 
 def step_rows(track: Track) -> Rows:
-    """Old / new / base / all after each step, in both background conventions."""
+    """Make rows of old / new / base / all after each step, in both background conventions."""
     rows = []
     for index, scores in zip(track.steps, track.scores, strict=True):
         row: dict[str, Any] = {"step": index}
@@ -36,11 +36,11 @@ def step_rows(track: Track) -> Rows:
 
 
 def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> Rows:
-    """Step matrix: mIoU of the classes learnt in step j after step i; None above the diagonal.
+    """Make the step matrix: mIoU of the classes learnt in step j after step i; None above the diagonal.
 
     Args:
         suffix: "" or "_without_background".
-        joint: joint training of the same task, the last row.
+        joint: results of joint training on the same task, shown as the last row.
     """
     matrix = track.sequence[f"step_matrix{suffix}"]
     rows: Rows = [
@@ -58,7 +58,7 @@ def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> R
 
 
 def group_rows(track: Track) -> Rows:
-    """Forgetting and backward transfer of every group of classes, in both background conventions."""
+    """Make rows of forgetting and backward transfer per group of classes, in both background conventions."""
     sequence, rows = track.sequence, []
     for number, born in enumerate(track.born):
         row: dict[str, Any] = {"learnt in step": born, "classes": ", ".join(track.group_names(number))}
@@ -70,7 +70,7 @@ def group_rows(track: Track) -> Rows:
 
 
 def class_rows(track: Track) -> Rows:
-    """Every class with a true pixel: when learnt, its IoU after each step, what it lost, its share of the pixels."""
+    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, share of the pixels."""
     truth, total = track.counts[-1].sum(axis=1), max(int(track.counts[-1].sum()), 1)
     rows = []
     for c, name in enumerate(track.space.names):
@@ -96,18 +96,18 @@ def class_rows(track: Track) -> Rows:
 
 
 def old_flows(track: Track) -> list[Flow]:
-    """What the classes known before the last step were taken for after it."""
+    """List what the last model predicts on the pixels of classes that were known before the last step."""
     old = set(track.old)
     return [f for f in flows(track.counts[-1], track.group_of, track.background) if f.train_id in old]
 
 
 def old_turns(track: Track) -> list[Turn]:
-    """The pairs in which old classes are confused more than when they were learnt."""
+    """List the pairs in which old classes are confused more often than when they were learnt."""
     return turns(track.counts[-1], [track.counts[track.at_birth(c)] for c in track.old])
 
 
 def flow_rows(track: Track) -> Rows:
-    """`old_flows` as rows."""
+    """Make rows of `old_flows`."""
     return [
         {
             "class": track.space.names[flow.train_id],
@@ -143,7 +143,7 @@ def turn_rows(track: Track) -> Rows:
 
 
 def domain_group_rows(tracks: Sequence[Track]) -> Rows:
-    """Forgetting and backward transfer of every domain: means over the groups of its classes."""
+    """Make rows of forgetting and backward transfer per domain: means over the groups of its classes."""
     return [
         {
             "domain": track.name,
@@ -158,7 +158,7 @@ def domain_group_rows(tracks: Sequence[Track]) -> Rows:
 
 
 def published_rows(match: Match, results: Results, method: str, drop: float | None) -> Rows:
-    """One source's numbers with this run's own in the same columns and convention first.
+    """Make rows of one source's numbers, preceded by this run's numbers in the same columns and convention.
 
     Args:
         drop: mean relative drop of the run as a fraction.
@@ -169,7 +169,7 @@ def published_rows(match: Match, results: Results, method: str, drop: float | No
 def sentence(
     tracks: Sequence[Track], *, joint: bool, single: bool, taught: Mapping[int, str], domains: bool
 ) -> str:
-    """The result in a sentence."""
+    """State the result in a sentence."""
     last = max(track.steps[-1] for track in tracks)
     overall = percent(defined_mean(t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last))
     if single:
@@ -207,7 +207,7 @@ def _domain_sentence(tracks: Sequence[Track], joint: bool, taught: Mapping[int, 
 
 
 def data_rows(results: Results) -> Rows:
-    """What scenario.json says of every step's images."""
+    """Make rows of what scenario.json records about the images of every step."""
     finished = set(results.finished)
     return [
         {
@@ -228,7 +228,7 @@ KINDS = ("right", "background", "later", "others")
 
 @dataclass(frozen=True)
 class Flow:
-    """Where the true pixels of one class went."""
+    """What the true pixels of one class are predicted as."""
 
     train_id: int
     pixels: int
@@ -238,7 +238,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Turn:
-    """Pixels of one class taken for another."""
+    """Pixels of one class that are predicted as another."""
 
     truth: int
     taken_for: int
@@ -254,7 +254,7 @@ class Turn:
 
 
 def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -> list[Flow]:
-    """Share of every class's true pixels per kind of prediction, for classes that have true pixels.
+    """Compute the share of each class's true pixels per kind of prediction, for classes that have true pixels.
 
     Args:
         counts: (C, C), rows = truth.
@@ -287,12 +287,12 @@ def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -
 
 
 def turns(last: np.ndarray, first: Sequence[np.ndarray], *, most: int = 10) -> list[Turn]:
-    """The pairs of classes whose confusion grew most since the class was learnt.
+    """Find the pairs of classes whose confusion grew most since the class was learnt.
 
     Args:
         last: (C, C) counts after the last step.
-        first: per class that is asked for, by train id from 0, the counts after the step that taught it.
-        most: at most so many pairs, those with the largest rise first; pairs that did not grow are left out.
+        first: for each requested class, by train id from 0, the counts after the step that taught it.
+        most: maximum number of pairs. The largest rise comes first; pairs without a rise are left out.
     """
     table = checked_counts(last)
     found = []

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no script, no network, at most 10 MB."""
+"""Render the report as one self-contained HTML page: no script, no network, at most 10 MB."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 10_000_000
 
 @dataclass
 class Picture:
-    """One embedded picture with its text alternative."""
+    """One embedded picture with its alternative text."""
 
     uri: str
     text: str
@@ -70,7 +70,7 @@ class Part:
 
 @dataclass
 class Source:
-    """Published numbers beside the run's."""
+    """Published numbers, shown beside the run's numbers."""
 
     title: str
     paper: str
@@ -119,7 +119,7 @@ class Page:
 
 
 def environment() -> Environment:
-    """What the pages' templates are rendered with: every text is escaped."""
+    """Make the environment that renders the page templates. It escapes every text."""
     found = Environment(
         loader=PackageLoader("everseg.reports"),
         autoescape=True,
@@ -134,7 +134,7 @@ def environment() -> Environment:
 
 
 def render(page: Page) -> str:
-    """The page as HTML; every text in it is escaped."""
+    """Render the page as HTML; every text in it is escaped."""
     style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in page.name)
     files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()))
@@ -150,7 +150,7 @@ def render(page: Page) -> str:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as CSV; None is empty."""
+    """Write rows that share their keys as CSV; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(
         text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
@@ -161,10 +161,10 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell is set to the right."""
+    """Whether a cell is a number or empty, so that the page aligns it to the right."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def column_of_numbers(key: str, rows: Rows) -> bool:
-    """Whether every cell of a column is set to the right."""
+    """Whether every cell of a column is a number or empty, so that the page aligns the column to the right."""
     return all(is_number(row.get(key)) for row in rows)

@@ -1,4 +1,7 @@
-"""The qualitative grid: test images through every step's model, chosen by a rule the report states."""
+"""Make the qualitative grid: predictions of every step's model on test images.
+
+The report states the rule that chose the images.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ KINDS = ("worst", "median", "best", "random")
 
 @dataclass
 class Looked:
-    """One test image through the models of the steps."""
+    """One test image with the predictions of each step's model."""
 
     name: str
     """Of the results it belongs to: the domain or branch."""
@@ -50,7 +53,7 @@ class Looked:
 
 
 def drawn(sources: Sequence[Source], images: int, seed: int) -> list[Source]:
-    """At most so many images of all sources together, shared out evenly, drawn with the seed, in their order."""
+    """Draw at most a given number of images with the seed, evenly over the sources, and keep their order."""
     each = max(1, images // max(1, len(sources)))
     result = []
     for source in sources:
@@ -71,12 +74,12 @@ def look(
     builder: Any = None,
     shown: Callable[[int], None] = lambda done: None,
 ) -> list[Looked]:
-    """Send the images of the sources through the model of each step.
+    """Predict the images of the sources with the model of each step.
 
     Args:
         steps: finished steps, ascending.
         builder: the user's own architecture, if the run has one.
-        shown: told how many images are done, over all steps.
+        shown: called with the number of images done, over all steps.
 
     Raises:
         EversegError: a model or an image that cannot be read.
@@ -124,17 +127,17 @@ def choose(
     each: int,
     seed: int,
 ) -> list[Looked]:
-    """Of each name the worst, median and best images by the score after the last step, and some drawn.
+    """Choose, for each name, the worst, median and best images by the last step's score, and some at random.
 
     Args:
-        old: name -> train ids that the score is the mean over; those without a true pixel in an image are left out.
+        old: name -> train ids that the score averages over; classes without a true pixel in an image are left out.
         classes: name -> number of classes.
         each: images per kind and name.
         seed: of the draw.
 
     Returns:
-        The chosen ones with `score` and `kind`, in the order of KINDS; images without any of the classes are no
-        candidates, and none is chosen twice.
+        The chosen images with `score` and `kind`, in the order of KINDS. Images without any of the classes are not
+        candidates, and no image is chosen twice.
     """
     chosen = []
     for name in dict.fromkeys(one.name for one in looked):
@@ -166,7 +169,7 @@ def choose(
 
 
 def image_score(one: Looked, classes: Sequence[int], number: int) -> float | None:
-    """Mean IoU of some classes in one image after its last step, as a fraction; None if none has a true pixel."""
+    """Mean IoU of some classes in one image after the last step, as a fraction; None if none has a true pixel."""
     matrix = ConfusionMatrix(number)
     last = one.predictions[max(one.predictions)]
     matrix.update(torch.from_numpy(last)[None], torch.from_numpy(one.label)[None])
@@ -179,10 +182,10 @@ CHANGE_COLOURS = ((226, 230, 234), (213, 94, 0), (0, 114, 178), (110, 116, 124),
 
 
 def change(one: Looked) -> np.ndarray:
-    """What became of every pixel over the steps, (H, W) uint8, positions in CHANGES.
+    """Classify how every pixel changed over the steps, as positions in CHANGES, (H, W) uint8.
 
-    forgotten: right after some earlier step, wrong after the last; learnt: right only after the last; wrong: after
-    every step; ignored: not labelled. With one step alone a pixel is right or wrong.
+    forgotten: right after some earlier step, wrong after the last. learnt: right only after the last. wrong: wrong
+    after every step. ignored: not labelled. With a single step a pixel is right or wrong.
     """
     *earlier, last = sorted(one.predictions)
     right = one.predictions[last] == one.label
@@ -212,12 +215,12 @@ def looked(
     progress: Progress,
     notes: list[str],
 ) -> list[Looked]:
-    """Test images, drawn with the run's seed, through the steps' models; [] and a note if it fails.
+    """Draw test images with the run's seed and predict them with the steps' models; [] and a note if that fails.
 
     Args:
-        tests: what the last step is tested on.
+        tests: sources that the last step is tested on.
         datasets: the data of these sources.
-        images: drawn at most so many.
+        images: maximum number of images to draw.
     """
     if images < 1:
         notes.append("Made without pictures.")
@@ -238,14 +241,14 @@ def looked(
 
 
 def shown_steps(finished: Sequence[int]) -> list[int]:
-    """All steps up to MOST_COLUMNS of them, else the first, the last and evenly some between."""
+    """Choose the steps to show: all up to MOST_COLUMNS, else the first, the last and some evenly between."""
     if len(finished) <= MOST_COLUMNS:
         return list(finished)
     return [finished[i] for i in np.linspace(0, len(finished) - 1, MOST_COLUMNS).round().astype(int)]
 
 
 def rule(found: Sequence[Looked], seed: int) -> str:
-    """How the pictures were chosen, in words."""
+    """Describe how the pictures were chosen."""
     steps = sorted({step for one in found for step in one.predictions})
     through = ", ".join(map(str, steps))
     return (
@@ -257,23 +260,23 @@ def rule(found: Sequence[Looked], seed: int) -> str:
 
 
 def ranked_over(track: Track) -> list[int]:
-    """Train ids of the classes that pictures are ranked by: those known before the last step, else all."""
+    """Find the train ids of the classes that rank the pictures: those known before the last step, else all."""
     return track.old or list(range(track.space.num_classes))
 
 
 def ranking_text(track: Track) -> str:
-    """Over which classes the pictures of a domain or branch are ranked, in words."""
+    """Describe which classes rank the pictures of a domain or branch."""
     names = some([track.space.names[c] for c in ranked_over(track)], 20)
     which = f"known before step {track.steps[-1]}" if track.old else "of the model"
     return f"Ranked over the classes {which}: {names}."
 
 
 def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int, seed: int) -> list[Grid]:
-    """The chosen images with what every step's model made of them.
+    """Make grids of the chosen images with the predictions of every step's model.
 
     Args:
         side: longer side of the pictures in pixels.
-        rows: images per kind; 1 where there are several domains.
+        rows: images per kind; always 1 if there are several domains.
     """
     known = {track.name: track for track in tracks}
     found = [one for name in known for one in found if one.name == name]  # domains in the order of the tracks
@@ -315,18 +318,18 @@ def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureR
 
 
 def change_legend() -> list[tuple[str, str]]:
-    """Colours of the last column."""
+    """Explain the colours of the last column."""
     return [(css(colour), text) for colour, text in zip(CHANGE_COLOURS, _CHANGE_TEXT, strict=True)]
 
 
 def css(colour: Sequence[int]) -> str:
-    """RGB 0 ... 255 as CSS writes it."""
+    """Write RGB values 0 ... 255 as a CSS colour."""
     return f"rgb({', '.join(str(int(value)) for value in colour)})"
 
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """What `everseg features` left in a run folder for one pair of steps."""
+    """The files that `everseg features` wrote to a run folder for one pair of steps."""
 
     title: str
     pictures: Mapping[str, np.ndarray]
@@ -335,7 +338,7 @@ class StoredFeatures:
 
 
 def stored_features(run: Path) -> list[StoredFeatures]:
-    """Read the plots and numbers of `everseg features` from a run folder; damaged ones are passed over."""
+    """Read the plots and numbers of `everseg features` from a run folder; damaged files are skipped."""
     found = []
     for path in sorted((run / "features").glob("*/drift.json")):
         try:
@@ -351,7 +354,7 @@ def stored_features(run: Path) -> list[StoredFeatures]:
 
 
 def features(stored: Sequence[StoredFeatures], side: int) -> list[dict[str, Any]]:
-    """The same as the page shows it, the longer side of its pictures at most `side` pixels."""
+    """Prepare stored features for the page; the longer side of their pictures is at most `side` pixels."""
     return [
         {
             "title": one.title,

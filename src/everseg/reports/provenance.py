@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: command, versions, hashes, what to cite."""
+"""Record where a run's numbers come from: command, versions, hashes, what to cite."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from everseg.runs.results import Results, source_name
 
 
 def preset_of(name: str) -> str | None:
-    """Return the preset that a run of this name goes back to: the one of the same name, else none."""
+    """Return the preset of the same name as a run, or None."""
     return name if name in presets.names(every=True) else None
 
 
 def deviations(config: RunConfig) -> list[str]:
-    """Identity settings that differ from the preset's: "train.epochs: 30 -> 3"; [] without a preset."""
+    """List the identity settings that differ from the preset's: "train.epochs: 30 -> 3"; [] without a preset."""
     preset = preset_of(config.name)
     return [] if preset is None else difference(load(preset), config)
 
 
 def command(config: RunConfig) -> str:
-    """A command that does the run again: its preset with what differs, else the configuration as a file."""
+    """Write a command that repeats the run: its preset with the differences, else the configuration as a file."""
     preset = preset_of(config.name)
     if preset is not None:
         usual = settings(load(preset))
@@ -49,7 +49,7 @@ def command(config: RunConfig) -> str:
 
 
 def provenance(results: Results) -> dict[str, Any]:
-    """Everything that says what made the numbers.
+    """Collect everything that states how the numbers were made.
 
     Returns:
         command, yaml (the configuration), preset, deviations, facts (machine and versions), models (per
@@ -96,7 +96,7 @@ def provenance(results: Results) -> dict[str, Any]:
 
 
 def cite(config: RunConfig) -> list[str]:
-    """Lines to cite: the tool, the method, the data and the model."""
+    """List the citations: the tool, the method, the data and the model."""
     written = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
     known = parse(written, "report/citations.yaml").value
     sets = [domain.dataset for domain in config.data.domains.values()] or [config.data.dataset]

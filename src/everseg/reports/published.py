@@ -1,8 +1,8 @@
-"""Published numbers that ship as data, and which of them a run may be compared with.
+"""Published numbers that ship as data, and the choice of those that a run may be compared with.
 
-A number is comparable only where data set, task, protocol, backbone, initial weights, background convention and the way
-test images are seen are those of the run. Whatever else was published for the same data and task is listed with what
-differs, never with the run's own numbers beside it.
+A number is comparable only if data set, task, protocol, backbone, initial weights, background convention and the way
+test images are prepared are the same as in the run. Other numbers for the same data and task are listed with their
+differences, but never beside the run's numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DEFAULT_STRIDE, _DEFAULT_NORM = 16, "abn"
 
 @dataclass(frozen=True)
 class Published:
-    """The numbers one source gives for one task and protocol, with the conventions that made them."""
+    """The numbers of one source for one task and protocol, with the conventions it used."""
 
     paper: str
     table: str
@@ -73,7 +73,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Match:
-    """Published numbers of a run's data and task, and what stands between the two."""
+    """Published numbers for a run's data and task, and the differences that prevent a comparison."""
 
     published: Published
     differences: tuple[str, ...]
@@ -87,13 +87,13 @@ class Match:
 
     @property
     def conventions(self) -> list[str]:
-        """How the source counted, and what else to know."""
+        """How the source counted, and other remarks."""
         entry = self.published
         return [BACKGROUND_TEXT[entry.background], f"mean {entry.mean}", *self.remarks]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The source's numbers, a row per method; None = not retrievable."""
+        """The source's numbers, one row per method; None = not available."""
         entry = self.published
         return [
             {"method": name, **dict(zip(entry.columns, values, strict=True))}
@@ -101,7 +101,7 @@ class Match:
         ]
 
     def own(self, results: Results, drop: float | None) -> dict[str, float | None]:
-        """A run's numbers in the columns and the convention of the source, in percent.
+        """Give a run's numbers in the columns and convention of the source, in percent.
 
         Args:
             results: of the run.
@@ -119,7 +119,7 @@ class Match:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """Everything that ships, one entry per source, task and protocol."""
+    """Read all published numbers that ship, one entry per source, task and protocol."""
     text = resources.files(__package__ or "").joinpath("published.yaml").read_text(encoding="utf-8")
     found = []
     for table in parse(text, "report/published.yaml").value:
@@ -146,7 +146,7 @@ def matches_of(results: Results) -> list[Match]:
 
 
 def learnt_sets(results: Results) -> list[str]:
-    """Data sets in the order in which domains were learnt whole; [] of mixed runs."""
+    """List the data sets in the order in which their domains were learnt as a whole; [] for mixed runs."""
     config = results.config
     if not config.data.domains or any(s.classes or s.add for s in config.scenario.steps or []):
         return []
@@ -158,8 +158,8 @@ def matches(config: RunConfig, domains: Sequence[str] = ()) -> list[Match]:
     """Published numbers of the run's data and task, those that may be compared first.
 
     Args:
-        config: of a run on one data set, or over domains.
-        domains: of a run over domains: the data sets in the order they were learnt; () where the run is mixed.
+        config: configuration of a run on one data set, or over domains.
+        domains: for a run over domains, the data sets in the order they were learnt; () if the run is mixed.
     """
     several = bool(config.data.domains)
     found = [
@@ -238,10 +238,10 @@ def _size(size: Any) -> str:
 
 
 def own_numbers(entry: Published, counts: np.ndarray, space: LabelSpace) -> tuple[float | None, ...]:
-    """A run's numbers in the columns and the background convention of a published entry, in percent.
+    """Give a run's numbers in the columns and the background convention of a published entry, in percent.
 
     Args:
-        entry: of a class-incremental task.
+        entry: published entry of a class-incremental task.
         counts: (C, C) after the last step, rows = truth.
         space: label space of these counts.
     """
@@ -264,7 +264,7 @@ def own_numbers(entry: Published, counts: np.ndarray, space: LabelSpace) -> tupl
 def own_domain_numbers(
     entry: Published, miou: Mapping[str, float | None], drop: float | None
 ) -> tuple[float | None, ...]:
-    """The same of a run over domains.
+    """Give the numbers of a run over domains in the columns of a published entry.
 
     Args:
         miou: data set -> mIoU as a fraction after the last step.

@@ -1,4 +1,4 @@
-"""Results as tables for the terminal."""
+"""Show results as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ BAR_CELLS = 10
 
 
 def bar(value: float | None, *, cells: int = BAR_CELLS, mark: str = "▇") -> str:
-    """A fraction in [0, 1] as a row of blocks; empty below half a block, for None and for negative values."""
+    """Draw a fraction in [0, 1] as a row of blocks; empty below half a block, for None and for negative values."""
     return "" if value is None else mark * round(cells * min(max(value, 0.0), 1.0))
 
 
 def step_table(run_json: Mapping[str, Any]) -> Table:
-    """One row per step: mIoU of old, new and all classes in percent, with and without background.
+    """Make one row per step: mIoU of old, new and all classes in percent, with and without background.
 
     Args:
         run_json: what `Run.to_json()` gives.
@@ -44,7 +44,7 @@ def step_table(run_json: Mapping[str, Any]) -> Table:
 
 
 def run_table(run_json: Mapping[str, Any]) -> Table:
-    """A run's results: one row per step, over domains a column per domain.
+    """Show a run's results: one row per step, and one column per domain for runs over domains.
 
     Args:
         run_json: what `Run.to_json()` gives.
@@ -53,9 +53,8 @@ def run_table(run_json: Mapping[str, Any]) -> Table:
         return step_table(run_json)
     columns = list(dict.fromkeys(key for row in run_json["table"] for key in row))
     rows = []
-    for row in run_json[
-        "table"
-    ]:  # its figures are rounded for files already: those shown come from the scores
+    # The numbers in `table` are already rounded for files, so the cells are made from the scores.
+    for row in run_json["table"]:
         scores = {s["name"]: s["miou"]["all"] for s in run_json["steps"] if s["index"] == row["step"]}
         scores["mean"] = defined_mean(scores.values())
         rows.append([row[key] if key in ("step", "trained") else percent(scores.get(key)) for key in columns])
@@ -64,7 +63,7 @@ def run_table(run_json: Mapping[str, Any]) -> Table:
 
 
 def sequence_text(run_json: Mapping[str, Any]) -> str:
-    """Average over steps, forgetting and backward transfer in one line; "" for runs of one step."""
+    """State the average over steps, forgetting and backward transfer in one line; "" for runs of one step."""
     forgetting = (run_json.get("forgetting") or {}).get("mean")
     if forgetting is None:
         return ""
@@ -76,7 +75,7 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
 
 
 def drop_text(run_json: Mapping[str, Any]) -> str:
-    """The relative drop against single-task models in one line; "" for runs on one data set."""
+    """State the relative drop against single-task models in one line; "" for runs on one data set."""
     if "table" not in run_json or run_json["config"]["scenario"]["single"]:
         return ""
     drop = run_json.get("relative_drop")
@@ -94,7 +93,7 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
 
 
 def demo_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The demo's result: one row per method, forgetting as a bar."""
+    """Show the demo's result: one row per method, with forgetting as a bar."""
     mark = "▇" if unicode_output() else "#"
     columns = ["method", "step 0: all", "step 1: old", "new", "all", "forgetting", ""]
     cells = [
@@ -111,7 +110,7 @@ def demo_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """What every step sees: images and leaks per step, then images, pixels and weights per class.
+    """Show what every step sees: images and leaks per step, then images, pixels and weights per class.
 
     Args:
         steps: what `describe_scenario` gives.

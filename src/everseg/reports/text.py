@@ -1,4 +1,4 @@
-"""Names and settings in columns for the terminal."""
+"""Set names and settings in columns for the terminal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from everseg.display import printable
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells below each other as wide as the terminal (160 for files and pipes); the first column never wraps.
+    """Align cells in columns, as wide as the terminal (160 for files and pipes). The first column never wraps.
 
-    For lists that are shown at once: tables (`everseg.display`) have more to choose from and takes longer to import.
+    Lists that must appear at once use this: the tables of `everseg.display` offer more but take longer to import.
 
     Args:
         head: names of two columns or more.
@@ -36,5 +36,5 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A setting as it would be written after `key=`."""
+    """Format a setting as it would be written after `key=`."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

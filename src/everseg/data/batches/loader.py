@@ -1,7 +1,7 @@
-"""Turns views of splits into batches: which image is seen when.
+"""Turn views of splits into batches, and decide which image is seen when.
 
-The order is a pure function of (seed, step, epoch, branch), the augmentation of (seed, step, epoch, sample id), and
-every process takes its slice of one global order: workers, ranks and restarts never change which pixels are seen.
+The order is a pure function of (seed, step, epoch, branch), and the augmentation of (seed, step, epoch, sample id).
+Every process takes its slice of one global order. So workers, ranks and restarts never change which pixels are seen.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ def epoch_order(seed: int, step: int, epoch: int, count: int, branch: int = 0) -
     """Permutation of the `count` samples of the step's branch number `branch`; a pure function of its arguments."""
     key = f"order:{seed}:{step}:{epoch}" + (f":{branch}" if branch else "")
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
-    # RandomState, whose stream numpy has frozen; that of `default_rng` may change between versions, and runs with it.
+    # numpy has frozen the stream of RandomState. The stream of `default_rng` may change between versions, and runs
+    # would change with it.
     return np.random.RandomState(int.from_bytes(digest, "big")).permutation(count)
 
 
 def epoch_length(counts: Collection[int], batch: int) -> int:
-    """Iterations of an epoch in which the branches take turns until the shortest has no whole batch left.
+    """Iterations of an epoch, in which the branches take turns until the shortest has no whole batch left.
 
     Args:
         counts: number of samples of each branch, at least one.
         batch: images per iteration.
 
     Returns:
-        Branches * whole batches of the shortest; a branch shorter than one batch makes one smaller batch.
+        Number of branches * whole batches of the shortest. A branch shorter than one batch makes one smaller batch.
 
-    Source: for several branches MDIL's multi-task training (iterations = shortest loader).
+    Source, for several branches: MDIL's multi-task training (iterations = shortest loader).
 
     >>> epoch_length([11], 4), epoch_length([11, 9, 30], 4), epoch_length([3], 8)
     (2, 6, 1)
@@ -52,7 +53,7 @@ def epoch_length(counts: Collection[int], batch: int) -> int:
 
 
 class _Plan(Sampler[Keys]):
-    """The keys of each batch, made when the loader asks for it: nothing grows with the number of batches."""
+    """Makes the keys of each batch when the loader asks for them, so that memory does not grow with their number."""
 
     def __init__(self, batches: Callable[[], Iterator[Keys]], length: int) -> None:
         self._batches, self._length = batches, length
@@ -83,7 +84,7 @@ def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[
         worker_init_fn=_begin_worker,
     )
     with _deaths_told_where_batches_are_asked_for():
-        iterator = iter(loader)  # starts the processes, and installs torch's signal handler
+        iterator = iter(loader)  # starts the worker processes, and installs torch's signal handler
     while True:
         try:
             loaded = _next(iterator)
@@ -98,12 +99,12 @@ def _loader(samples: Samples, plan: _Plan, workers: int, pin: bool) -> Iterator[
                 "run again with data.workers=0, or with fewer workers if memory is short"
             ) from error
         if isinstance(loaded, EversegError):
-            raise loaded  # a worker returned it: an error raised there would arrive with a traceback as its text
+            raise loaded  # a worker returned it as a value: a raised error would arrive with a traceback as its text
         yield loaded
 
 
 def _next(iterator: Iterator[Any]) -> Any:
-    """The next batch; every LOOK_EVERY seconds of waiting torch looks whether its processes still live."""
+    """Wait for the next batch. Every LOOK_EVERY seconds torch checks whether its worker processes are still alive."""
     start = time.monotonic()
     while True:
         try:
@@ -114,10 +115,10 @@ def _next(iterator: Iterator[Any]) -> Any:
 
 
 def _is_of_the_loader(error: Exception) -> bool:
-    """Whether an error tells of a loader process, and is not one that its samples raised.
+    """Whether an error comes from a loader process itself, not from the samples it reads.
 
-    torch says "DataLoader ..." of a process that died or hangs, and "Caught ..." of an error inside one; a pipe that
-    breaks before either is seen has an error of its own.
+    torch's message starts with "DataLoader ..." if a process died or hangs, and with "Caught ..." if an error was
+    raised inside one. If a pipe breaks before torch notices either, the error is of another type.
     """
     text = str(error)
     return (
@@ -127,11 +128,11 @@ def _is_of_the_loader(error: Exception) -> bool:
 
 @contextmanager
 def _deaths_told_where_batches_are_asked_for() -> Iterator[None]:
-    """Keep torch from answering the death of a worker with an error at whatever point the main process has reached.
+    """Restore the SIGCHLD handler, so that a worker's death does not raise at an arbitrary point of the main process.
 
-    Its first loader with processes installs a SIGCHLD handler that raises, be it in the middle of an update or of a
-    save. Looking while waiting for a batch (`LOOK_EVERY`) finds a death too, but for one in the middle of a message
-    that another process keeps the pipe open for. A handler that a loader of the user's own installed stays.
+    torch's first loader with processes installs a SIGCHLD handler that raises, even in the middle of an update or a
+    save. The check while waiting for a batch (`LOOK_EVERY`) finds deaths too. It misses only a death in the middle of a
+    message whose pipe another process keeps open. A handler that a loader in the user's code installed is kept.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
@@ -140,7 +141,7 @@ def _deaths_told_where_batches_are_asked_for() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is not None:  # one that was not installed from Python cannot be put back
+        if before is not None:  # a handler that was not installed from Python cannot be restored
             signal.signal(signal.SIGCHLD, before)
 
 
@@ -149,7 +150,7 @@ def _begin_worker(number: int) -> None:
 
 
 class Timed(Iterator[Loaded]):
-    """Batches, with the time spent waiting for them in `seconds`; whoever reads it sets it back to 0."""
+    """Iterates over batches and adds up the waiting time in `seconds`. The reader of `seconds` resets it to 0."""
 
     def __init__(self, batches: Iterator[Loaded]) -> None:
         self._batches = batches
@@ -176,16 +177,17 @@ def train_batches(
     world: int = 1,
     pin: bool = False,
 ) -> Iterator[Loaded]:
-    """Augmented batches of iterations start..stop-1 of a step, this process's share of each.
+    """Make this process's share of the augmented batches of iterations start..stop-1 of a step.
 
-    With T branches in the views, in the order in which they first stand there, iteration i is a batch of branch
-    i % T; every `epoch_length` iterations all branches start again in a new order.
+    With T branches, in the order of their first appearance in the views, iteration i is a batch of branch i % T. Every
+    `epoch_length` iterations all branches start again in a new order.
 
     Args:
-        batch: images per iteration over all processes.
+        batch: images per iteration, over all processes.
 
     Raises:
-        DataError: a sample cannot be read, and `data.skip_bad` allows no stand-in; fewer images than processes.
+        DataError: a sample cannot be read and `data.skip_bad` does not allow a replacement, or there are fewer images
+            than processes.
     """
     samples = Samples(views, data, seed, step, replace=data.skip_bad)
     branches = samples.branches()
@@ -199,14 +201,14 @@ def train_batches(
             )
     per_branch = epoch_length(counts, batch) // len(counts)  # batches of each branch in an epoch
 
-    # Everything below follows from the iteration number: a run that continues at iteration `start` makes the batches
-    # that an uninterrupted one would have made from there, without going through the earlier ones.
+    # Everything below follows from the iteration number. So a run that resumes at iteration `start` makes the same
+    # batches as an uninterrupted run, without going through the earlier ones.
     def plan() -> Iterator[Keys]:
         orders: list[np.ndarray] = []
         order_epoch = -1
         for iteration in range(start, stop):
             turn, which = divmod(iteration, len(counts))  # whose turn it is
-            epoch, slot = divmod(turn, per_branch)  # its how-manyth batch of which epoch
+            epoch, slot = divmod(turn, per_branch)  # the epoch, and the number of the batch within it
             if epoch != order_epoch:
                 orders = [
                     positions[epoch_order(seed, step, epoch, len(positions), number)]
@@ -214,7 +216,8 @@ def train_batches(
                 ]
                 order_epoch = epoch
             size = sizes[which]
-            # Every process knows the whole batch and takes its part: with any number of them it holds the same images.
+            # Every process knows the whole batch and takes its part. So a batch has the same images for any number of
+            # processes.
             chosen = orders[which][slot * size : (slot + 1) * size]
             mine = chosen[rank * size // world : (rank + 1) * size // world]
             yield [(epoch, position) for position in mine.tolist()]
@@ -233,12 +236,12 @@ def plain_batches(
     pin: bool = False,
     replace: int = 0,
 ) -> Iterator[Loaded]:
-    """Every sample exactly once over all processes, without augmentation, one branch after the other.
+    """Make batches of every sample exactly once over all processes, unaugmented, one branch after the other.
 
-    Batches never mix branches; where images may differ in size (evaluation "whole", "sliding") they hold one image.
+    Batches never mix branches. If images may differ in size (evaluation "whole", "sliding"), a batch has one image.
 
     Args:
-        replace: as in `Samples`; 0 where results are measured.
+        replace: as in `Samples`; 0 when results are measured.
     """
     samples = Samples(views, data, 0, 0, replace=replace)
     size = 1 if data.evaluation in ("whole", "sliding") else batch
@@ -263,7 +266,7 @@ def normalised_batches(
     world: int = 1,
     replace: int = 0,
 ) -> Iterator[tuple[Loaded, Batch]]:
-    """The batches of `plain_batches`, each as it was read and as the model takes it."""
+    """Make the batches of `plain_batches`, each both as read and as the model takes it."""
     pin = device.type == "cuda"
     batches = plain_batches(views, data, batch=batch, rank=rank, world=world, pin=pin, replace=replace)
     for loaded in batches:
@@ -271,6 +274,6 @@ def normalised_batches(
 
 
 def shared_size(count: int, batch: int, world: int) -> int:
-    """Images of a batch over all processes: as many as there are, up to `batch`, in equal shares; 0 = not one each."""
+    """Batch size over all processes: at most `batch` or the image count, in equal shares; 0 = less than one each."""
     size = min(batch, count)
     return size - size % world

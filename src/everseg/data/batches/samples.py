@@ -1,4 +1,4 @@
-"""Samples of views as arrays, and a stand-in where one cannot be read."""
+"""Load samples of views as arrays, and replace samples that cannot be read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SampleKey = tuple[str, str]
 
 @dataclass
 class Loaded:
-    """A batch of one branch as the workers made it: bytes, not yet normalised."""
+    """A batch of one branch as the workers make it: bytes, not yet normalised."""
 
     image: Tensor
     """(B, 3, H, W) uint8."""
@@ -58,11 +58,11 @@ class Loaded:
     """Samples that could not be read and were replaced -> why."""
 
     def pin_memory(self) -> Loaded:
-        """The same in page-locked memory; torch's loader asks for it where batches go to a GPU."""
+        """Copy the batch to page-locked memory; torch's loader calls this for batches that go to a GPU."""
         return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
     def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
-        """The batch on a device, as models and losses take it."""
+        """Move the batch to a device, in the form that models and losses take."""
         image = normalise(self.image.to(device, non_blocking=True), normalisation)
         return Batch(image, self.label.to(device, non_blocking=True).long(), self.branch, self.ids)
 
@@ -82,8 +82,8 @@ class Samples(Dataset):
     """Map-style access by (epoch, position); epoch None means no augmentation.
 
     Args:
-        replace: how many samples may be found unreadable before one of the same branch is found that stands in.
-            Which one that is depends on seed, step, epoch, position and on what can be read, on nothing else.
+        replace: how many samples may be unreadable before a readable one of the same branch replaces them. The choice
+            of the replacement depends only on seed, step, epoch, position and on which samples can be read.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class Samples(Dataset):
         return int(self.starts[-1])
 
     def branches(self) -> dict[str, np.ndarray]:
-        """Positions of each branch's samples; branches in the order in which they first stand in the views."""
+        """Positions of each branch's samples, with branches in the order of their first appearance in the views."""
         parts: dict[str, list[np.ndarray]] = {}
         for view, start, stop in zip(self.views, self.starts[:-1], self.starts[1:], strict=True):
             parts.setdefault(view.branch, []).append(np.arange(start, stop))
         return {branch: np.concatenate(positions) for branch, positions in parts.items()}
 
     def __getitem__(self, key: tuple[int | None, int]) -> tuple[_Sample, dict[SampleKey, str]] | EversegError:
-        """A sample with the unreadable ones it stands in for; an error travels to the main process as a value."""
+        """Load a sample, with a list of the unreadable samples it replaces. Errors go to the main process as values."""
         epoch, position = key
         bad: dict[SampleKey, str] = {}
         try:
@@ -127,8 +127,8 @@ class Samples(Dataset):
 
     def _candidates(self, epoch: int | None, position: int) -> Iterator[int]:
         yield position
-        # Only reached where that sample cannot be read. The order of the stand-ins is drawn from what names the place,
-        # so that a second run, other workers or a restart meet the same ones.
+        # Reached only if the sample cannot be read. The order of the replacements is drawn from seed, step, epoch and
+        # position, so that a second run, other workers or a restart get the same ones.
         digest = hashlib.blake2b(
             f"replace:{self.seed}:{self.step}:{epoch}:{position}".encode(), digest_size=4
         )
@@ -137,7 +137,7 @@ class Samples(Dataset):
         yield from (int(other) for other in order if other != position)
 
     def _place(self, position: int) -> tuple[View, int]:
-        # Positions run through all views: view k holds starts[k] to starts[k + 1] - 1.
+        # Positions run through all views: view k has the positions starts[k] to starts[k + 1] - 1.
         which = int(np.searchsorted(self.starts, position, side="right")) - 1
         view = self.views[which]
         return view, int(view.indices[position - self.starts[which]])
@@ -154,7 +154,7 @@ class Samples(Dataset):
             return _Sample(image, view.lut.take(label), sample_id, view.branch)
         data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
         if data.transform == "resize":
-            # The table raw id -> train id comes before the shift, whose filling value is a train id already.
+            # The table raw id -> train id is applied before the shift, because the shift fills with a train id.
             image, label = resize_transform(image, label, size=data.size)
             image, label = flip_and_shift(
                 image, view.lut.take(label), flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
@@ -186,7 +186,7 @@ def _listing(bad: Mapping[SampleKey, str]) -> str:
 
 
 def collate(samples: Sequence[tuple[_Sample, dict[SampleKey, str]] | EversegError]) -> Loaded | EversegError:
-    """Make one batch of samples; an error among them, or sizes that differ, becomes the batch's error."""
+    """Make one batch of samples. An error among them, or a difference in size, becomes the batch's error."""
     read = []
     for sample in samples:
         if isinstance(sample, EversegError):
@@ -203,5 +203,5 @@ def collate(samples: Sequence[tuple[_Sample, dict[SampleKey, str]] | EversegErro
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
-    """One tensor of all; torch's own function makes it in a worker in the memory it shares with the main process."""
+    """Stack arrays into one tensor. In a worker, torch allocates it in memory shared with the main process."""
     return default_collate([torch.from_numpy(array) for array in arrays])

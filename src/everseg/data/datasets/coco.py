@@ -1,4 +1,4 @@
-"""Polygons and run-length masks in COCO's JSON, drawn as they are read."""
+"""Read polygons and run-length masks from COCO's JSON, and draw each mask when it is read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def build(
 
 
 class CocoSplit(FileSplit):
-    """A split whose masks are drawn from annotations; the file of a mask is the JSON."""
+    """A split whose masks are drawn from annotations. The mask file of every sample is the JSON file."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class CocoSplit(FileSplit):
         """Draw the mask, (H, W) uint8 raw ids, of the size that the JSON states.
 
         Raises:
-            DataError: an object that cannot be drawn; all of the picture's are named.
+            DataError: an object cannot be drawn. The error names all such objects of the picture.
         """
         try:
             return draw(self._pictures[index], self._table, self.reading.max_pixels)
@@ -129,11 +129,11 @@ class CocoSplit(FileSplit):
             raise DataError(f"{self.mask_path(index)}, image {self._pictures[index].file}: {error}") from None
 
     def decoding(self) -> str:
-        """Everything but the files that decides what `read` returns, as text."""
+        """Describe, as text, everything except the files that determines what `read` returns."""
         return f"{super().decoding()} drawing {DRAWING}"
 
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
-        """The mask and a digest of what it is drawn from, and how."""
+        """Draw the mask, and compute a digest of its objects and of how they are drawn."""
         return self.read_mask(index), self._mask_digest(index)
 
     def _mask_digest(self, index: int) -> str:
@@ -143,7 +143,7 @@ class CocoSplit(FileSplit):
 
 
 def _files(base: Path, given: str | Mapping[str, str] | None) -> dict[str, Path]:
-    """Split -> file; "" stands for a file without splits."""
+    """Map each split to its file; "" stands for a file without splits."""
     if isinstance(given, str):
         return {"": base / given}
     if isinstance(given, Mapping):
@@ -162,7 +162,7 @@ def _files(base: Path, given: str | Mapping[str, str] | None) -> dict[str, Path]
 
 
 def find_annotations(base: Path) -> list[Path]:
-    """Files at the usual places that look like COCO annotations: JSON with its three lists named in it."""
+    """Find files at the usual places that look like COCO annotations: JSON that names the three lists."""
     found = [path for patterns in FILES.values() if (path := _first(base, patterns)) is not None]
     found = found or [path for path in [_first(base, ONE_FILE)] if path is not None]
     keys = (b'"images"', b'"categories"', b'"annotations"')
@@ -174,7 +174,7 @@ def _first(base: Path, patterns: tuple[str, ...]) -> Path | None:
 
 
 def _names(files: Mapping[str, CocoFile]) -> list[str]:
-    """Class names, background first; dropped are names above others that no object carries (Roboflow writes one)."""
+    """List class names, background first, without parent names that no object has (Roboflow writes one)."""
     order: dict[str, int] = {}
     for file in files.values():
         for key, name in sorted(file.categories.items()):
@@ -205,7 +205,7 @@ def _folder_option(images: str | Mapping[str, str] | None, split: str) -> str | 
 
 
 def _samples(base: Path, file: CocoFile, folder: str | None) -> tuple[list[Picture], list[Sample], list[str]]:
-    """The pictures that exist, as samples, and the names of those that do not."""
+    """Make samples of the pictures that exist, and list the names of missing pictures."""
     stem = file.path.stem.removeprefix("instances_")
     here = file.path.parent.relative_to(base).as_posix()
     places = [folder] if folder is not None else [here, "images", stem, f"images/{stem}", ""]
@@ -239,7 +239,7 @@ _NOT_PACKED = re.compile("[^0-o]|[P-o]{7}")
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with its objects as they stand in the file."""
+    """One image with its objects, unchanged from the file."""
 
     file: str
     height: int
@@ -250,7 +250,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A checked file; the shapes themselves are checked when they are drawn."""
+    """A checked annotation file. Shapes are checked only when they are drawn."""
 
     path: Path
     categories: Mapping[int, str]
@@ -263,7 +263,7 @@ def read_file(base: Path, path: Path) -> CocoFile:
     """Read annotations.
 
     Raises:
-        DataError: not below `base`, unreadable, or not of COCO's form; the first faults are listed.
+        DataError: not below `base`, unreadable, or not in COCO's format; the error lists the first faults.
     """
     try:
         path = path.resolve(strict=True)
@@ -302,8 +302,8 @@ def read_file(base: Path, path: Path) -> CocoFile:
 def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndarray:
     """Draw the objects of an image from the largest to the smallest, later ones of equal size on top.
 
-    Every object has the pixels that pycocotools gives it (`annToMask`), so that the annotation's `area` agrees. At no
-    time are there more pixels in memory than those of the result.
+    Every object covers the same pixels as in pycocotools (`annToMask`), so that the annotation's `area` agrees. Memory
+    never holds more pixels than those of the result.
 
     Args:
         table: category id -> raw id.
@@ -313,7 +313,7 @@ def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndar
         (H, W) uint8 raw ids, 0 where no object is.
 
     Raises:
-        DataError: shapes that cannot be drawn; all of them.
+        DataError: some shapes cannot be drawn; the error lists all of them.
     """
     height, width = picture.height, picture.width
     if height * width > max_pixels:
@@ -321,20 +321,21 @@ def draw(picture: Picture, table: Mapping[int, int], max_pixels: int) -> np.ndar
     order, faults = [], []
     for number, (_, segmentation) in enumerate(picture.objects):
         try:
-            area = int(_runs(segmentation, height, width)[1::2].sum())
+            area = int(_runs(segmentation, height, width)[1::2].sum())  # every second run is of ones
         except DataError as error:
             faults.append(f"object {number}: {error}")
         else:
             order.append((-area, number))
     if faults:
         raise DataError(some(faults, _SHOWN, "; "))
-    mask = np.zeros((width, height), np.uint8)  # a row is a column of the picture, as the runs go
+    mask = np.zeros((width, height), np.uint8)  # transposed, because the runs go down the columns
     pixels = mask.reshape(-1)  # (W * H,)
     for _, number in sorted(order):
         category, segmentation = picture.objects[number]
-        # The runs are made a second time: those of all objects at once may take more memory than the picture.
+        # The runs are computed a second time: the runs of all objects together may need more memory than the picture.
+        # A last run of 0 has no run of 1 after it.
         ends = np.cumsum(_runs(segmentation, height, width)).tolist()
-        for start, end in zip(ends[0::2], ends[1::2], strict=False):  # the last run of 0 has no partner
+        for start, end in zip(ends[0::2], ends[1::2], strict=False):
             pixels[start:end] = table[category]
     return np.ascontiguousarray(mask.T)
 
@@ -393,7 +394,7 @@ def _pictures(items: list[Any], faults: list[str]) -> dict[Any, Picture]:
 
 
 def _runs(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Lengths of the runs of 0 and 1 in turn, (R,) int64, beginning with 0, down the columns; they fill the picture."""
+    """Lengths of alternating runs of 0 and 1, (R,) int64, beginning with 0, down the columns; they fill the picture."""
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:
             raise DataError(
@@ -409,7 +410,7 @@ def _runs(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def _check_polygon(points: Any, height: int, width: int) -> None:
-    """Let nothing pass that the library, which is written in C and checks little, would choke on."""
+    """Refuse polygons that pycocotools cannot handle: it is written in C and checks little."""
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2 or not all(map(_is_number, points)):
         raise DataError("a polygon that is not at least three points x, y")
     xs, ys = points[::2], points[1::2]
@@ -428,14 +429,14 @@ def _is_number(value: Any) -> bool:
 def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
     """Check the run lengths of a file: a list of whole numbers, or COCO's packed text of them.
 
-    They are not handed to pycocotools. Runs that do not fill the picture make it draw what stood in the memory
-    before, or merge without an end.
+    The runs are not passed to pycocotools. If runs do not fill the picture, it draws uninitialised memory or merges
+    forever.
 
     Returns:
-        (R,) int64, runs of 0 and 1 in turn, down the columns, beginning with 0.
+        (R,) int64, alternating runs of 0 and 1, down the columns, beginning with 0.
 
     Raises:
-        DataError: not such counts, or runs that do not fill the picture exactly.
+        DataError: the counts are invalid, or the runs do not fill the picture exactly.
     """
     if isinstance(counts, str):
         runs = unpack(counts)
@@ -445,19 +446,20 @@ def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
         raise DataError("run lengths that are no whole numbers")
     if runs.size and runs.min() < 0:
         raise DataError("a run of negative length")
-    total = runs.sum(dtype=np.float64)  # exact where it matters, and it cannot wrap around
+    # A sum of floats cannot wrap around, and it is exact up to the size of a picture.
+    total = runs.sum(dtype=np.float64)
     if total != height * width:
         raise DataError(f"runs of {total:.0f} pixels for a picture of {width}x{height}")
     return runs
 
 
 def unpack(text: str) -> np.ndarray:
-    """Lengths of the runs that COCO packs into text, (R,) int64: 5 bits and a flag ("goes on") per character.
+    """Unpack the run lengths that COCO packs into text, (R,) int64: 5 bits and a "more follows" flag per character.
 
-    From the fourth on they are differences to the last but one.
+    From the fourth number on, each is stored as the difference from the number two places before it.
 
     Raises:
-        DataError: characters that cannot stand there, numbers that are too long, or a text that breaks off.
+        DataError: invalid characters, numbers that are too long, or a truncated text.
     """
     wrong = _NOT_PACKED.search(text)
     if wrong:
@@ -470,7 +472,7 @@ def unpack(text: str) -> np.ndarray:
         raise DataError("the packed run lengths break off")
     first = np.concatenate([[0], last[:-1] + 1])
     shift = 5 * (np.arange(bits.size) - np.repeat(first, last - first + 1))  # the lowest bits come first
-    runs = np.add.reduceat((bits & 31) << shift, first)
+    runs = np.add.reduceat((bits & 31) << shift, first)  # (R,)
     runs -= ((bits[last] & 16) >> 4) << (shift[last] + 5)  # the highest bit is the sign
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # undo the differences
     return runs

@@ -1,4 +1,4 @@
-"""Opening and decoding one image or mask file, refusing everything that would be silently wrong."""
+"""Open and decode one image or mask file, and refuse everything that would silently give wrong pixels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _TURN = {
 
 
 class PictureTooLargeError(DataError):
-    """A picture with more pixels than may be decoded."""
+    """A picture with more pixels than the limit allows."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """How the pixels of a mask stand for raw ids; without either field they are the ids."""
+    """How the pixels of a mask encode raw ids. Without either field the pixels are the ids."""
 
     palette: Mapping[Colour, int] | None = None
     """Colour -> raw id, for colour masks; any other colour is an error."""
@@ -84,16 +84,16 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
         follow_links: allow links out of `root`.
 
     Raises:
-        DataError: the file is missing, unreadable, no regular file (a FIFO or device would block), or
+        DataError: the file is missing, unreadable, not a regular file (a FIFO or device would block), or
             outside `root`.
     """
     parts = relative.split("/")
     if "\0" in relative or relative.startswith("/") or ".." in parts:
         raise DataError(f"{relative!r}: leads out of the data folder {root}; list only files inside it")
-    path: Path | str = f"{root}{os.sep}{relative}"  # pathlib would take longer than opening the file
+    path: Path | str = f"{root}{os.sep}{relative}"  # pathlib would take longer than opening the file does
     try:
         info = _below(root, parts)
-        if info is None:  # a link somewhere on the way
+        if info is None:  # some part of the path is a link
             path = Path(path)
             if not follow_links and not path.resolve(strict=True).is_relative_to(root):
                 raise DataError(
@@ -113,9 +113,9 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
 
 
 def _below(root: Path, parts: list[str]) -> os.stat_result | None:
-    """What the system says of a file below the resolved `root`; None if a link lies on the way there.
+    """Get the `stat` result of a file below the resolved `root`; None if any part of the path is a link.
 
-    A few calls of `lstat` instead of resolving the path, which costs ten times as much.
+    This calls `lstat` a few times. Resolving the path would cost ten times as much.
     """
     place = str(root)
     info = None
@@ -140,7 +140,7 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
     try:
         with _own_limit():
             picture = Image.open(file, formats=FORMATS)
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost any exception on damaged files
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
     _check_size(picture.width, picture.height, shown, reading)
     return picture
@@ -151,10 +151,11 @@ _opening = threading.Lock()
 
 @contextmanager
 def _own_limit() -> Iterator[None]:
-    """Switch Pillow's limit of pixels off while a header is read: ours is checked right after, and states the size.
+    """Switch off Pillow's pixel limit while a header is read. Our limit is checked right after, and states the size.
 
-    Pillow's is a variable of the whole process. Raised for one picture it would stay raised for everybody, and what is
-    refused would depend on what was opened before; so it is put back at once, and one thread at a time changes it.
+    Pillow's limit is one variable for the whole process. If it stayed raised after one picture, it would be raised for
+    all code, and what is refused would depend on what was opened before. So it is restored at once, and a lock lets
+    only one thread change it at a time.
     """
     with _opening:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -173,10 +174,10 @@ def _check_size(width: int, height: int, shown: Path | str, reading: Reading) ->
 
 
 def read_image(given: Any, reading: Reading | None = None) -> np.ndarray:
-    """Make one picture of the user's RGB, turned upright by its EXIF orientation.
+    """Read one picture from the user as RGB, turned upright by its EXIF orientation.
 
-    A file, its bytes, the Pillow image opened from it and an array of its pixels give the same pixels, and are refused
-    for the same reasons. Grey is spread over the channels, alpha is dropped.
+    A file, its bytes, the Pillow image opened from it and an array of its pixels give the same result, and are refused
+    for the same reasons. Grey is copied to all three channels, and alpha is dropped.
 
     Args:
         given: path of a file (links are followed), its bytes, a binary stream, a Pillow image, or anything that
@@ -210,10 +211,10 @@ def _upright(picture: Image.Image, shown: Path | str, reading: Reading) -> np.nd
 
 
 def _from_array(given: Any, reading: Reading) -> np.ndarray:
-    """Pixels given as an array, (H, W, 3) uint8."""
+    """Convert pixels given as an array to (H, W, 3) uint8."""
     try:
         pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
-    except Exception as error:  # whatever a stranger's object raises when it is asked for numbers
+    except Exception as error:  # a foreign object may raise any exception when it is converted to an array
         raise DataError(f"{_GIVEN}: {type(given).__name__} is no picture ({error})") from None
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
@@ -251,10 +252,10 @@ def _from_array(given: Any, reading: Reading) -> np.ndarray:
 
 
 def decode_image(picture: Image.Image, shown: Path | str, *, bit_depth: int = 8) -> Image.Image:
-    """Decode an opened image to RGB; grey is spread over the channels and alpha is dropped.
+    """Decode an opened image to RGB. Grey is copied to all three channels, and alpha is dropped.
 
     Args:
-        bit_depth: with 16, channels of 16 bits are allowed and reduced to their higher byte.
+        bit_depth: 16 allows channels of 16 bits and reduces them to their higher byte.
 
     Raises:
         DataError: truncated or damaged, more bits per channel than declared, several pages, or an unusual colour
@@ -288,13 +289,13 @@ def orientation(picture: Image.Image) -> int:
     """
     try:
         value = picture.getexif().get(0x0112, 1)
-    except Exception:  # a damaged EXIF block does not make the pixels unusable
+    except Exception:  # the pixels are usable even if the EXIF block is damaged
         return 1
     return value if value in _TURN else 1
 
 
 def turn(picture: Image.Image, how: int) -> Image.Image:
-    """Turn an image as an EXIF orientation says."""
+    """Turn an image as its EXIF orientation states."""
     return picture.transpose(_TURN[how]) if how in _TURN else picture
 
 
@@ -320,7 +321,7 @@ def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> 
         if raw_mode in (
             "L;2",
             "L;4",
-        ):  # Pillow stretches 2- and 4-bit grey to 0..255; masks mean the bare ids
+        ):  # Pillow stretches 2- and 4-bit grey to 0..255, but in masks the unscaled values are the ids
             ids = ids // np.uint8(85 if raw_mode == "L;2" else 17)
     elif picture.mode.startswith("I"):
         ids = np.asarray(picture)
@@ -374,7 +375,7 @@ def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colo
 
 
 def _packed(picture: Image.Image) -> np.ndarray:
-    """(H, W) uint32 of red << 16 | green << 8 | blue."""
+    """Pack colours into (H, W) uint32: red << 16 | green << 8 | blue."""
     rgb = np.asarray(picture.convert("RGB")).astype(np.uint32)
     return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 
@@ -395,7 +396,7 @@ def _colours_found(picture: Image.Image, shown: Path | str) -> str:
 
 
 def _raw_mode(picture: Image.Image) -> str:
-    """The pixel layout inside the file ("RGB;16B", "L;4"), which Pillow's mode does not tell."""
+    """Find the pixel layout inside the file ("RGB;16B", "L;4"), which Pillow's mode does not state."""
     tiles = getattr(picture, "tile", None)
     if not tiles:
         return picture.mode
@@ -415,7 +416,7 @@ def _check_single(picture: Image.Image, shown: Path | str) -> None:
 def _decode(picture: Image.Image, shown: Path | str) -> None:
     try:
         picture.load()
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost any exception on damaged files
         raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
 
 
@@ -436,12 +437,12 @@ def _what_instead(file: BinaryIO, error: Exception) -> str:
 
 
 def _bands(file: BinaryIO) -> int:
-    """Samples per pixel that a TIFF's first directory states; 0 if it cannot be read."""
+    """Read the samples per pixel from a TIFF's first directory; 0 if it cannot be read."""
     try:
         file.seek(0)
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)
         return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-    except Exception:  # decoders raise nearly anything on damaged files
+    except Exception:  # decoders raise almost any exception on damaged files
         return 0

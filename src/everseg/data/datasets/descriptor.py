@@ -1,4 +1,4 @@
-"""The data.yaml that describes plain folders: its keys, and all of its faults at once."""
+"""Check the data.yaml that describes plain folders, and report all of its faults at once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
 
 @dataclass
 class _Check:
-    """Reads one key after the other, noting the faults."""
+    """Reads one key after the other and collects the faults."""
 
     given: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
@@ -215,7 +215,7 @@ class _Check:
     def background(self, classes: Mapping[int, str]) -> int | None:
         ids = {spelling(name): i for i, name in classes.items()}
         if "background" not in self.given:
-            return ids.get(BACKGROUND)  # under any of its usual names: their spelling is the same
+            return ids.get(BACKGROUND)  # under any of its usual names, because they share one spelling
         value = self.given["background"]
         if value is None:
             return None
@@ -296,7 +296,7 @@ def _is_id(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Division:
-    """Shares of the images that are held out; the rest is `train`."""
+    """Shares of the images that are held out. The remaining images are `train`."""
 
     val: float = 0.2
     test: float = 0.0
@@ -305,8 +305,9 @@ class Division:
     def parts(self, names: Sequence[str]) -> dict[str, list[int]]:
         """Positions of each split's samples.
 
-        Where a sample goes depends on the seed and its own name only: samples that are added or left out move no
-        other. The shares are therefore met on average. `train` and `val` get one sample each if there are two.
+        The split of a sample depends only on the seed and its name, so adding or removing samples does not move any
+        other. The shares are therefore met only on average. If `train` or `val` would be empty, it takes one sample
+        from the other; `val` does so only if its share is not 0.
         """
         draws = [_draw(self.seed, name) for name in names]
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
@@ -324,7 +325,7 @@ def division_of(given: Any) -> tuple[Division | None, list[str]]:
     """Check a `split` key.
 
     Returns:
-        The division, None if there is none or it is wrong, and what is wrong.
+        The division, or None if it is missing or wrong, and the faults.
     """
     if given is None:
         return None, []
@@ -345,7 +346,7 @@ def division_of(given: Any) -> tuple[Division | None, list[str]]:
 
 
 def _draw(seed: int, name: str) -> float:
-    """A number in [0, 1) that depends on seed and name only."""
+    """Draw a number in [0, 1) that depends only on seed and name."""
     text = f"{seed}:{name}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
 
@@ -357,7 +358,7 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
     """Read a label map: a line `name:red,green,blue:parts:actions` per class; # starts a comment.
 
     Raises:
-        ConfigError: it cannot be read, lines are of another form, or a name or colour stands twice; lists them all.
+        ConfigError: the file cannot be read, lines have another form, or a name or colour occurs twice; lists them.
     """
     try:
         text = path.read_bytes()[:MAX_BYTES].decode("utf-8-sig")
@@ -390,7 +391,7 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
 
 
 def palette_of(labelmap: Mapping[str, Colour]) -> tuple[list[str], dict[str, list[int]]]:
-    """The classes of a label map, background first, and its palette; names for void become "ignore"."""
+    """Make the class list of a label map, background first, and its palette. Names for void become "ignore"."""
     names = [name for name in labelmap if not is_void_name(name)]
     names.sort(key=lambda name: not is_background_name(name))
     palette = {name: list(labelmap[name]) for name in names}
@@ -399,7 +400,7 @@ def palette_of(labelmap: Mapping[str, Colour]) -> tuple[list[str], dict[str, lis
 
 
 def with_labelmap(given: Mapping[str, Any], here: Path) -> dict[str, Any]:
-    """Put the content of a label map in the place of its name in `labels.palette`.
+    """Replace the file name in `labels.palette` by the content of that label map.
 
     Args:
         given: keys of a data.yaml.

@@ -1,4 +1,4 @@
-"""Other class names for a data set, so that several data sets can share classes."""
+"""Rename the classes of a data set, so that several data sets can share classes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from everseg.labels import IGNORE_NAME, RawLabels, doubled, find_name, is_backgr
 def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
     """Rename, join and leave out classes of a data set.
 
-    Classes that end up with one name become one class: the masks show the smallest of their ids. The class that the
-    background is part of is the background; in a data set that had none, a class renamed to one of the background's
-    usual names is. A class sent to "ignore" becomes void: it reads as the first void id, or as the smallest of the
-    ignored ids where the data set has no void.
+    Classes that get the same name become one class, and the masks show the smallest of their ids. The class that
+    contains the background is the background. In a data set without background, a class renamed to a usual background
+    name becomes the background. A class renamed to "ignore" becomes void: it reads as the first void id, or, in a data
+    set without void, as the smallest of the ignored ids.
 
     Args:
-        dataset: its masks on disk stay as they are.
+        dataset: data set to rename; its masks on disk are not changed.
         rename: class name in `dataset`, in any spelling (`everseg.labels.spelling`), the background's included -> its
             name from now on, or "ignore". All names are replaced at once, so two may be swapped; classes not named
             keep theirs.
 
     Returns:
-        The data set seen so; `dataset` itself if `rename` is empty.
+        The data set with the new names; `dataset` itself if `rename` is empty.
 
     Raises:
-        ConfigError: unknown class names, target names that are no names or one name in two spellings, no class left.
+        ConfigError: unknown class names, invalid target names, one target name in two spellings, or no class left.
     """
     if not rename:
         return dataset
@@ -65,10 +65,10 @@ def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
 class Relabelled:
     """A split whose masks pass through a table; satisfies `everseg.data.base.Split`.
 
-    What the wrapped split offers beyond the protocol (paths, warnings) is offered as well.
+    Attributes of the wrapped split beyond the protocol (paths, warnings) are available too.
 
     Args:
-        split: what is wrapped.
+        split: the wrapped split.
         table: raw id -> raw id, (256,) uint8.
     """
 
@@ -78,7 +78,7 @@ class Relabelled:
         self._table = table
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # also while it is unpickled, when there is no _split yet
+        if name.startswith("_"):  # raised also during unpickling, when `_split` does not exist yet
             raise AttributeError(name)
         return getattr(self._split, name)
 
@@ -104,7 +104,7 @@ class Relabelled:
 
     @property
     def read_digested(self) -> Callable[[int], tuple[np.ndarray, str]]:
-        """The wrapped split's method with the mask after the table; no such attribute if that split has none."""
+        """The wrapped split's method with the mask mapped; an AttributeError if that split has no such method."""
         read = self._split.read_digested  # type: ignore[attr-defined]
 
         def read_digested(index: int) -> tuple[np.ndarray, str]:
@@ -115,7 +115,7 @@ class Relabelled:
 
     @property
     def index_key(self) -> Callable[[], str]:
-        """The wrapped split's method with the table in its key; no such attribute if that split has none."""
+        """The wrapped split's key with the table added; an AttributeError if that split has no such method."""
         key = self._split.index_key  # type: ignore[attr-defined]
         return lambda: self._with_table(key())
 
@@ -127,7 +127,7 @@ class Relabelled:
         return hashlib.sha256(f"{fingerprint}:{self._table.tobytes().hex()}".encode()).hexdigest()
 
     def _mapped(self, mask: np.ndarray) -> np.ndarray:
-        """The mask after the table; one that is not of bytes is left to the checks that name it."""
+        """Map a mask through the table. A mask that is not uint8 is returned as it is, and later checks report it."""
         return self._table.take(mask) if mask.dtype == np.uint8 else mask
 
 
@@ -143,8 +143,8 @@ def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:
             problems.append(f"rename.{old}: data set '{dataset}' has no class of this name{hint}")
         if not isinstance(new, str) or not new.strip():
             problems.append(f"rename.{old}: expected a class name or '{IGNORE_NAME}', got {new!r}")
-    # Two new names that are one: joining classes is done by giving them the same name, letter by letter, so that a
-    # slip of the keyboard joins nothing. That two classes which keep their names are not one has been seen before.
+    # Two new names with the same spelling are refused. To join classes, the user gives them exactly the same name, so
+    # that a typing error joins nothing. Classes that keep their names have been compared earlier.
     given = {spelling(old): new for old, new in rename.items()}
     named = [str(given.get(spelling(name), name)) for name in known]
     problems += [

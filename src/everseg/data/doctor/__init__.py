@@ -1,1 +1,1 @@
-"""Every file of a data set looked at before training, and what is wrong with it."""
+"""Check every file of a data set before training, and report its faults."""

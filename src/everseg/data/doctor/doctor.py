@@ -1,4 +1,4 @@
-"""Look at every file of a data set before training and list all faults."""
+"""Check every file of a data set before training and list all faults."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def check(
 ) -> Report:
     """Read every image and mask once, on all cores, and report all faults.
 
-    Errors are what would stop a run or make its scores meaningless: files that cannot be read, sizes that
-    differ, colour or lossy masks, undeclared ids, masks whose objects all carry the ignore value, empty splits,
-    training images that are byte for byte in another split. Warnings: masks of void only, images one pixel wide or
-    high, classes without training image, classes in fewer than 3 training images, images that look like a training
-    image, and what the reader had to correct. Images smaller than the crop are fine.
+    Errors would stop a run or make its scores meaningless: files that cannot be read, sizes that differ, colour or
+    lossy masks, undeclared ids, masks whose objects all carry the ignore value, empty splits, and training images that
+    are also in another split, byte for byte. Warnings are: masks that are entirely void, images one pixel wide or high,
+    classes in fewer than 3 training images or in none, images that look like a training image, and anything the reader
+    had to correct. Images smaller than the crop are fine.
 
     Args:
         splits: names; None = all.
-        sample: look at so many samples of each split only, drawn with a fixed seed; None = all.
-        cache: use what an earlier check found about files of unchanged size, times and number, or of unchanged
-            content; False = read all.
-        lock: (split, sample) -> SHA-256 of image and mask when they were known to be good; others are reported.
+        sample: number of samples to check per split, drawn with a fixed seed; None = all.
+        cache: reuse what an earlier check found about files whose size, times and number, or whose content, have not
+            changed; False = read all.
+        lock: (split, sample) -> SHA-256 of image and mask when they were known to be good; differences are reported.
         workers: processes; None = all cores.
         progress: called with (done, total) samples over all splits.
 
@@ -95,15 +95,15 @@ def check(
 def check_source(
     build: Callable[[], Dataset], *, lenient: Callable[[], Dataset] | None = None, **options: Any
 ) -> Report:
-    """Build a data set and check it; faults that stop the building (unpaired files, a missing folder) are findings.
+    """Build a data set and check it. Faults that prevent building (unpaired files, a missing folder) become findings.
 
     Args:
         build: opens the data set.
-        lenient: the same, leaving out what has no partner, so that the other files are looked at in spite of it.
+        lenient: like `build`, but it leaves out files without a partner, so that the other files are still checked.
         options: of `check`.
 
     Raises:
-        ConfigError: from `build`; wrong options are no fault of the data.
+        ConfigError: from `build`; wrong options are not a fault of the data.
     """
     try:
         return check(build(), **options)
@@ -184,7 +184,7 @@ def _of_sample(name: str, sample: Examined, labels: RawLabels, found: set[int]) 
 
 
 def _together(name: str, samples: list[Examined]) -> Iterator[Finding]:
-    """One line for all samples with the same note."""
+    """Join all samples with the same note into one finding."""
     noted: dict[str, list[str]] = {}
     for sample in samples:
         for level, code, message in sample.notes:
@@ -225,27 +225,27 @@ def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
 
 
 def _window(sample: str) -> bool:
-    """Whether a sample is one window of a picture, so that others share its file."""
+    """Whether a sample is one window of a picture, so that other samples share its file."""
     return re.fullmatch(r".*@\d+,\d+", sample, re.DOTALL) is not None
 
 
 def _similar_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
-    """Images of other splits that look like a training image, such as one that was encoded again."""
+    """Find images of other splits that look like a training image, for example because it was encoded again."""
     train = [s for s in samples.get("train", []) if _has_content(s)]
     if not train:
         return
     known = {s.digests[0] for s in train}
     table = np.stack([np.frombuffer(s.signature, np.uint8) for s in train]).astype(np.float32)
-    squares = (table**2).sum(axis=1)
+    squares = (table**2).sum(axis=1)  # (T,), T = training images
     for name, of in samples.items():
         others = [s for s in of if name != "train" and _has_content(s) and s.digests[0] not in known]
-        for start in range(0, len(others), 256):
+        for start in range(0, len(others), 256):  # in parts, so that the distances fit into memory
             part = others[start : start + 256]
             rows = np.stack([np.frombuffer(s.signature, np.uint8) for s in part]).astype(np.float32)
-            apart = squares[None] + (rows**2).sum(axis=1)[:, None] - 2 * rows @ table.T
+            apart = squares[None] + (rows**2).sum(axis=1)[:, None] - 2 * rows @ table.T  # |a - b|^2, (n, T)
             for sample, nearest in zip(part, apart.argmin(axis=1), strict=True):
                 twin = train[nearest]
-                exact = float(((_grey(sample) - _grey(twin)) ** 2).mean())
+                exact = float(((_grey(sample) - _grey(twin)) ** 2).mean())  # `apart` is rounded to float32
                 if exact <= ALIKE**2:
                     yield finding(
                         "warning", "near-same-image", name, sample.id, f"looks like train/{twin.id}"
@@ -319,7 +319,7 @@ FORMAT = 1
 
 
 def cache_file(split: Split) -> Path | None:
-    """Where the findings about a split are kept; None for splits that do not lie in files."""
+    """Path of the stored findings about a split; None for splits that are not files on disk."""
     decoding, root = getattr(split, "decoding", None), getattr(split, "root", None)
     if decoding is None or root is None:
         return None
@@ -328,7 +328,7 @@ def cache_file(split: Split) -> Path | None:
 
 
 def load_cache(file: Path) -> dict[str, Examined]:
-    """Read what is known, by sample id; nothing if there is no such file or it is damaged."""
+    """Read the stored findings, by sample id; empty if the file is missing or damaged."""
     try:
         data = file.read_bytes()
     except OSError:
@@ -356,7 +356,7 @@ def load_cache(file: Path) -> dict[str, Examined]:
 
 
 def store_cache(file: Path, samples: Sequence[Examined]) -> None:
-    """Keep what was found about the samples without fault; where that cannot be written, nothing is kept."""
+    """Store the findings about samples without faults. If the file cannot be written, nothing is stored."""
     healthy = [s for s in samples if not s.faults and s.counts is not None and s.digests[1]]
     if not healthy:
         return
@@ -376,5 +376,5 @@ def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, hashlib.sha256(body).digest() + body)
-    except OSError:  # the check itself is done; the class index warns where the cache cannot be written
+    except OSError:  # the check itself has finished; the class index warns if the cache cannot be written
         return

@@ -1,4 +1,4 @@
-"""What a check finds out about one sample: its faults, oddities, ids and fingerprints."""
+"""Examine one sample: its faults, oddities, ids and fingerprints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PNG_END = b"IEND\xaeB`\x82"
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What is known of one sample; counts are None where it cannot be read."""
+    """What is known about one sample; counts are None if it cannot be read."""
 
     id: str
     faults: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ class Examined:
 
 
 class Job(NamedTuple):
-    """The samples of a split to look at, with what an earlier check found."""
+    """The samples of a split to examine, with what an earlier check found."""
 
     split: Split
     indices: list[int]
@@ -62,7 +62,7 @@ class Job(NamedTuple):
 
 
 def examine(job: Job, position: int) -> Examined:
-    """Look at one sample; what an earlier check found is used while both files are the same."""
+    """Examine one sample. Reuse what an earlier check found if both files are unchanged."""
     index = job.indices[position]
     name = job.split.id(index)
     paths = (_path(job.split, "image_path", index), _path(job.split, "mask_path", index))
@@ -102,7 +102,7 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
 
 
 def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]:
-    """Which file of a sample that cannot be read is at fault: the image, the mask, or both."""
+    """Find out which file makes a sample unreadable: the image, the mask, or both."""
     mask: np.ndarray | None = None
     mask_message = ""
     try:
@@ -142,7 +142,7 @@ def _mask_code(path: Path | None) -> str:
 
 
 def _look(path: Path) -> tuple[str, tuple[int, int] | None, str]:
-    """Format, (width, height), and what is wrong with a picture file; never blocks on a pipe or device."""
+    """Read the format, (width, height) and the faults of a picture file. Never blocks on a pipe or device."""
     form, size = "", None
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -152,18 +152,18 @@ def _look(path: Path) -> tuple[str, tuple[int, int] | None, str]:
             if size[0] * size[1] > MAX_DECODED:
                 return form, size, "too large"
             picture.load()
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost any exception on damaged files
         return form, size, str(error).removeprefix(f"{path}: ") or type(error).__name__
     return form, size, ""
 
 
 def _image_notes(path: Path) -> Iterator[tuple[Level, str, str]]:
-    """What is unusual about an image file that can be read."""
+    """Describe what is unusual about a readable image file."""
     data = path.read_bytes()
     try:
         picture = open_picture(io.BytesIO(data), path, UNLIMITED)
         how = orientation(picture)
-    except Exception:  # the reader of the data set can open it, so it is not a picture of ours
+    except Exception:  # only the data set's own reader can open it, so it is not an ordinary picture file
         return
     form, (width, height) = picture.format or "", picture.size
     if path.suffix.lower() not in ENDINGS.get("JPEG" if form == "MPO" else form, (path.suffix.lower(),)):
@@ -196,7 +196,7 @@ def _pixel_notes(mask: np.ndarray) -> Iterator[tuple[Level, str, str]]:
 
 
 def in_between(mask: np.ndarray) -> list[int]:
-    """Ids that stand (nearly) only between a smaller and a larger id: what resizing with interpolation leaves.
+    """Find ids that occur (almost) only between a smaller and a larger id: the trace of resizing with interpolation.
 
     Args:
         mask: (H, W) uint8.
@@ -217,13 +217,13 @@ def _signature(image: np.ndarray) -> bytes:
 
 
 def _path(split: Split, kind: str, index: int) -> Path | None:
-    """Where a file of the sample lies, for splits that lie in files."""
+    """Path of a file of the sample, for splits that are files on disk."""
     find = getattr(split, kind, None)
     return None if find is None else Path(find(index))
 
 
 def _stamp(paths: tuple[Path | None, Path | None]) -> tuple[int, ...]:
-    """What changes when a file does; () for files that are missing, links, or not files."""
+    """Values that change when a file changes; () for missing files, links, and anything that is not a regular file."""
     stamp: list[int] = []
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""What a check of a data set finds, and how it is shown."""
+"""The findings of a data set check, and how they are shown."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ REMEDIES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, or one thing worth knowing."""
+    """One fault, or one remark."""
 
     level: Level
     code: str
@@ -83,7 +83,7 @@ class ClassRow:
 
 @dataclass(frozen=True, repr=False)
 class Report(Result):
-    """What a check of a data set found."""
+    """The result of a data set check."""
 
     dataset: str
     findings: tuple[Finding, ...]
@@ -101,7 +101,7 @@ class Report(Result):
         return not any(finding.level == "error" for finding in self.findings)
 
     def summary(self) -> str:
-        """All findings grouped by kind, errors first, then the class table and the verdict; many lines."""
+        """List all findings by kind, errors first, then the class table and the verdict; many lines."""
         lines = [f"{self.dataset}: " + ", ".join(f"{count} {name}" for name, count in self.images.items())]
         for level in LEVELS:
             groups: dict[tuple[str, str], list[Finding]] = {}
@@ -116,7 +116,7 @@ class Report(Result):
 
     @property
     def verdict(self) -> str:
-        """How many findings there are, and whether training can begin."""
+        """State how many findings there are, and whether training can begin."""
         count = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
         verdict = "ready to train" if self.ok else "correct the errors before training"
         return f"{count['error']} errors, {count['warning']} warnings, {count['note']} notes: {verdict}."
@@ -125,7 +125,7 @@ class Report(Result):
         yield self.summary()
 
     def _repr_html_(self) -> str:
-        """Findings and classes as tables; the text of the terminal is set in columns of one width."""
+        """Show findings and classes as HTML tables, because the terminal text relies on a fixed-width font."""
         place = [_place(one).removesuffix(": ") for one in self.findings]
         found = table(
             ["", "kind", "where", "what", "what to do"],
@@ -175,7 +175,7 @@ class Report(Result):
 
 
 def finding(level: Level, code: str, split: str, sample: str, message: str) -> Finding:
-    """Make a finding with the remedy of its kind."""
+    """Make a finding with the remedy for its kind."""
     return Finding(level, code, split, sample, message, REMEDIES[code])
 
 
@@ -192,14 +192,14 @@ Digests = dict[tuple[str, str], tuple[str, str]]
 
 
 def write_skiplist(path: Path, report: Report) -> int:
-    """Write every sample with an error, one per line; lines that an existing skip list holds stay.
+    """Write every sample with an error, one per line. The lines of an existing skip list are kept.
 
     Returns:
         Number of samples in the file.
 
     Raises:
-        ConfigError: a file is there that is no skip list.
-        OSError: the disk does not allow it.
+        ConfigError: a file exists there that is not a skip list.
+        OSError: the disk is full, or the file cannot be written.
     """
     kept = sorted(read_skiplist(path)) if path.exists() else []
     bad = [(f.split, f.sample) for f in report.findings if f.level == "error" and f.sample]
@@ -213,7 +213,7 @@ def write_lock(path: Path, report: Report) -> None:
     """Write the SHA-256 of image and mask of every sample that can be read.
 
     Raises:
-        OSError: the disk does not allow it.
+        OSError: the disk is full, or the file cannot be written.
     """
     rows = [[split, sample, *digests] for (split, sample), digests in report.digests.items()]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -223,7 +223,7 @@ def read_lock(path: Path) -> Digests:
     """Read what `write_lock` wrote.
 
     Raises:
-        ConfigError: it cannot be read, or is something else.
+        ConfigError: the file cannot be read, or is not a lock file.
     """
     try:
         rows = [json.loads(line) for line in path.read_bytes().splitlines()]

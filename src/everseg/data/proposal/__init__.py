@@ -1,1 +1,1 @@
-"""What lies in a folder, and the data.yaml proposed for it."""
+"""Examine a folder of images and masks, and propose a data.yaml for it."""

@@ -1,4 +1,4 @@
-"""The data.yaml for a folder: classes proposed from the values in its masks, names asked for or given."""
+"""Write the data.yaml for a folder. Classes come from the values in its masks, names from the user or from files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 
 @dataclass(frozen=True)
 class Proposal:
-    """What was found in a folder, before its classes have names."""
+    """The findings about a folder, before its classes have names."""
 
     root: Path
     layout: Guess
@@ -49,7 +49,7 @@ class Proposal:
     """Names found beside the data, for `unnamed`."""
 
     def text(self) -> str:
-        """What was found, for people; several lines."""
+        """Describe the findings for people, in several lines."""
         lines = [
             f"Layout: {self.layout.layout}" + (f", {self.layout.images} images" if self.layout.images else "")
         ]
@@ -98,7 +98,7 @@ class Described:
 
 
 def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
-    """Look at a folder and read all of its masks.
+    """Examine a folder and read all of its masks.
 
     Args:
         root: an existing folder.
@@ -126,17 +126,17 @@ def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
 def describe(
     proposal: Proposal, names: Sequence[str] | None, *, here: Path, background: str | None = None
 ) -> Described:
-    """Write down a proposal.
+    """Turn a proposal into a finished description.
 
     Args:
-        names: for `proposal.unnamed`, in its order, or with the background's first; None = found or made up.
+        names: names for `proposal.unnamed`, in its order, or with the background's name first; None = found or made up.
         here: folder of the data.yaml.
-        background: which of the names is the background's, or `NO_BACKGROUND`; None = the one that is called as the
-            background usually is, else that of the value taken for it.
+        background: name of the background class, or `NO_BACKGROUND`; None = the class with a usual background name,
+            else the class of the value that is assumed to be background.
 
     Raises:
-        ConfigError: another number of names than classes, names for classes that have theirs, one name twice, or a
-            background that is none of them.
+        ConfigError: the number of names differs from that of the classes, a class already has a name, a name occurs
+            twice, or the background is none of the names.
     """
     root, keys = proposal.root, dict(proposal.layout.keys)
     near = root.is_relative_to(here.resolve())
@@ -169,7 +169,7 @@ def describe(
 
 
 def _large(root: Path, masks: Sequence[str]) -> bool:
-    """Whether most of the masks have more pixels than a training crop can make use of; reads their headers."""
+    """Whether most masks have more pixels than a training crop can use; reads only their headers."""
     large = 0
     for name in masks:
         try:
@@ -182,7 +182,7 @@ def _large(root: Path, masks: Sequence[str]) -> bool:
 
 
 def _names(proposal: Proposal, given: Sequence[str] | None) -> list[str]:
-    """Names of all values, that of the value taken for background first if there is one."""
+    """Name all values; the value that is assumed to be background, if any, comes first."""
     count, extra = len(proposal.unnamed), proposal.background is not None
     values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
     names = [n.strip() for n in given or proposal.names or (f"class_{i + 1}" for i in range(count))]
@@ -206,7 +206,7 @@ def _names(proposal: Proposal, given: Sequence[str] | None) -> list[str]:
 def _background(
     proposal: Proposal, names: Sequence[str], given: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Name of the background, None if there is none, and what was decided without being told."""
+    """Name of the background, None if there is none, and a note on any choice made without the user."""
     if given is not None:
         found = find_name(given, names)
         if found is None and spelling(given) != NO_BACKGROUND:
@@ -224,7 +224,7 @@ def _background(
 
 
 def _labels(values: list[Value], names: list[str], ignore: int | None) -> tuple[dict[str, Any], Any]:
-    """Keys that say which value is which class, and `classes`."""
+    """Make the keys that map values to classes, and `classes`."""
     if isinstance(values[0], tuple):
         colours = [list(v) for v in values if isinstance(v, tuple)]
         return {"labels": {"palette": dict(zip(names, colours, strict=True))}}, names
@@ -261,7 +261,7 @@ def _of_colours(values: Values) -> tuple[Value | None, int | None, tuple[Value, 
 
 
 def _with_names(proposal: Proposal) -> Proposal:
-    """Take names from a file beside the data whose number of lines fits."""
+    """Take the names from a file beside the data if its number of lines fits."""
     count = len(proposal.unnamed)
     for file in NAME_FILES:
         try:
@@ -281,7 +281,7 @@ def _shown(value: Value) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value as YAML on one line, read back as the same value."""
+    """Write a value as YAML on one line, so that it reads back as the same value."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_flow(k)}: {_flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -298,7 +298,7 @@ MANY = 256
 
 @dataclass(frozen=True)
 class Values:
-    """What the masks of a data set hold."""
+    """The values in the masks of a data set."""
 
     ids: dict[int, int] = field(default_factory=dict)
     """Id -> pixels, of the masks with one channel."""
@@ -338,7 +338,7 @@ def _values(job: tuple[Path, list[str]], index: int) -> Values:
             pixels = np.asarray(picture.convert("RGB") if bits else picture)
     except DataError as error:
         return Values(faults=(str(error),))
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost any exception on damaged files
         return Values(faults=(f"{name}: {error}",))
     if bits:
         wide = pixels.astype(np.uint32)

@@ -1,4 +1,4 @@
-"""What lies in a folder: the layout of a data set, guessed from names of folders and files."""
+"""Guess the layout of a data set from the names of its folders and files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Pictures that lie below one folder."""
+    """Pictures below one folder."""
 
     path: str
     template: str
@@ -73,7 +73,8 @@ def guess(root: Path) -> Guess:
     """Find out how the images and masks below a folder are laid out.
 
     Raises:
-        DataError: no pictures, or no masks that could belong to them; says what was found and how to write a data.yaml.
+        DataError: no pictures, or no masks that could belong to them. The message states what was found and how to
+            write a data.yaml.
     """
     known = _known(root)
     if known is not None:
@@ -92,7 +93,7 @@ def guess(root: Path) -> Guess:
 
 
 def _known(root: Path) -> Guess | None:
-    """A published data set, whose reader knows its classes."""
+    """Recognise a published data set, whose reader knows its classes."""
 
     def has(*places: str) -> bool:
         return all((root / place).is_dir() for place in places)
@@ -122,7 +123,7 @@ def _known(root: Path) -> Guess | None:
 
 
 def _lists(root: Path, layout: str) -> Guess:
-    """JPEGImages/ and SegmentationClass/ with lists in ImageSets/Segmentation/."""
+    """Recognise JPEGImages/ and SegmentationClass/ with lists in ImageSets/Segmentation/."""
     images = next((f for f in ("JPEGImages", "images", "Images") if (root / f).is_dir()), None)
     if images is None:
         raise DataError(
@@ -197,7 +198,7 @@ def _described(images: list[_Folder], masks: list[_Folder], image_suffix: str, m
 
 
 def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
-    """How many masks pair with an image, and the endings that names lose before they pair."""
+    """Count the masks that pair with an image, and find the endings to strip from names before pairing."""
     best = (0, "", "")
     for image in images:
         mask = next((m for m in masks if m.split == image.split), None)
@@ -212,7 +213,7 @@ def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
 
 
 def _endings(images: set[str], masks: set[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of endings that would make some image and mask share a name."""
+    """List pairs of endings that, when stripped, give some image and some mask the same name."""
     names = sorted(images)
     for stem in sorted(masks)[:3]:
         for name in names[:2000]:
@@ -224,7 +225,7 @@ def _endings(images: set[str], masks: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def _beside(folders: list[_Folder]) -> tuple[int, str]:
-    """How many masks lie beside their image under its name with an ending."""
+    """Count the masks that are beside their image and have its name with an ending."""
     best = (0, "")
     for suffix in SUFFIXES:
         hits = sum(s.removesuffix(suffix) in f.stems for f in folders for s in f.stems if s.endswith(suffix))
@@ -245,7 +246,7 @@ def _kind(template: str) -> str:
 
 
 def _folders(root: Path) -> list[_Folder]:
-    """Folders that hold pictures, those of one split and kind united (cities, drives)."""
+    """List the folders with pictures. Folders of one split and kind (cities, drives) are joined."""
     found: dict[str, list[str]] = {}
     for path in islice(_pictures(root), MAX_FILES):
         folder, _, name = path.rpartition("/")
@@ -261,14 +262,14 @@ def _folders(root: Path) -> list[_Folder]:
 
 
 def _top(folder: str) -> str:
-    """The part of a path up to the folder that names a kind or split, whichever is deeper."""
+    """Cut a path after the folder that names a kind or split, whichever is deeper."""
     parts = folder.split("/")
     last = max((i for i, p in enumerate(parts) if _kind(p) or _split_in(p)), default=len(parts) - 1)
     return "/".join(parts[: last + 1])
 
 
 def _split_in(part: str) -> tuple[str, str] | None:
-    """(name in the folder's name, split) if it holds one: train, trainannot, train_images."""
+    """Find (word in the folder's name, split) if the name contains a split: train, trainannot, train_images."""
     for name in sorted(SPLITS, key=len, reverse=True):
         if re.fullmatch(rf"{name}([_-].*|annot|mask[s]?|label[s]?)?|.*[_-]{name}", part, re.IGNORECASE):
             at = part.lower().index(name)
@@ -277,7 +278,7 @@ def _split_in(part: str) -> tuple[str, str] | None:
 
 
 def _template(path: str) -> tuple[str, str, str]:
-    """(path with {split}, split, its name in the path)."""
+    """Make (path with {split}, split, the split's name in the path)."""
     parts = path.split("/")
     for number, part in enumerate(parts):
         found = _split_in(part)
@@ -288,7 +289,7 @@ def _template(path: str) -> tuple[str, str, str]:
 
 
 def _pictures(folder: Path) -> Iterator[str]:
-    """Paths of the pictures below a folder; hidden ones are ignored, links to folders not followed."""
+    """List the pictures below a folder. Hidden files are ignored, and links to folders are not followed."""
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         inside = Path(here).relative_to(folder).as_posix()

@@ -1,4 +1,4 @@
-"""A page of images with their labels over them, to look at before anything is trained."""
+"""Render a page of images overlaid with their labels, to look at before training."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SIDE = 400
 
 
 def preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
-    """Render the page, self-contained HTML.
+    """Render the page as self-contained HTML.
 
-    Pictures are drawn at random over all splits, the first that show a class no other shows before the rest. Samples
-    that cannot be read stand there with their fault.
+    Pictures are drawn at random over all splits. Pictures that add a class not yet shown come before the rest. Samples
+    that cannot be read appear with their fault.
 
     Args:
-        images: how many.
+        images: number of pictures.
         seed: of the draw.
     """
     order = [(name, i) for name, split in dataset.splits.items() for i in range(len(split))]
@@ -62,7 +62,7 @@ def _choose(looked: list[tuple[str, int, np.ndarray | None]], images: int) -> li
     rest: list[tuple[str, int]] = []
     for name, index, counts in looked:
         ids: set[int] = set() if counts is None else set(np.flatnonzero(counts).tolist())
-        (first if ids - seen else rest).append((name, index))
+        (first if ids - seen else rest).append((name, index))  # `first` adds an id not seen before
         seen |= ids
     return [*first, *rest][:images]
 
@@ -75,7 +75,7 @@ def _counts(split: Split, index: int) -> np.ndarray | None:
 
 
 def _colours(dataset: Dataset) -> np.ndarray:
-    """Position of each raw id in the palette, (256,) uint8: classes in their order, anything else as ignored."""
+    """Map each raw id to its palette position, (256,) uint8: classes in their order, anything else is ignored."""
     table = np.full(256, IGNORED, np.uint8)
     for position, raw in enumerate(sorted(dataset.labels.names)):
         table[raw] = position

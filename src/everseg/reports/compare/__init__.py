@@ -1,1 +1,1 @@
-"""Runs side by side: which may stand together, their statistics, their tables."""
+"""Compare runs: which of them may share a table, their statistics, and the tables."""

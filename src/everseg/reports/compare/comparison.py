@@ -1,4 +1,4 @@
-"""`everseg compare`: runs side by side, means over seeds, as HTML, CSV and LaTeX."""
+"""`everseg compare`: compare runs, with means over seeds, as HTML, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from everseg.runs.results import Results
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of a group over its seeds: fractions, of the time seconds."""
+    """One number of a group over its seeds. Scores are fractions, times are seconds."""
 
     mean: float | None
     sd: float | None
@@ -56,7 +56,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ComparedGroup:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     name: str
     """The method, and what tells it from others of that method."""
@@ -75,7 +75,7 @@ class ComparedGroup:
 
 @dataclass(frozen=True)
 class PublishedNumbers:
-    """A source whose numbers were made as those of some groups; all in percent."""
+    """A published source that used the same conventions as some groups; all numbers are percent."""
 
     title: str
     paper: str
@@ -92,7 +92,7 @@ class PublishedNumbers:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A source for the same data and task whose numbers were made in another way."""
+    """A published source for the same data and task that used other conventions."""
 
     source: str
     groups: tuple[str, ...]
@@ -101,7 +101,7 @@ class NotComparable:
 
 @dataclass(frozen=True)
 class ComparedTable:
-    """Groups whose data, task, protocol, label convention and test images are the same."""
+    """Groups with the same data, task, protocol, label convention and test images."""
 
     title: str
     facts: Mapping[str, str]
@@ -121,7 +121,7 @@ class ComparedTable:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison(OnceADictionary):
-    """Runs side by side: means over seeds, paired differences, published numbers."""
+    """The result of `compare`: means over seeds, paired differences, published numbers."""
 
     tables: tuple[ComparedTable, ...]
     files: tuple[Path, ...]
@@ -133,7 +133,7 @@ class Comparison(OnceADictionary):
 
     @classmethod
     def of(cls, made: Mapping[str, Any]) -> Comparison:
-        """A comparison from what `collect` gives."""
+        """Make a comparison from the result of `collect`."""
         tables = tuple(_typed(table) for table in made["tables"])
         return cls(tables, tuple(map(Path, made["files"])), tuple(made["notes"]), made)
 
@@ -147,7 +147,7 @@ class Comparison(OnceADictionary):
 
 
 def _typed(table: Mapping[str, Any]) -> ComparedTable:
-    """A table of `collect`, with the types that its numbers have for users."""
+    """Convert one table of `collect` to the public types."""
     groups = tuple(
         ComparedGroup(
             name=group["name"],
@@ -202,15 +202,15 @@ def compare(
 ) -> Comparison:
     """Compare finished runs: mean and standard deviation over seeds, paired differences, published numbers.
 
-    Runs that differ in their seed only are a group. Groups stand in one table only where data, task, protocol, label
-    convention, test images and the way these are seen are the same; the others get
-    tables of their own, with the reason.
+    Runs that differ only in their seed form a group. Groups share a table only if they have the same data, task,
+    protocol, label convention and test images, and prepare the test images in the same way. Other groups get separate
+    tables, and the comparison states the reason.
 
     Args:
-        runs: run folders, and folders of runs such as a sweep's.
-        against: group (method) that paired differences are taken from; default the first one that is no joint training.
+        runs: run folders, or folders that contain runs, such as the folder of a sweep.
+        against: group (method) that the paired differences refer to; default the first that is not joint training.
         out: folder of compare.html, compare.csv and compare.tex; default the folder that holds the runs.
-        write: whether these are written.
+        write: whether to write these files.
 
     Raises:
         ConfigError: no finished run, or no group of that name.
@@ -231,10 +231,10 @@ def compare(
 
 
 def collect(runs: Sequence[str | Path], against: str | None = None) -> tuple[dict[str, Any], list[Result]]:
-    """Everything a comparison says, as JSON, and the runs in it.
+    """Collect the content of a comparison as JSON, and its runs.
 
     Args:
-        runs: as for `compare`; so is `against`.
+        runs: as for `compare`; `against` too.
 
     Returns:
         `tables` (groups with values, mean, sample standard deviation, n and interval over test images per number as
@@ -267,7 +267,7 @@ def collect(runs: Sequence[str | Path], against: str | None = None) -> tuple[dic
 
 
 def _parent(paths: Sequence[Path]) -> Path:
-    """The folder that holds all runs."""
+    """Find the folder that contains all runs."""
     given = paths[0].parent
     return (
         given
@@ -335,7 +335,7 @@ def _group(group: Group, base: Group, numbers: Sequence[str], draws: Mapping[int
 
 
 def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Sources whose conventions are those of some group, with its numbers in them; and the others with the reason."""
+    """Split the published sources into comparable ones, with the groups' numbers, and others, with the reason."""
     sources: dict[str, dict[str, Any]] = {}
     others: dict[str, dict[str, Any]] = {}
     for group in table.groups:
@@ -358,7 +358,7 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def _ours(group: Group, match: Match) -> dict[str, Any]:
-    """A group's numbers in the columns and the background convention of a source, in percent: mean, sd, n."""
+    """Give a group's mean, sd and n in percent, in the columns and background convention of a source."""
     per_run = [match.own(run.results, run.scores.get("relative drop")) for run in group.runs]
     columns: Mapping[str, Any] = {
         column: spread(numbers[column] for numbers in per_run).to_json() for column in match.published.columns

@@ -1,4 +1,4 @@
-"""What a finished run has to say in a comparison, and which runs may stand in one table."""
+"""Read finished runs for a comparison, and decide which of them may share a table."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """The method, and how it was used."""
+        """The name of the method, with how it was used."""
         kind = "joint" if self.config.scenario.joint else "single" if self.config.scenario.single else ""
         if kind and self.config.method.name == "ft":
             return kind
@@ -64,7 +64,7 @@ class Result:
 
     @cached_property
     def conventions(self) -> dict[str, Any]:
-        """What runs of one table must have in common."""
+        """Everything that runs of one table must have in common."""
         settings = identity(self.config)
         seen = {"crop": ["data.crop"], "resize": ["data.size"]}.get(self.config.data.evaluation, [])
         keys = [
@@ -77,13 +77,13 @@ class Result:
 
     @cached_property
     def kind(self) -> str:
-        """What runs of one group have in common: everything but the seed, as text."""
+        """Everything that runs of one group have in common (all but the seed), as text."""
         return json.dumps({k: v for k, v in identity(self.config).items() if k != "seed"}, sort_keys=True)
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     name: str
     runs: list[Result] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Group:
 
 @dataclass
 class Table:
-    """Groups that may stand in one table."""
+    """Groups that may share a table."""
 
     groups: list[Group]
     reasons: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Table:
 
 
 def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
-    """The run folders among paths: each a run, or a folder of runs such as a sweep's; files beside them are left out.
+    """Find the run folders in `paths`, each a run or a folder of runs such as a sweep's. Other files are skipped.
 
     Raises:
         ConfigError: a path with no run in it, or no path at all.
@@ -142,7 +142,7 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
 
 
 def read(results: Results) -> Result:
-    """Everything a finished run says.
+    """Read everything that a comparison needs from a finished run.
 
     Raises:
         CheckpointError: something in its folder is damaged.
@@ -178,9 +178,9 @@ def per_domain(track: Track) -> str:
 
 
 def training_seconds(results: Results) -> float | None:
-    """Seconds spent in training, from the speed that the journal holds per interval; None without a journal.
+    """Compute the seconds spent in training from the speeds in the journal; None without a journal.
 
-    A copied first step counts with what it took where it was trained.
+    A first step that was copied from another run counts with the time that its training took there.
     """
     spent, last = 0.0, dict[int, int]()
     try:
@@ -199,7 +199,7 @@ def training_seconds(results: Results) -> float | None:
 
 
 def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
-    """Runs in groups that differ in their seed only, groups in tables of the same data, task and conventions.
+    """Sort runs into groups that differ only in their seed, and groups into tables of the same conventions.
 
     Returns:
         The tables in the order of the runs, and notes.
@@ -247,7 +247,7 @@ def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def _name_apart(groups: Sequence[Group]) -> None:
-    """Give groups of the same method names that say in what they differ."""
+    """Rename groups of the same method so that each name states how it differs from the others."""
     for label in {group.name for group in groups}:
         same = [group for group in groups if group.name == label]
         if len(same) < 2:
@@ -261,7 +261,7 @@ def _name_apart(groups: Sequence[Group]) -> None:
 
 
 def _add_drops(table: Table) -> None:
-    """Relative drops against the single-task run of the same seed in the table, where there is one."""
+    """Add the relative drop against the single-task run of the same seed, if the table has one."""
     singles = {run.config.seed: run for run in table.runs if run.config.scenario.single}
     for group in table.groups:
         for number, run in enumerate(group.runs):
@@ -294,7 +294,7 @@ def _version_notes(table: Table) -> list[str]:
 
 
 def settings_apart(table: Table, base: Group) -> list[dict[str, Any]]:
-    """Settings besides the seed and the method in which groups of a table differ from one of them."""
+    """List the settings, other than seed and method, in which the groups of a table differ from `base`."""
     rows = []
     for group in table.groups:
         changed = [

@@ -56,7 +56,7 @@ def paired(group: Group, base: Group, number: str) -> Spread:
 
 
 def numbers_of(table: Table) -> list[str]:
-    """Names of the numbers a table shows: those that any run has, in their order, the time last."""
+    """List the numbers a table shows: those that at least one run has, in a fixed order, with the time last."""
     names = dict.fromkeys(
         name for run in table.runs for name, value in run.scores.items() if value is not None
     )
@@ -77,7 +77,7 @@ Draws = Mapping[str, np.ndarray]
 
 
 def draws_of(run: Result) -> Draws:
-    """The last step's numbers over resampled test images; {} for a run that has not stored its images' counts."""
+    """Compute the last step's numbers on resampled test images; {} if the run did not store counts per image."""
     found: dict[str, np.ndarray] = {}
     for track in run.tracks:
         images = run.results.step(track.steps[-1]).images.get(track.name)
@@ -96,7 +96,7 @@ def draws_of(run: Result) -> Draws:
 
 
 def interval(draws: Iterable[np.ndarray]) -> list[float] | None:
-    """Where `LEVEL` of the draws of the mean over runs lie, [low, high]; None without draws or if one is undefined."""
+    """Interval [low, high] with `LEVEL` of the draws of the mean over runs; None if draws are missing or undefined."""
     rows = list(draws)
     if not rows:
         return None
@@ -108,7 +108,7 @@ def interval(draws: Iterable[np.ndarray]) -> list[float] | None:
 
 
 def of_scores(group: Group, draws: Mapping[int, Draws], number: str) -> list[float] | None:
-    """Interval of a group's mean over seeds; None unless all of its runs have stored their images' counts.
+    """Interval of a group's mean over seeds; None unless all of its runs stored counts per image.
 
     Args:
         draws: `id` of a result -> its draws.
@@ -118,7 +118,7 @@ def of_scores(group: Group, draws: Mapping[int, Draws], number: str) -> list[flo
 
 
 def of_differences(group: Group, base: Group, draws: Mapping[int, Draws], number: str) -> list[float] | None:
-    """Interval of the mean difference of runs with the same seed, both drawn the same images."""
+    """Interval of the mean difference of runs with the same seed. Both runs of a pair use the same resampled images."""
     theirs = {run.config.seed: draws[id(run)] for run in base.runs}
     pairs = [(draws[id(run)], theirs[run.config.seed]) for run in group.runs if run.config.seed in theirs]
     if not all(number in mine and number in other for mine, other in pairs):

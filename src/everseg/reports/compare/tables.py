@@ -1,4 +1,4 @@
-"""A comparison as tables of the terminal, as HTML, CSV and LaTeX; all from what `compare` gives."""
+"""Write a comparison as terminal tables, HTML, CSV and LaTeX, all from the result of `compare`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WITHOUT = " (no bg)"
 
 
 def text(number: str, found: Json | None, *, signed: bool = False, sign: str = "±") -> str:
-    """Mean and standard deviation: percent with one digit, time as minutes and seconds; a dash where unknown."""
+    """Format mean and standard deviation: percent with one digit, or minutes and seconds; a dash if unknown."""
     if found is None or found["mean"] is None:
         return UNDEFINED
     mean, sd = found["mean"], found["sd"]
@@ -43,9 +43,10 @@ def _duration(mean: float, sd: float | None, sign: str) -> str:
 
 
 def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
-    """The numbers of a table by what they do with the background: its title, and column -> number.
+    """Group the numbers of a table by background convention: title, and column -> number.
 
-    Where leaving it out changes nothing (no background class, results per domain) there is one convention.
+    If leaving the background out changes nothing (no background class, or results per domain), there is only one
+    convention.
     """
     counted = {n: n for n in table["numbers"] if not n.endswith(WITHOUT)}
     without = {n.removesuffix(WITHOUT): n for n in table["numbers"] if n.endswith(WITHOUT)}
@@ -62,7 +63,7 @@ def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
 def score_rows(
     table: Json, columns: Mapping[str, str] | None = None, *, sign: str = "±"
 ) -> list[dict[str, str]]:
-    """One row per group: its number of runs, and what its columns show (default: every number)."""
+    """Make one row per group: its number of runs and its numbers (default: all of them)."""
     columns = columns or {n: n for n in table["numbers"]}
     return [
         {
@@ -77,7 +78,7 @@ def score_rows(
 def difference_rows(
     table: Json, columns: Mapping[str, str] | None = None, *, sign: str = "±"
 ) -> list[dict[str, str]]:
-    """One row per group but the base: mean difference of the runs with the same seed; [] where there are no pairs."""
+    """Make one row per group except the base: mean difference of runs with the same seed; [] without pairs."""
     columns = columns or {n: n for n in table["numbers"]}
     rows = []
     for group in table["groups"]:
@@ -92,7 +93,7 @@ def difference_rows(
 def interval_rows(
     table: Json, columns: Mapping[str, str] | None = None, *, dash: str = "–"
 ) -> list[dict[str, str]]:
-    """One row per group, then one per difference: where the mean would lie on other test images; [] without any."""
+    """Make one row per group and one per difference: the interval of the mean over resampled test images; may be []."""
     columns = columns or {n: n for n in table["numbers"]}
     told = [(group["name"], group["scores"], False) for group in table["groups"]]
     told += [
@@ -119,7 +120,7 @@ INTERVALS = (
 
 
 def published_rows(source: Json, *, sign: str = "±") -> list[dict[str, str]]:
-    """The groups' numbers in a source's columns and convention, then the source's own."""
+    """Make rows of the groups' numbers in the columns and convention of a source, followed by the source's numbers."""
     ours = [
         {"method": f"{row['group']} (here, {max(row[c]['n'] for c in source['columns'])} runs)",
          **{c: spread(row[c]["mean"], row[c]["sd"], sign=sign) for c in source["columns"]}}
@@ -136,7 +137,7 @@ def published_rows(source: Json, *, sign: str = "±") -> list[dict[str, str]]:
 
 
 def terminal(made: Json) -> list[Any]:
-    """Everything as tables of the terminal, and lines of text between them."""
+    """Show a comparison as terminal tables with lines of text between them."""
     pieces: list[Any] = []
     for table in made["tables"]:
         if table["reasons"]:
@@ -170,7 +171,7 @@ def _terminal(rows: Sequence[Mapping[str, str]], title: str) -> Any:
 
 
 def csv(made: Json) -> str:
-    """One row per table, group and number: fractions (time: seconds)."""
+    """Write one CSV row per table, group and number; scores are fractions, times are seconds."""
     rows = []
     for number, table in enumerate(made["tables"], 1):
         for group in table["groups"]:
@@ -199,7 +200,7 @@ def _ends(prefix: str, spread: Json | None) -> dict[str, float | None]:
 
 
 def latex(made: Json) -> str:
-    """Plain `tabular`s without any package, each a paragraph with a comment above."""
+    """Write plain LaTeX `tabular`s that need no package. Each is a paragraph with a comment above it."""
     parts = [
         f"% everseg {made['everseg']} compare; mIoU in percent, mean \\pm sample standard deviation over seeds"
     ]
@@ -246,12 +247,12 @@ def _one_line(value: str) -> str:
 
 
 def tex(value: object) -> str:
-    """Text that LaTeX prints as it is; letters beyond ASCII stay (UTF-8)."""
+    """Escape text for LaTeX. Letters beyond ASCII stay as they are (UTF-8)."""
     return "".join(_TEX.get(letter, letter) for letter in printable(value))
 
 
 def html(made: Json) -> str:
-    """One self-contained page in the style of the report; every text in it is escaped."""
+    """Render one self-contained page in the style of the report. All text in it is escaped."""
     style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     tables = [
         {
