@@ -277,7 +277,7 @@ def test_a_model_of_several_paths_asks_for_the_domain(browser, photo, tmp_path):
         show(browser, photo)
         for domain in ("dusk", "day"):
             browser.script(
-                f"(() => {{ const e = document.getElementById('path0'); e.value = {domain!r};"
+                f"(() => {{ const e = document.getElementById('branch0'); e.value = {domain!r};"
                 " e.dispatchEvent(new Event('change')); })()"
             )
             found = everseg.load(path).predict(photo, branch=domain)

@@ -153,6 +153,7 @@ class Reader:
             words = [word.replace("SERVER", self.servers[-1][0].url.rstrip("/")) for word in words] + ["-fsS"]
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTEST_ADDOPTS", None)  # options of this run, such as --slow, mean nothing to a reader's tests
         done = subprocess.run(
             words, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
