@@ -153,7 +153,8 @@ class Reader:
             words = [word.replace("SERVER", self.servers[-1][0].url.rstrip("/")) for word in words] + ["-fsS"]
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        environment.pop("PYTEST_ADDOPTS", None)  # options of this run, such as --slow, mean nothing to a reader's tests
+        # Options of this run, such as --slow, mean nothing to the tests that a page tells its reader to write.
+        environment.pop("PYTEST_ADDOPTS", None)
         done = subprocess.run(
             words, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
