@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import toy
 import trees
+from constant_model import constant
 from PIL import Image
 
 import everseg
@@ -276,17 +276,6 @@ def test_extend_takes_names_in_any_spelling_and_says_who_met_nobody(
 
 
 # ---------------------------------------------------------------- bundles of other models
-
-
-def constant(out: Path, names: tuple[str, ...], always: str) -> Path:
-    """A bundle whose model calls every pixel the same."""
-    model = deeplabv3_tiny(widths=[8, 8, 8, 8])
-    model.grow({"default": len(names)})
-    layer = model.head("default").classifiers[0]
-    torch.nn.init.zeros_(layer.weight)
-    layer.bias.data = torch.tensor([5.0 if name == always else 0.0 for name in names])
-    spaces = {"default": LabelSpace((tuple(range(len(names))),), names)}
-    return write_bundle(out, Contents(model.eval(), spaces), onnx=False).path
 
 
 @pytest.fixture(scope="module")

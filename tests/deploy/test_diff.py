@@ -8,25 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from constant_model import constant
 from PIL import Image
 
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.diff import Became, diff
 from everseg.errors import CheckpointError, ConfigError, DataError
-from everseg.labels import LabelSpace
-from everseg.models.build import deeplabv3_tiny
-
-
-def constant(out: Path, names: tuple[str, ...], always: str) -> Path:
-    """A bundle whose model calls every pixel the same."""
-    model = deeplabv3_tiny(widths=[8, 8, 8, 8])
-    model.grow({"default": len(names)})
-    layer = model.head("default").classifiers[0]
-    torch.nn.init.zeros_(layer.weight)
-    layer.bias.data = torch.tensor([5.0 if name == always else 0.0 for name in names])
-    return write_bundle(
-        out, Contents(model.eval(), {"default": LabelSpace((tuple(range(len(names))),), names)}), onnx=False
-    ).path
 
 
 @pytest.fixture
