@@ -23,7 +23,7 @@ from everseg.labels import (
     is_background_name,
     is_void_name,
     match_names,
-    naming_notes,
+    matching_notes,
     shared_classes,
     spelling,
 )
@@ -171,14 +171,14 @@ def test_notes_say_who_met_nobody_and_what_that_means(fate: int, text: str) -> N
     shared = shared_classes(labels, space)
     table, pixels = np.full(256, IGNORED), np.zeros(256, np.int64)
     table[[0, 1, 2]], pixels[1] = (0, fate, 1), 1234
-    notes = naming_notes(shared, space, table, pixels, what=("data set 'd'", "the model"))
+    notes = matching_notes(shared, space, table, pixels, what=("data set 'd'", "the model"))
     assert len(notes) == 3
     assert "'Red' of data set 'd' is taken for 'red'" in notes[0]
     assert notes[1] == f"the model does not know 'truck' (1,234 pixels) of data set 'd': {text}"
     assert "data set 'd' has no class 'blue'" in notes[2]
     assert "no part in any mean" in notes[2]
     same = RawLabels({0: "background", 1: "red", 2: "blue"})
-    assert naming_notes(shared_classes(same, space), space, table, pixels) == []
+    assert matching_notes(shared_classes(same, space), space, table, pixels) == []
 
 
 # ---------------------------------------------------------------- one owner

@@ -446,7 +446,7 @@ def shared_classes(
     )
 
 
-def naming_notes(
+def matching_notes(
     shared: SharedClasses,
     space: LabelSpace,
     table: Sequence[int] | bytes,

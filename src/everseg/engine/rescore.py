@@ -21,7 +21,7 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import IGNORED, LabelSpace, naming_notes, policy_set, shared_classes, spelling
+from everseg.labels import IGNORED, LabelSpace, matching_notes, policy_set, shared_classes, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.results import Results
@@ -512,7 +512,7 @@ def source_by_name(
     key = domain or dataset.name
     source = Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
     told = shared if foreign else replace(shared, only_data={})
-    notes = naming_notes(told, space, source.lut, counts[indices].sum(0), what=_sides(dataset))
+    notes = matching_notes(told, space, source.lut, counts[indices].sum(0), what=_sides(dataset))
     if foreign and len(indices) < len(counts):
         notes.append(
             f"{len(counts) - len(indices)} of the {len(counts)} images in split '{split_name}' of data set "
