@@ -496,7 +496,7 @@ def test_a_pipe_that_breaks_tells_of_the_loader(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(loading, "DataLoader", Broken)
     monkeypatch.setattr(Broken, "error", error, raising=False)
     what = re.escape(str(error) or type(error).__name__)
-    with pytest.raises(DataError, match=rf"loader process stopped or hung \({what}\)"):
+    with pytest.raises(DataError, match=rf"loader process .*hung \({what}\)"):
         train(Memory(8), workers=1)
 
 
@@ -520,7 +520,7 @@ def test_a_slow_sample_is_waited_for_and_a_hung_one_is_told(monkeypatch: pytest.
     monkeypatch.setattr(loading, "LOOK_EVERY", 1)
     assert len(train(Memory(4, slow={1: 2.5}), workers=1, stop=1)) == 1
     monkeypatch.setattr(loading, "PATIENCE", 1)
-    with pytest.raises(DataError, match="loader process stopped or hung"):
+    with pytest.raises(DataError, match=r"loader process .*hung"):
         train(Memory(4, slow={1: 60.0}), workers=1, stop=1)
 
 
