@@ -171,9 +171,7 @@ def test_a_declared_class_that_no_image_has(folder):
 def test_a_class_outside_training_only(folder):
     labels = RawLabels({**LABELS.names, 3: "bird"})
     folder.add("val", "b", np.full((2, 2), 3))
-    assert (
-        only(folder.check(labels), "class-untrained").message == "class 3 'bird' is only in val, not in train"
-    )
+    must_say(only(folder.check(labels), "class-untrained").message, "class 3 'bird'", "only in val")
 
 
 def test_a_class_in_two_training_images_is_rare_and_in_three_is_not(folder):
@@ -205,7 +203,7 @@ def test_val_and_test_sharing_some_images_is_a_warning_and_all_a_note(folder):
 def test_what_the_reader_corrected_is_passed_on(folder):
     dataset = folder.dataset()
     dataset.splits["train"].warnings = ("list.txt: 2 duplicate entries, used once",)
-    assert only(doctor.check(dataset), "list").message == "list.txt: 2 duplicate entries, used once"
+    must_say(only(doctor.check(dataset), "list").message, "list.txt", "2 duplicate entries")
 
 
 class Arrays:
