@@ -287,7 +287,7 @@ def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcom
     assert code == 2
     assert "give one" in err
     strange = [*USER_CODE, f"data={HERE}", "data.options={names: [violet, pink, grey], background: false}"]
-    with pytest.raises(DataError, match="shares no class name"):
+    with pytest.raises(DataError, match="no class name"):
         everseg.evaluate(mdil.path, overrides=strange, infer_domain=True, quiet=True)
 
 

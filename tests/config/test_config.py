@@ -389,7 +389,7 @@ def test_every_setting_of_every_domain_is_shown_with_help() -> None:
         ("a: 1\nb: *x", 2, "anchors and aliases"),
         ("a: !!python/object/apply:os.system [ls]", 1, "is not allowed"),
         ("a: !!str 1", 1, "is not allowed"),
-        ("a:\n\tb: 1", 2, "tab"),
+        ("a:\n\tb: 1", 2, "a tab"),
         ("[" * 20000, 1, "nested deeper than 20"),
         ("a: 1\n---\nb: 2", 2, "a second document"),
         ("a: b: c", 1, "mapping values"),
@@ -435,9 +435,7 @@ def test_a_byte_order_mark_and_an_empty_file_are_fine(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_told_apart_from_files() -> None:
-    assert problems("voc-15-5-mibb")[0].startswith(
-        "no preset and no file 'voc-15-5-mibb'; did you mean 'voc-15-5-mib'?"
-    )
+    must_say(problems("voc-15-5-mibb")[0], "no preset", "no file 'voc-15-5-mibb'", "'voc-15-5-mib'")
     assert problems("nowhere/x.yaml") == ["nowhere/x.yaml: no such file"]
 
 

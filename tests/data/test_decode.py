@@ -134,7 +134,7 @@ def test_truncated_pictures_are_refused(tmp_path: Path, name: str) -> None:
     trees.save(tmp_path / name, noise)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=rf"{name}: (damaged|is not a readable)"):
+    with pytest.raises(DataError, match=rf"{name}: (damaged|.*not a readable)"):
         read_image(tmp_path / name)
 
 

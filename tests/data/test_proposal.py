@@ -290,7 +290,7 @@ def test_the_commands_it_prints_work(call: Call, here: Path) -> None:
 def test_wrong_arguments_are_all_told(call: Call, here: Path) -> None:
     code, _, err = call("data", "init", "nowhere", "--out", "none/data.txt")
     assert code == 2
-    for text in ("nowhere is missing", "end in .yaml", "no folder none"):
+    for text in ("nowhere is missing", ".yaml", "no folder none"):
         assert text in err
 
 

@@ -101,7 +101,7 @@ def test_all_faults_of_groups_are_named_at_once():
         "in no group: 0.weight, 1.bias",
         "several groups: 1.weight",
         "in a group: 0.bias",
-        "of this model: (unnamed, shape (7,))",
+        "model: (unnamed, shape (7,))",
     ):
         assert part in str(caught.value)
 

@@ -108,7 +108,7 @@ def test_ill_shaped_entries_are_named():
 
 def test_something_else_is_no_checkpoint():
     for content in ({}, {"state_dict": {}}, {"a": 3}, {"state_dict": {"a": "b"}}):
-        with pytest.raises(CheckpointError, match="no checkpoint of MDIL's code"):
+        with pytest.raises(CheckpointError, match="no checkpoint of MDIL"):
             mdil.load(content)
     with pytest.raises(CheckpointError, match="missing"):
         mdil.load({"module.a": torch.ones(1)})

@@ -75,7 +75,7 @@ def test_kl_divergence_needs_the_same_classes_and_a_known_form():
 
 
 def test_unbiased_distillation_needs_a_new_class():
-    with pytest.raises(ValueError, match="be new classes"):
+    with pytest.raises(ValueError, match="new classes"):
         losses.unbiased_distillation(X, X)
 
 
@@ -89,7 +89,7 @@ def test_unbiased_cross_entropy_needs_old_and_new_classes(num_old):
 def test_distillation_checks_alpha_mask_and_num_old(name):
     loss = DISTILLING[name]
     for alpha in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="alpha must be positive"):
+        with pytest.raises(ValueError, match=r"alpha .*positive"):
             loss(X, T, alpha=alpha)
     with pytest.raises(ValueError, match="mask of shape"):
         loss(X, T, mask=torch.ones(4, 6))

@@ -337,7 +337,7 @@ def test_other_kinds_of_files_are_named(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
     assert "not written by torch.save" in refusal(path)
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    assert "neither of PyTorch's two formats" in refusal(path)
+    assert "PyTorch's two formats" in refusal(path)
     assert "a list" in refusal(saved([torch.ones(1)], path))
     with pytest.raises(ConfigError, match="no file"):
         read_tensors(tmp_path / "absent.pth")
@@ -719,7 +719,7 @@ def test_entries_that_lie_elsewhere_are_refused(tmp_path):
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("w/data.pkl", program(b"}"))
             file.infolist()[0].header_offset = place
-        assert "the directory says" in refusal(path)
+        assert "directory says" in refusal(path)
 
 
 @FORMS

@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_are_told(changes, words, timm, tmp_path):
         ({"encoder": "timm:toynet.mine"}, "names no file.*model.weights=FILE"),
         ({"options": {"config": {"pretrained": True}}}, "pretrained cannot be set"),
         ({"options": {"config": {"checkpoint_path": "x"}}}, "checkpoint_path cannot be set"),
-        ({"options": {"config": {"colour": 1}}}, "built as an encoder.*colour"),
+        ({"options": {"config": {"colour": 1}}}, "an encoder.*colour"),
         ({"options": {"taps": ["stage1"]}}, "timm's feature maps"),
         ({"options": {"taps": [4, 1]}}, "fine to coarse"),
     ],

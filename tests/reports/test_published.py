@@ -77,7 +77,7 @@ def test_a_mean_over_two_class_orders_is_compared_with_no_run() -> None:
     listed = found("ade-100-50-mib", IMAGENET)
     assert listed
     assert not any(match.comparable for match in listed)
-    must_say((d for m in listed for d in m.differences), "orders a and b there")
+    must_say((d for m in listed for d in m.differences), "a and b there")
     must_say((d for m in listed for d in m.differences), "not stated", "background")
 
 

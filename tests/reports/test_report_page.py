@@ -219,7 +219,7 @@ def test_an_unfinished_run_says_so(copy: Path) -> None:
 
 def test_counts_that_do_not_fit_the_classes_are_an_error_that_says_what_to_do(copy: Path) -> None:
     np.savez_compressed(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
-    with pytest.raises(CheckpointError, match=r"not fit the classes.*same command"):
+    with pytest.raises(CheckpointError, match=r"fit the classes.*same command"):
         _ = Results(RunFolder(copy)).tracks
 
 
