@@ -173,7 +173,7 @@ def test_notes_say_who_met_nobody_and_what_that_means(fate: int, text: str) -> N
     notes = matching_notes(shared, space, table, pixels, what=("data set 'd'", "the model"))
     assert len(notes) == 3
     assert "'Red' of data set 'd' is taken for 'red'" in notes[0]
-    assert notes[1] == f"the model does not know 'truck' (1,234 pixels) of data set 'd': {text}"
+    must_say(notes[1], "the model", "not know 'truck'", "1,234 pixels", "'d'", text)
     must_say(notes[2], "'d'", "no class 'blue'", "mean")
     same = RawLabels({0: "background", 1: "red", 2: "blue"})
     assert matching_notes(shared_classes(same, space), space, table, pixels) == []

@@ -22,7 +22,7 @@ WORDS = 4
 """Ordinary words in a row that a test may expect of a message: enough for "is not a folder", too few for a sentence."""
 
 MESSAGES = re.compile(r"\b(out|err|stderr|error|message|caught|problems?|notes?|refusal)\b")
-"""What a test calls the text that tells a person what is wrong: `"..." in err`, `err == "..."`, `err.startswith("...")`."""
+"""What a test calls a text for people: as in `"..." in err`, `err == "..."`, `err.startswith("...")`."""
 
 FACTS = re.compile(
     r"'[^']*'|\"[^\"]*\"|`[^`]*`"  # what is quoted: a name, a value
@@ -87,7 +87,7 @@ def names_of(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:
     """Names in a test -> what they stand for: its parameters, its loops, what it assigns."""
     bound: dict[str, list[ast.AST]] = {}
     for node in ast.walk(function):
-        if isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
             for target in node.targets:
                 bind(target, node.value, bound)
     for node in ast.walk(function):
@@ -120,12 +120,12 @@ def expected(tree: ast.AST) -> Iterator[ast.AST]:
                 and MESSAGES.search(ast.unparse(node.func.value))
             ):
                 yield from node.args
-        elif (
-            isinstance(node, ast.Compare)
-            and isinstance(node.ops[0], ast.In | ast.NotIn | ast.Eq)
-            and MESSAGES.search(ast.unparse(node.comparators[0]))
-        ):
-            yield node.left
+        elif isinstance(node, ast.Compare):
+            left, right = node.left, node.comparators[0]
+            if isinstance(node.ops[0], ast.In | ast.NotIn) and MESSAGES.search(ast.unparse(right)):
+                yield left
+            elif isinstance(node.ops[0], ast.Eq) and MESSAGES.search(ast.unparse(left)):
+                yield right
 
 
 def sentences(source: str) -> list[str]:

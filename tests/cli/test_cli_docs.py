@@ -69,12 +69,12 @@ def test_an_error_ends_with_the_command_that_explains_it(
     kind: type[EversegError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise kind("the images\nare gone")
+        raise kind("a.png\nb.png")
 
     monkeypatch.setattr("everseg.config.loading.load", fail)
     code, out, err = everseg(capsys, "show", "demo-mib")
     assert (code, out) == (kind.exit_code, "")
-    assert err == f"error: the images\nare gone\nmore: everseg docs errors#{kind.topic}\n"
+    assert err == f"error: a.png\nb.png\nmore: everseg docs errors#{kind.topic}\n"
     code, out, _ = everseg(capsys, *err.splitlines()[-1].removeprefix("more: everseg ").split())
     assert code == 0
     assert f"Exit code {kind.exit_code}" in out

@@ -440,7 +440,7 @@ def test_unknown_names_are_told_apart_from_files() -> None:
 
 
 def test_unicode_of_arguments_that_is_none_is_refused() -> None:
-    assert problems(None, ["name=\udcff"]) == ["name: text that is not valid Unicode"]
+    must_say(problems(None, ["name=\udcff"]), "name", "Unicode")
 
 
 # ---------------------------------------------------------------- text and comparison

@@ -136,7 +136,7 @@ def test_a_loader_process_that_dies_leaves_a_saved_run_that_the_same_command_con
     given["data"]["workers"] = 1
     with pytest.raises(DataError, match=r"loader process(?s:.*)\n.*saved at") as caught:
         everseg.run(given, quiet=True)
-    assert str(caught.value).endswith("same command continues")
+    assert str(caught.value).endswith("same command continues it")
     assert "mend" not in str(caught.value)
     assert list((tmp_path / "runs" / "toy" / "steps" / "00" / "ckpt").glob("it-*"))
 
