@@ -84,7 +84,7 @@ def test_a_space_without_background_has_no_special_raw_id():
 
 
 def test_an_unknown_convention_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'voc'.*mib-voc, mib-ade, plop, ignore-void"):
+    with pytest.raises(ConfigError, match=r"'voc'.*mib-voc, mib-ade, plop-voc, plop-ade, plop, ignore-void"):
         policy_set("voc")
 
 
