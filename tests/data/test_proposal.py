@@ -162,7 +162,7 @@ def test_large_ids_and_colours_are_mapped(tmp_path: Path) -> None:
         trees.save(tmp_path / f"data/images/a{i}.png", trees.image_of(i))
         trees.save(tmp_path / f"data/masks/a{i}.png", trees.mask_of([0, 2]).astype(np.uint16) * 1000)
     keys, report = init(tmp_path / "data", ["car"])
-    assert keys["labels"] == {"map": {0: "background", 2000: "car", 255: "ignore"}}
+    assert keys["labels"] == {"map": {0: "background", 2000: "car"}}
     assert report.ok
     for i in range(8):
         rgb = np.array([[0, 0, 0], [0, 128, 0], [128, 0, 0]], np.uint8)[trees.mask_of([0, 1, 1, 2])]

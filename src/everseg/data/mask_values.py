@@ -76,8 +76,15 @@ class Doubt:
 
     values: frozenset[int]
     """The ids in doubt. Names that are tied to all of them decide."""
-    text: str
-    """What was found, with its figure, and the readings with the option that decides."""
+    found: str
+    """What was found, with its figure."""
+    options: str
+    """The readings, each with the option that decides."""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return f"{self.found} {self.options}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Values:
     ids: dict[int, int] = field(default_factory=dict)
     """Id -> pixels, where masks hold ids."""
     colours: dict[Colour, int] = field(default_factory=dict)
-    """Colour -> pixels, in the order of their red, green and blue, where masks hold colours."""
+    """Colour -> pixels, where masks hold colours, in an order that does not depend on the pixels."""
     faults: tuple[str, ...] = ()
     """One line per mask that tells nothing: unreadable, lossy, or of too many values."""
     own: dict[int, Colour] = field(default_factory=dict)
@@ -163,9 +170,10 @@ def decide(
                 blocks[key[0] << 16 | key[1] << 8 | key[2]] += f.blocks.get(value, 0)
         packed = {r << 16 | g << 8 | b: n for (r, g, b), n in colours.items()}
         doubts = _thin(packed, blocks, "colours")
-        return Values(
-            colours=dict(sorted(colours.items())), faults=faults, doubts=doubts, notes=notes, files=files
-        )
+        # Palettes of indexed masks follow VOC's colour map, which counts in red, then green, then blue.
+        key = _voc_order if of["indexed"] and not of["colours"] else None
+        ordered = {colour: colours[colour] for colour in sorted(colours, key=key)}
+        return Values(colours=ordered, faults=faults, doubts=doubts, notes=notes, files=files)
     _require_one_use(root, of["ids"], of["indexed"])
     ids: Counter[int] = Counter()
     blocks = Counter()
@@ -175,7 +183,12 @@ def decide(
         blocks.update(f.blocks)
         if f.kind == "indexed":
             own |= {i: c for i in f.counts if (c := f.colour(i)) is not None}
-    found = void_doubts([(f.name, f.counts) for f in files])
+    rows = [(f.name, f.counts) for f in files]
+    high = [i for i in ids if HIGH <= i <= 255]
+    others = [i for i in ids if 0 < i < HIGH]
+    found = void_doubts(rows)
+    if high != [255] and len(high) == 1 and others and max(others) <= LOW:
+        found = void_doubts(rows, high[0])
     found += _ends(ids) or _thin(ids, blocks, "ids")
     return Values(dict(sorted(ids.items())), {}, faults, dict(sorted(own.items())), found, (), files)
 
@@ -215,65 +228,59 @@ def shown(value: Value | None) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def void_doubts(files: Sequence[tuple[str, Mapping[int, int]]], void: int = 255) -> tuple[Doubt, ...]:
-    """Doubt that 255 marks pixels without annotation where the masks speak against it.
+def void_doubts(files: Sequence[tuple[str, Mapping[int, int]]], value: int = 255) -> tuple[Doubt, ...]:
+    """Doubt what a high value means if it looks like an object; 255, that it marks pixels without annotation.
 
     Args:
         files: name and id -> pixels of every mask.
-        void: the id that would be taken for pixels without annotation.
+        value: 255, or another high value, which is doubted only if it stands alone.
     """
-    held = [(name, counts) for name, counts in files if counts.get(void)]
-    objects = sorted({i for _, counts in files for i in counts} - {0, void})
+    held = [(name, counts) for name, counts in files if counts.get(value)]
+    objects = sorted({i for _, counts in files for i in counts} - {0, value})
     if not held or not objects:
         return ()
     total = sum(sum(counts.values()) for _, counts in files)
-    covered = sum(counts[void] for _, counts in held)
+    covered = sum(counts[value] for _, counts in held)
     labelled = sum(n for _, counts in files for i, n in counts.items() if i != 0)
-    alone = [(name, counts) for name, counts in held if not set(counts) - {0, void}]
-    lost = sum(counts[void] for _, counts in alone)
-    others = some([str(i) for i in objects], 6)
+    partly = [
+        (name, counts) for name, counts in held if len(counts) > 1
+    ]  # the others are not annotated at all
+    alone = [(name, counts) for name, counts in partly if not set(counts) - {0, value}]
+    lost = sum(counts[value] for _, counts in alone)
+    places = some([name for name, _ in alone], 3)
+    steps = [*objects, value]
+    even = len(steps) <= 8 and all(abs(v - value * (k + 1) / len(steps)) <= 1.5 for k, v in enumerate(steps))
+    if alone and len(alone) == len(partly):
+        found = (
+            f"{value} is in {len(alone)} masks ({places}), and in none of them with another object; "
+            f"{some([str(i) for i in objects], 6)} is in other masks. {percent(lost / labelled)} % of the labelled "
+            f"pixels carry {value}."
+        )
+    elif value != 255:
+        return ()
+    elif lost > LOST_SHARE * labelled:
+        found = (
+            f"{len(alone)} masks ({places}) show {value} and no other object; {percent(lost / labelled)} % of the "
+            f"labelled pixels lie there (limit {percent(LOST_SHARE)} %)."
+        )
+    elif covered > VOID_SHARE * total:
+        found = (
+            f"{value} covers {percent(covered / total)} % of the pixels (limit {percent(VOID_SHARE)} %), too much to "
+            "leave it out unasked."
+        )
+    elif even:
+        found = (
+            f"the values 0, {', '.join(map(str, steps))} are spread evenly, so {value} can be a class like the others "
+            f"({percent(covered / total)} % of the pixels)."
+        )
+    else:
+        return ()
     first = objects[0]
     options = (
-        f"It can be the same object as {first} (--classes NAME={first},NAME={void}), a class of its own "
-        f"(--classes NAME={first},OTHER={void}), or pixels without annotation (--classes NAME={first},ignore={void})"
+        f"It can be the same object as {first} (--classes NAME={first},NAME={value}), a class of its own "
+        f"(--classes NAME={first},OTHER={value}), or pixels without annotation (--classes NAME={first},ignore={value})"
     )
-    if len(alone) == len(held):
-        return (
-            Doubt(
-                frozenset({void}),
-                f"{void} is in {len(held)} masks ({some([n for n, _ in held], 3)}), and in none of them with another "
-                f"object; {others} is in other masks. "
-                f"{percent(lost / labelled)} % of the labelled pixels carry {void}. " + options,
-            ),
-        )
-    if lost > LOST_SHARE * labelled:
-        return (
-            Doubt(
-                frozenset({void}),
-                f"{len(alone)} masks ({some([n for n, _ in alone], 3)}) show {void} and no other object; "
-                f"{percent(lost / labelled)} % of the labelled pixels lie there (limit {percent(LOST_SHARE)} %). "
-                + options,
-            ),
-        )
-    if covered > VOID_SHARE * total:
-        return (
-            Doubt(
-                frozenset({void}),
-                f"{void} covers {percent(covered / total)} % of the pixels (limit {percent(VOID_SHARE)} %), too much "
-                f"to leave it out unasked. " + options,
-            ),
-        )
-    steps = [*objects, void]
-    even = all(abs(v - void * (k + 1) / len(steps)) <= 1.5 for k, v in enumerate(steps))
-    if even and len(steps) <= 8:
-        return (
-            Doubt(
-                frozenset({void}),
-                f"the values 0, {', '.join(map(str, steps))} are spread evenly, so {void} can be a class like the "
-                f"others. " + options,
-            ),
-        )
-    return ()
+    return (Doubt(frozenset({value}), found, options),)
 
 
 def _ends(ids: Mapping[int, int]) -> tuple[Doubt, ...]:
@@ -295,9 +302,9 @@ def _ends(ids: Mapping[int, int]) -> tuple[Doubt, ...]:
         Doubt(
             frozenset(objects),
             f"the values crowd at the ends ({crowd}; {percent(ends / total)} % of the pixels): black and white masks "
-            "that were stored as JPEG or resized, or one object stored under several values. Export them again "
-            "without loss, or say where the object begins: --classes background=0-127,NAME=128-255; if they are "
-            "classes, name each: --classes " + ",".join(f"NAME={i}" for i in high[:2]) + ",...",
+            "that were stored as JPEG or resized, or one object stored under several values.",
+            "Export them again without loss, or say where the object begins: --classes background=0-127,NAME=128-255; "
+            "if they are classes, name each: --classes " + ",".join(f"NAME={i}" for i in high[:2]) + ",...",
         ),
     )
 
@@ -321,11 +328,15 @@ def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tu
             frozenset(thin),
             f"{len(thin)} {what} ({some(values, 6, '; ')}) are almost nowhere two pixels wide "
             f"({percent(lost / total)} % of the pixels): traces of smooth edges, resizing or lossy "
-            f"compression between {some(solid, 6, '; ')}. "
+            f"compression between {some(solid, 6, '; ')}.",
             f"Export the masks again without loss and without smoothing; {way}; if they are classes (thin lines), "
             "name every one: --classes NAME=VALUE,...",
         ),
     )
+
+
+def _voc_order(colour: Colour) -> Colour:
+    return colour[2], colour[1], colour[0]
 
 
 def _colour_of(file: MaskFile, value: int) -> Colour:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from everseg.data.batches.parallel import Progress
 from everseg.data.class_colours import colour_word
 from everseg.data.datasets.decode import UNLIMITED, open_inside, open_picture
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
-from everseg.data.mask_values import BLACK, VOID_SHARE, Value, Values, decide, mask_values, shown
+from everseg.data.mask_values import BLACK, VOID_SHARE, Value, Values, decide, mask_values, shown, void_doubts
 from everseg.data.proposal.guess import Guess, guess
 from everseg.data.proposal.like import Like
 from everseg.data.proposal.naming import (
@@ -339,57 +340,29 @@ def _numbered(
     if single and not values.colours and all(isinstance(v, int) and 0 <= v <= 255 for v in named):
         own = {v: n for v, n in named.items() if isinstance(v, int) and n != IGNORE_NAME}
         ignore = tuple(sorted(v for v in void if isinstance(v, int)))
-        if not ignore and 255 not in own:
-            ignore = (255,)
         return _Meaning(values, named, dict(sorted(own.items())), ignore, extra=extra, notes=notes)
     classes.sort(key=lambda name: not is_background_name(name))
     if len(classes) > MOST + 1:
         raise DataError(f"{len(classes)} classes; a mask of bytes holds {MOST + 1} beside the ignored value")
-    return _Meaning(values, named, dict(enumerate(classes)), (255,), extra=extra, notes=notes)
+    return _Meaning(values, named, dict(enumerate(classes)), (255,) if void else (), extra=extra, notes=notes)
 
 
 def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> _Meaning:
     """Take classes and values from an earlier description; new values need names of their own."""
-    values = proposal.values
-    known: dict[Value, str] = dict(like.values)
     more = given_names(given) if given is not None else NameList("--classes")
     if more.names:
         raise ConfigError("--classes: beside --like, write every new class as NAME=VALUE")
-    if like.by_colour and values.ids:
-        if not values.own:
-            raise ConfigError(
-                f"--like: {like.source} tells classes by colour, but the masks of {proposal.root} hold ids"
-            )
-        values = decide(proposal.root, values.files, values.faults, by_colour=True)
-    elif values.colours and not like.by_colour:
-        if not like.colours:
-            raise ConfigError(
-                f"--like: {like.source} tells classes by id, but the masks of {proposal.root} hold colours"
-            )
-        known = {**like.colours}
-    elif values.own and like.colours:
-        ours = {name: colour for colour, name in like.colours.items()}
-        wrong = [
-            f"id {i} is {known[i]} {_coloured(ours[known[i]])} there, but {_coloured(c)} here"
-            for i, c in values.own.items()
-            if known.get(i) in ours and ours[known[i]] != c
-        ]
-        if wrong:
-            raise ConfigError(
-                f"--like: the colours of the masks differ from {like.source}: {some(wrong, 6, '; ')}"
-            )
+    values, known = _comparable(proposal, like)
     problems = [
         f"--classes: {shown(v)} is '{known[v]}' in {like.source} and '{name}' here"
         for v, name in more.tied.items()
         if v in known and spelling(known[v]) != spelling(name)
     ]
-    named: dict[Value, str] = {
-        **known,
-        **{v: find_name(n, like.classes.values()) or n for v, n in more.tied.items()},
-    }
+    named = dict(known)
+    for value, name in more.tied.items():
+        named.setdefault(value, find_name(name, like.classes.values()) or name)
     counts = values.counts
-    new = [v for v in counts if v not in named]
-    if new:
+    if new := [v for v in counts if v not in named]:
         lines = [f"{_coloured(v)} on {percent(counts[v] / values.pixels)} % of the pixels" for v in new]
         problems.append(
             f"--like: {like.source} does not know {some(lines, 8, '; ')}; name what is new beside --like: --classes "
@@ -397,38 +370,73 @@ def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> 
         )
     if problems:
         raise ConfigError(problems)
-    classes = dict(like.classes)
-    notes = []
-    taken = {*classes, *like.ignore}
-    coded = bool(values.colours) or any(
-        v != raw for raw, n in classes.items() for v, m in named.items() if m == n
-    )
-    for value, name in named.items():
-        if name != IGNORE_NAME and name not in classes.values():
-            free = next(i for i in range(256) if i not in taken)
-            raw = value if not coded and isinstance(value, int) and value <= 255 else free
-            classes[raw] = name
-            taken.add(raw)
-            notes.append(f"new beside {like.source}: {name} ({_coloured(value)}), id {raw}")
-    seen = {named[v] for v in counts}
-    absent = [name for name in like.classes.values() if name not in seen]
-    if absent:
-        notes.append(f"{like.source} has {some(absent, 12)}, which no mask here shows")
-    lost = sum(n for v, n in counts.items() if named[v] == IGNORE_NAME)
-    notes += _void_note(lost, values)
-    ignore = like.ignore + tuple(
-        v for v, n in more.tied.items() if n == IGNORE_NAME and isinstance(v, int) and not coded
-    )
     doubts = [d.text for d in values.doubts if not d.values <= _plain_values(named)]
     if doubts:
         raise DataError(f"{proposal.root}: " + "\n  ".join(doubts))
+    classes, ignore, notes = _with_new(values, named, like)
+    seen = {named[v] for v in counts}
+    if absent := [name for name in like.classes.values() if name not in seen]:
+        notes.append(f"{like.source} has {some(absent, 12)}, which no mask here shows")
+    lost = sum(n for v, n in counts.items() if named[v] == IGNORE_NAME)
+    if lost > VOID_SHARE * values.pixels:
+        notes.append(f"{percent(lost / values.pixels)} % of the pixels are without annotation")
     return _Meaning(values, named, classes, ignore, like.background, notes=tuple(notes))
 
 
-def _void_note(lost: int, values: Values) -> list[str]:
-    if lost <= VOID_SHARE * values.pixels:
-        return []
-    return [f"{percent(lost / values.pixels)} % of the pixels are without annotation"]
+def _comparable(proposal: Proposal, like: Like) -> tuple[Values, dict[Value, str]]:
+    """Bring the masks and an earlier description to one kind of values, ids or colours.
+
+    Raises:
+        ConfigError: one tells classes by id and the other by colour, or ids carry other colours here.
+    """
+    values = proposal.values
+    if like.by_colour and values.ids:
+        if not values.own:
+            raise ConfigError(
+                f"--like: {like.source} tells classes by colour, but the masks of {proposal.root} hold ids"
+            )
+        return decide(proposal.root, values.files, values.faults, by_colour=True), dict(like.values)
+    if values.colours and not like.by_colour:
+        if not like.colours:
+            raise ConfigError(
+                f"--like: {like.source} tells classes by id, but the masks of {proposal.root} hold colours"
+            )
+        return values, dict(like.colours)
+    ours = {name: colour for colour, name in like.colours.items()}
+    wrong = []
+    for i, colour in values.own.items():
+        name = like.values.get(i, "")
+        if name in ours and ours[name] != colour:
+            wrong.append(f"id {i} is {name} {_coloured(ours[name])} there, but {_coloured(colour)} here")
+    if wrong:
+        raise ConfigError(
+            f"--like: the colours of the masks differ from {like.source}: {some(wrong, 6, '; ')}"
+        )
+    return values, dict(like.values)
+
+
+def _with_new(
+    values: Values, named: Mapping[Value, str], like: Like
+) -> tuple[dict[int, str], tuple[int, ...], list[str]]:
+    """Give raw ids to the classes that an earlier description does not have.
+
+    Returns:
+        All classes, the ignored ids, and a note for each new class.
+    """
+    classes, notes = dict(like.classes), []
+    raw = {name: i for i, name in classes.items()}
+    coded = bool(values.colours) or any(raw.get(n, v) != v for v, n in named.items() if n != IGNORE_NAME)
+    void = [v for v, n in named.items() if n == IGNORE_NAME]
+    ignore = set(like.ignore) | {v for v in void if isinstance(v, int) and not coded and v <= 255}
+    if void and not ignore:
+        ignore = {255}
+    for value, name in named.items():
+        if name != IGNORE_NAME and name not in classes.values():
+            free = next(i for i in range(256) if i not in classes and i not in ignore)
+            place = value if not coded and isinstance(value, int) and value <= 255 else free
+            classes[place] = name
+            notes.append(f"new beside {like.source}: {name} ({_coloured(value)}), id {place}")
+    return classes, tuple(sorted(ignore)), notes
 
 
 def _with_background(meaning: _Meaning, given: str | None) -> _Meaning:
@@ -473,14 +481,24 @@ def _keys(meaning: _Meaning) -> dict[str, Any]:
         colours = {n: palette[n][0] if len(palette[n]) == 1 else palette[n] for n in order}
         return keys | {"labels": {"palette": colours}}
     table = {v: n for v, n in meaning.named.items() if isinstance(v, int)}
+    keys |= _void_share(meaning, {v: 255 if n == IGNORE_NAME else raw[n] for v, n in table.items()})
     if all((v in meaning.ignore) if n == IGNORE_NAME else raw[n] == v for v, n in table.items()):
-        if meaning.ignore == (255,) and 255 in ids:
-            keys["ignore"] = None
         return keys
-    rows = dict(sorted(table.items()))
-    if 255 not in rows and 255 not in ids:
-        rows[255] = IGNORE_NAME
-    return keys | {"labels": {"map": rows}}
+    return keys | {"labels": {"map": dict(sorted(table.items()))}}
+
+
+def _void_share(meaning: _Meaning, raw: Mapping[int, int]) -> dict[str, float]:
+    """State the share without annotation if the check would doubt it: somebody said that it is so."""
+    files: list[tuple[str, Mapping[int, int]]] = []
+    for file in meaning.values.files:
+        counts: dict[int, int] = {}
+        for value, pixels in file.counts.items():
+            counts[raw[value]] = counts.get(raw[value], 0) + pixels
+        files.append((file.name, counts))
+    if 255 not in meaning.ignore or not void_doubts(files):
+        return {}
+    void = sum(n for v, n in meaning.values.counts.items() if meaning.named[v] == IGNORE_NAME)
+    return {"void_share": min(1.0, math.ceil(100 * void / meaning.values.pixels + 1) / 100)}
 
 
 def _table(meaning: _Meaning) -> list[str]:
