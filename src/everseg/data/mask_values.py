@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from everseg.data.base import Split
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.datasets.decode import (
     LOSSY,
@@ -171,8 +172,8 @@ def decide(
         packed = {r << 16 | g << 8 | b: n for (r, g, b), n in colours.items()}
         doubts = _thin(packed, blocks, "colours")
         # Palettes of indexed masks follow VOC's colour map, which counts in red, then green, then blue.
-        key = _voc_order if of["indexed"] and not of["colours"] else None
-        ordered = {colour: colours[colour] for colour in sorted(colours, key=key)}
+        order = sorted(colours, key=_voc_order if of["indexed"] and not of["colours"] else None)
+        ordered = {colour: colours[colour] for colour in order}
         return Values(colours=ordered, faults=faults, doubts=doubts, notes=notes, files=files)
     _require_one_use(root, of["ids"], of["indexed"])
     ids: Counter[int] = Counter()
@@ -446,9 +447,29 @@ def _file(job: tuple[Path, list[str]], index: int) -> MaskFile | str:
     return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA")
 
 
-def _is_ramp(palette: bytes, counts: Mapping[int, int]) -> bool:
+def _is_ramp(palette: bytes, counts: Iterable[int]) -> bool:
     """Whether every index that occurs has itself as its grey: a grey picture stored with a palette."""
     return all(palette[3 * i : 3 * i + 3] == bytes([i, i, i]) for i in counts)
+
+
+def own_palette(split: Split, index: int, counts: np.ndarray) -> tuple[bytes, dict[int, int]]:
+    """Read the palette that an indexed mask carries although its labels go by id.
+
+    Args:
+        counts: (256,) pixels per raw id of the mask.
+
+    Returns:
+        Red, green, blue of the stored ids from 0 on, and raw id -> stored id for the ids that occur; empty without a
+        palette, or with one that only repeats the ids as greys.
+    """
+    find = getattr(split, "own_palette", None)
+    try:
+        palette, stored = find(index) if find is not None else (b"", {})
+    except DataError:  # the mask is drawn from another file
+        return b"", {}
+    held = {int(raw): stored[int(raw)] for raw in np.flatnonzero(counts) if int(raw) in stored}
+    held = {raw: place for raw, place in held.items() if 3 * place + 3 <= len(palette)}
+    return (b"", {}) if _is_ramp(palette, held.values()) else (palette, held)
 
 
 def value_counts(pixels: np.ndarray) -> dict[int, int]:

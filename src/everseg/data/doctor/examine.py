@@ -19,6 +19,7 @@ from everseg.data.base import Split
 from everseg.data.batches.index import count_ids
 from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
 from everseg.data.doctor.findings import Level
+from everseg.data.mask_values import own_palette
 from everseg.errors import DataError
 
 MAX_DECODED = 100_000_000
@@ -105,7 +106,7 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
     else:
         digests = (_digest(paths[0]), _digest(paths[1]))
     counts = count_ids(mask)
-    palette, stored = _own_palette(split, index, counts)
+    palette, stored = own_palette(split, index, counts)
     return Examined(
         name, faults, tuple(notes), counts, mask.shape, digests, palette, stored, _signature(image)
     )
@@ -114,18 +115,6 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
 def _is_indexed(path: Path) -> bool:
     with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
         return picture.mode == "P"
-
-
-def _own_palette(split: Split, index: int, counts: np.ndarray) -> tuple[bytes, dict[int, int]]:
-    find = getattr(split, "own_palette", None)
-    try:
-        palette, stored = find(index) if find is not None else (b"", {})
-    except DataError:  # the mask is drawn from another file
-        return b"", {}
-    held = {int(raw): stored[int(raw)] for raw in np.flatnonzero(counts) if int(raw) in stored}
-    if all(palette[3 * i : 3 * i + 3] == bytes([i, i, i]) for i in held.values()):
-        return b"", {}  # a grey picture that was stored with a palette
-    return palette, held
 
 
 def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]:
