@@ -154,7 +154,7 @@ def decide(
                 f"{root}: {len(foreign)} masks of ids ({some(foreign, 3)}) beside masks of {what}; keep one kind"
             )
         if of["indexed"]:
-            _require_apart(root, of["indexed"], differ)
+            _require_apart(root, of["indexed"], of["colours"], differ)
             why = (
                 f"{differ}; labels go by colour"
                 if differ
@@ -191,6 +191,8 @@ def decide(
     if high != [255] and len(high) == 1 and others and max(others) <= LOW:
         found = void_doubts(rows, high[0])
     found += _ends(ids) or _thin(ids, blocks, "ids")
+    if of["ids"]:
+        found += _strangers(rows)
     return Values(dict(sorted(ids.items())), {}, faults, dict(sorted(own.items())), found, (), files)
 
 
@@ -310,6 +312,40 @@ def _ends(ids: Mapping[int, int]) -> tuple[Doubt, ...]:
     )
 
 
+def _strangers(files: Sequence[tuple[str, Mapping[int, int]]]) -> tuple[Doubt, ...]:
+    """Doubt ids that fall into groups which never meet in a mask: two ways to count, by two people or two tools."""
+    group: dict[int, int] = {}
+
+    def leader(i: int) -> int:
+        while group[i] != i:
+            i = group[i]
+        return i
+
+    for _, counts in files:
+        objects = sorted(set(counts) - {0, 255})
+        for i in objects:
+            group.setdefault(i, i)
+            group[leader(i)] = leader(objects[0])
+    groups: dict[int, list[int]] = {}
+    for i in sorted(group):
+        groups.setdefault(leader(i), []).append(i)
+    several = [ids for ids in groups.values() if len(ids) > 1]
+    if len(several) < 2:
+        return ()
+    lines = []
+    for ids in several:
+        held = [name for name, counts in files if set(counts) & set(ids)]
+        lines.append(f"{some([str(i) for i in ids], 8)} in {len(held)} masks ({some(held, 2)})")
+    return (
+        Doubt(
+            frozenset(group),
+            f"ids fall into groups that never meet in one mask: {'; '.join(lines)}.",
+            "If two tools counted in two ways, name each id, one name several times: --classes NAME=ID,NAME=ID,...; "
+            "name each as well if all are different classes",
+        ),
+    )
+
+
 def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tuple[Doubt, ...]:
     """Doubt values that are nowhere two pixels wide, if there are several."""
     thin = [v for v in counts if 8 * blocks.get(v, 0) < counts[v]]
@@ -346,7 +382,7 @@ def _colour_of(file: MaskFile, value: int) -> Colour:
     return BLACK if file.kind == "ids" else file.colour(value) or BLACK
 
 
-def _require_apart(root: Path, files: Sequence[MaskFile], differ: str) -> None:
+def _require_apart(root: Path, files: Sequence[MaskFile], coloured: Sequence[MaskFile], differ: str) -> None:
     """Refuse palettes that differ where colours do not tell the classes apart."""
     faults = []
     owners: Counter[Colour] = Counter()
@@ -366,8 +402,15 @@ def _require_apart(root: Path, files: Sequence[MaskFile], differ: str) -> None:
             f"{root}: {differ or 'indexed masks'}, and their colours cannot be told apart: {some(faults, 5, '; ')}; "
             "export the masks again with one palette, or as grey pictures of ids"
         )
+    for f in coloured:
+        owners.update([unpack_colour(v) for v in f.counts])
     once = [c for c, n in owners.items() if n == 1]
-    if differ and len(files) >= 4 and len(owners) > 2 * len(indices) and len(once) > len(owners) / 2:
+    if (
+        differ
+        and len(files) + len(coloured) >= 4
+        and len(owners) > 2 * len(indices)
+        and len(once) > len(owners) / 2
+    ):
         raise DataError(
             f"{root}: {differ}, and {len(once)} of {len(owners)} colours are in one mask only, so neither the indices "
             "nor the colours tell the classes; export the masks again with one palette, or as grey pictures of ids"

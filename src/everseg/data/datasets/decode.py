@@ -369,6 +369,14 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
             " add them there, or repair the mask"
         )
     targets = np.array([table[v] for v in values.tolist()], np.uint8)
+    # A table of all greys cuts them into dark and bright. A mask that is drawn in two dark values only was not drawn in
+    # black and white: 0 and 1, say. Both would become background.
+    if len(table) >= 256 and len(values) > 1 and len(set(targets.tolist())) == 1:
+        share = 100 * float((ids != values[0]).mean())
+        raise DataError(
+            f"{shown}: holds the values {values.tolist()[:_COLOURS_SHOWN]}, and labels.map makes all of them id "
+            f"{targets[0]} ({share:.1f} % of the mask would lose its label); export it like the others"
+        )
     if ids.dtype == np.uint8:
         lut = np.zeros(256, np.uint8)
         lut[values] = targets

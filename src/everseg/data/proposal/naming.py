@@ -227,7 +227,8 @@ def by_position(names: NameList, ids: Sequence[int], *, first: int | None = None
         # --classes that names every id means every id. A file's list is about ids, so its order counts only if nothing
         # else fits.
         order: dict[Value, str] = dict(zip(ids, given, strict=True))
-        if named or not readings:
+        # In a file that does not name the background, one of the objects may not be drawn yet.
+        if named or (not readings and (0 not in ids or called or starts)):
             readings.append(Reading(order, "--classes " + ",".join(f"{n}={i}" for i, n in order.items())))
     elif 0 in ids and count == len(objects) and not called and (named or not readings):
         order = dict(zip(objects, given, strict=True))
