@@ -12,6 +12,7 @@ from everseg.losses.classification import (
 from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
 from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
+from everseg.losses.pooled_cube import pooled_cube_distillation
 
 __all__ = [
     "Term",
@@ -24,6 +25,7 @@ __all__ = [
     "icarl_distillation",
     "kl_divergence",
     "pixelwise_losses",
+    "pooled_cube_distillation",
     "unbiased_cross_entropy",
     "unbiased_distillation",
     "upsample",
