@@ -55,6 +55,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mib:MiB",
             "Treat the background as what it is in each step: old classes in the labels, new ones in the teacher.",
         ),
+        "rcil": Builtin(
+            "everseg.methods.rcil:RCIL",
+            "Learn in new convolutions beside frozen ones, and keep squared features, pooled in space and channels.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",
