@@ -20,7 +20,7 @@ from everseg.methods.terms import (
     over_branches,
     stage_maps,
 )
-from everseg.models.compensation import MERGE, MERGE_EXACTLY, compensated, forget_eps
+from everseg.models.compensation import MERGE, MERGE_EXACTLY, compensated, forget_eps, recall_eps
 from everseg.types import SegOutput
 
 
@@ -55,6 +55,10 @@ class RCIL(Method):
     """How convolutions are merged. In the authors' code an identity norm remains, whose eps scales the convolution's
     output by sqrt(1 + 1e-5) once the model is read from disk; "exact" leaves no norm."""
 
+    def __post_init__(self) -> None:
+        if self.freeze_encoder:
+            raise ValueError("freeze_encoder: rcil learns in the encoder's new convolutions; leave it false")
+
     def grow(self, model, step):
         if not compensated(model):
             raise ConfigError(
@@ -70,6 +74,9 @@ class RCIL(Method):
         model.restructure(MERGE if self.merge == "official" else MERGE_EXACTLY)
         if self.merge == "official":
             forget_eps(model)
+
+    def finish_model(self, ctx):
+        recall_eps(ctx.module)
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch)

@@ -177,12 +177,22 @@ def forget_eps(model: SegmentationModel) -> None:
     """Set eps of the merged norms to 0, as the authors' code does in memory after a merge.
 
     Their files do not hold it: a model read from disk has 1e-5 again, and so multiplies the merged convolution's output
-    by sqrt(1 + 1e-5) with norm "iabn". So do models of ours.
+    by sqrt(1 + 1e-5) with norm "iabn". So do models of ours, and those after `recall_eps`.
     """
+    _set_eps(model, lambda new: 0.0)
+
+
+def recall_eps(model: SegmentationModel) -> None:
+    """Undo `forget_eps`: the merged norms compute what they would if the model were read from disk."""
+    _set_eps(model, lambda new: new.eps)
+
+
+def _set_eps(model: SegmentationModel, choose: Callable[[_BatchNorm], float]) -> None:
     for module in compensated(model):
-        for part in module.constant:
-            if isinstance(part, _BatchNorm):
-                part.eps = 0.0
+        for unit in module.units if module.merged else ():
+            old, new = module.get_submodule(unit.norm), module.get_submodule(unit.new.norm)
+            if isinstance(old, _BatchNorm) and isinstance(new, _BatchNorm):
+                old.eps = choose(new)
 
 
 def new_beside_old(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
