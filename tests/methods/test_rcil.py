@@ -9,23 +9,22 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TRAIN, make_step
 from torch import Tensor
 from torch.testing import assert_close
 
+from everseg.config.fields import TrainConfig
 from everseg.errors import ConfigError
 from everseg.methods.rcil import RCIL
 from everseg.methods.switches import finish
 from everseg.models.build import deeplabv3, from_description
 from everseg.models.compensation import compensated
 from everseg.models.model import SegmentationModel
+from everseg.scenarios.steps import Step
 from everseg.types import Batch
 
-STEPS = (
-    make_step(0, {"a": (3,)}, {"a": 3}, "a"),
-    make_step(1, {"a": (3, 2)}, {"a": 2}, "a"),
-    make_step(2, {"a": (3, 2, 1)}, {"a": 1}, "a"),
-)
+TRAIN = TrainConfig(lr=0.05)
+"""As in the fixture `toy`."""
+SIZES = ({"a": (3,)}, {"a": (3, 2)}, {"a": (3, 2, 1)})
 STRIDES = {"layer1": (1, 1), "layer2": (2, 1), "layer3": (2, 1), "layer4": (1, 2)}
 RATES = (1, 2, 3)
 State = dict[str, Tensor]
@@ -37,6 +36,12 @@ def network() -> SegmentationModel:
         norm="iabn", blocks=(1, 1, 1, 1), stem=4, widths=(2, 2, 3, 3), hidden=3, out_channels=5, rates=RATES,
         compensation=True,
     ).double()  # fmt: skip
+
+
+@pytest.fixture
+def steps(toy) -> list[Step]:
+    """Three classes, then two, then one."""
+    return [toy.step(k, sizes, {"a": sizes["a"][-1]}, "a") for k, sizes in enumerate(SIZES)]
 
 
 def batches(step: int) -> list[Batch]:
@@ -242,11 +247,11 @@ def losses(
 
 
 @pytest.mark.parametrize("merge", ["official", "exact"])
-def test_three_steps_agree_with_an_implementation_that_merges_nothing(toy, merge):
+def test_three_steps_agree_with_an_implementation_that_merges_nothing(toy, steps, merge):
     """Every loss of every iteration, and all weights at the end, with the same draws on both sides."""
     method, model = RCIL(kd_weight=5.0, spatial_weight=0.3, channel_weight=0.2, merge=merge), network()
     oracle: Oracle | None = None
-    for step in STEPS:
+    for step in steps:
         run = toy.begin(method, model, step)
         model.double()
         state = {n: v.clone() for n, v in model.state_dict().items() if not n.endswith("tracked")}
@@ -282,3 +287,93 @@ def test_three_steps_agree_with_an_implementation_that_merges_nothing(toy, merge
     again = from_description(model.describe()).double()
     again.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(again.eval()(image)["a"].logits, found.logits), "memory and disk compute the same"
+
+
+# ---------------------------------------------------------------- its own properties
+
+
+def later(toy, steps, **options):
+    """The beginning of the second step: what the first one left, and the student."""
+    method, model = RCIL(**options), network()
+    finish(method, toy.begin(method, model, steps[0]).take(*batches(0)).ctx)
+    return toy.begin(method, model, steps[1])
+
+
+def test_the_merged_convolutions_alone_are_the_teacher_and_the_student_is_not(toy, steps):
+    """New convolutions are not started anew: the student is a quarter old and three quarters new."""
+    run = later(toy, steps)
+    image = torch.randn(2, 3, 48, 48).double()
+    with torch.no_grad():
+        wanted = run.teacher(image)["a"].features
+        student = run.model.eval()(image)["a"].features["decoder"]
+        for module in compensated(run.model):
+            module.combined = lambda old, new: old
+        found = run.model(image)["a"].features
+    for name, value in wanted.items():
+        assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
+    assert (student - wanted["decoder"]).norm() / wanted["decoder"].norm() > 0.01
+
+
+def test_merged_convolutions_never_move_again(toy, steps):
+    run = later(toy, steps)
+    constant = [part for module in compensated(run.model) for part in module.constant]
+    assert len(constant) == 4 * 2 + 5
+    run.model.freeze()  # a second call means what it says, and merged convolutions stay constant
+    run.model.train()
+    before = [value.clone() for part in constant for value in part.state_dict().values()]
+    assert not any(part.training for part in constant if not isinstance(part, torch.nn.Conv2d))
+    run.take(*batches(1))
+    assert all(weight.grad is None for part in constant for weight in part.parameters())
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, (v for part in constant for v in part.state_dict().values()), strict=True)
+    )
+    held = {id(weight) for group in run.optimizer.param_groups for weight in group["params"]}
+    assert not any(id(weight) in held for part in constant for weight in part.parameters()), (
+        "no weight decay either"
+    )
+
+
+@pytest.mark.parametrize("start", ["weights", "all", "none"])
+def test_new_classifiers_take_over_what_is_asked_for(toy, steps, start):
+    run = later(toy, steps, init_background=start)
+    old, new = run.model.head("a").classifiers
+    taught = run.teacher.head("a").classifiers[0]
+    assert torch.equal(new.weight, old.weight[:1].expand_as(new.weight)) is (start != "none")
+    assert torch.equal(old.bias, taught.bias) is (start != "all")
+    assert bool((new.bias == old.bias[0]).all()) is (start == "all")
+
+
+def test_a_network_without_new_convolutions_is_refused_with_the_option_to_give(toy):
+    with pytest.raises(ConfigError, match=r"model\.options\.compensation=true"):
+        RCIL().prepare_model(toy.model(), toy.steps[0])
+
+
+def test_freezing_the_encoder_is_refused():
+    with pytest.raises(ValueError, match="freeze_encoder"):
+        RCIL(freeze_encoder=True)
+
+
+def test_the_growth_factor_counts_outputs_of_the_branch(toy, steps):
+    """sqrt(5 / 2) in the second step; nothing in a step that adds no class, as in the authors' domain setting."""
+    terms = [later(toy, steps, growth_factor=on).take(*batches(1)[:1]).terms[0] for on in (True, False)]
+    for name in ("spatial", "channel"):
+        assert terms[0][name].item() == pytest.approx(math.sqrt(5 / 2) * terms[1][name].item())
+    same = toy.step(1, {"a": (3,)}, {}, "a")
+    terms = []
+    for on in (True, False):
+        method, model = RCIL(growth_factor=on), network()
+        finish(method, toy.begin(method, model, steps[0]).take(*batches(0)).ctx)
+        terms.append(toy.begin(method, model, same).take(batches(0)[0]).terms[0])
+    assert terms[0] == terms[1]
+
+
+def test_old_domains_are_kept_through_their_own_heads(toy):
+    """Cubes are compared in every branch that the teacher knows; their mean counts."""
+    method, model = RCIL(kd_weight=1.0), toy.model("rcil")
+    toy.train(method, model, *toy.domains[:2])
+    run = toy.begin(method, model, toy.domains[2])
+    batch = toy.batches(toy.domains[2])[0]
+    run.take(batch)
+    assert set(run.terms[0]) == {"ce", "kd", "spatial", "channel"}
+    assert all(value.isfinite() and value > 0 for value in run.terms[0].values())
