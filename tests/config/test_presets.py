@@ -248,3 +248,19 @@ def test_unknown_names_get_the_nearest_one_and_a_way_out() -> None:
 def test_what_a_preset_gives_is_a_copy() -> None:
     presets.load_preset("voc-15-5-mib")["train"]["lr"] = 7
     assert presets.load_preset("voc-15-5-mib")["train"]["lr"] == 0.01
+
+
+def test_rcil_has_its_network_rates_and_factors() -> None:
+    for name, lr, epochs, factor in (
+        ("voc-15-1-overlapped-rcil", 0.02, 30, 0.01),
+        ("voc-10-1-disjoint-rcil", 0.02, 30, 0.01),
+        ("ade-100-50-rcil", 0.01, 60, 5e-6),
+        ("ade-100-5-rcil", 0.01, 60, 5e-6),
+    ):
+        config = load(name)
+        assert (config.model.norm, config.model.options) == ("iabn", {"compensation": True})
+        assert (config.train.lr, config.train.lr_next, config.train.batch) == (lr, 0.001, 24)
+        assert (config.train.epochs, config.train.epochs_next or config.train.epochs) == (epochs, epochs)
+        assert config.method.options["spatial_weight"] == factor
+        assert config.scenario.policy == f"plop-{name[:3]}"
+    assert load("camvid-6-5-rcil").model.options["compensation"] is True

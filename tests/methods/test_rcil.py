@@ -349,9 +349,11 @@ def test_a_network_without_new_convolutions_is_refused_with_the_option_to_give(t
         RCIL().prepare_model(toy.model(), toy.steps[0])
 
 
-def test_freezing_the_encoder_is_refused():
-    with pytest.raises(ValueError, match="freeze_encoder"):
-        RCIL(freeze_encoder=True)
+@pytest.mark.parametrize("part", ["freeze_encoder", "freeze_decoder"])
+def test_freezing_what_a_merge_changes_is_refused(part):
+    """A frozen encoder is run once, through the teacher: the student would lose its merge without a word."""
+    with pytest.raises(ValueError, match=part):
+        RCIL(**{part: True})
 
 
 def test_the_growth_factor_counts_outputs_of_the_branch(toy, steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -113,19 +114,28 @@ def window_distance(difference: Tensor) -> Tensor:
     Returns:
         Scalar >= 0. A k x k window has k // 2 zeros on each side of the map, which count in its average.
     """
+    height, width = difference.shape[2:]
     norms = []
     for side in WINDOWS:
-        # A window's average is that of its rows' averages: 2 k products per cell instead of k * k.
-        rows = F.avg_pool2d(difference, (1, side), stride=1, padding=(0, side // 2))
-        norms.append(_norm(F.avg_pool2d(rows, (side, 1), stride=1, padding=(side // 2, 0))))
+        # The average of a window is that of its rows' averages: two matrix products, many times faster on a CPU than
+        # pooling. The result is transposed in between and stays so, as its norm is the same.
+        rows = difference @ _averages(width, side, difference.dtype, difference.device)  # (B, C, h, w + 1)
+        norms.append(_norm(rows.mT @ _averages(height, side, difference.dtype, difference.device)))
     return torch.stack(norms).mean()
+
+
+@lru_cache(maxsize=256)
+def _averages(length: int, side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights (length, windows): column i averages the window that begins side // 2 before cell i, zeros outside."""
+    start = torch.arange(length + 2 * (side // 2) - side + 1, device=device) - side // 2
+    cells = torch.arange(length, device=device)[:, None]
+    return ((cells >= start) & (cells < start + side)).to(dtype) / side
 
 
 def neighbour_distance(difference: Tensor) -> Tensor:
     """Norm per image of a map (B, C, h, w) whose channels are averaged with their neighbours; mean over the images."""
-    # The channels as rows of a picture of one channel: the average is always over three, zeros beyond both ends.
-    rows = difference.flatten(2).unsqueeze(1)  # (B, 1, C, h * w)
-    return _norm(F.avg_pool2d(rows, (3, 1), stride=1, padding=(1, 0)))
+    padded = F.pad(difference, (0, 0, 0, 0, 1, 1))  # (B, C + 2, h, w)
+    return _norm((padded[:, :-2] + difference + padded[:, 2:]) / 3)
 
 
 def _norm(maps: Tensor) -> Tensor:

@@ -56,8 +56,11 @@ class RCIL(Method):
     output by sqrt(1 + 1e-5) once the model is read from disk; "exact" leaves no norm."""
 
     def __post_init__(self) -> None:
-        if self.freeze_encoder:
-            raise ValueError("freeze_encoder: rcil learns in the encoder's new convolutions; leave it false")
+        for name in ("freeze_encoder", "freeze_decoder"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: rcil learns in the new convolutions of encoder and decoder; leave it false"
+                )
 
     def grow(self, model, step):
         if not compensated(model):
