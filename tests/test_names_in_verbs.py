@@ -184,6 +184,35 @@ def test_tasks_name_classes_in_any_spelling_and_untaught_ones_are_told(data: Pat
     assert "unknown class 'violet'" in err
 
 
+def test_a_run_keeps_what_it_said_of_class_names_and_says_it_again(
+    data: Path, tmp_path: Path, call: Call
+) -> None:
+    given = (
+        "demo-mib", f"data={data}", "task=[[red], [green]]", f"out={tmp_path}", "train.max_iterations=1",
+        "data.crop=32", "train.batch=4", "report=false", "tensorboard=false",
+    )  # fmt: skip
+    for _ in range(2):  # the second call finds the run finished
+        code, out, err = call("run", *given, "--json", "--quiet")
+        assert code == 0, err
+        (note,) = json.loads(out)["notes"]
+        assert note.startswith("no step teaches 'blue' (")
+        assert f"note: {note}" in err
+    done = everseg.run(given[0], overrides=given[1:], quiet=True)
+    assert done.notes == (note,)
+    assert f"note: {note}" in str(done)
+    # Another version may word the note in another way: the run continues all the same.
+    file = done.path / "scenario.json"
+    file.write_text(file.read_text().replace("no step teaches", "nobody teaches"))
+    (done.path / "steps/01/metrics.json").unlink()
+    again = everseg.run(given[0], overrides=given[1:], quiet=True)
+    assert again.notes == (note.replace("no step", "nobody"),)
+    assert [step["index"] for step in again.steps] == [0, 1]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "notes": 3}))
+    code, _, err = call("run", *given, "--json", "--quiet")
+    assert code == 4
+    assert "scenario.json is damaged" in err
+
+
 def test_domains_that_share_a_path_join_classes_in_two_spellings(
     data: Path, tmp_path: Path, call: Call
 ) -> None:
