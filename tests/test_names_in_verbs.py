@@ -213,7 +213,7 @@ def test_a_run_keeps_what_it_said_of_class_names_and_says_it_again(
     assert "scenario.json is damaged" in err
 
 
-def test_domains_that_share_a_path_join_classes_in_two_spellings(
+def test_domains_that_share_a_branch_join_classes_in_two_spellings(
     data: Path, tmp_path: Path, call: Call
 ) -> None:
     dusk = write_data(tmp_path / "dusk", "[background, Red, GREEN, violet]")
@@ -360,7 +360,7 @@ def test_serve_lists_such_a_class_once_and_says_so(
     assert "note:" not in call("serve", pair[0], "--port", 0)[2]
 
 
-def test_paths_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_path: Path) -> None:
+def test_branches_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_path: Path) -> None:
     model = deeplabv3_tiny(widths=[8, 8, 8, 8])
     spaces = {
         "day": LabelSpace(((0, 1),), ("background", "road")),
@@ -378,7 +378,7 @@ def test_paths_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_pat
     assert again.registry.ids(spaces["dusk"]) == [0, 2, 1]
 
 
-def test_what_older_versions_took_for_two_classes_of_one_path_keeps_two_ids(tmp_path: Path) -> None:
+def test_what_older_versions_took_for_two_classes_of_one_branch_keeps_two_ids(tmp_path: Path) -> None:
     made = constant(tmp_path / "b", ("background", "Background", "road"), "road")
     assert [(entry.id, entry.name) for entry in open_bundle(made).registry.classes] == [
         (0, "background"),

@@ -290,7 +290,7 @@ def test_every_size_gives_what_the_model_gives(build, tmp_path):
     assert len(made.lineage["parity"]["default"]["sizes"]) >= 6
 
 
-def test_every_path_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch):
+def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
     monkeypatch.setattr(
@@ -326,13 +326,13 @@ def test_a_wrong_architecture_is_told(monkeypatch):
         to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
 
 
-def test_a_run_over_domains_keeps_its_paths_and_results(tmp_path, call):
+def test_a_run_over_domains_keeps_its_branches_and_results(tmp_path, call):
     config = domain_toy.settings(tmp_path, train={"epochs": 1})
     made = export(everseg.run(config, quiet=True).path, tmp_path / "b", onnx=False)
     assert made.about.domains == {"day": "day", "dusk": "dusk"}
     assert {c.name: c.branches for c in made.registry.classes}["red"] == ("day", "dusk")
     card = (made.path / "MODEL_CARD.md").read_text()
-    assert "paths day, dusk" in card
+    assert "branches day, dusk" in card
     assert card.count("| 1 | ") >= 2  # the second step was tested on both domains
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
     assert call("predict", made.path, tmp_path / "one.png", "-o", tmp_path / "out")[0] == 2

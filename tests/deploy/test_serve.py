@@ -167,7 +167,7 @@ def test_the_page_and_what_it_may_do(server):
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_info_names_bundles_paths_and_classes_once(server, bundles):
+def test_info_names_bundles_branches_and_classes_once(server, bundles):
     status, info, _ = ask(server, "GET", "/info")
     assert status == 200
     assert info["bundles"] == [{"name": "a", "branches": []}, {"name": "b", "branches": ["day", "dusk"]}]

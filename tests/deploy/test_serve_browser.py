@@ -265,7 +265,7 @@ def test_a_turned_photo_lies_as_its_mask(page, server, bundles, tmp_path):
     clean(page, server)
 
 
-def test_a_model_of_several_paths_asks_for_the_domain(browser, photo, tmp_path):
+def test_a_model_of_several_branches_asks_for_the_domain(browser, photo, tmp_path):
     domains = {"day": ["background", "red", "green"], "dusk": ["background", "green", "blue", "red"]}
     path = make_bundle(tmp_path / "b", domains)
     browser.console.clear()

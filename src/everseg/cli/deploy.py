@@ -113,7 +113,7 @@ def diff(
     ] = None,
     largest: Annotated[int, typer.Option(min=1, help="Images on the picture and in the table.")] = 8,
     domain: Annotated[
-        str | None, typer.Option("--domain", metavar="NAME", help="Path that the images take.")
+        str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

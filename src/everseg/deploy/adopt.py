@@ -334,7 +334,7 @@ def _logits(model: SegmentationModel, sample: Tensor) -> Tensor:
 ENCODERS = ("encoder.body.", "encoder.", "backbone.")
 """Possible prefixes of the encoder's weights. everseg uses the first one."""
 CLASSIFIER = re.compile(
-    r"(?:heads\.(?P<path>.+)\.classifiers\.(?P<number>\d+)|classifier)\.(?P<part>weight|bias)"
+    r"(?:heads\.(?P<branch>.+)\.classifiers\.(?P<number>\d+)|classifier)\.(?P<part>weight|bias)"
 )
 
 
@@ -400,15 +400,16 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: there is no classifier, there are several branches, or the growths do not fit each other.
     """
     found: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
-    paths = set[str]()
+    classifiers = set[str]()
     for key, value in state.items():
         match = CLASSIFIER.fullmatch(key)
         if match:
-            paths.add(f"heads.{match['path']}" if match["path"] else "classifier")
+            classifiers.add(f"heads.{match['branch']}" if match["branch"] else "classifier")
             found[match["part"]][int(match["number"] or 0)] = value
-    if len(paths) > 1:
+    if len(classifiers) > 1:
         raise CheckpointError(
-            f"these weights have several classifiers ({', '.join(sorted(paths))}); a model with one branch is adopted"
+            f"these weights have several classifiers ({', '.join(sorted(classifiers))}); "
+            "only a model with one branch can be adopted"
         )
     if not found["weight"] or found["weight"].keys() != found["bias"].keys():
         raise CheckpointError(
