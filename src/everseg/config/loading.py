@@ -142,7 +142,8 @@ def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:
 def own_code(config: RunConfig) -> dict[tuple[str, str], str]:
     """Names in a configuration that stand for code which is not everseg's own.
 
-    These are `file.py:Name`, `package.module:Name` and the entry points of installed packages. A data.yaml is no code.
+    These are `file.py:Name`, `package.module:Name` and the entry points of installed packages. A data.yaml is no code,
+    unless its `layout` is such an entry point.
 
     Returns:
         (kind of the registry, key as on the command line) -> name.
@@ -161,8 +162,26 @@ def own_code(config: RunConfig) -> dict[tuple[str, str], str]:
         (kind, key): name
         for (kind, key), name in places.items()
         if not registry.is_builtin(kind, name)
-        and not (kind == "dataset" and name.lower().endswith((".yaml", ".yml")))
+        and not (kind == "dataset" and _is_description(name) and installed_layout(name) is None)
     }
+
+
+def _is_description(dataset: str) -> bool:
+    return dataset.lower().endswith((".yaml", ".yml"))
+
+
+def installed_layout(description: str) -> str | None:
+    """Return the `layout` of a data.yaml if it is the entry point of an installed package, else None.
+
+    It is also None if the file cannot be read: opening the data says what is wrong with it.
+    """
+    try:
+        content = read(Path(description).expanduser()).value
+    except (ConfigError, OSError, RuntimeError):  # RuntimeError: a home folder that does not exist
+        return None
+    layout = content.get("layout") if isinstance(content, Mapping) else None
+    installed = isinstance(layout, str) and not registry.is_builtin("dataset", layout)
+    return layout if installed and layout in registry.names("dataset") else None
 
 
 def refuse_own_code(
@@ -188,12 +207,17 @@ def refuse_own_code(
         key: name for (kind, key), name in own_code(config).items() if kind in kinds and name not in said
     }
     if refused:
-        raise ConfigError(
-            [
-                f"this run uses your own code '{name}'; say so to let it run: {key}={name}"
-                for key, name in refused.items()
-            ]
-        )
+        raise ConfigError([_refusal(key, name) for key, name in refused.items()])
+
+
+def _refusal(key: str, name: str) -> str:
+    layout = installed_layout(name) if _is_description(name) else None
+    if layout is None:
+        return f"this run uses your own code '{name}'; say so to let it run: {key}={name}"
+    return (
+        f"this run reads its data with '{name}', whose layout '{layout}' is the code of an installed package; "
+        f"say so to let it run: {key}={name}"
+    )
 
 
 def _texts_in(value: Any) -> set[str]:
