@@ -60,6 +60,8 @@ class Contents:
     """Digest of that bundle."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of `lineage.json`."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the model's file that a later everseg wrote; the bundle gets them unchanged."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,6 +189,7 @@ def write_bundle(
         contents.form,
         registry=registry,
         onnx=names,
+        unknown=contents.unknown,
     )
     lineage = {
         "format": 1,
