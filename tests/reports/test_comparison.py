@@ -192,7 +192,7 @@ def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     made_run(tmp_path / "x", "whole", "demo-ft", **two_steps(0.8, 0.1, 0.5))
     made = collect([tmp_path / "x"])[0]
     assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft"]
-    assert "half is not finished and left out" in made["notes"][0]
+    assert "half is left out because it is not finished" in made["notes"][0]
     with pytest.raises(ConfigError, match="no run folder") as caught:
         everseg.compare([tmp_path, tmp_path / "nothing"])
     assert len(caught.value.problems) == 2

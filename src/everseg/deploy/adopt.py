@@ -150,9 +150,9 @@ def _space(names: Sequence[str]) -> tuple[LabelSpace, tuple[str, ...]]:
             if later
             else "its first class is not the background"
         )
-        return space, (f"{what}, so everseg extend cannot go on from it",)
+        return space, (f"{what}, so everseg extend cannot teach this bundle more classes",)
     if names[0] != BACKGROUND:
-        return space, (f"class '{names[0]}' is the background and called so in the bundle",)
+        return space, (f"class '{names[0]}' is the background, and the bundle calls it background",)
     return space, ()
 
 
@@ -385,7 +385,7 @@ def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
             return "library-deeplabv3", {"hidden": len(hidden), "out_channels": len(out)}
     except KeyError as error:
         raise CheckpointError(
-            f"these weights have part of a DeepLabV3 head only: {error} is missing"
+            f"these weights hold only part of a DeepLabV3 head: {error} is missing"
         ) from None
     raise CheckpointError(
         "these weights have none of everseg's heads: neither decoder.project.0.weight (all-MLP, model.name=mlp) nor "
@@ -421,6 +421,6 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(widths) > 1 or not all(value.dim() for value in values.values()):
             shapes = ", ".join(str(tuple(values[i].shape)) for i in sorted(values))
             raise CheckpointError(
-                f"these weights are of no one head: the growths of its {part} do not fit each other ({shapes})"
+                f"these weights do not form one head: the growths of its {part} do not fit each other ({shapes})"
             )
     return {part: torch.cat([values[i] for i in sorted(values)]) for part, values in found.items()}

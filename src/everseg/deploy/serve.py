@@ -376,7 +376,7 @@ def _address(text: str) -> SplitResult:
     try:
         return urlsplit(text)
     except ValueError:
-        raise RefusedError(400, "The address makes no sense.") from None
+        raise RefusedError(400, "The address cannot be read.") from None
 
 
 def _json(value: Any) -> tuple[bytes, str]:
@@ -516,7 +516,7 @@ def class_notes(served: Sequence[Served]) -> list[str]:
     notes = [f"class '{theirs}' of {b} is shown as '{ours}' of {a}" for theirs, ours in found.respelt.items()]
     for name, lonely in ((a, found.unmatched_known), (b, found.unmatched_wanted)):
         if lonely:
-            notes.append(f"only {name} knows {some(lonely, 12)}: where it sees them the two always differ")
+            notes.append(f"only {name} knows {some(lonely, 12)}: pixels that it gives to them always differ")
     return notes
 
 

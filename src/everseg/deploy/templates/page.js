@@ -61,7 +61,7 @@ async function refresh() {
   try {
     for (const i of shown()) {
       if (state.results[i]) continue;
-      at("status").textContent = `${titles[i]} looks at the image …`;
+      at("status").textContent = `Predicting with ${titles[i]} …`;
       const result = await decode(await ask(i, turn), positions[i]);
       if (turn !== state.turn) return;
       state.results[i] = result;
@@ -153,7 +153,7 @@ async function caption(differing, whole) {
     return;
   }
   if (turn !== state.turn || state.view !== "difference") return;
-  at("caption0").textContent = `${text} of the pixels differ; coloured as ${titles[1]} sees them`;
+  at("caption0").textContent = `${text} of the pixels differ; in the colours of ${titles[1]}`;
   draw();
 }
 
