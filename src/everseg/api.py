@@ -77,6 +77,11 @@ class Run(Result):
     def config(self) -> RunConfig:
         return self.results.config
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the run treated class names that were not as expected, for example classes that no step teaches."""
+        return self.results.notes
+
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """Scores of each finished step (fractions in [0, 1], None where undefined)."""
@@ -162,6 +167,7 @@ class Run(Result):
             "steps": self.steps,
             **({"table": self.table()} if self.over_domains else {}),
             **self.sequence,
+            "notes": list(self.notes),
         }
 
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:

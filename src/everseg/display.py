@@ -63,6 +63,16 @@ def percent(value: float | None, *, digits: int = 1) -> str:
     return figure(in_percent(value), digits=digits)
 
 
+def share(value: float | None) -> str:
+    """Format a share of pixels as percent, with the sign %. A share too small to show is not shown as zero.
+
+    >>> share(0.125), share(0.0004), share(0.0), share(None)
+    ('12.5 %', '< 0.1 %', '0.0 %', '-')
+    """
+    text = "< 0.1" if value is not None and 0 < value < 0.001 else percent(value)
+    return text if text == UNDEFINED else f"{text} %"
+
+
 def points(value: float | None) -> str:
     """Format a difference of two fractions as percentage points, with its sign.
 

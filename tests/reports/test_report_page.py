@@ -210,7 +210,7 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
 def test_an_unfinished_run_says_so(copy: Path) -> None:
     (copy / "steps" / "01" / "metrics.json").unlink()
     given = made(copy, images=0)
-    must_say(given.text, "not finished: 1 of 2 steps")
+    must_say(given.text, "not finished: only 1 of 2 steps")
     must_say(given.text, "After its first step")
     shutil.rmtree(copy / "steps" / "00")
     with pytest.raises(CheckpointError, match="no finished step"):

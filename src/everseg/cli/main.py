@@ -74,7 +74,7 @@ def demo(
     from everseg import api
 
     def show(result: Demo) -> None:
-        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        """Print the result as soon as it is known. The reports are written after it, which takes longer."""
         give(result, as_json)
         sys.stdout.flush()  # into a pipe too the table comes before the reports
 
@@ -100,7 +100,7 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Two iterations of every step through every stage; keeps nothing."),
+        typer.Option("--dry-run", help="Try every stage with two iterations of every step. Nothing is kept."),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -283,7 +283,7 @@ def report(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Write one HTML page with everything a run says: scores, charts, pictures, where they come from."""
+    """Write one HTML page about a run: its scores, charts and pictures, and how they were made."""
     from everseg import api
 
     give(api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet), as_json)

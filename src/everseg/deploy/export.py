@@ -118,11 +118,12 @@ def of_run(
     grown = [i for i in own if any(recorded[i]["grows"].values())]
     old = [] if before is None else sorted({entry.step for entry in before.classes})
     growth = model.describe()["growth"]
+    about = folder.about(index)
     return Contents(
         model,
         spaces,
         state,
-        form=folder.about(index).form,
+        form=about.form,
         domains=folder.branch_of(index) if config.data.domains else {},
         steps=_steps_of([*old, *grown], len(growth)),
         before=before,
@@ -140,6 +141,7 @@ def of_run(
             "recipe": recipe(config),
             "history": history,
         },
+        unknown=about.unknown,
     )
 
 
@@ -225,4 +227,5 @@ def _of_model(path: Path, builder: Any) -> Contents:
         form=about.form,
         domains=about.domains,
         lineage={"final": digest, "source": about.source or f"model folder {path.name}"},
+        unknown=about.unknown,
     )

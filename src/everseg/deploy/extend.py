@@ -57,7 +57,7 @@ class Extension(Result):
         if self.gate is not None:
             yield f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left"
         yield from self.bundle.parity_text()
-        yield f"wrote {self.bundle.path} (the bundle it came from is untouched; the run is {self.run})"
+        yield f"wrote {self.bundle.path} (the old bundle is not changed; the run is {self.run})"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -203,19 +203,19 @@ def configuration(
 
 
 def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool, progress: Progress) -> None:
-    """Print what is known before the training: classes, images, and what the deployed model sees in the new data."""
+    """Print what is known before the training: classes, images, and what the deployed model finds in the new data."""
     (step,) = prepared.steps
     train = step.train[0]
     space = next(iter(source.spaces.values()))
     progress.message(
-        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; needs no old data"
+        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted({space.names[i] for i in set(train.lut) if i < space.num_classes and i != space.background})
     labelled = (
-        f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped: not)"
+        f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped ignores them)"
         if also
-        else "everything else is background"
+        else "all other pixels are background"
     )
     names = step.spaces[train.branch].names[space.num_classes :]
     progress.message(f"data:   {len(train.indices)} training images with {', '.join(names)}; {labelled}")
@@ -226,18 +226,19 @@ def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         progress.message(
-            f"check:  the deployed model sees old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"background pixels ({listed}): good for distillation"
+            f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
+            f"background pixels ({listed}). Distillation keeps the old classes by such pixels."
         )
     else:
         progress.message(
-            "check:  warning: the deployed model sees none of its classes in the background pixels"
+            "check:  warning: the deployed model finds none of its classes in the background pixels. "
+            "Distillation has little to keep the old classes by."
         )
     if not measuring:
         progress.message(
-            "note:   no labels of old classes given: their quality will be estimated from agreement with the deployed "
-            "model, whose errors count as kept too; --old-val DATA measures it (the new data themselves, if "
-            "their test images label old classes)"
+            "note:   no labels of old classes are given. Their quality will be estimated by how often the new model "
+            "agrees with the deployed one. Errors that both make then count as quality. --old-val DATA measures the "
+            "quality instead; DATA may be the new data, if their test images label old classes."
         )
 
 

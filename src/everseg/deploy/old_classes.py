@@ -87,7 +87,7 @@ def measured(
         means.append(_mean(each))
     if not means[0] > 0:
         raise DataError(
-            f"the deployed model finds none of its classes in '{dataset.name}': nothing can be compared"
+            f"the deployed model finds none of its classes in '{dataset.name}', so nothing can be compared"
         )
     share = means[1] / means[0]
     names = [pair.old.names[i] for i in pair.classes]
@@ -132,8 +132,8 @@ def estimated(
     if not often:
         return Kept(
             "estimated", None, {}, {},
-            "old classes cannot be estimated: the deployed model sees none of them in the new data's test images; "
-            "--old-val DATA measures them",
+            "old classes cannot be estimated: the deployed model finds none of them in the test images of the "
+            "new data. --old-val DATA measures them",
         )  # fmt: skip
     agree, overlap = (values[: pair.old.num_classes] for values in (class_accuracy(counts), iou(counts)))
     figures = {
@@ -150,11 +150,11 @@ def estimated(
     return Kept(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{percent(figures['agreement'])} % of the pixels, on {percent(share)} % in the mean over "
-        f"{len(often)} of its classes (mean IoU {percent(figures['agreement_miou'])}); of its pixels of old classes "
-        f"{percent(figures['became_new'])} % became a new class, {percent(figures['became_old'])} % another old one, "
-        f"{percent(figures['became_background'])} % background (pixels labelled as a new class left out; either model "
-        "may be right where they differ)",
+        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean over {len(often)} of "
+        f"its classes (mean IoU {percent(figures['agreement_miou'])}). Of the pixels that the deployed model gives to "
+        f"old classes, {percent(figures['became_new'])} % became a new class, {percent(figures['became_old'])} % "
+        f"another old class and {percent(figures['became_background'])} % background. Pixels labelled as a new class "
+        "are left out. Where the two models differ, either may be right",
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class Prepared:
     """"key/split" -> (N, 256) pixels per raw id of every image."""
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
-    """How class names were treated that differ in spelling or that no step teaches."""
+    """How class names were treated that differ in spelling, that the reader left out, or that no step teaches."""
 
 
 def prepare(config: RunConfig, progress: Progress) -> Prepared:
@@ -86,7 +86,10 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
             config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed, **more
         )
     _check_spaces(steps)
-    return Prepared(datasets, counts, steps, tuple(naming_notes(steps, datasets, counts)))
+    left_out = [
+        f"{text} (domain '{key}')" if several else text for key, one in datasets.items() for text in one.notes
+    ]
+    return Prepared(datasets, counts, steps, (*left_out, *naming_notes(steps, datasets, counts)))
 
 
 def _check_spaces(steps: Sequence[Step]) -> None:

@@ -265,27 +265,29 @@ def _job(
 ) -> _Job:
     """Decide what to score: the scenario's own test images, or other images whose classes are matched by name."""
     spaces = folder.spaces(index)
-    paths = folder.branch_of(index)  # name of the results -> branch
+    branch_of = folder.branch_of(index)  # name of the results -> branch
     several = bool(stored.data.domains)
     if domain is not None and infer and other:
         raise ConfigError(
             "--domain names the branch of all images, --infer-domain chooses it per image; give one"
         )
-    choices = list(dict.fromkeys([*paths, *spaces])) if other else list(paths)
+    choices = list(dict.fromkeys([*branch_of, *spaces])) if other else list(branch_of)
     if domain is not None and domain not in choices:
         raise ConfigError(f"--domain {domain}: step {index} of {folder.path} knows {', '.join(choices)}")
     if several and not other:
-        chosen = [domain] if domain is not None else list(paths)
+        chosen = [domain] if domain is not None else list(branch_of)
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
         planned = read_document(folder.path / "scenario.json", "steps")["steps"]
         recorded = _recorded_tests(planned[index]) if config.scenario == stored.scenario else {}
         told = [
-            _own_test(datasets[name], config, name, paths[name], spaces, recorded.get(name))
+            _own_test(datasets[name], config, name, branch_of[name], spaces, recorded.get(name))
             for name in chosen
         ]
         sources, notes = [source for source, _ in told], [note for _, notes in told for note in notes]
-        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen}, tuple(notes))
+        return _Job(
+            datasets, tuple(sources), {name: spaces[branch_of[name]] for name in chosen}, tuple(notes)
+        )
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config, progress)
@@ -306,9 +308,9 @@ def _job(
     elif several:
         if domain is None:
             raise ConfigError(
-                f"which branch shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
+                f"which branch shall the images of '{name}' take? --domain {' or '.join(branch_of)}, or --infer-domain"
             )
-        branch = paths.get(domain, domain)
+        branch = branch_of.get(domain, domain)
         found = [source_by_name(dataset, config.scenario, branch, spaces[branch], domain=name)]
     else:
         found = [

@@ -238,9 +238,13 @@ def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -
     }
     path = folder.path / "scenario.json"
     if not path.exists():
-        write_json(path, record)
+        write_json(path, {**record, **({"notes": list(prepared.notes)} if prepared.notes else {})})
+        return
+    stored = read_json(path)
+    if isinstance(stored, dict):
+        stored.pop("notes", None)  # sentences for people: another version may word them in another way
     # The round trip through JSON turns tuples into lists, as they are in the file.
-    elif read_json(path) != json.loads(json.dumps(record)):
+    if stored != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks or lists have changed since {folder.path} was started; "
             f"restore them, or start again under another name (name=...)"

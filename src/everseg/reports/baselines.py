@@ -134,7 +134,8 @@ def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[di
 
 
 _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next", "method.")
-"""What may differ: the method, and what acts on steps or their images, of which joint training has one and all."""
+"""Settings that may differ: the method, and those about the steps or their images. Joint training has one step with all
+images."""
 
 
 def joint_beside(results: Results, refused: list[str] | None = None) -> tuple[str, dict[str, Track]] | None:

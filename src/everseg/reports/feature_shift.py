@@ -257,7 +257,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 TSNE_PIXELS = 2500
-"""t-SNE shows at most so many pixels; its time grows faster than their number."""
+"""Most pixels that t-SNE shows. Its time grows faster than their number."""
 _SEED = 0x66656174
 _LONGEST_NAME = 24
 _LEGEND_WIDTH = 125

@@ -30,11 +30,11 @@ from everseg.scenarios.summary import summarise
 
 NAME = "report.html"
 IMAGES = 64
-"""Test images looked at for the grid."""
+"""Number of test images from which those of the grid are chosen."""
 AUTOMATIC_IMAGES = 12
-"""The same at the end of a run."""
+"""The same for the report that a run writes at its end."""
 _SIDES = (320, 240, 160)
-"""Longer side of embedded pictures: the first that keeps the page within its limit."""
+"""Longer sides of embedded pictures, in pixels. The first one that keeps the page within its limit is used."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -241,7 +241,9 @@ def _state_notes(results: Results) -> list[str]:
     if results.is_complete():
         return []
     finished, planned = len(results.steps), len(results.planned)
-    return [f"This run is not finished: {finished} of {planned} steps are. The same command continues it."]
+    return [
+        f"This run is not finished: only {finished} of {planned} steps are. The same command continues it."
+    ]
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -199,7 +199,7 @@ def change(one: Looked) -> np.ndarray:
 
 
 MOST_COLUMNS = 4
-"""Steps shown in the grid; of more, the first, the last and some between."""
+"""Most steps shown in the grid. Of more steps, it shows the first, the last and some between."""
 _CHANGE_TEXT = (
     "right", "forgotten: right after an earlier step, wrong now", "learnt: right now for the first time",
     "wrong after every step", "not labelled",
@@ -252,10 +252,10 @@ def rule(found: Sequence[Looked], seed: int) -> str:
     steps = sorted({step for one in found for step in one.predictions})
     through = ", ".join(map(str, steps))
     return (
-        f"Chosen by rule, not by hand: {len(found)} test images drawn with seed {seed} went through the models of "
-        f"step{'s' if len(steps) > 1 else ''} {through}. Each is ranked by its mean IoU after the last step over the "
-        "classes named below, as far as it shows them, and the worst, the median and the best are shown, then some of "
-        "the rest drawn with the same seed."
+        f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with the "
+        f"models of step{'s' if len(steps) > 1 else ''} {through}. Each image is ranked by its mean IoU after the last "
+        "step, over those of the classes named below that it shows. The worst, the median and the best image are "
+        "shown, then some of the rest, drawn with the same seed."
     )
 
 

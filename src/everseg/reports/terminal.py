@@ -81,9 +81,9 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
     drop = run_json.get("relative_drop")
     if drop is None:
         return (
-            "relative drop: no single-task numbers; train them beside this run on the same data and image size "
+            "relative drop: no single-task numbers. Train them beside this run, on the same data and image size "
             "(the preset that ends in -single, or scenario.single=true), "
-            "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
+            "or give the numbers: scenario.single_task={DOMAIN: PERCENT, ...}"
         )
     each = ", ".join(f"{name} {points(value)}" for name, value in drop["domains"].items())
     return (
