@@ -195,7 +195,8 @@ def run(
     config = load_config(source, overrides, **sections)
     if not dry_run:
         done = Run(execute(config, quiet=quiet), config)
-        _report_at_the_end(done, config, quiet)
+        if config.report:
+            _report_at_the_end(done, quiet)
         return done
     processes = PartialState(cpu=not torch.cuda.is_available())
     with contextlib.ExitStack() as held:
@@ -216,13 +217,15 @@ def run(
         return done
 
 
-def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
+def _report_at_the_end(done: Run, quiet: bool) -> None:
     """Write the report of a run that has just finished. A failure prints one warning and never fails the run."""
     progress = Progress(quiet=quiet, rank=PartialState().process_index)
-    if not config.report or not PartialState().is_main_process or not is_due(done.folder):
+    if not PartialState().is_main_process or not is_due(done.folder):
         return
     try:
-        made = write_report(done.results, config, images=AUTOMATIC_IMAGES, progress=progress)
+        made = write_report(
+            done.results, done.asked or done.config, images=AUTOMATIC_IMAGES, progress=progress
+        )
         progress.message(f"report: {made.path}")
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -423,7 +426,7 @@ def demo(
     for (
         done
     ) in runs:  # reports come last, so that those of fine-tuning and MiB include the row of joint training
-        _report_at_the_end(done, done.asked or done.config, quiet)
+        _report_at_the_end(done, quiet)
     return result
 
 

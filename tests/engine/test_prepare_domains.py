@@ -32,7 +32,7 @@ def config(kind: str = "domain-incremental", **scenario: Any) -> Any:
 
 
 def prepared(settings: Any) -> Any:
-    return prepare(settings, Progress(quiet=True))
+    return prepare(settings.data, settings.scenario, Progress(quiet=True), seed=settings.seed)
 
 
 def test_domains_become_data_sets_counts_and_steps_under_their_names() -> None:

@@ -445,7 +445,8 @@ def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
 
 
 def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None:
-    lines = " ".join(cite(load("cs-bdd-idd-mdil")))
+    config = load("cs-bdd-idd-mdil")
+    lines = " ".join(cite(config.method.name, config.data, config.model.name))
     for part in (
         everseg.__version__,
         "Garg et al.",

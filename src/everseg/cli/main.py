@@ -241,7 +241,7 @@ def show(
         from everseg.progress import Progress
         from everseg.scenarios.summary import summarise
 
-        prepared = prepare(config, Progress())
+        prepared = prepare(config.data, config.scenario, Progress(), seed=config.seed)
         steps, notes = summarise(prepared.steps, prepared.counts), list(prepared.notes)
     for text in notes:
         note(f"note: {text}")
