@@ -28,7 +28,6 @@ from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend
 from everseg.deploy.serve import serve
 from everseg.display import OnceADictionary, Piece, Result, for_files, in_percent, printable
-from everseg.engine.prepare import describe_scenario
 from everseg.engine.rescore import evaluate, stored_config
 from everseg.engine.run import execute
 from everseg.engine.runtime import keeping_threads
@@ -44,14 +43,15 @@ from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
+from everseg.reports.outline import show
 from everseg.runs.results import Results, StepResults
 from everseg.runs.run_folder import RunFolder
 from everseg.sweeps.sweep import sweep
 
 __all__ = [
-    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "describe_scenario",
-    "diff", "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
-    "import_mdil", "import_mib", "load", "predict", "report", "run", "serve", "sweep",
+    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff",
+    "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "import_mdil",
+    "import_mib", "load", "predict", "report", "run", "serve", "show", "sweep",
 ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_an_error_ends_with_the_command_that_explains_it(
     def fail(*_: object, **__: object) -> None:
         raise kind("the images\nare gone")
 
-    monkeypatch.setattr("everseg.config.loading.load", fail)
+    monkeypatch.setattr("everseg.reports.outline.load", fail)
     code, out, err = everseg(capsys, "show", "demo-mib")
     assert (code, out) == (kind.exit_code, "")
     assert err == f"error: the images\nare gone\nmore: everseg docs errors#{kind.topic}\n"
@@ -98,7 +98,7 @@ def test_a_full_disk_leads_there_too(monkeypatch: pytest.MonkeyPatch, capsys: py
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("everseg.config.loading.load", full)
+    monkeypatch.setattr("everseg.reports.outline.load", full)
     code, _, err = everseg(capsys, "show", "demo-mib")
     assert code == 4
     assert err.splitlines()[0] == "error: cannot write or read runs/x: No space left on device"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from everseg import registry
-from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
+from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
 from everseg.data.datasets import load_dataset, load_domains
@@ -19,7 +18,7 @@ from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.extension import Known
 from everseg.scenarios.steps import Step, missing_splits
-from everseg.scenarios.summary import naming_notes, summarise
+from everseg.scenarios.summary import naming_notes
 
 
 @dataclass(frozen=True)
@@ -122,18 +121,6 @@ def open_datasets(data: DataConfig) -> dict[str, Dataset]:
         return load_domains(data)
     dataset = load_dataset(data)
     return {dataset.name: dataset}
-
-
-def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
-    """Describe every step without training: new classes, images, pixels per class, leaks between steps.
-
-    Notes on class names (`Prepared.notes`) are printed with the progress.
-    """
-    progress = Progress(quiet=quiet)
-    prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
-    for text in prepared.notes:
-        progress.message(f"note: {text}")
-    return summarise(prepared.steps, prepared.counts)
 
 
 def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.ndarray:
