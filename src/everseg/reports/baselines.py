@@ -118,18 +118,17 @@ def _scored_classes(results: Results) -> dict[str, dict[str, str]]:
     return found
 
 
-def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
+def domain_rows(scores: Mapping[int, Mapping[str, float | None]], results: Results) -> list[dict[str, Any]]:
     """Make one row per step: domains trained, mIoU of each tested domain and their mean, in unrounded percent.
 
     Args:
-        steps: rows of `Run.steps`, one per step and domain.
+        scores: step -> domain -> mIoU over all its classes, as a fraction.
         results: of the run.
     """
-    names = results.in_order(dict.fromkeys(row["name"] for row in steps))
+    names = results.in_order(dict.fromkeys(name for tested in scores.values() for name in tested))
     rows = []
-    for index in dict.fromkeys(row["index"] for row in steps):
-        scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
-        values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
+    for index, tested in scores.items():
+        values = {name: tested.get(name) for name in names} | {"mean": defined_mean(tested.values())}
         shown = {name: in_percent(value) for name, value in values.items()}
         rows.append({"step": index, "trained": results.taught.get(index, ""), **shown})
     return rows

@@ -332,13 +332,14 @@ def _part(
 
 
 def _domain_table(results: Results) -> numbers.Rows:
-    rows = []
+    scores: dict[int, dict[str, float | None]] = {}
     for step in results.steps:
         for name, branch in step.branch_of.items():
             space = step.spaces[branch]
-            scores = step_scores(step.counts[name], [len(group) for group in space.groups], space.background)
-            rows.append({"index": step.index, "name": name, "miou": scores["miou"]})
-    return domain_rows(rows, results)
+            sizes = [len(group) for group in space.groups]
+            miou = step_scores(step.counts[name], sizes, space.background)["miou"]
+            scores.setdefault(step.index, {})[name] = miou["all"]
+    return domain_rows(scores, results)
 
 
 def _source(match: Match, rows: numbers.Rows) -> page.Source:
