@@ -36,6 +36,7 @@ from everseg.reports.compare.comparison import Comparison
 from everseg.reports.feature_shift import Drift, FeatureDrift
 from everseg.reports.html import ReportFile
 from everseg.reports.outline import Outline
+from everseg.reports.run_scores import Change, RelativeDrop, RunStep, RunTable, SequenceScores
 from everseg.sweeps.sweep import SlurmJobs, Sweep, SweepRun
 
 NOT_IN_PYTHON = {
@@ -259,6 +260,13 @@ def results(folder: Path) -> dict[str, Result]:
         ),
         "Weights": Weights(HOSTILE, HOSTILE, 1.1, (ClassWeight(HOSTILE, 1, 2.0),)),
         "Prepared": Prepared(1, 2, (HOSTILE,)),
+        "RunStep": RunStep(**vars(scores()), index=1, name=HOSTILE, classes=(HOSTILE,)),
+        "RunTable": RunTable.of([{"step": 0, HOSTILE: HOSTILE, "all": 50.04, "old": None}], HOSTILE),
+        "SequenceScores": SequenceScores(
+            0.5, Change(0.1, domains={HOSTILE: 0.1}), Change(-0.1, domains={HOSTILE: -0.1}), miou={HOSTILE: 0.5},
+            domains={HOSTILE: SequenceScores(0.5, Change(0.1), Change(-0.1))},
+            relative_drop=RelativeDrop(-0.1, {HOSTILE: -0.1}, {HOSTILE: 0.6}, HOSTILE),
+        ),
         "Outline": Outline(load({"out": HOSTILE}), (seen,), (HOSTILE,)),
         "Downloaded": Downloaded(HOSTILE, Path(HOSTILE)),
         "NewDescription": NewDescription(folder / "data.yaml", folder / "page.html", proposal, False, (HOSTILE,)),
@@ -283,7 +291,8 @@ def test_results_that_were_dictionaries_still_understand_their_keys(tmp_path: Pa
     made = results(tmp_path)
     found = [one for one in (*made.values(), *made["Demo"].rows) if isinstance(one, OnceADictionary)]
     assert {type(one).__name__ for one in found} == {
-        "StepScores", "ReportFile", "FeatureDrift", "Comparison", "Sweep", "Difference", "DemoRow"
+        "StepScores", "ReportFile", "FeatureDrift", "Comparison", "Sweep", "Difference", "DemoRow", "RunStep",
+        "SequenceScores",
     }  # fmt: skip
     for result in found:
         for key, value in result.to_json().items():

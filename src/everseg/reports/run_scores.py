@@ -119,8 +119,11 @@ class SequenceScores(OnceADictionary):
                 for name in self.domains
             ]  # fmt: skip
         else:
-            columns = ["step", *(f"group {number}" for number in range(len(self.step_matrix)))]
-            rows = [[str(step), *map(percent, row)] for step, row in enumerate(self.step_matrix)]
+            columns = ["step", *(f"group {number + 1}" for number in range(len(self.step_matrix[0])))]
+            total = len(self.step_matrix)
+            rows = [
+                [f"{number} of {total}", *map(percent, row)] for number, row in enumerate(self.step_matrix, 1)
+            ]
         title = "After the last step" if self.domains else "mIoU of each group of classes after each step"
         yield table(columns, rows, title=f"{title}, in percent", right="|".join(columns[not self.domains :]))
         yield from filter(None, [terminal.sequence_text(self.to_json())])
