@@ -69,7 +69,7 @@ def test_every_method_learns_three_steps_and_evaluates_to_the_same_numbers(
         assert counts.shape == (index + 2, index + 2)
         for name in ("miou", "miou_without_background", "overall_accuracy", "mean_accuracy", "harmonic_mean"):
             assert scores[name] == step[name]
-        assert scores["class_iou"] == list(step.class_iou.values())
+        assert scores["class_iou"] == list(step["class_iou"].values())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -138,8 +138,8 @@ def test_joint_training_teaches_all_classes_at_once_and_scores_the_groups(tmp_pa
     (step,) = done.steps
     assert list(step.class_iou) == ["background", "red", "green", "blue"]
     iou = list(step.class_iou.values())
-    assert step["miou"]["base"] == pytest.approx(np.mean(iou[:3]))
-    assert step["miou"]["new"] == pytest.approx(iou[3])
+    assert step.miou["base"] == pytest.approx(np.mean(iou[:3]))
+    assert step.miou["new"] == pytest.approx(iou[3])
     found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
     assert found.confusion["default"].tolist() == done.folder.counts(0)["default"].tolist()
 
