@@ -88,14 +88,14 @@ def miou(counts: np.ndarray) -> float:
 
 def test_forgetting_is_the_best_earlier_score_less_the_last(mdil: everseg.Run) -> None:
     first, last = (mdil.folder.counts(step) for step in (0, 1))
-    forgetting = mdil.sequence["forgetting"]
+    forgetting = mdil.sequence.forgetting
     lost = miou(first["day"]) - miou(last["day"])
-    assert forgetting["domains"] == {"day": pytest.approx(lost, abs=1e-8), "fog": None}
-    assert forgetting["mean"] == pytest.approx(lost, abs=1e-8)
-    assert mdil.sequence["backward_transfer"]["domains"]["day"] == pytest.approx(-lost, abs=1e-8)
+    assert forgetting.domains == {"day": pytest.approx(lost, abs=1e-8), "fog": None}
+    assert forgetting.mean == pytest.approx(lost, abs=1e-8)
+    assert mdil.sequence.backward_transfer.domains["day"] == pytest.approx(-lost, abs=1e-8)
     means = [miou(first["day"]), (miou(last["day"]) + miou(last["fog"])) / 2]
-    assert mdil.sequence["average_miou"] == pytest.approx(np.mean(means), abs=1e-8)
-    assert mdil.sequence["miou"] == {
+    assert mdil.sequence.average_miou == pytest.approx(np.mean(means), abs=1e-8)
+    assert mdil.sequence.miou == {
         name: pytest.approx(miou(counts), abs=1e-8) for name, counts in last.items()
     }
     assert abs(lost) > 1e-4, "nothing moved; this comparison says nothing"
@@ -109,18 +109,19 @@ def test_relative_drop_is_from_the_single_task_run_with_the_same_data_and_classe
     baselines = {"day": miou(alone.counts(0)["day"]), "fog": miou(alone.counts(1)["fog"])}
     last = mdil.folder.counts(1)
     drops = {name: (miou(last[name]) - base) / base for name, base in baselines.items()}
-    drop = mdil.sequence["relative_drop"]
-    assert drop["source"] == "single"
-    assert drop["baselines"] == {name: pytest.approx(value, abs=1e-8) for name, value in baselines.items()}
-    assert drop["domains"] == {name: pytest.approx(value, abs=1e-6) for name, value in drops.items()}
-    assert drop["mean"] == pytest.approx(np.mean(list(drops.values())), abs=1e-6)
+    drop = mdil.sequence.relative_drop
+    assert drop is not None
+    assert drop.source == "single"
+    assert drop.baselines == {name: pytest.approx(value, abs=1e-8) for name, value in baselines.items()}
+    assert drop.domains == {name: pytest.approx(value, abs=1e-6) for name, value in drops.items()}
+    assert drop.mean == pytest.approx(np.mean(list(drops.values())), abs=1e-6)
 
 
 def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, call: Outcome) -> None:
     for name in ("mdil", "a-other-images", "b-other-classes", "c-joint"):
         shutil.copytree(runs / name, tmp_path / name)
     mdil = everseg.Run(RunFolder(tmp_path / "mdil"))
-    assert mdil.sequence["relative_drop"] is None
+    assert mdil.sequence.relative_drop is None
     refused = list[str]()
     assert drop_against_single(mdil.results, mdil.config, refused) is None
     assert refused == [

@@ -254,16 +254,21 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "\n".join(
-            f'<p style="white-space: pre-wrap">{escaped(piece)}</p>'
-            if isinstance(piece, str)
-            else piece._repr_html_()
-            for piece in self._pieces()
-        )
+        return html_of(self._pieces())
 
     def _pieces(self) -> Iterator[Piece]:
         yield from (f"note: {text}" for text in self.notes)
         yield from self.shown()
+
+
+def html_of(pieces: Iterable[Piece]) -> str:
+    """Write text, tables and pictures as HTML for a notebook."""
+    return "\n".join(
+        f'<p style="white-space: pre-wrap">{escaped(piece)}</p>'
+        if isinstance(piece, str)
+        else piece._repr_html_()
+        for piece in pieces
+    )
 
 
 def _texts(pieces: Iterable[Piece]) -> Iterator[str]:

@@ -280,7 +280,7 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
     """A new class that is never said changes nothing; one that is said everywhere leaves nothing."""
     bundle = open_bundle(deployed)
     config = configuration(bundle, new_data, ["forklift"], "mib", "x", ["data.workers=0"])
-    prepared = prepare(config, Progress(quiet=True))
+    prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)
     source = prepared.steps[0].test[0]
     accelerator = make_accelerator(config.train, training=False)
     after = bundle.model()
@@ -293,7 +293,9 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
     for bias in (-100.0, 100.0):
         torch.nn.init.constant_(new.bias, bias)
         torch.nn.init.zeros_(new.weight)
-        kept = estimated(pair, source, prepared.datasets, config, accelerator)
+        kept = estimated(
+            pair, source, prepared.datasets, config.data, accelerator, batch=config.train.eval_batch
+        )
         assert kept.how == "estimated"
         shares.append((kept.share, kept.figures["agreement"], kept.figures["agreement_miou"]))
     assert shares[0] == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)

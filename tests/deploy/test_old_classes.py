@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig
 from everseg.deploy import old_classes as kept
 from everseg.labels import LabelSpace
 from saying import must_say
@@ -32,7 +32,7 @@ def estimate(monkeypatch: pytest.MonkeyPatch):
             "_batches",
             lambda *rest: iter([(torch.zeros(1, 3, 1, len(label)), torch.tensor([[label]]))]),
         )
-        return kept.estimated(PAIR, SimpleNamespace(), {}, RunConfig(), SimpleNamespace())
+        return kept.estimated(PAIR, SimpleNamespace(), {}, DataConfig(), SimpleNamespace(), batch=1)
 
     return of
 

@@ -16,6 +16,7 @@ import everseg
 from everseg import registry
 from everseg.errors import CheckpointError
 from everseg.methods.ft import FineTuning
+from everseg.reports.run_scores import Change
 from everseg.runs.run_folder import RunFolder
 
 LIGHTS = ("day", "dusk", "fog")
@@ -220,8 +221,8 @@ def test_every_step_from_scratch_is_the_run_of_its_domain_alone_also_after_a_kil
     assert [tuple(folder.counts(step)) for step in (0, 1)] == [("day",), ("dusk",)]
     assert folder.load_final(1)[0].branches == ("dusk",)
     done = everseg.run(single, quiet=True)
-    assert done.sequence["miou"].keys() == {"day", "dusk"}
-    assert done.sequence["relative_drop"] is None
+    assert done.sequence.miou.keys() == {"day", "dusk"}
+    assert done.sequence.relative_drop is None
 
 
 def test_single_task_models_of_a_mixed_sequence_are_scored_apart(tmp_path):
@@ -234,9 +235,9 @@ def test_single_task_models_of_a_mixed_sequence_are_scored_apart(tmp_path):
         train={"max_iterations": 1},
     )
     done = everseg.run(config, quiet=True)
-    assert [row["classes"] for row in done.steps] == [["red", "green"], ["blue"]]
-    assert done.sequence["forgetting"] == {"mean": None, "domains": {"day": None}}
-    assert done.sequence["miou"] == {"day": done.steps[1]["miou"]["all"]}
+    assert [row.classes for row in done.steps] == [("red", "green"), ("blue",)]
+    assert done.sequence.forgetting == Change(None, domains={"day": None})
+    assert done.sequence.miou == {"day": done.steps[1].miou["all"]}
 
 
 def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeypatch):
@@ -361,7 +362,7 @@ def test_a_mixed_sequence_holds_a_grown_branch_with_mib_and_the_others_with_mdil
     assert done.folder.load_final(2)[0].head("day").sizes == (3, 1)
     before, after = (of_branch(weights(done.folder, step), "dusk") for step in (1, 2))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    forgotten = done.sequence["forgetting"]["domains"]
+    forgotten = done.sequence.forgetting.domains
     assert forgotten.keys() == {"day", "dusk"}
     assert None not in forgotten.values()
 

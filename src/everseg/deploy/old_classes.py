@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config.fields import DataConfig, RunConfig
+from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.display import percent
@@ -65,22 +65,34 @@ class Pair:
 
 
 def measured(
-    pair: Pair, dataset: Dataset, config: RunConfig, accelerator: Accelerator, progress: Progress
+    pair: Pair,
+    dataset: Dataset,
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    *,
+    batch: int,
 ) -> Kept:
     """Score both models on images with labels of old classes.
+
+    Args:
+        data: how images are brought to the networks.
+        scenario: which split is tested, and how its labels are read.
+        batch: images at once.
 
     Raises:
         DataError: the data share no class with the model, or the deployed model finds none of its classes.
     """
     means, per_class = [], []
-    source, notes = source_by_name(dataset, config.scenario, pair.branch, pair.old)
+    source, notes = source_by_name(dataset, scenario, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
     }  # count both models on the same pixels; a predicted new class is wrong there
     for model, title in ((pair.before, "deployed model"), (pair.after, "new model")):
         result = evaluate(
-            model, [source], {source.dataset: dataset}, config.data, accelerator, progress,
-            batch=config.train.eval_batch, title=f"{title} on the old classes", outputs=outputs, keep=0,
+            model, [source], {source.dataset: dataset}, data, accelerator, progress,
+            batch=batch, title=f"{title} on the old classes", outputs=outputs, keep=0,
         )  # fmt: skip
         each = iou(result.counts[source.name])[pair.classes]
         per_class.append(each)
@@ -105,7 +117,13 @@ def measured(
 
 @torch.no_grad()
 def estimated(
-    pair: Pair, source: Source, datasets: Mapping[str, Dataset], config: RunConfig, accelerator: Accelerator
+    pair: Pair,
+    source: Source,
+    datasets: Mapping[str, Dataset],
+    data: DataConfig,
+    accelerator: Accelerator,
+    *,
+    batch: int,
 ) -> Kept:
     """Estimate the quality of the old classes from the agreement of the two models.
 
@@ -118,8 +136,8 @@ def estimated(
     Pixels labelled as a new class are left out. Pixels labelled void or background are counted.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
-    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
-    for image, label in _batches(source, datasets, config.data, config.train.eval_batch, accelerator):
+    windows = InputForm.of_config(data).windows(batch)
+    for image, label in _batches(source, datasets, data, batch, accelerator):
         before, after = (
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
         )
@@ -185,9 +203,10 @@ def seen_in_background(
     space: LabelSpace,
     source: Source,
     datasets: Mapping[str, Dataset],
-    config: RunConfig,
+    data: DataConfig,
     accelerator: Accelerator,
     *,
+    batch: int,
     images: int = 32,
 ) -> dict[str, float]:
     """Find the old classes that the deployed model predicts in background pixels of the new data.
@@ -199,8 +218,8 @@ def seen_in_background(
         source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
     )
     counts = np.zeros(space.num_classes, np.int64)
-    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
-    for image, label in _batches(few, datasets, config.data, config.train.eval_batch, accelerator):
+    windows = InputForm.of_config(data).windows(batch)
+    for image, label in _batches(few, datasets, data, batch, accelerator):
         ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
         found = ids[label == space.background]
         counts += np.bincount(found.cpu().numpy(), minlength=space.num_classes)

@@ -128,7 +128,7 @@ def write_features(
     left_out = _left_out(folder, before, after)
     if left_out:
         progress.message(f"note: left out, not known yet after step {before}: {', '.join(left_out)}")
-    prepared = prepare(config, progress)
+    prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     if after >= len(prepared.steps) or dict(prepared.steps[after].spaces) != spaces:
         raise DataError(f"the data have other classes now than when {folder.path} was trained; restore them")
     sources = [_some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in known]

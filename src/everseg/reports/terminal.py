@@ -113,7 +113,7 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Show what every step sees: images and leaks per step, then images, pixels and weights per class.
 
     Args:
-        steps: what `describe_scenario` gives.
+        steps: what `everseg.scenarios.summary.summarise` gives.
     """
     domains = any(step.get("domains") for step in steps)
     head = ["background px", "ignored px", "old px hidden", "future px hidden"]
