@@ -264,3 +264,14 @@ def test_rcil_has_its_network_rates_and_factors() -> None:
         assert config.method.options["spatial_weight"] == factor
         assert config.scenario.policy == f"plop-{name[:3]}"
     assert load("camvid-6-5-rcil").model.options["compensation"] is True
+
+
+@pytest.mark.parametrize(("method", "largest"), [("ewc", 1), ("pi", 1), ("rw", 2)])
+@pytest.mark.parametrize("task", ["", "4-1-"])
+def test_the_penalties_of_the_demo_do_not_overshoot(method: str, largest: int, task: str) -> None:
+    """Gradient descent with Nesterov momentum m is stable on a parabola while lr * curvature < (2 + 2m) / (1 + 2m)."""
+    config = load(f"demo-{task}{method}")
+    m = config.train.momentum
+    curvature = 2 * config.method.options["weight"] * largest
+    assert config.train.lr_next * curvature < (2 + 2 * m) / (1 + 2 * m)
+    assert load(f"voc-15-5-{method}").method.options["weight"] == (100 if method == "rw" else 500)
