@@ -17,7 +17,7 @@ from everseg.engine.optim import (
     optimizer_state,
     set_learning_rate,
 )
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError
 
 
 def net() -> nn.Module:
@@ -69,11 +69,6 @@ def test_first_update_is_nesterov_with_weight_decay():
     optimizer.step()
     decayed = 1.0 + 0.1 * 2.0
     assert weight.item() == pytest.approx(2.0 - 0.5 * (decayed + 0.9 * decayed))
-
-
-def test_nesterov_without_momentum_is_a_configuration_error():
-    with pytest.raises(ConfigError, match=r"train\.nesterov"):
-        make_optimizer(groups(net()), TrainConfig(momentum=0.0), lr=0.1)
 
 
 def test_nothing_to_train_is_an_error():

@@ -155,6 +155,11 @@ class Encoder(nn.Module):
             return self._through(start, None)
         return {branch: self._through(start, branch) for branch in branches or ()}
 
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """The weights of the three stages, from the image on."""
+        stages = ((self.down1,), (self.down2, self.blocks2), (self.down3, self.blocks3))
+        return [[weight for module in stage for weight in module.parameters()] for stage in stages]
+
     def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
         taps = {"down1": self.down1.finish(start, branch)}  # (B, widths[0], H / 2, W / 2)
         x = self.down2(taps["down1"], branch)  # (B, widths[1], H / 4, W / 4)
