@@ -30,7 +30,8 @@ MAX_TAPS = 4
 INPUTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "unit": ((0.0,) * 3, (1.0,) * 3)}
 """`data.normalisation` -> mean and deviation that images are given with."""
 _BLOCK = re.compile(
-    r"(.*?(?<![A-Za-z_])(?:layers?|blocks?|stages?)[._]?\d+(?:\.(?:(?:layers?|blocks?)\.)?\d+)?)(?=\.)"
+    r"(.*?(?<![A-Za-z_])(?:(?:layers?|blocks?|stages?)[._]\d+(?:\.(?:(?:layers?|blocks?)\.)?\d+)?|layer\d+\.\d+))"
+    r"(?=\.)"
 )
 """Name of a stage, or of a block in it, at the beginning of the name of a module in it."""
 
@@ -147,12 +148,11 @@ class LibraryEncoder(nn.Module):
         """Run a small image; name of each module -> when it was called first (else its parent's, for those never)."""
         called: dict[str, int] = {}
         modules = dict(self.body.named_modules())
-        hooks = [
-            module.register_forward_pre_hook(
-                lambda *_, name=name: called.setdefault(name, len(called)) and None
-            )
-            for name, module in modules.items()
-        ]
+
+        def note(name: str, *_: Any) -> None:
+            called.setdefault(name, len(called))
+
+        hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
         training = {name: module.training for name, module in modules.items()}
         self.body.eval()
         try:
