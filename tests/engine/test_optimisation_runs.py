@@ -127,6 +127,20 @@ def test_a_run_begun_before_these_settings_existed_continues(tmp_path):
     assert results(tmp_path / "begun" / "toy") == results(tmp_path / "whole" / "toy")
 
 
+def test_a_bundle_holds_the_average_and_passes_the_settings_on(tmp_path):
+    train = {**EVERYTHING, "epochs": 1, "epochs_next": 1}
+    config = settings(tmp_path, train=train, data={"evaluation": "whole"})
+    folder = everseg.run(config, quiet=True).folder
+    everseg.export(folder.path, tmp_path / "bundle", onnx=False)
+    kept, raw = (load_file(folder.final(1) / f"{name}.safetensors") for name in ("model", "raw"))
+    bundled = load_file(tmp_path / "bundle" / "model.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in bundled.items())
+    assert not all(torch.equal(value, kept[name]) for name, value in raw.items())
+    recipe = json.loads((tmp_path / "bundle" / "lineage.json").read_text())["recipe"]["train"]
+    told = load(None, train={**EVERYTHING, "batch": 4}).model_dump(mode="json")["train"]
+    assert {key: recipe[key] for key in EVERYTHING} == {key: told[key] for key in EVERYTHING}
+
+
 @pytest.mark.parametrize(("key", "value"), [("ema", 0.9), ("accumulate", 2), ("clip_norm", 1.0)])
 def test_another_value_is_another_run(tmp_path, key, value):
     config = settings(tmp_path, train={"epochs": 1, "epochs_next": 1})
