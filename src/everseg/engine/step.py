@@ -35,6 +35,7 @@ from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
+from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
@@ -225,15 +226,15 @@ class StepJob:
         session.journal.rewind(self.step.index, start)
         self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
         if start == 0:  # a checkpoint already holds the state that `begin_step` made
-            self.method.begin_step(ctx)
+            switches.begin(self.method, ctx)
         if self.config.train.ema is not None:
             self.average = MovingAverage(self.model, self.config.train.ema, self.average_state)
         self.student.train()
         self._loop(ctx, start)
         if self.average is not None:
-            # Before the method ends the step: what it measures or changes then is the model that is kept.
+            # Before the method finishes the step: what it measures or changes then is the model that is kept.
             self.raw = self.average.take_over(self.model, self.accelerator)
-        self.method.end_step(ctx)
+        switches.finish(self.method, ctx)
         self.bad.share(self.step.index, self.total)
 
     def _prepare(self) -> None:
@@ -304,6 +305,7 @@ class StepJob:
             module=self.model,
             teacher=self.teacher,
             train_batches=self._plain_pass,
+            epoch_batches=self._first_epoch,
             all_reduce=all_reduce_sum(self.accelerator),
             autocast=self.accelerator.autocast,
             folded_teacher=folded,
@@ -324,21 +326,31 @@ class StepJob:
             self.bad.note(loaded.bad)
             yield batch
 
-    def _loop(self, ctx: StepContext, start: int) -> None:
+    def _first_epoch(self) -> Iterator[Batch]:
+        for loaded in self._batches(0, self.epoch):
+            self.bad.note(loaded.bad)
+            yield loaded.on(self.accelerator.device, self.config.data.normalisation)
+
+    def _batches(self, start: int, stop: int) -> Iterator[Loaded]:
+        """The training batches of this process from one iteration to another."""
         config, accelerator = self.config, self.accelerator
-        world = accelerator.num_processes
-        batches = train_batches(
+        return train_batches(
             self.views,
             config.data,
             seed=config.seed,
             step=self.stream,
             batch=config.train.batch,
             start=start,
-            stop=self.total,
+            stop=stop,
             rank=accelerator.process_index,
-            world=world,
+            world=accelerator.num_processes,
             pin=accelerator.device.type == "cuda",
         )
+
+    def _loop(self, ctx: StepContext, start: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        world = accelerator.num_processes
+        batches = self._batches(start, self.total)
         self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
         batches = Timed(batches)
         clock, images = time.perf_counter(), 0
