@@ -55,6 +55,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mib:MiB",
             "Treat the background as what it is in each step: old classes in the labels, new ones in the teacher.",
         ),
+        "ewf": Builtin(
+            "everseg.methods.ewf:EWF",
+            "MiB with frozen old classifiers, whose weights are fused with the old ones after each step.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",

@@ -24,6 +24,7 @@ from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
+from everseg.methods import switches
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
@@ -117,7 +118,8 @@ def _check_plan(
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
     trial, world = _trial(config, prepared.steps), accelerator.num_processes
-    if problems := impossible(todo, batch=config.train.batch, processes=world, trial=trial):
+    problems = impossible(todo, batch=config.train.batch, processes=world, trial=trial)
+    if problems := [*problems, *switches.unfit(build_method(config.method), todo)]:
         raise ConfigError(problems)
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from everseg.losses.pixelwise import full_precision
@@ -18,6 +19,9 @@ from everseg.types import Batch, LossTerms, SegOutput
 
 if TYPE_CHECKING:
     from everseg.models.model import SegmentationModel
+
+Fuse = Literal["none", "all", "changed"]
+"""Weights that are fused at the end of a step."""
 
 
 @dataclass
@@ -154,6 +158,11 @@ class Method:
     scratch count as step 0."""
     frozen_statistics: bool = True
     """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
+    fuse: Fuse = "none"
+    """After each later step, move its weights back towards those from before it (EWF): none, all, or "changed", only
+    those that changed most."""
+    fuse_changed: Annotated[float, Field(ge=0, le=1)] = 0.45
+    """Share of all weights that "changed" moves."""
 
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
@@ -181,7 +190,7 @@ class Method:
     @property
     def needs_teacher(self) -> bool:
         """Whether the engine keeps a copy of the model from before the step: for the losses, or for a switch."""
-        return self.uses_teacher
+        return self.uses_teacher or self.fuse != "none"
 
     def grow(self, model: SegmentationModel, step: Step) -> None:
         """Add the step's outputs and branches; part of `prepare_model`."""

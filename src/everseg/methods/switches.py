@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from everseg.methods.base import Method, StepContext
+from everseg.methods.fusion import fuse, new_share, unfit_for_fusion
+from everseg.scenarios.steps import Step
+
+
+def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
+    """List the steps that a switch of the method cannot serve, each as a sentence that says why."""
+    found = [unfit_for_fusion(step) for step in steps if method.fuse != "none"]
+    return [problem for problem in found if problem]
 
 
 def begin(method: Method, ctx: StepContext) -> None:
@@ -12,5 +22,9 @@ def begin(method: Method, ctx: StepContext) -> None:
 
 def finish(method: Method, ctx: StepContext) -> None:
     """Run what comes after the last iteration of a step, before its model is saved."""
+    if method.fuse != "none" and ctx.teacher is not None:
+        # Before `finish_model`: the structure that it may change is still that of the teacher.
+        largest = method.fuse_changed if method.fuse == "changed" else None
+        fuse(ctx.module, ctx.teacher, new_share(ctx.step), largest)
     method.finish_model(ctx)
     method.end_step(ctx)
