@@ -248,3 +248,25 @@ def test_unknown_names_get_the_nearest_one_and_a_way_out() -> None:
 def test_what_a_preset_gives_is_a_copy() -> None:
     presets.load_preset("voc-15-5-mib")["train"]["lr"] = 7
     assert presets.load_preset("voc-15-5-mib")["train"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-ewf", ("overlapped", "plop-voc", 24, 30, None, 10.0)),
+        ("voc-10-1-ewf", ("overlapped", "plop-voc", 24, 30, None, 10.0)),
+        ("ade-100-50-ewf", ("overlapped", "plop-ade", 48, 60, None, 10.0)),
+        ("ade-100-10-ewf", ("overlapped", "plop-ade", 24, 60, None, 100.0)),
+        ("ade-100-5-ewf", ("overlapped", "plop-ade", 24, 60, None, 100.0)),
+    ],
+)
+def test_fusion_is_trained_as_its_scripts_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    method = config.method.options
+    found = (
+        config.scenario.protocol, config.scenario.policy, config.train.batch, config.train.epochs,
+        config.train.epochs_next, method["kd_weight"],
+    )  # fmt: skip
+    assert found == expected
+    assert (method["fuse"], method["freeze_heads"]) == ("all", "old")
+    assert (config.train.lr, config.train.lr_next) == (0.01, 0.001)

@@ -13,6 +13,7 @@ import torch
 
 from everseg import registry
 from everseg.engine.optim import check_param_groups, load_optimizer_state, optimizer_state
+from everseg.errors import ConfigError
 from everseg.methods.base import Method
 from everseg.methods.ft import FineTuning
 from everseg.models.folding import folded_copy
@@ -22,6 +23,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "freeze_from": {"freeze_encoder": True},
     "frozen_statistics": {"freeze_encoder": True},
     "background_from_labels": {"form": "disjoint"},
+    "fuse_changed": {"fuse": "changed"},
 }
 """Hyper-parameters that act only together with another one."""
 OVER_DOMAINS = ("mdil", "mdil+mib")
@@ -69,7 +71,9 @@ def test_two_steps_stay_finite_and_learn(toy, name):
     for run in (first, second):
         assert all(torch.isfinite(value) for terms in run.terms for value in terms.values())
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-    unmoved = [k for k, v in model.named_parameters() if k in start and torch.equal(v, start[k])]
+    unmoved = [
+        k for k, v in model.named_parameters() if v.requires_grad and k in start and torch.equal(v, start[k])
+    ]
     assert not unmoved
 
 
@@ -79,7 +83,7 @@ def test_teacher_is_bit_unchanged_and_the_model_of_before(toy, name):
     toy.train(method, model, toy.steps[0])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     run = toy.begin(method, model, toy.steps[1]).take(*toy.batches(toy.steps[1]))
-    if method.uses_teacher:
+    if method.needs_teacher:
         assert equal(before, run.teacher.state_dict())
         assert not any(p.requires_grad or p.grad is not None for p in run.teacher.parameters())
     else:
@@ -229,6 +233,10 @@ def test_new_branch_learns_and_leaves_the_old_ones_weights_alone(toy, name):
 def test_step_without_new_classes_runs(toy, name):
     method, model = build(name), toy.model()
     toy.train(method, model, *toy.steps)
+    if method.fuse != "none":
+        with pytest.raises(ConfigError, match=r"step 2: method\.fuse .* adds no class"):
+            toy.train(method, model, toy.step(2, {"a": (3, 2)}, {}, "a"))
+        return
     run = toy.train(method, model, toy.step(2, {"a": (3, 2)}, {}, "a"))
     assert all(torch.isfinite(value) for value in run.terms[-1].values())
     assert model.head("a").num_classes == 5

@@ -29,8 +29,8 @@ def unfit_for_fusion(step: Step) -> str:
     if step.is_first or new_share(step) > 0:
         return ""
     return (
-        f"step {step.index}: method.fuse gives the new weights the share sqrt(N / (N + K)), which is 0 as this step adds "
-        "no class: its training would be undone; leave method.fuse out"
+        f"step {step.index}: method.fuse gives the new weights the share sqrt(N / (N + K)), which is 0 as this step "
+        "adds no class: its training would be undone; leave method.fuse out"
     )
 
 
@@ -61,8 +61,8 @@ def fuse(
     if model.changes != old.changes:
         added = ", ".join(dict.fromkeys(model.changes[len(old.changes) :]))
         raise ConfigError(
-            f"method.fuse: this step changed the network's structure ({added}), so its weights and those from before it "
-            "do not correspond; leave method.fuse out"
+            f"method.fuse: this step changed the network's structure ({added}), so its weights and those from before "
+            "it do not correspond; leave method.fuse out"
         )
     before = old.state_dict()
     pairs = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from everseg.errors import ConfigError
 from everseg.methods.base import Method, StepContext
 from everseg.methods.fusion import fuse, new_share, unfit_for_fusion
 from everseg.scenarios.steps import Step
@@ -16,7 +17,13 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
 
 
 def begin(method: Method, ctx: StepContext) -> None:
-    """Run what comes before the first iteration of a step."""
+    """Run what comes before the first iteration of a step.
+
+    Raises:
+        ConfigError: a switch of the method cannot serve this step.
+    """
+    if problems := unfit(method, [ctx.step]):
+        raise ConfigError(problems)
     method.begin_step(ctx)
 
 
