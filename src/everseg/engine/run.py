@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from everseg import registry
 from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, ScenarioConfig
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.optim import warmup_length
+from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
-from everseg.engine.step import Session, StepJob, iterations_of
+from everseg.engine.step import Session, StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import score_step, user_builder, views_of
@@ -117,12 +119,23 @@ def _check_plan(
         model = build_model(config.model, config.data.normalisation)
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
+        if config.train.layer_decay is not None:
+            encoder_layers(model.encoder)
     trial, world = _trial(config, prepared.steps), accelerator.num_processes
-    problems = impossible(todo, batch=config.train.batch, processes=world, trial=trial)
+    problems = impossible(
+        todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
+    )
     if problems := [*problems, *switches.unfit(build_method(config.method), todo)]:
         raise ConfigError(problems)
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
+    for step in todo:
+        warmup = warmup_length(config.train, epoch_of(step, config.train.batch))
+        if not config.train.max_iterations and warmup >= (total := iterations_of(step, config.train)):
+            progress.message(
+                f"warning: step {step.index}: train.warmup lasts {warmup} iterations and the step {total}, "
+                "so the learning rate never reaches that of the schedule"
+            )
 
 
 def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
@@ -289,7 +302,7 @@ def _train(job: StepJob) -> None:
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
         form = InputForm.of_config(session.config.data, session.datasets.values())
-        session.folder.save_final(job.step, job.model, state, form, job.parent)
+        session.folder.save_final(job.step, job.model, state, form, job.parent, job.raw)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # Accelerate holds every model and optimiser that it has prepared
 
