@@ -238,6 +238,8 @@ def method_of(options: dict[str, Any], **more: Any) -> Method:
     switched: dict[str, Any] = dict(more)
     if options.get("fix_pre_cls"):
         switched["freeze_heads"] = "old"
+    if options.get("warm_up"):
+        switched["pretune"] = options["warm_epochs"]
     if options.get("weight_fusion"):
         switched["fuse"] = "changed" if options.get("threshold_choice") else "all"
         switched["fuse_changed"] = THRESHOLD_SHARE

@@ -59,6 +59,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.ewf:EWF",
             "MiB with frozen old classifiers, whose weights are fused with the old ones after each step.",
         ),
+        "nest": Builtin(
+            "everseg.methods.nest:NeST",
+            "MiB whose new classifiers start as mixtures of the old ones, learnt before each step.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",

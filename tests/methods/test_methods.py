@@ -24,6 +24,10 @@ NEEDS: dict[str, dict[str, Any]] = {
     "frozen_statistics": {"freeze_encoder": True},
     "background_from_labels": {"form": "disjoint"},
     "fuse_changed": {"fuse": "changed"},
+    "init_background": {"pretune": 0},
+    "pretune_lr_scale": {"pretune": 1},
+    "pretune_kd_weight": {"pretune": 1},
+    "pretune_unbiased_ce": {"pretune": 1},
 }
 """Hyper-parameters that act only together with another one."""
 OVER_DOMAINS = ("mdil", "mdil+mib")
@@ -50,7 +54,8 @@ def other_value(cls: type, name: str) -> Any:
         return next(value for value in get_args(hint) if value != default)
     if hint is bool:
         return not default
-    return {"freeze_from": 0, "period": 1}.get(name, default * 0.5)
+    other = {"freeze_from": 0, "period": 1, "pretune": 2, "pretune_kd_weight": 1.0}
+    return other.get(name, default * 0.5)
 
 
 def fingerprint(run) -> list[torch.Tensor]:

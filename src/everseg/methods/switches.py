@@ -7,23 +7,46 @@ from collections.abc import Sequence
 from everseg.errors import ConfigError
 from everseg.methods.base import Method, StepContext
 from everseg.methods.fusion import fuse, new_share, unfit_for_fusion
+from everseg.methods.pretuning import check_classifiers, pretune, pretuned_branch
+from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
 
 
 def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
-    """List the steps that a switch of the method cannot serve, each as a sentence that says why."""
-    found = [unfit_for_fusion(step) for step in steps if method.fuse != "none"]
+    """List what the method's switches cannot do in a run, each as a sentence that says why.
+
+    Args:
+        steps: all steps of the run.
+    """
+    found = [unfit_for_fusion(step) for step in steps] if method.fuse != "none" else []
+    if method.pretune and not any(pretuned_branch(step) for step in steps):
+        found.append(
+            "method.pretune: no step adds classes to a branch that knows some, with a background among them, and "
+            "trains that branch alone; leave method.pretune out"
+        )
     return [problem for problem in found if problem]
+
+
+def check_model(method: Method, model: SegmentationModel) -> None:
+    """Check that the method's switches can work with a model.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if method.pretune:
+        check_classifiers(model)
 
 
 def begin(method: Method, ctx: StepContext) -> None:
     """Run what comes before the first iteration of a step.
 
     Raises:
-        ConfigError: a switch of the method cannot serve this step.
+        ConfigError: a switch of the method cannot serve this step or this model.
     """
-    if problems := unfit(method, [ctx.step]):
-        raise ConfigError(problems)
+    if method.fuse != "none" and (problem := unfit_for_fusion(ctx.step)):
+        raise ConfigError(problem)
+    if method.pretune:
+        pretune(method, ctx)
     method.begin_step(ctx)
 
 
