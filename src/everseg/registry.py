@@ -55,6 +55,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mib:MiB",
             "Treat the background as what it is in each step: old classes in the labels, new ones in the teacher.",
         ),
+        "plop": Builtin(
+            "everseg.methods.plop:PLOP",
+            "Label old classes by the teacher where it is certain, and keep pooled features of all depths in place.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",
