@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.golden_checks import Row, Tally
-from benchmarks.golden_plop import POD_FACTORS, inputs, pod, total
+from benchmarks.golden_plop import POD_FACTORS, inputs, plop_options, pod, replay_family, total
+from benchmarks.golden_replay import Comparison
 from everseg import losses
 from everseg.losses import Term, pixelwise_losses
+from everseg.methods.base import Method
+from everseg.methods.reminder import REMINDER
 
 WEIGHT = 0.5
 """Of the class-similarity-weighted term, in the published runs and in the files of functions."""
+OPTIONS = (
+    "pod_weight",
+    "pod_logits_weight",
+    "pod_schedule",
+    "threshold",
+    "adaptive_factor",
+    "init_background",
+)
+"""Hyper-parameters that REMINDER shares with PLOP."""
+
+
+def replay_reminder(folder: Path, stem: str) -> dict[str, Comparison]:
+    """Train the steps of `train_reminder*.npz` again and compare every quantity that the file holds."""
+    return replay_family(folder, stem, reminder_method)
+
+
+def reminder_method(options: Mapping[str, Any]) -> Method:
+    """REMINDER with the options of an original run, as its `meta` stores them."""
+    shared = {name: value for name, value in plop_options(options).items() if name in OPTIONS}
+    return REMINDER(csw_weight=options["csw_kd"], delta=options["delta_csw"], **shared)
 
 
 def check_reminder(folder: Path) -> list[Row]:

@@ -59,6 +59,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.plop:PLOP",
             "Label old classes by the teacher where it is certain, and keep pooled features of all depths in place.",
         ),
+        "reminder": Builtin(
+            "everseg.methods.reminder:REMINDER",
+            "PLOP, and on each new class's pixels a distillation of the old classes that resemble it.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",

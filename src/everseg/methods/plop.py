@@ -84,7 +84,8 @@ class PLOP(Method):
             init_backgrounds(model, step)
 
     def begin_step(self, ctx):
-        self.thresholds = find_thresholds(ctx, PseudoRule.of(self))
+        if not self.thresholds:  # else they come from a checkpoint inside this step
+            self.thresholds = find_thresholds(ctx, PseudoRule.of(self))
 
     def losses(self, batch, ctx):
         student, teacher = ctx.compare(batch, before_activation=bool(ctx.taught(batch)))
