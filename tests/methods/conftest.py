@@ -113,7 +113,13 @@ class Toy:
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
-        ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
+        ctx = StepContext(
+            step=step,
+            model=model,
+            module=model,
+            teacher=teacher,
+            epoch_batches=lambda: iter(self.batches(step)),
+        )
         if begin:
             switches.begin(method, ctx)
         model.train()

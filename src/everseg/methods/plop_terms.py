@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from everseg.errors import ConfigError
 from everseg.labels import IGNORED
 from everseg.losses import (
     Term,
@@ -215,11 +216,19 @@ def pod_term(
 def _distance(features: Tensor, teacher_features: Tensor, rule: PodRule) -> Tensor:
     if rule.pod == "spatial":
         return local_pod(features, teacher_features, scales=(1,), square=rule.pod_square, pool="sum")
-    return local_pod(
-        features,
-        teacher_features,
-        scales=rule.pod_scales,
-        square=rule.pod_square,
-        cells=rule.pod_cells,
-        channels=rule.pod_new_logits,
-    )
+    try:
+        return local_pod(
+            features,
+            teacher_features,
+            scales=rule.pod_scales,
+            square=rule.pod_square,
+            cells=rule.pod_cells,
+            channels=rule.pod_new_logits,
+        )
+    except ValueError as error:  # what the configuration asks for does not fit the maps
+        key = (
+            "pod_cells"
+            if rule.pod_cells == "width" and features.shape[2] < features.shape[3]
+            else "pod_scales"
+        )
+        raise ConfigError(f"method.{key}: {error}") from error
