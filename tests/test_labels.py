@@ -32,10 +32,10 @@ BACKGROUND, OLD, NOW, FUTURE, VOID, UNDECLARED = 0, (3, 1), 4, 2, 255, 77
 CELLS = {
     "mib-voc": {"train": (0, 0, 0, 0), "val": (0, 255, 255, 255), "test": (0, 255, 255, 255)},
     "mib-ade": {"train": (0, 0, 0, 0), "val": (255, 255, 255, 255), "test": (255, 255, 255, 255)},
-    **dict.fromkeys(
-        ("plop-voc", "plop-ade", "plop"),
-        {"train": (0, 255, 0, 0), "val": (0, 255, 0, 0), "test": (0, 255, 0, 0)},
-    ),
+    **{
+        name: {"train": (0, 255, 0, 0), "val": (0, 255, 0, 0), "test": (0, 255, 0, 0)}
+        for name in ("plop-voc", "plop-ade", "plop")
+    },
     "ignore-void": {"train": (0, 255, 0, 0), "val": (0, 255, 255, 255), "test": (0, 255, 255, 255)},
 }
 
