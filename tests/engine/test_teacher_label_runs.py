@@ -30,12 +30,13 @@ def terms(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_runs_continue_to_the_same_bytes(tmp_path, method):
-    """Kills in the first step, in the second step's pass over the thresholds, and after it."""
+    """Kills in the second step, whose thresholds are in its checkpoint by then, and while a file is saved."""
     undisturbed, disturbed = (settings(tmp_path / name, method=METHODS[method]) for name in "ab")
     assert complete(undisturbed) == 0
     expected = results(tmp_path / "a" / "toy")
-    for count in (3, 12, 20):
-        killed(disturbed, "iteration", count)
+    killed(disturbed, "iteration", 24)
+    assert list((tmp_path / "b" / "toy" / "steps" / "01" / "ckpt").iterdir())  # it is in the second step
+    killed(disturbed, "flush", 2)
     assert complete(disturbed) == 0
     assert results(tmp_path / "b" / "toy") == expected
 
@@ -79,9 +80,13 @@ def test_an_encoder_of_another_library(tmp_path, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_domains_are_held_by_pod(tmp_path, method):
     config = {"out": str(tmp_path), "report": False, "method": METHODS[method]}
-    config |= {"train": {"epochs": 1, "log_every": 1}, "model": {"name": "deeplabv3-tiny"}}
-    config["data"] = {"domains": {light: {"options": {"light": light, "train": 8, "val": 2}} for light in ("day", "dusk")}}
-    run = everseg.run("demo-day-dusk-ft", config, quiet=True)
+    config |= {"train": {"epochs": 1, "log_every": 1}}
+    config["data"] = {
+        "domains": {
+            light: {"options": {"light": light, "num_train": 8, "num_val": 2}} for light in ("day", "dusk")
+        }
+    }
+    run = everseg.run("demo-day-dusk-ft", quiet=True, **config)
     found = terms(run.path)
     assert all(math.isfinite(value) for logged in found for value in logged.values())
     assert set(found[0]) == {"ce"}

@@ -157,7 +157,7 @@ def pseudo_terms(
             label,
             num_classes=logits.shape[1],
             measure=measure,  # type: ignore[arg-type]
-            thresholds=thresholds.get(batch.branch, rule.threshold),
+            thresholds=thresholds[batch.branch] if rule.pseudo in COUNTED else rule.threshold,
             norm=rule.entropy_norm,
             keep_rejected=rule.rejected == "kept" or rule.unbiased_ce,
             agreeing=rule.learn == "agreeing",
