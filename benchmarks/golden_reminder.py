@@ -38,7 +38,7 @@ def replay_reminder(folder: Path, stem: str) -> dict[str, Comparison]:
 def reminder_method(options: Mapping[str, Any]) -> Method:
     """REMINDER with the options of an original run, as its `meta` stores them."""
     shared = {name: value for name, value in plop_options(options).items() if name in OPTIONS}
-    return REMINDER(csw_weight=options["csw_kd"], delta=options["delta_csw"], **shared)
+    return REMINDER(csw_weight=options["csw_kd"], delta=options["delta_csw"], empty="nan", **shared)
 
 
 def check_reminder(folder: Path) -> list[Row]:
