@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from benchmarks.golden_checks import Row, Tally
+from benchmarks.golden_plop import plop_options
 from benchmarks.golden_replay import (
     Comparison,
     difference,
     generated_weight,
     original_names,
+    step_batches,
     tensors,
 )
-from benchmarks.golden_replay import _batches as stored_batches
 from benchmarks.golden_replay import _set_weights as set_weights
 from benchmarks.golden_replay import _steps as steps_of
 from everseg.config.fields import TrainConfig
@@ -31,6 +32,7 @@ from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
 from everseg.methods.fusion import fuse, new_share
 from everseg.methods.mib import MiB
+from everseg.methods.plop import PLOP
 from everseg.models.build import deeplabv3
 from everseg.models.model import frozen_copy
 from everseg.scenarios.steps import Step
@@ -180,9 +182,9 @@ class FamilyRun:
 
     def batches(self, step: Step, epoch: int) -> list[Batch]:
         """An epoch's batches in the original's order."""
-        count = len(stored_batches(self.common, self.task, step.index, np.arange(12))) * 2
+        count = len(step_batches(self.common, self.task, step.index, np.arange(12))) * 2
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).numpy()
-        return stored_batches(self.common, self.task, step.index, order)
+        return step_batches(self.common, self.task, step.index, order)
 
     def _set_first(self, names: dict[str, str]) -> None:
         """Give the network of step 0 its generated weights, of the seed that made the file's first classifier."""
@@ -244,9 +246,11 @@ def method_of(options: dict[str, Any], **more: Any) -> Method:
         switched["fuse"] = "changed" if options.get("threshold_choice") else "all"
         switched["fuse_changed"] = THRESHOLD_SHARE
     if options.get("pod") or options.get("pseudo"):
-        from benchmarks.golden_plop import plop_of
-
-        return plop_of(options, **switched)
+        found = plop_options(options)
+        factor = options.get("pod_coef", 1.0)  # NeST's factor on both weights
+        for weight in ("pod_weight", "pod_logits_weight"):
+            found[weight] = found[weight] and factor * found[weight]
+        return PLOP(**found, **switched)
     return MiB(
         kd_weight=float(options["loss_kd"]),
         unbiased_ce=options["unce"],

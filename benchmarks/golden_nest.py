@@ -14,9 +14,8 @@ from benchmarks.golden_replay import BRANCH, Comparison, original_names
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.methods.pretuning import Pretuning
-from everseg.methods.tuning import Tuning
 
 PARAMETERS = {
     "weight_old": "channels",

@@ -15,8 +15,7 @@ from everseg.engine.optim import check_param_groups, make_optimizer, set_learnin
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
-from everseg.methods.tuning import Tuning
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step
@@ -123,8 +122,14 @@ class Toy:
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
-        ctx = StepContext(step=step, model=model, module=model, teacher=teacher, tuner=tune)
-        ctx.epoch_batches = lambda: iter(batches(step))
+        ctx = StepContext(
+            step=step,
+            model=model,
+            module=model,
+            teacher=teacher,
+            tuner=tune,
+            epoch_batches=lambda: iter(self.batches(step)),
+        )
         if begin:
             switches.begin(method, ctx)
         model.train()

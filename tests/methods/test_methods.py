@@ -32,6 +32,8 @@ NEEDS: dict[str, dict[str, Any]] = {
 """Hyper-parameters that act only together with another one."""
 OVER_DOMAINS = ("mdil", "mdil+mib")
 """Methods whose hyper-parameters act where there are several branches."""
+ELSEWHERE = ("plop", "reminder")
+"""Methods whose hyper-parameters act on a teacher that is certain: test_plop.py tries each."""
 PLAIN: dict[tuple[str, str], list[torch.Tensor]] = {}
 """Results with default values, to compare the changed ones with."""
 
@@ -44,7 +46,9 @@ def fields() -> list[tuple[str, str]]:
     """Each method's own fields; those of the base for two methods, one with a `prepare_model` of its own."""
     shared = {f.name for f in dataclasses.fields(Method)}
     found = [(n, f.name) for n in METHODS for f in dataclasses.fields(registry.resolve("method", n))]
-    return [(n, name) for n, name in found if name not in shared or n in ("ft", "mib")]
+    return [
+        (n, name) for n, name in found if (name not in shared and n not in ELSEWHERE) or n in ("ft", "mib")
+    ]
 
 
 def other_value(cls: type, name: str) -> Any:
@@ -195,7 +199,7 @@ def test_frozen_encoder_is_bit_unchanged_with_its_statistics(toy, name):
     assert equal(before, model.encoder.state_dict())
 
 
-@pytest.mark.parametrize("name", ["lwf", "lwf-mc", "ilt", "mib"])
+@pytest.mark.parametrize("name", ["lwf", "lwf-mc", "ilt", "mib", "plop"])
 def test_a_frozen_encoder_runs_once_for_student_and_teacher(toy, name, monkeypatch):
     def terms(*, shared: bool):
         model = toy.model()
@@ -228,6 +232,7 @@ def test_new_branch_learns_and_leaves_the_old_ones_weights_alone(toy, name):
     run = toy.train(method, model, toy.step(1, {"a": (3,), "b": (4,)}, {"b": 4}, "b"))
     assert set(run.terms[-1]) - {"ce", "bce"} == {
         "lwf": {"kd"}, "lwf-mc": {"kd"}, "ilt": {"kd", "feature"}, "mdil": {"kd"}, "mdil+mib": {"kd_domains"},
+        "plop": {"pod"}, "reminder": {"pod"},
         "ewc": {"penalty"}, "rw": {"penalty"}, "pi": {"penalty"},
     }.get(name, set())  # fmt: skip
     after = {k: v for k, v in model.state_dict().items() if k.startswith("heads.a.")}

@@ -37,8 +37,7 @@ from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
-from everseg.methods.tuning import Tuning
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last

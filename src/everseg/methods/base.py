@@ -22,6 +22,8 @@ from everseg.types import Batch, LossTerms, SegOutput
 if TYPE_CHECKING:
     from everseg.models.model import SegmentationModel
 
+__all__ = ["Fuse", "Method", "StepContext", "Tuning", "split_groups"]
+
 Fuse = Literal["none", "all", "changed"]
 """Weights that are fused at the end of a step."""
 

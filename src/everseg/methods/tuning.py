@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from everseg.types import Batch, LossTerms
 
-if TYPE_CHECKING:
-    from everseg.methods.base import StepContext
+
+class Reduces(Protocol):
+    """What a pre-tuning needs of a `StepContext`."""
+
+    @property
+    def all_reduce(self) -> Callable[[Tensor], Tensor]: ...
 
 
 def polynomial(iteration: int, total: int) -> float:
@@ -39,12 +43,12 @@ class Tuning:
     weight_decay: float = 1e-4
     """L2 penalty on every weight that is tuned."""
 
-    def losses(self, batch: Batch, ctx: StepContext) -> Iterator[LossTerms]:
+    def losses(self, batch: Batch, ctx: Reduces) -> Iterator[LossTerms]:
         """Yield the loss terms of the one update of a batch."""
         yield self.terms(batch)
 
     @torch.no_grad()
-    def after_backward(self, ctx: StepContext) -> dict[str, Tensor]:
+    def after_backward(self, ctx: Reduces) -> dict[str, Tensor]:
         """Take the mean of the gradients over processes, as DDP does for the weights it knows.
 
         A weight that the loss did not reach counts as one of gradient 0: all processes must send the same number of
