@@ -14,9 +14,12 @@ from processes import At, complete, killed, ranks, results
 from safetensors.torch import load_file
 from toy import settings
 
+import everseg
 from everseg.engine import runtime
+from everseg.errors import ConfigError
 from everseg.runs.journal import Journal
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 PLUG_IN = f"{Path(__file__).with_name('tuned_method.py')}:Tuned"
 SHORT = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 2, "log_every": 1}
@@ -27,7 +30,11 @@ def config(out: Path, method: dict | None = None, **changes) -> dict:
     return settings(out, method=method or {"name": PLUG_IN}, **changes)
 
 
-METHODS = {"plug-in": {"name": PLUG_IN}, "nest": {"name": "nest", "pretune": 2, "pretune_lr_scale": 20.0}}
+METHODS = {
+    "plug-in": {"name": PLUG_IN},
+    "nest": {"name": "nest", "pretune": 2, "pretune_lr_scale": 20.0},
+    "plop": {"name": "plop", "pretune": 2, "pretune_kd_weight": 10.0, "fuse": "all", "freeze_heads": "old"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +98,7 @@ def test_kills_right_after_a_checkpoint_change_nothing(tmp_path, undisturbed, la
     assert results(tmp_path / "toy") == results(undisturbed["plug-in"].path)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["plug-in", "nest"])
 def test_budgets_shorter_than_the_tuning_cut_it_into_pieces(tmp_path, undisturbed, name, monkeypatch):
     """On a clock of its own: each question for the time takes a second of it, and every iteration asks once."""
     monkeypatch.setattr(runtime, "time", SimpleNamespace(monotonic=itertools.count().__next__))
@@ -124,7 +131,7 @@ def test_a_polite_stop_inside_the_tuning_saves_and_continues(tmp_path, undisturb
         [e for e in lines(undisturbed["plug-in"].path, "train") if e["step"] == 1]
     )
     assert complete(given, at=At("iteration", first + 2, signal=number)) == 128 + number
-    assert "saved at the pre-tuning of step 1, iteration 3 of " in capfd.readouterr().err
+    must_say(capfd.readouterr().err, "pre-tuning", "step 1", "iteration 3")
     found = [path.name for path in (tmp_path / "toy").glob("steps/*/ckpt/*/*")]
     assert found == ["it-00000003"]
     assert complete(given) == 0
@@ -142,7 +149,7 @@ def test_a_damaged_checkpoint_of_the_tuning_costs_iterations_not_the_result(tmp_
     assert results(tmp_path / "toy") == results(undisturbed["plug-in"].path)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["plug-in", "nest"])
 def test_two_processes_learn_what_one_learns(tmp_path, name):
     """Norms without batch statistics, so that they can agree; the plug-in's own noise differs by process."""
     found = []
@@ -166,3 +173,20 @@ def test_the_same_with_two_processes_twice_is_the_same_bytes_also_after_a_kill_o
         assert ranks(given, 2) == [0, 0]
         digests.append(results(tmp_path / name / "toy"))
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"scenario": {"task": "offline"}}, ("method.pretune", "classes", "background")),
+        ({"train": {"precision": "fp16"}}, ("train.precision", "fp16")),
+        ({"model": {"name": "erfnet"}}, ("method.pretune", "1x1")),
+    ],
+)
+def test_what_cannot_be_pretuned_is_told_before_anything_is_trained(tmp_path, changes, facts):
+    given = config(tmp_path, METHODS["nest"], **changes)
+    given |= {key: value for key, value in changes.items() if key == "model"}
+    with pytest.raises(ConfigError) as caught:
+        everseg.run(given, quiet=True)
+    must_say(caught.value, *facts)
+    assert not list((tmp_path / "toy").glob("steps/*"))
