@@ -125,6 +125,10 @@ def test_another_structure_is_refused(toy):
     model.changes.append("merge branches")
     with pytest.raises(ConfigError, match=r"method.fuse: .*\(merge branches\)"):
         fuse(model, old, 0.5)
+    run = toy.begin(EWF(), toy.train(EWF(), toy.model(), toy.steps[0]).model, toy.steps[1], begin=False)
+    run.model.changes.append("merge branches")
+    with pytest.raises(ConfigError, match=r"method.fuse: .*\(merge branches\)"):
+        switches.begin(run.method, run.ctx)
 
 
 @pytest.mark.parametrize("method", [MiB, LwF, FineTuning])

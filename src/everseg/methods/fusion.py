@@ -34,6 +34,20 @@ def unfit_for_fusion(step: Step) -> str:
     )
 
 
+def check_structure(model: SegmentationModel, old: SegmentationModel) -> None:
+    """Check that tensors of the same name are the same things in the model and in the one from before the step.
+
+    Raises:
+        ConfigError: the step changed the structure of the network.
+    """
+    if model.changes != old.changes:
+        added = ", ".join(dict.fromkeys(model.changes[len(old.changes) :]))
+        raise ConfigError(
+            f"method.fuse: this step changed the network's structure ({added}), so its weights and those from before "
+            "it do not correspond; leave method.fuse out"
+        )
+
+
 @torch.no_grad()
 def fuse(
     model: SegmentationModel, old: SegmentationModel, share: float, largest: float | None = None
@@ -58,12 +72,7 @@ def fuse(
 
     Source: Xiao et al., "Endpoints Weight Fusion for Class Incremental Semantic Segmentation", CVPR 2023.
     """
-    if model.changes != old.changes:
-        added = ", ".join(dict.fromkeys(model.changes[len(old.changes) :]))
-        raise ConfigError(
-            f"method.fuse: this step changed the network's structure ({added}), so its weights and those from before "
-            "it do not correspond; leave method.fuse out"
-        )
+    check_structure(model, old)
     before = old.state_dict()
     pairs = [
         (value, before[name])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from everseg.errors import ConfigError
 from everseg.methods.base import Method, StepContext
-from everseg.methods.fusion import fuse, new_share, unfit_for_fusion
+from everseg.methods.fusion import check_structure, fuse, new_share, unfit_for_fusion
 from everseg.methods.pretuning import check_classifiers, pretune, pretuned_branch
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
@@ -43,8 +43,10 @@ def begin(method: Method, ctx: StepContext) -> None:
     Raises:
         ConfigError: a switch of the method cannot serve this step or this model.
     """
-    if method.fuse != "none" and (problem := unfit_for_fusion(ctx.step)):
-        raise ConfigError(problem)
+    if method.fuse != "none" and ctx.teacher is not None:
+        if problem := unfit_for_fusion(ctx.step):
+            raise ConfigError(problem)
+        check_structure(ctx.module, ctx.teacher)  # before hours of training, not only after them
     if method.pretune:
         pretune(method, ctx)
     method.begin_step(ctx)
