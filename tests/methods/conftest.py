@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
-from everseg.engine.optim import check_param_groups, make_optimizer
+from everseg.engine.optim import check_param_groups, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step
@@ -92,6 +92,15 @@ class Run:
         return self
 
 
+def tune(ctx: StepContext, tuning: Tuning) -> None:
+    """Carry out `ctx.tune` over the step's batches, without checkpoints."""
+    given = batches(ctx.step) * tuning.epochs
+    optimizer = make_optimizer([{"params": tuning.parameters.values()}], TRAIN, lr=0.05)
+    for i, batch in enumerate(given):
+        set_learning_rate(optimizer, 0.05 * tuning.lr_scale * tuning.rate(i, len(given)))
+        train_batch(tuning, batch, ctx, optimizer)
+
+
 class Toy:
     """What the tests of methods share."""
 
@@ -113,7 +122,14 @@ class Toy:
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
-        ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
+        ctx = StepContext(
+            step=step,
+            model=model,
+            module=model,
+            teacher=teacher,
+            tuner=tune,
+            epoch_batches=lambda: iter(self.batches(step)),
+        )
         if begin:
             switches.begin(method, ctx)
         model.train()

@@ -13,6 +13,7 @@ import torch
 
 from everseg import registry
 from everseg.engine.optim import check_param_groups, load_optimizer_state, optimizer_state
+from everseg.errors import ConfigError
 from everseg.methods.base import Method
 from everseg.methods.ft import FineTuning
 from everseg.models.folding import folded_copy
@@ -22,10 +23,17 @@ NEEDS: dict[str, dict[str, Any]] = {
     "freeze_from": {"freeze_encoder": True},
     "frozen_statistics": {"freeze_encoder": True},
     "background_from_labels": {"form": "disjoint"},
+    "fuse_changed": {"fuse": "changed"},
+    "init_background": {"pretune": 0},
+    "pretune_lr_scale": {"pretune": 1},
+    "pretune_kd_weight": {"pretune": 1},
+    "pretune_unbiased_ce": {"pretune": 1},
 }
 """Hyper-parameters that act only together with another one."""
 OVER_DOMAINS = ("mdil", "mdil+mib")
 """Methods whose hyper-parameters act where there are several branches."""
+ELSEWHERE = ("plop", "reminder")
+"""Methods whose hyper-parameters act on a teacher that is certain: test_plop.py tries each."""
 PLAIN: dict[tuple[str, str], list[torch.Tensor]] = {}
 """Results with default values, to compare the changed ones with."""
 
@@ -38,7 +46,9 @@ def fields() -> list[tuple[str, str]]:
     """Each method's own fields; those of the base for two methods, one with a `prepare_model` of its own."""
     shared = {f.name for f in dataclasses.fields(Method)}
     found = [(n, f.name) for n in METHODS for f in dataclasses.fields(registry.resolve("method", n))]
-    return [(n, name) for n, name in found if name not in shared or n in ("ft", "mib")]
+    return [
+        (n, name) for n, name in found if (name not in shared and n not in ELSEWHERE) or n in ("ft", "mib")
+    ]
 
 
 def other_value(cls: type, name: str) -> Any:
@@ -48,7 +58,8 @@ def other_value(cls: type, name: str) -> Any:
         return next(value for value in get_args(hint) if value != default)
     if hint is bool:
         return not default
-    return {"freeze_from": 0, "period": 1}.get(name, default * 0.5)
+    other = {"freeze_from": 0, "period": 1, "pretune": 2, "pretune_kd_weight": 1.0}
+    return other.get(name, default * 0.5)
 
 
 def fingerprint(run) -> list[torch.Tensor]:
@@ -69,7 +80,9 @@ def test_two_steps_stay_finite_and_learn(toy, name):
     for run in (first, second):
         assert all(torch.isfinite(value) for terms in run.terms for value in terms.values())
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-    unmoved = [k for k, v in model.named_parameters() if k in start and torch.equal(v, start[k])]
+    unmoved = [
+        k for k, v in model.named_parameters() if v.requires_grad and k in start and torch.equal(v, start[k])
+    ]
     assert not unmoved
 
 
@@ -79,7 +92,7 @@ def test_teacher_is_bit_unchanged_and_the_model_of_before(toy, name):
     toy.train(method, model, toy.steps[0])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     run = toy.begin(method, model, toy.steps[1]).take(*toy.batches(toy.steps[1]))
-    if method.uses_teacher:
+    if method.needs_teacher:
         assert equal(before, run.teacher.state_dict())
         assert not any(p.requires_grad or p.grad is not None for p in run.teacher.parameters())
     else:
@@ -186,7 +199,7 @@ def test_frozen_encoder_is_bit_unchanged_with_its_statistics(toy, name):
     assert equal(before, model.encoder.state_dict())
 
 
-@pytest.mark.parametrize("name", ["lwf", "lwf-mc", "ilt", "mib"])
+@pytest.mark.parametrize("name", ["lwf", "lwf-mc", "ilt", "mib", "plop"])
 def test_a_frozen_encoder_runs_once_for_student_and_teacher(toy, name, monkeypatch):
     def terms(*, shared: bool):
         model = toy.model()
@@ -219,6 +232,7 @@ def test_new_branch_learns_and_leaves_the_old_ones_weights_alone(toy, name):
     run = toy.train(method, model, toy.step(1, {"a": (3,), "b": (4,)}, {"b": 4}, "b"))
     assert set(run.terms[-1]) - {"ce", "bce"} == {
         "lwf": {"kd"}, "lwf-mc": {"kd"}, "ilt": {"kd", "feature"}, "mdil": {"kd"}, "mdil+mib": {"kd_domains"},
+        "plop": {"pod"}, "reminder": {"pod"},
         "ewc": {"penalty"}, "rw": {"penalty"}, "pi": {"penalty"},
     }.get(name, set())  # fmt: skip
     after = {k: v for k, v in model.state_dict().items() if k.startswith("heads.a.")}
@@ -229,6 +243,10 @@ def test_new_branch_learns_and_leaves_the_old_ones_weights_alone(toy, name):
 def test_step_without_new_classes_runs(toy, name):
     method, model = build(name), toy.model()
     toy.train(method, model, *toy.steps)
+    if method.fuse != "none":
+        with pytest.raises(ConfigError, match=r"step 2: method\.fuse .* adds no class"):
+            toy.train(method, model, toy.step(2, {"a": (3, 2)}, {}, "a"))
+        return
     run = toy.train(method, model, toy.step(2, {"a": (3, 2)}, {}, "a"))
     assert all(torch.isfinite(value) for value in run.terms[-1].values())
     assert model.head("a").num_classes == 5
