@@ -71,6 +71,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.nest:NeST",
             "MiB whose new classifiers start as mixtures of the old ones, learnt before each step.",
         ),
+        "rcil": Builtin(
+            "everseg.methods.rcil:RCIL",
+            "Learn in new convolutions beside frozen ones, and keep squared features, pooled in space and channels.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",
