@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.golden_checks import Row, Tally
+from benchmarks.golden_family import Golden, replay_family
+from benchmarks.golden_replay import Comparison
 from everseg.losses import prototypes as sdr
+from everseg.methods.sdr import SDR
 
 NORMS = {
     "max_maskedforclass": "class_max", "max_foreachfeature": "channel_max", "max_overall": "batch_max",

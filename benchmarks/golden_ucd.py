@@ -46,7 +46,7 @@ def _check_file(path: Path) -> list[Row]:
         temperature, weighing, _ = name.split("/")
         x = features.clone().requires_grad_()
         value = ucd.contrast(
-            x, old, label, logits, first_new=num_old, temperature=float(temperature[1:]),
+            x, old, label, logits, first_new=None, temperature=float(temperature[1:]),
             certainty=weighing == "uncertainty", shifted=True,
         )  # fmt: skip
         value.backward()

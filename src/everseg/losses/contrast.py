@@ -53,7 +53,7 @@ def contrast(
     label: Tensor,
     teacher_logits: Tensor,
     *,
-    first_new: int,
+    first_new: int | None,
     temperature: float = 0.07,
     certainty: bool = True,
     shifted: bool = False,
@@ -76,14 +76,15 @@ def contrast(
         teacher_features: the same shape; no gradient flows into it.
         label: (B, h, w) from `contrast_labels`; ignored pixels (255) are neither anchors nor compared.
         teacher_logits: (B, K, h, w).
-        first_new: smallest id of a new class. The authors' code takes the smallest label of the batch.
+        first_new: smallest id of a new class; None takes the smallest label above 0 in the batch, as the authors' code
+            does (which fails where there is none: here no pair is of new classes then).
         temperature: divisor of the products.
         certainty: whether J weighs the pairs; False = 1.
         shifted: the authors' code, which lowers s_p by the largest s of the anchor, 1/temperature, and s_n not.
         block: anchors that are compared at a time; None chooses. It changes memory and the last digits only.
 
     Returns:
-        Scalar >= 0 without `shifted`, the mean over the anchors that have a positive; 0 where there is none.
+        Scalar >= 0, the mean over the anchors that have a positive; 0 where there is none.
 
     Raises:
         ValueError: sizes that do not fit, or a temperature that is not positive.
@@ -93,6 +94,8 @@ def contrast(
     ids = mixed_labels(label, teacher_logits).flatten()
     teacher = normalised_pixels(teacher_features.detach().to(student))
     belief = _pixels(full_precision(teacher_logits).detach().to(student)).softmax(dim=1)  # (M, K)
+    if first_new is None:
+        first_new = label.masked_fill(label == 0, IGNORED).amin()
     anchor = (ids > 0) & (ids != IGNORED)
     taught = anchor & (label.flatten() == 0)
     others = _Set(
@@ -132,7 +135,7 @@ def mixed_labels(label: Tensor, teacher_logits: Tensor) -> Tensor:
     return torch.where(label == 0, teacher_logits.argmax(dim=1), label.long())
 
 
-def same_class(belief: Tensor, others: Tensor, ids: Tensor, other_ids: Tensor, first_new: int) -> Tensor:
+def same_class(belief: Tensor, others: Tensor, ids: Tensor, other_ids: Tensor, first_new: int | Tensor) -> Tensor:
     """Probability that two pixels show one class: products of the teacher's softmax, and 1 between new classes.
 
     Args:
@@ -152,7 +155,7 @@ def same_class(belief: Tensor, others: Tensor, ids: Tensor, other_ids: Tensor, f
 class _Set:
     """What anchors are compared with: features (S, D), classes (S,) with -1 = none, the teacher's beliefs (S, K)."""
 
-    def __init__(self, features: Tensor, ids: Tensor, belief: Tensor | None, first_new: int) -> None:
+    def __init__(self, features: Tensor, ids: Tensor, belief: Tensor | None, first_new: int | Tensor) -> None:
         self.features, self.ids, self.belief, self.first_new = features, ids, belief, first_new
 
     def compare(
