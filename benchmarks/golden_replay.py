@@ -166,7 +166,7 @@ def _replay_step(
     compare: Callable[..., None],
 ) -> None:
     at, k = f"step{step.index}/", step.index
-    teacher = frozen_copy(model) if method.uses_teacher and k else None
+    teacher = frozen_copy(model) if method.needs_teacher and k else None
     method.prepare_model(model, step)
     model.double()
     names = original_names(model)

@@ -107,7 +107,7 @@ class Toy:
         """Prepare a step as the engine does; `begin=False` where its state is restored instead."""
         torch.manual_seed(10 + step.index)
         model.zero_grad(set_to_none=True)  # the engine reads the model from disk
-        teacher = frozen_copy(model) if method.uses_teacher and step.index else None
+        teacher = frozen_copy(model) if method.needs_teacher and step.index else None
         method.prepare_model(model, step)
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)

@@ -260,7 +260,7 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
         model, spaces, state, parent = folder.load_final(step.index - 1, builder)
         _check_known(step, spaces, folder.final(step.index - 1))
         method.load_state_dict(state)
-        if method.uses_teacher:
+        if method.needs_teacher:
             teacher = frozen_copy(model)
     views = views_of(step.train, session.datasets)
     return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent)

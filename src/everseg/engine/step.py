@@ -32,6 +32,7 @@ from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
 from everseg.methods.base import Method, StepContext
+from everseg.methods.switches import begin, finish
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
@@ -163,10 +164,10 @@ class StepJob:
         session.journal.rewind(self.step.index, start)
         self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
         if start == 0:  # a checkpoint already holds the state that `begin_step` made
-            self.method.begin_step(ctx)
+            begin(self.method, ctx)
         self.student.train()
         self._loop(ctx, start)
-        self.method.end_step(ctx)
+        finish(self.method, ctx)
         self.bad.share(self.step.index, self.total)
 
     def _prepare(self) -> None:
@@ -234,6 +235,7 @@ class StepJob:
             module=self.model,
             teacher=self.teacher,
             train_batches=self._plain_pass,
+            epoch_batches=self._first_epoch,
             all_reduce=all_reduce_sum(self.accelerator),
             autocast=self.accelerator.autocast,
             folded_teacher=folded,
@@ -254,21 +256,31 @@ class StepJob:
             self.bad.note(loaded.bad)
             yield batch
 
-    def _loop(self, ctx: StepContext, start: int) -> None:
+    def _first_epoch(self) -> Iterator[Batch]:
+        for loaded in self._batches(0, self.epoch):
+            self.bad.note(loaded.bad)
+            yield loaded.on(self.accelerator.device, self.config.data.normalisation)
+
+    def _batches(self, start: int, stop: int) -> Iterator[Loaded]:
+        """The training batches of this process from one iteration to another."""
         config, accelerator = self.config, self.accelerator
-        world = accelerator.num_processes
-        batches = train_batches(
+        return train_batches(
             self.views,
             config.data,
             seed=config.seed,
             step=self.stream,
             batch=config.train.batch,
             start=start,
-            stop=self.total,
+            stop=stop,
             rank=accelerator.process_index,
-            world=world,
+            world=accelerator.num_processes,
             pin=accelerator.device.type == "cuda",
         )
+
+    def _loop(self, ctx: StepContext, start: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        world = accelerator.num_processes
+        batches = self._batches(start, self.total)
         self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
         batches = Timed(batches)
         clock, images = time.perf_counter(), 0

@@ -41,6 +41,8 @@ class Term:
         over: "all" divides the sum by all B*H*W pixels; "valid" by what counts: the sum over pixels of mask times,
             for losses that read the label, 1 where it is not ignored, and for the (unbiased) cross-entropy with
             class weights, the weight of the pixel's class.
+        image_weight: (B,) factor of every pixel of an image, without gradient; None = 1. It does not enter the
+            divisor: an image with a small weight counts less in the whole, as in PLOP's adaptive factor.
     """
 
     loss: Callable[..., Tensor]
@@ -49,6 +51,7 @@ class Term:
     weight: float = 1.0
     mask: Tensor | None = None
     over: Over = "all"
+    image_weight: Tensor | None = None
 
     def reads(self, name: str) -> bool:
         """Whether the loss has a parameter of that name."""
@@ -283,6 +286,8 @@ class _Image:
         factors = []  # of each term, (P,)
         for term, factor in zip(plan.terms, self.factors, strict=True):
             mask = None if term.mask is None else term.mask[self.number, here].reshape(-1).to(factor)
+            if term.image_weight is not None:
+                factor = factor * term.image_weight[self.number].to(factor)
             factors.append(factor.expand(len(label)) if mask is None else mask * factor)
         x = self._full(plan.resize, "logits", self.rows[:, here], buffers)  # (C, P)
         t = None
@@ -362,6 +367,10 @@ def _check(name: str, term: Term, logits: Tensor, label: Tensor, teacher_logits:
     if term.mask is not None and term.mask.shape != label.shape:
         raise ValueError(
             f"{name}: expected a mask of shape {tuple(label.shape)}, got {tuple(term.mask.shape)}"
+        )
+    if term.image_weight is not None and term.image_weight.shape != label.shape[:1]:
+        raise ValueError(
+            f"{name}: expected an image_weight of shape {tuple(label.shape[:1])}, got {tuple(term.image_weight.shape)}"
         )
     if term.reads("teacher_logits") and teacher_logits is None:
         raise ValueError(f"{name}: the loss reads the teacher's logits, and there are none")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,20 +39,29 @@ class StepContext:
     """Arithmetic the student runs in; the teacher uses the same."""
     folded_teacher: SegmentationModel | None = None
     """The teacher with its norms folded (`models.folding`): what `teach` runs where it is given."""
-    _encoded: tuple[Batch, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
+    epoch_batches: Callable[[], Iterator[Batch]] = lambda: iter(())
+    """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
+    _encoded: tuple[Batch, bool, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
-    def student(self, batch: Batch) -> SegOutput:
-        """Run the student through the batch's own branch."""
-        return self.student_through(batch, (batch.branch,))[batch.branch]
+    def student(self, batch: Batch, *, before_activation: bool = False) -> SegOutput:
+        """Run the student through the batch's own branch.
 
-    def student_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
+        Args:
+            batch: the images.
+            before_activation: also give the taps before each stage's last activation, such as "layer1.pre".
+        """
+        return self.student_through(batch, (batch.branch,), before_activation=before_activation)[batch.branch]
+
+    def student_through(
+        self, batch: Batch, branches: tuple[str, ...], *, before_activation: bool = False
+    ) -> dict[str, SegOutput]:
         """Run the student through several branches over the same images, in one forward."""
-        encoded = self._encode(batch)
+        encoded = self._encode(batch, before_activation)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded)
+            outputs = self.model(batch.image, branches, encoded=encoded, before_activation=before_activation)
         return _precise(outputs)
 
-    def _encode(self, batch: Batch) -> dict[str, Tensor] | None:
+    def _encode(self, batch: Batch, before_activation: bool) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
         # its norms may be folded.
@@ -60,10 +69,12 @@ class StepContext:
         if teacher is None or teacher.training or not self.module.encoder_is_constant:
             return None
         # Identity, not equality: methods call this several times with the very same batch object.
-        if self._encoded is None or self._encoded[0] is not batch:
+        known = self._encoded
+        if known is None or known[0] is not batch or (before_activation and not known[1]):
             with torch.no_grad(), self.autocast():
-                self._encoded = batch, teacher.encoder(batch.image)
-        return self._encoded[1]
+                maps = teacher.encode(batch.image, before_activation=before_activation)
+            self._encoded = known = batch, before_activation, maps
+        return known[2]
 
     @property
     def _teacher(self) -> SegmentationModel | None:
@@ -80,23 +91,27 @@ class StepContext:
         own = (batch.branch,) if self.step.num_old(batch.branch) else ()
         return own + self.step.old_branches
 
-    def teach(self, batch: Batch) -> SegOutput | None:
+    def teach(self, batch: Batch, *, before_activation: bool = False) -> SegOutput | None:
         """Run the teacher through the batch's own branch; None without a teacher, or if it never met that branch."""
-        own = {batch.branch} & set(self.taught(batch))
-        return self.teach_through(batch, tuple(own))[batch.branch] if own else None
+        own = tuple({batch.branch} & set(self.taught(batch)))
+        return self.teach_through(batch, own, before_activation=before_activation)[own[0]] if own else None
 
     @torch.no_grad()
-    def teach_through(self, batch: Batch, branches: tuple[str, ...]) -> dict[str, SegOutput]:
+    def teach_through(
+        self, batch: Batch, branches: tuple[str, ...], *, before_activation: bool = False
+    ) -> dict[str, SegOutput]:
         """Run the teacher through several branches over the same images; {} for none."""
         teacher = self._teacher
         if teacher is None or not branches:
             return {}
-        encoded = self._encode(batch)
+        encoded = self._encode(batch, before_activation)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded)
+            outputs = teacher(batch.image, branches, encoded=encoded, before_activation=before_activation)
         return _precise(outputs)
 
-    def compare(self, batch: Batch) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
+    def compare(
+        self, batch: Batch, *, before_activation: bool = False
+    ) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
         """Run teacher and student over the batch: what distillation compares.
 
         Returns:
@@ -104,9 +119,10 @@ class StepContext:
             `taught`. In class-incremental runs the two hold the one branch (the teacher's none in the first step).
         """
         branches = self.taught(batch)
-        teacher = self.teach_through(batch, branches)
+        teacher = self.teach_through(batch, branches, before_activation=before_activation)
         # The batch's own branch comes first; `dict.fromkeys` drops its second mention and keeps the order.
-        return self.student_through(batch, tuple(dict.fromkeys((batch.branch, *branches)))), teacher
+        every = tuple(dict.fromkeys((batch.branch, *branches)))
+        return self.student_through(batch, every, before_activation=before_activation), teacher
 
 
 def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:
@@ -129,8 +145,12 @@ class Method:
     """Train only the decoder and the classifiers from step `freeze_from` on."""
     freeze_norm: bool = False
     """Freeze the affine weights of all norms from step `freeze_from` on."""
+    freeze_decoder: bool = False
+    """Train only the encoder and the classifiers from step `freeze_from` on."""
+    freeze_heads: Literal["none", "old", "all"] = "none"
+    """Classifiers that are not trained from step `freeze_from` on: none, those of earlier steps, or all."""
     freeze_from: int = 1
-    """First step in which the two switches above act (0: from the start, as the authors' flags do). Steps from
+    """First step in which the four switches above act (0: from the start, as the authors' flags do). Steps from
     scratch count as step 0."""
     frozen_statistics: bool = True
     """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
@@ -145,7 +165,23 @@ class Method:
             encoder=self.freeze_encoder and later,
             norm=self.freeze_norm and later,
             statistics=self.frozen_statistics,
+            decoder=self.freeze_decoder and later,
+            heads=self._frozen_heads(model, step) if later else {},
         )
+
+    def _frozen_heads(self, model: SegmentationModel, step: Step) -> dict[str, int]:
+        """How many classifiers of each branch are frozen, the oldest first."""
+        if self.freeze_heads == "none":
+            return {}
+        numbers = {branch: len(model.head(branch).classifiers) for branch in model.branches}
+        if self.freeze_heads == "old":
+            return {b: n - 1 if step.grows.get(b) else n for b, n in numbers.items()}
+        return numbers
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the engine keeps a copy of the model from before the step: for the losses, or for a switch."""
+        return self.uses_teacher
 
     def grow(self, model: SegmentationModel, step: Step) -> None:
         """Add the step's outputs and branches; part of `prepare_model`."""
@@ -172,6 +208,13 @@ class Method:
     def after_backward(self, ctx: StepContext) -> dict[str, Tensor]:
         """Read the final gradients or add to them; the scalars returned are logged."""
         return {}
+
+    def finish_model(self, ctx: StepContext) -> None:
+        """Change the trained model before it is saved, such as averaging it with the teacher or merging its parts.
+
+        It runs after the last iteration and before `end_step`. A run that was stopped in between repeats it on the
+        weights of the last iteration, so it must depend on these, the teacher and the method's state alone.
+        """
 
     def end_step(self, ctx: StepContext) -> None:
         """Turn what this step has gathered into what the next step needs."""

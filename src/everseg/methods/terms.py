@@ -21,6 +21,7 @@ from everseg.losses import (
 )
 from everseg.losses.pixelwise import Over
 from everseg.methods.base import StepContext
+from everseg.models.blocks import PRE
 from everseg.models.model import SegmentationModel, init_from_background
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, SegOutput
@@ -136,6 +137,18 @@ def over_branches(
             found = at_label_size(terms, student[branch], batch, teacher.get(branch))
             total |= {name: total[name] + value if name in total else value for name, value in found.items()}
     return total
+
+
+def stage_maps(output: SegOutput, *, before_activation: bool) -> dict[str, Tensor]:
+    """The maps of the encoder's stages by name, finest first.
+
+    Args:
+        output: of student or teacher, run with `before_activation` where it is asked for here.
+        before_activation: the map before the stage's last activation, where the stage has one.
+    """
+    maps = output.features
+    stages = [name for name in maps if name not in ("encoder", "decoder") and not name.endswith(PRE)]
+    return {name: maps.get(name + PRE, maps[name]) if before_activation else maps[name] for name in stages}
 
 
 def init_backgrounds(model: SegmentationModel, step: Step) -> None:

@@ -21,6 +21,9 @@ IABN_EPS, IABN_SLOPE = torch.tensor([NORM_EPS, LEAKY_SLOPE], dtype=torch.float32
 NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """Every module whose affine weights count as norm weights."""
 
+PRE = ".pre"
+"""Ending of the name of a tap before its stage's last activation, such as "layer1.pre" beside "layer1"."""
+
 PerBranch = Literal["head", "decoder", "norm", "adapter"]
 """What each branch owns, every choice including the ones before it: its classifiers; its decoder; the encoder's batch
 norms; 1x1 convolutions beside the encoder's convolutions."""

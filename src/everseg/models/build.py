@@ -246,7 +246,7 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
     The weights are fresh: load the saved ones with `load_state_dict(strict=True)`.
 
     Args:
-        description: name, options, growth.
+        description: name, options, growth, and structural changes if there were any.
         builder: the user's own builder, for a name that is not one of `ARCHITECTURES`. Nothing is ever imported
             because a description names it.
 
@@ -267,6 +267,8 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
         model = _call(name, build, options)
         for grows in growth:
             model.grow(grows)
+        for change in description.get("changes", ()):
+            model.restructure(change)
     except Exception as error:  # what a file says can make a builder raise nearly anything
         raise CheckpointError(f"model description of '{name}' cannot be built: {error}") from error
     if name not in ARCHITECTURES:

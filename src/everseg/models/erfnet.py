@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from everseg.errors import ConfigError
 from everseg.models.blocks import (
+    PRE,
     BatchNorm,
     BranchDecoder,
     BranchDict,
@@ -53,11 +54,11 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor, branch: str | None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / 2, W / 2)."""
-        return self.finish(self.reduce(x), branch)
+        return F.relu(self.before_activation(x, branch))
 
-    def finish(self, reduced: Tensor, branch: str | None) -> Tensor:
-        """Norm and ReLU of `reduce`'s result."""
-        return F.relu(through(self.norm, reduced, branch))
+    def before_activation(self, x: Tensor, branch: str | None) -> Tensor:
+        """The same, before the last activation."""
+        return through(self.norm, self.reduce(x), branch)
 
 
 class Block(nn.Module):
@@ -97,12 +98,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, branch: str | None) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
+        return F.relu(self.before_activation(x, branch))
+
+    def before_activation(self, x: Tensor, branch: str | None) -> Tensor:
+        """The same, before the last activation."""
         a = beside(self.horizontal1(F.relu(self.vertical1(x))), self.adapter1, x, branch)
         a = F.relu(through(self.norm1, a, branch))  # (B, channels, H, W), as everything in the block
         b = beside(self.horizontal2(F.relu(self.vertical2(a))), self.adapter2, a, branch)
         # Before the shortcut, so a dropped channel still passes x on.
         b = self.dropout(through(self.norm2, b, branch))
-        return F.relu(b + x)
+        return b + x
 
 
 def _pair(channels: int, dilation: int) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -145,26 +150,32 @@ class Encoder(nn.Module):
             for i in range(blocks[1])
         )
 
-    def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
+    def forward(
+        self, image: Tensor, branches: Iterable[str] | None = None, *, before_activation: bool = False
+    ) -> dict[str, Any]:
         """Map (B, 3, H, W) to the taps, or to branch -> taps where branches own parts of the encoder.
 
-        Only the first convolution and pooling come before the branches differ; they run once.
+        Only the first convolution and pooling come before the branches differ; they run once. With
+        `before_activation` also "down1.pre", "down2.pre" and "down3.pre", before the stage's last activation.
         """
         start = self.down1.reduce(image)
         if not self.by_branch:
-            return self._through(start, None)
-        return {branch: self._through(start, branch) for branch in branches or ()}
+            return self._through(start, None, before_activation)
+        return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
 
-    def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
-        taps = {"down1": self.down1.finish(start, branch)}  # (B, widths[0], H / 2, W / 2)
-        x = self.down2(taps["down1"], branch)  # (B, widths[1], H / 4, W / 4)
-        for block in self.blocks2:
-            x = block(x, branch)
-        taps["down2"] = x
-        x = self.down3(x, branch)  # (B, widths[2], H / 8, W / 8)
-        for block in self.blocks3:
-            x = block(x, branch)
-        taps["down3"] = x
+    def _through(self, start: Tensor, branch: str | None, before_activation: bool) -> dict[str, Tensor]:
+        taps: dict[str, Tensor] = {}
+        x = through(self.down1.norm, start, branch)  # (B, widths[0], H / 2, W / 2), as yet without its ReLU
+        # The two later stages at 1/4 and 1/8; the first has run up to its norm already.
+        later = ("down2", (self.down2, *self.blocks2)), ("down3", (self.down3, *self.blocks3))
+        for name, modules in (("down1", ()), *later):
+            for module in modules[:-1]:
+                x = module(x, branch)
+            if modules:
+                x = cast(Down | Block, modules[-1]).before_activation(x, branch)
+            if before_activation:
+                taps[name + PRE] = x
+            x = taps[name] = F.relu(x)
         return taps
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ class Frozen:
     encoder: bool = False
     norm: bool = False
     statistics: bool = True
+    decoder: bool = False
+    heads: Mapping[str, int] = field(default_factory=dict)
 
 
 class SegmentationModel(nn.Module):
@@ -56,6 +59,7 @@ class SegmentationModel(nn.Module):
         self.heads = BranchDict(partial(GrowingHead, cast(int, decoder.out_channels), make_classifier))
         self.description: dict[str, Any] = dict(description or {"name": None, "options": {}})
         self.growth: list[dict[str, int]] = []
+        self.changes: list[str] = []
         self.frozen = Frozen()
 
     @property
@@ -126,6 +130,8 @@ class SegmentationModel(nn.Module):
         encoder: bool = False,
         norm: bool = False,
         statistics: bool = True,
+        decoder: bool = False,
+        heads: Mapping[str, int] | None = None,
     ) -> None:
         """Freeze exactly this; everything else becomes trainable. Outlives `.train()`.
 
@@ -137,19 +143,28 @@ class SegmentationModel(nn.Module):
             norm: the affine weights of all norms get no gradient.
             statistics: the frozen norms also keep their running statistics (they stay in eval mode). False lets
                 them move, as in MiB's code, where `model.train()` undid the freezing.
+            decoder: the decoder's weights get no gradient, but for what the other branches own in it.
+            heads: branch -> how many of its classifiers, the oldest first, get no gradient.
 
         Raises:
-            ConfigError: unknown branch.
+            ConfigError: unknown branch, or more classifiers than the branch has.
         """
-        branches = tuple(branches)
-        self._check_branches(branches)
-        self.frozen = Frozen(branches, encoder, norm, statistics)
+        branches, heads = tuple(branches), dict(heads or {})
+        self._check_branches([*branches, *heads])
+        for branch, number in heads.items():
+            if not 0 <= number <= len(self.head(branch).classifiers):
+                raise ConfigError(
+                    f"branch '{branch}': cannot freeze {number} of its {len(self.head(branch).classifiers)} classifiers"
+                )
+        self.frozen = Frozen(branches, encoder, norm, statistics, decoder, heads)
         # From a clean slate, so that a second call means what it says and nothing of the first.
         self.requires_grad_(True)
-        if encoder:
-            self.encoder.requires_grad_(False)
-            for module in self._trained_in_encoder():
+        for part in self._frozen_parts:
+            part.requires_grad_(False)
+            for module in self._trained_in(part):
                 module.requires_grad_(True)
+        for branch, number in heads.items():
+            self.head(branch).classifiers[:number].requires_grad_(False)
         for branch in branches:
             for weight in self.branch_parameters(branch):
                 weight.requires_grad_(False)
@@ -157,6 +172,9 @@ class SegmentationModel(nn.Module):
             for module in self.modules():
                 if isinstance(module, NORM_TYPES):
                     module.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, Restructured):
+                module.freeze_changed()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SegmentationModel:
@@ -167,20 +185,29 @@ class SegmentationModel(nn.Module):
         if self._encoder_is_frozen:
             self.encoder.eval()
         if mode and self.frozen.statistics:
-            roots = [self.encoder] if self.frozen.encoder else []
+            roots = self._frozen_parts
             roots += [m for branch in self.frozen.branches for m in self._branch_modules(branch)]
-            kept = () if self.frozen.norm else self._trained_in_encoder()
+            kept = [] if self.frozen.norm else [m for part in roots for m in self._trained_in(part)]
             # A frozen encoder may hold norms of a branch that is trained; these go on learning.
             trained = {id(inner) for module in kept for inner in module.modules()}
             for root in [self] if self.frozen.norm else roots:
                 for module in root.modules():
                     if isinstance(module, NORM_TYPES) and id(module) not in trained:
                         module.training = False
+        for module in self.modules():
+            if isinstance(module, Restructured):
+                module.rest_changed()
         return self
 
-    def _trained_in_encoder(self) -> list[nn.Module]:
-        """What the branches that are not frozen own in the encoder."""
-        owners = [m for m in self.encoder.modules() if isinstance(m, BranchDict)]
+    @property
+    def _frozen_parts(self) -> list[nn.Module]:
+        """Encoder and decoder, if they are frozen."""
+        parts = ((self.encoder, self.frozen.encoder), (self.decoder, self.frozen.decoder))
+        return [part for part, frozen in parts if frozen]
+
+    def _trained_in(self, part: nn.Module) -> list[nn.Module]:
+        """What the branches that are not frozen own in the encoder or the decoder."""
+        owners = [m for m in part.modules() if isinstance(m, BranchDict)]
         trained = [branch for branch in self.branches if branch not in self.frozen.branches]
         return [owner[branch] for owner in owners for branch in trained]
 
@@ -222,6 +249,7 @@ class SegmentationModel(nn.Module):
         branches: Iterable[str] | None = None,
         *,
         encoded: Mapping[str, Tensor] | None = None,
+        before_activation: bool = False,
     ) -> dict[str, SegOutput]:
         """Run the model through some branches over the same images.
 
@@ -229,6 +257,9 @@ class SegmentationModel(nn.Module):
             image: (B, 3, H, W) float, normalised.
             branches: which; None = all.
             encoded: what the encoder made of the image, where it is known already and the same for all branches.
+            before_activation: also give the taps before each stage's last activation, named as the stage with ".pre"
+                behind. They cost a copy of each map. An encoder of a library has none, nor has a stage without a last
+                activation.
 
         Returns:
             Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
@@ -242,7 +273,7 @@ class SegmentationModel(nn.Module):
         self._check_branches(branches)
         if not branches:
             raise ConfigError("the model has no outputs yet: grow it first")
-        taps = self._taps(image, branches, encoded)
+        taps = self._taps(image, branches, encoded, before_activation)
         height, width = image.shape[2:]
         # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
         return {
@@ -250,14 +281,30 @@ class SegmentationModel(nn.Module):
             for branch, maps in taps.items()
         }
 
+    def encode(self, image: Tensor, *, before_activation: bool = False) -> dict[str, Tensor]:
+        """Run an encoder that all branches share: (B, 3, H, W) to its maps by name, finest first."""
+        return self.encoder(image, **self._wanted(before_activation))
+
+    def _wanted(self, before_activation: bool) -> dict[str, bool]:
+        # Asked only where it is wanted: encoders of libraries and of users do not know the argument.
+        gives = (
+            before_activation and "before_activation" in inspect.signature(self.encoder.forward).parameters
+        )
+        return {"before_activation": True} if gives else {}
+
     def _taps(
-        self, image: Tensor, branches: tuple[str, ...], known: Mapping[str, Tensor] | None
+        self,
+        image: Tensor,
+        branches: tuple[str, ...],
+        known: Mapping[str, Tensor] | None,
+        before_activation: bool,
     ) -> dict[str, dict[str, Tensor]]:
         """The named maps of every branch; encoder and decoder run once for branches that share them."""
         if known is None and _by_branch(self.encoder):
-            encoded = self.encoder(image, branches)
+            encoded = self.encoder(image, branches, **self._wanted(before_activation))
         else:
-            encoded = dict.fromkeys(branches, self.encoder(image) if known is None else known)
+            own = self.encode(image, before_activation=before_activation) if known is None else known
+            encoded = dict.fromkeys(branches, own)
         taps = {}
         # Branches with the very same encoder maps share the decoder's result, too: keyed by the maps' identity.
         decoded: dict[int, Tensor] = {}
@@ -275,7 +322,25 @@ class SegmentationModel(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What rebuilds the model without its weights: name, options, growth in order. Ready for JSON."""
         # Through JSON, so that a description compares equal to one read back (tuples become lists).
-        return json.loads(json.dumps({**self.description, "growth": self.growth}))
+        changes = {"changes": self.changes} if self.changes else {}
+        return json.loads(json.dumps({**self.description, "growth": self.growth, **changes}))
+
+    def restructure(self, name: str) -> None:
+        """Change the structure of every module that knows this change, such as merging two convolutions into one.
+
+        The change becomes part of the description, so that a model rebuilt from it has the same weights by name.
+
+        Raises:
+            ConfigError: no module of this model knows the change.
+        """
+        # A list: a change may replace modules below the one that makes it.
+        known = [m for m in list(self.modules()) if isinstance(m, Restructured) and name in m.changes_known]
+        if not known:
+            raise ConfigError(f"the model has no part for the structural change '{name}'")
+        for module in known:
+            module.restructure(name)
+        self.changes.append(name)
+        self.train(self.training)
 
     def _branch_modules(self, branch: str) -> list[nn.Module]:
         return [m[branch] for m in self.modules() if isinstance(m, BranchDict) and branch in m]
@@ -284,6 +349,23 @@ class SegmentationModel(nn.Module):
         unknown = [branch for branch in branches if branch not in self.heads]
         if unknown:
             raise ConfigError(f"the model has no branch '{unknown[0]}'; it has {list(self.branches)}")
+
+
+class Restructured(nn.Module):
+    """A module whose structure may change between steps; see `SegmentationModel.restructure`."""
+
+    changes_known: tuple[str, ...] = ()
+    """Names of the changes that it takes part in."""
+
+    def restructure(self, name: str) -> None:
+        """Make the change: first with the weights at hand, and again on fresh weights when a model is rebuilt."""
+        raise NotImplementedError
+
+    def freeze_changed(self) -> None:
+        """Take the gradient from weights that the change has settled; called at the end of every `freeze`."""
+
+    def rest_changed(self) -> None:
+        """Put norms that the change has settled into eval mode; called at the end of every `train`."""
 
 
 def _by_branch(part: nn.Module) -> bool:

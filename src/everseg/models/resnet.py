@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from everseg.errors import ConfigError
 from everseg.models.blocks import (
+    PRE,
     BranchDict,
     NormKind,
     PerBranch,
@@ -53,10 +54,14 @@ class BasicBlock(nn.Module):
 
     def forward(self, input: Tensor, branch: str | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
+        return self.last_act(self.before_activation(input, branch))
+
+    def before_activation(self, input: Tensor, branch: str | None = None) -> Tensor:
+        """The same, before the last activation."""
         x = beside(self.conv1(input), self.adapter1, input, branch)
         x = self.act(through(self.bn1, x, branch))
         x = beside(self.conv2(x), self.adapter2, x, branch)
-        return self.last_act(through(self.bn2, x, branch) + _skip(self.downsample, input, branch))
+        return through(self.bn2, x, branch) + _skip(self.downsample, input, branch)
 
 
 class Bottleneck(nn.Module):
@@ -82,11 +87,15 @@ class Bottleneck(nn.Module):
 
     def forward(self, input: Tensor, branch: str | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
+        return self.last_act(self.before_activation(input, branch))
+
+    def before_activation(self, input: Tensor, branch: str | None = None) -> Tensor:
+        """The same, before the last activation."""
         x = self.act(through(self.bn1, self.conv1(input), branch))
         x = beside(self.conv2(x), self.adapter2, x, branch)
         x = self.act(through(self.bn2, x, branch))
         x = through(self.bn3, self.conv3(x), branch)
-        return self.last_act(x + _skip(self.downsample, input, branch))
+        return x + _skip(self.downsample, input, branch)
 
 
 class Shortcut(nn.Sequential):
@@ -181,20 +190,31 @@ class ResNet(nn.Module):
             self.add_module(f"layer{k + 1}", nn.Sequential(*stage))
         self.out_channels = channels
 
-    def forward(self, image: Tensor, branches: Iterable[str] | None = None) -> dict[str, Any]:
-        """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; by branch where `by_branch`."""
+    def forward(
+        self, image: Tensor, branches: Iterable[str] | None = None, *, before_activation: bool = False
+    ) -> dict[str, Any]:
+        """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; by branch where `by_branch`.
+
+        With `before_activation` also "layer1.pre" ... "layer4.pre": the same maps before the stage's last activation.
+        """
         # All that comes before the first norm, so all that branches share in one run.
         start = self.conv1(image)
         if not self.by_branch:
-            return self._through(start, None)
-        return {branch: self._through(start, branch) for branch in branches or ()}
+            return self._through(start, None, before_activation)
+        return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
 
-    def _through(self, start: Tensor, branch: str | None) -> dict[str, Tensor]:
+    def _through(self, start: Tensor, branch: str | None, before_activation: bool) -> dict[str, Tensor]:
         x = self.pool(self.act(through(self.bn1, start, branch)))  # (B, stem, H / 4, W / 4) with pooling
         features = {}
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            for block in getattr(self, name):
+            *blocks, last = getattr(self, name)
+            for block in blocks:
                 x = block(x, branch)
+            if before_activation:
+                features[name + PRE] = last.before_activation(x, branch)
+                x = last.last_act(features[name + PRE].clone())  # a copy: the activation works in place
+            else:
+                x = last(x, branch)
             features[name] = x
         return features
 

@@ -70,7 +70,7 @@ class ModelFile:
     """The content of a model folder's file: how the model is built, what its outputs mean, how it sees an image."""
 
     architecture: Mapping[str, Any]
-    """The result of `SegmentationModel.describe`: name, options and growth."""
+    """The result of `SegmentationModel.describe`: name, options, growth, and structural changes if there were any."""
     spaces: Mapping[str, LabelSpace]
     """Branch -> its classes. In a bundle the raw ids are the lasting ids of the classes."""
     domains: Mapping[str, str] = field(default_factory=dict)
@@ -342,6 +342,8 @@ class _Reader:
             return {}
         if not isinstance(found["name"], str | None) or not isinstance(found["options"], dict):
             self.problems.append("architecture: expected a name, and options by name")
+        if not _is_list_of(found.get("changes", []), str):
+            self.problems.append("architecture.changes: expected the names of structural changes")
         growth = found["growth"]
         if not _is_list_of(growth, dict) or not all(_is_list_of(list(one.values()), int) for one in growth):
             self.problems.append("architecture.growth: expected the number of outputs each branch gained")
