@@ -22,6 +22,7 @@ from everseg.engine.optim import check_param_groups, learning_rate, make_optimiz
 from everseg.engine.step import train_batch
 from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace
 from everseg.losses import cross_entropy, kl_divergence
+from everseg.methods import switches
 from everseg.methods.base import StepContext
 from everseg.methods.mdil import MDIL
 from everseg.metrics import ConfusionMatrix, iou_eval
@@ -182,7 +183,7 @@ class _Replay:
         optimizer = make_optimizer(groups, RATES, lr=RATES.lr)
         ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
         watch = Watch(model, teacher, optimizer, self.golden[f"step{self.number}/param_names"].tolist())
-        method.begin_step(ctx)
+        switches.begin(method, ctx)
         model.train()
         batches = self._batches(step.branch, "train", self.stored("order"))
         epoch = len(batches) // int(self.golden["epochs"])
@@ -197,7 +198,7 @@ class _Replay:
         self._compare_trajectory(watch, slice(None if first is None else len(watch.rates)))
         if first is not None:
             return
-        method.end_step(ctx)
+        switches.finish(method, ctx)
         self._compare_validation(np.array(rows))
         self._compare_final(optimizer)
         if teacher is not None:

@@ -20,6 +20,7 @@ from everseg.engine.optim import check_param_groups, learning_rate, make_optimiz
 from everseg.engine.step import train_batch
 from everseg.interop import mib
 from everseg.labels import LabelSpace
+from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
 from everseg.methods.ewc import EWC
 from everseg.methods.ft import FineTuning
@@ -186,7 +187,7 @@ def _replay_step(
     base = case.train.lr if k == 0 or case.train.lr_next is None else case.train.lr_next
     optimizer = make_optimizer(groups, case.train, lr=base)
     ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
-    method.begin_step(ctx)
+    switches.begin(method, ctx)
     model.train()
     batches = _batches(common, case.task, k, golden[at + "order"])
     for i, batch in enumerate(batches):
@@ -208,7 +209,7 @@ def _replay_step(
                     "gradient norms, of the total", weight.grad.norm(), theirs[row], np.linalg.norm(theirs)
                 )
     before = method.state_dict()
-    method.end_step(ctx)
+    switches.finish(method, ctx)
     for name, value in model.state_dict().items():
         if name in names:
             theirs = golden[f"{at}final/{names[name]}"]

@@ -198,6 +198,20 @@ def test_a_mask_on_the_labels_loss_is_a_pseudo_labels_confidence():
     assert_close(found, (entropy * sure).sum() / sure[label != 255].sum())
 
 
+@pytest.mark.parametrize("over", ["all", "valid"])
+def test_an_image_weight_scales_the_image_and_leaves_the_divisor(over):
+    logits, label, _ = tensors((3, 4), (11, 13))
+    weight = torch.rand(B, dtype=torch.float64)
+    term = Term(cross_entropy, image_weight=weight, over=over, weight=2.0)
+    found = pixelwise_losses({"ce": term}, logits, label, band=2)["ce"]
+    entropy = F.cross_entropy(full(logits, (11, 13)), label, ignore_index=255, reduction="none")
+    divisor = label.numel() if over == "all" else (label != 255).sum()
+    expected = 2 * sum(w * image.sum() for w, image in zip(weight, entropy, strict=True)) / divisor
+    assert_close(found, expected)
+    grads = [torch.autograd.grad(value, logits)[0] for value in (found, expected)]
+    assert_close(*grads)
+
+
 def test_value_and_gradient_against_the_pixel_by_pixel_oracle():
     logits, label, teacher = tensors((2, 2), (3, 5))
     found = pixelwise_losses({"kd": Term(unbiased_distillation)}, logits, label, teacher)["kd"]
@@ -384,6 +398,7 @@ def test_no_terms_no_losses():
         ({"ce": Term(cross_entropy)}, {"band": 0}, "at least 1 row"),
         ({"ce": Term(cross_entropy, over="some")}, {}, "ce: over"),
         ({"ce": Term(cross_entropy, mask=torch.ones(B, 3, 4))}, {}, "ce: expected a mask"),
+        ({"ce": Term(cross_entropy, image_weight=torch.ones(B + 1))}, {}, "ce: expected an image_weight"),
         ({"ce": Term(cross_entropy, options={"weight": torch.ones(3)})}, {}, "6 class weights"),
         ({"ce": Term(unbiased_cross_entropy, options={"num_old": C})}, {}, "num_old must be in"),
         ({"kd": Term(distillation, options={"alpha": 0.0})}, {}, "alpha must be positive"),

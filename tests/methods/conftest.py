@@ -14,6 +14,7 @@ from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, make_optimizer
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
+from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
@@ -114,7 +115,7 @@ class Toy:
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
         ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
         if begin:
-            method.begin_step(ctx)
+            switches.begin(method, ctx)
         model.train()
         return Run(method, model, step, teacher, ctx, optimizer)
 
@@ -122,7 +123,7 @@ class Toy:
         """Train whole steps; returns the last one."""
         for step in steps or self.steps:
             run = self.begin(method, model, step).take(*self.batches(step))
-            method.end_step(run.ctx)
+            switches.finish(method, run.ctx)
         return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from everseg import registry
 from everseg.engine.optim import check_param_groups, load_optimizer_state, optimizer_state
 from everseg.methods.base import Method
+from everseg.methods.ft import FineTuning
 from everseg.models.folding import folded_copy
 
 METHODS = registry.names("method")
@@ -246,3 +248,39 @@ def test_only_mib_with_its_initialisation_starts_from_the_background(toy):
         toy.begin(method, model, toy.steps[1])
         old, new = model.head("a").classifiers
         assert torch.equal(new.weight, old.weight[:1].expand_as(new.weight)) is expected
+
+
+@dataclass(kw_only=True)
+class Halved(FineTuning):
+    """Halves the weights of the classifiers at the end of each step, and remembers what `end_step` then saw."""
+
+    def finish_model(self, ctx):
+        with torch.no_grad():
+            for weight in ctx.module.head(ctx.step.branch).parameters():
+                weight.mul_(0.5)
+
+    def end_step(self, ctx):
+        self.seen = [w.detach().clone() for w in ctx.module.head(ctx.step.branch).parameters()]
+
+
+def test_the_model_is_finished_before_the_step_ends(toy):
+    plain = toy.train(build("ft"), toy.model(), toy.steps[0])
+    halved = toy.train(Halved(), toy.model(), toy.steps[0])
+    ours, theirs = (list(run.model.head("a").parameters()) for run in (halved, plain))
+    for one, other, seen in zip(ours, theirs, halved.method.seen, strict=True):
+        assert torch.equal(one, other * 0.5)
+        assert torch.equal(one, seen)
+
+
+@pytest.mark.parametrize("freeze_heads", ["none", "old", "all"])
+def test_classifiers_are_frozen_by_age(toy, freeze_heads):
+    method, model = build("mib", freeze_heads=freeze_heads, init_background=False), toy.model()
+    toy.train(method, model, toy.steps[0])
+    old = [w.clone() for w in model.head("a").parameters()]
+    run = toy.begin(method, model, toy.steps[1])
+    new = [w.clone() for w in model.head("a").classifiers[1].parameters()]
+    run.take(*toy.batches(toy.steps[1]))
+    head = model.head("a").classifiers
+    now = [list(head[k].parameters()) for k in (0, 1)]
+    stood = [all(map(torch.equal, was, there)) for was, there in zip((old, new), now, strict=True)]
+    assert stood == {"none": [False, False], "old": [True, False], "all": [True, True]}[freeze_heads]

@@ -28,6 +28,7 @@ from everseg.engine.runtime import locked
 from everseg.engine.step import train_batch
 from everseg.errors import CheckpointError, DataError
 from everseg.labels import IGNORED, LabelSpace
+from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
 from everseg.methods.build import build_method
 from everseg.models.model import SegmentationModel
@@ -132,13 +133,18 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4  # (B, H, W): classes 0 to 2; 3 becomes an ignored pixel
     batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"))
     ctx = StepContext(
-        step=step, model=model, module=model, teacher=None, train_batches=lambda: iter((batch,))
+        step=step,
+        model=model,
+        module=model,
+        teacher=None,
+        train_batches=lambda: iter((batch,)),
+        epoch_batches=lambda: iter((batch,)),
     )
-    method.begin_step(ctx)
+    switches.begin(method, ctx)
     model.train()
     for _ in range(3):
         train_batch(method, batch, ctx, optimizer)
-    method.end_step(ctx)
+    switches.finish(method, ctx)
     if method.state_dict():
         return None
     frozen = [(name, weight.requires_grad) for name, weight in model.named_parameters()]

@@ -31,8 +31,8 @@ from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
+from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
-from everseg.methods.switches import begin, finish
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
@@ -164,10 +164,10 @@ class StepJob:
         session.journal.rewind(self.step.index, start)
         self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
         if start == 0:  # a checkpoint already holds the state that `begin_step` made
-            begin(self.method, ctx)
+            switches.begin(self.method, ctx)
         self.student.train()
         self._loop(ctx, start)
-        finish(self.method, ctx)
+        switches.finish(self.method, ctx)
         self.bad.share(self.step.index, self.total)
 
     def _prepare(self) -> None:
