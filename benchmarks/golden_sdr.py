@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.golden_checks import Row, Tally
-from benchmarks.golden_family import Golden, replay_family
-from benchmarks.golden_replay import Comparison
+from benchmarks.golden_replay import BRANCH, Comparison
+from benchmarks.golden_runs import RunReplay
 from everseg.losses import prototypes as sdr
 from everseg.methods.sdr import SDR
 
@@ -22,6 +21,30 @@ NORMS = {
     "L1": "l1", "L2": "l2", "softmax": "softmax",
 }  # fmt: skip
 SHRINKS = {"squared": "squared", "power3": "cubed", "exponential": "exponential"}
+
+
+class _Replay(RunReplay):
+    def compare_state(self, at: str) -> None:
+        prototypes, count = self.method.prototypes[BRANCH]  # type: ignore[attr-defined]
+        self.whole("prototypes", prototypes, self.golden[f"{at}prototypes"])
+        self.compare("counts", count, self.golden[f"{at}count_features"])
+
+
+def replay_sdr(folder: Path, stem: str) -> dict[str, Comparison]:
+    """Train one `train_sdr*.npz` again, in the authors' form.
+
+    Returns:
+        Quantity -> values compared and largest relative difference; of scalars to each value, of tensors to the
+        largest value of the tensor.
+    """
+    protocol = "disjoint" if "disjoint" in stem else "overlapped"
+    return _Replay(folder, stem, SDR(form="authors", protocol=protocol), _logged).run()
+
+
+def _logged(terms: dict[str, float], method: Any) -> dict[str, float]:
+    names = {"loss": "ce", "lkd": "kd", "lfc": "attraction", "lsep_clusters": "repulsion"}
+    names |= {"ldeprototype": "matching", "lfs": "sparsity"}
+    return {theirs: terms.get(ours, 0.0) for theirs, ours in names.items()}
 
 
 def check_sdr(folder: Path) -> list[Row]:

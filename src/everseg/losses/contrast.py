@@ -94,15 +94,13 @@ def contrast(
     ids = mixed_labels(label, teacher_logits).flatten()
     teacher = normalised_pixels(teacher_features.detach().to(student))
     belief = _pixels(full_precision(teacher_logits).detach().to(student)).softmax(dim=1)  # (M, K)
-    if first_new is None:
-        first_new = label.masked_fill(label == 0, IGNORED).amin()
     anchor = (ids > 0) & (ids != IGNORED)
     taught = anchor & (label.flatten() == 0)
     others = _Set(
         torch.cat([student.detach(), teacher]),
         torch.cat([torch.where(anchor, ids, -1), torch.where(taught, ids, -1)]),
         torch.cat([belief, belief]) if certainty else None,
-        first_new,
+        label.masked_fill(label == 0, IGNORED).amin() if first_new is None else first_new,
     )
     rows = block or max(1, _BLOCK // len(others.ids))
     values, counts = [], []
@@ -135,7 +133,9 @@ def mixed_labels(label: Tensor, teacher_logits: Tensor) -> Tensor:
     return torch.where(label == 0, teacher_logits.argmax(dim=1), label.long())
 
 
-def same_class(belief: Tensor, others: Tensor, ids: Tensor, other_ids: Tensor, first_new: int | Tensor) -> Tensor:
+def same_class(
+    belief: Tensor, others: Tensor, ids: Tensor, other_ids: Tensor, first_new: int | Tensor
+) -> Tensor:
     """Probability that two pixels show one class: products of the teacher's softmax, and 1 between new classes.
 
     Args:

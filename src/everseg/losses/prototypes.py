@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everseg.labels import IGNORED
+from everseg.losses.bilinear import grid_points
 from everseg.losses.pixelwise import full_precision
 
 Norm = Literal["class_max", "channel_max", "batch_max", "l1", "l2", "softmax"]
@@ -35,9 +36,7 @@ def label_at(label: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     tensor([[[0, 1, 3, 4]]])
     """
     rows, columns = (
-        # In integers: a scale in floating point may fall just below the row that is meant.
-        torch.arange(small, device=label.device) * large // small
-        for small, large in zip(size, label.shape[-2:], strict=True)
+        grid_points(large, small, label.device) for large, small in zip(label.shape[-2:], size, strict=True)
     )
     return label[:, rows[:, None], columns]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everseg.losses import prototypes as by_class
-from everseg.losses.argmax import predict_ids
+from everseg.losses.bilinear import resized_at
 from everseg.losses.pixelwise import full_precision
 from everseg.methods.base import Method, StepContext
 from everseg.methods.terms import Weight, at_label_size, background_terms, init_backgrounds
@@ -102,9 +102,8 @@ class SDR(Method):
         both = ctx.all_reduce(torch.cat([sums, number[:, None]], dim=1) * collected[:, None])
         rows, count = self.prototypes.get(branch, (both[:0, :-1], number[:0]))
         added = space.num_classes - len(count)  # classes that this branch has not met yet
-        rows, count = torch.cat([rows.to(both), both.new_zeros(added, sums.shape[1])]), torch.cat(
-            [count.to(number), number.new_zeros(added)]
-        )
+        rows = torch.cat([rows.to(both), both.new_zeros(added, sums.shape[1])])
+        count = torch.cat([count.to(number), number.new_zeros(added)])
         self.prototypes[branch] = by_class.updated_prototypes(rows, count, both[:, :-1], both[:, -1].long())
         return self.prototypes[branch][0]
 
@@ -128,15 +127,21 @@ class SDR(Method):
             largest = self.separation == "orthogonal-largest"
             pushed = by_class.orthogonality(features, label, prototypes, largest=largest, **how)
         sparse = by_class.sparsity(
-            features, label, norm=self.sparsity_norm, shrink=self.sparsity_shrink, measure=self.sparsity_measure
+            features,
+            label,
+            norm=self.sparsity_norm,
+            shrink=self.sparsity_shrink,
+            measure=self.sparsity_measure,
         )
         terms = {
             "attraction": self.attraction_weight * pulled,
             "repulsion": self.repulsion_weight * pushed,
             "sparsity": self.sparsity_weight * sparse,
         }
-        if space.background == 0:  # without one, pixels of old classes are ignored: nothing says where they are
-            ids = by_class.label_at(predict_ids(teacher.logits, batch.label.shape[1:]), features.shape[2:])
+        if (
+            space.background == 0
+        ):  # without one, pixels of old classes are ignored: nothing says where they are
+            ids = resized_at(teacher.logits, batch.label.shape[1:], features.shape[2:]).argmax(dim=1)
             hidden = by_class.hidden_label(
                 label, ids, ctx.step.num_old(batch.branch), labelled=self.protocol == "sequential"
             )
@@ -155,4 +160,6 @@ class SDR(Method):
     def load_state_dict(self, state):
         self._step = int(state["step"])
         branches = [key.partition("/")[2] for key in state if key.startswith("prototypes/")]
-        self.prototypes = {b: (state[f"prototypes/{b}"].clone(), state[f"count/{b}"].clone()) for b in branches}
+        self.prototypes = {
+            b: (state[f"prototypes/{b}"].clone(), state[f"count/{b}"].clone()) for b in branches
+        }
