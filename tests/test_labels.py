@@ -32,7 +32,10 @@ BACKGROUND, OLD, NOW, FUTURE, VOID, UNDECLARED = 0, (3, 1), 4, 2, 255, 77
 CELLS = {
     "mib-voc": {"train": (0, 0, 0, 0), "val": (0, 255, 255, 255), "test": (0, 255, 255, 255)},
     "mib-ade": {"train": (0, 0, 0, 0), "val": (255, 255, 255, 255), "test": (255, 255, 255, 255)},
-    "plop": {"train": (0, 255, 0, 0), "val": (0, 255, 0, 0), "test": (0, 255, 0, 0)},
+    **dict.fromkeys(
+        ("plop-voc", "plop-ade", "plop"),
+        {"train": (0, 255, 0, 0), "val": (0, 255, 0, 0), "test": (0, 255, 0, 0)},
+    ),
     "ignore-void": {"train": (0, 255, 0, 0), "val": (0, 255, 255, 255), "test": (0, 255, 255, 255)},
 }
 
@@ -81,7 +84,7 @@ def test_a_space_without_background_has_no_special_raw_id():
 
 
 def test_an_unknown_convention_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'voc'.*mib-voc, mib-ade, plop, ignore-void"):
+    with pytest.raises(ConfigError, match=r"'voc'.*mib-voc, mib-ade, plop-voc, plop-ade, plop, ignore-void"):
         policy_set("voc")
 
 

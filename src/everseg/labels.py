@@ -237,6 +237,12 @@ class PolicySet:
     test: LabelPolicy
 
 
+_PLOP = PolicySet(
+    train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+    val=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+    test=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
+)
+
 POLICIES: dict[str, PolicySet] = {
     # MiB's VOC code: void is trained as background; unknown classes are not scored.
     "mib-voc": PolicySet(
@@ -250,12 +256,13 @@ POLICIES: dict[str, PolicySet] = {
         val=LabelPolicy(void=IGNORED, background=IGNORED, old=IGNORED, future=IGNORED),
         test=LabelPolicy(void=IGNORED, background=IGNORED, old=IGNORED, future=IGNORED),
     ),
-    # PLOP and CSSegmentation: void stays ignored; classes not learnt yet are scored as background.
-    "plop": PolicySet(
-        train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
-        val=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
-        test=LabelPolicy(void=IGNORED, background=0, old=0, future=0),
-    ),
+    # PLOP, RCIL, EWF, REMINDER, NeST, UCD and CSSegmentation on VOC: void stays ignored; classes not learnt yet are
+    # scored as background.
+    "plop-voc": _PLOP,
+    # Their ADE20K code: the same tables, so that raw 0 ("other"), which MiB never scores, is a class of the mean.
+    "plop-ade": _PLOP,
+    # The name of both in runs of earlier versions.
+    "plop": _PLOP,
     # everseg's own choice for other data: void is never learnt, classes not learnt yet are not scored.
     "ignore-void": PolicySet(
         train=LabelPolicy(void=IGNORED, background=0, old=0, future=0),

@@ -97,7 +97,7 @@ class ScenarioConfig(_Section):
     """Task name (15-5, 15-1, 100-50b, any N-M, offline), or explicit steps: lists of class names or raw ids."""
     protocol: Literal["disjoint", "overlapped", "sequential", "partitioned"] = "overlapped"
     """Which images a step may use: disjoint, overlapped, sequential (old classes stay labelled) or partitioned."""
-    policy: Literal["mib-voc", "mib-ade", "plop", "ignore-void"] = "ignore-void"
+    policy: Literal["mib-voc", "mib-ade", "plop-voc", "plop-ade", "plop", "ignore-void"] = "ignore-void"
     """Label convention: where void, old and future classes go in training and in tests."""
     order: list[int | str] | None = None
     """Class order (raw ids or names, without background) that N-M tasks cut into steps; default ascending ids."""

@@ -74,14 +74,21 @@ def _domain_table() -> dict[str, _DomainPreset]:
     return result
 
 
+def _family(method: str, data: str) -> dict[str, Any]:
+    """What the method's own code does differently from MiB's on a data set; {} where it follows MiB."""
+    return _part("families").get(method, {}).get(data, {})
+
+
 def _spellings(
     data: str, task: str, settings: dict[str, Any], method: str
 ) -> Iterator[tuple[str, str, bool]]:
     """Every name of one combination of data set, task and method, with its protocol."""
-    default, published = _part("data")[data]["default"], _part("data")[data]["published"]
+    own = {**_part("data")[data], **_family(method, data)}
+    default, published = own["default"], own["published"]
     tasks = [task, *([settings["alias"]] if "alias" in settings else [])]
     for spelt in tasks:
-        yield f"{data}-{spelt}-{method}", default, spelt == task and not settings.get("short", False)
+        listed = spelt == task and default in published and not settings.get("short", False)
+        yield f"{data}-{spelt}-{method}", default, listed
         if task == OFFLINE:
             continue
         for protocol in PROTOCOLS:
@@ -133,6 +140,9 @@ def load_preset(name: str) -> dict[str, Any]:
             config["scenario"]["lists"] = "published"
         own = task.get("method", {}).get(preset.method, {})
         config["method"] = {"name": preset.method, **_part("methods")[preset.method], **own}
+        family = _family(preset.method, preset.data)
+        config = _merged(config, family.get("config", {}))
+        config = copy.deepcopy(_merged(config, family.get("tasks", {}).get(preset.task, {})))
     return {"name": name, **config}
 
 
