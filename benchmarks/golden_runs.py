@@ -6,6 +6,7 @@ What a file does not hold follows from its kind: runs of two steps are task `tin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,13 @@ class RunReplay:
         stem: the file's name without `.npz`.
         method: with the file's options.
         logged: renames the terms.
+        protocol: of the run's data.
     """
 
-    def __init__(self, folder: Path, stem: str, method: Method, logged: Logged) -> None:
+    def __init__(
+        self, folder: Path, stem: str, method: Method, logged: Logged, protocol: str = "overlapped"
+    ) -> None:
+        self.protocol = protocol
         self.golden, self.common = np.load(folder / f"{stem}.npz"), np.load(folder / "train_mib_common.npz")
         self.method, self.logged = method, logged
         self.found: dict[str, Comparison] = {}
@@ -67,6 +72,7 @@ class RunReplay:
     def run(self) -> dict[str, Comparison]:
         """Train all steps; quantity -> values compared and largest relative difference."""
         for step in _steps(self.task):
+            step = dataclasses.replace(step, protocol=self.protocol)
             if step.index == 0 and self.earlier is not None:
                 self.method.prepare_model(self.model, step)
                 self.model.double()

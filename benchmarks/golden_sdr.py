@@ -38,7 +38,7 @@ def replay_sdr(folder: Path, stem: str) -> dict[str, Comparison]:
         largest value of the tensor.
     """
     protocol = "disjoint" if "disjoint" in stem else "overlapped"
-    return _Replay(folder, stem, SDR(form="authors", protocol=protocol), _logged).run()
+    return _Replay(folder, stem, SDR(form="authors"), _logged, protocol).run()
 
 
 def _logged(terms: dict[str, float], method: Any) -> dict[str, float]:

@@ -100,6 +100,8 @@ class Toy:
     step = staticmethod(make_step)
     side = 16
     """Rows and columns of the images; the network's maps have a sixteenth of it."""
+    teacher_sees = 0.0
+    """Added to the teacher's logit of class 1, an old class that it would not see in noise."""
 
     def batches(self, step: Step, count: int = 3) -> list[Batch]:
         return batches(step, count, self.side)
@@ -113,6 +115,8 @@ class Toy:
         torch.manual_seed(10 + step.index)
         model.zero_grad(set_to_none=True)  # the engine reads the model from disk
         teacher = frozen_copy(model) if method.needs_teacher and step.index else None
+        if teacher is not None and self.teacher_sees:
+            teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
         method.prepare_model(model, step)
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)

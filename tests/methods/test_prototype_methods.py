@@ -11,12 +11,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
-from conftest import make_step, model_for_tests
 from everseg.labels import LabelSpace
 from everseg.losses.prototypes import label_at
 from everseg.methods.base import StepContext
 from everseg.methods.sdr import SDR
 from everseg.methods.ucd import UCD
+from everseg.models.build import deeplabv3_tiny
+from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch
 
 
@@ -27,21 +28,24 @@ def large(toy):
     return toy
 
 
-def second_step(toy, method, *, sees_old: bool = True):
-    """The second step, begun; `sees_old` makes the teacher call everything class 1."""
-    model = toy.model()
-    toy.train(method, model, toy.steps[0])
-    run = toy.begin(method, model, toy.steps[1])
-    if sees_old:
-        run.teacher.head("a").classifiers[0].bias.data[1] += 100
-    return run
+def under(protocol: str, steps):
+    """The same steps under a protocol."""
+    return [dataclasses.replace(step, protocol=protocol) for step in steps]
+
+
+def second_step(toy, method, *, sees_old: float = 100.0, protocol: str = ""):
+    """The second step, begun; the teacher calls everything class 1, or as little as `sees_old` says."""
+    model, steps = toy.model(), under(protocol, toy.steps)
+    toy.train(method, model, steps[0])
+    toy.teacher_sees = sees_old
+    return toy.begin(method, model, steps[1])
 
 
 def test_prototypes_are_the_means_of_all_features_met(large):
     """Over two steps, counted from the student's own outputs."""
-    method, model = SDR(protocol="sequential"), large.model()
+    method, model = SDR(), large.model()
     sums, count = torch.zeros(5, 8, dtype=torch.float64), Counter()
-    for step in large.steps:
+    for step in under("sequential", large.steps):
         run = large.begin(method, model, step)
         for batch in large.batches(step):
             seen = []
@@ -64,11 +68,18 @@ def test_prototypes_are_the_means_of_all_features_met(large):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "collected"), [("overlapped", [0, 0]), ("disjoint", [1, 0]), ("sequential", [1, 1])]
+    ("protocol", "collected"),
+    [
+        ("", [0, 0]),
+        ("overlapped", [0, 0]),
+        ("partitioned", [0, 0]),
+        ("disjoint", [1, 0]),
+        ("sequential", [1, 1]),
+    ],
 )
 def test_the_background_is_collected_where_it_is_nothing_else(large, protocol, collected):
-    method, model, number = SDR(protocol=protocol), large.model(), 0
-    for step, grows in zip(large.steps, collected, strict=True):
+    method, model, number = SDR(), large.model(), 0
+    for step, grows in zip(under(protocol, large.steps), collected, strict=True):
         large.train(method, model, step)
         now = int(method.prototypes["a"][1][0])
         assert (now > number) == bool(grows)
@@ -98,21 +109,18 @@ def test_matching_acts_where_the_teacher_sees_an_old_class(large):
     assert plain > 0
     assert twice == pytest.approx(2 * plain)
     assert len({plain, pixels, authors}) == 3
-    blind = second_step(large, SDR(), sees_old=False)
-    blind.teacher.head("a").classifiers[0].bias.data[0] += 100
+    blind = second_step(large, SDR(), sees_old=-100.0)
     assert blind.take(batch).terms[0]["matching"].item() == 0
     labelled = dataclasses.replace(batch, label=torch.where(batch.label == 0, 2, batch.label))
-    assert (
-        second_step(large, SDR(protocol="sequential"), sees_old=False).take(labelled).terms[0]["matching"] > 0
-    )
+    reads = second_step(large, SDR(), sees_old=-100.0, protocol="sequential")
+    assert reads.take(labelled).terms[0]["matching"] > 0
 
 
 def test_the_certainty_weighs_pairs_of_old_classes(large):
     batch = large.batches(large.steps[1], 1)[0]
     found = []
     for certainty in (True, False):
-        run = second_step(large, UCD(certainty=certainty))
-        run.teacher.head("a").classifiers[0].bias.data[1] -= 99.9  # likelier than the others, and not certain
+        run = second_step(large, UCD(certainty=certainty), sees_old=1.0)  # likelier, and not certain
         found.append(run.take(batch).terms[0]["contrast"].item())
     assert found[0] < found[1]
 
@@ -169,7 +177,7 @@ def test_a_step_from_scratch_forgets_the_prototypes(large):
 
 def test_the_first_head_is_never_trained_and_the_second_is(large):
     method, model = UCD(init_background=False), large.model()
-    third = make_step(2, {"a": (3, 2, 1)}, {"a": 1}, "a")
+    third = large.step(2, {"a": (3, 2, 1)}, {"a": 1}, "a")
     large.train(method, model, large.steps[0])
     drawn = [p.clone() for p in model.head("a").classifiers[0].parameters()]
     large.train(method, model, large.steps[1])
@@ -205,17 +213,19 @@ def _collect(rank: int, folder, form: str) -> None:
         dist.all_reduce(tensor)
         return tensor
 
-    step = make_step(0, {"a": (3,)}, {"a": 3}, "a")
+    space = LabelSpace(((0, 1, 2),), ("background", "one", "two"))
+    source = Source("a", "toy", "train", (), bytes(range(256)))
+    step = Step(0, (source,), (), {"a": space}, {"a": 3}, protocol="disjoint")
     generator = torch.Generator().manual_seed(3)
     image = torch.randn(4, 3, 64, 64, generator=generator).double()  # float32 rounds by the batch's size
     label = torch.randint(0, 3, (4, 64, 64), generator=generator)
 
     def collected(all_reduce, parts):
         torch.manual_seed(1)
-        model = model_for_tests()
+        model = deeplabv3_tiny(stem_pool=True)
         model.grow({"a": 3})
         model.double().eval()
-        method = SDR(form=form, protocol="disjoint")
+        method = SDR(form=form)
         ctx = StepContext(step=step, model=model, module=model, teacher=None, all_reduce=all_reduce)
         method.begin_step(ctx)
         for part in parts:

@@ -22,7 +22,9 @@ class SDR(Method):
 
     MiB's two losses, and four on the encoder's last map: attraction to the prototype of the labelled class, repulsion
     between class means, matching of what the teacher takes for an old class with that class's prototype, and sparsity.
-    The prototypes are means over all features met since the first step, over all processes.
+    The prototypes are means over all features met since the first step, over all processes. The background has one
+    where its pixels hold nothing else: in the first step of the protocol "disjoint", and in every step of "sequential",
+    where old classes are also read from the label instead of the teacher.
 
     Source: Michieli and Zanuttigh, CVPR 2021, with the weights of the authors' code.
     """
@@ -39,9 +41,6 @@ class SDR(Method):
     """Weight of the distance of old classes' mean features to their prototypes (paper's code: 0.01)."""
     sparsity_weight: Weight = 1e-3
     """Weight of the sparsity of a pixel's features (paper's code: 0.001)."""
-    protocol: Literal["overlapped", "disjoint", "sequential"] = "overlapped"
-    """The run's protocol. It says where the background is collected: nowhere; in the first step, which has no other
-    classes in it; or in every step. With "sequential" old classes are read from the label, not from the teacher."""
     form: Literal["fixed", "authors"] = "fixed"
     """"authors" restores three slips of the released code: a class's features are gathered with their channels mixed
     where a process has several images, the first class of a batch is not collected where the background is meant, and
@@ -93,7 +92,8 @@ class SDR(Method):
         """Take a batch's features into the branch's prototypes; returns these."""
         space, authors = ctx.step.spaces[branch], self.form == "authors"
         first = ctx.step.num_old(branch) == 0
-        pure = self.protocol == "sequential" or (self.protocol == "disjoint" and first)
+        # Only there do pixels labelled background hold no class of another step.
+        pure = ctx.step.protocol == "sequential" or (ctx.step.protocol == "disjoint" and first)
         sums, number = by_class.class_sums(features, label, space.num_classes, scrambled=authors)
         collected = by_class.collected(
             number, background=pure or space.background is None, first_dropped=authors
@@ -143,7 +143,7 @@ class SDR(Method):
         ):  # without one, pixels of old classes are ignored: nothing says where they are
             ids = resized_at(teacher.logits, batch.label.shape[1:], features.shape[2:]).argmax(dim=1)
             hidden = by_class.hidden_label(
-                label, ids, ctx.step.num_old(batch.branch), labelled=self.protocol == "sequential"
+                label, ids, ctx.step.num_old(batch.branch), labelled=ctx.step.protocol == "sequential"
             )
             matched = by_class.matching(
                 features, hidden, prototypes, per_pixel=self.match_pixels, scrambled=scrambled
