@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from benchmarks.golden_checks import EXACT
 from benchmarks.golden_replay import (
     RATES,
     Comparison,
@@ -178,11 +178,17 @@ class RunReplay:
             self.compare("final sums", value.sum(), total, norm * np.sqrt(value.numel()))
 
 
+def limit(folder: Path, stem: str, quantity: str) -> float:
+    """Largest relative difference that counts as agreement.
+
+    In the third step rounding has grown: images scaled by 1 + 2e-16 move SDR's losses by 6e-9, its weights by 2e-8, and
+    the smallest of its gradient norms, each relative to itself, by 7e-7.
+    """
+    if "step2/loss_tot" not in np.load(folder / f"{stem}.npz").files or quantity == "counts":
+        return EXACT
+    return 1e-5 if quantity == "gradient norms" else 1e-7
+
+
 def _order() -> np.ndarray:
     """The order of the twelve images in the first epoch."""
     return torch.randperm(12, generator=torch.Generator().manual_seed(0)).numpy()
-
-
-def array(tensor: Tensor) -> np.ndarray:
-    """A tensor as float64."""
-    return tensor.detach().double().numpy()

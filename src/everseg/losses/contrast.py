@@ -7,6 +7,9 @@ Source: Yang et al. (UCD), "Uncertainty-aware Contrastive Distillation for Incre
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from everseg.labels import IGNORED
 from everseg.losses.pixelwise import full_precision
 
-_BLOCK = 2**22
-"""Pairs of pixels that are held at a time."""
+_BLOCK, _LARGE_BLOCK = 2**22, 2**25
+"""Pairs of pixels that are held at a time on the CPU, and on other devices, where there should be few blocks."""
 _AUTHORS_LARGEST = 20
 """The largest class of Pascal VOC: the authors' code takes a larger label for background, on every data set."""
 
@@ -102,22 +105,15 @@ def contrast(
         torch.cat([belief, belief]) if certainty else None,
         label.masked_fill(label == 0, IGNORED).amin() if first_new is None else first_new,
     )
-    rows = block or max(1, _BLOCK // len(others.ids))
+    rows = block or max(1, (_BLOCK if ids.device.type == "cpu" else _LARGE_BLOCK) // len(others.ids))
+    # Blocks are recomputed in backward, so that only one of them is held; a single one is simply kept.
+    compare = others.compare if rows >= len(student) else _recomputed(others.compare)
     values, counts = [], []
     for start in range(0, len(student), rows):
         here = slice(start, start + rows)
-        # Recomputed in backward, so that only one block of pairs is held.
-        value, count = checkpoint(
-            others.compare,
-            student[here],
-            torch.where(anchor, ids, -2)[here],
-            belief[here],
-            torch.arange(len(student), device=ids.device)[here],
-            temperature,
-            shifted,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn, and saving the generator's state waits for the device
-        )
+        place = torch.arange(len(student), device=ids.device)[here]
+        asked = torch.where(anchor, ids, -2)[here]
+        value, count = compare(student[here], asked, belief[here], place, temperature, shifted)
         values.append(value)
         counts.append(count)
     return torch.stack(values).sum() / torch.stack(counts).sum().clamp(min=1)
@@ -183,6 +179,12 @@ class _Set:
         number = positive.sum(dim=1)
         losses = torch.where(positive, terms, 0).sum(dim=1) / number.clamp(min=1)
         return losses.sum(), (number > 0).sum()
+
+
+def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, computed a second time in backward instead of keeping what it made."""
+    # Nothing is drawn at random, and saving the generator's state would wait for the device.
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def _pixels(maps: Tensor) -> Tensor:
