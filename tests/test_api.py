@@ -24,6 +24,7 @@ from everseg.interop import mib
 from everseg.models.build import deeplabv3
 from everseg.reports import terminal as tables
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -190,14 +191,14 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
     assert "0, 1" in err
     code, _, err = call("eval", finished.path.parent, USER_CODE)
     assert code == 4
-    assert "not a run folder" in err
+    must_say(err, "not a run")
 
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:
     found = everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=train"], quiet=True)
     assert found.images == 24
     assert np.sum(found.confusion["default"]) == 24 * 32 * 32
-    with pytest.raises(ConfigError, match="no split 'trian'; it has train, val"):
+    with pytest.raises(ConfigError, match=r"split 'trian'; .*train, val"):
         everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=trian"], quiet=True)
 
 

@@ -18,6 +18,7 @@ from everseg.config.loading import load
 from everseg.engine.prepare import prepare
 from everseg.errors import ConfigError, DataError
 from everseg.progress import Progress
+from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
 YAML = "classes: [background, road, tree, car]\nimages: images/{split}\nmasks: masks/{split}\n"
@@ -74,8 +75,8 @@ def test_51_future_classes_in_ones_own_disjoint_lists_are_refused(tree: Path, pr
     with pytest.raises(DataError) as caught:
         steps(tree, lists=wrong, protocol=protocol)
     message = str(caught.value)
-    assert "step 0: 1 images show classes of later steps (tree): train1" in message
-    assert "step 1: 1 images show classes of later steps (car): train4" in message
+    must_say(message, "step 0: 1 images", "later steps (tree): train1")
+    must_say(message, "step 1: 1 images", "later steps (car): train4")
     assert "step 2" not in message
     assert "scenario.protocol=overlapped" in message
     assert steps(tree, lists=wrong, protocol="overlapped") == [[0, 1], [2, 4], [3]]
@@ -191,7 +192,8 @@ def test_60_an_archive_in_place_of_the_folder_is_named(tree: Path, call: Call) -
     assert told in call("data", "init", tree, "--yes")[2]
     assert told in call("data", "check", "voc", f"root={tree}")[1]
     code, _, err = call("data", "check", "voc", f"root={tree / 'images.zip'}")
-    assert (code, "pass the folder it was unpacked to" in err) == (2, True)
+    assert code == 2
+    must_say(err, "images.zip", "unpacked")
     (tree / "data.yaml").write_text(
         YAML.replace("images/{split}", "images.zip/{split}") + "splits: [train]\n"
     )

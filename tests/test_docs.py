@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_the_policy_table_says_what_the_code_does() -> None:
         re.findall(r"`([\w-]+)`", cell) for cell in head[1].split("|") if cell.strip().endswith("train")
     ]
     older = ["plop"]  # the name of both of PLOP's in older runs
-    assert sorted([*sum(columns, []), *older]) == sorted(POLICIES)
+    assert sorted([*itertools.chain(*columns), *older]) == sorted(POLICIES)
     for row, role in (
         ("background", "background"),
         ("void", "void"),

@@ -22,6 +22,7 @@ from everseg.models.branch_choice import infer_branch
 from everseg.reports.baselines import drop_against_single
 from everseg.runs.commit import save_folder
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 USER_CODE = [f"data.domains.{light}.dataset={HERE}" for light in ("day", "fog")]
 FEW: dict[str, Any] = {"train": 8, "val": 4}
@@ -130,7 +131,7 @@ def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, 
     )
     code, out, _ = call("run", tmp_path / "run.yaml")
     assert code == 0
-    assert "relative drop: no single-task numbers" in out
+    must_say(out, "relative drop: no single-task")
 
 
 def test_given_single_task_numbers_win_also_for_a_finished_run(
@@ -286,7 +287,7 @@ def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcom
     assert code == 2
     assert "give one" in err
     strange = [*USER_CODE, f"data={HERE}", "data.options={names: [violet, pink, grey], background: false}"]
-    with pytest.raises(DataError, match="shares no class name with the model"):
+    with pytest.raises(DataError, match="no class name"):
         everseg.evaluate(mdil.path, overrides=strange, infer_domain=True, quiet=True)
 
 
@@ -372,7 +373,7 @@ def test_paths_that_differ_in_the_decoder_only_cannot_be_chosen(tmp_path: Path) 
         ({"scenario": {"joint": True, "single": True}}, ["scenario.single"]),
         (
             {"model": {"name": "erfnet", "norm": "iabn"}},
-            ["model.norm: 'erfnet' has no such choice", "norm=iabn"],
+            ["model.norm: 'erfnet'", "norm=iabn"],
         ),
         ({"model": {"name": "erfnet", "output_stride": 8}}, ["model.output_stride: 'erfnet'"]),
         (
@@ -432,7 +433,7 @@ def test_a_run_is_not_continued_with_other_domains(
     before = sorted((runs / "mdil").rglob("*"))
     code, _, err = call("run", tmp_path / "run.yaml", "--quiet")
     assert code == 2
-    assert "holds a run with other settings" in err
+    must_say(err, "run with other settings")
     assert part in err
     assert sorted((runs / "mdil").rglob("*")) == before
 

@@ -258,7 +258,7 @@ def test_a_graph_that_gives_something_else_is_refused(run, tmp_path, bundle, mon
     file = (bundle / "model.onnx").read_bytes()
     assert check_parity(deployed, file, images, "noise").equal_pixels > 0.999
     next(deployed.model.parameters()).data.mul_(3)
-    with pytest.raises(GateError, match="differs from the trained one on noise"):
+    with pytest.raises(GateError, match=r"differs .*on noise"):
         check_parity(deployed, file, images, "noise")
     monkeypatch.setattr(bundle_module, "to_onnx", lambda *_: file)
     whole = Contents(deployed.model, loaded.spaces)
@@ -322,7 +322,7 @@ def test_a_wrong_architecture_is_told(monkeypatch):
     monkeypatch.setattr("torch.onnx.export", refuse)
     model = deeplabv3_tiny()
     model.grow({"default": 2})
-    with pytest.raises(ConfigError, match=r"open sizes \(data-dependent control flow\).*--no-onnx"):
+    with pytest.raises(ConfigError, match=r"open sizes .*control flow.*--no-onnx"):
         to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
 
 

@@ -32,6 +32,7 @@ from everseg.progress import Progress
 from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.extension import build
+from saying import must_say
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -63,7 +64,7 @@ def test_the_new_bundle_knows_more_and_the_old_one_is_untouched(at, new_data, ca
     assert hashes(at) == before
     assert "estimated, not measured" in out
     assert "gate: PASS" in out
-    assert "needs no old data" in err
+    must_say(err, "no old data")
     assert "--old-val DATA measures it" in err
     old, new = open_bundle(at), open_bundle(at.with_name("bundle-v2"))
     assert new.lineage["parent"] == old.digest == parent_of(new.path)
@@ -134,7 +135,7 @@ def test_another_bundle_under_the_same_name_is_not_gone_on_with(at, new_data):
     shutil.rmtree(at)
     other.path.rename(at)
     shutil.rmtree("bundle-v2")
-    with pytest.raises(CheckpointError, match="not the bundle that"):
+    with pytest.raises(CheckpointError, match="not the bundle"):
         quickly(at, new_data)
 
 
@@ -200,7 +201,7 @@ def test_all_that_is_wrong_is_said_before_anything_is_written(at, new_data, call
         "extend", at, "--data", new_data, "--add", "red,forklit,forklift,forklift", "data.workers=0"
     )
     assert code == 2
-    assert "'red': the bundle knows it already" in err
+    must_say(err, "'red'", "knows it already")
     assert "did you mean 'forklift'" in err
     assert "named twice" in err
     assert call("extend", at, "--data", new_data, "--add", "forklift", "--keep-at-least", 97)[0] == 2
@@ -303,7 +304,7 @@ def test_only_a_bundle_is_extended(deployed, new_data):
     run = deployed.parent / "toy"
     with pytest.raises(CheckpointError, match="everseg export"):
         extend(run, data=new_data, add=["forklift"])
-    with pytest.raises(CheckpointError, match="not loaded from a bundle"):
+    with pytest.raises(CheckpointError, match="not loaded from"):
         everseg.load(run).extend(data=new_data, add=["forklift"])
     with pytest.raises(ConfigError, match="exists already"):
         export(run, deployed)
@@ -316,7 +317,7 @@ def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
     model.head("default").classifiers[0].bias.data[0] = 1e4
     made = write_bundle("blind", Contents(model, bundle.spaces), onnx=False).path
     changes = ["data.crop=32", "data.evaluation=crop", "train.batch=4"]
-    with pytest.raises(GateError, match="not known how much"):
+    with pytest.raises(GateError, match="how much"):
         quickly(made, new_data, *changes, keep_at_least=0.1)
     done = quickly(made, new_data, *changes)
     assert done.kept.share is None
