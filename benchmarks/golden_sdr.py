@@ -25,7 +25,7 @@ SHRINKS = {"squared": "squared", "power3": "cubed", "exponential": "exponential"
 
 class _Replay(RunReplay):
     def compare_state(self, at: str) -> None:
-        prototypes, count = self.method.prototypes[BRANCH]  # type: ignore[attr-defined]
+        prototypes, count = self.method.prototypes.of_branch[BRANCH]  # type: ignore[attr-defined]
         self.whole("prototypes", prototypes, self.golden[f"{at}prototypes"])
         self.compare("counts", count, self.golden[f"{at}count_features"])
 

@@ -61,7 +61,7 @@ def test_prototypes_are_the_means_of_all_features_met(large):
                     sums[number] += features[b, :, i, j]
                     count[number] += 1
         method.end_step(run.ctx)
-    rows, met = method.prototypes["a"]
+    rows, met = method.prototypes.of_branch["a"]
     assert met.tolist() == [count[c] for c in range(5)]
     assert rows.dtype == torch.float64
     assert_close(rows, sums / torch.tensor([[count[c]] for c in range(5)]))
@@ -81,7 +81,7 @@ def test_the_background_is_collected_where_it_is_nothing_else(large, protocol, c
     method, model, number = SDR(), large.model(), 0
     for step, grows in zip(under(protocol, large.steps), collected, strict=True):
         large.train(method, model, step)
-        now = int(method.prototypes["a"][1][0])
+        now = int(method.prototypes.of_branch["a"][1][0])
         assert (now > number) == bool(grows)
         number = now
 
@@ -94,7 +94,7 @@ def test_the_authors_form_drops_the_first_class_where_there_is_no_background(lar
     for form in ("fixed", "authors"):
         method = SDR(form=form)
         large.begin(method, large.model(), step).take(batch)
-        counts.append(method.prototypes["a"][1].tolist())
+        counts.append(method.prototypes.of_branch["a"][1].tolist())
     assert counts[0][1] > 0
     assert counts[1][1] == 0
     assert counts[0][2] == counts[1][2] > 0
@@ -114,6 +114,15 @@ def test_matching_acts_where_the_teacher_sees_an_old_class(large):
     labelled = dataclasses.replace(batch, label=torch.where(batch.label == 0, 2, batch.label))
     reads = second_step(large, SDR(), sees_old=-100.0, protocol="sequential")
     assert reads.take(labelled).terms[0]["matching"] > 0
+
+
+def test_an_old_class_without_prototype_is_not_matched(large):
+    """As in a model that another method has taught: pulling its features to 0 would only harm."""
+    run = second_step(large, SDR())
+    run.method.prototypes.of_branch = {}
+    terms = run.take(large.batches(large.steps[1], 1)[0]).terms[0]
+    assert terms["matching"].item() == 0
+    assert terms["attraction"].item() > 0
 
 
 def test_the_certainty_weighs_pairs_of_old_classes(large):
@@ -153,18 +162,20 @@ def test_a_branch_without_background_trains_by_what_makes_sense(large, cls):
     expected = {"ce", "kd"} | ({"attraction", "repulsion", "sparsity"} if cls is SDR else set())
     assert all(set(terms) == expected for terms in run.terms)
     if cls is SDR:  # class 0 is a class
-        assert method.prototypes["a"][1][0] > 0
+        assert method.prototypes.of_branch["a"][1][0] > 0
 
 
 def test_each_branch_keeps_its_own_prototypes(large):
     method, model = SDR(), large.model()
     for step in large.domains:
-        before = {b: (p.clone(), n.clone()) for b, (p, n) in method.prototypes.items()}
+        before = {b: (p.clone(), n.clone()) for b, (p, n) in method.prototypes.of_branch.items()}
         large.train(method, model, step)
         for branch, old in before.items():
             if branch != step.branch:
-                assert all(torch.equal(a, b) for a, b in zip(old, method.prototypes[branch], strict=True))
-    assert {b: len(n) for b, (_, n) in method.prototypes.items()} == {"a": 5, "b": 4, "c": 2}
+                assert all(
+                    torch.equal(a, b) for a, b in zip(old, method.prototypes.of_branch[branch], strict=True)
+                )
+    assert {b: len(n) for b, (_, n) in method.prototypes.of_branch.items()} == {"a": 5, "b": 4, "c": 2}
 
 
 def test_a_step_from_scratch_forgets_the_prototypes(large):
@@ -172,7 +183,7 @@ def test_a_step_from_scratch_forgets_the_prototypes(large):
     large.train(method, large.model(), large.steps[0])
     fresh = dataclasses.replace(large.steps[1], grows={"a": 5}, fresh=True)
     method.begin_step(large.begin(SDR(), large.model(), fresh, begin=False).ctx)
-    assert method.prototypes == {}
+    assert method.prototypes.of_branch == {}
 
 
 def test_the_first_head_is_never_trained_and_the_second_is(large):

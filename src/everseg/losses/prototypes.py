@@ -335,7 +335,9 @@ def orthogonality(
     return products.amax() if largest else products.sum() / counted.sum().clamp(min=1)
 
 
-def hidden_label(label: Tensor, teacher_ids: Tensor, num_old: int, *, labelled: bool = False) -> Tensor:
+def hidden_label(
+    label: Tensor, teacher_ids: Tensor, num_old: int, *, labelled: bool = False, known: Tensor | None = None
+) -> Tensor:
     """Find the old classes in a batch: what `matching` compares.
 
     Args:
@@ -343,12 +345,16 @@ def hidden_label(label: Tensor, teacher_ids: Tensor, num_old: int, *, labelled: 
         teacher_ids: (B, h, w), the teacher's likeliest class of each pixel.
         num_old: K, old classes, background included.
         labelled: old classes are in the label (sequential data), so the teacher is not asked.
+        known: (C,) bool, the classes that have a prototype; None = all.
 
     Returns:
         (B, h, w) int64 in 1..K-1; 255 where there is no old class, and for the background.
     """
     found = label.long() if labelled else teacher_ids.long().masked_fill(label != 0, IGNORED)
-    return found.masked_fill((found == 0) | (found >= num_old), IGNORED)
+    outside = (found == 0) | (found >= num_old)
+    if known is not None:
+        outside = outside | ~known[found.clamp(max=len(known) - 1)]
+    return found.masked_fill(outside, IGNORED)
 
 
 def matching(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import Any, ClassVar, Literal
 
 from everseg.losses import prototypes as by_class
 from everseg.losses.bilinear import resized_at
 from everseg.losses.pixelwise import full_precision
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method
+from everseg.methods.running_prototypes import RunningPrototypes
 from everseg.methods.terms import Weight, at_label_size, background_terms, init_backgrounds
-from everseg.types import Batch, LossTerms, SegOutput
 
 
 @dataclass(kw_only=True)
@@ -63,9 +60,7 @@ class SDR(Method):
     """Start the new classifiers from the background's, as `mib` (paper's code: off)."""
 
     def __post_init__(self) -> None:
-        self.prototypes: dict[str, tuple[Tensor, Tensor]] = {}
-        """Branch -> prototypes (C, D) float64 and numbers of features (C,) int64; 0 for classes not met yet."""
-        self._step = -1
+        self.prototypes = RunningPrototypes(authors=self.form == "authors")
 
     def prepare_model(self, model, step):
         super().prepare_model(model, step)
@@ -73,9 +68,7 @@ class SDR(Method):
             init_backgrounds(model, step)
 
     def begin_step(self, ctx):
-        if self._step != ctx.step.index and ctx.step.is_first:  # not in a step that is continued
-            self.prototypes = {}
-        self._step = ctx.step.index
+        self.prototypes.begin_step(ctx)
 
     def losses(self, batch, ctx):
         teacher, student = ctx.teach(batch), ctx.student(batch)
@@ -83,83 +76,39 @@ class SDR(Method):
         terms = at_label_size(own, student, batch, teacher)
         features = full_precision(student.features["encoder"])
         label = by_class.label_at(batch.label, features.shape[2:])
-        prototypes = self._collect(features.detach(), label, batch.branch, ctx)
-        if teacher is not None:
-            terms |= self._feature_terms(features, label, prototypes, batch, teacher, ctx)
-        yield terms
-
-    def _collect(self, features: Tensor, label: Tensor, branch: str, ctx: StepContext) -> Tensor:
-        """Take a batch's features into the branch's prototypes; returns these."""
-        space, authors = ctx.step.spaces[branch], self.form == "authors"
-        first = ctx.step.num_old(branch) == 0
-        # Only there do pixels labelled background hold no class of another step.
-        pure = ctx.step.protocol == "sequential" or (ctx.step.protocol == "disjoint" and first)
-        sums, number = by_class.class_sums(features, label, space.num_classes, scrambled=authors)
-        collected = by_class.collected(
-            number, background=pure or space.background is None, first_dropped=authors
-        )
-        # One reduction for both: the numbers are exact in float64.
-        both = ctx.all_reduce(torch.cat([sums, number[:, None]], dim=1) * collected[:, None])
-        rows, count = self.prototypes.get(branch, (both[:0, :-1], number[:0]))
-        added = space.num_classes - len(count)  # classes that this branch has not met yet
-        rows = torch.cat([rows.to(both), both.new_zeros(added, sums.shape[1])])
-        count = torch.cat([count.to(number), number.new_zeros(added)])
-        self.prototypes[branch] = by_class.updated_prototypes(rows, count, both[:, :-1], both[:, -1].long())
-        return self.prototypes[branch][0]
-
-    def _feature_terms(
-        self,
-        features: Tensor,
-        label: Tensor,
-        prototypes: Tensor,
-        batch: Batch,
-        teacher: SegOutput,
-        ctx: StepContext,
-    ) -> LossTerms:
-        space, scrambled = ctx.step.spaces[batch.branch], self.form == "authors"
+        rows, count = self.prototypes.collect(features.detach(), label, batch.branch, ctx)
+        if teacher is None:
+            yield terms
+            return
+        scrambled = self.form == "authors"
         how = {"background": self.attract_background, "scrambled": scrambled}
-        pulled = by_class.attraction(
-            features, label, prototypes, normalise=self.normalise, nested=scrambled, **how
-        )
+        pulled = by_class.attraction(features, label, rows, normalise=self.normalise, nested=scrambled, **how)
+        terms["attraction"] = self.attraction_weight * pulled
         if self.separation == "distance":
-            pushed = by_class.repulsion(features, label, len(prototypes), normalise=self.normalise, **how)
+            pushed = by_class.repulsion(features, label, len(rows), normalise=self.normalise, **how)
         else:
             largest = self.separation == "orthogonal-largest"
-            pushed = by_class.orthogonality(features, label, prototypes, largest=largest, **how)
-        sparse = by_class.sparsity(
-            features,
-            label,
-            norm=self.sparsity_norm,
-            shrink=self.sparsity_shrink,
-            measure=self.sparsity_measure,
-        )
-        terms = {
-            "attraction": self.attraction_weight * pulled,
-            "repulsion": self.repulsion_weight * pushed,
-            "sparsity": self.sparsity_weight * sparse,
+            pushed = by_class.orthogonality(features, label, rows, largest=largest, **how)
+        terms["repulsion"] = self.repulsion_weight * pushed
+        shape: dict[str, Any] = {
+            "norm": self.sparsity_norm,
+            "shrink": self.sparsity_shrink,
+            "measure": self.sparsity_measure,
         }
-        if (
-            space.background == 0
-        ):  # without one, pixels of old classes are ignored: nothing says where they are
+        terms["sparsity"] = self.sparsity_weight * by_class.sparsity(features, label, **shape)
+        # Without a background the pixels of old classes are ignored ones: nothing says where they are.
+        if ctx.step.spaces[batch.branch].background == 0:
             ids = resized_at(teacher.logits, batch.label.shape[1:], features.shape[2:]).argmax(dim=1)
-            hidden = by_class.hidden_label(
-                label, ids, ctx.step.num_old(batch.branch), labelled=ctx.step.protocol == "sequential"
-            )
-            matched = by_class.matching(
-                features, hidden, prototypes, per_pixel=self.match_pixels, scrambled=scrambled
-            )
-            terms["matching"] = self.matching_weight * matched
-        return terms
+            old = ctx.step.num_old(batch.branch)
+            labelled = ctx.step.protocol == "sequential"
+            # A class without features has no prototype, as all old ones in a model that another method has taught.
+            hidden = by_class.hidden_label(label, ids, old, labelled=labelled, known=count > 0)
+            kept = by_class.matching(features, hidden, rows, per_pixel=self.match_pixels, scrambled=scrambled)
+            terms["matching"] = self.matching_weight * kept
+        yield terms
 
     def state_dict(self):
-        state = {"step": torch.tensor(self._step)}
-        for branch, (prototypes, count) in self.prototypes.items():
-            state |= {f"prototypes/{branch}": prototypes, f"count/{branch}": count}
-        return state
+        return self.prototypes.state_dict()
 
     def load_state_dict(self, state):
-        self._step = int(state["step"])
-        branches = [key.partition("/")[2] for key in state if key.startswith("prototypes/")]
-        self.prototypes = {
-            b: (state[f"prototypes/{b}"].clone(), state[f"count/{b}"].clone()) for b in branches
-        }
+        self.prototypes.load_state_dict(state)
