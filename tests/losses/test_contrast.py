@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from everseg.losses.contrast import contrast, contrast_labels, mixed_labels
+from everseg.losses.contrast import contrast, contrast_labels, mixed_labels, same_class
 
 OLD = 3
 
@@ -188,6 +188,13 @@ def test_labels_are_sampled_or_interpolated():
     assert contrast_labels(label, (2, 4), interpolated=True).tolist() == [[[0, 2, 4, 0], [0, 2, 4, 4]]]
     assert contrast_labels(torch.full((1, 4, 4), 21), (2, 2), interpolated=True).unique().tolist() == [0]
     assert contrast_labels(torch.full((1, 4, 4), 21), (2, 2)).unique().tolist() == [21]
+
+
+def test_certainty_is_one_between_new_classes_alone():
+    belief = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    ids = torch.tensor([1, 2])
+    assert_close(same_class(belief, belief, ids, ids, 2), torch.tensor([[0.82, 0.42], [0.42, 1.0]]))
+    assert_close(same_class(belief, belief, ids, ids, 3), belief @ belief.t())
 
 
 def test_wrong_sizes_are_refused():
