@@ -248,3 +248,14 @@ def test_unknown_names_get_the_nearest_one_and_a_way_out() -> None:
 def test_what_a_preset_gives_is_a_copy() -> None:
     presets.load_preset("voc-15-5-mib")["train"]["lr"] = 7
     assert presets.load_preset("voc-15-5-mib")["train"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(("method", "largest"), [("ewc", 1), ("pi", 1), ("rw", 2)])
+@pytest.mark.parametrize("task", ["", "4-1-"])
+def test_the_penalties_of_the_demo_do_not_overshoot(method: str, largest: int, task: str) -> None:
+    """Gradient descent with Nesterov momentum m is stable on a parabola while lr * curvature < (2 + 2m) / (1 + 2m)."""
+    config = load(f"demo-{task}{method}")
+    m = config.train.momentum
+    curvature = 2 * config.method.options["weight"] * largest
+    assert config.train.lr_next * curvature < (2 + 2 * m) / (1 + 2 * m)
+    assert load(f"voc-15-5-{method}").method.options["weight"] == (100 if method == "rw" else 500)

@@ -16,6 +16,7 @@ import everseg
 from everseg import registry
 from everseg.errors import CheckpointError
 from everseg.methods.ft import FineTuning
+from everseg.reports.run_scores import Change
 from everseg.runs.run_folder import RunFolder
 
 LIGHTS = ("day", "dusk", "fog")
@@ -61,7 +62,7 @@ def of_branch(state: dict[str, torch.Tensor], branch: str) -> dict[str, torch.Te
 # ---------------------------------------------------------------- MDIL from end to end
 
 
-def test_every_domain_met_is_tested_through_its_own_path(sequence):
+def test_every_domain_met_is_tested_through_its_own_branch(sequence):
     """Counted again from the images, one by one, without everseg's loader."""
     for step, met in enumerate((LIGHTS[:1], LIGHTS[:2], LIGHTS)):
         counts = sequence.folder.counts(step)
@@ -98,7 +99,7 @@ def test_the_table_has_a_row_per_step_and_a_column_per_domain(sequence):
     assert rows[0]["day"] > 20, "the toy learns nothing; these comparisons say nothing"
 
 
-def test_old_paths_stay_bit_identical_and_shared_weights_move(sequence):
+def test_old_branches_stay_bit_identical_and_shared_weights_move(sequence):
     states = [weights(sequence.folder, step) for step in range(3)]
     for step, old in ((1, ("day",)), (2, ("day", "dusk"))):
         for branch in old:
@@ -111,7 +112,7 @@ def test_old_paths_stay_bit_identical_and_shared_weights_move(sequence):
         assert not any(torch.equal(states[step - 1][name], states[step][name]) for name in shared)
 
 
-def test_in_the_authors_form_the_statistics_of_old_paths_drift_and_nothing_else(tmp_path):
+def test_in_the_authors_form_the_statistics_of_old_branches_drift_and_nothing_else(tmp_path):
     config = settings(tmp_path, data=data_of(few(*LIGHTS)), method=AUTHORS, train={"max_iterations": 2})
     folder = everseg.run(config, quiet=True).folder
     states = [weights(folder, step) for step in range(3)]
@@ -220,8 +221,8 @@ def test_every_step_from_scratch_is_the_run_of_its_domain_alone_also_after_a_kil
     assert [tuple(folder.counts(step)) for step in (0, 1)] == [("day",), ("dusk",)]
     assert folder.load_final(1)[0].branches == ("dusk",)
     done = everseg.run(single, quiet=True)
-    assert done.sequence["miou"].keys() == {"day", "dusk"}
-    assert done.sequence["relative_drop"] is None
+    assert done.sequence.miou.keys() == {"day", "dusk"}
+    assert done.sequence.relative_drop is None
 
 
 def test_single_task_models_of_a_mixed_sequence_are_scored_apart(tmp_path):
@@ -234,9 +235,9 @@ def test_single_task_models_of_a_mixed_sequence_are_scored_apart(tmp_path):
         train={"max_iterations": 1},
     )
     done = everseg.run(config, quiet=True)
-    assert [row["classes"] for row in done.steps] == [["red", "green"], ["blue"]]
-    assert done.sequence["forgetting"] == {"mean": None, "domains": {"day": None}}
-    assert done.sequence["miou"] == {"day": done.steps[1]["miou"]["all"]}
+    assert [row.classes for row in done.steps] == [("red", "green"), ("blue",)]
+    assert done.sequence.forgetting == Change(None, domains={"day": None})
+    assert done.sequence.miou == {"day": done.steps[1].miou["all"]}
 
 
 def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeypatch):
@@ -284,7 +285,7 @@ def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", registry.BUILTIN["method"])
-def test_every_method_runs_through_a_path_that_domains_share(tmp_path, method):
+def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method):
     """The second domain brings one class more: the shared path grows, and both domains are tested through it."""
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}
     steps = [{"domain": "day", "branch": "street"}, {"domain": "dusk", "branch": "street"}]
@@ -343,7 +344,7 @@ def test_class_weights_change_the_loss(tmp_path):
 # ---------------------------------------------------------------- classes and domains in one sequence
 
 
-def test_a_mixed_sequence_holds_a_grown_path_with_mib_and_the_others_with_mdil(tmp_path):
+def test_a_mixed_sequence_holds_a_grown_branch_with_mib_and_the_others_with_mdil(tmp_path):
     steps = [
         {"domain": "day", "classes": ["red", "green"]},
         {"domain": "dusk"},
@@ -365,7 +366,7 @@ def test_a_mixed_sequence_holds_a_grown_path_with_mib_and_the_others_with_mdil(t
     assert done.folder.load_final(2)[0].head("day").sizes == (3, 1)
     before, after = (of_branch(weights(done.folder, step), "dusk") for step in (1, 2))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    forgotten = done.sequence["forgetting"]["domains"]
+    forgotten = done.sequence.forgetting.domains
     assert forgotten.keys() == {"day", "dusk"}
     assert None not in forgotten.values()
 
