@@ -83,6 +83,14 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mdil_mib:MDILMiB",
             "Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.",
         ),
+        "sdr": Builtin(
+            "everseg.methods.sdr:SDR",
+            "Keep every class's encoder features near its running prototype, away from other classes', and sparse.",
+        ),
+        "ucd": Builtin(
+            "everseg.methods.ucd:UCD",
+            "MiB, with pixels of one class held together and apart from all others, as far as the teacher is certain.",
+        ),
     },
     "dataset": {
         "voc": Builtin("everseg.data.datasets.voc:build", "Read Pascal VOC 2012."),

@@ -316,6 +316,10 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
     names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
     wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set()}
+    wanted |= {
+        "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
+        "ucd": {"kd", "contrast"},
+    }
     assert names == wanted.get(method, {REGULARISED.get(method)})
 
 

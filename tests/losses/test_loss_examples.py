@@ -17,11 +17,12 @@ import pytest
         "pixelwise",
         "pod",
         "pooled_cube",
+        "prototypes",
         "pseudo",
         "similarity",
         "thresholds",
     ],
-)  # fmt: skip
+)
 def test_docstring_examples_hold(module):
     result = doctest.testmod(import_module(f"everseg.losses.{module}"))
     assert result.attempted > 0

@@ -62,16 +62,16 @@ DOMAINS = (
 """Mixed: three domains, then 2 more classes of the first."""
 
 
-def batches(step: Step, count: int = 3) -> list[Batch]:
+def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
     """Images and labels as the step would see them: old classes are background, some pixels ignored."""
     generator = torch.Generator().manual_seed(100 + step.index)
     branch = step.branch
     old, total = step.num_old(branch), step.spaces[branch].num_classes
     found = []
     for _ in range(count):
-        image = torch.randn(2, 3, 16, 16, generator=generator)
+        image = torch.randn(2, 3, side, side, generator=generator)
         first = old if old < total else 1
-        label = torch.randint(first - bool(old), total, (2, 16, 16), generator=generator)
+        label = torch.randint(first - bool(old), total, (2, side, side), generator=generator)
         if old:
             label[label < first] = 0
         label[:, :2] = 255
@@ -114,7 +114,13 @@ class Toy:
     steps = CLASSES
     domains = DOMAINS
     step = staticmethod(make_step)
-    batches = staticmethod(batches)
+    side = 16
+    """Rows and columns of the images; the network's maps have a sixteenth of it."""
+    teacher_sees = 0.0
+    """Added to the teacher's logit of class 1, an old class that it would not see in noise."""
+
+    def batches(self, step: Step, count: int = 3) -> list[Batch]:
+        return batches(step, count, self.side)
 
     def model(self, method: str = "") -> SegmentationModel:
         """A network that the method can train."""
@@ -126,6 +132,8 @@ class Toy:
         torch.manual_seed(10 + step.index)
         model.zero_grad(set_to_none=True)  # the engine reads the model from disk
         teacher = frozen_copy(model) if method.needs_teacher and step.index else None
+        if teacher is not None and self.teacher_sees:
+            teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
         method.prepare_model(model, step)
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
