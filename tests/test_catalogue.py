@@ -18,6 +18,7 @@ from everseg.config.loading import load
 from everseg.engine.prepare import prepare
 from everseg.errors import ConfigError, DataError
 from everseg.progress import Progress
+from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
 YAML = "classes: [background, road, tree, car]\nimages: images/{split}\nmasks: masks/{split}\n"
@@ -48,7 +49,10 @@ def steps(tree: Path, **scenario) -> list[list[int]]:
     """Training images of each step."""
     settings = {"task": [["road"], ["tree"], ["car"]], **scenario}
     config = load({"data": {"dataset": str(tree / "data.yaml"), "crop": 16}, "scenario": settings})
-    return [list(step.train[0].indices) for step in prepare(config, Progress(quiet=True)).steps]
+    return [
+        list(step.train[0].indices)
+        for step in prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed).steps
+    ]
 
 
 def own_lists(tree: Path, *lists: str) -> str:
@@ -74,8 +78,8 @@ def test_51_future_classes_in_ones_own_disjoint_lists_are_refused(tree: Path, pr
     with pytest.raises(DataError) as caught:
         steps(tree, lists=wrong, protocol=protocol)
     message = str(caught.value)
-    assert "step 0: 1 images show classes of later steps (tree): train1" in message
-    assert "step 1: 1 images show classes of later steps (car): train4" in message
+    must_say(message, "step 0: 1 images", "later steps (tree): train1")
+    must_say(message, "step 1: 1 images", "later steps (car): train4")
     assert "step 2" not in message
     assert "scenario.protocol=overlapped" in message
     assert steps(tree, lists=wrong, protocol="overlapped") == [[0, 1], [2, 4], [3]]
@@ -101,7 +105,7 @@ def test_52_and_joined_between_domains_that_share_a_path(tree: Path) -> None:
     shared = [{"domain": "data", "branch": "all"}, {"domain": "other", "branch": "all"}]
     scenario = {"kind": "domain-incremental", "steps": shared}
     config = load({"data": {"domains": domains, "crop": 16}, "scenario": scenario})
-    prepared = prepare(config, Progress(quiet=True))
+    prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)
     assert prepared.steps[1].spaces["all"].names == prepared.steps[0].spaces["all"].names
     assert any("'Road' of data set 'other'" in note and "'road'" in note for note in prepared.notes)
 
@@ -191,7 +195,8 @@ def test_60_an_archive_in_place_of_the_folder_is_named(tree: Path, call: Call) -
     assert told in call("data", "init", tree, "--yes")[2]
     assert told in call("data", "check", "voc", f"root={tree}")[1]
     code, _, err = call("data", "check", "voc", f"root={tree / 'images.zip'}")
-    assert (code, "pass the folder it was unpacked to" in err) == (2, True)
+    assert code == 2
+    must_say(err, "images.zip", "unpacked")
     (tree / "data.yaml").write_text(
         YAML.replace("images/{split}", "images.zip/{split}") + "splits: [train]\n"
     )

@@ -22,6 +22,7 @@ from everseg.labels import (
     policy_set,
     shared_classes,
 )
+from saying import must_say
 
 # Raw ids: 0 background, 3 and 1 learnt first, 4 taught now, 2 later; 255 void; 77 is in no list of the data set.
 LABELS = RawLabels({0: "background", 1: "cow", 2: "dog", 3: "cat", 4: "sheep"})
@@ -153,16 +154,14 @@ def test_a_table_of_the_same_ids_is_the_space_s_own() -> None:
 def test_what_is_no_list_of_classes_is_told() -> None:
     assert LabelSpace(((0, 5), (7,)), ("background", "car", "bus")).problems() == []
     wrong = LabelSpace(((-1, 1), (-1,)), ("a", "b", "b"), 3)
-    assert wrong.problems(stored=True) == [
-        "the id -1 stands twice",
-        "the name b stands twice",
-        "the background is none of the classes",
-    ]
-    assert wrong.problems()[-1].startswith("outputs 1 'b' and 2 'b' are two classes of one name")
-    assert LabelSpace(((0, 1),), ("a", "b", ""), None).problems() == [
-        "3 names for 2 ids",
-        "a class without a name",
-    ]
+    ids, names, background = wrong.problems(stored=True)
+    must_say(ids, "id -1", "twice")
+    must_say(names, "name b", "twice")
+    must_say(background, "background", "none")
+    must_say(wrong.problems()[-1], "1 'b' and 2 'b'", "one name")
+    number, empty = LabelSpace(((0, 1),), ("a", "b", ""), None).problems()
+    must_say(number, "3 names", "2 ids")
+    must_say(empty, "without a name")
 
 
 def test_the_ignored_id_is_a_constant_and_tables_of_labels_have_one_maker() -> None:

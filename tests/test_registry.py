@@ -56,7 +56,7 @@ def test_what_does_not_exist_is_told(name: str, message: str) -> None:
 def test_a_file_that_fails_says_why_and_can_be_corrected(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("import no_such_module_y\n")
-    with pytest.raises(ConfigError, match=r"mine\.py' cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(ConfigError, match=r"mine\.py' .*ModuleNotFoundError"):
         registry.resolve("method", f"{path}:Mine")
     path.write_text(textwrap.dedent("class Mine:\n    pass\n"))
     assert registry.resolve("method", f"{path}:Mine").__name__ == "Mine"

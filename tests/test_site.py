@@ -119,7 +119,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path) 
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages/thesis.md").write_text("years of work")
     (tmp_path / "zensical.toml").write_text("")
-    with pytest.raises(SystemExit, match="holds files that this script did not make"):
+    with pytest.raises(SystemExit, match="holds files"):
         build.clear(tmp_path)
     assert (tmp_path / "pages/thesis.md").read_text() == "years of work"
     build.clear(tmp_path / "site")

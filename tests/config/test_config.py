@@ -30,6 +30,7 @@ from everseg.config.loading import (
 )
 from everseg.config.yaml import MAX_BYTES, parse, read, scalar
 from everseg.errors import ConfigError
+from saying import must_say
 
 
 def problems(source=None, overrides=(), **sections) -> list[str]:
@@ -144,7 +145,7 @@ def test_hyper_parameters_not_given_are_filled_in() -> None:
 def test_files_that_are_their_own_base_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "base: b.yaml", "a.yaml")
     write(tmp_path, "base: a.yaml", "b.yaml")
-    assert "names itself as its base" in problems(tmp_path / "a.yaml")[0]
+    must_say(problems(tmp_path / "a.yaml"), "a.yaml", "itself", "base")
 
 
 def test_a_method_of_ones_own_is_checked_too(tmp_path: Path) -> None:
@@ -191,13 +192,13 @@ def test_a_stored_configuration_imports_no_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        ("demo-mib", "expected keys and values, got 'demo-mib'"),
-        ([["demo-mib"]], "expected keys and values"),
-        (None, "expected keys and values"),
+        ("demo-mib", "keys and values, got 'demo-mib'"),
+        ([["demo-mib"]], "keys and values"),
+        (None, "keys and values"),
         ({"base": "base.yaml"}, "base: unknown key"),
         ({"preset": "demo-mib"}, "preset: unknown key"),
-        ({"method": "base.py:Mine"}, "method: expected keys and values"),
-        ({"data": "base.py:build"}, "data: expected keys and values"),
+        ({"method": "base.py:Mine"}, "method: expected keys"),
+        ({"data": "base.py:build"}, "data: expected keys"),
         ({"task": "4-2"}, "task: unknown key"),
         ({"train": {"epochs": 10**4000}}, "train.epochs: a number beyond"),
         ({"train": {"threads": 10**9}}, "train.threads: expected int >= 1 and <= 4096"),
@@ -388,13 +389,13 @@ def test_every_setting_of_every_domain_is_shown_with_help() -> None:
         ("a: 1\nb: *x", 2, "anchors and aliases"),
         ("a: !!python/object/apply:os.system [ls]", 1, "is not allowed"),
         ("a: !!str 1", 1, "is not allowed"),
-        ("a:\n\tb: 1", 2, "a tab in the indentation"),
+        ("a:\n\tb: 1", 2, "a tab"),
         ("[" * 20000, 1, "nested deeper than 20"),
         ("a: 1\n---\nb: 2", 2, "a second document"),
-        ("a: b: c", 1, "mapping values are not allowed"),
+        ("a: b: c", 1, "mapping values"),
         ("a: [1, 2", 1, ""),
-        ("x: 1\na: \x07", 2, "not allowed in YAML"),
-        ("true: 1", 1, "a key must be a text or a whole number"),
+        ("x: 1\na: \x07", 2, "in YAML"),
+        ("true: 1", 1, "key must be"),
         ('a: "\\ud800"', 1, "surrogate"),
     ],
 )
@@ -421,7 +422,7 @@ def test_files_that_cannot_be_a_configuration(tmp_path: Path) -> None:
         (latin, "latin.yaml:2: not UTF-8"),
         (tmp_path / "no.yaml", "no such file"),
         (tmp_path, "not a file"),
-        (write(tmp_path, "- 1\n", "list.yaml"), "expected keys and values"),
+        (write(tmp_path, "- 1\n", "list.yaml"), "keys and values"),
     ]:
         assert message in problems(path)[0]
 
@@ -434,14 +435,12 @@ def test_a_byte_order_mark_and_an_empty_file_are_fine(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_told_apart_from_files() -> None:
-    assert problems("voc-15-5-mibb")[0].startswith(
-        "no preset and no file 'voc-15-5-mibb'; did you mean 'voc-15-5-mib'?"
-    )
+    must_say(problems("voc-15-5-mibb")[0], "no preset", "no file 'voc-15-5-mibb'", "'voc-15-5-mib'")
     assert problems("nowhere/x.yaml") == ["nowhere/x.yaml: no such file"]
 
 
 def test_unicode_of_arguments_that_is_none_is_refused() -> None:
-    assert problems(None, ["name=\udcff"]) == ["name: text that is not valid Unicode"]
+    must_say(problems(None, ["name=\udcff"]), "name", "Unicode")
 
 
 # ---------------------------------------------------------------- text and comparison

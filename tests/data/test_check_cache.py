@@ -19,6 +19,7 @@ from everseg.data.doctor import doctor as check_cache
 from everseg.data.doctor import findings as check_files
 from everseg.data.doctor.findings import Report, finding
 from everseg.errors import ConfigError
+from saying import must_say
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_file_that_is_no_skip_list_or_lock_is_refused(tmp_path: Path) -> None:
         read_skiplist(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_skiplist(tmp_path / "none")
-    with pytest.raises(ConfigError, match="was not written by data check --lock"):
+    with pytest.raises(ConfigError, match="data check --lock"):
         check_files.read_lock(file)
 
 
@@ -190,7 +191,7 @@ def test_the_command_writes_and_honours_lists_and_locks(
         "data", "check", "data.yaml", "options.on_missing=skip", "--sample", "1", "--no-cache"
     )
     assert code == 0
-    assert "only 1 of 2 samples were looked at" in out
+    must_say(out, "only 1 of 2")
     code, _, err = call("data", "check", "data.yaml", "options.skip=none.txt")
     assert code == 2
     assert "none.txt cannot be read" in err

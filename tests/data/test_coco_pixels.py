@@ -103,10 +103,10 @@ def test_packed_text_by_hand() -> None:
     ("counts", "message"),
     [
         ([1, 2], "3 pixels"), ([13, -1], "negative"), ([1, "x"], "whole"), ([1.0, 11.0], "whole"),
-        ([True, 11], "whole"), ([2**70, 1], "whole"), ([2**52, 2**52], "pixels for a picture"), (7, "whole"),
+        ([True, 11], "whole"), ([2**70, 1], "whole"), ([2**52, 2**52], "pixels for"), (7, "whole"),
         ("1", "1 pixels"), ("11O", "negative"), ("\x00", "hold"), ("\u0101", "hold"), ("X", "break off"),
         ("P" * 7 + "0", "hold"), ("PPPPPPO", "negative"), ("", "0 pixels"), ([], "0 pixels"),
-        ("1" + "ooooo?" * 4000, "pixels for a picture|negative"),
+        ("1" + "ooooo?" * 4000, "pixels for|negative"),
     ],
 )  # fmt: skip
 def test_run_lengths_that_do_not_fill_the_picture_are_refused(counts: Any, message: str) -> None:
@@ -122,7 +122,7 @@ def test_run_lengths_that_do_not_fill_the_picture_are_refused(counts: Any, messa
         ([1, 2, float("nan"), 4, 5, 6], "three points"), ([1, 2, float("inf"), 4, 5, 6], "three points"),
         ([1, 2, 10**30, 4, 5, 6], "three points"), ([1, 2, True, 4, 5, 6], "three points"),
         ([1, 2, 1e12, 4, 5, 6], "around"), ([-1e6, -1e6, 1e6, 1e6] * 2000, "around"),
-        ([20, 2, 30, 2, 30, 8], "outside of the image"),
+        ([20, 2, 30, 2, 30, 8], "outside"),
     ],
 )  # fmt: skip
 def test_polygons_that_would_end_the_process_are_refused(points: Any, message: str) -> None:

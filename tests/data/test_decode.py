@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -17,6 +18,7 @@ from PIL import Image
 from everseg.data.datasets.decode import Reading, read_image
 from everseg.data.datasets.files import FileSplit
 from everseg.errors import DataError
+from saying import must_say
 
 
 def _split(root: Path, image: str = "i.png", mask: str = "m.png", **options) -> FileSplit:
@@ -75,7 +77,7 @@ def test_colour_mask_is_refused_with_a_palette_to_fill_in(tmp_path: Path) -> Non
     trees.save(tmp_path / "m.png", rgb)
     with pytest.raises(DataError) as caught:
         _split(tmp_path).read(0)
-    assert "m.png: a colour mask where ids are expected" in str(caught.value)
+    must_say(caught.value, "m.png", "colour mask", "ids")
     assert "labels:\n  palette:\n    name_0: [128, 64, 32]\n    name_1: [0, 0, 0]" in str(caught.value)
 
 
@@ -92,14 +94,14 @@ def test_lossy_masks_are_refused_whatever_they_are_called(tmp_path: Path, name: 
     buffer = BytesIO()
     Image.fromarray(trees.mask_of([0, 1])).save(buffer, "WEBP" if name == "m.webp" else "JPEG")
     (tmp_path / name).write_bytes(buffer.getvalue())
-    with pytest.raises(DataError, match=rf"{name}: a mask stored as (JPEG|WEBP)"):
+    with pytest.raises(DataError, match=rf"{name}: .*stored as (JPEG|WEBP)"):
         _split(tmp_path, mask=name).read_mask(0)
 
 
 @pytest.mark.parametrize("mode", ["LA", "F"])
 def test_masks_that_are_no_ids_are_refused(tmp_path: Path, mode: str) -> None:
     Image.fromarray(trees.mask_of([0, 1])).convert(mode).save(tmp_path / "m.tif")
-    with pytest.raises(DataError, match=f"a mask of mode {mode}"):
+    with pytest.raises(DataError, match=rf"m\.tif.* mode {mode}"):
         _split(tmp_path, mask="m.tif").read_mask(0)
 
 
@@ -113,7 +115,7 @@ def test_sizes_that_differ_are_named_with_both_files(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"hello, this is text\n", "is text, not a picture"),
+        (b"hello, this is text\n", "is text"),
         (b"<!DOCTYPE html><title>404</title>", "is a web page"),
         (b"\x00\x01\x02\x03" * 20, "is not a readable"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is text"),
@@ -132,7 +134,7 @@ def test_truncated_pictures_are_refused(tmp_path: Path, name: str) -> None:
     trees.save(tmp_path / name, noise)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=rf"{name}: (damaged or cut off|is not a readable)"):
+    with pytest.raises(DataError, match=rf"{name}: (damaged|.*not a readable)"):
         read_image(tmp_path / name)
 
 
@@ -210,33 +212,33 @@ def test_only_regular_files_inside_the_root_are_opened(tmp_path: Path) -> None:
     (root / "device.png").symlink_to("/dev/zero")
     os.mkfifo(root / "fifo.png")
     expected = {
-        "out.png": "leads out of the data folder",
+        "out.png": "leads out",
         "loop.png": "cannot be opened",
         "dangling.png": "no such file",
-        "away/a.png": "leads out of the data folder",
-        "here/away/a.png": "leads out of the data folder",
+        "away/a.png": "leads out",
+        "here/away/a.png": "leads out",
         "m.png/a.png": "cannot be opened",
-        "folder.png": "not a regular file",
+        "folder.png": "regular file",
         "device.png": "leads out",
-        "fifo.png": "not a regular file",
+        "fifo.png": "regular file",
         "none.png": "no such file",
         "../secret.png": "leads out",
         "/etc/passwd": "leads out",
     }
     for name, reason in expected.items():
-        with pytest.raises(DataError, match=reason):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}.*{reason}"):
             FileSplit("train", root, [("a", name, "m.png")]).read(0)
     assert FileSplit("train", root, [("a", "m.png", "here/m.png")]).read_mask(0).shape == (12, 16)
     follow = FileSplit("train", root, [("a", "out.png", "m.png")], reading=Reading(follow_links=True))
     assert follow.read(0)[0].shape == (12, 16, 3)
-    with pytest.raises(DataError, match="not a regular file"):
+    with pytest.raises(DataError, match=r"device\.png: .*regular file"):
         FileSplit("t", root, [("a", "device.png", "m.png")], reading=Reading(follow_links=True)).read(0)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read every file")
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     trees.save(tmp_path / "i.png", trees.image_of(0)).chmod(0)
-    with pytest.raises(DataError, match=r"i\.png: cannot be opened \(Permission denied"):
+    with pytest.raises(DataError, match=r"i\.png: .*\(Permission denied"):
         read_image(tmp_path / "i.png")
 
 

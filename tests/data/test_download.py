@@ -153,7 +153,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(site, tmp_path, chunked):
 
 def test_an_interrupted_call_is_continued_by_the_next_call(site, tmp_path):
     site.cut_after = [300_000, 0, 0, 0, 0]
-    with pytest.raises(DataError, match="Run the same command again") as error:
+    with pytest.raises(DataError, match="same command") as error:
         fetch(site.url("a.bin"), tmp_path / "a.bin", **QUICK)
     assert "300000 bytes are kept" in str(error.value)
     assert not (tmp_path / "a.bin").exists()
@@ -473,7 +473,7 @@ def test_voc_comes_with_masks_list_and_receipt_and_a_second_call_does_nothing(si
 
 
 def test_a_short_voc_is_warned_of(voc, tmp_path):
-    with pytest.warns(UserWarning, match="2 training images, not the 10582"):
+    with pytest.warns(UserWarning, match=r"2 training images.* 10582"):
         download("voc", tmp_path, sources=voc, **QUICK)
 
 
@@ -505,7 +505,7 @@ def test_a_hostile_archive_is_dropped_and_fetched_again(site, voc, tmp_path):
     assert not (tmp_path / "VOCdevkit/VOC2012/SegmentationClassAug").exists()
     assert not list(tmp_path.glob(".everseg-unpack*"))
     site.files["aug.zip"] = zip_of(("Other/a.png", b"", 0))
-    with pytest.raises(DataError, match=r"no folder SegmentationClassAug \(inside: Other"):
+    with pytest.raises(DataError, match=r"no folder SegmentationClassAug.* Other"):
         download("voc", tmp_path, sources=voc, **QUICK)
 
 

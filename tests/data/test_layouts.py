@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_coco_faults_of_single_objects_are_found_by_the_check_per_image(tmp_path
     report = doctor.check(load("coco", tmp_path, split={"val": 0}))
     said = {f.sample: f.message for f in report.findings if f.level == "error"}
     for name, text in (
-        ("p0", "outside of the image"), ("p1", "three points"), ("p2", "runs of 5 pixels"), ("p3", "for the size"),
+        ("p0", "outside"), ("p1", "three points"), ("p2", "runs of 5 pixels"), ("p3", "for the size"),
         ("p4", "neither polygons"),
     ):  # fmt: skip
         assert text in said.pop(name)
@@ -103,10 +104,10 @@ def test_coco_faults_of_single_objects_are_found_by_the_check_per_image(tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": [{"image_id": 99, "category_id": 7}]}, "belongs to no image"),
-        ({"annotations": [{"image_id": [1], "category_id": 7}]}, "belongs to no image"),
+        ({"annotations": [{"image_id": 99, "category_id": 7}]}, "no image"),
+        ({"annotations": [{"image_id": [1], "category_id": 7}]}, "no image"),
         ({"annotations": [{"image_id": 0, "category_id": 9}]}, "has the category 9"),
-        ({"categories": [{"id": "a", "name": "x"}]}, "whole number as id"),
+        ({"categories": [{"id": "a", "name": "x"}]}, "whole number"),
         ({"images": [{"id": 0, "file_name": "../x.png", "width": 1, "height": 1}]}, "leads out"),
         ({"images": [{"id": 0, "file_name": "x.png", "width": 0, "height": 1}]}, "a size of 0x1"),
         ({"images": 3}, "not of COCO's form"),
@@ -137,10 +138,35 @@ def test_coco_splits_at_their_usual_places_and_roboflow(tmp_path: Path) -> None:
     assert list(dataset.labels.names.values()) == ["background", "sign", "car"]
 
 
+def test_a_category_that_coco_leaves_out_is_named_by_init_and_check_and_before_training(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = coco(2)
+    content["categories"] = [{"id": 0, "name": "all", "supercategory": "none"}, *content["categories"]]
+    for folder in ("train", "valid"):
+        coco_tree(tmp_path / "roboflow", content, f"{folder}/_annotations.coco.json", folder)
+    code, out, err = call("data", "init", "roboflow", "--json")
+    assert code == 0, err
+    (said,) = json.loads(out)["notes"]
+    assert "'all'" in said
+    assert f"note: {said}" in err
+    _, out, _ = call("data", "check", "data.yaml", "--json")
+    assert [f["message"] for f in json.loads(out)["findings"] if f["code"] == "class-left-out"] == [said]
+    given = ("data=data.yaml", "task=[[car]]", "scenario.test_split=val")
+    _, _, err = call("show", "camvid-6-5-mib", *given, "--scenario")
+    assert f"note: {said}" in err
+    # The parent of others stays if an object has it, and nothing is said of a background's name.
+    content["annotations"][0]["category_id"] = 0
+    used = load("coco", coco_tree(tmp_path / "used", content))
+    assert "all" in used.labels.names.values()
+    assert used.notes == ()
+
+
 def test_coco_missing_images_are_all_named_or_left_out(tmp_path: Path) -> None:
     coco_tree(tmp_path, coco())
     (tmp_path / "images/p1.png").unlink()
-    with pytest.raises(DataError, match=r"1 images do not exist.*p1"):
+    with pytest.raises(DataError, match=r"1 images.* exist.*p1"):
         load("coco", tmp_path)
     dataset = load("coco", tmp_path, on_missing="skip", split={"val": 0})
     assert ids(dataset.splits["train"]) == ["p0", "p2", "p3"]
@@ -223,7 +249,7 @@ def test_folders_without_splits_are_cut(tmp_path: Path) -> None:
     for text, message in (
         ("split: {vla: 0.2}", "did you mean 'val'"), ("split: {val: 2}", "from 0 to below 1"),
         ("split: {val: 0.6, test: 0.4}", "nothing for train"), ("split: 3", "expected shares"),
-        ("split: {val: 0.2}\nsplits: [train]", "either it or splits"),
+        ("split: {val: 0.2}\nsplits: [train]", "it or splits"),
     ):  # fmt: skip
         trees.write(file, f"images: images\nmasks: masks\nclasses: [a, b]\n{text}\n")
         with pytest.raises(ConfigError, match=message):
@@ -414,9 +440,7 @@ def test_coco_categories_of_one_name_are_refused_and_splits_may_spell_each_its_o
     assert all((split.read_mask(0) == 1).sum() > 40 for split in dataset.splits.values())
     content = {**coco(3), "categories": [{"id": 8, "name": "car"}], "annotations": []}
     coco_tree(tmp_path / "b", content, "annotations/instances_val2017.json", "val2017")
-    with pytest.raises(
-        DataError, match="category 'car' has id 8 here and 7 in another split's file, where it is called"
-    ):
+    with pytest.raises(DataError, match=r"category 'car' has id 8 .* 7 .*'Car'"):
         load("coco", tmp_path / "b")
 
 
@@ -443,7 +467,7 @@ def test_label_maps_and_palettes_take_names_in_any_spelling(tmp_path: Path) -> N
         load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
     trees.write(tmp_path / "map.txt", "Tree:0,128,0::\ntree:0,0,0::\n")
     trees.write(tmp_path / "data.yaml", head + "labels: {palette: map.txt}\n")
-    with pytest.raises(ConfigError, match="line 2: 'tree' stands there twice, once as 'Tree'"):
+    with pytest.raises(ConfigError, match=r"line 2: 'tree'.* twice.* 'Tree'"):
         load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
 
 
@@ -452,5 +476,5 @@ def test_hugging_face_labels_name_the_background_in_any_usual_way(tmp_path: Path
     trees.write(root / "id2label.json", '{"0": "BG", "1": "road"}')
     assert load("hf", root).labels.background == 0
     trees.write(root / "id2label.json", '{"0": "Road", "1": "road"}')
-    with pytest.raises(ConfigError, match="the name 'road' stands for id 0 already, which is called 'Road'"):
+    with pytest.raises(ConfigError, match=r"'road' stands for id 0 .*'Road'"):
         load("hf", root)

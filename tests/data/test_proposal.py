@@ -21,6 +21,7 @@ from everseg.data.datasets import load_dataset
 from everseg.data.doctor import doctor
 from everseg.data.proposal.describe import _flow, describe, propose
 from everseg.errors import ConfigError, DataError
+from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -104,7 +105,7 @@ def test_published_layouts_keep_their_reader(tmp_path: Path, name: str) -> None:
     keys, report = init(tmp_path / "data")
     assert keys == {"layout": name, "root": "data"}
     assert report.images["train"] >= 2
-    with pytest.raises(ConfigError, match="brings its own class names"):
+    with pytest.raises(ConfigError, match="own class names"):
         init(tmp_path / "data", ["a"])
 
 
@@ -177,7 +178,7 @@ def test_names_are_found_beside_the_data_and_checked(tmp_path: Path) -> None:
     trees.write(tmp_path / "data/classes.txt", "road\ntree: old\n")
     assert init(tmp_path / "data")[0]["classes"] == ["background", "road", "tree: old"]
     for names, message in (
-        (["a"], "1 names for 2 classes"), (["a", "A"], "a name of its own"), (["a", "ignore"], "other than 'ignore'"),
+        (["a"], "1 names for 2 classes"), (["a", "A"], "of its own"), (["a", "ignore"], "other than 'ignore'"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             init(tmp_path / "data", names)
@@ -185,7 +186,7 @@ def test_names_are_found_beside_the_data_and_checked(tmp_path: Path) -> None:
 
 def test_folders_that_say_nothing_are_refused_with_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures below it"):
+    with pytest.raises(DataError, match="no pictures"):
         propose(tmp_path / "empty")
     trees.save(tmp_path / "a/one/x.png", trees.image_of(0))
     trees.save(tmp_path / "a/two/y.png", trees.image_of(0))
@@ -283,13 +284,13 @@ def test_the_commands_it_prints_work(call: Call, here: Path) -> None:
     ]
     code, out, err = call(*dry, *small, "--quiet")
     assert code == 0, err
-    assert "dry run: every stage works" in out
+    must_say(out, "dry run", "works")
 
 
 def test_wrong_arguments_are_all_told(call: Call, here: Path) -> None:
     code, _, err = call("data", "init", "nowhere", "--out", "none/data.txt")
     assert code == 2
-    for text in ("nowhere is missing", "must end in .yaml", "no folder none"):
+    for text in ("nowhere is missing", ".yaml", "no folder none"):
         assert text in err
 
 
@@ -353,36 +354,34 @@ def test_the_background_is_known_by_name_by_option_or_told(
     assert code == 0, err
     assert config_yaml.parse(file.read_text(), "x").value.items() >= expected.items()
     guessed = classes == "ground,car" and not options
-    assert (
-        "'ground', the value 0, is taken for it; --background NAME, or --background none" in err
-    ) is guessed
+    assert ("'ground'" in err and "--background none" in err) is guessed
 
 
 @pytest.mark.parametrize(
-    ("classes", "options", "message"),
+    ("classes", "options", "facts"),
     [
         (
             "car,background",
             (),
-            "2 names for 3 values leave 0 to the background, but 'background' is among them",
+            ("2 names for 3 values", "'background'"),
         ),
-        ("bg,car,Background", (), "a name of its own"),
-        ("bg,car,CAR", (), "a name of its own"),
+        ("bg,car,Background", (), ("of its own",)),
+        ("bg,car,CAR", (), ("of its own",)),
         (
             "bg,car,tree",
             ("--background", "sky"),
-            "--background: 'sky' is none of bg, car, tree; none: there is none",
+            ("--background: 'sky'", "bg, car, tree; none"),
         ),
     ],
 )
 def test_names_that_leave_the_background_open_are_refused(
-    call: Call, tmp_path: Path, classes: str, options: tuple, message: str
+    call: Call, tmp_path: Path, classes: str, options: tuple, facts: tuple[str, ...]
 ) -> None:
     pictures(tmp_path / "site", "images/a{}.png", "masks/a{}.png", 8, (0, 1, 2))
     file = tmp_path / "data.yaml"
     code, _, err = call("data", "init", tmp_path / "site", "--classes", classes, *options, "--out", file)
     assert code == 2
-    assert message in err
+    must_say(err, *facts)
     assert not file.exists()
 
 
@@ -399,5 +398,5 @@ def test_the_background_is_asked_for_on_a_terminal(
     monkeypatch.setattr("sys.stdin", Terminal())
     code, out, _ = call("data", "init", "site", "--classes", "ground,road,tree")
     assert code == 0
-    assert "Which class is the background, or none? [ground]" in out
+    must_say(out, "background", "[ground]")
     assert "background: null" in (here / "data.yaml").read_text()

@@ -16,6 +16,7 @@ from everseg.data.base import Dataset
 from everseg.data.datasets import ade, camvid, folder, load_dataset, voc
 from everseg.data.datasets.files import FileSplit
 from everseg.errors import ConfigError, DataError
+from saying import must_say
 
 
 def _ids(split) -> list[str]:
@@ -102,7 +103,7 @@ def test_camvid_sequence_filter_keeps_the_splits_that_have_frames(tmp_path: Path
     assert {k: _ids(v) for k, v in dusk.items()} == {"train": ["0001TP_006690"], "test": ["0001TP_008550"]}
     day = camvid.build(tmp_path, sequence=["day"]).splits
     assert {k: len(v) for k, v in day.items()} == {"train": 1, "val": 1, "test": 1}
-    with pytest.raises(DataError, match="no frame of the sequence 0002XX"):
+    with pytest.raises(DataError, match=r"no frame .*sequence 0002XX"):
         camvid.build(tmp_path, sequence="0002XX")
 
 
@@ -219,36 +220,35 @@ def test_folder_descriptor_lists_all_its_faults_with_near_misses(tmp_path: Path)
     path = trees.write(tmp_path / "data.yaml", text)
     with pytest.raises(ConfigError) as caught:
         folder.build(descriptor=path)
-    message = str(caught.value)
-    for part in (
-        "problems in " + str(path),
-        "clases: unknown key; did you mean 'classes'?",
-        "classes.1: the name 'Road' stands for id 0 already",
-        "classes.2: expected a name other than 'ignore', got 3",
-        "ignore: id 0 is the class 'road'",
-        "background: 'raod' is not one of the classes; did you mean 'road'?",
-        "images: '../x' leads out of the data folder",
-        "labels.palette.road: expected [red, green, blue] from 0 to 255, got [0, 0, 300]",
-        "labels.palette.tree: 'tree' is neither a class nor 'ignore'",
-        "pair.mask_sufix: unknown key; did you mean 'mask_suffix'?",
-        "splits: expected a list of names",
+    must_say(caught.value, "problems in", path)
+    for facts in (
+        ("clases", "unknown", "'classes'"),
+        ("classes.1", "'Road'", "id 0"),
+        ("classes.2", "other than 'ignore'", "got 3"),
+        ("ignore:", "id 0", "'road'"),
+        ("background", "'raod'", "'road'"),
+        ("images: '../x'", "leads out"),
+        ("labels.palette.road", "[red, green, blue]", "0 to 255", "[0, 0, 300]"),
+        ("labels.palette.tree: 'tree'", "neither", "'ignore'"),
+        ("pair.mask_sufix", "unknown", "'mask_suffix'"),
+        ("splits", "list of names"),
     ):
-        assert part in message
+        must_say(caught.value, *facts)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "classes: expected a list of names"),
+        ({}, "classes: .*list of names"),
         ({"classes": ["a"], "images": "im"}, r"splits: needed"),
-        ({"classes": ["a"], "images": "im", "splits": ["train"]}, "must be an image list"),
-        ({"classes": {300: "a"}}, "expected an id from 0 to 255, got 300"),
-        ({"classes": ["a"], "images": "x/{split}", "masks": "x/{split}"}, "the same folder as images"),
+        ({"classes": ["a"], "images": "im", "splits": ["train"]}, "an image list"),
+        ({"classes": {300: "a"}}, "0 to 255, got 300"),
+        ({"classes": ["a"], "images": "x/{split}", "masks": "x/{split}"}, "same folder as images"),
         (
             {"classes": ["a"], "labels": {"palette": {"a": [0, 0, 0]}, "map": {0: "a"}}},
-            "either palette or map",
+            "palette or map",
         ),
-        ({"classes": ["a", "b"], "labels": {"palette": {"a": [0, 0, 0]}}}, "no colour for b"),
+        ({"classes": ["a", "b"], "labels": {"palette": {"a": [0, 0, 0]}}}, "colour for b"),
         (
             {"classes": ["a", "b"], "labels": {"palette": {"a": [0, 0, 0], "b": [0, 0, 0]}}},
             "another class already",
@@ -279,17 +279,15 @@ def test_missing_root_says_how_to_pass_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root: /no/such/place.*data\.root=DIR"):
         load_dataset(DataConfig(dataset="ade", root="/no/such/place"))
     file = trees.write(tmp_path / "x.zip", "")
-    with pytest.raises(ConfigError, match="is a file; pass the folder"):
+    with pytest.raises(ConfigError, match=r"x\.zip is a file"):
         load_dataset(DataConfig(dataset="camvid", root=str(file)))
 
 
 def test_unknown_options_are_all_reported_with_near_misses(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_dataset(DataConfig(dataset="camvid", root=str(tmp_path), options={"sequense": 1, "zzz": 2}))
-    assert "data.options.sequense: data set 'camvid' has no such option; did you mean 'sequence'?" in str(
-        caught.value
-    )
-    assert "data.options.zzz" in str(caught.value)
+    must_say(caught.value, "data.options.sequense", "'camvid'", "did you mean 'sequence'")
+    must_say(caught.value, "data.options.zzz")
 
 
 def test_unknown_names_and_foreign_results_are_refused(tmp_path: Path) -> None:
@@ -357,7 +355,7 @@ def test_two_files_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
 def test_missing_mask_folder_is_a_data_error(tmp_path: Path) -> None:
     base = trees.camvid(tmp_path)
     shutil.rmtree(base / "valannot")
-    with pytest.raises(DataError, match=r"valannot: cannot be listed \(No such file"):
+    with pytest.raises(DataError, match=r"valannot: .*\(No such file"):
         camvid.build(base)
 
 
@@ -404,7 +402,7 @@ def test_list_faults_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 files.*2007_999999, image JPEGImages/none\.jpg"):
         voc.build(base)
     target.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(DataError, match=r"train\.txt: is not a text file"):
+    with pytest.raises(DataError, match=r"train\.txt: .*text file"):
         voc.build(base)
     target.unlink()
     with pytest.raises(DataError, match=r"train_aug\.txt.*trainaug\.txt.*train\.txt"):
@@ -421,7 +419,7 @@ def test_split_survives_pickling_and_checks_its_bounds(tmp_path: Path) -> None:
     for index in (-1, 4):
         with pytest.raises(IndexError):
             split.id(index)
-    with pytest.raises(DataError, match="names a sample twice"):
+    with pytest.raises(DataError, match="sample twice"):
         FileSplit("train", tmp_path, [("a", "b", "c"), ("a", "d", "e")])
 
 

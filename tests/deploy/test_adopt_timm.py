@@ -18,6 +18,7 @@ from everseg.deploy.extend import extend
 from everseg.errors import CheckpointError
 from everseg.models.build import build_model
 from everseg.models.model import SegmentationModel
+from saying import must_say
 
 NAMES = "background,road,tree"
 
@@ -69,9 +70,7 @@ def test_the_adopted_model_gives_the_networks_logits(tmp_path: Path, call, head,
                           "--no-onnx", "-o", tmp_path / "b")  # fmt: skip
     assert code == 0, err
     assert "3 finite logits" in out
-    assert "norm and dilation are everseg's defaults, which no forward pass can verify" in out.replace(
-        "\n", " "
-    )
+    must_say(out.replace("\n", " "), "norm and dilation", "defaults", "verify")
     image = torch.randn(1, 3, 75, 50)
     with torch.no_grad():
         expected, found = (m(image)["default"].logits for m in (model, open_bundle(tmp_path / "b").model()))
@@ -115,7 +114,7 @@ def test_it_is_extended_like_any_other(
         ),
         (
             "encoder.body.stages.2.",
-            r"(?s)toynet under everseg's mlp head.*missing: encoder\.body\.stages\.2\.bias",
+            r"(?s)toynet.* mlp head.*missing: encoder\.body\.stages\.2\.bias",
         ),
         ("decoder.fuse.1", r"missing: decoder\.fuse\.1\.weight"),
     ],
@@ -128,7 +127,7 @@ def test_what_is_missing_is_named(tmp_path: Path, drop: str, words: str) -> None
     assert not (tmp_path / "b").exists()
 
 
-def test_part_of_a_head_two_paths_and_foreign_weights_are_told(tmp_path: Path) -> None:
+def test_part_of_a_head_two_branches_and_foreign_weights_are_told(tmp_path: Path) -> None:
     def refused(state: dict[str, torch.Tensor], words: str) -> None:
         save_file(state, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match=words):
@@ -148,7 +147,7 @@ def test_part_of_a_head_two_paths_and_foreign_weights_are_told(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arch", "words"),
     [
-        ("timm:nonet", "timm has no model 'nonet'"),
+        ("timm:nonet", "no model 'nonet'"),
         ("timm:toynet.in1k", "write timm:toynet"),
         ("timm:", "or timm:NAME"),
     ],
@@ -167,8 +166,8 @@ def test_classifiers_of_two_kinds_and_of_unequal_width_are_told(tmp_path: Path) 
     narrow = {second: state[second][:, :2]}
     for more, words in (
         (two, r"several classifiers \(classifier, heads\.default\)"),
-        (narrow, r"growths of its weight do not fit each other \(\(2, 6, 1, 1\), \(1, 2, 1, 1\)\)"),
-        ({second.replace("weight", "bias"): torch.tensor(1.0)}, r"growths of its bias do not fit"),
+        (narrow, r"growths .*weight.* \(\(2, 6, 1, 1\), \(1, 2, 1, 1\)\)"),
+        ({second.replace("weight", "bias"): torch.tensor(1.0)}, r"growths .*bias"),
     ):
         save_file({k: v.contiguous() for k, v in {**state, **more}.items()}, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match=words):

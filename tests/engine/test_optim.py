@@ -73,7 +73,7 @@ def test_first_update_is_nesterov_with_weight_decay():
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(ValueError, match="no weight to train"):
+    with pytest.raises(ValueError, match="no weight"):
         make_optimizer([{"params": []}], TrainConfig(), lr=0.1)
 
 
@@ -95,9 +95,9 @@ def test_all_faults_of_groups_are_named_at_once():
         check_param_groups(model, given)
     for part in (
         "in no group: 0.weight, 1.bias",
-        "in several groups: 1.weight",
-        "frozen, yet in a group: 0.bias",
-        "not weights of this model: (unnamed, shape (7,))",
+        "several groups: 1.weight",
+        "in a group: 0.bias",
+        "model: (unnamed, shape (7,))",
     ):
         assert part in str(caught.value)
 
@@ -201,7 +201,7 @@ def test_state_of_other_weights_is_refused_and_nothing_changes():
     tensors, document = optimizer_state(optimizer, model)
     bigger = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
     fresh = make_optimizer([*groups(bigger), {"params": bigger[2].parameters()}], TrainConfig(), lr=0.1)
-    with pytest.raises(CheckpointError, match=r"only in the model: 2\.bias, 2\.weight"):
+    with pytest.raises(CheckpointError, match=r"in the model: 2\.bias, 2\.weight"):
         load_optimizer_state(fresh, bigger, tensors, document)
     assert all(not state["momentum_buffer"].any() for state in fresh.state.values())
 

@@ -16,6 +16,7 @@ from everseg.config.loading import load
 from everseg.engine.sharing import first_step_hash, obstacle, share_first_step
 from everseg.errors import CheckpointError
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 SHORT = {"epochs": 1, "epochs_next": 1, "max_iterations": 4}
 
@@ -116,4 +117,4 @@ def test_other_threads_and_versions_are_told(alone: Path, tmp_path: Path) -> Non
     document = json.loads((alone / "ft/run.json").read_text())
     document["versions"]["torch"] = "1.0"
     (tmp_path / "ft/run.json").write_text(json.dumps(document))
-    assert obstacle(RunFolder(tmp_path / "ft"), 1) == "ft was trained with another version of torch"
+    must_say(obstacle(RunFolder(tmp_path / "ft"), 1), "ft", "torch")

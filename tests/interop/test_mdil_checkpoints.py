@@ -108,7 +108,7 @@ def test_ill_shaped_entries_are_named():
 
 def test_something_else_is_no_checkpoint():
     for content in ({}, {"state_dict": {}}, {"a": 3}, {"state_dict": {"a": "b"}}):
-        with pytest.raises(CheckpointError, match="no checkpoint of MDIL's code"):
+        with pytest.raises(CheckpointError, match="no checkpoint of MDIL"):
             mdil.load(content)
     with pytest.raises(CheckpointError, match="missing"):
         mdil.load({"module.a": torch.ones(1)})
@@ -127,7 +127,7 @@ def test_what_the_original_code_cannot_express_is_refused():
     grown.grow({"domain1": 2})
     for model, words in (
         (tiny, "one network"), (ours(5, per_branch="norm"), "one network"), (ours(), "no outputs"),
-        (grown, "'domain1' learnt its classes in several steps"),
+        (grown, "'domain1'.* several steps"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             mdil.dump(model)
@@ -193,7 +193,7 @@ def test_wrong_numbers_of_names_leave_nothing_behind(tmp_path):
     torch.save(whole(original(4, 3)), tmp_path / "x.pth")
     for classes, words in (
         ([["a", "b", "c"]], "2 domains, 1 lists"),
-        ([["a", "b", "c"], ["a"]], "'domain2' has 3 outputs, the last one void; 1 names"),
+        ([["a", "b", "c"], ["a"]], "'domain2' has 3 outputs.* void; 1 names"),
     ):
         with pytest.raises(ConfigError, match=words):
             api.import_mdil(tmp_path / "x.pth", tmp_path / "ours", classes=classes)
@@ -210,7 +210,7 @@ def test_unsafe_damaged_and_absent_files_are_refused(tmp_path, monkeypatch):
     torch.save({"state_dict": original(3), "best_acc": Attack()}, "unsafe.pth")
     Path("damaged.pth").write_bytes(Path("unsafe.pth").read_bytes()[:500])
     for name in ("unsafe.pth", "damaged.pth"):
-        with pytest.raises(CheckpointError, match="cannot be read safely"):
+        with pytest.raises(CheckpointError, match="read safely"):
             api.import_mdil(name, "ours")
     assert not Path("attacked").exists()
     with pytest.raises(ConfigError, match="no such file"):

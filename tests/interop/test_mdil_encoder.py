@@ -136,7 +136,7 @@ def test_the_commands_go_both_ways(tmp_path, original, call):
         ((*back, tmp_path / "e.pth"), "exists"),
         (
             (*back, tmp_path / "f.pth", "--domain", "fog"),
-            "--domain fog: the model has the branches day, dusk",
+            "branches day, dusk",
         ),
         (
             ("import", "mdil", folder, "--back", "-o", tmp_path / "f.pth", "--domain", "day"),

@@ -14,6 +14,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.inference.predict import load
 from everseg.interop import mib
 from everseg.models.build import deeplabv3, from_description
+from saying import must_say
 
 
 def original(*, bottleneck: bool = True, sizes: tuple[int, ...] = (4, 2)) -> dict[str, torch.Tensor]:
@@ -120,7 +121,7 @@ def test_an_ill_shaped_entry_is_named():
 
 def test_something_else_is_no_checkpoint():
     for content in ({}, {"model_state": {}}, {"a": 3}, {"model_state": {"a": "b"}}):
-        with pytest.raises(CheckpointError, match="no checkpoint of MiB's code"):
+        with pytest.raises(CheckpointError, match="no checkpoint of MiB"):
             mib.load(content)
     for options in ({"norm": "bn"}, {"norm": "iabn", "trained_with": "abn"}):
         with pytest.raises(ConfigError, match=r"interop\.mib"):
@@ -183,7 +184,7 @@ def test_unsafe_damaged_and_absent_files_are_refused(tmp_path, monkeypatch):
     torch.save({"model_state": original(), "best_score": Attack()}, "unsafe.pth")
     Path("damaged.pth").write_bytes(Path("unsafe.pth").read_bytes()[:500])
     for name in ("unsafe.pth", "damaged.pth"):
-        with pytest.raises(CheckpointError, match="cannot be read safely"):
+        with pytest.raises(CheckpointError, match="read safely"):
             mib.read(name)
     assert not Path("attacked").exists()
     with pytest.raises(ConfigError, match="no such file"):
@@ -221,13 +222,13 @@ def test_names_given_for_a_checkpoint_are_checked(tmp_path, call):
         code, _, err = call("import", "mib", tmp_path / "x.pth", "-o", tmp_path / "out", "--classes", names)
         return code, err
 
-    for names, text in (
-        ("car,Background,bus", "output 0 of MiB's checkpoints is the background, but 'car' is named there"),
-        ("bg,Car,car", "outputs 1 'Car' and 2 'car' are two classes of one name"),
-        ("bg,car", "3 outputs, 2 names were given"),
+    for names, facts in (
+        ("car,Background,bus", ["output 0", "background", "'car'"]),
+        ("bg,Car,car", ["1 'Car' and 2 'car'", "one name"]),
+        ("bg,car", ["3 outputs", "2 names"]),
     ):
         code, err = imported(names)
         assert code == 2
-        assert text in err
+        must_say(err, *facts)
     assert imported("BG,car,bus")[0] == 0
     assert load(tmp_path / "out" / "final").classes == ("background", "car", "bus")

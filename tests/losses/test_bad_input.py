@@ -35,21 +35,21 @@ def test_label_out_of_range_is_named(name, value):
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_label_of_another_shape_or_type_is_refused(name):
-    with pytest.raises(ValueError, match="upsample the logits first"):
+    with pytest.raises(ValueError, match="upsample the logits"):
         LABELLED[name](X, torch.zeros(2, 8, 12, dtype=torch.long))
-    with pytest.raises(ValueError, match="expected a label of shape"):
+    with pytest.raises(ValueError, match="label of shape"):
         LABELLED[name](X, Y.unsqueeze(1))
-    with pytest.raises(ValueError, match=r"expected an integer label, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"integer label, got torch\.float32"):
         LABELLED[name](X, Y.float())
 
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_logits_of_wrong_rank_or_type_are_refused(name):
-    with pytest.raises(ValueError, match="expected non-empty floating logits"):
+    with pytest.raises(ValueError, match="non-empty floating logits"):
         LABELLED[name](X[0], Y[0])
-    with pytest.raises(ValueError, match="expected non-empty floating logits"):
+    with pytest.raises(ValueError, match="non-empty floating logits"):
         LABELLED[name](X.long(), Y)
-    with pytest.raises(ValueError, match="expected non-empty floating logits"):
+    with pytest.raises(ValueError, match="non-empty floating logits"):
         LABELLED[name](X[:0], Y[:0])
 
 
@@ -70,12 +70,12 @@ def test_kl_divergence_needs_the_same_classes_and_a_known_form():
         losses.kl_divergence(X, T)
     with pytest.raises(ValueError, match=r"form: .*'log'.*'probabilities'.*'logprob'"):
         losses.kl_divergence(X, X, form="logprob")
-    with pytest.raises(ValueError, match="expected a mask of shape"):
+    with pytest.raises(ValueError, match="mask of shape"):
         losses.kl_divergence(X, X, mask=torch.ones(4, 6))
 
 
 def test_unbiased_distillation_needs_a_new_class():
-    with pytest.raises(ValueError, match="there must be new classes"):
+    with pytest.raises(ValueError, match="new classes"):
         losses.unbiased_distillation(X, X)
 
 
@@ -89,9 +89,9 @@ def test_unbiased_cross_entropy_needs_old_and_new_classes(num_old):
 def test_distillation_checks_alpha_mask_and_num_old(name):
     loss = DISTILLING[name]
     for alpha in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="alpha must be positive and finite"):
+        with pytest.raises(ValueError, match=r"alpha .*positive"):
             loss(X, T, alpha=alpha)
-    with pytest.raises(ValueError, match="expected a mask of shape"):
+    with pytest.raises(ValueError, match="mask of shape"):
         loss(X, T, mask=torch.ones(4, 6))
     with pytest.raises(ValueError, match=r"num_old.* 4.*teacher.* 3 classes"):
         loss(X, T, num_old=4)
@@ -116,7 +116,7 @@ def test_focal_refuses_exponents_without_a_finite_gradient(gamma):
 
 
 def test_feature_distillation_refuses_other_shapes():
-    with pytest.raises(ValueError, match="student features have shape"):
+    with pytest.raises(ValueError, match=r"student features.* shape"):
         losses.feature_distillation(X, T)
     with pytest.raises(ValueError, match="reduction"):
         losses.feature_distillation(X, X, reduction="median")

@@ -161,11 +161,11 @@ def test_threads_share_the_bands_without_changing_a_bit():
 def test_an_error_inside_a_band_reaches_the_caller():
     def picky(logits):
         if logits.shape[2] > 1:
-            raise ValueError("no more than one row")
+            raise ValueError("one row")
         return logits.sum(dim=1)
 
     torch.set_num_threads(2)
-    with pytest.raises(ValueError, match="no more than one row"):
+    with pytest.raises(ValueError, match="one row"):
         pixelwise_losses({"picky": Term(picky)}, *tensors((3, 4), (11, 13))[:2], band=2)
     assert torch.get_num_threads() == 2
 
@@ -390,20 +390,20 @@ def test_no_terms_no_losses():
 @pytest.mark.parametrize(
     ("terms", "change", "message"),
     [
-        ({"kd": Term(distillation)}, {"teacher_logits": None}, "kd: the loss reads the teacher"),
+        ({"kd": Term(distillation)}, {"teacher_logits": None}, "kd: .*reads the teacher"),
         ({"ce": Term(cross_entropy)}, {"label": torch.zeros(B, 11, 12)}, "integer label"),
         ({"ce": Term(cross_entropy)}, {"label": torch.full((B, 11, 13), C)}, "out of range"),
-        ({"ce": Term(cross_entropy)}, {"label": torch.zeros(1, 11, 13).long()}, "expected a label of shape"),
+        ({"ce": Term(cross_entropy)}, {"label": torch.zeros(1, 11, 13).long()}, "label of shape"),
         ({"ce": Term(cross_entropy)}, {"label": torch.zeros(11, 13).long()}, r"label \(B, H, W\)"),
         ({"ce": Term(cross_entropy)}, {"band": 0}, "at least 1 row"),
         ({"ce": Term(cross_entropy, over="some")}, {}, "ce: over"),
-        ({"ce": Term(cross_entropy, mask=torch.ones(B, 3, 4))}, {}, "ce: expected a mask"),
-        ({"ce": Term(cross_entropy, image_weight=torch.ones(B + 1))}, {}, "ce: expected an image_weight"),
+        ({"ce": Term(cross_entropy, mask=torch.ones(B, 3, 4))}, {}, "ce: .*mask"),
+        ({"ce": Term(cross_entropy, image_weight=torch.ones(B + 1))}, {}, "ce: .*image_weight"),
         ({"ce": Term(cross_entropy, options={"weight": torch.ones(3)})}, {}, "6 class weights"),
         ({"ce": Term(unbiased_cross_entropy, options={"num_old": C})}, {}, "num_old must be in"),
-        ({"kd": Term(distillation, options={"alpha": 0.0})}, {}, "alpha must be positive"),
+        ({"kd": Term(distillation, options={"alpha": 0.0})}, {}, "distillation: alpha"),
         ({"kl": Term(kl_divergence)}, {}, "kl_divergence: the teacher has 4 classes"),
-        ({"sum": Term(lambda logits: logits.sum())}, {}, "sum: a pixel-wise loss gives"),
+        ({"sum": Term(lambda logits: logits.sum())}, {}, "sum: .*pixel-wise"),
         ({"kd": Term(distillation)}, {"teacher_logits": torch.zeros(B, C + 1, 3, 4)}, "K <= C"),
         ({"ce": Term(cross_entropy)}, {"logits": torch.zeros(B, C)}, "logits"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
-from everseg.engine.optim import check_param_groups, make_optimizer
+from everseg.engine.optim import check_param_groups, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step
@@ -24,10 +25,14 @@ from everseg.types import Batch
 TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
 
 
-def model_for_tests() -> SegmentationModel:
+NEEDS_OF_MODEL: dict[str, dict[str, Any]] = {"rcil": {"compensation": True}}
+"""Method -> options of the network that it asks for."""
+
+
+def model_for_tests(**options: Any) -> SegmentationModel:
     return deeplabv3(
         blocks=(1, 1, 1, 1), bottleneck=False, stem=4, widths=(4, 4, 6, 8), stem_pool=False, hidden=4,
-        out_channels=6, rates=(1, 2, 3),
+        out_channels=6, rates=(1, 2, 3), **options,
     )  # fmt: skip
 
 
@@ -88,8 +93,19 @@ class Run:
 
     def take(self, *batches: Batch) -> Run:
         for batch in batches:
+            # The engine seeds every iteration by its number; here its images stand for it.
+            torch.manual_seed(zlib.crc32(batch.image.numpy().tobytes()))
             self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
         return self
+
+
+def tune(ctx: StepContext, tuning: Tuning) -> None:
+    """Carry out `ctx.tune` over the step's batches, without checkpoints."""
+    given = batches(ctx.step) * tuning.epochs
+    optimizer = make_optimizer([{"params": tuning.parameters.values()}], TRAIN, lr=0.05)
+    for i, batch in enumerate(given):
+        set_learning_rate(optimizer, 0.05 * tuning.lr_scale * tuning.rate(i, len(given)))
+        train_batch(tuning, batch, ctx, optimizer)
 
 
 class Toy:
@@ -100,9 +116,10 @@ class Toy:
     step = staticmethod(make_step)
     batches = staticmethod(batches)
 
-    def model(self) -> SegmentationModel:
+    def model(self, method: str = "") -> SegmentationModel:
+        """A network that the method can train."""
         torch.manual_seed(1)
-        return model_for_tests()
+        return model_for_tests(**NEEDS_OF_MODEL.get(method, {}))
 
     def begin(self, method: Method, model: SegmentationModel, step: Step, *, begin: bool = True) -> Run:
         """Prepare a step as the engine does; `begin=False` where its state is restored instead."""
@@ -113,7 +130,14 @@ class Toy:
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
-        ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
+        ctx = StepContext(
+            step=step,
+            model=model,
+            module=model,
+            teacher=teacher,
+            tuner=tune,
+            epoch_batches=lambda: iter(self.batches(step)),
+        )
         if begin:
             switches.begin(method, ctx)
         model.train()

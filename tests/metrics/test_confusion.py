@@ -134,13 +134,13 @@ def test_empty_matrices_have_zero_counts_and_no_scores():
 @pytest.mark.parametrize(
     ("prediction", "label", "message"),
     [
-        ([0, 1], [0, 3], r"1 pixels have a label of 3, expected 0..2, or 255 = ignored$"),
-        ([0, 1], [-1, 254], r"2 pixels have a label of -1, 254, expected"),
-        ([0, 1], [256, -7], r"2 pixels have a label of -7, 256, expected"),
-        ([3, 0], [0, 0], r"1 pixels have a prediction of 3, expected 0..2$"),
-        ([-2, 400], [0, 0], r"2 pixels have a prediction of -2, 400, expected 0..2$"),
-        ([255, 0], [255, 0], r"1 pixels have a prediction of 255, expected 0..2$"),
-        ([9, 0], [0, 8], r"label of 8, .*; 1 pixels have a prediction of 9"),
+        ([0, 1], [0, 3], r" 1 pixels.* label of 3, .*0\.\.2, or 255.*ignored$"),
+        ([0, 1], [-1, 254], r" 2 pixels.* label of -1, 254,"),
+        ([0, 1], [256, -7], r" 2 pixels.* label of -7, 256,"),
+        ([3, 0], [0, 0], r" 1 pixels.* prediction of 3, .*0\.\.2$"),
+        ([-2, 400], [0, 0], r" 2 pixels.* prediction of -2, 400, .*0\.\.2$"),
+        ([255, 0], [255, 0], r" 1 pixels.* prediction of 255, .*0\.\.2$"),
+        ([9, 0], [0, 8], r"label of 8, .*; 1 pixels.* prediction of 9"),
     ],
 )
 def test_values_out_of_range_raise_at_once_and_count_nothing(prediction, label, message):
@@ -158,7 +158,7 @@ def test_uint8_labels_out_of_range_raise():
 def test_wrong_shapes_types_and_sizes_raise():
     matrix = ConfusionMatrix(3)
     ids = torch.zeros(2, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="same shape and device"):
+    with pytest.raises(ValueError, match="shape and device"):
         matrix.update(ids, ids[0])
     with pytest.raises(ValueError, match=r"integer prediction, got torch\.float32"):
         matrix.update(ids.float(), ids)
@@ -168,7 +168,7 @@ def test_wrong_shapes_types_and_sizes_raise():
         matrix.merge(ConfusionMatrix(4))
     with pytest.raises(ValueError, match="cannot merge 2 classes into 3"):
         matrix.merge(np.zeros((2, 2), np.int64))
-    with pytest.raises(ValueError, match="square matrix of integers"):
+    with pytest.raises(ValueError, match="square matrix"):
         matrix.merge(np.zeros((3, 3)))
     for wrong in (0, 256):
         with pytest.raises(ValueError, match="num_classes must be in"):

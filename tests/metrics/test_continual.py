@@ -188,7 +188,7 @@ def test_background_out_of_range_raises():
 
 
 def test_sequences_that_do_not_fit_raise():
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match="one step"):
         sequence_scores([], [], background=0)
     with pytest.raises(ValueError, match="got 1 counts and 2 lists"):
         sequence_scores([STEP0], [(2,), (2, 1)], background=0)

@@ -42,7 +42,7 @@ def test_relative_drop_names_every_domain_it_cannot_compare():
         relative_drop(values, {"day": 0.4, "snow": 0.0})
     with pytest.raises(ValueError, match=r"day.*above 0, got nan"):
         relative_drop({"day": 0.5}, {"day": float("nan")})
-    with pytest.raises(ValueError, match="at least one domain"):
+    with pytest.raises(ValueError, match="one domain"):
         relative_drop({}, {"day": 0.5})
 
 

@@ -104,7 +104,7 @@ def test_iou_eval_takes_any_void_class_and_none():
     assert metrics.iou_eval(counts, 19)["fp"].tolist() == [9, 8, 1]
     absent = metrics.iou_eval(np.array([[4, 0], [0, 0]]), -1)
     assert absent["miou"] == pytest.approx(0.5, rel=1e-14)
-    with pytest.raises(ValueError, match="void is the only class"):
+    with pytest.raises(ValueError, match=r"void .*only class"):
         metrics.iou_eval(np.array([[4]]), 0)
 
 
@@ -120,7 +120,7 @@ def test_iou_eval_takes_any_void_class_and_none():
 )
 def test_what_is_no_confusion_matrix_raises(counts):
     for score in (metrics.iou, metrics.class_accuracy, metrics.overall_accuracy, metrics.mean_iou):
-        with pytest.raises(ValueError, match="square matrix of integers >= 0"):
+        with pytest.raises(ValueError, match=r"square matrix .*>= 0"):
             score(counts)
 
 

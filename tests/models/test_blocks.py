@@ -89,7 +89,7 @@ def test_a_head_keeps_old_logits_bit_equal_and_its_dtype():
     head.grow(4)
     assert head(x).dtype == torch.float64
     assert torch.equal(head(x)[:, :3], before)
-    with pytest.raises(ValueError, match="at least one class"):
+    with pytest.raises(ValueError, match="one class"):
         head.grow(0)
 
 
@@ -124,7 +124,7 @@ def test_iabn_weight_gradient_flips_for_negative_weights_only():
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_value_per_channel_stops_training_but_not_evaluation(kind):
     norm = build_norm(kind, 3)
-    with pytest.raises(ConfigError, match="at least two images"):
+    with pytest.raises(ConfigError, match="two images"):
         norm(torch.randn(1, 3, 1, 1))
     assert torch.equal(norm.running_var, torch.ones(3))
     assert norm.eval()(torch.randn(1, 3, 1, 1)).isfinite().all()

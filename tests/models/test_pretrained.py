@@ -100,7 +100,7 @@ def test_plain_gammas_become_iabn_weights_where_that_is_possible(tmp_path):
     assert_close(weight.abs() + 1e-5, state["bn1.weight"], rtol=0, atol=5e-7)
     state["bn1.weight"][1] = -0.5
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"1 norm weights are negative.*model\.norm=abn"):
+    with pytest.raises(CheckpointError, match=r"1 norm weights.* negative.*model\.norm=abn"):
         load_encoder_weights(model, str(path))
 
 
@@ -144,7 +144,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     torch.save({"conv1.weight": Attack()}, "w.pth")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps({"conv1.weight": Attack()}, protocol=2))
     for name in ("w.pth", "raw.pt"):
-        with pytest.raises(CheckpointError, match="cannot be read safely"):
+        with pytest.raises(CheckpointError, match="read safely"):
             load_encoder_weights(small(), name)
     assert not (tmp_path / "attacked").exists()
 

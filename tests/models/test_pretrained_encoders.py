@@ -16,6 +16,7 @@ from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.build import build_model, from_description
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD
+from saying import must_say
 
 need_transformers()
 import transformers  # noqa: E402
@@ -58,7 +59,7 @@ def test_every_head_they_were_trained_with_gives_the_encoders_maps(kind, head, t
         norm = getattr(theirs, "dinov2", theirs).layernorm
         expected = [norm(hidden[k])[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for k in (2, 4, 6, 8)]
     if kind == "convnext":  # the backbone's fresh norms over the channels
-        assert "8 of them fresh norms on the maps" in caplog.text
+        must_say(caplog.text, "8 of them", "fresh norms")
         moved = [(h.movedim(1, 3), h.shape[1:2]) for h in expected]
         expected = [torch.nn.functional.layer_norm(h, c, eps=1e-6).movedim(3, 1) for h, c in moved]
     for tap, value in zip(encoder(image).values(), expected, strict=True):
@@ -74,7 +75,7 @@ def test_swin_weights_arrive_and_its_maps_get_fresh_norms(tmp_path, caplog):
     assert theirs.keys() - shared <= left
     assert all(torch.equal(own[name], theirs[name]) for name in shared)
     assert {name.split(".")[0] for name in own.keys() - shared} == {"hidden_states_norms"}
-    assert "8 of them fresh norms on the maps" in caplog.text
+    must_say(caplog.text, "8 of them", "fresh norms")
 
 
 def test_a_finished_model_needs_the_folder_no_longer(tmp_path):
@@ -151,8 +152,8 @@ def damaged(folder, what: str) -> None:
         ("missing", CheckpointError, "do not fit"),
         ("infinite", CheckpointError, "not finite"),
         ("config", CheckpointError, "config.json cannot be read"),
-        ("type", ConfigError, "is a 'bert', which is not a type of encoder"),
-        ("code", ConfigError, r"needs code of its own \(auto_map\), which everseg never runs"),
+        ("type", ConfigError, "'bert'.* type of encoder"),
+        ("code", ConfigError, r"code .*\(auto_map\).* never runs"),
     ],
 )
 def test_a_damaged_or_hostile_folder_is_told(what, error, words, tmp_path):

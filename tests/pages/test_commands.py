@@ -148,7 +148,7 @@ def test_what_a_page_declares_is_known_and_used_in_it(page: Path) -> None:
     [
         ("everseg list methds", "exit code 2, not 0"),
         ("everseg run demo-ft train.max_time=0.001", "exit code 75, not 0"),
-        ("everseg show demo-ft data.root=DIR", "what does DIR stand for"),
+        ("everseg show demo-ft data.root=DIR", "DIR stand for"),
         ("everseg predict runs/none photos -o out", "exit code 4, not 0"),
         ("everseg compare runs/demo-ft # comment", "exit code"),
     ],

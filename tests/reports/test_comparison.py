@@ -19,6 +19,7 @@ from everseg.reports.compare import tables
 from everseg.reports.compare.comparison import Estimate, collect
 from everseg.reports.compare.statistics import spread
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
 VOC = ["model.weights=resnet101.pth"]
@@ -148,7 +149,7 @@ def test_runs_made_otherwise_get_a_table_of_their_own(
     assert [len(table["groups"]) for table in made["tables"]] == [1, 1]
     assert made["tables"][0]["reasons"] == []
     assert any(text.startswith(reason) for text in made["tables"][1]["reasons"]), made["tables"][1]["reasons"]
-    assert any(isinstance(piece, str) and "Not in one table" in piece for piece in tables.terminal(made))
+    assert any(isinstance(piece, str) and "one table" in piece for piece in tables.terminal(made))
 
 
 def test_other_training_is_one_table_with_what_differs(tmp_path: Path) -> None:
@@ -181,18 +182,18 @@ def test_the_same_run_twice_counts_once_and_other_versions_are_told(tmp_path: Pa
     made = collect([tmp_path, tmp_path / "a"])[0]
     assert group(made, "ft")["seeds"] == [0]
     assert group(made, "ft")["scores"]["old (no bg)"]["mean"] == near(0.1)
-    assert any("b is the same run as" in note for note in made["notes"])
-    assert any("different versions of torch: 2.0, 1.0" in note for note in made["notes"])
+    must_say(made["notes"], "b is", "same run")
+    must_say(made["notes"], "torch: 2.0, 1.0")
 
 
 def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     made_run(tmp_path / "x", "half", "demo-mib", **two_steps(0.8, 0.1, 0.5), finished=False)
-    with pytest.raises(ConfigError, match="half is not finished"):
+    with pytest.raises(ConfigError, match=r"half.* is not"):
         everseg.compare([tmp_path / "x"])
     made_run(tmp_path / "x", "whole", "demo-ft", **two_steps(0.8, 0.1, 0.5))
     made = collect([tmp_path / "x"])[0]
     assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft"]
-    assert "half is not finished and left out" in made["notes"][0]
+    must_say(made["notes"][0], "half", "left out")
     with pytest.raises(ConfigError, match="no run folder") as caught:
         everseg.compare([tmp_path, tmp_path / "nothing"])
     assert len(caught.value.problems) == 2
@@ -256,7 +257,9 @@ def test_published_rows_stand_only_where_conventions_match(tmp_path: Path) -> No
     (mib,) = [row for row in rows if row["method"] == "mib"]
     assert list(mib.values()) == ["mib", "75.5", "49.4", "69.0"]
     refused = [one for one in table["not_comparable"] if "ft" in one["groups"]]
-    assert any("from random ones here" in text for one in refused for text in one["because"])
+    must_say(
+        (text for one in refused for text in one["because"]), "ImageNet weights there", "random ones here"
+    )
 
 
 # ---------------------------------------------------------------- files

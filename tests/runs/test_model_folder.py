@@ -102,9 +102,7 @@ def test_files_without_a_number_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [3, 99])
 def test_a_later_format_says_what_to_do(tmp_path: Path, number: int) -> None:
     placed(tmp_path / "m", {**written(RUN), "format": number, "branches": "otherwise"})
-    with pytest.raises(
-        CheckpointError, match=rf"format {number}, this everseg reads up to 2.*update everseg"
-    ):
+    with pytest.raises(CheckpointError, match=rf"format {number}.* up to 2.*update everseg"):
         read_model_file(tmp_path / "m")
 
 
@@ -174,9 +172,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     document["branches"]["dusk"]["names"] = ["a", "a", "b"]
     with pytest.raises(CheckpointError) as caught:
         read_model_file(placed(tmp_path / "m", document))
-    assert all(
-        word in str(caught.value) for word in ("fresh", "normalisation", "domains", "the name a stands twice")
-    )
+    assert all(word in str(caught.value) for word in ("fresh", "normalisation", "domains", "a stands twice"))
 
 
 @pytest.mark.parametrize(
@@ -205,9 +201,7 @@ def test_where_a_model_lies(tmp_path: Path) -> None:
     assert not is_model_folder(tmp_path / "step")
     with pytest.raises(CheckpointError, match="holds no model"):
         model_folder_at(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"no bundle: its classes\.json gives the classes no lasting ids"
-    ):
+    with pytest.raises(CheckpointError, match=r"no bundle: .*classes\.json .*lasting ids"):
         RUN.lasting_ids(tmp_path)
 
 

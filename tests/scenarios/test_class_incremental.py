@@ -11,6 +11,7 @@ from everseg.errors import ConfigError, DataError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelPolicy, PolicySet, RawLabels
 from everseg.scenarios import class_incremental
 from everseg.scenarios.class_incremental import build
+from saying import must_say
 
 
 def train(steps):
@@ -189,7 +190,7 @@ def test_a_disjoint_step_without_images_is_refused_with_the_way_out(dataset, cou
         class_incremental(dataset, ((4,), (1, 2, 3)), {**counts, "train": counts["train"][[5, 7, 0, 2, 4]]},
                           protocol="disjoint")  # fmt: skip
     text = str(caught.value)
-    assert "step 0 (sheep): no image of split 'train' to train on" in text
+    must_say(text, "step 0 (sheep)", "no image", "'train'")
     assert "scenario.protocol=overlapped" in text
     assert "step 1" not in text
 
@@ -201,8 +202,7 @@ def test_all_classes_without_an_image_are_named_at_once(dataset, groups, counts)
     text = str(caught.value)
     assert "step 0 (cat, cow)" in text
     assert "'train' has cow" in text
-    assert "step 2 (sheep): no image of split 'train' to train on" in text
-    assert "step 2 (sheep)" in text
+    must_say(text, "step 2 (sheep)", "no image", "'train'")
     assert "'train' has sheep" in text
     assert "everseg data check" in text
 
@@ -224,7 +224,7 @@ def test_wrong_arguments_are_refused_together(dataset, counts):
     with pytest.raises(ConfigError) as caught:
         class_incremental(dataset, ((1,), (1, 0)), counts, protocol="joint", test_split="test")
     assert len(caught.value.problems) == 3
-    assert "has no split 'test'; it has train, val" in str(caught.value)
+    must_say(caught.value, "split 'test'", "train, val")
 
 
 def test_build_follows_the_configuration(dataset, counts):
@@ -257,9 +257,9 @@ def test_single_in_the_configuration_teaches_every_step_afresh(dataset, counts):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"single": True, "joint": True}, "scenario.single: cannot be combined with scenario.joint"),
+        ({"single": True, "joint": True}, r"scenario\.single: .*scenario\.joint"),
         ({"void_channel": True}, r"scenario\.void_channel: .*without background"),
-        ({"steps": [{"domain": "day"}]}, "scenario.steps: steps of domains need data.domains"),
+        ({"steps": [{"domain": "day"}]}, r"scenario\.steps: .*data\.domains"),
     ],
 )
 def test_settings_of_domains_are_refused_in_class_incremental_scenarios(dataset, counts, settings, message):

@@ -213,7 +213,7 @@ def test_a_void_output_is_refused_where_there_is_a_background_or_growth(street, 
         )
     data = {**street, "dusk": Dataset("b", RawLabels({0: "road", 1: "bus"}, background=None), {})}
     shared = taught({"domain": "day", "branch": "all"}, {"domain": "dusk", "branch": "all"})
-    with pytest.raises(ConfigError, match=r"step 1 adds bus to the branch 'all', whose void output"):
+    with pytest.raises(ConfigError, match=r"step 1 adds bus .*'all'.* void output"):
         domain_incremental(data, street_counts, shared, void_channel=True)
     same = domain_incremental(street, street_counts, shared, void_channel=True)
     assert [dict(step.grows) for step in same] == [{"all": 4}, {}]
@@ -374,7 +374,7 @@ def test_a_domain_without_images_is_refused(street, street_counts):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"joint": True, "single": True}, "scenario.single: cannot be combined with scenario.joint"),
+        ({"joint": True, "single": True}, r"scenario\.single: .*scenario\.joint"),
         ({"lists": "published"}, "scenario.lists: .* scenario.kind=class-incremental"),
         ({"order": ["road"]}, "scenario.order: .* scenario.kind=class-incremental"),
     ],

@@ -14,6 +14,7 @@ from everseg.labels import RawLabels
 from everseg.scenarios import lists, published
 from everseg.scenarios.class_incremental import build
 from everseg.scenarios.lists import check_list, published_lists, read_lists, resolve_lists, sha1_int64
+from saying import must_say
 
 IDS = [f"farm/{i:02d}" for i in range(8)]
 
@@ -67,22 +68,22 @@ def test_an_alias_finds_the_lists_and_what_was_not_published_is_none():
 
 def test_a_damaged_table_is_noticed(monkeypatch):
     monkeypatch.setattr(lists, "_read_packed", lambda key: np.arange(5))
-    with pytest.raises(DataError, match=r"voc/15-5/train-0: checksum differs; install everseg again"):
+    with pytest.raises(DataError, match=r"voc/15-5/train-0: checksum differs"):
         published("voc", "15-5", "disjoint")
 
 
 def test_published_lists_need_the_complete_data_set_and_a_published_task(sized):
     config = ScenarioConfig(task="100-50b", protocol="disjoint", lists="published")
     assert len(resolve_lists(config, sized("ade", 20210), 2)) == 2
-    with pytest.raises(DataError, match=r"20210 images, this one has 100"):
+    with pytest.raises(DataError, match=r"20210 images.* 100"):
         resolve_lists(config, sized("ade", 100), 2)
     with pytest.raises(ConfigError, match=r"ade, task 100-50b, overlapped.*published: 100-10 "):
         resolve_lists(config.model_copy(update={"protocol": "overlapped"}), sized("ade", 20210), 2)
     ordered = ScenarioConfig(task="15-5", protocol="disjoint", lists="published", order=list(range(1, 21)))
-    with pytest.raises(ConfigError, match="an order of your own"):
+    with pytest.raises(ConfigError, match="order of your own"):
         resolve_lists(ordered, sized("voc", 10582), 2)
     explicit = ScenarioConfig(task=[[1], [2]], protocol="disjoint", lists="published")
-    with pytest.raises(ConfigError, match="no published lists for voc"):
+    with pytest.raises(ConfigError, match="published lists for voc"):
         resolve_lists(explicit, sized("voc", 10582), 2)
     with pytest.raises(ConfigError, match="has no split 'train'"):
         resolve_lists(config, Dataset("ade", RawLabels({}), {}), 2)
@@ -120,9 +121,9 @@ def test_missing_double_and_superfluous_files_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_lists(tmp_path, 2, IDS)
     text = str(caught.value)
-    assert "both .npy and .txt for train-0" in text
-    assert "neither .npy nor .txt for train-1" in text
-    assert "train-2.npy, but the task has 2 steps" in text
+    must_say(text, "both", "train-0")
+    must_say(text, "neither", "train-1")
+    must_say(text, "train-2.npy", "2 steps")
 
 
 def test_all_faults_in_own_lists_are_told_with_their_file(tmp_path):
@@ -137,9 +138,8 @@ def test_all_faults_in_own_lists_are_told_with_their_file(tmp_path):
     text = str(caught.value)
     assert "train-0.npy: position 8" in text
     assert "0 to 7" in text
-    assert "train-1.npy: expected one row of integers" in text
-    assert "train-2.txt: 1 of 2 lines are neither ids" in text
-    assert "first 'farm/99'" in text
-    assert "train-3.npy: Object arrays cannot be loaded" in text
-    assert "train-4.txt: image 1 is listed 2 times" in text
+    must_say(text, "train-1.npy", "one row", "integers")
+    must_say(text, "train-2.txt", "1 of 2 lines", "first 'farm/99'")
+    must_say(text, "train-3.npy", "Object arrays")
+    must_say(text, "train-4.txt", "image 1", "2 times")
     assert "train-5.npy" in text

@@ -8,6 +8,7 @@ from everseg.errors import ConfigError
 from everseg.labels import RawLabels
 from everseg.scenarios import known_tasks, task_groups
 from everseg.scenarios.tasks import canonical_task
+from saying import must_say
 
 VOC = RawLabels({i: f"class {i}" if i else "background" for i in range(21)})
 ADE = RawLabels({i: f"class {i}" if i else "other" for i in range(151)})
@@ -80,7 +81,7 @@ def test_the_nearest_fitting_tasks_come_first():
 
 @pytest.mark.parametrize("task", ["", "15_5", "0-5", "15-5x", "-5", "15-5-", "offline5"])
 def test_what_is_no_task_name_is_refused_with_the_known_ones(task):
-    with pytest.raises(ConfigError, match=r"is not a task; known for voc: offline, 19-1"):
+    with pytest.raises(ConfigError, match=rf"'{task}'.* for voc: offline, 19-1"):
         task_groups(task, VOC, "voc")
 
 
@@ -99,7 +100,7 @@ def test_an_own_order_is_cut_as_given():
     assert task_groups("6-5", CAMVID, "camvid", order) == ((3, 0, 8, 5, 6, 7), (2, 1, 4, 10, 9))
     with pytest.raises(ConfigError, match="missing: pedestrian"):
         task_groups("6-5", CAMVID, "camvid", order[:-1])
-    with pytest.raises(ConfigError, match="already fixes a class order"):
+    with pytest.raises(ConfigError, match="already fixes"):
         task_groups("15-5b", VOC, "voc", list(range(1, 21)))
 
 
@@ -115,7 +116,7 @@ def test_all_faults_of_explicit_steps_are_told_at_once():
     assert "unknown class 'raod'" in text
     assert "step 1: teaches no class" in text
     assert "11 is void" in text
-    assert "more than one step: road" in text
+    must_say(text, "one step: road")
     with pytest.raises(ConfigError, match="is the background"):
         task_groups([[0, 1]], VOC, "voc")
     with pytest.raises(ConfigError, match="no steps given"):

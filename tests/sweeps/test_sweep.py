@@ -32,6 +32,7 @@ from everseg.runs.run_folder import RunFolder
 from everseg.sweeps import launch
 from everseg.sweeps.plan import grid
 from everseg.sweeps.sweep import Sweep
+from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -85,9 +86,9 @@ def test_every_variant_of_a_preset_is_one() -> None:
     ("given", "message"),
     [
         ({"methods": ["ft", "mibb"]}, "did you mean 'mib'"),
-        ({"methods": []}, "--methods: expected at least one"),
-        ({"methods": ["ft", "ft"]}, "--methods: ft is given twice"),
-        ({"seeds": [1, 1]}, "--seeds: 1 is given twice"),
+        ({"methods": []}, "--methods: .*at least one"),
+        ({"methods": ["ft", "ft"]}, "--methods: ft .*twice"),
+        ({"seeds": [1, 1]}, "--seeds: 1 .*twice"),
         ({"overrides": ["seed=4"]}, "seed: .*--seeds"),
         ({"overrides": ["train.epoch=4"]}, "train.epoch"),
         ({"source": "demoo"}, "'demoo'.*'demo'"),
@@ -220,8 +221,8 @@ def test_a_failure_is_listed_and_stops_nothing_and_another_run_trains_the_first_
     arguments = ("sweep", "demo", "--methods", "ft,lwf,mib", "--out", tmp_path, "--quiet")
     code, out, err = call(*arguments)
     assert code == 5
-    assert "demo-ft-s0: exit code 5: " in err
-    assert "step 0, iteration 3: the loss is not finite" in err
+    must_say(err, "demo-ft-s0", "exit code 5")
+    must_say(err, "step 0, iteration 3", "not finite")
     assert "1 of 3 runs stopped" in out
     assert "the same command" in out
     assert fake.trained == ["demo-lwf-s0"]

@@ -9,11 +9,10 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from everseg.distributed import all_reduce_max
 from everseg.errors import DivergedError, some
-from everseg.models.model import SegmentationModel
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Guard:
     checks later: the weights are still those before the first bad one. With fp16 the loss scaler answers overflows.
 
     Args:
-        model: the unwrapped student.
+        model: holds the weights trained: the unwrapped student, alone or with others beside it.
         optimizer: fused, as `make_optimizer` builds it.
         accelerator: processes and device.
         scaled: losses are scaled (fp16); the scaler handles gradients that are not finite.
@@ -47,7 +46,7 @@ class Guard:
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         *,
