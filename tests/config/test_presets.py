@@ -275,3 +275,48 @@ def test_the_penalties_of_the_demo_do_not_overshoot(method: str, largest: int, t
     curvature = 2 * config.method.options["weight"] * largest
     assert config.train.lr_next * curvature < (2 + 2 * m) / (1 + 2 * m)
     assert load(f"voc-15-5-{method}").method.options["weight"] == (100 if method == "rw" else 500)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-ewf", ("overlapped", "plop-voc", 24, 30, None, 10.0)),
+        ("voc-10-1-ewf", ("overlapped", "plop-voc", 24, 30, None, 10.0)),
+        ("ade-100-50-ewf", ("overlapped", "plop-ade", 48, 60, None, 10.0)),
+        ("ade-100-10-ewf", ("overlapped", "plop-ade", 24, 60, None, 100.0)),
+        ("ade-100-5-ewf", ("overlapped", "plop-ade", 24, 60, None, 100.0)),
+    ],
+)
+def test_fusion_is_trained_as_its_scripts_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    method = config.method.options
+    found = (
+        config.scenario.protocol, config.scenario.policy, config.train.batch, config.train.epochs,
+        config.train.epochs_next, method["kd_weight"],
+    )  # fmt: skip
+    assert found == expected
+    assert (method["fuse"], method["freeze_heads"]) == ("all", "old")
+    assert (config.train.lr, config.train.lr_next) == (0.01, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-nest", ("plop-voc", 30, None, 5, 1.0)),
+        ("voc-10-1-nest", ("plop-voc", 30, 10, 5, 1.0)),
+        ("ade-100-5-nest", ("plop-ade", 60, None, 15, 500.0)),
+    ],
+)
+def test_pretuning_is_as_its_scripts_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    train, method = config.train, config.method.options
+    found = (
+        config.scenario.policy,
+        train.epochs,
+        train.epochs_next,
+        method["pretune"],
+        method["pretune_lr_scale"],
+    )
+    assert found == expected
+    assert (config.scenario.protocol, train.batch, train.lr, train.lr_next) == ("overlapped", 24, 0.02, 0.001)
+    assert (method["kd_weight"], method["fuse"], method["freeze_heads"]) == (10.0, "none", "none")

@@ -204,6 +204,16 @@ def test_two_processes_agree_on_every_weight(tmp_path, method, scenario):
     assert len(RunFolder(tmp_path / "domains").finished_steps) == (1 if scenario else 3)
 
 
+def test_two_processes_agree_on_every_weight_of_batches_in_parts(tmp_path):
+    """Two updates per batch, each of two parts: gradients are exchanged once per update, those not used included."""
+    plug_in = tmp_path / "mine.py"
+    plug_in.write_text(CHECKED + OWN_PLAN)
+    method = {"name": f"{plug_in}:Mdil", "updates": "two"}
+    train = {"max_iterations": 3, "accumulate": 2, "clip_norm": 0.1, "ema": 0.5}
+    assert ranks(settings(tmp_path, data=data_of(few(*LIGHTS)), method=method, train=train), 2) == [0, 0]
+    assert len(RunFolder(tmp_path / "domains").finished_steps) == 3
+
+
 # ---------------------------------------------------------------- from scratch, and all at once
 
 
@@ -306,6 +316,10 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
     names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
     wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set()}
+    wanted |= {
+        "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
+        "ucd": {"kd", "contrast"},
+    }
     assert names == wanted.get(method, {REGULARISED.get(method)})
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
-from everseg.engine.optim import check_param_groups, make_optimizer
+from everseg.engine.optim import check_param_groups, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step
@@ -62,16 +62,16 @@ DOMAINS = (
 """Mixed: three domains, then 2 more classes of the first."""
 
 
-def batches(step: Step, count: int = 3) -> list[Batch]:
+def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
     """Images and labels as the step would see them: old classes are background, some pixels ignored."""
     generator = torch.Generator().manual_seed(100 + step.index)
     branch = step.branch
     old, total = step.num_old(branch), step.spaces[branch].num_classes
     found = []
     for _ in range(count):
-        image = torch.randn(2, 3, 16, 16, generator=generator)
+        image = torch.randn(2, 3, side, side, generator=generator)
         first = old if old < total else 1
-        label = torch.randint(first - bool(old), total, (2, 16, 16), generator=generator)
+        label = torch.randint(first - bool(old), total, (2, side, side), generator=generator)
         if old:
             label[label < first] = 0
         label[:, :2] = 255
@@ -99,13 +99,28 @@ class Run:
         return self
 
 
+def tune(ctx: StepContext, tuning: Tuning) -> None:
+    """Carry out `ctx.tune` over the step's batches, without checkpoints."""
+    given = batches(ctx.step) * tuning.epochs
+    optimizer = make_optimizer([{"params": tuning.parameters.values()}], TRAIN, lr=0.05)
+    for i, batch in enumerate(given):
+        set_learning_rate(optimizer, 0.05 * tuning.lr_scale * tuning.rate(i, len(given)))
+        train_batch(tuning, batch, ctx, optimizer)
+
+
 class Toy:
     """What the tests of methods share."""
 
     steps = CLASSES
     domains = DOMAINS
     step = staticmethod(make_step)
-    batches = staticmethod(batches)
+    side = 16
+    """Rows and columns of the images; the network's maps have a sixteenth of it."""
+    teacher_sees = 0.0
+    """Added to the teacher's logit of class 1, an old class that it would not see in noise."""
+
+    def batches(self, step: Step, count: int = 3) -> list[Batch]:
+        return batches(step, count, self.side)
 
     def model(self, method: str = "") -> SegmentationModel:
         """A network that the method can train."""
@@ -117,11 +132,20 @@ class Toy:
         torch.manual_seed(10 + step.index)
         model.zero_grad(set_to_none=True)  # the engine reads the model from disk
         teacher = frozen_copy(model) if method.needs_teacher and step.index else None
+        if teacher is not None and self.teacher_sees:
+            teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
         method.prepare_model(model, step)
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
-        ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
+        ctx = StepContext(
+            step=step,
+            model=model,
+            module=model,
+            teacher=teacher,
+            tuner=tune,
+            epoch_batches=lambda: iter(self.batches(step)),
+        )
         if begin:
             switches.begin(method, ctx)
         model.train()

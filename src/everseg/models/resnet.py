@@ -230,6 +230,11 @@ class ResNet(nn.Module):
             return self._through(start, None, before_activation)
         return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
 
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """The weights of the stem and of each stage, from the image on."""
+        stem = [*self.conv1.parameters(), *self.bn1.parameters()]
+        return [stem, *([*getattr(self, f"layer{k}").parameters()] for k in (1, 2, 3, 4))]
+
     def _through(self, start: Tensor, branch: str | None, before_activation: bool) -> dict[str, Tensor]:
         x = self.pool(self.act(through(self.bn1, start, branch)))  # (B, stem, H / 4, W / 4) with pooling
         features = {}
