@@ -18,7 +18,7 @@ from everseg.losses import banded, classification, similarity
 @pytest.mark.parametrize("name", registry.names("method"))
 def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     """What the CPU alone does - closed forms, checks of label values - is off, as it is on other devices."""
-    method, model = registry.resolve("method", name)(), toy.model()
+    method, model = registry.resolve("method", name)(), toy.model(name)
     steps = toy.domains if name.startswith("mdil") else toy.steps
     toy.train(method, model, steps[0])
     run = toy.begin(method, model, steps[1])
