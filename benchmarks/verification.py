@@ -70,9 +70,9 @@ and three domains; `mdil_transfer`: what each tensor of a grown network starts f
 are trained at which rate.
 
 `train_*` of the later methods are whole steps in float64: every loss term at every iteration, thresholds,
-pseudo-labels, adaptive factors, prototypes, merged branches, the course of the pre-tuning, and all final weights. In a third step
-rounding has grown, and its limits are wider. `*_losses_*` are their functions with gradients, `label_maps.json` the
-images and labels that each step sees.
+pseudo-labels, adaptive factors, prototypes, merged branches, the course of the pre-tuning, and all final weights. In a
+third step rounding has grown, and its limits are wider. `*_losses_*` are their functions with gradients,
+`label_maps.json` the images and labels that each step sees.
 """
 
 
@@ -107,7 +107,7 @@ ORIGINALS = (
         "MiB, tables 1 and 2",
     ),
     Original(
-        "MDIL", ("model_mdil", "mdil", "train_mdil"), "prachigarg23/MDIL-SS", "not stated in the files",
+        "MDIL", ("model_mdil", "mdil", "train_mdil"), "prachigarg23/MDIL-SS", "none (not opened)",
         "`kl`, `teacher_statistics`, `updates`, `frozen_statistics`, `data.shift_fill`", "MDIL, table 1",
     ),
     Original(
