@@ -171,6 +171,40 @@ def test_scaled_gradients_are_unscaled_before_they_are_clipped(trained):
     assert not hasattr(optimizer, "found_inf")
 
 
+def test_a_loss_scaler_accumulates_clips_and_skips_as_the_plain_arithmetic_would(trained):
+    """torch's scaler on the CPU, driven as Accelerate drives it: unscale, clip, step, update."""
+    model, optimizer = trained
+    other = nn.Linear(3, 2)
+    other.load_state_dict(model.state_dict())
+    kind = "sgd" if isinstance(optimizer, torch.optim.SGD) else "adam"
+    plain = make_optimizer([{"params": [*other.parameters()]}], TrainConfig(optimizer=kind, lr=0.1), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    guard = guarded(model, optimizer, deferred=True, scaled=True)
+    guard.unscale = lambda: scaler.unscale_(optimizer)
+
+    def update(factor: float) -> None:
+        optimizer.zero_grad()
+        for part in (torch.ones(2, 3), torch.full((2, 3), 0.5)):
+            scaler.scale(factor * model(part).square().sum()).backward()
+        guard.clip(0.25, 0, ())
+        scaler.step(optimizer)
+        scaler.update()
+
+    for _ in range(3):
+        update(1.0)
+        plain.zero_grad()
+        (other(torch.ones(2, 3)).square().sum() + other(torch.full((2, 3), 0.5)).square().sum()).backward()
+        assert torch.nn.utils.clip_grad_norm_(other.parameters(), 0.25) > 0.25
+        plain.step()
+    for one, wanted in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, wanted)
+    before = [p.clone() for p in model.parameters()]
+    update(math.inf)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert scaler.get_scale() == 512
+    guard.look()  # the scaler's search for a scale is no reason to stop
+
+
 def test_averages_that_are_not_finite_never_reach_the_disk(trained):
     model, optimizer = trained
     guard = guarded(model, optimizer, deferred=False)

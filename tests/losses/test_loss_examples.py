@@ -10,7 +10,18 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["classification", "distillation", "features", "pixelwise", "pod", "pseudo", "similarity", "thresholds"],
+    [
+        "classification",
+        "distillation",
+        "features",
+        "pixelwise",
+        "pod",
+        "pooled_cube",
+        "prototypes",
+        "pseudo",
+        "similarity",
+        "thresholds",
+    ],
 )
 def test_docstring_examples_hold(module):
     result = doctest.testmod(import_module(f"everseg.losses.{module}"))

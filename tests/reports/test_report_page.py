@@ -187,9 +187,9 @@ def test_joint_training_beside_the_run_ends_the_step_matrix(finished: everseg.Ru
 def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -> None:
     given = parsed(domains.path / "report.html")
     tables = json.loads(given.download("domains.json"))["tables"]
-    assert tables["domains"] == domains.table()
+    assert tables["domains"] == domains.table().to_json()
     assert [row["domain"] for row in tables["domain-forgetting"]] == ["day", "dusk"]
-    lost = domains.sequence["forgetting"]["domains"]["day"]
+    lost = domains.sequence.forgetting.domains["day"]
     assert tables["domain-forgetting"][0]["forgetting"] == pytest.approx(100 * lost, abs=0.006)
     assert {"day-steps", "dusk-steps", "day-flow"} <= tables.keys()
     assert "dusk-flow" not in tables, "nothing of dusk is old yet"
@@ -210,7 +210,7 @@ def test_domains_have_a_matrix_per_domain_and_their_drop(domains: everseg.Run) -
 def test_an_unfinished_run_says_so(copy: Path) -> None:
     (copy / "steps" / "01" / "metrics.json").unlink()
     given = made(copy, images=0)
-    must_say(given.text, "not finished: 1 of 2 steps")
+    must_say(given.text, "not finished: only 1 of 2 steps")
     must_say(given.text, "After its first step")
     shutil.rmtree(copy / "steps" / "00")
     with pytest.raises(CheckpointError, match="no finished step"):
@@ -440,7 +440,8 @@ def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
 
 
 def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None:
-    lines = " ".join(cite(load("cs-bdd-idd-mdil")))
+    config = load("cs-bdd-idd-mdil")
+    lines = " ".join(cite(config.method.name, config.data, config.model.name))
     for part in (
         everseg.__version__,
         "Garg et al.",

@@ -24,7 +24,7 @@ from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_acce
 from everseg.engine.step import Session, StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
-from everseg.inference.count import score_step, user_builder, views_of
+from everseg.inference.count import Evaluation, score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
 from everseg.methods import switches
 from everseg.methods.build import build_method
@@ -45,7 +45,7 @@ from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
-from everseg.scenarios.steps import Step
+from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json
 
 
@@ -93,10 +93,11 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         if all_reduce_max(0, accelerator):
             raise EversegError("the first process stopped; its message says why")
         torch.set_num_threads(folder.threads)
-        return _run(config, prepare(config, progress), accelerator, progress, folder, dry_run)
+        prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
+        return _run(config, prepared, accelerator, progress, folder, dry_run)
     with contextlib.ExitStack() as held:
         try:
-            prepared = prepare(config, progress)
+            prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
             for text in prepared.notes:
                 progress.message(f"note: {text}")
             _check_plan(config, prepared, folder, accelerator, progress)
@@ -191,7 +192,7 @@ def _check_single_task(scenario: ScenarioConfig, domains: Mapping[str, DomainCon
 def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
     """Create the run's documents, or check that existing ones fit. A resumed run keeps its number of threads."""
     threads = folder.open(config, torch.get_num_threads())
-    _record_scenario(config, folder, prepared)
+    _record_scenario(folder, prepared, config.scenario, several=len(config.data.domains) > 1)
     if config.scenario.bundle is not None:
         place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config.method)
     if threads != torch.get_num_threads():
@@ -245,24 +246,33 @@ def _run(
     return folder
 
 
-def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -> None:
-    """Write scenario.json, which says what the steps are made of, or check that it is still the same."""
+def _record_scenario(
+    folder: RunFolder, prepared: Prepared, scenario: ScenarioConfig, *, several: bool
+) -> None:
+    """Write scenario.json, which says what the steps are made of, or check that it is still the same.
+
+    Args:
+        several: whether the run has several domains, so that the masks are named with theirs.
+    """
     sources = (s for step in prepared.steps for s in (*step.train, *step.test))
     used = sorted({(s.dataset, s.split) for s in sources})
     # Runs begun before the setting `bundle` existed have no such entry, and must be able to continue.
-    unused = {"bundle"} if config.scenario.bundle is None else None
-    settings = config.scenario.model_dump(mode="json", exclude=unused)
-    record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
-    several = len(config.data.domains) > 1
+    unused = {"bundle"} if scenario.bundle is None else None
+    settings = scenario.model_dump(mode="json", exclude=unused)
+    record = scenario_json(prepared.steps, policy_set(scenario.policy), settings)
     record["masks"] = {
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used
     }
     path = folder.path / "scenario.json"
     if not path.exists():
-        write_json(path, record)
+        write_json(path, {**record, **({"notes": list(prepared.notes)} if prepared.notes else {})})
+        return
+    stored = read_json(path)
+    if isinstance(stored, dict):
+        stored.pop("notes", None)  # sentences for people: another version may word them in another way
     # The round trip through JSON turns tuples into lists, as they are in the file.
-    elif read_json(path) != json.loads(json.dumps(record)):
+    if stored != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks or lists have changed since {folder.path} was started; "
             f"restore them, or start again under another name (name=...)"
@@ -332,11 +342,18 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
             session.progress.end()
             raise StopRequest.error(code, f"the end of step {step.index}, before its test")
 
-    where = (folder, step.index, accelerator, session.progress, stop_if_asked)
-    result, scores = score_step(config, session.datasets, step.test, *where)
+    builder = user_builder(config.model)
+
+    def scored(sources: Sequence[Source]) -> tuple[Evaluation, dict[str, Any]]:
+        return score_step(
+            folder, step.index, sources, session.datasets, config.data, accelerator, session.progress,
+            batch=config.train.eval_batch, builder=builder, between=stop_if_asked,
+        )  # fmt: skip
+
+    result, scores = scored(step.test)
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
-        metrics["validation"] = score_step(config, session.datasets, step.val, *where)[1]
+        metrics["validation"] = scored(step.val)[1]
     if accelerator.is_main_process:
         for name, values in scores.items():
             session.events.evaluation(

@@ -114,7 +114,7 @@ def _backward(
 
     Args:
         runs: the method's losses of each part. A run keeps what it has computed, such as taps, until its batch is done:
-            for a ResNet-101 these are about 2 % of what the backward pass has just freed.
+            with a ResNet-101 the taps are 5 % of the maps that the part's backward pass has just freed.
         shares: share of each part in the images of the batch.
 
     Returns:

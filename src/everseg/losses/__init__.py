@@ -13,6 +13,7 @@ from everseg.losses.distillation import distillation, kl_divergence, unbiased_di
 from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
 from everseg.losses.pod import local_pod
+from everseg.losses.pooled_cube import pooled_cube_distillation
 from everseg.losses.pseudo import PseudoLabels, accepted_share, pseudo_labels, soft_uncertain, uncertainty
 from everseg.losses.similarity import class_similarity, class_sums, similarity_distillation
 from everseg.losses.thresholds import certainty_histogram, histogram_thresholds
@@ -35,6 +36,7 @@ __all__ = [
     "kl_divergence",
     "local_pod",
     "pixelwise_losses",
+    "pooled_cube_distillation",
     "pseudo_labels",
     "similarity_distillation",
     "soft_uncertain",

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from everseg.errors import ConfigError
-from everseg.losses import Term, class_similarity, class_sums, pixelwise_losses, similarity_distillation
+from everseg.losses import pixelwise_losses
 from everseg.losses.pseudo import EntropyNorm
 from everseg.losses.thresholds import Median
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method
 from everseg.methods.plop_terms import PodRule, PseudoRule, find_thresholds, pod_term, pseudo_terms
+from everseg.methods.prototypes import class_means, learns_new, similarity_term
 from everseg.methods.terms import Positive, Weight, init_backgrounds
-from everseg.types import Batch, SegOutput
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ class REMINDER(Method):
 
     def begin_step(self, ctx):
         for branch in ctx.step.trained_branches:
-            if _learns_new(ctx, branch) and branch not in self.state["prototypes"]:
+            if learns_new(ctx, branch) and branch not in self.state["prototypes"]:
                 raise ConfigError(
                     f"method reminder: no prototypes of the old classes of '{branch}'; train the steps before with "
                     "reminder, too"
@@ -79,35 +79,19 @@ class REMINDER(Method):
         own, known = student[batch.branch], teacher.get(batch.branch)
         rule = PseudoRule.of(self, epsilon=0.0, empty_factor=0.0 if self.empty == "zero" else None)
         terms, label = pseudo_terms(own.logits, known, batch, ctx, rule, self.state["thresholds"])
-        if known is not None and _learns_new(ctx, batch.branch):
-            terms["csw"] = self._similarity_term(own, batch, ctx)
+        if known is not None and learns_new(ctx, batch.branch):
+            old = self.state["prototypes"][batch.branch]
+            terms["csw"] = similarity_term(
+                own, old, batch, ctx, weight=self.csw_weight, delta=self.delta, temperature=self.temperature,
+                empty=0.0 if self.empty == "zero" else math.nan,
+            )  # fmt: skip
         learnt = pixelwise_losses(terms, own.logits, label, known and known.logits)
         yield learnt | pod_term(student, teacher, ctx, PodRule.of(self))
-
-    def _similarity_term(self, student: SegOutput, batch: Batch, ctx: StepContext) -> Term:
-        old = self.state["prototypes"][batch.branch].to(student.logits)
-        sums, pixels, processes = _batch_sums(student, batch, ctx, first=len(old))
-        means = sums / pixels.clamp(min=1)[:, None]
-        # The mean is over the new pixels of all processes, whose gradients are averaged after.
-        number = pixels.sum()
-        factor = torch.where(
-            number > 0, batch.label.numel() * processes / number, 0.0 if self.empty == "zero" else math.nan
-        )
-        return Term(
-            similarity_distillation,
-            options={
-                "similarity": class_similarity(means, old, delta=self.delta),
-                "temperature": self.temperature,
-            },
-            weight=self.csw_weight,
-            image_weight=factor.expand(len(batch.label)),
-        )
 
     @torch.no_grad()
     def end_step(self, ctx):
         self.state["thresholds"] = {}
-        found = _prototypes(ctx)
-        for branch, means in found.items():
+        for branch, means in class_means(ctx).items():
             old = self.state["prototypes"].get(branch)
             self.state["prototypes"][branch] = (
                 means if old is None else torch.cat([old.to(means), means[len(old) :]])
@@ -121,37 +105,3 @@ class REMINDER(Method):
         for key, value in state.items():
             part, _, branch = key.partition("/")
             self.state[part][branch] = value.clone()
-
-
-def _learns_new(ctx: StepContext, branch: str) -> bool:
-    """Whether the branch has old classes, which the teacher knows, and gains new ones."""
-    return ctx.teacher is not None and 0 < ctx.step.num_old(branch) < ctx.step.spaces[branch].num_classes
-
-
-def _batch_sums(
-    output: SegOutput, batch: Batch, ctx: StepContext, first: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of a batch summed by class, (C, D), pixels (C,), and the number of processes, over all of these."""
-    classes = ctx.step.spaces[batch.branch].num_classes
-    sums, pixels = class_sums(
-        output.features["decoder"].detach(), batch.label, classes, first=first, align_corners=True
-    )
-    packed = ctx.all_reduce(torch.cat([sums, pixels[:, None], torch.ones_like(pixels)[:, None]], dim=1))
-    return packed[:, :-2], packed[:, -2], packed[0, -1]
-
-
-def _prototypes(ctx: StepContext) -> dict[str, Tensor]:
-    """Mean feature of each class by branch: the plain mean over the batches of an epoch that show the class."""
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
-    training = ctx.module.training
-    ctx.module.eval()
-    for batch in ctx.epoch_batches():
-        with ctx.autocast():
-            output = ctx.module(batch.image, (batch.branch,))[batch.branch]
-        sums, pixels, _ = _batch_sums(output, batch, ctx)
-        means = sums / pixels.clamp(min=1)[:, None]
-        totals[batch.branch] = totals.get(batch.branch, 0) + means
-        counts[batch.branch] = counts.get(batch.branch, 0) + (pixels > 0)
-    ctx.module.train(training)
-    return {branch: total / counts[branch].clamp(min=1)[:, None] for branch, total in totals.items()}

@@ -151,11 +151,11 @@ def stage_maps(output: SegOutput, *, before_activation: bool) -> dict[str, Tenso
     return {name: maps.get(name + PRE, maps[name]) if before_activation else maps[name] for name in stages}
 
 
-def init_backgrounds(model: SegmentationModel, step: Step) -> None:
-    """MiB's classifier initialisation in every branch that grows and has a background."""
+def init_backgrounds(model: SegmentationModel, step: Step, *, biases: bool = True) -> None:
+    """MiB's classifier initialisation in every branch that grows and has a background; `biases` as there."""
     for branch, number in step.grows.items():
         if number and step.num_old(branch) and has_background(step, branch):
-            init_from_background(model, branch)
+            init_from_background(model, branch, biases=biases)
 
 
 def has_background(step: Step, branch: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from everseg.config.fields import ModelConfig, RunConfig, ScenarioConfig
+from everseg.config.fields import DataConfig, ModelConfig, ScenarioConfig
 from everseg.config.yaml import parse
 from everseg.display import in_percent
 from everseg.labels import LabelSpace
@@ -142,7 +142,9 @@ def _entry(raw: Mapping[str, Any]) -> Published:
 
 def matches_of(results: Results) -> list[Match]:
     """Published numbers of a run's data and task, those that may be compared first."""
-    return matches(results.config, learnt_sets(results))
+    config = results.config
+    cut = config.train.max_iterations
+    return matches(config.data, config.scenario, config.model, learnt_sets(results), cut=cut)
 
 
 def learnt_sets(results: Results) -> list[str]:
@@ -154,24 +156,37 @@ def learnt_sets(results: Results) -> list[str]:
     return [config.data.domains[name].dataset for name in dict.fromkeys(order) if name in config.data.domains]
 
 
-def matches(config: RunConfig, domains: Sequence[str] = ()) -> list[Match]:
+def matches(
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    model: ModelConfig,
+    domains: Sequence[str] = (),
+    *,
+    cut: int | None = None,
+) -> list[Match]:
     """Published numbers of the run's data and task, those that may be compared first.
 
     Args:
-        config: configuration of a run on one data set, or over domains.
+        data: of a run on one data set, or over domains.
+        scenario: of the run.
+        model: of the run.
         domains: for a run over domains, the data sets in the order they were learnt; () if the run is mixed.
+        cut: number of iterations at which every step was cut short; None = trained to its end.
     """
-    several = bool(config.data.domains)
+    several = bool(data.domains)
     found = [
-        Match(entry, tuple(_differences(entry, config)), tuple(_remarks(entry, config.model)))
+        Match(entry, tuple(_differences(entry, data, scenario, model, cut)), tuple(_remarks(entry, model)))
         for entry in published()
-        if (_same_domains(entry, config.scenario, domains) if several else _same_task(entry, config))
+        if (
+            _same_domains(entry, scenario, domains)
+            if several
+            else _same_task(entry, data.dataset, scenario.task)
+        )
     ]
     return sorted(found, key=lambda match: not match.comparable)
 
 
-def _same_task(entry: Published, config: RunConfig) -> bool:
-    name, task = config.data.dataset, config.scenario.task
+def _same_task(entry: Published, name: str, task: str | list[list[int | str]]) -> bool:
     if entry.dataset != name or entry.task is None or not isinstance(task, str):
         return False
     return canonical_task(entry.task, name) == canonical_task(task, name)
@@ -185,8 +200,9 @@ def _same_domains(entry: Published, scenario: ScenarioConfig, domains: Sequence[
     return entry.domains == tuple(domains)
 
 
-def _differences(entry: Published, config: RunConfig) -> list[str]:
-    scenario, model, data = config.scenario, config.model, config.data
+def _differences(
+    entry: Published, data: DataConfig, scenario: ScenarioConfig, model: ModelConfig, cut: int | None
+) -> list[str]:
     stride, norm = model.output_stride or _DEFAULT_STRIDE, model.norm or _DEFAULT_NORM
     theirs = entry.backbone
     found = []
@@ -218,8 +234,8 @@ def _differences(entry: Published, config: RunConfig) -> list[str]:
         )
     if scenario.test_split != "val":
         found.append(f"split val there, {scenario.test_split} here")
-    if config.train.max_iterations is not None:
-        found.append(f"training cut short here (train.max_iterations={config.train.max_iterations})")
+    if cut is not None:
+        found.append(f"training cut short here (train.max_iterations={cut})")
     return found
 
 

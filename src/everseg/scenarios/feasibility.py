@@ -59,7 +59,7 @@ def impossible(
                 )
             else:
                 share = shared_size(images, batch, processes) // processes
-                shares.append(share // min(parts, share))
+                shares.append(share // min(parts, share) if share else 0)  # 0: `batch` is told below
         # With two or more images every norm sees at least two values, even on feature maps of one pixel.
         if shares and min(shares) == 1 and (why := trial(step)):
             problems.append(f"step {step.index}: {why}")
