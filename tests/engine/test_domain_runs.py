@@ -323,6 +323,7 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     wanted |= {
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
         "ucd": {"kd", "contrast"},
+        "reminder": {"pod", "csw"},
     }
     assert names == wanted.get(method, {REGULARISED.get(method)})
 
