@@ -141,7 +141,8 @@ class Run(Result):
     def shown(self) -> Iterator[Piece]:
         result = self.to_json()
         yield terminal.run_table(result)
-        yield from (text for text in (terminal.sequence_text(result), terminal.drop_text(result)) if text)
+        texts = (terminal.sequence_text(result), terminal.reporting_text(result), terminal.drop_text(result))
+        yield from (text for text in texts if text)
 
     def __repr__(self) -> str:
         try:
@@ -161,6 +162,7 @@ class Run(Result):
             "config": to_json(self.config),
             "steps": self.steps,
             **({"table": self.table()} if self.over_domains else {}),
+            **({"plop_rule": figures} if (figures := self.steps and self.results.plop_figures) else {}),
             **self.sequence,
         }
 

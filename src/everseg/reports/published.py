@@ -65,6 +65,14 @@ COLUMN_TEXT = {
     "average": "average = mean over the steps of all",
     "hIoU": "hIoU = harmonic mean of first and last",
 }
+PLOP_RULE = "; ".join(
+    [
+        *(COLUMN_TEXT[name] for name in ("first", "last", "average")),
+        REPORTING["plop"].text,
+        "background counted",
+    ]
+)
+"""The reporting rule of PLOP's code in words, for `Results.plop_figures`."""
 _WITHOUT_NORM_KIND = {"iabn": "abn", "abn": "abn", "bn": "bn"}
 _OF_METHODS = {"per_branch", "compensation"}
 """Options with which a method (MDIL, RCIL) adds its own parts to the same backbone."""
