@@ -217,7 +217,7 @@ def test_the_same_run_twice_counts_once_and_other_versions_are_told(tmp_path: Pa
 
 def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     made_run(tmp_path / "x", "half", "demo-mib", **two_steps(0.8, 0.1, 0.5), finished=False)
-    with pytest.raises(ConfigError, match="half is not"):
+    with pytest.raises(ConfigError, match=r"half.* is not"):
         everseg.compare([tmp_path / "x"])
     made_run(tmp_path / "x", "whole", "demo-ft", **two_steps(0.8, 0.1, 0.5))
     made = collect([tmp_path / "x"])[0]

@@ -34,7 +34,9 @@ IMAGENET = "model.weights=resnet101.pth"
 
 
 def found(preset: str, *overrides: str, domains: tuple[str, ...] = ()) -> list[Match]:
-    return matches(load(preset, overrides), domains)
+    config = load(preset, overrides)
+    cut = config.train.max_iterations
+    return matches(config.data, config.scenario, config.model, domains, cut=cut)
 
 
 def one(**wanted: Any) -> Published:

@@ -237,7 +237,7 @@ class NewDescription(Result):
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided about the background and can be decided otherwise."""
+    """What was decided about the background and can be decided otherwise, and which classes were left out."""
 
     def outcome(self) -> str:
         """State what was written and the next commands, in several lines."""
@@ -326,7 +326,8 @@ def init(
     dataset = load_dataset(DataConfig(dataset=str(out), options={"on_missing": "skip"}))
     write_atomically(page, preview(dataset).encode())
     named = names is not None or bool(proposal.names) or not proposal.unnamed
-    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), described.notes)
+    notes = (*described.notes, *dataset.notes)
+    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), notes)
 
 
 def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:

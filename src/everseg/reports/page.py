@@ -18,7 +18,7 @@ from everseg.reports.figures import Chart
 from everseg.reports.numbers import Rows
 
 LIMIT = 10_000_000
-"""Bytes of a report at most."""
+"""Largest size of a report, in bytes."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from everseg.config.fields import ModelConfig, RunConfig
+from everseg.config.fields import DataConfig, ModelConfig, ScenarioConfig
 from everseg.config.yaml import parse
 from everseg.display import in_percent
 from everseg.labels import LabelSpace, policy_name
@@ -212,7 +212,9 @@ def _entry(raw: Mapping[str, Any]) -> Published:
 
 def matches_of(results: Results) -> list[Match]:
     """Published numbers of a run's data and task, those that may be compared first."""
-    return matches(results.config, learnt_sets(results))
+    config = results.config
+    cut = config.train.max_iterations
+    return matches(config.data, config.scenario, config.model, learnt_sets(results), cut=cut)
 
 
 def learnt_sets(results: Results) -> list[str]:
@@ -224,35 +226,48 @@ def learnt_sets(results: Results) -> list[str]:
     return [config.data.domains[name].dataset for name in dict.fromkeys(order) if name in config.data.domains]
 
 
-def matches(config: RunConfig, domains: Sequence[str] = ()) -> list[Match]:
+def matches(
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    model: ModelConfig,
+    domains: Sequence[str] = (),
+    *,
+    cut: int | None = None,
+) -> list[Match]:
     """Published numbers of the run's data and task, those that may be compared first.
 
     Args:
-        config: configuration of a run on one data set, or over domains.
+        data: of a run on one data set, or over domains.
+        scenario: of the run.
+        model: of the run.
         domains: for a run over domains, the data sets in the order they were learnt; () if the run is mixed.
+        cut: number of iterations at which every step was cut short; None = trained to its end.
     """
-    several = bool(config.data.domains)
+    several = bool(data.domains)
     found = [
-        Match(entry, tuple(_differences(entry, config)), tuple(_remarks(entry, config.model)))
+        Match(entry, tuple(_differences(entry, data, scenario, model, cut)), tuple(_remarks(entry, model)))
         for entry in published()
-        if (_same_domains(entry, config, domains) if several else _same_task(entry, config))
+        if (
+            _same_domains(entry, data, scenario, domains)
+            if several
+            else _same_task(entry, data.dataset, scenario.task)
+        )
     ]
     return sorted(found, key=lambda match: not match.comparable)
 
 
-def _same_task(entry: Published, config: RunConfig) -> bool:
-    name, task = config.data.dataset, config.scenario.task
+def _same_task(entry: Published, name: str, task: str | list[list[int | str]]) -> bool:
     if entry.dataset != name or entry.task is None or not isinstance(task, str):
         return False
     return canonical_task(entry.task, name) == canonical_task(task, name)
 
 
-def _same_domains(entry: Published, config: RunConfig, domains: Sequence[str]) -> bool:
-    scenario = config.scenario
-    if (
-        entry.protocol == "domain-incremental"
-    ):  # parts of one data set: listed, with the reason why not compared
-        return {domain.dataset for domain in config.data.domains.values()} == {entry.dataset}
+def _same_domains(
+    entry: Published, data: DataConfig, scenario: ScenarioConfig, domains: Sequence[str]
+) -> bool:
+    # Steps that are parts of one data set are listed, with the reason why they are not compared.
+    if entry.protocol == "domain-incremental":
+        return {domain.dataset for domain in data.domains.values()} == {entry.dataset}
     if scenario.joint or not domains or not entry.domains:
         return False
     if entry.single or scenario.single:
@@ -260,19 +275,19 @@ def _same_domains(entry: Published, config: RunConfig, domains: Sequence[str]) -
     return entry.domains == tuple(domains)
 
 
-def _differences(entry: Published, config: RunConfig) -> list[str]:
-    scenario = config.scenario
-    found = [*_of_labels(entry, config), *_of_model(entry, config.model), *_of_tests(entry, config)]
+def _differences(
+    entry: Published, data: DataConfig, scenario: ScenarioConfig, model: ModelConfig, cut: int | None
+) -> list[str]:
+    found = [*_of_labels(entry, data, scenario), *_of_model(entry, model), *_of_tests(entry, data)]
     if scenario.test_split != "val":
         found.append(f"split val there, {scenario.test_split} here")
-    if config.train.max_iterations is not None:
-        found.append(f"training cut short here (train.max_iterations={config.train.max_iterations})")
+    if cut is not None:
+        found.append(f"training cut short here (train.max_iterations={cut})")
     return found
 
 
-def _of_labels(entry: Published, config: RunConfig) -> list[str]:
+def _of_labels(entry: Published, data: DataConfig, scenario: ScenarioConfig) -> list[str]:
     """List the differences in the source itself, in the images of the steps, and in their labels."""
-    scenario, data = config.scenario, config.data
     found = list(entry.cannot)
     if entry.kind in ("quoted", "third-party listing"):
         found.append(f"{KIND_TEXT[entry.kind]}, so it is not known how each row was made")
@@ -310,9 +325,9 @@ def _of_model(entry: Published, model: ModelConfig) -> list[str]:
     return found
 
 
-def _of_tests(entry: Published, config: RunConfig) -> list[str]:
+def _of_tests(entry: Published, data: DataConfig) -> list[str]:
     """List the differences in which weights were tested, and in how test images were seen."""
-    data, found = config.data, list[str]()
+    found = list[str]()
     if entry.checkpoint == NOT_STATED:
         found.append("not stated there which checkpoint was scored")
     elif entry.checkpoint != "last" and not entry.checkpoint.startswith("mixed"):

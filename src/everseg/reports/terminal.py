@@ -98,9 +98,9 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
     drop = run_json.get("relative_drop")
     if drop is None:
         return (
-            "relative drop: no single-task numbers; train them beside this run on the same data and image size "
+            "relative drop: no single-task numbers. Train them beside this run, on the same data and image size "
             "(the preset that ends in -single, or scenario.single=true), "
-            "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
+            "or give the numbers: scenario.single_task={DOMAIN: PERCENT, ...}"
         )
     each = ", ".join(f"{name} {points(value)}" for name, value in drop["domains"].items())
     return (
@@ -130,7 +130,7 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Show what every step sees: images and leaks per step, then images, pixels and weights per class.
 
     Args:
-        steps: what `describe_scenario` gives.
+        steps: what `everseg.scenarios.summary.summarise` gives.
     """
     domains = any(step.get("domains") for step in steps)
     head = ["background px", "ignored px", "old px hidden", "future px hidden"]

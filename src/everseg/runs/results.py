@@ -125,6 +125,23 @@ class Results:
         """The steps as scenario.json records them, finished or not."""
         return list(self.scenario["steps"])
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the run treated class names that were not as expected, as scenario.json records it.
+
+        It is () for runs of versions that did not record it.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        notes = self.scenario.get("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(text, str) for text in notes):
+            raise CheckpointError(
+                f"{self.folder.path / 'scenario.json'} is damaged: its notes are no list of texts; "
+                "restore it or delete the entry"
+            )
+        return tuple(notes)
+
     @cached_property
     def steps(self) -> tuple[StepResults, ...]:
         """The steps that are trained and scored, in order."""

@@ -244,7 +244,7 @@ def collect(runs: Sequence[str | Path], against: str | None = None) -> tuple[dic
     found = [Results(folder) for folder in found_folders(runs)]
     finished = [one for one in found if one.is_complete(one.config)]
     notes = [
-        f"{one.folder.path} is not finished and left out; its command finishes it."
+        f"{one.folder.path} is left out because it is not finished. Its command finishes it."
         for one in found
         if one not in finished
     ]

@@ -185,19 +185,20 @@ def per_domain(track: Track) -> str:
 
 
 def training_seconds(results: Results) -> float | None:
-    """Compute the seconds spent in training from the speeds in the journal; None without a journal.
+    """Compute the seconds spent in training and pre-tuning from the speeds in the journal; None without a journal.
 
     A first step that was copied from another run counts with the time that its training took there.
     """
-    spent, last = 0.0, dict[int, int]()
+    spent, last = 0.0, dict[tuple[int, int | None], int]()
     try:
         for entry in results.journal:
-            if entry["event"] != "train":
+            if entry["event"] not in ("train", "tune"):
                 continue
-            done, step = entry["iteration"], entry["step"]
-            images = (done - last.get(step, 0)) * results.config.train.batch
+            # Each pre-tuning counts its own iterations.
+            done, phase = entry["iteration"], (entry["step"], entry.get("tuning"))
+            images = (done - last.get(phase, 0)) * results.config.train.batch
             spent += images / entry["images_per_second"] if entry["images_per_second"] else 0.0
-            last[step] = done
+            last[phase] = done
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{results.folder.path / 'journal.jsonl'} is damaged ({error!r}); move it away to compare without times"
