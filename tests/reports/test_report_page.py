@@ -17,7 +17,7 @@ from typing import Any
 import domain_toy
 import numpy as np
 import pytest
-from made_runs import counts, made_run
+from made_runs import counts, made_run, two_steps
 from parsed_pages import Parsed, parsed
 from PIL import Image
 from toy import HERE, build, settings
@@ -30,7 +30,7 @@ from everseg.errors import CheckpointError
 from everseg.reports import figures, html, page
 from everseg.reports import html as assemble
 from everseg.reports.html import write_report
-from everseg.reports.provenance import cite, command
+from everseg.reports.provenance import cite, command, provenance
 from everseg.reports.published import Match, published
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -476,6 +476,21 @@ def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None
         "Romera et al.",
     ):
         assert part in lines
+
+
+@pytest.mark.parametrize("method", ["plop", "rcil", "ewf", "reminder", "sdr", "nest", "ucd"])
+def test_every_method_of_a_paper_is_cited(method: str) -> None:
+    config = load(f"voc-15-1-overlapped-{method}")
+    lines = cite(config.method.name, config.data, config.model.name)
+    assert len(lines) == 4, "the tool, the method, the data, the model"
+
+
+def test_switches_are_cited_beside_the_method(tmp_path: Path) -> None:
+    overrides = ["method.fuse=all", "method.pretune=2"]
+    folder = made_run(tmp_path, "a", "demo-mib", **two_steps(0.8, 0.1, 0.5), overrides=overrides)
+    lines = provenance(Results(RunFolder(folder)))["cite"]
+    for author in ("Cermelli", "Xiao", "Xie"):
+        must_say(lines, author)
 
 
 def test_the_verb(copy: Path, call: Outcome) -> None:
