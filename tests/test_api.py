@@ -72,17 +72,18 @@ def test_the_table_follows_from_the_counts_on_disk(finished: everseg.Run) -> Non
             else:
                 assert row[key] == pytest.approx(100 * number, abs=0.00501), key
     assert max(b) > 0, "the toy learns nothing; these comparisons say nothing"
-    assert finished.sequence["average_miou"] == pytest.approx((np.mean(a) + np.mean(b)) / 2, rel=1e-8)
-    assert finished.sequence["forgetting"]["mean"] == pytest.approx(np.mean(a) - np.mean(b[:3]), abs=1e-8)
+    assert finished.sequence.average_miou == pytest.approx((np.mean(a) + np.mean(b)) / 2, rel=1e-8)
+    assert finished.sequence.forgetting.mean == pytest.approx(np.mean(a) - np.mean(b[:3]), abs=1e-8)
 
 
 def test_steps_name_every_class(finished: everseg.Run) -> None:
     assert finished.path == finished.folder.path
     steps = finished.steps
-    assert list(steps[1]["class_iou"]) == ["background", "red", "green", "blue"]
-    assert [step["classes"] for step in steps] == [["red", "green"], ["blue"]]
+    assert list(steps[1].class_iou) == ["background", "red", "green", "blue"]
+    assert [step.classes for step in steps] == [("red", "green"), ("blue",)]
     assert {"miou", "miou_without_background", "overall_accuracy", "mean_accuracy", "frequency_weighted_iou",
-            "harmonic_mean", "class_iou", "class_accuracy", "index", "branch", "classes"} <= set(steps[0])  # fmt: skip
+            "harmonic_mean", "class_iou", "class_accuracy", "index", "branch",
+            "classes"} <= set(steps[0].to_json())  # fmt: skip
 
 
 def test_the_result_is_json_and_feeds_the_tables(finished: everseg.Run) -> None:
@@ -196,6 +197,8 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:
     found = everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=train"], quiet=True)
+    assert found.policy == found.to_json()["policy"] == "ignore-void"
+    assert "label policy ignore-void" in str(found)
     assert found.images == 24
     assert np.sum(found.confusion["default"]) == 24 * 32 * 32
     with pytest.raises(ConfigError, match=r"split 'trian'; .*train, val"):
@@ -578,3 +581,33 @@ def test_an_import_that_fails_leaves_nothing_behind(tmp_path: Path, call: Outcom
         found, _, err = call("import", "mib", source, "-o", tmp_path / "ours")
         assert found == code, err
         assert not (tmp_path / "ours").exists()
+
+
+def test_scores_are_typed_and_show_themselves(finished: everseg.Run) -> None:
+    table, sequence, last = finished.table(), finished.sequence, finished.steps[-1]
+    assert [row["step"] for row in table[:1]] == [0]
+    assert "blue" in table._repr_html_()
+    assert table.to_json() == list(table)
+    assert f"{100 * last.miou['new']:.1f}" in str(table).splitlines()[-1]
+    assert sequence.to_json() == finished.results.sequence, "nothing is lost on the way"
+    assert "forgetting" in sequence._repr_html_()
+    assert last.to_json() == finished.to_json()["steps"][-1]
+    stored = finished.folder.metrics(1)["branches"]["default"]
+    assert list(last.class_iou.values()) == stored["class_iou"]
+    with pytest.warns(DeprecationWarning, match="to_json"):
+        assert sequence["forgetting"]["mean"] == sequence.forgetting.mean
+    with pytest.raises(CheckpointError, match="no finished step"):
+        _ = everseg.Run(RunFolder(finished.path.parent / "absent")).sequence
+
+
+def test_show_says_what_a_configuration_asks_for() -> None:
+    outline = everseg.show("demo-mib", overrides=["train.lr=0.125"], seed=3, quiet=True)
+    (rate,) = [one for one in outline.settings if one.key == "train.lr"]
+    assert rate.value == 0.125
+    assert rate.help
+    assert outline.config.seed == 3
+    assert outline.scenario is not None
+    assert outline.scenario[1]["new_classes"] == ["person", "sign"]
+    assert "<td" in outline._repr_html_()
+    assert "train.lr" in outline._repr_html_()
+    assert everseg.show("demo-mib", scenario=False).scenario is None

@@ -49,7 +49,10 @@ def steps(tree: Path, **scenario) -> list[list[int]]:
     """Training images of each step."""
     settings = {"task": [["road"], ["tree"], ["car"]], **scenario}
     config = load({"data": {"dataset": str(tree / "data.yaml"), "crop": 16}, "scenario": settings})
-    return [list(step.train[0].indices) for step in prepare(config, Progress(quiet=True)).steps]
+    return [
+        list(step.train[0].indices)
+        for step in prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed).steps
+    ]
 
 
 def own_lists(tree: Path, *lists: str) -> str:
@@ -102,7 +105,7 @@ def test_52_and_joined_between_domains_that_share_a_path(tree: Path) -> None:
     shared = [{"domain": "data", "branch": "all"}, {"domain": "other", "branch": "all"}]
     scenario = {"kind": "domain-incremental", "steps": shared}
     config = load({"data": {"domains": domains, "crop": 16}, "scenario": scenario})
-    prepared = prepare(config, Progress(quiet=True))
+    prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)
     assert prepared.steps[1].spaces["all"].names == prepared.steps[0].spaces["all"].names
     assert any("'Road' of data set 'other'" in note and "'road'" in note for note in prepared.notes)
 

@@ -73,7 +73,7 @@ def test_the_examples_of_extending_run_in_their_order(
         package.evaluate(run.path, quiet=True)
     (command,) = [c for c in commands(ROOT / "docs" / "extending.md") if c.startswith("eval ")]
     scored = package.evaluate(run.path, overrides=command.split()[2:], quiet=True)
-    assert scored.branches["default"].miou == run.steps[-1]["miou"]
+    assert scored.branches["default"].miou == run.steps[-1].miou
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

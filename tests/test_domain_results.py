@@ -88,14 +88,14 @@ def miou(counts: np.ndarray) -> float:
 
 def test_forgetting_is_the_best_earlier_score_less_the_last(mdil: everseg.Run) -> None:
     first, last = (mdil.folder.counts(step) for step in (0, 1))
-    forgetting = mdil.sequence["forgetting"]
+    forgetting = mdil.sequence.forgetting
     lost = miou(first["day"]) - miou(last["day"])
-    assert forgetting["domains"] == {"day": pytest.approx(lost, abs=1e-8), "fog": None}
-    assert forgetting["mean"] == pytest.approx(lost, abs=1e-8)
-    assert mdil.sequence["backward_transfer"]["domains"]["day"] == pytest.approx(-lost, abs=1e-8)
+    assert forgetting.domains == {"day": pytest.approx(lost, abs=1e-8), "fog": None}
+    assert forgetting.mean == pytest.approx(lost, abs=1e-8)
+    assert mdil.sequence.backward_transfer.domains["day"] == pytest.approx(-lost, abs=1e-8)
     means = [miou(first["day"]), (miou(last["day"]) + miou(last["fog"])) / 2]
-    assert mdil.sequence["average_miou"] == pytest.approx(np.mean(means), abs=1e-8)
-    assert mdil.sequence["miou"] == {
+    assert mdil.sequence.average_miou == pytest.approx(np.mean(means), abs=1e-8)
+    assert mdil.sequence.miou == {
         name: pytest.approx(miou(counts), abs=1e-8) for name, counts in last.items()
     }
     assert abs(lost) > 1e-4, "nothing moved; this comparison says nothing"
@@ -109,18 +109,19 @@ def test_relative_drop_is_from_the_single_task_run_with_the_same_data_and_classe
     baselines = {"day": miou(alone.counts(0)["day"]), "fog": miou(alone.counts(1)["fog"])}
     last = mdil.folder.counts(1)
     drops = {name: (miou(last[name]) - base) / base for name, base in baselines.items()}
-    drop = mdil.sequence["relative_drop"]
-    assert drop["source"] == "single"
-    assert drop["baselines"] == {name: pytest.approx(value, abs=1e-8) for name, value in baselines.items()}
-    assert drop["domains"] == {name: pytest.approx(value, abs=1e-6) for name, value in drops.items()}
-    assert drop["mean"] == pytest.approx(np.mean(list(drops.values())), abs=1e-6)
+    drop = mdil.sequence.relative_drop
+    assert drop is not None
+    assert drop.source == "single"
+    assert drop.baselines == {name: pytest.approx(value, abs=1e-8) for name, value in baselines.items()}
+    assert drop.domains == {name: pytest.approx(value, abs=1e-6) for name, value in drops.items()}
+    assert drop.mean == pytest.approx(np.mean(list(drops.values())), abs=1e-6)
 
 
 def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, call: Outcome) -> None:
     for name in ("mdil", "a-other-images", "b-other-classes", "c-joint"):
         shutil.copytree(runs / name, tmp_path / name)
     mdil = everseg.Run(RunFolder(tmp_path / "mdil"))
-    assert mdil.sequence["relative_drop"] is None
+    assert mdil.sequence.relative_drop is None
     refused = list[str]()
     assert drop_against_single(mdil.results, mdil.config, refused) is None
     assert refused == [
@@ -179,7 +180,9 @@ def test_eval_of_one_domain_needs_the_data_of_that_domain_alone(mdil: everseg.Ru
         everseg.evaluate(mdil.path, overrides=USER_CODE, step=0, domain="fog", quiet=True)
 
 
-def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_the_run(tmp_path: Path) -> None:
+def test_eval_of_what_only_a_part_of_a_shared_branch_knows_gives_the_numbers_of_the_run(
+    tmp_path: Path,
+) -> None:
     """Day was not taught blue, so its blue pixels are not scored, though the path learnt blue from fog; images
     without any class are scored where the run scored them."""
     domains = data_of(day=domain("day", **FEW), fog=domain("fog", **FEW))
@@ -200,9 +203,9 @@ def test_eval_of_what_only_a_part_of_a_shared_path_knows_gives_the_numbers_of_th
     shutil.copytree(done.folder.final(1), bare)
     for place in (done.path, bare):
         model = everseg.load(place)
-        by_domain, by_path = (model.predict(image, branch=name) for name in ("fog", "road"))
-        assert by_domain.branch == by_path.branch == "road"
-        np.testing.assert_array_equal(by_domain.ids, by_path.ids)
+        by_domain, by_branch = (model.predict(image, branch=name) for name in ("fog", "road"))
+        assert by_domain.branch == by_branch.branch == "road"
+        np.testing.assert_array_equal(by_domain.ids, by_branch.ids)
         with pytest.raises(ConfigError, match=r"--domain dusk: .*road, day, fog"):
             model.check_branch("dusk")
     assert done.folder.about(0).domains == {"day": "road"}
@@ -250,7 +253,7 @@ def test_images_of_the_background_alone_count_as_in_the_run(tmp_path: Path) -> N
 # ---------------------------------------------------------------- a domain never trained
 
 
-def test_other_images_go_through_the_path_that_is_named(mdil: everseg.Run, call: Outcome) -> None:
+def test_other_images_go_through_the_branch_that_is_named(mdil: everseg.Run, call: Outcome) -> None:
     """The images of dusk through the branch of day, counted again one by one."""
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk", "data.options.val=5"]
     code, out, err = call("eval", mdil.path, *other, "--domain", "day", "--json", "--quiet")
@@ -276,7 +279,7 @@ def test_a_data_set_that_is_named_is_never_taken_for_the_run_s_own(mdil: everseg
             everseg.evaluate(mdil.path, overrides=[*USER_CODE, named], quiet=True)
 
 
-def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcome) -> None:
+def test_without_a_branch_other_images_are_refused(mdil: everseg.Run, call: Outcome) -> None:
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk"]
     code, _, err = call("eval", mdil.path, *other, "--quiet")
     assert code == 2
@@ -292,7 +295,7 @@ def test_without_a_path_other_images_are_refused(mdil: everseg.Run, call: Outcom
 
 
 @pytest.mark.parametrize("fog", ["fog", "day"])
-def test_the_path_of_each_image_is_chosen_and_told(mdil: everseg.Run, call: Outcome, fog: str) -> None:
+def test_the_branch_of_each_image_is_chosen_and_told(mdil: everseg.Run, call: Outcome, fog: str) -> None:
     """Counted again one by one. Fog has no blue: what the path of day calls blue there is in a last column.
 
     Images of the day under the name of fog take that path.
@@ -328,7 +331,7 @@ def test_the_path_of_each_image_is_chosen_and_told(mdil: everseg.Run, call: Outc
     assert result["branches"]["fog"]["miou"]["all"] == pytest.approx(miou(wanted), abs=1e-8)
 
 
-def test_paths_for_other_images_are_chosen_among_all(mdil: everseg.Run) -> None:
+def test_branches_for_other_images_are_chosen_among_all(mdil: everseg.Run) -> None:
     other = [*USER_CODE, f"data={HERE}", "data.options.light=dusk"]
     found = everseg.evaluate(mdil.path, overrides=other, infer_domain=True, quiet=True)
     assert found.accuracy is None
@@ -336,7 +339,7 @@ def test_paths_for_other_images_are_chosen_among_all(mdil: everseg.Run) -> None:
     assert np.sum(found.confusion["toy-dusk"]) == 6 * 32 * 32
 
 
-def test_paths_that_differ_in_the_decoder_only_cannot_be_chosen(tmp_path: Path) -> None:
+def test_branches_that_differ_in_the_decoder_only_cannot_be_chosen(tmp_path: Path) -> None:
     config = settings(tmp_path, data=day_and_fog(), model=DEEPLAB, train=SHORT)
     done = everseg.run(config, quiet=True)
     with pytest.raises(ConfigError, match="per_branch 'norm' or 'adapter'"):
@@ -438,7 +441,7 @@ def test_a_run_is_not_continued_with_other_domains(
     assert sorted((runs / "mdil").rglob("*")) == before
 
 
-def test_paths_are_chosen_for_images_whose_classes_are_spelt_otherwise(
+def test_branches_are_chosen_for_images_whose_classes_are_spelt_otherwise(
     mdil: everseg.Run, call: Outcome
 ) -> None:
     """The same counts under the branches' names; what met nobody is told."""

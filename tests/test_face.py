@@ -16,6 +16,7 @@ import typer
 import everseg
 from everseg.api import Demo, DemoRow, Model
 from everseg.cli.main import app
+from everseg.config.loading import load
 from everseg.data.doctor.findings import ClassRow, Report, finding
 from everseg.data.get.draw_masks import Prepared
 from everseg.data.proposal.describe import Proposal, Values
@@ -34,11 +35,12 @@ from everseg.models.build import deeplabv3_tiny
 from everseg.reports.compare.comparison import Comparison
 from everseg.reports.feature_shift import Drift, FeatureDrift
 from everseg.reports.html import ReportFile
+from everseg.reports.outline import Outline
+from everseg.reports.run_scores import Change, RelativeDrop, RunStep, RunTable, SequenceScores
 from everseg.sweeps.sweep import SlurmJobs, Sweep, SweepRun
 
 NOT_IN_PYTHON = {
     "list": "prints names that a configuration may use",
-    "show": "prints a configuration and its helps; `everseg.config.loading.load` gives the object",
     "docs": "prints pages",
     "import mib": "`everseg.api` has import_mib and export_mib: one verb there is two functions, one for each way",
     "import mdil": "`everseg.api` has import_mdil, export_mdil and export_mdil_encoder",
@@ -52,11 +54,13 @@ NAMED_ARGUMENTS = {**TURNED, "model": "builder"}
 """Option -> argument, where the argument of the same name is not there. `--model FILE.py:NAME` names a function on the
 command line; Python passes the function itself."""
 ONLY_OPTIONS = {
+    "show": {"as_yaml": "print(result.yaml)"},
     "sweep": {"ray": "on='ray'", "slurm": "on='slurm'"},
     "data init": {"yes": "Python never asks unless told to (ask)"},
 }
 ONLY_ARGUMENTS = {
     "run": {"sections": "further settings as keywords; on the command line all settings are KEY=VALUE"},
+    "show": {"sections": "as for run"},
     "sweep": {"on": "--ray, --slurm"},
     "compare": {"write": "a notebook may want the tables alone"},
     "demo": {"shown": "where the command line prints its table, before the reports are made"},
@@ -68,6 +72,7 @@ ONLY_ARGUMENTS = {
 UNEQUAL = {
     ("sweep", "methods"): "without it the command line tells which there are",
     ("run", "source"): "Python may give every setting as a keyword",
+    ("show", "source"): "as for run",
 }
 """Arguments that only one of the two needs."""
 QUIET = "whether progress is shown; `--json` decides it for verbs without --quiet"
@@ -219,6 +224,9 @@ def results(folder: Path) -> dict[str, Result]:
              "accuracy_after": 0.5}  # fmt: skip
     run = SweepRun(HOSTILE, Path(HOSTILE), HOSTILE, 0, HOSTILE, "failed", None, 5, HOSTILE)
     became = (Became(HOSTILE, "road", 0.5),)
+    seen = {"index": 0, "new_classes": [HOSTILE], "train": 1, "test": 1, "background_pixels": 1, "ignored_pixels": 0,
+            "hidden": {"old": {HOSTILE: 1}, "future": {}}, "leaks": {"shared_images": {}}, "domains": [HOSTILE],
+            "classes": {HOSTILE: {"images": 1, "pixels": 2}}, "class_weights": {HOSTILE: 1.5}}  # fmt: skip
     proposal = Proposal(Path(HOSTILE), Guess(HOSTILE, {"images": HOSTILE, "masks": HOSTILE}), Values())
     return {
         "StepScores": StepScores(
@@ -252,6 +260,14 @@ def results(folder: Path) -> dict[str, Result]:
         ),
         "Weights": Weights(HOSTILE, HOSTILE, 1.1, (ClassWeight(HOSTILE, 1, 2.0),)),
         "Prepared": Prepared(1, 2, (HOSTILE,)),
+        "RunStep": RunStep(**vars(scores()), index=1, name=HOSTILE, classes=(HOSTILE,)),
+        "RunTable": RunTable.of([{"step": 0, HOSTILE: HOSTILE, "all": 50.04, "old": None}], HOSTILE),
+        "SequenceScores": SequenceScores(
+            0.5, Change(0.1, domains={HOSTILE: 0.1}), Change(-0.1, domains={HOSTILE: -0.1}), miou={HOSTILE: 0.5},
+            domains={HOSTILE: SequenceScores(0.5, Change(0.1), Change(-0.1))},
+            relative_drop=RelativeDrop(-0.1, {HOSTILE: -0.1}, {HOSTILE: 0.6}, HOSTILE),
+        ),
+        "Outline": Outline(load({"out": HOSTILE}), (seen,), (HOSTILE,)),
         "Downloaded": Downloaded(HOSTILE, Path(HOSTILE)),
         "NewDescription": NewDescription(folder / "data.yaml", folder / "page.html", proposal, False, (HOSTILE,)),
     }  # fmt: skip
@@ -275,7 +291,8 @@ def test_results_that_were_dictionaries_still_understand_their_keys(tmp_path: Pa
     made = results(tmp_path)
     found = [one for one in (*made.values(), *made["Demo"].rows) if isinstance(one, OnceADictionary)]
     assert {type(one).__name__ for one in found} == {
-        "StepScores", "ReportFile", "FeatureDrift", "Comparison", "Sweep", "Difference", "DemoRow"
+        "StepScores", "ReportFile", "FeatureDrift", "Comparison", "Sweep", "Difference", "DemoRow", "RunStep",
+        "SequenceScores",
     }  # fmt: skip
     for result in found:
         for key, value in result.to_json().items():

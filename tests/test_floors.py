@@ -167,7 +167,7 @@ def test_public_names() -> None:
     assert sorted(everseg.__all__) == [
         "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "compare", "data", "demo", "diff",
         "evaluate", "export", "extend", "features", "interop", "load", "losses", "metrics", "predict", "report", "run",
-        "scenarios", "serve", "sweep",
+        "scenarios", "serve", "show", "sweep",
     ]  # fmt: skip
     for name in everseg.__all__:
         assert getattr(everseg, name) is not None

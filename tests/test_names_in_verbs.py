@@ -183,7 +183,36 @@ def test_tasks_name_classes_in_any_spelling_and_untaught_ones_are_told(data: Pat
     assert "unknown class 'violet'" in err
 
 
-def test_domains_that_share_a_path_join_classes_in_two_spellings(
+def test_a_run_keeps_what_it_said_of_class_names_and_says_it_again(
+    data: Path, tmp_path: Path, call: Call
+) -> None:
+    given = (
+        "demo-mib", f"data={data}", "task=[[red], [green]]", f"out={tmp_path}", "train.max_iterations=1",
+        "data.crop=32", "train.batch=4", "report=false", "tensorboard=false",
+    )  # fmt: skip
+    for _ in range(2):  # the second call finds the run finished
+        code, out, err = call("run", *given, "--json", "--quiet")
+        assert code == 0, err
+        (note,) = json.loads(out)["notes"]
+        assert note.startswith("no step teaches 'blue' (")
+        assert f"note: {note}" in err
+    done = everseg.run(given[0], overrides=given[1:], quiet=True)
+    assert done.notes == (note,)
+    assert f"note: {note}" in str(done)
+    # Another version may word the note in another way: the run continues all the same.
+    file = done.path / "scenario.json"
+    file.write_text(file.read_text().replace("no step teaches", "nobody teaches"))
+    (done.path / "steps/01/metrics.json").unlink()
+    again = everseg.run(given[0], overrides=given[1:], quiet=True)
+    assert again.notes == (note.replace("no step", "nobody"),)
+    assert [step["index"] for step in again.steps] == [0, 1]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "notes": 3}))
+    code, _, err = call("run", *given, "--json", "--quiet")
+    assert code == 4
+    assert "scenario.json is damaged" in err
+
+
+def test_domains_that_share_a_branch_join_classes_in_two_spellings(
     data: Path, tmp_path: Path, call: Call
 ) -> None:
     dusk = write_data(tmp_path / "dusk", "[background, Red, GREEN, violet]")
@@ -326,7 +355,7 @@ def test_serve_lists_such_a_class_once_and_says_so(
     assert "note:" not in call("serve", pair[0], "--port", 0)[2]
 
 
-def test_paths_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_path: Path) -> None:
+def test_branches_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_path: Path) -> None:
     model = deeplabv3_tiny(widths=[8, 8, 8, 8])
     spaces = {
         "day": LabelSpace(((0, 1),), ("background", "road")),
@@ -344,7 +373,7 @@ def test_paths_that_spell_a_class_each_in_its_own_way_have_one_id_for_it(tmp_pat
     assert again.registry.ids(spaces["dusk"]) == [0, 2, 1]
 
 
-def test_what_older_versions_took_for_two_classes_of_one_path_keeps_two_ids(tmp_path: Path) -> None:
+def test_what_older_versions_took_for_two_classes_of_one_branch_keeps_two_ids(tmp_path: Path) -> None:
     made = constant(tmp_path / "b", ("background", "Background", "road"), "road")
     assert [(entry.id, entry.name) for entry in open_bundle(made).registry.classes] == [
         (0, "background"),

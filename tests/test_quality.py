@@ -208,7 +208,7 @@ def test_names_that_others_rely_on() -> None:
         "predict",
         "Run",
         "demo",
-        "describe_scenario",
+        "show",
         "import_mib",
         "export_mib",
     ):

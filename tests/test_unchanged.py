@@ -63,8 +63,8 @@ DOMAINS = [
 ]  # fmt: skip
 NARROW = "{stem: 8, widths: [8, 8, 8, 8], blocks: [1, 1, 1, 1], hidden: 8, out_channels: 8, pool_size: null}"
 SWITCHES = {
-    "pi": ["demo-4-1-pi"],
-    "rw": ["demo-4-1-rw", "method.period=3"],  # its own is longer than these steps
+    "pi": ["demo-4-1-pi", "method.weight=500"],
+    "rw": ["demo-4-1-rw", "method.weight=100", "method.period=3"],  # its own is longer than these steps
     "mib-bce-frozen": ["demo-mib", "method.bce=true", "method.freeze_encoder=true", "method.freeze_norm=true"],
     "mib-adam-sliding": [
         "demo-mib", "train.optimizer=adam", "train.lr=0.001", "train.lr_next=0.001", "scenario.protocol=disjoint",
@@ -87,7 +87,7 @@ def run_preset(preset: str, *overrides: str) -> Job:
 
 def run_ranks(folder: Path) -> list[Path]:
     """EWC sums gradients and importances over two processes."""
-    everseg_ranks(2, "run", "demo-ewc", *CLASSES, "out=runs", "--quiet", cwd=folder)
+    everseg_ranks(2, "run", "demo-ewc", *CLASSES, "method.weight=500", "out=runs", "--quiet", cwd=folder)
     return [folder / "runs" / "demo-ewc"]
 
 
@@ -123,7 +123,7 @@ def run_camvid(source: Path, preset: str, *overrides: str) -> Job:
 
 JOBS: dict[str, Job] = {
     **{
-        name: run_preset(name, *CLASSES)
+        name: run_preset(name, *CLASSES, *(["method.weight=500"] if method == "ewc" else []))
         for method in ("ft", "lwf", "lwf-mc", "ilt", "ewc", "mib", "joint")
         for name in (f"demo-{method}",)
     },

@@ -22,6 +22,7 @@ import everseg
 from everseg import api, errors
 from everseg.cli.main import app
 from everseg.display import Result
+from everseg.reports.outline import Outline
 
 CONTRACTS = ("everseg.methods.base", "everseg.data.base", "everseg.models.model", "everseg.types", "everseg.labels",
              "everseg.errors")  # fmt: skip
@@ -134,12 +135,14 @@ def results() -> list[type]:
     """The types of what the verbs give, and of what stands in their attributes, in the order of the verbs."""
     verbs = [getattr(everseg, name) for name in everseg.__all__]
     verbs += [getattr(everseg.data, name) for name in everseg.data.__all__]
+    verbs += [everseg.Run.table, everseg.Run.steps.func, everseg.Run.sequence.func, Outline.settings.fget]
     found: dict[type, None] = {}
     for verb in [*verbs, api.Model.predict]:
         if inspect.isfunction(verb):
             kind = typing.get_type_hints(verb)["return"]
             _collect(kind, found)
-            found[kind] = None
+            if isinstance(kind, type):
+                found[kind] = None
     return list(found)
 
 

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "demo": "everseg.api:demo",
     "run": "everseg.api:run",
+    "show": "everseg.reports.outline:show",
     "load": "everseg.api:load",
     "evaluate": "everseg.engine.rescore:evaluate",
     "predict": "everseg.inference.predict:predict",

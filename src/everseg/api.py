@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, overload
@@ -27,9 +27,8 @@ from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend
 from everseg.deploy.serve import serve
-from everseg.display import OnceADictionary, Piece, Result, for_files, in_percent, printable
-from everseg.engine.prepare import describe_scenario
-from everseg.engine.rescore import evaluate, stored_config
+from everseg.display import OnceADictionary, Piece, Result, in_percent, printable
+from everseg.engine.rescore import Scores, evaluate, stored_config
 from everseg.engine.run import execute
 from everseg.engine.runtime import keeping_threads
 from everseg.engine.sharing import share_first_step
@@ -44,14 +43,16 @@ from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
+from everseg.reports.outline import show
+from everseg.reports.run_scores import RunStep, RunTable, SequenceScores
 from everseg.runs.results import Results, StepResults
 from everseg.runs.run_folder import RunFolder
 from everseg.sweeps.sweep import sweep
 
 __all__ = [
-    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "describe_scenario",
-    "diff", "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features",
-    "import_mdil", "import_mib", "load", "predict", "report", "run", "serve", "sweep",
+    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff",
+    "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "import_mdil",
+    "import_mib", "load", "predict", "report", "run", "serve", "show", "sweep",
 ]  # fmt: skip
 
 
@@ -77,26 +78,28 @@ class Run(Result):
     def config(self) -> RunConfig:
         return self.results.config
 
-    @cached_property
-    def steps(self) -> list[dict[str, Any]]:
-        """Scores of each finished step (fractions in [0, 1], None where undefined)."""
-        return [row for step in self.results.steps for row in self._rows(step)]
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the run treated class names that were not as expected, for example classes that no step teaches."""
+        return self.results.notes
 
-    def _rows(self, step: StepResults) -> list[dict[str, Any]]:
+    @cached_property
+    def steps(self) -> tuple[RunStep, ...]:
+        """Scores of each finished step; over domains one entry per step and domain."""
+        return tuple(row for step in self.results.steps for row in self._rows(step))
+
+    def _rows(self, step: StepResults) -> list[RunStep]:
         taught = "classes" if self.config.scenario.joint else "new_classes"
         try:
-            tested = {name: step.scores[name] for name in self.results.in_order(step.scores)}
             return [
-                {
-                    "index": step.index,
-                    "name": name,
-                    "branch": name,
-                    "classes": [label for label in scores[taught] if label != BACKGROUND],
-                    **{k: v for k, v in scores.items() if k not in ("classes", "new_classes")},
-                    "class_iou": dict(zip(scores["classes"], scores["class_iou"], strict=True)),
-                    "class_accuracy": dict(zip(scores["classes"], scores["class_accuracy"], strict=True)),
-                }
-                for name, scores in tested.items()
+                RunStep(
+                    **{field.name: getattr(scores, field.name) for field in fields(scores)},
+                    index=step.index,
+                    name=name,
+                    classes=tuple(label for label in step.scores[name][taught] if label != BACKGROUND),
+                )
+                for name in self.results.in_order(step.scores)
+                for scores in [Scores.of({"branch": name, **step.scores[name]})]
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -104,21 +107,26 @@ class Run(Result):
                 "delete it and run the same command to score the step again"
             ) from None
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> RunTable:
         """One row per step: index, new classes, and mIoU in percent, with and without background.
 
         Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
         """
+        labels = f"label policy {self.results.policy}"
         if self.over_domains:
-            return for_files(domain_rows(self.steps, self.results))
+            scores: dict[int, dict[str, float | None]] = {}
+            for step in self.steps:
+                scores.setdefault(step.index, {})[step.name] = step.miou["all"]
+            title = f"{self.config.name}: mIoU in percent of each domain after each step, {labels}"
+            return RunTable.of(domain_rows(scores, self.results), title)
         rows = []
         for step in self.steps:
-            row: dict[str, Any] = {"step": step["index"], "new classes": ", ".join(step["classes"])}
-            for suffix, key in (("", "miou"), (" (no background)", "miou_without_background")):
+            row: dict[str, Any] = {"step": step.index, "new classes": ", ".join(step.classes)}
+            for suffix, miou in (("", step.miou), (" (no background)", step.miou_without_background)):
                 for group in ("old", "new", "base", "all"):
-                    row[group + suffix] = in_percent(step[key][group])
+                    row[group + suffix] = in_percent(miou[group])
             rows.append(row)
-        return for_files(rows)
+        return RunTable.of(rows, f"{self.config.name}: mIoU in percent after each step, {labels}")
 
     @property
     def over_domains(self) -> bool:
@@ -131,17 +139,23 @@ class Run(Result):
         return self.results.taught
 
     @cached_property
-    def sequence(self) -> dict[str, Any]:
-        """Average over steps, forgetting and backward transfer; over domains also the relative drop, if known."""
+    def sequence(self) -> SequenceScores:
+        """Average over steps, forgetting and backward transfer; over domains also the relative drop, if known.
+
+        Raises:
+            CheckpointError: no step is finished yet.
+        """
+        self.folder.chosen_step(None)
         sequence = dict(self.results.sequence)
-        if self.over_domains and sequence:
+        if self.over_domains:
             sequence["relative_drop"] = drop_against_single(self.results, self.asked or self.config)
-        return sequence
+        return SequenceScores.of(sequence)
 
     def shown(self) -> Iterator[Piece]:
         result = self.to_json()
         yield terminal.run_table(result)
-        yield from (text for text in (terminal.sequence_text(result), terminal.drop_text(result)) if text)
+        texts = (terminal.sequence_text(result), terminal.reporting_text(result), terminal.drop_text(result))
+        yield from (text for text in texts if text)
 
     def __repr__(self) -> str:
         try:
@@ -159,9 +173,11 @@ class Run(Result):
             "name": self.config.name,
             "path": str(self.path),
             "config": to_json(self.config),
-            "steps": self.steps,
-            **({"table": self.table()} if self.over_domains else {}),
-            **self.sequence,
+            "steps": [step.to_json() for step in self.steps],
+            **({"table": self.table().to_json()} if self.over_domains else {}),
+            **({"plop_rule": figures} if (figures := self.steps and self.results.plop_figures) else {}),
+            **(self.sequence.to_json() if self.steps else {}),
+            "notes": list(self.notes),
         }
 
     def report(self, out: str | Path | None = None, *, images: int = IMAGES) -> Path:
@@ -195,7 +211,8 @@ def run(
     config = load_config(source, overrides, **sections)
     if not dry_run:
         done = Run(execute(config, quiet=quiet), config)
-        _report_at_the_end(done, config, quiet)
+        if config.report:
+            _report_at_the_end(done, quiet)
         return done
     processes = PartialState(cpu=not torch.cuda.is_available())
     with contextlib.ExitStack() as held:
@@ -216,13 +233,15 @@ def run(
         return done
 
 
-def _report_at_the_end(done: Run, config: RunConfig, quiet: bool) -> None:
+def _report_at_the_end(done: Run, quiet: bool) -> None:
     """Write the report of a run that has just finished. A failure prints one warning and never fails the run."""
     progress = Progress(quiet=quiet, rank=PartialState().process_index)
-    if not config.report or not PartialState().is_main_process or not is_due(done.folder):
+    if not PartialState().is_main_process or not is_due(done.folder):
         return
     try:
-        made = write_report(done.results, config, images=AUTOMATIC_IMAGES, progress=progress)
+        made = write_report(
+            done.results, done.asked or done.config, images=AUTOMATIC_IMAGES, progress=progress
+        )
         progress.message(f"report: {made.path}")
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -423,13 +442,13 @@ def demo(
     for (
         done
     ) in runs:  # reports come last, so that those of fine-tuning and MiB include the row of joint training
-        _report_at_the_end(done, done.asked or done.config, quiet)
+        _report_at_the_end(done, quiet)
     return result
 
 
 def _demo_row(method: str, done: Run) -> DemoRow:
     last = done.steps[-1]
     joint = len(done.steps) == 1
-    first = None if joint else done.steps[0]["miou"]["all"]
-    lost = None if joint else done.sequence["forgetting"]["mean"]
-    return DemoRow(method, done.path, first, **last["miou"], forgetting=lost)
+    first = None if joint else done.steps[0].miou["all"]
+    lost = None if joint else done.sequence.forgetting.mean
+    return DemoRow(method, done.path, first, **last.miou, forgetting=lost)

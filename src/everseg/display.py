@@ -63,6 +63,16 @@ def percent(value: float | None, *, digits: int = 1) -> str:
     return figure(in_percent(value), digits=digits)
 
 
+def share(value: float | None) -> str:
+    """Format a share of pixels as percent, with the sign %. A share too small to show is not shown as zero.
+
+    >>> share(0.125), share(0.0004), share(0.0), share(None)
+    ('12.5 %', '< 0.1 %', '0.0 %', '-')
+    """
+    text = "< 0.1" if value is not None and 0 < value < 0.001 else percent(value)
+    return text if text == UNDEFINED else f"{text} %"
+
+
 def points(value: float | None) -> str:
     """Format a difference of two fractions as percentage points, with its sign.
 
@@ -244,16 +254,21 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "\n".join(
-            f'<p style="white-space: pre-wrap">{escaped(piece)}</p>'
-            if isinstance(piece, str)
-            else piece._repr_html_()
-            for piece in self._pieces()
-        )
+        return html_of(self._pieces())
 
     def _pieces(self) -> Iterator[Piece]:
         yield from (f"note: {text}" for text in self.notes)
         yield from self.shown()
+
+
+def html_of(pieces: Iterable[Piece]) -> str:
+    """Write text, tables and pictures as HTML for a notebook."""
+    return "\n".join(
+        f'<p style="white-space: pre-wrap">{escaped(piece)}</p>'
+        if isinstance(piece, str)
+        else piece._repr_html_()
+        for piece in pieces
+    )
 
 
 def _texts(pieces: Iterable[Piece]) -> Iterator[str]:

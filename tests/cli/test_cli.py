@@ -42,6 +42,8 @@ Outcome = Callable[..., tuple[int, str, str]]
 class Done(Run):
     """A run that nobody trained."""
 
+    notes = ()
+
     def to_json(self) -> dict[str, Any]:
         return RUN
 

@@ -71,7 +71,7 @@ def test_an_error_ends_with_the_command_that_explains_it(
     def fail(*_: object, **__: object) -> None:
         raise kind("a.png\nb.png")
 
-    monkeypatch.setattr("everseg.config.loading.load", fail)
+    monkeypatch.setattr("everseg.reports.outline.load", fail)
     code, out, err = everseg(capsys, "show", "demo-mib")
     assert (code, out) == (kind.exit_code, "")
     assert err == f"error: a.png\nb.png\nmore: everseg docs errors#{kind.topic}\n"
@@ -99,7 +99,7 @@ def test_a_full_disk_leads_there_too(monkeypatch: pytest.MonkeyPatch, capsys: py
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("everseg.config.loading.load", full)
+    monkeypatch.setattr("everseg.reports.outline.load", full)
     code, _, err = everseg(capsys, "show", "demo-mib")
     assert code == 4
     must_say(err.splitlines()[0], "error:", "runs/x", "No space left")

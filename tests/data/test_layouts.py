@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,31 @@ def test_coco_splits_at_their_usual_places_and_roboflow(tmp_path: Path) -> None:
     dataset = load("coco", root)
     assert list(dataset.splits) == ["train", "val"]
     assert list(dataset.labels.names.values()) == ["background", "sign", "car"]
+
+
+def test_a_category_that_coco_leaves_out_is_named_by_init_and_check_and_before_training(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = coco(2)
+    content["categories"] = [{"id": 0, "name": "all", "supercategory": "none"}, *content["categories"]]
+    for folder in ("train", "valid"):
+        coco_tree(tmp_path / "roboflow", content, f"{folder}/_annotations.coco.json", folder)
+    code, out, err = call("data", "init", "roboflow", "--json")
+    assert code == 0, err
+    (said,) = json.loads(out)["notes"]
+    assert "'all'" in said
+    assert f"note: {said}" in err
+    _, out, _ = call("data", "check", "data.yaml", "--json")
+    assert [f["message"] for f in json.loads(out)["findings"] if f["code"] == "class-left-out"] == [said]
+    given = ("data=data.yaml", "task=[[car]]", "scenario.test_split=val")
+    _, _, err = call("show", "camvid-6-5-mib", *given, "--scenario")
+    assert f"note: {said}" in err
+    # The parent of others stays if an object has it, and nothing is said of a background's name.
+    content["annotations"][0]["category_id"] = 0
+    used = load("coco", coco_tree(tmp_path / "used", content))
+    assert "all" in used.labels.names.values()
+    assert used.notes == ()
 
 
 def test_coco_missing_images_are_all_named_or_left_out(tmp_path: Path) -> None:

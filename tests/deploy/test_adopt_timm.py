@@ -127,7 +127,7 @@ def test_what_is_missing_is_named(tmp_path: Path, drop: str, words: str) -> None
     assert not (tmp_path / "b").exists()
 
 
-def test_part_of_a_head_two_paths_and_foreign_weights_are_told(tmp_path: Path) -> None:
+def test_part_of_a_head_two_branches_and_foreign_weights_are_told(tmp_path: Path) -> None:
     def refused(state: dict[str, torch.Tensor], words: str) -> None:
         save_file(state, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match=words):

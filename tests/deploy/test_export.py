@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import domain_toy
@@ -25,9 +26,9 @@ from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import SYNTHETIC_BACKGROUND, LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
-from everseg.runs.commit import verify
+from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import Registry
+from everseg.runs.model_folder import Registry, read_model_file, save_model
 from everseg.runs.run_folder import RunFolder
 
 FILES = {
@@ -98,6 +99,19 @@ def test_an_earlier_step_and_a_model_folder_become_bundles_too(run, tmp_path):
     plain = export(RunFolder(run).final(1), tmp_path / "plain", onnx=False)
     assert plain.registry == export(run, tmp_path / "whole", onnx=False).registry
     assert plain.lineage["history"] == []
+
+
+def test_entries_that_a_later_everseg_wrote_are_carried_into_the_bundle(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    final = copy / "steps/01/final"
+    about, parent = read_model_file(final), parent_of(final)
+    weights, state = (load_tensors(final / f"{name}.safetensors") for name in ("model", "method_state"))
+    shutil.rmtree(final)
+    later = {"readout": {"kind": "sigmoid"}}
+    save_model(final, replace(about, unknown=later), weights, state, parent=parent)
+    for number, source in enumerate((copy, final)):
+        assert export(source, tmp_path / f"b{number}", onnx=False).about.unknown == later
+    assert json.loads((tmp_path / "b0/classes.json").read_text())["readout"] == later["readout"]
 
 
 def test_nothing_is_overwritten_and_nothing_left_half_written(run, tmp_path, call):
@@ -290,7 +304,7 @@ def test_every_size_gives_what_the_model_gives(build, tmp_path):
     assert len(made.lineage["parity"]["default"]["sizes"]) >= 6
 
 
-def test_every_path_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch):
+def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
     monkeypatch.setattr(
@@ -326,13 +340,13 @@ def test_a_wrong_architecture_is_told(monkeypatch):
         to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
 
 
-def test_a_run_over_domains_keeps_its_paths_and_results(tmp_path, call):
+def test_a_run_over_domains_keeps_its_branches_and_results(tmp_path, call):
     config = domain_toy.settings(tmp_path, train={"epochs": 1})
     made = export(everseg.run(config, quiet=True).path, tmp_path / "b", onnx=False)
     assert made.about.domains == {"day": "day", "dusk": "dusk"}
     assert {c.name: c.branches for c in made.registry.classes}["red"] == ("day", "dusk")
     card = (made.path / "MODEL_CARD.md").read_text()
-    assert "paths day, dusk" in card
+    assert "branches day, dusk" in card
     assert card.count("| 1 | ") >= 2  # the second step was tested on both domains
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
     assert call("predict", made.path, tmp_path / "one.png", "-o", tmp_path / "out")[0] == 2

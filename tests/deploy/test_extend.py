@@ -65,7 +65,7 @@ def test_the_new_bundle_knows_more_and_the_old_one_is_untouched(at, new_data, ca
     assert "estimated, not measured" in out
     assert "gate: PASS" in out
     must_say(err, "no old data")
-    assert "--old-val DATA measures it" in err
+    assert "--old-val DATA measures" in err
     old, new = open_bundle(at), open_bundle(at.with_name("bundle-v2"))
     assert new.lineage["parent"] == old.digest == parent_of(new.path)
     assert [(c.id, c.name, c.step) for c in new.registry.classes] == [
@@ -233,7 +233,7 @@ def test_a_method_with_a_memory_needs_its_own_bundle(at, new_data, call, tmp_pat
     assert [line["terms"]["penalty"] > 0 for line in lines if "terms" in line][-1]
 
 
-def test_models_without_one_path_and_a_background_are_refused(tmp_path, new_data):
+def test_models_without_one_branch_and_a_background_are_refused(tmp_path, new_data):
     model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch="norm")
     model.grow({"day": 2})
     street = LabelSpace(((0, 1),), ("road", "car"), None)
@@ -259,6 +259,7 @@ def test_labels_go_by_name(deployed, old_data):
         tables[protocol] = list(step.train[0].lut[:4])
         assert list(step.test[0].lut[:4]) == [0, 3, 1, 255]
         assert step.train[0].lut[255] == 255
+        assert step.protocol == protocol
         assert step.index == 1
         assert step.spaces["default"].groups == ((0, 1, 2), (3,))
         has = [(data.splits["train"].read_mask(i) == 1).any() for i in range(12)]
@@ -280,7 +281,7 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
     """A new class that is never said changes nothing; one that is said everywhere leaves nothing."""
     bundle = open_bundle(deployed)
     config = configuration(bundle, new_data, ["forklift"], "mib", "x", ["data.workers=0"])
-    prepared = prepare(config, Progress(quiet=True))
+    prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)
     source = prepared.steps[0].test[0]
     accelerator = make_accelerator(config.train, training=False)
     after = bundle.model()
@@ -293,7 +294,9 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
     for bias in (-100.0, 100.0):
         torch.nn.init.constant_(new.bias, bias)
         torch.nn.init.zeros_(new.weight)
-        kept = estimated(pair, source, prepared.datasets, config, accelerator)
+        kept = estimated(
+            pair, source, prepared.datasets, config.data, accelerator, batch=config.train.eval_batch
+        )
         assert kept.how == "estimated"
         shares.append((kept.share, kept.figures["agreement"], kept.figures["agreement_miou"]))
     assert shares[0] == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)

@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ import everseg
 from everseg.deploy import serve as serve_module
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.serve import Served, Server, class_list
+from everseg.display import share
 from everseg.errors import CheckpointError, ConfigError
 from saying import must_say
 
@@ -131,7 +133,18 @@ def test_a_mask_holds_the_lasting_ids_of_what_the_model_predicts(server, bundles
         assert len(np.unique(expected)) == len(found.classes), "every class is somewhere"
         values, counts = np.unique(expected, return_counts=True)
         assert answer["pixels"] == {str(v): c for v, c in zip(values.tolist(), counts.tolist(), strict=True)}
+        assert answer["shares"] == {str(v): share((expected == v).mean()) for v in values.tolist()}
         assert (answer["width"], answer["height"]) == (128, 96)
+
+
+@pytest.mark.parametrize(("query", "text"), [
+    ("part=0&whole=5", "0.0 %"), ("part=1&whole=5000", "< 0.1 %"), ("part=5&whole=5", "100.0 %"),
+    ("", None), ("part=1", None), ("part=1&whole=0", None), ("part=2&whole=1", None), ("part=-1&whole=5", None),
+    ("part=1&whole=5&more=1", None), ("part=²&whole=5", None), ("part=1&whole=" + "9" * 500, None),
+])  # fmt: skip
+def test_the_server_words_the_share_of_pixels_where_two_masks_differ(server, query, text):
+    status, answer, _ = ask(server, "GET", f"/share?{quote(query, safe='=&')}")
+    assert (status, answer.get("text")) == (400 if text is None else 200, text)
 
 
 def test_pictures_are_turned_as_browsers_turn_them(server):
@@ -155,7 +168,7 @@ def test_the_page_and_what_it_may_do(server):
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_info_names_bundles_paths_and_classes_once(server, bundles):
+def test_info_names_bundles_branches_and_classes_once(server, bundles):
     status, info, _ = ask(server, "GET", "/info")
     assert status == 200
     assert info["bundles"] == [{"name": "a", "branches": []}, {"name": "b", "branches": ["day", "dusk"]}]

@@ -23,23 +23,23 @@ def picture(height: int = 96, width: int = 128) -> np.ndarray:
 
 
 @torch.no_grad()
-def make_bundle(out: Path, paths: dict[str, list[str]], seed: int = 0) -> Path:
+def make_bundle(out: Path, branches: dict[str, list[str]], seed: int = 0) -> Path:
     """A bundle whose outputs are balanced on `picture()`, so that each class has some of its pixels."""
     torch.manual_seed(seed)
     model = deeplabv3_tiny(**SMALL)
-    for path, names in paths.items():
-        model.grow({path: len(names)})
+    for branch, names in branches.items():
+        model.grow({branch: len(names)})
     model.eval()
     image = normalise(torch.from_numpy(picture().transpose(2, 0, 1).copy())[None], "imagenet")
-    for path in paths:
-        logits = model(image, (path,))[path].logits
+    for branch in branches:
+        logits = model(image, (branch,))[branch].logits
         std, mean = torch.std_mean(logits, dim=(0, 2, 3))
-        classifier = model.heads[path].classifiers[0]
+        classifier = model.heads[branch].classifiers[0]
         classifier.weight /= std[:, None, None, None]
         classifier.bias.copy_((classifier.bias - mean) / std)
     spaces = {
-        path: LabelSpace((tuple(range(len(names))),), tuple(names), background=0)
-        for path, names in paths.items()
+        branch: LabelSpace((tuple(range(len(names))),), tuple(names), background=0)
+        for branch, names in branches.items()
     }
     return write_bundle(out, Contents(model, spaces), onnx=False).path
 

@@ -16,6 +16,7 @@ import everseg
 from everseg import registry
 from everseg.errors import CheckpointError
 from everseg.methods.ft import FineTuning
+from everseg.reports.run_scores import Change
 from everseg.runs.run_folder import RunFolder
 
 LIGHTS = ("day", "dusk", "fog")
@@ -61,7 +62,7 @@ def of_branch(state: dict[str, torch.Tensor], branch: str) -> dict[str, torch.Te
 # ---------------------------------------------------------------- MDIL from end to end
 
 
-def test_every_domain_met_is_tested_through_its_own_path(sequence):
+def test_every_domain_met_is_tested_through_its_own_branch(sequence):
     """Counted again from the images, one by one, without everseg's loader."""
     for step, met in enumerate((LIGHTS[:1], LIGHTS[:2], LIGHTS)):
         counts = sequence.folder.counts(step)
@@ -98,7 +99,7 @@ def test_the_table_has_a_row_per_step_and_a_column_per_domain(sequence):
     assert rows[0]["day"] > 20, "the toy learns nothing; these comparisons say nothing"
 
 
-def test_old_paths_stay_bit_identical_and_shared_weights_move(sequence):
+def test_old_branches_stay_bit_identical_and_shared_weights_move(sequence):
     states = [weights(sequence.folder, step) for step in range(3)]
     for step, old in ((1, ("day",)), (2, ("day", "dusk"))):
         for branch in old:
@@ -111,7 +112,7 @@ def test_old_paths_stay_bit_identical_and_shared_weights_move(sequence):
         assert not any(torch.equal(states[step - 1][name], states[step][name]) for name in shared)
 
 
-def test_in_the_authors_form_the_statistics_of_old_paths_drift_and_nothing_else(tmp_path):
+def test_in_the_authors_form_the_statistics_of_old_branches_drift_and_nothing_else(tmp_path):
     config = settings(tmp_path, data=data_of(few(*LIGHTS)), method=AUTHORS, train={"max_iterations": 2})
     folder = everseg.run(config, quiet=True).folder
     states = [weights(folder, step) for step in range(3)]
@@ -203,6 +204,16 @@ def test_two_processes_agree_on_every_weight(tmp_path, method, scenario):
     assert len(RunFolder(tmp_path / "domains").finished_steps) == (1 if scenario else 3)
 
 
+def test_two_processes_agree_on_every_weight_of_batches_in_parts(tmp_path):
+    """Two updates per batch, each of two parts: gradients are exchanged once per update, those not used included."""
+    plug_in = tmp_path / "mine.py"
+    plug_in.write_text(CHECKED + OWN_PLAN)
+    method = {"name": f"{plug_in}:Mdil", "updates": "two"}
+    train = {"max_iterations": 3, "accumulate": 2, "clip_norm": 0.1, "ema": 0.5}
+    assert ranks(settings(tmp_path, data=data_of(few(*LIGHTS)), method=method, train=train), 2) == [0, 0]
+    assert len(RunFolder(tmp_path / "domains").finished_steps) == 3
+
+
 # ---------------------------------------------------------------- from scratch, and all at once
 
 
@@ -220,8 +231,8 @@ def test_every_step_from_scratch_is_the_run_of_its_domain_alone_also_after_a_kil
     assert [tuple(folder.counts(step)) for step in (0, 1)] == [("day",), ("dusk",)]
     assert folder.load_final(1)[0].branches == ("dusk",)
     done = everseg.run(single, quiet=True)
-    assert done.sequence["miou"].keys() == {"day", "dusk"}
-    assert done.sequence["relative_drop"] is None
+    assert done.sequence.miou.keys() == {"day", "dusk"}
+    assert done.sequence.relative_drop is None
 
 
 def test_single_task_models_of_a_mixed_sequence_are_scored_apart(tmp_path):
@@ -234,9 +245,9 @@ def test_single_task_models_of_a_mixed_sequence_are_scored_apart(tmp_path):
         train={"max_iterations": 1},
     )
     done = everseg.run(config, quiet=True)
-    assert [row["classes"] for row in done.steps] == [["red", "green"], ["blue"]]
-    assert done.sequence["forgetting"] == {"mean": None, "domains": {"day": None}}
-    assert done.sequence["miou"] == {"day": done.steps[1]["miou"]["all"]}
+    assert [row.classes for row in done.steps] == [("red", "green"), ("blue",)]
+    assert done.sequence.forgetting == Change(None, domains={"day": None})
+    assert done.sequence.miou == {"day": done.steps[1].miou["all"]}
 
 
 def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeypatch):
@@ -266,10 +277,18 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
 # ---------------------------------------------------------------- every method, paths of its own and shared ones
 
 REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw": "penalty", "pi": "penalty",
-               "mdil": "kd", "mdil+mib": "kd_domains"}  # fmt: skip
+               "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd", "plop": "pod", "reminder": "pod"}  # fmt: skip
+FEATURES = {"feature", "spatial", "channel"}
+"""Names of terms that compare features."""
+SHARED_DECODER = ("rcil",)
+"""Methods that change what domains share, decoder included, and refuse a decoder per domain."""
+ADDS_CLASSES = ("nest",)
+"""Methods that act where classes join others of their branch, and refuse a run without such a step."""
 
 
-@pytest.mark.parametrize("method", registry.BUILTIN["method"])
+@pytest.mark.parametrize(
+    "method", [m for m in registry.BUILTIN["method"] if m not in (*SHARED_DECODER, *ADDS_CLASSES)]
+)
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
     config = settings(tmp_path, data=data_of(few("day", "dusk")), model=DEEPLAB, method={"name": method},
@@ -278,17 +297,20 @@ def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     assert tuple(done.folder.counts(1)) == ("day", "dusk")
     names = set(terms(done.path, 1)[-1])
     wanted = {REGULARISED[method]} if method in REGULARISED else set()
-    assert names - {"ce", "bce", "feature"} == wanted
+    assert names - {"ce", "bce"} - FEATURES == wanted
     before, after = (of_branch(weights(done.folder, step), "day") for step in (0, 1))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("method", registry.BUILTIN["method"])
-def test_every_method_runs_through_a_path_that_domains_share(tmp_path, method):
+def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method):
     """The second domain brings one class more: the shared path grows, and both domains are tested through it."""
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}
     steps = [{"domain": "day", "branch": "street"}, {"domain": "dusk", "branch": "street"}]
-    config = settings(tmp_path, data=data_of(domains), model=DEEPLAB, method={"name": method},
+    model = DEEPLAB
+    if method in SHARED_DECODER:
+        model = {**DEEPLAB, "options": {**DEEPLAB["options"], "per_branch": "head", "compensation": True}}
+    config = settings(tmp_path, data=data_of(domains), model=model, method={"name": method},
                       scenario={"steps": steps}, train={"max_iterations": 2})  # fmt: skip
     done = everseg.run(config, quiet=True)
     assert {name: counts.shape for name, counts in done.folder.counts(1).items()} == {
@@ -296,8 +318,13 @@ def test_every_method_runs_through_a_path_that_domains_share(tmp_path, method):
         "dusk": (5, 5),
     }
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
-    names = set(terms(done.path, 1)[-1]) - {"ce", "bce", "feature"}
-    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set()}
+    names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
+    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set(), "ewf": {"kd"}, "nest": {"kd"}}
+    wanted |= {
+        "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
+        "ucd": {"kd", "contrast"},
+        "reminder": {"pod", "csw"},
+    }
     assert names == wanted.get(method, {REGULARISED.get(method)})
 
 
@@ -339,7 +366,7 @@ def test_class_weights_change_the_loss(tmp_path):
 # ---------------------------------------------------------------- classes and domains in one sequence
 
 
-def test_a_mixed_sequence_holds_a_grown_path_with_mib_and_the_others_with_mdil(tmp_path):
+def test_a_mixed_sequence_holds_a_grown_branch_with_mib_and_the_others_with_mdil(tmp_path):
     steps = [
         {"domain": "day", "classes": ["red", "green"]},
         {"domain": "dusk"},
@@ -361,7 +388,7 @@ def test_a_mixed_sequence_holds_a_grown_path_with_mib_and_the_others_with_mdil(t
     assert done.folder.load_final(2)[0].head("day").sizes == (3, 1)
     before, after = (of_branch(weights(done.folder, step), "dusk") for step in (1, 2))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    forgotten = done.sequence["forgetting"]["domains"]
+    forgotten = done.sequence.forgetting.domains
     assert forgotten.keys() == {"day", "dusk"}
     assert None not in forgotten.values()
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from everseg import api
 from everseg.config.loading import load
 from everseg.config.yaml import parse
 from everseg.engine.prepare import prepare
 from everseg.errors import ConfigError
 from everseg.progress import Progress
+from everseg.scenarios.summary import summarise
 
 FEW = {"num_train": 6, "num_val": 3, "size": [32, 48]}
 
@@ -32,7 +32,7 @@ def config(kind: str = "domain-incremental", **scenario: Any) -> Any:
 
 
 def prepared(settings: Any) -> Any:
-    return prepare(settings, Progress(quiet=True))
+    return prepare(settings.data, settings.scenario, Progress(quiet=True), seed=settings.seed)
 
 
 def test_domains_become_data_sets_counts_and_steps_under_their_names() -> None:
@@ -66,7 +66,8 @@ def test_domains_keep_their_order_whatever_the_order_of_the_steps() -> None:
 
 
 def test_what_every_domain_will_see_is_told_before_training() -> None:
-    first, second = api.describe_scenario(config(class_weights="computed"), quiet=True)
+    ready = prepared(config(class_weights="computed"))
+    first, second = summarise(ready.steps, ready.counts)
     assert (first["domains"], second["domains"]) == (["day"], ["dusk"])
     assert "vehicle" in second["classes"]
     assert second["class_weights"]["vehicle"] > second["class_weights"]["road"]

@@ -133,7 +133,6 @@ def test_files_hold_two_digits_of_the_whole_number(run: Path) -> None:
 # ---------------------------------------------------------------- one owner
 
 OWNER = "display.py"
-ELSEWHERE = {"inference/pictures.py": "whole percent, drawn into the cells of a picture where there are any"}
 DRAWN = {"reports/charts.py": "positions on an axis of percent, not text"}
 
 
@@ -154,7 +153,11 @@ def test_percent_is_written_by_one_module() -> None:
     found = {
         str(path.relative_to(PACKAGE)): digits_of_shares(path.read_text()) for path in PACKAGE.rglob("*.py")
     }
-    assert {name for name, places in found.items() if places} - {OWNER} == set(ELSEWHERE)
+    assert {name for name, places in found.items() if places} - {OWNER} == set()
+    page = (PACKAGE / "deploy/templates").glob("*.js")
+    assert not [path.name for path in page if re.search(r"\b100 \*|\* 100\b", path.read_text())], (
+        "the server does"
+    )
     factors = {
         str(path.relative_to(PACKAGE))
         for path in (PACKAGE / "reports").rglob("*.py")

@@ -35,11 +35,11 @@ def run(tmp_path: Path) -> Path:
 def test_in_python_and_json(run: Path) -> None:
     found = everseg.Run(RunFolder(run))
     assert [track.name for track in found.results.tracks] == TAUGHT
-    assert [row["name"] for row in found.steps] == ["dusk", *TAUGHT]
+    assert [row.name for row in found.steps] == ["dusk", *TAUGHT]
     assert [list(row)[2:4] for row in found.table()] == [TAUGHT, TAUGHT]
     for key in ("domains", "miou"):
-        assert list(found.sequence[key]) == TAUGHT
-    assert list(found.sequence["forgetting"]["domains"]) == TAUGHT
+        assert list(getattr(found.sequence, key)) == TAUGHT
+    assert list(found.sequence.forgetting.domains) == TAUGHT
 
 
 def test_in_the_report(run: Path) -> None:

@@ -237,6 +237,52 @@ def test_code_that_a_run_names_is_never_imported_for_it(
         assert code == 0, err
 
 
+DESCRIBED = {
+    "data": {"dataset": "evil/data.yaml"},
+    "data.domains.day.dataset": {"domains": {"day": {"dataset": "evil/data.yaml"}}},
+}
+
+
+@pytest.mark.parametrize("place", DESCRIBED)
+@pytest.mark.parametrize("verb", READERS)
+def test_a_data_yaml_that_a_run_names_imports_no_reader_of_an_installed_package(
+    hostile: Callable[[Any], Path], honest: Path, here: Path, call: Call, verb: str, place: str
+) -> None:
+    """The folder's owner wrote both: run.json names the data.yaml, and its layout names a package installed here."""
+    (here / "evil").mkdir()
+    (here / "evil/data.yaml").write_text("layout: evil\nroot: .\n")
+    run = hostile(changed(honest, data=DESCRIBED[place]))
+    code, _, err = call(*arguments(verb, run))
+    assert not (here / "imported").exists()
+    if verb in NEEDED_BY:
+        assert code == 2, err
+        assert "layout 'evil'" in err
+        assert f"{place}=evil/data.yaml" in err, "the message says how to allow it"
+
+
+def test_a_data_yaml_that_the_user_names_may_name_an_installed_reader(
+    hostile: Callable[[Any], Path], honest: Path, here: Path, call: Call
+) -> None:
+    (here / "data.yaml").write_text("layout: evil\nroot: .\n")
+    run = hostile(changed(honest))
+    stored_config(RunFolder(run), ["data=data.yaml"])
+    assert not (here / "imported").exists(), "naming it is not importing it yet"
+    call("eval", run, "data=data.yaml")
+    assert (here / "imported").exists()
+    # A description that cannot be read names nobody; the message is about the file.
+    code, _, err = call("eval", hostile_again(run, "gone.yaml"), "--quiet")
+    assert code == 2
+    assert "gone.yaml: no such file" in err
+
+
+def hostile_again(run: Path, dataset: str) -> Path:
+    """The same run with another data set in its run.json."""
+    document = json.loads((run / "run.json").read_text())
+    document["config"]["data"]["dataset"] = dataset
+    (run / "run.json").write_text(json.dumps(document))
+    return run
+
+
 def test_code_runs_once_the_user_names_it(hostile: Callable[[Any], Path], honest: Path, here: Path) -> None:
     run = RunFolder(
         hostile(changed(honest, scenario={"kind": "evil.py:Mine"}, model={"name": "evil.py:build"}))

@@ -18,14 +18,15 @@ import_app = typer.Typer(
 @import_app.command("mib")
 def import_mib(
     source: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth; with --back our folder.")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="The original .pth. With --back: everseg's model folder."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder; with --back the .pth to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder. With --back: the .pth to write.")],
     back: Annotated[
-        bool, typer.Option("--back", help="Write one of our models in the original layout.")
+        bool, typer.Option("--back", help="Write a model of everseg in the original layout.")
     ] = False,
     norm: Annotated[
-        Literal["abn", "iabn"], typer.Option(help="Norm the checkpoint was trained with.")
+        Literal["abn", "iabn"], typer.Option(help="Norm that the checkpoint was trained with.")
     ] = "iabn",
     output_stride: Annotated[int, typer.Option(help="8 or 16, as in the original's options.")] = 16,
     classes: Annotated[str, typer.Option(help="Class names in output order, separated by commas.")] = "",
@@ -45,26 +46,33 @@ def import_mib(
 @import_app.command("mdil")
 def import_mdil(
     source: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="The original .pth.tar; with --back our folder.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="The original .pth.tar. With --back: everseg's model folder."
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option(
             "--out",
             "-o",
-            help="New folder, of the encoder alone a .safetensors; with --back the file to write.",
+            help="New folder; for the encoder alone a .safetensors file. With --back: the file to write.",
         ),
     ],
     back: Annotated[
-        bool, typer.Option("--back", help="Write one of our models in the original layout.")
+        bool, typer.Option("--back", help="Write a model of everseg in the original layout.")
     ] = False,
     encoder: Annotated[
         bool,
-        typer.Option("--encoder", help="With --back: the encoder alone, as the ImageNet-pretrained one."),
+        typer.Option(
+            "--encoder", help="With --back: write the encoder only, as the ImageNet-pretrained file has it."
+        ),
     ] = False,
     domain: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="With --encoder: whose norms, if each domain has its own."),
+        typer.Option(
+            metavar="NAME", help="With --encoder: the domain whose norms are written, if each has its own."
+        ),
     ] = None,
     domains: Annotated[
         str, typer.Option(help="Names of the domains in the order they were learnt, separated by commas.")
@@ -72,17 +80,19 @@ def import_mdil(
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            help="Class names of a domain in output order, without void, separated by commas; once each."
+            help="Class names of a domain in output order, without void, separated by commas. Once per domain."
         ),
     ] = None,
 ) -> None:
-    """Turn an original MDIL checkpoint of any step, or its ImageNet-pretrained encoder, into ours, or back."""
+    """Turn an original MDIL checkpoint, or MDIL's ImageNet-pretrained encoder, into everseg's form, or back."""
     from everseg import api
 
     if encoder and not back:
-        raise ConfigError("--encoder goes with --back; an original encoder file is recognised without it")
+        raise ConfigError(
+            "--encoder works with --back only; an original encoder file is recognised without it"
+        )
     if domain is not None and not encoder:
-        raise ConfigError("--domain goes with --back --encoder")
+        raise ConfigError("--domain works with --back --encoder only")
     if back:
         wrote = (
             api.export_mdil_encoder(source, out, domain=domain) if encoder else api.export_mdil(source, out)

@@ -34,7 +34,7 @@ def check(
         typer.Option("--write-skiplist", help="Write split and name of every faulty sample to this file."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option("--sample", min=1, help="Look at so many samples of each split only.")
+        int | None, typer.Option("--sample", min=1, help="Check only so many samples of each split.")
     ] = None,
     lock: Annotated[
         Path | None,
@@ -76,7 +76,7 @@ def prepare(
     root: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder that holds gtFine/ (IDD: or its parts).")
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw masks that exist again too.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Draw existing masks again too.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only verify the masks that exist.")] = False,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out polygons of unknown labels.")
@@ -105,7 +105,7 @@ def weights(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compute the class weights 1/ln(1.1 + p), p the share of pixels; void counts but weighs 0."""
+    """Compute class weights 1/ln(1.1 + p), p = share of the pixels. Void has weight 0, but its pixels count."""
     give(data.weights(dataset, overrides or [], split=split, encoder=encoder, quiet=as_json), as_json)
 
 
@@ -134,7 +134,9 @@ def init(
     background: Annotated[
         str | None,
         typer.Option(
-            "--background", metavar="NAME|none", help="Which of the classes is the background, if not plain."
+            "--background",
+            metavar="NAME|none",
+            help="Which class is the background, if its name does not tell.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The description to write.")] = Path("data.yaml"),

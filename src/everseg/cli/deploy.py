@@ -17,7 +17,7 @@ Images = Annotated[
     typer.Option("--images", metavar="DIR", help="Images to compare the ONNX file with the model on."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-NoOnnx = Annotated[bool, typer.Option("--no-onnx", help="Leave the ONNX file out (needs no extra).")]
+NoOnnx = Annotated[bool, typer.Option("--no-onnx", help="Leave the ONNX file out. Then no extra is needed.")]
 
 
 def add_deploy_commands(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle: weights, ONNX, class ids, model card, example; complete by itself, no training images inside."""
+    """Write a bundle: weights, ONNX, class ids, model card, example. It holds no training image."""
     from everseg import api
 
     bundle = api.export(
@@ -62,7 +62,7 @@ def export(
 
 def extend(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Bundle of the deployed model; stays as it is.")
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle of the deployed model. It is not changed.")
     ],
     data: Annotated[str, typer.Option(help="A data.yaml that labels the new classes.")],
     add: Annotated[str, typer.Option(help="Names of the new classes, separated by commas.")],
@@ -71,10 +71,11 @@ def extend(
     out: Out = None,
     keep_at_least: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Gate: share of the old classes' quality to keep, 0 to 1."),
+        typer.Option(metavar="SHARE", help="Share of the old classes' quality that must be left, 0 to 1."),
     ] = None,
     old_val: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Data with labels of old classes, to measure it on.")
+        str | None,
+        typer.Option(metavar="DATA", help="Data with labels of old classes, to measure that quality."),
     ] = None,
     images: Images = None,
     no_onnx: NoOnnx = False,
@@ -84,7 +85,7 @@ def extend(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teach a deployed model new classes from its bundle alone, without old data; the same command continues."""
+    """Teach a deployed model new classes from its bundle alone, without old data. The same command continues."""
     from everseg import api
 
     done = api.extend(
@@ -111,9 +112,11 @@ def diff(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for diff.png and diff.json.")
     ] = None,
-    largest: Annotated[int, typer.Option(min=1, help="Images on the picture and in the table.")] = 8,
+    largest: Annotated[
+        int, typer.Option(min=1, help="Number of images on the picture and in the table.")
+    ] = 8,
     domain: Annotated[
-        str | None, typer.Option("--domain", metavar="NAME", help="Path that the images take.")
+        str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -173,7 +176,7 @@ def serve(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show a page, on this machine only, to drop images on and see the classes of one or two bundles."""
+    """Show a web page, on this machine only: drop an image there, and see the classes of one or two bundles."""
     from everseg import api
 
     with api.serve(bundle, other, port=port, builder=builder(model), quiet=quiet) as serving:

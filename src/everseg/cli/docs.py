@@ -15,7 +15,7 @@ from everseg.errors import ConfigError, near_miss
 from everseg.reports.text import columns
 
 _WIDTH = 100
-"""Columns of a page at most."""
+"""Largest width of a page, in columns."""
 _FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -21,22 +21,19 @@ from everseg.cli.docs import docs
 from everseg.cli.output import (
     Json,
     Overrides,
-    console_of_stdout,
     give,
     guarded,
     listing,
-    note,
     say,
     speaks,
     under_headings,
     write_json,
 )
 from everseg.cli.sweep import compare, sweep
-from everseg.reports.text import columns, value_text
+from everseg.reports.text import columns
 
 if TYPE_CHECKING:
     from everseg.api import Demo
-    from everseg.config.fields import DataConfig
 
 app = typer.Typer(
     name="everseg",
@@ -74,7 +71,7 @@ def demo(
     from everseg import api
 
     def show(result: Demo) -> None:
-        """Print the result as soon as it is known: the reports, which are made after it, take their time."""
+        """Print the result as soon as it is known. The reports are written after it, which takes longer."""
         give(result, as_json)
         sys.stdout.flush()  # into a pipe too the table comes before the reports
 
@@ -100,7 +97,7 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Two iterations of every step through every stage; keeps nothing."),
+        typer.Option("--dry-run", help="Try every stage with two iterations of every step. Nothing is kept."),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -227,49 +224,13 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print the resolved configuration with each field's help, and what every step will see."""
-    from everseg.config import loading
+    from everseg import api
 
-    config = loading.load(source, overrides or [])
+    outline = api.show(source, overrides=overrides or [], scenario=scenario)
     if as_yaml:
-        say(loading.dump(config).rstrip())
-        return
-    if scenario is None:
-        scenario = _at_hand(config.data)
-    steps, notes = None, []
-    if scenario:
-        from everseg.engine.prepare import prepare
-        from everseg.progress import Progress
-        from everseg.scenarios.summary import summarise
-
-        prepared = prepare(config, Progress())
-        steps, notes = summarise(prepared.steps, prepared.counts), list(prepared.notes)
-    for text in notes:
-        note(f"note: {text}")
-    if as_json:
-        write_json({"config": loading.to_json(config), "scenario": steps, "notes": notes})
-        return
-    rows = ((key, value_text(value), text) for key, value, text in loading.fields(config))
-    say(columns(["key", "value", "help"], rows) + "\n")
-    if steps is None:
-        say("What every step sees is shown here too when the data are at hand: data.root=DIR")
-        return
-    from everseg.reports import terminal
-
-    console = console_of_stdout()
-    for piece in terminal.scenario_tables(steps):
-        console.print(piece)
-
-
-def _at_hand(data: DataConfig) -> bool:
-    """Whether the data set, or that of every domain, can be read now: it is generated, or its folder is there."""
-    sets = data.domains.values() or [data]
-    places = [(one.dataset, one.root or data.root) for one in sets]
-    return all(
-        name == "demo"
-        or name.endswith((".yaml", ".yml"))
-        or (root is not None and Path(root).expanduser().is_dir())
-        for name, root in places
-    )
+        say(outline.yaml.rstrip())
+    else:
+        give(outline, as_json)
 
 
 @app.command()
@@ -283,7 +244,7 @@ def report(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Write one HTML page with everything a run says: scores, charts, pictures, where they come from."""
+    """Write one HTML page about a run: its scores, charts and pictures, and how they were made."""
     from everseg import api
 
     give(api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet), as_json)

@@ -22,17 +22,19 @@ def sweep(
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds of the runs.")] = "0",
     tasks: Annotated[str, typer.Option(metavar="A,B,...", help="Tasks instead of the preset's own.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/<preset>-sweep.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time here; they share the CPU threads.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Number of runs at a time on this machine; they share the CPU threads.")
+    ] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster (extra ray).")] = False,
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Write a SLURM array script; submit it if there is sbatch.")
     ] = False,
-    only: Annotated[str | None, typer.Option(metavar="RUN", help="This run of the sweep alone.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="RUN", help="Train only this run of the sweep.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train methods x seeds x tasks; shared first steps once; the same command continues what is unfinished."""
+    """Train methods x seeds x tasks; first steps that runs share are trained once. The same command continues."""
     from everseg import api
 
     if ray and slurm:

@@ -14,47 +14,47 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import RunConfig, TrainConfig
 from everseg.config.hyperparameters import Option, method_options
-from everseg.config.yaml import MAX_DEPTH, KeyPath
+from everseg.config.yaml import MAX_DEPTH, FullKey
 from everseg.errors import ConfigError, near_miss
 
-Problem = tuple[KeyPath, str]
-"""The path of a key, and what is wrong with its value."""
+Problem = tuple[FullKey, str]
+"""A key, and what is wrong with its value."""
 
 MAX_INT = 2**53
 """No setting is a larger whole number; up to here a float holds each exactly."""
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def plain(value: Any, problems: list[Problem], path: KeyPath = ()) -> Any:
+def plain(value: Any, problems: list[Problem], full_key: FullKey = ()) -> Any:
     """Turn a mapping given from Python into JSON values; every other value becomes a problem."""
-    if len(path) > MAX_DEPTH:
-        problems.append((path, f"nested deeper than {MAX_DEPTH} levels"))
+    if len(full_key) > MAX_DEPTH:
+        problems.append((full_key, f"nested deeper than {MAX_DEPTH} levels"))
     elif isinstance(value, BaseModel):
-        return plain(value.model_dump(), problems, path)
+        return plain(value.model_dump(), problems, full_key)
     elif isinstance(value, Mapping):
-        return {str(key): plain(item, problems, (*path, str(key))) for key, item in value.items()}
+        return {str(key): plain(item, problems, (*full_key, str(key))) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
-        return [plain(item, problems, (*path, i)) for i, item in enumerate(value)]
+        return [plain(item, problems, (*full_key, i)) for i, item in enumerate(value)]
     elif isinstance(value, PurePath):
-        return plain(str(value), problems, path)
+        return plain(str(value), problems, full_key)
     elif isinstance(value, str):
         if _encodable(value):
             return str(value)
-        problems.append((path, "text that is not valid Unicode"))
+        problems.append((full_key, "text that is not valid Unicode"))
     elif value is None or isinstance(value, bool):  # before int: True is an int, too
         return value
     elif isinstance(value, int):
         if abs(value) <= MAX_INT:
             return value
-        problems.append((path, f"a number beyond {MAX_INT}"))
+        problems.append((full_key, f"a number beyond {MAX_INT}"))
     elif isinstance(value, float):
         if math.isfinite(value):
             return float(value)
-        problems.append((path, f"expected a finite number, got {value}"))
+        problems.append((full_key, f"expected a finite number, got {value}"))
     else:
-        problems.append((path, f"expected a plain value, got {type(value).__name__}"))
+        problems.append((full_key, f"expected a plain value, got {type(value).__name__}"))
     return None
 
 
@@ -75,34 +75,46 @@ def run_problems(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem
         return None, _problems(error, raw)
 
 
+def train_problems(train: TrainConfig) -> list[Problem]:
+    """Check settings of the optimisation that are right one by one and impossible together."""
+    problems: list[Problem] = []
+    if train.optimizer == "sgd" and train.nesterov and not train.momentum:
+        text = "needs train.momentum > 0 (give a momentum, or train.nesterov=false)"
+        problems.append((("train", "nesterov"), text))
+    if train.batch % train.accumulate:
+        text = f"{train.batch} images per batch cannot be cut into {train.accumulate} equal parts; choose a divisor"
+        problems.append((("train", "accumulate"), text))
+    return problems
+
+
 def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
-    found: dict[KeyPath, str] = {}
+    found: dict[FullKey, str] = {}
     for item in error.errors(include_url=False):
-        path, field, section = _locate(item["loc"])
-        if path in found:  # a union reports a problem for each of its members
+        full_key, field, section = _locate(item["loc"])
+        if full_key in found:  # a union reports a problem for each of its members
             continue
         if item["type"] == "extra_forbidden":
-            name = str(path[-1])
-            above = key_text(path[:-1]) + "." if path[:-1] else ""
+            name = str(full_key[-1])
+            above = key_text(full_key[:-1]) + "." if full_key[:-1] else ""
             hint = near_miss(name, section.model_fields, below=above) or _elsewhere(name)
-            found[path] = f"unknown key{hint}"
-        elif item["type"] == "missing" and field is not None and len(path) == len(item["loc"]):
-            named = _value(raw, path[:-2])
-            others = [key for key in named if key != path[-2]] if isinstance(named, Mapping) else []
-            hint = near_miss(str(path[-2]), others)  # a domain without data may be another one misspelt
-            found[path] = f"missing; expected {expectation(field.annotation, field.metadata)}{hint}"
+            found[full_key] = f"unknown key{hint}"
+        elif item["type"] == "missing" and field is not None and len(full_key) == len(item["loc"]):
+            named = _value(raw, full_key[:-2])
+            others = [key for key in named if key != full_key[-2]] if isinstance(named, Mapping) else []
+            hint = near_miss(str(full_key[-2]), others)  # a domain without data may be another one misspelt
+            found[full_key] = f"missing; expected {expectation(field.annotation, field.metadata)}{hint}"
         elif field is None:
-            found[path] = f"expected keys and values, got {shown(_value(raw, path))}"
+            found[full_key] = f"expected keys and values, got {shown(_value(raw, full_key))}"
         else:
-            value = _value(raw, path)
+            value = _value(raw, full_key)
             hint = near_miss(value, choices(field.annotation)) if isinstance(value, str) else ""
-            found[path] = (
+            found[full_key] = (
                 f"expected {expectation(field.annotation, field.metadata)}, got {shown(value)}{hint}"
             )
     return list(found.items())
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, FieldInfo | None, type[BaseModel]]:
+def _locate(loc: tuple[int | str, ...]) -> tuple[FullKey, FieldInfo | None, type[BaseModel]]:
     """Cut an error's location at the deepest key of the schema."""
     section: type[BaseModel] = RunConfig
     depth = 0
@@ -130,9 +142,9 @@ def section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
-def key_text(path: KeyPath) -> str:
-    """A key path as it is written on the command line and in messages: data.root, scenario.steps[0].domain."""
-    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+def key_text(full_key: FullKey) -> str:
+    """A key as it is written on the command line and in messages: data.root, scenario.steps[0].domain."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in full_key)
     return text.removeprefix(".")
 
 
@@ -145,8 +157,8 @@ def _elsewhere(name: str) -> str:
     return ""
 
 
-def _value(raw: Any, path: KeyPath) -> Any:
-    for key in path:
+def _value(raw: Any, full_key: FullKey) -> Any:
+    for key in full_key:
         if isinstance(raw, Mapping):
             raw = raw.get(str(key))
         elif isinstance(raw, list) and isinstance(key, int) and key < len(raw):

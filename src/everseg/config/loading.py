@@ -19,10 +19,11 @@ from everseg.config.checks import (
     run_problems,
     section_in,
     shown,
+    train_problems,
 )
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
-from everseg.config.yaml import MAX_DEPTH, KeyPath, Origin, Parsed, parse, read, scalar
+from everseg.config.yaml import MAX_DEPTH, FullKey, Origin, Parsed, parse, read, scalar
 from everseg.errors import ConfigError
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "own_code", "refuse_own_code", "settings", "to_json",
 ]  # fmt: skip
 
-SHORTHAND: dict[str, KeyPath] = {
+SHORTHAND: dict[str, FullKey] = {
     "data": ("data", "dataset"),
     "scenario": ("scenario", "kind"),
     "model": ("model", "name"),
@@ -38,13 +39,13 @@ SHORTHAND: dict[str, KeyPath] = {
 }
 """`method=mib` means method.name=mib."""
 
-ALIASES: dict[str, KeyPath] = {
+ALIASES: dict[str, FullKey] = {
     "task": ("scenario", "task"),
     "protocol": ("scenario", "protocol"),
 }
 """Keys that may be written without their section."""
 
-_OWNED: dict[KeyPath, tuple[str, ...]] = {
+_OWNED: dict[FullKey, tuple[str, ...]] = {
     ("data", "dataset"): ("options",),
     ("model", "name"): ("options",),
     ("model", "encoder"): ("options", "output_stride"),
@@ -142,7 +143,8 @@ def from_stored(stored: Any, overrides: Sequence[str] = ()) -> RunConfig:
 def own_code(config: RunConfig) -> dict[tuple[str, str], str]:
     """Names in a configuration that stand for code which is not everseg's own.
 
-    These are `file.py:Name`, `package.module:Name` and the entry points of installed packages. A data.yaml is no code.
+    These are `file.py:Name`, `package.module:Name` and the entry points of installed packages. A data.yaml is no code,
+    unless its `layout` is such an entry point.
 
     Returns:
         (kind of the registry, key as on the command line) -> name.
@@ -161,8 +163,26 @@ def own_code(config: RunConfig) -> dict[tuple[str, str], str]:
         (kind, key): name
         for (kind, key), name in places.items()
         if not registry.is_builtin(kind, name)
-        and not (kind == "dataset" and name.lower().endswith((".yaml", ".yml")))
+        and not (kind == "dataset" and _is_description(name) and installed_layout(name) is None)
     }
+
+
+def _is_description(dataset: str) -> bool:
+    return dataset.lower().endswith((".yaml", ".yml"))
+
+
+def installed_layout(description: str) -> str | None:
+    """Return the `layout` of a data.yaml if it is the entry point of an installed package, else None.
+
+    It is also None if the file cannot be read: opening the data says what is wrong with it.
+    """
+    try:
+        content = read(Path(description).expanduser()).value
+    except (ConfigError, OSError, RuntimeError):  # RuntimeError: a home folder that does not exist
+        return None
+    layout = content.get("layout") if isinstance(content, Mapping) else None
+    installed = isinstance(layout, str) and not registry.is_builtin("dataset", layout)
+    return layout if installed and layout in registry.names("dataset") else None
 
 
 def refuse_own_code(
@@ -188,12 +208,17 @@ def refuse_own_code(
         key: name for (kind, key), name in own_code(config).items() if kind in kinds and name not in said
     }
     if refused:
-        raise ConfigError(
-            [
-                f"this run uses your own code '{name}'; say so to let it run: {key}={name}"
-                for key, name in refused.items()
-            ]
-        )
+        raise ConfigError([_refusal(key, name) for key, name in refused.items()])
+
+
+def _refusal(key: str, name: str) -> str:
+    layout = installed_layout(name) if _is_description(name) else None
+    if layout is None:
+        return f"this run uses your own code '{name}'; say so to let it run: {key}={name}"
+    return (
+        f"this run reads its data with '{name}', whose layout '{layout}' is the code of an installed package; "
+        f"say so to let it run: {key}={name}"
+    )
 
 
 def _texts_in(value: Any) -> set[str]:
@@ -215,21 +240,23 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         raw = {**raw, "method": full}
         problems += wrong
     config, wrong = run_problems(raw)
+    if config is not None:
+        wrong = [*wrong, *train_problems(config.train)]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
-    known = {path for path, _ in problems}
+    known = {full_key for full_key, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]
     if config is None or problems:
-        texts = [_problem_text(path, text, tree.origins) for path, text in problems]
+        texts = [_problem_text(full_key, text, tree.origins) for full_key, text in problems]
         raise ConfigError(texts, "" if len(texts) == 1 else "the configuration")
     return config
 
 
-def _problem_text(path: KeyPath, text: str, origins: Mapping[KeyPath, Origin]) -> str:
-    key = key_text(path)
+def _problem_text(full_key: FullKey, text: str, origins: Mapping[FullKey, Origin]) -> str:
+    key = key_text(full_key)
     # Name the place of the value itself, or else of the nearest section around it that a file holds.
-    for length in range(len(path), -1, -1):
-        origin = origins.get(path[:length])
-        if origin is not None and (origin.where or length == len(path)):
+    for length in range(len(full_key), -1, -1):
+        origin = origins.get(full_key[:length])
+        if origin is not None and (origin.where or length == len(full_key)):
             return f"{key}: {text}" + (f" ({origin.where})" if origin.where else "")
     return f"{key}: {text}" if key else text
 
@@ -242,7 +269,7 @@ class _Tree:
 
     def __init__(self) -> None:
         self.value: dict[str, Any] = {}
-        self.origins: dict[KeyPath, Origin] = {}
+        self.origins: dict[FullKey, Origin] = {}
 
     def merge(self, layer: Parsed) -> None:
         """Lay a mapping over the present values; mappings merge, everything else replaces."""
@@ -253,36 +280,38 @@ class _Tree:
         domains = _at(layer.value, ("data", "domains"))
         for domain in domains if isinstance(domains, Mapping) else ():
             owned["data", "domains", domain, "dataset"] = _OWNED_BY_DOMAIN
-        for path, neighbours in owned.items():
-            name = _at(layer.value, path)
-            if name is not None and name != self._effective(path):
-                self._drop(path, neighbours)
+        for full_key, neighbours in owned.items():
+            name = _at(layer.value, full_key)
+            if name is not None and name != self._effective(full_key):
+                self._drop(full_key, neighbours)
         _overlay(self.value, layer.value)
         # A value replaced by this layer no longer stands where the lower layer wrote it.
-        new = {path: origin for path, origin in layer.origins.items() if path}
+        new = {full_key: origin for full_key, origin in layer.origins.items() if full_key}
         stale = [
-            old for old in self.origins if any(old[: len(path)] == path for path in _leaves(layer.value))
+            old
+            for old in self.origins
+            if any(old[: len(full_key)] == full_key for full_key in _leaves(layer.value))
         ]
-        for path in stale:
-            del self.origins[path]
+        for full_key in stale:
+            del self.origins[full_key]
         self.origins.update(new)
 
-    def _effective(self, path: KeyPath) -> Any:
+    def _effective(self, full_key: FullKey) -> Any:
         default: Any = RunConfig()
-        for key in path:
+        for key in full_key:
             default = getattr(default, str(key), None)  # a domain has none
-        return _at(self.value, path, default)
+        return _at(self.value, full_key, default)
 
-    def _drop(self, path: KeyPath, neighbours: Sequence[str]) -> None:
-        section = _at(self.value, path[:-1])
+    def _drop(self, full_key: FullKey, neighbours: Sequence[str]) -> None:
+        section = _at(self.value, full_key[:-1])
         if isinstance(section, dict):
             for key in list(section):
-                if key in neighbours or ("*" in neighbours and key != path[-1]):
+                if key in neighbours or ("*" in neighbours and key != full_key[-1]):
                     del section[key]
 
 
-def _at(tree: Any, path: KeyPath, default: Any = None) -> Any:
-    for key in path:
+def _at(tree: Any, full_key: FullKey, default: Any = None) -> Any:
+    for key in full_key:
         if not isinstance(tree, Mapping) or key not in tree:
             return default
         tree = tree[key]
@@ -301,12 +330,12 @@ def _overlay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
             under[key] = value
 
 
-def _leaves(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[KeyPath]:
+def _leaves(tree: Mapping[str, Any], full_key: FullKey = ()) -> Iterator[FullKey]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, (*path, key))
+            yield from _leaves(value, (*full_key, key))
         else:
-            yield (*path, key)
+            yield (*full_key, key)
 
 
 def _expanded(layer: Parsed) -> Parsed:
@@ -314,15 +343,15 @@ def _expanded(layer: Parsed) -> Parsed:
     value: dict[str, Any] = {}
     origins = dict(layer.origins)
     for key, item in layer.value.items():
-        path = ALIASES.get(key)
-        if path is None and key in SHORTHAND and not isinstance(item, Mapping):
-            path = SHORTHAND[key]
-        if path is None:
+        full_key = ALIASES.get(key)
+        if full_key is None and key in SHORTHAND and not isinstance(item, Mapping):
+            full_key = SHORTHAND[key]
+        if full_key is None:
             _overlay(value, {key: item})
             continue
-        _overlay(value, {str(path[0]): {str(path[1]): item}})
+        _overlay(value, {str(full_key[0]): {str(full_key[1]): item}})
         for old in [old for old in origins if old[:1] == (key,)]:
-            origins[path + old[1:]] = origins.pop(old)
+            origins[full_key + old[1:]] = origins.pop(old)
     return Parsed(value, origins)
 
 
@@ -376,7 +405,9 @@ def _add_layer(
                 where = layer.origins.get((key,))
                 problems.append(((key,), f"{error}" + (f" ({where.where})" if where else "")))
     # After the base: the file's own values lie above those of the preset or file that it names.
-    layer_origins = {path: o for path, o in layer.origins.items() if path[:1] not in (("preset",), ("base",))}
+    layer_origins = {
+        full_key: o for full_key, o in layer.origins.items() if full_key[:1] not in (("preset",), ("base",))
+    }
     tree.merge(Parsed(plain(value, problems), layer_origins))
 
 
@@ -385,19 +416,19 @@ def _overrides(texts: Sequence[str], problems: list[Problem]) -> Parsed:
     layer = Parsed({})
     for text in texts:
         key, sign, written = text.partition("=")
-        path: KeyPath = tuple(key.strip().split("."))
-        if not sign or not all(path) or len(path) > MAX_DEPTH:
+        full_key: FullKey = tuple(key.strip().split("."))
+        if not sign or not all(full_key) or len(full_key) > MAX_DEPTH:
             problems.append(((), f"{shown(text)}: expected key=value, such as train.epochs=10"))
             continue
         try:
             value, origin = override_value(written)
         except ConfigError as error:
-            problems.append((path, str(error)))
+            problems.append((full_key, str(error)))
             continue
-        value = plain(value, problems, path)
-        for part in reversed(path):
+        value = plain(value, problems, full_key)
+        for part in reversed(full_key):
             value = {part: value}
-        one = _expanded(Parsed(value, {path: origin}))
+        one = _expanded(Parsed(value, {full_key: origin}))
         _overlay(layer.value, one.value)
         layer.origins.update(one.origins)
     return layer
@@ -412,14 +443,14 @@ def override_value(text: str) -> tuple[Any, Origin]:
 
 
 def _texts(
-    raw: dict[str, Any], origins: Mapping[KeyPath, Origin], section: type[BaseModel], path: KeyPath = ()
+    raw: dict[str, Any], origins: Mapping[FullKey, Origin], section: type[BaseModel], full_key: FullKey = ()
 ) -> None:
     """Give text fields their text as it was written, where it was read as a number: `scenario.task=50`."""
     for key, value in raw.items():
         field = section.model_fields.get(key)
         if field is None:
             continue
-        here = (*path, key)
+        here = (*full_key, key)
         inner, several = section_in(field.annotation)
         if inner is not None:
             items: Iterable[tuple[Any, Any]] = [(None, value)]

@@ -15,7 +15,8 @@ from everseg.errors import ConfigError
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 
-KeyPath = tuple[str | int, ...]
+FullKey = tuple[str | int, ...]
+"""A key with the keys of all sections around it, outermost first: ("data", "root"), ("scenario", "steps", 0)."""
 
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -41,7 +42,7 @@ class Parsed:
     """A YAML document with the place of each of its values."""
 
     value: Any
-    origins: dict[KeyPath, Origin] = field(default_factory=dict)
+    origins: dict[FullKey, Origin] = field(default_factory=dict)
 
 
 def scalar(text: str) -> Any:
@@ -138,7 +139,7 @@ class _Builder:
     def __init__(self, where: str) -> None:
         self.where = where
         self.result: Any = None
-        self.origins: dict[KeyPath, Origin] = {}
+        self.origins: dict[FullKey, Origin] = {}
         self._stack: list[_Open] = []
         self._documents = 0
 

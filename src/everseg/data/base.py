@@ -51,3 +51,5 @@ class Dataset:
     labels: RawLabels
     splits: Mapping[str, Split]
     """Split name ("train", "val", "test") -> split."""
+    notes: tuple[str, ...] = ()
+    """What the reader decided about classes without being told to, in sentences without a full stop."""

@@ -171,8 +171,7 @@ def decide(
                 blocks[key[0] << 16 | key[1] << 8 | key[2]] += f.blocks.get(value, 0)
         packed = {r << 16 | g << 8 | b: n for (r, g, b), n in colours.items()}
         doubts = _thin(packed, blocks, "colours")
-        # Palettes of indexed masks follow VOC's colour map, which counts in red, then green, then blue.
-        order = sorted(colours, key=_voc_order if of["indexed"] and not of["colours"] else None)
+        order = _order(of["indexed"], differ, colours)
         ordered = {colour: colours[colour] for colour in order}
         return Values(colours=ordered, faults=faults, doubts=doubts, notes=notes, files=files)
     _require_one_use(root, of["ids"], of["indexed"])
@@ -372,8 +371,19 @@ def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tu
     )
 
 
-def _voc_order(colour: Colour) -> Colour:
-    return colour[2], colour[1], colour[0]
+def _order(indexed: Sequence[MaskFile], differ: str, colours: Iterable[Colour]) -> list[Colour]:
+    """Order colours so that it does not depend on the pixels: as the common palette has them, else by themselves.
+
+    Palettes that differ follow VOC's colour map at best, which counts in red first, then in green, then in blue.
+    """
+    if not indexed:
+        return sorted(colours)
+    place: dict[Colour, int] = {}
+    for f in [] if differ else indexed:
+        for index in range(len(f.palette) // 3):
+            if (colour := f.colour(index)) is not None:
+                place.setdefault(colour, index)
+    return sorted(colours, key=lambda c: (place.get(c, 256), c[2], c[1], c[0]))
 
 
 def _colour_of(file: MaskFile, value: int) -> Colour:

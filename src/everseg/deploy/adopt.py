@@ -150,9 +150,9 @@ def _space(names: Sequence[str]) -> tuple[LabelSpace, tuple[str, ...]]:
             if later
             else "its first class is not the background"
         )
-        return space, (f"{what}, so everseg extend cannot go on from it",)
+        return space, (f"{what}, so everseg extend cannot teach this bundle more classes",)
     if names[0] != BACKGROUND:
-        return space, (f"class '{names[0]}' is the background and called so in the bundle",)
+        return space, (f"class '{names[0]}' is the background, and the bundle calls it background",)
     return space, ()
 
 
@@ -334,7 +334,7 @@ def _logits(model: SegmentationModel, sample: Tensor) -> Tensor:
 ENCODERS = ("encoder.body.", "encoder.", "backbone.")
 """Possible prefixes of the encoder's weights. everseg uses the first one."""
 CLASSIFIER = re.compile(
-    r"(?:heads\.(?P<path>.+)\.classifiers\.(?P<number>\d+)|classifier)\.(?P<part>weight|bias)"
+    r"(?:heads\.(?P<branch>.+)\.classifiers\.(?P<number>\d+)|classifier)\.(?P<part>weight|bias)"
 )
 
 
@@ -385,7 +385,7 @@ def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
             return "library-deeplabv3", {"hidden": len(hidden), "out_channels": len(out)}
     except KeyError as error:
         raise CheckpointError(
-            f"these weights have part of a DeepLabV3 head only: {error} is missing"
+            f"these weights hold only part of a DeepLabV3 head: {error} is missing"
         ) from None
     raise CheckpointError(
         "these weights have none of everseg's heads: neither decoder.project.0.weight (all-MLP, model.name=mlp) nor "
@@ -400,15 +400,16 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: there is no classifier, there are several branches, or the growths do not fit each other.
     """
     found: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
-    paths = set[str]()
+    classifiers = set[str]()
     for key, value in state.items():
         match = CLASSIFIER.fullmatch(key)
         if match:
-            paths.add(f"heads.{match['path']}" if match["path"] else "classifier")
+            classifiers.add(f"heads.{match['branch']}" if match["branch"] else "classifier")
             found[match["part"]][int(match["number"] or 0)] = value
-    if len(paths) > 1:
+    if len(classifiers) > 1:
         raise CheckpointError(
-            f"these weights have several classifiers ({', '.join(sorted(paths))}); a model with one branch is adopted"
+            f"these weights have several classifiers ({', '.join(sorted(classifiers))}); "
+            "only a model with one branch can be adopted"
         )
     if not found["weight"] or found["weight"].keys() != found["bias"].keys():
         raise CheckpointError(
@@ -420,6 +421,6 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(widths) > 1 or not all(value.dim() for value in values.values()):
             shapes = ", ".join(str(tuple(values[i].shape)) for i in sorted(values))
             raise CheckpointError(
-                f"these weights are of no one head: the growths of its {part} do not fit each other ({shapes})"
+                f"these weights do not form one head: the growths of its {part} do not fit each other ({shapes})"
             )
     return {part: torch.cat([values[i] for i in sorted(values)]) for part, values in found.items()}

@@ -60,6 +60,8 @@ class Contents:
     """Digest of that bundle."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of `lineage.json`."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the model's file that a later everseg wrote; the bundle gets them unchanged."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,17 +178,18 @@ def write_bundle(
     registry = register(contents.spaces, growth, steps, contents.before)
     files, parity = {}, {}
     names = _file_names(contents.spaces) if onnx else {}
-    for path, name in names.items():
-        ids = registry.ids(contents.spaces[path])
-        about = _metadata(contents, registry, path, ids)
-        files[name], parity[path] = _graph(contents, path, ids, about, images, source)
+    for branch, name in names.items():
+        ids = registry.ids(contents.spaces[branch])
+        about = _metadata(contents, registry, branch, ids)
+        files[name], parity[branch] = _graph(contents, branch, ids, about, images, source)
     described = ModelFile(
         contents.model.describe(),
-        {path: with_ids(space, registry) for path, space in contents.spaces.items()},
+        {branch: with_ids(space, registry) for branch, space in contents.spaces.items()},
         contents.domains,
         contents.form,
         registry=registry,
         onnx=names,
+        unknown=contents.unknown,
     )
     lineage = {
         "format": 1,
@@ -196,7 +199,7 @@ def write_bundle(
         "history": [],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         **contents.lineage,
-        "parity": {path: asdict(one) for path, one in parity.items()},
+        "parity": {branch: asdict(one) for branch, one in parity.items()},
     }
     if onnx:
         files["example.py"] = resources.files("everseg.deploy").joinpath("example.txt").read_bytes()
@@ -215,7 +218,7 @@ def write_bundle(
 
 def _graph(
     contents: Contents,
-    path: str,
+    branch: str,
     ids: list[int],
     about: Mapping[str, Any],
     images: Sequence[np.ndarray],
@@ -223,7 +226,7 @@ def _graph(
 ) -> tuple[bytes, Parity]:
     """Export a branch to ONNX, and compare the file with the model."""
     form = contents.form
-    deployed = Deployed(contents.model, path, ids, form)
+    deployed = Deployed(contents.model, branch, ids, form)
     file = to_onnx(deployed, about)
     if form.resized_to is not None:
         fitted = (
@@ -234,12 +237,12 @@ def _graph(
     return file, check_parity(deployed, file, images, source)
 
 
-def _metadata(contents: Contents, registry: Registry, path: str, ids: list[int]) -> dict[str, Any]:
+def _metadata(contents: Contents, registry: Registry, branch: str, ids: list[int]) -> dict[str, Any]:
     """Collect the metadata of a branch's ONNX file."""
     entries = {entry.id: entry for entry in registry.classes}
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
-        "path": path,
+        "branch": branch,
         "preprocessing": contents.form.preprocessing(),
     }
 
@@ -248,10 +251,10 @@ def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:
     """Choose the name of each branch's ONNX file: model.onnx, or model-NAME.onnx if there are several branches."""
     if len(spaces) == 1:
         return dict.fromkeys(spaces, "model.onnx")
-    names = {path: re.sub(r"[^\w-]", "_", path) for path in spaces}
+    names = {branch: re.sub(r"[^\w-]", "_", branch) for branch in spaces}
     # Two branches may get the same file name once special characters are replaced; then a number is added.
     twice = len(set(names.values())) < len(names)
     return {
-        path: f"model-{i}-{n}.onnx" if twice else f"model-{n}.onnx"
-        for i, (path, n) in enumerate(names.items())
+        branch: f"model-{i}-{n}.onnx" if twice else f"model-{n}.onnx"
+        for i, (branch, n) in enumerate(names.items())
     }

@@ -41,8 +41,8 @@ def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], paramete
 
 def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
     known = [entry for entry in about.lasting_ids("this").classes if entry.branches]
-    paths = list(about.spaces)
-    through = f", paths {', '.join(paths)}" if len(paths) > 1 else ""
+    branches = list(about.spaces)
+    through = f", branches {', '.join(branches)}" if len(branches) > 1 else ""
     return (
         f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
         f"{'' if lineage['steps'] == 1 else 's'}, `{about.architecture['name']}`, "
@@ -137,10 +137,10 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     for entry in lineage["history"]:
         lists = ", ".join(f"{s['images']} of {s['data']} ({s['sha256'][:12]}…)" for s in entry["train"])
         yield f"* Step {entry['step']} was trained on {lists}; a list is named by the hash of its images and labels."
-    for path, parity in lineage["parity"].items():
+    for branch, parity in lineage["parity"].items():
         yield (
-            f"* ONNX of branch '{path}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: largest "
-            f"difference of a logit {parity['logit_difference']:.1e}, same class on "
+            f"* ONNX of branch '{branch}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: "
+            f"largest difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"

@@ -107,7 +107,7 @@ class Difference(OnceADictionary):
             f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {count} images; "
             "ranked by them, all classes counted"
         )
-        columns = ["image", "percent", "what became what (percent of the image)"]
+        columns = ["image", "percent", "which class became which (percent of the image)"]
         yield table(columns, rows, title=title, right="percent")
         yield "over all images: " + (", ".join(map(str, self.became)) or "no difference")
         if self.sheet is not None:
@@ -239,7 +239,7 @@ def _notes(found: Matching, a: str, b: str) -> list[str]:
     for which, lonely in ((a, found.unmatched_known), (b, found.unmatched_wanted)):
         if lonely:
             notes.append(
-                f"only {which} knows: {', '.join(lonely)}; every pixel that it calls so counts as different"
+                f"only {which} knows: {', '.join(lonely)}; every pixel that it gives to them counts as different"
             )
     return notes
 

@@ -31,8 +31,9 @@ RECIPE: dict[str, tuple[str, ...]] = {
              "window", "overlap"),
     "scenario": ("policy",),
     "train": (
-        "epochs", "epochs_next", "batch", "lr", "lr_next", "schedule", "schedule_by", "power", "step_size",
-        "step_factor", "optimizer", "betas", "momentum", "nesterov", "weight_decay", "precision",
+        "epochs", "epochs_next", "batch", "accumulate", "lr", "lr_next", "schedule", "schedule_by", "power",
+        "step_size", "step_factor", "warmup", "warmup_from", "warmup_power", "optimizer", "betas", "momentum",
+        "nesterov", "weight_decay", "decay_norms", "lr_factors", "layer_decay", "clip_norm", "ema", "precision",
     ),
 }  # fmt: skip
 """Settings that the next step takes over by default."""
@@ -112,17 +113,18 @@ def of_run(
     # A fresh model was not trained in the earlier steps, so only its own step belongs to its history.
     fresh = folder.is_fresh(index)
     own = [i for i in sorted(recorded) if i <= index and (not fresh or i == index)]
-    history += [_history(folder, i, recorded[i], config) for i in own]
+    history += [_history(folder, i, recorded[i], config.name, config.method.name) for i in own]
     if kept is not None:
         history[-1]["kept"] = dict(kept)
     grown = [i for i in own if any(recorded[i]["grows"].values())]
     old = [] if before is None else sorted({entry.step for entry in before.classes})
     growth = model.describe()["growth"]
+    about = folder.about(index)
     return Contents(
         model,
         spaces,
         state,
-        form=folder.about(index).form,
+        form=about.form,
         domains=folder.branch_of(index) if config.data.domains else {},
         steps=_steps_of([*old, *grown], len(growth)),
         before=before,
@@ -140,6 +142,7 @@ def of_run(
             "recipe": recipe(config),
             "history": history,
         },
+        unknown=about.unknown,
     )
 
 
@@ -180,7 +183,9 @@ def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any
     }
 
 
-def _history(folder: RunFolder, index: int, recorded: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+def _history(
+    folder: RunFolder, index: int, recorded: Mapping[str, Any], run: str, method: str
+) -> dict[str, Any]:
     """Describe a step: its new classes, the numbers and hashes of its images, and its scores."""
     scores = folder.metrics(index)["branches"]
     images = {
@@ -196,8 +201,8 @@ def _history(folder: RunFolder, index: int, recorded: Mapping[str, Any], config:
     }
     return {
         "step": index,
-        "run": config.name,
-        "method": config.method.name,
+        "run": run,
+        "method": method,
         "classes": list(dict.fromkeys(name for entry in scores.values() for name in entry["new_classes"])),
         **images,
         "scores": {
@@ -225,4 +230,5 @@ def _of_model(path: Path, builder: Any) -> Contents:
         form=about.form,
         domains=about.domains,
         lineage={"final": digest, "source": about.source or f"model folder {path.name}"},
+        unknown=about.unknown,
     )

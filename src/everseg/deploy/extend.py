@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig, TrainConfig
 from everseg.config.loading import from_stored, refuse_own_code
+from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run, recipe_of
@@ -57,7 +58,7 @@ class Extension(Result):
         if self.gate is not None:
             yield f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left"
         yield from self.bundle.parity_text()
-        yield f"wrote {self.bundle.path} (the bundle it came from is untouched; the run is {self.run})"
+        yield f"wrote {self.bundle.path} (the old bundle is not changed; the run is {self.run})"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -126,15 +127,24 @@ def extend(
     processes = PartialState(cpu=not torch.cuda.is_available())
     progress = Progress(quiet=quiet, rank=processes.process_index)
     begun = bool(folder.finished_steps)
+    builder = user_builder(config.model)
     # a finished run that is measured on other data does not need the new data
-    prepared = None if begun and old_val is not None else prepare(config, progress)
+    measures_only = begun and old_val is not None
+    prepared = None if measures_only else prepare(config.data, config.scenario, progress, seed=config.seed)
     if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        _tell(source, config, prepared, old_val is not None, progress)
+        _tell(source, prepared, config.data, config.train, builder, old_val is not None, progress)
     execute(config, quiet=quiet)
     index = source.steps
-    kept = _kept(folder, index, config, old_val, prepared, progress)
+    accelerator = make_accelerator(config.train, training=False)
+    pair, batch = _pair(folder, index, builder, accelerator.device), config.train.eval_batch
+    if prepared is not None and old_val is None:
+        test = prepared.steps[0].test[0]
+        kept = estimated(pair, test, prepared.datasets, config.data, accelerator, batch=batch)
+    else:
+        old_data = _labelled(config.data, str(old_val))
+        kept = measured(pair, old_data, config.data, config.scenario, accelerator, progress, batch=batch)
     scores = folder.metrics(index)["branches"]
     new = {
         name: value
@@ -145,7 +155,7 @@ def extend(
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
-        _write(target, folder, index, config, kept, with_onnx, images, overrides)
+        _write(target, folder, index, builder, kept, with_onnx, images, overrides)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
     return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, notes)
@@ -202,78 +212,75 @@ def configuration(
     return config
 
 
-def _tell(source: Bundle, config: RunConfig, prepared: Prepared, measuring: bool, progress: Progress) -> None:
-    """Print what is known before the training: classes, images, and what the deployed model sees in the new data."""
+def _tell(
+    source: Bundle,
+    prepared: Prepared,
+    data: DataConfig,
+    train: TrainConfig,
+    builder: Any,
+    measuring: bool,
+    progress: Progress,
+) -> None:
+    """Print what is known before the training: classes, images, and what the deployed model finds in the new data."""
     (step,) = prepared.steps
-    train = step.train[0]
+    images = step.train[0]
     space = next(iter(source.spaces.values()))
     progress.message(
-        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; needs no old data"
+        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
-    also = sorted({space.names[i] for i in set(train.lut) if i < space.num_classes and i != space.background})
-    labelled = (
-        f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped: not)"
-        if also
-        else "everything else is background"
+    also = sorted(
+        {space.names[i] for i in set(images.lut) if i < space.num_classes and i != space.background}
     )
-    names = step.spaces[train.branch].names[space.num_classes :]
-    progress.message(f"data:   {len(train.indices)} training images with {', '.join(names)}; {labelled}")
-    config = config.model_copy(update={"train": config.train.model_copy(update={"threads": None})})
-    accelerator = make_accelerator(config.train, training=False)
-    model = source.model(user_builder(config.model))
-    seen = seen_in_background(model, space, train, prepared.datasets, config, accelerator)
+    labelled = (
+        f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped ignores them)"
+        if also
+        else "all other pixels are background"
+    )
+    names = step.spaces[images.branch].names[space.num_classes :]
+    progress.message(f"data:   {len(images.indices)} training images with {', '.join(names)}; {labelled}")
+    accelerator = make_accelerator(train.model_copy(update={"threads": None}), training=False)
+    seen = seen_in_background(
+        source.model(builder), space, images, prepared.datasets, data, accelerator, batch=train.eval_batch
+    )
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         progress.message(
-            f"check:  the deployed model sees old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"background pixels ({listed}): good for distillation"
+            f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
+            f"background pixels ({listed}). Distillation keeps the old classes by such pixels."
         )
     else:
         progress.message(
-            "check:  warning: the deployed model sees none of its classes in the background pixels"
+            "check:  warning: the deployed model finds none of its classes in the background pixels. "
+            "Distillation has little to keep the old classes by."
         )
     if not measuring:
         progress.message(
-            "note:   no labels of old classes given: their quality will be estimated from agreement with the deployed "
-            "model, whose errors count as kept too; --old-val DATA measures it (the new data themselves, if "
-            "their test images label old classes)"
+            "note:   no labels of old classes are given. Their quality will be estimated by how often the new model "
+            "agrees with the deployed one. Errors that both make then count as quality. --old-val DATA measures the "
+            "quality instead; DATA may be the new data, if their test images label old classes."
         )
 
 
-def _kept(
-    folder: RunFolder,
-    index: int,
-    config: RunConfig,
-    old_val: str | Path | None,
-    prepared: Prepared | None,
-    progress: Progress,
-) -> Kept:
-    """Measure or estimate the quality of the old classes after the step."""
-    builder = user_builder(config.model)
+def _pair(folder: RunFolder, index: int, builder: Any, device: torch.device) -> Pair:
+    """Load the models before and after the step, and move them to the device."""
     before, old, _, _ = folder.load_final(index - 1, builder)
     after, new, _, _ = folder.load_final(index, builder)
     (branch,) = old
-    pair = Pair(before, after, old[branch], new[branch], branch)
-    accelerator = make_accelerator(config.train, training=False)
-    for model in (before, after):
-        model.to(accelerator.device)
-    if old_val is not None:
-        settings = {
-            "dataset": str(old_val),
-            "options": {} if str(old_val) != config.data.dataset else config.data.options,
-        }
-        dataset = load_dataset(config.data.model_copy(update=settings))
-        return measured(pair, dataset, config, accelerator, progress)
-    prepared = prepared or prepare(config, progress)
-    return estimated(pair, prepared.steps[0].test[0], prepared.datasets, config, accelerator)
+    return Pair(before.to(device), after.to(device), old[branch], new[branch], branch)
+
+
+def _labelled(data: DataConfig, name: str) -> Dataset:
+    """Open the data with labels of old classes, presented as the run's; options belong to the run's own data set."""
+    options = data.options if name == data.dataset else {}
+    return load_dataset(data.model_copy(update={"dataset": name, "options": options}))
 
 
 def _write(
     target: Path,
     folder: RunFolder,
     index: int,
-    config: RunConfig,
+    builder: Any,
     kept: Kept,
     onnx: bool,
     images: str | Path | None,
@@ -285,7 +292,7 @@ def _write(
             new_folder(target)  # another model's bundle is there: raises
         return
     told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
-    contents = of_run(folder, index, user_builder(config.model), told)
+    contents = of_run(folder, index, builder, told)
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

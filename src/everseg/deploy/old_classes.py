@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everseg.config.fields import DataConfig, RunConfig
+from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.display import percent
@@ -65,29 +65,41 @@ class Pair:
 
 
 def measured(
-    pair: Pair, dataset: Dataset, config: RunConfig, accelerator: Accelerator, progress: Progress
+    pair: Pair,
+    dataset: Dataset,
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    *,
+    batch: int,
 ) -> Kept:
     """Score both models on images with labels of old classes.
+
+    Args:
+        data: how images are brought to the networks.
+        scenario: which split is tested, and how its labels are read.
+        batch: images at once.
 
     Raises:
         DataError: the data share no class with the model, or the deployed model finds none of its classes.
     """
     means, per_class = [], []
-    source, notes = source_by_name(dataset, config.scenario, pair.branch, pair.old)
+    source, notes = source_by_name(dataset, scenario, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
     }  # count both models on the same pixels; a predicted new class is wrong there
     for model, title in ((pair.before, "deployed model"), (pair.after, "new model")):
         result = evaluate(
-            model, [source], {source.dataset: dataset}, config.data, accelerator, progress,
-            batch=config.train.eval_batch, title=f"{title} on the old classes", outputs=outputs, keep=0,
+            model, [source], {source.dataset: dataset}, data, accelerator, progress,
+            batch=batch, title=f"{title} on the old classes", outputs=outputs, keep=0,
         )  # fmt: skip
         each = iou(result.counts[source.name])[pair.classes]
         per_class.append(each)
         means.append(_mean(each))
     if not means[0] > 0:
         raise DataError(
-            f"the deployed model finds none of its classes in '{dataset.name}': nothing can be compared"
+            f"the deployed model finds none of its classes in '{dataset.name}', so nothing can be compared"
         )
     share = means[1] / means[0]
     names = [pair.old.names[i] for i in pair.classes]
@@ -105,7 +117,13 @@ def measured(
 
 @torch.no_grad()
 def estimated(
-    pair: Pair, source: Source, datasets: Mapping[str, Dataset], config: RunConfig, accelerator: Accelerator
+    pair: Pair,
+    source: Source,
+    datasets: Mapping[str, Dataset],
+    data: DataConfig,
+    accelerator: Accelerator,
+    *,
+    batch: int,
 ) -> Kept:
     """Estimate the quality of the old classes from the agreement of the two models.
 
@@ -118,8 +136,8 @@ def estimated(
     Pixels labelled as a new class are left out. Pixels labelled void or background are counted.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
-    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
-    for image, label in _batches(source, datasets, config.data, config.train.eval_batch, accelerator):
+    windows = InputForm.of_config(data).windows(batch)
+    for image, label in _batches(source, datasets, data, batch, accelerator):
         before, after = (
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
         )
@@ -132,8 +150,8 @@ def estimated(
     if not often:
         return Kept(
             "estimated", None, {}, {},
-            "old classes cannot be estimated: the deployed model sees none of them in the new data's test images; "
-            "--old-val DATA measures them",
+            "old classes cannot be estimated: the deployed model finds none of them in the test images of the "
+            "new data. --old-val DATA measures them",
         )  # fmt: skip
     agree, overlap = (values[: pair.old.num_classes] for values in (class_accuracy(counts), iou(counts)))
     figures = {
@@ -150,11 +168,11 @@ def estimated(
     return Kept(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{percent(figures['agreement'])} % of the pixels, on {percent(share)} % in the mean over "
-        f"{len(often)} of its classes (mean IoU {percent(figures['agreement_miou'])}); of its pixels of old classes "
-        f"{percent(figures['became_new'])} % became a new class, {percent(figures['became_old'])} % another old one, "
-        f"{percent(figures['became_background'])} % background (pixels labelled as a new class left out; either model "
-        "may be right where they differ)",
+        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean over {len(often)} of "
+        f"its classes (mean IoU {percent(figures['agreement_miou'])}). Of the pixels that the deployed model gives to "
+        f"old classes, {percent(figures['became_new'])} % became a new class, {percent(figures['became_old'])} % "
+        f"another old class and {percent(figures['became_background'])} % background. Pixels labelled as a new class "
+        "are left out. Where the two models differ, either may be right",
     )  # fmt: skip
 
 
@@ -185,9 +203,10 @@ def seen_in_background(
     space: LabelSpace,
     source: Source,
     datasets: Mapping[str, Dataset],
-    config: RunConfig,
+    data: DataConfig,
     accelerator: Accelerator,
     *,
+    batch: int,
     images: int = 32,
 ) -> dict[str, float]:
     """Find the old classes that the deployed model predicts in background pixels of the new data.
@@ -199,8 +218,8 @@ def seen_in_background(
         source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
     )
     counts = np.zeros(space.num_classes, np.int64)
-    windows = InputForm.of_config(config.data).windows(config.train.eval_batch)
-    for image, label in _batches(few, datasets, config.data, config.train.eval_batch, accelerator):
+    windows = InputForm.of_config(data).windows(batch)
+    for image, label in _batches(few, datasets, data, batch, accelerator):
         ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
         found = ids[label == space.background]
         counts += np.bincount(found.cpu().numpy(), minlength=space.num_classes)

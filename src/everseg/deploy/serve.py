@@ -16,7 +16,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,10 +36,11 @@ from everseg.data.datasets.decode import (
     read_image,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
-from everseg.display import Piece, Result, escaped, printable
+from everseg.display import UNDEFINED, Piece, Result, escaped, printable, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import Matching, match_names
+from everseg.models.folding import united
 
 HOST = "127.0.0.1"
 MAX_BYTES = 25_000_000
@@ -126,6 +127,7 @@ class Server(ThreadingHTTPServer):
             "bundles": [{"name": one.name, "branches": one.branches} for one in self.served],
             "classes": self.classes,
             "notes": self.notes,
+            "undefined": UNDEFINED,
             "limits": {"bytes": MAX_BYTES, "pixels": min(one.max_pixels for one in self.served)},
             "types": TYPES,
         }
@@ -191,10 +193,11 @@ class Serving(Result):
         yield f"open {self.url} in a browser"
 
     def _repr_html_(self) -> str:
-        return f'<p>open <a href="{escaped(self.url)}" target="_blank">{escaped(self.url)}</a></p>'
+        notes = "".join(f"<p>note: {escaped(text)}</p>" for text in self.notes)
+        return f'{notes}<p>open <a href="{escaped(self.url)}" target="_blank">{escaped(self.url)}</a></p>'
 
     def to_json(self) -> dict[str, Any]:
-        return {"url": self.url}
+        return {"url": self.url, "notes": list(self.notes)}
 
 
 def serve(
@@ -275,6 +278,8 @@ class Handler(BaseHTTPRequestHandler):
     def _get(self, path: str, query: dict[str, str]) -> tuple[bytes, str]:
         if path == "/info":
             return _json(self.server.info())
+        if path == "/share":
+            return _json({"text": share_text(query)})
         if path not in self.server.files:
             raise RefusedError(404, "There is no such page.")
         return self.server.files[path]
@@ -372,7 +377,7 @@ def _address(text: str) -> SplitResult:
     try:
         return urlsplit(text)
     except ValueError:
-        raise RefusedError(400, "The address makes no sense.") from None
+        raise RefusedError(400, "The address cannot be read.") from None
 
 
 def _json(value: Any) -> tuple[bytes, str]:
@@ -406,6 +411,7 @@ class Served:
     def __init__(self, path: str | Path, builder: Any = None) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
+        self.model.model = united(self.model.model)
         self.name = self.bundle.path.resolve().name
         self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
         """Names for choosing a branch; empty if there is only one branch."""
@@ -423,7 +429,7 @@ class Served:
 
         Returns:
             A dictionary with width, height, mask (data URI of a grey PNG of lasting class ids), pixels (id -> number of
-            pixels) and seconds.
+            pixels), shares (id -> its share of the pixels as text) and seconds.
 
         Raises:
             RefusedError: it is unclear which branch to use, or the model failed.
@@ -439,15 +445,32 @@ class Served:
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
         # Look up the lasting id of every pixel's train id, (H, W).
-        ids = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)[found.ids]
+        known = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)
+        ids = known[found.ids]
         counts = np.bincount(ids.ravel(), minlength=256)
         return {
             "width": ids.shape[1],
             "height": ids.shape[0],
             "mask": _data_uri(ids),
             "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
+            "shares": {str(i): share(counts[i] / ids.size) for i in np.unique(known)},
             "seconds": round(time.monotonic() - begun, 3),
         }
+
+
+def share_text(query: Mapping[str, str]) -> str:
+    """Format `part` of `whole` pixels as the page shows it. The page counts where two masks differ by itself.
+
+    Raises:
+        RefusedError: the two are no numbers of pixels.
+    """
+    texts = [query.get(name, "") for name in ("part", "whole")]
+    if set(query) != {"part", "whole"} or not all(t.isascii() and t.isdigit() and len(t) < 13 for t in texts):
+        raise RefusedError(400, "Give part and whole, two numbers of pixels.")
+    part, whole = map(int, texts)
+    if not 0 <= part <= whole or not whole:
+        raise RefusedError(400, "part: a number of pixels up to whole, which is at least 1.")
+    return share(part / whole)
 
 
 def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
@@ -495,7 +518,7 @@ def class_notes(served: Sequence[Served]) -> list[str]:
     notes = [f"class '{theirs}' of {b} is shown as '{ours}' of {a}" for theirs, ours in found.respelt.items()]
     for name, lonely in ((a, found.unmatched_known), (b, found.unmatched_wanted)):
         if lonely:
-            notes.append(f"only {name} knows {some(lonely, 12)}: where it sees them the two always differ")
+            notes.append(f"only {name} knows {some(lonely, 12)}: pixels that it gives to them always differ")
     return notes
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from everseg import registry
-from everseg.config.fields import DataConfig, RunConfig
+from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
 from everseg.data.datasets import load_dataset, load_domains
@@ -19,7 +18,7 @@ from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.extension import Known
 from everseg.scenarios.steps import Step, missing_splits
-from everseg.scenarios.summary import naming_notes, summarise
+from everseg.scenarios.summary import naming_notes
 
 
 @dataclass(frozen=True)
@@ -32,36 +31,34 @@ class Prepared:
     """"key/split" -> (N, 256) pixels per raw id of every image."""
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
-    """How class names were treated that differ in spelling or that no step teaches."""
+    """How class names were treated that differ in spelling, that the reader left out, or that no step teaches."""
 
 
-def prepare(config: RunConfig, progress: Progress) -> Prepared:
+def prepare(data: DataConfig, scenario: ScenarioConfig, progress: Progress, *, seed: int) -> Prepared:
     """Open the data, index their classes (cached) and build the scenario.
 
     The built-in scenario over domains opens only the domains that some step teaches. A scenario that the user wrote
     gets all domains.
 
+    Args:
+        seed: of the run; some scenarios draw images with it.
+
     Raises:
         ConfigError, DataError: the data or the scenario lack something; the message says what.
     """
-    several = bool(config.data.domains)
-    if config.scenario.kind in registry.BUILTIN["scenario"] and several != (
-        config.scenario.kind == "domain-incremental"
-    ):
+    several = bool(data.domains)
+    if scenario.kind in registry.BUILTIN["scenario"] and several != (scenario.kind == "domain-incremental"):
         raise ConfigError(
-            f"scenario.kind: '{config.scenario.kind}' needs data.domains (domain name -> its data)"
+            f"scenario.kind: '{scenario.kind}' needs data.domains (domain name -> its data)"
             if not several
-            else f"scenario.kind: '{config.scenario.kind}' takes one data set, but data.domains names "
-            f"{', '.join(config.data.domains)}; use scenario.kind=domain-incremental"
+            else f"scenario.kind: '{scenario.kind}' takes one data set, but data.domains names "
+            f"{', '.join(data.domains)}; use scenario.kind=domain-incremental"
         )
-    data = config.data
-    if config.scenario.kind == "domain-incremental":
-        kept = {name: data.domains[name] for name in needed_domains(config.scenario.steps, data.domains)}
+    if scenario.kind == "domain-incremental":
+        kept = {name: data.domains[name] for name in needed_domains(scenario.steps, data.domains)}
         data = data.model_copy(update={"domains": kept})
     datasets = open_datasets(data)
-    wanted = sorted(
-        {"train", config.scenario.test_split} | ({"val"} if config.scenario.validation == "split" else set())
-    )
+    wanted = sorted({"train", scenario.test_split} | ({"val"} if scenario.validation == "split" else set()))
     whose = "domain" if several else "data set"
     if missing := [
         text
@@ -74,19 +71,20 @@ def prepare(config: RunConfig, progress: Progress) -> Prepared:
         for key, dataset in datasets.items()
         for name in wanted
     }
-    build = registry.resolve("scenario", config.scenario.kind)
+    build = registry.resolve("scenario", scenario.kind)
     if several:
-        steps = build(config.scenario, datasets, counts, seed=config.seed)
+        steps = build(scenario, datasets, counts, seed=seed)
     else:
         ((key, dataset),) = datasets.items()
         # Only an extension reads a bundle. It gets the reader as an argument, because `everseg.scenarios` may not
         # import `everseg.runs`, which stands above it.
-        more = {"read": known_in} if config.scenario.kind == "extension" else {}
-        steps = build(
-            config.scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=config.seed, **more
-        )
+        more = {"read": known_in} if scenario.kind == "extension" else {}
+        steps = build(scenario, dataset, {n: counts[f"{key}/{n}"] for n in wanted}, seed=seed, **more)
     _check_spaces(steps)
-    return Prepared(datasets, counts, steps, tuple(naming_notes(steps, datasets, counts)))
+    left_out = [
+        f"{text} (domain '{key}')" if several else text for key, one in datasets.items() for text in one.notes
+    ]
+    return Prepared(datasets, counts, steps, (*left_out, *naming_notes(steps, datasets, counts)))
 
 
 def _check_spaces(steps: Sequence[Step]) -> None:
@@ -126,18 +124,6 @@ def open_datasets(data: DataConfig) -> dict[str, Dataset]:
         return load_domains(data)
     dataset = load_dataset(data)
     return {dataset.name: dataset}
-
-
-def describe_scenario(config: RunConfig, *, quiet: bool = False) -> list[dict[str, Any]]:
-    """Describe every step without training: new classes, images, pixels per class, leaks between steps.
-
-    Notes on class names (`Prepared.notes`) are printed with the progress.
-    """
-    progress = Progress(quiet=quiet)
-    prepared = prepare(config, progress)
-    for text in prepared.notes:
-        progress.message(f"note: {text}")
-    return summarise(prepared.steps, prepared.counts)
 
 
 def _indexed(dataset: Dataset, name: str, title: str, progress: Progress) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from everseg import registry
-from everseg.config.fields import RunConfig, ScenarioConfig
+from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
@@ -21,7 +21,15 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import IGNORED, LabelSpace, matching_notes, policy_set, shared_classes, spelling
+from everseg.labels import (
+    IGNORED,
+    LabelSpace,
+    matching_notes,
+    policy_name,
+    policy_set,
+    shared_classes,
+    spelling,
+)
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.results import Results
@@ -114,12 +122,17 @@ class StepScores(OnceADictionary):
     """Domain -> branch -> number of images that took it; None unless branches were chosen per image."""
     accuracy: float | None = None
     """Share of these images that took the branch of their own domain; None if that domain was never trained."""
+    policy: str = ""
+    """Label policy of the test images."""
     notes: tuple[str, ...] = ()
     """Which class names of data and model differ in spelling or have no counterpart, and what that means for scores."""
 
     def shown(self) -> Iterator[Piece]:
         for name, scores in self.branches.items():
-            yield scores.table(f"{self.run}, step {self.step}" + ("" if name == "default" else f", {name}"))
+            parts = [self.run, f"step {self.step}", "" if name == "default" else name]
+            yield scores.table(
+                ", ".join(filter(None, [*parts, self.policy and f"label policy {self.policy}"]))
+            )
         if self.inferred is not None:
             names = list(dict.fromkeys(branch for taken in self.inferred.values() for branch in taken))
             rows = [[name, *(taken.get(one, 0) for one in names)] for name, taken in self.inferred.items()]
@@ -133,6 +146,7 @@ class StepScores(OnceADictionary):
             "run": self.run,
             "step": self.step,
             "images": self.images,
+            "policy": self.policy,
             **chosen,
             "branches": {name: scores.to_json() for name, scores in self.branches.items()},
             "confusion": {name: counts.tolist() for name, counts in self.confusion.items()},
@@ -190,11 +204,12 @@ def evaluate(
     if config.train.threads is None:
         torch.set_num_threads(folder.threads)
     progress = Progress(quiet=quiet, rank=accelerator.process_index)
-    other = _other_images(stored, config, overrides)
+    other = _other_images(stored.data, config.data, overrides)
     job = _job(folder, index, stored, config, other, domain, infer_domain, progress)
-    where, inferred, accuracy = (accelerator, progress), None, None
+    images, builder = (config.data, accelerator, progress), user_builder(config.model)
+    inferred, accuracy = None, None
     if infer_domain:
-        model, spaces, _, _ = folder.load_final(index, user_builder(config.model))
+        model, spaces, _, _ = folder.load_final(index, builder)
         classes = {branch: space.names for branch, space in spaces.items()}
         found, scores, inferred = evaluate_inferred(
             model,
@@ -202,13 +217,14 @@ def evaluate(
             job.spaces,
             job.sources,
             job.datasets,
-            config.data,
-            *where,
+            *images,
             batch=config.train.eval_batch,
         )
         accuracy = _share_right(inferred, job.sources)
     else:
-        found, scores = score_step(config, job.datasets, job.sources, folder, index, *where)
+        found, scores = score_step(
+            folder, index, job.sources, job.datasets, *images, batch=config.train.eval_batch, builder=builder
+        )
     return StepScores(
         str(path),
         index,
@@ -217,6 +233,7 @@ def evaluate(
         dict(found.counts),
         inferred,
         accuracy,
+        policy_name(config.scenario.policy, config.data.dataset),
         job.notes,
     )
 
@@ -265,30 +282,32 @@ def _job(
 ) -> _Job:
     """Decide what to score: the scenario's own test images, or other images whose classes are matched by name."""
     spaces = folder.spaces(index)
-    paths = folder.branch_of(index)  # name of the results -> branch
+    branch_of = folder.branch_of(index)  # name of the results -> branch
     several = bool(stored.data.domains)
     if domain is not None and infer and other:
         raise ConfigError(
             "--domain names the branch of all images, --infer-domain chooses it per image; give one"
         )
-    choices = list(dict.fromkeys([*paths, *spaces])) if other else list(paths)
+    choices = list(dict.fromkeys([*branch_of, *spaces])) if other else list(branch_of)
     if domain is not None and domain not in choices:
         raise ConfigError(f"--domain {domain}: step {index} of {folder.path} knows {', '.join(choices)}")
     if several and not other:
-        chosen = [domain] if domain is not None else list(paths)
+        chosen = [domain] if domain is not None else list(branch_of)
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
         planned = read_document(folder.path / "scenario.json", "steps")["steps"]
         recorded = _recorded_tests(planned[index]) if config.scenario == stored.scenario else {}
         told = [
-            _own_test(datasets[name], config, name, paths[name], spaces, recorded.get(name))
+            _own_test(datasets[name], config.scenario, name, branch_of[name], spaces, recorded.get(name))
             for name in chosen
         ]
         sources, notes = [source for source, _ in told], [note for _, notes in told for note in notes]
-        return _Job(datasets, tuple(sources), {name: spaces[paths[name]] for name in chosen}, tuple(notes))
+        return _Job(
+            datasets, tuple(sources), {name: spaces[branch_of[name]] for name in chosen}, tuple(notes)
+        )
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
-        prepared = prepare(config, progress)
+        prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
         steps = prepared.steps
         # The data may have other classes than when the run was trained; then classes are matched by name below.
         if index < len(steps) and steps[index].spaces == spaces:
@@ -306,9 +325,9 @@ def _job(
     elif several:
         if domain is None:
             raise ConfigError(
-                f"which branch shall the images of '{name}' take? --domain {' or '.join(paths)}, or --infer-domain"
+                f"which branch shall the images of '{name}' take? --domain {' or '.join(branch_of)}, or --infer-domain"
             )
-        branch = paths.get(domain, domain)
+        branch = branch_of.get(domain, domain)
         found = [source_by_name(dataset, config.scenario, branch, spaces[branch], domain=name)]
     else:
         found = [
@@ -322,13 +341,14 @@ def _job(
 
 
 def sources_of_test(
-    results: Results, config: RunConfig
+    results: Results, data: DataConfig, scenario: ScenarioConfig
 ) -> tuple[Mapping[str, Dataset], tuple[Source, ...], list[str]]:
     """Find the test images of the last finished step as `evaluate` does, reading only the test split.
 
     Args:
         results: what the run has stored.
-        config: the run's configuration. Its data folders may differ from those at training time.
+        data: the run's data. Their folders may differ from those at training time.
+        scenario: of the run.
 
     Returns:
         The data sets, the sources, and notes on class names that differ in spelling or have no counterpart.
@@ -337,20 +357,20 @@ def sources_of_test(
         ConfigError, DataError: the test images are missing, or share no class name with the model.
     """
     step = results.steps[-1]
-    if config.data.domains:
-        names = [name for name in step.branch_of if name in config.data.domains]
-        kept = {name: config.data.domains[name] for name in names}
-        datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
+    if data.domains:
+        names = [name for name in step.branch_of if name in data.domains]
+        kept = {name: data.domains[name] for name in names}
+        datasets = open_datasets(data.model_copy(update={"domains": kept}))
         recorded = _recorded_tests(results.planned[step.index])
         found = [
-            _own_test(datasets[name], config, name, step.branch_of[name], step.spaces, recorded.get(name))
+            _own_test(datasets[name], scenario, name, step.branch_of[name], step.spaces, recorded.get(name))
             for name in names
         ]
     else:
-        datasets = open_datasets(config.data)
+        datasets = open_datasets(data)
         ((_, dataset),) = datasets.items()
         found = [
-            source_by_name(dataset, config.scenario, branch, space, foreign=False)
+            source_by_name(dataset, scenario, branch, space, foreign=False)
             for branch, space in step.spaces.items()
         ]
     return datasets, tuple(source for source, _ in found), [note for _, notes in found for note in notes]
@@ -358,7 +378,7 @@ def sources_of_test(
 
 def _own_test(
     dataset: Dataset,
-    config: RunConfig,
+    scenario: ScenarioConfig,
     domain: str,
     branch: str,
     spaces: Mapping[str, LabelSpace],
@@ -368,14 +388,14 @@ def _own_test(
     source = source_as_recorded(dataset, recorded, spaces[branch])
     if source is not None:
         return source, []
-    return source_by_name(dataset, config.scenario, branch, spaces[branch], domain=domain, foreign=False)
+    return source_by_name(dataset, scenario, branch, spaces[branch], domain=domain, foreign=False)
 
 
-def _other_images(stored: RunConfig, config: RunConfig, overrides: Sequence[str]) -> bool:
+def _other_images(stored: DataConfig, asked: DataConfig, overrides: Sequence[str]) -> bool:
     """Tell whether the user asked for another data set than the run's. In runs over domains, any data set counts."""
-    if (stored.data.dataset, stored.data.options) != (config.data.dataset, config.data.options):
+    if (stored.dataset, stored.options) != (asked.dataset, asked.options):
         return True
-    if not stored.data.domains:
+    if not stored.domains:
         return False
     given = {key.strip(): override_value(value)[0] for key, _, value in (t.partition("=") for t in overrides)}
     whole = given.get("data")

@@ -17,13 +17,16 @@ from accelerate import Accelerator
 from everseg import registry
 from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, ScenarioConfig
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.optim import warmup_length
+from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
-from everseg.engine.step import Session, StepJob, iterations_of
+from everseg.engine.step import Session, StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
-from everseg.inference.count import score_step, user_builder, views_of
+from everseg.inference.count import Evaluation, score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
+from everseg.methods import switches
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
@@ -42,7 +45,7 @@ from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
-from everseg.scenarios.steps import Step
+from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json
 
 
@@ -60,6 +63,11 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         EversegError: any stage failed; what the folder holds stays valid.
     """
     method = build_method(config.method)
+    if config.train.precision == "fp16" and method.pretune:
+        raise ConfigError(
+            "train.precision: pre-tuning does not scale its losses as fp16 needs it; use bf16 or fp32, or leave "
+            "method.pretune out"
+        )
     if config.train.precision == "fp16" and method.reads_gradients:
         raise ConfigError(
             f"train.precision: method '{config.method.name}' reads gradients, which fp16 loss scaling would distort; "
@@ -85,10 +93,11 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         if all_reduce_max(0, accelerator):
             raise EversegError("the first process stopped; its message says why")
         torch.set_num_threads(folder.threads)
-        return _run(config, prepare(config, progress), accelerator, progress, folder, dry_run)
+        prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
+        return _run(config, prepared, accelerator, progress, folder, dry_run)
     with contextlib.ExitStack() as held:
         try:
-            prepared = prepare(config, progress)
+            prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
             for text in prepared.notes:
                 progress.message(f"note: {text}")
             _check_plan(config, prepared, folder, accelerator, progress)
@@ -110,17 +119,31 @@ def _check_plan(
     Raises:
         ConfigError: wrong names or weights of the model, or impossible steps (all of them in one message).
     """
+    method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
     if todo and todo[0].index == 0 and todo[0].is_first:
         # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
         model = build_model(config.model, config.data.normalisation)
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
+        switches.check_model(method, model)
+        if config.train.layer_decay is not None:
+            encoder_layers(model.encoder)
     trial, world = _trial(config, prepared.steps), accelerator.num_processes
-    if problems := impossible(todo, batch=config.train.batch, processes=world, trial=trial):
+    problems = impossible(
+        todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
+    )
+    if problems := [*problems, *switches.unfit(method, prepared.steps)]:
         raise ConfigError(problems)
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
+    for step in todo:
+        warmup = warmup_length(config.train, epoch_of(step, config.train.batch))
+        if not config.train.max_iterations and warmup >= (total := iterations_of(step, config.train)):
+            progress.message(
+                f"warning: step {step.index}: train.warmup lasts {warmup} iterations and the step {total}, "
+                "so the learning rate never reaches that of the schedule"
+            )
 
 
 def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
@@ -169,7 +192,7 @@ def _check_single_task(scenario: ScenarioConfig, domains: Mapping[str, DomainCon
 def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
     """Create the run's documents, or check that existing ones fit. A resumed run keeps its number of threads."""
     threads = folder.open(config, torch.get_num_threads())
-    _record_scenario(config, folder, prepared)
+    _record_scenario(folder, prepared, config.scenario, several=len(config.data.domains) > 1)
     if config.scenario.bundle is not None:
         place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config.method)
     if threads != torch.get_num_threads():
@@ -223,24 +246,33 @@ def _run(
     return folder
 
 
-def _record_scenario(config: RunConfig, folder: RunFolder, prepared: Prepared) -> None:
-    """Write scenario.json, which says what the steps are made of, or check that it is still the same."""
+def _record_scenario(
+    folder: RunFolder, prepared: Prepared, scenario: ScenarioConfig, *, several: bool
+) -> None:
+    """Write scenario.json, which says what the steps are made of, or check that it is still the same.
+
+    Args:
+        several: whether the run has several domains, so that the masks are named with theirs.
+    """
     sources = (s for step in prepared.steps for s in (*step.train, *step.test))
     used = sorted({(s.dataset, s.split) for s in sources})
     # Runs begun before the setting `bundle` existed have no such entry, and must be able to continue.
-    unused = {"bundle"} if config.scenario.bundle is None else None
-    settings = config.scenario.model_dump(mode="json", exclude=unused)
-    record = scenario_json(prepared.steps, policy_set(config.scenario.policy), settings)
-    several = len(config.data.domains) > 1
+    unused = {"bundle"} if scenario.bundle is None else None
+    settings = scenario.model_dump(mode="json", exclude=unused)
+    record = scenario_json(prepared.steps, policy_set(scenario.policy), settings)
     record["masks"] = {
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used
     }
     path = folder.path / "scenario.json"
     if not path.exists():
-        write_json(path, record)
+        write_json(path, {**record, **({"notes": list(prepared.notes)} if prepared.notes else {})})
+        return
+    stored = read_json(path)
+    if isinstance(stored, dict):
+        stored.pop("notes", None)  # sentences for people: another version may word them in another way
     # The round trip through JSON turns tuples into lists, as they are in the file.
-    elif read_json(path) != json.loads(json.dumps(record)):
+    if stored != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks or lists have changed since {folder.path} was started; "
             f"restore them, or start again under another name (name=...)"
@@ -287,7 +319,7 @@ def _train(job: StepJob) -> None:
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
         form = InputForm.of_config(session.config.data, session.datasets.values())
-        session.folder.save_final(job.step, job.model, state, form, job.parent)
+        session.folder.save_final(job.step, job.model, state, form, job.parent, job.raw)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # Accelerate holds every model and optimiser that it has prepared
 
@@ -310,11 +342,18 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
             session.progress.end()
             raise StopRequest.error(code, f"the end of step {step.index}, before its test")
 
-    where = (folder, step.index, accelerator, session.progress, stop_if_asked)
-    result, scores = score_step(config, session.datasets, step.test, *where)
+    builder = user_builder(config.model)
+
+    def scored(sources: Sequence[Source]) -> tuple[Evaluation, dict[str, Any]]:
+        return score_step(
+            folder, step.index, sources, session.datasets, config.data, accelerator, session.progress,
+            batch=config.train.eval_batch, builder=builder, between=stop_if_asked,
+        )  # fmt: skip
+
+    result, scores = scored(step.test)
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
-        metrics["validation"] = score_step(config, session.datasets, step.val, *where)[1]
+        metrics["validation"] = scored(step.val)[1]
     if accelerator.is_main_process:
         for name, values in scores.items():
             session.events.evaluation(

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from everseg import registry
-from everseg.config.fields import DataConfig, ModelConfig, RunConfig
+from everseg.config.fields import DataConfig, ModelConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import View, plain_batches
 from everseg.data.batches.transforms import normalise
@@ -196,13 +196,16 @@ def user_builder(model: ModelConfig) -> Any:
 
 
 def score_step(
-    config: RunConfig,
-    datasets: Mapping[str, Dataset],
-    sources: Sequence[Source],
     folder: RunFolder,
     index: int,
+    sources: Sequence[Source],
+    datasets: Mapping[str, Dataset],
+    data: DataConfig,
     accelerator: Accelerator,
     progress: Progress,
+    *,
+    batch: int,
+    builder: Any = None,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Load a finished step from disk and evaluate it.
@@ -210,21 +213,24 @@ def score_step(
     Training and later rescoring (`everseg.engine.rescore`) call this same function, so they give the same numbers.
 
     Args:
+        data: how images are brought to the network.
+        batch: images at once.
+        builder: builder of the user's architecture, if it is not a built-in one (`user_builder`).
         between: called after every batch; may raise an exception to stop.
 
     Returns:
         The counts with some samples, and the scores by name.
     """
-    model, spaces, _, _ = folder.load_final(index, user_builder(config.model))
+    model, spaces, _, _ = folder.load_final(index, builder)
     title = f"step {index}: testing on {'/'.join(sorted({s.split for s in sources}))}"
     result = evaluate(
         model,
         sources,
         datasets,
-        config.data,
+        data,
         accelerator,
         progress,
-        batch=config.train.eval_batch,
+        batch=batch,
         title=title,
         between=between,
     )

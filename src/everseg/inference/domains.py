@@ -58,7 +58,7 @@ def evaluate_inferred(
         for name, space in spaces.items()
     }
     tables = {
-        name: {path: _table(outputs, space).to(accelerator.device) for path, outputs in classes.items()}
+        name: {branch: _table(outputs, space).to(accelerator.device) for branch, outputs in classes.items()}
         for name, space in wider.items()
     }
     windows = InputForm.of_config(data).windows(batch)
@@ -92,21 +92,21 @@ class _Chooser:
     ) -> None:
         """Store the model and the tables: name of a source -> branch -> table of train ids (see `_table`)."""
         self.model, self.tables, self.accelerator, self.windows = model, tables, accelerator, windows
-        self.counts = {name: dict.fromkeys(paths, 0) for name, paths in tables.items()}
+        self.counts = {name: dict.fromkeys(branches, 0) for name, branches in tables.items()}
 
     def __call__(self, source: Source, image: torch.Tensor) -> torch.Tensor:
         tables, counts = self.tables[source.name], self.counts[source.name]
-        paths = self._paths(image, tuple(tables))
+        chosen = self._chosen(image, tuple(tables))
         ids = torch.empty(len(image), *image.shape[2:], dtype=torch.uint8, device=image.device)
         # One forward pass per branch, with all images of the batch that chose it.
-        for branch in dict.fromkeys(paths):
-            rows = [i for i, path in enumerate(paths) if path == branch]
+        for branch in dict.fromkeys(chosen):
+            rows = [i for i, one in enumerate(chosen) if one == branch]
             found = through(self.model, branch, image[rows], self.accelerator, self.windows)
             ids[rows] = tables[branch][found.int()]
             counts[branch] += len(rows)
         return ids
 
-    def _paths(self, image: torch.Tensor, branches: tuple[str, ...]) -> list[str]:
+    def _chosen(self, image: torch.Tensor, branches: tuple[str, ...]) -> list[str]:
         if self.windows is None:
             return infer_branch(self.model, image, branches)
         return [

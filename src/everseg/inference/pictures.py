@@ -21,6 +21,7 @@ from everseg.data.class_colours import (
     palette,
     png,
 )
+from everseg.display import percent
 from everseg.errors import DataError
 from everseg.labels import IGNORED
 from everseg.runs.commit import write_bytes, writing
@@ -174,12 +175,10 @@ def _labelled_confusion(
         for column in range(len(names)):
             x, y = margin + column * cell, margin + row * cell
             draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=tuple(colours[row, column].tolist()))
-            percent = round(100 * share[row, column])
-            if present[row] and (percent or row == column):
+            text = percent(share[row, column], digits=0)
+            if present[row] and (text != "0" or row == column):
                 ink = "white" if share[row, column] > 0.55 else _INK
-                draw.text(
-                    (x + cell // 2 - 1, y + cell // 2 - 1), str(percent), fill=ink, font=small, anchor="mm"
-                )
+                draw.text((x + cell // 2 - 1, y + cell // 2 - 1), text, fill=ink, font=small, anchor="mm")
     for index, name in enumerate(names):
         middle = margin + index * cell + cell // 2 - 1
         draw.text((margin - 6, middle), name, fill=_INK, font=font, anchor="rm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from everseg import registry
-from everseg.config.checks import method_problems
+from everseg.config.checks import key_text, method_problems
 from everseg.config.fields import MethodConfig
 from everseg.errors import ConfigError
 from everseg.methods.base import Method
@@ -17,7 +17,7 @@ def build_method(config: MethodConfig) -> Method:
     """
     values, problems = method_problems({"name": config.name, **config.options})
     if problems:
-        raise ConfigError([f"{'.'.join(map(str, path))}: {problem}" for path, problem in problems])
+        raise ConfigError([f"{key_text(key)}: {problem}" for key, problem in problems])
     del values["name"]
     cls = registry.resolve("method", config.name)
     if not (isinstance(cls, type) and issubclass(cls, Method)):

@@ -39,7 +39,9 @@ def drop_against_single(
     elif config.scenario.single:
         return None
     else:
-        found, source = _beside(results, config, list(values), [] if refused is None else refused)
+        found, source = _beside(
+            results, _data(config, list(values)), list(values), [] if refused is None else refused
+        )
     if not values or not values.keys() <= found.keys() or not all(found[name] for name in values):
         return None
     baselines = {name: found[name] for name in values}
@@ -47,18 +49,18 @@ def drop_against_single(
 
 
 def _beside(
-    results: Results, config: RunConfig, domains: Sequence[str], refused: list[str]
+    results: Results, data: Any, domains: Sequence[str], refused: list[str]
 ) -> tuple[dict[str, float], str]:
-    """Find the single-task mIoU of the first comparable finished single-task run, by name, in the same folder."""
+    """Find the single-task mIoU of the first comparable finished single-task run, by name, in the same folder.
+
+    Args:
+        data: the result of `_data` for this run.
+    """
     scored, unlike = _scored_classes(results), list[str]()
     for other in _neighbours(results):
         try:
             theirs = other.config
-            if (
-                not theirs.scenario.single
-                or _data(theirs, domains) != _data(config, domains)
-                or not other.is_complete()
-            ):
+            if not theirs.scenario.single or _data(theirs, domains) != data or not other.is_complete():
                 continue
             found = _scored_classes(other)
             if apart := [_apart(name, scored[name], found[name]) for name in domains
@@ -116,25 +118,25 @@ def _scored_classes(results: Results) -> dict[str, dict[str, str]]:
     return found
 
 
-def domain_rows(steps: Sequence[Mapping[str, Any]], results: Results) -> list[dict[str, Any]]:
+def domain_rows(scores: Mapping[int, Mapping[str, float | None]], results: Results) -> list[dict[str, Any]]:
     """Make one row per step: domains trained, mIoU of each tested domain and their mean, in unrounded percent.
 
     Args:
-        steps: rows of `Run.steps`, one per step and domain.
+        scores: step -> domain -> mIoU over all its classes, as a fraction.
         results: of the run.
     """
-    names = results.in_order(dict.fromkeys(row["name"] for row in steps))
+    names = results.in_order(dict.fromkeys(name for tested in scores.values() for name in tested))
     rows = []
-    for index in dict.fromkeys(row["index"] for row in steps):
-        scores = {row["name"]: row["miou"]["all"] for row in steps if row["index"] == index}
-        values = {name: scores.get(name) for name in names} | {"mean": defined_mean(scores.values())}
+    for index, tested in scores.items():
+        values = {name: tested.get(name) for name in names} | {"mean": defined_mean(tested.values())}
         shown = {name: in_percent(value) for name, value in values.items()}
         rows.append({"step": index, "trained": results.taught.get(index, ""), **shown})
     return rows
 
 
 _FREE = ("scenario.joint", "scenario.lists", "train.epochs_next", "train.lr_next", "method.")
-"""What may differ: the method, and what acts on steps or their images, of which joint training has one and all."""
+"""Settings that may differ: the method, and those about the steps or their images. Joint training has one step with all
+images."""
 
 
 def joint_beside(results: Results, refused: list[str] | None = None) -> tuple[str, dict[str, Track]] | None:

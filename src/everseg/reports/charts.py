@@ -26,9 +26,9 @@ _ROW = 0.27
 """Inches per horizontal bar."""
 _LONGEST_NAME = 20
 MOST_BARS = 60
-"""Charts with a row per class show at most so many; the tables have all."""
+"""Most classes in a chart with a row per class. The tables have all classes."""
 MOST_NAMED_STEPS = 6
-"""Curves over more steps mark them without their names."""
+"""With more steps than this, curves mark the steps without their names."""
 
 
 def can_draw() -> bool:

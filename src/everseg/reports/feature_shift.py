@@ -128,7 +128,7 @@ def write_features(
     left_out = _left_out(folder, before, after)
     if left_out:
         progress.message(f"note: left out, not known yet after step {before}: {', '.join(left_out)}")
-    prepared = prepare(config, progress)
+    prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     if after >= len(prepared.steps) or dict(prepared.steps[after].spaces) != spaces:
         raise DataError(f"the data have other classes now than when {folder.path} was trained; restore them")
     sources = [_some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in known]
@@ -257,7 +257,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 TSNE_PIXELS = 2500
-"""t-SNE shows at most so many pixels; its time grows faster than their number."""
+"""Most pixels that t-SNE shows. Its time grows faster than their number."""
 _SEED = 0x66656174
 _LONGEST_NAME = 24
 _LEGEND_WIDTH = 125

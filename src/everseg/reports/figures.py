@@ -117,8 +117,8 @@ def flow_chart(track: Track, key: str) -> Chart | None:
         for n in used
     ]
     caption = (
-        f"What the model of step {track.steps[-1]} takes the pixels of every class known before that step for "
-        "(rows of the confusion counts); least often right first."
+        f"What the model of step {track.steps[-1]} predicts on the pixels of every class known before that step "
+        "(rows of the confusion counts); the class that is right least often comes first."
     )
     chart = Chart(key, "What old classes turned into", caption, legend, flow_rows(track))
     rows = {track.space.names[flow.train_id]: [flow.shares[n] for n in used] for flow in kept}
@@ -161,7 +161,7 @@ def speed_rows(curves: Curves) -> Rows:
 
 
 MOST_POINTS = 300
-"""Curves with more are averaged, each step into its share of so many pieces of equal length."""
+"""Curves with more points are averaged to about so many, in pieces of equal length. Each step gets its share."""
 _GAP = (float("nan"), float("nan"))
 
 
@@ -244,7 +244,7 @@ def _thinned(steps: list[list[tuple[float, float]]]) -> tuple[list[float], list[
 
 
 MOST_SERIES = 6
-"""More domains than that are in the table only."""
+"""Most domains in a chart. With more, only the table shows them."""
 
 
 def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.display import OnceADictionary, Piece, for_files, percent, points
 from everseg.engine.prepare import prepare
@@ -20,7 +20,7 @@ from everseg.reports.baselines import domain_rows, drop_against_single, joint_be
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import curves_of
 from everseg.reports.provenance import provenance
-from everseg.reports.published import Match, matches_of
+from everseg.reports.published import PLOP_RULE, Match, matches_of
 from everseg.reports.terminal import drop_text
 from everseg.runs.commit import write_bytes
 from everseg.runs.results import Results, Track
@@ -30,11 +30,11 @@ from everseg.scenarios.summary import summarise
 
 NAME = "report.html"
 IMAGES = 64
-"""Test images looked at for the grid."""
+"""Number of test images from which those of the grid are chosen."""
 AUTOMATIC_IMAGES = 12
-"""The same at the end of a run."""
+"""The same for the report that a run writes at its end."""
 _SIDES = (320, 240, 160)
-"""Longer side of embedded pictures: the first that keeps the page within its limit."""
+"""Longer sides of embedded pictures, in pixels. The first one that keeps the page within its limit is used."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,11 +85,15 @@ def write_report(
     """
     progress = progress or Progress(quiet=True)
     tracks, notes = results.tracks, list[str]()
-    data = _data(results, config, progress, notes)
+    data = _data(results, config.data, config.scenario, config.seed, progress, notes)
     looked = []
     if data is not None:
-        looked = picture_grid.looked(results, config, data.tests, data.datasets, images, progress, notes)
-    made = assemble(results, config, [] if data is None else data.classes_per_step, notes)
+        looked = picture_grid.looked(
+            results, config.data, config.train, data.tests, data.datasets, progress, notes,
+            model=config.model, images=images, seed=config.seed,
+        )  # fmt: skip
+    drop = drop_against_single(results, config, notes) if results.config.data.domains else None
+    made = assemble(results, drop, [] if data is None else data.classes_per_step, notes)
     made.grid_rule = picture_grid.rule(looked, config.seed)
     features = picture_grid.stored_features(results.folder.path)
     made.change_legend = picture_grid.change_legend()
@@ -135,14 +139,21 @@ class _Data:
     """Images and pixels per class and step; [] where the training images are not at hand."""
 
 
-def _data(results: Results, config: RunConfig, progress: Progress, notes: list[str]) -> _Data | None:
+def _data(
+    results: Results,
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    seed: int,
+    progress: Progress,
+    notes: list[str],
+) -> _Data | None:
     """Open the run's data, at least the test images; None, with a note, if they are missing or have changed."""
     last = results.steps[-1]
     try:
-        prepared = prepare(config, progress)
+        prepared = prepare(data, scenario, progress, seed=seed)
     except (EversegError, OSError) as error:
         try:
-            datasets, tests, told_names = sources_of_test(results, config)
+            datasets, tests, told_names = sources_of_test(results, data, scenario)
         except (EversegError, OSError):
             notes.append(
                 f"The data are not at hand, so there are no pictures and no pixels per class: {error}"
@@ -166,18 +177,17 @@ def _sentences(notes: Sequence[str]) -> list[str]:
 
 
 def assemble(
-    results: Results, config: RunConfig, classes_per_step: numbers.Rows, notes: list[str]
+    results: Results, drop: Mapping[str, Any] | None, classes_per_step: numbers.Rows, notes: list[str]
 ) -> page.Page:
     """Collect the content of a report.
 
     Args:
-        config: may give different single-task numbers from the stored configuration.
+        drop: the result of `drop_against_single` for a run over domains; None for others, and where it is unknown.
         classes_per_step: images and pixels per class; [] if the data are not available.
         notes: what is missing; this function may add notes.
     """
     stored, tracks = results.config, results.tracks
     scenario, several = stored.scenario, bool(stored.data.domains)
-    drop = drop_against_single(results, config, notes) if several else None
     notes += _state_notes(results)
     joint = joint_beside(results, notes) if results.is_complete() else None
     curves = curves_of(results.journal)
@@ -199,6 +209,9 @@ def assemble(
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
+    if figures_there := results.plop_figures:
+        result.parts[0].reporting = numbers.reporting_rows(figures_there)
+        result.parts[0].rule = PLOP_RULE
     if several:
         _add_domains(result, results, drop)
     if results.is_complete():
@@ -227,21 +240,27 @@ def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] 
     mean = None if drop is None else drop["mean"]
     for match in matches_of(results):
         rows = (
-            numbers.published_rows(match, results, _method(results.config), mean) if match.comparable else []
+            numbers.published_rows(
+                match, results, _method(results.config.method.name, results.config.scenario), mean
+            )
+            if match.comparable
+            else match.rows
         )
         (result.comparable if match.comparable else result.others).append(_source(match, rows))
 
 
-def _method(config: RunConfig) -> str:
-    kind = "joint" if config.scenario.joint else "single-task" if config.scenario.single else ""
-    return f"{kind}, {config.method.name}" if kind else config.method.name
+def _method(name: str, scenario: ScenarioConfig) -> str:
+    kind = "joint" if scenario.joint else "single-task" if scenario.single else ""
+    return f"{kind}, {name}" if kind else name
 
 
 def _state_notes(results: Results) -> list[str]:
     if results.is_complete():
         return []
     finished, planned = len(results.steps), len(results.planned)
-    return [f"This run is not finished: {finished} of {planned} steps are. The same command continues it."]
+    return [
+        f"This run is not finished: only {finished} of {planned} steps are. The same command continues it."
+    ]
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -249,10 +268,11 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     scenario, domains = config.scenario, config.data.domains
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
-        ("method", _method(config)),
+        ("method", _method(config.method.name, scenario)),
         ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
         ("protocol", "" if domains else scenario.protocol),
+        ("label policy", results.policy),
         ("model", config.model.name),
         ("initial weights", config.model.weights or "random"),
         ("steps", f"{len(results.steps)} of {len(results.planned)}"),
@@ -318,13 +338,14 @@ def _part(
 
 
 def _domain_table(results: Results) -> numbers.Rows:
-    rows = []
+    scores: dict[int, dict[str, float | None]] = {}
     for step in results.steps:
         for name, branch in step.branch_of.items():
             space = step.spaces[branch]
-            scores = step_scores(step.counts[name], [len(group) for group in space.groups], space.background)
-            rows.append({"index": step.index, "name": name, "miou": scores["miou"]})
-    return domain_rows(rows, results)
+            sizes = [len(group) for group in space.groups]
+            miou = step_scores(step.counts[name], sizes, space.background)["miou"]
+            scores.setdefault(step.index, {})[name] = miou["all"]
+    return domain_rows(scores, results)
 
 
 def _source(match: Match, rows: numbers.Rows) -> page.Source:
@@ -357,7 +378,8 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         stem = f"{part.name}-" if part.name else ""
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
-                  f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns}  # fmt: skip
+                  f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns,
+                  f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
         found[f"published-{number}"] = one.rows

@@ -18,7 +18,7 @@ from everseg.reports.figures import Chart
 from everseg.reports.numbers import Rows
 
 LIMIT = 10_000_000
-"""Bytes of a report at most."""
+"""Largest size of a report, in bytes."""
 
 
 @dataclass
@@ -64,6 +64,10 @@ class Part:
     groups: Rows
     turns: Rows
     charts: list[Chart]
+    reporting: Rows = field(default_factory=list)
+    """Figures by PLOP's reporting rule; [] unless the run has the labels of the PLOP family."""
+    rule: str = ""
+    """That rule in words."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, ModelConfig, TrainConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
@@ -66,7 +66,8 @@ def drawn(sources: Sequence[Source], images: int, seed: int) -> list[Source]:
 
 def look(
     results: Results,
-    config: RunConfig,
+    data: DataConfig,
+    train: TrainConfig,
     sources: Sequence[Source],
     datasets: Mapping[str, Dataset],
     steps: Sequence[int],
@@ -85,8 +86,8 @@ def look(
         EversegError: a model or an image that cannot be read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = config.data.model_copy(update={"workers": 0})
-    half = config.train.precision == "bf16"
+    data = data.model_copy(update={"workers": 0})
+    half = train.precision == "bf16"
     found: dict[tuple[str, int], Looked] = {}
     done = 0
     for step in map(results.step, steps):
@@ -96,7 +97,7 @@ def look(
             if source.branch not in step.spaces or (step.is_fresh and source.name not in step.branch_of):
                 continue
             for loaded, batch in normalised_batches(
-                views_of([source], datasets), data, device, batch=config.train.eval_batch
+                views_of([source], datasets), data, device, batch=train.eval_batch
             ):
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
                     logits = model(batch.image, (source.branch,))[source.branch].logits
@@ -199,7 +200,7 @@ def change(one: Looked) -> np.ndarray:
 
 
 MOST_COLUMNS = 4
-"""Steps shown in the grid; of more, the first, the last and some between."""
+"""Most steps shown in the grid. Of more steps, it shows the first, the last and some between."""
 _CHANGE_TEXT = (
     "right", "forgotten: right after an earlier step, wrong now", "learnt: right now for the first time",
     "wrong after every step", "not labelled",
@@ -208,29 +209,36 @@ _CHANGE_TEXT = (
 
 def looked(
     results: Results,
-    config: RunConfig,
+    data: DataConfig,
+    train: TrainConfig,
     tests: Sequence[Source],
     datasets: Mapping[str, Dataset],
-    images: int,
     progress: Progress,
     notes: list[str],
+    *,
+    model: ModelConfig,
+    images: int,
+    seed: int,
 ) -> list[Looked]:
     """Draw test images with the run's seed and predict them with the steps' models; [] and a note if that fails.
 
     Args:
+        data: how images are brought to the networks.
+        train: the batch of tests, and their precision.
         tests: sources that the last step is tested on.
         datasets: the data of these sources.
+        model: which says whether the architecture is the user's own.
         images: maximum number of images to draw.
     """
     if images < 1:
         notes.append("Made without pictures.")
         return []
-    sources = drawn(tests, images, config.seed)
+    sources = drawn(tests, images, seed)
     steps = shown_steps(results.finished)
     progress.begin("pictures for the report", len(steps) * sum(len(s.indices) for s in sources))
     try:
         return look(
-            results, config, sources, datasets, steps, builder=user_builder(config.model),
+            results, data, train, sources, datasets, steps, builder=user_builder(model),
             shown=lambda done: progress.update(done),
         )  # fmt: skip
     except EversegError as error:
@@ -252,10 +260,10 @@ def rule(found: Sequence[Looked], seed: int) -> str:
     steps = sorted({step for one in found for step in one.predictions})
     through = ", ".join(map(str, steps))
     return (
-        f"Chosen by rule, not by hand: {len(found)} test images drawn with seed {seed} went through the models of "
-        f"step{'s' if len(steps) > 1 else ''} {through}. Each is ranked by its mean IoU after the last step over the "
-        "classes named below, as far as it shows them, and the worst, the median and the best are shown, then some of "
-        "the rest drawn with the same seed."
+        f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with the "
+        f"models of step{'s' if len(steps) > 1 else ''} {through}. Each image is ranked by its mean IoU after the last "
+        "step, over those of the classes named below that it shows. The worst, the median and the best image are "
+        "shown, then some of the rest, drawn with the same seed."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import everseg
 from everseg.config import presets
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.loading import difference, dump, load, settings
 from everseg.config.show import is_harmless
 from everseg.config.yaml import parse
@@ -91,18 +91,32 @@ def provenance(results: Results) -> dict[str, Any]:
         "models": models,
         "lists": lists,
         "masks": results.scenario.get("masks") or {},
-        "cite": cite(config),
+        "cite": cite(_methods(config.method), config.data, config.model.name),
     }
 
 
-def cite(config: RunConfig) -> list[str]:
-    """List the citations: the tool, the method, the data and the model."""
+def _methods(method: Any) -> str:
+    """Name the method and the switches that are papers of their own, joined by "+"."""
+    switches = (
+        ("ewf", getattr(method, "fuse", "none") != "none"),
+        ("nest", getattr(method, "pretune", 0) > 0),
+    )
+    return "+".join([method.name, *(name for name, on in switches if on)])
+
+
+def cite(method: str, data: DataConfig, model: str) -> list[str]:
+    """List the citations: the tool, the method, the data and the model.
+
+    Args:
+        method: name of the method; names of several are joined by "+".
+        model: name of the architecture.
+    """
     written = resources.files(__package__ or "").joinpath("citations.yaml").read_text(encoding="utf-8")
     known = parse(written, "report/citations.yaml").value
-    sets = [domain.dataset for domain in config.data.domains.values()] or [config.data.dataset]
-    architecture = "deeplabv3" if config.model.name.startswith("deeplabv3") else config.model.name
+    sets = [domain.dataset for domain in data.domains.values()] or [data.dataset]
+    architecture = "deeplabv3" if model.startswith("deeplabv3") else model
     wanted = [
-        *(known["methods"].get(method) for method in config.method.name.split("+")),
+        *(known["methods"].get(name) for name in method.split("+")),
         *(known["data"].get(name) for name in sets),
         known["models"].get(architecture),
     ]

@@ -7,7 +7,9 @@ from typing import Any
 
 from everseg.display import UNDEFINED, Table, figure, percent, points, table, unicode_output
 from everseg.errors import some
+from everseg.labels import policy_name
 from everseg.metrics import defined_mean
+from everseg.reports.published import PLOP_RULE
 
 BAR_CELLS = 10
 
@@ -38,9 +40,15 @@ def step_table(run_json: Mapping[str, Any]) -> Table:
         ]
         for step in run_json["steps"]
     ]
-    return table(
-        columns, rows, title=f"{run_json['name']}: mIoU in percent after each step", right="|".join(numbers)
-    )
+    title = f"{run_json['name']}: mIoU in percent after each step{_labels(run_json)}"
+    return table(columns, rows, title=title, right="|".join(numbers))
+
+
+def _labels(run_json: Mapping[str, Any]) -> str:
+    config = run_json.get("config")
+    if not config:
+        return ""
+    return f", label policy {policy_name(config['scenario']['policy'], config['data']['dataset'])}"
 
 
 def run_table(run_json: Mapping[str, Any]) -> Table:
@@ -58,7 +66,7 @@ def run_table(run_json: Mapping[str, Any]) -> Table:
         scores = {s["name"]: s["miou"]["all"] for s in run_json["steps"] if s["index"] == row["step"]}
         scores["mean"] = defined_mean(scores.values())
         rows.append([row[key] if key in ("step", "trained") else percent(scores.get(key)) for key in columns])
-    title = f"{run_json['name']}: mIoU in percent of each domain after each step"
+    title = f"{run_json['name']}: mIoU in percent of each domain after each step{_labels(run_json)}"
     return table(columns, rows, title=title, right="|".join(c for c in columns if c != "trained"))
 
 
@@ -74,6 +82,15 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
     )
 
 
+def reporting_text(run_json: Mapping[str, Any]) -> str:
+    """State the figures by PLOP's reporting rule in one line; "" for runs without the labels of the PLOP family."""
+    found = run_json.get("plop_rule")
+    if not found:
+        return ""
+    each = " · ".join(f"{name} {percent(found[name])}" for name in ("first", "last", "all", "average"))
+    return f"by PLOP's reporting rule: {each} ({PLOP_RULE})"
+
+
 def drop_text(run_json: Mapping[str, Any]) -> str:
     """State the relative drop against single-task models in one line; "" for runs on one data set."""
     if "table" not in run_json or run_json["config"]["scenario"]["single"]:
@@ -81,9 +98,9 @@ def drop_text(run_json: Mapping[str, Any]) -> str:
     drop = run_json.get("relative_drop")
     if drop is None:
         return (
-            "relative drop: no single-task numbers; train them beside this run on the same data and image size "
+            "relative drop: no single-task numbers. Train them beside this run, on the same data and image size "
             "(the preset that ends in -single, or scenario.single=true), "
-            "or give them: scenario.single_task={DOMAIN: PERCENT, ...}"
+            "or give the numbers: scenario.single_task={DOMAIN: PERCENT, ...}"
         )
     each = ", ".join(f"{name} {points(value)}" for name, value in drop["domains"].items())
     return (
@@ -113,7 +130,7 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Show what every step sees: images and leaks per step, then images, pixels and weights per class.
 
     Args:
-        steps: what `describe_scenario` gives.
+        steps: what `everseg.scenarios.summary.summarise` gives.
     """
     domains = any(step.get("domains") for step in steps)
     head = ["background px", "ignored px", "old px hidden", "future px hidden"]

@@ -138,7 +138,11 @@ def load_preset(name: str) -> dict[str, Any]:
     else:
         if preset.protocol in task.get("lists", ()):
             config["scenario"]["lists"] = "published"
-        own = task.get("method", {}).get(preset.method, {})
+        own = {
+            key: value
+            for part in (_part("data")[preset.data], task)
+            for key, value in part.get("method", {}).get(preset.method, {}).items()
+        }
         config["method"] = {"name": preset.method, **_part("methods")[preset.method], **own}
         family = _family(preset.method, preset.data)
         config = _merged(config, family.get("config", {}))

@@ -49,7 +49,8 @@ def build(
 
     Objects are drawn from the largest to the smallest, so that smaller ones lie on top; of equally large ones the
     later. Pixels of no object are background, id 0, and so are objects of a category with one of the background's usual
-    names; the other categories are ids 1, 2, ... in the order of their own ids.
+    names; the other categories are ids 1, 2, ... in the order of their own ids. A category that is only the parent of
+    others, and that no object has, is left out; the notes of the data set name it.
 
     Args:
         root: data folder.
@@ -72,7 +73,7 @@ def build(
     if problems:
         raise ConfigError([f"data.options.{problem}" for problem in problems])
     files = {name: read_file(base, path) for name, path in _files(base, annotations).items()}
-    names = _names(files)
+    names, left_out_names = _names(files)
     position = {spelling(name): raw for raw, name in enumerate(names)}
     found: dict[str, tuple[CocoFile, list[Picture], list[Sample], list[str]]] = {}
     for name, file in files.items():
@@ -95,7 +96,11 @@ def build(
         name: CocoSplit(name, base, samples, pictures, file, position, reading=reading, warnings=warnings)
         for name, (file, pictures, samples, warnings) in found.items()
     }
-    return Dataset("coco", RawLabels(dict(enumerate(names)), 0, (255,)), splits)
+    notes = tuple(
+        f"category '{name}' is left out: it is only the parent of other categories, and no object has it"
+        for name in left_out_names
+    )
+    return Dataset("coco", RawLabels(dict(enumerate(names)), 0, (255,)), splits, notes)
 
 
 class CocoSplit(FileSplit):
@@ -173,8 +178,8 @@ def _first(base: Path, patterns: tuple[str, ...]) -> Path | None:
     return next((p for pattern in patterns for p in sorted(base.glob(pattern)) if p.is_file()), None)
 
 
-def _names(files: Mapping[str, CocoFile]) -> list[str]:
-    """List class names, background first, without parent names that no object has (Roboflow writes one)."""
+def _names(files: Mapping[str, CocoFile]) -> tuple[list[str], list[str]]:
+    """List class names, background first, and the names left out: parents that no object has (Roboflow writes one)."""
     order: dict[str, int] = {}
     for file in files.values():
         for key, name in sorted(file.categories.items()):
@@ -187,13 +192,13 @@ def _names(files: Mapping[str, CocoFile]) -> list[str]:
                 )
     used = {key for file in files.values() for p in file.pictures for key, _ in p.objects}
     above = {parent for file in files.values() for parent in file.parents}
-    names = [n for n in sorted(order, key=order.__getitem__) if order[n] in used or n not in above]
-    names = [n for n in names if not is_background_name(n)]
+    named = [n for n in sorted(order, key=order.__getitem__) if not is_background_name(n)]
+    names = [n for n in named if order[n] in used or n not in above]
     if len(names) > 254:
         raise DataError(f"{len(names)} categories; a mask holds at most 254 besides background and void")
     if not names:
         raise DataError("the annotations name no category")
-    return [BACKGROUND, *names]
+    return [BACKGROUND, *names], [name for name in named if name not in names]
 
 
 def _folder_option(images: str | Mapping[str, str] | None, split: str) -> str | None:

@@ -68,7 +68,7 @@ def check(
     unknown = [name for name in names if name not in dataset.splits]
     if unknown:
         raise DataError(f"{dataset.name} has no split {unknown}; it has {', '.join(dataset.splits)}")
-    findings: list[Finding] = []
+    findings = [finding("note", "class-left-out", "", "", text) for text in dataset.notes]
     samples: dict[str, list[Examined]] = {}
     chosen = {name: _chosen(len(dataset.splits[name]), sample) for name in names}
     done, total = 0, sum(map(len, chosen.values()))

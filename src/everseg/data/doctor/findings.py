@@ -33,6 +33,7 @@ REMEDIES: dict[str, str] = {
     "all-void": "Nothing can be learnt or scored here; annotate these images or leave them out.",
     "class-missing": "Remove the class from the description, or check the ids of the masks.",
     "class-untrained": "The class cannot be learnt: move images into training, or remove the class.",
+    "class-left-out": "Nothing to do if this is meant; no pixel is lost.",
     "class-rare": "Scores of so rare a class are unstable; add images if you can.",
     "list": "Clean the list when convenient.",
     "unpaired": "Add the missing files, or leave the others out: on_missing: skip, or a skip list.",

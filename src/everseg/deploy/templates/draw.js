@@ -20,9 +20,10 @@ export async function decode(answer, positions) {
   if (ids.some((id) => counts[id] !== answer.pixels[id])) {
     throw new Error("This browser changes what pages read from a canvas (a protection against fingerprinting): allow it for this page.");
   }
-  const share = {};
-  for (const id of ids) share[positions[id]] = answer.pixels[id] / classes.length;
-  return { width, height, classes, share, seconds: answer.seconds };
+  const pixels = {}, shares = {};
+  for (const id of ids) pixels[positions[id]] = answer.pixels[id];
+  for (const [id, text] of Object.entries(answer.shares)) shares[positions[id]] = text;
+  return { width, height, classes, pixels, shares, seconds: answer.seconds };
 }
 
 /** A layer with the colour of every visible class, transparent elsewhere. */
@@ -33,7 +34,7 @@ export function layer(result, classes, visible) {
   });
 }
 
-/** A layer with the second result's colours where the two differ, and the share of pixels that do. */
+/** A layer with the second result's colours where the two differ, and the number of pixels that do. */
 export function difference(a, b, classes, visible) {
   let differing = 0;
   const canvas = fill(b, (pixel) => {
@@ -42,7 +43,7 @@ export function difference(a, b, classes, visible) {
     differing++;
     return visible[one] || visible[other] ? classes[other].colour : null;
   });
-  return { canvas, share: differing / b.classes.length };
+  return { canvas, differing };
 }
 
 /** The photo with a layer over it; in grey where the layer alone should speak. */

@@ -7,7 +7,6 @@ const make = (tag, properties = {}, ...children) => {
   element.append(...children);
   return element;
 };
-const percent = (share) => (share === undefined ? "–" : share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
 
 const info = await (await fetch("/info")).json();
 const letters = ["A", "B"];
@@ -25,6 +24,8 @@ const shown = () => VIEWS[state.view];
 
 function build() {
   at("bundles").textContent = titles.join("  ·  ");
+  at("notes").append(...info.notes.map((text) => make("li", {}, text)));
+  at("notes").hidden = !info.notes.length;
   document.title = `everseg: ${info.bundles.map((bundle) => bundle.name).join(", ")}`;
   at("file").accept = info.types.join(",");
   at("limits").textContent = `${info.types.map((type) => type.slice(6).toUpperCase()).join(", ")}; up to ${info.limits.bytes / 1e6} MB and ${Math.floor(info.limits.pixels / 1e5) / 10} megapixels`;
@@ -47,7 +48,7 @@ function build() {
     box.addEventListener("change", () => { visible[position] = box.checked; layers(); });
     const swatch = make("i");
     swatch.style.background = `rgb(${row.colour.join(" ")})`;
-    const cells = info.bundles.map(() => make("td", {}, "–"));
+    const cells = info.bundles.map(() => make("td", {}, info.undefined));
     at("legend").append(make("tr", {}, make("th", { scope: "row" }, make("label", {}, box, swatch, row.name)), ...cells));
   });
 }
@@ -60,7 +61,7 @@ async function refresh() {
   try {
     for (const i of shown()) {
       if (state.results[i]) continue;
-      at("status").textContent = `${titles[i]} looks at the image …`;
+      at("status").textContent = `Predicting with ${titles[i]} …`;
       const result = await decode(await ask(i, turn), positions[i]);
       if (turn !== state.turn) return;
       state.results[i] = result;
@@ -115,15 +116,22 @@ async function take(file) {
   refresh();
 }
 
+/** The server formats every number, so that the page and the command line show the same text. */
+async function shareText(part, whole) {
+  const answer = await (await fetch(`/share?${new URLSearchParams({ part, whole })}`)).json();
+  return answer.text;
+}
+
 /** New layers after a new result, view or choice of classes. */
 function layers() {
   const results = shown().map((i) => state.results[i]);
   if (!state.photo || results.some((result) => !result)) return;
   const captions = shown().map((i) => `${titles[i]}, ${state.results[i].seconds.toFixed(2)} s`);
   if (state.view === "difference") {
-    const { canvas, share } = difference(results[0], results[1], info.classes, visible);
+    const { canvas, differing } = difference(results[0], results[1], info.classes, visible);
     state.layers = [canvas];
-    captions.splice(0, 2, `${percent(share)} of the pixels differ; coloured as ${titles[1]} sees them`);
+    captions.splice(0, 2, "");
+    caption(differing, results[1].classes.length);
   } else {
     state.layers = results.map((result) => layer(result, info.classes, visible));
   }
@@ -131,6 +139,21 @@ function layers() {
   at("canvas1").parentElement.hidden = state.layers.length < 2;
   at("pictures").hidden = false;
   legend();
+  draw();
+}
+
+/** Say under the picture how many pixels differ, unless something else is shown by then. */
+async function caption(differing, whole) {
+  const { turn } = state;
+  let text = "";
+  try {
+    text = await shareText(differing, whole);
+  } catch {
+    report("The program does not answer: is everseg serve still running?");
+    return;
+  }
+  if (turn !== state.turn || state.view !== "difference") return;
+  at("caption0").textContent = `${text} of the pixels differ; in the colours of ${titles[1]}`;
   draw();
 }
 
@@ -146,11 +169,12 @@ function draw() {
 function legend() {
   [...at("legend").rows].forEach((row, position) => {
     const known = state.results.filter(Boolean);
-    row.classList.toggle("absent", known.length > 0 && known.every((result) => !result.share[position]));
+    row.classList.toggle("absent", known.length > 0 && known.every((result) => !result.pixels[position]));
     info.bundles.forEach((_, i) => {
       const result = state.results[i];
       const missing = info.classes[position].ids[i] === null;
-      row.cells[i + 1].textContent = result && !missing ? percent(result.share[position] ?? 0) : "–";
+      // A branch of the bundle may not know the class: then there is no share.
+      row.cells[i + 1].textContent = (!missing && result?.shares[position]) || info.undefined;
     });
   });
 }

@@ -68,7 +68,7 @@ def numbers_of(table: Table) -> list[str]:
 
 
 RESAMPLES = 1000
-"""Draws of as many images as there are, with replacement, the same for all runs tested on the same images."""
+"""Number of draws. Each takes as many images as there are, with replacement. Runs on the same images share them."""
 LEVEL = 0.95
 """Share of the draws that an interval holds."""
 
