@@ -146,7 +146,8 @@ def decide(
     of = {kind: [f for f in files if f.kind == kind] for kind in ("ids", "indexed", "colours")}
     notes: tuple[str, ...] = ()
     differ = palettes_differ(of["indexed"])
-    if of["colours"] or differ or (by_colour and of["indexed"]):
+    odd = _odd_black(of["indexed"])
+    if of["colours"] or differ or odd or (by_colour and of["indexed"]):
         foreign = [f.name for f in of["ids"] if set(f.counts) != {0}]
         if foreign:
             what = "colours" if of["colours"] else "indices with palettes that differ"
@@ -156,8 +157,8 @@ def decide(
         if of["indexed"]:
             _require_apart(root, of["indexed"], of["colours"], differ)
             why = (
-                f"{differ}; labels go by colour"
-                if differ
+                f"{differ or odd}; labels go by colour"
+                if differ or odd
                 else "indexed masks are read by the colours of their palettes"
             )
             notes = (why,)
@@ -220,6 +221,15 @@ def palettes_differ(files: Iterable[MaskFile]) -> str:
                     f"the palettes of the masks differ: {shown(colour)} is index {other} in {first.name}, but index "
                     f"{index} in {f.name}"
                 )
+    return ""
+
+
+def _odd_black(files: Sequence[MaskFile]) -> str:
+    """Say that index 0 is not the black one, so that it can hardly be the background; "" if there is no such thing."""
+    for f in files:
+        black = [i for i in f.counts if i != 0 and f.colour(i) == BLACK]
+        if black and 0 in f.counts and f.colour(0) != BLACK:
+            return f"index {black[0]} is black in {f.name}, and index 0 is {shown(f.colour(0))}"
     return ""
 
 
