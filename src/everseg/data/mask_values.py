@@ -512,7 +512,8 @@ def _file(job: tuple[Path, list[str]], index: int) -> MaskFile | str:
 
 def _is_ramp(palette: bytes, counts: Iterable[int]) -> bool:
     """Whether every index that occurs has itself as its grey: a grey picture stored with a palette."""
-    return all(palette[3 * i : 3 * i + 3] == bytes([i, i, i]) for i in counts)
+    used = set(counts)  # black at index 0 is no evidence: most palettes begin so
+    return used != {0} and all(palette[3 * i : 3 * i + 3] == bytes([i, i, i]) for i in used)
 
 
 def own_palette(split: Split, index: int, counts: np.ndarray) -> tuple[bytes, dict[int, int]]:
