@@ -192,7 +192,7 @@ def decide(
         found = void_doubts(rows, high[0])
     found += _ends(ids) or _thin(ids, blocks, "ids")
     if of["ids"]:
-        found += _strangers(rows)
+        found += _strangers(rows) or mixed_kinds(of["ids"], of["indexed"])
     return Values(dict(sorted(ids.items())), {}, faults, dict(sorted(own.items())), found, (), files)
 
 
@@ -317,6 +317,30 @@ def _ends(ids: Mapping[int, int]) -> tuple[Doubt, ...]:
             "that were stored as JPEG or resized, or one object stored under several values.",
             "Export them again without loss, or say where the object begins: --classes background=0-127,NAME=128-255; "
             "if they are classes, name each: --classes " + ",".join(f"NAME={i}" for i in high[:2]) + ",...",
+        ),
+    )
+
+
+def mixed_kinds(plain: Sequence[MaskFile], indexed: Sequence[MaskFile]) -> tuple[Doubt, ...]:
+    """Doubt grey masks beside indexed ones that share no id, if palettes end with what a mask shows.
+
+    Such a palette was made for its picture, and so were its indices.
+    """
+    grey = {i for f in plain for i in f.counts} - {0, 255}
+    other = {i for f in indexed for i in f.counts} - {0, 255}
+    if (
+        not grey
+        or not other
+        or grey & other
+        or any(len(f.palette) > 3 * (max(f.counts) + 1) for f in indexed)
+    ):
+        return ()
+    return (
+        Doubt(
+            frozenset(grey | other),
+            f"{len(plain)} grey masks hold {some([str(i) for i in sorted(grey)], 8)} and {len(indexed)} indexed "
+            f"masks hold {some([str(i) for i in sorted(other)], 8)} with palettes of their own: two ways to count.",
+            "Export all masks in one way, or name every id: --classes NAME=ID,NAME=ID,...",
         ),
     )
 
