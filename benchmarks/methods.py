@@ -2,8 +2,8 @@
 
 One iteration of a later step (DeepLabV3 on ResNet-101, output stride 16, 16 old classes and 5 new) of each method,
 taken in turn with one of fine-tuning; the bytes that its forward pass keeps for the backward pass, and those of the
-state that it carries into the next step. `rcil` runs on the network with its new convolutions. What a method does once per step
-(thresholds, prototypes, pre-tuning, fusion) is not in the iteration.
+state that it carries into the next step. `rcil` runs on the network with its new convolutions. What a method does
+once per step (thresholds, prototypes, pre-tuning, fusion) is not in the iteration.
 """
 
 from __future__ import annotations
