@@ -253,7 +253,7 @@ def _check_shapes(base: Path, files: Sequence[CocoFile], boxes: str) -> None:
     if objects and boxes == "void" and all(map(is_empty, objects)):
         raise DataError(
             f"{base}: none of the {len(objects)} objects has a shape, they have boxes at most: annotations for "
-            "detection. Export polygons or masks, or draw the boxes as if they were the shapes with data.options.boxes=fill"
+            "detection. Export polygons or masks; or data.options.boxes=fill draws the boxes as the shapes"
         )
 
 
