@@ -80,7 +80,7 @@ def build(
         problems.append(f"boxes: expected {' or '.join(BOXES)}, got {boxes!r}")
     if problems:
         raise ConfigError([f"data.options.{problem}" for problem in problems])
-    paths, notes = _files(base, annotations)
+    paths, notes = _files(base, annotations, reading.follow_links)
     files = {name: [read_file(base, path, reading) for path in of] for name, of in paths.items()}
     every = [file for of in files.values() for file in of]
     _check_shapes(base, every, boxes)
@@ -166,14 +166,14 @@ class CocoSplit(FileSplit):
 # ---------------------------------------------------------------- which files
 
 
-def _files(base: Path, given: Given | None) -> tuple[dict[str, list[Path]], list[str]]:
+def _files(base: Path, given: Given | None, follow_links: bool) -> tuple[dict[str, list[Path]], list[str]]:
     """Map each split to its files, and name those that are not used; "" stands for files without a split."""
     if isinstance(given, Mapping):
         return {str(name): _list(base, of) for name, of in given.items()}, []
     if given is not None:
         return {"": _list(base, given)}, []
     found: dict[str, list[Path]] = {}
-    for path in find_annotations(base):
+    for path in find_annotations(base, follow_links=follow_links):
         found.setdefault(split_in_name(PurePosixPath(path.relative_to(base).as_posix())), []).append(path)
     if not found:
         raise DataError(
@@ -226,12 +226,13 @@ def find_annotations(base: Path, *, follow_links: bool = False) -> list[Path]:
         found += [
             Path(here) / name
             for name in sorted(files)
-            if name.lower().endswith(".json") and not name.startswith(".") and _has_lists(Path(here) / name)
+            if name.lower().endswith(".json") and not name.startswith(".") and looks_like(Path(here) / name)
         ]
     return sorted(found)
 
 
-def _has_lists(path: Path) -> bool:
+def looks_like(path: Path) -> bool:
+    """Return whether a file is COCO annotations by its content, without reading it whole."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -144,13 +144,17 @@ def _samples(
         folder = ListedFolder(
             base, images, masks, recursive=True,
             image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
+            follow_links=reading.follow_links,
         )  # fmt: skip
         beside = here / place
         return folder.samples(beside if beside.is_file() else base / place, name, reading)
     # Where images and masks lie in one folder, the ending of the masks tells them apart.
     without = described.mask_suffix if images == masks else ""
-    found = scan(base, images, suffix=described.image_suffix, without=without, recursive=True)
-    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True)
+    links = reading.follow_links
+    found = scan(
+        base, images, suffix=described.image_suffix, without=without, recursive=True, follow_links=links
+    )
+    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True, follow_links=links)
     return pair(found, drawn, f"{base}, split '{name}'", name, reading)
 
 

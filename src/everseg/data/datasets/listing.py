@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from everseg.data.datasets.decode import PICTURE_ENDINGS, Reading, read_image
-from everseg.data.datasets.file_names import SPLITS, parts_of, without_ending
+from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
 from everseg.errors import ConfigError, DataError, some
 
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
@@ -30,7 +30,13 @@ class LeftOut(str):
 
 
 def scan(
-    root: Path, folder: str, *, suffix: str | tuple[str, ...] = "", without: str = "", recursive: bool = False
+    root: Path,
+    folder: str,
+    *,
+    suffix: str | tuple[str, ...] = "",
+    without: str = "",
+    recursive: bool = False,
+    follow_links: bool = False,
 ) -> dict[str, str]:
     """List the pictures of a folder.
 
@@ -41,7 +47,8 @@ def scan(
         folder: relative to `root`.
         suffix: ending that stems must have, or several such endings; it is cut off the names.
         without: stems of this ending are left out.
-        recursive: also look into sub-folders (links to folders are not followed).
+        recursive: also look into sub-folders.
+        follow_links: also into those that are links.
 
     Returns:
         Name -> path relative to `root`. The name is the stem, with its sub-folder if `recursive`, Unicode NFC.
@@ -58,9 +65,7 @@ def scan(
             f"{error.filename}: cannot be listed ({error.strerror}); {packed(root / folder) or 'check the folder'}"
         ) from None
 
-    for here, folders, files in os.walk(root / folder, onerror=fail):
-        # `os.walk` goes into the folders that are left in this list, in its order.
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
+    for here, _, files in walk(root / folder, recursive=recursive, follow_links=follow_links, onerror=fail):
         inside = Path(here).relative_to(root / folder).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for file in sorted(files):
@@ -257,6 +262,7 @@ class ListedFolder:
         recursive: entries may lie in sub-folders.
         image_suffix: ending of the image stems, not part of the names.
         mask_suffix: the same for the masks.
+        follow_links: also look into sub-folders that are links.
     """
 
     def __init__(
@@ -268,11 +274,13 @@ class ListedFolder:
         recursive: bool = False,
         image_suffix: str = "",
         mask_suffix: str = "",
+        follow_links: bool = False,
     ) -> None:
         self._root = root
         self._defaults = (images, masks)
         self._recursive = recursive
         self._suffixes = (image_suffix, mask_suffix)
+        self._follow_links = follow_links
         self._scans: dict[tuple[str, int], dict[str, str]] = {}
         self._folders: dict[tuple[str, ...], str | None] = {}
         self._last: dict[int, dict[str, list[str]]] = {}
@@ -328,6 +336,13 @@ class ListedFolder:
         repeated = count - len(found)
         warnings = [f"{list_file}: {repeated} duplicate entries, used once"] if repeated else []
         return self._named(list_file, found), warnings + left_out
+
+    def images(self) -> list[str]:
+        """Paths of the images in the default folder that have a mask of their name in the other."""
+        masks = self._scan(self._defaults[1], 1, self._recursive)
+        return [
+            path for name, path in self._scan(self._defaults[0], 0, self._recursive).items() if name in masks
+        ]
 
     def _resolve(self, fields: list[str]) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
         """(name, path) of the image and of the mask of an entry."""
@@ -446,7 +461,13 @@ class ListedFolder:
     def _scan(self, folder: str, kind: int, recursive: bool) -> dict[str, str]:
         key = (folder, kind)
         if key not in self._scans:
-            self._scans[key] = scan(self._root, folder, suffix=self._suffixes[kind], recursive=recursive)
+            self._scans[key] = scan(
+                self._root,
+                folder,
+                suffix=self._suffixes[kind],
+                recursive=recursive,
+                follow_links=self._follow_links,
+            )
         return self._scans[key]
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +97,24 @@ class Described:
         return "\n".join(lines) + "\n"
 
 
-def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
+def propose(root: Path, *, follow_links: bool = False, progress: Progress | None = None) -> Proposal:
     """Examine a folder and read all of its masks.
 
     Args:
         root: an existing folder.
+        follow_links: use files and folders that links lead to; the description then says so.
         progress: called with (done, total) masks.
 
     Raises:
         DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
     """
     root = root.resolve()
-    found = guess(root)
+    found = guess(root, follow_links=follow_links)
+    if follow_links:
+        found = replace(found, keys={**found.keys, "follow_links": True})
     if not found.masks or "labels" in found.keys:
         return Proposal(root, found, Values())
-    values = mask_values(root, found.masks, progress=progress)
+    values = mask_values(root, found.masks, follow_links=follow_links, progress=progress)
     if not values.ids and not values.colours:
         raise DataError(f"{root}: no mask can be used: {some(list(values.faults), 5, '; ')}")
     if values.ids and values.colours:
@@ -158,7 +161,7 @@ def describe(
     comments = {}
     if "split" in keys:
         comments["split"] = "about a fifth of the images, drawn by their names"
-    if _large(root, proposal.layout.masks[:20]):
+    if _large(root, proposal.layout.masks[:20], bool(keys.get("follow_links"))):
         keys["tiles"] = {"size": 1024, "overlap": 64}
         comments["tiles"] = "large pictures: every window is a sample"
     values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
@@ -168,12 +171,12 @@ def describe(
     return Described({"name": root.name or "data", **head, **keys}, comments, notes)
 
 
-def _large(root: Path, masks: Sequence[str]) -> bool:
+def _large(root: Path, masks: Sequence[str], follow_links: bool) -> bool:
     """Whether most masks have more pixels than a training crop can use; reads only their headers."""
     large = 0
     for name in masks:
         try:
-            with open_inside(root, name) as file:
+            with open_inside(root, name, follow_links=follow_links) as file:
                 width, height = open_picture(file, root / name, UNLIMITED).size
         except DataError:
             continue
@@ -308,14 +311,17 @@ class Values:
     """One line per mask that tells nothing: unreadable, lossy, or of too many values."""
 
 
-def mask_values(root: Path, masks: Sequence[str], *, progress: Progress | None = None) -> Values:
+def mask_values(
+    root: Path, masks: Sequence[str], *, follow_links: bool = False, progress: Progress | None = None
+) -> Values:
     """Read masks on all cores and count their values.
 
     Args:
         root: data folder, resolved.
         masks: paths below it.
+        follow_links: links may lead out of the folder.
     """
-    found = map_samples(_values, (root, list(masks)), len(masks), progress=progress)
+    found = map_samples(_values, (root, list(masks), follow_links), len(masks), progress=progress)
     ids: Counter[int] = Counter()
     colours: Counter[Colour] = Counter()
     for one in found:
@@ -326,10 +332,10 @@ def mask_values(root: Path, masks: Sequence[str], *, progress: Progress | None =
     )
 
 
-def _values(job: tuple[Path, list[str]], index: int) -> Values:
+def _values(job: tuple[Path, list[str], bool], index: int) -> Values:
     root, name = job[0], job[1][index]
     try:
-        with open_inside(root, name) as file:
+        with open_inside(root, name, follow_links=job[2]) as file:
             picture = open_picture(file, root / name, Reading())
             if picture.format in LOSSY:
                 return Values(faults=(f"{name}: stored as {picture.format}, which changes values",))
