@@ -136,9 +136,10 @@ def test_a_split_may_be_called_otherwise_beside_the_masks(call: Call) -> None:
 def test_masks_are_found_by_their_endings(call: Call, image: str, mask: str, beside: bool) -> None:
     if beside and "leftImg8bit" in image:
         pytest.skip("two endings in one folder")
+    images, masks = ("d", "d") if beside else ("d/images", "d/masks")
     for number in range(6):
         name = f"frame {number}"
-        sample(number, f"d/{'' if beside else 'images/'}{image.format(name)}", f"d/{'' if beside else 'masks/'}{mask.format(name)}")  # fmt: skip
+        sample(number, f"{images}/{image.format(name)}", f"{masks}/{mask.format(name)}")
     code, _, err = call("data", "init", "d", "--classes", NAMES)
     assert code == 0, err
     assert every(opened()) == list(range(6))

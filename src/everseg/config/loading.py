@@ -274,7 +274,7 @@ class _Tree:
     def merge(self, layer: Parsed, *, preset: bool = False) -> None:
         """Lay a mapping over the present values; mappings merge, everything else replaces.
 
-        Domains of a preset do not merge with domains of other names: a layer that names its own gives all of them.
+        Domains of a preset do not merge with others: a layer that brings domains of its own names all of them.
 
         Args:
             preset: the layer is a preset.
@@ -283,8 +283,10 @@ class _Tree:
         given = _at(layer.value, ("data", "domains"))
         present = _at(self.value, ("data", "domains"))
         if self._has_preset_domains and isinstance(given, Mapping) and isinstance(present, dict):
-            if any(name not in present for name in given):
-                self.value["data"]["domains"] = {name: present[name] for name in given if name in present}
+            # A name without data is no new domain: it is misspelt.
+            added = [item for name, item in given.items() if name not in present]
+            if any(isinstance(item, Mapping) and "dataset" in item for item in added):
+                self.value["data"]["domains"] = {name: present.get(name, {}) for name in given}
                 self._has_preset_domains = False
         elif preset and isinstance(given, Mapping):
             self._has_preset_domains = True
