@@ -190,6 +190,24 @@ def test_data_sets_side_by_side_are_all_seen_and_a_run_over_them_is_proposed(cal
         must_say(out, f"domains-{method}-s0")
 
 
+def test_coco_sets_side_by_side_are_domains_and_numbered_jobs_are_one_set(call: Call) -> None:
+    for place, root in ((0, "d/berlin"), (3, "d/oslo"), (0, "e/job_1"), (3, "e/job_2")):
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "road"}]}
+        for number in range(place, place + 3):
+            trees.save(Path(f"{root}/images/{number}.png"), trees.image_of(number))
+            content["images"].append({"id": number, "file_name": f"{number}.png", "height": 12, "width": 16})
+            shape = [[number, 2, number + 1, 2, number + 1, 9, number, 9]]
+            content["annotations"].append({"image_id": number, "category_id": 1, "segmentation": shape})
+        trees.write(Path(f"{root}/annotations.json"), json.dumps(content))
+    code, _, err = call("data", "init", "d")
+    assert code == 0, err
+    assert list(load("domains.yaml").data.domains) == ["berlin", "oslo"]
+    assert every(opened("oslo.yaml")) == [3, 4, 5]
+    code, _, err = call("data", "init", "e")
+    assert code == 0, err
+    assert every(opened()) == list(range(6))
+
+
 def test_a_fault_in_one_of_several_sets_leaves_nothing_behind(call: Call) -> None:
     three_domains()
     for number in range(6):

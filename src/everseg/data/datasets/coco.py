@@ -441,14 +441,19 @@ def _paths(
             return path  # a linked folder; opening the file says whether it may be used
         return found
 
-    found = {place: [at(place, entry) for entry in entries] for place in dict.fromkeys(places)}
-    prefix = max(found, key=lambda place: sum(path is not None for path in found[place]))
-    if not any(found[prefix]):
+    # A few of them, spread over the file, tell the folder; only where none does all are looked for in all folders.
+    few = entries[:: max(1, len(entries) // _FEW)]
+    hits = {place: sum(at(place, entry) is not None for entry in few) for place in dict.fromkeys(places)}
+    if not any(hits.values()) and len(few) < len(entries):
+        hits = {place: sum(at(place, entry) is not None for entry in entries) for place in hits}
+    prefix = max(hits, key=hits.__getitem__)
+    if not hits[prefix]:
         below = places[0] if len(places) == 1 else ""
         return [index.find(entry, below) for entry in entries], None
+    found = [at(prefix, entry) for entry in entries]
     return [
         path if path is not None else index.find(entry, prefix, whole=True)
-        for path, entry in zip(found[prefix], entries, strict=True)
+        for path, entry in zip(found, entries, strict=True)
     ], prefix
 
 
@@ -466,6 +471,7 @@ def _with_size(base: Path, path: str, picture: Picture, reading: Reading) -> Pic
 
 # ---------------------------------------------------------------- one file
 
+_FEW = 200
 MAX_BYTES = 2 * 2**30
 """Larger files are refused before they are parsed."""
 DRAWING = 3

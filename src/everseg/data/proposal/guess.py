@@ -116,7 +116,7 @@ def _guess(root: Path, follow_links: bool) -> Guess:
 def data_sets_below(root: Path, *, follow_links: bool = False) -> list[Path]:
     """Find the folders directly below one that each hold a data set; [] if the folder itself is one, or holds only one.
 
-    A folder with `images/`, `train/` or annotations of its own is a data set itself.
+    A folder with `images/`, `train/` or annotations of its own, or that is the export of a tool, is a data set itself.
     """
     root = root.resolve()
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
@@ -125,15 +125,26 @@ def data_sets_below(root: Path, *, follow_links: bool = False) -> list[Path]:
     itself = any(_kind(p.name) or _split_in(p.name) for p in folders) or (root / "SegmentationClass").is_dir()
     if itself or _known(root) is not None or any(coco.looks_like(p) for p in root.glob("*.json")):
         return []
-    found = []
+    found: dict[Path, Guess] = {}
     for folder in folders:
         if folder.name.lower() not in SKIPPED:
             try:
-                guess(folder, follow_links=follow_links)
+                found[folder] = guess(folder, follow_links=follow_links)
             except DataError:
                 continue
-            found.append(folder)
-    return found if len(found) > 1 else []
+    if len(found) < 2:
+        return []
+    # COCO files of one job in numbered folders (job_1, job_2) are read together.
+    alike = len({re.sub(r"\d+", "", folder.name) for folder in found}) == 1
+    if alike and all(one.keys.get("layout") == "coco" for one in found.values()):
+        return []
+    try:
+        whole = _guess(root, follow_links)
+    except DataError:
+        return list(found)
+    # An export of several folders (a project of a labelling tool) is one data set.
+    one_export = whole.layout != "plain folders" and whole.keys.get("layout") != "coco"
+    return [] if one_export else list(found)
 
 
 def _linked_folders(root: Path) -> list[str]:
