@@ -189,7 +189,7 @@ def _replay_step(
     ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
     switches.begin(method, ctx)
     model.train()
-    batches = _batches(common, case.task, k, golden[at + "order"])
+    batches = step_batches(common, case.task, k, golden[at + "order"])
     for i, batch in enumerate(batches):
         lr = learning_rate(case.train, base, i, len(batches))
         set_learning_rate(optimizer, lr)
@@ -255,7 +255,7 @@ def _unweighted(method: Method, logged: dict[str, Tensor], num_old: int) -> dict
     }
 
 
-def _batches(common: Any, task: str, step: int, order: np.ndarray) -> list[Batch]:
+def step_batches(common: Any, task: str, step: int, order: np.ndarray) -> list[Batch]:
     at = f"{'tiny' if task == 'tiny3' and step == 0 else task}/step{step}/train/"
     if at + "image_seed_shape" in common.files:
         seed, *shape = common[at + "image_seed_shape"].tolist()

@@ -212,6 +212,7 @@ def test_the_reference_of_settings_holds_every_key() -> None:
         "| `train.momentum` | number >= 0, < 1 | `0.9` | Momentum of SGD. |",
         "| `data.crop` | whole number >= 8, <= 65536 | `512` | Side of the square training crop, in pixels. |",
         "| `model.output_stride` | `8`, `16` or null | `null` |",
+        "| `train.lr_factors.new_heads` | number > 0 or null | `null` | Classifiers that the step adds;",
         "| `data.size` | [whole number >= 8, <= 65536, whole number >= 8, <= 65536] | `[512, 1024]` |",
     ):
         assert row in text

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from everseg import registry
 from everseg.config import presets
-from everseg.config.fields import DomainConfig, RunConfig, StepConfig
+from everseg.config.fields import DomainConfig, LrFactors, RunConfig, StepConfig
 from everseg.config.helps import attribute_docs
 from everseg.config.hyperparameters import method_options
 from everseg.config.show import SECTIONS
@@ -40,12 +40,12 @@ def settings() -> str:
     parts = ["# Settings", "Keys of a YAML file, and of `KEY=VALUE` on the command line. `everseg show PRESET` prints "
              "them with a preset's values. Presets change many of these defaults."]  # fmt: skip
     parts += ["## Run", table(["key", "values", "default", "meaning"], _fields(RunConfig, ""))]
-    nested = {"data.domains.NAME": DomainConfig, "scenario.steps": StepConfig}
+    nested = {"data.domains.NAME": DomainConfig, "scenario.steps": StepConfig, "train.lr_factors": LrFactors}
     models: dict[str, Any] = {
         name: RunConfig.model_fields[name].annotation for name in RunConfig.model_fields if name in SECTIONS
     }
     for name, model in {**models, **nested}.items():
-        rows = _fields(model, f"{name}." if name in models or name.startswith("data") else "")
+        rows = _fields(model, "" if name == "scenario.steps" else f"{name}.")  # steps are a list
         parts += [f"## {name}", model.__doc__ or "", table(["key", "values", "default", "meaning"], rows)]
     parts += ["## Methods", "Further keys of `method`; the formulas are in [Methods](../docs/methods.md)."]
     common = set.intersection(*(set(method_options(name)) for name in registry.BUILTIN["method"]))
@@ -61,9 +61,11 @@ def _fields(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str, st
     helps = attribute_docs(model)
     rows = []
     for name, field in model.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            continue  # a section of its own
-        default = "required" if field.is_required() else code(field.get_default(call_default_factory=True))
+        if name in SECTIONS and not prefix:
+            continue  # a table of its own
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        value = value.model_dump() if isinstance(value, BaseModel) else value
+        default = "required" if field.is_required() else code(value)
         values = values_of(field.annotation, field.metadata)
         rows.append((f"`{prefix}{name}`", values, default, helps.get(name, "")))
     return rows

@@ -55,6 +55,26 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mib:MiB",
             "Treat the background as what it is in each step: old classes in the labels, new ones in the teacher.",
         ),
+        "plop": Builtin(
+            "everseg.methods.plop:PLOP",
+            "Label old classes by the teacher where it is certain, and keep pooled features of all depths in place.",
+        ),
+        "reminder": Builtin(
+            "everseg.methods.reminder:REMINDER",
+            "PLOP, and on each new class's pixels a distillation of the old classes that resemble it.",
+        ),
+        "ewf": Builtin(
+            "everseg.methods.ewf:EWF",
+            "MiB with frozen old classifiers, whose weights are fused with the old ones after each step.",
+        ),
+        "nest": Builtin(
+            "everseg.methods.nest:NeST",
+            "MiB whose new classifiers start as mixtures of the old ones, learnt before each step.",
+        ),
+        "rcil": Builtin(
+            "everseg.methods.rcil:RCIL",
+            "Learn in new convolutions beside frozen ones, and keep squared features, pooled in space and channels.",
+        ),
         "mdil": Builtin(
             "everseg.methods.mdil:MDIL",
             "Learn a new domain in a branch of its own while distillation holds the old domains' branches.",
@@ -62,6 +82,14 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         "mdil+mib": Builtin(
             "everseg.methods.mdil_mib:MDILMiB",
             "Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.",
+        ),
+        "sdr": Builtin(
+            "everseg.methods.sdr:SDR",
+            "Keep every class's encoder features near its running prototype, away from other classes', and sparse.",
+        ),
+        "ucd": Builtin(
+            "everseg.methods.ucd:UCD",
+            "MiB, with pixels of one class held together and apart from all others, as far as the teacher is certain.",
         ),
     },
     "dataset": {

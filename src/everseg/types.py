@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +28,31 @@ class Batch:
     """The branch of the model whose label space `label` uses."""
     ids: tuple[str, ...] = ()
     """Names of the samples, for messages."""
+
+    def split(self, count: int) -> list[Batch]:
+        """Cut the batch into `count` parts of consecutive images, the same cut as that of a batch over processes.
+
+        Everything that the batch holds for each image is cut: tensors whose first dimension is the batch's, tuples of
+        that length, and mappings of such tensors.
+
+        Returns:
+            Parts whose sizes differ by at most one image; a batch of fewer images gives parts of one image each.
+        """
+        size = len(self.image)
+        count = min(count, size)
+        bounds = [size * i // count for i in range(count + 1)]
+        held = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        return [
+            replace(self, **{name: _cut(value, size, slice(*pair)) for name, value in held.items()})
+            for pair in pairwise(bounds)
+        ]
+
+
+def _cut(value: Any, size: int, part: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _cut(inner, size, part) for key, inner in value.items()}
+    per_image = isinstance(value, Tensor | tuple) and len(value) == size
+    return value[part] if per_image else value
 
 
 class SegOutput(NamedTuple):

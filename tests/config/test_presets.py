@@ -250,6 +250,22 @@ def test_what_a_preset_gives_is_a_copy() -> None:
     assert presets.load_preset("voc-15-5-mib")["train"]["lr"] == 0.01
 
 
+def test_rcil_has_its_network_rates_and_factors() -> None:
+    for name, lr, epochs, factor in (
+        ("voc-15-1-overlapped-rcil", 0.02, 30, 0.01),
+        ("voc-10-1-disjoint-rcil", 0.02, 30, 0.01),
+        ("ade-100-50-rcil", 0.01, 60, 5e-6),
+        ("ade-100-5-rcil", 0.01, 60, 5e-6),
+    ):
+        config = load(name)
+        assert (config.model.norm, config.model.options) == ("iabn", {"compensation": True})
+        assert (config.train.lr, config.train.lr_next, config.train.batch) == (lr, 0.001, 24)
+        assert (config.train.epochs, config.train.epochs_next or config.train.epochs) == (epochs, epochs)
+        assert config.method.options["spatial_weight"] == factor
+        assert config.scenario.policy == f"plop-{name[:3]}"
+    assert load("camvid-6-5-rcil").model.options["compensation"] is True
+
+
 @pytest.mark.parametrize(("method", "largest"), [("ewc", 1), ("pi", 1), ("rw", 2)])
 @pytest.mark.parametrize("task", ["", "4-1-"])
 def test_the_penalties_of_the_demo_do_not_overshoot(method: str, largest: int, task: str) -> None:
@@ -259,3 +275,48 @@ def test_the_penalties_of_the_demo_do_not_overshoot(method: str, largest: int, t
     curvature = 2 * config.method.options["weight"] * largest
     assert config.train.lr_next * curvature < (2 + 2 * m) / (1 + 2 * m)
     assert load(f"voc-15-5-{method}").method.options["weight"] == (100 if method == "rw" else 500)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-ewf", ("overlapped", "plop-voc", 24, 30, None, 10.0)),
+        ("voc-10-1-ewf", ("overlapped", "plop-voc", 24, 30, None, 10.0)),
+        ("ade-100-50-ewf", ("overlapped", "plop-ade", 48, 60, None, 10.0)),
+        ("ade-100-10-ewf", ("overlapped", "plop-ade", 24, 60, None, 100.0)),
+        ("ade-100-5-ewf", ("overlapped", "plop-ade", 24, 60, None, 100.0)),
+    ],
+)
+def test_fusion_is_trained_as_its_scripts_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    method = config.method.options
+    found = (
+        config.scenario.protocol, config.scenario.policy, config.train.batch, config.train.epochs,
+        config.train.epochs_next, method["kd_weight"],
+    )  # fmt: skip
+    assert found == expected
+    assert (method["fuse"], method["freeze_heads"]) == ("all", "old")
+    assert (config.train.lr, config.train.lr_next) == (0.01, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-nest", ("plop-voc", 30, None, 5, 1.0)),
+        ("voc-10-1-nest", ("plop-voc", 30, 10, 5, 1.0)),
+        ("ade-100-5-nest", ("plop-ade", 60, None, 15, 500.0)),
+    ],
+)
+def test_pretuning_is_as_its_scripts_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    train, method = config.train, config.method.options
+    found = (
+        config.scenario.policy,
+        train.epochs,
+        train.epochs_next,
+        method["pretune"],
+        method["pretune_lr_scale"],
+    )
+    assert found == expected
+    assert (config.scenario.protocol, train.batch, train.lr, train.lr_next) == ("overlapped", 24, 0.02, 0.001)
+    assert (method["kd_weight"], method["fuse"], method["freeze_heads"]) == (10.0, "none", "none")

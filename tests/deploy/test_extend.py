@@ -259,6 +259,7 @@ def test_labels_go_by_name(deployed, old_data):
         tables[protocol] = list(step.train[0].lut[:4])
         assert list(step.test[0].lut[:4]) == [0, 3, 1, 255]
         assert step.train[0].lut[255] == 255
+        assert step.protocol == protocol
         assert step.index == 1
         assert step.spaces["default"].groups == ((0, 1, 2), (3,))
         has = [(data.splits["train"].read_mask(i) == 1).any() for i in range(12)]

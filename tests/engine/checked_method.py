@@ -18,3 +18,11 @@ class Checked(MiB):
         for name, value in ctx.module.named_parameters():
             assert torch.equal(ctx.all_reduce(value.detach()), value.detach() * world), name
         super().end_step(ctx)
+
+
+@dataclass(kw_only=True)
+class CheckedBuffers(Checked):
+    def end_step(self, ctx: StepContext) -> None:
+        for name, value in ctx.module.named_buffers():
+            assert torch.equal(ctx.all_reduce(value.detach()), value.detach() * 2), name
+        super().end_step(ctx)

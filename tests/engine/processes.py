@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch._dynamo  # noqa: F401  torch.optim imports it at the first step: here, so that no fork need do it
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import everseg
@@ -25,7 +26,8 @@ class At(NamedTuple):
     """A moment of a run, counted, so that it is the same on every machine; and the signal to send oneself then."""
 
     event: str
-    """`flush` of a file to disk, `iteration` of training, `name` given to a finished file, or `any` of these."""
+    """`flush` of a file to disk, `iteration` of training, `name` given to a finished file, or `any` of these; or the
+    `backward` pass of a part of a batch."""
     count: int = 0
     """So many of them pass before; the signal comes at the start of a flush or iteration, and right after a naming."""
     pattern: str = "*"
@@ -86,6 +88,8 @@ def _strike(at: At) -> None:
         os.fsync = before(os.fsync)
     if at.event in ("iteration", "any"):
         step.train_batch = before(step.train_batch)
+    if at.event == "backward":
+        Accelerator.backward = before(Accelerator.backward)
     if at.event in ("name", "any"):
         os.rename, os.replace = naming(os.rename), naming(os.replace)
 

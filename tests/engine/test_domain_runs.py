@@ -204,6 +204,16 @@ def test_two_processes_agree_on_every_weight(tmp_path, method, scenario):
     assert len(RunFolder(tmp_path / "domains").finished_steps) == (1 if scenario else 3)
 
 
+def test_two_processes_agree_on_every_weight_of_batches_in_parts(tmp_path):
+    """Two updates per batch, each of two parts: gradients are exchanged once per update, those not used included."""
+    plug_in = tmp_path / "mine.py"
+    plug_in.write_text(CHECKED + OWN_PLAN)
+    method = {"name": f"{plug_in}:Mdil", "updates": "two"}
+    train = {"max_iterations": 3, "accumulate": 2, "clip_norm": 0.1, "ema": 0.5}
+    assert ranks(settings(tmp_path, data=data_of(few(*LIGHTS)), method=method, train=train), 2) == [0, 0]
+    assert len(RunFolder(tmp_path / "domains").finished_steps) == 3
+
+
 # ---------------------------------------------------------------- from scratch, and all at once
 
 
@@ -267,10 +277,18 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
 # ---------------------------------------------------------------- every method, paths of its own and shared ones
 
 REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw": "penalty", "pi": "penalty",
-               "mdil": "kd", "mdil+mib": "kd_domains"}  # fmt: skip
+               "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd", "plop": "pod", "reminder": "pod"}  # fmt: skip
+FEATURES = {"feature", "spatial", "channel"}
+"""Names of terms that compare features."""
+SHARED_DECODER = ("rcil",)
+"""Methods that change what domains share, decoder included, and refuse a decoder per domain."""
+ADDS_CLASSES = ("nest",)
+"""Methods that act where classes join others of their branch, and refuse a run without such a step."""
 
 
-@pytest.mark.parametrize("method", registry.BUILTIN["method"])
+@pytest.mark.parametrize(
+    "method", [m for m in registry.BUILTIN["method"] if m not in (*SHARED_DECODER, *ADDS_CLASSES)]
+)
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
     config = settings(tmp_path, data=data_of(few("day", "dusk")), model=DEEPLAB, method={"name": method},
@@ -279,7 +297,7 @@ def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     assert tuple(done.folder.counts(1)) == ("day", "dusk")
     names = set(terms(done.path, 1)[-1])
     wanted = {REGULARISED[method]} if method in REGULARISED else set()
-    assert names - {"ce", "bce", "feature"} == wanted
+    assert names - {"ce", "bce"} - FEATURES == wanted
     before, after = (of_branch(weights(done.folder, step), "day") for step in (0, 1))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -289,7 +307,10 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     """The second domain brings one class more: the shared path grows, and both domains are tested through it."""
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}
     steps = [{"domain": "day", "branch": "street"}, {"domain": "dusk", "branch": "street"}]
-    config = settings(tmp_path, data=data_of(domains), model=DEEPLAB, method={"name": method},
+    model = DEEPLAB
+    if method in SHARED_DECODER:
+        model = {**DEEPLAB, "options": {**DEEPLAB["options"], "per_branch": "head", "compensation": True}}
+    config = settings(tmp_path, data=data_of(domains), model=model, method={"name": method},
                       scenario={"steps": steps}, train={"max_iterations": 2})  # fmt: skip
     done = everseg.run(config, quiet=True)
     assert {name: counts.shape for name, counts in done.folder.counts(1).items()} == {
@@ -297,8 +318,13 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         "dusk": (5, 5),
     }
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
-    names = set(terms(done.path, 1)[-1]) - {"ce", "bce", "feature"}
-    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set()}
+    names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
+    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set(), "ewf": {"kd"}, "nest": {"kd"}}
+    wanted |= {
+        "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
+        "ucd": {"kd", "contrast"},
+        "reminder": {"pod", "csw"},
+    }
     assert names == wanted.get(method, {REGULARISED.get(method)})
 
 

@@ -104,6 +104,115 @@ def test_scaled_gradients_that_overflow_are_the_scalers_to_handle(trained):
     assert not hasattr(optimizer, "found_inf")
 
 
+def clipped(model, optimizer, guard, limit: float, factor: float = 1.0) -> list[torch.Tensor]:
+    """Gradients that an update used."""
+    optimizer.zero_grad()
+    (factor * model(torch.ones(2, 3)).square().sum()).backward()
+    guard.clip(limit, 3, ("a", "b"))
+    optimizer.step()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_clipping_is_that_of_torch(trained, deferred):
+    model, optimizer = trained
+    guard = guarded(model, optimizer, deferred=deferred)
+    other = nn.Linear(3, 2)
+    other.load_state_dict(model.state_dict())
+    other(torch.ones(2, 3)).square().sum().backward()
+    norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 0.25)
+    for one, wanted in zip(clipped(model, optimizer, guard, 0.25), other.parameters(), strict=True):
+        torch.testing.assert_close(one, wanted.grad)
+    guard.look()
+    assert guard.norm == pytest.approx(float(norm))  # what is logged is the norm before
+    assert norm > 0.25
+
+
+def test_gradients_below_the_limit_keep_their_bits(trained):
+    model, optimizer = trained
+    model(torch.ones(2, 3)).square().sum().backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    guarded(model, optimizer, deferred=False).clip(1e6, 0, ())
+    assert all(torch.equal(p.grad, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_clipping_does_not_hide_a_gradient_that_is_infinite(trained):
+    """As where `after_backward` makes it so without a scalar to check: limit / infinity would scale others to 0."""
+    model, optimizer = trained
+    before = [p.clone() for p in model.parameters()]
+    guard = guarded(model, optimizer, deferred=False)
+    model(torch.ones(2, 3)).sum().backward()
+    model.weight.grad[0, 0] = math.inf
+    with pytest.raises(DivergedError, match=r"iteration 3: not finite: gradient norm inf\n.*batch: a, b\n"):
+        guard.clip(1.0, 3, ("a", "b"))
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_deferred_clipping_waits_for_nothing_and_skips_what_is_not_finite(trained):
+    model, optimizer = trained
+    guard = guarded(model, optimizer, deferred=True)
+    before = [p.clone() for p in model.parameters()]
+    with NoWaiting():
+        clipped(model, optimizer, guard, 1.0, math.inf)
+        clipped(model, optimizer, guard, 1.0)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    with pytest.raises(DivergedError, match="iteration 3"):
+        guard.look()
+
+
+def test_scaled_gradients_are_unscaled_before_they_are_clipped(trained):
+    model, optimizer = trained
+    guard = guarded(model, optimizer, deferred=True, scaled=True)
+    (1024 * model(torch.ones(2, 3)).square().sum()).backward()
+    plain = [p.grad / 1024 for p in model.parameters()]
+    guard.unscale = lambda: [p.grad.div_(1024) for p in model.parameters()]
+    guard.clip(1e6, 0, ())
+    assert all(torch.equal(p.grad, wanted) for p, wanted in zip(model.parameters(), plain, strict=True))
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_a_loss_scaler_accumulates_clips_and_skips_as_the_plain_arithmetic_would(trained):
+    """torch's scaler on the CPU, driven as Accelerate drives it: unscale, clip, step, update."""
+    model, optimizer = trained
+    other = nn.Linear(3, 2)
+    other.load_state_dict(model.state_dict())
+    kind = "sgd" if isinstance(optimizer, torch.optim.SGD) else "adam"
+    plain = make_optimizer([{"params": [*other.parameters()]}], TrainConfig(optimizer=kind, lr=0.1), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    guard = guarded(model, optimizer, deferred=True, scaled=True)
+    guard.unscale = lambda: scaler.unscale_(optimizer)
+
+    def update(factor: float) -> None:
+        optimizer.zero_grad()
+        for part in (torch.ones(2, 3), torch.full((2, 3), 0.5)):
+            scaler.scale(factor * model(part).square().sum()).backward()
+        guard.clip(0.25, 0, ())
+        scaler.step(optimizer)
+        scaler.update()
+
+    for _ in range(3):
+        update(1.0)
+        plain.zero_grad()
+        (other(torch.ones(2, 3)).square().sum() + other(torch.full((2, 3), 0.5)).square().sum()).backward()
+        assert torch.nn.utils.clip_grad_norm_(other.parameters(), 0.25) > 0.25
+        plain.step()
+    for one, wanted in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, wanted)
+    before = [p.clone() for p in model.parameters()]
+    update(math.inf)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert scaler.get_scale() == 512
+    guard.look()  # the scaler's search for a scale is no reason to stop
+
+
+def test_averages_that_are_not_finite_never_reach_the_disk(trained):
+    model, optimizer = trained
+    guard = guarded(model, optimizer, deferred=False)
+    guard.average = {"bias": torch.tensor([1.0, math.nan])}
+    with pytest.raises(DivergedError, match="average of bias"):
+        guard.check_weights(2, ())
+
+
 def test_weights_that_an_update_made_infinite_are_found(trained):
     model, optimizer = trained
     guard = guarded(model, optimizer, deferred=False)

@@ -16,8 +16,9 @@ from everseg.engine.optim import (
     make_optimizer,
     optimizer_state,
     set_learning_rate,
+    warmup_length,
 )
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError
 
 
 def net() -> nn.Module:
@@ -69,11 +70,6 @@ def test_first_update_is_nesterov_with_weight_decay():
     optimizer.step()
     decayed = 1.0 + 0.1 * 2.0
     assert weight.item() == pytest.approx(2.0 - 0.5 * (decayed + 0.9 * decayed))
-
-
-def test_nesterov_without_momentum_is_a_configuration_error():
-    with pytest.raises(ConfigError, match=r"train\.nesterov"):
-        make_optimizer(groups(net()), TrainConfig(momentum=0.0), lr=0.1)
 
 
 def test_nothing_to_train_is_an_error():
@@ -220,3 +216,76 @@ def test_state_of_another_optimiser_or_shape_is_refused():
     tensors["momentum_buffer/0.weight"] = torch.ones(1, 1)
     with pytest.raises(CheckpointError, match=r"momentum_buffer/0\.weight"):
         load_optimizer_state(optimizer, model, tensors, document)
+
+
+def test_adamw_shrinks_the_weight_apart_from_the_gradient_and_adam_adds_to_it():
+    """The first update of both is lr times the gradient's sign: 0.5 here."""
+    for kind, wanted in (("adamw", 2.0 * (1 - 0.5 * 0.1) - 0.5), ("adam", 2.0 - 0.5)):
+        weight = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+        train = TrainConfig(optimizer=kind, weight_decay=0.1)
+        optimizer = make_optimizer([{"params": [weight]}], train, lr=0.5)
+        weight.grad = torch.tensor([3.0], dtype=torch.float64)
+        optimizer.step()
+        assert weight.item() == pytest.approx(wanted, rel=1e-7)
+
+
+def adamw_by_hand(
+    weight: float, gradients: list[float], lr: float, decay: float, one: float, two: float
+) -> float:
+    """Loshchilov and Hutter, ICLR 2019, algorithm 2, with PyTorch's decay of lr * decay."""
+    mean = square = 0.0
+    for number, gradient in enumerate(gradients, 1):
+        mean = one * mean + (1 - one) * gradient
+        square = two * square + (1 - two) * gradient * gradient
+        step = (mean / (1 - one**number)) / ((square / (1 - two**number)) ** 0.5 + 1e-8)
+        weight = weight - lr * decay * weight - lr * step
+    return weight
+
+
+def test_adamw_follows_its_formula():
+    gradients = [0.3, -1.5, 0.7, 2.0]
+    weight = nn.Parameter(torch.tensor([1.3], dtype=torch.float64))
+    train = TrainConfig(optimizer="adamw", betas=(0.8, 0.95), weight_decay=0.05)
+    optimizer = make_optimizer([{"params": [weight]}], train, lr=0.02)
+    for gradient in gradients:
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+    assert weight.item() == pytest.approx(adamw_by_hand(1.3, gradients, 0.02, 0.05, 0.8, 0.95), rel=1e-12)
+
+
+def of_torch(*schedulers, steps: int) -> list[float]:
+    """Learning rates of torch's own schedulers, chained: their factors multiply."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.4)
+    chain = torch.optim.lr_scheduler.ChainedScheduler([make(optimizer) for make in schedulers])
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        chain.step()
+    return found
+
+
+def test_a_linear_warm_up_times_poly_is_that_of_torch():
+    train = TrainConfig(schedule="poly", power=0.9, warmup=5, warmup_from=0.1)
+    wanted = of_torch(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=5),
+        lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=20, power=0.9),
+        steps=20,
+    )
+    assert [learning_rate(train, 0.4, i, 20) for i in range(20)] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_warm_up_has_a_power_and_ends_exactly():
+    train = TrainConfig(schedule="constant", warmup=4, warmup_from=0.2, warmup_power=2.0)
+    found = [learning_rate(train, 10.0, i, 9) for i in range(6)]
+    assert found == pytest.approx([2.0, 2.0 + 8 / 16, 2.0 + 8 / 4, 2.0 + 8 * 9 / 16, 10.0, 10.0])
+    assert found[4:] == [10.0, 10.0]
+
+
+def test_by_epoch_the_warm_up_lasts_epochs_and_rises_every_iteration():
+    train = TrainConfig(schedule="step", schedule_by="epoch", step_size=2, warmup=1, warmup_from=0.0)
+    assert warmup_length(train, 4) == 4
+    found = [learning_rate(train, 1.0, i, 24, 4) for i in range(24)]
+    assert found[:4] == pytest.approx([0, 0.25, 0.5, 0.75])
+    # three epochs of 4 iterations count from 0: the first drop comes with epoch 2
+    assert found[4:] == pytest.approx([1.0] * 4 + [0.1] * 8 + [0.01] * 8)

@@ -33,7 +33,7 @@ SHORT = {"epochs": 1, "epochs_next": 1}
 def undisturbed(tmp_path_factory) -> dict[str, dict[str, str]]:
     """Results of runs nobody disturbed, by method."""
     found = {}
-    for method in ("mib", "rw"):
+    for method in ("mib", "rw", "rcil"):
         out = tmp_path_factory.mktemp(method)
         assert complete(settings(out, method={"name": method})) == 0
         found[method] = results(out / "toy")
@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory) -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("method", ["mib", "rw"])
+@pytest.mark.parametrize("method", ["mib", "rw", "rcil"])
 def test_kills_at_any_moments_change_nothing(tmp_path, undisturbed, method):
     """Six kills, each at another distance from the start of its call: at flushes, iterations and renamings."""
     config = settings(tmp_path, method={"name": method})

@@ -48,8 +48,12 @@ def build(root: str | None = None, *, train: int = 24, val: int = 10, size: int 
     return Dataset("toy", labels, {"train": Toy("train", train, size), "val": Toy("val", val, size)})
 
 
+NEEDED = {"rcil": ["model.options.compensation=true"]}
+"""Method -> what it asks of the network, as arguments of the command line."""
+
+
 def settings(out: Path, **changes) -> dict:
-    """A two-step run of a few seconds."""
+    """A two-step run of a few seconds, with the network that the method needs."""
     config = {
         "name": "toy",
         "out": str(out),
@@ -65,4 +69,7 @@ def settings(out: Path, **changes) -> dict:
     }  # fmt: skip
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
+    method = config["method"]  # a name, or a name with options
+    if (method["name"] if isinstance(method, dict) else method) in NEEDED:
+        config["model"]["options"] = {**config["model"]["options"], "compensation": True}
     return config

@@ -8,7 +8,21 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("module", ["classification", "distillation", "features", "pixelwise"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "classification",
+        "distillation",
+        "features",
+        "pixelwise",
+        "pod",
+        "pooled_cube",
+        "prototypes",
+        "pseudo",
+        "similarity",
+        "thresholds",
+    ],
+)
 def test_docstring_examples_hold(module):
     result = doctest.testmod(import_module(f"everseg.losses.{module}"))
     assert result.attempted > 0

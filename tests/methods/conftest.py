@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
-from everseg.engine.optim import check_param_groups, make_optimizer
+from everseg.engine.optim import check_param_groups, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step
@@ -24,10 +25,14 @@ from everseg.types import Batch
 TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
 
 
-def model_for_tests() -> SegmentationModel:
+NEEDS_OF_MODEL: dict[str, dict[str, Any]] = {"rcil": {"compensation": True}}
+"""Method -> options of the network that it asks for."""
+
+
+def model_for_tests(**options: Any) -> SegmentationModel:
     return deeplabv3(
         blocks=(1, 1, 1, 1), bottleneck=False, stem=4, widths=(4, 4, 6, 8), stem_pool=False, hidden=4,
-        out_channels=6, rates=(1, 2, 3),
+        out_channels=6, rates=(1, 2, 3), **options,
     )  # fmt: skip
 
 
@@ -57,16 +62,16 @@ DOMAINS = (
 """Mixed: three domains, then 2 more classes of the first."""
 
 
-def batches(step: Step, count: int = 3) -> list[Batch]:
+def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
     """Images and labels as the step would see them: old classes are background, some pixels ignored."""
     generator = torch.Generator().manual_seed(100 + step.index)
     branch = step.branch
     old, total = step.num_old(branch), step.spaces[branch].num_classes
     found = []
     for _ in range(count):
-        image = torch.randn(2, 3, 16, 16, generator=generator)
+        image = torch.randn(2, 3, side, side, generator=generator)
         first = old if old < total else 1
-        label = torch.randint(first - bool(old), total, (2, 16, 16), generator=generator)
+        label = torch.randint(first - bool(old), total, (2, side, side), generator=generator)
         if old:
             label[label < first] = 0
         label[:, :2] = 255
@@ -88,8 +93,19 @@ class Run:
 
     def take(self, *batches: Batch) -> Run:
         for batch in batches:
+            # The engine seeds every iteration by its number; here its images stand for it.
+            torch.manual_seed(zlib.crc32(batch.image.numpy().tobytes()))
             self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
         return self
+
+
+def tune(ctx: StepContext, tuning: Tuning) -> None:
+    """Carry out `ctx.tune` over the step's batches, without checkpoints."""
+    given = batches(ctx.step) * tuning.epochs
+    optimizer = make_optimizer([{"params": tuning.parameters.values()}], TRAIN, lr=0.05)
+    for i, batch in enumerate(given):
+        set_learning_rate(optimizer, 0.05 * tuning.lr_scale * tuning.rate(i, len(given)))
+        train_batch(tuning, batch, ctx, optimizer)
 
 
 class Toy:
@@ -98,22 +114,38 @@ class Toy:
     steps = CLASSES
     domains = DOMAINS
     step = staticmethod(make_step)
-    batches = staticmethod(batches)
+    side = 16
+    """Rows and columns of the images; the network's maps have a sixteenth of it."""
+    teacher_sees = 0.0
+    """Added to the teacher's logit of class 1, an old class that it would not see in noise."""
 
-    def model(self) -> SegmentationModel:
+    def batches(self, step: Step, count: int = 3) -> list[Batch]:
+        return batches(step, count, self.side)
+
+    def model(self, method: str = "") -> SegmentationModel:
+        """A network that the method can train."""
         torch.manual_seed(1)
-        return model_for_tests()
+        return model_for_tests(**NEEDS_OF_MODEL.get(method, {}))
 
     def begin(self, method: Method, model: SegmentationModel, step: Step, *, begin: bool = True) -> Run:
         """Prepare a step as the engine does; `begin=False` where its state is restored instead."""
         torch.manual_seed(10 + step.index)
         model.zero_grad(set_to_none=True)  # the engine reads the model from disk
         teacher = frozen_copy(model) if method.needs_teacher and step.index else None
+        if teacher is not None and self.teacher_sees:
+            teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
         method.prepare_model(model, step)
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
         optimizer = make_optimizer(groups, TRAIN, lr=0.05)
-        ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
+        ctx = StepContext(
+            step=step,
+            model=model,
+            module=model,
+            teacher=teacher,
+            tuner=tune,
+            epoch_batches=lambda: iter(self.batches(step)),
+        )
         if begin:
             switches.begin(method, ctx)
         model.train()

@@ -12,13 +12,13 @@ from no_waiting import NoWaiting
 from everseg import registry
 from everseg.engine.finite import Guard
 from everseg.engine.step import train_batch
-from everseg.losses import banded, classification
+from everseg.losses import banded, classification, similarity
 
 
 @pytest.mark.parametrize("name", registry.names("method"))
 def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     """What the CPU alone does - closed forms, checks of label values - is off, as it is on other devices."""
-    method, model = registry.resolve("method", name)(), toy.model()
+    method, model = registry.resolve("method", name)(), toy.model(name)
     steps = toy.domains if name.startswith("mdil") else toy.steps
     toy.train(method, model, steps[0])
     run = toy.begin(method, model, steps[1])
@@ -26,7 +26,7 @@ def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     guard = Guard(model, run.optimizer, here, scaled=False, where="", remedy="", end=lambda: None)
     guard.at_once = False
     monkeypatch.setattr(banded, "_CLOSED_ON", frozenset())
-    for module in (banded, classification):
+    for module in (banded, classification, similarity):
         monkeypatch.setattr(module, "checked_label", lambda loss, label, logits: label.long())
     batches = toy.batches(steps[1])
     for number, batch in enumerate(batches):

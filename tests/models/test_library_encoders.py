@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -247,3 +248,51 @@ def test_bf16_is_close(name):
         half = model(x)["default"].logits
     assert half.dtype == torch.bfloat16
     assert_close(half.float(), full, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_layers_are_stem_and_blocks_in_the_order_in_which_they_run(kind):
+    encoder = grown(kind).train().encoder
+    layers = encoder.parameter_layers()
+    assert encoder.body.training
+    assert all(module.training for module in encoder.body.modules())
+    held = [id(weight) for layer in layers for weight in layer]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(weight) for weight in encoder.parameters()}
+    blocks = {"mobilenet_v2": 16, "mobilevit": 7}.get(kind, 8 if kind in WITH_PATCHES else 4)
+    assert len(layers) == blocks + 1
+    names = {id(weight): name for name, weight in encoder.body.named_parameters()}
+    inside = [[name for p in layer if "norms." not in (name := names[id(p)])] for layer in layers[1:]]
+    # stage and block, the largest of each layer's weights: those between blocks come before them
+    numbers = [
+        max([int(part) for part in re.findall(r"\d+", name)][:2] for name in layer) for layer in inside
+    ]
+    assert numbers == sorted(numbers)
+    assert len({tuple(number) for number in numbers}) == blocks
+
+
+def test_what_lies_between_blocks_belongs_to_the_next_one():
+    def layer_of(kind: str, name: str) -> int:
+        encoder = grown(kind).encoder
+        wanted = encoder.body.get_parameter(name)
+        return next(
+            k for k, layer in enumerate(encoder.parameter_layers()) if any(p is wanted for p in layer)
+        )
+
+    assert layer_of("convnext", "embeddings.patch_embeddings.weight") == 0
+    assert (
+        layer_of("convnext", "encoder.stages.1.downsampling_layer.1.weight") == 2
+    )  # before the stage's block
+    assert (
+        layer_of("swin", "swin.encoder.layers.1.downsample.reduction.weight") == 3
+    )  # after the stage's block
+    assert layer_of("dinov2", "embeddings.cls_token") == 0
+    assert layer_of("dinov2", "layernorm.weight") == 8
+
+
+def test_blocks_that_names_do_not_tell_apart_are_refused():
+    encoder = grown().encoder
+    encoder.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    encoder._read = lambda body, image: [body(image)]
+    with pytest.raises(ConfigError, match=r"train\.layer_decay: the names"):
+        encoder.parameter_layers()

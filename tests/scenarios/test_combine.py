@@ -102,6 +102,8 @@ def test_single_scores_old_classes_as_the_convention_scores_unknown_ones(dataset
 def test_single_of_a_sequential_step_unlabels_old_classes(dataset, groups, counts):
     steps = class_incremental(dataset, groups, counts, protocol="sequential", validation="split")
     (step,) = single(steps, 2)
+    assert [one.protocol for one in steps] == ["sequential"] * 3
+    assert step.protocol == "", "old classes are not labelled any more"
     assert list(step.train[0].lut[:5]) == [0, 0, 0, 0, 1]
     assert list(step.val[0].lut[:5]) == [0, 255, 255, 255, 1]
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import RunConfig, TrainConfig
 from everseg.config.hyperparameters import Option, method_options
 from everseg.config.yaml import MAX_DEPTH, FullKey
 from everseg.errors import ConfigError, near_miss
@@ -73,6 +73,18 @@ def run_problems(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem
         return RunConfig.model_validate_json(json.dumps(raw), strict=True), []
     except ValidationError as error:
         return None, _problems(error, raw)
+
+
+def train_problems(train: TrainConfig) -> list[Problem]:
+    """Check settings of the optimisation that are right one by one and impossible together."""
+    problems: list[Problem] = []
+    if train.optimizer == "sgd" and train.nesterov and not train.momentum:
+        text = "needs train.momentum > 0 (give a momentum, or train.nesterov=false)"
+        problems.append((("train", "nesterov"), text))
+    if train.batch % train.accumulate:
+        text = f"{train.batch} images per batch cannot be cut into {train.accumulate} equal parts; choose a divisor"
+        problems.append((("train", "accumulate"), text))
+    return problems
 
 
 def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:

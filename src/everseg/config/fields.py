@@ -157,6 +157,21 @@ class MethodConfig(_Section):
         return dict(self.__pydantic_extra__ or {})
 
 
+class LrFactors(_Section):
+    """Learning rates of the model's parts, relative to the step's."""
+
+    encoder: float = Field(default=1.0, gt=0)
+    """The encoder, with what branches own in it."""
+    decoder: float = Field(default=1.0, gt=0)
+    """The decoder, or the branches' decoders."""
+    heads: float = Field(default=1.0, gt=0)
+    """The classifiers."""
+    old_heads: float | None = Field(default=None, gt=0)
+    """Classifiers of earlier steps; default as `heads`."""
+    new_heads: float | None = Field(default=None, gt=0)
+    """Classifiers that the step adds; default as `heads`."""
+
+
 class TrainConfig(_Section):
     """Optimisation of each step."""
 
@@ -165,7 +180,10 @@ class TrainConfig(_Section):
     epochs_next: int | None = Field(default=None, ge=1)
     """The same for later steps; default as `epochs`."""
     batch: int = Field(default=24, ge=1)
-    """Images per iteration over all processes together."""
+    """Images per iteration (one update of the weights) over all processes together."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that each process cuts its share of a batch into, one after the other, to save memory: their gradients add
+    up to one update. `batch` stays the size of the whole; batch norms and means over valid pixels see a part."""
     lr: float = Field(default=0.01, gt=0)
     """Learning rate of the first step."""
     lr_next: float | None = Field(default=0.001, gt=0)
@@ -173,23 +191,43 @@ class TrainConfig(_Section):
     schedule: Literal["poly", "step", "constant"] = "poly"
     """Learning rate over the iterations of a step."""
     schedule_by: Literal["iteration", "epoch"] = "iteration"
-    """Whether the poly schedule falls with every iteration (MiB) or every epoch (MDIL)."""
+    """Whether the schedule falls with every iteration (MiB) or every epoch (MDIL); `step_size` and `warmup` count in
+    the same unit."""
     power: float = Field(default=0.9, ge=0)
     """Exponent of the poly schedule."""
     step_size: int = Field(default=5000, ge=1)
-    """Iterations between two drops of the step schedule."""
+    """Iterations (or epochs, see `schedule_by`) between two drops of the step schedule."""
     step_factor: float = Field(default=0.1, gt=0)
     """Factor of each drop of the step schedule."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD with momentum, or Adam."""
+    warmup: int = Field(default=0, ge=0)
+    """Iterations (or epochs, see `schedule_by`) at the start of each step in which the learning rate rises with every
+    iteration: the schedule, which begins at once, times a factor from `warmup_from` to 1."""
+    warmup_from: float = Field(default=1e-6, ge=0, le=1)
+    """Factor of the warm-up's first iteration."""
+    warmup_power: float = Field(default=1.0, gt=0)
+    """Exponent of the warm-up: 1 = linear."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD with momentum, Adam, or AdamW (weight decay apart from the gradient)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay rates of Adam's two averages."""
+    """Decay rates of Adam's and AdamW's two averages."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
     nesterov: bool = True
     """Nesterov momentum."""
     weight_decay: float = Field(default=1e-4, ge=0)
-    """L2 penalty on every trainable weight."""
+    """L2 penalty on every trainable weight; with AdamW the share by which a learning rate of 1 would shrink it."""
+    decay_norms: bool = True
+    """Weight decay acts on norms, biases and all other weights of one dimension, too (MiB, MDIL: yes)."""
+    lr_factors: LrFactors = LrFactors()
+    """Factors on the learning rate by part: encoder, decoder, heads, or old_heads and new_heads apart."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Factor on the encoder's learning rate for each layer further from the decoder: d for the last layer, d^2 for the
+    one before. Layers: stem and stages of everseg's encoders, blocks of other libraries'. Default 1."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of all gradients together; longer ones are scaled down to it before the update. Default no limit."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the old value in a moving average of the weights, taken after every iteration. A step then ends with
+    the average: it is tested, exported and continued; the raw weights are stored beside it. Default no average."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network; losses are always fp32. fp16 is refused where a method reads gradients."""
     sync_norm: bool = False

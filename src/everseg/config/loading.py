@@ -21,6 +21,7 @@ from everseg.config.checks import (
     run_problems,
     section_in,
     shown,
+    train_problems,
 )
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.show import config_hash, difference, dump, fields, identity, settings, to_json
@@ -241,6 +242,8 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         raw = {**raw, "method": full}
         problems += wrong
     config, wrong = run_problems(raw)
+    if config is not None:
+        wrong = [*wrong, *train_problems(config.train)]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {full_key for full_key, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]

@@ -31,8 +31,9 @@ RECIPE: dict[str, tuple[str, ...]] = {
              "window", "overlap"),
     "scenario": ("policy",),
     "train": (
-        "epochs", "epochs_next", "batch", "lr", "lr_next", "schedule", "schedule_by", "power", "step_size",
-        "step_factor", "optimizer", "betas", "momentum", "nesterov", "weight_decay", "precision",
+        "epochs", "epochs_next", "batch", "accumulate", "lr", "lr_next", "schedule", "schedule_by", "power",
+        "step_size", "step_factor", "warmup", "warmup_from", "warmup_power", "optimizer", "betas", "momentum",
+        "nesterov", "weight_decay", "decay_norms", "lr_factors", "layer_decay", "clip_norm", "ema", "precision",
     ),
 }  # fmt: skip
 """Settings that the next step takes over by default."""

@@ -21,6 +21,7 @@ from everseg.display import percent
 from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
 from everseg.losses.argmax import predict_ids
+from everseg.models.folding import united
 from everseg.models.model import SegmentationModel
 from everseg.runs.input_form import InputForm
 
@@ -64,7 +65,7 @@ class Deployed(nn.Module):
 
     def __init__(self, model: SegmentationModel, branch: str, ids: Sequence[int], form: InputForm) -> None:
         super().__init__()
-        self.model, self.branch, self.form = model, branch, form
+        self.model, self.branch, self.form = united(model), branch, form
         self.ids: Tensor
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.uint8))
 

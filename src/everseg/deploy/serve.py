@@ -40,6 +40,7 @@ from everseg.display import UNDEFINED, Piece, Result, escaped, printable, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import Matching, match_names
+from everseg.models.folding import united
 
 HOST = "127.0.0.1"
 MAX_BYTES = 25_000_000
@@ -410,6 +411,7 @@ class Served:
     def __init__(self, path: str | Path, builder: Any = None) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
+        self.model.model = united(self.model.model)
         self.name = self.bundle.path.resolve().name
         self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
         """Names for choosing a branch; empty if there is only one branch."""

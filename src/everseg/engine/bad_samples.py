@@ -38,8 +38,11 @@ class BadSamples:
             self._new |= fresh
             self._check(self._known | self._new)
 
-    def share(self, step: int, iteration: int) -> None:
+    def share(self, step: int, iteration: int, tuning: Mapping[str, int] | None = None) -> None:
         """Merge the accounts of all processes and report what is new; every process must call it.
+
+        Args:
+            tuning: in a pre-tuning, the entry of the journal's lines that says which.
 
         Raises:
             DataError: together more samples than allowed.
@@ -51,9 +54,8 @@ class BadSamples:
         self._new = {}
         for (dataset, sample), why in fresh.items():
             if (dataset, sample) not in self._known:
-                self.journal.add(
-                    EVENT, step=step, iteration=iteration, dataset=dataset, sample=sample, reason=why
-                )
+                place = {"step": step, "iteration": iteration, **(tuning or {})}
+                self.journal.add(EVENT, **place, dataset=dataset, sample=sample, reason=why)
                 self.progress.message(
                     f"warning: training sample {sample} of {dataset} cannot be read and is replaced by another "
                     f"({why})"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from everseg.distributed import all_reduce_max
 from everseg.errors import DivergedError, some
-from everseg.models.model import SegmentationModel
 
 
 @dataclass
@@ -35,18 +34,19 @@ class Guard:
     checks later: the weights are still those before the first bad one. With fp16 the loss scaler answers overflows.
 
     Args:
-        model: the unwrapped student.
+        model: holds the weights trained: the unwrapped student, alone or with others beside it.
         optimizer: fused, as `make_optimizer` builds it.
         accelerator: processes and device.
         scaled: losses are scaled (fp16); the scaler handles gradients that are not finite.
         where: the step, for messages.
         remedy: end of the messages.
         end: called before an error is raised.
+        unscale: divides the gradients by the scale of the losses (fp16) before they are clipped.
     """
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         *,
@@ -54,13 +54,16 @@ class Guard:
         where: str,
         remedy: str,
         end: Callable[[], None],
+        unscale: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.optimizer, self.accelerator, self.scaled = model, optimizer, accelerator, scaled
-        self.where, self.remedy, self.end = where, remedy, end
+        self.where, self.remedy, self.end, self.unscale = where, remedy, end, unscale
         self.at_once = accelerator.device.type == "cpu"
         """Whether reading a value costs nothing."""
         self.norm = math.nan
-        """Gradient norm of the last check that was read."""
+        """Gradient norm of the last check that was read. It is the norm before any clipping."""
+        self.average: Mapping[str, Tensor] = {}
+        """Averages of the weights that `check_weights` looks at as well."""
         self._bad = torch.zeros((), device=accelerator.device)
         self._seen: list[_Seen] = []
 
@@ -78,8 +81,27 @@ class Guard:
 
         return check
 
-    def _check(self, terms: dict[str, Tensor], iteration: int, ids: tuple[str, ...]) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+    @torch.no_grad()
+    def clip(self, limit: float, iteration: int, ids: tuple[str, ...]) -> None:
+        """Scale all gradients down, together, so that their norm is at most `limit`.
+
+        The gradients are checked once more first: scaling could turn one that is infinite into 0. As torch's
+        `clip_grad_norm_`: the factor is limit / (norm + 1e-6), at most 1.
+
+        Raises:
+            DivergedError: as `look`.
+        """
+        self.unscale()
+        norm = self._check({}, iteration, ids)
+        gradients = self._gradients()
+        if gradients:
+            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _check(self, terms: dict[str, Tensor], iteration: int, ids: tuple[str, ...]) -> Tensor:
+        gradients = self._gradients()
         # The norm of all gradients is not finite as soon as one element is not: one number stands for all of them.
         norms = torch._foreach_norm(gradients) if gradients else [self._bad.new_zeros(())]
         norm = torch.linalg.vector_norm(torch.stack([*norms]))
@@ -91,6 +113,7 @@ class Guard:
             # Once 1, it stays 1. Fused optimisers read `found_inf` on the device, as they do for a loss scaler.
             self._bad = torch.maximum(self._bad, 1 - values.isfinite().all().to(self._bad))
             self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+        return norm
 
     def look(self) -> None:
         """Read the checks made since the last look.
@@ -114,9 +137,10 @@ class Guard:
             span = f"iterations {seen[0].iteration} to {seen[-1].iteration}"
             self._stop(f"{span}: not finite on another process", seen[-1].ids, f"{state}.")
         one, row = seen[bad], rows[bad]
-        text = ", ".join(f"{name}={value:g}" for name, value in zip(one.names, row, strict=False))
+        told = [f"{name}={value:g}" for name, value in zip(one.names, row, strict=False)]
+        told.append(f"gradient norm {row[-1]:g}")
         self._stop(
-            f"iteration {one.iteration}: not finite: {text}, gradient norm {row[-1]:g}",
+            f"iteration {one.iteration}: not finite: {', '.join(told)}",
             one.ids,
             f"{state}; checkpoints before it are whole.",
         )
@@ -128,7 +152,11 @@ class Guard:
             DivergedError: names them.
         """
         self.look()
-        bad = [name for name, value in self.model.state_dict().items() if not bool(value.isfinite().all())]
+        state = {
+            **self.model.state_dict(),
+            **{f"average of {name}": value for name, value in self.average.items()},
+        }
+        bad = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if all_reduce_max(int(bool(bad)), self.accelerator):
             found = some(bad, 5) or "on another process"
             self._stop(

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from everseg.config.fields import TrainConfig
-from everseg.errors import CheckpointError, ConfigError, some
+from everseg.errors import CheckpointError, some
 
 _SHAPED = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
 """Entries of torch's optimisers that have the shape of their weight."""
 
 
 def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: float) -> torch.optim.Optimizer:
-    """Build the optimiser: SGD with momentum and dampening 0, or Adam with eps 1e-8.
+    """Build the optimiser: SGD with momentum and dampening 0, or Adam or AdamW with eps 1e-8.
 
-    Weight decay is the same on every weight, norms and biases included, and is added to the gradient (also by Adam:
-    an L2 penalty, not the decoupled decay of AdamW). The update is torch's fused one, which can skip itself on the
-    device (see `engine.finite.Guard`). Momentum starts at 0, which gives the same updates as starting with the first
-    gradient.
+    Weight decay is the same on every weight, unless a group has its own "weight_decay" (see
+    `engine.param_groups`). SGD and Adam add it to the gradient: an L2 penalty. AdamW multiplies the weight by
+    1 - lr * weight_decay before its update (Loshchilov and Hutter, ICLR 2019, as PyTorch has it). The update is torch's
+    fused one, which can skip itself on the device (see `engine.finite.Guard`). Momentum starts at 0, which gives the
+    same updates as starting with the first gradient.
 
     Args:
         groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
@@ -30,21 +31,17 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
         lr: learning rate of iteration 0.
 
     Raises:
-        ConfigError: Nesterov momentum without momentum.
         ValueError: no weight to train.
     """
-    if train.optimizer == "sgd" and train.nesterov and not train.momentum:
-        raise ConfigError(
-            "train.nesterov: needs train.momentum > 0 (give a momentum, or train.nesterov=false)"
-        )
     scaled = []
     for group in groups:
         scale = float(group.get("lr_scale", 1.0))
         scaled.append({**group, "params": list(group["params"]), "lr_scale": scale, "lr": lr * scale})
     if not any(group["params"] for group in scaled):
         raise ValueError("the method left no weight to train in this step")
-    if train.optimizer == "adam":
-        return torch.optim.Adam(scaled, lr=lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+    if train.optimizer != "sgd":
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+        return kind(scaled, lr=lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
     optimizer = torch.optim.SGD(
         scaled,
         lr=lr,
@@ -92,8 +89,8 @@ def learning_rate(
     """Compute the learning rate of one iteration of a step.
 
     Args:
-        train: schedule and its constants.
-        base: learning rate of iteration 0.
+        train: schedule, warm-up and their constants.
+        base: learning rate that the schedule starts from.
         iteration: number of the iteration in the step, from 0.
         total: iterations of the step.
         epoch_length: iterations of an epoch, for `schedule_by` "epoch".
@@ -101,16 +98,43 @@ def learning_rate(
     Returns:
         poly: base * (1 - iteration / total) ** power, 0 from `total` on (MiB's code gives complex numbers there);
         by epoch the same of whole epochs (MDIL), the last one counting as whole if the step ends within it;
-        step: base * step_factor ** (iteration // step_size); constant: base.
+        step: base * step_factor ** (iteration // step_size), by epoch the same of whole epochs; constant: base.
+        During the warm-up this value times `warmup_factor`.
     """
+    lr = base * _schedule(train, iteration, total, epoch_length)
+    factor = warmup_factor(train, iteration, epoch_length)
+    return lr if factor == 1 else lr * factor
+
+
+def _schedule(train: TrainConfig, iteration: int, total: int, epoch_length: int) -> float:
+    if train.schedule_by == "epoch":
+        # In whole epochs from here on, the total rounded up.
+        iteration, total = iteration // epoch_length, -(-total // epoch_length)
     if train.schedule == "poly":
-        if train.schedule_by == "epoch":
-            # In whole epochs from here on, the total rounded up.
-            iteration, total = iteration // epoch_length, -(-total // epoch_length)
-        return base * max(0.0, 1 - iteration / total) ** train.power
+        return max(0.0, 1 - iteration / total) ** train.power
     if train.schedule == "step":
-        return base * train.step_factor ** (iteration // train.step_size)
-    return base
+        return train.step_factor ** (iteration // train.step_size)
+    return 1.0
+
+
+def warmup_length(train: TrainConfig, epoch_length: int) -> int:
+    """Count the iterations of a step's warm-up."""
+    return train.warmup * (epoch_length if train.schedule_by == "epoch" else 1)
+
+
+def warmup_factor(train: TrainConfig, iteration: int, epoch_length: int = 1) -> float:
+    """Compute the warm-up's factor on the learning rate of one iteration.
+
+    It rises with every iteration, also where the schedule falls by epoch. It multiplies the schedule, which begins with
+    the step and not after the warm-up, as in the published configurations of SegFormer.
+
+    Returns:
+        from + (1 - from) * (iteration / length) ** power before iteration `length`, 1 from there on.
+    """
+    length = warmup_length(train, epoch_length)
+    if iteration >= length:
+        return 1.0
+    return train.warmup_from + (1 - train.warmup_from) * (iteration / length) ** train.warmup_power
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

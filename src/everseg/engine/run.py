@@ -17,13 +17,16 @@ from accelerate import Accelerator
 from everseg import registry
 from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, ScenarioConfig
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.optim import warmup_length
+from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
-from everseg.engine.step import Session, StepJob, iterations_of
+from everseg.engine.step import Session, StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
+from everseg.methods import switches
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import frozen_copy
@@ -60,6 +63,11 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
         EversegError: any stage failed; what the folder holds stays valid.
     """
     method = build_method(config.method)
+    if config.train.precision == "fp16" and method.pretune:
+        raise ConfigError(
+            "train.precision: pre-tuning does not scale its losses as fp16 needs it; use bf16 or fp32, or leave "
+            "method.pretune out"
+        )
     if config.train.precision == "fp16" and method.reads_gradients:
         raise ConfigError(
             f"train.precision: method '{config.method.name}' reads gradients, which fp16 loss scaling would distort; "
@@ -111,17 +119,31 @@ def _check_plan(
     Raises:
         ConfigError: wrong names or weights of the model, or impossible steps (all of them in one message).
     """
+    method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
     if todo and todo[0].index == 0 and todo[0].is_first:
         # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
         model = build_model(config.model, config.data.normalisation)
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
+        switches.check_model(method, model)
+        if config.train.layer_decay is not None:
+            encoder_layers(model.encoder)
     trial, world = _trial(config, prepared.steps), accelerator.num_processes
-    if problems := impossible(todo, batch=config.train.batch, processes=world, trial=trial):
+    problems = impossible(
+        todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
+    )
+    if problems := [*problems, *switches.unfit(method, prepared.steps)]:
         raise ConfigError(problems)
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
+    for step in todo:
+        warmup = warmup_length(config.train, epoch_of(step, config.train.batch))
+        if not config.train.max_iterations and warmup >= (total := iterations_of(step, config.train)):
+            progress.message(
+                f"warning: step {step.index}: train.warmup lasts {warmup} iterations and the step {total}, "
+                "so the learning rate never reaches that of the schedule"
+            )
 
 
 def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
@@ -297,7 +319,7 @@ def _train(job: StepJob) -> None:
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
         form = InputForm.of_config(session.config.data, session.datasets.values())
-        session.folder.save_final(job.step, job.model, state, form, job.parent)
+        session.folder.save_final(job.step, job.model, state, form, job.parent, job.raw)
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # Accelerate holds every model and optimiser that it has prepared
 

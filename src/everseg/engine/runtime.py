@@ -64,11 +64,12 @@ def make_accelerator(train: TrainConfig, *, find_unused: bool = False, training:
         mixed_precision=precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )
-    if training and train.batch % accelerator.num_processes:
+    if training and train.batch % (accelerator.num_processes * train.accumulate):
         accelerator.wait_for_everyone()  # a process that ends while another still joins breaks the other's connection
+        parts = f" in {train.accumulate} parts each (train.accumulate)" if train.accumulate > 1 else ""
         raise ConfigError(
             f"train.batch: {train.batch} images cannot be shared equally by "
-            f"{accelerator.num_processes} processes; choose a multiple"
+            f"{accelerator.num_processes} processes{parts}; choose a multiple"
         )
     return accelerator
 

@@ -31,6 +31,7 @@ from everseg.labels import IGNORED, LabelSpace
 from everseg.methods import switches
 from everseg.methods.base import Method, StepContext
 from everseg.methods.build import build_method
+from everseg.models.compensation import Compensated, Unit
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify, write_bytes, writing
 from everseg.runs.journal import Journal, replaced_samples
@@ -86,19 +87,24 @@ def behaviour(method: Method) -> tuple[Any, ...]:
     return itself if None in tried else ("tried", *tried)
 
 
-class _TrialEncoder(nn.Module):
-    """A convolution, a norm, and a weight that nothing uses.
+class _TrialEncoder(Compensated):
+    """A convolution and a norm with new ones beside them, which RCIL asks for, and a weight that nothing uses.
 
     The unused weight shows whether a method leaves an absent gradient absent or sets it to 0.
     """
+
+    conv_new: nn.Module
+    norm_new: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.unused = nn.Parameter(torch.ones(2))
+        self.compensate(Unit(("conv",), "norm"))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"layer1": torch.relu(self.norm(self.conv(image)))}
+        old, new = self.norm(self.conv(image)), self.norm_new(self.conv_new(image))
+        return {"layer1": torch.relu(self.combined(old, new))}
 
 
 class _TrialDecoder(nn.Module):

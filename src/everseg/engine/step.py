@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from everseg.config.fields import RunConfig, TrainConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import Timed, epoch_length, normalised_batches, train_batches
 from everseg.data.batches.samples import Loaded, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
+from everseg.engine.average import MovingAverage
 from everseg.engine.bad_samples import BadSamples
 from everseg.engine.finite import Guard
 from everseg.engine.optim import (
@@ -27,12 +31,13 @@ from everseg.engine.optim import (
     optimizer_state,
     set_learning_rate,
 )
+from everseg.engine.param_groups import split_by_rate
 from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
 from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
@@ -42,46 +47,107 @@ from everseg.runs.journal import Journal
 from everseg.runs.model_folder import load_strictly
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Step
-from everseg.types import Batch
+from everseg.types import Batch, LossTerms
+
+
+class Trained(Protocol):
+    """What a batch trains: a method, or a pre-tuning."""
+
+    def losses(self, batch: Batch, ctx: StepContext) -> Iterator[LossTerms]: ...
+
+    def after_backward(self, ctx: StepContext) -> dict[str, Tensor]: ...
 
 
 def train_batch(
-    method: Method,
+    method: Trained,
     batch: Batch,
     ctx: StepContext,
     optimizer: torch.optim.Optimizer,
     backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
     check: Callable[[dict[str, Tensor]], None] = lambda terms: None,
+    *,
+    parts: int = 1,
+    alone: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    clip: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Take every optimiser update that the method asks for on one batch.
 
     Args:
         check: called after each backward pass with the loss terms, and again with the scalars of `after_backward`.
             No weight has changed by then. It may raise to stop the run.
+        parts: number of parts that the batch is cut into to save memory; see `_backward`.
+        alone: makes the context of every backward pass but an update's last: processes need not exchange gradients.
+        clip: called before each update, when the gradients are complete.
 
     Returns:
         Every loss term (weights applied) and every scalar of `after_backward`, detached. If several updates give the
         same name, its values are summed.
     """
     logged: dict[str, Tensor] = {}
-    for terms in method.losses(batch, ctx):
-        if not isinstance(terms, dict):
-            raise ConfigError(
-                f"method '{type(method).__name__}': losses must yield dicts of loss terms, got {type(terms).__name__} "
-                "(`yield {...}`, not `return`)"
-            )
-        # `None` instead of zeros: an optimiser leaves a weight without gradient alone, while weight decay and
-        # momentum move one whose gradient is 0.
-        optimizer.zero_grad(set_to_none=True)
-        backward(torch.stack([*terms.values()]).sum())
+    cut = batch.split(parts) if parts > 1 else [batch]
+    shares = [len(part.image) / len(batch.image) for part in cut]
+    runs = [iter(method.losses(part, ctx)) for part in cut]
+    while (terms := _backward(runs, shares, type(method).__name__, optimizer, backward, alone)) is not None:
         check(terms)  # gradients are there, weights still untouched: the last moment to stop without harm
         extra = method.after_backward(ctx)
         check(extra)
+        clip()
         optimizer.step()
         for name, value in {**terms, **extra}.items():
             value = value.detach()
             logged[name] = logged[name] + value if name in logged else value
     return logged
+
+
+def _backward(
+    runs: Sequence[Iterator[LossTerms]],
+    shares: Sequence[float],
+    method: str,
+    optimizer: torch.optim.Optimizer,
+    backward: Callable[[Tensor], None],
+    alone: Callable[[], AbstractContextManager[Any]],
+) -> LossTerms | None:
+    """Leave the gradients of the next update: of the losses' mean over the parts of a batch, weighted by their images.
+
+    Where a loss is a mean over images or pixels, and no norm looks at the batch, the mean over the parts is the loss of
+    the whole batch. All parts take their first update together, then all take their second, as the whole batch would.
+
+    Args:
+        runs: the method's losses of each part. A run keeps what it has computed, such as taps, until its batch is done:
+            with a ResNet-101 the taps are 5 % of the maps that the part's backward pass has just freed.
+        shares: share of each part in the images of the batch.
+
+    Returns:
+        The loss terms of the whole batch; None if the method asks for no further update.
+    """
+    total: LossTerms = {}
+    for number, (run, share) in enumerate(zip(runs, shares, strict=True), 1):
+        with nullcontext() if number == len(runs) else alone():
+            terms = next(run, None)
+            if terms is None and number == 1 and all(next(other, None) is None for other in runs[1:]):
+                return None
+            if terms is None:
+                raise ConfigError(
+                    f"method '{method}': losses must yield as often for each part of a batch; use train.accumulate=1"
+                )
+            if not isinstance(terms, dict):
+                raise ConfigError(
+                    f"method '{method}': losses must yield dicts of loss terms, got {type(terms).__name__} "
+                    "(`yield {...}`, not `return`)"
+                )
+            if number == 1:
+                # `None` instead of zeros: an optimiser leaves a weight without gradient alone, while weight decay and
+                # momentum move one whose gradient is 0.
+                optimizer.zero_grad(set_to_none=True)
+            loss = torch.stack([*terms.values()]).sum()
+            if len(runs) == 1:
+                backward(loss)
+                return terms
+            backward(loss * share)
+        for name, value in terms.items():
+            value = value.detach() * share
+            total[name] = total[name] + value if name in total else value
+    return total
 
 
 def epoch_of(step: Step, batch: int) -> int:
@@ -126,6 +192,64 @@ class Session:
 
 
 @dataclass
+class Phase:
+    """Iterations under one optimiser: the training of a step, or a pre-tuning before it.
+
+    Batch, seed and learning rate of an iteration follow from its number alone. So a checkpoint of weights, optimiser
+    and method state is enough to continue from any iteration.
+    """
+
+    trained: Trained
+    model: nn.Module
+    """Holds every weight of the optimiser under its name, and all weights and statistics that it changes."""
+    optimizer: torch.optim.Optimizer
+    prepared: Any
+    """The optimiser as the loop steps it."""
+    total: int
+    """Number of iterations."""
+    rate: Callable[[int], float]
+    """Learning rate of an iteration."""
+    folder: Path
+    """Its checkpoints."""
+    stored: Callable[[], dict[str, Mapping[str, Tensor]]]
+    """What a checkpoint holds beside the optimiser: file -> tensors."""
+    load: Callable[[Path], None]
+    """Reads that back from a checkpoint."""
+    title: str
+    where: str
+    """Its name in messages."""
+    tuning: int | None = None
+    """Number of a pre-tuning in its step, from 0. None = the training."""
+    clip_norm: float | None = None
+    average: MovingAverage | None = None
+    alone: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """As for `train_batch`."""
+
+    @property
+    def mark(self) -> dict[str, int]:
+        """What the journal's lines of a pre-tuning say in addition."""
+        return {} if self.tuning is None else {"tuning": self.tuning}
+
+    @property
+    def seeds(self) -> tuple[str | int, ...]:
+        """What tells its random draws from those of the step's other phases."""
+        return () if self.tuning is None else ("tune", self.tuning)
+
+
+class _Tuned(nn.Module):
+    """The student together with the weights that a pre-tuning trains beside it."""
+
+    def __init__(self, model: SegmentationModel, weights: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.model = model
+        known = {id(weight) for weight in model.parameters()}  # tensors compare by value
+        # Torch forbids dots in these names.
+        self.own = nn.ParameterDict(
+            {f"own/{n.replace('.', '/')}": w for n, w in weights.items() if id(w) not in known}
+        )
+
+
+@dataclass
 class StepJob:
     """Everything that the training of one step needs; `train` runs it."""
 
@@ -146,6 +270,12 @@ class StepJob:
         self.config, self.accelerator = self.session.config, self.session.accelerator
         self.stream = 0 if self.step.fresh else self.step.index
         """Number that seeds the step's random draws. It is 0 for a step from scratch, as if that step ran alone."""
+        self.tunings = 0
+        """Pre-tunings begun so far."""
+        self.average_state: dict[str, Tensor] | None = None
+        """The average that the checkpoint holds."""
+        self.raw: dict[str, Tensor] | None = None
+        """Where the step ended with the average of its weights: the weights that the last update left."""
 
     def train(self) -> None:
         """Train the step to its end, starting from its newest checkpoint if there is one.
@@ -156,21 +286,35 @@ class StepJob:
         """
         self.total = iterations_of(self.step, self.config.train)
         self.epoch = epoch_of(self.step, self.config.train.batch)
-        self._prepare()
-        start = self._restore()
+        phase = self._prepare()
+        start = self._restore(phase)
+        self.student, phase.prepared = self.accelerator.prepare(self.model, self.optimizer)
+        # Accelerate's own forward copies every feature map to float32. It is removed here, because `StepContext`
+        # already runs the model under Accelerate's autocast.
+        self.model.__dict__.pop("forward", None)
+        phase.alone = partial(self.accelerator.no_sync, self.student)
         ctx = self._context()
         session = self.session
         # Iterations that a killed process logged after its last checkpoint are done and logged again.
-        session.journal.rewind(self.step.index, start)
+        if start:
+            session.journal.rewind(self.step.index, start)
+        else:
+            tuning, tuned = self._newest_tuning()
+            session.journal.rewind(self.step.index, tuned, tuning)
         self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
         if start == 0:  # a checkpoint already holds the state that `begin_step` made
             switches.begin(self.method, ctx)
+        if self.config.train.ema is not None:
+            phase.average = MovingAverage(self.model, self.config.train.ema, self.average_state)
         self.student.train()
-        self._loop(ctx, start)
+        self._loop(ctx, phase, start)
+        if phase.average is not None:
+            # Before the method finishes the step: what it measures or changes then is the model that is kept.
+            self.raw = phase.average.take_over(self.model, self.accelerator)
         switches.finish(self.method, ctx)
         self.bad.share(self.step.index, self.total)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> Phase:
         config = self.config
         # New weights depend on (seed, step) only, so a step that is started again draws the same ones.
         torch.manual_seed(derive_seed(config.seed, "grow", self.stream))
@@ -182,47 +326,125 @@ class StepJob:
             channels_last(self.model)  # half-precision kernels are faster in this layout: docs/performance.md
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
+        groups = split_by_rate(groups, self.model, self.step, config.train)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
         self.lr = config.train.lr if self.step.is_first else lr_next
         self.optimizer = make_optimizer(groups, config.train, lr=self.lr)
+        phase = Phase(
+            trained=self.method,
+            model=self.model,
+            optimizer=self.optimizer,
+            prepared=self.optimizer,
+            total=self.total,
+            rate=lambda i: learning_rate(config.train, self.lr, i, self.total, self.epoch),
+            folder=self.session.folder.checkpoints(self.step.index),
+            stored=lambda: {
+                "model": self.model.state_dict(),
+                "method": self.method.state_dict(),
+                **({} if phase.average is None else {"average": phase.average.values}),
+            },
+            load=self._load,
+            title=f"step {self.step.index} ({self._what()})",
+            where=f"step {self.step.index}",
+            clip_norm=config.train.clip_norm,
+        )
+        return phase
 
-    def _restore(self) -> int:
-        """Load the newest checkpoint, let Accelerate wrap model and optimiser, and return the iteration to start at."""
+    def _load(self, path: Path) -> None:
+        load_strictly(self.model, load_tensors(path / "model.safetensors"), str(path))
+        self.method.load_state_dict(load_tensors(path / "method.safetensors"))
+        if self.config.train.ema is not None:
+            self.average_state = load_tensors(path / "average.safetensors")
+
+    def _newest(self, folder: Path) -> Path | None:
         # The first process moves damaged checkpoints away before the others look.
         with self.accelerator.main_process_first():
-            path = newest_valid(
-                self.session.folder.checkpoints(self.step.index),
-                lambda text: self.session.progress.message(f"warning: {text}"),
+            return newest_valid(folder, lambda text: self.session.progress.message(f"warning: {text}"))
+
+    def _restore(self, phase: Phase) -> int:
+        """Load the newest checkpoint of a phase, and return the iteration to start at."""
+        path = self._newest(phase.folder)
+        if path is None:
+            return 0
+        state = read_json(path / "state.json")
+        if state["total"] != phase.total:
+            raise CheckpointError(
+                f"{path} was made for {state['total']} iterations, this run has {phase.total}: "
+                f"the images of the step have changed; start again under another name (name=...)"
             )
-        start = 0
-        if path is not None:
-            state = read_json(path / "state.json")
-            if state["total"] != self.total:
-                raise CheckpointError(
-                    f"{path} was made for {state['total']} iterations, this run has {self.total}: "
-                    f"the images of the step have changed; start again under another name (name=...)"
-                )
-            start = int(state["iteration"])
-            if state["processes"] != self.accelerator.num_processes:
-                self.session.progress.message(
-                    f"warning: {path.name} was made by {state['processes']} processes, now there are "
-                    f"{self.accelerator.num_processes}; the run continues, but not bit-identical"
-                )
-            if self.accelerator.scaler is not None and state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            load_strictly(self.model, load_tensors(path / "model.safetensors"), str(path))
-            load_optimizer_state(
-                self.optimizer, self.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
-            )
-            self.method.load_state_dict(load_tensors(path / "method.safetensors"))
+        start = int(state["iteration"])
+        if state["processes"] != self.accelerator.num_processes:
             self.session.progress.message(
-                f"continuing step {self.step.index} at iteration {start} of {self.total}"
+                f"warning: {path.name} was made by {state['processes']} processes, now there are "
+                f"{self.accelerator.num_processes}; the run continues, but not bit-identical"
             )
-        self.student, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
-        # Accelerate's own forward copies every feature map to float32. It is removed here, because `StepContext`
-        # already runs the model under Accelerate's autocast.
-        self.model.__dict__.pop("forward", None)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        phase.load(path)  # first: weights of another model are refused by their names and shapes
+        load_optimizer_state(
+            phase.optimizer, phase.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
+        )
+        self.session.progress.message(f"continuing {phase.where} at iteration {start} of {phase.total}")
         return start
+
+    def _tuning_folder(self, number: int) -> Path:
+        return self.session.folder.checkpoints(self.step.index) / f"tune-{number}"
+
+    def _newest_tuning(self) -> tuple[int, int]:
+        """Find the pre-tuning that this step goes on with: its number, and the iteration that its checkpoint holds."""
+        number, iteration = 0, 0
+        while (path := self._newest(self._tuning_folder(number))) is not None:
+            number, iteration = number + 1, int(read_json(path / "state.json")["iteration"])
+        return max(number - 1, 0), iteration
+
+    def _tune(self, ctx: StepContext, tuning: Tuning) -> None:
+        """Carry out `StepContext.tune`: continue its newest checkpoint, or begin; nothing is left to do if it is done.
+
+        Raises:
+            ConfigError: the run computes in fp16.
+            DivergedError, Interrupted, TimeBudgetReached: as in training.
+        """
+        config, number = self.config, self.tunings
+        self.tunings += 1
+        if self.accelerator.scaler is not None:
+            raise ConfigError(
+                "train.precision: pre-tuning does not scale its losses as fp16 needs it; use bf16 or fp32"
+            )
+        total = tuning.epochs * self.epoch
+        total = min(total, config.train.max_iterations or total)
+        held = _Tuned(self.model, tuning.parameters)
+        lr = self.lr * tuning.lr_scale
+        settings = config.train.model_copy(
+            update={
+                "optimizer": "sgd",
+                "momentum": tuning.momentum,
+                "nesterov": tuning.momentum > 0,
+                "weight_decay": tuning.weight_decay,
+            }
+        )
+        optimizer = make_optimizer([{"params": tuning.parameters.values()}], settings, lr=lr)
+
+        def load(path: Path) -> None:
+            load_strictly(self.model, load_tensors(path / "model.safetensors"), str(path))
+            load_strictly(held.own, load_tensors(path / "tuned.safetensors"), str(path))
+
+        phase = Phase(
+            trained=tuning,
+            model=held,
+            optimizer=optimizer,
+            prepared=optimizer,
+            total=total,
+            rate=lambda i: lr * tuning.rate(i, total),
+            folder=self._tuning_folder(number),
+            stored=lambda: {"model": self.model.state_dict(), "tuned": held.own.state_dict()},
+            load=load,
+            title=f"step {self.step.index} (pre-tuning for {self._what()})",
+            where=f"the pre-tuning of step {self.step.index}",
+            tuning=number,
+        )
+        self._loop(ctx, phase, self._restore(phase))
+        # What comes after must draw the same whether the tuning was done now or read from its checkpoint.
+        torch.manual_seed(derive_seed(config.seed, self.stream, *phase.seeds, "end"))
 
     def _context(self) -> StepContext:
         folded = None
@@ -239,6 +461,7 @@ class StepJob:
             all_reduce=all_reduce_sum(self.accelerator),
             autocast=self.accelerator.autocast,
             folded_teacher=folded,
+            tuner=self._tune,
         )
 
     def _plain_pass(self) -> Iterator[Batch]:
@@ -261,13 +484,17 @@ class StepJob:
             self.bad.note(loaded.bad)
             yield loaded.on(self.accelerator.device, self.config.data.normalisation)
 
-    def _batches(self, start: int, stop: int) -> Iterator[Loaded]:
-        """The training batches of this process from one iteration to another."""
+    def _batches(self, start: int, stop: int, seeds: tuple[str | int, ...] = ()) -> Iterator[Loaded]:
+        """The training batches of this process from one iteration to another.
+
+        Args:
+            seeds: what tells the random draws from those of the training.
+        """
         config, accelerator = self.config, self.accelerator
         return train_batches(
             self.views,
             config.data,
-            seed=config.seed,
+            seed=derive_seed(config.seed, *seeds) if seeds else config.seed,
             step=self.stream,
             batch=config.train.batch,
             start=start,
@@ -277,35 +504,43 @@ class StepJob:
             pin=accelerator.device.type == "cuda",
         )
 
-    def _loop(self, ctx: StepContext, start: int) -> None:
+    def _loop(self, ctx: StepContext, phase: Phase, start: int) -> None:
+        if start == phase.total:
+            return
         config, accelerator = self.config, self.accelerator
-        world = accelerator.num_processes
-        batches = self._batches(start, self.total)
-        self.session.progress.begin(f"step {self.step.index} ({self._what()})", self.total, start)
+        world, total = accelerator.num_processes, phase.total
+        batches = self._batches(start, total, phase.seeds)
+        self.session.progress.begin(phase.title, total, start)
         batches = Timed(batches)
         clock, images = time.perf_counter(), 0
         recent: dict[str, dict[str, Tensor]] = {}
-        guard = self._guard()
-        # Batch, seed and learning rate of an iteration follow from its number alone. So a checkpoint of weights,
-        # optimiser and method state is enough to continue from any iteration.
-        for iteration, loaded in enumerate(self._saved_on_bad_data(batches, guard, start), start):
+        guard = self._guard(phase)
+        limit = phase.clip_norm
+        for iteration, loaded in enumerate(self._saved_on_bad_data(batches, guard, phase, start), start):
             batch = loaded.on(accelerator.device, config.data.normalisation)
-            torch.manual_seed(derive_seed(config.seed, self.stream, iteration, accelerator.process_index))
-            lr = learning_rate(config.train, self.lr, iteration, self.total, self.epoch)
-            set_learning_rate(self.optimizer, lr)
+            place = (self.stream, *phase.seeds, iteration, accelerator.process_index)
+            torch.manual_seed(derive_seed(config.seed, *place))
+            lr = phase.rate(iteration)
+            set_learning_rate(phase.optimizer, lr)
             check = guard.watch(iteration, batch.ids)
-            logged = train_batch(self.method, batch, ctx, self.prepared, accelerator.backward, check)
+            clip = partial(guard.clip, limit, iteration, batch.ids) if limit is not None else lambda: None
+            logged = train_batch(
+                phase.trained, batch, ctx, phase.prepared, accelerator.backward, check,
+                parts=config.train.accumulate, alone=phase.alone, clip=clip,
+            )  # fmt: skip
+            if phase.average is not None:
+                phase.average.update(self.model)
             recent[batch.branch] = logged
             done = iteration + 1  # number of finished iterations; logs and checkpoints use it
             images += len(batch.ids) * world
-            due_log = done % config.train.log_every == 0 or done == self.total
+            due_log = done % config.train.log_every == 0 or done == total
             if due_log:
                 guard.look()
                 spent = time.perf_counter() - clock
                 speed, data_wait = images / spent, batches.seconds / spent
                 clock, images, batches.seconds = time.perf_counter(), 0, 0.0
                 named = _named(recent) if len(self.step.trained_branches) > 1 else logged
-                self._log(done, named, lr, speed, guard.norm, data_wait)
+                self._log(phase, done, named, lr, speed, guard.norm, data_wait)
             due = done % config.train.checkpoint_every == 0
             # A signal reaches the processes at different iterations. If one stopped alone, the others would wait
             # forever for its gradients, so all processes decide together. Deciding together waits for the device, so
@@ -313,17 +548,21 @@ class StepJob:
             agree = guard.at_once or world == 1 or due_log or due
             code = all_reduce_max(self.session.stop.code(), accelerator) if agree else 0
             if agree:
-                self.bad.share(self.step.index, done)
-            if code or due or done == self.total:  # weights that are not finite must never reach the disk
+                self.bad.share(self.step.index, done, phase.mark)
+            if code or due or done == total:  # weights that are not finite must never reach the disk
                 guard.check_weights(iteration, batch.ids)
-            if code or (due and done < self.total):
-                self._save(done)
-            if code and done < self.total:
+            # Training ends with the step's final model; a pre-tuning with a checkpoint, from which the step goes on.
+            ends_here = done == total and phase.tuning is None
+            if code or (not ends_here and (due or done == total)):
+                self._save(phase, done)
+            if code and not ends_here:
                 self.session.progress.end()
-                raise StopRequest.error(code, f"{guard.where}, iteration {done} of {self.total}")
+                raise StopRequest.error(code, f"{guard.where}, iteration {done} of {total}")
         self.session.progress.end()
 
-    def _saved_on_bad_data(self, batches: Iterator[Loaded], guard: Guard, start: int) -> Iterator[Loaded]:
+    def _saved_on_bad_data(
+        self, batches: Iterator[Loaded], guard: Guard, phase: Phase, start: int
+    ) -> Iterator[Loaded]:
         """Yield the batches. If one cannot be made, save what was trained so far, then raise its error.
 
         With several processes nothing is saved, because the others are waiting for the gradients of this one.
@@ -338,24 +577,27 @@ class StepJob:
             if done == start or self.accelerator.num_processes > 1:
                 raise
             guard.check_weights(done - 1, ())
-            self._save(done)
+            self._save(phase, done)
             self.session.progress.end()
             raise DataError(
-                f"{error}\nThe run is saved at step {self.step.index}, iteration {done} of {self.total}: "
+                f"{error}\nThe run is saved at {phase.where}, iteration {done} of {phase.total}: "
                 "the same command continues it"
             ) from None
 
-    def _guard(self) -> Guard:
+    def _guard(self, phase: Phase) -> Guard:
         rate = "train.lr / train.lr_next" if self.step.index else "train.lr"
-        return Guard(
-            self.model,
-            self.optimizer,
+        guard = Guard(
+            phase.model,
+            phase.optimizer,
             self.accelerator,
             scaled=self.config.train.precision == "fp16",
-            where=f"step {self.step.index}",
+            where=phase.where,
             remedy=f"Try a lower {rate}, or train.precision=fp32, and look at these images.",
             end=self.session.progress.end,
+            unscale=partial(self.accelerator.unscale_gradients, phase.prepared),
         )
+        guard.average = {} if phase.average is None else phase.average.values
+        return guard
 
     def _what(self) -> str:
         """Describe what the step teaches: its domains in a run over domains, otherwise its new classes."""
@@ -365,7 +607,14 @@ class StepJob:
         return ", ".join(domains or [name for name in names if name != BACKGROUND])
 
     def _log(
-        self, done: int, logged: dict[str, Tensor], lr: float, speed: float, norm: float, data_wait: float
+        self,
+        phase: Phase,
+        done: int,
+        logged: dict[str, Tensor],
+        lr: float,
+        speed: float,
+        norm: float,
+        data_wait: float,
     ) -> None:
         terms = {name: float(value) for name, value in logged.items()}
         epoch = done / self.epoch
@@ -373,8 +622,9 @@ class StepJob:
         on_gpu = self.accelerator.device.type == "cuda"
         self.session.progress.update(done, terms, lr, speed)
         self.session.journal.add(
-            "train",
+            "train" if phase.tuning is None else "tune",
             step=self.step.index,
+            **phase.mark,
             iteration=done,
             epoch=round(epoch, 4),
             lr=lr,
@@ -384,6 +634,8 @@ class StepJob:
             memory=memory,
             terms=terms,
         )
+        if phase.tuning is not None:  # the curves of events count the iterations of training only
+            return
         self.session.events.scalars(
             self.offset + done,
             terms,
@@ -395,23 +647,19 @@ class StepJob:
             gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
         )
 
-    def _progress_state(self, iteration: int) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "iteration": iteration,
-            "total": self.total,
-            "processes": self.accelerator.num_processes,
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-
-    def _save(self, iteration: int) -> None:
+    def _save(self, phase: Phase, iteration: int) -> None:
         if self.accelerator.is_main_process:
-            tensors, document = optimizer_state(self.optimizer, self.model)
-            target = self.session.folder.checkpoints(self.step.index)
+            tensors, document = optimizer_state(phase.optimizer, phase.model)
+            scaler = self.accelerator.scaler
+            state = {
+                "iteration": iteration,
+                "total": phase.total,
+                "processes": self.accelerator.num_processes,
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "optimizer": document,
+            }
             save_folder(
-                target / f"it-{iteration:08d}",
-                {"model": self.model.state_dict(), "optim": tensors, "method": self.method.state_dict()},
-                {"state": {**self._progress_state(iteration), "optimizer": document}},
+                phase.folder / f"it-{iteration:08d}", {**phase.stored(), "optim": tensors}, {"state": state}
             )
-            purge(target)
+            purge(phase.folder)
         self.accelerator.wait_for_everyone()

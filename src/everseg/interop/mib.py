@@ -1,4 +1,4 @@
-"""Read and write the checkpoints of MiB's original code.
+"""Read and write the checkpoints of MiB's original code, and those of RCIL's, whose network adds convolutions to it.
 
 Their names: `body.` (In-place ABN's ResNet), `head.` (DeepLabV3), `cls.<step>.` (classifiers), usually after
 `module.`. In-place ABN 1.0 stores no `num_batches_tracked`; version 1.1 does, and both are accepted.
@@ -18,6 +18,7 @@ from everseg.errors import CheckpointError, ConfigError, some
 from everseg.interop.unwrap import tensors_of
 from everseg.models.blocks import absolute_gamma
 from everseg.models.build import deeplabv3
+from everseg.models.compensation import MERGE
 from everseg.models.deeplab import RATES
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import convert_encoder_names, to_abn_name
@@ -28,6 +29,8 @@ __all__ = ["convert_encoder_names", "dump", "load", "read"]
 HEAD = {
     "map_convs": "aspp",
     "map_bn": "aspp_norm",
+    "map_convs_new": "aspp_new",
+    "map_bn_new": "aspp_norm_new",
     "global_pooling_conv": "pool_conv",
     "global_pooling_bn": "pool_norm",
     "red_conv": "reduce",
@@ -95,6 +98,9 @@ def load(
         model = deeplabv3(norm=norm, output_stride=output_stride, pool_size=pool_size, **dims)
         for size in sizes:
             model.grow({branch: size})
+        # RCIL's merges leave a bias in the old convolutions. How many there were changes nothing any more.
+        if "body.mod2.block1.convs.conv2.bias" in theirs and "compensation" in dims:
+            model.restructure(MERGE)
     own = model.state_dict()
     # In-place ABN 1.0 stores no counters. Ours begin at 0 then.
     for name in own:
@@ -236,4 +242,6 @@ def _dimensions(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[int]
         "hidden": theirs["head.map_convs.0.weight"].shape[0],
         "out_channels": theirs["head.red_conv.weight"].shape[0],
     }
+    if "head.map_bn_new.weight" in theirs:
+        dims["compensation"] = True
     return dims, [cast(int, theirs[f"cls.{s}.weight"].shape[0]) for s in steps]

@@ -12,19 +12,36 @@ from everseg.losses.classification import (
 from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
 from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
+from everseg.losses.pod import local_pod
+from everseg.losses.pooled_cube import pooled_cube_distillation
+from everseg.losses.pseudo import PseudoLabels, accepted_share, pseudo_labels, soft_uncertain, uncertainty
+from everseg.losses.similarity import class_similarity, class_sums, similarity_distillation
+from everseg.losses.thresholds import certainty_histogram, histogram_thresholds
 
 __all__ = [
+    "PseudoLabels",
     "Term",
+    "accepted_share",
     "binary_cross_entropy",
+    "certainty_histogram",
+    "class_similarity",
+    "class_sums",
     "cross_entropy",
     "distillation",
     "feature_distillation",
     "focal",
+    "histogram_thresholds",
     "icarl",
     "icarl_distillation",
     "kl_divergence",
+    "local_pod",
     "pixelwise_losses",
+    "pooled_cube_distillation",
+    "pseudo_labels",
+    "similarity_distillation",
+    "soft_uncertain",
     "unbiased_cross_entropy",
     "unbiased_distillation",
+    "uncertainty",
     "upsample",
 ]

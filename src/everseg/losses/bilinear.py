@@ -94,6 +94,38 @@ def banded_resize(
     return BandedResize(small, size, align_corners, dtype, device)
 
 
+def resized_at(
+    maps: Tensor, size: tuple[int, int] | torch.Size, points: tuple[int, int] | torch.Size
+) -> Tensor:
+    """Resize maps bilinearly to a size, and keep a grid of points of the result: nothing of that size is made.
+
+    Args:
+        maps: (B, C, h, w), float32 or float64.
+        size: (H, W) to resize to, corners not aligned.
+        points: (h', w'), rows and columns to keep, those of `grid_points`.
+
+    Returns:
+        (B, C, h', w').
+    """
+    rows, columns = (
+        _matrix_at(small, large, kept, maps.dtype, maps.device)
+        for small, large, kept in zip(maps.shape[2:], size, points, strict=True)
+    )
+    return rows @ maps @ columns.t()
+
+
+def grid_points(large: int, small: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which of `large` rows stand for the rows of a map that has `small`: floor(i * large / small), (small,)."""
+    # In integers: a scale in floating point may fall just below the row that is meant.
+    return torch.arange(small, device=device) * large // small
+
+
+@lru_cache(maxsize=32)
+def _matrix_at(small: int, large: int, points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of `_matrix` at the grid's points, (points, small)."""
+    return _matrix(small, large, False, dtype)[grid_points(large, points)].to(device)
+
+
 def _matrix(small: int, large: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     """What `interpolate` does to one axis, (large, small), asked of itself."""
     basis = torch.eye(small, dtype=dtype)[

@@ -5,19 +5,27 @@ A method returns named loss terms; it never steps the optimiser and never change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision
+from everseg.methods.tuning import Tuning, polynomial
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, SegOutput
 
 if TYPE_CHECKING:
     from everseg.models.model import SegmentationModel
+
+__all__ = ["Fuse", "Method", "StepContext", "Tuning", "split_groups"]
+
+Fuse = Literal["none", "all", "changed"]
+"""Weights that are fused at the end of a step."""
 
 
 @dataclass
@@ -41,6 +49,8 @@ class StepContext:
     """The teacher with its norms folded (`models.folding`): what `teach` runs where it is given."""
     epoch_batches: Callable[[], Iterator[Batch]] = lambda: iter(())
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
+    tuner: Callable[[StepContext, Tuning], None] | None = None
+    """What carries out `tune`: the engine, or another loop over batches."""
     _encoded: tuple[Batch, bool, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def student(self, batch: Batch, *, before_activation: bool = False) -> SegOutput:
@@ -60,6 +70,58 @@ class StepContext:
         with self.autocast():
             outputs = self.model(batch.image, branches, encoded=encoded, before_activation=before_activation)
         return _precise(outputs)
+
+    def tune(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        losses: Callable[[Batch], LossTerms],
+        *,
+        epochs: int,
+        lr_scale: float = 1.0,
+        rate: Callable[[int, int], float] = polynomial,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        """Train some weights before the step, inside `begin_step`, over batches of a random stream of their own.
+
+        All other weights of the model are frozen meanwhile, and the student runs in training mode, so that its norms go
+        on gathering statistics. The gradients are the mean over processes. The engine saves checkpoints as in training,
+        so a run that was stopped in the middle continues exactly there. Whatever stands before the call in `begin_step`
+        is then done once more, on the model as it was before the tuning, and must give the same again.
+
+        Args:
+            parameters: name -> weight, of the model (`ctx.module`) or of the method's own; changed in place.
+            losses: loss terms of a batch, their weights applied; each name a scalar.
+            epochs: passes over the step's training images.
+            lr_scale: factor on the step's learning rate.
+            rate: factor on it from the number of an iteration, from 0, and their total.
+            momentum: Nesterov momentum of SGD.
+            weight_decay: L2 penalty on every weight that is tuned.
+
+        Raises:
+            ConfigError: no engine carries it out, or the run computes in fp16.
+        """
+        if self.tuner is None:
+            raise ConfigError("ctx.tune: nothing carries it out here; give the StepContext a `tuner`")
+        module, wrapped = self.module, self.model
+        flags = [(weight, weight.requires_grad) for weight in module.parameters()]
+        training = module.training
+        module.requires_grad_(False)
+        for weight in parameters.values():
+            weight.requires_grad_(True)
+        module.train()
+        # Unwrapped: DDP would wait for the gradients of all weights.
+        self.model, self._encoded = module, None
+        try:
+            self.tuner(self, Tuning(parameters, losses, epochs, lr_scale, rate, momentum, weight_decay))
+        finally:
+            for weight in parameters.values():
+                weight.grad = None
+                weight.requires_grad_(False)
+            for weight, flag in flags:
+                weight.requires_grad_(flag)
+            module.train(training)
+            self.model, self._encoded = wrapped, None
 
     def _encode(self, batch: Batch, before_activation: bool) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
@@ -140,6 +202,8 @@ class Method:
     """Some update leaves trainable weights without gradient (DDP must look for them)."""
     reads_gradients: ClassVar[bool] = False
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
+    restructures: ClassVar[bool] = False
+    """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
 
     freeze_encoder: bool = False
     """Train only the decoder and the classifiers from step `freeze_from` on."""
@@ -154,6 +218,20 @@ class Method:
     scratch count as step 0."""
     frozen_statistics: bool = True
     """Frozen norms keep their running statistics too. The authors' code lets them move (set false to reproduce)."""
+    fuse: Fuse = "none"
+    """After each later step, move its weights back towards those from before it (EWF): none, all, or "changed", only
+    those that changed most."""
+    fuse_changed: Annotated[float, Field(ge=0, le=1)] = 0.45
+    """Share of all weights that "changed" moves."""
+    pretune: Annotated[int, Field(ge=0)] = 0
+    """Epochs of pre-tuning before each step that adds classes to old ones (NeST): new classifiers start as learnt
+    mixtures of the old ones. 0 = none."""
+    pretune_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the step's learning rate during the pre-tuning."""
+    pretune_kd_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of MiB's distillation during the pre-tuning; 0 = none (the authors' option has 10)."""
+    pretune_unbiased_ce: bool = True
+    """MiB's cross-entropy during the pre-tuning instead of the plain one."""
 
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
         """Grow, initialise and freeze, before the optimiser exists."""
@@ -181,7 +259,7 @@ class Method:
     @property
     def needs_teacher(self) -> bool:
         """Whether the engine keeps a copy of the model from before the step: for the losses, or for a switch."""
-        return self.uses_teacher
+        return self.uses_teacher or self.fuse != "none" or self.pretune > 0
 
     def grow(self, model: SegmentationModel, step: Step) -> None:
         """Add the step's outputs and branches; part of `prepare_model`."""

@@ -28,13 +28,14 @@ class MiB(Method):
     unbiased_kd: bool = True
     """The teacher's background covers the student's background and every new class."""
     init_background: bool = True
-    """Start the new classifiers from the background's, its probability shared evenly among them."""
+    """Start the new classifiers from the background's, its probability shared evenly among them (not with `pretune`,
+    which starts them in its own way)."""
     bce: bool = False
     """Sigmoid cross-entropy summed over classes instead of any softmax cross-entropy."""
 
     def prepare_model(self, model, step):
         super().prepare_model(model, step)  # grows first: there must be a new classifier to initialise
-        if self.init_background:
+        if self.init_background and not self.pretune:
             init_backgrounds(model, step)
 
     def losses(self, batch, ctx):

@@ -62,7 +62,7 @@ def label_terms(
         return {"bce": Term(binary_cross_entropy, options=options, over=over)}
     # The unbiased form needs an old and a new class, and channel 0 as background.
     num_old = ctx.step.num_old(batch.branch)
-    if unbiased and 0 < num_old < logits.shape[1] and _has_background(ctx.step, batch.branch):
+    if unbiased and 0 < num_old < logits.shape[1] and has_background(ctx.step, batch.branch):
         return {"ce": Term(unbiased_cross_entropy, options={"num_old": num_old, **options}, over=over)}
     return {"ce": Term(cross_entropy, options=options, over=over)}
 
@@ -98,7 +98,7 @@ def background_terms(
     if teacher is not None:
         # Without new classes both forms are the same. Without a background there is no old output that could have
         # covered the new classes.
-        hidden = logits.shape[1] > teacher.logits.shape[1] and _has_background(ctx.step, batch.branch)
+        hidden = logits.shape[1] > teacher.logits.shape[1] and has_background(ctx.step, batch.branch)
         loss = unbiased_distillation if unbiased_kd and hidden else distillation
         terms["kd"] = Term(loss, options={"alpha": alpha}, weight=kd_weight)
     return terms
@@ -151,13 +151,13 @@ def stage_maps(output: SegOutput, *, before_activation: bool) -> dict[str, Tenso
     return {name: maps.get(name + PRE, maps[name]) if before_activation else maps[name] for name in stages}
 
 
-def init_backgrounds(model: SegmentationModel, step: Step) -> None:
-    """MiB's classifier initialisation in every branch that grows and has a background."""
+def init_backgrounds(model: SegmentationModel, step: Step, *, biases: bool = True) -> None:
+    """MiB's classifier initialisation in every branch that grows and has a background; `biases` as there."""
     for branch, number in step.grows.items():
-        if number and step.num_old(branch) and _has_background(step, branch):
-            init_from_background(model, branch)
+        if number and step.num_old(branch) and has_background(step, branch):
+            init_from_background(model, branch, biases=biases)
 
 
-def _has_background(step: Step, branch: str) -> bool:
+def has_background(step: Step, branch: str) -> bool:
     """Whether output 0 of a branch is the background, as MiB's forms take it to be."""
     return step.spaces[branch].background == 0

@@ -230,11 +230,23 @@ def _with_weight(
         del norm.__dict__["weight"]
 
 
+def eval_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Factor and offset of each channel that a batch norm applies in eval mode, float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gamma: Tensor = norm.weight
+    if isinstance(norm, (AbsBatchNorm, SyncAbsBatchNorm)):
+        gamma = absolute_gamma(gamma, norm.eps)
+    # gamma * (x - mean) / sqrt(var + eps) + beta = x * scale + (beta - mean * scale)
+    scale = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - norm.running_mean.double() * scale
+
+
 def _check_values(norm: _BatchNorm, input: Tensor) -> None:
     if norm.training and input.shape[0] * input.shape[2:].numel() == 1:
         raise ConfigError(
             f"batch norm cannot train on one value per channel (input {tuple(input.shape)}): give every process "
-            "at least two images per iteration (train.batch)"
+            "at least two images at a time (train.batch, train.accumulate)"
         )
 
 

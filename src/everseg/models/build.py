@@ -37,6 +37,7 @@ def deeplabv3(
     rates: Sequence[int] | None = None,
     pool_size: int | None = 32,
     per_branch: str = "head",
+    compensation: bool = False,
 ) -> SegmentationModel:
     """Build DeepLabV3 on a ResNet with every dimension open; it has no outputs until it is grown.
 
@@ -48,6 +49,8 @@ def deeplabv3(
             stride 16 and 12, 24, 32 at stride 8.
         per_branch: what each branch owns: "head" = its classifiers, "decoder" = its DeepLabV3 head too, "norm" = the
             encoder's norms too, "adapter" = 1x1 convolutions beside the encoder's 3x3 ones too.
+        compensation: RCIL's network: a new convolution beside each 3x3 one and beside those of the head, no
+            activation after the stem. Needs per_branch "head".
 
     Raises:
         ConfigError: a dimension that cannot be.
@@ -67,14 +70,21 @@ def deeplabv3(
         "pool_size": pool_size,
         "per_branch": per_branch,
     }
+    if compensation:  # only where it is set: descriptions of other networks stay as they were
+        options["compensation"] = True
     kind, choice = check_norm(norm), check_per_branch(per_branch)
+    if compensation and choice != "head":
+        raise ConfigError(
+            f"model.options: compensation goes with per_branch 'head' only, not '{choice}': the convolutions it merges "
+            "are those that all branches share"
+        )
     encoder = ResNet(
         blocks, bottleneck=bottleneck, stem=stem, widths=widths, outputs=outputs, output_stride=output_stride,
-        norm=kind, stem_pool=stem_pool, per_branch=choice,
+        norm=kind, stem_pool=stem_pool, per_branch=choice, compensation=compensation,
     )  # fmt: skip
     make = partial(
         DeepLabV3, encoder.out_channels, hidden=hidden, out_channels=out_channels,
-        rates=rates or RATES[output_stride], norm=kind, pool_size=pool_size,
+        rates=rates or RATES[output_stride], norm=kind, pool_size=pool_size, compensation=compensation,
     )  # fmt: skip
     decoder = make() if choice == "head" else BranchDecoder(make)
     return SegmentationModel(encoder, decoder, {"name": "deeplabv3", "options": options})

@@ -17,12 +17,13 @@ from everseg.models.blocks import (
     sliding_mean,
     window_means,
 )
+from everseg.models.compensation import Compensated, Unit
 
 RATES = {16: (6, 12, 18), 8: (12, 24, 32)}
 """Output stride -> dilations. At stride 8 the last one is 32 as in MiB's code (the paper doubles it to 36)."""
 
 
-class DeepLabV3(nn.Module):
+class DeepLabV3(Compensated):
     """DeepLabV3's head without classifier.
 
     A 1x1 and three dilated 3x3 convolutions run side by side; their outputs are normalised and reduced. The mean of
@@ -37,6 +38,8 @@ class DeepLabV3(nn.Module):
         rates: dilations of the three 3x3 convolutions.
         norm: "bn", "abn" or "iabn".
         pool_size: side of the sliding window in cells; None or 0 = the whole map in eval mode too.
+        compensation: RCIL's head: new convolutions beside the four side-by-side ones, with a norm of their own
+            (`Compensated`), and initial weights of gain 1.
 
     Source: Chen et al., "Rethinking Atrous Convolution" (2017), in the form of MiB's code: no dropout, the pooled
     branch is added after its reduction instead of concatenated (Rota Bulo et al., In-place ABN, CVPR 2018).
@@ -47,6 +50,8 @@ class DeepLabV3(nn.Module):
         (("pool_conv",), "pool_norm"),
         (("reduce", "pool_reduce"), "norm"),
     )
+    aspp_new: nn.ModuleList
+    aspp_norm_new: nn.Module
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class DeepLabV3(nn.Module):
         rates: Sequence[int] = RATES[16],
         norm: NormKind = "abn",
         pool_size: int | None = 32,
+        compensation: bool = False,
     ) -> None:
         super().__init__()
         if len(rates) != 3 or min(*rates, hidden, out_channels) < 1 or (pool_size or 0) < 0:
@@ -75,9 +81,12 @@ class DeepLabV3(nn.Module):
         self.reduce = nn.Conv2d(4 * hidden, out_channels, 1, bias=False)
         self.pool_reduce = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self.norm = build_norm(norm, out_channels)
-        self.act = build_activation(norm)
-        # The gain of a leaky ReLU for every norm, also where the activation is a ReLU.
-        gain = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
+        self.act = build_activation(norm, after_sum=compensation)
+        if compensation:
+            self.compensate(Unit(("aspp.0", "aspp.1", "aspp.2", "aspp.3"), "aspp_norm"))
+        # The gain of a leaky ReLU for every norm, also where the activation is a ReLU. RCIL's code takes it from its
+        # norms, which have no activation.
+        gain = 1.0 if compensation else nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight, gain)
@@ -86,8 +95,12 @@ class DeepLabV3(nn.Module):
         """Map the tap "encoder" (B, in_channels, h, w) to (B, out_channels, h, w), after its activation."""
         x = features["encoder"]
         # (B, 4 * hidden, h, w) inside, (B, out_channels, h, w) after `reduce`.
-        out = self.reduce(self.act(self.aspp_norm(torch.cat([conv(x) for conv in self.aspp], dim=1))))
-        return self.act(self.norm(out + self._pooled(x)))
+        out = self.aspp_norm(torch.cat([conv(x) for conv in self.aspp], dim=1))
+        if self.units:
+            out = self.combined(
+                out, self.aspp_norm_new(torch.cat([conv(x) for conv in self.aspp_new], dim=1))
+            )
+        return self.act(self.norm(self.reduce(self.act(out)) + self._pooled(x)))
 
     def _pooled(self, x: Tensor) -> Tensor:
         """The pooled branch: (B, in_channels, h, w) to (B, out_channels, h, w), or (B, out_channels, 1, 1)."""

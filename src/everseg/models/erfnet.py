@@ -163,6 +163,11 @@ class Encoder(nn.Module):
             return self._through(start, None, before_activation)
         return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
 
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """The weights of the three stages, from the image on."""
+        stages = ((self.down1,), (self.down2, self.blocks2), (self.down3, self.blocks3))
+        return [[weight for module in stage for weight in module.parameters()] for stage in stages]
+
     def _through(self, start: Tensor, branch: str | None, before_activation: bool) -> dict[str, Tensor]:
         taps: dict[str, Tensor] = {}
         x = through(self.down1.norm, start, branch)  # (B, widths[0], H / 2, W / 2), as yet without its ReLU

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from everseg.models.blocks import AbsBatchNorm, SyncAbsBatchNorm, absolute_gamma
+from everseg.models.blocks import eval_affine
+from everseg.models.compensation import compensated
 from everseg.models.model import SegmentationModel, frozen_copy
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
@@ -21,7 +22,7 @@ def folded_copy(model: SegmentationModel) -> SegmentationModel:
     A module's attribute `folds` lists which norms directly follow which of its convolutions: pairs of (names of the
     convolutions, name of the norm). The outputs of several convolutions are concatenated where the norm has as many
     channels as all together, and added where it has as many as each. Norms that branches own stay as they are, as their
-    convolution is shared.
+    convolution is shared. Where a new convolution stands beside an old one (RCIL), one takes the place of both.
 
     Args:
         model: in any mode, on any device; left as it is.
@@ -35,7 +36,17 @@ def folded_copy(model: SegmentationModel) -> SegmentationModel:
         for module in [*copy.modules()]:
             for names, norm in getattr(module, "folds", ()):
                 _fold(module, names, norm)
+        for module in compensated(copy):
+            module.unite()
     return copy
+
+
+def united(model: SegmentationModel) -> SegmentationModel:
+    """Give what to run for inference: a folded copy where new convolutions stand beside old ones, else the model.
+
+    Both convolutions of such a network cost twice the time of one.
+    """
+    return folded_copy(model) if compensated(model) else model
 
 
 def _fold(module: nn.Module, names: Sequence[str], norm_name: str) -> None:
@@ -44,8 +55,8 @@ def _fold(module: nn.Module, names: Sequence[str], norm_name: str) -> None:
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return
     convolutions = cast(list[Convolution], [module.get_submodule(name) for name in names])
-    scale, shift = _affine(norm)
     sizes = [convolution.out_channels for convolution in convolutions]
+    scale, shift = eval_affine(norm)
     # Outputs side by side: each convolution gets its slice. Outputs added: each gets the whole scale, and the shift
     # goes to one of them only, since it must be added once.
     if sum(sizes) == len(scale):
@@ -56,18 +67,6 @@ def _fold(module: nn.Module, names: Sequence[str], norm_name: str) -> None:
         _scale(convolution, factor, offset)
     parent, _, name = norm_name.rpartition(".")
     setattr(module.get_submodule(parent), name, nn.Identity())
-
-
-def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each channel in eval mode, float64."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    gamma: Tensor = norm.weight
-    if isinstance(norm, (AbsBatchNorm, SyncAbsBatchNorm)):
-        gamma = absolute_gamma(gamma, norm.eps)
-    # gamma * (x - mean) / sqrt(var + eps) + beta = x * scale + (beta - mean * scale)
-    scale = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
-    return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
 def _scale(convolution: Convolution, factor: Tensor, offset: Tensor) -> None:

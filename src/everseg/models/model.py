@@ -388,13 +388,18 @@ def channels_last(model: SegmentationModel) -> SegmentationModel:
 
 
 @torch.no_grad()
-def init_from_background(model: SegmentationModel, branch: str) -> None:
+def init_from_background(model: SegmentationModel, branch: str, *, biases: bool = True) -> None:
     """Start the newest classifier of a branch from the background's, so that old probabilities stay.
 
     With N new classes, every new weight row becomes the background's (class 0 of the first classifier); the new
     biases *and* the background's become the old background bias - ln(N + 1).
 
     As in the authors' code the subtraction is done in float32, also in a float64 model.
+
+    Args:
+        model: a model that has just grown.
+        branch: which of its branches.
+        biases: False leaves all biases as they are, as RCIL's code does: old probabilities do not stay then.
 
     Raises:
         ConfigError: the branch has grown only once, or is unknown.
@@ -407,12 +412,14 @@ def init_from_background(model: SegmentationModel, branch: str) -> None:
     first, new = cast(Classifier, head.classifiers[0]), cast(Classifier, head.classifiers[-1])
     if first.bias is None or new.bias is None:
         raise ConfigError(f"branch '{branch}': the classifiers need a bias")
-    # softmax over N + 1 equal logits: each gets the background's old probability / (N + 1), together all of it
-    share = torch.log(torch.tensor(new.out_channels + 1, dtype=torch.float32))
-    bias = first.bias[0].to(torch.float32) - share.to(first.bias.device)
     outputs = (
         1 if isinstance(first, nn.ConvTranspose2d) else 0
     )  # dimension of the weights that counts classes
     new.weight.copy_(first.weight.narrow(outputs, 0, 1).expand_as(new.weight))
+    if not biases:
+        return
+    # softmax over N + 1 equal logits: each gets the background's old probability / (N + 1), together all of it
+    share = torch.log(torch.tensor(new.out_channels + 1, dtype=torch.float32))
+    bias = first.bias[0].to(torch.float32) - share.to(first.bias.device)
     new.bias.fill_(bias)
     first.bias[0] = bias

@@ -22,6 +22,7 @@ from everseg.models.blocks import (
     SyncAbsBatchNorm,
     absolute_gamma,
 )
+from everseg.models.compensation import new_beside_old
 from everseg.models.model import SegmentationModel
 from everseg.models.tensor_file import read_tensors
 
@@ -45,9 +46,11 @@ ERFNET_BLOCK = (
     {"parallel_conv_1": "adapter1", "bns_1": "norm1", "parallel_conv_2": "adapter2", "bns_2": "norm2"},
 )
 """The same for a block."""
-_ABN_BLOCK = re.compile(r"mod([2-5])\.block([1-9]\d*)\.(convs\.(conv|bn)([123])|proj_(conv|bn))\.(\w+)")
+_ABN_BLOCK = re.compile(
+    r"mod([2-5])\.block([1-9]\d*)\.(convs\.(conv|bn)([123](?:_new)?)|proj_(conv|bn))\.(\w+)"
+)
 _ABN_STEM = re.compile(r"mod1\.(conv1|bn1)\.(\w+)")
-_OUR_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([123])|downsample\.([01]))\.(\w+)")
+_OUR_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([123](?:_new)?)|downsample\.([01]))\.(\w+)")
 
 
 def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = False) -> str:
@@ -61,6 +64,8 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     In-place ABN files hold weights w that mean gamma = |w| + 1e-5. Loaded into a "bn" or "abn" model, that gamma is
     written; loaded into an "iabn" model, w itself. Torchvision and timm files hold gamma; an "iabn" model gets
     w = gamma - 1e-5, which is impossible for negative gamma.
+
+    With `compensation`, the new convolutions start as copies of the old ones, unless the file holds them.
 
     Where each branch has norms of its own, the branches of the model's first growth start from the file's norms.
     MDIL's ERFNet ("adapter") takes the 110 tensors of the shared convolutions only, as the authors' code does; the
@@ -85,6 +90,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
         state, unknown = convert_encoder_names(state)
     elif isinstance(plain, erfnet.Encoder):
         state, unknown = _convert_erfnet_names(state, plain)
+    state = new_beside_old(state, list(plain.state_dict()))
     # The copy has norms that the model will not take from it, and the file need not have them: fill them with the
     # copy's own, so that the strict check below asks for the shared weights only.
     if getattr(model.encoder, "fresh_norms", False):

@@ -19,6 +19,7 @@ from everseg.models.blocks import (
     build_norm,
     through,
 )
+from everseg.models.compensation import Compensated, Unit
 
 STRIDES = {
     # output stride, stem pools -> stride and dilation of the four stages
@@ -32,14 +33,21 @@ STRIDES = {
 MakeNorm = Callable[[int], nn.Module]
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; with adapters, a branch's 1x1 convolution beside each of the two."""
+class BasicBlock(Compensated):
+    """Two 3x3 convolutions and a shortcut; with adapters, a branch's 1x1 convolution beside each of the two.
+
+    With `compensation` a new 3x3 convolution stands beside each of the two.
+    """
 
     folds = ((("conv1",), "bn1"), (("conv2",), "bn2"))
+    conv1_new: nn.Module
+    bn1_new: nn.Module
+    conv2_new: nn.Module
+    bn2_new: nn.Module
 
     def __init__(
         self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind,
-        make_norm: MakeNorm, adapters: bool,
+        make_norm: MakeNorm, adapters: bool, compensation: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = _conv3(channels, width, stride, dilation)
@@ -48,9 +56,11 @@ class BasicBlock(nn.Module):
         self.conv2 = _conv3(width, out, 1, dilation)
         self.adapter2 = _adapter(width, out, 1) if adapters else None
         self.bn2 = make_norm(out)
-        self.act = build_activation(norm)
+        self.act = build_activation(norm, after_sum=compensation)
         self.last_act = build_activation(norm, after_sum=True)
         self.downsample = _shortcut(channels, out, stride, make_norm)
+        if compensation:
+            self.compensate(Unit(("conv1",), "bn1"), Unit(("conv2",), "bn2"))
 
     def forward(self, input: Tensor, branch: str | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
@@ -58,20 +68,29 @@ class BasicBlock(nn.Module):
 
     def before_activation(self, input: Tensor, branch: str | None = None) -> Tensor:
         """The same, before the last activation."""
-        x = beside(self.conv1(input), self.adapter1, input, branch)
-        x = self.act(through(self.bn1, x, branch))
-        x = beside(self.conv2(x), self.adapter2, x, branch)
-        return through(self.bn2, x, branch) + _skip(self.downsample, input, branch)
+        x = through(self.bn1, beside(self.conv1(input), self.adapter1, input, branch), branch)
+        if self.units:
+            x = self.combined(x, self.bn1_new(self.conv1_new(input)))
+        inner = self.act(x)
+        x = through(self.bn2, beside(self.conv2(inner), self.adapter2, inner, branch), branch)
+        if self.units:
+            x = self.combined(x, self.bn2_new(self.conv2_new(inner)))
+        return x + _skip(self.downsample, input, branch)
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; stride, dilation and adapters are the 3x3 one's."""
+class Bottleneck(Compensated):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; stride, dilation and adapters are the 3x3 one's.
+
+    With `compensation` a new 3x3 convolution stands beside it.
+    """
 
     folds = ((("conv1",), "bn1"), (("conv2",), "bn2"), (("conv3",), "bn3"))
+    conv2_new: nn.Module
+    bn2_new: nn.Module
 
     def __init__(
         self, channels: int, width: int, out: int, *, stride: int, dilation: int, norm: NormKind,
-        make_norm: MakeNorm, adapters: bool,
+        make_norm: MakeNorm, adapters: bool, compensation: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
@@ -81,9 +100,11 @@ class Bottleneck(nn.Module):
         self.bn2 = make_norm(width)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = make_norm(out)
-        self.act = build_activation(norm)
+        self.act = build_activation(norm, after_sum=compensation)
         self.last_act = build_activation(norm, after_sum=True)
         self.downsample = _shortcut(channels, out, stride, make_norm)
+        if compensation:
+            self.compensate(Unit(("conv2",), "bn2"))
 
     def forward(self, input: Tensor, branch: str | None = None) -> Tensor:
         """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
@@ -91,9 +112,11 @@ class Bottleneck(nn.Module):
 
     def before_activation(self, input: Tensor, branch: str | None = None) -> Tensor:
         """The same, before the last activation."""
-        x = self.act(through(self.bn1, self.conv1(input), branch))
-        x = beside(self.conv2(x), self.adapter2, x, branch)
-        x = self.act(through(self.bn2, x, branch))
+        inner = self.act(through(self.bn1, self.conv1(input), branch))
+        x = through(self.bn2, beside(self.conv2(inner), self.adapter2, inner, branch), branch)
+        if self.units:
+            x = self.combined(x, self.bn2_new(self.conv2_new(inner)))
+        x = self.act(x)
         x = through(self.bn3, self.conv3(x), branch)
         return x + _skip(self.downsample, input, branch)
 
@@ -141,6 +164,8 @@ class ResNet(nn.Module):
         per_branch: what each branch owns: with "norm" all norms, with "adapter" also a parallel 1x1 convolution
             beside each 3x3 one, whose output is added before the norm (Rebuffi et al., CVPR 2018). The branches differ
             from the first norm on, and `forward` takes the branches and returns the maps of each.
+        compensation: RCIL's network: a new convolution beside every 3x3 one (`Compensated`), and no activation after
+            the stem. Not where branches own norms.
     """
 
     folds = ((("conv1",), "bn1"),)
@@ -158,6 +183,7 @@ class ResNet(nn.Module):
         stem_pool: bool = True,
         per_branch: PerBranch = "head",
         late_dilation: bool = False,
+        compensation: bool = False,
     ) -> None:
         super().__init__()
         self.by_branch = per_branch in ("norm", "adapter")
@@ -169,7 +195,8 @@ class ResNet(nn.Module):
         make_norm = partial(_branch_norm if self.by_branch else build_norm, norm)
         self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(stem)
-        self.act = build_activation(norm)
+        # The authors' norms have no activation of their own any more, and nothing replaced the stem's.
+        self.act = nn.Identity() if compensation else build_activation(norm)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if stem_pool else nn.Identity()
         block = Bottleneck if bottleneck else BasicBlock
         channels = stem
@@ -183,7 +210,7 @@ class ResNet(nn.Module):
                 stage.append(
                     block(
                         channels, widths[k], outputs[k], stride=stride, dilation=dilation, norm=norm,
-                        make_norm=make_norm, adapters=per_branch == "adapter",
+                        make_norm=make_norm, adapters=per_branch == "adapter", compensation=compensation,
                     )
                 )  # fmt: skip
                 channels = outputs[k]
@@ -202,6 +229,11 @@ class ResNet(nn.Module):
         if not self.by_branch:
             return self._through(start, None, before_activation)
         return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
+
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """The weights of the stem and of each stage, from the image on."""
+        stem = [*self.conv1.parameters(), *self.bn1.parameters()]
+        return [stem, *([*getattr(self, f"layer{k}").parameters()] for k in (1, 2, 3, 4))]
 
     def _through(self, start: Tensor, branch: str | None, before_activation: bool) -> dict[str, Tensor]:
         x = self.pool(self.act(through(self.bn1, start, branch)))  # (B, stem, H / 4, W / 4) with pooling

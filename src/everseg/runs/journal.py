@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
-    def rewind(self, step: int, iteration: int) -> None:
+    def rewind(self, step: int, iteration: int, tuning: int | None = None) -> None:
         """Drop the lines of iterations that will be done again, and half-written lines.
 
         Args:
             step: the step that continues.
             iteration: the iteration from which it continues; lines up to and including it stay.
+            tuning: number of the pre-tuning to which the iteration belongs; None = it is one of the training.
         """
         if self.path is None or not self.path.exists():
             return
-        kept = [e for e in self.lines() if (e["step"], e.get("iteration", 0)) <= (step, iteration)]
+        kept = [
+            e
+            for e in self.lines()
+            if _moment(e) <= _moment({"step": step, "iteration": iteration, "tuning": tuning})
+        ]
         write_bytes(self.path, b"".join(_line(entry) for entry in kept))
 
     def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
@@ -54,6 +60,12 @@ class Journal:
         if self.path is not None:
             with writing(self.path), self.path.open("ab") as file:
                 file.write(_line({"event": event, "step": step, **values}))
+
+
+def _moment(entry: Mapping[str, Any]) -> tuple[int, float, int]:
+    """Order the lines of a run: each step's pre-tunings come before its training."""
+    tuning = entry.get("tuning")
+    return entry["step"], math.inf if tuning is None else tuning, entry.get("iteration", 0)
 
 
 def _line(entry: dict[str, Any]) -> bytes:

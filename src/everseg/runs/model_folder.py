@@ -155,6 +155,7 @@ def save_model(
     weights: Mapping[str, Tensor],
     method_state: Mapping[str, Tensor] | None = None,
     *,
+    raw: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
@@ -165,6 +166,7 @@ def save_model(
         folder: the folder to make; see `everseg.runs.commit.save_folder`.
         weights: the model's `state_dict`.
         method_state: state that the method carries from step to step.
+        raw: where `weights` are a moving average, the weights that training left. Nothing reads them back.
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
         files: file name -> bytes of any other file.
@@ -174,7 +176,7 @@ def save_model(
     """
     return save_folder(
         folder,
-        {"model": weights, "method_state": method_state or {}},
+        {"model": weights, "method_state": method_state or {}, **({} if raw is None else {"raw": raw})},
         {FILE.removesuffix(".json"): about.document(), **(documents or {})},
         parent=parent,
         files=files,

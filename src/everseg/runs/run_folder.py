@@ -240,8 +240,13 @@ class RunFolder:
         method_state: dict[str, torch.Tensor],
         form: InputForm,
         parent: str | None,
+        raw: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Commit a finished step: weights, method state, and everything needed to use and continue them."""
+        """Commit a finished step: weights, method state, and everything needed to use and continue them.
+
+        Args:
+            raw: where the model is an average of the step's weights, those that the last update left.
+        """
         about = ModelFile(
             model.describe(),
             step.spaces,
@@ -249,7 +254,7 @@ class RunFolder:
             form,
             step.fresh,
         )
-        save_model(self.final(step.index), about, model.state_dict(), method_state, parent=parent)
+        save_model(self.final(step.index), about, model.state_dict(), method_state, raw=raw, parent=parent)
 
     def load_final(
         self, index: int, builder: Any = None

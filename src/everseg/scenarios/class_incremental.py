@@ -154,7 +154,7 @@ def class_incremental(
         if validation == "split":
             val = (source(val_split, _having(present[val_split], groups[s]), visible, policies.val),)
         grows = {branch: space.num_classes - (spaces[s - 1].num_classes if s else 0)}
-        steps.append(Step(s, (train,), (test,), {branch: space}, grows, val))
+        steps.append(Step(s, (train,), (test,), {branch: space}, grows, val, protocol=protocol))
     if strict:
         _check_images(steps, groups, labels, present[train_split], protocol, lists is not None)
     return cross_validation(tuple(steps), seed=seed) if validation == "cross" else tuple(steps)

@@ -164,6 +164,8 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
             spaces,
             {branch: space.num_classes for branch, space in spaces.items()},
             tuple(remapped(source, unknown(source)) for source in step.val),
+            # The classes of the steps before a later step are background here, whatever its protocol said of them.
+            protocol=step.protocol if index == 0 else "",
         ),
     )
 

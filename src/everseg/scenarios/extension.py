@@ -95,6 +95,7 @@ def build(
             (source(config.test_split, test, taught, policies.test),),
             {known.branch: space},
             {known.branch: len(added)},
+            protocol=config.protocol,
         ),
     )
 

@@ -13,11 +13,16 @@ from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import pixels_of
 
 Trial = Callable[[Step], str]
-"""Function of a step: why the network cannot train it with one image per process; "" if it can."""
+"""Function of a step: why the network cannot train it with one image at a time; "" if it can."""
 
 
 def impossible(
-    steps: Sequence[Step], *, batch: int, processes: int = 1, trial: Trial = lambda step: ""
+    steps: Sequence[Step],
+    *,
+    batch: int,
+    processes: int = 1,
+    parts: int = 1,
+    trial: Trial = lambda step: "",
 ) -> list[str]:
     """List the problems that would stop a run sooner or later.
 
@@ -25,7 +30,8 @@ def impossible(
         steps: the steps that are still to be trained.
         batch: images per iteration over all processes.
         processes: number of processes that share each batch.
-        trial: tries a step on the network. It is called only for steps that give each process a single image.
+        parts: number of parts that each process cuts its share into.
+        trial: tries a step on the network. It is called only for steps that run a single image at a time.
 
     Returns:
         One sentence per problem. A step is a problem if it has more outputs than a label can number, no training
@@ -52,7 +58,8 @@ def impossible(
                     "use fewer processes"
                 )
             else:
-                shares.append(shared_size(images, batch, processes) // processes)
+                share = shared_size(images, batch, processes) // processes
+                shares.append(share // min(parts, share) if share else 0)  # 0: `batch` is told below
         # With two or more images every norm sees at least two values, even on feature maps of one pixel.
         if shares and min(shares) == 1 and (why := trial(step)):
             problems.append(f"step {step.index}: {why}")

@@ -82,6 +82,9 @@ class Step:
     """Branch -> weight of each output in the cross-entropy; branches without an entry weigh all classes alike."""
     fresh: bool = False
     """The model starts from its initial weights and knows nothing of the steps before."""
+    protocol: str = ""
+    """Which images the step trains on and which classes are labelled in them, see `class_incremental`;
+    empty where the scenario has no such choice, or mixes several."""
 
     @property
     def branch(self) -> str:

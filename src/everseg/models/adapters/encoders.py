@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -28,6 +29,11 @@ FORM = "hf:NAME or timm:NAME"
 MAX_TAPS = 4
 INPUTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "unit": ((0.0,) * 3, (1.0,) * 3)}
 """`data.normalisation` -> mean and deviation that images are given with."""
+_BLOCK = re.compile(
+    r"(.*?(?<![A-Za-z_])(?:(?:layers?|blocks?|stages?)[._]\d+(?:\.(?:(?:layers?|blocks?)\.)?\d+)?|layer\d+\.\d+))"
+    r"(?=\.)"
+)
+"""Name of a stage, or of a block in it, at the beginning of the name of a module in it."""
 
 
 class LibraryEncoder(nn.Module):
@@ -59,6 +65,7 @@ class LibraryEncoder(nn.Module):
         unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
         # A trial image shows which maps there are and how large.
         maps = self._trial(unit)
+        self._unit = unit
         asked = module.positions(description, len(maps))
         self._indices = _per_resolution(maps) if asked is None else asked
         maps = [maps[i] for i in self._indices]
@@ -102,6 +109,64 @@ class LibraryEncoder(nn.Module):
             for module in self.body.modules():
                 module.training = isinstance(module, NORM_TYPES)
         return self
+
+    def parameter_layers(self) -> list[list[nn.Parameter]]:
+        """The weights of the stem and of each block, in the order in which the encoder runs them.
+
+        Blocks are known by their names, such as stages.1.blocks.0 or layer.7. Weights between two blocks belong to the
+        latter, weights after the last block to that one.
+
+        Raises:
+            ConfigError: no two blocks can be told by their names.
+        """
+        called = self._order_of_calls()
+        keys = {}
+        for name, module in self.body.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                match = _BLOCK.match(f"{name}.")
+                keys[name] = match[1] if match else ""
+        # "stages.1" is no block where there is a "stages.1.blocks.0": then its own weights lie between blocks.
+        known = set(keys.values()) - {""}
+        blocks = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
+        if len(blocks) < 2:
+            raise ConfigError(
+                "train.layer_decay: the names of this encoder's modules do not tell its blocks apart; leave it out"
+            )
+        starts = {block: min(called[name] for name, key in keys.items() if key == block) for block in blocks}
+        ordered = sorted(blocks, key=lambda block: starts[block])
+        layers: list[list[nn.Parameter]] = [[] for _ in range(len(ordered) + 1)]
+        for name, key in keys.items():
+            if key in blocks:
+                place = 1 + ordered.index(key)
+            else:
+                before = sum(starts[block] < called[name] for block in ordered)
+                place = 0 if before == 0 else min(before + 1, len(ordered))
+            layers[place] += self.body.get_submodule(name).parameters(recurse=False)
+        return layers if layers[0] else layers[1:]
+
+    def _order_of_calls(self) -> dict[str, int]:
+        """Run a small image; name of each module -> when it was called first (else its parent's, for those never)."""
+        called: dict[str, int] = {}
+        modules = dict(self.body.named_modules())
+
+        def note(name: str, *_: Any) -> None:
+            called.setdefault(name, len(called))
+
+        hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
+        training = {name: module.training for name, module in modules.items()}
+        self.body.eval()
+        try:
+            with torch.no_grad():
+                weight = next(self.body.parameters())
+                self._read(self.body, weight.new_zeros(1, 3, 2 * self._unit, 4 * self._unit))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for name, mode in training.items():
+                modules[name].training = mode
+        for name in modules:  # parents come before their children
+            called.setdefault(name, called.get(name.rpartition(".")[0], 0))
+        return called
 
     def _trial(self, unit: int) -> list[Tensor]:
         """Run a small image of 2 x 4 units, and check that every map is a grid over it."""
