@@ -242,7 +242,7 @@ class NewDescription(Result):
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided and can be decided otherwise, and what is new or missing beside `like`."""
+    """What was decided and can be decided otherwise, and what is new or missing beside `like` or was left out."""
     table: tuple[str, ...] = ()
     """A line for each class: what masks store = id = name, and its share of the pixels."""
 
