@@ -122,11 +122,12 @@ class Described:
         return "\n".join(lines) + "\n"
 
 
-def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
+def propose(root: Path, *, follow_links: bool = False, progress: Progress | None = None) -> Proposal:
     """Examine a folder and read all of its masks.
 
     Args:
         root: an existing folder.
+        follow_links: use files and folders that links lead to; the description then says so.
         progress: called with (done, total) masks.
 
     Raises:
@@ -134,10 +135,12 @@ def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
             masks contradict each other.
     """
     root = root.resolve()
-    found = guess(root)
+    found = guess(root, follow_links=follow_links)
+    if follow_links:
+        found = replace(found, keys={**found.keys, "follow_links": True})
     if not found.masks or "labels" in found.keys:
         return Proposal(root, found, Values())
-    values = mask_values(root, found.masks, progress=progress)
+    values = mask_values(root, found.masks, follow_links=follow_links, progress=progress)
     if not values.ids and not values.colours:
         raise DataError(f"{root}: no mask can be used: {some(list(values.faults), 5, '; ')}")
     return _proposed(root, found, values)
@@ -192,7 +195,7 @@ def describe(
     comments = {}
     if "split" in keys:
         comments["split"] = "about a fifth of the images, drawn by their names"
-    if _large(root, proposal.layout.masks[:20]):
+    if _large(root, proposal.layout.masks[:20], bool(keys.get("follow_links"))):
         keys["tiles"] = {"size": 1024, "overlap": 64}
         comments["tiles"] = "large pictures: every window is a sample"
     meaning = _taken_over(proposal, names, like) if like is not None else _named(proposal, names, first)
@@ -529,12 +532,12 @@ def _coloured(value: Value) -> str:
     return f"{colour_word(value)} {shown(value)}" if isinstance(value, tuple) else str(value)
 
 
-def _large(root: Path, masks: Sequence[str]) -> bool:
+def _large(root: Path, masks: Sequence[str], follow_links: bool) -> bool:
     """Whether most masks have more pixels than a training crop can use; reads only their headers."""
     large = 0
     for name in masks:
         try:
-            with open_inside(root, name) as file:
+            with open_inside(root, name, follow_links=follow_links) as file:
                 width, height = open_picture(file, root / name, UNLIMITED).size
         except DataError:
             continue
