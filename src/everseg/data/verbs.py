@@ -331,7 +331,7 @@ def init(
     *,
     classes: Sequence[str] | None = None,
     background: str | None = None,
-    first: int | None = None,
+    names_from: int | None = None,
     like: str | Path | None = None,
     out: str | Path = "data.yaml",
     force: bool = False,
@@ -353,7 +353,7 @@ def init(
             names made of the values.
         background: name of the background class, or "none"; default the class with a usual background name, else the
             value 0 or black if nothing else names it.
-        first: id of the first name of a list of names, 0 or 1; needed only where both fit.
+        names_from: id of the first name of a list of names, 0 or 1; needed only where both fit.
         like: a data.yaml, a run or a bundle whose classes, colours, ids and names are taken over.
         out: path of the description to write; the page is written beside it.
         force: replace both if they exist.
@@ -390,7 +390,7 @@ def init(
                 proposal, names, here=file.parent, background=background, first=first, like=earlier
             )
 
-        start = first
+        start = names_from
         try:
             described = finished(background, start)
         except TwoReadingsError as error:
