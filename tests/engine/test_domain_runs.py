@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from domain_toy import DEEPLAB, ERFNET, build, domain, settings
+from encoders import need_transformers
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
+from toy import ATTENTIVE, SEGFORMER
 
 import everseg
 from everseg import registry
@@ -278,7 +280,7 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
 
 REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw": "penalty", "pi": "penalty",
                "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd"}  # fmt: skip
-FEATURES = {"feature", "spatial", "channel"}
+FEATURES = {"feature", "spatial", "channel", "attention", "pod"}
 """Names of terms that compare features."""
 SHARED_DECODER = ("rcil",)
 """Methods that change what domains share, decoder included, and refuse a decoder per domain."""
@@ -287,7 +289,11 @@ SHARED_DECODER = ("rcil",)
 @pytest.mark.parametrize("method", [m for m in registry.BUILTIN["method"] if m not in SHARED_DECODER])
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
-    config = settings(tmp_path, data=data_of(few("day", "dusk")), model=DEEPLAB, method={"name": method},
+    model = DEEPLAB
+    if method in ATTENTIVE:
+        need_transformers()
+        model = {**SEGFORMER, "options": {**SEGFORMER["options"], "per_branch": "decoder"}}
+    config = settings(tmp_path, data=data_of(few("day", "dusk")), model=model, method={"name": method},
                       train={"max_iterations": 2})  # fmt: skip
     done = everseg.run(config, quiet=True)
     assert tuple(done.folder.counts(1)) == ("day", "dusk")
@@ -304,6 +310,9 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}
     steps = [{"domain": "day", "branch": "street"}, {"domain": "dusk", "branch": "street"}]
     model = DEEPLAB
+    if method in ATTENTIVE:
+        need_transformers()
+        model = SEGFORMER
     if method in SHARED_DECODER:
         model = {**DEEPLAB, "options": {**DEEPLAB["options"], "per_branch": "head", "compensation": True}}
     config = settings(tmp_path, data=data_of(domains), model=model, method={"name": method},
@@ -315,12 +324,21 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     }
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
     names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
-    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set()}
+    wanted = {
+        "mib": {"kd"},
+        "mdil+mib": {"kd"},
+        "sats": {"kd"},
+        "ewf": {"kd"},
+        "nest": {"kd"},
+        "reminder": {"csw"},
+        "mdil": set(),
+        "ft": set(),
+    }
     wanted |= {
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
         "ucd": {"kd", "contrast"},
     }
-    assert names == wanted.get(method, {REGULARISED.get(method)})
+    assert names == wanted.get(method, {REGULARISED[method]} if method in REGULARISED else set())
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,23 @@ def build(root: str | None = None, *, train: int = 24, val: int = 10, size: int 
     return Dataset("toy", labels, {"train": Toy("train", train, size), "val": Toy("val", val, size)})
 
 
+SEGFORMER = {
+    "name": "mlp",
+    "encoder": "hf:segformer",
+    "options": {
+        "hidden": 8,
+        "config": {
+            "hidden_sizes": [8, 8, 12, 16],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 1, 2, 2],
+        },
+    },
+}
+"""A network with attention, of the transformers library."""
 NEEDED = {"rcil": ["model.options.compensation=true"]}
 """Method -> what it asks of the network, as arguments of the command line."""
+ATTENTIVE = ("sats",)
+"""Methods that compare attention maps."""
 
 
 def settings(out: Path, **changes) -> dict:
@@ -69,6 +84,8 @@ def settings(out: Path, **changes) -> dict:
     }  # fmt: skip
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
+    if config["method"]["name"] in ATTENTIVE:
+        config["model"] = SEGFORMER
     if config["method"]["name"] in NEEDED:
         config["model"]["options"] = {**config["model"]["options"], "compensation": True}
     return config

@@ -341,7 +341,7 @@ def test_scales_that_no_map_holds_are_refused_in_a_sentence(toy):
 def test_reminder_needs_the_prototypes_of_the_steps_before(toy):
     model = toy.model()
     toy.train(PLOP(), model, toy.steps[0])
-    with pytest.raises(ConfigError, match="no prototypes .* 'a'"):
+    with pytest.raises(ConfigError, match=r"no prototypes .* 'a'"):
         toy.begin(REMINDER(), model, toy.steps[1])
 
 
