@@ -33,6 +33,7 @@ class RCIL(Method):
     """
 
     uses_teacher: ClassVar[bool] = True
+    changes_structure: ClassVar[bool] = True
 
     kd_weight: Weight = 100.0
     """Weight of MiB's distillation of the outputs (the authors' code: 100)."""
