@@ -84,8 +84,10 @@ def settings(out: Path, **changes) -> dict:
     }  # fmt: skip
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
-    if config["method"]["name"] in ATTENTIVE:
+    method = config["method"]  # a name, or a name with options
+    name = method["name"] if isinstance(method, dict) else method
+    if name in ATTENTIVE:
         config["model"] = SEGFORMER
-    if config["method"]["name"] in NEEDED:
+    if name in NEEDED:
         config["model"]["options"] = {**config["model"]["options"], "compensation": True}
     return config

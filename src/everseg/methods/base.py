@@ -222,10 +222,10 @@ class Method:
     """Some update leaves trainable weights without gradient (DDP must look for them)."""
     reads_gradients: ClassVar[bool] = False
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
-    changes_structure: ClassVar[bool] = False
-    """Later steps change the structure of the network, so that their weights cannot be fused with those before."""
     reads_attention: ClassVar[bool] = False
     """The losses compare attention maps, so networks without any are refused."""
+    restructures: ClassVar[bool] = False
+    """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
 
     freeze_encoder: bool = False
     """Train only the decoder and the classifiers from step `freeze_from` on."""

@@ -19,10 +19,10 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
         steps: all steps of the run.
     """
     found = [unfit_for_fusion(step) for step in steps] if method.fuse != "none" else []
-    if method.fuse != "none" and method.changes_structure and not all(step.is_first for step in steps):
+    if method.fuse != "none" and method.restructures and not all(step.is_first for step in steps):
         found.append(
-            "method.fuse: this method changes the network's structure in each later step, so its weights and those "
-            "from before it do not correspond; leave method.fuse out"
+            "method.fuse: the method changes the network's structure before each later step, so weights from before "
+            "and after it do not correspond; leave method.fuse out"
         )
     if method.pretune and not any(pretuned_branch(step) for step in steps):
         found.append(
