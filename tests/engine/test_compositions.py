@@ -30,7 +30,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "pre-tuning": {"method": {"pretune": 1}},
     "average": {"train": {"ema": 0.5}},
 }
-REFUSED = {("rcil", "fusion"): "structure"}
+REFUSED = {("rcil", "fusion"): "correspond"}
 """Method and switch that do not fit -> a word of the sentence that says so."""
 
 
