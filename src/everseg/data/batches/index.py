@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from everseg.data.base import Split
+from everseg.data.base import Split, mask_fault
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.writing import write_atomically
 from everseg.errors import DataError
@@ -208,8 +208,8 @@ def _count(split: Split, index: int) -> tuple[np.ndarray, str] | str:
         return str(error)
     except OSError as error:
         return f"{split.id(index)}: {error}"
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        return f"{split.id(index)}: the mask is {mask.shape} {mask.dtype}, not (H, W) uint8 ids"
+    if fault := mask_fault(mask):
+        return f"{split.id(index)}: {fault}"
     return count_ids(mask), digest
 
 

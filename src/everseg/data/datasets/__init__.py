@@ -12,6 +12,7 @@ from everseg.config.fields import DataConfig
 from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.datasets.options import SHARED
+from everseg.data.datasets.own import require_own
 from everseg.data.datasets.relabel import relabelled
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import RawLabels
@@ -40,6 +41,8 @@ def load_dataset(data: DataConfig) -> Dataset:
         raise ConfigError(
             f"data.dataset: '{data.dataset}' returned {type(dataset).__name__}, expected everseg.data.base.Dataset"
         )
+    if not builder.__module__.startswith("everseg."):
+        require_own(dataset, data.dataset)
     return dataset
 
 
