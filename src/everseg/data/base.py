@@ -28,7 +28,7 @@ class Split(Protocol):
         ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids.
+        """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) raw ids, uint8, or uint16 for ids above 255.
 
         Raises:
             DataError: missing, unreadable, truncated, of different sizes, or not a mask of ids.
@@ -36,7 +36,7 @@ class Split(Protocol):
         ...
 
     def read_mask(self, index: int) -> np.ndarray:
-        """Decode the mask only, (H, W) uint8 raw ids."""
+        """Decode the mask only, (H, W) raw ids, uint8 or uint16."""
         ...
 
     def fingerprint(self) -> str:
@@ -64,7 +64,7 @@ def mask_fault(mask: object) -> str:
     if mask.ndim != 2 or 0 in mask.shape:
         hint = "; give its one channel, mask[:, :, 0]" if mask.ndim == 3 and mask.shape[2] == 1 else ""
         return f"the mask is {shape} {mask.dtype}, not (H, W) uint8 ids{hint}"
-    if mask.dtype != np.uint8:
+    if mask.dtype not in (np.uint8, np.uint16):
         return f"the mask is {shape} {mask.dtype}, not (H, W) uint8 ids; give mask.astype(np.uint8)"
     return ""
 

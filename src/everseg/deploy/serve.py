@@ -36,6 +36,7 @@ from everseg.data.datasets.decode import (
     read_image,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
+from everseg.deploy.class_ids import mask_type
 from everseg.display import UNDEFINED, Piece, Result, escaped, printable, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
@@ -445,9 +446,10 @@ class Served:
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
         # Look up the lasting id of every pixel's train id, (H, W).
-        known = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)
+        known = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]))
+        known = known.astype(mask_type(known.tolist()))
         ids = known[found.ids]
-        counts = np.bincount(ids.ravel(), minlength=256)
+        counts = np.bincount(ids.ravel(), minlength=int(known.max()) + 1)
         return {
             "width": ids.shape[1],
             "height": ids.shape[0],

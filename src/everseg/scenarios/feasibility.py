@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from everseg.data.batches.loader import shared_size
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED_WIDE
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import pixels_of
 
@@ -40,10 +40,11 @@ def impossible(
     problems = []
     for step in steps:
         for branch, space in step.spaces.items():
-            if step.grows.get(branch) and space.num_classes > IGNORED:
+            if step.grows.get(branch) and space.num_classes >= IGNORED_WIDE:
                 problems.append(
                     f"step {step.index}: {_branch(branch, step)}has {space.num_classes} outputs, and labels tell at "
-                    f"most {IGNORED} apart ({IGNORED} marks ignored pixels); teach fewer classes, or in several domains"
+                    f"most {IGNORED_WIDE - 1} apart ({IGNORED_WIDE} marks ignored pixels); teach fewer classes, or in "
+                    "several domains"
                 )
         shares, few = [], ""
         for branch, images in _images(step.train).items():

@@ -50,7 +50,7 @@ class Loaded:
     image: Tensor
     """(B, 3, H, W) uint8."""
     label: Tensor
-    """(B, H, W) uint8 train ids."""
+    """(B, H, W) train ids, uint8; uint16 where there are more than 255 outputs."""
     ids: tuple[str, ...]
     """The samples seen, stand-ins under their own name."""
     branch: str = "default"

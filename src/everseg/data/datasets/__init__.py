@@ -13,7 +13,7 @@ from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.own import require_own
-from everseg.data.datasets.relabel import relabelled
+from everseg.data.datasets.relabel import compact, relabelled
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import RawLabels
 
@@ -43,7 +43,7 @@ def load_dataset(data: DataConfig) -> Dataset:
         )
     if not builder.__module__.startswith("everseg."):
         require_own(dataset, data.dataset)
-    return dataset
+    return compact(dataset)
 
 
 def _described(data: DataConfig) -> tuple[str, dict[str, Any], str | None]:

@@ -15,6 +15,7 @@ from everseg.data.datasets.descriptor import Descriptor, parse, with_labelmap
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import ListedFolder, Sample, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
+from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError
 
@@ -88,6 +89,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
             samples,
             palette=described.palette,
             id_table=described.id_table,
+            most=most_id(described.labels),
             reading=reading,
             warnings=warnings,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, some
-from everseg.labels import RawLabels
+from everseg.labels import IGNORED_WIDE, RawLabels
 
 _METHODS = ("__len__", "id", "read", "read_mask", "fingerprint")
 """What `everseg.data.base.Split` asks for."""
@@ -55,10 +55,12 @@ def _labels(labels: object) -> list[str]:
     if not isinstance(labels, RawLabels):
         return [f"labels: expected RawLabels, got {type(labels).__name__}"]
     problems = []
-    wrong = [raw for raw in (*labels.names, *labels.void) if type(raw) is not int or not 0 <= raw <= 255]
+    wrong = [
+        raw for raw in (*labels.names, *labels.void) if type(raw) is not int or not 0 <= raw <= IGNORED_WIDE
+    ]
     if wrong:
         problems.append(
-            f"labels: ids must be whole numbers from 0 to 255, got {some([*map(repr, wrong)], 5)}"
+            f"labels: ids must be whole numbers from 0 to 65535, got {some([*map(repr, wrong)], 5)}"
         )
     if both := [raw for raw in labels.void if raw in labels.names]:
         problems.append(

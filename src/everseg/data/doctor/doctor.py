@@ -147,7 +147,8 @@ def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined
         left_out = isinstance(text, LeftOut)
         place = text.sample if left_out else ""
         yield finding("warning", "unpaired" if left_out else "list", name, place, str(text))
-    counted = [np.zeros(256, np.int32) if s.counts is None else s.counts for s in samples]
+    width = max([len(s.counts) for s in samples if s.counts is not None], default=256)
+    counted = [_wide(s.counts, width) for s in samples]
     found = {int(raw) for row in counted for raw in np.flatnonzero(row)}
     for sample in samples:
         yield from _of_sample(name, sample, labels, found)
@@ -355,6 +356,14 @@ def load_cache(file: Path) -> dict[str, Examined]:
     }
 
 
+def _wide(counts: np.ndarray | None, width: int) -> np.ndarray:
+    """Pixels per raw id in so many columns; zeros where nothing was counted."""
+    row = np.zeros(width, np.int32)
+    if counts is not None:
+        row[: len(counts)] = counts
+    return row
+
+
 def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     """Store the findings about samples without faults. If the file cannot be written, nothing is stored."""
     healthy = [s for s in samples if not s.faults and s.counts is not None and s.digests[1]]
@@ -365,7 +374,9 @@ def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     np.savez_compressed(
         buffer,
         texts=np.frombuffer(texts, np.uint8),
-        counts=np.stack([s.counts for s in healthy if s.counts is not None]),
+        counts=np.stack(
+            [_wide(s.counts, max(len(h.counts) for h in healthy if h.counts is not None)) for s in healthy]
+        ),
         sizes=np.array([s.size for s in healthy], np.int64),
         signatures=np.stack([np.frombuffer(s.signature, np.uint8) for s in healthy]).reshape(
             -1, SIGNATURE**2
