@@ -60,7 +60,7 @@ def mask_fault(mask: object) -> str:
     """Say why an object is no mask of raw ids; "" if it is one."""
     if not isinstance(mask, np.ndarray):
         return f"the mask is a {type(mask).__name__}, not an array (H, W) uint8 of ids"
-    shape = "x".join(map(str, mask.shape)) or "()"
+    shape = mask.shape
     if mask.ndim != 2 or 0 in mask.shape:
         hint = "; give its one channel, mask[:, :, 0]" if mask.ndim == 3 and mask.shape[2] == 1 else ""
         return f"the mask is {shape} {mask.dtype}, not (H, W) uint8 ids{hint}"
@@ -73,7 +73,7 @@ def image_fault(image: object) -> str:
     """Say why an object is no image; "" if it is one."""
     if not isinstance(image, np.ndarray):
         return f"the image is a {type(image).__name__}, not an array (H, W, 3) uint8 RGB"
-    shape = "x".join(map(str, image.shape)) or "()"
+    shape = image.shape
     if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and 0 not in image.shape:
         return ""
     hint = ""

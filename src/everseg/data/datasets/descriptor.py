@@ -15,11 +15,11 @@ from everseg.errors import ConfigError, near_miss
 from everseg.labels import (
     BACKGROUND,
     IGNORE_NAME,
+    IGNORED,
     IGNORED_WIDE,
     RawLabels,
     doubled,
     find_name,
-    ignored_id,
     is_background_name,
     is_void_name,
     spelling,
@@ -203,7 +203,7 @@ class _Check:
 
     def void(self, classes: Mapping[int, str]) -> tuple[int, ...]:
         if "ignore" not in self.given:
-            usual = ignored_id(max(classes, default=0) + 1)
+            usual = IGNORED if max(classes, default=0) <= IGNORED else IGNORED_WIDE
             return () if usual in classes else (usual,)
         value = self.given["ignore"]
         ids = [] if value is None else value if isinstance(value, list) else [value]
