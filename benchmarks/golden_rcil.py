@@ -20,13 +20,13 @@ from benchmarks.golden_checks import Row, Tally
 from benchmarks.golden_replay import (
     Case,
     Comparison,
-    _batches,
     _initial_model,
     _set_weights,
     _steps,
     difference,
     generated_weight,
     original_names,
+    step_batches,
 )
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import learning_rate, make_optimizer, set_learning_rate
@@ -267,7 +267,7 @@ def _replay_step(
     method.begin_step(ctx)
     model.train()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).numpy()
-    batches = _batches(common, options["task"], k, order)
+    batches = step_batches(common, options["task"], k, order)
     for i, batch in enumerate(batches):
         draws = iter(torch.from_numpy(golden[at + "drop_r"][i]))
         for unit in units:

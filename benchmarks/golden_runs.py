@@ -18,11 +18,11 @@ from benchmarks.golden_checks import EXACT
 from benchmarks.golden_replay import (
     RATES,
     Comparison,
-    _batches,
     _steps,
     difference,
     generated_weight,
     original_names,
+    step_batches,
     tensors,
 )
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
@@ -138,7 +138,7 @@ class RunReplay:
         begin(method, ctx)
         model.train()
         order = golden[f"{at}order"] if f"{at}order" in golden.files else _order()
-        batches = _batches(self.common, self.task, k, order)
+        batches = step_batches(self.common, self.task, k, order)
         for i, batch in enumerate(batches):
             set_learning_rate(optimizer, learning_rate(RATES, base, i, len(batches)))
             terms = {name: float(value) for name, value in train_batch(method, batch, ctx, optimizer).items()}

@@ -1,8 +1,8 @@
 """Measures how far everseg is from the authors' original code: `python -m benchmarks.verification GOLDEN_DIR`.
 
-The folder holds numbers produced by the authors' own code, in files named after the method: other seeds, other numbers of
-steps and other options than those that everseg was written with are read from the files themselves. With `--write FILE` the table is written as Markdown.
-Exit status 1 if any difference is above its limit.
+The folder holds numbers produced by the authors' own code, in files named after the method: other seeds, numbers of
+steps and options than those that everseg was written with are read from the files themselves. With `--write FILE` the
+table is written as Markdown. Exit status 1 if any difference is above its limit.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ general limit."""
 
 INTRODUCTION = """# Agreement with the original code
 
-Numbers produced by the authors' own code (run on CPU, one process) against everseg's. No code of theirs was opened to write
-everseg where its licence does not allow it: the methods were built from a description of what the code does. Differences are
+Numbers produced by the authors' own code (run on CPU, one process) against everseg's. The later methods were built from
+a description of what that code does; where its licence does not allow it, nobody here has opened it. Differences are
 relative: for loss terms and norms to each value, for tensors to the tensor's largest value. `0` means bit-equal. Made
 by
 
@@ -69,10 +69,10 @@ to norm * sqrt(size). Validation runs through every domain's path. `model_mdil_*
 and three domains; `mdil_transfer`: what each tensor of a grown network starts from; `mdil_param_groups`: which weights
 are trained at which rate.
 
-`train_plop_*`, `train_rcil_*`, `train_ewf_*`, `train_reminder_*`, `train_sdr_*`, `train_nest_*` and `train_ucd_*` are whole steps
-of the later methods in float64: every loss term at every iteration, thresholds, pseudo-labels, adaptive factors, prototypes,
-merged branches, the course of the pre-tuning, and all final weights. In a third step rounding has grown, and its limits
-are wider. `*_losses_*` are their functions with gradients, `label_maps.json` the images and labels that each step sees.
+`train_*` of the later methods are whole steps in float64: every loss term at every iteration, thresholds,
+pseudo-labels, adaptive factors, prototypes, merged branches, the course of the pre-tuning, and all final weights. In a
+third step rounding has grown, and its limits are wider. `*_losses_*` are their functions with gradients,
+`label_maps.json` the images and labels that each step sees.
 """
 
 
@@ -107,7 +107,7 @@ ORIGINALS = (
         "MiB, tables 1 and 2",
     ),
     Original(
-        "MDIL", ("model_mdil", "mdil", "train_mdil"), "prachigarg23/MDIL-SS", "not stated in the files",
+        "MDIL", ("model_mdil", "mdil", "train_mdil"), "prachigarg23/MDIL-SS", "none (not opened)",
         "`kl`, `teacher_statistics`, `updates`, `frozen_statistics`, `data.shift_fill`", "MDIL, table 1",
     ),
     Original(
@@ -174,17 +174,22 @@ def measure(folder: Path, progress: bool = True) -> list[Row]:
                 limit = LIMITS.get(quantity, EXACT)
                 rows.append(Row(f"{path.name} {form}", quantity, comparison.count, comparison.largest, limit))
     for original in ORIGINALS:
-        if original.check is not None:
-            rows += original.check(folder)
-        for path in _trained(folder, original):
-            if progress:
-                print(f"replaying {path.stem}", file=sys.stderr)
-            assert original.replay is not None
-            for quantity, comparison in original.replay(folder, path.stem).items():
-                limit = golden_runs.limit(folder, path.stem, quantity)
-                rows.append(Row(path.name, quantity, comparison.count, comparison.largest, limit))
+        rows += _compared(folder, original, progress)
     if not rows:
         raise FileNotFoundError(f"no golden file in {folder}")
+    return rows
+
+
+def _compared(folder: Path, original: Original, progress: bool) -> list[Row]:
+    """Every comparison with one method's code."""
+    rows = [] if original.check is None else original.check(folder)
+    for path in _trained(folder, original):
+        if progress:
+            print(f"replaying {path.stem}", file=sys.stderr)
+        assert original.replay is not None
+        for quantity, comparison in original.replay(folder, path.stem).items():
+            limit = golden_runs.limit(folder, path.stem, quantity)
+            rows.append(Row(path.name, quantity, comparison.count, comparison.largest, limit))
     return rows
 
 
@@ -199,7 +204,8 @@ def _trained(folder: Path, original: Original) -> list[Path]:
 def overview(rows: list[Row]) -> list[str]:
     """One line per method: what was compared, the largest difference, and what its numbers may stand beside."""
     lines = [
-        "| method | replayed | largest difference | options between code and paper | original code, licence | comparable with |",
+        "| method | replayed | largest difference | options between code and paper | original code, licence "
+        "| comparable with |",
         "|---|---|---:|---|---|---|",
     ]
     for original in ORIGINALS:

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from everseg import losses
+from everseg.config.fields import MethodConfig
 from everseg.errors import ConfigError
 from everseg.methods import switches
 from everseg.methods.base import Method
+from everseg.methods.build import build_method
 from everseg.methods.plop import PLOP
 from everseg.methods.reminder import REMINDER
 from everseg.types import Batch
@@ -341,3 +343,10 @@ def test_reminder_needs_the_prototypes_of_the_steps_before(toy):
     toy.train(PLOP(), model, toy.steps[0])
     with pytest.raises(ConfigError, match="no prototypes of the old classes of 'a'"):
         toy.begin(REMINDER(), model, toy.steps[1])
+
+
+@pytest.mark.parametrize("other", [{"pseudo": "confidence"}, {"rejected": "kept"}, {"rejected": "soft"}])
+def test_two_rules_for_the_same_pixels_are_refused_in_a_sentence(other):
+    config = MethodConfig(name="plop", **other, unbiased_ce=True)
+    with pytest.raises(ConfigError, match=r"method\.unbiased_ce: it says how pixels .* does not go with"):
+        build_method(config)

@@ -76,6 +76,11 @@ class PLOP(Method):
     """Start the new classifiers from the background's, as MiB does."""
 
     def __post_init__(self) -> None:
+        if self.unbiased_ce and (self.pseudo == "confidence" or self.rejected != "ignored"):
+            raise ValueError(
+                "unbiased_ce: it says how pixels that are not accepted are learnt, so it does not go with "
+                "pseudo=confidence, rejected=kept or rejected=soft"
+            )
         self.thresholds: dict[str, Tensor] = {}
 
     def prepare_model(self, model, step):
