@@ -93,6 +93,8 @@ def check(
         if len(chosen[name]) < len(split):
             text = f"only {len(chosen[name])} of {len(split)} samples were looked at"
             findings.append(finding("note", "sampled", name, "", text))
+    width = max((len(s.counts) for of in samples.values() for s in of if s.counts is not None), default=0)
+    samples = {name: _in_columns(of, width) for name, of in samples.items()}  # one width over all splits
     findings += _same_images(samples)
     findings += _similar_images(samples)
     rows = _class_rows(dataset.labels, _colours(dataset, samples), samples)
