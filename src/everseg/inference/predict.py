@@ -44,7 +44,7 @@ class Prediction(Result):
     """The predicted class of every pixel of one image. A notebook shows the classes over the image."""
 
     ids: np.ndarray
-    """(H, W) uint8 train ids."""
+    """(H, W) train ids, uint8; uint16 where the branch has more than 255 outputs."""
     classes: tuple[str, ...]
     """Name of each train id."""
     image: np.ndarray
@@ -210,7 +210,7 @@ class LoadedModel:
         else:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, (pixels.shape[0], pixels.shape[1]))
-        return Prediction(ids.cpu().numpy(), self.spaces[branch].names, pixels, branch)
+        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, pixels, branch)
 
     def _ids(self, image: Tensor, branch: str, size: tuple[int, int]) -> Tensor:
         """Predict the classes, (H, W), of an image (3, h, w) uint8 that already has the network's input size."""
@@ -229,6 +229,11 @@ class LoadedModel:
 
     def _normalised(self, image: Tensor) -> Tensor:
         return normalise(image, self.form.normalisation)
+
+
+def _stored(ids: np.ndarray) -> np.ndarray:
+    """Train ids in the type that masks are written in: uint8, or uint16 above 255 outputs."""
+    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)
 
 
 def load(

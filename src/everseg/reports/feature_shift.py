@@ -22,7 +22,7 @@ from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.inference.count import user_builder, views_of
-from everseg.labels import IGNORED, LabelSpace, find_name, spelling
+from everseg.labels import LabelSpace, find_name, spelling
 from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
@@ -553,7 +553,7 @@ def draw_pixels(
             cells_of = labels_at(label, (maps.shape[-2], maps.shape[-1])).flatten(1).numpy()
             for pair, labels, sample in zip(maps.flatten(3), cells_of, ids, strict=True):
                 keys = np.random.default_rng(derive_seed(seed, source.name, sample)).random(len(labels))
-                for train_id in np.unique(labels[labels != IGNORED]).tolist():
+                for train_id in np.unique(labels[labels != source.ignored]).tolist():
                     cells = np.flatnonzero(labels == train_id)
                     draw = draws.setdefault((source.name, names[train_id]), _Draw(limit))
                     draw.add(keys[cells], cells, pair)

@@ -75,6 +75,8 @@ class MaskCoding:
     """Colour -> raw id, for colour masks; any other colour is an error."""
     id_table: Mapping[int, int] | None = None
     """Stored id -> raw id; any other stored id is an error."""
+    most: int = 255
+    """Largest raw id: 255, or 65,535 where a data set declares larger ids than a byte holds."""
 
 
 def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> BinaryIO:
@@ -302,11 +304,13 @@ def turn(picture: Image.Image, how: int) -> Image.Image:
 
 
 def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> np.ndarray:
-    """Decode an opened mask to (H, W) uint8 raw ids; the array may be read-only.
+    """Decode an opened mask to (H, W) raw ids; the array may be read-only.
+
+    Ids are uint8, and uint16 in a mask that holds larger ones.
 
     Raises:
         DataError: lossy file format, a colour mask without palette, an unknown colour or id, an id outside
-            0..255, damaged.
+            0..`coding.most`, damaged.
     """
     if picture.format in LOSSY:
         raise DataError(
@@ -325,11 +329,14 @@ def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> 
         return _from_table(ids, shown, coding.id_table)
     if ids.dtype != np.uint8:
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high > 255:
+        if low < 0 or high > coding.most:
+            wider = ", or declare the classes with these ids (up to 65534)" if high < 2**16 else ""
             raise DataError(
-                f"{shown}: ids from {low} to {high}, but a class id must lie in 0..255 (instance or panoptic ids?);"
-                " export the class ids, or map them in the data.yaml: labels: {map: {...}}"
+                f"{shown}: ids from {low} to {high}, but a class id must lie in 0..{coding.most} (instance or panoptic"
+                f" ids?); export the class ids, or map them in the data.yaml: labels: {{map: {{...}}}}{wider}"
             )
+        if high > 255:
+            return ids.astype(np.uint16, copy=False)
     return ids.astype(np.uint8, copy=False)
 
 
@@ -370,7 +377,8 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
             f"{shown}: ids {unknown[:_COLOURS_SHOWN]} are not in labels.map (or the layout's own table of ids);"
             " add them there, or repair the mask"
         )
-    targets = np.array([table[v] for v in values.tolist()], np.uint8)
+    wanted = [table[v] for v in values.tolist()]
+    targets = np.array(wanted, np.uint8 if max(wanted, default=0) <= 255 else np.uint16)
     # A table of all greys cuts smoothed masks into dark and bright. A mask of very few values was not smoothed: a
     # dark one of them, 1 say, is a class of another way to count, and would become background.
     if len(table) >= 256 and 1 < len(values) <= FEW:
@@ -382,7 +390,7 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
                 f"{100 * share:.1f} % of the mask (limit {100 * CUT_SHARE} %); export it like the others"
             )
     if ids.dtype == np.uint8:
-        lut = np.zeros(256, np.uint8)
+        lut = np.zeros(256, targets.dtype)
         lut[values] = targets
         return lut[ids]
     return targets[np.searchsorted(values, ids)]
@@ -391,7 +399,8 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
 def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colour, int]) -> np.ndarray:
     packed = packed_colours(picture)
     keys = np.array(sorted(r << 16 | g << 8 | b for r, g, b in palette), np.uint32)
-    ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()], np.uint8)
+    ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()])
+    ids = ids.astype(np.uint8 if ids.max(initial=0) <= 255 else np.uint16)
     place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
     wrong = keys[place] != packed
     if wrong.any():
