@@ -18,11 +18,13 @@ from everseg.data.doctor import findings
 from everseg.data.doctor.doctor import check_source
 from everseg.data.get import download as archives
 from everseg.data.get import draw_masks
-from everseg.data.proposal.describe import Proposal, describe, propose
+from everseg.data.proposal.describe import NO_BACKGROUND, Described, Proposal, describe, propose
+from everseg.data.proposal.like import matching, near, read_like
+from everseg.data.proposal.naming import TwoReadingsError
 from everseg.data.proposal.preview import preview
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, escaped, table
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, some
 from everseg.progress import counting, counting_bytes
 
 # ---------------------------------------------------------------- check
@@ -233,20 +235,24 @@ class NewDescription(Result):
     proposal: Proposal
     """What was found in the folder."""
     named: bool
-    """Whether the classes have names, given, found or brought by the layout; else they are class_1, class_2, ..."""
+    """Whether the classes have names, given, found or brought by the layout; else they are called by their values."""
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided about the background and can be decided otherwise, and which classes were left out."""
+    """What was decided and can be decided otherwise, what is new or missing beside `like`, and which classes were left out."""
+    table: tuple[str, ...] = ()
+    """A line for each class: what masks store = id = name, and its share of the pixels."""
 
     def outcome(self) -> str:
         """State what was written and the next commands, in several lines."""
         lines = [
             f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images, please look at it."
         ]
+        if self.table:
+            lines += ["\nWhat the masks store = id = class:", *(f"  {line}" for line in self.table)]
         if not self.named:
             lines += [
-                f"\nFirst: the classes have no names yet; write them into {self.path}, or use --classes NAME,NAME,... "
+                f"\nFirst: the classes have no names yet; write them into {self.path}, or use --classes NAME=VALUE,... "
                 "--force"
             ]
         lines += ["\nNext:", *(f"  {line}" for line in self.commands)]
@@ -277,6 +283,7 @@ class NewDescription(Result):
             "named": self.named,
             "commands": list(self.commands),
             "notes": list(self.notes),
+            "table": list(self.table),
         }
 
 
@@ -285,49 +292,83 @@ def init(
     *,
     classes: Sequence[str] | None = None,
     background: str | None = None,
+    first: int | None = None,
+    like: str | Path | None = None,
     out: str | Path = "data.yaml",
     force: bool = False,
     ask: Callable[[Proposal], Sequence[str] | None] | None = None,
     ask_background: Callable[[str], str] | None = None,
+    ask_reading: Callable[[Sequence[str]], int] | None = None,
     quiet: bool = False,
 ) -> NewDescription:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images.
 
     Args:
         folder: images and masks in any layout.
-        classes: names of the classes, in the order of their values; default the names found beside the data, else
-            class_1, class_2, ...
+        classes: names of the classes in the order of their values, or "name=id", "name=red,green,blue" for each value
+            ("ignore=255": without annotation; "crack=128-255": a range); default the names found beside the data, else
+            names made of the values.
         background: name of the background class, or "none"; default the class with a usual background name, else the
-            class of the value that is assumed to be background, with a note.
+            value 0 or black if nothing else names it.
+        first: id of the first name of a list of names, 0 or 1; needed only where both fit.
+        like: a data.yaml, a run or a bundle whose classes, colours, ids and names are taken over.
         out: path of the description to write; the page is written beside it.
         force: replace both if they exist.
         ask: called with the findings before anything is written; may return the names if `classes` does not give them.
         ask_background: called with the proposed background instead of adding a note about it; returns the answer.
+        ask_reading: called with the ways to understand a list of names if several fit; returns the position of one.
         quiet: print no progress.
 
     Raises:
-        ConfigError: no such folder, existing files, or a number of names that differs from that of the classes. The
-            error lists all of these.
-        DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
+        ConfigError: no such folder, existing files, or names that do not fit the values or fit them in several ways.
+        DataError: no layout fits, no mask can be read, masks contradict each other or can be read in several ways, or
+            there are more values than a mask can have classes.
         OSError: the disk is full, or the file cannot be written.
     """
     folder, out = Path(folder), Path(out)
     page = out.with_name(f"{out.stem}_preview.html")
     _refuse(folder, out, page, force)
+    earlier = None if like is None else read_like(Path(like))
     with counting(f"reading the masks of {folder}", quiet=quiet) as advance:
         proposal = propose(folder, progress=advance)
     answer = None if ask is None else ask(proposal)
     names = answer if classes is None else classes
-    described = describe(proposal, names, here=out.parent, background=background)
-    if described.notes and ask_background is not None:
-        answered = ask_background(str(described.keys["background"]))
-        described = describe(proposal, names, here=out.parent, background=answered)
+
+    def finished(background: str | None, first: int | None) -> Described:
+        return describe(proposal, names, here=out.parent, background=background, first=first, like=earlier)
+
+    try:
+        described = finished(background, first)
+    except TwoReadingsError as error:
+        starts = [reading.first for reading in error.readings]
+        if ask_reading is None or None in starts:
+            raise
+        first = starts[ask_reading(error.lines)]
+        described = finished(background, first)
+    if described.open_background and ask_background is not None:
+        described = finished(ask_background(NO_BACKGROUND), first)
+    notes = described.notes
+    if earlier is None:
+        notes = (*notes, *_near(folder, out, proposal))
     write_atomically(out, described.yaml().encode())
     dataset = load_dataset(DataConfig(dataset=str(out), options={"on_missing": "skip"}))
     write_atomically(page, preview(dataset).encode())
-    named = names is not None or bool(proposal.names) or not proposal.unnamed
-    notes = (*described.notes, *dataset.notes)
-    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), notes)
+    named = names is not None or earlier is not None or bool(proposal.names) or not proposal.unnamed
+    notes = (*notes, *dataset.notes)
+    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), notes, described.table)
+
+
+def _near(folder: Path, out: Path, proposal: Proposal) -> list[str]:
+    """Point to descriptions, runs and bundles nearby whose classes these masks seem to show."""
+    values: list[Any] = [*proposal.values.colours, *proposal.values.ids, *proposal.values.own.values()]
+    places = (out.parent, folder.resolve().parent, Path())
+    found = [path for path in near(places, out) if matching(path, values) is not None]
+    if not found:
+        return []
+    return [
+        f"{some([str(path) for path in found], 3)} may describe the same classes; to give them the same names, ids and "
+        f"colours: everseg data init {shlex.quote(str(folder))} --like {shlex.quote(str(found[0]))} --force"
+    ]
 
 
 def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:

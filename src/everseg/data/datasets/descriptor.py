@@ -25,7 +25,7 @@ from everseg.labels import (
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
-    "split", "tiles", "layout", *SHARED,
+    "split", "tiles", "layout", "void_share", *SHARED,
 )  # fmt: skip
 
 
@@ -47,6 +47,8 @@ class Descriptor:
     """How one set of images is cut into splits."""
     tiles: Tiles | None = None
     """Windows that the pictures are cut into."""
+    void_share: float = 0.0
+    """Largest share of the pixels that may be without annotation; 0: not stated."""
 
 
 def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Descriptor:
@@ -73,6 +75,9 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
     if given.get("layout", "folders") != "folders":
         check.wrong("layout", "folders, or nothing, beside these keys", given["layout"])
     splits = check.splits(images, given.get("split") is not None)
+    share = given.get("void_share", 0.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        check.wrong("void_share", "a share of the pixels from 0 to 1", share)
     pair = check.mapping("pair")
     check.keys("pair.", pair, ("image_suffix", "mask_suffix"))
     suffixes = [check.text(f"pair.{k}", pair.get(k), "") for k in ("image_suffix", "mask_suffix")]
@@ -95,6 +100,7 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
         mask_suffix=suffixes[1],
         division=division,
         tiles=tiles,
+        void_share=float(share),
     )
 
 
