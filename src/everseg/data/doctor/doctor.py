@@ -19,6 +19,7 @@ from everseg.data.base import Dataset, Split
 from everseg.data.batches.index import default_cache_dir, ranges, remedy
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.datasets.decode import Colour
+from everseg.data.datasets.file_names import FileNote
 from everseg.data.datasets.listing import LeftOut
 from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
 from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
@@ -68,7 +69,12 @@ def check(
     unknown = [name for name in names if name not in dataset.splits]
     if unknown:
         raise DataError(f"{dataset.name} has no split {unknown}; it has {', '.join(dataset.splits)}")
-    findings = [finding("note", "class-left-out", "", "", text) for text in dataset.notes]
+    findings = [
+        finding("warning", "file-left-out", "", "", text)
+        if isinstance(text, FileNote)
+        else finding("note", "class-left-out", "", "", text)
+        for text in dataset.notes
+    ]
     samples: dict[str, list[Examined]] = {}
     chosen = {name: _chosen(len(dataset.splits[name]), sample) for name in names}
     done, total = 0, sum(map(len, chosen.values()))

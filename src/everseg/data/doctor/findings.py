@@ -34,6 +34,8 @@ REMEDIES: dict[str, str] = {
     "class-missing": "Remove the class from the description, or check the ids of the masks.",
     "class-untrained": "The class cannot be learnt: move images into training, or remove the class.",
     "class-left-out": "Nothing to do if this is meant; no pixel is lost.",
+    "file-left-out": "Nothing to do if this is meant; else name the files that count.",
+    "object": "Look at these objects in the labelling tool; all others of their images are drawn.",
     "class-rare": "Scores of so rare a class are unstable; add images if you can.",
     "list": "Clean the list when convenient.",
     "unpaired": "Add the missing files, or leave the others out: on_missing: skip, or a skip list.",

@@ -14,14 +14,10 @@ from typing import Any
 from everseg.data.datasets import coco
 from everseg.data.datasets.camvid import SEQUENCES
 from everseg.data.datasets.decode import PICTURE_ENDINGS
+from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.listing import packed
 from everseg.errors import DataError, some
 
-SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Folder names that mean a split."""
 MASK_WORDS = (
     "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
     "labels", "label", "gtfine", "gt", "segmentation", "seg", "targets", "target", "ann",
