@@ -239,7 +239,7 @@ class NewDescription(Result):
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided and can be decided otherwise, what is new or missing beside `like`, and which classes were left out."""
+    """What was decided and can be decided otherwise, what is new or missing beside `like`, and what was left out."""
     table: tuple[str, ...] = ()
     """A line for each class: what masks store = id = name, and its share of the pixels."""
 
