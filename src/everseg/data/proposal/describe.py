@@ -11,12 +11,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from everseg.config.yaml import scalar
+from everseg.data.batches.index import count_ids
 from everseg.data.batches.parallel import Progress
 from everseg.data.class_colours import colour_word
+from everseg.data.datasets import hf
 from everseg.data.datasets.decode import UNLIMITED, open_inside, open_picture
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
-from everseg.data.mask_values import BLACK, VOID_SHARE, Value, Values, decide, mask_values, shown, void_doubts
+from everseg.data.mask_values import (
+    BLACK,
+    VOID_SHARE,
+    MaskFile,
+    Value,
+    Values,
+    decide,
+    mask_values,
+    shown,
+    void_doubts,
+)
 from everseg.data.proposal.guess import Guess, guess
 from everseg.data.proposal.like import Like
 from everseg.data.proposal.naming import (
@@ -28,6 +42,7 @@ from everseg.data.proposal.naming import (
     names_beside,
     void_or,
 )
+from everseg.data.proposal.tool_names import tool_names
 from everseg.display import percent
 from everseg.errors import ConfigError, DataError, some
 from everseg.labels import BACKGROUND, IGNORE_NAME, doubled, find_name, is_background_name, spelling
@@ -135,6 +150,8 @@ def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
     """
     root = root.resolve()
     found = guess(root)
+    if found.keys.get("layout") == "hf":
+        return _proposed(root, found, _of_columns(root, progress))
     if not found.masks or "labels" in found.keys:
         return Proposal(root, found, Values())
     values = mask_values(root, found.masks, progress=progress)
@@ -143,9 +160,25 @@ def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
     return _proposed(root, found, values)
 
 
+def _of_columns(root: Path, progress: Progress | None) -> Values:
+    """Count the values of the masks in a stored set's column."""
+    data = hf.build(root, classes={i: f"id {i}" for i in range(256)}, ignore=None)
+    total, files = sum(len(split) for split in data.splits.values()), []
+    for name, split in data.splits.items():
+        for index in range(len(split)):
+            counts = count_ids(split.read_mask(index))
+            rows = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+            files.append(MaskFile(f"{name}[{split.id(index)}]", "ids", rows))
+            if progress is not None:
+                progress(len(files), total)
+    return decide(root, files)
+
+
 def _proposed(root: Path, layout: Guess, values: Values) -> Proposal:
     kinds = _of_colours(values) if values.colours else _of_ids(values)
-    beside = names_beside(root, values.colours or values.ids)
+    beside = names_beside(root, values.colours or values.ids) or tool_names(
+        root, values.colours or values.ids
+    )
     return Proposal(root, layout, values, *kinds, found=beside)
 
 
@@ -198,6 +231,19 @@ def describe(
     meaning = _taken_over(proposal, names, like) if like is not None else _named(proposal, names, first)
     meaning = _with_background(meaning, background)
     labels = _keys(meaning)
+    if "layout" in keys:
+        if "labels" in labels:
+            raise DataError(
+                f"{root}: the masks' values have to be mapped to be ids, which a stored set cannot state; store "
+                "it with ids from 0 to 254 and 255 for pixels without annotation"
+            )
+        own = {
+            key: value
+            for key, value in labels.items()
+            if key != "void_share" and (key, value) != ("background", None)
+        }
+        keys = {"layout": keys.pop("layout"), **head, **keys, **own}
+        return Described(keys, comments, meaning.notes, meaning.open_background, tuple(_table(meaning)))
     return Described(
         {"name": root.name or "data", **head, **keys, **labels},
         comments,

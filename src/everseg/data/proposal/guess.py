@@ -11,25 +11,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from everseg.data.datasets import coco
+from everseg.data.datasets import annotated, coco
 from everseg.data.datasets.camvid import SEQUENCES
 from everseg.data.datasets.decode import PICTURE_ENDINGS
 from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.listing import packed
+from everseg.data.proposal.unreadable import explained
 from everseg.errors import DataError, some
 
 MASK_WORDS = (
     "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
-    "labels", "label", "gtfine", "gt", "segmentation", "seg", "targets", "target", "ann",
+    "labels", "label", "gtfine", "gt", "masks_machine", "segmentationclasspng", "segmentation", "seg", "targets",
+    "target", "ann",
 )  # fmt: skip
 IMAGE_WORDS = (
     "jpegimages", "leftimg8bit", "images", "image", "imgs", "img", "photos", "pictures", "frames", "rgb", "inputs",
     "input",
 )  # fmt: skip
 SUFFIXES = ("_mask", "-mask", ".mask", "_label", "_labels", "_labelids", "_seg", "_segmentation", "_gt",
-            "_annotation", "_L", "_color", "_class")  # fmt: skip
+            "_annotation", "_L", "_color", "_class", "_label_ground-truth_semantic", "_label_ground-truth")  # fmt: skip
 """Endings that masks have beside their images."""
-SKIPPED = ("segmentationobject", "overlay", "overlays", "__macosx")
+SKIPPED = ("segmentationobject", "segmentationobjectpng", "segmentationobjectvisualization",
+           "segmentationclassvisualization", "masks_human", "masks_instances", "overlay", "overlays", "visualization",
+           "__macosx")  # fmt: skip
+"""Folders of pictures that are neither images nor masks of classes: labels drawn over images, or objects by number."""
 MAX_FILES = 2_000_000
 
 
@@ -75,17 +80,56 @@ def guess(root: Path) -> Guess:
     known = _known(root)
     if known is not None:
         return known
-    if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
-        return _lists(root, "CVAT's masks with labelmap.txt")
-    if (root / "SegmentationClass").is_dir() and (root / "JPEGImages").is_dir():
-        return _lists(root, "Pascal VOC's folders")
+    masks = _voc_masks(root)
+    if masks and (root / "labelmap.txt").is_file():
+        return _lists(root, "CVAT's masks with labelmap.txt", masks)
+    if masks and (root / "JPEGImages").is_dir():
+        return _lists(root, "Pascal VOC's folders", masks)
     annotations = coco.find_annotations(root)
     if annotations:
         return Guess(
             f"COCO annotations ({some([str(p.relative_to(root)) for p in annotations], 3)})",
             {"layout": "coco"},
         )
-    return _plain(root)
+    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
+        root.glob(PARQUET)
+    ):
+        return Guess("a set of the datasets library", {"layout": "hf"})
+    tool = annotated.find_tool(root)
+    if tool is not None and (plain := _of_tool(root, tool)) is not None:
+        return plain
+    try:
+        return _plain(root)
+    except DataError as error:
+        raise DataError("\n  ".join([str(error), *explained(root)])) from None
+
+
+PARQUET = "**/*.parquet"
+TOOL_NAMES = {
+    "labelme": "labelme's JSON", "supervisely": "Supervisely's JSON", "v7": "V7 Darwin's JSON",
+    "label-studio": "Label Studio's JSON", "label-studio-png": "Label Studio's pictures of brushes",
+    "yolo": "YOLO's polygons",
+}  # fmt: skip
+
+
+def _of_tool(root: Path, tool: str) -> Guess | None:
+    """The layout of a tool's export; None where the folder holds masks for as many images."""
+    data = annotated.build(root, tool=tool, on_missing="skip")
+    images = sum(len(split) for split in data.splits.values())
+    try:
+        masks = _plain(root)
+    except DataError:
+        masks = None
+    if masks is not None and masks.images >= images and tool != "label-studio-png":
+        return None
+    names = [data.labels.names[i] for i in sorted(data.labels.names)]
+    return Guess(TOOL_NAMES[tool], {"layout": "annotated", "tool": tool, "classes": names}, (), images)
+
+
+def _voc_masks(root: Path) -> str:
+    """VOC's folder of masks. labelme2voc's older generation keeps only arrays in the first."""
+    folders = ("SegmentationClass", "SegmentationClassPNG")
+    return next((f for f in folders if (root / f).is_dir() and next(_pictures(root / f), None)), "")
 
 
 def _known(root: Path) -> Guess | None:
@@ -118,24 +162,26 @@ def _known(root: Path) -> Guess | None:
     return None
 
 
-def _lists(root: Path, layout: str) -> Guess:
-    """Recognise JPEGImages/ and SegmentationClass/ with lists in ImageSets/Segmentation/."""
+def _lists(root: Path, layout: str, folder: str) -> Guess:
+    """Recognise JPEGImages/ and a folder of masks with lists in ImageSets/Segmentation/."""
     images = next((f for f in ("JPEGImages", "images", "Images") if (root / f).is_dir()), None)
     if images is None:
         raise DataError(
-            f"{root}: SegmentationClass/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
+            f"{root}: {folder}/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
             " masks (CVAT: 'save images'), or copy them there"
         )
     lists = {
         p.stem: p.relative_to(root).as_posix()
         for p in sorted((root / "ImageSets/Segmentation").glob("*.txt"))
     }
-    splits = {SPLITS[name]: path for name, path in lists.items() if name in SPLITS}
-    keys: dict[str, Any] = {"images": images, "masks": "SegmentationClass"}
-    keys |= {"splits": splits} if {"train", "val"} <= set(splits) else {"split": {"val": 0.2, "seed": 0}}
+    splits = {SPLITS[name.lower()]: path for name, path in lists.items() if name.lower() in SPLITS}
+    keys: dict[str, Any] = {"images": images, "masks": folder}
+    keys |= (
+        {"splits": splits} if "train" in splits and len(splits) > 1 else {"split": {"val": 0.2, "seed": 0}}
+    )
     if (root / "labelmap.txt").is_file():
         keys["labels"] = {"palette": "labelmap.txt"}
-    masks = tuple(f"SegmentationClass/{f}" for f in _pictures(root / "SegmentationClass"))
+    masks = tuple(f"{folder}/{f}" for f in _pictures(root / folder))
     return Guess(layout, keys, masks, sum(1 for _ in _pictures(root / images)))
 
 
