@@ -152,7 +152,11 @@ class FamilyRun:
             ours = {names[name]: tensor for name, tensor in self.model.state_dict().items() if name in names}
             self.compare("classifiers at the start", ours[key], value, np.abs(value).max())
         train = TrainConfig(
-            lr=options["lr"], momentum=options["momentum"], weight_decay=options["weight_decay"]
+            lr=options["lr"],
+            momentum=options["momentum"],
+            weight_decay=options["weight_decay"],
+            schedule=options["lr_policy"],
+            power=options["lr_power"],
         )
         optimizer = make_optimizer(method.param_groups(self.model, step), train, lr=options["lr"])
         ctx = StepContext(
@@ -182,7 +186,8 @@ class FamilyRun:
 
     def batches(self, step: Step, epoch: int) -> list[Batch]:
         """An epoch's batches in the original's order."""
-        count = len(step_batches(self.common, self.task, step.index, np.arange(12))) * 2
+        folder = "tiny" if self.task == "tiny3" and step.index == 0 else self.task
+        count = len(self.common[f"{folder}/step{step.index}/train/labels"])
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).numpy()
         return step_batches(self.common, self.task, step.index, order)
 

@@ -197,6 +197,8 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:
     found = everseg.evaluate(finished.path, overrides=[USER_CODE, "scenario.test_split=train"], quiet=True)
+    assert found.policy == found.to_json()["policy"] == "ignore-void"
+    assert "label policy ignore-void" in str(found)
     assert found.images == 24
     assert np.sum(found.confusion["default"]) == 24 * 32 * 32
     with pytest.raises(ConfigError, match=r"split 'trian'; .*train, val"):

@@ -19,6 +19,8 @@ from everseg.labels import (
     LabelPolicy,
     LabelSpace,
     RawLabels,
+    policies_apart,
+    policy_name,
     policy_set,
     shared_classes,
 )
@@ -179,3 +181,23 @@ def test_the_ignored_id_is_a_constant_and_tables_of_labels_have_one_maker() -> N
             makers.append(name)
     assert literal == []
     assert makers == ["labels.py"]
+
+
+def test_the_old_name_of_plops_labels_is_that_of_the_data_set():
+    assert [policy_name("plop", data) for data in ("voc", "ade", "camvid")] == [
+        "plop-voc",
+        "plop-ade",
+        "plop-voc",
+    ]
+    assert policy_name("mib-voc", "ade") == "mib-voc"
+    for name in ("plop-voc", "plop-ade"):
+        assert policy_set(name) == policy_set("plop")
+
+
+def test_what_two_conventions_do_differently_is_told():
+    assert policies_apart("plop", "plop-voc") == []
+    void, future = policies_apart("mib-voc", "plop-voc")
+    must_say(void, "annotation", "training", "background under mib-voc", "ignored under plop-voc")
+    must_say(future, "not learnt yet", "tests", "ignored under mib-voc", "background under plop-voc")
+    must_say(policies_apart("plop-ade", "mib-ade"), "background pixels", "tests", "ignored under mib-ade")
+    assert len(policies_apart("plop-voc", "ignore-void")) == 1

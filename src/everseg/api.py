@@ -112,11 +112,12 @@ class Run(Result):
 
         Over domains: index, domains trained, and the mIoU of every domain tested, in percent.
         """
+        labels = f"label policy {self.results.policy}"
         if self.over_domains:
             scores: dict[int, dict[str, float | None]] = {}
             for step in self.steps:
                 scores.setdefault(step.index, {})[step.name] = step.miou["all"]
-            title = f"{self.config.name}: mIoU in percent of each domain after each step"
+            title = f"{self.config.name}: mIoU in percent of each domain after each step, {labels}"
             return RunTable.of(domain_rows(scores, self.results), title)
         rows = []
         for step in self.steps:
@@ -125,7 +126,7 @@ class Run(Result):
                 for group in ("old", "new", "base", "all"):
                     row[group + suffix] = in_percent(miou[group])
             rows.append(row)
-        return RunTable.of(rows, f"{self.config.name}: mIoU in percent after each step")
+        return RunTable.of(rows, f"{self.config.name}: mIoU in percent after each step, {labels}")
 
     @property
     def over_domains(self) -> bool:
@@ -153,7 +154,8 @@ class Run(Result):
     def shown(self) -> Iterator[Piece]:
         result = self.to_json()
         yield terminal.run_table(result)
-        yield from (text for text in (terminal.sequence_text(result), terminal.drop_text(result)) if text)
+        texts = (terminal.sequence_text(result), terminal.reporting_text(result), terminal.drop_text(result))
+        yield from (text for text in texts if text)
 
     def __repr__(self) -> str:
         try:
@@ -173,6 +175,7 @@ class Run(Result):
             "config": to_json(self.config),
             "steps": [step.to_json() for step in self.steps],
             **({"table": self.table().to_json()} if self.over_domains else {}),
+            **({"plop_rule": figures} if (figures := self.steps and self.results.plop_figures) else {}),
             **(self.sequence.to_json() if self.steps else {}),
             "notes": list(self.notes),
         }

@@ -285,6 +285,40 @@ def policy_set(name: str) -> PolicySet:
     return POLICIES[name]
 
 
+def policy_name(name: str, dataset: str) -> str:
+    """Return the name of a label convention today: `plop`, of older runs, is `plop-voc` or on ADE20K `plop-ade`."""
+    return {"ade": "plop-ade"}.get(dataset, "plop-voc") if name == "plop" else name
+
+
+_ROLES = {"train": "in training", "test": "in tests"}
+_PIXELS = {
+    "void": "pixels without annotation",
+    "background": "background pixels",
+    "old": "pixels of earlier classes that are not to be seen",
+    "future": "pixels of classes not learnt yet",
+}
+
+
+def policies_apart(one: str, other: str) -> list[str]:
+    """Say in which pixels two label conventions differ, one entry each; [] if their tables are the same.
+
+    Classes of the current step are never among them. Earlier classes keep their ids in tests under every convention,
+    so only training is compared there.
+
+    >>> policies_apart("mib-voc", "ignore-void")
+    ['pixels without annotation in training: background under mib-voc, ignored under ignore-void']
+    """
+    first, second = policy_set(one), policy_set(other)
+    found = []
+    for role, when in _ROLES.items():
+        for kind, pixels in _PIXELS.items():
+            here, there = (getattr(getattr(policies, role), kind) for policies in (first, second))
+            if here != there and (role, kind) != ("test", "old"):
+                said = ["ignored" if value == IGNORED else "background" for value in (here, there)]
+                found.append(f"{pixels} {when}: {said[0]} under {one}, {said[1]} under {other}")
+    return found
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """The classes of one branch in output order."""

@@ -277,14 +277,18 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
 # ---------------------------------------------------------------- every method, paths of its own and shared ones
 
 REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw": "penalty", "pi": "penalty",
-               "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd"}  # fmt: skip
+               "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd", "plop": "pod", "reminder": "pod"}  # fmt: skip
 FEATURES = {"feature", "spatial", "channel"}
 """Names of terms that compare features."""
 SHARED_DECODER = ("rcil",)
 """Methods that change what domains share, decoder included, and refuse a decoder per domain."""
+ADDS_CLASSES = ("nest",)
+"""Methods that act where classes join others of their branch, and refuse a run without such a step."""
 
 
-@pytest.mark.parametrize("method", [m for m in registry.BUILTIN["method"] if m not in SHARED_DECODER])
+@pytest.mark.parametrize(
+    "method", [m for m in registry.BUILTIN["method"] if m not in (*SHARED_DECODER, *ADDS_CLASSES)]
+)
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
     config = settings(tmp_path, data=data_of(few("day", "dusk")), model=DEEPLAB, method={"name": method},
@@ -315,10 +319,11 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     }
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
     names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
-    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set()}
+    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set(), "ewf": {"kd"}, "nest": {"kd"}}
     wanted |= {
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
         "ucd": {"kd", "contrast"},
+        "reminder": {"pod", "csw"},
     }
     assert names == wanted.get(method, {REGULARISED.get(method)})
 

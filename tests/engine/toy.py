@@ -69,6 +69,7 @@ def settings(out: Path, **changes) -> dict:
     }  # fmt: skip
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
-    if config["method"]["name"] in NEEDED:
+    method = config["method"]  # a name, or a name with options
+    if (method["name"] if isinstance(method, dict) else method) in NEEDED:
         config["model"]["options"] = {**config["model"]["options"], "compensation": True}
     return config

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from everseg.metrics import ConfusionMatrix, sequence_scores, step_scores
+from everseg.metrics import ConfusionMatrix, first_last_scores, sequence_scores, step_scores
 
 # After step 0: background, cat. IoU: 8/10, 6/8 (one cat pixel called background, one background pixel called cat).
 STEP0 = np.array([[8, 1], [1, 6]])
@@ -194,3 +194,32 @@ def test_sequences_that_do_not_fit_raise():
         sequence_scores([STEP0], [(2,), (2, 1)], background=0)
     with pytest.raises(ValueError, match=r"do not continue \(2,\)"):
         sequence_scores([STEP0, STEP1], [(2,), (1, 2)], background=0)
+
+
+def test_first_and_last_are_parted_after_step_0_and_absent_classes_count_0():
+    """The reporting rule of PLOP's code, by hand: 2 + 1 + 1 classes, one of them without a true pixel."""
+    first = np.diag([6, 2])
+    second = np.array([[6, 0, 0], [1, 1, 0], [0, 0, 0]])  # IoU 6/7, 1/2, absent
+    third = np.array([[3, 0, 0, 3], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3]])  # IoU 1/2, 1, absent, 1/2
+    steps, sizes = [first, second, third], (2, 1, 1)
+    found = first_last_scores(steps, sizes)
+    average = (1 + (6 / 7 + 1 / 2 + 0) / 3 + (1 / 2 + 1 + 0 + 1 / 2) / 4) / 3
+    expected = {"first": 0.75, "last": 0.25, "all": 0.5, "harmonic_mean": 0.375, "average": average}
+    assert found == pytest.approx(expected, abs=1e-6)
+    skipped = first_last_scores(steps, sizes, absent="skip")
+    assert [skipped["last"], skipped["all"]] == pytest.approx([0.5, 2 / 3], abs=1e-6)
+    without = first_last_scores(steps, sizes, background=0)
+    assert [without["first"], without["all"]] == pytest.approx([1, 0.5], abs=1e-6)
+    old = step_scores(third, sizes, 0)["miou"]["old"]
+    assert old == pytest.approx(0.75, abs=1e-6), (
+        "everseg's old is all but the last step's, absent classes left out"
+    )
+
+
+def test_one_step_has_neither_last_nor_average():
+    found = first_last_scores([np.diag([1, 1])], (2,))
+    assert (found["last"], found["average"], found["harmonic_mean"]) == (None, None, None)
+    with pytest.raises(ValueError, match="at least one"):
+        first_last_scores([], (2,))
+    with pytest.raises(ValueError, match="group_sizes"):
+        first_last_scores([np.diag([1, 1])], (3,))

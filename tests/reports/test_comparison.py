@@ -130,7 +130,7 @@ def test_both_background_conventions_are_shown_where_they_differ(sweep: Path, tm
     ("overrides", "options", "reason"),
     [
         (["protocol=disjoint"], {}, 'scenario.protocol: "overlapped" there, "disjoint" here'),
-        (["scenario.policy=plop"], {}, 'scenario.policy: "ignore-void" there, "plop" here'),
+        (["scenario.policy=plop"], {}, 'scenario.policy: "ignore-void" there, "plop-voc" here'),
         (["scenario.task=4-1"], {}, 'scenario.task: "4-2" there, "4-1" here'),
         (["data.options.num_val=7"], {}, "data.options: "),
         (["data.crop=64"], {}, "data.crop: "),
@@ -150,6 +150,35 @@ def test_runs_made_otherwise_get_a_table_of_their_own(
     assert made["tables"][0]["reasons"] == []
     assert any(text.startswith(reason) for text in made["tables"][1]["reasons"]), made["tables"][1]["reasons"]
     assert any(isinstance(piece, str) and "one table" in piece for piece in tables.terminal(made))
+
+
+def test_other_labels_are_told_apart_and_how_to_get_one_table(tmp_path: Path, call: Call) -> None:
+    made_run(tmp_path, "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=["scenario.policy=mib-voc"])
+    for seed, policy in enumerate(("plop", "plop-voc")):  # the name of older runs, and that of today
+        overrides = [f"scenario.policy={policy}", f"seed={seed}"]
+        made_run(tmp_path, policy, "demo-mib", **two_steps(0.8, 0.1, 0.5), overrides=overrides)
+    made = collect([tmp_path])[0]
+    first, second = made["tables"]
+    assert [group["seeds"] for group in second["groups"]] == [[0, 1]], "two names of one policy"
+    assert (first["facts"]["labels"], second["facts"]["labels"]) == ("mib-voc", "plop-voc")
+    (reason,) = second["reasons"]
+    must_say(reason, "mib-voc", "there", "plop-voc", "not learnt yet", "background under plop-voc")
+    must_say(reason, "one table", "scenario.policy=mib-voc")
+    _, out, _ = call("compare", tmp_path)
+    must_say(out, "4-2", "label policy mib-voc", "mIoU")
+    must_say(out, "4-2", "label policy plop-voc", "mIoU")
+    rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
+    assert {(row["table"], row["labels"]) for row in rows} == {("1", "mib-voc"), ("2", "plop-voc")}
+    assert "labels: plop-voc" in (tmp_path / "compare.tex").read_text()
+    must_say(parsed(tmp_path / "compare.html").text, "scenario.policy=mib-voc")
+    made_run(
+        tmp_path / "n", "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=["scenario.policy=mib-voc"]
+    )
+    other = ["scenario.policy=plop-voc", "scenario.task=4-1-1"]
+    made_run(tmp_path / "n", "b", "demo-ft", **two_steps(0.8, 0.1, 0.5), overrides=other)
+    reasons = collect([tmp_path / "n"])[0]["tables"][1]["reasons"]
+    assert len(reasons) == 2
+    assert not any("scenario.policy=" in reason for reason in reasons), "labels alone would not do"
 
 
 def test_other_training_is_one_table_with_what_differs(tmp_path: Path) -> None:
@@ -260,6 +289,43 @@ def test_published_rows_stand_only_where_conventions_match(tmp_path: Path) -> No
     must_say(
         (text for one in refused for text in one["because"]), "ImageNet weights there", "random ones here"
     )
+
+
+def test_rows_of_the_plop_family_stand_beside_runs_with_their_labels(tmp_path: Path) -> None:
+    """VOC 15-5: the columns first, last, all and average, of a family where an absent class counts 0."""
+    steps = [{"default": counts(*[0.8] * 15)}, {"default": counts(*[0.5] * 15, *[0.2] * 5)}]
+    last = steps[1]["default"]
+    last[20] = 0  # no true pixel of the last class
+    given = {"steps": steps, "groups": [(16,), (16, 5)]}
+    for name, policy in (("mine", "plop-voc"), ("other", "mib-voc")):
+        overrides = [*VOC, f"scenario.policy={policy}"]
+        made_run(tmp_path, name, "voc-15-5-overlapped-mib", **given, overrides=overrides)
+    mine, other = collect([tmp_path / "mine", tmp_path / "other"])[0]["tables"]
+    assert [s["title"].partition(":")[0] for s in other["published"]] == ["MiB, Table 1"]
+    assert "MiB, Table 1: voc 15-5 overlapped" in [one["source"] for one in mine["not_comparable"]]
+    (source,) = [s for s in mine["published"] if s["paper"].startswith("PLOP")]
+    background = 10_000 / (10_000 + 1000 * (15 * 0.5 + 4 * 0.8))
+    start = (10_000 / (10_000 + 1000 * 15 * 0.2) + 15 * 0.8) / 16
+    first, late = (background + 15 * 0.5) / 16, 4 * 0.2 / 5
+    mean = (16 * first + 5 * late) / 21
+    means = {column: source["ours"][0][column]["mean"] for column in source["columns"]}
+    expected = {"first": first, "last": late, "all": mean, "average": (start + mean) / 2}
+    assert means == {column: near(100 * value) for column, value in expected.items()}
+    must_say(source["conventions"], "average", "steps")
+    refused = {one["source"]: one for one in other["not_comparable"]}[source["title"]]
+    assert refused["because"] == ["label policy plop-voc there, mib-voc here"]
+    assert refused["rows"][-1] == {
+        "method": "plop",
+        "first": 75.73,
+        "last": 51.71,
+        "all": 70.09,
+        "average": 75.19,
+    }
+    said = [piece for piece in tables.terminal({"tables": [other]}) if isinstance(piece, str)]
+    must_say(said, "PLOP", "README image", "policy plop-voc there")
+    page = Parsed(tables.html(collect([tmp_path / "other"])[0]))
+    must_say(page.text, "not to be compared")
+    assert "75.7" in page.text
 
 
 # ---------------------------------------------------------------- files

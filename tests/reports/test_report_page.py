@@ -17,6 +17,7 @@ from typing import Any
 import domain_toy
 import numpy as np
 import pytest
+from made_runs import counts, made_run, two_steps
 from parsed_pages import Parsed, parsed
 from PIL import Image
 from toy import HERE, build, settings
@@ -29,7 +30,7 @@ from everseg.errors import CheckpointError
 from everseg.reports import figures, html, page
 from everseg.reports import html as assemble
 from everseg.reports.html import write_report
-from everseg.reports.provenance import cite, command
+from everseg.reports.provenance import cite, command, provenance
 from everseg.reports.published import Match, published
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -263,6 +264,30 @@ def test_published_numbers_stand_beside_the_runs_in_their_own_convention_only(
     assert not [a for a in given.all("a") if a.get("download", "").endswith("published-2.csv")]
 
 
+def test_the_label_policy_is_told_and_runs_with_plops_labels_have_the_figures_of_its_rule(
+    copy: Path, tmp_path: Path
+) -> None:
+    given = made(copy, images=0)
+    facts = json.loads(given.download("toy.json"))
+    assert facts["facts"]["label policy"] == "ignore-void"
+    assert "plop-rule" not in facts["tables"]
+    steps = [{"default": counts(0.8, 0.6)}, {"default": counts(0.5, 0.4, 0.2)}]
+    overrides = ["scenario.policy=plop", "report=false"]
+    folder = made_run(tmp_path, "p", "demo-mib", steps, [(3,), (3, 1)], overrides=overrides)
+    given = made(folder, images=0)
+    told = json.loads(given.download("p.json"))
+    assert told["facts"]["label policy"] == "plop-voc"
+    before, after = 10_000 / (10_000 + 1000 * (0.2 + 0.4)), 10_000 / (10_000 + 1000 * (0.5 + 0.6 + 0.8))
+    everything = (after + 1.1) / 4
+    (row,) = told["tables"]["plop-rule"]
+    expected = {"first": (after + 0.9) / 3, "last": 0.2, "all": everything,
+                "average": ((before + 1.4) / 3 + everything) / 2}  # fmt: skip
+    assert row == {name: pytest.approx(100 * value, abs=0.006) for name, value in expected.items()}
+    must_say(given.text, "PLOP's rule", "count 0", "first", "step 0")
+    must_say(str(everseg.Run(RunFolder(folder))), "label policy plop-voc")
+    must_say(str(everseg.Run(RunFolder(folder))), "PLOP's rule", "last 20.0")
+
+
 # ---------------------------------------------------------------- the page
 
 
@@ -451,6 +476,21 @@ def test_what_to_cite_names_the_tool_the_method_the_data_and_the_model() -> None
         "Romera et al.",
     ):
         assert part in lines
+
+
+@pytest.mark.parametrize("method", ["plop", "rcil", "ewf", "reminder", "sdr", "nest", "ucd"])
+def test_every_method_of_a_paper_is_cited(method: str) -> None:
+    config = load(f"voc-15-1-overlapped-{method}")
+    lines = cite(config.method.name, config.data, config.model.name)
+    assert len(lines) == 4, "the tool, the method, the data, the model"
+
+
+def test_switches_are_cited_beside_the_method(tmp_path: Path) -> None:
+    overrides = ["method.fuse=all", "method.pretune=2"]
+    folder = made_run(tmp_path, "a", "demo-mib", **two_steps(0.8, 0.1, 0.5), overrides=overrides)
+    lines = provenance(Results(RunFolder(folder)))["cite"]
+    for author in ("Cermelli", "Xiao", "Xie"):
+        must_say(lines, author)
 
 
 def test_the_verb(copy: Path, call: Outcome) -> None:

@@ -119,6 +119,25 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path, call: Call) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_methods_of_two_families_are_told_to_get_tables_of_their_own(tmp_path: Path, call: Call) -> None:
+    words = ("sweep", "voc-15-1-overlapped", "--methods", "mib,ft,plop", "--out", tmp_path, "--dry-run")
+    code, out, _ = call(*words)
+    assert code == 0
+    must_say(out, "voc-15-1-overlapped-plop-s0", "plop-voc")
+    (said,) = [line for line in out.splitlines() if "scenario.policy" in line]
+    must_say(
+        said, "mib-voc (mib, ft)", "plop-voc (plop)", "not learnt yet", "compare", "scenario.policy=mib-voc"
+    )
+    code, out, _ = call(*words, "scenario.policy=mib-voc")
+    assert (code, "scenario.policy" in out, "plop-voc" in out) == (0, False, False), "one policy, one table"
+    rows = json.loads(call(*words, "--json")[1])["runs"]
+    assert {row["method"]: row["policy"] for row in rows} == {
+        "mib": "mib-voc",
+        "ft": "mib-voc",
+        "plop": "plop-voc",
+    }
+
+
 # ---------------------------------------------------------------- what waits for what
 
 

@@ -146,7 +146,8 @@ def decide(
     of = {kind: [f for f in files if f.kind == kind] for kind in ("ids", "indexed", "colours")}
     notes: tuple[str, ...] = ()
     differ = palettes_differ(of["indexed"])
-    if of["colours"] or differ or (by_colour and of["indexed"]):
+    odd = _odd_black(of["indexed"])
+    if of["colours"] or differ or odd or (by_colour and of["indexed"]):
         foreign = [f.name for f in of["ids"] if set(f.counts) != {0}]
         if foreign:
             what = "colours" if of["colours"] else "indices with palettes that differ"
@@ -154,10 +155,10 @@ def decide(
                 f"{root}: {len(foreign)} masks of ids ({some(foreign, 3)}) beside masks of {what}; keep one kind"
             )
         if of["indexed"]:
-            _require_apart(root, of["indexed"], differ)
+            _require_apart(root, of["indexed"], of["colours"], differ)
             why = (
-                f"{differ}; labels go by colour"
-                if differ
+                f"{differ or odd}; labels go by colour"
+                if differ or odd
                 else "indexed masks are read by the colours of their palettes"
             )
             notes = (why,)
@@ -171,8 +172,7 @@ def decide(
                 blocks[key[0] << 16 | key[1] << 8 | key[2]] += f.blocks.get(value, 0)
         packed = {r << 16 | g << 8 | b: n for (r, g, b), n in colours.items()}
         doubts = _thin(packed, blocks, "colours")
-        # Palettes of indexed masks follow VOC's colour map, which counts in red, then green, then blue.
-        order = sorted(colours, key=_voc_order if of["indexed"] and not of["colours"] else None)
+        order = _order(of["indexed"], differ, colours)
         ordered = {colour: colours[colour] for colour in order}
         return Values(colours=ordered, faults=faults, doubts=doubts, notes=notes, files=files)
     _require_one_use(root, of["ids"], of["indexed"])
@@ -191,6 +191,8 @@ def decide(
     if high != [255] and len(high) == 1 and others and max(others) <= LOW:
         found = void_doubts(rows, high[0])
     found += _ends(ids) or _thin(ids, blocks, "ids")
+    if of["ids"]:
+        found += _strangers(rows) or mixed_kinds(of["ids"], of["indexed"])
     return Values(dict(sorted(ids.items())), {}, faults, dict(sorted(own.items())), found, (), files)
 
 
@@ -219,6 +221,15 @@ def palettes_differ(files: Iterable[MaskFile]) -> str:
                     f"the palettes of the masks differ: {shown(colour)} is index {other} in {first.name}, but index "
                     f"{index} in {f.name}"
                 )
+    return ""
+
+
+def _odd_black(files: Sequence[MaskFile]) -> str:
+    """Say that index 0 is not the black one, so that it can hardly be the background; "" if there is no such thing."""
+    for f in files:
+        black = [i for i in f.counts if i != 0 and f.colour(i) == BLACK]
+        if black and 0 in f.counts and f.colour(0) != BLACK:
+            return f"index {black[0]} is black in {f.name}, and index 0 is {shown(f.colour(0))}"
     return ""
 
 
@@ -310,6 +321,64 @@ def _ends(ids: Mapping[int, int]) -> tuple[Doubt, ...]:
     )
 
 
+def mixed_kinds(plain: Sequence[MaskFile], indexed: Sequence[MaskFile]) -> tuple[Doubt, ...]:
+    """Doubt grey masks beside indexed ones that share no id, if palettes end with what a mask shows.
+
+    Such a palette was made for its picture, and so were its indices.
+    """
+    grey = {i for f in plain for i in f.counts} - {0, 255}
+    other = {i for f in indexed for i in f.counts} - {0, 255}
+    if (
+        not grey
+        or not other
+        or grey & other
+        or any(len(f.palette) > 3 * (max(f.counts) + 1) for f in indexed)
+    ):
+        return ()
+    return (
+        Doubt(
+            frozenset(grey | other),
+            f"{len(plain)} grey masks hold {some([str(i) for i in sorted(grey)], 8)} and {len(indexed)} indexed "
+            f"masks hold {some([str(i) for i in sorted(other)], 8)} with palettes of their own: two ways to count.",
+            "Export all masks in one way, or name every id: --classes NAME=ID,NAME=ID,...",
+        ),
+    )
+
+
+def _strangers(files: Sequence[tuple[str, Mapping[int, int]]]) -> tuple[Doubt, ...]:
+    """Doubt ids that fall into groups which never meet in a mask: two ways to count, by two people or two tools."""
+    group: dict[int, int] = {}
+
+    def leader(i: int) -> int:
+        while group[i] != i:
+            i = group[i]
+        return i
+
+    for _, counts in files:
+        objects = sorted(set(counts) - {0, 255})
+        for i in objects:
+            group.setdefault(i, i)
+            group[leader(i)] = leader(objects[0])
+    groups: dict[int, list[int]] = {}
+    for i in sorted(group):
+        groups.setdefault(leader(i), []).append(i)
+    several = [ids for ids in groups.values() if len(ids) > 1]
+    if len(several) < 2:
+        return ()
+    lines = []
+    for ids in several:
+        held = [name for name, counts in files if set(counts) & set(ids)]
+        lines.append(f"{some([str(i) for i in ids], 8)} in {len(held)} masks ({some(held, 2)})")
+    return (
+        Doubt(
+            frozenset(group),
+            f"ids fall into groups that never meet in one mask: {'; '.join(lines)}.",
+            "If two tools counted in two ways, name each id, one name several times: --classes NAME=ID,NAME=ID,...; "
+            "name each as well if all are different classes",
+        ),
+    )
+
+
 def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tuple[Doubt, ...]:
     """Doubt values that are nowhere two pixels wide, if there are several."""
     thin = [v for v in counts if 8 * blocks.get(v, 0) < counts[v]]
@@ -336,8 +405,19 @@ def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tu
     )
 
 
-def _voc_order(colour: Colour) -> Colour:
-    return colour[2], colour[1], colour[0]
+def _order(indexed: Sequence[MaskFile], differ: str, colours: Iterable[Colour]) -> list[Colour]:
+    """Order colours so that it does not depend on the pixels: as the common palette has them, else by themselves.
+
+    Palettes that differ follow VOC's colour map at best, which counts in red first, then in green, then in blue.
+    """
+    if not indexed:
+        return sorted(colours)
+    place: dict[Colour, int] = {}
+    for f in [] if differ else indexed:
+        for index in range(len(f.palette) // 3):
+            if (colour := f.colour(index)) is not None:
+                place.setdefault(colour, index)
+    return sorted(colours, key=lambda c: (place.get(c, 256), c[2], c[1], c[0]))
 
 
 def _colour_of(file: MaskFile, value: int) -> Colour:
@@ -346,7 +426,7 @@ def _colour_of(file: MaskFile, value: int) -> Colour:
     return BLACK if file.kind == "ids" else file.colour(value) or BLACK
 
 
-def _require_apart(root: Path, files: Sequence[MaskFile], differ: str) -> None:
+def _require_apart(root: Path, files: Sequence[MaskFile], coloured: Sequence[MaskFile], differ: str) -> None:
     """Refuse palettes that differ where colours do not tell the classes apart."""
     faults = []
     owners: Counter[Colour] = Counter()
@@ -366,8 +446,15 @@ def _require_apart(root: Path, files: Sequence[MaskFile], differ: str) -> None:
             f"{root}: {differ or 'indexed masks'}, and their colours cannot be told apart: {some(faults, 5, '; ')}; "
             "export the masks again with one palette, or as grey pictures of ids"
         )
+    for f in coloured:
+        owners.update([unpack_colour(v) for v in f.counts])
     once = [c for c, n in owners.items() if n == 1]
-    if differ and len(files) >= 4 and len(owners) > 2 * len(indices) and len(once) > len(owners) / 2:
+    if (
+        differ
+        and len(files) + len(coloured) >= 4
+        and len(owners) > 2 * len(indices)
+        and len(once) > len(owners) / 2
+    ):
         raise DataError(
             f"{root}: {differ}, and {len(once)} of {len(owners)} colours are in one mask only, so neither the indices "
             "nor the colours tell the classes; export the masks again with one palette, or as grey pictures of ids"
@@ -449,7 +536,8 @@ def _file(job: tuple[Path, list[str]], index: int) -> MaskFile | str:
 
 def _is_ramp(palette: bytes, counts: Iterable[int]) -> bool:
     """Whether every index that occurs has itself as its grey: a grey picture stored with a palette."""
-    return all(palette[3 * i : 3 * i + 3] == bytes([i, i, i]) for i in counts)
+    used = set(counts)  # black at index 0 is no evidence: most palettes begin so
+    return used != {0} and all(palette[3 * i : 3 * i + 3] == bytes([i, i, i]) for i in used)
 
 
 def own_palette(split: Split, index: int, counts: np.ndarray) -> tuple[bytes, dict[int, int]]:

@@ -239,7 +239,7 @@ class NewDescription(Result):
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided and can be decided otherwise, what is new or missing beside `like`, and what was left out."""
+    """What was decided and can be decided otherwise, and what is new or missing beside `like` or was left out."""
     table: tuple[str, ...] = ()
     """A line for each class: what masks store = id = name, and its share of the pixels."""
 
@@ -354,8 +354,9 @@ def init(
     dataset = load_dataset(DataConfig(dataset=str(out), options={"on_missing": "skip"}))
     write_atomically(page, preview(dataset).encode())
     named = names is not None or earlier is not None or bool(proposal.names) or not proposal.unnamed
-    notes = (*notes, *dataset.notes)
-    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), notes, described.table)
+    return NewDescription(
+        out, page, proposal, named, _next_commands(dataset, out), (*notes, *dataset.notes), described.table
+    )
 
 
 def _near(folder: Path, out: Path, proposal: Proposal) -> list[str]:

@@ -21,7 +21,15 @@ from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
-from everseg.labels import IGNORED, LabelSpace, matching_notes, policy_set, shared_classes, spelling
+from everseg.labels import (
+    IGNORED,
+    LabelSpace,
+    matching_notes,
+    policy_name,
+    policy_set,
+    shared_classes,
+    spelling,
+)
 from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.results import Results
@@ -114,12 +122,17 @@ class StepScores(OnceADictionary):
     """Domain -> branch -> number of images that took it; None unless branches were chosen per image."""
     accuracy: float | None = None
     """Share of these images that took the branch of their own domain; None if that domain was never trained."""
+    policy: str = ""
+    """Label policy of the test images."""
     notes: tuple[str, ...] = ()
     """Which class names of data and model differ in spelling or have no counterpart, and what that means for scores."""
 
     def shown(self) -> Iterator[Piece]:
         for name, scores in self.branches.items():
-            yield scores.table(f"{self.run}, step {self.step}" + ("" if name == "default" else f", {name}"))
+            parts = [self.run, f"step {self.step}", "" if name == "default" else name]
+            yield scores.table(
+                ", ".join(filter(None, [*parts, self.policy and f"label policy {self.policy}"]))
+            )
         if self.inferred is not None:
             names = list(dict.fromkeys(branch for taken in self.inferred.values() for branch in taken))
             rows = [[name, *(taken.get(one, 0) for one in names)] for name, taken in self.inferred.items()]
@@ -133,6 +146,7 @@ class StepScores(OnceADictionary):
             "run": self.run,
             "step": self.step,
             "images": self.images,
+            "policy": self.policy,
             **chosen,
             "branches": {name: scores.to_json() for name, scores in self.branches.items()},
             "confusion": {name: counts.tolist() for name, counts in self.confusion.items()},
@@ -219,6 +233,7 @@ def evaluate(
         dict(found.counts),
         inferred,
         accuracy,
+        policy_name(config.scenario.policy, config.data.dataset),
         job.notes,
     )
 

@@ -380,10 +380,10 @@ class StepJob:
             )
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        phase.load(path)  # first: weights of another model are refused by their names and shapes
         load_optimizer_state(
             phase.optimizer, phase.model, load_tensors(path / "optim.safetensors"), state["optimizer"]
         )
-        phase.load(path)
         self.session.progress.message(f"continuing {phase.where} at iteration {start} of {phase.total}")
         return start
 

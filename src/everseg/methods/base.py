@@ -202,6 +202,8 @@ class Method:
     """Some update leaves trainable weights without gradient (DDP must look for them)."""
     reads_gradients: ClassVar[bool] = False
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
+    restructures: ClassVar[bool] = False
+    """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
 
     freeze_encoder: bool = False
     """Train only the decoder and the classifiers from step `freeze_from` on."""

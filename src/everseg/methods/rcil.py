@@ -33,6 +33,7 @@ class RCIL(Method):
     """
 
     uses_teacher: ClassVar[bool] = True
+    restructures: ClassVar[bool] = True
 
     kd_weight: Weight = 100.0
     """Weight of MiB's distillation of the outputs (the authors' code: 100)."""
@@ -61,6 +62,12 @@ class RCIL(Method):
                 raise ValueError(
                     f"{name}: rcil learns in the new convolutions of encoder and decoder; leave it false"
                 )
+
+        if self.fuse != "none":
+            raise ValueError(
+                "fuse: rcil merges convolutions before the step, so weights from before it and new ones do not "
+                "correspond; leave it at 'none'"
+            )
 
     def grow(self, model, step):
         if not compensated(model):

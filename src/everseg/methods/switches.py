@@ -19,6 +19,11 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
         steps: all steps of the run.
     """
     found = [unfit_for_fusion(step) for step in steps] if method.fuse != "none" else []
+    if method.fuse != "none" and method.restructures and not all(step.is_first for step in steps):
+        found.append(
+            "method.fuse: the method changes the network's structure before each later step, so weights from before "
+            "and after it do not correspond; leave method.fuse out"
+        )
     if method.pretune and not any(pretuned_branch(step) for step in steps):
         found.append(
             "method.pretune: no step adds classes to a branch that knows some, with a background among them, and "

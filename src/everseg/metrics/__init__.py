@@ -2,7 +2,13 @@
 
 from everseg.metrics.bootstrap import defined_means, group_miou, resampled_sums, sums_of
 from everseg.metrics.confusion import ConfusionMatrix
-from everseg.metrics.continual import defined_mean, relative_drop, sequence_scores, step_scores
+from everseg.metrics.continual import (
+    defined_mean,
+    first_last_scores,
+    relative_drop,
+    sequence_scores,
+    step_scores,
+)
 from everseg.metrics.scores import (
     class_accuracy,
     frequency_weighted_iou,
@@ -18,6 +24,7 @@ __all__ = [
     "class_accuracy",
     "defined_mean",
     "defined_means",
+    "first_last_scores",
     "frequency_weighted_iou",
     "group_miou",
     "iou",

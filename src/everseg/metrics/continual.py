@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from everseg.metrics.scores import (
     Counts,
@@ -137,6 +137,57 @@ def sequence_scores(
             f"backward_transfer{suffix}": {"mean": defined_mean(transfer), "groups": transfer},
         }
     return result
+
+
+def first_last_scores(
+    step_counts: Sequence[Counts],
+    group_sizes: Sequence[int],
+    background: int | None = None,
+    *,
+    absent: Literal["skip", "zero"] = "zero",
+) -> dict[str, float | None]:
+    """Score a sequence by the reporting rule of PLOP's code, which RCIL, EWF, REMINDER, NeST and UCD share.
+
+    It differs from `step_scores` in two ways. "First" and "last" are parted after the first step, not before the last
+    one. And a class without a true pixel counts 0 instead of being left out.
+
+    Args:
+        step_counts: (C, C) counts after each step, rows = truth; at least one.
+        group_sizes: number of classes added by each growth, after the last step. VOC 15-1: (16, 1, 1, 1, 1, 1).
+        background: train id of a background that the means leave out; None = it counts, as the rule says.
+        absent: how a class without a true pixel counts; "zero" is the rule.
+
+    Returns:
+        After the last step `first` (mean over the classes of the first step, background among them), `last` (mean over
+        all later ones, None if there are none), `all`, and `harmonic_mean` of first and last (None without last);
+        `average`: mean over the steps of the mean over all classes known then, None for a single step.
+
+    Raises:
+        ValueError: no counts, wrong counts, or sizes that do not fit the last ones.
+
+    Source: Douillard et al. (PLOP), CVPR 2021, as its code reports; the harmonic mean is DKD's hIoU.
+
+    >>> import numpy as np
+    >>> found = first_last_scores([np.diag([5, 5]), np.diag([5, 5, 0])], (2, 1))
+    >>> round(found["first"], 4), found["last"], round(found["all"], 4), round(found["average"], 4)
+    (1.0, 0.0, 0.6667, 0.8333)
+    """
+    if not step_counts:
+        raise ValueError("first_last_scores: expected the counts of at least one step")
+    first = class_spans(len(step_counts[-1]), group_sizes, background)[0].stop
+
+    def mean(n: Counts, start: int = 0, stop: int | None = None) -> float | None:
+        chosen = [c for c in range(start, len(n) if stop is None else stop) if c != background]
+        return _defined(mean_iou(n, chosen, absent)) if chosen else None
+
+    last = step_counts[-1]
+    parts = {"first": mean(last, 0, first), "last": mean(last, first)}
+    return {
+        **parts,
+        "all": mean(last),
+        "harmonic_mean": _harmonic_mean(parts["first"], parts["last"]),
+        "average": defined_mean(mean(n) for n in step_counts) if len(step_counts) > 1 else None,
+    }
 
 
 def relative_drop(values: Mapping[str, float], baselines: Mapping[str, float]) -> dict[str, Any]:

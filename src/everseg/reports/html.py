@@ -20,7 +20,7 @@ from everseg.reports.baselines import domain_rows, drop_against_single, joint_be
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import curves_of
 from everseg.reports.provenance import provenance
-from everseg.reports.published import Match, matches_of
+from everseg.reports.published import PLOP_RULE, Match, matches_of
 from everseg.reports.terminal import drop_text
 from everseg.runs.commit import write_bytes
 from everseg.runs.results import Results, Track
@@ -209,6 +209,9 @@ def assemble(
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
+    if figures_there := results.plop_figures:
+        result.parts[0].reporting = numbers.reporting_rows(figures_there)
+        result.parts[0].rule = PLOP_RULE
     if several:
         _add_domains(result, results, drop)
     if results.is_complete():
@@ -241,7 +244,7 @@ def _add_published(result: page.Page, results: Results, drop: Mapping[str, Any] 
                 match, results, _method(results.config.method.name, results.config.scenario), mean
             )
             if match.comparable
-            else []
+            else match.rows
         )
         (result.comparable if match.comparable else result.others).append(_source(match, rows))
 
@@ -269,6 +272,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
         ("protocol", "" if domains else scenario.protocol),
+        ("label policy", results.policy),
         ("model", config.model.name),
         ("initial weights", config.model.weights or "random"),
         ("steps", f"{len(results.steps)} of {len(results.planned)}"),
@@ -374,7 +378,8 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         stem = f"{part.name}-" if part.name else ""
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
-                  f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns}  # fmt: skip
+                  f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns,
+                  f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
         found[f"published-{number}"] = one.rows

@@ -157,6 +157,11 @@ def domain_group_rows(tracks: Sequence[Track]) -> Rows:
     ]
 
 
+def reporting_rows(found: Mapping[str, float | None]) -> Rows:
+    """Make the row of `Results.plop_figures`; the harmonic mean is not part of the rule."""
+    return [{name: in_percent(found[name]) for name in ("first", "last", "all", "average")}]
+
+
 def published_rows(match: Match, results: Results, method: str, drop: float | None) -> Rows:
     """Make rows of one source's numbers, preceded by this run's numbers in the same columns and convention.
 

@@ -64,6 +64,10 @@ class Part:
     groups: Rows
     turns: Rows
     charts: list[Chart]
+    reporting: Rows = field(default_factory=list)
+    """Figures by PLOP's reporting rule; [] unless the run has the labels of the PLOP family."""
+    rule: str = ""
+    """That rule in words."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
 

@@ -91,8 +91,17 @@ def provenance(results: Results) -> dict[str, Any]:
         "models": models,
         "lists": lists,
         "masks": results.scenario.get("masks") or {},
-        "cite": cite(config.method.name, config.data, config.model.name),
+        "cite": cite(_methods(config.method), config.data, config.model.name),
     }
+
+
+def _methods(method: Any) -> str:
+    """Name the method and the switches that are papers of their own, joined by "+"."""
+    switches = (
+        ("ewf", getattr(method, "fuse", "none") != "none"),
+        ("nest", getattr(method, "pretune", 0) > 0),
+    )
+    return "+".join([method.name, *(name for name, on in switches if on)])
 
 
 def cite(method: str, data: DataConfig, model: str) -> list[str]:

@@ -1,14 +1,14 @@
 """Published numbers that ship as data, and the choice of those that a run may be compared with.
 
-A number is comparable only if data set, task, protocol, backbone, initial weights, background convention and the way
-test images are prepared are the same as in the run. Other numbers for the same data and task are listed with their
-differences, but never beside the run's numbers.
+A number is comparable only if data set, task, protocol, label policy, backbone, initial weights, background convention,
+the scored checkpoint and the way test images are prepared are the same as in the run. Other numbers for the same data
+and task are listed with their differences, but never beside the run's numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -18,8 +18,8 @@ import numpy as np
 from everseg.config.fields import DataConfig, ModelConfig, ScenarioConfig
 from everseg.config.yaml import parse
 from everseg.display import in_percent
-from everseg.labels import LabelSpace
-from everseg.metrics import mean_iou
+from everseg.labels import LabelSpace, policy_name
+from everseg.metrics import first_last_scores, mean_iou
 from everseg.runs.results import Results, source_name
 from everseg.scenarios.tasks import canonical_task
 
@@ -30,7 +30,52 @@ BACKGROUND_TEXT: dict[str, str] = {
     "none": "no background class",
     "not stated": "not stated whether background counts",
 }
+NOT_STATED = "not stated"
+Kind = Literal["paper", "README", "log", "notebook", "quoted", "third-party listing"]
+KIND_TEXT: dict[str, str] = {
+    "paper": "table of the paper",
+    "README": "the authors' read-me",
+    "log": "released results of single runs",
+    "notebook": "the authors' notebook",
+    "quoted": "quoted by others",
+    "third-party listing": "a listing by others",
+}
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """How a source takes its means."""
+
+    absent: Literal["skip", "zero"]
+    """What a class without a true pixel does: it is left out, or counts 0 (`metrics.mean_iou`)."""
+    text: str
+
+
+REPORTING: dict[str, Reporting] = {
+    "mib": Reporting("skip", "classes without test pixels are left out of the means (MiB's rule)"),
+    "plop": Reporting("zero", "classes without test pixels count 0 in the means (PLOP's rule)"),
+    NOT_STATED: Reporting(
+        "skip", "how classes without test pixels count is not stated; here they are left out"
+    ),
+}
+"""Reporting rules by name. "first", "last" and "average" (`COLUMN_TEXT`) mean the same under each."""
+COLUMN_TEXT = {
+    "first": "first = the classes of step 0",
+    "last": "last = all classes of later steps",
+    "average": "average = mean over the steps of all",
+    "hIoU": "hIoU = harmonic mean of first and last",
+}
+PLOP_RULE = "; ".join(
+    [
+        *(COLUMN_TEXT[name] for name in ("first", "last", "average")),
+        REPORTING["plop"].text,
+        "background counted",
+    ]
+)
+"""The reporting rule of PLOP's code in words, for `Results.plop_figures`."""
 _WITHOUT_NORM_KIND = {"iabn": "abn", "abn": "abn", "bn": "bn"}
+_OF_METHODS = {"per_branch", "compensation"}
+"""Options with which a method (MDIL, RCIL) adds its own parts to the same backbone."""
 _DEFAULT_STRIDE, _DEFAULT_NORM = 16, "abn"
 
 
@@ -51,9 +96,24 @@ class Published:
     mean: str
     seeds: str
     columns: tuple[str, ...]
-    """"1-15" = classes in the order they are learnt, "all", a data set, or "relative drop"."""
+    """"1-15" = classes in the order they are learnt, "all", one of `COLUMN_TEXT`, "step 3" = all after that step, a
+    data set, or "relative drop"."""
     methods: Mapping[str, tuple[float | None, ...]]
     """Method -> numbers in percent, one per column; None = not retrievable."""
+    kind: Kind
+    checkpoint: str
+    """"last", or which one was scored; "mixed: ..." where rows differ, which is told but refuses nothing."""
+    policy: str | None = None
+    """Label policy; None where all classes are taught at once."""
+    reporting: str | None = None
+    """Name in `REPORTING`; None over domains."""
+    commit: str | None = None
+    """Of the repository in which the numbers were read."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Method -> training images that it keeps."""
+    cannot: tuple[str, ...] = ()
+    """Why the numbers are compared with no run."""
+    notes: tuple[str, ...] = ()
     dataset: str | None = None
     task: str | None = None
     protocol: str | None = None
@@ -68,7 +128,8 @@ class Published:
     @property
     def title(self) -> str:
         what = [" → ".join(self.domains)] if self.domains else [self.dataset, self.task, self.protocol]
-        return f"{self.paper.partition(':')[0]}, {self.table}: {' '.join(filter(None, what))}"
+        single = " (one model per domain)" if self.single else ""
+        return f"{self.paper.partition(':')[0]}, {self.table}: {' '.join(filter(None, what))}{single}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +150,16 @@ class Match:
     def conventions(self) -> list[str]:
         """How the source counted, and other remarks."""
         entry = self.published
-        return [BACKGROUND_TEXT[entry.background], f"mean {entry.mean}", *self.remarks]
+        return [
+            BACKGROUND_TEXT[entry.background],
+            *([] if entry.policy is None else [f"label policy {entry.policy}"]),
+            f"mean {entry.mean}",
+            *(COLUMN_TEXT[column] for column in entry.columns if column in COLUMN_TEXT),
+            *([] if entry.reporting is None else [REPORTING[entry.reporting].text]),
+            f"checkpoint {entry.checkpoint}",
+            KIND_TEXT[entry.kind] + (f" (commit {entry.commit})" if entry.commit else ""),
+            *self.remarks,
+        ]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -113,7 +183,7 @@ class Match:
             miou = {domains[name].dataset: t.scores[-1]["miou"]["all"] for name, t in tracks.items()}
             values = own_domain_numbers(entry, miou, drop)
         else:
-            values = own_numbers(entry, results.tracks[0].counts[-1], results.tracks[0].space)
+            values = own_numbers(entry, results.tracks[0].counts, results.tracks[0].space)
         return dict(zip(entry.columns, values, strict=True))
 
 
@@ -136,8 +206,8 @@ def _entry(raw: Mapping[str, Any]) -> Published:
     }
     if wrong := [method for method, numbers in methods.items() if len(numbers) != len(columns)]:
         raise ValueError(f"report/published.yaml: {', '.join(wrong)} do not fit the columns {columns}")
-    domains = tuple(raw.get("domains", ()))
-    return Published(**{**raw, "columns": columns, "methods": methods, "domains": domains})
+    lists = {key: tuple(raw.get(key, ())) for key in ("domains", "cannot", "notes")}
+    return Published(**{**raw, **lists, "columns": columns, "methods": methods})
 
 
 def matches_of(results: Results) -> list[Match]:
@@ -178,7 +248,7 @@ def matches(
         Match(entry, tuple(_differences(entry, data, scenario, model, cut)), tuple(_remarks(entry, model)))
         for entry in published()
         if (
-            _same_domains(entry, scenario, domains)
+            _same_domains(entry, data, scenario, domains)
             if several
             else _same_task(entry, data.dataset, scenario.task)
         )
@@ -192,7 +262,12 @@ def _same_task(entry: Published, name: str, task: str | list[list[int | str]]) -
     return canonical_task(entry.task, name) == canonical_task(task, name)
 
 
-def _same_domains(entry: Published, scenario: ScenarioConfig, domains: Sequence[str]) -> bool:
+def _same_domains(
+    entry: Published, data: DataConfig, scenario: ScenarioConfig, domains: Sequence[str]
+) -> bool:
+    # Steps that are parts of one data set are listed, with the reason why they are not compared.
+    if entry.protocol == "domain-incremental":
+        return {domain.dataset for domain in data.domains.values()} == {entry.dataset}
     if scenario.joint or not domains or not entry.domains:
         return False
     if entry.single or scenario.single:
@@ -203,35 +278,7 @@ def _same_domains(entry: Published, scenario: ScenarioConfig, domains: Sequence[
 def _differences(
     entry: Published, data: DataConfig, scenario: ScenarioConfig, model: ModelConfig, cut: int | None
 ) -> list[str]:
-    stride, norm = model.output_stride or _DEFAULT_STRIDE, model.norm or _DEFAULT_NORM
-    theirs = entry.backbone
-    found = []
-    if entry.protocol is not None and entry.protocol != scenario.protocol and not scenario.joint:
-        found.append(f"protocol {entry.protocol} there, {scenario.protocol} here")
-    if entry.background == "not stated":
-        found.append(BACKGROUND_TEXT["not stated"])
-    if not entry.single_run:
-        found.append(f"{entry.orders} there, one order here")
-    if scenario.order is not None:
-        found.append("class order of its own here")
-    options = {key for key in model.options if key != "per_branch"}
-    if theirs["model"] != model.name or options:
-        ours = model.name + (f" with {', '.join(sorted(options))} changed" if options else "")
-        found.append(f"backbone {theirs['model']} there, {ours} here")
-    elif "output_stride" in theirs and theirs["output_stride"] != stride:
-        found.append(f"output stride {theirs['output_stride']} there, {stride} here")
-    elif "output_stride" in theirs and _WITHOUT_NORM_KIND[theirs["norm"]] != _WITHOUT_NORM_KIND[norm]:
-        found.append(f"norm {theirs['norm']} there, {norm} here")
-    if model.weights is None:
-        found.append(f"starts from {theirs['weights']} weights there, from random ones here")
-    size = (
-        data.crop if data.evaluation == "crop" else list(data.size) if data.evaluation == "resize" else None
-    )
-    if (entry.evaluation["kind"], entry.evaluation["size"]) != (data.evaluation, size):
-        seen = f"{data.evaluation} {_size(size)}".strip()
-        found.append(
-            f"test images seen as {entry.evaluation['kind']} {_size(entry.evaluation['size'])} there, {seen} here"
-        )
+    found = [*_of_labels(entry, data, scenario), *_of_model(entry, model), *_of_tests(entry, data)]
     if scenario.test_split != "val":
         found.append(f"split val there, {scenario.test_split} here")
     if cut is not None:
@@ -239,8 +286,68 @@ def _differences(
     return found
 
 
+def _of_labels(entry: Published, data: DataConfig, scenario: ScenarioConfig) -> list[str]:
+    """List the differences in the source itself, in the images of the steps, and in their labels."""
+    found = list(entry.cannot)
+    if entry.kind in ("quoted", "third-party listing"):
+        found.append(f"{KIND_TEXT[entry.kind]}, so it is not known how each row was made")
+    if entry.protocol is not None and entry.protocol != scenario.protocol and not scenario.joint:
+        found.append(f"protocol {entry.protocol} there, {scenario.protocol} here")
+    policy = policy_name(scenario.policy, data.dataset)
+    if entry.policy == NOT_STATED:
+        found.append(f"label policy not known there, {policy} here")
+    elif entry.policy is not None and entry.policy != policy:
+        found.append(f"label policy {entry.policy} there, {policy} here")
+    if entry.background == "not stated":
+        found.append(BACKGROUND_TEXT["not stated"])
+    if not entry.single_run:
+        found.append(f"{entry.orders} there, one order here")
+    if scenario.order is not None:
+        found.append("class order of its own here")
+    return found
+
+
+def _of_model(entry: Published, model: ModelConfig) -> list[str]:
+    stride, norm = model.output_stride or _DEFAULT_STRIDE, model.norm or _DEFAULT_NORM
+    theirs, found = entry.backbone, list[str]()
+    options = model.options.keys() - _OF_METHODS
+    if theirs["model"] != model.name or options:
+        ours = model.name + (f" with {', '.join(sorted(options))} changed" if options else "")
+        found.append(f"backbone {theirs['model']} there, {ours} here")
+    elif "output_stride" in theirs and theirs["output_stride"] != stride:
+        found.append(f"output stride {theirs['output_stride']} there, {stride} here")
+    elif "output_stride" in theirs and theirs["norm"] == NOT_STATED:
+        found.append("norm not stated there")
+    elif "output_stride" in theirs and _WITHOUT_NORM_KIND[theirs["norm"]] != _WITHOUT_NORM_KIND[norm]:
+        found.append(f"norm {theirs['norm']} there, {norm} here")
+    if model.weights is None:
+        found.append(f"starts from {theirs['weights']} weights there, from random ones here")
+    return found
+
+
+def _of_tests(entry: Published, data: DataConfig) -> list[str]:
+    """List the differences in which weights were tested, and in how test images were seen."""
+    found = list[str]()
+    if entry.checkpoint == NOT_STATED:
+        found.append("not stated there which checkpoint was scored")
+    elif entry.checkpoint != "last" and not entry.checkpoint.startswith("mixed"):
+        found.append(f"checkpoint scored: {entry.checkpoint} there, the last one here")
+    size = (
+        data.crop if data.evaluation == "crop" else list(data.size) if data.evaluation == "resize" else None
+    )
+    if entry.evaluation["kind"] == NOT_STATED:
+        found.append("not stated there how test images were seen")
+    elif (entry.evaluation["kind"], entry.evaluation["size"]) != (data.evaluation, size):
+        seen = f"{data.evaluation} {_size(size)}".strip()
+        found.append(
+            f"test images seen as {entry.evaluation['kind']} {_size(entry.evaluation['size'])} there, {seen} here"
+        )
+    return found
+
+
 def _remarks(entry: Published, model: ModelConfig) -> list[str]:
-    found = [f"seeds: {entry.seeds}"]
+    found = [f"seeds: {entry.seeds}", *entry.notes]
+    found += [f"{method} keeps {number} training images" for method, number in entry.memory.items()]
     if model.weights is not None:
         found.append(f"{entry.backbone['weights']} weights there; here {model.weights}")
     norm = model.norm or _DEFAULT_NORM
@@ -253,28 +360,47 @@ def _size(size: Any) -> str:
     return "x".join(map(str, size)) if isinstance(size, list) else str(size or "")
 
 
-def own_numbers(entry: Published, counts: np.ndarray, space: LabelSpace) -> tuple[float | None, ...]:
-    """Give a run's numbers in the columns and the background convention of a published entry, in percent.
+def own_numbers(
+    entry: Published, counts: Sequence[np.ndarray], space: LabelSpace
+) -> tuple[float | None, ...]:
+    """Give a run's numbers in the columns, the background convention and the reporting rule of an entry, in percent.
 
     Args:
         entry: published entry of a class-incremental task.
-        counts: (C, C) after the last step, rows = truth.
-        space: label space of these counts.
+        counts: (C, C) after each step, rows = truth.
+        space: label space of the last ones.
     """
+    counted = entry.background == "included"
+    absent = REPORTING[entry.reporting or NOT_STATED].absent
+    left_out = None if counted else space.background
+    parts = first_last_scores(counts, [len(group) for group in space.groups], left_out, absent=absent)
+    parts["hIoU"] = parts.pop("harmonic_mean")
+    return tuple(
+        in_percent(parts[column] if column in parts else _of_column(column, counts, space, counted, absent))
+        for column in entry.columns
+    )
+
+
+def _of_column(
+    column: str,
+    counts: Sequence[np.ndarray],
+    space: LabelSpace,
+    counted: bool,
+    absent: Literal["skip", "zero"],
+) -> float | None:
+    """Give the mean of "1-15" (classes by number, with the background if it counts), or of "step 3", as a fraction."""
+    if column.startswith("step "):
+        step = int(column.removeprefix("step "))
+        if step >= len(counts):
+            return None
+        known = [c for c in range(len(counts[step])) if counted or c != space.background]
+        return mean_iou(counts[step], known, absent)
     real = [c for c in range(space.num_classes) if c != space.background]
-    with_background = entry.background == "included" and space.background is not None
-    numbers = []
-    for column in entry.columns:
-        if column == "all":
-            first, last = 1, len(real)
-        else:
-            first, last = map(int, column.split("-"))
-        chosen = real[first - 1 : last]
-        if with_background and first == 1 and space.background is not None:
-            chosen = [space.background, *chosen]
-        value = mean_iou(counts, chosen) if chosen and last <= len(real) else float("nan")
-        numbers.append(in_percent(value))
-    return tuple(numbers)
+    first, last = map(int, column.split("-"))
+    chosen = real[first - 1 : last]
+    if counted and first == 1 and space.background is not None:
+        chosen = [space.background, *chosen]
+    return mean_iou(counts[-1], chosen, absent) if chosen and last <= len(real) else None
 
 
 def own_domain_numbers(

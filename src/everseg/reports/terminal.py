@@ -7,7 +7,9 @@ from typing import Any
 
 from everseg.display import UNDEFINED, Table, figure, percent, points, table, unicode_output
 from everseg.errors import some
+from everseg.labels import policy_name
 from everseg.metrics import defined_mean
+from everseg.reports.published import PLOP_RULE
 
 BAR_CELLS = 10
 
@@ -38,9 +40,15 @@ def step_table(run_json: Mapping[str, Any]) -> Table:
         ]
         for step in run_json["steps"]
     ]
-    return table(
-        columns, rows, title=f"{run_json['name']}: mIoU in percent after each step", right="|".join(numbers)
-    )
+    title = f"{run_json['name']}: mIoU in percent after each step{_labels(run_json)}"
+    return table(columns, rows, title=title, right="|".join(numbers))
+
+
+def _labels(run_json: Mapping[str, Any]) -> str:
+    config = run_json.get("config")
+    if not config:
+        return ""
+    return f", label policy {policy_name(config['scenario']['policy'], config['data']['dataset'])}"
 
 
 def run_table(run_json: Mapping[str, Any]) -> Table:
@@ -58,7 +66,7 @@ def run_table(run_json: Mapping[str, Any]) -> Table:
         scores = {s["name"]: s["miou"]["all"] for s in run_json["steps"] if s["index"] == row["step"]}
         scores["mean"] = defined_mean(scores.values())
         rows.append([row[key] if key in ("step", "trained") else percent(scores.get(key)) for key in columns])
-    title = f"{run_json['name']}: mIoU in percent of each domain after each step"
+    title = f"{run_json['name']}: mIoU in percent of each domain after each step{_labels(run_json)}"
     return table(columns, rows, title=title, right="|".join(c for c in columns if c != "trained"))
 
 
@@ -72,6 +80,15 @@ def sequence_text(run_json: Mapping[str, Any]) -> str:
         f"average over steps {percent(run_json.get('average_miou'))} · forgetting {percent(forgetting)}"
         f" · backward transfer {percent(transfer)} (points of mIoU)"
     )
+
+
+def reporting_text(run_json: Mapping[str, Any]) -> str:
+    """State the figures by PLOP's reporting rule in one line; "" for runs without the labels of the PLOP family."""
+    found = run_json.get("plop_rule")
+    if not found:
+        return ""
+    each = " · ".join(f"{name} {percent(found[name])}" for name in ("first", "last", "all", "average"))
+    return f"by PLOP's reporting rule: {each} ({PLOP_RULE})"
 
 
 def drop_text(run_json: Mapping[str, Any]) -> str:

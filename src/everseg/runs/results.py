@@ -16,8 +16,8 @@ import numpy as np
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference
 from everseg.errors import CheckpointError, some
-from everseg.labels import LabelSpace
-from everseg.metrics import defined_mean, sequence_scores, step_scores
+from everseg.labels import LabelSpace, policy_name
+from everseg.metrics import defined_mean, first_last_scores, sequence_scores, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, read_committed, read_document
 from everseg.runs.journal import Journal, replaced_samples
@@ -206,6 +206,27 @@ class Results:
             step["index"]: ", ".join(dict.fromkeys(source_name(source) for source in step["train"]))
             for step in self.planned
         }
+
+    @cached_property
+    def policy(self) -> str:
+        """Name of the run's label policy, as it is today."""
+        return policy_name(self.config.scenario.policy, self.config.data.dataset)
+
+    @cached_property
+    def plop_figures(self) -> dict[str, float | None]:
+        """Figures by the reporting rule of PLOP's code (`metrics.first_last_scores`).
+
+        {} unless the run has the labels of the PLOP family, and over domains. A background that no pixel has, as data
+        sets without one get, is left out: it would only count 0.
+        """
+        if not self.policy.startswith("plop") or self.config.data.domains or len(self.tracks) != 1:
+            return {}
+        (track,) = self.tracks
+        space = track.space
+        made_up = space.background is not None and space.order[space.background] < 0
+        return first_last_scores(
+            track.counts, [len(group) for group in space.groups], space.background if made_up else None
+        )
 
     @cached_property
     def tracks(self) -> tuple[Track, ...]:

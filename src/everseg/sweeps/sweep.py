@@ -12,6 +12,7 @@ import torch
 
 from everseg.display import OnceADictionary, Piece, table
 from everseg.errors import ConfigError, near_miss
+from everseg.labels import policies_apart, policy_name
 from everseg.progress import Progress
 from everseg.sweeps import launch
 from everseg.sweeps.plan import GridRun, grid, planned_first_step, state_of, store, stored
@@ -39,6 +40,8 @@ class SweepRun:
     """Of its process; None where it was not started."""
     error: str | None
     """Why it failed."""
+    policy: str = ""
+    """Label policy: figures under different ones are not of one kind."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
@@ -88,7 +91,10 @@ class Sweep(OnceADictionary):
         return tuple(f"{run.name}: exit code {run.exit_code}: {run.error}" for run in self.failed)
 
     def shown(self) -> Iterator[Piece]:
-        yield table(["run", "state", "first step"], [[run.name, run.state, _first(run)] for run in self.runs])
+        rows = [[run.name, run.state, _first(run), run.policy] for run in self.runs]
+        yield table(["run", "state", "first step", "label policy"], rows)
+        if apart := _policies(self.runs):
+            yield apart
         if self.dry_run:
             yield f"dry run: nothing was started; the runs would lie in {self.out}"
         elif self.slurm is not None:
@@ -110,6 +116,24 @@ class Sweep(OnceADictionary):
             "runs": [run.to_json() for run in self.runs],
             **({} if self.slurm is None else {"slurm": self.slurm.to_json()}),
         }
+
+
+def _policies(runs: Sequence[SweepRun]) -> str:
+    """Say why `compare` will give tables per label policy, and how to get one; "" if each task has one policy only."""
+    of_task: dict[str | None, dict[str, list[str]]] = {}
+    for run in runs:
+        methods = of_task.setdefault(run.task, {}).setdefault(run.policy, [])
+        methods += [run.method] if run.method not in methods else []
+    apart = next((policies for policies in of_task.values() if len(policies) > 1), None)
+    if apart is None:
+        return ""
+    one, other, *_ = apart
+    told = "; ".join(f"{policy} ({', '.join(methods)})" for policy, methods in apart.items())
+    return (
+        f"Label policies: {told}. They treat some pixels differently ({'; '.join(policies_apart(one, other))}), so "
+        "figures under them are not of one kind and compare gives each a table of its own; for one table give all "
+        f"runs one policy, as with scenario.policy={one}"
+    )
 
 
 def _first(run: SweepRun) -> str:
@@ -223,6 +247,7 @@ def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> Sweep
         shared_from=result.get("shared_from") or planned_first_step(run, runs) or None,
         exit_code=code,
         error=result.get("error"),
+        policy=policy_name(run.config.scenario.policy, run.config.data.dataset),
     )
 
 

@@ -35,6 +35,8 @@ Colour = tuple[int, int, int]
 LOSSY = frozenset({"JPEG", "MPO", "WEBP", "HEIF"})
 """Formats, as Pillow calls an opened picture, that change values when they compress. MPO is JPEG with more pictures."""
 _COLOURS_SHOWN = 12
+FEW, CUT_SHARE = 3, 0.005
+"""A mask of so few values was drawn sharply; dark ones may not be cut away on more than this share of its pixels."""
 _GIVEN = "the image"
 """What messages call a picture that has no file name."""
 _DAMAGED = "damaged or cut off ({}); restore the file, or leave it out"
@@ -409,6 +411,16 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
             " add them there, or repair the mask"
         )
     targets = np.array([table[v] for v in values.tolist()], np.uint8)
+    # A table of all greys cuts smoothed masks into dark and bright. A mask of very few values was not smoothed: a
+    # dark one of them, 1 say, is a class of another way to count, and would become background.
+    if len(table) >= 256 and 1 < len(values) <= FEW:
+        dark = [v for v in values.tolist() if v != 0 and table[v] == table.get(0)]
+        share = float(np.isin(ids, dark).mean())
+        if share > CUT_SHARE:
+            raise DataError(
+                f"{shown}: holds the values {values.tolist()}, and labels.map makes {dark} the same as 0, on "
+                f"{100 * share:.1f} % of the mask (limit {100 * CUT_SHARE} %); export it like the others"
+            )
     if ids.dtype == np.uint8:
         lut = np.zeros(256, np.uint8)
         lut[values] = targets

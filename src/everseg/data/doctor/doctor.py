@@ -23,7 +23,7 @@ from everseg.data.datasets.file_names import FileNote
 from everseg.data.datasets.listing import LeftOut
 from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
 from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
-from everseg.data.mask_values import MaskFile, palettes_differ, void_doubts
+from everseg.data.mask_values import MaskFile, mixed_kinds, palettes_differ, void_doubts
 from everseg.data.writing import write_atomically
 from everseg.display import percent
 from everseg.errors import DataError, EversegError, some
@@ -278,7 +278,8 @@ def _has_content(sample: Examined) -> bool:
 def _of_values(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
     """Find what the masks of all splits together say against the way they are read."""
     counts: dict[str, np.ndarray] = {}
-    indexed = []
+    indexed: list[MaskFile] = []
+    plain: list[MaskFile] = []
     for name, of in samples.items():
         for s in of:
             if s.counts is None:
@@ -286,14 +287,18 @@ def _of_values(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> Itera
             # The windows of a picture are one mask.
             place = f"{name}/{s.id.rpartition('@')[0] if _window(s.id) else s.id}"
             counts[place] = counts.get(place, np.zeros(256, np.int64)) + s.counts
-            if s.palette:
-                indexed.append(
-                    MaskFile(place, "indexed", dict.fromkeys(s.stored.values(), 1), palette=s.palette)
-                )
+            held = s.stored.values() if s.palette else np.flatnonzero(s.counts).tolist()
+            kind = "indexed" if s.palette else "ids"
+            (indexed if s.palette else plain).append(
+                MaskFile(place, kind, dict.fromkeys(held, 1), palette=s.palette)
+            )
     if differ := palettes_differ(indexed):
         yield finding("error", "palettes-differ", "", "", differ)
     if not counts:
         return
+    if all(getattr(split, "void_share", None) is not None for split in dataset.splits.values()):
+        for doubt in mixed_kinds(plain, indexed):
+            yield finding("error", "palettes-differ", "", "", doubt.found)
     total = np.sum(list(counts.values()), axis=0)
     names, void = dataset.labels.names, list(dataset.labels.void)
     lost = float(total[void].sum() / max(1, total.sum()))

@@ -416,7 +416,9 @@ def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> 
         )
     if problems:
         raise ConfigError(problems)
-    doubts = [d.text for d in values.doubts if not d.values <= _plain_values(named)]
+    # An ignore value is taken over only if nothing speaks against it here.
+    sure = {v: n for v, n in named.items() if n != IGNORE_NAME or v in more.tied}
+    doubts = [d.text for d in values.doubts if not d.values <= _plain_values(sure)]
     if doubts:
         raise DataError(f"{proposal.root}: " + "\n  ".join(doubts))
     classes, ignore, notes = _with_new(values, named, like)

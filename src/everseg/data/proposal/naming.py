@@ -218,6 +218,7 @@ def by_position(names: NameList, ids: Sequence[int], *, first: int | None = None
     called = [i for i, name in enumerate(given) if is_background_name(name)]
     starts = bool(given) and (0 in called or is_void_name(given[0]) or spelling(given[0]) in _FIRSTS)
     fits0, fits1 = {*ids} <= {*by[0]}, {*objects} <= {*by[1]} and not (0 in ids and (called or starts))
+    apart = not any(i < count for i in objects)
     readings: list[Reading] = []
     if fits0:
         readings.append(Reading(by[0], "--names-from 0", 0))
@@ -227,9 +228,11 @@ def by_position(names: NameList, ids: Sequence[int], *, first: int | None = None
         # --classes that names every id means every id. A file's list is about ids, so its order counts only if nothing
         # else fits.
         order: dict[Value, str] = dict(zip(ids, given, strict=True))
-        if named or not readings:
+        # In a file that does not name the background, one of the objects may not be drawn yet; and ids that are
+        # lines of the file as well are no mere order.
+        if named or (apart and not readings and (0 not in ids or called or starts)):
             readings.append(Reading(order, "--classes " + ",".join(f"{n}={i}" for i, n in order.items())))
-    elif 0 in ids and count == len(objects) and not called and (named or not readings):
+    elif 0 in ids and count == len(objects) and not called and (named or (apart and not readings)):
         order = dict(zip(objects, given, strict=True))
         readings.append(Reading(order, "--classes " + ",".join(f"{n}={i}" for i, n in order.items())))
     different: list[Reading] = []

@@ -309,7 +309,7 @@ def _facts(run: Result) -> dict[str, str]:
         "data": ", ".join(run.results.in_order(data.domains)) or data.dataset,
         "task": "" if data.domains else _task(scenario.task),
         "protocol": "" if data.domains else scenario.protocol,
-        "labels": scenario.policy,
+        "labels": run.policy,
         "test images": f"{scenario.test_split}, {seen.get(data.evaluation, 'whole')}",
     }
     return {key: value for key, value in facts.items() if value}
@@ -343,7 +343,14 @@ def _published(table: Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             entry = match.published
             if not match.comparable:
                 others.setdefault(
-                    entry.title, {"source": entry.title, "groups": [], "because": list(match.differences)}
+                    entry.title,
+                    {
+                        "source": entry.title,
+                        "groups": [],
+                        "because": list(match.differences),
+                        "conventions": match.conventions,
+                        "rows": match.rows,
+                    },
                 )
                 others[entry.title]["groups"].append(group.name)
                 continue

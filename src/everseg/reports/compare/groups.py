@@ -12,6 +12,7 @@ from typing import Any
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity
 from everseg.errors import CheckpointError, ConfigError
+from everseg.labels import policies_apart, policy_name
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
 from everseg.runs.results import Results, Track
@@ -73,12 +74,18 @@ class Result:
         found = {key: settings[key] for key in keys}
         if isinstance(found.get("scenario.task"), str):
             found["scenario.task"] = canonical_task(found["scenario.task"], self.config.data.dataset)
-        return {**found, "test images": dict(self.tests)}
+        return {**found, "scenario.policy": self.policy, "test images": dict(self.tests)}
+
+    @property
+    def policy(self) -> str:
+        """Name of the label policy, as it is today."""
+        return policy_name(self.config.scenario.policy, self.config.data.dataset)
 
     @cached_property
     def kind(self) -> str:
         """Everything that runs of one group have in common (all but the seed), as text."""
-        return json.dumps({k: v for k, v in identity(self.config).items() if k != "seed"}, sort_keys=True)
+        settings = {**identity(self.config), "scenario.policy": self.policy}
+        return json.dumps({k: v for k, v in settings.items() if k != "seed"}, sort_keys=True)
 
 
 @dataclass
@@ -235,7 +242,7 @@ def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
 
 
 def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    found = list[str]()
+    found, policy = list[str](), None
     for key in dict.fromkeys([*first, *here]):
         if first.get(key) == here.get(key):
             continue
@@ -244,6 +251,16 @@ def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
                 found.append("other test images or labels (scenario.json)")
         else:
             found.append(f"{key}: {json.dumps(first.get(key))} there, {json.dumps(here.get(key))} here")
+            if key == "scenario.policy":
+                policy = len(found) - 1
+    if policy is not None:
+        there, mine = first["scenario.policy"], here["scenario.policy"]
+        found[policy] += "".join(f"; {text}" for text in policies_apart(there, mine))
+        if len(found) == 1:
+            found[policy] += (
+                f". Such figures are not of one kind; for one table train all runs with one of the two, as with "
+                f"scenario.policy={there}"
+            )
     return found
 
 
@@ -301,7 +318,9 @@ def settings_apart(table: Table, base: Group) -> list[dict[str, Any]]:
         changed = [
             text
             for text in difference(base.config, group.config)
-            if not text.startswith(("seed:", "method.", "scenario.joint:", "scenario.single:"))
+            if not text.startswith(
+                ("seed:", "method.", "scenario.joint:", "scenario.single:", "scenario.policy:")
+            )
         ]
         if group is not base and changed:
             rows.append({"group": group.name, f"differs from {base.name} in": "; ".join(changed)})

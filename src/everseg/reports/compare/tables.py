@@ -143,9 +143,9 @@ def terminal(made: Json) -> list[Any]:
         if table["reasons"]:
             pieces.append("Not in one table with the first, because of\n  " + "\n  ".join(table["reasons"]))
         for convention, columns in conventions(table):
-            title = (
-                f"{table['title']}{convention and ', ' + convention}: mIoU in percent after the last step, "
-            )
+            labels = table["facts"].get("labels")
+            what = ", ".join(filter(None, [table["title"], convention, labels and f"label policy {labels}"]))
+            title = f"{what}: mIoU in percent after the last step, "
             pieces.append(
                 _terminal(score_rows(table, columns), f"{title}mean ± sample standard deviation over seeds")
             )
@@ -158,8 +158,8 @@ def terminal(made: Json) -> list[Any]:
                 _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
             )
         if table["not_comparable"]:
-            names = ", ".join(one["source"] for one in table["not_comparable"])
-            pieces.append(f"Published for this task but not comparable (why: compare.html): {names}")
+            lines = [f"  {one['source']}: {'; '.join(one['because'])}" for one in table["not_comparable"]]
+            pieces.append("\n".join(["Published for this task, but not comparable:", *lines]))
     return pieces
 
 
@@ -179,7 +179,8 @@ def csv(made: Json) -> str:
                 score, difference = group["scores"][name], (group["differences"] or {}).get(name)
                 rows.append(
                     {
-                        "table": number, "task": table["title"], "group": group["name"], "number": name,
+                        "table": number, "task": table["title"], "labels": table["facts"].get("labels"),
+                        "group": group["name"], "number": name,
                         "mean": score["mean"], "sd": score["sd"], "n": score["n"],
                         **_ends("", score),
                         "against": "" if difference is None else table["base"],
