@@ -473,5 +473,5 @@ def test_a_stored_set_is_opened_by_itself(
 ) -> None:
     STORED[kind](tmp_path / "data")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    data = opened(say, tmp_path / "data", "--classes", "road,tree")
+    data = opened(say, tmp_path / "data")
     require_true(data, False)

@@ -144,6 +144,9 @@ def init(
         bool, typer.Option("--yes", help="Ask nothing; classes without name become class_1, ...")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the description if it exists.")] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Use files and folders that links lead to.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images."""
@@ -168,6 +171,7 @@ def init(
         force=force,
         ask=None if as_json else ask,
         ask_background=_ask_background if may_ask else None,
+        follow_links=follow_links,
         ask_reading=_ask_reading if may_ask else None,
         quiet=as_json,
     )

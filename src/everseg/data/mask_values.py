@@ -120,7 +120,12 @@ class Values:
 
 
 def mask_values(
-    root: Path, masks: Sequence[str], *, by_colour: bool = False, progress: Progress | None = None
+    root: Path,
+    masks: Sequence[str],
+    *,
+    by_colour: bool = False,
+    follow_links: bool = False,
+    progress: Progress | None = None,
 ) -> Values:
     """Read masks on all cores, count their values, and decide what they are.
 
@@ -128,12 +133,13 @@ def mask_values(
         root: data folder, resolved.
         masks: paths below it.
         by_colour: read indexed masks by their colours, although their palettes agree.
+        follow_links: links may lead out of the folder.
 
     Raises:
         DataError: files of ids beside files of colours, palettes that differ and whose colours cannot be told apart,
             or colours that mean two things because the objects stand in the alpha channel.
     """
-    found = map_samples(_file, (root, list(masks)), len(masks), progress=progress)
+    found = map_samples(_file, (root, list(masks), follow_links), len(masks), progress=progress)
     files = tuple(f for f in found if isinstance(f, MaskFile))
     return decide(root, files, tuple(f for f in found if isinstance(f, str)), by_colour=by_colour)
 
@@ -500,10 +506,10 @@ def _require_one_use(root: Path, plain: Sequence[MaskFile], indexed: Sequence[Ma
         )
 
 
-def _file(job: tuple[Path, list[str]], index: int) -> MaskFile | str:
+def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
     root, name = job[0], job[1][index]
     try:
-        with open_inside(root, name) as file:
+        with open_inside(root, name, follow_links=job[2]) as file:
             picture = open_picture(file, root / name, Reading())
             if picture.format in LOSSY:
                 return f"{name}: stored as {picture.format}, which changes values"
@@ -527,11 +533,16 @@ def _file(job: tuple[Path, list[str]], index: int) -> MaskFile | str:
         return f"{name}: {len(counts)} different values; no mask of classes"
     if kind == "indexed" and _is_ramp(palette, counts):
         kind, palette = "ids", b""
-    same = (pixels[:-1, :-1] == pixels[1:, 1:]) & (pixels[:-1, :-1] == pixels[1:, :-1])
-    same &= pixels[:-1, :-1] == pixels[:-1, 1:]
-    blocks = value_counts(pixels[:-1, :-1][same])
+    blocks = blocks_of(pixels)
     hidden = {} if clear is None else value_counts(pixels[clear])
     return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA")
+
+
+def blocks_of(pixels: np.ndarray) -> dict[int, int]:
+    """Count the squares of 2 x 2 pixels of one value, by value, in an array (H, W)."""
+    same = (pixels[:-1, :-1] == pixels[1:, 1:]) & (pixels[:-1, :-1] == pixels[1:, :-1])
+    same &= pixels[:-1, :-1] == pixels[:-1, 1:]
+    return value_counts(pixels[:-1, :-1][same])
 
 
 def _is_ramp(palette: bytes, counts: Iterable[int]) -> bool:

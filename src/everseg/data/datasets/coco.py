@@ -80,7 +80,7 @@ def build(
         problems.append(f"boxes: expected {' or '.join(BOXES)}, got {boxes!r}")
     if problems:
         raise ConfigError([f"data.options.{problem}" for problem in problems])
-    paths, notes = _files(base, annotations)
+    paths, notes = _files(base, annotations, reading.follow_links)
     files = {name: [read_file(base, path, reading) for path in of] for name, of in paths.items()}
     every = [file for of in files.values() for file in of]
     _check_shapes(base, every, boxes)
@@ -166,14 +166,14 @@ class CocoSplit(FileSplit):
 # ---------------------------------------------------------------- which files
 
 
-def _files(base: Path, given: Given | None) -> tuple[dict[str, list[Path]], list[str]]:
+def _files(base: Path, given: Given | None, follow_links: bool) -> tuple[dict[str, list[Path]], list[str]]:
     """Map each split to its files, and name those that are not used; "" stands for files without a split."""
     if isinstance(given, Mapping):
         return {str(name): _list(base, of) for name, of in given.items()}, []
     if given is not None:
         return {"": _list(base, given)}, []
     found: dict[str, list[Path]] = {}
-    for path in find_annotations(base):
+    for path in find_annotations(base, follow_links=follow_links):
         found.setdefault(split_in_name(PurePosixPath(path.relative_to(base).as_posix())), []).append(path)
     if not found:
         raise DataError(
@@ -226,12 +226,13 @@ def find_annotations(base: Path, *, follow_links: bool = False) -> list[Path]:
         found += [
             Path(here) / name
             for name in sorted(files)
-            if name.lower().endswith(".json") and not name.startswith(".") and _has_lists(Path(here) / name)
+            if name.lower().endswith(".json") and not name.startswith(".") and looks_like(Path(here) / name)
         ]
     return sorted(found)
 
 
-def _has_lists(path: Path) -> bool:
+def looks_like(path: Path) -> bool:
+    """Return whether a file is COCO annotations by its content, without reading it whole."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -253,7 +254,7 @@ def _check_shapes(base: Path, files: Sequence[CocoFile], boxes: str) -> None:
     if objects and boxes == "void" and all(map(is_empty, objects)):
         raise DataError(
             f"{base}: none of the {len(objects)} objects has a shape, they have boxes at most: annotations for "
-            "detection. Export polygons or masks, or draw the boxes as if they were the shapes with data.options.boxes=fill"
+            "detection. Export polygons or masks; or data.options.boxes=fill draws the boxes as the shapes"
         )
 
 
@@ -440,14 +441,19 @@ def _paths(
             return path  # a linked folder; opening the file says whether it may be used
         return found
 
-    found = {place: [at(place, entry) for entry in entries] for place in dict.fromkeys(places)}
-    prefix = max(found, key=lambda place: sum(path is not None for path in found[place]))
-    if not any(found[prefix]):
+    # A few of them, spread over the file, tell the folder; only where none does all are looked for in all folders.
+    few = entries[:: max(1, len(entries) // _FEW)]
+    hits = {place: sum(at(place, entry) is not None for entry in few) for place in dict.fromkeys(places)}
+    if not any(hits.values()) and len(few) < len(entries):
+        hits = {place: sum(at(place, entry) is not None for entry in entries) for place in hits}
+    prefix = max(hits, key=hits.__getitem__)
+    if not hits[prefix]:
         below = places[0] if len(places) == 1 else ""
         return [index.find(entry, below) for entry in entries], None
+    found = [at(prefix, entry) for entry in entries]
     return [
         path if path is not None else index.find(entry, prefix, whole=True)
-        for path, entry in zip(found[prefix], entries, strict=True)
+        for path, entry in zip(found, entries, strict=True)
     ], prefix
 
 
@@ -465,6 +471,7 @@ def _with_size(base: Path, path: str, picture: Picture, reading: Reading) -> Pic
 
 # ---------------------------------------------------------------- one file
 
+_FEW = 200
 MAX_BYTES = 2 * 2**30
 """Larger files are refused before they are parsed."""
 DRAWING = 3

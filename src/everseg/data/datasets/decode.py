@@ -106,7 +106,7 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
             if not follow_links and not path.resolve(strict=True).is_relative_to(root):
                 raise DataError(
                     f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
-                    " or set data.options.follow_links=true"
+                    " or set data.options.follow_links=true (data init: --follow-links)"
                 )
             info = path.stat()
         if not stat.S_ISREG(info.st_mode):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from everseg.data.datasets.decode import Colour
+from everseg.data.datasets.listing import LIST_ENDINGS
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
@@ -171,9 +172,10 @@ class _Check:
         for split, place in value.items():
             if ".." in place.replace("\\", "/").split("/"):
                 self.problems.append(f"splits.{split}: '{place}' leads out of the data folder")
-            elif not place.endswith(".txt") and "{split}" not in images:
+            elif not place.lower().endswith(LIST_ENDINGS) and "{split}" not in images:
                 self.problems.append(
-                    f"splits.{split}: images has no {{split}}, so '{place}' must be an image list (.txt)"
+                    f"splits.{split}: images has no {{split}}, so '{place}' must be an image list"
+                    f" ({', '.join(LIST_ENDINGS)})"
                 )
         return dict(value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -162,15 +162,27 @@ def walk_pictures(root: Path, *, follow_links: bool = False) -> list[str]:
     return found
 
 
-def walk(root: Path, *, follow_links: bool = False) -> list[tuple[str, list[str], list[str]]]:
+def walk(
+    root: Path,
+    *,
+    recursive: bool = True,
+    follow_links: bool = False,
+    onerror: Callable[[OSError], None] | None = None,
+) -> list[tuple[str, list[str], list[str]]]:
     """List folders as `os.walk` does, without the hidden ones, in order.
+
+    Args:
+        recursive: False lists the root only.
+        follow_links: go into links to folders.
+        onerror: called with the error of a folder that cannot be listed; by default it is left out.
 
     Raises:
         DataError: links lead in a circle.
     """
     found = []
-    for here, folders, files in os.walk(root, followlinks=follow_links):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk goes into these
+    for here, folders, files in os.walk(root, followlinks=follow_links, onerror=onerror):
+        # os.walk goes into the folders that are left in this list, in its order.
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
         if follow_links:
             above = Path(here).resolve()
             for name in folders:

@@ -12,8 +12,9 @@ from everseg.config.yaml import read
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse, with_labelmap
+from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.files import FileSplit
-from everseg.data.datasets.listing import ListedFolder, Sample, packed, pair, scan
+from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, Sample, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError
@@ -138,18 +139,46 @@ def _places(described: Descriptor, base: Path) -> dict[str, str]:
 def _samples(
     described: Descriptor, base: Path, here: Path, name: str, place: str, reading: Reading
 ) -> tuple[list[Sample], list[str]]:
-    listed = place.endswith(".txt")
-    images = described.images.replace("{split}", name if listed else place)
-    masks = described.masks.replace("{split}", name if listed else place)
+    listed = place.lower().endswith(LIST_ENDINGS)
+    images = _of_split(base, described.images, name if listed else place)
+    masks = _of_split(base, described.masks, name if listed else place)
     if listed:
         folder = ListedFolder(
             base, images, masks, recursive=True,
             image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
+            follow_links=reading.follow_links,
         )  # fmt: skip
         beside = here / place
         return folder.samples(beside if beside.is_file() else base / place, name, reading)
     # Where images and masks lie in one folder, the ending of the masks tells them apart.
     without = described.mask_suffix if images == masks else ""
-    found = scan(base, images, suffix=described.image_suffix, without=without, recursive=True)
-    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True)
+    links = reading.follow_links
+    found = scan(
+        base, images, suffix=described.image_suffix, without=without, recursive=True, follow_links=links
+    )
+    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True, follow_links=links)
     return pair(found, drawn, f"{base}, split '{name}'", name, reading)
+
+
+def _of_split(base: Path, template: str, place: str) -> str:
+    """Folder of a split. `train` may be spelt otherwise beside the masks than beside the images: Train, training."""
+    named = template.replace("{split}", place)
+    if (base / named).exists() or "{split}" not in template or place.lower() not in SPLITS:
+        return named
+    pattern = re.escape(template).replace(re.escape("{split}"), "([A-Za-z]+)")
+    above = (
+        base / named.split("/")[0] if template.startswith("{split}") else base / template.split("{split}")[0]
+    )
+    here = (
+        above.parent if "{split}" in template.split("/")[0] else above.parent if not above.is_dir() else above
+    )
+    depth = template.split("{split}")[0].count("/")
+    folders = here.iterdir() if here.is_dir() else ()
+    rest = "/".join(template.split("/")[depth + 1 :])
+    found = []
+    for folder in sorted(folders):
+        path = folder.relative_to(base).as_posix() + (f"/{rest}" if rest else "")
+        match = re.fullmatch(pattern, path)
+        if match and SPLITS.get(match[1].lower()) == SPLITS[place.lower()] and (base / path).is_dir():
+            found.append(path)
+    return found[0] if len(found) == 1 else named

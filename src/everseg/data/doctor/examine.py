@@ -98,10 +98,10 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
     if paths[1] is not None and _look(paths[1])[0] in ("JPEG", "MPO"):
         faults = (("lossy-mask", f"{paths[1]}: the mask is a JPEG file"),)
     notes = [*(_image_notes(paths[0]) if paths[0] else ()), *_pixel_notes(mask)]
-    if paths[1] is not None and getattr(split, "colours", {}) and _is_indexed(paths[1]):
-        notes.append(("note", "palette-colours", str(paths[1])))
     remarks = getattr(split, "remarks", None)  # of splits whose masks are drawn from objects
     notes += [("warning", "object", text) for text in (remarks(index) if remarks is not None else ())]
+    if paths[1] is not None and getattr(split, "colours", {}) and _is_indexed(paths[1]):
+        notes.append(("note", "palette-colours", str(paths[1])))
     if paths[0] is None:
         pixels = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
         digests = (hashlib.sha256(pixels).hexdigest(), "")

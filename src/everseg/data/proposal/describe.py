@@ -11,10 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from everseg.config.yaml import scalar
-from everseg.data.batches.index import count_ids
 from everseg.data.batches.parallel import Progress
 from everseg.data.class_colours import colour_word
 from everseg.data.datasets import hf
@@ -26,9 +23,11 @@ from everseg.data.mask_values import (
     MaskFile,
     Value,
     Values,
+    blocks_of,
     decide,
     mask_values,
     shown,
+    value_counts,
     void_doubts,
 )
 from everseg.data.proposal.guess import Guess, guess
@@ -137,11 +136,12 @@ class Described:
         return "\n".join(lines) + "\n"
 
 
-def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
+def propose(root: Path, *, follow_links: bool = False, progress: Progress | None = None) -> Proposal:
     """Examine a folder and read all of its masks.
 
     Args:
         root: an existing folder.
+        follow_links: use files and folders that links lead to; the description then says so.
         progress: called with (done, total) masks.
 
     Raises:
@@ -149,12 +149,14 @@ def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
             masks contradict each other.
     """
     root = root.resolve()
-    found = guess(root)
+    found = guess(root, follow_links=follow_links)
+    if follow_links:
+        found = replace(found, keys={**found.keys, "follow_links": True})
     if found.keys.get("layout") == "hf":
         return _proposed(root, found, _of_columns(root, progress))
     if not found.masks or "labels" in found.keys:
         return Proposal(root, found, Values())
-    values = mask_values(root, found.masks, progress=progress)
+    values = mask_values(root, found.masks, follow_links=follow_links, progress=progress)
     if not values.ids and not values.colours:
         raise DataError(f"{root}: no mask can be used: {some(list(values.faults), 5, '; ')}")
     return _proposed(root, found, values)
@@ -166,9 +168,9 @@ def _of_columns(root: Path, progress: Progress | None) -> Values:
     total, files = sum(len(split) for split in data.splits.values()), []
     for name, split in data.splits.items():
         for index in range(len(split)):
-            counts = count_ids(split.read_mask(index))
-            rows = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
-            files.append(MaskFile(f"{name}[{split.id(index)}]", "ids", rows))
+            mask = split.read_mask(index)
+            counts = value_counts(mask.reshape(-1))
+            files.append(MaskFile(f"{name}[{split.id(index)}]", "ids", counts, blocks_of(mask)))
             if progress is not None:
                 progress(len(files), total)
     return decide(root, files)
@@ -225,7 +227,7 @@ def describe(
     comments = {}
     if "split" in keys:
         comments["split"] = "about a fifth of the images, drawn by their names"
-    if _large(root, proposal.layout.masks[:20]):
+    if _large(root, proposal.layout.masks[:20], bool(keys.get("follow_links"))):
         keys["tiles"] = {"size": 1024, "overlap": 64}
         comments["tiles"] = "large pictures: every window is a sample"
     meaning = _taken_over(proposal, names, like) if like is not None else _named(proposal, names, first)
@@ -575,12 +577,12 @@ def _coloured(value: Value) -> str:
     return f"{colour_word(value)} {shown(value)}" if isinstance(value, tuple) else str(value)
 
 
-def _large(root: Path, masks: Sequence[str]) -> bool:
+def _large(root: Path, masks: Sequence[str], follow_links: bool) -> bool:
     """Whether most masks have more pixels than a training crop can use; reads only their headers."""
     large = 0
     for name in masks:
         try:
-            with open_inside(root, name) as file:
+            with open_inside(root, name, follow_links=follow_links) as file:
                 width, height = open_picture(file, root / name, UNLIMITED).size
         except DataError:
             continue

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 from everseg.data.datasets import annotated, coco
 from everseg.data.datasets.camvid import SEQUENCES
 from everseg.data.datasets.decode import PICTURE_ENDINGS
-from everseg.data.datasets.file_names import SPLITS
+from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
 from everseg.data.datasets.listing import packed
+from everseg.data.proposal.lists import Lists, find_lists
 from everseg.data.proposal.unreadable import explained
 from everseg.errors import DataError, some
 
@@ -28,9 +29,14 @@ IMAGE_WORDS = (
     "jpegimages", "leftimg8bit", "images", "image", "imgs", "img", "photos", "pictures", "frames", "rgb", "inputs",
     "input",
 )  # fmt: skip
-SUFFIXES = ("_mask", "-mask", ".mask", "_label", "_labels", "_labelids", "_seg", "_segmentation", "_gt",
-            "_annotation", "_L", "_color", "_class", "_label_ground-truth_semantic", "_label_ground-truth")  # fmt: skip
-"""Endings that masks have beside their images."""
+SUFFIXES = tuple(
+    between + word
+    for word in ("mask", "masks", "label", "labels", "labelids", "labeltrainids", "seg", "segmentation", "gt",
+                 "annotation", "l", "color", "colour", "class", "target", "label_ground-truth_semantic",
+                 "label_ground-truth")
+    for between in "_-."
+) + PICTURE_ENDINGS  # fmt: skip
+"""Endings that masks have beside their images, in lower case; `.jpg`: the mask of a.jpg is a.jpg.png."""
 SKIPPED = ("segmentationobject", "segmentationobjectpng", "segmentationobjectvisualization",
            "segmentationclassvisualization", "masks_human", "masks_instances", "overlay", "overlays", "visualization",
            "__macosx")  # fmt: skip
@@ -49,6 +55,8 @@ class Guess:
     masks: tuple[str, ...] = ()
     """Mask files below the root; () where the reader knows its classes."""
     images: int = 0
+    notes: tuple[str, ...] = ()
+    """Pictures and lists that are not used."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +77,41 @@ class _Folder:
     def stems(self) -> set[str]:
         return {unicodedata.normalize("NFC", os.path.splitext(f)[0]) for f in self.files}  # noqa: PTH122
 
+    @property
+    def names(self) -> set[str]:
+        """Stems of files that are named after others, too: a of a.jpg.png."""
+        return {unicodedata.normalize("NFC", without_ending(f)) for f in self.files}
 
-def guess(root: Path) -> Guess:
+
+def guess(root: Path, *, follow_links: bool = False) -> Guess:
     """Find out how the images and masks below a folder are laid out.
+
+    Args:
+        follow_links: also look into links to folders. Otherwise the notes, or the error, name such links.
 
     Raises:
         DataError: no pictures, or no masks that could belong to them. The message states what was found and how to
             write a data.yaml.
     """
+    links = [] if follow_links else _linked_folders(root)
+    unseen = f"links to folders are not followed: {some(links, 5)}; --follow-links follows them"
+    try:
+        found = _guess(root, follow_links)
+    except DataError as error:
+        raise DataError(f"{error}. {unseen}") from None if links else error
+    return replace(found, notes=(*found.notes, unseen)) if links else found
+
+
+def _guess(root: Path, follow_links: bool) -> Guess:
     known = _known(root)
     if known is not None:
         return known
-    masks = _voc_masks(root)
+    masks = _voc_masks(root, follow_links)
     if masks and (root / "labelmap.txt").is_file():
-        return _lists(root, "CVAT's masks with labelmap.txt", masks)
+        return _lists(root, "CVAT's masks with labelmap.txt", masks, follow_links)
     if masks and (root / "JPEGImages").is_dir():
-        return _lists(root, "Pascal VOC's folders", masks)
-    annotations = coco.find_annotations(root)
+        return _lists(root, "Pascal VOC's folders", masks, follow_links)
+    annotations = coco.find_annotations(root, follow_links=follow_links)
     if annotations:
         return Guess(
             f"COCO annotations ({some([str(p.relative_to(root)) for p in annotations], 3)})",
@@ -96,10 +122,10 @@ def guess(root: Path) -> Guess:
     ):
         return Guess("a set of the datasets library", {"layout": "hf"})
     tool = annotated.find_tool(root)
-    if tool is not None and (plain := _of_tool(root, tool)) is not None:
-        return plain
+    if tool is not None and (found := _of_tool(root, tool, follow_links)) is not None:
+        return found
     try:
-        return _plain(root)
+        return _plain(root, follow_links)
     except DataError as error:
         raise DataError("\n  ".join([str(error), *explained(root)])) from None
 
@@ -112,24 +138,70 @@ TOOL_NAMES = {
 }  # fmt: skip
 
 
-def _of_tool(root: Path, tool: str) -> Guess | None:
+def _of_tool(root: Path, tool: str, follow_links: bool) -> Guess | None:
     """The layout of a tool's export; None where the folder holds masks for as many images."""
-    data = annotated.build(root, tool=tool, on_missing="skip")
+    data = annotated.build(root, tool=tool, on_missing="skip", follow_links=follow_links)
     images = sum(len(split) for split in data.splits.values())
     try:
-        masks = _plain(root)
+        masks = _plain(root, follow_links)
     except DataError:
         masks = None
     if masks is not None and masks.images >= images and tool != "label-studio-png":
-        return None
+        return masks
     names = [data.labels.names[i] for i in sorted(data.labels.names)]
     return Guess(TOOL_NAMES[tool], {"layout": "annotated", "tool": tool, "classes": names}, (), images)
 
 
-def _voc_masks(root: Path) -> str:
+def _voc_masks(root: Path, follow_links: bool) -> str:
     """VOC's folder of masks. labelme2voc's older generation keeps only arrays in the first."""
     folders = ("SegmentationClass", "SegmentationClassPNG")
-    return next((f for f in folders if (root / f).is_dir() and next(_pictures(root / f), None)), "")
+    there = [f for f in folders if (root / f).is_dir()]
+    return next((f for f in there if walk_pictures(root / f, follow_links=follow_links)), "")
+
+
+def data_sets_below(root: Path, *, follow_links: bool = False) -> list[Path]:
+    """Find the folders directly below one that each hold a data set; [] if the folder itself is one, or holds only one.
+
+    A folder with `images/`, `train/` or annotations of its own, or that is the export of a tool, is a data set itself.
+    """
+    root = root.resolve()
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    if not follow_links:
+        folders = [p for p in folders if not p.is_symlink()]
+    itself = any(_kind(p.name) or _split_in(p.name) for p in folders) or (root / "SegmentationClass").is_dir()
+    if itself or _known(root) is not None or any(coco.looks_like(p) for p in root.glob("*.json")):
+        return []
+    found: dict[Path, Guess] = {}
+    for folder in folders:
+        if folder.name.lower() not in SKIPPED:
+            try:
+                found[folder] = guess(folder, follow_links=follow_links)
+            except DataError:
+                continue
+    if len(found) < 2:
+        return []
+    # COCO files of one job in numbered folders (job_1, job_2) are read together.
+    alike = len({re.sub(r"\d+", "", folder.name) for folder in found}) == 1
+    if alike and all(one.keys.get("layout") == "coco" for one in found.values()):
+        return []
+    try:
+        whole = _guess(root, follow_links)
+    except DataError:
+        return list(found)
+    # An export of several folders (a project of a labelling tool) is one data set.
+    one_export = whole.layout != "plain folders" and whole.keys.get("layout") != "coco"
+    return [] if one_export else list(found)
+
+
+def _linked_folders(root: Path) -> list[str]:
+    """Links to folders below a folder; links within the folder do not count, what they lead to is seen anyway."""
+    found = []
+    for here, folders, _ in walk(root):
+        for name in folders:
+            place = Path(here) / name
+            if place.is_symlink() and not place.resolve().is_relative_to(root.resolve()):
+                found.append(place.relative_to(root).as_posix())
+    return found
 
 
 def _known(root: Path) -> Guess | None:
@@ -162,7 +234,7 @@ def _known(root: Path) -> Guess | None:
     return None
 
 
-def _lists(root: Path, layout: str, folder: str) -> Guess:
+def _lists(root: Path, layout: str, folder: str, follow_links: bool) -> Guess:
     """Recognise JPEGImages/ and a folder of masks with lists in ImageSets/Segmentation/."""
     images = next((f for f in ("JPEGImages", "images", "Images") if (root / f).is_dir()), None)
     if images is None:
@@ -170,23 +242,19 @@ def _lists(root: Path, layout: str, folder: str) -> Guess:
             f"{root}: {folder}/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
             " masks (CVAT: 'save images'), or copy them there"
         )
-    lists = {
-        p.stem: p.relative_to(root).as_posix()
-        for p in sorted((root / "ImageSets/Segmentation").glob("*.txt"))
-    }
-    splits = {SPLITS[name.lower()]: path for name, path in lists.items() if name.lower() in SPLITS}
     keys: dict[str, Any] = {"images": images, "masks": folder}
-    keys |= (
-        {"splits": splits} if "train" in splits and len(splits) > 1 else {"split": {"val": 0.2, "seed": 0}}
-    )
+    lists = find_lists(root, images, folder, follow_links=follow_links)
+    keys |= {"splits": lists.splits} if lists.splits else {"split": {"val": 0.2, "seed": 0}}
     if (root / "labelmap.txt").is_file():
         keys["labels"] = {"palette": "labelmap.txt"}
-    masks = tuple(f"{folder}/{f}" for f in _pictures(root / folder))
-    return Guess(layout, keys, masks, sum(1 for _ in _pictures(root / images)))
+    masks = tuple(f"{folder}/{f}" for f in walk_pictures(root / folder, follow_links=follow_links))
+    return Guess(
+        layout, keys, masks, len(walk_pictures(root / images, follow_links=follow_links)), lists.notes
+    )
 
 
-def _plain(root: Path) -> Guess:
-    folders = _folders(root)
+def _plain(root: Path, follow_links: bool) -> Guess:
+    folders = _folders(root, follow_links)
     if not folders:
         raise DataError(
             f"{root}: no pictures below it ({', '.join(PICTURE_ENDINGS)}); "
@@ -214,10 +282,34 @@ def _plain(root: Path) -> Guess:
             f"{root}: which pictures are the masks? Found {found}. Name folders like images/ and masks/ with equal file"
             " names, or write a data.yaml (docs: plain folders)"
         )
-    return _described(by_template[images], by_template[masks], image_suffix, mask_suffix)
+    described = _described(
+        root, by_template[images], by_template[masks], image_suffix, mask_suffix, follow_links
+    )
+    used = {
+        f.path
+        for t in (images, masks)
+        for f in by_template[t]
+        if f.split in _splits_of(by_template, images, masks)
+    }
+    unused = [f"{f.path}/ ({len(f.files)} pictures)" for f in folders if f.path not in used]
+    if unused:
+        described = replace(described, notes=(*described.notes, f"not used: {some(unused, 12)}"))
+    return described
 
 
-def _described(images: list[_Folder], masks: list[_Folder], image_suffix: str, mask_suffix: str) -> Guess:
+def _splits_of(by_template: dict[str, list[_Folder]], images: str, masks: str) -> set[str]:
+    """Splits that have images and masks."""
+    return {f.split for f in by_template[images]} & {f.split for f in by_template[masks]}
+
+
+def _described(
+    root: Path,
+    images: list[_Folder],
+    masks: list[_Folder],
+    image_suffix: str,
+    mask_suffix: str,
+    follow_links: bool,
+) -> Guess:
     there = {f.split: f for f in images}
     usable = {f.split: f for f in masks if f.split in there}
     keys: dict[str, Any] = {"images": images[0].template, "masks": masks[0].template}
@@ -234,9 +326,21 @@ def _described(images: list[_Folder], masks: list[_Folder], image_suffix: str, m
         for name in f.files
         if os.path.splitext(name)[0].endswith(mask_suffix)  # noqa: PTH122
     ]
+    lists = Lists({})
+    if "split" in keys:
+        lists = find_lists(
+            root,
+            keys["images"],
+            keys["masks"],
+            image_suffix=image_suffix,
+            mask_suffix=mask_suffix,
+            follow_links=follow_links,
+        )
+        if lists.splits:
+            keys = {k: v for k, v in keys.items() if k != "split"} | {"splits": lists.splits}
     shared = keys["images"] == keys["masks"]
     count = sum(len(there[s].files) for s in usable) - (len(files) if shared else 0)
-    return Guess("plain folders", keys, tuple(files), count)
+    return Guess("plain folders", keys, tuple(files), count, lists.notes)
 
 
 def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
@@ -246,9 +350,9 @@ def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
         mask = next((m for m in masks if m.split == image.split), None)
         if mask is None:
             continue
-        for image_suffix, mask_suffix in (("", ""), *_endings(image.stems, mask.stems)):
-            bare = {s.removesuffix(image_suffix) for s in image.stems if s.endswith(image_suffix)}
-            hits = sum(s.removesuffix(mask_suffix) in bare for s in mask.stems if s.endswith(mask_suffix))
+        for image_suffix, mask_suffix in (("", ""), *_endings(image.names, mask.names)):
+            bare = {s.removesuffix(image_suffix) for s in image.names if s.endswith(image_suffix)}
+            hits = sum(s.removesuffix(mask_suffix) in bare for s in mask.names if s.endswith(mask_suffix))
             if hits > best[0]:
                 best = hits, image_suffix, mask_suffix
     return best
@@ -262,17 +366,26 @@ def _endings(images: set[str], masks: set[str]) -> Iterator[tuple[str, str]]:
             common = os.path.commonprefix([name, stem])  # noqa: RUF071 - of the letters
             common = common.rstrip("_.-")
             ending, other = name[len(common) :], stem[len(common) :]
-            if common and re.fullmatch(r"([_.-]\D\w*)?", ending) and re.fullmatch(r"([_.-]\D\w*)?", other):
+            if common and _ENDING.fullmatch(ending) and _ENDING.fullmatch(other):
                 yield ending, other
 
 
+_ENDING = re.compile(r"([_.-]\D[\w.-]*)?")
+"""What names may have behind what they share: a word behind a sign."""
+
+
 def _beside(folders: list[_Folder]) -> tuple[int, str]:
-    """Count the masks that are beside their image and have its name with an ending."""
-    best = (0, "")
-    for suffix in SUFFIXES:
-        hits = sum(s.removesuffix(suffix) in f.stems for f in folders for s in f.stems if s.endswith(suffix))
-        best = max(best, (hits, suffix), key=lambda b: b[0])
-    return best
+    """Count the masks that are beside their image and have its name with an ending, in the spelling of the files."""
+    hits: dict[str, int] = {}
+    for folder in folders:
+        stems = folder.stems
+        for stem in stems:
+            lower = stem.lower()
+            for suffix in SUFFIXES:
+                ending = stem[len(stem) - len(suffix) :]
+                if lower.endswith(suffix) and stem.removesuffix(ending) in stems:
+                    hits[ending] = hits.get(ending, 0) + 1
+    return max(((count, ending) for ending, count in hits.items()), default=(0, ""))
 
 
 def _kind(template: str) -> str:
@@ -287,10 +400,10 @@ def _kind(template: str) -> str:
     return "images" if any(w in IMAGE_WORDS for w in words) else ""
 
 
-def _folders(root: Path) -> list[_Folder]:
+def _folders(root: Path, follow_links: bool) -> list[_Folder]:
     """List the folders with pictures. Folders of one split and kind (cities, drives) are joined."""
     found: dict[str, list[str]] = {}
-    for path in islice(_pictures(root), MAX_FILES):
+    for path in islice(walk_pictures(root, follow_links=follow_links), MAX_FILES):
         folder, _, name = path.rpartition("/")
         found.setdefault(folder or ".", []).append(name)
     united: dict[str, list[str]] = {}
@@ -328,13 +441,3 @@ def _template(path: str) -> tuple[str, str, str]:
             parts[number] = part.replace(found[0], "{split}", 1)
             return "/".join(parts), found[1], found[0]
     return path, "", ""
-
-
-def _pictures(folder: Path) -> Iterator[str]:
-    """List the pictures below a folder. Hidden files are ignored, and links to folders are not followed."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        inside = Path(here).relative_to(folder).as_posix()
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(PICTURE_ENDINGS):
-                yield name if inside == "." else f"{inside}/{name}"

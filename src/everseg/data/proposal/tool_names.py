@@ -17,6 +17,8 @@ TABLES = ("_classes.csv", "class_mapping.csv")
 """Roboflow's, one in each split's folder ("Pixel Value, Class"), and V7's (class_name, class_color)."""
 COLOURS = ("obj_class_to_machine_color.json",)
 """Supervisely's."""
+IDS = ("id2label.json",)
+"""What the `transformers` library writes: id -> name."""
 DEPTH = 2
 
 
@@ -30,7 +32,7 @@ def tool_names(root: Path, values: Iterable[Value]) -> NameList | None:
     by_colour = any(isinstance(value, tuple) for value in values)
     tied: dict[Value, str] = {}
     sources: list[str] = []
-    for name in (*TABLES, *COLOURS):
+    for name in (*TABLES, *COLOURS, *IDS):
         for file in sorted(f for depth in range(DEPTH + 1) for f in root.glob("*/" * depth + name)):
             rows = _table(file) if name in TABLES else _json(file)
             shown = file.relative_to(root).as_posix()
@@ -82,9 +84,11 @@ def _table(file: Path) -> dict[Value, str]:
 
 
 def _json(file: Path) -> dict[Value, str]:
-    """Name -> [red, green, blue]."""
+    """Name -> [red, green, blue], or id -> name."""
     try:
         content: Any = json.loads(file.read_bytes())
+        if file.name in IDS:
+            return {int(key): str(name) for key, name in content.items()}
         return {(int(c[0]), int(c[1]), int(c[2])): str(name) for name, c in content.items()}
     except (OSError, ValueError, AttributeError, TypeError, IndexError):
         return {}
