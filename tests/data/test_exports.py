@@ -19,6 +19,7 @@ from everseg.cli import main as cli
 from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
+from saying import must_say
 
 HEIGHT, WIDTH, COUNT = 48, 64, 8
 COLOURS = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
@@ -475,3 +476,168 @@ def test_a_stored_set_is_opened_by_itself(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     data = opened(say, tmp_path / "data")
     require_true(data, False)
+
+
+# ---------------------------------------------------------------- what is refused, with the way out
+
+
+def photos_only(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+
+
+def cvat_xml(root: Path) -> None:
+    photos_only(root)
+    write(
+        root / "annotations.xml",
+        '<?xml version="1.0"?>\n<annotations>\n  <version>1.1</version>\n</annotations>\n',
+    )
+
+
+def voc_boxes(root: Path) -> None:
+    photos_only(root)
+    write(root / "Annotations/0.xml", "<annotation><object><bndbox></bndbox></object></annotation>")
+
+
+def via(root: Path) -> None:
+    photos_only(root)
+    write(root / "via_project.json", {"_via_settings": {}, "_via_img_metadata": {}})
+
+
+def arrays(root: Path) -> None:
+    photos_only(root)
+    (root / "masks").mkdir()
+    np.save(root / "masks/0.npy", truth(0))
+
+
+def brushes_without_images(root: Path) -> None:
+    label_studio_png(root)
+    for n in range(COUNT):
+        (root / f"images/{n}.jpg").rename(root / f"images/photo_{n + 40}.jpg")
+
+
+def brushes_that_overlap(root: Path) -> None:
+    label_studio_png(root)
+    picture(root / "task-3-annotation-7-by-1-tag-tree-1.png", (truth(3, (1,)) > 0).astype(np.uint8) * 255)
+
+
+def two_annotators(root: Path) -> None:
+    label_studio_json(root)
+    file = root / "project-1-at-2024-05-01.json"
+    tasks = json.loads(file.read_text())
+    tasks[2]["annotations"] *= 2
+    write(file, tasks)
+
+
+def damaged_brush(root: Path) -> None:
+    label_studio_json(root)
+    file = root / "project-1-at-2024-05-01.json"
+    tasks = json.loads(file.read_text())
+    tasks[2]["annotations"][0]["result"][0]["value"]["rle"] = [0, 0, 0, 9, 1]
+    write(file, tasks)
+
+
+def yolo_boxes(root: Path) -> None:
+    yolo(root)
+    write(root / "labels/train/2.txt", "0 0.5 0.5 0.2 0.2\n")
+
+
+def yolo_nameless(root: Path) -> None:
+    yolo(root)
+    (root / "dataset.yaml").unlink()
+
+
+def yolo_pixels(root: Path) -> None:
+    yolo(root)
+    write(root / "labels/train/2.txt", "0 10 10 30 10 30 30\n")
+
+
+def labelme_images_missing(root: Path) -> None:
+    labelme(root)
+    (root / "scan 3.jpg").unlink()
+
+
+def supervisely_unknown(root: Path) -> None:
+    supervisely_json(root)
+    ann = json.loads((root / "ds0/ann/3.jpg.json").read_text())
+    ann["objects"][1]["geometryType"] = "cuboid"
+    write(root / "ds0/ann/3.jpg.json", ann)
+
+
+def roboflow_two_lists(root: Path) -> None:
+    roboflow_masks(root)
+    write(root / "valid/_classes.csv", "Pixel Value, Class\n0, background\n1, tree\n2, road\n")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
+    "CVAT for images": (cvat_xml, ("annotations.xml", "CVAT", "COCO")),
+    "VOC boxes": (voc_boxes, ("0.xml", "boxes", "detection")),
+    "VIA project": (via, ("via_project.json", "COCO")),
+    "NumPy masks": (arrays, ("0.npy", "PNG")),
+    "brushes without the images' names": (brushes_without_images, ("task", "JSON", "12.jpg")),
+    "brushes that overlap": (brushes_that_overlap, ("task", 3, "JSON")),
+    "two annotators": (two_annotators, ("task", 3, 2, "annotations")),
+    "a damaged brush": (damaged_brush, ("task", 3, "r1")),
+    "YOLO boxes": (yolo_boxes, ("2.txt", "line", 1, "box", "polygons")),
+    "YOLO without names": (yolo_nameless, ("YAML", "names", "classes.txt")),
+    "YOLO in pixels": (yolo_pixels, ("2.txt", "line", 1, "pixels")),
+    "Supervisely's cuboids": (supervisely_unknown, ("3.jpg.json", "cuboid")),
+    "Roboflow's lists that differ": (roboflow_two_lists, ("_classes.csv", "tree", "road")),
+}
+"""What cannot be read -> (its tree, what a line of the message has to say)."""
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_read_says_what_it_is_and_the_way_out(say: Say, tmp_path: Path, what: str) -> None:
+    make, facts = REFUSED[what]
+    make(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 3, text
+    must_say(text, *facts)
+    assert not (tmp_path / "made.yaml").exists()
+
+
+def test_an_annotation_without_its_image_costs_itself_only(say: Say, tmp_path: Path) -> None:
+    labelme_images_missing(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 0, text
+    code, text = say("data", "check", "made.yaml")
+    assert code == 3
+    must_say(text, "scan 3.jpg")
+    data = load_dataset(DataConfig(dataset="made.yaml", options={"on_missing": "skip"}))
+    assert sum(map(len, data.splits.values())) == COUNT - 1
+
+
+def test_ids_stay_when_more_files_come(say: Say, tmp_path: Path) -> None:
+    labelme(tmp_path / "data")
+    before = opened(say, tmp_path / "data").labels.names
+    photo(tmp_path / "data/late.jpg", 50)
+    shape = {"label": "asphalt", "points": corners(0, 1), "shape_type": "polygon"}
+    late = {"shapes": [shape], "imagePath": "late.jpg", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    write(tmp_path / "data/late.json", late)
+    code, text = say("data", "check", "made.yaml")
+    assert code == 3
+    must_say(text, "asphalt", 1)
+    write(tmp_path / "data/late.json", {**late, "shapes": [{**shape, "label": "tree"}]})
+    assert say("data", "check", "made.yaml")[0] == 0
+    assert load_dataset(DataConfig(dataset="made.yaml")).labels.names == before
+
+
+def test_holes_stay_open(say: Say, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for n in range(COUNT):
+        photo(root / f"ds0/img/{n}.jpg", n)
+        hole = [[20, 20], [30, 20], [30, 30], [20, 30]]
+        outline = [[10, 10], [40, 10], [40, 40], [10, 40]]
+        ring = {
+            "classTitle": "ring",
+            "geometryType": "polygon",
+            "points": {"exterior": outline, "interior": [hole]},
+        }
+        size = {"height": HEIGHT, "width": WIDTH}
+        write(root / f"ds0/ann/{n}.jpg.json", {"size": size, "tags": [], "objects": [ring]})
+    mask = opened(say, root).splits["train"].read_mask(0)
+    wanted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    wanted[10:40, 10:40] = 1
+    wanted[20:30, 20:30] = 0
+    np.testing.assert_array_equal(mask, wanted)
