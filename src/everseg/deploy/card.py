@@ -59,7 +59,7 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
         tested: dict[str, list[str]] = {}
         for result, scores in entry["scores"].items():
             for name, value in scores["class_iou"].items():
-                if not _measures_old(entry, scores) and name not in entry["classes"]:
+                if not _measures_old(entry, scores) and name not in entry.get("classes", ()):
                     continue
                 whose = f"{result} " if len(entry["scores"]) > 1 else ""
                 tested.setdefault(name, []).append(whose + percent(value))
@@ -111,7 +111,7 @@ def _measures_old(entry: Mapping[str, Any], scores: Mapping[str, Any]) -> bool:
     old = [
         value
         for name, value in scores["class_iou"].items()
-        if name not in entry["classes"] and not is_background_name(name)
+        if name not in entry.get("classes", ()) and not is_background_name(name)
     ]
     return not old or any(value is not None for value in old)
 
@@ -130,7 +130,7 @@ def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{name} ({percent(value)})"
             for name, value in scores["class_iou"].items()
             if value is not None and mean is not None and value < WEAK * mean
-            if measured or name in history[-1]["classes"]
+            if measured or name in history[-1].get("classes", ())
         ]
     yield "## Weak classes"
     names = ", ".join(map(_cell, found)) or "none"
