@@ -83,6 +83,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mdil_mib:MDILMiB",
             "Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.",
         ),
+        "sats": Builtin(
+            "everseg.methods.sats:SATS",
+            "PLOP's labels and MiB's distillation, and what each class's region attends to is kept in every block.",
+        ),
         "sdr": Builtin(
             "everseg.methods.sdr:SDR",
             "Keep every class's encoder features near its running prototype, away from other classes', and sparse.",

@@ -281,7 +281,9 @@ def said(tree: Tree) -> dict[str, object]:
     if way == "tied" and coloured:
         ties = [f"{name}={','.join(map(str, COLOURS[i]))}" for i, name in enumerate(tree.names)]
         return {"classes": [*ties, "ignore=255,255,255"]}
-    if way == "tied" and first in ("grey", "indexed", "deep"):
+    # Who says ignore=255 of masks in which 255 is an object as well has said something wrong.
+    honest = not any(one in tree.way for one in ("white", "jpeg", "smooth", "spread"))
+    if way == "tied" and first in ("grey", "indexed", "deep") and honest:
         return {"classes": [*(f"{name}={i}" for i, name in enumerate(tree.names)), "ignore=255"]}
     if way == "ordered" and first in ("grey", "indexed", "deep", "gaps") and not tree.late:
         return {"classes": [tree.names[i] for i in sorted(shown)]}

@@ -165,7 +165,7 @@ def init(
         folder,
         classes=given,
         background=background,
-        first=names_from,
+        names_from=names_from,
         like=like,
         out=out,
         force=force,

@@ -33,6 +33,8 @@ from everseg.errors import DataError, some
 Value = int | Colour
 """What a mask stores for a class: an id or a colour."""
 BLACK = (0, 0, 0)
+WHITE = 255
+"""Largest value of a grey mask: what tools draw objects in, or pixels without annotation."""
 VOID_SHARE = 0.5
 """An ignore value that nobody stated may not cover more of the pixels than this."""
 LOST_SHARE = 0.05
@@ -194,7 +196,7 @@ def decide(
     high = [i for i in ids if HIGH <= i <= 255]
     others = [i for i in ids if 0 < i < HIGH]
     found = void_doubts(rows)
-    if high != [255] and len(high) == 1 and others and max(others) <= LOW:
+    if high != [WHITE] and len(high) == 1 and others and max(others) <= LOW:
         found = void_doubts(rows, high[0])
     found += _ends(ids) or _thin(ids, blocks, "ids")
     if of["ids"]:
@@ -274,7 +276,7 @@ def void_doubts(files: Sequence[tuple[str, Mapping[int, int]]], value: int = 255
             f"{some([str(i) for i in objects], 6)} is in other masks. {percent(lost / labelled)} % of the labelled "
             f"pixels carry {value}."
         )
-    elif value != 255:
+    elif value != WHITE:
         return ()
     elif lost > LOST_SHARE * labelled:
         found = (

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,7 @@ class NewDescription(Result):
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided and can be decided otherwise, and what is new or missing beside `like`."""
+    """What was decided and can be decided otherwise, and what is new or missing beside `like` or was left out."""
     table: tuple[str, ...] = ()
     """A line for each class: what masks store = id = name, and its share of the pixels."""
 
@@ -295,20 +295,14 @@ class NewDescription(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class NewDomains(Result):
-    """The run over several data sets that `init` found below one folder, and the next steps."""
+class NewDomains(NewDescription):
+    """The run over several data sets that `init` found below one folder, and the next steps.
 
-    path: Path
-    """The configuration of the run."""
-    sets: Mapping[str, NewDescription]
+    `path` is the configuration of the run; `page` and `proposal` are those of the first data set.
+    """
+
+    sets: Mapping[str, NewDescription] = field(default_factory=dict)
     """Domain -> its description, in the order in which the run teaches them."""
-    commands: tuple[str, ...]
-    """What to type next."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was decided about each data set and can be decided otherwise."""
-        return tuple(f"{name}: {text}" for name, one in self.sets.items() for text in one.notes)
 
     def outcome(self) -> str:
         """State what was written and the next commands, in several lines."""
@@ -341,7 +335,7 @@ def init(
     *,
     classes: Sequence[str] | None = None,
     background: str | None = None,
-    first: int | None = None,
+    names_from: int | None = None,
     like: str | Path | None = None,
     out: str | Path = "data.yaml",
     force: bool = False,
@@ -350,7 +344,7 @@ def init(
     follow_links: bool = False,
     ask_reading: Callable[[Sequence[str]], int] | None = None,
     quiet: bool = False,
-) -> NewDescription | NewDomains:
+) -> NewDescription:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images.
 
     Where several folders below it hold a data set each, every one gets its description (NAME.yaml) and page, and
@@ -363,7 +357,7 @@ def init(
             names made of the values.
         background: name of the background class, or "none"; default the class with a usual background name, else the
             value 0 or black if nothing else names it.
-        first: id of the first name of a list of names, 0 or 1; needed only where both fit.
+        names_from: id of the first name of a list of names, 0 or 1; needed only where both fit.
         like: a data.yaml, a run or a bundle whose classes, colours, ids and names are taken over.
         out: path of the description to write; the page is written beside it.
         force: replace both if they exist.
@@ -400,7 +394,7 @@ def init(
                 proposal, names, here=file.parent, background=background, first=first, like=earlier
             )
 
-        start = first
+        start = names_from
         try:
             described = finished(background, start)
         except TwoReadingsError as error:
@@ -492,7 +486,10 @@ def _domains(out: Path, made: Mapping[str, NewDescription]) -> NewDomains:
         f"everseg run {shown}",
         f"everseg sweep {shown} --methods {DOMAIN_METHODS}",
     )
-    return NewDomains(out, dict(made), commands)
+    notes = tuple(f"{name}: {text}" for name, one in made.items() for text in one.notes)
+    first = next(iter(made.values()))
+    named = all(one.named for one in made.values())
+    return NewDomains(out, first.page, first.proposal, named, commands, notes, sets=dict(made))
 
 
 def _near(folder: Path, out: Path, proposal: Proposal) -> list[str]:

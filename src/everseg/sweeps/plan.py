@@ -179,7 +179,7 @@ def _differences(config: RunConfig, part: Mapping[str, Any]) -> list[str]:
     """Overrides that give a configuration the settings of a method of the domain presets."""
     scenario, options = part.get("scenario", {}), part.get("model", {}).get("options", {})
     changes = [
-        f"scenario.{key}={str(scenario.get(key, False)).lower()}"
+        f"scenario.{key}={json.dumps(scenario.get(key, False))}"
         for key in ("joint", "single")
         if getattr(config.scenario, key) != scenario.get(key, False)
     ]

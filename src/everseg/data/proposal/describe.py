@@ -20,6 +20,7 @@ from everseg.data.datasets.descriptor import palette_of, read_labelmap
 from everseg.data.mask_values import (
     BLACK,
     VOID_SHARE,
+    WHITE,
     MaskFile,
     Value,
     Values,
@@ -313,8 +314,8 @@ def _named(proposal: Proposal, given: Sequence[str] | None, first: int | None) -
     zero: Value = BLACK if values.colours else 0
     if zero in stored and zero not in named and not any(is_background_name(n) for n in named.values()):
         named, extra = {zero: BACKGROUND, **named}, BACKGROUND
-    if 255 in values.ids and 255 not in named and proposal.ignore == 255:
-        named[255] = IGNORE_NAME
+    if WHITE in values.ids and WHITE not in named and proposal.ignore == WHITE:
+        named[WHITE] = IGNORE_NAME
     _require_named(values, named, names)
     problems = _wrong_names(named, names)
     if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ def _of_run(folder: Path) -> Like:
         dataset = Path(data["dataset"]).expanduser()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--like: {folder / 'run.json'} cannot be read ({error}); restore it") from None
-    if data.get("domains") or dataset.suffix.lower() not in (".yaml", ".yml"):
+    if data.get("domains") or not re.fullmatch(r"\.ya?ml", dataset.suffix, re.IGNORECASE):
         raise ConfigError(f"--like: the run {folder} read no data.yaml, so name one with --like FILE.yaml")
     places = (
         [dataset]
