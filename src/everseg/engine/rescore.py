@@ -307,10 +307,10 @@ def _job(
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
-        steps = prepared.steps
+        step = next((step for step in prepared.steps if step.index == index), None)
         # The data may have other classes than when the run was trained; then classes are matched by name below.
-        if index < len(steps) and steps[index].spaces == spaces:
-            test = steps[index].test
+        if step is not None and step.spaces == spaces:
+            test = step.test
             return _Job(prepared.datasets, test, {source.name: spaces[source.branch] for source in test})
     datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
     ((name, dataset),) = datasets.items()

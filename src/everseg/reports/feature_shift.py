@@ -129,9 +129,10 @@ def write_features(
     if left_out:
         progress.message(f"note: left out, not known yet after step {before}: {', '.join(left_out)}")
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
-    if after >= len(prepared.steps) or dict(prepared.steps[after].spaces) != spaces:
+    step = next((step for step in prepared.steps if step.index == after), None)
+    if step is None or dict(step.spaces) != spaces:
         raise DataError(f"the data have other classes now than when {folder.path} was trained; restore them")
-    sources = [_some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in known]
+    sources = [_some_images(s, images, seed) for s in step.test if s.branch in known]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     builder = user_builder(config.model)
     first, second = (folder.load_final(index, builder)[0].to(device) for index in (before, after))

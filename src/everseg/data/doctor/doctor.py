@@ -404,7 +404,7 @@ def _changed(
             )
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cached files; part of their name."""
 
 

@@ -192,13 +192,10 @@ def _image_notes(path: Path) -> Iterator[tuple[Level, str, str]]:
         yield "warning", "print-colours", f"{path}: colours for print (CMYK)"
     if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         yield "note", "alpha", str(path)
-    if how != 1 and width == height:
-        yield (
-            "warning",
-            "turned-square",
-            f"{path}: is turned by its EXIF orientation {how}; being square, its",
-        )
-        " mask fits either way"
+    if how != 1 and (width == height or how <= 4):
+        why = "being square, its mask fits either way" if width == height else "its mask fits either way"
+        code = "turned-square" if width == height else "turned-same-size"
+        yield "warning", code, f"{path}: is turned by its EXIF orientation {how}; {why}"
     elif how != 1:
         yield "note", "turned", str(path)
     if width * height > LARGE:
