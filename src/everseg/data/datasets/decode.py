@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from everseg.display import percent
 from everseg.errors import DataError
 
 HEIC = find_spec("pillow_heif") is not None
@@ -427,7 +428,7 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
         if share > CUT_SHARE:
             raise DataError(
                 f"{shown}: holds the values {values.tolist()}, and labels.map makes {dark} the same as 0, on "
-                f"{100 * share:.1f} % of the mask (limit {100 * CUT_SHARE} %); export it like the others"
+                f"{percent(share)} % of the mask (limit {percent(CUT_SHARE)} %); export it like the others"
             )
     if ids.dtype == np.uint8:
         lut = np.zeros(256, targets.dtype)
@@ -460,7 +461,7 @@ def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colo
             colours = ", ".join(str(list(unpack_colour(v))) for v in both[:_COLOURS_SHOWN])
             raise DataError(
                 f"{shown}: objects stand in the alpha channel, which is not read: {colours} is transparent on some "
-                f"pixels and opaque on others ({100 * lost / packed.size:.1f} % of the mask); export it as an "
+                f"pixels and opaque on others ({percent(lost / packed.size)} % of the mask); export it as an "
                 "opaque picture"
             )
     return ids[place]
