@@ -83,6 +83,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mdil_mib:MDILMiB",
             "Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.",
         ),
+        "sats": Builtin(
+            "everseg.methods.sats:SATS",
+            "PLOP's labels and MiB's distillation, and what each class's region attends to is kept in every block.",
+        ),
         "sdr": Builtin(
             "everseg.methods.sdr:SDR",
             "Keep every class's encoder features near its running prototype, away from other classes', and sparse.",
@@ -105,6 +109,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         "coco": Builtin(
             "everseg.data.datasets.coco:build",
             "Read COCO-style annotations: `images`, `categories` and `annotations` with polygons or run lengths.",
+        ),
+        "annotated": Builtin(
+            "everseg.data.datasets.annotated:build",
+            "Read the polygons and bitmaps of a labelling tool's export: labelme, Supervisely, V7, Label Studio, YOLO.",
         ),
         "hf": Builtin(
             "everseg.data.datasets.hf:build",

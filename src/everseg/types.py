@@ -23,7 +23,8 @@ class Batch:
     image: Tensor
     """(B, 3, H, W) float, normalised."""
     label: Tensor
-    """(B, H, W) int64 train ids of `branch`; 255 = ignored."""
+    """(B, H, W) int64 train ids of `branch`; 255 = ignored (65,535 where the branch has more than 255
+    outputs, `everseg.labels.ignored_id`)."""
     branch: str
     """The branch of the model whose label space `label` uses."""
     ids: tuple[str, ...] = ()
@@ -62,4 +63,4 @@ class SegOutput(NamedTuple):
     """(B, C, h, w) at the head's stride. C = the classes that the branch knows, in output order."""
     features: dict[str, Tensor]
     """Tap name -> (B, C_i, H_i, W_i), in the precision the network computes in. Every model has the taps `encoder` and
-    `decoder`."""
+    `decoder`. Attention maps, where asked for, are (B, heads, h, w, h', w')."""

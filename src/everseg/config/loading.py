@@ -454,7 +454,15 @@ def _place(tree: Any, full_key: FullKey, folder: Path) -> None:
         if rest:
             _place(value, rest, folder)
         elif isinstance(value, str) and _names_file(str(key), value):
-            tree[name] = os.path.normpath(folder / value)
+            tree[name] = value if Path(value).is_absolute() else _from_here(folder / value)
+
+
+def _from_here(path: Path) -> str:
+    """Write a path from the working folder if it lies inside it, so that a project may move with its runs."""
+    text, here = os.path.normpath(path), os.getcwd()
+    if os.path.isabs(text) and os.path.commonpath([text, here]) == here:
+        return os.path.relpath(text, here)
+    return text
 
 
 def _names_file(key: str, value: str) -> bool:

@@ -175,8 +175,8 @@ class InputForm:
             "scale": 1 / 255,
             "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
             "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],
-            "outputs": "logits: float32, (batch, outputs of the branch, h, w); mask: uint8 class ids, "
-            "(batch, height, width)",
+            "outputs": "logits: float32, (batch, outputs of the branch, h, w); mask: class ids, uint8 (uint16 "
+            "where an id is above 254), (batch, height, width)",
             "form": self.to_json(),
         }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from everseg.config.fields import DataConfig
-from everseg.data.base import Split
+from everseg.data.base import Split, require_sample
 from everseg.data.batches.transforms import (
     center_transform,
     flip_and_shift,
@@ -50,7 +50,7 @@ class Loaded:
     image: Tensor
     """(B, 3, H, W) uint8."""
     label: Tensor
-    """(B, H, W) uint8 train ids."""
+    """(B, H, W) train ids, uint8; uint16 where there are more than 255 outputs."""
     ids: tuple[str, ...]
     """The samples seen, stand-ins under their own name."""
     branch: str = "default"
@@ -145,10 +145,7 @@ class Samples(Dataset):
     def _sample(self, view: View, index: int, epoch: int | None) -> _Sample:
         sample_id = view.split.id(index)
         image, label = view.split.read(index)
-        if image.dtype != np.uint8 or label.dtype != np.uint8:
-            raise DataError(
-                f"{sample_id}: images and masks must be uint8, got {image.dtype} and {label.dtype}"
-            )
+        require_sample(sample_id, image, label)
         if epoch is None:
             image, label = self._plain(image, label)
             return _Sample(image, view.lut.take(label), sample_id, view.branch)

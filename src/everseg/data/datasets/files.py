@@ -39,6 +39,7 @@ class FileSplit:
         samples: (id, image path, mask path), forward slashes; ids unique.
         palette: colour -> raw id, for colour masks.
         id_table: stored id -> raw id, for masks whose ids are not the raw ids.
+        most: largest raw id, see `MaskCoding`.
         reading: limits and switches of the decoder.
         warnings: notes about what the reader corrected (duplicate list entries).
         void_share: share of the pixels that may lack an annotation, as a description states it; 0 = it states none, and
@@ -58,13 +59,14 @@ class FileSplit:
         id_table: Mapping[int, int] | None = None,
         reading: Reading | None = None,
         warnings: Sequence[str] = (),
+        most: int = 255,
         void_share: float | None = None,
     ) -> None:
         self.name = name
         self.root = Path(root).resolve()
         self._root = str(self.root)
         self.warnings = tuple(warnings)
-        self._coding = MaskCoding(palette, id_table)
+        self._coding = MaskCoding(palette, id_table, most)
         self.reading = reading or Reading()
         self.void_share = void_share
         self._fingerprint = ""

@@ -16,6 +16,7 @@ from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, Sample, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
+from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError
 
@@ -90,6 +91,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
             samples,
             palette=described.palette,
             id_table=described.id_table,
+            most=most_id(described.labels),
             reading=reading,
             warnings=warnings,
             void_share=described.void_share,
