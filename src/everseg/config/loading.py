@@ -459,10 +459,8 @@ def _place(tree: Any, full_key: FullKey, folder: Path) -> None:
 
 def _from_here(path: Path) -> str:
     """Write a path from the working folder if it lies inside it, so that a project may move with its runs."""
-    text, here = os.path.normpath(path), os.getcwd()
-    if os.path.isabs(text) and os.path.commonpath([text, here]) == here:
-        return os.path.relpath(text, here)
-    return text
+    place, here = Path(os.path.normpath(path)), Path.cwd()
+    return str(place.relative_to(here) if place.is_relative_to(here) else place)
 
 
 def _names_file(key: str, value: str) -> bool:
