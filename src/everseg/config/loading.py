@@ -15,6 +15,7 @@ from everseg.config import presets
 from everseg.config.checks import (
     Problem,
     accepts_text_only,
+    data_problems,
     key_text,
     method_problems,
     plain,
@@ -243,7 +244,7 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         problems += wrong
     config, wrong = run_problems(raw)
     if config is not None:
-        wrong = [*wrong, *train_problems(config.train)]
+        wrong = [*wrong, *data_problems(config.data), *train_problems(config.train)]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {full_key for full_key, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]
@@ -459,10 +460,8 @@ def _place(tree: Any, full_key: FullKey, folder: Path) -> None:
 
 def _from_here(path: Path) -> str:
     """Write a path from the working folder if it lies inside it, so that a project may move with its runs."""
-    text, here = os.path.normpath(path), os.getcwd()
-    if os.path.isabs(text) and os.path.commonpath([text, here]) == here:
-        return os.path.relpath(text, here)
-    return text
+    place, here = Path(os.path.normpath(path)), Path.cwd()
+    return str(place.relative_to(here) if place.is_relative_to(here) else place)
 
 
 def _names_file(key: str, value: str) -> bool:
