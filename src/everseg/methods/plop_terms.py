@@ -145,8 +145,8 @@ def pseudo_terms(
 
     Returns:
         Terms, and labels. The terms are "ce"; with `unbiased_ce` also "pseudo", the accepted old pixels, which "ce"
-        then leaves out; with `rejected="soft"` also "soft". Where nothing old is hidden they are the plain cross-entropy and
-        the batch's labels.
+        then leaves out; with `rejected="soft"` also "soft". Where nothing old is hidden they are the plain
+        cross-entropy and the batch's labels.
     """
     label, num_old = batch.label, ctx.step.num_old(batch.branch)
     if teacher is None or not hides_old(ctx, batch.branch):
