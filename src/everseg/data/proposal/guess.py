@@ -32,8 +32,7 @@ IMAGE_WORDS = (
 SUFFIXES = tuple(
     between + word
     for word in ("mask", "masks", "label", "labels", "labelids", "labeltrainids", "seg", "segmentation", "gt",
-                 "annotation", "l", "color", "colour", "class", "target", "label_ground-truth_semantic",
-                 "label_ground-truth")
+                 "annotation", "l", "color", "colour", "class", "target", "label_ground-truth_semantic")
     for between in "_-."
 ) + PICTURE_ENDINGS  # fmt: skip
 """Endings that masks have beside their images, in lower case; `.jpg`: the mask of a.jpg is a.jpg.png."""
@@ -41,6 +40,10 @@ SKIPPED = ("segmentationobject", "segmentationobjectpng", "segmentationobjectvis
            "segmentationclassvisualization", "masks_human", "masks_instances", "overlay", "overlays", "visualization",
            "__macosx")  # fmt: skip
 """Folders of pictures that are neither images nor masks of classes: labels drawn over images, or objects by number."""
+OBJECTS = re.compile(r".*[_.-](label_ground-truth|(label_ground-truth[_-])?(instances?|instance_?ids?|panoptic))", re.IGNORECASE)
+"""Stems of masks of objects by number: Segments.ai's bitmaps, Cityscapes' instanceIds and the like."""
+NUMBERED = (".png", ".tif", ".tiff", ".bmp")
+"""Endings of files that can hold numbers."""
 MAX_FILES = 2_000_000
 
 
@@ -254,7 +257,24 @@ def _lists(root: Path, layout: str, folder: str, follow_links: bool) -> Guess:
 
 
 def _plain(root: Path, follow_links: bool) -> Guess:
-    folders = _folders(root, follow_links)
+    folders, objects = _folders(root, follow_links)
+    try:
+        found = _pairs(root, folders, follow_links)
+    except DataError as error:
+        raise DataError(f"{error}. {_objects_left(objects)}") from None if objects else error
+    notes = (f"not used: {_objects_left(objects)}",) if objects else ()
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def _objects_left(objects: list[str]) -> str:
+    return (
+        f"{len(objects)} pictures hold, by their names, objects by number and not classes ({some(objects, 3)}); export "
+        "masks of classes (Segments.ai: export_dataset(dataset, export_format='semantic'), which writes "
+        "*_label_ground-truth_semantic.png), or, if their pixels are class ids, rename them to *_mask.png"
+    )
+
+
+def _pairs(root: Path, folders: list[_Folder], follow_links: bool) -> Guess:
     if not folders:
         raise DataError(
             f"{root}: no pictures below it ({', '.join(PICTURE_ENDINGS)}); "
@@ -400,10 +420,17 @@ def _kind(template: str) -> str:
     return "images" if any(w in IMAGE_WORDS for w in words) else ""
 
 
-def _folders(root: Path, follow_links: bool) -> list[_Folder]:
-    """List the folders with pictures. Folders of one split and kind (cities, drives) are joined."""
+def _folders(root: Path, follow_links: bool) -> tuple[list[_Folder], list[str]]:
+    """List the folders with pictures, and the pictures of objects by number, which are left out.
+
+    Folders of one split and kind (cities, drives) are joined.
+    """
     found: dict[str, list[str]] = {}
+    objects = []
     for path in islice(walk_pictures(root, follow_links=follow_links), MAX_FILES):
+        if path.lower().endswith(NUMBERED) and OBJECTS.fullmatch(without_ending(path)):
+            objects.append(path)
+            continue
         folder, _, name = path.rpartition("/")
         found.setdefault(folder or ".", []).append(name)
     united: dict[str, list[str]] = {}
@@ -413,7 +440,8 @@ def _folders(root: Path, follow_links: bool) -> list[_Folder]:
         top = _top(folder)
         inside = "" if top == folder else folder[len(top) + 1 :] + "/"
         united.setdefault(top, []).extend(inside + name for name in names)
-    return [_Folder(path, *_template(path), tuple(files)) for path, files in sorted(united.items())]
+    folders = [_Folder(path, *_template(path), tuple(files)) for path, files in sorted(united.items())]
+    return folders, objects
 
 
 def _top(folder: str) -> str:
