@@ -399,7 +399,9 @@ def bitmaps(
             drawn = truth(n)
             numbered = np.select([drawn == 1, drawn == 2], [objects[1], objects[2]], 0).astype(np.uint32)
             if kind == "RGBA":
-                stored = Image.fromarray((numbered | 255 << 24).astype("<u4").view(np.uint8).reshape(HEIGHT, WIDTH, 4))
+                stored = Image.fromarray(
+                    (numbered | 255 << 24).astype("<u4").view(np.uint8).reshape(HEIGHT, WIDTH, 4)
+                )
             else:
                 stored = Image.fromarray(numbered.astype(np.uint16))
             classes = [{"id": number, "category_id": c} for c, number in objects.items()]
@@ -553,7 +555,9 @@ def test_masks_beside_annotations_are_objects_or_classes_as_stated(
     options = {"root": str(tmp_path / "data"), "classes": ["background", "road", "tree"]}
     if stated is None:
         with pytest.raises(DataError) as refused:
-            load_dataset(DataConfig(dataset="hf", root=options["root"], options={"classes": options["classes"]}))
+            load_dataset(
+                DataConfig(dataset="hf", root=options["root"], options={"classes": options["classes"]})
+            )
         must_say(str(refused.value), "annotations=none", "annotations")
         return
     data = load_dataset(
@@ -582,6 +586,37 @@ def segments_bitmaps_in_folders(root: Path) -> None:
     for n in range(COUNT):
         photo(root / f"images/{n}.jpg", n)
         picture(root / f"labels/{n}_label_ground-truth.png", truth(n))
+
+
+def cityscapes_like(ids: tuple[int, int], beside: str = "", label: str = "") -> Callable[[Path], None]:
+    """Cityscapes' folders and names with other classes: by their ids, a file of names, or polygons."""
+
+    def make(root: Path) -> None:
+        for n in range(COUNT):
+            folder = f"{'train' if n < 6 else 'val'}/here"
+            photo(root / f"leftImg8bit/{folder}/{n}_leftImg8bit.png", n)
+            drawn = (
+                np.array([7, *ids], np.uint8)[truth(n)]
+                if ids[0] > 6
+                else np.array([0, *ids], np.uint8)[truth(n)]
+            )
+            picture(root / f"gtFine/{folder}/{n}_gtFine_labelIds.png", drawn)
+            if label:
+                shapes = [{"label": label, "polygon": corners(n, 1)}]
+                write(root / f"gtFine/{folder}/{n}_gtFine_polygons.json", {"objects": shapes})
+        if beside:
+            write(root / "classes.txt", beside)
+
+    return make
+
+
+def many_categories(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+    write(
+        root / "annotations.json",
+        coco(range(COUNT), categories=[{"id": i, "name": f"c{i}"} for i in range(1, 1204)]),
+    )
 
 
 def instance_ids(root: Path) -> None:
@@ -683,8 +718,22 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
     "VOC boxes": (voc_boxes, ("0.xml", "boxes", "detection")),
     "VIA project": (via, ("via_project.json", "COCO")),
     "Segments.ai's bitmaps": (segments_bitmaps, ("_label_ground-truth", "semantic", "number")),
-    "Segments.ai's bitmaps in folders": (segments_bitmaps_in_folders, ("_label_ground-truth", "semantic", "number")),
+    "Segments.ai's bitmaps in folders": (
+        segments_bitmaps_in_folders,
+        ("_label_ground-truth", "semantic", "number"),
+    ),
     "masks of objects by number": (instance_ids, ("_instanceIds", "number", "rename")),
+    "Cityscapes' tree, ids beyond": (cityscapes_like((8, 40)), ("Cityscapes", 40, "labelIds", "data.yaml")),
+    "Cityscapes' tree, ids ignored": (cityscapes_like((1, 2)), ("Cityscapes", 1, 2, "ignores", "data.yaml")),
+    "Cityscapes' tree, own list": (
+        cityscapes_like((8, 11), "kerb\nroad\n"),
+        ("Cityscapes", "kerb", "data.yaml"),
+    ),
+    "Cityscapes' tree, own polygons": (
+        cityscapes_like((8, 11), label="kerb"),
+        ("Cityscapes", "kerb", "data.yaml"),
+    ),
+    "COCO of 1203 categories": (many_categories, (1203, 254, 16, "data.yaml")),
     "NumPy masks": (arrays, ("0.npy", "PNG")),
     "brushes without the images' names": (brushes_without_images, ("task", "JSON", "12.jpg")),
     "brushes that overlap": (brushes_that_overlap, ("task", 3, "JSON")),
@@ -697,6 +746,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
     "Roboflow's lists that differ": (roboflow_two_lists, ("_classes.csv", "tree", "road")),
 }
 """What cannot be read -> (its tree, what a line of the message has to say)."""
+
+
+def test_cityscapes_own_classes_are_taken_for_cityscapes(say: Say, tmp_path: Path) -> None:
+    cityscapes_like((8, 11), label="cargroup")(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 0, text
+    assert "layout: cityscapes" in (tmp_path / "made.yaml").read_text()
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -337,7 +337,9 @@ def _classes_of(found: np.ndarray, classes: Mapping[int, int], shown: Path, most
     values, places = np.unique(found, return_inverse=True)
     present = values.tolist()
     if unknown := [v for v in present if v != 0 and v not in classes]:
-        raise DataError(f"{shown}: objects {unknown[:12]} have no annotation; correct it, or leave the sample out")
+        raise DataError(
+            f"{shown}: objects {unknown[:12]} have no annotation; correct it, or leave the sample out"
+        )
     if 0 in present and 0 not in classes and 0 in classes.values():
         raise DataError(
             f"{shown}: 0 is a class of the annotations, and the pixels of no object would get it as well; give the "
@@ -345,7 +347,9 @@ def _classes_of(found: np.ndarray, classes: Mapping[int, int], shown: Path, most
         )
     wanted = [classes.get(v, 0) for v in present]
     if wrong := [v for v in wanted if not 0 <= v <= most]:
-        raise DataError(f"{shown}: category_id {wrong[:12]} lie outside 0..{most}; declare classes of these ids")
+        raise DataError(
+            f"{shown}: category_id {wrong[:12]} lie outside 0..{most}; declare classes of these ids"
+        )
     table = np.array(wanted, np.uint8 if max(wanted) <= 255 else np.uint16)
     return table[places].reshape(found.shape)
 

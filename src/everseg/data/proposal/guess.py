@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
@@ -11,14 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from everseg.data.datasets import annotated, coco
 from everseg.data.datasets.camvid import SEQUENCES
-from everseg.data.datasets.decode import PICTURE_ENDINGS
+from everseg.data.datasets.decode import PICTURE_ENDINGS, UNLIMITED, open_picture, stored_ids
 from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
 from everseg.data.datasets.listing import packed
+from everseg.data.datasets.street_labels import CITYSCAPES, CITYSCAPES_CLASSES, VOID
 from everseg.data.proposal.lists import Lists, find_lists
+from everseg.data.proposal.naming import names_beside
 from everseg.data.proposal.unreadable import explained
 from everseg.errors import DataError, some
+from everseg.labels import find_name, is_void_name
 
 MASK_WORDS = (
     "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
@@ -40,7 +46,10 @@ SKIPPED = ("segmentationobject", "segmentationobjectpng", "segmentationobjectvis
            "segmentationclassvisualization", "masks_human", "masks_instances", "overlay", "overlays", "visualization",
            "__macosx")  # fmt: skip
 """Folders of pictures that are neither images nor masks of classes: labels drawn over images, or objects by number."""
-OBJECTS = re.compile(r".*[_.-](label_ground-truth|(label_ground-truth[_-])?(instances?|instance_?ids?|panoptic))", re.IGNORECASE)
+OBJECTS = re.compile(
+    r".*[_.-](label_ground-truth|(label_ground-truth[_-])?(instances?|instance_?ids?|panoptic))",
+    re.IGNORECASE,
+)
 """Stems of masks of objects by number: Segments.ai's bitmaps, Cityscapes' instanceIds and the like."""
 NUMBERED = (".png", ".tif", ".tiff", ".bmp")
 """Endings of files that can hold numbers."""
@@ -218,8 +227,12 @@ def _known(root: Path) -> Guess | None:
 
     if has("leftImg8bit", "gtFine") and named("gtFine", r"_gtFine_(labellevel3Ids\.png|polygons\.json)"):
         level3 = named("gtFine", r"_labellevel3Ids\.png") or any((root / "leftImg8bit").glob("*/[0-9]*"))
-        return Guess("IDD", {"layout": "idd"}) if level3 else Guess("Cityscapes", {"layout": "cityscapes"})
+        if level3:
+            return Guess("IDD", {"layout": "idd"})
+        _require_cityscapes(root)
+        return Guess("Cityscapes", {"layout": "cityscapes"})
     if has("leftImg8bit", "gtFine") and named("gtFine", r"_gtFine_label"):
+        _require_cityscapes(root)
         return Guess("Cityscapes", {"layout": "cityscapes"})
     if has("IDD_Segmentation") or has("idd20kII"):
         return Guess("IDD", {"layout": "idd"})
@@ -235,6 +248,66 @@ def _known(root: Path) -> Guess | None:
     if voc and not (root / "labelmap.txt").exists():
         return Guess("Pascal VOC", {"layout": "voc"})
     return None
+
+
+LOOKED_AT = 20
+"""So many masks and polygon files show whether a tree laid out as Cityscapes holds its classes."""
+
+
+def _require_cityscapes(root: Path) -> None:
+    """Refuse a tree that is laid out as Cityscapes but holds classes of its own.
+
+    Raises:
+        DataError: with the names or ids that are not those of Cityscapes, and how to describe the data.
+    """
+    known = {label.name for label in CITYSCAPES}
+    files = sorted(p for p in islice((root / "gtFine").rglob("*"), MAX_FILES) if p.is_file())
+    foreign: set[str] = set()
+    for file in _spread([p for p in files if p.name.endswith("_gtFine_polygons.json")]):
+        try:
+            objects = json.loads(file.read_bytes())["objects"]
+            foreign |= {
+                str(o["label"]) for o in objects if str(o["label"]).removesuffix("group") not in known
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the reader says what is wrong with it
+    beside = names_beside(root, ())
+    if beside is not None:
+        own = beside.names or tuple(beside.tied.values())
+        foreign |= {name for name in own if find_name(name, known) is None and not is_void_name(name)}
+    wrong = [f"the classes {some(sorted(foreign), 8)}"] if foreign else []
+    ignored = {VOID, *(label.id for label in CITYSCAPES if label.train_id == VOID and label.id >= 0)}
+    for suffix, allowed, void in (
+        ("_gtFine_labelIds", {label.id for label in CITYSCAPES}, ignored),
+        ("_gtFine_labelTrainIds", {*range(len(CITYSCAPES_CLASSES)), VOID}, {VOID}),
+    ):
+        ids: set[int] = set()
+        for file in _spread([p for p in files if p.stem.endswith(suffix) and p.suffix == ".png"]):
+            try:
+                with file.open("rb") as opened:
+                    ids |= {*np.unique(stored_ids(open_picture(opened, file, UNLIMITED), file)).tolist()}
+            except (DataError, OSError):
+                continue
+        # Label ids in place of trainIds have a message of their own, in the reader.
+        label_ids = suffix == "_gtFine_labelTrainIds" and ids <= {label.id for label in CITYSCAPES} | {VOID}
+        if ids - allowed and not label_ids:
+            wrong.append(f"the ids {some([str(i) for i in sorted(ids - allowed)], 8)} in *{suffix}.png")
+        elif len(ids) > 1 and ids <= void:
+            what = some([str(i) for i in sorted(ids)], 8)
+            wrong.append(f"only the ids {what} in *{suffix}.png, which Cityscapes ignores")
+    if wrong:
+        raise DataError(
+            f"{root}: laid out as Cityscapes, but holds {'; '.join(wrong)}. If the classes are your own, write a "
+            "data.yaml with `images: leftImg8bit/{split}`, `masks: gtFine/{split}`, `splits: [train, val]`, `pair: "
+            "{image_suffix: _leftImg8bit, mask_suffix: _gtFine_labelIds}` and your `classes` (docs: plain folders), or "
+            "rename the folders to images/ and masks/; if they are Cityscapes' own, set data.dataset=cityscapes"
+        )
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """Take `LOOKED_AT` of some files, from the first to the last."""
+    step = max(1, len(files) // LOOKED_AT)
+    return files[::step]
 
 
 def _lists(root: Path, layout: str, folder: str, follow_links: bool) -> Guess:
