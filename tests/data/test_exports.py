@@ -723,7 +723,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
         ("_label_ground-truth", "semantic", "number"),
     ),
     "masks of objects by number": (instance_ids, ("_instanceIds", "number", "rename")),
-    "Cityscapes' tree, ids beyond": (cityscapes_like((8, 40)), ("Cityscapes", 40, "labelIds", "data.yaml")),
+    "Cityscapes' tree, ids beyond": (
+        cityscapes_like((8, 40)),
+        ("Cityscapes", 40, "_gtFine_labelIds.png", "data.yaml"),
+    ),
     "Cityscapes' tree, ids ignored": (cityscapes_like((1, 2)), ("Cityscapes", 1, 2, "ignores", "data.yaml")),
     "Cityscapes' tree, own list": (
         cityscapes_like((8, 11), "kerb\nroad\n"),
@@ -762,6 +765,7 @@ def test_what_cannot_be_read_says_what_it_is_and_the_way_out(say: Say, tmp_path:
     code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
     assert code == 3, text
     must_say(text, *facts)
+    assert "--follow-links" not in text  # there are no links
     assert not (tmp_path / "made.yaml").exists()
 
 

@@ -110,7 +110,9 @@ def guess(root: Path, *, follow_links: bool = False) -> Guess:
     try:
         found = _guess(root, follow_links)
     except DataError as error:
-        raise DataError(f"{error}. {unseen}") from None if links else error
+        if not links:
+            raise
+        raise DataError(f"{error}. {unseen}") from None
     return replace(found, notes=(*found.notes, unseen)) if links else found
 
 
@@ -334,7 +336,9 @@ def _plain(root: Path, follow_links: bool) -> Guess:
     try:
         found = _pairs(root, folders, follow_links)
     except DataError as error:
-        raise DataError(f"{error}. {_objects_left(objects)}") from None if objects else error
+        if not objects:
+            raise
+        raise DataError(f"{error}. {_objects_left(objects)}") from None
     notes = (f"not used: {_objects_left(objects)}",) if objects else ()
     return replace(found, notes=(*found.notes, *notes))
 
