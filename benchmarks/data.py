@@ -56,6 +56,7 @@ def figures(quick: bool = False) -> list[Figure]:
             split = write_split(Path(name) / "voc", 8 if quick else 16)
             return [
                 *sample_figures(split, 2 if quick else 7),
+                *augmentation_figures(split, 2 if quick else 5),
                 *batch_figures(split, 2 if quick else 5),
                 index_figure(split, Path(name) / "many", 200 if quick else 4000, 1 if quick else 3),
                 *loader_figures(split, 3 if quick else 6),
@@ -233,6 +234,45 @@ class Raw:
 
     def fingerprint(self) -> str:
         return self._split.fingerprint()
+
+
+def augmentation_figures(split: FileSplit, repeat: int) -> list[Figure]:
+    """What each augmentation adds to a training sample, over the plain sample's time."""
+    views = [View(split, np.arange(len(split)), TABLE)]
+    settings: dict[str, dict[str, object]] = {
+        "plain": {},
+        "brightness": {"brightness": (0.6, 1.4)},
+        "contrast": {"contrast": (0.6, 1.4)},
+        "saturation": {"saturation": (0.6, 1.4)},
+        "hue": {"hue": (-0.05, 0.05)},
+        "blur": {"blur": (1.0, 1.0)},
+        "turns": {"vertical_flip": 0.5, "rotate": 0.5},
+        "scale_range": {"scale_range": (0.5, 2.0)},
+    }
+    settings["all"] = {key: value for given in settings.values() for key, value in given.items()}
+    ways = {
+        name: Samples(views, DataConfig(**{**DATA.model_dump(), **given}), 0, 0)
+        for name, given in settings.items()
+    }
+    best = least(
+        {name: lambda index, samples=samples: samples[0, index] for name, samples in ways.items()},
+        len(split),
+        repeat,
+    )
+    parts = ", ".join(
+        f"{name} {1e3 * (seconds - best['plain']):+.1f} ms"
+        for name, seconds in best.items()
+        if name not in ("plain", "all")
+    )
+    return [
+        Figure(
+            "data",
+            "training sample with every augmentation, over the plain one",
+            best["all"] / best["plain"],
+            "x",
+            note=parts,
+        )
+    ]
 
 
 # ---------------------------------------------------------------- batches, index, loader

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from everseg.config.fields import RunConfig, TrainConfig
+from everseg.config.fields import DataConfig, RunConfig, TrainConfig
 from everseg.config.hyperparameters import Option, method_options
 from everseg.config.yaml import MAX_DEPTH, FullKey
 from everseg.errors import ConfigError, near_miss
@@ -84,6 +84,26 @@ def train_problems(train: TrainConfig) -> list[Problem]:
     if train.batch % train.accumulate:
         text = f"{train.batch} images per batch cannot be cut into {train.accumulate} equal parts; choose a divisor"
         problems.append((("train", "accumulate"), text))
+    return problems
+
+
+def data_problems(data: DataConfig) -> list[Problem]:
+    """Check settings of the augmentation that are right one by one and impossible together."""
+    problems: list[Problem] = []
+    for key in ("scale_range", "brightness", "contrast", "saturation", "hue", "blur"):
+        found = getattr(data, key)
+        if found is not None and found[0] > found[1]:
+            text = f"expected a range, the smaller number first, got [{found[0]:g}, {found[1]:g}]"
+            problems.append((("data", key), text))
+    if data.transform == "resize" and data.scale_range is not None:
+        text = "scales before a crop, and data.transform=resize does not crop; leave it out, or set data.transform=crop"
+        problems.append((("data", "scale_range"), text))
+    if data.transform == "resize" and data.rotate and data.size[0] != data.size[1]:
+        text = (
+            f"turned images of {data.size[0]}x{data.size[1]} pixels do not fit one batch; "
+            "make data.size square, or set data.transform=crop"
+        )
+        problems.append((("data", "rotate"), text))
     return problems
 
 

@@ -53,6 +53,25 @@ class DataConfig(_Section):
     """Range of the training crop's area relative to the image's (random resized crop)."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
+    scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Range of a factor by which training images of "crop" are resized before a square is cut out of them at a random
+    place, filled up with ignored pixels where they are smaller (mmsegmentation, DeepLab); in place of `scale`."""
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a training image is flipped upside down."""
+    rotate: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a training image is turned by 90, 180 or 270 degrees, each as likely (aerial, microscopy)."""
+    brightness: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+    """Range of the factor on the values of training images, such as [0.6, 1.4]; 1 = unchanged."""
+    contrast: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+    """Range of the factor on the distance from the image's mean grey; 1 = unchanged."""
+    saturation: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+    """Range of the factor on the distance from each pixel's grey; 0 = grey, 1 = unchanged. RGB images only."""
+    hue: tuple[Annotated[float, Field(ge=-0.5, le=0.5)], Annotated[float, Field(ge=-0.5, le=0.5)]] | None = (
+        None
+    )
+    """Range of the turn of the hue in shares of the colour circle, such as [-0.05, 0.05]. RGB images only."""
+    blur: tuple[Annotated[float, Field(ge=0, le=64)], Annotated[float, Field(ge=0, le=64)]] | None = None
+    """Range of the deviation of a Gaussian blur of training images, in pixels after the crop; 0 = sharp."""
     evaluation: Literal["crop", "whole", "resize", "sliding"] = "crop"
     """How test images are seen: "crop" = short side resized to `crop` and centre-cropped (MiB's papers), "whole",
     "resize" = image and labels at `size` (MDIL), or "sliding" = at their own size through overlapping windows."""

@@ -15,6 +15,7 @@ from everseg.config import presets
 from everseg.config.checks import (
     Problem,
     accepts_text_only,
+    data_problems,
     key_text,
     method_problems,
     plain,
@@ -243,7 +244,7 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         problems += wrong
     config, wrong = run_problems(raw)
     if config is not None:
-        wrong = [*wrong, *train_problems(config.train)]
+        wrong = [*wrong, *data_problems(config.data), *train_problems(config.train)]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {full_key for full_key, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]

@@ -27,8 +27,9 @@ from everseg.runs.model_folder import (
 from everseg.runs.run_folder import RunFolder
 
 RECIPE: dict[str, tuple[str, ...]] = {
-    "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "evaluation", "normalisation",
-             "window", "overlap"),
+    "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "scale_range",
+             "vertical_flip", "rotate", "brightness", "contrast", "saturation", "hue", "blur", "evaluation",
+             "normalisation", "window", "overlap"),
     "scenario": ("policy",),
     "train": (
         "epochs", "epochs_next", "batch", "accumulate", "lr", "lr_next", "schedule", "schedule_by", "power",

@@ -39,6 +39,7 @@ EVALUATION_KEYS = (
     "data.dataset", "data.options", "data.root", "data.crop", "data.size", "data.evaluation", "data.domains.",
     "data.window", "data.overlap",
     "data.normalisation", "data.transform", "data.scale", "data.flip", "data.shift",
+    "data.vertical_flip", "data.rotate", "data.brightness", "data.contrast", "data.saturation", "data.hue", "data.blur",
     "scenario.test_split", "scenario.policy", "train.precision", "train.threads",
 )  # fmt: skip
 """Settings that may differ from the run's. Those of the training transform may too, because scoring ignores them."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from everseg.config.fields import DataConfig
 from everseg.data.base import Split, require_sample
+from everseg.data.batches.augmentation import appearance, own_stream, padded, scaled_crop, turned
 from everseg.data.batches.transforms import (
     center_transform,
     flip_and_shift,
@@ -150,17 +151,25 @@ class Samples(Dataset):
             image, label = self._plain(image, label)
             return _Sample(image, view.lut.take(label), sample_id, view.branch)
         data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
+        own = own_stream(self.seed, self.step, epoch, sample_id)
         if data.transform == "resize":
             # The table raw id -> train id is applied before the shift, because the shift fills with a train id.
             image, label = resize_transform(image, label, size=data.size)
+            image = appearance(image, data, own)
             image, label = flip_and_shift(
                 image, view.lut.take(label), flip=data.flip, shift=data.shift, fill=data.shift_fill, rng=rng
             )
-            return _Sample(image, label, sample_id, view.branch)
-        image, label = train_transform(
-            image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng, table=view.lut
-        )
-        return _Sample(image, label, sample_id, view.branch)
+        elif data.scale_range is not None:
+            image, label = scaled_crop(image, label, crop=data.crop, scale_range=data.scale_range, stream=own)
+            image, label = padded(appearance(image, data, own), view.lut.take(label), crop=data.crop)
+            if rng.random() < data.flip:
+                image, label = image[:, :, ::-1], label[:, ::-1]
+        else:
+            image, label = train_transform(
+                image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng, table=view.lut
+            )
+            image = appearance(image, data, own)
+        return _Sample(*turned(image, label, data, own), sample_id, view.branch)
 
     def _plain(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         data = self.data

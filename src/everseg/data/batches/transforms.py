@@ -200,7 +200,7 @@ def flip_and_shift(
     # `source` stays in the image, `target` is where it comes to lie; rows and columns move alike.
     source = _overlap(-down, height), _overlap(-right, width)
     target = _overlap(down, height), _overlap(right, width)
-    x, y = np.zeros_like(image, order="C"), np.full_like(label, _ignored(label), order="C")
+    x, y = np.zeros_like(image, order="C"), np.full_like(label, ignored_in(label), order="C")
     x[:, *target] = image[:, *source]
     y[target] = label[source]
     if fill == "authors":
@@ -208,7 +208,7 @@ def flip_and_shift(
     return x, y
 
 
-def _ignored(label: np.ndarray) -> int:
+def ignored_in(label: np.ndarray) -> int:
     """Train id of ignored pixels in a label map of this type."""
     return IGNORED if label.dtype == np.uint8 else IGNORED_WIDE
 
