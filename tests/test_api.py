@@ -439,7 +439,9 @@ def test_written_predictions_are_a_sequence_that_shows_its_overlays(
     assert (found[0].mask, found[0].overlay) == (mask, over)
     assert [row["image"] for row in found.to_json()["images"]] == ["a", "deep/b", "deep/c"]
     assert found._repr_html_().count("<img") == 3
-    assert str(found) == f"3 masks and overlays in {tmp_path / 'out'}; classes.json there names the ids"
+    told = str(found).splitlines()
+    assert told[-1] == f"3 masks and overlays in {tmp_path / 'out'}; classes.json there names the ids"
+    assert "notes.txt" in told[0], "what was left out"
     over.unlink()
     assert found._repr_html_().count("<img") == 2, "one that was deleted since"
 

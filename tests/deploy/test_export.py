@@ -190,12 +190,13 @@ def test_outputs_that_share_a_raw_id_have_lasting_ids_of_their_own():
     assert with_ids(space, registry).groups == ((SYNTHETIC_BACKGROUND, 1, 2), (3, 4))
 
 
-def test_more_classes_than_a_byte_holds_are_refused():
+def test_more_classes_than_a_byte_holds_get_ids_beyond_it():
     space = LabelSpace(
         (tuple(range(250)), (250, 251, 252, 253, 254, 256)), tuple(f"c{i}" for i in range(256))
     )
-    with pytest.raises(ConfigError, match="255 classes"):
-        register({"a": space}, [{"a": 250}, {"a": 6}], [0, 1])
+    registry = register({"a": space}, [{"a": 250}, {"a": 6}], [0, 1])
+    assert [entry.id for entry in registry.classes] == list(range(256))
+    assert registry.next_id == 256
 
 
 def test_the_onnx_file_says_what_it_is(bundle):

@@ -58,10 +58,9 @@ def test_red_and_green_of_equal_brightness_do_not_stand_for_two_of_the_first_cla
     assert distance.min() > 0.08
 
 
-@pytest.mark.parametrize("n", [-1, 257])
-def test_impossible_palette_is_refused(n):
-    with pytest.raises(ValueError, match="0 to 256"):
-        palette(n)
+def test_impossible_palette_is_refused():
+    with pytest.raises(ValueError, match="-1 colours"):
+        palette(-1)
 
 
 def test_returned_palette_can_be_changed_without_changing_the_next_one():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from everseg.losses.pixelwise import full_precision
@@ -71,10 +70,7 @@ def attention_distance(
 
 def _regions(label: Tensor, size: torch.Size, num_classes: int, like: Tensor) -> Tensor:
     """Which cells of a grid belong to each class: (B, C, h * w) of 0 and 1."""
-    cells = label_at(label, size).flatten(1).long()
-    known = (cells >= 0) & (cells < num_classes)
-    return (
-        F.one_hot(torch.where(known, cells, num_classes), num_classes + 1)[..., :-1]
-        .transpose(1, 2)
-        .to(like.dtype)
-    )
+    cells = label_at(label, size).flatten(1)  # (B, h * w)
+    # A comparison: `F.one_hot` looks at the values, which waits for the device.
+    classes = torch.arange(num_classes, device=label.device)[:, None]
+    return (cells[:, None] == classes).to(like.dtype)

@@ -445,7 +445,9 @@ def _proven(
         ConfigError: ids are left. A bundle gives its classes ids of its own, so the same id may be another class here.
     """
     names = {name: colour for colour, name in like.colours.items()}
-    sure = {i: n for i, n in known.items() if isinstance(i, int) and names.get(n, BLACK) == values.own.get(i)}
+    sure: dict[Value, str] = {
+        i: n for i, n in known.items() if isinstance(i, int) and names.get(n, BLACK) == values.own.get(i)
+    }
     sure |= {i: n for i, n in known.items() if n == IGNORE_NAME or (i == 0 and n == like.background)}
     sure = {i: n for i, n in sure.items() if i not in tied}
     if open_ids := [i for i in values.ids if i not in sure and i not in tied]:
