@@ -37,7 +37,7 @@ def small(preset: dict[str, Any]) -> dict[str, Any]:
             name: {**one, "options": {**one.get("options", {}), **DEMO}} if one["dataset"] == "demo" else one
             for name, one in data["domains"].items()
         }
-    options = {**model.get("options", {}), **MODELS[model["name"]]}
+    options = {**model.get("options", {}), **MODELS.get(model["name"], {})}
     return {**result, "model": {**model, "options": options}}
 
 
