@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from everseg.data.channels import Channels
 from everseg.labels import RawLabels
 
 
@@ -41,6 +42,11 @@ class Split(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 that changes when any mask or the list changes, and does not depend on where the data lie."""
         ...
+
+
+def channels_of_split(split: Split) -> Channels | None:
+    """What the channels of a split's images are, if not RGB with 8 bits."""
+    return getattr(getattr(split, "reading", None), "channels", None)
 
 
 @dataclass(frozen=True)

@@ -411,6 +411,11 @@ class Served:
     def __init__(self, path: str | Path, builder: Any = None) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
+        if (channels := self.model.form.channels) is not None:
+            raise ConfigError(
+                f"{path}: the model sees {len(channels)} channels of {channels.bits} bits, which no browser shows; "
+                "use everseg predict"
+            )
         self.model.model = united(self.model.model)
         self.name = self.bundle.path.resolve().name
         self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()

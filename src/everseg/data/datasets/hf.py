@@ -90,6 +90,10 @@ class ColumnSplit:
     def __init__(
         self, name: str, root: Path, table: Any, columns: tuple[str, str], rows: list[int], reading: Reading
     ) -> None:
+        if reading.channels is not None:
+            raise ConfigError(
+                "data.options.channels: images in a table are RGB pictures; give files, described by a data.yaml"
+            )
         self.name, self.warnings = name, ()
         self._root, self._table, self._columns, self.reading = root, table, columns, reading
         self._rows = [row for row in rows if (name, f"{row:06d}") not in reading.skip]

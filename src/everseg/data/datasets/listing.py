@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.data.datasets.decode import PICTURE_ENDINGS, Reading, read_image
+from everseg.data.datasets.decode import CHANNEL_ENDINGS, PICTURE_ENDINGS, Reading, read_image
 from everseg.errors import ConfigError, DataError, some
 
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
@@ -27,7 +27,13 @@ class LeftOut(str):
 
 
 def scan(
-    root: Path, folder: str, *, suffix: str | tuple[str, ...] = "", without: str = "", recursive: bool = False
+    root: Path,
+    folder: str,
+    *,
+    suffix: str | tuple[str, ...] = "",
+    without: str = "",
+    recursive: bool = False,
+    endings: tuple[str, ...] = PICTURE_ENDINGS,
 ) -> dict[str, str]:
     """List the pictures of a folder.
 
@@ -38,6 +44,7 @@ def scan(
         folder: relative to `root`.
         suffix: ending that stems must have, or several such endings; it is cut off the names.
         without: stems of this ending are left out.
+        endings: of the files' names.
         recursive: also look into sub-folders (links to folders are not followed).
 
     Returns:
@@ -62,11 +69,7 @@ def scan(
         prefix = "" if inside == "." else f"{inside}/"
         for file in sorted(files):
             stem, extension = os.path.splitext(file)  # noqa: PTH122 - 20 000 names: Path is 10 times slower
-            if (
-                file.startswith(".")
-                or extension.lower() not in PICTURE_ENDINGS
-                or not stem.endswith(suffixes)
-            ):
+            if file.startswith(".") or extension.lower() not in endings or not stem.endswith(suffixes):
                 continue
             if without and stem.endswith(without):
                 continue
@@ -177,6 +180,7 @@ class ListedFolder:
         recursive: entries may lie in sub-folders.
         image_suffix: ending of the image stems, not part of the names.
         mask_suffix: the same for the masks.
+        endings: of the images' file names.
     """
 
     def __init__(
@@ -188,8 +192,10 @@ class ListedFolder:
         recursive: bool = False,
         image_suffix: str = "",
         mask_suffix: str = "",
+        endings: tuple[str, ...] = PICTURE_ENDINGS,
     ) -> None:
         self._root = root
+        self._endings = (endings, PICTURE_ENDINGS)
         self._defaults = (images, masks)
         self._recursive = recursive
         self._suffixes = (image_suffix, mask_suffix)
@@ -250,7 +256,7 @@ class ListedFolder:
         if not parts:
             return None
         stem, extension = os.path.splitext(parts[-1])  # noqa: PTH122
-        if extension.lower() in PICTURE_ENDINGS:
+        if extension.lower() in self._endings[kind]:
             parts[-1] = stem
         parts[-1] = parts[-1].removesuffix(self._suffixes[kind])
         parts = [unicodedata.normalize("NFC", p) for p in parts]
@@ -282,7 +288,13 @@ class ListedFolder:
     def _scan(self, folder: str, kind: int, recursive: bool) -> dict[str, str]:
         key = (folder, kind)
         if key not in self._scans:
-            self._scans[key] = scan(self._root, folder, suffix=self._suffixes[kind], recursive=recursive)
+            self._scans[key] = scan(
+                self._root,
+                folder,
+                suffix=self._suffixes[kind],
+                recursive=recursive,
+                endings=self._endings[kind],
+            )
         return self._scans[key]
 
 
@@ -332,16 +344,22 @@ def _leaves(entry: str) -> bool:
     return "\0" in entry or "://" in entry or ".." in entry.replace("\\", "/").split("/")
 
 
-def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
+def endings_of(reading: Reading) -> tuple[str, ...]:
+    """How the names of image files end that are read in this way."""
+    return PICTURE_ENDINGS if reading.channels is None else CHANNEL_ENDINGS
+
+
+def _checked_files(
+    paths: Iterable[str | Path], out: Path, reading: Reading | None = None
+) -> list[tuple[Path, Path]]:
     """List the images given, and those in the folders given, with the names of their results; check all of them."""
+    endings = endings_of(reading or Reading())
     files: list[tuple[Path, Path]] = []
     missing = []
     for path in map(Path, paths):
         if path.is_dir():
             found = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix.lower() in PICTURE_ENDINGS and not p.name.startswith(".")
+                p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith(".")
             )
             files += [(p, p.relative_to(path).with_suffix("")) for p in found]
         elif path.is_file():
@@ -351,7 +369,7 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
     if missing:
         raise DataError(f"no such image or folder: {', '.join(missing)}")
     if not files:
-        raise DataError(f"no image ({', '.join(sorted(PICTURE_ENDINGS))}) in the folders given")
+        raise DataError(f"no image ({', '.join(sorted(endings))}) in the folders given")
     stems = [stem for _, stem in files]
     twice = sorted({str(stem) for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -368,7 +386,7 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
     bad = []
     for path, _ in files:
         try:
-            read_image(path)
+            read_image(path, reading)
         except DataError as error:
             bad.append(str(error))
     if bad:
@@ -376,20 +394,18 @@ def _checked_files(paths: Iterable[str | Path], out: Path) -> list[tuple[Path, P
     return files
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """List every image below a folder, in the order of their paths.
+def image_files(folder: str | Path, reading: Reading | None = None) -> list[Path]:
+    """List every image below a folder, in the order of their paths; the reading says which files are images.
 
     Raises:
         DataError: no such folder, or no image in it.
     """
-    folder = Path(folder)
+    folder, endings = Path(folder), endings_of(reading or Reading())
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
+        path for path in folder.rglob("*") if path.suffix.lower() in endings and not path.name.startswith(".")
     )
     if not found:
-        raise DataError(f"no image ({', '.join(sorted(PICTURE_ENDINGS))}) in {folder}")
+        raise DataError(f"no image ({', '.join(sorted(endings))}) in {folder}")
     return found

@@ -122,7 +122,7 @@ class TiledSplit:
         window = np.array(pixels[top:bottom, left:right])
         if window.shape[:2] != (bottom - top, right - left):
             raise DataError(f"{self.image_path(index)}: changed its size since the windows were cut")
-        return np.ascontiguousarray(window[..., :3]), np.ascontiguousarray(window[..., 3])
+        return np.ascontiguousarray(window[..., :-1]), np.ascontiguousarray(window[..., -1], np.uint8)
 
     def read_mask(self, index: int) -> np.ndarray:
         """Decode the mask of one window, (h, w) uint8 raw ids."""

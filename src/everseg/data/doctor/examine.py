@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from everseg.data.base import Split
+from everseg.data.base import Split, channels_of_split
 from everseg.data.batches.index import count_ids
+from everseg.data.channels import picture_of
 from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
 from everseg.data.doctor.findings import Level
 from everseg.errors import DataError
@@ -84,21 +85,31 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
                 f"the image is {image.shape[1]}x{image.shape[0]} but the mask {mask.shape[1]}x{mask.shape[0]}"
             )
             return Examined(name, (("size-mismatch", text),))
-        if image.dtype != np.uint8 or mask.dtype != np.uint8:
-            text = f"images and masks must be uint8, got {image.dtype} and {mask.dtype}"
+        channels = channels_of_split(split)
+        expected = np.dtype(np.uint8) if channels is None else channels.array_type
+        if image.dtype != expected or mask.dtype != np.uint8:
+            text = f"images must be {expected} and masks uint8, got {image.dtype} and {mask.dtype}"
             return Examined(name, (("unreadable-sample", text),))
     except (DataError, OSError) as error:
         return Examined(name, tuple(_faults(split, index, str(error))))
     faults: tuple[tuple[str, str], ...] = ()
     if paths[1] is not None and _look(paths[1])[0] in ("JPEG", "MPO"):
         faults = (("lossy-mask", f"{paths[1]}: the mask is a JPEG file"),)
-    notes = [*(_image_notes(paths[0]) if paths[0] else ()), *_pixel_notes(mask)]
+    notes = [*(_image_notes(paths[0]) if paths[0] and channels is None else ()), *_pixel_notes(mask)]
     if paths[0] is None:
         pixels = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
         digests = (hashlib.sha256(pixels).hexdigest(), "")
     else:
         digests = (_digest(paths[0]), _digest(paths[1]))
-    return Examined(name, faults, tuple(notes), count_ids(mask), mask.shape, digests, _signature(image))
+    return Examined(
+        name,
+        faults,
+        tuple(notes),
+        count_ids(mask),
+        mask.shape,
+        digests,
+        _signature(picture_of(image, channels)),
+    )
 
 
 def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]:
