@@ -17,6 +17,8 @@ from benchmarks.golden_plop import plop_options
 from benchmarks.golden_replay import (
     Comparison,
     difference,
+    epoch_order,
+    first_seed,
     generated_weight,
     original_names,
     step_batches,
@@ -188,15 +190,12 @@ class FamilyRun:
         """An epoch's batches in the original's order."""
         folder = "tiny" if self.task == "tiny3" and step.index == 0 else self.task
         count = len(self.common[f"{folder}/step{step.index}/train/labels"])
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).numpy()
-        return step_batches(self.common, self.task, step.index, order)
+        return step_batches(self.common, self.task, step.index, epoch_order(count, epoch))
 
     def _set_first(self, names: dict[str, str]) -> None:
         """Give the network of step 0 its generated weights, of the seed that made the file's first classifier."""
         shapes = {names[name]: tuple(t.shape) for name, t in self.model.state_dict().items() if name in names}
-        (known, value), *_ = self.stored("step0/init/").items()
-        bare = known.removeprefix("module.")
-        seed = next(s for s in range(10_000) if np.array_equal(generated_weight(bare, value.shape, s), value))
+        seed = first_seed(self.stored("step0/init/"))
         given = {}
         for name, shape in shapes.items():
             gain = 1.0 if ".cls." in f".{name}" else 4.0

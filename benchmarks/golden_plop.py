@@ -19,6 +19,8 @@ from benchmarks.golden_replay import (
     BRANCH,
     Comparison,
     difference,
+    epoch_order,
+    first_seed,
     generated_weight,
     original_names,
     step_batches,
@@ -318,8 +320,6 @@ def _check_thresholds(path: Path) -> list[Row]:
     return tally.rows()
 
 
-SEEDS = (777, 782, 783, *range(10_000))
-"""Seeds of the files' value generator that are tried, the known ones first."""
 GAIN = 4.0
 """Of the kernels of encoder and decoder in a first step that starts from the generator."""
 
@@ -438,7 +438,9 @@ def _initial_model(
     template = mib.load(tensors(start), norm="abn")
     model = deeplabv3(**template.description["options"]).double()
     if first == 0:
-        seed = _seed(golden)
+        seed = first_seed(
+            {k.removeprefix("step0/init/"): v for k, v in golden.items() if k.startswith("step0/init/")}
+        )
         return model, {
             name: generated_weight(name.removeprefix("module."), value.shape, seed, GAIN)
             for name, value in start.items()
@@ -456,17 +458,6 @@ def _set_weights(model: SegmentationModel, values: Mapping[str, np.ndarray]) -> 
     state = model.state_dict()
     for name, original in original_names(model).items():
         state[name].copy_(torch.from_numpy(values[original]))
-
-
-def _seed(golden: Mapping[str, np.ndarray]) -> int:
-    """Seed of the generator that gave the first classifier its values."""
-    weight, bias = (golden[f"step0/init/module.cls.0.{name}"] for name in ("weight", "bias"))
-    for seed in SEEDS:
-        if np.array_equal(generated_weight("cls.0.bias", bias.shape, seed), bias) and np.array_equal(
-            generated_weight("cls.0.weight", weight.shape, seed), weight
-        ):
-            return seed
-    raise ValueError(f"no seed below {SEEDS[-1]} generates the first classifier of the file")
 
 
 def _replay_step(
@@ -498,7 +489,8 @@ def _replay_step(
     folder = "tiny" if options["task"] == "tiny3" and k == 0 else options["task"]
     images = len(common[f"{folder}/step{k}/train/labels"])
     epochs = [
-        step_batches(common, options["task"], k, _order(images, epoch)) for epoch in range(options["epochs"])
+        step_batches(common, options["task"], k, epoch_order(images, epoch))
+        for epoch in range(options["epochs"])
     ]
     ctx = StepContext(
         step=step, model=model, module=model, teacher=teacher, epoch_batches=lambda: iter(epochs[0])
@@ -532,10 +524,6 @@ def _replay_step(
         theirs = golden[f"{at}prototypes"]
         compare("prototypes", method.state_dict()[f"prototypes/{BRANCH}"], theirs, np.abs(theirs).max())
     _compare_final(model, names, at, golden, compare)
-
-
-def _order(images: int, epoch: int) -> np.ndarray:
-    return torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).numpy()
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from benchmarks.golden_replay import (
     _set_weights,
     _steps,
     difference,
+    epoch_order,
+    first_seed,
     generated_weight,
     original_names,
     step_batches,
@@ -54,7 +56,6 @@ FACTORS = {
 """Data set -> factors of the spatial and of the channel term: of every map but the last, and of the last one."""
 DOMAIN = "cityscapes_domain"
 """New domains with the same classes: plain cross-entropy, no distillation of outputs, no growth factor."""
-SEEDS = range(100_000)
 
 
 def check_rcil(path: Path) -> list[Row]:
@@ -186,7 +187,7 @@ def replay_rcil(folder: Path, file_stem: str) -> dict[str, Comparison]:
         entry.count += np.size(theirs)
         entry.largest = max(entry.largest, difference(ours, theirs, scale))
 
-    seed = _seed(golden["step0/init/module.cls.0.weight"])
+    seed = first_seed({"cls.0.weight": golden["step0/init/module.cls.0.weight"]})
     meta = [json.loads(str(golden[f"{step}/meta"])) for step in _stored_steps(golden)]
     start = {k.removeprefix("init/"): common[k] for k in common.files if k.startswith("init/")}
     like = _initial_model(Case(RCIL, norm="iabn"), start).description["options"]
@@ -200,14 +201,6 @@ def replay_rcil(folder: Path, file_stem: str) -> dict[str, Comparison]:
 
 def _stored_steps(golden: Any) -> Iterator[str]:
     yield from sorted({key.partition("/")[0] for key in golden.files})
-
-
-def _seed(first: np.ndarray) -> int:
-    """The generator's seed, found by its first classifier: the files do not name it."""
-    for seed in SEEDS:
-        if np.array_equal(generated_weight("cls.0.weight", first.shape, seed), first):
-            return seed
-    raise ValueError(f"no seed in {SEEDS} gives the classifier of step 0")
 
 
 def _read_back(model: SegmentationModel) -> SegmentationModel:
@@ -266,8 +259,10 @@ def _replay_step(
     ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
     method.begin_step(ctx)
     model.train()
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).numpy()
-    batches = step_batches(common, options["task"], k, order)
+    folder = "tiny" if options["task"] == "tiny3" and k == 0 else options["task"]
+    images = len(common[f"{folder}/step{k}/train/labels"])
+    epochs = range(options["epochs"])
+    batches = [b for e in epochs for b in step_batches(common, options["task"], k, epoch_order(images, e))]
     for i, batch in enumerate(batches):
         draws = iter(torch.from_numpy(golden[at + "drop_r"][i]))
         for unit in units:

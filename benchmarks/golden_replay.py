@@ -6,7 +6,7 @@ Inputs (initial weights, images, labels, order of the images) and results come f
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ BRANCH = "default"
 BATCH = 2
 GROWTH = {"tiny": (4, 2), "tiny3": (4, 1, 1), "wide": (4, 2)}
 """Outputs added per step of each task."""
+SEEDS = (777, 782, 783, *range(100_000))
+"""Seeds of the value generator that are tried, the known ones first."""
 RATES = TrainConfig(lr=0.01, lr_next=0.001)
 
 
@@ -294,6 +296,28 @@ def generated_weight(name: str, shape: tuple[int, ...], seed: int, gain: float =
     else:
         value = (2 * level - 15) / 64.0
     return np.asarray(value, np.float32)
+
+
+def epoch_order(images: int, epoch: int = 0) -> np.ndarray:
+    """The order of the images in an epoch: the files' loaders are seeded by the epoch's number."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).numpy()
+
+
+def first_seed(stored: Mapping[str, np.ndarray]) -> int:
+    """Seed of the generator that gave a first classifier its values, which the files do not name.
+
+    Args:
+        stored: "cls.0.weight" and "cls.0.bias" as the file holds them, under names with or without "module.".
+
+    Raises:
+        ValueError: no seed that is tried gives these values.
+    """
+    given = {name.removeprefix("module."): value for name, value in stored.items()}
+    wanted = {name: given[name] for name in ("cls.0.bias", "cls.0.weight") if name in given}
+    for seed in SEEDS if wanted else ():
+        if all(np.array_equal(generated_weight(n, v.shape, seed), v) for n, v in wanted.items()):
+            return seed
+    raise ValueError(f"no seed below {SEEDS[-1]} generates the first classifier of the file")
 
 
 def original_names(model: SegmentationModel, prefix: str = "module.") -> dict[str, str]:

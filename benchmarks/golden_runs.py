@@ -1,7 +1,8 @@
 """Replays training runs of the methods' original code, files `train_<method>*.npz`, in float64.
 
 What a file does not hold follows from its kind: runs of two steps are task `tiny`, longer ones `tiny3`; a run without
-`step0/` starts from the end of MiB's first step; initial weights are generated from a seed.
+`step0/` starts from the end of MiB's first step; initial weights are generated from a seed, which is found by its first
+classifier.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import torch
 
 from benchmarks.golden_checks import EXACT
 from benchmarks.golden_replay import (
+    BATCH,
     RATES,
     Comparison,
     _steps,
     difference,
+    epoch_order,
+    first_seed,
     generated_weight,
     original_names,
     step_batches,
@@ -32,9 +36,10 @@ from everseg.methods.base import Method, StepContext
 from everseg.methods.switches import begin, finish
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
+from everseg.types import Batch
 
 SEEDS = {"A": 777, "B": 782}
-"""Set of a file -> seed of its initial weights."""
+"""Set of a file -> seed of its weights, where the file holds no first classifier that tells it."""
 Logged = Callable[[dict[str, float], Method], dict[str, float]]
 """Our terms of an iteration -> the same under the file's names."""
 
@@ -62,7 +67,14 @@ class RunReplay:
         )
         self.task = "tiny" if last == 1 else "tiny3"
         self.prefix = "module." if str(self.golden[f"step{last}/names"][0]).startswith("module.") else ""
-        self.seed = SEEDS.get(next((part for part in stem.split("_") if part in SEEDS), "A"), SEEDS["A"])
+        first = {
+            k.removeprefix("step0/init/"): self.golden[k] for k in self.golden.files if "step0/init/" in k
+        }
+        self.seed = (
+            first_seed(first)
+            if first
+            else next((SEEDS[p] for p in stem.split("_") if p in SEEDS), SEEDS["A"])
+        )
         start = {k.removeprefix("init/"): self.common[k] for k in self.common.files if k.startswith("init/")}
         options = mib.load(tensors(start), norm="abn").description["options"]
         self.model: SegmentationModel = deeplabv3(**options).double()
@@ -131,16 +143,16 @@ class RunReplay:
             self.whole("initial classifiers", ours[name], value)
         groups = method.param_groups(model, step)
         check_param_groups(model, groups)
-        base = RATES.lr if k == 0 else RATES.lr_next
-        assert base is not None
+        base = float(golden[f"{at}lr"][0, 0])
         optimizer = make_optimizer(groups, RATES, lr=base)
         ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
         begin(method, ctx)
         model.train()
-        order = golden[f"{at}order"] if f"{at}order" in golden.files else _order()
-        batches = step_batches(self.common, self.task, k, order)
+        batches = self._batches(k, len(golden[f"{at}lr"]))
         for i, batch in enumerate(batches):
-            set_learning_rate(optimizer, learning_rate(RATES, base, i, len(batches)))
+            lr = learning_rate(RATES, base, i, len(batches))
+            set_learning_rate(optimizer, lr)
+            self.compare("learning rate", lr, golden[f"{at}lr"][i, 0])
             terms = {name: float(value) for name, value in train_batch(method, batch, ctx, optimizer).items()}
             for name, value in (self.logged(terms, method) | {"loss_tot": sum(terms.values())}).items():
                 if at + name in golden.files and (value != 0 or golden[at + name][i] != 0):
@@ -149,6 +161,16 @@ class RunReplay:
         finish(method, ctx)
         self._compare_weights(at, names)
         self.compare_state(at)
+
+    def _batches(self, step: int, iterations: int) -> list[Batch]:
+        """As many as the file has iterations, an epoch after the other."""
+        folder = "tiny" if self.task == "tiny3" and step == 0 else self.task
+        images = len(self.common[f"{folder}/step{step}/train/labels"])
+        found: list[Batch] = []
+        while len(found) < iterations:
+            order = epoch_order(images, len(found) * BATCH // images)
+            found += step_batches(self.common, self.task, step, order)
+        return found
 
     def compare_state(self, at: str) -> None:
         """Compare what the method keeps, at the end of a step."""
@@ -187,8 +209,3 @@ def limit(folder: Path, stem: str, quantity: str) -> float:
     if "step2/loss_tot" not in np.load(folder / f"{stem}.npz").files or quantity == "counts":
         return EXACT
     return 1e-5 if quantity == "gradient norms" else 1e-7
-
-
-def _order() -> np.ndarray:
-    """The order of the twelve images in the first epoch."""
-    return torch.randperm(12, generator=torch.Generator().manual_seed(0)).numpy()

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoders import need_transformers
 from PIL import Image
 from processes import complete, killed, start, wait
 from safetensors.torch import load_file
-from toy import HERE, NEEDED, build, settings
+from toy import ATTENTIVE, HERE, NEEDED, build, settings
 
 import everseg
 from everseg import registry
@@ -49,8 +50,11 @@ def journal(run: Path) -> list[dict]:
 def test_every_method_learns_three_steps_and_evaluates_to_the_same_numbers(
     tmp_path: Path, call: Outcome, method: str
 ) -> None:
+    if method in ATTENTIVE:
+        need_transformers()
     needed = NEEDED.get(method, [])
-    code, out, err = call("run", written(tmp_path), f"method={method}", *needed, "--json", "--quiet")
+    config = written(tmp_path, method={"name": method})
+    code, out, err = call("run", config, f"method={method}", *needed, "--json", "--quiet")
     assert (code, err) == (0, "")
     done = json.loads(out)
     assert [step["classes"] for step in done["steps"]] == [["red"], ["green"], ["blue"]]
@@ -80,7 +84,9 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_nothing(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    config = written(tmp_path, tensorboard=True)
+    if method in ATTENTIVE:
+        need_transformers()
+    config = written(tmp_path, tensorboard=True, method={"name": method})
     needed = NEEDED.get(method, [])
     code, text, err = call(
         "run", config, f"method={method}", *needed, "--dry-run", "train.max_iterations=null"

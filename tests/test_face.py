@@ -67,6 +67,7 @@ ONLY_ARGUMENTS = {
     "data init": {
         "ask": "what the command line asks on the terminal",
         "ask_background": "what the command line asks on the terminal",
+        "ask_reading": "what the command line asks on the terminal",
     },
 }
 UNEQUAL = {

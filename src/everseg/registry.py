@@ -83,6 +83,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mdil_mib:MDILMiB",
             "Combine both methods: MiB holds a branch that grows, MDIL holds the branches of other domains.",
         ),
+        "sats": Builtin(
+            "everseg.methods.sats:SATS",
+            "PLOP's labels and MiB's distillation, and what each class's region attends to is kept in every block.",
+        ),
         "sdr": Builtin(
             "everseg.methods.sdr:SDR",
             "Keep every class's encoder features near its running prototype, away from other classes', and sparse.",
@@ -230,12 +234,14 @@ def _from_package(kind: str, module_name: str) -> Any:
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise ConfigError(f"{kind}: no module named '{module_name}'") from None
+    except (ValueError, TypeError):  # an empty name, or one that begins with a dot
+        raise ConfigError(f"{kind}: '{module_name}' is no name of a module") from None
 
 
 def _from_file(kind: str, file_name: str) -> Any:
     path = Path(file_name).expanduser().resolve()
     if not path.is_file():
-        raise ConfigError(f"{kind}: no file '{file_name}'")
+        raise ConfigError(f"{kind}: no file '{file_name}' (looked in {path.parent})")
     module_name = f"everseg_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if module_name in sys.modules:
         return sys.modules[module_name]

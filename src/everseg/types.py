@@ -62,4 +62,4 @@ class SegOutput(NamedTuple):
     """(B, C, h, w) at the head's stride. C = the classes that the branch knows, in output order."""
     features: dict[str, Tensor]
     """Tap name -> (B, C_i, H_i, W_i), in the precision the network computes in. Every model has the taps `encoder` and
-    `decoder`."""
+    `decoder`. Attention maps, where asked for, are (B, heads, h, w, h', w')."""

@@ -282,6 +282,7 @@ def test_the_report_goes_through_json(folder):
     assert data["classes"][1] == {
         "id": 1,
         "name": "cat",
+        "colours": [],
         "images": {"train": 3, "val": 2, "test": 1},
         "pixels": {"train": 6, "val": 4, "test": 2},
     }

@@ -146,7 +146,7 @@ def test_coco_and_cvat(tmp_path: Path) -> None:
         ((0, 255), ["crack"], {"classes": {0: "background", 255: "crack"}, "ignore": None}),
         ((1, 2), ["a", "b"], {"classes": {1: "a", 2: "b"}, "background": None}),
         ((0, 7, 9), ["a", "b"], {"classes": {0: "background", 7: "a", 9: "b"}}),
-        ((0, 1), ["ground", "car"], {"classes": ["ground", "car"], "background": "ground"}),
+        ((0, 1), ["ground", "car"], {"classes": ["ground", "car"], "background": None}),
         ((0, 1), None, {"classes": ["background", "class_1"]}),
     ],
 )
@@ -162,7 +162,7 @@ def test_large_ids_and_colours_are_mapped(tmp_path: Path) -> None:
         trees.save(tmp_path / f"data/images/a{i}.png", trees.image_of(i))
         trees.save(tmp_path / f"data/masks/a{i}.png", trees.mask_of([0, 2]).astype(np.uint16) * 1000)
     keys, report = init(tmp_path / "data", ["car"])
-    assert keys["labels"] == {"map": {0: "background", 2000: "car", 255: "ignore"}}
+    assert keys["labels"] == {"map": {0: "background", 2000: "car"}}
     assert report.ok
     for i in range(8):
         rgb = np.array([[0, 0, 0], [0, 128, 0], [128, 0, 0]], np.uint8)[trees.mask_of([0, 1, 1, 2])]
@@ -342,7 +342,7 @@ def test_the_page_shows_every_class_and_the_image_under_its_labels(tmp_path: Pat
         ((1, 2), "background,car", (), {"background": "background"}),
         ((0, 1), "ground,car", ("--background", "Ground"), {"background": "ground"}),
         ((0, 1), "ground,car", ("--background", "none"), {"background": None}),
-        ((0, 1), "ground,car", (), {"background": "ground"}),
+        ((0, 1), "ground,car", (), {"background": None}),
     ],
 )
 def test_the_background_is_known_by_name_by_option_or_told(
@@ -354,7 +354,7 @@ def test_the_background_is_known_by_name_by_option_or_told(
     assert code == 0, err
     assert config_yaml.parse(file.read_text(), "x").value.items() >= expected.items()
     guessed = classes == "ground,car" and not options
-    assert ("'ground'" in err and "--background none" in err) is guessed
+    assert ("'ground'" in err and "--background NAME" in err) is guessed
 
 
 @pytest.mark.parametrize(
@@ -393,10 +393,10 @@ def test_the_background_is_asked_for_on_a_terminal(
             return True
 
         def readline(self) -> str:
-            return "none\n"
+            return "ground\n"
 
     monkeypatch.setattr("sys.stdin", Terminal())
     code, out, _ = call("data", "init", "site", "--classes", "ground,road,tree")
     assert code == 0
-    must_say(out, "background", "[ground]")
-    assert "background: null" in (here / "data.yaml").read_text()
+    must_say(out, "background", "[none]")
+    assert "background: ground" in (here / "data.yaml").read_text()

@@ -395,7 +395,7 @@ def test_list_entries_that_leave_the_folder_are_refused(tmp_path: Path, entry: s
 def test_list_faults_name_file_and_line(tmp_path: Path) -> None:
     base = trees.voc(tmp_path)
     target = base / "ImageSets/Segmentation/train.txt"
-    trees.write(target, "2007_000032\na b c\n")
+    trees.write(target, "2007_000032\na\tb\tc\n")
     with pytest.raises(DataError, match=r"train\.txt, line 2: 3 fields"):
         voc.build(base)
     trees.write(target, "2007_000032\n2007_999999\nJPEGImages/none.jpg\n")

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from domain_toy import DEEPLAB, ERFNET, build, domain, settings
+from encoders import need_transformers
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
+from toy import ATTENTIVE, SEGFORMER
 
 import everseg
 from everseg import registry
-from everseg.errors import CheckpointError
+from everseg.errors import CheckpointError, ConfigError
 from everseg.methods.ft import FineTuning
 from everseg.reports.run_scores import Change
 from everseg.runs.run_folder import RunFolder
@@ -278,8 +280,10 @@ def test_multi_task_training_takes_turns_and_every_head_learns(tmp_path, monkeyp
 
 REGULARISED = {"lwf": "kd", "lwf-mc": "kd", "ilt": "kd", "ewc": "penalty", "rw": "penalty", "pi": "penalty",
                "mdil": "kd", "mdil+mib": "kd_domains", "rcil": "kd", "plop": "pod", "reminder": "pod"}  # fmt: skip
-FEATURES = {"feature", "spatial", "channel"}
+FEATURES = {"feature", "spatial", "channel", "attention"}
 """Names of terms that compare features."""
+PRETUNED = ("nest",)
+"""Methods that begin with a pre-tuning, which a run without a path that grows refuses."""
 SHARED_DECODER = ("rcil",)
 """Methods that change what domains share, decoder included, and refuse a decoder per domain."""
 ADDS_CLASSES = ("nest",)
@@ -291,8 +295,16 @@ ADDS_CLASSES = ("nest",)
 )
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
-    config = settings(tmp_path, data=data_of(few("day", "dusk")), model=DEEPLAB, method={"name": method},
+    model = DEEPLAB
+    if method in ATTENTIVE:
+        need_transformers()
+        model = {**SEGFORMER, "options": {**SEGFORMER["options"], "per_branch": "decoder"}}
+    config = settings(tmp_path, data=data_of(few("day", "dusk")), model=model, method={"name": method},
                       train={"max_iterations": 2})  # fmt: skip
+    if method in PRETUNED:
+        with pytest.raises(ConfigError, match=r"method\.pretune"):
+            everseg.run(config, quiet=True)
+        return
     done = everseg.run(config, quiet=True)
     assert tuple(done.folder.counts(1)) == ("day", "dusk")
     names = set(terms(done.path, 1)[-1])
@@ -308,6 +320,9 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}
     steps = [{"domain": "day", "branch": "street"}, {"domain": "dusk", "branch": "street"}]
     model = DEEPLAB
+    if method in ATTENTIVE:
+        need_transformers()
+        model = SEGFORMER
     if method in SHARED_DECODER:
         model = {**DEEPLAB, "options": {**DEEPLAB["options"], "per_branch": "head", "compensation": True}}
     config = settings(tmp_path, data=data_of(domains), model=model, method={"name": method},
@@ -319,13 +334,21 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     }
     assert done.folder.spaces(1)["street"].names == ("background", "red", "green", "blue", "violet")
     names = set(terms(done.path, 1)[-1]) - {"ce", "bce"} - FEATURES
-    wanted = {"mib": {"kd"}, "mdil+mib": {"kd"}, "mdil": set(), "ft": set(), "ewf": {"kd"}, "nest": {"kd"}}
+    wanted = {
+        "mib": {"kd"},
+        "mdil+mib": {"kd"},
+        "mdil": set(),
+        "ft": set(),
+        "sats": {"kd"},
+        "ewf": {"kd"},
+        "nest": {"kd"},
+    }
     wanted |= {
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
         "ucd": {"kd", "contrast"},
         "reminder": {"pod", "csw"},
     }
-    assert names == wanted.get(method, {REGULARISED.get(method)})
+    assert names == wanted.get(method, {REGULARISED[method]} if method in REGULARISED else set())
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,23 @@ def build(root: str | None = None, *, train: int = 24, val: int = 10, size: int 
     return Dataset("toy", labels, {"train": Toy("train", train, size), "val": Toy("val", val, size)})
 
 
+SEGFORMER = {
+    "name": "mlp",
+    "encoder": "hf:segformer",
+    "options": {
+        "hidden": 8,
+        "config": {
+            "hidden_sizes": [8, 8, 12, 16],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 1, 2, 2],
+        },
+    },
+}
+"""A network with attention, of the transformers library."""
 NEEDED = {"rcil": ["model.options.compensation=true"]}
 """Method -> what it asks of the network, as arguments of the command line."""
+ATTENTIVE = ("sats",)
+"""Methods that compare attention maps."""
 
 
 def settings(out: Path, **changes) -> dict:
@@ -70,6 +85,9 @@ def settings(out: Path, **changes) -> dict:
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
     method = config["method"]  # a name, or a name with options
-    if (method["name"] if isinstance(method, dict) else method) in NEEDED:
+    name = method["name"] if isinstance(method, dict) else method
+    if name in ATTENTIVE:
+        config["model"] = SEGFORMER
+    if name in NEEDED:
         config["model"]["options"] = {**config["model"]["options"], "compensation": True}
     return config

@@ -241,13 +241,13 @@ def test_bad_input_is_named():
         losses.pseudo_labels(logits, label.float(), num_classes=3, thresholds=1.0)
     with pytest.raises(ValueError, match="needs thresholds"):
         losses.pseudo_labels(logits, label, num_classes=3)
-    with pytest.raises(ValueError, match="one threshold for each of the teacher's 3 classes"):
+    with pytest.raises(ValueError, match=r"one threshold .* 3 classes"):
         losses.pseudo_labels(logits, label, num_classes=3, thresholds=torch.zeros(2))
     with pytest.raises(ValueError, match="measure: expected"):
         losses.pseudo_labels(logits, label, num_classes=3, measure="median", thresholds=1.0)
     with pytest.raises(ValueError, match="num_classes must be at least"):
         losses.pseudo_labels(logits, label, num_classes=2, thresholds=1.0)
-    with pytest.raises(ValueError, match="band must be at least"):
+    with pytest.raises(ValueError, match=r"band .* at least 1 row"):
         losses.pseudo_labels(logits, label, num_classes=3, thresholds=1.0, band=0)
     with pytest.raises(ValueError, match="norm: expected"):
         losses.uncertainty(logits, 3, "bits")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attentive_model import attentive
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
@@ -25,6 +26,8 @@ from everseg.types import Batch
 TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
 
 
+ATTENTIVE = ("sats",)
+"""Methods that compare attention maps."""
 NEEDS_OF_MODEL: dict[str, dict[str, Any]] = {"rcil": {"compensation": True}}
 """Method -> options of the network that it asks for."""
 
@@ -125,6 +128,8 @@ class Toy:
     def model(self, method: str = "") -> SegmentationModel:
         """A network that the method can train."""
         torch.manual_seed(1)
+        if method in ATTENTIVE:
+            return attentive()
         return model_for_tests(**NEEDS_OF_MODEL.get(method, {}))
 
     def begin(self, method: Method, model: SegmentationModel, step: Step, *, begin: bool = True) -> Run:

@@ -329,7 +329,7 @@ def test_other_branches_are_held_by_pod_alone(toy, cls):
 
 
 def test_cells_by_width_are_refused_in_a_sentence_where_maps_are_wide(toy):
-    with pytest.raises(ConfigError, match=r"method\.pod_cells: .*at least as high as wide"):
+    with pytest.raises(ConfigError, match=r"method\.pod_cells: .*as high as wide"):
         second_step(toy, PLOP(pod_cells="width"), size=(32, 48))
 
 
@@ -341,7 +341,7 @@ def test_scales_that_no_map_holds_are_refused_in_a_sentence(toy):
 def test_reminder_needs_the_prototypes_of_the_steps_before(toy):
     model = toy.model()
     toy.train(PLOP(), model, toy.steps[0])
-    with pytest.raises(ConfigError, match="no prototypes of the old classes of 'a'"):
+    with pytest.raises(ConfigError, match=r"no prototypes .* 'a'"):
         toy.begin(REMINDER(), model, toy.steps[1])
 
 

@@ -12,8 +12,10 @@ from encoders import TYPES, WITH_PATCHES, need_transformers, tiny
 from torch import nn
 from torch.testing import assert_close
 
+from everseg import registry
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
+from everseg.methods.switches import check_model
 from everseg.models.blocks import NORM_TYPES
 from everseg.models.build import build_model, from_description
 from everseg.models.model import frozen_copy
@@ -296,3 +298,32 @@ def test_blocks_that_names_do_not_tell_apart_are_refused():
     encoder._read = lambda body, image: [body(image)]
     with pytest.raises(ConfigError, match=r"train\.layer_decay: the names"):
         encoder.parameter_layers()
+
+
+def test_attention_maps_are_asked_for_by_name_and_change_nothing_else():
+    model = tiny("segformer")
+    model.grow({"default": 3})
+    model.eval()
+    image = torch.randn(2, 3, 40, 70)
+    plain, both = model(image)["default"], model(image, attention=True)["default"]
+    names = [name for name in both.features if name.startswith("attention")]
+    assert names == ["attention1", "attention2", "attention3", "attention4"]
+    assert not set(names) & set(plain.features)
+    assert_close(plain.logits, both.logits, rtol=1e-4, atol=1e-5)  # another kernel
+    assert both.features["encoder"] is both.features["layer4"]
+    shapes = [tuple(both.features[name].shape) for name in names]
+    assert shapes[0] == (2, 1, 10, 18, 2, 3)  # stride 4 looks at stride 32, cut to the image
+    assert [shape[2:4] for shape in shapes] == [
+        tuple(both.features[f"layer{k}"].shape[2:]) for k in (1, 2, 3, 4)
+    ]
+    whole = model(torch.randn(1, 3, 64, 64), attention=True)["default"].features["attention2"]
+    assert_close(whole.sum(dim=(4, 5)), torch.ones(whole.shape[:4]))
+
+
+@pytest.mark.parametrize("kind", ["swin", "beit", "convnext", "resnet"])
+def test_networks_without_attention_over_the_image_say_so(kind):
+    model = tiny(kind)
+    assert not model.gives_attention
+    with pytest.raises(ConfigError, match="SegFormer"):
+        check_model(registry.resolve("method", "sats")(), model)
+    assert tiny("segformer").gives_attention

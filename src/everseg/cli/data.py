@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from everseg import data
 from everseg.cli.output import Json, Overrides, give, note, say, write_json
-from everseg.errors import DataError
+from everseg.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from everseg.data.proposal.describe import Proposal
@@ -115,7 +116,20 @@ def init(
     ],
     classes: Annotated[
         str | None,
-        typer.Option("--classes", help="Names of the classes, a,b,c, in the order of their values."),
+        typer.Option(
+            "--classes",
+            help="Names in the order of the values, a,b,c; or tied to them, a=1,b=128,64,128,ignore=255.",
+        ),
+    ] = None,
+    names_from: Annotated[
+        int | None,
+        typer.Option("--names-from", min=0, max=1, help="Id of the first name of a list, where both fit."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like", help="Take classes, colours, ids and names from this data.yaml, run or bundle."
+        ),
     ] = None,
     background: Annotated[
         str | None,
@@ -130,25 +144,35 @@ def init(
         bool, typer.Option("--yes", help="Ask nothing; classes without name become class_1, ...")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the description if it exists.")] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Use files and folders that links lead to.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images."""
-    given = None if classes is None else [name.strip() for name in classes.split(",")]
+    from everseg.data.proposal.naming import split_classes
+
+    given = None if classes is None else split_classes(classes)
 
     may_ask = not (yes or as_json) and sys.stdin.isatty()
 
     def ask(proposal: Proposal) -> list[str] | None:
         say(proposal.text())
-        return _ask(proposal) if may_ask and given is None and proposal.unnamed else None
+        asked = may_ask and given is None and like is None and proposal.unnamed
+        return _ask(proposal) if asked else None
 
     made = data.init(
         folder,
         classes=given,
         background=background,
+        names_from=names_from,
+        like=like,
         out=out,
         force=force,
         ask=None if as_json else ask,
         ask_background=_ask_background if may_ask else None,
+        follow_links=follow_links,
+        ask_reading=_ask_reading if may_ask else None,
         quiet=as_json,
     )
     for text in made.notes:
@@ -166,11 +190,29 @@ def _ask_background(default: str) -> str:
     return sys.stdin.readline().strip() or default
 
 
+def _ask_reading(readings: Sequence[str]) -> int:
+    """Ask on the terminal which way to understand the names is right; nothing is proposed."""
+    say("The names can be read in several ways:")
+    for number, text in enumerate(readings, 1):
+        say(f"  {number}) {text}")
+    sys.stdout.write(f"Which one, 1 to {len(readings)}? ")
+    sys.stdout.flush()
+    answer = sys.stdin.readline().strip()
+    if answer not in map(str, range(1, len(readings) + 1)):
+        raise ConfigError(f"'{answer}' is none of 1 to {len(readings)}; nothing was written")
+    return int(answer) - 1
+
+
 def _ask(proposal: Proposal) -> list[str] | None:
     """Ask for the names on the terminal; an empty answer takes the proposal."""
-    values = ", ".join(str(list(v)) if isinstance(v, tuple) else str(v) for v in proposal.unnamed)
-    default = ",".join(proposal.names) or ",".join(f"class_{i + 1}" for i in range(len(proposal.unnamed)))
+    from everseg.data.mask_values import shown
+    from everseg.data.proposal.naming import default_name, split_classes
+
+    values = "; ".join(shown(v) for v in proposal.unnamed)
+    if all(isinstance(v, int) for v in proposal.unnamed):
+        values = values.replace(";", ",")
+    default = ",".join(proposal.names) or ",".join(default_name(v) for v in proposal.unnamed)
     sys.stdout.write(f"Names for {values}, with commas between? [{default}] ")
     sys.stdout.flush()
     answer = sys.stdin.readline().strip()
-    return [name.strip() for name in answer.split(",")] if answer else None
+    return split_classes(answer) if answer else None

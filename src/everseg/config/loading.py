@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -271,10 +273,27 @@ class _Tree:
     def __init__(self) -> None:
         self.value: dict[str, Any] = {}
         self.origins: dict[FullKey, Origin] = {}
+        self._has_preset_domains = False
 
-    def merge(self, layer: Parsed) -> None:
-        """Lay a mapping over the present values; mappings merge, everything else replaces."""
+    def merge(self, layer: Parsed, *, preset: bool = False) -> None:
+        """Lay a mapping over the present values; mappings merge, everything else replaces.
+
+        Domains of a preset do not merge with others: a layer that brings domains of its own names all of them.
+
+        Args:
+            preset: the layer is a preset.
+        """
         layer = _expanded(layer)
+        given = _at(layer.value, ("data", "domains"))
+        present = _at(self.value, ("data", "domains"))
+        if self._has_preset_domains and isinstance(given, Mapping) and isinstance(present, dict):
+            # A name without data is no new domain: it is misspelt.
+            added = [item for name, item in given.items() if name not in present]
+            if any(isinstance(item, Mapping) and "dataset" in item for item in added):
+                self.value["data"]["domains"] = {name: present.get(name, {}) for name in given}
+                self._has_preset_domains = False
+        elif preset and isinstance(given, Mapping):
+            self._has_preset_domains = True
         # Options belong to the name beside them. A layer that changes the name drops the options of the former one;
         # one that repeats the name keeps them.
         owned = dict(_OWNED)
@@ -365,7 +384,7 @@ def _add_source(tree: _Tree, source: str | Path | Mapping[str, Any] | None, prob
     elif isinstance(source, Path) or _is_file_name(source):
         _add_file(tree, Path(source).expanduser(), problems, ())
     else:
-        tree.merge(Parsed(presets.load_preset(source)))
+        tree.merge(Parsed(presets.load_preset(source)), preset=True)
 
 
 def _is_file_name(source: str) -> bool:
@@ -401,7 +420,7 @@ def _add_layer(
             _add_file(tree, folder / Path(name).expanduser(), problems, parents)
         else:
             try:
-                tree.merge(Parsed(presets.load_preset(name)))
+                tree.merge(Parsed(presets.load_preset(name)), preset=True)
             except ConfigError as error:
                 where = layer.origins.get((key,))
                 problems.append(((key,), f"{error}" + (f" ({where.where})" if where else "")))
@@ -409,7 +428,44 @@ def _add_layer(
     layer_origins = {
         full_key: o for full_key, o in layer.origins.items() if full_key[:1] not in (("preset",), ("base",))
     }
-    tree.merge(Parsed(plain(value, problems), layer_origins))
+    expanded = _expanded(Parsed(plain(value, problems), layer_origins))
+    if folder != Path():
+        for full_key in _FILES:
+            _place(expanded.value, full_key, folder)
+    tree.merge(expanded)
+
+
+_FILES: tuple[FullKey, ...] = (
+    ("data", "dataset"), ("data", "root"), ("data", "options", "skip"), ("data", "domains", "*", "dataset"),
+    ("data", "domains", "*", "root"), ("data", "domains", "*", "options", "skip"), ("scenario", "kind"),
+    ("scenario", "bundle"), ("scenario", "lists"), ("model", "name"), ("model", "weights"), ("method", "name"),
+)  # fmt: skip
+"""Settings that may name a file; in a YAML file its path starts from the folder of this file. `out` is none of them: it
+is where the user works."""
+_ALWAYS_FILES = ("root", "skip", "bundle")
+
+
+def _place(tree: Any, full_key: FullKey, folder: Path) -> None:
+    """Let a relative path in a file start from the folder of that file."""
+    if not isinstance(tree, dict):
+        return
+    key, rest = full_key[0], full_key[1:]
+    for name in list(tree) if key == "*" else [key] if key in tree else []:
+        value = tree[name]
+        if rest:
+            _place(value, rest, folder)
+        elif isinstance(value, str) and _names_file(str(key), value):
+            tree[name] = os.path.normpath(folder / value)
+
+
+def _names_file(key: str, value: str) -> bool:
+    if not value or value.startswith("~"):
+        return False
+    if key == "weights":
+        return re.match("[a-z]+:", value) is None  # hf:org/name
+    if key == "lists":
+        return value != "published"
+    return key in _ALWAYS_FILES or value.lower().endswith((".yaml", ".yml")) or ".py:" in value
 
 
 def _overrides(texts: Sequence[str], problems: list[Problem]) -> Parsed:

@@ -68,7 +68,8 @@ def read(path: Path) -> Parsed:
     """
     try:
         if not path.is_file():
-            raise ConfigError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+            looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+            raise ConfigError(f"{path}: {'not a file' if path.exists() else f'no such file{looked}'}")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ Images are (H, W, 3) uint8 RGB, ids (H, W) integers. This module works without m
 
 from __future__ import annotations
 
+import colorsys
 import io
 from functools import lru_cache
 
@@ -95,6 +96,26 @@ def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarra
         colours = colourise(ids[rows]).astype(np.float32)
         mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
     return mixed
+
+
+_HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (160, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),
+         (335, "pink"), (361, "red"))  # fmt: skip
+
+
+def colour_word(colour: tuple[int, int, int]) -> str:
+    """Name a colour in a word or two, so that people recognise it: "dark green".
+
+    >>> colour_word((128, 0, 0)), colour_word((70, 70, 70)), colour_word((0, 0, 0))
+    ('dark red', 'dark grey', 'black')
+    """
+    high, low = max(colour), min(colour)
+    if high < 24:
+        return "black"
+    if high - low <= high * 0.12:
+        return "white" if low > 240 else "dark grey" if high < 96 else "grey" if high < 200 else "light grey"
+    hue, _, _ = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
+    word = next(name for end, name in _HUES if hue * 360 < end)
+    return f"dark {word}" if high < 150 else f"light {word}" if low > 150 else word
 
 
 def png(picture: Image.Image) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from everseg.data.doctor import findings
 from everseg.data.doctor.doctor import check_source
 from everseg.data.get import download as archives
 from everseg.data.get import draw_masks
-from everseg.data.proposal.describe import Proposal, describe, propose
+from everseg.data.proposal.describe import NO_BACKGROUND, Described, Proposal, describe, propose
+from everseg.data.proposal.guess import data_sets_below
+from everseg.data.proposal.like import matching, near, read_like
+from everseg.data.proposal.naming import TwoReadingsError
 from everseg.data.proposal.preview import preview
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, escaped, table
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, DataError, EversegError, some
 from everseg.progress import counting, counting_bytes
 
 # ---------------------------------------------------------------- check
@@ -233,20 +238,24 @@ class NewDescription(Result):
     proposal: Proposal
     """What was found in the folder."""
     named: bool
-    """Whether the classes have names, given, found or brought by the layout; else they are class_1, class_2, ..."""
+    """Whether the classes have names, given, found or brought by the layout; else they are called by their values."""
     commands: tuple[str, ...]
     """What to type next."""
     notes: tuple[str, ...] = ()
-    """What was decided about the background and can be decided otherwise, and which classes were left out."""
+    """What was decided and can be decided otherwise, and what is new or missing beside `like` or was left out."""
+    table: tuple[str, ...] = ()
+    """A line for each class: what masks store = id = name, and its share of the pixels."""
 
     def outcome(self) -> str:
         """State what was written and the next commands, in several lines."""
         lines = [
             f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images, please look at it."
         ]
+        if self.table:
+            lines += ["\nWhat the masks store = id = class:", *(f"  {line}" for line in self.table)]
         if not self.named:
             lines += [
-                f"\nFirst: the classes have no names yet; write them into {self.path}, or use --classes NAME,NAME,... "
+                f"\nFirst: the classes have no names yet; write them into {self.path}, or use --classes NAME=VALUE,... "
                 "--force"
             ]
         lines += ["\nNext:", *(f"  {line}" for line in self.commands)]
@@ -277,6 +286,43 @@ class NewDescription(Result):
             "named": self.named,
             "commands": list(self.commands),
             "notes": list(self.notes),
+            "table": list(self.table),
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class NewDomains(NewDescription):
+    """The run over several data sets that `init` found below one folder, and the next steps.
+
+    `path` is the configuration of the run; `page` and `proposal` are those of the first data set.
+    """
+
+    sets: Mapping[str, NewDescription] = field(default_factory=dict)
+    """Domain -> its description, in the order in which the run teaches them."""
+
+    def outcome(self) -> str:
+        """State what was written and the next commands, in several lines."""
+        files = ", ".join(str(one.path) for one in self.sets.values())
+        unnamed = [str(one.path) for one in self.sets.values() if not one.named]
+        lines = [
+            f"{len(self.sets)} data sets side by side: {', '.join(self.sets)}. Wrote {files}, each with a page "
+            f"*_preview.html to look at, and {self.path.resolve()}, a run over them, one domain after the other."
+        ]
+        if unnamed:
+            lines.append(f"\nFirst: the classes have no names yet in {', '.join(unnamed)}; write them there")
+        return "\n".join([*lines, "\nNext:", *(f"  {line}" for line in self.commands)])
+
+    def shown(self) -> Iterable[Piece]:
+        for name, one in self.sets.items():
+            yield f"{name}:\n{one.proposal.text()}"
+        yield self.outcome()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "sets": {name: one.to_json() for name, one in self.sets.items()},
+            "commands": list(self.commands),
+            "notes": list(self.notes),
         }
 
 
@@ -285,49 +331,173 @@ def init(
     *,
     classes: Sequence[str] | None = None,
     background: str | None = None,
+    names_from: int | None = None,
+    like: str | Path | None = None,
     out: str | Path = "data.yaml",
     force: bool = False,
     ask: Callable[[Proposal], Sequence[str] | None] | None = None,
     ask_background: Callable[[str], str] | None = None,
+    follow_links: bool = False,
+    ask_reading: Callable[[Sequence[str]], int] | None = None,
     quiet: bool = False,
 ) -> NewDescription:
     """Guess the layout and the classes of a folder; write a data.yaml and a page with 24 labelled images.
 
+    Where several folders below it hold a data set each, every one gets its description (NAME.yaml) and page, and
+    `domains.yaml` (or `out`) becomes a run over them, one domain after the other. If anything fails, nothing is left.
+
     Args:
         folder: images and masks in any layout.
-        classes: names of the classes, in the order of their values; default the names found beside the data, else
-            class_1, class_2, ...
+        classes: names of the classes in the order of their values, or "name=id", "name=red,green,blue" for each value
+            ("ignore=255": without annotation; "crack=128-255": a range); default the names found beside the data, else
+            names made of the values.
         background: name of the background class, or "none"; default the class with a usual background name, else the
-            class of the value that is assumed to be background, with a note.
+            value 0 or black if nothing else names it.
+        names_from: id of the first name of a list of names, 0 or 1; needed only where both fit.
+        like: a data.yaml, a run or a bundle whose classes, colours, ids and names are taken over.
         out: path of the description to write; the page is written beside it.
         force: replace both if they exist.
         ask: called with the findings before anything is written; may return the names if `classes` does not give them.
         ask_background: called with the proposed background instead of adding a note about it; returns the answer.
+        follow_links: use files and folders that links lead to, also out of the folder.
+        ask_reading: called with the ways to understand a list of names if several fit; returns the position of one.
         quiet: print no progress.
 
     Raises:
-        ConfigError: no such folder, existing files, or a number of names that differs from that of the classes. The
-            error lists all of these.
-        DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
+        ConfigError: no such folder, existing files, or names that do not fit the values or fit them in several ways.
+        DataError: no layout fits, no mask can be read, masks contradict each other or can be read in several ways, or
+            there are more values than a mask can have classes.
         OSError: the disk is full, or the file cannot be written.
     """
     folder, out = Path(folder), Path(out)
-    page = out.with_name(f"{out.stem}_preview.html")
-    _refuse(folder, out, page, force)
-    with counting(f"reading the masks of {folder}", quiet=quiet) as advance:
-        proposal = propose(folder, progress=advance)
-    answer = None if ask is None else ask(proposal)
-    names = answer if classes is None else classes
-    described = describe(proposal, names, here=out.parent, background=background)
-    if described.notes and ask_background is not None:
-        answered = ask_background(str(described.keys["background"]))
-        described = describe(proposal, names, here=out.parent, background=answered)
-    write_atomically(out, described.yaml().encode())
-    dataset = load_dataset(DataConfig(dataset=str(out), options={"on_missing": "skip"}))
-    write_atomically(page, preview(dataset).encode())
-    named = names is not None or bool(proposal.names) or not proposal.unnamed
-    notes = (*described.notes, *dataset.notes)
-    return NewDescription(out, page, proposal, named, _next_commands(dataset, out), notes)
+    sets = data_sets_below(folder, follow_links=follow_links) if folder.is_dir() else []
+    if sets and out == Path("data.yaml"):
+        out = Path("domains.yaml")
+    outs = {place: out.with_name(f"{_file_name(place.name)}.yaml") for place in sets} or {folder: out}
+    pages = [one.with_name(f"{one.stem}_preview.html") for one in outs.values()]
+    _refuse(folder, out, [*outs.values(), *pages, *([out] if sets else [])], force)
+
+    earlier = None if like is None else read_like(Path(like))
+
+    def one(place: Path, file: Path) -> NewDescription:
+        with counting(f"reading the masks of {place}", quiet=quiet) as advance:
+            proposal = propose(place, follow_links=follow_links, progress=advance)
+        answer = None if ask is None else ask(proposal)
+        names = answer if classes is None else classes
+
+        def finished(background: str | None, first: int | None) -> Described:
+            return describe(
+                proposal, names, here=file.parent, background=background, first=first, like=earlier
+            )
+
+        start = names_from
+        try:
+            described = finished(background, start)
+        except TwoReadingsError as error:
+            starts = [reading.first for reading in error.readings]
+            if ask_reading is None or None in starts:
+                raise
+            start = starts[ask_reading(error.lines)]
+            described = finished(background, start)
+        if described.open_background and ask_background is not None:
+            described = finished(ask_background(NO_BACKGROUND), start)
+        write_atomically(file, described.yaml().encode())
+        dataset = load_dataset(DataConfig(dataset=str(file), options={"on_missing": "skip"}))
+        page = file.with_name(f"{file.stem}_preview.html")
+        write_atomically(page, preview(dataset).encode())
+        notes = (*described.notes, *proposal.layout.notes, *dataset.notes)
+        if earlier is None and not sets:
+            notes = (*notes, *_near(folder, out, proposal))
+        named = names is not None or earlier is not None or bool(proposal.names) or not proposal.unnamed
+        commands = _next_commands(dataset, file)
+        return NewDescription(file, page, proposal, named, commands, notes, described.table)
+
+    with _nothing_left([*outs.values(), *pages, *([out] if sets else [])]):
+        if not sets:
+            return one(folder, out)
+        made: list[NewDescription] = []
+        problems: list[EversegError] = []
+        for place, file in outs.items():
+            try:
+                made.append(one(place, file))
+            except (ConfigError, DataError) as error:
+                problems.append(type(error)(f"{place.name}: {error}"))
+        if problems:
+            texts = [str(problem) for problem in problems]
+            raise (
+                ConfigError(texts)
+                if all(isinstance(p, ConfigError) for p in problems)
+                else DataError("\n  ".join(texts if len(texts) == 1 else [f"{len(texts)} problems", *texts]))
+            )
+        return _domains(out, dict(zip((_file_name(place.name) for place in sets), made, strict=True)))
+
+
+@contextmanager
+def _nothing_left(files: Sequence[Path]) -> Iterator[None]:
+    """Put files back as they were, or delete them, where the work within fails."""
+    before = {file: file.read_bytes() if file.is_file() else None for file in files}
+    try:
+        yield
+    except BaseException:
+        for file, content in before.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            elif file.read_bytes() != content:
+                write_atomically(file, content)
+        raise
+
+
+def _file_name(text: str) -> str:
+    """A text as the name of a file and of a domain."""
+    return re.sub(r"[^\w-]+", "-", text).strip("-") or "data"
+
+
+DOMAIN_RECIPE = "camvid-day-dusk-mdil"
+"""The preset whose network and training a run over one's own domains begins with."""
+DOMAIN_METHODS = "single,multi,fe,mdil-authors,ft"
+
+
+def _domains(out: Path, made: Mapping[str, NewDescription]) -> NewDomains:
+    """Write the run over several data sets, one after the other."""
+    datasets = {
+        name: load_dataset(DataConfig(dataset=str(one.path), options={"on_missing": "skip"}))
+        for name, one in made.items()
+    }
+    test = next((s for s in ("val", "test") if all(s in d.splits for d in datasets.values())), "train")
+    lines = [
+        f"# {DOMAIN_RECIPE} gives the recipe only; the domains are taught in this order. Paths start from this file.",
+        f"preset: {DOMAIN_RECIPE}",
+        f"name: {out.stem}",
+        "data:",
+        "  domains:",
+        *(f"    {json.dumps(name)}: {{dataset: {json.dumps(one.path.name)}}}" for name, one in made.items()),
+        f"scenario: {{test_split: {test}}}",
+    ]
+    write_atomically(out, ("\n".join(lines) + "\n").encode())
+    shown = shlex.quote(str(out))
+    commands = (
+        *(f"everseg data check {shlex.quote(str(one.path))}" for one in made.values()),
+        f"everseg run {shown} --dry-run",
+        f"everseg run {shown}",
+        f"everseg sweep {shown} --methods {DOMAIN_METHODS}",
+    )
+    notes = tuple(f"{name}: {text}" for name, one in made.items() for text in one.notes)
+    first = next(iter(made.values()))
+    named = all(one.named for one in made.values())
+    return NewDomains(out, first.page, first.proposal, named, commands, notes, sets=dict(made))
+
+
+def _near(folder: Path, out: Path, proposal: Proposal) -> list[str]:
+    """Point to descriptions, runs and bundles nearby whose classes these masks seem to show."""
+    values: list[Any] = [*proposal.values.colours, *proposal.values.ids, *proposal.values.own.values()]
+    places = (out.parent, folder.resolve().parent, Path())
+    found = [path for path in near(places, out) if matching(path, values) is not None]
+    if not found:
+        return []
+    return [
+        f"{some([str(path) for path in found], 3)} may describe the same classes; to give them the same names, ids and "
+        f"colours: everseg data init {shlex.quote(str(folder))} --like {shlex.quote(str(found[0]))} --force"
+    ]
 
 
 def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:
@@ -342,8 +512,8 @@ def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:
     return f"everseg data check {shown}", f"{run} --dry-run", run
 
 
-def _refuse(folder: Path, out: Path, page: Path, force: bool) -> None:
-    """Raise a ConfigError that lists everything that prevents writing a new description."""
+def _refuse(folder: Path, out: Path, files: Sequence[Path], force: bool) -> None:
+    """Raise a ConfigError that lists everything that prevents writing new files."""
     problems = []
     if not folder.is_dir():
         problems.append(
@@ -353,8 +523,11 @@ def _refuse(folder: Path, out: Path, page: Path, force: bool) -> None:
         problems.append(f"--out: {out} must end in .yaml")
     if not out.parent.is_dir():
         problems.append(f"--out: there is no folder {out.parent}")
+    twice = [str(file) for file in dict.fromkeys(files) if list(files).count(file) > 1]
+    if twice:
+        problems.append(f"--out: {some(twice)} would be written twice; name another file, or rename a folder")
     if not force:
         problems += [f"{file} exists; name another file with --out, or replace it with --force"
-                     for file in (out, page) if file.exists()]  # fmt: skip
+                     for file in files if file.exists()]  # fmt: skip
     if problems:
         raise ConfigError(problems)

@@ -1,5 +1,6 @@
 """Losses as pure functions of tensors at equal resolution, and their evaluation from small logits."""
 
+from everseg.losses.attention import attention_distance
 from everseg.losses.banded import Term, pixelwise_losses
 from everseg.losses.classification import (
     binary_cross_entropy,
@@ -22,6 +23,7 @@ __all__ = [
     "PseudoLabels",
     "Term",
     "accepted_share",
+    "attention_distance",
     "binary_cross_entropy",
     "certainty_histogram",
     "class_similarity",

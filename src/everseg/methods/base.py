@@ -51,24 +51,34 @@ class StepContext:
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
     tuner: Callable[[StepContext, Tuning], None] | None = None
     """What carries out `tune`: the engine, or another loop over batches."""
-    _encoded: tuple[Batch, bool, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
+    _encoded: tuple[Batch, dict[str, bool], dict[str, Tensor]] | None = field(
+        default=None, init=False, repr=False
+    )
 
-    def student(self, batch: Batch, *, before_activation: bool = False) -> SegOutput:
+    def student(self, batch: Batch, *, before_activation: bool = False, attention: bool = False) -> SegOutput:
         """Run the student through the batch's own branch.
 
         Args:
             batch: the images.
             before_activation: also give the taps before each stage's last activation, such as "layer1.pre".
+            attention: also give a transformer's attention maps, such as "attention1".
         """
-        return self.student_through(batch, (batch.branch,), before_activation=before_activation)[batch.branch]
+        taps = {"before_activation": before_activation, "attention": attention}
+        return self.student_through(batch, (batch.branch,), **taps)[batch.branch]
 
     def student_through(
-        self, batch: Batch, branches: tuple[str, ...], *, before_activation: bool = False
+        self,
+        batch: Batch,
+        branches: tuple[str, ...],
+        *,
+        before_activation: bool = False,
+        attention: bool = False,
     ) -> dict[str, SegOutput]:
         """Run the student through several branches over the same images, in one forward."""
-        encoded = self._encode(batch, before_activation)
+        taps = {"before_activation": before_activation, "attention": attention}
+        encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded, before_activation=before_activation)
+            outputs = self.model(batch.image, branches, encoded=encoded, **taps)
         return _precise(outputs)
 
     def tune(
@@ -123,7 +133,7 @@ class StepContext:
             module.train(training)
             self.model, self._encoded = wrapped, None
 
-    def _encode(self, batch: Batch, before_activation: bool) -> dict[str, Tensor] | None:
+    def _encode(self, batch: Batch, taps: dict[str, bool]) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
         # its norms may be folded.
@@ -132,10 +142,10 @@ class StepContext:
             return None
         # Identity, not equality: methods call this several times with the very same batch object.
         known = self._encoded
-        if known is None or known[0] is not batch or (before_activation and not known[1]):
+        if known is None or known[0] is not batch or any(taps[name] and not known[1][name] for name in taps):
             with torch.no_grad(), self.autocast():
-                maps = teacher.encode(batch.image, before_activation=before_activation)
-            self._encoded = known = batch, before_activation, maps
+                maps = teacher.encode(batch.image, **taps)
+            self._encoded = known = batch, taps, maps
         return known[2]
 
     @property
@@ -153,26 +163,35 @@ class StepContext:
         own = (batch.branch,) if self.step.num_old(batch.branch) else ()
         return own + self.step.old_branches
 
-    def teach(self, batch: Batch, *, before_activation: bool = False) -> SegOutput | None:
+    def teach(
+        self, batch: Batch, *, before_activation: bool = False, attention: bool = False
+    ) -> SegOutput | None:
         """Run the teacher through the batch's own branch; None without a teacher, or if it never met that branch."""
         own = tuple({batch.branch} & set(self.taught(batch)))
-        return self.teach_through(batch, own, before_activation=before_activation)[own[0]] if own else None
+        taps = {"before_activation": before_activation, "attention": attention}
+        return self.teach_through(batch, own, **taps)[own[0]] if own else None
 
     @torch.no_grad()
     def teach_through(
-        self, batch: Batch, branches: tuple[str, ...], *, before_activation: bool = False
+        self,
+        batch: Batch,
+        branches: tuple[str, ...],
+        *,
+        before_activation: bool = False,
+        attention: bool = False,
     ) -> dict[str, SegOutput]:
         """Run the teacher through several branches over the same images; {} for none."""
         teacher = self._teacher
         if teacher is None or not branches:
             return {}
-        encoded = self._encode(batch, before_activation)
+        taps = {"before_activation": before_activation, "attention": attention}
+        encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded, before_activation=before_activation)
+            outputs = teacher(batch.image, branches, encoded=encoded, **taps)
         return _precise(outputs)
 
     def compare(
-        self, batch: Batch, *, before_activation: bool = False
+        self, batch: Batch, *, before_activation: bool = False, attention: bool = False
     ) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
         """Run teacher and student over the batch: what distillation compares.
 
@@ -181,10 +200,11 @@ class StepContext:
             `taught`. In class-incremental runs the two hold the one branch (the teacher's none in the first step).
         """
         branches = self.taught(batch)
-        teacher = self.teach_through(batch, branches, before_activation=before_activation)
+        taps = {"before_activation": before_activation, "attention": attention}
+        teacher = self.teach_through(batch, branches, **taps)
         # The batch's own branch comes first; `dict.fromkeys` drops its second mention and keeps the order.
         every = tuple(dict.fromkeys((batch.branch, *branches)))
-        return self.student_through(batch, every, before_activation=before_activation), teacher
+        return self.student_through(batch, every, **taps), teacher
 
 
 def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:
@@ -202,6 +222,8 @@ class Method:
     """Some update leaves trainable weights without gradient (DDP must look for them)."""
     reads_gradients: ClassVar[bool] = False
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
+    reads_attention: ClassVar[bool] = False
+    """The losses compare attention maps, so networks without any are refused."""
     restructures: ClassVar[bool] = False
     """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
 

@@ -33,11 +33,16 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
 
 
 def check_model(method: Method, model: SegmentationModel) -> None:
-    """Check that the method's switches can work with a model.
+    """Check that the method and its switches can work with a model.
 
     Raises:
         ConfigError: they cannot.
     """
+    if method.reads_attention and not model.gives_attention:
+        raise ConfigError(
+            "model: the method compares attention maps over the whole image, and this network has none; use a "
+            "SegFormer (model.name=mlp model.encoder=hf:segformer)"
+        )
     if method.pretune:
         check_classifiers(model)
 

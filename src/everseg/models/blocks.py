@@ -23,6 +23,8 @@ NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 PRE = ".pre"
 """Ending of the name of a tap before its stage's last activation, such as "layer1.pre" beside "layer1"."""
+ATTENTION = "attention"
+"""Beginning of the name of a transformer block's attention map: "attention1", "attention2", ..."""
 
 PerBranch = Literal["head", "decoder", "norm", "adapter"]
 """What each branch owns, every choice including the ones before it: its classifiers; its decoder; the encoder's batch

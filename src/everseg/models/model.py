@@ -250,6 +250,7 @@ class SegmentationModel(nn.Module):
         *,
         encoded: Mapping[str, Tensor] | None = None,
         before_activation: bool = False,
+        attention: bool = False,
     ) -> dict[str, SegOutput]:
         """Run the model through some branches over the same images.
 
@@ -260,6 +261,8 @@ class SegmentationModel(nn.Module):
             before_activation: also give the taps before each stage's last activation, named as the stage with ".pre"
                 behind. They cost a copy of each map. An encoder of a library has none, nor has a stage without a last
                 activation.
+            attention: also give the attention maps of a transformer's blocks, "attention1", "attention2", ...; see
+                `LibraryEncoder`. A network without has none.
 
         Returns:
             Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
@@ -273,7 +276,8 @@ class SegmentationModel(nn.Module):
         self._check_branches(branches)
         if not branches:
             raise ConfigError("the model has no outputs yet: grow it first")
-        taps = self._taps(image, branches, encoded, before_activation)
+        wanted = self._wanted(before_activation=before_activation, attention=attention)
+        taps = self._taps(image, branches, encoded, wanted)
         height, width = image.shape[2:]
         # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
         return {
@@ -281,29 +285,36 @@ class SegmentationModel(nn.Module):
             for branch, maps in taps.items()
         }
 
-    def encode(self, image: Tensor, *, before_activation: bool = False) -> dict[str, Tensor]:
+    def encode(
+        self, image: Tensor, *, before_activation: bool = False, attention: bool = False
+    ) -> dict[str, Tensor]:
         """Run an encoder that all branches share: (B, 3, H, W) to its maps by name, finest first."""
-        return self.encoder(image, **self._wanted(before_activation))
+        return self.encoder(image, **self._wanted(before_activation=before_activation, attention=attention))
 
-    def _wanted(self, before_activation: bool) -> dict[str, bool]:
-        # Asked only where it is wanted: encoders of libraries and of users do not know the argument.
-        gives = (
-            before_activation and "before_activation" in inspect.signature(self.encoder.forward).parameters
-        )
-        return {"before_activation": True} if gives else {}
+    @property
+    def gives_attention(self) -> bool:
+        """Whether the network has attention maps over the whole image that it can give."""
+        return bool(getattr(self.encoder, "attention_grids", ()))
+
+    def _wanted(self, **asked: bool) -> dict[str, bool]:
+        # Asked only where it is wanted: encoders of libraries and of users do not know the arguments.
+        if not any(asked.values()):
+            return {}
+        known = inspect.signature(self.encoder.forward).parameters
+        return {name: True for name, value in asked.items() if value and name in known}
 
     def _taps(
         self,
         image: Tensor,
         branches: tuple[str, ...],
         known: Mapping[str, Tensor] | None,
-        before_activation: bool,
+        wanted: Mapping[str, bool],
     ) -> dict[str, dict[str, Tensor]]:
         """The named maps of every branch; encoder and decoder run once for branches that share them."""
         if known is None and _by_branch(self.encoder):
-            encoded = self.encoder(image, branches, **self._wanted(before_activation))
+            encoded = self.encoder(image, branches, **wanted)
         else:
-            own = self.encode(image, before_activation=before_activation) if known is None else known
+            own = self.encoder(image, **wanted) if known is None else known
             encoded = dict.fromkeys(branches, own)
         taps = {}
         # Branches with the very same encoder maps share the decoder's result, too: keyed by the maps' identity.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from everseg.config import presets
-from everseg.config.fields import RunConfig
+from everseg.config.checks import method_problems
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.loading import difference, load
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
 from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
@@ -151,7 +153,47 @@ def _origin(source: str, method: str, task: str | None) -> tuple[str, list[str]]
         preset = presets.variant(source, task=task) if task else source
         if preset is not None:
             return preset, _method_change(method)
-    return source, [*([f"scenario.task={task}"] if task else []), *_method_change(method)]
+    return source, [*([f"scenario.task={task}"] if task else []), *_change_in_file(source, method)]
+
+
+def _change_in_file(source: str, method: str) -> list[str]:
+    """Overrides that make the run of a file one of another method; over domains the methods of the presets count."""
+    variants = presets.domain_methods()
+    if method not in variants:
+        return _method_change(method)
+    try:
+        config = load(source, import_own=False)
+    except ConfigError:
+        return _method_change(method)  # whoever reads the file next says what is wrong with it
+    if not config.data.domains:
+        return _method_change(method)
+    wanted = variants[method]
+    as_it_is = [name for name, part in variants.items() if not _differences(config, part)]
+    if method in as_it_is:
+        return []
+    own = config.method.name == wanted["method"]["name"] == method and not as_it_is
+    return [text for text in _differences(config, wanted) if not (own and text.startswith("method="))]
+
+
+def _differences(config: RunConfig, part: Mapping[str, Any]) -> list[str]:
+    """Overrides that give a configuration the settings of a method of the domain presets."""
+    scenario, options = part.get("scenario", {}), part.get("model", {}).get("options", {})
+    changes = [
+        f"scenario.{key}={json.dumps(scenario.get(key, False))}"
+        for key in ("joint", "single")
+        if getattr(config.scenario, key) != scenario.get(key, False)
+    ]
+    fill = part.get("data", {}).get("shift_fill", DataConfig().shift_fill)
+    changes += [f"data.shift_fill={fill}"] if config.data.shift_fill != fill else []
+    if config.model.name == "erfnet":  # what a branch owns is an option of this model
+        given = config.model.options
+        changes += [
+            f"model.options.{key}={value}" for key, value in options.items() if given.get(key) != value
+        ]
+    full, _ = method_problems(part["method"])
+    if config.method.model_dump() != full:
+        changes.append(f"method={json.dumps(full)}")
+    return changes
 
 
 def _method_change(method: str) -> list[str]:

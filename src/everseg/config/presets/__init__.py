@@ -171,6 +171,14 @@ def variant(name: str, *, method: str | None = None, task: str | None = None) ->
     )
 
 
+def domain_methods() -> dict[str, dict[str, Any]]:
+    """What every method of the domain presets (`single`, `mdil-authors`, ...) sets, as a part of a configuration."""
+    return {
+        name: copy.deepcopy(_merged(part, {"method": _part("methods").get(name, {})}))
+        for name, part in _part("domain_methods").items()
+    }
+
+
 def _domain_config(preset: _DomainPreset) -> dict[str, Any]:
     group = _part("domains")[preset.group]
     config = _merged(group["config"], _part("domain_methods")[preset.method])

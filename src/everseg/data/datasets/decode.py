@@ -33,6 +33,8 @@ Colour = tuple[int, int, int]
 LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 """Formats, as Pillow calls an opened picture, that change values when they compress. MPO is JPEG with more pictures."""
 _COLOURS_SHOWN = 12
+FEW, CUT_SHARE = 3, 0.005
+"""A mask of so few values was drawn sharply; dark ones may not be cut away on more than this share of its pixels."""
 _GIVEN = "the image"
 """What messages call a picture that has no file name."""
 _DAMAGED = "damaged or cut off ({}); restore the file, or leave it out"
@@ -104,7 +106,7 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
             if not follow_links and not path.resolve(strict=True).is_relative_to(root):
                 raise DataError(
                     f"{path}: a link leads out of the data folder to {path.resolve()}; copy the files into it,"
-                    " or set data.options.follow_links=true"
+                    " or set data.options.follow_links=true (data init: --follow-links)"
                 )
             info = path.stat()
         if not stat.S_ISREG(info.st_mode):
@@ -461,23 +463,13 @@ def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> 
             " export the masks as PNG again (converting this file does not bring the ids back)"
         )
     _check_single(picture, shown)
-    raw_mode = _raw_mode(picture)
-    _decode(picture, shown)
     if coding.palette is not None:
+        _decode(picture, shown)
         return _from_colours(picture, shown, coding.palette)
-    if picture.mode in ("P", "L", "1"):
-        ids = np.asarray(picture).astype(np.uint8, copy=False)
-        if raw_mode in (
-            "L;2",
-            "L;4",
-        ):  # Pillow stretches 2- and 4-bit grey to 0..255, but in masks the unscaled values are the ids
-            ids = ids // np.uint8(85 if raw_mode == "L;2" else 17)
-    elif picture.mode.startswith("I"):
-        ids = np.asarray(picture)
-    elif picture.mode in ("RGB", "RGBA", "RGBX"):
+    if picture.mode in ("RGB", "RGBA", "RGBX"):
+        _decode(picture, shown)
         raise DataError(_colours_found(picture, shown))
-    else:
-        raise DataError(f"{shown}: a mask of mode {picture.mode}; save one integer channel of ids as PNG")
+    ids = stored_ids(picture, shown)
     if coding.id_table is not None:
         return _from_table(ids, shown, coding.id_table)
     if ids.dtype != np.uint8:
@@ -490,6 +482,35 @@ def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> 
     return ids.astype(np.uint8, copy=False)
 
 
+def stored_ids(picture: Image.Image, shown: Path | str) -> np.ndarray:
+    """Decode a mask of one channel to the integers that it stores, (H, W); the array may be read-only.
+
+    Raises:
+        DataError: a colour picture, or damaged.
+    """
+    raw_mode = _raw_mode(picture)  # known before the pixels are decoded only
+    _decode(picture, shown)
+    if picture.mode.startswith("I"):
+        return np.asarray(picture)
+    if picture.mode not in ("P", "L", "1"):
+        raise DataError(f"{shown}: a mask of mode {picture.mode}; save one integer channel of ids as PNG")
+    ids = np.asarray(picture).astype(np.uint8, copy=False)
+    if raw_mode in ("L;2", "L;4"):
+        # Pillow stretches 2- and 4-bit grey to 0..255, but in masks the unscaled values are the ids
+        ids = ids // np.uint8(85 if raw_mode == "L;2" else 17)
+    return ids
+
+
+def palette_of_picture(picture: Image.Image) -> bytes:
+    """Red, green, blue of the indices from 0 on; empty for pictures without palette. Nothing is decoded."""
+    return bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else b""
+
+
+def transparent_pixels(picture: Image.Image) -> np.ndarray | None:
+    """Find the fully transparent pixels of a colour picture, (H, W) bool; None without an alpha channel."""
+    return np.asarray(picture.getchannel("A")) == 0 if picture.mode == "RGBA" else None
+
+
 def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) -> np.ndarray:
     values = np.unique(ids)
     unknown = [v for v in values.tolist() if v not in table]
@@ -499,6 +520,16 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
             " add them there, or repair the mask"
         )
     targets = np.array([table[v] for v in values.tolist()], np.uint8)
+    # A table of all greys cuts smoothed masks into dark and bright. A mask of very few values was not smoothed: a
+    # dark one of them, 1 say, is a class of another way to count, and would become background.
+    if len(table) >= 256 and 1 < len(values) <= FEW:
+        dark = [v for v in values.tolist() if v != 0 and table[v] == table.get(0)]
+        share = float(np.isin(ids, dark).mean())
+        if share > CUT_SHARE:
+            raise DataError(
+                f"{shown}: holds the values {values.tolist()}, and labels.map makes {dark} the same as 0, on "
+                f"{100 * share:.1f} % of the mask (limit {100 * CUT_SHARE} %); export it like the others"
+            )
     if ids.dtype == np.uint8:
         lut = np.zeros(256, np.uint8)
         lut[values] = targets
@@ -507,7 +538,7 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
 
 
 def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colour, int]) -> np.ndarray:
-    packed = _packed(picture)
+    packed = packed_colours(picture)
     keys = np.array(sorted(r << 16 | g << 8 | b for r, g, b in palette), np.uint32)
     ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()], np.uint8)
     place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
@@ -515,28 +546,41 @@ def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colo
     if wrong.any():
         values, counts = np.unique(packed[wrong], return_counts=True)
         found = ", ".join(
-            f"{list(_unpack(v))} on {n} pixels" for v, n in zip(values[:_COLOURS_SHOWN], counts, strict=False)
+            f"{list(unpack_colour(v))} on {n} pixels"
+            for v, n in zip(values[:_COLOURS_SHOWN], counts, strict=False)
         )
         raise DataError(
             f"{shown}: colours that labels.palette does not name: {found}; add them, or repair the mask"
         )
+    clear = transparent_pixels(picture)
+    if clear is not None and clear.any():
+        both = np.intersect1d(packed[clear], packed[~clear])
+        if both.size:
+            lost = min(int(np.isin(packed[where], both).sum()) for where in (clear, ~clear))
+            colours = ", ".join(str(list(unpack_colour(v))) for v in both[:_COLOURS_SHOWN])
+            raise DataError(
+                f"{shown}: objects stand in the alpha channel, which is not read: {colours} is transparent on some "
+                f"pixels and opaque on others ({100 * lost / packed.size:.1f} % of the mask); export it as an "
+                "opaque picture"
+            )
     return ids[place]
 
 
-def _packed(picture: Image.Image) -> np.ndarray:
+def packed_colours(picture: Image.Image) -> np.ndarray:
     """Pack colours into (H, W) uint32: red << 16 | green << 8 | blue."""
     rgb = np.asarray(picture.convert("RGB")).astype(np.uint32)
     return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 
 
-def _unpack(value: int) -> Colour:
+def unpack_colour(value: int) -> Colour:
+    """The reverse of `packed_colours`, for one pixel."""
     return int(value) >> 16, int(value) >> 8 & 255, int(value) & 255
 
 
 def _colours_found(picture: Image.Image, shown: Path | str) -> str:
-    values, counts = np.unique(_packed(picture), return_counts=True)
+    values, counts = np.unique(packed_colours(picture), return_counts=True)
     most = values[np.argsort(-counts, kind="stable")][:_COLOURS_SHOWN]
-    lines = [f"    name_{i}: {list(_unpack(v))}" for i, v in enumerate(most)]
+    lines = [f"    name_{i}: {list(unpack_colour(v))}" for i, v in enumerate(most)]
     more = f" (the {_COLOURS_SHOWN} most frequent of {len(values)})" if len(values) > _COLOURS_SHOWN else ""
     return (
         f"{shown}: a colour mask where ids are expected. Describe the data in a data.yaml with the colours"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from everseg.data.datasets.decode import Colour
+from everseg.data.datasets.listing import LIST_ENDINGS
 from everseg.data.datasets.options import SHARED
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
@@ -25,7 +26,7 @@ from everseg.labels import (
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
-    "split", "tiles", "layout", *SHARED,
+    "split", "tiles", "layout", "void_share", *SHARED,
 )  # fmt: skip
 
 
@@ -47,6 +48,8 @@ class Descriptor:
     """How one set of images is cut into splits."""
     tiles: Tiles | None = None
     """Windows that the pictures are cut into."""
+    void_share: float = 0.0
+    """Largest share of the pixels that may be without annotation; 0: not stated."""
 
 
 def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Descriptor:
@@ -73,6 +76,9 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
     if given.get("layout", "folders") != "folders":
         check.wrong("layout", "folders, or nothing, beside these keys", given["layout"])
     splits = check.splits(images, given.get("split") is not None)
+    share = given.get("void_share", 0.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        check.wrong("void_share", "a share of the pixels from 0 to 1", share)
     pair = check.mapping("pair")
     check.keys("pair.", pair, ("image_suffix", "mask_suffix"))
     suffixes = [check.text(f"pair.{k}", pair.get(k), "") for k in ("image_suffix", "mask_suffix")]
@@ -95,6 +101,7 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
         mask_suffix=suffixes[1],
         division=division,
         tiles=tiles,
+        void_share=float(share),
     )
 
 
@@ -165,9 +172,10 @@ class _Check:
         for split, place in value.items():
             if ".." in place.replace("\\", "/").split("/"):
                 self.problems.append(f"splits.{split}: '{place}' leads out of the data folder")
-            elif not place.endswith(".txt") and "{split}" not in images:
+            elif not place.lower().endswith(LIST_ENDINGS) and "{split}" not in images:
                 self.problems.append(
-                    f"splits.{split}: images has no {{split}}, so '{place}' must be an image list (.txt)"
+                    f"splits.{split}: images has no {{split}}, so '{place}' must be an image list"
+                    f" ({', '.join(LIST_ENDINGS)})"
                 )
         return dict(value)
 

@@ -24,6 +24,7 @@ from everseg.data.datasets.decode import (
     open_inside,
     open_picture,
     orientation,
+    palette_of_picture,
     read_bands,
     turn,
 )
@@ -43,6 +44,8 @@ class FileSplit:
         id_table: stored id -> raw id, for masks whose ids are not the raw ids.
         reading: limits and switches of the decoder.
         warnings: notes about what the reader corrected (duplicate list entries).
+        void_share: share of the pixels that may lack an annotation, as a description states it; 0 = it states none, and
+            the check doubts an ignore value that looks like objects; None = the data set is a published one.
 
     Raises:
         DataError: no samples, or an id twice.
@@ -58,6 +61,7 @@ class FileSplit:
         id_table: Mapping[int, int] | None = None,
         reading: Reading | None = None,
         warnings: Sequence[str] = (),
+        void_share: float | None = None,
     ) -> None:
         self.name = name
         self.root = Path(root).resolve()
@@ -65,6 +69,7 @@ class FileSplit:
         self.warnings = tuple(warnings)
         self._coding = MaskCoding(palette, id_table)
         self.reading = reading or Reading()
+        self.void_share = void_share
         self._fingerprint = ""
         kept = [s for s in samples if (name, s[0]) not in self.reading.skip]
         if not kept:
@@ -136,6 +141,33 @@ class FileSplit:
         shown = f"{self._root}{os.sep}{relative}"
         with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
             return decode_mask(open_picture(file, shown, self.reading), shown, self._coding)
+
+    @property
+    def colours(self) -> dict[int, list[Colour]]:
+        """Raw id -> the colours that masks store for it; {} where masks hold ids."""
+        found: dict[int, list[Colour]] = {}
+        for colour, raw in (self._coding.palette or {}).items():
+            found.setdefault(raw, []).append(colour)
+        return found
+
+    def own_palette(self, index: int) -> tuple[bytes, dict[int, int]]:
+        """Read the palette that an indexed mask carries, which nothing is read from; only its header is read.
+
+        Returns:
+            Red, green, blue of the stored ids from 0 on, and raw id -> stored id. Empty where the labels go by colour,
+            where the mask has no palette, and where several stored ids become one.
+
+        Raises:
+            DataError: missing or unreadable.
+        """
+        table = self._coding.id_table
+        if self.colours or (table and len(set(table.values())) < len(table)):
+            return b"", {}
+        relative = self._sample(index)[2]
+        with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
+            palette = palette_of_picture(open_picture(file, self.root / relative, self.reading))
+        stored = {raw: raw for raw in range(256)} if table is None else {raw: s for s, raw in table.items()}
+        return palette, stored
 
     def decoding(self) -> str:
         """Describe as text everything besides the files that decides what `read` returns."""

@@ -13,8 +13,9 @@ from everseg.config.yaml import read
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse, with_labelmap
+from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.files import FileSplit
-from everseg.data.datasets.listing import ListedFolder, endings_of, packed, pair, scan
+from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, endings_of, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError, some
@@ -34,6 +35,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         classes: [background, road, tree]                # ids 0, 1, 2; or {7: road, 8: tree}
         background: background       # null: no background class; default: the class of that name, if any
         ignore: 255                  # id or ids without annotation
+        void_share: 0.6              # so much of the pixels may be without annotation; default: half, see the check
         labels: {palette: {road: [128, 64, 128], ...}}   # colour masks; or {map: {7: road, 0: ignore}}
 
     `labels.palette` may name a file of `name:red,green,blue` lines, as CVAT's labelmap.txt; `classes` then defaults
@@ -92,6 +94,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
             id_table=described.id_table,
             reading=reading,
             warnings=warnings,
+            void_share=described.void_share,
         )
         splits[name] = whole if described.tiles is None else TiledSplit(whole, described.tiles, reading)
     return Dataset(described.name, described.labels, splits)
@@ -138,19 +141,21 @@ def _places(described: Descriptor, base: Path) -> dict[str, str]:
 def _samples(
     described: Descriptor, base: Path, here: Path, name: str, place: str, reading: Reading
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    listed = place.endswith(".txt")
-    images = described.images.replace("{split}", name if listed else place)
-    masks = described.masks.replace("{split}", name if listed else place)
+    listed = place.lower().endswith(LIST_ENDINGS)
+    images = _of_split(base, described.images, name if listed else place)
+    masks = _of_split(base, described.masks, name if listed else place)
     if listed:
         folder = ListedFolder(
             base, images, masks, recursive=True,
-            image_suffix=described.image_suffix, mask_suffix=described.mask_suffix, endings=endings_of(reading),
+            image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
+            endings=endings_of(reading), follow_links=reading.follow_links,
         )  # fmt: skip
         beside = here / place
         samples, warnings = folder.samples(beside if beside.is_file() else base / place, name, reading)
         return _with_channels(samples, described, base, images, name if listed else place, reading), warnings
     # Where images and masks lie in one folder, the ending of the masks tells them apart.
     without = described.mask_suffix if images == masks else ""
+    links = reading.follow_links
     found = scan(
         base,
         images,
@@ -158,10 +163,35 @@ def _samples(
         without=without,
         recursive=True,
         endings=endings_of(reading),
+        follow_links=links,
     )
-    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True)
+    drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True, follow_links=links)
     samples, warnings = pair(found, drawn, f"{base}, split '{name}'", name, reading)
     return _with_channels(samples, described, base, images, place, reading), warnings
+
+
+def _of_split(base: Path, template: str, place: str) -> str:
+    """Folder of a split. `train` may be spelt otherwise beside the masks than beside the images: Train, training."""
+    named = template.replace("{split}", place)
+    if (base / named).exists() or "{split}" not in template or place.lower() not in SPLITS:
+        return named
+    pattern = re.escape(template).replace(re.escape("{split}"), "([A-Za-z]+)")
+    above = (
+        base / named.split("/")[0] if template.startswith("{split}") else base / template.split("{split}")[0]
+    )
+    here = (
+        above.parent if "{split}" in template.split("/")[0] else above.parent if not above.is_dir() else above
+    )
+    depth = template.split("{split}")[0].count("/")
+    folders = here.iterdir() if here.is_dir() else ()
+    rest = "/".join(template.split("/")[depth + 1 :])
+    found = []
+    for folder in sorted(folders):
+        path = folder.relative_to(base).as_posix() + (f"/{rest}" if rest else "")
+        match = re.fullmatch(pattern, path)
+        if match and SPLITS.get(match[1].lower()) == SPLITS[place.lower()] and (base / path).is_dir():
+            found.append(path)
+    return found[0] if len(found) == 1 else named
 
 
 def _with_channels(
@@ -175,7 +205,13 @@ def _with_channels(
     """Add the files of further channels to the samples: those of the same name below `channels.folders`."""
     folders = () if reading.channels is None else reading.channels.folders
     found = [
-        scan(base, folder.replace("{split}", place), recursive=True, endings=endings_of(reading))
+        scan(
+            base,
+            _of_split(base, folder, place),
+            recursive=True,
+            endings=endings_of(reading),
+            follow_links=reading.follow_links,
+        )
         for folder in folders
     ]
     results: list[tuple[str, ...]] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from everseg.data.datasets.decode import CHANNEL_ENDINGS, PICTURE_ENDINGS, Reading, read_image
+from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
 from everseg.errors import ConfigError, DataError, some
 
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
@@ -34,6 +37,7 @@ def scan(
     without: str = "",
     recursive: bool = False,
     endings: tuple[str, ...] = PICTURE_ENDINGS,
+    follow_links: bool = False,
 ) -> dict[str, str]:
     """List the pictures of a folder.
 
@@ -45,7 +49,8 @@ def scan(
         suffix: ending that stems must have, or several such endings; it is cut off the names.
         without: stems of this ending are left out.
         endings: of the files' names.
-        recursive: also look into sub-folders (links to folders are not followed).
+        recursive: also look into sub-folders.
+        follow_links: also into those that are links.
 
     Returns:
         Name -> path relative to `root`. The name is the stem, with its sub-folder if `recursive`, Unicode NFC.
@@ -62,9 +67,7 @@ def scan(
             f"{error.filename}: cannot be listed ({error.strerror}); {packed(root / folder) or 'check the folder'}"
         ) from None
 
-    for here, folders, files in os.walk(root / folder, onerror=fail):
-        # `os.walk` goes into the folders that are left in this list, in its order.
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
+    for here, _, files in walk(root / folder, recursive=recursive, follow_links=follow_links, onerror=fail):
         inside = Path(here).relative_to(root / folder).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for file in sorted(files):
@@ -75,7 +78,7 @@ def scan(
                 continue
             # macOS stores decomposed letters (NFD), other systems what they are given: compare names in one form.
             ending = next(s for s in suffixes if stem.endswith(s))
-            name = unicodedata.normalize("NFC", prefix + stem.removesuffix(ending))
+            name = unicodedata.normalize("NFC", prefix + without_ending(stem.removesuffix(ending)))
             path = f"{folder.strip('/')}/{prefix}{file}" if folder.strip("/.") else f"{prefix}{file}"
             if name in found:
                 twice.append(f"{found[name]} and {path}")
@@ -137,10 +140,26 @@ def pair(
     return samples, []
 
 
-def read_list(path: Path) -> list[list[str]]:
-    """Read an image list: one entry per line, `image` or `image mask` (a tab separates names with spaces).
+LIST_ENDINGS = (".txt", ".lst", ".csv")
+"""Endings of image lists, in upper or lower case."""
+_COLUMNS = {
+    "image": ("image", "images", "img", "file", "filename", "file_name", "image_name", "image_path", "image_file",
+              "img_path", "path", "name", "image_id", "id"),
+    "mask": ("mask", "masks", "label", "labels", "annotation", "target", "segmentation", "mask_path", "mask_name",
+             "mask_file", "label_path", "gt"),
+    "split": ("split", "set", "subset", "partition", "phase", "usage", "fold"),
+}  # fmt: skip
+"""Headings of the columns of a CSV list, spelt with _ and without capitals."""
+Entry = tuple[str, list[list[str]]]
+"""A line of a list, and the ways to read it: [image] or [image, mask]."""
 
-    A byte order mark, CRLF, blank lines, trailing blanks and lines starting with # are tolerated.
+
+def read_list(path: Path, split: str = "") -> list[Entry]:
+    """Read an image list: one entry per line, `image` or `image mask`, or a CSV file.
+
+    A byte order mark, CRLF, blank lines, trailing blanks and lines starting with # are tolerated. A tab, or quotation
+    marks, say where a name ends; with blanks, commas and semicolons an entry has several readings. Of a CSV file with a
+    column `split` only the lines of this split count.
 
     Raises:
         DataError: unreadable, not text, or a line with more than two fields.
@@ -151,19 +170,80 @@ def read_list(path: Path) -> list[list[str]]:
         raise DataError(f"{path}: the list cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not a text file of image names (UTF-8)") from None
+    if path.suffix.lower() == ".csv":
+        return [(",".join(fields), [fields]) for fields, of in _csv_rows(path, text) if of in ("", split)]
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        fields = [f.strip() for f in line.split("\t")] if "\t" in line else line.split()
-        if len(fields) > 2:
+        readings = _readings(line)
+        if any(len(fields) > 2 for fields in readings):
             raise DataError(
-                f"{path}, line {number}: {len(fields)} fields, expected 'image' or 'image mask'"
+                f"{path}, line {number}: {len(readings[0])} fields, expected 'image' or 'image mask'"
                 " (separate names that hold spaces by a tab)"
             )
-        entries.append(fields)
+        entries.append((line, readings))
     return entries
+
+
+def _readings(line: str) -> list[list[str]]:
+    """Ways to read a line: as one name, or as two that part at one of its blanks, commas or semicolons."""
+    if "\t" in line:
+        return [[field.strip().strip('"') for field in line.split("\t")]]
+    if line.startswith('"'):
+        return [next(csv.reader([line], delimiter=" ", skipinitialspace=True))]
+    parted = [[line[: gap.start()], line[gap.end() :]] for gap in re.finditer(r"\s*[,;]\s*|\s+", line)]
+    return [[line], *(fields for fields in parted if all(fields))]
+
+
+def csv_splits(path: Path) -> list[str]:
+    """List the splits in the column `split` of a CSV list, as they are called here (train, val, test); [] without one.
+
+    Raises:
+        DataError: as `read_list`.
+    """
+    try:
+        rows = _csv_rows(path, path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError):
+        return []
+    return list(dict.fromkeys(of for _, of in rows if of))
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[list[str], str]]:
+    """([image] or [image, mask], split or "") of every line of a CSV list; its first line may name the columns."""
+    delimiter = ";" if text.splitlines()[:1] and ";" in text.splitlines()[0] else ","
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(text.splitlines(), delimiter=delimiter)
+        if any(row)
+    ]
+    if not rows:
+        return []
+    heads = [re.sub(r"[^a-z]+", "_", cell.lower()).strip("_") for cell in rows[0]]
+    at = {
+        kind: next((heads.index(name) for name in names if name in heads), None)
+        for kind, names in _COLUMNS.items()
+    }
+    if at["image"] is None or any(cell.lower().endswith(PICTURE_ENDINGS) for cell in rows[0]):
+        if any(len(row) > 2 for row in rows):
+            raise DataError(
+                f"{path}: {max(map(len, rows))} columns, and none is called image; name the columns image, mask and "
+                "split in the first line"
+            )
+        return [(row, "") for row in rows]
+    found = []
+    for number, row in enumerate(rows[1:], 2):
+        cells = {kind: row[place] for kind, place in at.items() if place is not None and place < len(row)}
+        of = cells.get("split", "").lower()
+        if not cells.get("image") or (of and of not in SPLITS):
+            raise DataError(
+                f"{path}, line {number}: expected an image and, as split, one of {', '.join(SPLITS)}; got "
+                f"{cells.get('image', '')!r} and {cells.get('split', '')!r}"
+            )
+        fields = [cells["image"], *([cells["mask"]] if cells.get("mask") else [])]
+        found.append((fields, SPLITS.get(of, "")))
+    return found
 
 
 class ListedFolder:
@@ -181,6 +261,7 @@ class ListedFolder:
         image_suffix: ending of the image stems, not part of the names.
         mask_suffix: the same for the masks.
         endings: of the images' file names.
+        follow_links: also look into sub-folders that are links.
     """
 
     def __init__(
@@ -193,14 +274,17 @@ class ListedFolder:
         image_suffix: str = "",
         mask_suffix: str = "",
         endings: tuple[str, ...] = PICTURE_ENDINGS,
+        follow_links: bool = False,
     ) -> None:
         self._root = root
         self._endings = (endings, PICTURE_ENDINGS)
         self._defaults = (images, masks)
         self._recursive = recursive
         self._suffixes = (image_suffix, mask_suffix)
+        self._follow_links = follow_links
         self._scans: dict[tuple[str, int], dict[str, str]] = {}
         self._folders: dict[tuple[str, ...], str | None] = {}
+        self._last: dict[int, dict[str, list[str]]] = {}
 
     def samples(self, list_file: Path, split: str, reading: Reading) -> tuple[list[Sample], list[str]]:
         """Resolve a list, in its order.
@@ -216,67 +300,160 @@ class ListedFolder:
         Raises:
             DataError: entries that leave the data folder, or whose image or mask does not exist (all of them).
         """
-        outside, missing, twice = [], [], []
-        samples: dict[str, Sample] = {}
+        outside, missing, several = [], [], []
+        found: dict[Sample, bool] = {}
+        count = 0
         left_out: list[str] = []
-        for fields in read_list(list_file):
-            if any(_leaves(f) for f in fields):
-                outside.append(" ".join(fields))
+        for line, readings in read_list(list_file, split):
+            if any(_leaves(field) for fields in readings for field in fields):
+                outside.append(line)
                 continue
-            image = self._find(fields[0], 0)
-            mask = self._find(fields[1], 1) if len(fields) == 2 else self._mask_of(image)
-            absent = _absent(fields, image is None, mask is None)
-            if image is None or mask is None:
+            resolved = [self._resolve(fields) for fields in readings]
+            complete = self._complete(line, readings, resolved)
+            if len(complete) > 1:
+                several.append(f"'{line}' ({' or '.join(' with '.join(sample[1:]) for sample in complete)})")
+            elif complete:
+                (sample,) = complete
+                found[sample] = found.get(sample, False) or len(readings[0]) == 1
+                count += 1
+            else:
+                fields, (image, mask) = _nearest(readings, resolved)
+                absent = _absent(fields, image is None, mask is None)
                 name = image[0] if image else fields[0]
                 if (split, name) not in reading.skip:
                     left_out.append(LeftOut(f"{', '.join(absent)}: no such file", name))
                     missing += absent
-                continue
-            sample = (image[0], image[1], mask[1])
-            if samples.setdefault(image[0], sample) != sample:
-                raise DataError(
-                    f"{list_file}: {samples[image[0]][1:]} and {sample[1:]} share the name"
-                    f" '{image[0]}'; names must be unique in a split"
-                )
-            twice.append(image[0])
         problems = []
         if outside:
             problems.append(f"{len(outside)} entries lead out of the data folder: {some(outside)}")
+        if several:
+            problems.append(
+                f"{len(several)} entries can be read in several ways, part the names by a tab: {some(several, 5)}"
+            )
         if missing and reading.on_missing == "stop":
             problems.append(f"{len(missing)} files do not exist in {self._root}: {some(missing)}")
         if problems:
             raise DataError(f"{list_file}: " + "; ".join(problems) + ". Correct the list, or add the files")
-        repeated = len(twice) - len(samples)
+        repeated = count - len(found)
         warnings = [f"{list_file}: {repeated} duplicate entries, used once"] if repeated else []
-        return list(samples.values()), warnings + left_out
+        return self._named(list_file, found), warnings + left_out
+
+    def images(self) -> list[str]:
+        """Paths of the images in the default folder that have a mask of their name in the other."""
+        masks = self._scan(self._defaults[1], 1, self._recursive)
+        return [
+            path for name, path in self._scan(self._defaults[0], 0, self._recursive).items() if name in masks
+        ]
+
+    def _resolve(self, fields: list[str]) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
+        """(name, path) of the image and of the mask of an entry."""
+        image = self._find(fields[0], 0)
+        mask = self._find(fields[1], 1) if len(fields) == 2 else self._mask_of(image, fields[0])
+        return image, mask
+
+    def _complete(
+        self,
+        line: str,
+        readings: list[list[str]],
+        resolved: list[tuple[tuple[str, str] | None, tuple[str, str] | None]],
+    ) -> list[Sample]:
+        """Samples that an entry can mean; more than one if it can be read in several ways."""
+        two = len(readings) > 1 and any(image and mask for image, mask in resolved[1:])
+        found: dict[Sample, None] = {}
+        for fields, (image, mask) in zip(readings, resolved, strict=True):
+            if image is None or mask is None:
+                continue
+            # "images/a.jpg masks/b.png" ends like a file, but is no name: a name has the gap in itself, or in a folder
+            # above the folder of the images.
+            if len(readings) > 1 and len(fields) == 1:
+                whole = without_ending(unicodedata.normalize("NFC", line).replace("\\", "/"))
+                head = re.split(r"([\s,;]+)", whole.removesuffix(self._suffixes[0]).removesuffix(image[0]))
+                above, tail = "".join(head[:-2]), f"/{head[-1]}{image[0]}"
+                named = f"/{self._defaults[0]}/" in tail and not above.lower().endswith(PICTURE_ENDINGS)
+                if len(head) > 1 and (two or not named):
+                    continue
+            found[image[0], image[1], mask[1]] = None
+        return list(found)
+
+    def _named(self, list_file: Path, found: Mapping[Sample, bool]) -> list[Sample]:
+        """Give images of one name in several folders the names of their paths, and refuse masks of several images.
+
+        Args:
+            found: sample -> whether its mask was found by the image's name, not by the list.
+        """
+        paths: dict[str, set[str]] = {}
+        images: dict[str, set[str]] = {}
+        masks: dict[str, set[str]] = {}
+        for (name, image, mask), derived in found.items():
+            paths.setdefault(name, set()).add(image)
+            images.setdefault(image, set()).add(mask)
+            if derived:
+                masks.setdefault(mask, set()).add(image)
+        shared = [f"{mask} for {' and '.join(sorted(of))}" for mask, of in masks.items() if len(of) > 1]
+        if shared:
+            raise DataError(
+                f"{list_file}: {len(shared)} masks would be those of several images of one name: {some(shared, 5)}; "
+                "put masks into folders as the images, or name them in the list behind a tab"
+            )
+        if unsure := [f"{image}: {' and '.join(sorted(of))}" for image, of in images.items() if len(of) > 1]:
+            raise DataError(
+                f"{list_file}: {len(unsure)} images with several masks: {some(unsure, 5)}; keep one of each"
+            )
+        return [
+            (name if len(paths[name]) == 1 else without_ending(image), image, mask)
+            for name, image, mask in found
+        ]
+
+    def _parts(self, entry: str, kind: int) -> list[str]:
+        """Folders and stem of an entry, without the suffix of its kind."""
+        parts = parts_of(entry)
+        if parts:
+            endings = self._endings[kind]
+            parts[-1] = without_ending(
+                without_ending(parts[-1], endings).removesuffix(self._suffixes[kind]), endings
+            )
+        return parts
 
     def _find(self, entry: str, kind: int) -> tuple[str, str] | None:
         """Find (name, path) of an entry as image (kind 0) or mask (kind 1)."""
-        parts = [p for p in entry.replace("\\", "/").split("/") if p not in ("", ".")]
+        parts = self._parts(entry, kind)
         if not parts:
             return None
-        stem, extension = os.path.splitext(parts[-1])  # noqa: PTH122
-        if extension.lower() in self._endings[kind]:
-            parts[-1] = stem
-        parts[-1] = parts[-1].removesuffix(self._suffixes[kind])
-        parts = [unicodedata.normalize("NFC", p) for p in parts]
         # An entry that names an existing folder is looked up there. Otherwise its longest end that is a name in the
         # default folder counts (a name holds a sub-folder where entries may lie in some).
         folder = self._folder(tuple(parts[:-1]))
         if folder is not None:
             path = self._scan(folder, kind, False).get(parts[-1])
             return None if path is None else (parts[-1], path)
+        return self._by_end(parts, kind)
+
+    def _by_end(self, parts: list[str], kind: int) -> tuple[str, str] | None:
         known = self._scan(self._defaults[kind], kind, self._recursive)
         for start in range(len(parts)):
             name = "/".join(parts[start:])
             if name in known:
                 return name, known[name]
-        return None
+        # A name without its folder counts where only one folder has it.
+        within = self._stems(kind).get(parts[-1], []) if len(parts) == 1 else []
+        return (within[0], known[within[0]]) if len(within) == 1 else None
 
-    def _mask_of(self, image: tuple[str, str] | None) -> tuple[str, str] | None:
-        """Find (name, path) of the mask with the name of an image."""
+    def _mask_of(self, image: tuple[str, str] | None, entry: str) -> tuple[str, str] | None:
+        """Find (name, path) of the mask with the name of an image, in the folder of its name if there is one."""
+        if image is None:
+            return None
         known = self._scan(self._defaults[1], 1, self._recursive)
-        return (image[0], known[image[0]]) if image is not None and image[0] in known else None
+        parts = self._parts(entry, 0)
+        names = ["/".join(parts[start:]) for start in range(len(parts))]
+        name = next((name for name in (*names[:-1], image[0]) if name in known), None)
+        return None if name is None else (name, known[name])
+
+    def _stems(self, kind: int) -> dict[str, list[str]]:
+        """Last part of a name -> the names that have it, in the default folder."""
+        if kind not in self._last:
+            self._last[kind] = {}
+            for name in self._scan(self._defaults[kind], kind, self._recursive):
+                self._last[kind].setdefault(name.rpartition("/")[2], []).append(name)
+        return self._last[kind]
 
     def _folder(self, parts: tuple[str, ...]) -> str | None:
         """Find the longest end of `parts` that is a folder below the data folder."""
@@ -294,8 +471,21 @@ class ListedFolder:
                 suffix=self._suffixes[kind],
                 recursive=recursive,
                 endings=self._endings[kind],
+                follow_links=self._follow_links,
             )
         return self._scans[key]
+
+
+def _nearest(
+    readings: list[list[str]], resolved: list[tuple[tuple[str, str] | None, tuple[str, str] | None]]
+) -> tuple[list[str], tuple[tuple[str, str] | None, tuple[str, str] | None]]:
+    """The reading of an entry that most of its files exist of; of equal ones, two fields where the line has one gap."""
+    order = (
+        sorted(zip(readings, resolved, strict=True), key=lambda pair: len(pair[0]) != 2)
+        if len(readings) == 2
+        else [*zip(readings, resolved, strict=True)]
+    )
+    return max(order, key=lambda pair: sum(one is not None for one in pair[1]) if len(pair[0]) == 2 else 0)
 
 
 def _absent(fields: Sequence[str], image: bool, mask: bool) -> list[str]:

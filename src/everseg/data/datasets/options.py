@@ -25,7 +25,8 @@ def root_of(root: str | Path | None) -> Path:
         raise ConfigError("data.root: this data set needs its folder; pass data.root=DIR")
     path = Path(root).expanduser()
     if not path.exists():
-        raise ConfigError(f"data.root: {root} does not exist; pass data.root=DIR")
+        looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+        raise ConfigError(f"data.root: {root} does not exist{looked}; pass data.root=DIR")
     if not path.is_dir():
         raise ConfigError(f"data.root: {root} is a file; pass the folder it was unpacked to as data.root=DIR")
     return path.resolve()

@@ -84,6 +84,7 @@ class TiledSplit:
     def __init__(self, split: FileSplit, tiles: Tiles, reading: Reading) -> None:
         self.name, self.root, self.warnings = split.name, split.root, split.warnings
         self._split, self._tiles, self.reading = split, tiles, split.reading
+        self.void_share, self.colours = split.void_share, split.colours
         rows = []
         for index in range(len(split)):
             for window in tiles.windows(*_size(split, index), training=split.name == "train"):
@@ -132,6 +133,10 @@ class TiledSplit:
         if bottom - top < self._tiles.size and right - left < self._tiles.size:
             return self._split.read_mask(picture)[top:bottom, left:right]
         return self.read(index)[1]
+
+    def own_palette(self, index: int) -> tuple[bytes, dict[int, int]]:
+        """As that of the whole picture."""
+        return self._split.own_palette(self._row(index)[0])
 
     def fingerprint(self) -> str:
         """SHA-256 of the whole pictures' fingerprint and the windows."""

@@ -18,10 +18,14 @@ import numpy as np
 from everseg.data.base import Dataset, Split
 from everseg.data.batches.index import default_cache_dir, ranges, remedy
 from everseg.data.batches.parallel import Progress, map_samples
+from everseg.data.datasets.decode import Colour
+from everseg.data.datasets.file_names import FileNote
 from everseg.data.datasets.listing import LeftOut
 from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
 from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
+from everseg.data.mask_values import MaskFile, mixed_kinds, palettes_differ, void_doubts
 from everseg.data.writing import write_atomically
+from everseg.display import percent
 from everseg.errors import DataError, EversegError, some
 from everseg.labels import RawLabels
 
@@ -65,7 +69,12 @@ def check(
     unknown = [name for name in names if name not in dataset.splits]
     if unknown:
         raise DataError(f"{dataset.name} has no split {unknown}; it has {', '.join(dataset.splits)}")
-    findings = [finding("note", "class-left-out", "", "", text) for text in dataset.notes]
+    findings = [
+        finding("warning", "file-left-out", "", "", text)
+        if isinstance(text, FileNote)
+        else finding("note", "class-left-out", "", "", text)
+        for text in dataset.notes
+    ]
     samples: dict[str, list[Examined]] = {}
     chosen = {name: _chosen(len(dataset.splits[name]), sample) for name in names}
     done, total = 0, sum(map(len, chosen.values()))
@@ -84,12 +93,17 @@ def check(
             findings.append(finding("note", "sampled", name, "", text))
     findings += _same_images(samples)
     findings += _similar_images(samples)
-    rows = _class_rows(dataset.labels, samples)
+    rows = _class_rows(dataset.labels, _colours(dataset, samples), samples)
     findings += _of_classes(rows, names)
+    findings += _of_values(dataset, samples)
     digests = {(name, s.id): s.digests for name in names for s in samples[name] if s.digests[0]}
     findings += _changed(lock or {}, digests)
     images = {name: len(samples[name]) for name in names}
-    return Report(dataset.name, tuple(findings), images, rows, digests)
+    void = {
+        name: sum(int(s.counts[list(dataset.labels.void)].sum()) for s in of if s.counts is not None)
+        for name, of in samples.items()
+    }
+    return Report(dataset.name, tuple(findings), images, rows, digests, void=void)
 
 
 def check_source(
@@ -192,7 +206,8 @@ def _together(name: str, samples: list[Examined]) -> Iterator[Finding]:
                 noted.setdefault(code, []).append(message)
     for code, messages in noted.items():
         messages = list(dict.fromkeys(messages))
-        yield finding("note", code, name, "", f"{len(messages)} images: {some(messages, 5)}")
+        what = "masks" if code == "palette-colours" else "images"
+        yield finding("note", code, name, "", f"{len(messages)} {what}: {some(messages, 5)}")
 
 
 def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
@@ -260,7 +275,68 @@ def _has_content(sample: Examined) -> bool:
     return len(sample.signature) > 0 and float(_grey(sample).std()) > 4 * ALIKE
 
 
-def _class_rows(labels: RawLabels, samples: Mapping[str, list[Examined]]) -> tuple[ClassRow, ...]:
+def _of_values(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
+    """Find what the masks of all splits together say against the way they are read."""
+    counts: dict[str, np.ndarray] = {}
+    indexed: list[MaskFile] = []
+    plain: list[MaskFile] = []
+    for name, of in samples.items():
+        for s in of:
+            if s.counts is None:
+                continue
+            # The windows of a picture are one mask.
+            place = f"{name}/{s.id.rpartition('@')[0] if _window(s.id) else s.id}"
+            counts[place] = counts.get(place, np.zeros(256, np.int64)) + s.counts
+            held = s.stored.values() if s.palette else np.flatnonzero(s.counts).tolist()
+            kind = "indexed" if s.palette else "ids"
+            (indexed if s.palette else plain).append(
+                MaskFile(place, kind, dict.fromkeys(held, 1), palette=s.palette)
+            )
+    if differ := palettes_differ(indexed):
+        yield finding("error", "palettes-differ", "", "", differ)
+    if not counts:
+        return
+    if all(getattr(split, "void_share", None) is not None for split in dataset.splits.values()):
+        for doubt in mixed_kinds(plain, indexed):
+            yield finding("error", "palettes-differ", "", "", doubt.found)
+    total = np.sum(list(counts.values()), axis=0)
+    names, void = dataset.labels.names, list(dataset.labels.void)
+    lost = float(total[void].sum() / max(1, total.sum()))
+    held = np.flatnonzero(total).tolist()
+    if len(held) == 1 and not lost and len(names) > 1:
+        text = f"every pixel of every mask is '{names.get(held[0], f'id {held[0]}')}'"
+        yield finding("error", "one-value", "", "", text)
+    stated = [getattr(split, "void_share", None) for split in dataset.splits.values()]
+    allowed = max((share for share in stated if share is not None), default=None)
+    if allowed and lost > allowed:
+        text = (
+            f"{percent(lost)} % of the pixels are without annotation; void_share states {percent(allowed)} %"
+        )
+        yield finding("error", "void-share", "", "", text)
+    by_colour = any(getattr(split, "colours", {}) for split in dataset.splits.values())
+    if allowed == 0 and 255 in void and not by_colour:
+        rows = [(place, {int(i): int(row[i]) for i in np.flatnonzero(row)}) for place, row in counts.items()]
+        for doubt in void_doubts(rows):
+            yield finding("error", "void-share", "", "", doubt.found)
+
+
+def _colours(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> dict[int, list[Colour]]:
+    """Raw id -> the colours it has in the masks: those of the description, or of the masks' own palettes."""
+    found: dict[int, list[Colour]] = {}
+    for name, of in samples.items():
+        for raw, colours in getattr(dataset.splits[name], "colours", {}).items():
+            found.setdefault(raw, []).extend(colours)
+        for sample in of:
+            for raw, place in sample.stored.items():
+                own = tuple(sample.palette[3 * place : 3 * place + 3])
+                if len(own) == 3:
+                    found.setdefault(raw, []).append((own[0], own[1], own[2]))
+    return {raw: list(dict.fromkeys(colours)) for raw, colours in found.items()}
+
+
+def _class_rows(
+    labels: RawLabels, colours: Mapping[int, list[Colour]], samples: Mapping[str, list[Examined]]
+) -> tuple[ClassRow, ...]:
     images: dict[str, np.ndarray] = {}
     pixels: dict[str, np.ndarray] = {}
     for name, of in samples.items():
@@ -274,6 +350,7 @@ def _class_rows(labels: RawLabels, samples: Mapping[str, list[Examined]]) -> tup
             labels.names[raw],
             {name: int(images[name][raw]) for name in samples},
             {name: int(pixels[name][raw]) for name in samples},
+            tuple(colours.get(raw, ())),
         )
         for raw in sorted(labels.names)
     )
@@ -314,7 +391,7 @@ def _changed(
             )
 
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cached files; part of their name."""
 
 
@@ -338,7 +415,7 @@ def load_cache(file: Path) -> dict[str, Examined]:
         warnings.warn(f"Results of the last check in {file} are damaged; all files are read.", stacklevel=2)
         return {}
     with np.load(io.BytesIO(body), allow_pickle=False) as stored:
-        texts = json.loads(stored["texts"].tobytes())
+        palettes, texts = json.loads(stored["texts"].tobytes())
         counts, sizes, signatures, stamps = (stored[k] for k in ("counts", "sizes", "signatures", "stamps"))
     return {
         name: Examined(
@@ -348,10 +425,12 @@ def load_cache(file: Path) -> dict[str, Examined]:
             counts[i],
             (int(sizes[i, 0]), int(sizes[i, 1])),
             (image, mask),
+            bytes.fromhex(palettes[palette]),
+            dict(held),
             signatures[i].tobytes(),
             tuple(stamps[i].tolist()) if stamps[i, 1] else (),
         )
-        for i, (name, notes, image, mask) in enumerate(texts)
+        for i, (name, notes, image, mask, palette, held) in enumerate(texts)
     }
 
 
@@ -360,7 +439,9 @@ def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     healthy = [s for s in samples if not s.faults and s.counts is not None and s.digests[1]]
     if not healthy:
         return
-    texts = json.dumps([[s.id, s.notes, *s.digests] for s in healthy]).encode()
+    palettes = {palette: number for number, palette in enumerate(dict.fromkeys(s.palette for s in healthy))}
+    rows = [[s.id, s.notes, *s.digests, palettes[s.palette], sorted(s.stored.items())] for s in healthy]
+    texts = json.dumps([[palette.hex() for palette in palettes], rows]).encode()
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

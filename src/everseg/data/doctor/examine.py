@@ -7,7 +7,7 @@ import io
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from everseg.data.batches.index import count_ids
 from everseg.data.channels import picture_of
 from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
 from everseg.data.doctor.findings import Level
+from everseg.data.mask_values import own_palette
 from everseg.errors import DataError
 
 MAX_DECODED = 100_000_000
@@ -48,6 +49,10 @@ class Examined:
     """Height and width."""
     digests: tuple[str, str] = ("", "")
     """SHA-256 of image and mask; of the image's pixels alone where they do not lie in files."""
+    palette: bytes = b""
+    """Red, green, blue of the stored ids from 0 on, of an indexed mask whose labels go by id."""
+    stored: Mapping[int, int] = field(default_factory=dict)
+    """Raw id -> stored id, of the ids in the mask; {} without palette."""
     signature: bytes = b""
     """The image as grey picture of `SIGNATURE` x `SIGNATURE` bytes."""
     stamp: tuple[int, ...] = ()
@@ -96,20 +101,33 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
     if paths[1] is not None and _look(paths[1])[0] in ("JPEG", "MPO"):
         faults = (("lossy-mask", f"{paths[1]}: the mask is a JPEG file"),)
     notes = [*(_image_notes(paths[0]) if paths[0] and channels is None else ()), *_pixel_notes(mask)]
+    remarks = getattr(split, "remarks", None)  # of splits whose masks are drawn from objects
+    notes += [("warning", "object", text) for text in (remarks(index) if remarks is not None else ())]
+    if paths[1] is not None and getattr(split, "colours", {}) and _is_indexed(paths[1]):
+        notes.append(("note", "palette-colours", str(paths[1])))
     if paths[0] is None:
         pixels = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
         digests = (hashlib.sha256(pixels).hexdigest(), "")
     else:
         digests = (_digest(paths[0]), _digest(paths[1]))
+    counts = count_ids(mask)
+    palette, stored = own_palette(split, index, counts)
     return Examined(
         name,
         faults,
         tuple(notes),
-        count_ids(mask),
+        counts,
         mask.shape,
         digests,
+        palette,
+        stored,
         _signature(picture_of(image, channels)),
     )
+
+
+def _is_indexed(path: Path) -> bool:
+    with path.open("rb") as file, open_picture(file, path, UNLIMITED) as picture:
+        return picture.mode == "P"
 
 
 def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]:

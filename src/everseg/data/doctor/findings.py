@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from everseg.data.class_colours import colour_word
 from everseg.data.datasets.options import read_skiplist, skiplist_line
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result, escaped, printable, table
+from everseg.display import Piece, Result, escaped, percent, printable, table
 from everseg.errors import ConfigError
 
 Level = Literal["error", "warning", "note"]
@@ -33,17 +34,25 @@ REMEDIES: dict[str, str] = {
     "class-missing": "Remove the class from the description, or check the ids of the masks.",
     "class-untrained": "The class cannot be learnt: move images into training, or remove the class.",
     "class-left-out": "Nothing to do if this is meant; no pixel is lost.",
+    "file-left-out": "Nothing to do if this is meant; else name the files that count.",
+    "object": "Look at these objects in the labelling tool; all others of their images are drawn.",
     "class-rare": "Scores of so rare a class are unstable; add images if you can.",
     "list": "Clean the list when convenient.",
     "unpaired": "Add the missing files, or leave the others out: on_missing: skip, or a skip list.",
     "binary-mask": "If the objects are stored as this value, declare it as a class and set ignore: null in the "
     "data.yaml (classes: {0: background, 255: object}).",
+    "palettes-differ": "Labels would be scrambled: everseg data init describes such masks by their colours; or "
+    "export them again with one palette.",
+    "one-value": "There is nothing to learn: look whether the export lost the objects.",
+    "void-share": "If these pixels are objects, describe them (everseg data init asks); if they are without "
+    "annotation, write void_share: SHARE into the data.yaml, the largest share of the pixels that may be.",
     "near-same-image": "Look at both: scores on images seen in training mean nothing.",
     "twin-image": "Nothing to do if this is meant; these images count twice.",
     "other-format": "Rename these files when convenient; they are read by their content.",
     "trailing-bytes": "Look whether these files were joined with something else; the picture itself is whole.",
     "print-colours": "The colours come out other than they look; convert these images to RGB.",
     "alpha": "Transparency is dropped.",
+    "palette-colours": "Indexed masks; their labels go by the colours of their palettes, not by index.",
     "turned": "Turned as their EXIF orientation says, as viewers show them; their masks fit.",
     "turned-square": "Look at the overlay; exif: ignore leaves all images as they are stored.",
     "large-image": "Cut into windows as they are read: tiles: {size: 512, overlap: 64} in the data.yaml.",
@@ -80,6 +89,8 @@ class ClassRow:
     """Split name -> images with at least one pixel of the class."""
     pixels: Mapping[str, int]
     """Split name -> pixels."""
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """The class's colours in the masks; () where they are grey."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +106,8 @@ class Report(Result):
     """(split, sample) -> SHA-256 of image and mask, of the samples that can be read."""
     notes: tuple[str, ...] = ()
     """Which files were written."""
+    void: Mapping[str, int] = field(default_factory=dict)
+    """Split name -> pixels without annotation."""
 
     @property
     def ok(self) -> bool:
@@ -157,22 +170,71 @@ class Report(Result):
             "images": dict(self.images),
             "findings": [asdict(finding) for finding in self.findings],
             "classes": [
-                {"id": row.id, "name": row.name, "images": dict(row.images), "pixels": dict(row.pixels)}
+                {
+                    "id": row.id,
+                    "name": row.name,
+                    "colours": [list(colour) for colour in row.colours],
+                    "images": dict(row.images),
+                    "pixels": dict(row.pixels),
+                }
                 for row in self.classes
             ],
+            "void": dict(self.void),
         }
 
     def _table(self) -> list[str]:
-        width = max(10, *(len(row.name) for row in self.classes))
-        splits = list(self.images)
+        shown = {row.id: " / ".join(map(_colour, row.colours[:3])) for row in self.classes}
+        width = max(18, *(len(row.name) for row in self.classes))
+        wide = max(map(len, shown.values()))
+        splits, total = list(self.images), {name: self._pixels(name) for name in self.images}
         lines = [
             "images and pixels per class",
-            f"  {'id':>3} {'class':<{width}}" + "".join(f"{s:>24}" for s in splits),
+            f"  {'id':>3} {'class':<{width}} {'in the masks' if wide else '':<{wide and max(wide, 12)}}"
+            + "".join(f"{s:>32}" for s in splits),
         ]
         for row in self.classes:
-            cells = "".join(f"{row.images[s]:>8} {row.pixels[s]:>15}" for s in splits)
-            lines.append(f"  {row.id:>3} {row.name:<{width}}{cells}")
-        return [*lines, ""]
+            cells = "".join(
+                f"{row.images[s]:>8} {row.pixels[s]:>15} {_share(row.pixels[s], total[s]):>7}" for s in splits
+            )
+            lines.append(
+                f"  {row.id:>3} {row.name:<{width}} {shown[row.id]:<{wide and max(wide, 12)}}{cells}"
+            )
+        if any(self.void.values()):
+            cells = "".join(f"{'':>8} {self.void[s]:>15} {_share(self.void[s], total[s]):>7}" for s in splits)
+            lines.append(f"  {'':>3} {'without annotation':<{width}} {'':<{wide and max(wide, 12)}}{cells}")
+        return [*lines, "", *self.sentences(), ""]
+
+    def sentences(self) -> list[str]:
+        """Say of every split what a person can see to be wrong: which class covers how much, and by which colour."""
+        lines = []
+        for name in self.images:
+            total = self._pixels(name)
+            rows = sorted((r for r in self.classes if r.pixels[name]), key=lambda r: -r.pixels[name])
+            parts: list[str] = []
+            for row in rows[:3]:
+                how = _colour(row.colours[0]) if row.colours else f"id {row.id}"
+                share = _share(row.pixels[name], total)
+                parts.append(
+                    f"{row.name} {share} ({how})"
+                    if parts
+                    else f"{row.name} covers {share} of the pixels ({how})"
+                )
+            if parts:
+                void = self.void.get(name, 0)
+                rest = f"; {_share(void, total)} are without annotation" if void else ""
+                lines.append(f"In {name}, {', '.join(parts)}{rest}. Is that what the pictures show?")
+        return lines
+
+    def _pixels(self, split: str) -> int:
+        return sum(row.pixels[split] for row in self.classes) + self.void.get(split, 0)
+
+
+def _colour(colour: tuple[int, int, int]) -> str:
+    return f"{colour_word(colour)} {','.join(map(str, colour))}"
+
+
+def _share(pixels: int, total: int) -> str:
+    return f"{percent(pixels / total)} %" if total else "-"
 
 
 def finding(level: Level, code: str, split: str, sample: str, message: str) -> Finding:

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from everseg.config.yaml import scalar
-from everseg.data.batches.parallel import Progress, map_samples
-from everseg.data.datasets.decode import LOSSY, UNLIMITED, Colour, Reading, open_inside, open_picture
+from everseg.data.batches.parallel import Progress
+from everseg.data.class_colours import colour_word
+from everseg.data.datasets.decode import UNLIMITED, open_inside, open_picture
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
+from everseg.data.mask_values import (
+    BLACK,
+    VOID_SHARE,
+    WHITE,
+    Value,
+    Values,
+    decide,
+    mask_values,
+    shown,
+    void_doubts,
+)
 from everseg.data.proposal.guess import Guess, guess
+from everseg.data.proposal.like import Like
+from everseg.data.proposal.naming import (
+    NameList,
+    by_order,
+    by_position,
+    default_name,
+    given_names,
+    names_beside,
+    void_or,
+)
+from everseg.display import percent
 from everseg.errors import ConfigError, DataError, some
 from everseg.labels import BACKGROUND, IGNORE_NAME, doubled, find_name, is_background_name, spelling
 
-Value = int | tuple[int, int, int]
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MOST = 254
 """Classes that a mask of bytes can hold beside background and void."""
 LARGE = 8_000_000
 """Pictures of more pixels are read in windows."""
 NO_BACKGROUND = "none"
 """What stands for the name of the background where there is none."""
-NAME_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 
 
 @dataclass(frozen=True)
@@ -44,9 +62,16 @@ class Proposal:
     ignore: int | None = None
     """The id taken for pixels without annotation."""
     unnamed: tuple[Value, ...] = ()
-    """Values of the classes to name, ascending; colours by their share of the pixels."""
-    names: tuple[str, ...] = ()
-    """Names found beside the data, for `unnamed`."""
+    """Values of the classes to name, ascending; colours in the order of their red, green and blue."""
+    found: NameList | None = None
+    """Names found beside the data."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names found beside the data, in the order of their file."""
+        if self.found is None:
+            return ()
+        return self.found.names or tuple(dict.fromkeys(self.found.tied.values()))
 
     def text(self) -> str:
         """Describe the findings for people, in several lines."""
@@ -61,14 +86,20 @@ class Proposal:
                 "No splits found: about a fifth of the images, drawn by name, becomes val (split: {val: 0.2, seed: 0})"
             )
         if self.values.ids:
-            lines.append(f"Ids in the masks: {some([str(i) for i in self.values.ids], 30)}")
+            own = self.values.own
+            ids = [f"{i} ({_coloured(own[i])})" if i in own else str(i) for i in self.values.ids]
+            lines.append(f"Ids in the masks: {some(ids, 30)}")
         if self.values.colours:
-            lines.append(f"Colours in the masks: {some([str(list(c)) for c in self.values.colours], 12)}")
+            lines.append(
+                f"Colours in the masks: {some([_coloured(c) for c in self.values.colours], 12, '; ')}"
+            )
+        lines += [f"Note: {note}" for note in self.values.notes]
         guesses = []
         if self.background is not None:
-            guesses.append(f"{_shown(self.background)} is background")
+            guesses.append(f"{shown(self.background)} is background")
         if self.ignore is not None and self.ignore in self.values.ids:
-            guesses.append(f"{self.ignore} marks pixels without annotation")
+            share = percent(self.values.ids[self.ignore] / self.values.pixels)
+            guesses.append(f"{self.ignore} marks pixels without annotation ({share} % of the pixels)")
         if guesses:
             lines.append("Guess: " + ", ".join(guesses))
         if self.values.faults:
@@ -86,7 +117,11 @@ class Described:
     comments: Mapping[str, str] = field(default_factory=dict)
     """Key -> remark behind it."""
     notes: tuple[str, ...] = ()
-    """What was decided about the background and can be decided otherwise."""
+    """What was decided and can be decided otherwise, and what is new or missing beside `like`."""
+    open_background: bool = False
+    """Whether nothing says which class, if any, is the background."""
+    table: tuple[str, ...] = ()
+    """A line for each class: what masks store = id = name, and its share of the pixels."""
 
     def yaml(self) -> str:
         """The text of the data.yaml."""
@@ -97,55 +132,69 @@ class Described:
         return "\n".join(lines) + "\n"
 
 
-def propose(root: Path, *, progress: Progress | None = None) -> Proposal:
+def propose(root: Path, *, follow_links: bool = False, progress: Progress | None = None) -> Proposal:
     """Examine a folder and read all of its masks.
 
     Args:
         root: an existing folder.
+        follow_links: use files and folders that links lead to; the description then says so.
         progress: called with (done, total) masks.
 
     Raises:
-        DataError: no layout fits, no mask can be read, or there are more values than a mask can have classes.
+        DataError: no layout fits, no mask can be read, there are more values than a mask can have classes, or the
+            masks contradict each other.
     """
     root = root.resolve()
-    found = guess(root)
+    found = guess(root, follow_links=follow_links)
+    if follow_links:
+        found = replace(found, keys={**found.keys, "follow_links": True})
     if not found.masks or "labels" in found.keys:
         return Proposal(root, found, Values())
-    values = mask_values(root, found.masks, progress=progress)
+    values = mask_values(root, found.masks, follow_links=follow_links, progress=progress)
     if not values.ids and not values.colours:
         raise DataError(f"{root}: no mask can be used: {some(list(values.faults), 5, '; ')}")
-    if values.ids and values.colours:
-        raise DataError(
-            f"{root}: masks of ids and masks of colours in {found.keys['masks']}; keep one kind, or write a data.yaml"
-        )
-    if values.colours:
-        return _with_names(Proposal(root, found, values, *_of_colours(values)))
-    return _with_names(Proposal(root, found, values, *_of_ids(values)))
+    return _proposed(root, found, values)
+
+
+def _proposed(root: Path, layout: Guess, values: Values) -> Proposal:
+    kinds = _of_colours(values) if values.colours else _of_ids(values)
+    beside = names_beside(root, values.colours or values.ids)
+    return Proposal(root, layout, values, *kinds, found=beside)
 
 
 def describe(
-    proposal: Proposal, names: Sequence[str] | None, *, here: Path, background: str | None = None
+    proposal: Proposal,
+    names: Sequence[str] | None,
+    *,
+    here: Path,
+    background: str | None = None,
+    first: int | None = None,
+    like: Like | None = None,
 ) -> Described:
     """Turn a proposal into a finished description.
 
     Args:
-        names: names for `proposal.unnamed`, in its order, or with the background's name first; None = found or made up.
+        names: names for the values in their order, or "name=id", "name=red,green,blue" for each; None = those found
+            beside the data, or made up.
         here: folder of the data.yaml.
         background: name of the background class, or `NO_BACKGROUND`; None = the class with a usual background name,
-            else the class of the value that is assumed to be background.
+            else the value 0 or black if nothing else names it.
+        first: id of the first name of a plain list.
+        like: an earlier description whose classes are taken over.
 
     Raises:
-        ConfigError: the number of names differs from that of the classes, a class already has a name, a name occurs
-            twice, or the background is none of the names.
+        ConfigError: names that do not fit, that fit in several ways, or that occur twice; or the background is none of
+            the names.
+        DataError: values that can be read in several ways and that no name is tied to.
     """
     root, keys = proposal.root, dict(proposal.layout.keys)
     near = root.is_relative_to(here.resolve())
     head = {"root": os.path.relpath(root, here.resolve()) if near else str(root)}
     if not proposal.unnamed and proposal.background is None:
-        if names is not None or background is not None:
-            option = "--classes" if names is not None else "--background"
+        given = {"--classes": names, "--background": background, "--like": like, "--names-from": first}
+        if wrong := [option for option, value in given.items() if value is not None]:
             raise ConfigError(
-                f"{option}: {proposal.layout.layout} brings its own class names; leave the option out"
+                f"{wrong[0]}: {proposal.layout.layout} brings its own class names; leave the option out"
             )
         if "labels" in keys:
             classes, palette = palette_of(read_labelmap(root / keys["labels"]["palette"]))
@@ -153,27 +202,352 @@ def describe(
         layout = {"layout": keys.pop("layout")} if "layout" in keys else {}
         name = {} if layout else {"name": root.name or "data"}
         return Described({**name, **layout, **head, **keys})
-    named = _names(proposal, names)
-    empty, notes = _background(proposal, named, background)
     comments = {}
     if "split" in keys:
         comments["split"] = "about a fifth of the images, drawn by their names"
-    if _large(root, proposal.layout.masks[:20]):
+    if _large(root, proposal.layout.masks[:20], bool(keys.get("follow_links"))):
         keys["tiles"] = {"size": 1024, "overlap": 64}
         comments["tiles"] = "large pictures: every window is a sample"
-    values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
-    labels, classes = _labels(values, named, proposal.ignore)
-    keys |= {"classes": classes, "background": empty}
-    keys |= {"ignore": proposal.ignore} | labels
-    return Described({"name": root.name or "data", **head, **keys}, comments, notes)
+    meaning = _taken_over(proposal, names, like) if like is not None else _named(proposal, names, first)
+    meaning = _with_background(meaning, background)
+    labels = _keys(meaning)
+    return Described(
+        {"name": root.name or "data", **head, **keys, **labels},
+        comments,
+        meaning.notes,
+        meaning.open_background,
+        tuple(_table(meaning)),
+    )
 
 
-def _large(root: Path, masks: Sequence[str]) -> bool:
+@dataclass(frozen=True)
+class _Meaning:
+    """What every value of the masks means."""
+
+    values: Values
+    named: Mapping[Value, str]
+    """Value -> class or `IGNORE_NAME`; with classes that no mask shows."""
+    classes: Mapping[int, str]
+    """Raw id -> name."""
+    ignore: tuple[int, ...]
+    background: str | None = None
+    extra: str | None = None
+    """The name of a background that nobody named."""
+    open_background: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _named(proposal: Proposal, given: Sequence[str] | None, first: int | None) -> _Meaning:
+    """Give every value a name: as it is tied to it, by its place in a list, or a made-up one."""
+    values, found = proposal.values, proposal.found
+    names = given_names(given) if given is not None else found
+    notes: list[str] = []
+    if names is not None and given is None and names.names and values.colours:
+        notes.append(
+            f"{names.source} is not used: it names no colours, and the masks hold colours; see --classes"
+        )
+        names = None
+    if first is not None and (names is None or not names.names or values.colours):
+        raise ConfigError(
+            f"--names-from {first}: there is no plain list of names for ids that it could be about"
+        )
+    if names is not None and names.fault:
+        raise DataError(f"{proposal.root}: {names.fault}")
+    stored: list[Value] = [*values.colours, *values.ids]
+    tied: dict[Value, str] = {}
+    if names is not None and names.tied:
+        tied = _by_own_colour(values, names)
+        values = _right_kind(values, tied, names.source)
+        stored = [*values.colours, *values.ids]
+    doubts = [d.text for d in values.doubts if not d.values <= _plain_values(tied)]
+    if doubts:
+        raise DataError(f"{proposal.root}: " + "\n  ".join(doubts))
+    named: dict[Value, str]
+    if names is None:
+        named = {v: default_name(v) for v in proposal.unnamed}
+    elif names.tied:
+        named = {value: void_or(name) for value, name in tied.items()}
+    elif values.colours:
+        named = by_order(names, stored)
+    else:
+        ids = [i for i in values.ids if i != proposal.ignore]
+        named = by_position(names, ids, first=first)
+        if given is None:  # a file lists void too
+            named = {value: void_or(name) for value, name in named.items()}
+    extra = None
+    zero: Value = BLACK if values.colours else 0
+    if zero in stored and zero not in named and not any(is_background_name(n) for n in named.values()):
+        named, extra = {zero: BACKGROUND, **named}, BACKGROUND
+    if WHITE in values.ids and WHITE not in named and proposal.ignore == WHITE:
+        named[WHITE] = IGNORE_NAME
+    _require_named(values, named, names)
+    problems = _wrong_names(named, names)
+    if problems:
+        raise ConfigError(problems)
+    return _numbered(values, named, extra, tuple(notes))
+
+
+def _plain_values(tied: Mapping[Value, str]) -> set[int]:
+    """The tied values as doubts have them: ids, or packed colours."""
+    return {v if isinstance(v, int) else v[0] << 16 | v[1] << 8 | v[2] for v in tied}
+
+
+def _by_own_colour(values: Values, names: NameList) -> dict[Value, str]:
+    """Turn names of colours into names of ids, where indexed masks show these colours."""
+    if values.colours or not values.own or not all(isinstance(v, tuple) for v in names.tied):
+        return dict(names.tied)
+    # Several ids may have one colour; then the colour names all of them.
+    tied: dict[Value, str] = {i: names.tied[c] for i, c in values.own.items() if c in names.tied}
+    absent = [n for c, n in names.tied.items() if c not in values.own.values() and n not in tied.values()]
+    return dict(names.tied) if absent else tied
+
+
+def _right_kind(values: Values, tied: Mapping[Value, str], source: str) -> Values:
+    """Read indexed masks by colour if the names are tied to colours; refuse names for the other kind of values."""
+    colours = any(isinstance(v, tuple) for v in tied)
+    if colours and values.ids:
+        if not values.own:
+            raise ConfigError(
+                f"{source}: names are tied to colours, but the masks hold ids "
+                f"({some([str(i) for i in values.ids], 12)}); tie the names to ids: NAME=ID"
+            )
+        return decide(Path(), values.files, values.faults, by_colour=True)
+    if not colours and values.colours:
+        raise ConfigError(
+            f"{source}: names are tied to ids, but the masks hold colours; tie them to colours: "
+            f"NAME={shown(next(iter(values.colours)))}"
+        )
+    return values
+
+
+def _require_named(values: Values, named: Mapping[Value, str], names: NameList | None) -> None:
+    counts = values.counts
+    missing = [v for v in counts if v not in named]
+    if missing:
+        lines = [f"{_coloured(v)} on {percent(counts[v] / values.pixels)} % of the pixels" for v in missing]
+        source = names.source if names is not None else "--classes"
+        raise ConfigError(
+            f"{source}: no name for {some(lines, 12, '; ')}; add NAME={shown(missing[0])}, or "
+            f"{IGNORE_NAME}={shown(missing[0])} for pixels without annotation"
+        )
+
+
+def _wrong_names(named: Mapping[Value, str], names: NameList | None) -> list[str]:
+    """Refuse blank names, two names that are one, and void as a class of a plain list that somebody typed."""
+    source = "--classes" if names is None else names.source
+    plain = list(names.names) if names is not None else []
+    distinct = plain or list(dict.fromkeys(named.values()))
+    void = source == "--classes" and any(spelling(n) == IGNORE_NAME for n in plain)
+    if void or doubled(dict(enumerate(distinct))) or any(spelling(n) == "" for n in distinct):
+        return [f"{source}: every class needs a name of its own other than '{IGNORE_NAME}', got {distinct}"]
+    return []
+
+
+def _numbered(
+    values: Values, named: Mapping[Value, str], extra: str | None, notes: tuple[str, ...]
+) -> _Meaning:
+    """Give every class its raw id: what the masks store where that can be, else 0, 1, 2, ..., background first."""
+    classes = [n for n in dict.fromkeys(named.values()) if n != IGNORE_NAME]
+    void = [v for v, n in named.items() if n == IGNORE_NAME]
+    single = all(sum(n == name for n in named.values()) == 1 for name in classes)
+    if single and not values.colours and all(isinstance(v, int) and 0 <= v <= 255 for v in named):
+        own = {v: n for v, n in named.items() if isinstance(v, int) and n != IGNORE_NAME}
+        ignore = tuple(sorted(v for v in void if isinstance(v, int)))
+        return _Meaning(values, named, dict(sorted(own.items())), ignore, extra=extra, notes=notes)
+    classes.sort(key=lambda name: not is_background_name(name))
+    if len(classes) > MOST + 1:
+        raise DataError(f"{len(classes)} classes; a mask of bytes holds {MOST + 1} beside the ignored value")
+    return _Meaning(values, named, dict(enumerate(classes)), (255,) if void else (), extra=extra, notes=notes)
+
+
+def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> _Meaning:
+    """Take classes and values from an earlier description; new values need names of their own."""
+    more = given_names(given) if given is not None else NameList("--classes")
+    if more.names:
+        raise ConfigError("--classes: beside --like, write every new class as NAME=VALUE")
+    values, known = _comparable(proposal, like)
+    problems = [
+        f"--classes: {shown(v)} is '{known[v]}' in {like.source} and '{name}' here"
+        for v, name in more.tied.items()
+        if v in known and spelling(known[v]) != spelling(name)
+    ]
+    named = dict(known)
+    for value, name in more.tied.items():
+        named.setdefault(value, find_name(name, like.classes.values()) or name)
+    counts = values.counts
+    if new := [v for v in counts if v not in named]:
+        lines = [f"{_coloured(v)} on {percent(counts[v] / values.pixels)} % of the pixels" for v in new]
+        problems.append(
+            f"--like: {like.source} does not know {some(lines, 8, '; ')}; name what is new beside --like: --classes "
+            f"NAME={shown(new[0])} ({IGNORE_NAME}={shown(new[0])}: without annotation)"
+        )
+    if problems:
+        raise ConfigError(problems)
+    # An ignore value is taken over only if nothing speaks against it here.
+    sure = {v: n for v, n in named.items() if n != IGNORE_NAME or v in more.tied}
+    doubts = [d.text for d in values.doubts if not d.values <= _plain_values(sure)]
+    if doubts:
+        raise DataError(f"{proposal.root}: " + "\n  ".join(doubts))
+    classes, ignore, notes = _with_new(values, named, like)
+    seen = {named[v] for v in counts}
+    if absent := [name for name in like.classes.values() if name not in seen]:
+        notes.append(f"{like.source} has {some(absent, 12)}, which no mask here shows")
+    lost = sum(n for v, n in counts.items() if named[v] == IGNORE_NAME)
+    if lost > VOID_SHARE * values.pixels:
+        notes.append(f"{percent(lost / values.pixels)} % of the pixels are without annotation")
+    return _Meaning(values, named, classes, ignore, like.background, notes=tuple(notes))
+
+
+def _comparable(proposal: Proposal, like: Like) -> tuple[Values, dict[Value, str]]:
+    """Bring the masks and an earlier description to one kind of values, ids or colours.
+
+    Raises:
+        ConfigError: one tells classes by id and the other by colour, or ids carry other colours here.
+    """
+    values = proposal.values
+    if like.by_colour and values.ids:
+        if not values.own:
+            raise ConfigError(
+                f"--like: {like.source} tells classes by colour, but the masks of {proposal.root} hold ids"
+            )
+        return decide(proposal.root, values.files, values.faults, by_colour=True), dict(like.values)
+    if values.colours and not like.by_colour:
+        if not like.colours:
+            raise ConfigError(
+                f"--like: {like.source} tells classes by id, but the masks of {proposal.root} hold colours"
+            )
+        return values, dict(like.colours)
+    ours = {name: colour for colour, name in like.colours.items()}
+    wrong = []
+    for i, colour in values.own.items():
+        name = like.values.get(i, "")
+        if name in ours and ours[name] != colour:
+            wrong.append(f"id {i} is {name} {_coloured(ours[name])} there, but {_coloured(colour)} here")
+    if wrong:
+        raise ConfigError(
+            f"--like: the colours of the masks differ from {like.source}: {some(wrong, 6, '; ')}"
+        )
+    return values, dict(like.values)
+
+
+def _with_new(
+    values: Values, named: Mapping[Value, str], like: Like
+) -> tuple[dict[int, str], tuple[int, ...], list[str]]:
+    """Give raw ids to the classes that an earlier description does not have.
+
+    Returns:
+        All classes, the ignored ids, and a note for each new class.
+    """
+    classes, notes = dict(like.classes), []
+    raw = {name: i for i, name in classes.items()}
+    coded = bool(values.colours) or any(raw.get(n, v) != v for v, n in named.items() if n != IGNORE_NAME)
+    void = [v for v, n in named.items() if n == IGNORE_NAME]
+    ignore = set(like.ignore) | {v for v in void if isinstance(v, int) and not coded and v <= 255}
+    if void and not ignore:
+        ignore = {255}
+    for value, name in named.items():
+        if name != IGNORE_NAME and name not in classes.values():
+            free = next(i for i in range(256) if i not in classes and i not in ignore)
+            place = value if not coded and isinstance(value, int) and value <= 255 else free
+            classes[place] = name
+            notes.append(f"new beside {like.source}: {name} ({_coloured(value)}), id {place}")
+    return classes, tuple(sorted(ignore)), notes
+
+
+def _with_background(meaning: _Meaning, given: str | None) -> _Meaning:
+    """Decide which class is the background, and note a choice made without the user."""
+    names = list(meaning.classes.values())
+    if given is not None:
+        found = find_name(given, names)
+        if found is None and spelling(given) != NO_BACKGROUND:
+            raise ConfigError(
+                f"--background: '{given}' is none of {some(names, 12)}; {NO_BACKGROUND}: there is none"
+            )
+        return replace(meaning, background=found)
+    if meaning.background is not None:
+        return meaning
+    usual = next((name for name in names if is_background_name(name)), None)
+    if usual is not None:
+        return replace(meaning, background=usual)
+    zero: Value = BLACK if meaning.values.colours else 0
+    first = meaning.named.get(zero)
+    if first is None or first == IGNORE_NAME:
+        return meaning
+    note = (
+        f"every value has a name and none is called as the background usually is, so '{first}', the value "
+        f"{shown(zero)}, is a class like the others and there is no background; --background NAME decides otherwise"
+    )
+    return replace(meaning, notes=(*meaning.notes, note), open_background=True)
+
+
+def _keys(meaning: _Meaning) -> dict[str, Any]:
+    """The keys classes, background, ignore and labels."""
+    ids = list(meaning.classes)
+    classes: Any = list(meaning.classes.values()) if ids == list(range(len(ids))) else dict(meaning.classes)
+    void: Any = meaning.ignore[0] if len(meaning.ignore) == 1 else list(meaning.ignore) or None
+    keys: dict[str, Any] = {"classes": classes, "background": meaning.background, "ignore": void}
+    raw = {name: i for i, name in meaning.classes.items()}
+    if meaning.values.colours:
+        palette: dict[str, Any] = {}
+        for value, name in meaning.named.items():
+            if isinstance(value, tuple):
+                palette.setdefault(name, []).append(list(value))
+        order = [n for n in (*meaning.classes.values(), IGNORE_NAME) if n in palette]
+        colours = {n: palette[n][0] if len(palette[n]) == 1 else palette[n] for n in order}
+        return keys | {"labels": {"palette": colours}}
+    table = {v: n for v, n in meaning.named.items() if isinstance(v, int)}
+    keys |= _void_share(meaning, {v: 255 if n == IGNORE_NAME else raw[n] for v, n in table.items()})
+    if all((v in meaning.ignore) if n == IGNORE_NAME else raw[n] == v for v, n in table.items()):
+        return keys
+    return keys | {"labels": {"map": dict(sorted(table.items()))}}
+
+
+def _void_share(meaning: _Meaning, raw: Mapping[int, int]) -> dict[str, float]:
+    """State the share without annotation if the check would doubt it: somebody said that it is so."""
+    files: list[tuple[str, Mapping[int, int]]] = []
+    for file in meaning.values.files:
+        counts: dict[int, int] = {}
+        for value, pixels in file.counts.items():
+            counts[raw[value]] = counts.get(raw[value], 0) + pixels
+        files.append((file.name, counts))
+    if 255 not in meaning.ignore or not void_doubts(files):
+        return {}
+    void = sum(n for v, n in meaning.values.counts.items() if meaning.named[v] == IGNORE_NAME)
+    return {"void_share": min(1.0, math.ceil(100 * void / meaning.values.pixels + 1) / 100)}
+
+
+def _table(meaning: _Meaning) -> list[str]:
+    """Write a line for each value: colour = id = name, and its share of the pixels."""
+    counts = meaning.values.counts
+    raw = {name: i for i, name in meaning.classes.items()}
+    lines = []
+    for value, name in sorted(meaning.named.items(), key=lambda item: (raw.get(item[1], 999), str(item[0]))):
+        share = (
+            f"{percent(counts[value] / meaning.values.pixels, digits=2)} % of the pixels"
+            if value in counts
+            else ""
+        )
+        if not share and len(meaning.named) > 64:
+            continue
+        own = meaning.values.own.get(value) if isinstance(value, int) else None
+        place = f" ({_coloured(own)})" if own is not None else ""
+        number = "without annotation" if name == IGNORE_NAME else f"id {raw[name]} = {name}"
+        if name == meaning.background:
+            number += " (background)"
+        lines.append(f"{_coloured(value)}{place} = {number}: {share or 'in no mask'}")
+    return lines
+
+
+def _coloured(value: Value) -> str:
+    return f"{colour_word(value)} {shown(value)}" if isinstance(value, tuple) else str(value)
+
+
+def _large(root: Path, masks: Sequence[str], follow_links: bool) -> bool:
     """Whether most masks have more pixels than a training crop can use; reads only their headers."""
     large = 0
     for name in masks:
         try:
-            with open_inside(root, name) as file:
+            with open_inside(root, name, follow_links=follow_links) as file:
                 width, height = open_picture(file, root / name, UNLIMITED).size
         except DataError:
             continue
@@ -181,60 +555,10 @@ def _large(root: Path, masks: Sequence[str]) -> bool:
     return 2 * large > len(masks)
 
 
-def _names(proposal: Proposal, given: Sequence[str] | None) -> list[str]:
-    """Name all values; the value that is assumed to be background, if any, comes first."""
-    count, extra = len(proposal.unnamed), proposal.background is not None
-    values = [v for v in (proposal.background, *proposal.unnamed) if v is not None]
-    names = [n.strip() for n in given or proposal.names or (f"class_{i + 1}" for i in range(count))]
-    if extra and len(names) == count:
-        if called := [n for n in names if is_background_name(n)]:
-            raise ConfigError(
-                f"--classes: {count} names for {count + 1} values leave {_shown(values[0])} to the "
-                f"background, but '{called[0]}' is among them; name all {count + 1} values in their order"
-            )
-        names = [BACKGROUND, *names]
-    if len(names) != count + extra:
-        what = some([_shown(v) for v in proposal.unnamed], 12)
-        raise ConfigError(f"--classes: {len(names)} names for {count} classes ({what})")
-    if doubled(dict(enumerate(names))) or any(spelling(n) in ("", IGNORE_NAME) for n in names):
-        raise ConfigError(
-            f"--classes: every class needs a name of its own other than '{IGNORE_NAME}', got {names}"
-        )
-    return names
-
-
-def _background(
-    proposal: Proposal, names: Sequence[str], given: str | None
-) -> tuple[str | None, tuple[str, ...]]:
-    """Name of the background, None if there is none, and a note on any choice made without the user."""
-    if given is not None:
-        found = find_name(given, names)
-        if found is None and spelling(given) != NO_BACKGROUND:
-            raise ConfigError(
-                f"--background: '{given}' is none of {some(list(names), 12)}; {NO_BACKGROUND}: there is none"
-            )
-        return found, ()
-    usual = next((name for name in names if is_background_name(name)), None)
-    if usual is not None or proposal.background is None:
-        return usual, ()
-    return names[0], (
-        f"no class is called as the background usually is, so '{names[0]}', the value {_shown(proposal.background)}, "
-        f"is taken for it; --background NAME, or --background {NO_BACKGROUND}, decides",
-    )
-
-
-def _labels(values: list[Value], names: list[str], ignore: int | None) -> tuple[dict[str, Any], Any]:
-    """Make the keys that map values to classes, and `classes`."""
-    if isinstance(values[0], tuple):
-        colours = [list(v) for v in values if isinstance(v, tuple)]
-        return {"labels": {"palette": dict(zip(names, colours, strict=True))}}, names
-    ids = [v for v in values if isinstance(v, int)]
-    if ids == list(range(len(ids))):
-        return {}, names
-    if all(0 <= i <= 255 for i in ids):
-        return {}, dict(zip(ids, names, strict=True))
-    table: dict[int, str] = dict(zip(ids, names, strict=True))
-    return {"labels": {"map": table | ({ignore: "ignore"} if ignore is not None else {})}}, names
+_NOTHING = (
+    "the masks hold nothing but {}: there is nothing to learn; did the export lose the objects (an alpha channel, "
+    "another layer, another folder)?"
+)
 
 
 def _of_ids(values: Values) -> tuple[Value | None, int | None, tuple[Value, ...]]:
@@ -245,8 +569,8 @@ def _of_ids(values: Values) -> tuple[Value | None, int | None, tuple[Value, ...]
         raise DataError(
             f"{len(classes)} different ids in the masks: instance ids, or resized masks; export class ids"
         )
-    if not classes:
-        raise DataError("the masks hold nothing but background and pixels without annotation")
+    if len(classes) + (0 in ids) < 2:
+        raise DataError(_NOTHING.format(", ".join(map(str, ids))))
     return (0 if 0 in ids else None), ignore, tuple(classes)
 
 
@@ -256,28 +580,10 @@ def _of_colours(values: Values) -> tuple[Value | None, int | None, tuple[Value, 
         raise DataError(
             f"{len(colours)} different colours in the masks: JPEG or resized masks? Export them as PNG"
         )
+    if len(colours) < 2:
+        raise DataError(_NOTHING.format(_coloured(colours[0])))
     background = BLACK if BLACK in colours else None
     return background, 255, tuple(c for c in colours if c != background)
-
-
-def _with_names(proposal: Proposal) -> Proposal:
-    """Take the names from a file beside the data if its number of lines fits."""
-    count = len(proposal.unnamed)
-    for file in NAME_FILES:
-        try:
-            lines = (proposal.root / file).read_text(encoding="utf-8-sig")[:100_000].splitlines()
-        except (OSError, UnicodeDecodeError):
-            continue
-        names = tuple(line.strip() for line in lines if line.strip())
-        if len(names) in (count, count + (proposal.background is not None)) and isinstance(
-            proposal.unnamed[0], int
-        ):
-            return Proposal(**{**vars(proposal), "names": names})
-    return proposal
-
-
-def _shown(value: Value) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _flow(value: Any) -> str:
@@ -290,65 +596,3 @@ def _flow(value: Any) -> str:
         plain = re.fullmatch(r"[A-Za-z_.][\w ./-]*", value, re.ASCII) and not value.endswith(" ")
         return value if plain and scalar(value) == value else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
-
-
-MANY = 256
-"""A mask with more values than this was not drawn class by class."""
-
-
-@dataclass(frozen=True)
-class Values:
-    """The values in the masks of a data set."""
-
-    ids: dict[int, int] = field(default_factory=dict)
-    """Id -> pixels, of the masks with one channel."""
-    colours: dict[Colour, int] = field(default_factory=dict)
-    """Colour -> pixels, of the colour masks."""
-    faults: tuple[str, ...] = ()
-    """One line per mask that tells nothing: unreadable, lossy, or of too many values."""
-
-
-def mask_values(root: Path, masks: Sequence[str], *, progress: Progress | None = None) -> Values:
-    """Read masks on all cores and count their values.
-
-    Args:
-        root: data folder, resolved.
-        masks: paths below it.
-    """
-    found = map_samples(_values, (root, list(masks)), len(masks), progress=progress)
-    ids: Counter[int] = Counter()
-    colours: Counter[Colour] = Counter()
-    for one in found:
-        ids.update(one.ids)
-        colours.update(one.colours)
-    return Values(
-        dict(sorted(ids.items())), dict(colours.most_common()), tuple(f for v in found for f in v.faults)
-    )
-
-
-def _values(job: tuple[Path, list[str]], index: int) -> Values:
-    root, name = job[0], job[1][index]
-    try:
-        with open_inside(root, name) as file:
-            picture = open_picture(file, root / name, Reading())
-            if picture.format in LOSSY:
-                return Values(faults=(f"{name}: stored as {picture.format}, which changes values",))
-            picture.load()
-            bits = picture.mode in ("RGB", "RGBA", "RGBX")
-            pixels = np.asarray(picture.convert("RGB") if bits else picture)
-    except DataError as error:
-        return Values(faults=(str(error),))
-    except Exception as error:  # decoders raise almost any exception on damaged files
-        return Values(faults=(f"{name}: {error}",))
-    if bits:
-        wide = pixels.astype(np.uint32)
-        pixels = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-    if pixels.ndim != 2 or pixels.dtype.kind not in "uib":
-        return Values(faults=(f"{name}: a mask of mode {picture.mode}",))
-    values, counts = np.unique(pixels, return_counts=True)
-    if len(values) > MANY:
-        return Values(faults=(f"{name}: {len(values)} different values; no mask of classes",))
-    pairs = [(int(v), int(n)) for v, n in zip(values, counts, strict=True)]
-    if bits:
-        return Values(colours={(v >> 16, v >> 8 & 255, v & 255): n for v, n in pairs})
-    return Values(ids=dict(pairs))

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,11 @@ from typing import Any
 from everseg.data.datasets import coco
 from everseg.data.datasets.camvid import SEQUENCES
 from everseg.data.datasets.decode import PICTURE_ENDINGS
+from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
 from everseg.data.datasets.listing import packed
+from everseg.data.proposal.lists import Lists, find_lists
 from everseg.errors import DataError, some
 
-SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Folder names that mean a split."""
 MASK_WORDS = (
     "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
     "labels", "label", "gtfine", "gt", "segmentation", "seg", "targets", "target", "ann",
@@ -30,9 +27,13 @@ IMAGE_WORDS = (
     "jpegimages", "leftimg8bit", "images", "image", "imgs", "img", "photos", "pictures", "frames", "rgb", "inputs",
     "input",
 )  # fmt: skip
-SUFFIXES = ("_mask", "-mask", ".mask", "_label", "_labels", "_labelids", "_seg", "_segmentation", "_gt",
-            "_annotation", "_L", "_color", "_class")  # fmt: skip
-"""Endings that masks have beside their images."""
+SUFFIXES = tuple(
+    between + word
+    for word in ("mask", "masks", "label", "labels", "labelids", "labeltrainids", "seg", "segmentation", "gt",
+                 "annotation", "l", "color", "colour", "class", "target")
+    for between in "_-."
+) + PICTURE_ENDINGS  # fmt: skip
+"""Endings that masks have beside their images, in lower case; `.jpg`: the mask of a.jpg is a.jpg.png."""
 SKIPPED = ("segmentationobject", "overlay", "overlays", "__macosx")
 MAX_FILES = 2_000_000
 
@@ -48,6 +49,8 @@ class Guess:
     masks: tuple[str, ...] = ()
     """Mask files below the root; () where the reader knows its classes."""
     images: int = 0
+    notes: tuple[str, ...] = ()
+    """Pictures and lists that are not used."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +71,91 @@ class _Folder:
     def stems(self) -> set[str]:
         return {unicodedata.normalize("NFC", os.path.splitext(f)[0]) for f in self.files}  # noqa: PTH122
 
+    @property
+    def names(self) -> set[str]:
+        """Stems of files that are named after others, too: a of a.jpg.png."""
+        return {unicodedata.normalize("NFC", without_ending(f)) for f in self.files}
 
-def guess(root: Path) -> Guess:
+
+def guess(root: Path, *, follow_links: bool = False) -> Guess:
     """Find out how the images and masks below a folder are laid out.
+
+    Args:
+        follow_links: also look into links to folders. Otherwise the notes, or the error, name such links.
 
     Raises:
         DataError: no pictures, or no masks that could belong to them. The message states what was found and how to
             write a data.yaml.
     """
+    links = [] if follow_links else _linked_folders(root)
+    unseen = f"links to folders are not followed: {some(links, 5)}; --follow-links follows them"
+    try:
+        found = _guess(root, follow_links)
+    except DataError as error:
+        raise DataError(f"{error}. {unseen}") from None if links else error
+    return replace(found, notes=(*found.notes, unseen)) if links else found
+
+
+def _guess(root: Path, follow_links: bool) -> Guess:
     known = _known(root)
     if known is not None:
         return known
     if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
-        return _lists(root, "CVAT's masks with labelmap.txt")
+        return _lists(root, "CVAT's masks with labelmap.txt", follow_links)
     if (root / "SegmentationClass").is_dir() and (root / "JPEGImages").is_dir():
-        return _lists(root, "Pascal VOC's folders")
-    annotations = coco.find_annotations(root)
+        return _lists(root, "Pascal VOC's folders", follow_links)
+    annotations = coco.find_annotations(root, follow_links=follow_links)
     if annotations:
         return Guess(
             f"COCO annotations ({some([str(p.relative_to(root)) for p in annotations], 3)})",
             {"layout": "coco"},
         )
-    return _plain(root)
+    return _plain(root, follow_links)
+
+
+def data_sets_below(root: Path, *, follow_links: bool = False) -> list[Path]:
+    """Find the folders directly below one that each hold a data set; [] if the folder itself is one, or holds only one.
+
+    A folder with `images/`, `train/` or annotations of its own, or that is the export of a tool, is a data set itself.
+    """
+    root = root.resolve()
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    if not follow_links:
+        folders = [p for p in folders if not p.is_symlink()]
+    itself = any(_kind(p.name) or _split_in(p.name) for p in folders) or (root / "SegmentationClass").is_dir()
+    if itself or _known(root) is not None or any(coco.looks_like(p) for p in root.glob("*.json")):
+        return []
+    found: dict[Path, Guess] = {}
+    for folder in folders:
+        if folder.name.lower() not in SKIPPED:
+            try:
+                found[folder] = guess(folder, follow_links=follow_links)
+            except DataError:
+                continue
+    if len(found) < 2:
+        return []
+    # COCO files of one job in numbered folders (job_1, job_2) are read together.
+    alike = len({re.sub(r"\d+", "", folder.name) for folder in found}) == 1
+    if alike and all(one.keys.get("layout") == "coco" for one in found.values()):
+        return []
+    try:
+        whole = _guess(root, follow_links)
+    except DataError:
+        return list(found)
+    # An export of several folders (a project of a labelling tool) is one data set.
+    one_export = whole.layout != "plain folders" and whole.keys.get("layout") != "coco"
+    return [] if one_export else list(found)
+
+
+def _linked_folders(root: Path) -> list[str]:
+    """Links to folders below a folder; links within the folder do not count, what they lead to is seen anyway."""
+    found = []
+    for here, folders, _ in walk(root):
+        for name in folders:
+            place = Path(here) / name
+            if place.is_symlink() and not place.resolve().is_relative_to(root.resolve()):
+                found.append(place.relative_to(root).as_posix())
+    return found
 
 
 def _known(root: Path) -> Guess | None:
@@ -122,7 +188,7 @@ def _known(root: Path) -> Guess | None:
     return None
 
 
-def _lists(root: Path, layout: str) -> Guess:
+def _lists(root: Path, layout: str, follow_links: bool) -> Guess:
     """Recognise JPEGImages/ and SegmentationClass/ with lists in ImageSets/Segmentation/."""
     images = next((f for f in ("JPEGImages", "images", "Images") if (root / f).is_dir()), None)
     if images is None:
@@ -130,21 +196,21 @@ def _lists(root: Path, layout: str) -> Guess:
             f"{root}: SegmentationClass/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
             " masks (CVAT: 'save images'), or copy them there"
         )
-    lists = {
-        p.stem: p.relative_to(root).as_posix()
-        for p in sorted((root / "ImageSets/Segmentation").glob("*.txt"))
-    }
-    splits = {SPLITS[name]: path for name, path in lists.items() if name in SPLITS}
     keys: dict[str, Any] = {"images": images, "masks": "SegmentationClass"}
-    keys |= {"splits": splits} if {"train", "val"} <= set(splits) else {"split": {"val": 0.2, "seed": 0}}
+    lists = find_lists(root, images, "SegmentationClass", follow_links=follow_links)
+    keys |= {"splits": lists.splits} if lists.splits else {"split": {"val": 0.2, "seed": 0}}
     if (root / "labelmap.txt").is_file():
         keys["labels"] = {"palette": "labelmap.txt"}
-    masks = tuple(f"SegmentationClass/{f}" for f in _pictures(root / "SegmentationClass"))
-    return Guess(layout, keys, masks, sum(1 for _ in _pictures(root / images)))
+    masks = tuple(
+        f"SegmentationClass/{f}" for f in walk_pictures(root / "SegmentationClass", follow_links=follow_links)
+    )
+    return Guess(
+        layout, keys, masks, len(walk_pictures(root / images, follow_links=follow_links)), lists.notes
+    )
 
 
-def _plain(root: Path) -> Guess:
-    folders = _folders(root)
+def _plain(root: Path, follow_links: bool) -> Guess:
+    folders = _folders(root, follow_links)
     if not folders:
         raise DataError(
             f"{root}: no pictures below it ({', '.join(PICTURE_ENDINGS)}); "
@@ -172,10 +238,34 @@ def _plain(root: Path) -> Guess:
             f"{root}: which pictures are the masks? Found {found}. Name folders like images/ and masks/ with equal file"
             " names, or write a data.yaml (docs: plain folders)"
         )
-    return _described(by_template[images], by_template[masks], image_suffix, mask_suffix)
+    described = _described(
+        root, by_template[images], by_template[masks], image_suffix, mask_suffix, follow_links
+    )
+    used = {
+        f.path
+        for t in (images, masks)
+        for f in by_template[t]
+        if f.split in _splits_of(by_template, images, masks)
+    }
+    unused = [f"{f.path}/ ({len(f.files)} pictures)" for f in folders if f.path not in used]
+    if unused:
+        described = replace(described, notes=(*described.notes, f"not used: {some(unused, 12)}"))
+    return described
 
 
-def _described(images: list[_Folder], masks: list[_Folder], image_suffix: str, mask_suffix: str) -> Guess:
+def _splits_of(by_template: dict[str, list[_Folder]], images: str, masks: str) -> set[str]:
+    """Splits that have images and masks."""
+    return {f.split for f in by_template[images]} & {f.split for f in by_template[masks]}
+
+
+def _described(
+    root: Path,
+    images: list[_Folder],
+    masks: list[_Folder],
+    image_suffix: str,
+    mask_suffix: str,
+    follow_links: bool,
+) -> Guess:
     there = {f.split: f for f in images}
     usable = {f.split: f for f in masks if f.split in there}
     keys: dict[str, Any] = {"images": images[0].template, "masks": masks[0].template}
@@ -192,9 +282,21 @@ def _described(images: list[_Folder], masks: list[_Folder], image_suffix: str, m
         for name in f.files
         if os.path.splitext(name)[0].endswith(mask_suffix)  # noqa: PTH122
     ]
+    lists = Lists({})
+    if "split" in keys:
+        lists = find_lists(
+            root,
+            keys["images"],
+            keys["masks"],
+            image_suffix=image_suffix,
+            mask_suffix=mask_suffix,
+            follow_links=follow_links,
+        )
+        if lists.splits:
+            keys = {k: v for k, v in keys.items() if k != "split"} | {"splits": lists.splits}
     shared = keys["images"] == keys["masks"]
     count = sum(len(there[s].files) for s in usable) - (len(files) if shared else 0)
-    return Guess("plain folders", keys, tuple(files), count)
+    return Guess("plain folders", keys, tuple(files), count, lists.notes)
 
 
 def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
@@ -204,9 +306,9 @@ def _score(images: list[_Folder], masks: list[_Folder]) -> tuple[int, str, str]:
         mask = next((m for m in masks if m.split == image.split), None)
         if mask is None:
             continue
-        for image_suffix, mask_suffix in (("", ""), *_endings(image.stems, mask.stems)):
-            bare = {s.removesuffix(image_suffix) for s in image.stems if s.endswith(image_suffix)}
-            hits = sum(s.removesuffix(mask_suffix) in bare for s in mask.stems if s.endswith(mask_suffix))
+        for image_suffix, mask_suffix in (("", ""), *_endings(image.names, mask.names)):
+            bare = {s.removesuffix(image_suffix) for s in image.names if s.endswith(image_suffix)}
+            hits = sum(s.removesuffix(mask_suffix) in bare for s in mask.names if s.endswith(mask_suffix))
             if hits > best[0]:
                 best = hits, image_suffix, mask_suffix
     return best
@@ -220,17 +322,26 @@ def _endings(images: set[str], masks: set[str]) -> Iterator[tuple[str, str]]:
             common = os.path.commonprefix([name, stem])  # noqa: RUF071 - of the letters
             common = common.rstrip("_.-")
             ending, other = name[len(common) :], stem[len(common) :]
-            if common and re.fullmatch(r"([_.-]\D\w*)?", ending) and re.fullmatch(r"([_.-]\D\w*)?", other):
+            if common and _ENDING.fullmatch(ending) and _ENDING.fullmatch(other):
                 yield ending, other
 
 
+_ENDING = re.compile(r"([_.-]\D[\w.-]*)?")
+"""What names may have behind what they share: a word behind a sign."""
+
+
 def _beside(folders: list[_Folder]) -> tuple[int, str]:
-    """Count the masks that are beside their image and have its name with an ending."""
-    best = (0, "")
-    for suffix in SUFFIXES:
-        hits = sum(s.removesuffix(suffix) in f.stems for f in folders for s in f.stems if s.endswith(suffix))
-        best = max(best, (hits, suffix), key=lambda b: b[0])
-    return best
+    """Count the masks that are beside their image and have its name with an ending, in the spelling of the files."""
+    hits: dict[str, int] = {}
+    for folder in folders:
+        stems = folder.stems
+        for stem in stems:
+            lower = stem.lower()
+            for suffix in SUFFIXES:
+                ending = stem[len(stem) - len(suffix) :]
+                if lower.endswith(suffix) and stem.removesuffix(ending) in stems:
+                    hits[ending] = hits.get(ending, 0) + 1
+    return max(((count, ending) for ending, count in hits.items()), default=(0, ""))
 
 
 def _kind(template: str) -> str:
@@ -245,10 +356,10 @@ def _kind(template: str) -> str:
     return "images" if any(w in IMAGE_WORDS for w in words) else ""
 
 
-def _folders(root: Path) -> list[_Folder]:
+def _folders(root: Path, follow_links: bool) -> list[_Folder]:
     """List the folders with pictures. Folders of one split and kind (cities, drives) are joined."""
     found: dict[str, list[str]] = {}
-    for path in islice(_pictures(root), MAX_FILES):
+    for path in islice(walk_pictures(root, follow_links=follow_links), MAX_FILES):
         folder, _, name = path.rpartition("/")
         found.setdefault(folder or ".", []).append(name)
     united: dict[str, list[str]] = {}
@@ -286,13 +397,3 @@ def _template(path: str) -> tuple[str, str, str]:
             parts[number] = part.replace(found[0], "{split}", 1)
             return "/".join(parts), found[1], found[0]
     return path, "", ""
-
-
-def _pictures(folder: Path) -> Iterator[str]:
-    """List the pictures below a folder. Hidden files are ignored, and links to folders are not followed."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        inside = Path(here).relative_to(folder).as_posix()
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(PICTURE_ENDINGS):
-                yield name if inside == "." else f"{inside}/{name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from PIL import Image
 
 from everseg.data.base import Dataset, Split
 from everseg.data.batches.index import count_ids
-from everseg.data.class_colours import overlay, palette
+from everseg.data.class_colours import colour_word, overlay, palette
+from everseg.data.datasets.decode import Colour
+from everseg.data.mask_values import own_palette
 from everseg.display import percent, printable
 from everseg.errors import DataError
 from everseg.labels import IGNORED
@@ -43,6 +45,7 @@ def preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
     chosen = _choose(looked, images)
     colours = _colours(dataset)
     total = np.sum([c for _, _, c in looked if c is not None], axis=0) if looked else np.zeros(256)
+    legend = list(_legend(dataset, colours, total, _own_colours(dataset, looked)))
     page = Environment(loader=PackageLoader("everseg.data.proposal"), autoescape=True).get_template(
         "preview.html"
     )
@@ -51,7 +54,8 @@ def preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
         counts=", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
         rule=f"{len(chosen)} of {len(order)}, at random (seed {seed}), so that every class found in "
         f"{len(looked)} masks is shown",
-        legend=list(_legend(dataset, colours, total)),
+        legend=legend,
+        own=any(row["own"] for row in legend),
         items=[_item(dataset, name, index, colours) for name, index in chosen],
     )
 
@@ -82,7 +86,26 @@ def _colours(dataset: Dataset) -> np.ndarray:
     return table
 
 
-def _legend(dataset: Dataset, table: np.ndarray, total: np.ndarray) -> Iterator[dict[str, Any]]:
+def _own_colours(
+    dataset: Dataset, looked: list[tuple[str, int, np.ndarray | None]]
+) -> dict[int, list[Colour]]:
+    """Raw id -> the colours that the masks themselves give it; {} where masks are grey."""
+    found: dict[int, list[Colour]] = {}
+    for split in dataset.splits.values():
+        for raw, colours in getattr(split, "colours", {}).items():
+            found.setdefault(raw, []).extend(colours)
+    for name, index, counts in looked:
+        if counts is not None:
+            palette, stored = own_palette(dataset.splits[name], index, counts)
+            for raw, place in stored.items():
+                red, green, blue = palette[3 * place : 3 * place + 3]
+                found.setdefault(raw, []).append((red, green, blue))
+    return {raw: list(dict.fromkeys(colours)) for raw, colours in found.items()}
+
+
+def _legend(
+    dataset: Dataset, table: np.ndarray, total: np.ndarray, own: Mapping[int, list[Colour]]
+) -> Iterator[dict[str, Any]]:
     colours = palette(256)
     rows = sorted(dataset.labels.names.items()) + [(raw, UNLABELLED) for raw in dataset.labels.void]
     for raw, name in rows:
@@ -90,7 +113,15 @@ def _legend(dataset: Dataset, table: np.ndarray, total: np.ndarray) -> Iterator[
         share = f"{percent(total[raw] / total.sum(), digits=2)} %" if total.sum() else ""
         if raw == dataset.labels.background:
             name += " (left as it is)"
-        yield {"id": raw, "name": printable(name), "share": share, "colour": f"rgb({red} {green} {blue})"}
+        yield {
+            "id": raw,
+            "name": printable(name),
+            "share": share,
+            "colour": f"rgb({red} {green} {blue})",
+            "own": [
+                (f"rgb({r} {g} {b})", f"{colour_word((r, g, b))} {r},{g},{b}") for r, g, b in own.get(raw, ())
+            ],
+        }
 
 
 def _item(dataset: Dataset, name: str, index: int, table: np.ndarray) -> dict[str, Any]:

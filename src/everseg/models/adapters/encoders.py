@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from everseg.config.fields import ModelConfig
 from everseg.errors import ConfigError, some
 from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters import transformers as from_transformers
-from everseg.models.blocks import NORM_TYPES, BranchDecoder, check_norm, check_per_branch
+from everseg.models.blocks import ATTENTION, NORM_TYPES, BranchDecoder, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
@@ -62,6 +63,8 @@ class LibraryEncoder(nn.Module):
         module = _module(description)
         self.body: nn.Module = module.build(description)
         self._read = module.read_maps
+        self._attends = module is from_transformers
+        self._grids: list[tuple[int, int]] | None = None
         unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
         # A trial image shows which maps there are and how large.
         maps = self._trial(unit)
@@ -87,8 +90,12 @@ class LibraryEncoder(nn.Module):
             )
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Map (B, 3, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride))."""
+    def forward(self, image: Tensor, *, attention: bool = False) -> dict[str, Tensor]:
+        """Map (B, 3, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride)).
+
+        With `attention` also "attention1", "attention2", ... of every transformer block, before the maps: (B, heads, h,
+        w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the image alike.
+        """
         height, width = image.shape[2:]
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
@@ -96,11 +103,59 @@ class LibraryEncoder(nn.Module):
         down, right = -height % self.multiple, -width % self.multiple
         if down or right:
             image = F.pad(image, (0, right, 0, down), mode="replicate")
-        maps = self._read(self.body, image)
-        return {
+        taps: dict[str, Tensor] = {}
+        if attention and self.attention_grids:
+            maps, attentions = from_transformers.read_attention(self.body, image)
+            for number, (rows, (fine, coarse)) in enumerate(
+                zip(attentions, self.attention_grids, strict=True), start=1
+            ):
+                sides = [side // stride for stride in (fine, coarse) for side in image.shape[2:]]
+                grid = rows.unflatten(3, sides[2:]).unflatten(2, sides[:2])
+                h, w, to_h, to_w = (
+                    -(-side // stride) for stride in (fine, coarse) for side in (height, width)
+                )
+                taps[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
+        else:
+            maps = self._read(self.body, image)
+        return taps | {
             name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
             for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
         }
+
+    @property
+    def attention_grids(self) -> list[tuple[int, int]]:
+        """Strides of the queries' and the keys' grid of every attention map; [] where there is none.
+
+        Attention inside windows, and attention with tokens beside the grid's, are left out: they are no relation of
+        regions of the image.
+        """
+        if self._grids is None:
+            self._grids = self._attention_grids() if self._attends else []
+        return self._grids
+
+    def _attention_grids(self) -> list[tuple[int, int]]:
+        unit, weight = self._unit, next(self.body.parameters())
+        with self._trying(), torch.no_grad():
+            found = from_transformers.read_attention(self.body, weight.new_zeros(1, 3, 2 * unit, 4 * unit))[1]
+        # Half as many rows as columns, so h rows hold 2 h^2 tokens.
+        heights = [[math.isqrt(tokens // 2) for tokens in rows.shape[2:]] for rows in found]
+        whole = all(
+            len(rows) == 1
+            and all(2 * h * h == tokens for h, tokens in zip(sides, rows.shape[2:], strict=True))
+            for rows, sides in zip(found, heights, strict=True)
+        )
+        return [(2 * unit // h, 2 * unit // to) for h, to in heights] if whole else []
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Run the body in eval mode, and leave every part in the mode that it had."""
+        training = {module: module.training for module in self.body.modules()}
+        self.body.eval()
+        try:
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
 
     def train(self, mode: bool = True) -> LibraryEncoder:
         """Set training or eval mode; see the class for an encoder that is not trained."""
@@ -153,17 +208,13 @@ class LibraryEncoder(nn.Module):
             called.setdefault(name, len(called))
 
         hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
-        training = {name: module.training for name, module in modules.items()}
-        self.body.eval()
         try:
-            with torch.no_grad():
+            with self._trying(), torch.no_grad():
                 weight = next(self.body.parameters())
                 self._read(self.body, weight.new_zeros(1, 3, 2 * self._unit, 4 * self._unit))
         finally:
             for hook in hooks:
                 hook.remove()
-            for name, mode in training.items():
-                modules[name].training = mode
         for name in modules:  # parents come before their children
             called.setdefault(name, called.get(name.rpartition(".")[0], 0))
         return called

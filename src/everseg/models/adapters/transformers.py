@@ -127,6 +127,25 @@ def read_maps(body: nn.Module, image: Tensor) -> list[Tensor]:
     return list(body(image, output_hidden_states=True).hidden_states)
 
 
+def read_attention(body: nn.Module, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """As `read_maps`, and the attention of every block: (B, heads, queries, keys), each row a distribution over keys.
+
+    No attention ([]) from a network without. The rows are made in full, which the library's fast kernels avoid.
+    """
+    config: Any = body.config
+    usual = config._attn_implementation
+    config._attn_implementation = "eager"  # the only one that returns them
+    try:
+        states = {} if hasattr(body, "out_features") else {"output_hidden_states": True}
+        found = body(image, output_attentions=True, **states)
+    except TypeError:  # a network whose forward does not know the word
+        return read_maps(body, image), []
+    finally:
+        config._attn_implementation = usual
+    maps = found.feature_maps if hasattr(body, "out_features") else found.hidden_states
+    return list(maps), list(getattr(found, "attentions", None) or ())
+
+
 def positions(description: Mapping[str, Any], count: int) -> list[int] | None:
     """Return which maps are taps: all of a backbone's; of hidden states those asked for (None = everseg chooses)."""
     taps = description["taps"]
