@@ -80,6 +80,12 @@ def trained(
     return request.param, data, root / "runs" / "r"
 
 
+def _succeeds(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
 def _raw(kind: str, seed: int = 100) -> np.ndarray:
     image, _ = _scene(seed)
     return image if kind == "five" else image[..., 4:] * np.uint16(4)
@@ -110,12 +116,12 @@ def test_eval_predict_and_report_from_the_command_line(
 ) -> None:
     kind, _, run = trained
     np.save(tmp_path / "a.npy", _raw(kind))
-    assert main(["predict", str(run), str(tmp_path / "a.npy"), "--out", str(tmp_path / "out")]) == 0
+    _succeeds("predict", str(run), str(tmp_path / "a.npy"), "--out", str(tmp_path / "out"))
     mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
     np.testing.assert_array_equal(mask, everseg.load(run).predict(_raw(kind)).ids)
-    assert main(["report", str(run)]) == 0
+    _succeeds("report", str(run))
     assert (run / "report.html").is_file()
-    assert main(["eval", str(run), "data.evaluation=sliding", "data.window=16"]) == 0
+    _succeeds("eval", str(run), "data.evaluation=sliding", "data.window=16")
 
 
 def test_the_bundle_its_onnx_file_and_its_script_give_the_same(
