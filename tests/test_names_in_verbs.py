@@ -205,7 +205,7 @@ def test_a_run_keeps_what_it_said_of_class_names_and_says_it_again(
     (done.path / "steps/01/metrics.json").unlink()
     again = everseg.run(given[0], overrides=given[1:], quiet=True)
     assert again.notes == (note.replace("no step", "nobody"),)
-    assert [step["index"] for step in again.steps] == [0, 1]
+    assert [step.index for step in again.steps] == [0, 1]
     file.write_text(json.dumps({**json.loads(file.read_text()), "notes": 3}))
     code, _, err = call("run", *given, "--json", "--quiet")
     assert code == 4

@@ -34,6 +34,7 @@ HANDLERS = {
     "reports/html.py": {"write_report": OPENS},
     "reports/provenance.py": {"deviations": COMPARES, "command": DUMPS},
     "runs/results.py": {"is_complete": COMPARES},
+    "sweeps/plan.py": {"_differences": COMPARES},
     "runs/run_folder.py": {"is_finished": COMPARES, "open": DUMPS},
 }  # fmt: skip
 """File -> functions that handle the configuration as a whole, with the reason. A function that reads one section, or

@@ -22,7 +22,9 @@ import numpy as np
 from everseg.errors import ConfigError, some
 
 IGNORED = 255
-"""Train id of pixels that losses and scores leave out."""
+"""Train id of pixels that losses and scores leave out, in label spaces of up to 255 outputs."""
+IGNORED_WIDE = 65_535
+"""The same in label spaces of more outputs, where 255 is a class; see `ignored_id`."""
 SYNTHETIC_BACKGROUND = -1
 """Raw id of the background channel added for data sets that have no background class: no pixel carries it."""
 SYNTHETIC_VOID = -2
@@ -42,6 +44,15 @@ _VOIDS = frozenset({IGNORE_NAME, "void", "unlabeled", "unlabelled"})
 _ACCENTED = ("LATIN", "GREEK")
 """Alphabets whose accents are removed. In other alphabets the same marks make other letters: и and й, か and が."""
 _Key = TypeVar("_Key")
+
+
+def ignored_id(num_classes: int) -> int:
+    """Train id of ignored pixels in a label space of so many outputs: `IGNORED`, or `IGNORED_WIDE` above 255 outputs.
+
+    >>> ignored_id(255), ignored_id(256)
+    (255, 65535)
+    """
+    return IGNORED if num_classes <= IGNORED else IGNORED_WIDE
 
 
 @functools.lru_cache(maxsize=8192)
@@ -217,6 +228,11 @@ class RawLabels:
         """Every raw id a mask may hold."""
         return frozenset(self.names) | frozenset(self.void)
 
+    @property
+    def width(self) -> int:
+        """Columns of tables over raw ids: 256, or one more than the largest id where that is larger."""
+        return max(256, max(self.declared, default=0) + 1)
+
 
 @dataclass(frozen=True)
 class LabelPolicy:
@@ -339,6 +355,11 @@ class LabelSpace:
     def num_classes(self) -> int:
         return len(self.order)
 
+    @property
+    def ignored(self) -> int:
+        """Train id of ignored pixels."""
+        return ignored_id(self.num_classes)
+
     def problems(self, *, stored: bool = False) -> list[str]:
         """List what is wrong with this label space: ids and names that do not match, or duplicates.
 
@@ -385,7 +406,7 @@ class LabelSpace:
             all_raw: every class id of the data set; an id outside it counts as void.
 
         Returns:
-            (256,) uint8.
+            (256,) uint8, longer where `all_raw` holds larger ids; uint16 where there are more than 255 outputs.
         """
         order = self.order
         background = None if self.background is None else order[self.background]
@@ -410,7 +431,7 @@ class LabelSpace:
             visible: raw ids that keep their train id; default all of `train_ids`.
 
         Returns:
-            (256,) uint8, as `lut` gives it.
+            The table, as `lut` gives it.
         """
         background = None if self.background is None else labels.background
         return self._table(
@@ -429,9 +450,12 @@ class LabelSpace:
         if self.background is None:
             # Without a background, train id 0 is an ordinary class.
             policy = LabelPolicy(*(IGNORED if value == 0 else value for value in astuple(policy)))
+        policy = LabelPolicy(*(self.ignored if value == IGNORED else value for value in astuple(policy)))
+        known = [*all_raw]
+        width = max(256, max([*known, *train_ids], default=0) + 1)
         # Later assignments overwrite earlier ones: void, unknown classes, known classes, background.
-        table = np.full(256, policy.void, np.uint8)  # (256,)
-        for raw in all_raw:
+        table = np.full(width, policy.void, np.uint8 if self.ignored == IGNORED else np.uint16)
+        for raw in known:
             table[raw] = policy.future
         for raw, train_id in train_ids.items():
             table[raw] = train_id if raw in visible else policy.old
@@ -490,7 +514,7 @@ def shared_classes(
 def matching_notes(
     shared: SharedClasses,
     space: LabelSpace,
-    table: Sequence[int] | bytes,
+    table: Sequence[int],
     pixels: Sequence[int] | np.ndarray,
     *,
     what: tuple[str, str] = ("the data set", "the model"),
@@ -500,8 +524,8 @@ def matching_notes(
 
     Args:
         shared: the classes shared by the data set and `space`.
-        table: raw id -> train id, (256,), used for training or scoring.
-        pixels: number of pixels of each raw id in the images examined, (256,).
+        table: raw id -> train id, used for training or scoring.
+        pixels: number of pixels of each raw id in the images examined.
         what: what to call the two sides.
         trained: whether the pixels are used for training. If they are scored instead, the notes also list the classes
             that only the model has.
@@ -516,7 +540,7 @@ def matching_notes(
         for name, known in shared.respelt.items()
     ]
     fates = {
-        IGNORED: "they are ignored",
+        space.ignored: "they are ignored",
         space.background: "they are trained as background" if trained else "they count as background",
     }
     for train_id, fate in fates.items():

@@ -110,6 +110,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.data.datasets.coco:build",
             "Read COCO-style annotations: `images`, `categories` and `annotations` with polygons or run lengths.",
         ),
+        "annotated": Builtin(
+            "everseg.data.datasets.annotated:build",
+            "Read the polygons and bitmaps of a labelling tool's export: labelme, Supervisely, V7, Label Studio, YOLO.",
+        ),
         "hf": Builtin(
             "everseg.data.datasets.hf:build",
             "Read a set of the `datasets` library in a folder of `save_to_disk` or of Parquet files.",

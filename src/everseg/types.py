@@ -23,7 +23,8 @@ class Batch:
     image: Tensor
     """(B, 3, H, W) float, normalised."""
     label: Tensor
-    """(B, H, W) int64 train ids of `branch`; 255 = ignored."""
+    """(B, H, W) int64 train ids of `branch`; 255 = ignored (65,535 where the branch has more than 255
+    outputs, `everseg.labels.ignored_id`)."""
     branch: str
     """The branch of the model whose label space `label` uses."""
     ids: tuple[str, ...] = ()

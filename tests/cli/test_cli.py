@@ -154,7 +154,7 @@ def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any
     code, out, _ = everseg("predict", "runs/x", "a.png", "b", "-o", "out", "--step", "0", "--domain", "dusk")
     assert code == 0
     must_say(out, "1 masks", "in out")
-    given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False}
+    given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False, "quiet": False}
     assert api["calls"] == [("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), given)]
 
 

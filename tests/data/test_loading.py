@@ -531,5 +531,5 @@ def test_pixels_that_are_not_bytes_are_told() -> None:
             image, label = super().read(index)
             return image.astype(np.float32), label
 
-    with pytest.raises(DataError, match=r"memory/000\.png.*uint8.*float32"):
+    with pytest.raises(DataError, match=r"memory/000\.png.*float32.*uint8"):
         train(Floats(1), batch=1, stop=1)

@@ -255,7 +255,7 @@ def test_the_command_writes_a_description_and_a_page_and_says_what_to_type(call:
     config = config_loading.load(commands[2].split()[1], commands[2].split()[2:])
     assert (config.data.dataset, config.scenario.task, config.scenario.test_split) == (
         "data.yaml",
-        "1-1",
+        "offline",
         "val",
     )
     before = (here / "data.yaml").read_bytes()

@@ -242,7 +242,7 @@ def test_folder_descriptor_lists_all_its_faults_with_near_misses(tmp_path: Path)
         ({}, "classes: .*list of names"),
         ({"classes": ["a"], "images": "im"}, r"splits: needed"),
         ({"classes": ["a"], "images": "im", "splits": ["train"]}, "an image list"),
-        ({"classes": {300: "a"}}, "0 to 255, got 300"),
+        ({"classes": {65535: "a"}}, "0 to 65534, got 65535"),
         ({"classes": ["a"], "images": "x/{split}", "masks": "x/{split}"}, "same folder as images"),
         (
             {"classes": ["a"], "labels": {"palette": {"a": [0, 0, 0]}, "map": {0: "a"}}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -325,3 +326,26 @@ def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
     done = quickly(made, new_data, *changes)
     assert done.kept.share is None
     assert "cannot be estimated" in done.kept.text
+
+
+def test_report_and_card_tell_what_an_extension_measured(at, new_data):
+    done = quickly(at, new_data, onnx=False)
+    report = everseg.report(done.run, quiet=True)
+    text = report.path.read_text(encoding="utf-8")
+    must_say(re.findall(r"After [^<]*", text), "step", 1, "forklift", "old", "not measured")
+    assert "other classes now" not in text
+    assert "no pictures" not in text
+    card = (done.bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    (row,) = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| 1 | mib")]
+    assert row.count("not measured") == 3  # old, all, all without background
+    weak = card.split("## Weak classes")[1].split("## Use")[0]
+    assert "background" not in weak.splitlines()[2]
+    must_say(weak, "Old", "not measured")
+
+
+def test_report_of_an_extension_whose_data_label_old_classes(at, old_data):
+    done = quickly(at, old_data, onnx=False)
+    text = everseg.report(done.run, quiet=True).path.read_text(encoding="utf-8")
+    must_say(re.findall(r"After [^<]*", text), "forklift", "old", "together")
+    card = (done.bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "not measured" not in next(line for line in card.splitlines() if line.startswith("| 1 | mib"))

@@ -208,14 +208,6 @@ def test_methods_that_yield_unequally_often_are_refused():
         trained(Odd, (FIRST,), 2, 4)
 
 
-def test_a_method_that_asks_for_no_update_changes_nothing():
-    class Still(FineTuning):
-        def losses(self, batch, ctx):
-            yield from ()
-
-    assert trained(Still, (FIRST,), 2, 4).logged == [{}, {}]
-
-
 @dataclass
 class Rich(Batch):
     extra: Mapping[str, Tensor] = field(default_factory=dict)

@@ -170,7 +170,7 @@ def test_wrong_shapes_types_and_sizes_raise():
         matrix.merge(np.zeros((2, 2), np.int64))
     with pytest.raises(ValueError, match="square matrix"):
         matrix.merge(np.zeros((3, 3)))
-    for wrong in (0, 256):
+    for wrong in (0, 65535):
         with pytest.raises(ValueError, match="num_classes must be in"):
             ConfusionMatrix(wrong)
 

@@ -132,7 +132,7 @@ def test_odd_sizes_work_in_both_modes(output_stride, size):
 @pytest.mark.parametrize("norm", ["bn", "abn", "iabn"])
 def test_training_on_one_image_says_what_to_do(norm):
     model = tiny(norm).train()
-    with pytest.raises(ConfigError, match=r"two images.*train\.batch"):
+    with pytest.raises(ConfigError, match="at least two images"):
         model(torch.randn(1, 3, 64, 64))
     assert model.eval()(torch.randn(1, 3, 64, 64))["default"].logits.isfinite().all()
 

@@ -144,7 +144,7 @@ WRONG = {
     "colour": (["classes", 0, "colour"], [3, [1, 2], [1, 2, 256], [1, 2, -1], [1, 2, 0.5]], "colour"),
     "step": (["classes", 0, "step"], [-1, "0", 2**40], "step"),
     "branches of a class": (["classes", 0, "branches"], ["day", [3], ["fog"]], "branch"),
-    "next id": (["next_id"], [7, 256, "9", None], "next_id"),
+    "next id": (["next_id"], [7, 65_536, "9", None], "next_id"),
     "ids": (["branches", "day", "ids"], [[0, 1, 3], [0, 1, 3, 8], None], "ids"),
     "a class that is none": (["branches", "day", "names"], [["background", "cat", "cow", "goat"]], "goat"),
     "onnx": (["branches", "day", "onnx"], ["../model.onnx", "/model.onnx", "a/b", "a\\b", "..", "", "a\n/b", 3],
@@ -220,6 +220,8 @@ def test_a_lineage_of_another_form_is_damage(tmp_path: Path, change: dict[str, A
 
 ELSEWHERE = {
     "deploy/example.txt": "a bundle's example stands alone, without everseg",
+    "data/proposal/like.py": "`data init --like BUNDLE` reads names and ids only; data lies below runs",
+    "data/verbs.py": "whether a bundle lies beside the data, for the command that is proposed",
     "inference/predict.py": "the file beside masks that names their ids: another thing of the same name",
 }
 

@@ -13,6 +13,7 @@ from everseg.errors import ConfigError
 from everseg.labels import LabelSpace
 from everseg.scenarios.feasibility import doubtful, impossible
 from everseg.scenarios.steps import Source, Step
+from saying import must_say
 
 SPACE = LabelSpace(((0, 1), (2,)), ("background", "road", "car"))
 LUT = bytes([0, 1, 2, *[255] * 253])
@@ -32,17 +33,17 @@ def test_a_sound_plan_has_no_problem():
 
 
 def test_every_problem_of_every_step_is_told_at_once():
-    many = LabelSpace((tuple(range(256)),), tuple(f"c{i}" for i in range(256)))
+    many = LabelSpace((tuple(range(65535)),), tuple(f"c{i}" for i in range(65535)))
     steps = [step(0, 1), step(1, 0), step(2, spaces={"default": many})]
     told = impossible(steps, batch=4, processes=2)
     assert len(told) == 3
     assert told[0].startswith("step 0: has 1 training images, fewer than the 2 processes")
     assert told[1].startswith("step 1: has no training images")
-    assert told[2].startswith("step 2: has 256 outputs, and labels tell at most 255 apart")
+    assert told[2].startswith("step 2: has 65535 outputs, and labels tell at most 65534 apart")
 
 
-def test_255_outputs_are_possible():
-    most = LabelSpace((tuple(range(255)),), tuple(f"c{i}" for i in range(255)))
+def test_65534_outputs_are_possible():
+    most = LabelSpace((tuple(range(65534)),), tuple(f"c{i}" for i in range(65534)))
     assert impossible([step(0, spaces={"default": most})], batch=4) == []
 
 
@@ -67,9 +68,14 @@ def test_only_single_images_are_tried_on_the_network():
         tried.append(step.index)
         return "no"
 
-    assert impossible([step(0, 4), step(1, 1), step(2, 5)], batch=3, trial=trial) == ["step 1: no"]
-    assert impossible([step(0, 4)], batch=2, processes=2, trial=trial) == ["step 0: no"]
-    assert tried == [1, 0]
+    (alone,) = impossible([step(0, 4), step(1, 1), step(2, 5)], batch=3, trial=trial)
+    must_say(alone, "step 1: no", "1 training image", "add images", "data.crop")
+    assert "train.batch" not in alone  # a batch cannot hold more images than the step has
+    (shared,) = impossible([step(0, 4)], batch=2, processes=2, trial=trial)
+    must_say(shared, "step 0: no", "train.batch")
+    (both,) = impossible([step(0, 2)], batch=2, processes=2, trial=trial)
+    must_say(both, "step 0: no", "2 training images", "2 processes", "fewer processes")
+    assert tried == [1, 0, 0]
 
 
 def test_classes_without_test_pixels_are_warned_of():

@@ -104,6 +104,32 @@ def test_numbers_that_are_ids_are_ids(tmp_path):
     assert read_lists(tmp_path, 1, ["2", "1", "0"])[0].tolist() == [0, 2]
 
 
+NUMBERS = ["003", "001", "007", "000", "005"]
+"""Ids of a split that are numbers, such as file names of a video."""
+
+
+@pytest.mark.parametrize(
+    ("lists", "facts"),
+    [
+        (["003\n001\n004\n"], ("train-0.txt", "'004'", "1 of 3")),  # one mistyped: 4 would be a position
+        (["003\n001\n", "04\n"], ("train-1.txt", "'04'")),  # alone in a file
+        (["3\n1\n0\n"], ("train-0.txt", "'3'", "position 3", "'003'", ".npy")),  # zeros lost in a spreadsheet
+        (["003\n001.png\n"], ("train-0.txt", "'001.png'", "'001'")),
+    ],
+)
+def test_a_list_of_ids_never_turns_into_positions(tmp_path, lists, facts):
+    for step, text in enumerate(lists):
+        (tmp_path / f"train-{step}.txt").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_lists(tmp_path, len(lists), NUMBERS)
+    must_say(caught.value, *facts)
+
+
+def test_positions_beside_numbers_are_positions_where_both_readings_agree(tmp_path):
+    (tmp_path / "train-0.txt").write_text("\ufeff1\n4\n", encoding="utf-8")
+    assert read_lists(tmp_path, 1, NUMBERS)[0].tolist() == [1, 4]  # '001' is at position 1, and no id means 4
+
+
 def test_build_uses_own_lists(dataset, counts, tmp_path):
     (tmp_path / "train-0.txt").write_text("train/004\ntrain/000\n")
     np.save(tmp_path / "train-1.npy", [5, 1])

@@ -146,12 +146,20 @@ def predict(
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the id mask and an overlay of every image."""
     from everseg import api
 
     written = api.predict(
-        path, images, out, step=step, builder=builder(model), domain=domain, infer_domain=infer_domain
+        path,
+        images,
+        out,
+        step=step,
+        builder=builder(model),
+        domain=domain,
+        infer_domain=infer_domain,
+        quiet=quiet or as_json,
     )
     give(written, as_json)
 

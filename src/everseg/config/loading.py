@@ -455,7 +455,13 @@ def _place(tree: Any, full_key: FullKey, folder: Path) -> None:
         if rest:
             _place(value, rest, folder)
         elif isinstance(value, str) and _names_file(str(key), value):
-            tree[name] = os.path.normpath(folder / value)
+            tree[name] = value if Path(value).is_absolute() else _from_here(folder / value)
+
+
+def _from_here(path: Path) -> str:
+    """Write a path from the working folder if it lies inside it, so that a project may move with its runs."""
+    place, here = Path(os.path.normpath(path)), Path.cwd()
+    return str(place.relative_to(here) if place.is_relative_to(here) else place)
 
 
 def _names_file(key: str, value: str) -> bool:

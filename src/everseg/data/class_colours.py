@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, IGNORED_WIDE
 
 IGNORED_COLOUR = (205, 205, 205)
 """Light grey; no class has it."""
@@ -33,6 +33,8 @@ _COLOUR_BLIND = (
     ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
     ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
 )
+_BYTES = 256
+"""Ids that a byte tells apart."""
 _ROWS = 256
 """Rows of an image that are mixed at once."""
 
@@ -45,31 +47,36 @@ def palette(n: int) -> np.ndarray:
     for normal and for red-green blind eyes (OKLab distance). Row 255 is the colour of ignored pixels.
 
     Args:
-        n: number of ids, 0 to 256.
+        n: number of ids. Above 255 the colours of the classes repeat; 255 is then a class like the others.
 
     Returns:
         (n, 3) uint8, RGB.
 
     Raises:
-        ValueError: n outside 0 ... 256.
+        ValueError: n below 0.
     """
-    if not 0 <= n <= 256:
-        raise ValueError(f"palette of {n} colours: 0 to 256 are possible")
+    if n < 0:
+        raise ValueError(f"palette of {n} colours: 0 or more are possible")
+    if n > _BYTES:
+        return all_colours()[_repeated(np.arange(n))]
     return all_colours()[:n].copy()
 
 
 def colourise(ids: np.ndarray) -> np.ndarray:
-    """Colour every id; 255 (ignored) is a fixed light grey.
+    """Colour every id; ignored pixels are a fixed light grey.
 
     Args:
-        ids: (H, W) integers in 0 ... 255.
+        ids: (H, W) integers. If they are uint16, they are ids of more than 255 classes: ignored is 65,535, and the
+            colours repeat. Else ids are in 0 ... 255, and 255 is ignored.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: not two-dimensional integers, or an id outside 0 ... 255.
+        ValueError: not two-dimensional integers, or an id out of range.
     """
+    if ids.dtype == np.uint16 and ids.ndim == 2:
+        return all_colours()[np.where(ids == IGNORED_WIDE, IGNORED, _repeated(ids))]
     return all_colours()[byte_ids(ids)]
 
 
@@ -96,6 +103,11 @@ def overlay(image: np.ndarray, ids: np.ndarray, alpha: float = 0.5) -> np.ndarra
         colours = colourise(ids[rows]).astype(np.float32)
         mixed[rows] = np.rint((1.0 - alpha) * image[rows].astype(np.float32) + alpha * colours)
     return mixed
+
+
+def _repeated(ids: np.ndarray) -> np.ndarray:
+    """Rows of `all_colours` for ids of more than 255 classes: the background's for 0 only, then 254 over and over."""
+    return np.where(ids == 0, 0, 1 + (ids.astype(np.int64) - 1) % (IGNORED - 1))
 
 
 _HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (160, "green"), (195, "cyan"), (255, "blue"), (290, "purple"),

@@ -535,11 +535,16 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
         return f"{name}: {len(counts)} different values; no mask of classes"
     if kind == "indexed" and _is_ramp(palette, counts):
         kind, palette = "ids", b""
-    same = (pixels[:-1, :-1] == pixels[1:, 1:]) & (pixels[:-1, :-1] == pixels[1:, :-1])
-    same &= pixels[:-1, :-1] == pixels[:-1, 1:]
-    blocks = value_counts(pixels[:-1, :-1][same])
+    blocks = blocks_of(pixels)
     hidden = {} if clear is None else value_counts(pixels[clear])
     return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA")
+
+
+def blocks_of(pixels: np.ndarray) -> dict[int, int]:
+    """Count the squares of 2 x 2 pixels of one value, by value, in an array (H, W)."""
+    same = (pixels[:-1, :-1] == pixels[1:, 1:]) & (pixels[:-1, :-1] == pixels[1:, :-1])
+    same &= pixels[:-1, :-1] == pixels[:-1, 1:]
+    return value_counts(pixels[:-1, :-1][same])
 
 
 def _is_ramp(palette: bytes, counts: Iterable[int]) -> bool:

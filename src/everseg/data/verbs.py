@@ -13,6 +13,7 @@ from typing import Any
 
 from everseg.config.fields import DataConfig
 from everseg.config.loading import load_data
+from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.class_weights import CONSTANT, ENCODER_CONSTANT, class_weights, dataset_pixels, output_order
 from everseg.data.datasets import load_dataset
@@ -22,12 +23,13 @@ from everseg.data.get import download as archives
 from everseg.data.get import draw_masks
 from everseg.data.proposal.describe import NO_BACKGROUND, Described, Proposal, describe, propose
 from everseg.data.proposal.guess import data_sets_below
-from everseg.data.proposal.like import matching, near, read_like
+from everseg.data.proposal.like import class_names_of, matching, near, read_like
 from everseg.data.proposal.naming import TwoReadingsError
 from everseg.data.proposal.preview import preview
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, escaped, table
 from everseg.errors import ConfigError, DataError, EversegError, some
+from everseg.labels import spelling
 from everseg.progress import counting, counting_bytes
 
 # ---------------------------------------------------------------- check
@@ -259,10 +261,12 @@ class NewDescription(Result):
                 "--force"
             ]
         lines += ["\nNext:", *(f"  {line}" for line in self.commands)]
-        lines += [
-            f"\n{RECIPE} gives the recipe only, a small network that two CPU cores can train (everseg show {RECIPE});",
-            "data and task are yours. Any other preset can stand there, and key=value changes each setting.",
-        ]
+        if any(RECIPE in command for command in self.commands):
+            lines += [
+                f"\n{RECIPE} gives the recipe only, a small network that two CPU cores can train "
+                f"(everseg show {RECIPE});",
+                "data and task are yours. Any other preset can stand there, and key=value changes each setting.",
+            ]
         return "\n".join(lines)
 
     def shown(self) -> Iterable[Piece]:
@@ -409,7 +413,8 @@ def init(
         if earlier is None and not sets:
             notes = (*notes, *_near(folder, out, proposal))
         named = names is not None or earlier is not None or bool(proposal.names) or not proposal.unnamed
-        commands = _next_commands(dataset, file)
+        compared = [] if sets or not named else _compared(file, place, like)
+        commands = _next_commands(dataset, file, compared)
         return NewDescription(file, page, proposal, named, commands, notes, described.table)
 
     with _nothing_left([*outs.values(), *pages, *([out] if sets else [])]):
@@ -500,16 +505,79 @@ def _near(folder: Path, out: Path, proposal: Proposal) -> list[str]:
     ]
 
 
-def _next_commands(dataset: Dataset, out: Path) -> tuple[str, ...]:
-    """List the commands to run after writing a description."""
+def _next_commands(dataset: Dataset, out: Path, places: Sequence[Path] = ()) -> tuple[str, ...]:
+    """List the commands to run after writing a description: what fits best comes first.
+
+    Where a run or bundle near knows some of the classes and others are new, it is extended. Where another description
+    near has the same classes and another folder, the place is new: a run over both, one domain after the other.
+    Otherwise all classes are learnt in one step.
+
+    Args:
+        places: descriptions, runs and bundles to compare with, the most likely first.
+    """
     shown = shlex.quote(str(out))
-    count = len(dataset.labels.classes)
-    task = "offline" if count == 1 else f"{count - 1}-1"
     name = re.sub(r"[^\w.-]+", "-", dataset.name).strip("-.") or "run"
     test = next((s for s in ("val", "test") if s in dataset.splits), "train")
-    settings = f"data={shown} task={task} scenario.test_split={test} name={name}"
-    run = f"everseg run {RECIPE} {settings}"
-    return f"everseg data check {shown}", f"{run} --dry-run", run
+    ours = {spelling(dataset.labels.names[raw]): dataset.labels.names[raw] for raw in dataset.labels.classes}
+    commands = [f"everseg data check {shown}"]
+    for place in places:
+        known = {spelling(one) for one in class_names_of(place)}
+        new = [one for key, one in ours.items() if key not in known]
+        if new and known & set(ours) and place.is_dir():
+            return (*commands, *_extending(place, shown, new, name, test))
+        other = known == set(ours) and not place.is_dir() and _root_at(place) != _root_at(out)
+        if other and test in _splits_at(place):
+            two = {place.stem: str(place), out.stem if out.stem != place.stem else f"{out.stem}-2": str(out)}
+            domains = ", ".join(
+                f"{json.dumps(key)}: {{dataset: {json.dumps(file)}}}" for key, file in two.items()
+            )
+            run = (
+                f"everseg run {DOMAIN_RECIPE} {shlex.quote(f'data.domains={{{domains}}}')} "
+                f"scenario.test_split={test} name={name}"
+            )
+            return (*commands, f"{run} --dry-run", run)
+    run = f"everseg run {RECIPE} data={shown} task=offline scenario.test_split={test} name={name}"
+    return (*commands, f"{run} --dry-run", run)
+
+
+def _extending(place: Path, data: str, new: Sequence[str], name: str, test: str) -> tuple[str, ...]:
+    """Commands that teach a run's model, or a bundle, the classes that it does not know."""
+    bundle = place if (place / "classes.json").is_file() else Path(f"{place.name}-bundle")
+    export = (
+        ()
+        if bundle == place
+        else (f"everseg export {shlex.quote(str(place))} -o {shlex.quote(str(bundle))}",)
+    )
+    add = shlex.quote(",".join(new))
+    out = shlex.quote(f"{bundle.name}-{name}")  # not in runs/, where the run of the extension gets this name
+    settings = "" if test == "val" else f" scenario.test_split={test}"
+    return (
+        *export,
+        f"everseg extend {shlex.quote(str(bundle))} --data {data} --add {add} -o {out}{settings}",
+    )
+
+
+def _root_at(file: Path) -> Path:
+    """The folder that a description is about."""
+    content = read(file).value
+    return (file.resolve().parent / Path(str(content.get("root", "."))).expanduser()).resolve()
+
+
+def _splits_at(file: Path) -> tuple[str, ...]:
+    """Splits of a described data set; () if it cannot be opened."""
+    try:
+        return tuple(load_dataset(DataConfig(dataset=str(file))).splits)
+    except (EversegError, OSError):
+        return ()
+
+
+def _compared(out: Path, folder: Path, like: str | Path | None) -> list[Path]:
+    """Descriptions, runs and bundles whose classes are compared with those of a new description."""
+    here = Path.cwd()
+    found = near((out.parent, folder.resolve().parent, Path()), out)
+    shown = [path.relative_to(here) if path.is_relative_to(here) else path for path in found]
+    first = [Path(like)] if like is not None else []
+    return [*first, *(path for path in shown if path.resolve() not in [one.resolve() for one in first])]
 
 
 def _refuse(folder: Path, out: Path, files: Sequence[Path], force: bool) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from everseg.display import UNDEFINED, percent
-from everseg.labels import BACKGROUND
+from everseg.labels import BACKGROUND, is_background_name
 from everseg.runs.command import FROM_PYTHON
 from everseg.runs.model_folder import ModelFile, Registry
 
+NOT_MEASURED = "not measured"
 WEAK = 0.5
 """A class is weak if its IoU is below this share of the mean IoU."""
 
@@ -58,6 +59,8 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
         tested: dict[str, list[str]] = {}
         for result, scores in entry["scores"].items():
             for name, value in scores["class_iou"].items():
+                if not _measures_old(entry, scores) and name not in entry.get("classes", ()):
+                    continue
                 whose = f"{result} " if len(entry["scores"]) > 1 else ""
                 tested.setdefault(name, []).append(whose + percent(value))
         found |= {name: ", ".join(texts) for name, texts in tested.items()}
@@ -83,7 +86,11 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             tested = next((source for source in entry["test"]), {"data": UNDEFINED, "images": 0})
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
             means = [percent(scores["miou"].get(group)) for group in ("old", "new", "all")]
+            if not _measures_old(entry, scores):
+                means[0] = means[2] = NOT_MEASURED
             plain = percent(scores["miou_without_background"]["all"])
+            if not _measures_old(entry, scores):
+                plain = NOT_MEASURED
             names = ", ".join(name for name in entry["classes"] if name != BACKGROUND)
             cells = [str(entry["step"]), entry["method"], _cell(names), where, *means, plain]
             rows.append(f"| {' | '.join(cells)} |")
@@ -96,21 +103,40 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"Step {entry['step']}: " + "; ".join(map(_cell, told))
 
 
+def _measures_old(entry: Mapping[str, Any], scores: Mapping[str, Any]) -> bool:
+    """Whether a step's test images label an old class, if there is one.
+
+    Where they do not, as in most extensions, old classes are background there, so the background's score says nothing.
+    """
+    old = [
+        value
+        for name, value in scores["class_iou"].items()
+        if name not in entry.get("classes", ()) and not is_background_name(name)
+    ]
+    return not old or any(value is not None for value in old)
+
+
 def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the section on classes whose IoU is far below the mean of the last step."""
     if not history:
         return
     found = []
+    unmeasured = False
     for scores in history[-1]["scores"].values():
         mean = scores["miou"]["all"]
+        measured = _measures_old(history[-1], scores)
+        unmeasured = unmeasured or not measured
         found += [
             f"{name} ({percent(value)})"
             for name, value in scores["class_iou"].items()
             if value is not None and mean is not None and value < WEAK * mean
+            if measured or name in history[-1].get("classes", ())
         ]
     yield "## Weak classes"
     names = ", ".join(map(_cell, found)) or "none"
     yield f"IoU below {percent(WEAK, digits=0)} % of the mean of the last step: {names}."
+    if unmeasured:
+        yield "Old classes are not measured: the last step's test images do not label them."
 
 
 def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from everseg.data.class_colours import palette
 from everseg.errors import ConfigError
-from everseg.labels import LabelSpace, known_as
+from everseg.labels import IGNORED, LabelSpace, known_as
 from everseg.runs.model_folder import MOST_IDS, BundleClass, Registry
 
 
@@ -44,7 +46,7 @@ def register(
                 if name not in known:
                     if next_id >= MOST_IDS:
                         raise ConfigError(
-                            f"class '{name}': masks of bytes hold {MOST_IDS} classes, and all ids are taken"
+                            f"class '{name}': masks of 16 bits hold {MOST_IDS} classes, and all ids are taken"
                         )
                     red, green, blue = palette(next_id + 1)[next_id].tolist()
                     known[name] = BundleClass(next_id, name, (red, green, blue), step, ())
@@ -53,6 +55,11 @@ def register(
                 known[name] = replace(entry, branches=tuple(dict.fromkeys((*entry.branches, branch))))
             taken[branch] += number
     return Registry(tuple(known.values()), next_id)
+
+
+def mask_type(ids: Iterable[int]) -> type[np.unsignedinteger]:
+    """Type of masks that hold these lasting ids: bytes wherever they suffice, else 16 bits."""
+    return np.uint8 if max(ids, default=0) < IGNORED else np.uint16
 
 
 def with_ids(space: LabelSpace, registry: Registry) -> LabelSpace:

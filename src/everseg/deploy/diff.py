@@ -20,7 +20,7 @@ from everseg.display import OnceADictionary, Picture, Piece, percent, table
 from everseg.errors import ConfigError
 from everseg.inference.pictures import legend, shrink
 from everseg.inference.predict import LoadedModel, load
-from everseg.labels import Matching, match_names, spelling
+from everseg.labels import IGNORED, Matching, match_names, spelling
 from everseg.progress import Progress
 from everseg.runs.commit import write_bytes, write_json, writing
 
@@ -260,7 +260,10 @@ def _compare(
 def _predicted(model: LoadedModel, names: Sequence[str], image: np.ndarray, domain: str | None) -> np.ndarray:
     prediction = model.predict(image, branch=domain)
     there = {spelling(name): position for position, name in enumerate(names)}
-    return np.array([there[spelling(name)] for name in prediction.classes], np.uint8)[prediction.ids]
+    return np.array(
+        [there[spelling(name)] for name in prediction.classes],
+        np.uint8 if len(names) <= IGNORED else np.uint16,
+    )[prediction.ids]
 
 
 def _share(changed: Counter[tuple[str, str]], pixels: int) -> float:

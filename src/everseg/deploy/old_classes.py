@@ -17,7 +17,7 @@ from everseg.display import percent
 from everseg.engine.rescore import source_by_name
 from everseg.errors import DataError
 from everseg.inference.count import evaluate, through, views_of
-from everseg.labels import IGNORED, LabelSpace
+from everseg.labels import LabelSpace
 from everseg.metrics import ConfusionMatrix
 from everseg.metrics.scores import class_accuracy, iou
 from everseg.models.model import SegmentationModel
@@ -142,8 +142,8 @@ def estimated(
             through(m, pair.branch, image, accelerator, windows) for m in (pair.before, pair.after)
         )
         # The deployed model cannot be right on pixels of a new class.
-        taught = (label >= pair.old.num_classes) & (label != IGNORED)
-        matrix.update(after.long(), before.long().masked_fill(taught, IGNORED))
+        taught = (label >= pair.old.num_classes) & (label != pair.new.ignored)
+        matrix.update(after.long(), before.long().masked_fill(taught, pair.new.ignored))
     counts = matrix.counts.cpu().numpy()  # (C, C): rows = deployed model, columns = new model
     rows = counts.sum(1)[: pair.old.num_classes]
     often = [i for i in pair.classes if rows[i] > counts.sum() / 10_000]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.data.batches.transforms import normalise, resized_image
+from everseg.deploy.class_ids import mask_type
 from everseg.display import percent
 from everseg.errors import ConfigError, GateError
 from everseg.losses import upsample
@@ -68,13 +69,19 @@ class Deployed(nn.Module):
         super().__init__()
         self.model, self.branch, self.form = united(model), branch, form
         self.ids: Tensor
-        self.register_buffer("ids", torch.tensor(ids, dtype=torch.uint8))
+        # Tables of 16 bits are looked up as 32: runtimes support more operations on them.
+        self.wide = mask_type(ids) is np.uint16
+        self.register_buffer("ids", torch.tensor(ids, dtype=torch.int32 if self.wide else torch.uint8))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (B, H, W, 3) uint8 RGB, or stated channels, to logits (B, C, h, w) float32 and ids (B, H, W) uint8."""
+        """Map (B, H, W, 3) uint8 RGB, or stated channels, to logits (B, C, h, w) float32 and ids (B, H, W).
+
+        The ids are of `mask_type`.
+        """
         inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation, self.form.channels)
         logits = self.model(inputs, (self.branch,))[self.branch].logits
-        return logits, self.ids[upsample(logits, (image.shape[1], image.shape[2])).argmax(1)]
+        mask = self.ids[upsample(logits, (image.shape[1], image.shape[2])).argmax(1)]
+        return logits, mask.to(torch.uint16) if self.wide else mask
 
 
 def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:

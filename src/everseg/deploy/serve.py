@@ -36,10 +36,11 @@ from everseg.data.datasets.decode import (
     read_image,
 )
 from everseg.deploy.bundle import Bundle, open_bundle
+from everseg.deploy.class_ids import mask_type
 from everseg.display import UNDEFINED, Piece, Result, escaped, printable, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
-from everseg.labels import Matching, match_names
+from everseg.labels import IGNORED, Matching, match_names
 from everseg.models.folding import united
 
 HOST = "127.0.0.1"
@@ -418,6 +419,13 @@ class Served:
             )
         self.model.model = united(self.model.model)
         self.name = self.bundle.path.resolve().name
+        ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]
+        if mask_type(ids) is not np.uint8:
+            # A browser reads 8 bits of every channel from a picture: ids of 16 bits would become others.
+            raise ConfigError(
+                f"{path}: class ids up to {max(ids)}, and the page shows masks of bytes (ids to {IGNORED - 1}); use "
+                "everseg predict, or the ONNX file, whose masks have 16 bits"
+            )
         self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
         """Names for choosing a branch; empty if there is only one branch."""
         outputs = max(space.num_classes for space in self.model.spaces.values())
@@ -450,9 +458,10 @@ class Served:
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
         # Look up the lasting id of every pixel's train id, (H, W).
-        known = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]), np.uint8)
+        known = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]))
+        known = known.astype(mask_type(known.tolist()))
         ids = known[found.ids]
-        counts = np.bincount(ids.ravel(), minlength=256)
+        counts = np.bincount(ids.ravel(), minlength=int(known.max()) + 1)
         return {
             "width": ids.shape[1],
             "height": ids.shape[0],

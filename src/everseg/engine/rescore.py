@@ -22,7 +22,6 @@ from everseg.errors import ConfigError, DataError
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
 from everseg.labels import (
-    IGNORED,
     LabelSpace,
     matching_notes,
     policy_name,
@@ -34,7 +33,7 @@ from everseg.progress import Progress
 from everseg.runs.commit import read_document
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
-from everseg.scenarios.steps import Source, missing_splits
+from everseg.scenarios.steps import Source, missing_splits, packed
 
 EVALUATION_KEYS = (
     "data.dataset", "data.options", "data.root", "data.crop", "data.size", "data.evaluation", "data.domains.",
@@ -309,10 +308,10 @@ def _job(
     own_scenario = config.scenario.kind not in registry.BUILTIN["scenario"]
     if own_scenario and not other and stored.scenario == config.scenario:
         prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
-        steps = prepared.steps
+        step = next((step for step in prepared.steps if step.index == index), None)
         # The data may have other classes than when the run was trained; then classes are matched by name below.
-        if index < len(steps) and steps[index].spaces == spaces:
-            test = steps[index].test
+        if step is not None and step.spaces == spaces:
+            test = step.test
             return _Job(prepared.datasets, test, {source.name: spaces[source.branch] for source in test})
     datasets = open_datasets(config.data.model_copy(update={"domains": {}}))
     ((name, dataset),) = datasets.items()
@@ -474,7 +473,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
         return None
     table, names = entry["lut"], dataset.labels.names
     # Raw ids that the record maps to a class; `names` are the data's, so the same id may mean another class by now.
-    labelled = [raw for raw, value in enumerate(table) if value not in (IGNORED, space.background)]
+    labelled = [raw for raw, value in enumerate(table) if value not in (space.ignored, space.background)]
     if any(raw not in names or spelling(names[raw]) != spelling(space.names[table[raw]]) for raw in labelled):
         return None
     counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
@@ -487,7 +486,7 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
         entry["dataset"],
         entry["split"],
         tuple(map(int, rows)),
-        bytes(table),
+        packed(table, space.num_classes),
         entry["domain"],
     )
     return source if source.digest == entry["sha256"] else None
@@ -531,7 +530,9 @@ def source_by_name(
         counts[:, list(known)].sum(1) > 0
     )  # counts: (N, 256) pixels per raw id of every image
     key = domain or dataset.name
-    source = Source(branch, key, split_name, tuple(map(int, indices)), table.tobytes(), domain)
+    source = Source(
+        branch, key, split_name, tuple(map(int, indices)), packed(table, space.num_classes), domain
+    )
     told = shared if foreign else replace(shared, only_data={})
     notes = matching_notes(told, space, source.lut, counts[indices].sum(0), what=_sides(dataset))
     if foreign and len(indices) < len(counts):

@@ -34,6 +34,7 @@ from everseg.engine.optim import (
 from everseg.engine.param_groups import split_by_rate
 from everseg.engine.runtime import StopRequest
 from everseg.engine.tensorboard import Events
+from everseg.engine.updates import Updates, scalars_of
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
 from everseg.methods import switches
@@ -55,7 +56,7 @@ class Trained(Protocol):
 
     def losses(self, batch: Batch, ctx: StepContext) -> Iterator[LossTerms]: ...
 
-    def after_backward(self, ctx: StepContext) -> dict[str, Tensor]: ...
+    def after_backward(self, ctx: StepContext) -> Mapping[str, Tensor | float] | None: ...
 
 
 def train_batch(
@@ -82,25 +83,29 @@ def train_batch(
     Returns:
         Every loss term (weights applied) and every scalar of `after_backward`, detached. If several updates give the
         same name, its values are summed.
+
+    Raises:
+        ConfigError: the method yields nothing, or something else than named scalars.
     """
     logged: dict[str, Tensor] = {}
+    name = type(method).__name__
     cut = batch.split(parts) if parts > 1 else [batch]
     shares = [len(part.image) / len(batch.image) for part in cut]
-    runs = [iter(method.losses(part, ctx)) for part in cut]
-    while (terms := _backward(runs, shares, type(method).__name__, optimizer, backward, alone)) is not None:
+    runs = [Updates(method.losses(part, ctx), name) for part in cut]
+    while (terms := _backward(runs, shares, name, optimizer, backward, alone)) is not None:
         check(terms)  # gradients are there, weights still untouched: the last moment to stop without harm
-        extra = method.after_backward(ctx)
+        extra = scalars_of(method.after_backward(ctx), name)
         check(extra)
         clip()
         optimizer.step()
-        for name, value in {**terms, **extra}.items():
+        for term, value in {**terms, **extra}.items():
             value = value.detach()
-            logged[name] = logged[name] + value if name in logged else value
+            logged[term] = logged[term] + value if term in logged else value
     return logged
 
 
 def _backward(
-    runs: Sequence[Iterator[LossTerms]],
+    runs: Sequence[Updates],
     shares: Sequence[float],
     method: str,
     optimizer: torch.optim.Optimizer,
@@ -123,17 +128,12 @@ def _backward(
     total: LossTerms = {}
     for number, (run, share) in enumerate(zip(runs, shares, strict=True), 1):
         with nullcontext() if number == len(runs) else alone():
-            terms = next(run, None)
-            if terms is None and number == 1 and all(next(other, None) is None for other in runs[1:]):
+            terms = run.next()
+            if terms is None and number == 1 and all(other.next() is None for other in runs[1:]):
                 return None
             if terms is None:
                 raise ConfigError(
                     f"method '{method}': losses must yield as often for each part of a batch; use train.accumulate=1"
-                )
-            if not isinstance(terms, dict):
-                raise ConfigError(
-                    f"method '{method}': losses must yield dicts of loss terms, got {type(terms).__name__} "
-                    "(`yield {...}`, not `return`)"
                 )
             if number == 1:
                 # `None` instead of zeros: an optimiser leaves a weight without gradient alone, while weight decay and

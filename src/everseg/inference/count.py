@@ -51,12 +51,19 @@ def views_of(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list
         View(
             datasets[s.dataset].splits[s.split],
             np.asarray(s.indices, np.int64),
-            np.frombuffer(s.lut, np.uint8),
+            _padded(s),
             s.branch,
             s.dataset,
         )
         for s in sources
     ]
+
+
+def _padded(source: Source) -> np.ndarray:
+    """Table of a source; where masks have 16 bits it is as long as any id, so that no id is outside of it."""
+    table = source.table
+    rest = 2**16 - len(table) if len(table) > 256 else 0
+    return np.append(table, np.full(rest, source.ignored, table.dtype)) if rest else table
 
 
 def through(
@@ -66,7 +73,7 @@ def through(
     accelerator: Accelerator,
     windows: Windows | None = None,
 ) -> Tensor:
-    """Predict normalised images (B, 3, H, W) with one branch. Return the arg-max train ids, (B, H, W) uint8.
+    """Predict normalised images (B, 3, H, W) with one branch. Return the arg-max train ids, as `predict_ids` does.
 
     Args:
         windows: the overlapping windows that each image is cut into; None = whole images.
@@ -114,7 +121,7 @@ def evaluate(
     device, windows = accelerator.device, InputForm.of_config(data).windows(batch)
     predict = predict or (lambda source, image: through(model, source.branch, image, accelerator, windows))
     outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
-    matrices = {name: ConfusionMatrix(number) for name, number in outputs.items()}
+    matrices = {s.name: ConfusionMatrix(outputs[s.name], s.ignored) for s in sources}
     reduce = all_reduce_sum(accelerator)
     result = Evaluation({s.name: s.branch for s in sources})
     each: dict[str, list[Tensor]] = {name: [] for name in outputs}
@@ -135,14 +142,17 @@ def evaluate(
             image = loaded.normalised(device, data.normalisation)
             prediction = predict(source, image)
             # compare bytes with bytes: no copy into a wider type, and no synchronisation with the GPU
-            for one, truth in zip(prediction, loaded.label.to(device, non_blocking=True), strict=True):
-                matrix = ConfusionMatrix(outputs[source.name])
+            label = loaded.label.to(device, non_blocking=True)
+            label = label if label.dtype == torch.uint8 else label.int()
+            for one, truth in zip(prediction, label, strict=True):
+                matrix = ConfusionMatrix(outputs[source.name], source.ignored)
                 matrix.update(one, truth)
                 matrices[source.name].merge(matrix)
                 seen.append(matrix.sums)  # (3, C)
             if len(samples) < keep:
                 picture = picture_of(loaded.image[0].permute(1, 2, 0).numpy(), loaded.channels)
-                samples.append((picture, loaded.label[0].numpy(), prediction[0].cpu().numpy()))
+                truth = loaded.label[0].numpy()
+                samples.append((picture, truth, prediction[0].cpu().numpy().astype(truth.dtype, copy=False)))
             done += len(loaded.ids) * accelerator.num_processes
             progress.update(done)
             between()

@@ -15,7 +15,7 @@ from everseg.data.base import Dataset
 from everseg.distributed import all_reduce_sum
 from everseg.inference.count import Evaluation, evaluate, scores_of, through
 from everseg.inference.windows import infer_sliding_branch
-from everseg.labels import SYNTHETIC_OTHER, LabelSpace, spelling
+from everseg.labels import IGNORED, SYNTHETIC_OTHER, LabelSpace, spelling
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
@@ -97,7 +97,9 @@ class _Chooser:
     def __call__(self, source: Source, image: torch.Tensor) -> torch.Tensor:
         tables, counts = self.tables[source.name], self.counts[source.name]
         chosen = self._chosen(image, tuple(tables))
-        ids = torch.empty(len(image), *image.shape[2:], dtype=torch.uint8, device=image.device)
+        ids = torch.empty(
+            len(image), *image.shape[2:], dtype=next(iter(tables.values())).dtype, device=image.device
+        )
         # One forward pass per branch, with all images of the batch that chose it.
         for branch in dict.fromkeys(chosen):
             rows = [i for i, one in enumerate(chosen) if one == branch]
@@ -150,4 +152,9 @@ def _table(predicted: Sequence[str], space: LabelSpace) -> torch.Tensor:
         for i, (name, raw) in enumerate(zip(space.names, space.order, strict=True))
         if raw != SYNTHETIC_OTHER
     }
-    return torch.from_numpy(np.array([position.get(spelling(name), other) for name in predicted], np.uint8))
+    return torch.from_numpy(
+        np.array(
+            [position.get(spelling(name), other) for name in predicted],
+            np.uint8 if other < IGNORED else np.int32,
+        )
+    )

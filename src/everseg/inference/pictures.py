@@ -101,16 +101,11 @@ def legend(class_names: Sequence[str]) -> np.ndarray:
     """Draw the colour and name of every id and of ignored pixels, in columns of up to 32 entries.
 
     Args:
-        class_names: names in the order of the ids, at most 255.
+        class_names: names in the order of the ids; above 255 their colours repeat.
 
     Returns:
         (H, W, 3) uint8.
-
-    Raises:
-        ValueError: more than 255 names.
     """
-    if len(class_names) > IGNORED:
-        raise ValueError(f"legend of {len(class_names)} classes: at most {IGNORED} are possible")
     font = ImageFont.load_default(size=14)
     texts = [f"{index} {_short(name)}" for index, name in enumerate(class_names)] + ["ignored"]
     colours = [*palette(len(class_names)).tolist(), IGNORED_COLOUR]
@@ -128,13 +123,14 @@ def legend(class_names: Sequence[str]) -> np.ndarray:
 def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tuple[Path, Path]:
     """Write a prediction as an id mask and as an overlay, each atomically.
 
-    The mask is a PNG of mode P: a viewer shows colours, and `numpy.asarray(Image.open(...))` gives the exact ids. The
+    The mask is a PNG of mode P: a viewer shows colours, and `numpy.asarray(Image.open(...))` gives the exact ids. Ids
+    of more than 255 classes (uint16) are written as a grey PNG of 16 bits. The
     endings of the names prevent clashes with the input and with files of other stems. Missing folders are created.
 
     Args:
         path_stem: path of the files without ending. "out/0001" gives "out/0001_mask.png" and
             "out/0001_overlay.png".
-        ids: (H, W) integers in 0 ... 255; 255 = ignored.
+        ids: (H, W) integers in 0 ... 255; 255 = ignored; or uint16, where 65,535 = ignored.
         image: (H, W, 3) uint8, the input at the same size.
 
     Returns:
@@ -147,11 +143,13 @@ def write_prediction(path_stem: Path, ids: np.ndarray, image: np.ndarray) -> tup
     """
     mask_path = path_stem.with_name(f"{path_stem.name}_mask.png")
     overlay_path = path_stem.with_name(f"{path_stem.name}_overlay.png")
-    if ids.size and int(ids.max()) > IGNORED:
+    wide = ids.dtype == np.uint16
+    if not wide and ids.size and int(ids.max()) > IGNORED:
         raise DataError(f"{mask_path}: class id {int(ids.max())} does not fit a PNG of ids (0 to {IGNORED})")
     mixed = overlay(image, ids)
-    mask = Image.fromarray(byte_ids(ids))
-    mask.putpalette(all_colours().tobytes())
+    mask = Image.fromarray(np.ascontiguousarray(ids) if wide else byte_ids(ids))
+    if not wide:
+        mask.putpalette(all_colours().tobytes())
     with writing(path_stem):
         path_stem.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(mask_path, png(mask))

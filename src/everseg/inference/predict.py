@@ -17,15 +17,16 @@ from everseg.data.batches.transforms import normalise, resize_transform
 from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
-from everseg.data.datasets.listing import _checked_files
+from everseg.data.datasets.listing import files_to_predict
 from everseg.display import Picture, Piece, Result, escaped, percent
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, DataError
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
+from everseg.progress import counting
 from everseg.runs.commit import verify, write_json
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_model, model_folder_at
@@ -45,7 +46,7 @@ class Prediction(Result):
     """The predicted class of every pixel of one image. A notebook shows the classes over the image."""
 
     ids: np.ndarray
-    """(H, W) uint8 train ids."""
+    """(H, W) train ids, uint8; uint16 where the branch has more than 255 outputs."""
     classes: tuple[str, ...]
     """Name of each train id."""
     image: np.ndarray
@@ -111,6 +112,8 @@ class Predictions(Result, Sequence[WrittenPrediction]):
     files: tuple[WrittenPrediction, ...]
     branches: Mapping[str, str]
     """Name of an image below `out`, without its ending -> branch that predicted it."""
+    notes: tuple[str, ...] = ()
+    """Which files of the folders were left out, and why."""
 
     @overload
     def __getitem__(self, at: int) -> WrittenPrediction: ...
@@ -134,6 +137,7 @@ class Predictions(Result, Sequence[WrittenPrediction]):
                 {"image": name, "mask": str(written.mask), "overlay": str(written.overlay), "branch": branch}
                 for (name, branch), written in zip(self.branches.items(), self.files, strict=True)
             ],
+            "notes": list(self.notes),
         }
 
 
@@ -211,9 +215,8 @@ class LoadedModel:
         else:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, (pixels.shape[0], pixels.shape[1]))
-        return Prediction(
-            ids.cpu().numpy(), self.spaces[branch].names, picture_of(pixels, self.form.channels), branch
-        )
+        picture = picture_of(pixels, self.form.channels)
+        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, picture, branch)
 
     def _ids(self, image: Tensor, branch: str, size: tuple[int, int]) -> Tensor:
         """Predict the classes, (H, W), of an image (3, h, w) uint8 that already has the network's input size."""
@@ -232,6 +235,11 @@ class LoadedModel:
 
     def _normalised(self, image: Tensor) -> Tensor:
         return normalise(image, self.form.normalisation, self.form.channels)
+
+
+def _stored(ids: np.ndarray) -> np.ndarray:
+    """Train ids in the type that masks are written in: uint8, or uint16 above 255 outputs."""
+    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)
 
 
 def load(
@@ -275,6 +283,7 @@ def predict(
     builder: Any = None,
     domain: str | None = None,
     infer_domain: bool = False,
+    quiet: bool = False,
 ) -> Predictions:
     """Predict images and folders of images. Write id masks and overlays.
 
@@ -287,27 +296,43 @@ def predict(
         infer_domain: choose the branch of every image from the domains' batch-norm statistics. The file `domains.json`
             beside the masks lists the choices.
         builder: the builder of your own architecture, if the model is not a built-in one.
+        quiet: print no progress.
 
     Returns:
-        The files of each image. Masks hold train ids. The file MASK_IDS beside them names the ids, separately for each
-        branch if `infer_domain` is set.
+        The files of each image, and notes about the files that were left out. Masks hold train ids. The file MASK_IDS
+        beside them names the ids, separately for each branch if `infer_domain` is set.
 
     Raises:
         ConfigError: the model has several branches, and `domain` is missing or unknown; or a result would overwrite an
             input image. (Results of an earlier call are replaced.)
-        DataError: no image is found, or some cannot be read. The message lists all of them, and nothing is written.
+        DataError: no image is found, or some cannot be read; the message lists all of them. If their headers show it,
+            nothing is written. Damage behind a sound header is found when the image is decoded; the results of all
+            others are then written.
     """
     model = load(path, step=step, builder=builder)
     model.check_branch(domain, infer_domain)
     out = Path(out)
-    written, taken = [], {}
-    for image, stem in _checked_files(images, out, model.form.reading):
-        prediction = model.predict(image, branch=domain, infer_domain=infer_domain)
-        written.append(WrittenPrediction(*write_prediction(out / stem, prediction.ids, prediction.image)))
-        taken[stem.as_posix()] = prediction.branch
+    written, taken, damaged = [], {}, []
+    files, left_out = files_to_predict(images, out, model.form.reading)
+    with counting("predicting", quiet=quiet) as advance:
+        for number, (image, stem) in enumerate(files):
+            try:
+                prediction = model.predict(image, branch=domain, infer_domain=infer_domain)
+            except DataError as error:
+                damaged.append(str(error))
+            else:
+                results = write_prediction(out / stem, prediction.ids, prediction.image)
+                written.append(WrittenPrediction(*results))
+                taken[stem.as_posix()] = prediction.branch
+            advance(number + 1, len(files))
+    if not taken:
+        raise DataError("\n  ".join([f"{len(damaged)} unreadable images; nothing was written:", *damaged]))
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
     if infer_domain:
         write_json(out / "domains.json", taken)
     write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
-    return Predictions(out, tuple(written), taken)
+    if damaged:
+        head = f"{len(damaged)} unreadable images; the other {len(written)} are written to {out}:"
+        raise DataError("\n  ".join([head, *damaged, *left_out]))
+    return Predictions(out, tuple(written), taken, tuple(left_out))

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from everseg.losses.argmax import Strip, argmax_of_sum
+from everseg.losses.argmax import Strip, argmax_of_sum, ids_type
 from everseg.losses.pixelwise import full_precision
 from everseg.models.branch_choice import branch_distances
 from everseg.models.model import SegmentationModel
@@ -31,19 +31,22 @@ def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
         image: (3, H, W), any type, on the network's device.
 
     Returns:
-        (H, W) uint8 train ids on that device.
+        (H, W) train ids, as `predict_ids` gives them, on that device.
     """
     height, width = image.shape[1:]
     tall = min(windows.side, height)
     tops = set(windows.starts(height))
-    ids = torch.empty(height, width, dtype=torch.uint8, device=image.device)
+    ids: Tensor | None = None
     seen: list[Strip] = []
     # Band borders lie where a row of windows begins or ends, so all rows of a band have the same windows.
     for start, stop in pairwise(sorted(tops | {top + tall for top in tops})):
         seen = [strip for strip in seen if strip.top + tall > start]  # drop windows that end above this band
         if start in tops:
             seen.append(_strip(see, image, windows, start))
+        if ids is None:
+            ids = torch.empty(height, width, dtype=ids_type(seen[0].logits.shape[1]), device=image.device)
         argmax_of_sum(seen, start, ids[start:stop])
+    assert ids is not None  # an image has a row
     return ids
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.losses.banded import on_all_threads
 from everseg.losses.pixelwise import full_precision
 
@@ -18,6 +18,11 @@ _BAND_PIXELS = 2**16
 """Pixels of a band on the CPU: its buffers then stay in a core's cache (measured)."""
 _BAND_BYTES = 2**26
 """Bytes of a band of logits on other devices, where many small operations would mostly wait for their start."""
+
+
+def ids_type(num_classes: int) -> torch.dtype:
+    """Type of a map of predicted train ids: bytes wherever they suffice."""
+    return torch.uint8 if num_classes <= IGNORED else torch.int32
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,12 @@ def predict_ids(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Arg-max class of every pixel, from small logits, without logits at full resolution.
 
     Args:
-        logits: (B, C, h, w), finite, any floating type and resolution; C <= 255.
+        logits: (B, C, h, w), finite, any floating type and resolution; C <= 65,534.
         size: (H, W) wanted.
 
     Returns:
-        (B, H, W) uint8 train ids on the logits' device: the arg-max of the logits resized bilinearly (corners not
-        aligned), of equal ones the first. Resized values are those of `torch.nn.functional.interpolate` up to their
+        (B, H, W) train ids of `ids_type` on the logits' device: the arg-max of the logits resized bilinearly (corners
+        not aligned), of equal ones the first. Resized values are those of `torch.nn.functional.interpolate` up to their
         last digits, so the class can be another only where the two largest agree but for these. Beside the result
         the memory taken depends on the width and the number of classes, not on the height. Nothing waits for the
         device.
@@ -56,13 +61,13 @@ def predict_ids(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     >>> predict_ids(torch.tensor([[[[4.0, 0.0]], [[1.0, 1.0]]]]), (1, 8)).tolist()
     [[[0, 0, 0, 0, 0, 1, 1, 1]]]
     """
-    if logits.dim() != 4 or not 1 <= logits.shape[1] <= IGNORED:
+    if logits.dim() != 4 or not 1 <= logits.shape[1] < IGNORED_WIDE:
         raise ValueError(
-            f"predict_ids: expected logits (B, C, h, w) of at most {IGNORED} classes, "
+            f"predict_ids: expected logits (B, C, h, w) of at most {IGNORED_WIDE - 1} classes, "
             f"got shape {tuple(logits.shape)}"
         )
     height, width = size
-    ids = torch.empty(len(logits), height, width, dtype=torch.uint8, device=logits.device)
+    ids = torch.empty(len(logits), height, width, dtype=ids_type(logits.shape[1]), device=logits.device)
     for one, out in zip(full_precision(logits), ids, strict=True):
         argmax_of_sum([Strip(one[None], 0, (0,), height, width)], 0, out)
     return ids
@@ -76,7 +81,7 @@ def argmax_of_sum(strips: Sequence[Strip], top: int, out: Tensor) -> None:
         strips: all windows that see the rows, at least one over every pixel. Where every class has the same number
             of summands, as here, the arg-max of the sum is that of the mean.
         top: first of the rows.
-        out: (r, W) uint8, the rows to write, of the image's full width.
+        out: (r, W) of `ids_type`, the rows to write, of the image's full width.
     """
     if out.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
@@ -129,6 +134,9 @@ def _argmax_band(
             new = into.numpy()
             np.greater(new, largest, out=above)
             np.maximum(largest, new, out=largest)
+            if ids.dtype != np.uint8:
+                np.copyto(ids, number, where=above)
+                continue
             # `mark` is `above` seen as bytes: times the class it holds the class where it won and 0 elsewhere. Classes
             # ascend, so the largest mark is the latest winner: no condition per pixel.
             np.multiply(mark, number, out=mark)

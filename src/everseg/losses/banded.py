@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import ignored_id
 from everseg.losses.bilinear import BandedResize, banded_resize
 from everseg.losses.classification import cross_entropy, unbiased_cross_entropy
 from everseg.losses.closed_form import Buffers, ClosedForm
@@ -390,7 +390,7 @@ def _divisor(term: Term, label: Tensor, logits: Tensor) -> Tensor | int:
         return label.numel()
     counted = torch.ones_like(label, dtype=logits.dtype) if term.mask is None else term.mask.to(logits)
     if term.reads("label"):
-        ignored = label == IGNORED
+        ignored = label == ignored_id(logits.shape[1])
         weight = term.options.get("weight")
         if weight is not None and term.loss in (cross_entropy, unbiased_cross_entropy):
             # entry 0 is the weight of all old classes in the unbiased form

@@ -1,6 +1,7 @@
 """Losses against labels: cross-entropy, its unbiased form, binary cross-entropy, iCaRL, focal.
 
-In all of them `label` is (B, H, W) at the resolution of `logits` (B, C, H, W), with 255 = ignored.
+In all of them `label` is (B, H, W) at the resolution of `logits` (B, C, H, W), with 255 = ignored. Above 255 classes
+ignored is 65,535 (`everseg.labels.ignored_id`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import ignored_id
 from everseg.losses.pixelwise import (
     Over,
     Reduction,
@@ -58,8 +59,10 @@ def cross_entropy(
     logits = checked_logits("cross_entropy", logits)
     label = checked_label("cross_entropy", label, logits)
     weight = _checked_weight("cross_entropy", weight, logits)
-    per_pixel = _cross_entropy(logits, label, weight)
-    return reduce(per_pixel, label, over, reduction=reduction, weight=_pixel_weight(label, weight))
+    ignored = ignored_id(logits.shape[1])
+    per_pixel = _cross_entropy(logits, label, weight, ignored)
+    pixel_weight = _pixel_weight(label, weight, ignored)
+    return reduce(per_pixel, label, over, reduction=reduction, weight=pixel_weight, ignored=ignored)
 
 
 def unbiased_cross_entropy(
@@ -101,16 +104,18 @@ def unbiased_cross_entropy(
     checked_num_old("unbiased_cross_entropy", num_old, logits.shape[1])
     label = checked_label("unbiased_cross_entropy", label, logits)
     weight = _checked_weight("unbiased_cross_entropy", weight, logits)
+    ignored = ignored_id(logits.shape[1])
     old, new = logits.split([num_old, logits.shape[1] - num_old], dim=1)  # (B, K, H, W) and (B, C - K, H, W)
     logits = torch.cat([torch.logsumexp(old, dim=1, keepdim=True), new], dim=1)  # (B, 1 + C - K, H, W)
     # Background and old classes share channel 0 now, and new classes move down by K - 1. The clamp keeps negative
     # labels negative: on CUDA nothing else checks them, and the kernel aborts on a negative label.
     merged = torch.where(label < num_old, label.clamp(max=0), label - (num_old - 1))
-    label = merged.masked_fill(label == IGNORED, IGNORED)  # the shift above has moved 255, too
+    label = merged.masked_fill(label == ignored, ignored)  # the shift above has moved it, too
     if weight is not None:
         weight = torch.cat([weight[:1], weight[num_old:]])
-    per_pixel = _cross_entropy(logits, label, weight)
-    return reduce(per_pixel, label, over, reduction=reduction, weight=_pixel_weight(label, weight))
+    per_pixel = _cross_entropy(logits, label, weight, ignored)
+    pixel_weight = _pixel_weight(label, weight, ignored)
+    return reduce(per_pixel, label, over, reduction=reduction, weight=pixel_weight, ignored=ignored)
 
 
 def binary_cross_entropy(
@@ -146,7 +151,8 @@ def binary_cross_entropy(
     logits = checked_logits("binary_cross_entropy", logits)
     label = checked_label("binary_cross_entropy", label, logits)
     weight = _checked_weight("binary_cross_entropy", weight, logits)
-    valid = label != IGNORED
+    ignored = ignored_id(logits.shape[1])
+    valid = label != ignored
     if weight is None:
         # Against a one-hot target every sigmoid costs softplus(x), and the labelled one gets its logit back.
         per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid  # (B, H, W)
@@ -154,7 +160,7 @@ def binary_cross_entropy(
         factor = weight.view(1, -1, 1, 1)
         softplus = F.softplus(logits, threshold=LINEAR_FROM)
         per_pixel = ((softplus * factor).sum(dim=1) - _picked(logits * factor, label)) * valid
-    return reduce(per_pixel, label, over, reduction=reduction)
+    return reduce(per_pixel, label, over, reduction=reduction, ignored=ignored)
 
 
 def icarl(
@@ -194,7 +200,7 @@ def icarl(
     num_old = teacher_logits.shape[1]
     checked_num_old("icarl", num_old, logits.shape[1])
     first = 1 if background_from_label else 0
-    by_label = (label >= num_old) & (label != IGNORED)
+    by_label = (label >= num_old) & (label != ignored_id(logits.shape[1]))
     if background_from_label:
         by_label = by_label | (label == 0)
     target = teacher_logits[:, first:].sigmoid().to(logits.dtype)
@@ -268,14 +274,15 @@ def focal(
         raise ValueError(f"focal: gamma must be 0 or at least 1, got {gamma}")
     logits = checked_logits("focal", logits)
     label = checked_label("focal", label, logits)
-    entropy = _cross_entropy(logits, label, None)
+    ignored = ignored_id(logits.shape[1])
+    entropy = _cross_entropy(logits, label, None, ignored)
     # 1 - p_y = 1 - exp(-entropy); expm1 keeps its digits where p_y is near 1.
     per_pixel = alpha * (-torch.expm1(-entropy)) ** gamma * entropy
-    return reduce(per_pixel, label, over, reduction=reduction)
+    return reduce(per_pixel, label, over, reduction=reduction, ignored=ignored)
 
 
-def _cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
-    return F.cross_entropy(logits, label, weight=weight, ignore_index=IGNORED, reduction="none")
+def _cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
+    return F.cross_entropy(logits, label, weight=weight, ignore_index=ignored, reduction="none")
 
 
 def _softplus_sum(logits: Tensor) -> Tensor:
@@ -284,7 +291,7 @@ def _softplus_sum(logits: Tensor) -> Tensor:
 
 def _picked(logits: Tensor, label: Tensor) -> Tensor:
     """The logit of the labelled class; channel 0 where ignored."""
-    index = label.masked_fill(label == IGNORED, 0)
+    index = label.masked_fill(label == ignored_id(logits.shape[1]), 0)
     return logits.gather(1, index.unsqueeze(1)).squeeze(1)
 
 
@@ -296,9 +303,9 @@ def _checked_weight(loss: str, weight: Tensor | None, logits: Tensor) -> Tensor 
     return weight.to(device=logits.device, dtype=logits.dtype)
 
 
-def _pixel_weight(label: Tensor, weight: Tensor | None) -> Tensor | None:
+def _pixel_weight(label: Tensor, weight: Tensor | None, ignored: int) -> Tensor | None:
     """The weight of each pixel's class, 0 where ignored."""
     if weight is None:
         return None
-    ignored = label == IGNORED
-    return weight[label.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+    left_out = label == ignored
+    return weight[label.masked_fill(left_out, 0)].masked_fill(left_out, 0)

@@ -61,6 +61,7 @@ def contrast(
     certainty: bool = True,
     shifted: bool = False,
     block: int | None = None,
+    ignored: int = IGNORED,
 ) -> Tensor:
     """Pull the features of pixels of one class together and push those of other classes away.
 
@@ -85,6 +86,7 @@ def contrast(
         certainty: whether J weighs the pairs; False = 1.
         shifted: the authors' code, which lowers s_p by the largest s of the anchor, 1/temperature, and s_n not.
         block: anchors that are compared at a time; None chooses. It changes memory and the last digits only.
+        ignored: label of ignored pixels, `everseg.labels.ignored_id(C)`.
 
     Returns:
         Scalar >= 0, the mean over the anchors that have a positive; 0 where there is none.
@@ -97,13 +99,13 @@ def contrast(
     ids = mixed_labels(label, teacher_logits).flatten()
     teacher = normalised_pixels(teacher_features.detach().to(student))
     belief = _pixels(full_precision(teacher_logits).detach().to(student)).softmax(dim=1)  # (M, K)
-    anchor = (ids > 0) & (ids != IGNORED)
+    anchor = (ids > 0) & (ids != ignored)
     taught = anchor & (label.flatten() == 0)
     others = _Set(
         torch.cat([student.detach(), teacher]),
         torch.cat([torch.where(anchor, ids, -1), torch.where(taught, ids, -1)]),
         torch.cat([belief, belief]) if certainty else None,
-        label.masked_fill(label == 0, IGNORED).amin() if first_new is None else first_new,
+        label.masked_fill(label == 0, ignored).amin() if first_new is None else first_new,
     )
     rows = block or max(1, (_BLOCK if ids.device.type == "cpu" else _LARGE_BLOCK) // len(others.ids))
     # Blocks are recomputed in backward, so that only one of them is held; a single one is simply kept.

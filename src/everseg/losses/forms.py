@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import ignored_id
 from everseg.losses.classification import (
     binary_cross_entropy,
     cross_entropy,
@@ -89,7 +89,7 @@ class Pixels:
     @property
     def valid(self) -> Tensor:
         """Which are not ignored."""
-        return self.label != IGNORED
+        return self.label != ignored_id(self.num_classes)
 
 
 def _cross_entropy(at: Pixels, factor: Tensor, *, weight: Tensor | None = None) -> Parts:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, IGNORED_WIDE, ignored_id
 
 Over = Literal["all", "valid"]
 """Pixels in the denominator of a mean: every pixel, or only those that count."""
@@ -59,8 +59,8 @@ def checked_logits(loss: str, logits: Tensor) -> Tensor:
             f"{loss}: expected non-empty floating logits (B, C, H, W), "
             f"got {logits.dtype} of shape {tuple(logits.shape)}"
         )
-    if logits.shape[1] > IGNORED:
-        raise ValueError(f"{loss}: {logits.shape[1]} classes; train ids end at {IGNORED - 1}")
+    if logits.shape[1] >= IGNORED_WIDE:
+        raise ValueError(f"{loss}: {logits.shape[1]} classes; train ids end at {IGNORED_WIDE - 2}")
     return full_precision(logits)
 
 
@@ -71,7 +71,7 @@ def checked_label(loss: str, label: Tensor, logits: Tensor) -> Tensor:
     a class abort on a value out of range.
 
     Raises:
-        ValueError: wrong shape or type, or a value that is neither in [0, C) nor 255.
+        ValueError: wrong shape or type, or a value that is neither in [0, C) nor `ignored_id(C)`.
     """
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(label.shape) != expected:
@@ -85,12 +85,13 @@ def checked_label(loss: str, label: Tensor, logits: Tensor) -> Tensor:
     # Reading a tensor's values on CUDA makes the host wait for the device in every iteration.
     if label.device.type == "cpu":
         num_classes = logits.shape[1]
-        bad = ((label < 0) | (label >= num_classes)) & (label != IGNORED)
+        ignored = ignored_id(num_classes)
+        bad = ((label < 0) | (label >= num_classes)) & (label != ignored)
         if bad.any():
             values = torch.unique(label[bad])[:5].tolist()
             raise ValueError(
                 f"{loss}: label values {values} out of range; "
-                f"expected 0..{num_classes - 1} for {num_classes} classes, or {IGNORED} for ignored pixels"
+                f"expected 0..{num_classes - 1} for {num_classes} classes, or {ignored} for ignored pixels"
             )
     return label
 
@@ -146,6 +147,7 @@ def reduce(
     *,
     reduction: Reduction = "mean",
     weight: Tensor | None = None,
+    ignored: int = IGNORED,
 ) -> Tensor:
     """Reduce a loss per pixel, in which ignored pixels are 0 already, to a scalar.
 
@@ -156,6 +158,7 @@ def reduce(
             pixels, or by the sum of `weight` where that is given.
         reduction: "mean", "sum", or "none" (gives `per_pixel` back).
         weight: (B, H, W) weight of each pixel, 0 on ignored ones, already multiplied into `per_pixel`.
+        ignored: the label of ignored pixels, `everseg.labels.ignored_id(C)`.
 
     Returns:
         Scalar; 0, with zero gradient, when "valid" finds no pixel to count (torch and the authors give nan).
@@ -176,7 +179,7 @@ def reduce(
     if reduction == "sum":
         return per_pixel.sum()
     if weight is None and label is not None:
-        weight = label != IGNORED
+        weight = label != ignored
     if over == "all" or weight is None:  # ignored pixels are 0 and stay in the denominator
         return per_pixel.mean()
     # Without a pixel to count the sum is 0 as well: dividing by 1 gives 0 with gradient 0. `where` instead of an `if`:

@@ -336,7 +336,13 @@ def orthogonality(
 
 
 def hidden_label(
-    label: Tensor, teacher_ids: Tensor, num_old: int, *, labelled: bool = False, known: Tensor | None = None
+    label: Tensor,
+    teacher_ids: Tensor,
+    num_old: int,
+    *,
+    labelled: bool = False,
+    known: Tensor | None = None,
+    ignored: int = IGNORED,
 ) -> Tensor:
     """Find the old classes in a batch: what `matching` compares.
 
@@ -346,15 +352,16 @@ def hidden_label(
         num_old: K, old classes, background included.
         labelled: old classes are in the label (sequential data), so the teacher is not asked.
         known: (C,) bool, the classes that have a prototype; None = all.
+        ignored: label of ignored pixels, `everseg.labels.ignored_id(C)`.
 
     Returns:
-        (B, h, w) int64 in 1..K-1; 255 where there is no old class, and for the background.
+        (B, h, w) int64 in 1..K-1; `ignored` where there is no old class, and for the background.
     """
-    found = label.long() if labelled else teacher_ids.long().masked_fill(label != 0, IGNORED)
+    found = label.long() if labelled else teacher_ids.long().masked_fill(label != 0, ignored)
     outside = (found == 0) | (found >= num_old)
     if known is not None:
         outside = outside | ~known[found.clamp(max=len(known) - 1)]
-    return found.masked_fill(outside, IGNORED)
+    return found.masked_fill(outside, ignored)
 
 
 def matching(
@@ -401,6 +408,7 @@ def sparsity(
     norm: Norm = "class_max",
     shrink: Shrink = "exponential",
     measure: Measure = "ratio",
+    ignored: int = IGNORED,
 ) -> Tensor:
     """How evenly a pixel's features lie over the channels: lowest where one channel holds them all.
 
@@ -408,7 +416,7 @@ def sparsity(
 
     Args:
         features: (B, D, h, w), not negative but for a leaky activation's small values; gradients flow.
-        label: (B, h, w); for `norm="class_max"` 255 is a class as well.
+        label: (B, h, w); for `norm="class_max"` `ignored` is a class as well.
         norm: "class_max" divides by the largest value of all channels and pixels of the pixel's class;
             "channel_max" by that of the position, "batch_max" by that of the batch; "l1" and "l2" by the position's
             norm over channels; "softmax" is over channels.
@@ -427,7 +435,7 @@ def sparsity(
     features = full_precision(features)
     if measure == "lasso":
         return features.abs().sum() / 2
-    scaled = _normalised(features, label, norm)
+    scaled = _normalised(features, label, norm, ignored)
     if measure == "entropy":
         return -(scaled * torch.log(scaled + 1e-10)).sum(dim=1).mean()
     shrunk = {"exponential": torch.exp, "squared": torch.square, "cubed": lambda g: g**3}
@@ -440,12 +448,12 @@ def sparsity(
     return torch.where(counts, ratio, 0).mean()
 
 
-def _normalised(features: Tensor, label: Tensor, norm: str) -> Tensor:
+def _normalised(features: Tensor, label: Tensor, norm: str, ignored: int) -> Tensor:
     """Features g (B, D, h, w) that `sparsity` measures."""
     if norm == "class_max":
-        index = torch.where(label == IGNORED, 0, label.long() + 1).flatten()  # 255 counts as a class
+        index = torch.where(label == ignored, 0, label.long() + 1).flatten()  # ignored counts as a class
         peaks = features.amax(dim=1).flatten()
-        largest = peaks.new_zeros(IGNORED + 1).scatter_reduce(0, index, peaks, "amax", include_self=False)
+        largest = peaks.new_zeros(ignored + 1).scatter_reduce(0, index, peaks, "amax", include_self=False)
         divisor = largest[index].view_as(label)[:, None]
         return torch.where(divisor > 0, features / torch.where(divisor > 0, divisor + _TINY, 1), 0)
     if norm == "channel_max":

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import ignored_id
 from everseg.losses.banded import on_all_threads
 from everseg.losses.bilinear import banded_resize
 from everseg.losses.pixelwise import Reduction, checked_logits, checked_teacher, reduce
@@ -107,6 +107,7 @@ def pseudo_labels(
                 f"pseudo_labels: expected one threshold for each of the teacher's {num_old} classes, got "
                 f"{tuple(limits.shape)}"
             )
+    ignored = ignored_id(num_classes)
     result = label.long().clone()
     kept = torch.zeros_like(result, dtype=torch.bool)
     certainty = torch.ones_like(result, dtype=teacher_logits.dtype) if confidence else None
@@ -123,10 +124,10 @@ def pseudo_labels(
             accepted = old & ~(largest < limits[best])
         out = result[number, here]
         if not keep_rejected:
-            out.masked_fill_(old & ~accepted, IGNORED)
+            out.masked_fill_(old & ~accepted, ignored)
         out.copy_(torch.where(accepted, best, out))
         if agreeing:
-            out.masked_fill_(accepted & (best != given), IGNORED)
+            out.masked_fill_(accepted & (best != given), ignored)
         kept[number, here] = accepted
         if certainty is not None:
             certainty[number, here] = torch.where(old, largest, certainty[number, here])

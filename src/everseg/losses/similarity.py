@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import ignored_id
 from everseg.losses.bilinear import banded_resize
 from everseg.losses.pixelwise import (
     Over,
@@ -165,7 +165,7 @@ def similarity_distillation(
             f"similarity_distillation: expected similarities {(logits.shape[1], num_old)}, got "
             f"{tuple(similarity.shape)}"
         )
-    counted = (label >= num_old) & (label != IGNORED)
+    counted = (label >= num_old) & (label != ignored_id(logits.shape[1]))
     shares = similarity.detach().to(logits)[label.masked_fill(~counted, 0)].movedim(3, 1)  # (B, K, H, W)
     target = torch.softmax(teacher_logits / temperature, dim=1) * shares + _TARGET_OFFSET
     own = torch.log_softmax(logits[:, :num_old] / temperature, dim=1)

@@ -302,11 +302,11 @@ class Method:
         """Prepare state from the data (for instance one teacher pass)."""
 
     def losses(self, batch: Batch, ctx: StepContext) -> Iterator[LossTerms]:
-        """Yield one dict of weighted terms per optimiser update."""
+        """Yield one dict of weighted terms, scalar tensors, per optimiser update, and at least one per batch."""
         raise NotImplementedError
 
-    def after_backward(self, ctx: StepContext) -> dict[str, Tensor]:
-        """Read the final gradients or add to them; the scalars returned are logged."""
+    def after_backward(self, ctx: StepContext) -> Mapping[str, Tensor | float] | None:
+        """Read the final gradients or add to them; the scalars returned, tensors or numbers, are logged."""
         return {}
 
     def finish_model(self, ctx: StepContext) -> None:

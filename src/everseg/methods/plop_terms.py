@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import ConfigError
-from everseg.labels import IGNORED
+from everseg.labels import ignored_id
 from everseg.losses import (
     Term,
     accepted_share,
@@ -182,7 +182,7 @@ def pseudo_terms(
         if rule.rejected == "soft":
             terms["soft"] = Term(soft_uncertain, mask=old & ~found.kept)
     if rule.learn == "new":
-        label = label.masked_fill(old, IGNORED)
+        label = label.masked_fill(old, ignored_id(logits.shape[1]))
     return {name: replace(term, image_weight=factor) for name, term in terms.items()}, label
 
 

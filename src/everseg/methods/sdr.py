@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from everseg.labels import ignored_id
 from everseg.losses import prototypes as by_class
 from everseg.losses.bilinear import resized_at
 from everseg.losses.pixelwise import full_precision
@@ -76,6 +77,7 @@ class SDR(Method):
         terms = at_label_size(own, student, batch, teacher)
         features = full_precision(student.features["encoder"])
         label = by_class.label_at(batch.label, features.shape[2:])
+        ignored = ignored_id(student.logits.shape[1])
         rows, count = self.prototypes.collect(features.detach(), label, batch.branch, ctx)
         if teacher is None:
             yield terms
@@ -94,6 +96,7 @@ class SDR(Method):
             "norm": self.sparsity_norm,
             "shrink": self.sparsity_shrink,
             "measure": self.sparsity_measure,
+            "ignored": ignored,
         }
         terms["sparsity"] = self.sparsity_weight * by_class.sparsity(features, label, **shape)
         # Without a background the pixels of old classes are ignored ones: nothing says where they are.
@@ -102,7 +105,9 @@ class SDR(Method):
             old = ctx.step.num_old(batch.branch)
             labelled = ctx.step.protocol == "sequential"
             # A class without features has no prototype, as all old ones in a model that another method has taught.
-            hidden = by_class.hidden_label(label, ids, old, labelled=labelled, known=count > 0)
+            hidden = by_class.hidden_label(
+                label, ids, old, labelled=labelled, known=count > 0, ignored=ignored
+            )
             kept = by_class.matching(features, hidden, rows, per_pixel=self.match_pixels, scrambled=scrambled)
             terms["matching"] = self.matching_weight * kept
         yield terms

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 
+from everseg.labels import ignored_id
 from everseg.losses.contrast import contrast, contrast_labels
 from everseg.losses.pixelwise import full_precision
 from everseg.methods.base import Method
@@ -70,5 +71,6 @@ class UCD(Method):
                 temperature=self.temperature,
                 certainty=self.certainty,
                 shifted=authors,
+                ignored=ignored_id(student.logits.shape[1]),
             )
         yield terms

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, IGNORED_WIDE, ignored_id
 from everseg.metrics import scores
 
-_ROWS = IGNORED + 3
-"""Rows of the internal table: labels below 0, 0..255, above 255."""
 _BLOCK = 2**16
 """Pixels counted at once on the CPU (measured)."""
 
@@ -19,9 +17,9 @@ class ConfusionMatrix:
     """Count pixels by (true class, predicted class).
 
     Counts are int64 and live on the device of the first update; on CUDA an update never waits for the device.
-    Pixels labelled 255 are ignored. Any other value outside [0, C), in labels or predictions (also predictions
-    under ignored pixels), is an error: raised by the update itself on the CPU, by the next reading of the counts
-    elsewhere.
+    Pixels labelled 255 are ignored (65,535 above 255 classes). Any other value outside [0, C), in labels or predictions
+    (also predictions under ignored pixels), is an error: raised by the update itself on the CPU, by the next reading of
+    the counts elsewhere.
 
     Source: rows are the truth, as in the authors' code; unlike there, labels out of range raise instead of vanishing.
 
@@ -33,18 +31,25 @@ class ConfusionMatrix:
     [0.5, 0.5]
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignored: int | None = None) -> None:
         """Start with no pixel counted.
 
         Args:
-            num_classes: C, in 1..255.
+            num_classes: C, in 1..65,534. Tables have C^2 entries of 8 bytes.
+            ignored: label of ignored pixels; None = `everseg.labels.ignored_id(C)`.
 
         Raises:
-            ValueError: C outside 1..255.
+            ValueError: C outside 1..65,534.
         """
-        if not 1 <= num_classes <= IGNORED:
-            raise ValueError(f"ConfusionMatrix: num_classes must be in 1..{IGNORED}, got {num_classes}")
+        if not 1 <= num_classes < IGNORED_WIDE:
+            raise ValueError(
+                f"ConfusionMatrix: num_classes must be in 1..{IGNORED_WIDE - 1}, got {num_classes}"
+            )
         self.num_classes = num_classes
+        self.ignored = ignored_id(num_classes) if ignored is None else ignored
+        # Rows of the internal table: labels below 0, 0..255, above 255. With more classes a row for every label up to
+        # 65,535 would be mostly empty: there the row behind the classes is the ignored label's.
+        self._last = IGNORED if self.ignored == IGNORED and num_classes <= IGNORED else num_classes
         self._table: Tensor | None = None
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
@@ -137,7 +142,7 @@ class ConfusionMatrix:
                     f"ConfusionMatrix: cannot merge {len(array)} classes into {self.num_classes}"
                 )
             device = other.device if isinstance(other, Tensor) else "cpu"
-            table = torch.zeros(_ROWS, self.num_classes + 2, dtype=torch.int64)
+            table = torch.zeros(self._last + 3, self.num_classes + 2, dtype=torch.int64)
             self._classes(table).copy_(torch.from_numpy(array))
             table = table.to(device)
         if table is not None:
@@ -147,7 +152,7 @@ class ConfusionMatrix:
         """A new matrix with the counts of both."""
         if not isinstance(other, ConfusionMatrix):
             return NotImplemented
-        total = ConfusionMatrix(self.num_classes)
+        total = ConfusionMatrix(self.num_classes, self.ignored)
         total.merge(self)
         total.merge(other)
         return total
@@ -157,6 +162,8 @@ class ConfusionMatrix:
 
     def _in_range(self, prediction: Tensor, label: Tensor) -> bool:
         """Whether all predictions are classes and all labels bytes."""
+        if self._last != IGNORED or self.num_classes > IGNORED:
+            return False
         if not prediction.numel():
             return True
         (least, most), (lowest, highest) = prediction.aminmax(), label.aminmax()
@@ -165,7 +172,7 @@ class ConfusionMatrix:
     def _count_on_the_cpu(self, prediction: np.ndarray, label: np.ndarray) -> Tensor:
         """Make the table of `_count` for values in range, by blocks whose index stays in the cache."""
         width = self.num_classes + 2
-        counts = np.zeros(_ROWS * width, np.int64)
+        counts = np.zeros((IGNORED + 3) * width, np.int64)
         index = np.empty(min(_BLOCK, len(label)), np.int64)
         for start in range(0, len(label), _BLOCK):
             rows, columns = label[start : start + _BLOCK], prediction[start : start + _BLOCK]
@@ -176,18 +183,23 @@ class ConfusionMatrix:
             found = np.bincount(block, minlength=256 * width)
             # One row and one column later: the table's first ones are for values below 0.
             counts[width + 1 : width + 1 + len(found)] += found
-        return torch.from_numpy(counts).view(_ROWS, width)
+        return torch.from_numpy(counts).view(IGNORED + 3, width)
 
     def _count(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Pixels by label (rows: below 0, 0..255, above 255) and prediction (columns: below 0, 0..C-1, above)."""
-        rows = label.reshape(-1).long().clamp(-1, IGNORED + 1)
+        rows = label.reshape(-1).long()
+        if self._last != IGNORED:
+            rows = torch.where(
+                rows == self.ignored, self._last, torch.where(rows == self._last, self._last + 1, rows)
+            )
+        rows = rows.clamp(-1, self._last + 1)
         columns = prediction.reshape(-1).long().clamp(-1, self.num_classes)
         width = self.num_classes + 2
         index = torch.add(columns, rows, alpha=width).add_(width + 1)
         # Not bincount: on CUDA it waits for the largest index. Integer sums are exact in any order.
         one = torch.ones((), dtype=torch.int64, device=index.device)
-        flat = torch.zeros(_ROWS * width, dtype=torch.int64, device=index.device)
-        return flat.index_add_(0, index, one.expand_as(index)).view(_ROWS, width)
+        flat = torch.zeros((self._last + 3) * width, dtype=torch.int64, device=index.device)
+        return flat.index_add_(0, index, one.expand_as(index)).view(self._last + 3, width)
 
     def _classes(self, table: Tensor) -> Tensor:
         return table[1 : self.num_classes + 1, 1 : self.num_classes + 1]
@@ -199,13 +211,13 @@ class ConfusionMatrix:
         # Zero what is allowed; whatever is left was out of range. Labels may also be 255, predictions may not.
         labels, predictions = table.sum(1), table.sum(0)
         labels[1 : classes + 1] = 0
-        labels[IGNORED + 1] = 0
+        labels[self._last + 1] = 0
         predictions[1 : classes + 1] = 0
         if not labels.any() and not predictions.any():
             return
         found = []
         for name, counts, values, allowed in (
-            ("label", labels, label, f"0..{classes - 1}, or {IGNORED} = ignored"),
+            ("label", labels, label, f"0..{classes - 1}, or {self.ignored} = ignored"),
             ("prediction", predictions, prediction, f"0..{classes - 1}"),
         ):
             if not counts.any():
@@ -216,7 +228,9 @@ class ConfusionMatrix:
                 seen = [_name(row - 1, len(counts) - 2) for row in counts.nonzero().flatten().tolist()]
             else:
                 bad = (values < 0) | (values >= classes)
-                seen = torch.unique(values[bad & (values != IGNORED) if name == "label" else bad]).tolist()
+                seen = torch.unique(
+                    values[bad & (values != self.ignored) if name == "label" else bad]
+                ).tolist()
             listed = ", ".join(str(value) for value in seen[:5]) + (", ..." if len(seen) > 5 else "")
             found.append(f"{int(counts.sum())} pixels have a {name} of {listed}, expected {allowed}")
         raise ValueError("ConfusionMatrix: " + "; ".join(found))

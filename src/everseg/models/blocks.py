@@ -255,7 +255,7 @@ def _check_values(norm: _BatchNorm, input: Tensor) -> None:
     if norm.training and input.shape[0] * input.shape[2:].numel() == 1:
         raise ConfigError(
             f"batch norm cannot train on one value per channel (input {tuple(input.shape)}): give every process "
-            "at least two images at a time (train.batch, train.accumulate)"
+            "at least two images at a time, or larger ones"
         )
 
 

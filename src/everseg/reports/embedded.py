@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from everseg.data.class_colours import IGNORED_COLOUR, palette
+from everseg.data.class_colours import IGNORED_COLOUR, colourise, palette
 from everseg.labels import IGNORED
 
 QUALITY = 82
@@ -32,18 +32,23 @@ def photo(image: np.ndarray, side: int) -> str:
 
 
 def labels(ids: np.ndarray, side: int, colours: Sequence[Sequence[int]] | None = None) -> str:
-    """Encode ids (H, W) in 0 ... 255 as a PNG of mode P, scaled down without mixing ids.
+    """Encode ids (H, W) in 0 ... 255 as a PNG of mode P, scaled down without mixing ids; uint16 ids as colours.
 
     Args:
         colours: of the ids 0, 1, ...; default the palette of `engine.pictures`, 255 = ignored.
     """
     table = np.zeros((256, 3), np.uint8)
-    if colours is None:
+    if ids.dtype == np.uint16:
+        pass
+    elif colours is None:
         table[:IGNORED], table[IGNORED] = palette(IGNORED), IGNORED_COLOUR
     else:
         table[: len(colours)] = colours
-    picture = Image.fromarray(ids.astype(np.uint8))
-    picture.putpalette(table.tobytes())
+    if ids.dtype == np.uint16:
+        picture = Image.fromarray(colourise(ids))
+    else:
+        picture = Image.fromarray(ids.astype(np.uint8))
+        picture.putpalette(table.tobytes())
     if max(picture.size) > side:
         scale = side / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -22,7 +22,7 @@ from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.inference.count import user_builder, views_of
-from everseg.labels import IGNORED, LabelSpace, find_name, spelling
+from everseg.labels import LabelSpace, find_name, spelling
 from everseg.metrics import defined_mean
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
@@ -129,9 +129,10 @@ def write_features(
     if left_out:
         progress.message(f"note: left out, not known yet after step {before}: {', '.join(left_out)}")
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
-    if after >= len(prepared.steps) or dict(prepared.steps[after].spaces) != spaces:
+    step = next((step for step in prepared.steps if step.index == after), None)
+    if step is None or dict(step.spaces) != spaces:
         raise DataError(f"the data have other classes now than when {folder.path} was trained; restore them")
-    sources = [_some_images(s, images, seed) for s in prepared.steps[after].test if s.branch in known]
+    sources = [_some_images(s, images, seed) for s in step.test if s.branch in known]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     builder = user_builder(config.model)
     first, second = (folder.load_final(index, builder)[0].to(device) for index in (before, after))
@@ -553,7 +554,7 @@ def draw_pixels(
             cells_of = labels_at(label, (maps.shape[-2], maps.shape[-1])).flatten(1).numpy()
             for pair, labels, sample in zip(maps.flatten(3), cells_of, ids, strict=True):
                 keys = np.random.default_rng(derive_seed(seed, source.name, sample)).random(len(labels))
-                for train_id in np.unique(labels[labels != IGNORED]).tolist():
+                for train_id in np.unique(labels[labels != source.ignored]).tolist():
                     cells = np.flatnonzero(labels == train_id)
                     draw = draws.setdefault((source.name, names[train_id]), _Draw(limit))
                     draw.add(keys[cells], cells, pair)

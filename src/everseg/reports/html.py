@@ -164,12 +164,14 @@ def _data(
         )
         notes += _sentences(told_names)
         return _Data(datasets, tests, [])
-    if last.index >= len(prepared.steps) or dict(prepared.steps[last.index].spaces) != last.spaces:
+    # The one step of an extension has the number that follows the bundle's steps.
+    step = next((step for step in prepared.steps if step.index == last.index), None)
+    if step is None or dict(step.spaces) != last.spaces:
         notes.append("The data have other classes now than in the run, so there are no pictures.")
         return None
     notes += _sentences(prepared.notes)
     told = _class_data(summarise(prepared.steps, prepared.counts))
-    return _Data(prepared.datasets, prepared.steps[last.index].test, told)
+    return _Data(prepared.datasets, step.test, told)
 
 
 def _sentences(notes: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from everseg.display import in_percent, percent
 from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.inference.count import user_builder, views_of
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.losses.argmax import predict_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
@@ -102,7 +102,10 @@ def look(
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
                     logits = model(batch.image, (source.branch,))[source.branch].logits
                 ids = (
-                    predict_ids(logits.float(), (batch.image.shape[-2], batch.image.shape[-1])).cpu().numpy()
+                    predict_ids(logits.float(), (batch.image.shape[-2], batch.image.shape[-1]))
+                    .cpu()
+                    .numpy()
+                    .astype(loaded.label.numpy().dtype, copy=False)
                 )
                 for one in range(len(loaded.ids)):
                     entry = found.setdefault(
@@ -195,7 +198,7 @@ def change(one: Looked) -> np.ndarray:
     result[was & right] = CHANGES.index("right")
     result[was & ~right] = CHANGES.index("forgotten")
     result[~was & right] = CHANGES.index("learnt")
-    result[one.label == IGNORED] = CHANGES.index("ignored")
+    result[one.label == (IGNORED if one.label.dtype == np.uint8 else IGNORED_WIDE)] = CHANGES.index("ignored")
     return result
 
 

@@ -192,8 +192,8 @@ class InputForm:
             "scale": scale,
             "mean": mean,
             "std": std,
-            "outputs": "logits: float32, (batch, outputs of the branch, h, w); mask: uint8 class ids, "
-            "(batch, height, width)",
+            "outputs": "logits: float32, (batch, outputs of the branch, h, w); mask: class ids, uint8 (uint16 "
+            "where an id is above 254), (batch, height, width)",
             "form": self.to_json(),
         }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, some
-from everseg.labels import IGNORED, LabelSpace, known_as, spelling
+from everseg.labels import IGNORED_WIDE, LabelSpace, known_as, spelling
 from everseg.models.build import from_description
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
@@ -31,8 +31,8 @@ A new key does not raise the number: this everseg keeps keys that it does not kn
 WEIGHTS = "model.safetensors"
 LINEAGE = "lineage.json"
 """File in which a bundle records how its model was made."""
-MOST_IDS = IGNORED
-"""Number of lasting ids that fit a mask of bytes. The next number marks ignored pixels."""
+MOST_IDS = IGNORED_WIDE
+"""Number of lasting ids that fit a mask of 16 bits. The next number marks ignored pixels."""
 _RAW_IDS = range(-16, 65536)
 """Raw ids that a file may hold. Negative ones stand for outputs that no pixel of a mask shows."""
 

@@ -26,7 +26,7 @@ from everseg.labels import (
 from everseg.scenarios.combine import arranged, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.lists import check_list, check_own_lists, resolve_lists
 from everseg.scenarios.step_weights import weighted
-from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
+from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits, packed
 from everseg.scenarios.tasks import Groups, task_groups
 
 PROTOCOLS = ("disjoint", "overlapped", "sequential", "partitioned")
@@ -144,7 +144,7 @@ def class_incremental(
         def source(
             split: str, indices: np.ndarray, ids: Sequence[int], way: LabelPolicy, space: LabelSpace = space
         ) -> Source:
-            lut = space.lut(ids, way, labels.names).tobytes()
+            lut = packed(space.lut(ids, way, labels.names), space.num_classes)
             return Source(branch, dataset.name, split, tuple(int(i) for i in indices), lut)
 
         train = source(train_split, chosen[s], visible, policies.train)
@@ -183,7 +183,7 @@ def _train_images(
     neutral = set(labels.void) | ({labels.background} if labels.background is not None else set())
     for s, indices in enumerate(chosen):
         allowed = neutral.union(*groups[: s + 1])
-        foreign = [raw for raw in range(256) if raw not in allowed]
+        foreign = [raw for raw in range(present.shape[1]) if raw not in allowed]
         chosen[s] = indices[~present[indices][:, foreign].any(axis=1)]
     return chosen
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.errors import ConfigError, DataError
-from everseg.labels import IGNORED, SYNTHETIC_VOID, LabelSpace, spelling
-from everseg.scenarios.steps import Source, Step
+from everseg.labels import SYNTHETIC_VOID, LabelSpace, spelling
+from everseg.scenarios.steps import Source, Step, packed
 
 _HOLDOUT_STREAM = 0x4356
 """Part of the seed of the held-out images, so that no other draw of a run has the same random stream."""
@@ -138,7 +138,8 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
     def remapped(source: Source, other: int) -> Source:
         kept = own[source.branch]
         size = step.spaces[source.branch].num_classes
-        return _through(source, [kept.index(old) if old in kept else other for old in range(size)])
+        table = [kept.index(old) if old in kept else other for old in range(size)]
+        return _through(source, table, spaces[source.branch])
 
     # How the scenario labels not yet taught classes in test images differs by policy (background or ignored). An
     # earlier step that tested the same images shows it: its table has an entry for a class that it did not know yet.
@@ -148,12 +149,13 @@ def single(scenario: Sequence[Step], index: int) -> tuple[Step, ...]:
         for earlier in scenario[:index]:
             for other in (*earlier.test, *earlier.val):
                 if _key(other) == _key(source) and new is not None:
-                    return other.lut[space.order[new]]
-        return IGNORED
+                    found = other.lut[space.order[new]]
+                    return spaces[source.branch].ignored if found == other.ignored else found
+        return spaces[source.branch].ignored
 
     def neutral(source: Source) -> int:
-        background = spaces[source.branch].background
-        return IGNORED if background is None else background
+        space = spaces[source.branch]
+        return space.ignored if space.background is None else space.background
 
     test = [source for source in step.test if (source.branch, source.dataset) in trained]
     return (
@@ -203,12 +205,14 @@ def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
             # Images tested by an earlier scenario and by this one become one source, with the labels of both.
             tested = dict(carried)
             for source in step.test:
-                source = _through(source, moved[source.branch])
+                source = _through(source, moved[source.branch], known[source.branch])
                 if _key(source) in tested:
-                    source = _union([tested[_key(source)], source], known[source.branch].background)
+                    source = _union([tested[_key(source)], source], known[source.branch])
                 tested[_key(source)] = source
-            train = tuple(_through(source, moved[source.branch]) for source in step.train)
-            val = tuple(_through(source, moved[source.branch]) for source in step.val)
+            train = tuple(
+                _through(source, moved[source.branch], known[source.branch]) for source in step.train
+            )
+            val = tuple(_through(source, moved[source.branch], known[source.branch]) for source in step.val)
             result.append(Step(len(result), train, tuple(tested.values()), dict(known), grows, val))
         carried = tested or carried
     return tuple(result)
@@ -227,23 +231,24 @@ def _merged(sources: Iterable[Source], last: Step) -> tuple[Source, ...]:
     together: dict[_Key, list[Source]] = {}
     for source in sources:
         together.setdefault(_key(source), []).append(source)
-    return tuple(_union(parts, last.spaces[key[0]].background) for key, parts in together.items())
+    return tuple(_union(parts, last.spaces[key[0]]) for key, parts in together.items())
 
 
-def _union(parts: Sequence[Source], background: int | None) -> Source:
+def _union(parts: Sequence[Source], space: LabelSpace) -> Source:
     """Unite images, ascending. Where tables differ, classes win over background and ignored, then the last source."""
-    lut = bytearray(parts[-1].lut)
+    lut = [space.ignored if train_id == parts[-1].ignored else train_id for train_id in parts[-1].lut]
     for part in parts:
         for raw, train_id in enumerate(part.lut):
-            if train_id not in (background, IGNORED):
+            if train_id not in (space.background, part.ignored):
                 lut[raw] = train_id
     indices = sorted({i for part in parts for i in part.indices})
-    return replace(parts[-1], indices=tuple(indices), lut=bytes(lut))
+    return replace(parts[-1], indices=tuple(indices), lut=packed(lut, space.num_classes))
 
 
-def _through(source: Source, table: Sequence[int]) -> Source:
+def _through(source: Source, table: Sequence[int], space: LabelSpace) -> Source:
     """Send the train ids of a source through table[id]; ignored stays ignored."""
-    return replace(source, lut=bytes(v if v == IGNORED else table[v] for v in source.lut))
+    lut = (space.ignored if v == source.ignored else table[v] for v in source.lut)
+    return replace(source, lut=packed(lut, space.num_classes))
 
 
 def _own_outputs(scenario: Sequence[Step], index: int, branch: str) -> list[int]:

@@ -21,7 +21,7 @@ from everseg.labels import (
 from everseg.scenarios.class_incremental import class_incremental, validation_split
 from everseg.scenarios.combine import arranged, chain, check_settings, cross_validation, holds_out_later
 from everseg.scenarios.step_weights import weighted
-from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits
+from everseg.scenarios.steps import Labelled, Source, Step, Validation, missing_splits, packed
 from everseg.scenarios.tasks import resolve_classes
 
 VOID = "void"
@@ -294,7 +294,7 @@ def _whole(
     space = LabelSpace(((*head, *group, *tail),), names, background=0 if head else None)
 
     def source(split: str, policy: LabelPolicy) -> Source:
-        lut = space.lut(space.order, policy, labels.names).tobytes()
+        lut = packed(space.lut(space.order, policy, labels.names), space.num_classes)
         return Source(branch, dataset.name, split, tuple(range(len(counts[split]))), lut)
 
     train = source(train_split, policies.train)

@@ -12,7 +12,7 @@ from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, near_miss, some
 from everseg.labels import LabelPolicy, LabelSpace, find_name, policy_set, shared_classes
 from everseg.scenarios.combine import check_settings
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Source, Step, packed
 
 
 def build(
@@ -86,7 +86,9 @@ def build(
 
     def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
         table = space.lut_for(dataset.labels, train_ids, policy, ids)
-        return Source(known.branch, dataset.name, split, tuple(map(int, indices)), table.tobytes())
+        return Source(
+            known.branch, dataset.name, split, tuple(map(int, indices)), packed(table, space.num_classes)
+        )
 
     return (
         Step(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from everseg.data.batches.loader import shared_size
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED_WIDE
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import pixels_of
 
@@ -40,12 +40,13 @@ def impossible(
     problems = []
     for step in steps:
         for branch, space in step.spaces.items():
-            if step.grows.get(branch) and space.num_classes > IGNORED:
+            if step.grows.get(branch) and space.num_classes >= IGNORED_WIDE:
                 problems.append(
                     f"step {step.index}: {_branch(branch, step)}has {space.num_classes} outputs, and labels tell at "
-                    f"most {IGNORED} apart ({IGNORED} marks ignored pixels); teach fewer classes, or in several domains"
+                    f"most {IGNORED_WIDE - 1} apart ({IGNORED_WIDE} marks ignored pixels); teach fewer classes, or in "
+                    "several domains"
                 )
-        shares = []
+        shares, few = [], ""
         for branch, images in _images(step.train).items():
             where = f"step {step.index}: {_branch(branch, step)}"
             if images == 0:
@@ -60,9 +61,18 @@ def impossible(
             else:
                 share = shared_size(images, batch, processes) // processes
                 shares.append(share // min(parts, share) if share else 0)  # 0: `batch` is told below
+                if images < 2 * processes:
+                    several = f"s for {processes} processes" if processes > 1 else ""
+                    few = (
+                        f"{_branch(branch, step) or 'the step '}has {images} training image{several}, which no setting "
+                        "changes: add images of its classes, teach them with others in one step, "
+                        f"{'use fewer processes, ' if processes > 1 else ''}or crop them larger (data.crop)"
+                    )
         # With two or more images every norm sees at least two values, even on feature maps of one pixel.
         if shares and min(shares) == 1 and (why := trial(step)):
-            problems.append(f"step {step.index}: {why}")
+            problems.append(
+                f"step {step.index}: {why}; {few or 'raise train.batch, or lower train.accumulate'}"
+            )
     if batch < processes:
         problems.append(f"train.batch: {batch} images for {processes} processes; give each at least one")
     return problems

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
-from everseg.errors import ConfigError, DataError, some
+from everseg.errors import ConfigError, DataError, near_miss, some
 from everseg.scenarios.tasks import Groups, canonical_task
 
 _TABLES = "everseg.scenarios"
@@ -137,8 +138,9 @@ def resolve_lists(config: ScenarioConfig, dataset: Dataset, num_steps: int) -> l
 def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndarray]:
     """Read a user's lists: train-0, train-1, ... as .npy (integers) or .txt (one image per line).
 
-    Lines of a .txt are sample ids if all of them are ids of the split, else 0-based positions. Empty lines and
-    lines beginning with # are skipped.
+    Lines of a .txt are sample ids, or all of them 0-based positions: a file of ids with one that is mistyped is an
+    error. Where ids are numbers, all files hold the same of the two, and numbers that could mean either are refused.
+    Empty lines and lines beginning with # are skipped.
 
     Args:
         ids: sample ids of the training split, in its order.
@@ -148,7 +150,8 @@ def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndar
 
     Raises:
         ConfigError: folder or files missing, or more files than steps.
-        DataError: unreadable file, unknown id, position outside the split, or an image twice in a file.
+        DataError: unreadable file, unknown id, position outside the split, an image twice in a file, or numbers that
+            may be ids or positions.
     """
     if not folder.is_dir():
         raise ConfigError(
@@ -171,9 +174,10 @@ def read_lists(folder: Path, num_steps: int, ids: Sequence[str]) -> list[np.ndar
     if problems:
         raise ConfigError(problems)
     lists, faults = [], []
+    read = _reader(files, ids)
     for path in files:
         try:
-            indices = _read_npy(path) if path.suffix == ".npy" else _read_txt(path, ids)
+            indices = _read_npy(path) if path.suffix == ".npy" else read(path)
         except (OSError, ValueError) as error:
             faults.append(f"{path}: {error}")
             continue
@@ -238,17 +242,70 @@ def _read_npy(path: Path) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_txt(path: Path, ids: Sequence[str]) -> np.ndarray:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+def _reader(files: Sequence[Path], ids: Sequence[str]) -> Callable[[Path], np.ndarray]:
+    """Make the function that reads one of the text files, after a look at all of them.
+
+    Where ids are numbers, the files decide together whether they hold ids: one mistyped id alone in a file, beside
+    files of ids, would make it a file of positions.
+    """
     position = {name: i for i, name in enumerate(ids)}
-    # Ids go first: the stems of some data sets are numbers, too, and would be taken for positions.
+    texts: dict[Path, list[str]] = {}
+    for path in files:
+        if path.suffix == ".txt":
+            with contextlib.suppress(OSError, ValueError):  # told when it is its turn
+                texts[path] = _lines(path)
+    numbers = any(name.isdecimal() for name in ids)
+    listed = {path for path, lines in texts.items() if any(line in position for line in lines)}
+
+    def read(path: Path) -> np.ndarray:
+        lines = texts[path] if path in texts else _lines(path)
+        by_id = path in listed or (numbers and listed)
+        return _ids(lines, position) if by_id else _positions(lines, position)
+
+    return read
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _ids(lines: Sequence[str], position: Mapping[str, int]) -> np.ndarray:
+    """Positions of samples listed by id.
+
+    Raises:
+        ValueError: lines that are no id of the split.
+    """
     unknown = [line for line in lines if line not in position]
-    if not unknown:
-        return np.array([position[line] for line in lines], np.int64)
-    if all(line.isascii() and line.isdecimal() and len(line) < 10 for line in lines):
-        return np.array([int(line) for line in lines], np.int64)
-    raise ValueError(
-        f"{len(unknown)} of {len(lines)} lines are neither ids of the training split nor all positions, "
-        f"first '{unknown[0]}'"
-    )
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(lines)} lines are no ids of the training split, while others are, "
+            f"first '{unknown[0]}'{near_miss(unknown[0], position)}"
+        )
+    return np.array([position[line] for line in lines], np.int64)
+
+
+def _positions(lines: Sequence[str], position: Mapping[str, int]) -> np.ndarray:
+    """Positions that are listed as such.
+
+    Raises:
+        ValueError: lines that are no positions, or that could be ids written in another way, such as 7 for "007".
+    """
+    if not all(line.isascii() and line.isdecimal() and len(line) < 10 for line in lines):
+        unknown = [line for line in lines if not line.isdecimal()]
+        raise ValueError(
+            f"{len(unknown or lines)} of {len(lines)} lines are neither ids of the training split nor all positions, "
+            f"first '{(unknown or lines)[0]}'{near_miss((unknown or lines)[0], position)}"
+        )
+    numbered = {int(name): name for name in position if name.isascii() and name.isdecimal()}
+    open_to_both = [
+        line for line in lines if int(line) in numbered and position[numbered[int(line)]] != int(line)
+    ]
+    if open_to_both:
+        line = open_to_both[0]
+        raise ValueError(
+            f"'{line}' may be the position {int(line)}, or the id '{numbered[int(line)]}' written in another way "
+            f"({len(open_to_both)} of {len(lines)} lines are of this kind); write ids as the data set does, or put "
+            "positions into a .npy file"
+        )
+    return np.array([int(line) for line in lines], np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 
 from everseg.data.class_weights import class_weights, published_weights
 from everseg.errors import ConfigError
-from everseg.labels import IGNORED, SYNTHETIC_VOID, spelling
+from everseg.labels import SYNTHETIC_VOID, spelling
 from everseg.scenarios.steps import Labelled, Source, Step
 
 
@@ -58,14 +58,15 @@ def _computed(
     step: Step, branch: str, sources: Sequence[Source], counts: Mapping[str, np.ndarray]
 ) -> tuple[float, ...]:
     order = step.spaces[branch].order
-    pixels = np.zeros(256, np.int64)  # (256,) pixels per train id
+    ignored = step.spaces[branch].ignored
+    pixels = np.zeros(ignored + 1, np.int64)  # pixels per train id
     for source in sources:
         total = np.asarray(counts[f"{source.dataset}/{source.split}"])[list(source.indices)].sum(axis=0)
-        np.add.at(pixels, np.frombuffer(source.lut, np.uint8), total.astype(np.int64))
+        np.add.at(pixels, source.table, total.astype(np.int64))
     real = [i for i, raw in enumerate(order) if raw != SYNTHETIC_VOID]
     weights = np.zeros(len(order))
     # Ignored pixels count in the shares, but have no output: their weight is cut off again.
-    weights[real] = class_weights(np.append(pixels[real], pixels[IGNORED]))[:-1]
+    weights[real] = class_weights(np.append(pixels[real], pixels[ignored]))[:-1]
     return tuple(weights.tolist())
 
 
@@ -82,7 +83,7 @@ def _published(
         except ConfigError as error:
             return (), error.problems
         known = {spelling(name): weight for name, weight in table.items()}
-        for name in (space.names[i] for i in sorted(set(source.lut) - {IGNORED})):
+        for name in (space.names[i] for i in sorted(set(source.lut) - {source.ignored})):
             weight = known.get(spelling(name))
             if weight is None:
                 problems.append(

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from everseg.labels import IGNORED, LabelSpace, RawLabels
+from everseg.labels import IGNORED, IGNORED_WIDE, LabelSpace, RawLabels
 
 Validation = Literal["none", "split", "cross", "train"]
 """Images validated on: none, the split `val`, some of the training images held out, or the training images."""
@@ -34,6 +34,15 @@ class Labelled(Protocol):
     def labels(self) -> RawLabels: ...
 
 
+Table = bytes | tuple[int, ...]
+
+
+def packed(table: Iterable[int], num_classes: int) -> Table:
+    """Pack a table raw id -> train id: into bytes, or into a tuple where there are more than 255 outputs."""
+    values = [int(value) for value in table]
+    return bytes(values) if num_classes <= IGNORED else tuple(values)
+
+
 @dataclass(frozen=True)
 class Source:
     """Some images of one split, seen through one branch with one label table."""
@@ -44,8 +53,8 @@ class Source:
     split: str
     indices: tuple[int, ...]
     """Positions in the split, in the order they are read."""
-    lut: bytes
-    """256 bytes: raw id -> train id."""
+    lut: Table
+    """Raw id -> train id. Where a label space has more than 255 outputs it is a tuple; see `packed`."""
     domain: str = ""
     """Name under which test results are kept where a run has several domains; else empty."""
 
@@ -56,14 +65,30 @@ class Source:
 
     def labelled(self, space: LabelSpace) -> list[int]:
         """Raw ids that are labelled as a class of the branch's label space, ascending; its background is none."""
-        return [raw for raw, train_id in enumerate(self.lut) if train_id not in (IGNORED, space.background)]
+        return [
+            raw for raw, train_id in enumerate(self.lut) if train_id not in (self.ignored, space.background)
+        ]
+
+    @property
+    def ignored(self) -> int:
+        """Train id of ignored pixels in `lut`."""
+        return IGNORED if isinstance(self.lut, bytes) else IGNORED_WIDE
+
+    @property
+    def table(self) -> np.ndarray:
+        """`lut` as an array: uint8, or uint16 where train ids do not fit a byte; read-only."""
+        if isinstance(self.lut, bytes):
+            return np.frombuffer(self.lut, np.uint8)
+        return np.array(self.lut, np.uint16)
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything that decides which pixels with which labels are used."""
         # With fixed types and order, so that the digest is the same on every machine.
         head = f"{self.branch}|{self.dataset}|{self.split}|".encode()
-        return hashlib.sha256(head + np.asarray(self.indices, np.int64).tobytes() + self.lut).hexdigest()
+        return hashlib.sha256(
+            head + np.asarray(self.indices, np.int64).tobytes() + self.table.tobytes()
+        ).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from everseg.errors import some
-from everseg.labels import BACKGROUND, IGNORED, LabelSpace, PolicySet, RawLabels, is_background_name, spelling
+from everseg.labels import BACKGROUND, LabelSpace, PolicySet, RawLabels, is_background_name, spelling
 from everseg.scenarios.steps import Labelled, Source, Step
 
 
@@ -110,7 +110,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
     space = step.spaces[source.branch]
     for raw, train_id in enumerate(source.lut):
         number = int(pixels[:, raw].sum())
-        if train_id == IGNORED:
+        if train_id == source.ignored:
             totals["ignored"] += number
         elif train_id == space.background:
             totals["background"] += number
@@ -121,7 +121,7 @@ def _add_labels(totals: dict[str, Any], pixels: np.ndarray, source: Source, step
 
 
 def pixels_of(source: Source, counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(images of the source, 256) pixels per raw id."""
+    """(images of the source, raw ids) pixels per raw id."""
     # Runs on one data set may key the counts by the split alone.
     full = counts.get(f"{source.dataset}/{source.split}")
     table = counts[source.split] if full is None else full
@@ -140,7 +140,7 @@ def _hidden(step: Step, steps: Sequence[Step], source: Source, *, future: bool) 
             space = other.spaces[taught.branch]
             for raw, train_id in enumerate(taught.lut):
                 # Not a class there, or labelled here with the same train id: nothing is hidden.
-                if train_id in (IGNORED, space.background) or source.lut[raw] == train_id:
+                if train_id in (taught.ignored, space.background) or source.lut[raw] == train_id:
                     continue
                 hidden[raw] = space.names[train_id]
     return hidden
@@ -198,7 +198,7 @@ def _untaught(
 ) -> list[str]:
     """Classes of the data that no branch knows: what their pixels are trained as."""
     known = {spelling(name) for space, _ in own for name in space.names}
-    total = np.zeros(256, np.int64)
+    total = np.zeros(labels.width, np.int64)
     for split in dict.fromkeys(source.split for _, source in own):
         parts = [source for _, source in own if source.split == split]
         images = tuple(sorted({index for source in parts for index in source.indices}))
@@ -207,7 +207,9 @@ def _untaught(
     for raw in labels.classes:
         if spelling(labels.names[raw]) not in known:
             fate = (
-                "ignored" if all(source.lut[raw] == IGNORED for _, source in own) else "trained as background"
+                "ignored"
+                if all(source.lut[raw] == source.ignored for _, source in own)
+                else "trained as background"
             )
             fates.setdefault(fate, []).append(f"'{labels.names[raw]}' ({total[raw]:,} training pixels)")
     return [f"no step teaches {some(lonely, 12)} of {whose}: {fate}" for fate, lonely in fates.items()]

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from everseg.config.fields import DataConfig
-from everseg.data.batches.transforms import sample_rng
-from everseg.labels import IGNORED
+from everseg.data.batches.transforms import ignored_in, sample_rng
 
 Stream = Callable[[str], random.Random]
 """Name of an augmentation's setting -> its random stream for one sample in one epoch."""
@@ -72,12 +71,12 @@ def scaled_crop(
 
 
 def padded(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fill (C, h, w) and (h, w) up to squares of side `crop` at the bottom and at the right: black, ignored (255)."""
+    """Fill (C, h, w) and (h, w) up to squares of side `crop` at the bottom and at the right: black, ignored."""
     height, width = label.shape
     if (height, width) == (crop, crop):
         return image, label
     x = np.zeros((len(image), crop, crop), image.dtype)
-    y = np.full((crop, crop), IGNORED, label.dtype)
+    y = np.full((crop, crop), ignored_in(label), label.dtype)
     x[:, :height, :width], y[:height, :width] = image, label
     return x, y
 

@@ -9,14 +9,15 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from everseg.data.base import Split
+from everseg.data.base import Split, mask_fault
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.writing import write_atomically
-from everseg.errors import DataError
+from everseg.errors import DataError, some
 from everseg.labels import RawLabels
 
 FORMAT = 1
@@ -51,7 +52,7 @@ def class_counts(
         progress: called with (done, total) while masks are read; not called if the cache serves.
 
     Returns:
-        (N, 256) int32, void and background included.
+        (N, `labels.width`) int32, void and background included.
 
     Raises:
         DataError: masks that cannot be read, or ids that `labels` does not declare; one error names all files.
@@ -71,7 +72,7 @@ def class_counts(
         except DataError:  # it names the first bad file only; counting names all of them
             _build(split, labels, workers, progress)
             raise
-        counts = _load(folder, fingerprint, len(split))
+        counts = _load(folder, fingerprint, (len(split), labels.width))
     if counts is None:
         counts, digests = _build(split, labels, workers, progress)
         fingerprint = fingerprint or split.fingerprint(digests)  # type: ignore[call-arg]
@@ -86,18 +87,18 @@ def default_cache_dir() -> Path:
     return Path(named).expanduser() if named else Path("~/.cache/everseg").expanduser()
 
 
-def count_ids(mask: np.ndarray) -> np.ndarray:
-    """Pixels per raw id of one mask, (H, W) uint8 -> (256,) int32."""
+def count_ids(mask: np.ndarray, width: int = 256) -> np.ndarray:
+    """Pixels per raw id of one mask, (H, W) uint8 or uint16 -> (`width`,) int32, longer where an id is beyond."""
     # Masks consist of long runs of one id. Counting runs instead of pixels is quicker where there are few of them.
     pixels = mask.reshape(-1)
     (ends,) = (pixels[1:] != pixels[:-1]).nonzero()  # last pixel of each run but the last
     if not pixels.size or ends.size > pixels.size // 16:
-        return np.bincount(pixels, minlength=256).astype(np.int32)
+        return np.bincount(pixels, minlength=width).astype(np.int32)
     ends = np.append(ends, pixels.size - 1)
     lengths = ends.copy()
     lengths[1:] -= ends[:-1]
     lengths[0] += 1
-    return np.bincount(pixels[ends], lengths, 256).astype(np.int32)
+    return np.bincount(pixels[ends], lengths, width).astype(np.int32)
 
 
 def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | str] | np.ndarray) -> list[str]:
@@ -106,7 +107,7 @@ def undeclared(split: Split, labels: RawLabels, counts: Sequence[np.ndarray | st
     if not readable:
         return []
     rows = np.stack([counts[index] for index in readable])
-    rows[:, list(labels.declared)] = 0
+    rows[:, [raw for raw in labels.declared if raw < rows.shape[1]]] = 0
     lines = []
     for place in np.flatnonzero(rows.any(axis=1)):
         row = rows[place]
@@ -121,7 +122,7 @@ def require_declared(split: Split, labels: RawLabels, counts: np.ndarray) -> Non
     """Refuse masks with ids that are neither a class nor void.
 
     Args:
-        counts: (N, 256) pixels per raw id.
+        counts: (N, ids) pixels per raw id.
 
     Raises:
         DataError: names the files with id and pixel count, the likely cause, and the remedy.
@@ -188,18 +189,18 @@ def _build(
     split: Split, labels: RawLabels, workers: int | None, progress: Progress | None
 ) -> tuple[np.ndarray, list[str]]:
     """Return the counts, and the digests of the masks' files ([] where the split offers none)."""
-    results = map_samples(_count, split, len(split), workers=workers, progress=progress)
+    results = map_samples(partial(_count, labels), split, len(split), workers=workers, progress=progress)
     unreadable = [result for result in results if isinstance(result, str)]
     if unreadable:
         rows = [result if isinstance(result, str) else result[0] for result in results]
         faults = unreadable + undeclared(split, labels, rows)
         raise DataError(_listing(f"{len(faults)} masks of split '{split.name}' have faults:", faults))
     whole = [result for result in results if not isinstance(result, str)]
-    counts = np.stack([row for row, _ in whole]) if whole else np.zeros((0, 256), np.int32)
+    counts = np.stack([row for row, _ in whole]) if whole else np.zeros((0, labels.width), np.int32)
     return counts, [digest for _, digest in whole if digest]
 
 
-def _count(split: Split, index: int) -> tuple[np.ndarray, str] | str:
+def _count(labels: RawLabels, split: Split, index: int) -> tuple[np.ndarray, str] | str:
     """Count one mask; return the counts with the digest of its file ("" without one), or what is wrong with it."""
     read = getattr(split, "read_digested", None)
     try:
@@ -208,9 +209,14 @@ def _count(split: Split, index: int) -> tuple[np.ndarray, str] | str:
         return str(error)
     except OSError as error:
         return f"{split.id(index)}: {error}"
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        return f"{split.id(index)}: the mask is {mask.shape} {mask.dtype}, not (H, W) uint8 ids"
-    return count_ids(mask), digest
+    if fault := mask_fault(mask):
+        return f"{split.id(index)}: {fault}"
+    counts = count_ids(mask, labels.width)
+    if len(counts) > labels.width:  # ids that the table has no column for
+        far = [raw for raw in np.flatnonzero(counts).tolist() if raw not in labels.declared]
+        shown = some([f"id {raw} ({counts[raw]} pixels)" for raw in far], 8)
+        return f"{split.id(index)}: {shown}, not declared (declared: {ranges(labels.declared)})"
+    return counts, digest
 
 
 def _listing(head: str, lines: list[str]) -> str:
@@ -237,7 +243,7 @@ def _may_be_cached(folder: Path, length: int) -> bool:
     return False
 
 
-def _load(folder: Path, fingerprint: str, length: int) -> np.ndarray | None:
+def _load(folder: Path, fingerprint: str, shape: tuple[int, int]) -> np.ndarray | None:
     """Read the cached counts; None if they are missing or damaged."""
     data_path, manifest_path = _paths(folder, fingerprint)
     try:
@@ -250,11 +256,7 @@ def _load(folder: Path, fingerprint: str, length: int) -> np.ndarray | None:
         if manifest["sha256"] != hashlib.sha256(data).hexdigest():
             raise ValueError("checksum differs")
         counts = np.load(io.BytesIO(data), allow_pickle=False)
-        if (
-            manifest["fingerprint"] != fingerprint
-            or counts.shape != (length, 256)
-            or counts.dtype != np.int32
-        ):
+        if manifest["fingerprint"] != fingerprint or counts.shape != shape or counts.dtype != np.int32:
             raise ValueError("it belongs to other data")
     except (ValueError, KeyError, TypeError, EOFError) as error:
         warnings.warn(f"Class index {data_path} is damaged ({error}); it is built again.", stacklevel=3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from everseg.config.fields import DataConfig
-from everseg.data.base import Split, channels_of_split
+from everseg.data.base import Split, channels_of_split, require_sample
 from everseg.data.batches.augmentation import appearance, own_stream, padded, scaled_crop, turned
 from everseg.data.batches.transforms import (
     center_transform,
@@ -52,7 +52,7 @@ class Loaded:
     image: Tensor
     """(B, 3, H, W) uint8, or (B, channels, H, W) of `channels.array_type`."""
     label: Tensor
-    """(B, H, W) uint8 train ids."""
+    """(B, H, W) train ids, uint8; uint16 where there are more than 255 outputs."""
     ids: tuple[str, ...]
     """The samples seen, stand-ins under their own name."""
     branch: str = "default"
@@ -155,11 +155,7 @@ class Samples(Dataset):
         sample_id = view.split.id(index)
         image, label = view.split.read(index)
         channels = channels_of_split(view.split)
-        expected = np.dtype(np.uint8) if channels is None else channels.array_type
-        if image.dtype != expected or label.dtype != np.uint8:
-            raise DataError(
-                f"{sample_id}: images must be {expected} and masks uint8, got {image.dtype} and {label.dtype}"
-            )
+        require_sample(sample_id, image, label, channels)
         if epoch is None:
             image, label = self._plain(image, label)
             return _Sample(image, view.lut.take(label), sample_id, view.branch, channels)

@@ -1,5 +1,7 @@
 """Turn pictures and masks into network inputs, with pure functions on uint8 arrays.
 
+Labels of more than 255 classes are uint16 arrays; everything said of uint8 labels holds for them.
+
 All randomness comes from the `random.Random` that is passed in, so a sample's augmentation depends on
 (seed, step, epoch, sample id) alone and never on the worker, the rank or what was drawn before.
 """
@@ -19,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from everseg.data.channels import Channels
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 
 RATIO = (3 / 4, 4 / 3)
@@ -199,12 +201,17 @@ def flip_and_shift(
     # `source` stays in the image, `target` is where it comes to lie; rows and columns move alike.
     source = _overlap(-down, height), _overlap(-right, width)
     target = _overlap(down, height), _overlap(right, width)
-    x, y = np.zeros_like(image, order="C"), np.full_like(label, IGNORED, order="C")
+    x, y = np.zeros_like(image, order="C"), np.full_like(label, ignored_in(label), order="C")
     x[:, *target] = image[:, *source]
     y[target] = label[source]
     if fill == "authors":
         y[target[0].stop :], y[:, target[1].stop :] = 0, 0
     return x, y
+
+
+def ignored_in(label: np.ndarray) -> int:
+    """Train id of ignored pixels in a label map of this type."""
+    return IGNORED if label.dtype == np.uint8 else IGNORED_WIDE
 
 
 def normalise(

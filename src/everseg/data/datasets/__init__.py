@@ -12,7 +12,8 @@ from everseg.config.fields import DataConfig
 from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.datasets.options import SHARED
-from everseg.data.datasets.relabel import relabelled
+from everseg.data.datasets.own import require_own
+from everseg.data.datasets.relabel import compact, relabelled
 from everseg.errors import ConfigError, DataError, near_miss
 from everseg.labels import RawLabels
 
@@ -40,7 +41,9 @@ def load_dataset(data: DataConfig) -> Dataset:
         raise ConfigError(
             f"data.dataset: '{data.dataset}' returned {type(dataset).__name__}, expected everseg.data.base.Dataset"
         )
-    return dataset
+    if not builder.__module__.startswith("everseg."):
+        require_own(dataset, data.dataset)
+    return compact(dataset)
 
 
 def _described(data: DataConfig) -> tuple[str, dict[str, Any], str | None]:

@@ -264,3 +264,23 @@ def unpack(text: str) -> np.ndarray:
     runs -= ((bits[last] & 16) >> 4) << (shift[last] + 5)  # the highest bit is the sign
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # undo the differences
     return runs
+
+
+def even_odd(parts: list[Any], height: int, width: int) -> dict[str, Any]:
+    """Run lengths of the pixels that lie inside an odd number of polygons: outlines with holes in them.
+
+    Raises:
+        DataError: a part that is no polygon.
+    """
+    pixels = np.zeros(height * width, bool)
+    for part in parts:
+        ends = np.cumsum(_runs([part], height, width, "", [])).tolist()
+        for start, end in zip(ends[0::2], ends[1::2], strict=False):
+            pixels[start:end] ^= True
+    return packed_runs(pixels.reshape(width, height).T)
+
+
+def packed_runs(mask: np.ndarray) -> dict[str, Any]:
+    """Pack the pixels of a mask, (H, W) bool, into COCO's run lengths."""
+    runs = reference.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": runs["counts"].decode()}

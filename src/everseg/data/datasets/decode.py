@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -17,20 +19,25 @@ from PIL import Image, TiffImagePlugin
 
 from everseg.data.channels import TYPES, Channels
 from everseg.data.datasets.tiff import UnreadTiffError, layout_of, pixels_of
+from everseg.display import percent
 from everseg.errors import DataError
 
+HEIC = find_spec("pillow_heif") is not None
+"""Whether HEIC pictures can be read (the extra `heic`)."""
+HEIC_ENDINGS = (".heic", ".heif")
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    **({"HEIF": HEIC_ENDINGS} if HEIC else {}),
 }  # fmt: skip
 """Formats of pictures that are ever decoded, and how the names of such files end; the only list of either."""
-FORMATS = tuple(ENDINGS)
-"""What Pillow may try; exotic decoders (EPS and its like) are never reached."""
+FORMATS = tuple(form for form in ENDINGS if form != "HEIF")
+"""What Pillow may try; exotic decoders (EPS and its like) are never reached. HEIF is tried for files that begin so."""
 PICTURE_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 CHANNEL_ENDINGS = (*PICTURE_ENDINGS, ".npy")
 """How the names of images end whose channels a data.yaml states."""
 Colour = tuple[int, int, int]
-LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
+LOSSY = frozenset({"JPEG", "MPO", "WEBP", "HEIF"})
 """Formats, as Pillow calls an opened picture, that change values when they compress. MPO is JPEG with more pictures."""
 _COLOURS_SHOWN = 12
 FEW, CUT_SHARE = 3, 0.005
@@ -81,6 +88,8 @@ class MaskCoding:
     """Colour -> raw id, for colour masks; any other colour is an error."""
     id_table: Mapping[int, int] | None = None
     """Stored id -> raw id; any other stored id is an error."""
+    most: int = 255
+    """Largest raw id: 255, or 65,535 where a data set declares larger ids than a byte holds."""
 
 
 def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> BinaryIO:
@@ -145,13 +154,26 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
     Raises:
         DataError: empty, not a picture of an allowed format, or too large.
     """
+    formats = _formats(file)
     try:
         with _own_limit():
-            picture = Image.open(file, formats=FORMATS)
+            picture = Image.open(file, formats=formats)
     except Exception as error:  # decoders raise almost any exception on damaged files
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
     _check_size(picture.width, picture.height, shown, reading)
     return picture
+
+
+def _formats(file: BinaryIO) -> tuple[str, ...]:
+    """The formats that Pillow may try on a file."""
+    head = file.read(12)
+    file.seek(0)
+    if not (HEIC and head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS):
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 _opening = threading.Lock()
@@ -356,6 +378,22 @@ def _read_tiff(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarra
         raise DataError(f"{shown}: {_DAMAGED.format(str(error) or type(error).__name__)}") from None
 
 
+def check_readable(path: Path, reading: Reading) -> None:
+    """Check an image file by its header, which is fast; damage in its pixels is not found.
+
+    An image whose channels are stated is read whole: only its values tell whether it fits.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    if reading.channels is not None:
+        read_image(path, reading)
+        return
+    path = path.absolute()
+    with open_inside(path.parent, path.name, follow_links=True) as file:
+        check_image(open_picture(file, path, reading), path, bit_depth=reading.bit_depth)
+
+
 def _upright(picture: Image.Image, shown: Path | str, reading: Reading) -> np.ndarray:
     image = decode_image(picture, shown, bit_depth=reading.bit_depth)
     return np.array(turn(image, orientation(picture) if reading.exif == "apply" else 1))
@@ -412,10 +450,22 @@ def decode_image(picture: Image.Image, shown: Path | str, *, bit_depth: int = 8)
         DataError: truncated or damaged, more bits per channel than declared, several pages, or an unusual colour
             model.
     """
+    check_image(picture, shown, bit_depth=bit_depth)
+    _decode(picture, shown)
+    if bit_depth == 16 and picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def check_image(picture: Image.Image, shown: Path | str, *, bit_depth: int = 8) -> None:
+    """Check what an opened image's header says; nothing is decoded.
+
+    Raises:
+        DataError: as `decode_image`, except damage, which only decoding finds.
+    """
     _check_single(picture, shown)
     if bit_depth == 16 and picture.mode.startswith("I;16"):
-        _decode(picture, shown)
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+        return
     deep = (";16" in _raw_mode(picture) and bit_depth == 8) or picture.mode[:1] in ("I", "F")
     if deep:
         raise DataError(
@@ -429,8 +479,6 @@ def decode_image(picture: Image.Image, shown: Path | str, *, bit_depth: int = 8)
         )
     if picture.mode not in ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr"):
         raise DataError(f"{shown}: colour model {picture.mode} is not supported; convert the image to RGB")
-    _decode(picture, shown)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def orientation(picture: Image.Image) -> int:
@@ -451,11 +499,13 @@ def turn(picture: Image.Image, how: int) -> Image.Image:
 
 
 def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> np.ndarray:
-    """Decode an opened mask to (H, W) uint8 raw ids; the array may be read-only.
+    """Decode an opened mask to (H, W) raw ids; the array may be read-only.
+
+    Ids are uint8, and uint16 in a mask that holds larger ones.
 
     Raises:
         DataError: lossy file format, a colour mask without palette, an unknown colour or id, an id outside
-            0..255, damaged.
+            0..`coding.most`, damaged.
     """
     if picture.format in LOSSY:
         raise DataError(
@@ -474,11 +524,14 @@ def decode_mask(picture: Image.Image, shown: Path | str, coding: MaskCoding) -> 
         return _from_table(ids, shown, coding.id_table)
     if ids.dtype != np.uint8:
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high > 255:
+        if low < 0 or high > coding.most:
+            wider = ", or declare the classes with these ids (up to 65534)" if high < 2**16 else ""
             raise DataError(
-                f"{shown}: ids from {low} to {high}, but a class id must lie in 0..255 (instance or panoptic ids?);"
-                " export the class ids, or map them in the data.yaml: labels: {map: {...}}"
+                f"{shown}: ids from {low} to {high}, but a class id must lie in 0..{coding.most} (instance or panoptic"
+                f" ids?); export the class ids, or map them in the data.yaml: labels: {{map: {{...}}}}{wider}"
             )
+        if high > 255:
+            return ids.astype(np.uint16, copy=False)
     return ids.astype(np.uint8, copy=False)
 
 
@@ -519,7 +572,8 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
             f"{shown}: ids {unknown[:_COLOURS_SHOWN]} are not in labels.map (or the layout's own table of ids);"
             " add them there, or repair the mask"
         )
-    targets = np.array([table[v] for v in values.tolist()], np.uint8)
+    wanted = [table[v] for v in values.tolist()]
+    targets = np.array(wanted, np.uint8 if max(wanted, default=0) <= 255 else np.uint16)
     # A table of all greys cuts smoothed masks into dark and bright. A mask of very few values was not smoothed: a
     # dark one of them, 1 say, is a class of another way to count, and would become background.
     if len(table) >= 256 and 1 < len(values) <= FEW:
@@ -528,10 +582,10 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
         if share > CUT_SHARE:
             raise DataError(
                 f"{shown}: holds the values {values.tolist()}, and labels.map makes {dark} the same as 0, on "
-                f"{100 * share:.1f} % of the mask (limit {100 * CUT_SHARE} %); export it like the others"
+                f"{percent(share)} % of the mask (limit {percent(CUT_SHARE)} %); export it like the others"
             )
     if ids.dtype == np.uint8:
-        lut = np.zeros(256, np.uint8)
+        lut = np.zeros(256, targets.dtype)
         lut[values] = targets
         return lut[ids]
     return targets[np.searchsorted(values, ids)]
@@ -540,7 +594,8 @@ def _from_table(ids: np.ndarray, shown: Path | str, table: Mapping[int, int]) ->
 def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colour, int]) -> np.ndarray:
     packed = packed_colours(picture)
     keys = np.array(sorted(r << 16 | g << 8 | b for r, g, b in palette), np.uint32)
-    ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()], np.uint8)
+    ids = np.array([palette[(k >> 16, k >> 8 & 255, k & 255)] for k in keys.tolist()])
+    ids = ids.astype(np.uint8 if ids.max(initial=0) <= 255 else np.uint16)
     place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
     wrong = keys[place] != packed
     if wrong.any():
@@ -560,7 +615,7 @@ def _from_colours(picture: Image.Image, shown: Path | str, palette: Mapping[Colo
             colours = ", ".join(str(list(unpack_colour(v))) for v in both[:_COLOURS_SHOWN])
             raise DataError(
                 f"{shown}: objects stand in the alpha channel, which is not read: {colours} is transparent on some "
-                f"pixels and opaque on others ({100 * lost / packed.size:.1f} % of the mask); export it as an "
+                f"pixels and opaque on others ({percent(lost / packed.size)} % of the mask); export it as an "
                 "opaque picture"
             )
     return ids[place]
@@ -599,11 +654,48 @@ def _raw_mode(picture: Image.Image) -> str:
 
 def _check_single(picture: Image.Image, shown: Path | str) -> None:
     try:
-        pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        if picture.format == "TIFF":
+            pages = _tiff_pages(picture)
+        else:
+            pages = 1 if picture.format in ("MPO", "HEIF") else getattr(picture, "n_frames", 1)
     except Exception as error:  # counting the pages reads more of the file
         raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
     if pages > 1:
         raise DataError(f"{shown}: holds {pages} pages; save the one that is meant")
+
+
+REDUCED, TRANSPARENCY = 1, 4
+"""Bits of a TIFF page's `NewSubfileType`: the first page with fewer pixels, or where that is transparent."""
+MAX_PAGES = 10_000
+
+
+def _tiff_pages(picture: Image.Image) -> int:
+    """Count the pages of a TIFF. Those that only serve the first (overviews and masks, as in GeoTIFFs) do not count."""
+    file = picture.fp  # type: ignore[attr-defined]
+    if file is None:  # it is decoded already, and was checked before
+        return 1
+    place = file.tell()
+    try:
+        kinds = [int(tags.get(254, 0)) for tags in islice(_directories(file), MAX_PAGES)]
+    finally:
+        file.seek(place)
+    serve = all(kind & (REDUCED | TRANSPARENCY) for kind in kinds[1:])
+    return 1 if serve and not kinds[0] else len(kinds)
+
+
+def _directories(file: Any) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
+    """Read the directories (IFDs) of a TIFF's pages; Pillow cannot open every page that it can describe."""
+    file.seek(0)
+    head = file.read(8)
+    if 43 in head[2:4]:
+        head += file.read(8)  # BigTIFF
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+    seen = set()
+    while tags.next and tags.next not in seen:
+        seen.add(tags.next)
+        file.seek(tags.next)
+        tags.load(file)
+        yield tags
 
 
 def _decode(picture: Image.Image, shown: Path | str) -> None:
@@ -622,20 +714,51 @@ def _what_instead(file: BinaryIO, error: Exception) -> str:
         return "is a web page or XML, not a picture (a failed download?); fetch it again"
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         return "is text, not a picture; restore the file, or leave it out"
-    bands = _bands(file) if head[:4] in (b"II*\0", b"MM\0*") else 0
-    if bands > 4:
-        return f"is a TIFF of {bands} bands; export the three that are meant as an RGB picture"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and (text := _about_tiff(file)):
+        return text
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return HEIF_ADVICE
     reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
     return f"is not a readable {'/'.join(FORMATS)} picture ({reason}); restore the file, or leave it out"
 
 
-def _bands(file: BinaryIO) -> int:
-    """Read the samples per pixel from a TIFF's first directory; 0 if it cannot be read."""
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_ADVICE = (
+    "is a HEIC picture, as phones store them: pip install 'everseg[heic]' reads it; or save it as JPEG or PNG"
+)
+_SAMPLES = {
+    1: "whole numbers",
+    2: "signed whole numbers",
+    3: "floats",
+    5: "complex numbers",
+    6: "complex numbers",
+}
+
+
+def _about_tiff(file: BinaryIO) -> str:
+    """Say of a TIFF that Pillow does not read what it holds and how to convert it; "" if nothing explains it."""
     try:
-        file.seek(0)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(tags.next)
-        tags.load(file)
-        return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        tags = next(_directories(file))
+        bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        deep = max(bits) if isinstance(bits, tuple) else int(bits)
+        kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+        kind = _SAMPLES.get(kinds[0] if isinstance(kinds, tuple) else kinds, "an unknown kind of numbers")
+        colours = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
     except Exception:  # decoders raise almost any exception on damaged files
-        return 0
+        return ""
+    stretch = " -ot Byte -scale LOW HIGH 0 255" if deep > 8 else ""
+    pick = " -b RED -b GREEN -b BLUE" if bands > 1 else ""
+    way = (
+        f"gdal_translate{pick} -co PHOTOMETRIC={'RGB' if bands > 1 else 'MINISBLACK'}{stretch} IN.tif OUT.tif"
+    )
+    if bands > 4:
+        return f"is a TIFF of {bands} bands; export the three that are meant as an RGB picture ({way})"
+    if bands > 1 and colours in (0, 1):
+        return (
+            f"is a TIFF of {bands} bands of {deep} bits, which does not say which of them are red, green and blue; "
+            f"export the three that are meant as an RGB picture ({way})"
+        )
+    if deep > 8:
+        return f"is a TIFF of bands: {bands}, bits: {deep} ({kind}); export 8 bits per band ({way})"
+    return ""

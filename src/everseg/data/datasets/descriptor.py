@@ -16,6 +16,8 @@ from everseg.errors import ConfigError, near_miss
 from everseg.labels import (
     BACKGROUND,
     IGNORE_NAME,
+    IGNORED,
+    IGNORED_WIDE,
     RawLabels,
     doubled,
     find_name,
@@ -192,8 +194,8 @@ class _Check:
         good: dict[int, str] = {}
         seen: dict[str, int] = {}
         for raw, name in named.items():
-            if not _is_id(raw):
-                self.wrong(f"classes.{raw}", "an id from 0 to 255", raw)
+            if not _is_id(raw, IGNORED_WIDE - 1):
+                self.wrong(f"classes.{raw}", "an id from 0 to 65534", raw)
             elif not isinstance(name, str) or not name.strip() or spelling(name) == IGNORE_NAME:
                 self.wrong(f"classes.{raw}", f"a name other than '{IGNORE_NAME}'", name)
             elif spelling(name) in seen:
@@ -209,11 +211,12 @@ class _Check:
 
     def void(self, classes: Mapping[int, str]) -> tuple[int, ...]:
         if "ignore" not in self.given:
-            return () if 255 in classes else (255,)
+            usual = IGNORED if max(classes, default=0) <= IGNORED else IGNORED_WIDE
+            return () if usual in classes else (usual,)
         value = self.given["ignore"]
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(_is_id(i) for i in ids):
-            self.wrong("ignore", "ids from 0 to 255", value)
+        if not all(_is_id(i, IGNORED_WIDE) for i in ids):
+            self.wrong("ignore", "ids from 0 to 65535", value)
             return ()
         for i in ids:
             if i in classes:
@@ -298,8 +301,8 @@ class _Check:
         return table
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+def _is_id(value: Any, most: int = 255) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 @dataclass(frozen=True)

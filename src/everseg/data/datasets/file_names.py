@@ -87,6 +87,10 @@ class FileIndex:
         same = self._by_name.get(_key(parts[-1]), ()) if parts else ()
         return next((on_disk for have, on_disk in same if have == parts), None)
 
+    def paths(self) -> list[str]:
+        """All pictures, as they are written on disk."""
+        return sorted(path for of in self._by_name.values() for _, path in of)
+
     def folders(self) -> list[str]:
         """All folders that hold pictures."""
         return sorted({path.rpartition("/")[0] for of in self._by_name.values() for _, path in of})

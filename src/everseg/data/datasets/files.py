@@ -42,6 +42,7 @@ class FileSplit:
         samples: (id, image path, mask path), forward slashes; ids unique. Behind them the files of further channels.
         palette: colour -> raw id, for colour masks.
         id_table: stored id -> raw id, for masks whose ids are not the raw ids.
+        most: largest raw id, see `MaskCoding`.
         reading: limits and switches of the decoder.
         warnings: notes about what the reader corrected (duplicate list entries).
         void_share: share of the pixels that may lack an annotation, as a description states it; 0 = it states none, and
@@ -61,13 +62,14 @@ class FileSplit:
         id_table: Mapping[int, int] | None = None,
         reading: Reading | None = None,
         warnings: Sequence[str] = (),
+        most: int = 255,
         void_share: float | None = None,
     ) -> None:
         self.name = name
         self.root = Path(root).resolve()
         self._root = str(self.root)
         self.warnings = tuple(warnings)
-        self._coding = MaskCoding(palette, id_table)
+        self._coding = MaskCoding(palette, id_table, most)
         self.reading = reading or Reading()
         self.void_share = void_share
         self._fingerprint = ""
@@ -220,8 +222,8 @@ class FileSplit:
         name, image, mask, *_ = text.split("\0")
         return name, image, mask
 
-    def _image_files(self, index: int) -> list[str]:
-        """All image files of a sample: the first, and those of further channels."""
+    def image_files(self, index: int) -> list[str]:
+        """All image files of a sample, relative to `root`: the first, and those of further channels."""
         start = int(self._ends[index - 1]) if index else 0
         parts = self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape").split("\0")
         return [parts[1], *parts[3:]]
@@ -229,7 +231,7 @@ class FileSplit:
     def _read_channels(self, index: int, channels: Channels) -> tuple[np.ndarray, np.ndarray]:
         """Decode a sample whose channels are stated; EXIF orientations are not looked at."""
         parts = []
-        for relative in self._image_files(index):
+        for relative in self.image_files(index):
             with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
                 parts.append(read_bands(file, f"{self._root}{os.sep}{relative}", self.reading))
         image, mask = join_channels(parts, self.image_path(index), channels), self.read_mask(index)

@@ -17,6 +17,7 @@ from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, endings_of, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
+from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError, some
 
@@ -92,6 +93,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
             samples,
             palette=described.palette,
             id_table=described.id_table,
+            most=most_id(described.labels),
             reading=reading,
             warnings=warnings,
             void_share=described.void_share,

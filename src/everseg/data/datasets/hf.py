@@ -13,6 +13,8 @@ import numpy as np
 
 from everseg.data.base import Dataset
 from everseg.data.datasets.decode import (
+    LOSSY,
+    UNLIMITED,
     MaskCoding,
     Reading,
     decode_image,
@@ -26,14 +28,20 @@ from everseg.data.datasets.descriptor import division_of, parse
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError
 
-MASKS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
+IMAGES = ("image", "pixel_values", "img", "images", "photo", "picture", "rgb", "input_image", "input")
+"""Usual names of the images' column, the first ones first."""
+MASKS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation", "segmentation_bitmap",
+         "label.segmentation_bitmap", "semantic_mask", "label_map", "masks", "annotations", "gt", "ground_truth", "seg",
+         "segmentation", "target")  # fmt: skip
 """Usual names of the masks' column, the first ones first."""
+LOOKED_AT = 5
+"""So many pictures of a column show whether it holds masks."""
 
 
 def build(
     root: str | Path | None = None,
     *,
-    image: str = "image",
+    image: str | None = None,
     mask: str | None = None,
     classes: Any = None,
     ignore: Any = 255,
@@ -47,8 +55,9 @@ def build(
 
     Args:
         root: the folder.
-        image: column of the images.
-        mask: column of the masks, pictures of ids; default the first of `MASKS` that is there.
+        image: column of the images; default the picture column with one of the names `IMAGES`, or the one that is left.
+        mask: column of the masks, pictures of ids; default the picture column with one of the names `MASKS`, or the one
+            that is left. Of two columns of other names the one whose pictures have a single channel holds the masks.
         classes: list of names, or id -> name; default `id2label.json` in the folder.
         ignore: id or ids without annotation, or null.
         background: name of the background class; null: there is none, or it has one of its usual names.
@@ -71,11 +80,7 @@ def build(
     labels = parse({**named, **({"background": background} if background else {})}, "data.options").labels
     splits = {}
     for name, table in _tables(base).items():
-        for column in (image, mask or _mask_column(table.column_names, base)):
-            if column not in table.column_names:
-                found = ", ".join(table.column_names)
-                raise DataError(f"{base}, split '{name}': no column '{column}'; it has {found}")
-        columns = (image, mask or _mask_column(table.column_names, base))
+        columns = _columns(table, image, mask, f"{base}, split '{name}'" if name else str(base))
         parts = {name: list(range(len(table)))}
         if not name and division is not None:
             parts = division.parts([f"{i:06d}" for i in range(len(table))])
@@ -145,6 +150,8 @@ class ColumnSplit:
 
     def _open(self, index: int, column: int) -> BinaryIO:
         value = self._table[self._rows[index]][self._columns[column]]
+        if isinstance(value, bytes):
+            return io.BytesIO(value)
         # An undecoded picture is {"bytes", "path"}: its content, or where its file lies.
         if isinstance(value, dict) and value.get("bytes") is not None:
             return io.BytesIO(value["bytes"])
@@ -187,23 +194,78 @@ def _undecoded(table: Any, columns: tuple[str, str]) -> Any:
     """Select the two columns with pictures as bytes, so that everseg decodes and refuses them as it does files."""
     import datasets
 
-    table = table.select_columns(list(columns))
-    for column in columns:
-        if not isinstance(table.features[column], datasets.Image):
-            raise DataError(
-                f"column '{column}' holds {table.features[column]}, expected pictures (datasets.Image)"
-            )
-        table = table.cast_column(column, datasets.Image(decode=False))
+    table = table.select_columns(list(dict.fromkeys(columns)))
+    for column in table.column_names:
+        if isinstance(table.features[column], datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
     return table
 
 
-def _mask_column(names: list[str], base: Path) -> str:
-    found = next((name for name in MASKS if name in names), None)
-    if found is None:
-        raise DataError(
-            f"{base}: which column holds the masks? It has {', '.join(names)}; set data.options.mask=NAME"
+def _pictures(table: Any) -> list[str]:
+    """Columns that hold pictures: as `datasets.Image`, or, in Parquet files of other writers, as bytes."""
+    import datasets
+
+    def holds(feature: Any) -> bool:
+        if isinstance(feature, dict):
+            return "bytes" in feature
+        return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in (
+            "binary",
+            "large_binary",
         )
-    return found
+
+    return [name for name, feature in table.features.items() if holds(feature)]
+
+
+def _columns(table: Any, image: str | None, mask: str | None, where: str) -> tuple[str, str]:
+    """Find the columns of images and masks.
+
+    Raises:
+        DataError: a column that was asked for is missing or holds no pictures, or it is open which column is which.
+    """
+    pictures = _pictures(table)
+    for column in (image, mask):
+        if column is not None and column not in table.column_names:
+            raise DataError(f"{where}: no column '{column}'; it has {', '.join(table.column_names)}")
+        if column is not None and column not in pictures:
+            raise DataError(
+                f"{where}: column '{column}' holds {table.features[column]}, expected pictures (datasets.Image)"
+            )
+    free = [name for name in pictures if name not in (image, mask)]
+    usual = [
+        given or next((name for name in names if name in free), None)
+        for given, names in ((image, IMAGES), (mask, MASKS))
+    ]
+    if usual == [None, None] and len(free) == 2:
+        single = [name for name in free if _is_single_channel(table, name)]
+        if len(single) == 1:
+            usual = [next(name for name in free if name not in single), single[0]]
+    left = [name for name in free if name not in usual]
+    if None in usual and usual != [None, None] and len(left) == 1:
+        usual[usual.index(None)] = left[0]
+    found_image, found_mask = usual
+    if found_image is None or found_mask is None:
+        holding = f"pictures are in {', '.join(pictures)}" if pictures else "no column holds pictures"
+        raise DataError(
+            f"{where}: which columns hold the images and the masks? It has {', '.join(table.column_names)}; {holding}. "
+            "Set data.options.image=NAME and data.options.mask=NAME"
+        )
+    return found_image, found_mask
+
+
+def _is_single_channel(table: Any, column: str) -> bool:
+    """Whether the first pictures of a column are lossless and have one channel, as masks are."""
+    values = _undecoded(table.select(range(min(LOOKED_AT, len(table)))), (column, column))[column]
+    for value in values:
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            return False
+        try:
+            picture = open_picture(io.BytesIO(data), column, UNLIMITED)
+        except DataError:
+            return False
+        if picture.format in LOSSY or picture.mode not in ("1", "L", "P", "I", "I;16"):
+            return False
+    return True
 
 
 def _classes(base: Path, given: Any) -> Any:

@@ -6,10 +6,17 @@ import csv
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.data.datasets.decode import CHANNEL_ENDINGS, PICTURE_ENDINGS, Reading, read_image
+from everseg.data.datasets.decode import (
+    CHANNEL_ENDINGS,
+    HEIC_ENDINGS,
+    PICTURE_ENDINGS,
+    Reading,
+    check_readable,
+)
 from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
 from everseg.errors import ConfigError, DataError, some
 
@@ -539,30 +546,46 @@ def endings_of(reading: Reading) -> tuple[str, ...]:
     return PICTURE_ENDINGS if reading.channels is None else CHANNEL_ENDINGS
 
 
-def _checked_files(
-    paths: Iterable[str | Path], out: Path, reading: Reading | None = None
-) -> list[tuple[Path, Path]]:
-    """List the images given, and those in the folders given, with the names of their results; check all of them."""
-    endings = endings_of(reading or Reading())
+def files_to_predict(
+    paths: Iterable[str | Path], out: Path, reading: Reading
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """List the images given, and those in the folders given, and check their headers; none is decoded.
+
+    Args:
+        out: where the results will be written. Files below it are not taken from a folder that holds it.
+        reading: how the images will be read.
+
+    Returns:
+        (image, its path below `out` without ending) of every image, and a text for every kind of file that is left out.
+
+    Raises:
+        DataError: no image, one that cannot be read, or two of one name; the message lists all.
+        ConfigError: a result would overwrite an image.
+    """
     files: list[tuple[Path, Path]] = []
-    missing = []
+    missing: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith(".")
-            )
-            files += [(p, p.relative_to(path).with_suffix("")) for p in found]
+            below = None if out.resolve() == path.resolve() else out.resolve()
+            for found in sorted(p for p in path.rglob("*") if not p.is_dir()):
+                inside = found.relative_to(path)
+                if why := _why_not(found, inside, below, endings_of(reading)):
+                    left_out.setdefault(why, []).append(str(inside))
+                else:
+                    files.append((found, inside.with_suffix("")))
         elif path.is_file():
             files.append((path, Path(path.stem)))
         else:
             missing.append(str(path))
+    said = [f"{len(names)} files left out, {why}: {some(names, 5)}" for why, names in left_out.items()]
     if missing:
         raise DataError(f"no such image or folder: {', '.join(missing)}")
     if not files:
-        raise DataError(f"no image ({', '.join(sorted(endings))}) in the folders given")
-    stems = [stem for _, stem in files]
-    twice = sorted({str(stem) for stem in stems if stems.count(stem) > 1})
-    if twice:
+        endings = ", ".join(sorted(endings_of(reading)))
+        raise DataError("\n  ".join([f"no image ({endings}) in the folders given", *said]))
+    stems = Counter(stem for _, stem in files)
+    if twice := sorted(str(stem) for stem, count in stems.items() if count > 1):
         raise DataError(
             f"several images would be written to one name: {', '.join(twice)}; predict them separately"
         )
@@ -572,16 +595,29 @@ def _checked_files(
             f"--out {out}: the results would overwrite images given to predict: {', '.join(inputs)}; "
             "give another folder"
         )
-    # Every image is decoded once before anything is written: a bad one must not stop the work half-way.
     bad = []
     for path, _ in files:
         try:
-            read_image(path, reading)
+            check_readable(path, reading)
         except DataError as error:
             bad.append(str(error))
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
-    return files
+    return files, said
+
+
+def _why_not(path: Path, inside: Path, out: Path | None, endings: tuple[str, ...]) -> str:
+    """Say why a file of a folder is not predicted; "" if it is."""
+    if any(part.startswith(".") for part in inside.parts):
+        return "hidden"
+    if out is not None and path.resolve().is_relative_to(out):
+        return "in the folder of the results"
+    ending = path.suffix.lower()
+    if ending in endings:
+        return ""
+    if ending in HEIC_ENDINGS:
+        return "HEIC pictures (pip install 'everseg[heic]' reads them, or save them as JPEG)"
+    return f"no pictures of a kind that is read ({ending or 'no ending'})"
 
 
 def image_files(folder: str | Path, reading: Reading | None = None) -> list[Path]:

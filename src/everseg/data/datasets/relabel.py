@@ -11,7 +11,15 @@ import numpy as np
 
 from everseg.data.base import Dataset, Split
 from everseg.errors import ConfigError, near_miss
-from everseg.labels import IGNORE_NAME, RawLabels, doubled, find_name, is_background_name, spelling
+from everseg.labels import (
+    IGNORE_NAME,
+    IGNORED_WIDE,
+    RawLabels,
+    doubled,
+    find_name,
+    is_background_name,
+    spelling,
+)
 
 
 def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
@@ -46,7 +54,7 @@ def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
     first: dict[str, int] = {}
     for raw, name in targets.items():
         first.setdefault(name, raw)
-    table = np.arange(256, dtype=np.uint8)
+    table = np.arange(labels.width, dtype=np.uint8 if labels.width <= 256 else np.uint16)
     for raw, name in targets.items():
         table[raw] = void[0] if name == IGNORE_NAME else first[name]
     names = {raw: name for name, raw in first.items() if name != IGNORE_NAME}
@@ -55,10 +63,36 @@ def relabelled(dataset: Dataset, rename: Mapping[str, str]) -> Dataset:
     new = RawLabels(names=names, background=background if background in names else None, void=void)
     if not new.classes:
         raise ConfigError(f"rename: leaves data set '{dataset.name}' without a class; keep at least one")
-    moved = (table != np.arange(256)).any()
+    moved = (table != np.arange(len(table))).any()
     splits = (
         {key: Relabelled(split, table) for key, split in dataset.splits.items()} if moved else dataset.splits
     )
+    return replace(dataset, labels=new, splits=splits)
+
+
+def most_id(labels: RawLabels) -> int:
+    """Largest raw id that masks may hold: 255, or 65,535 where larger ids than a byte holds are declared."""
+    return 255 if labels.width <= 256 else IGNORED_WIDE
+
+
+def compact(dataset: Dataset) -> Dataset:
+    """Give void ids far above the classes the first id behind the classes, as 65535 in masks of 16 bits.
+
+    Tables over raw ids are as long as the largest id: with 65535 among them, 65,536 numbers for every image.
+    """
+    labels = dataset.labels
+    behind = max(256, max(labels.names, default=0) + 1)
+    far = [raw for raw in labels.void if raw > behind]
+    if not far:
+        return dataset
+    # Within a byte where that suffices: then the masks are bytes again.
+    free = next(raw for raw in (*range(255, -1, -1), behind) if raw not in labels.declared or raw == behind)
+    to = free if max(labels.names, default=0) <= 255 else behind
+    table = np.arange(max(far) + 1, dtype=np.uint16)
+    # Swapped: pixels that hold the free id are undeclared ones, and must not become void.
+    table[to], table[far] = far[0], to
+    new = replace(labels, void=tuple(dict.fromkeys(to if raw in far else raw for raw in labels.void)))
+    splits = {key: Relabelled(split, table) for key, split in dataset.splits.items()}
     return replace(dataset, labels=new, splits=splits)
 
 
@@ -69,7 +103,7 @@ class Relabelled:
 
     Args:
         split: the wrapped split.
-        table: raw id -> raw id, (256,) uint8.
+        table: raw id -> raw id; ids beyond it stay, so that later checks report them.
     """
 
     def __init__(self, split: Split, table: np.ndarray) -> None:
@@ -127,8 +161,14 @@ class Relabelled:
         return hashlib.sha256(f"{fingerprint}:{self._table.tobytes().hex()}".encode()).hexdigest()
 
     def _mapped(self, mask: np.ndarray) -> np.ndarray:
-        """Map a mask through the table. A mask that is not uint8 is returned as it is, and later checks report it."""
-        return self._table.take(mask) if mask.dtype == np.uint8 else mask
+        """Map a mask through the table. A mask that holds no ids is returned as it is, and later checks report it."""
+        if mask.dtype == np.uint8:
+            return self._table.take(mask)
+        if mask.dtype != np.uint16:
+            return mask
+        known = mask < len(self._table)
+        mapped = np.where(known, self._table.take(np.where(known, mask, 0)), mask)
+        return mapped.astype(np.uint8 if mapped.max(initial=0) <= 255 else np.uint16)
 
 
 def _check(dataset: str, labels: RawLabels, rename: Mapping[str, str]) -> None:

@@ -85,12 +85,16 @@ def check(
 
     for name in names:
         split = dataset.splits[name]
-        samples[name] = _examined(split, chosen[name], cache, workers, advance)
+        samples[name] = _in_columns(
+            _examined(split, chosen[name], cache, workers, advance), dataset.labels.width
+        )
         done += len(chosen[name])
         findings += _of_split(name, split, dataset.labels, samples[name])
         if len(chosen[name]) < len(split):
             text = f"only {len(chosen[name])} of {len(split)} samples were looked at"
             findings.append(finding("note", "sampled", name, "", text))
+    width = max((len(s.counts) for of in samples.values() for s in of if s.counts is not None), default=0)
+    samples = {name: _in_columns(of, width) for name, of in samples.items()}  # one width over all splits
     findings += _same_images(samples)
     findings += _similar_images(samples)
     rows = _class_rows(dataset.labels, _colours(dataset, samples), samples)
@@ -152,6 +156,15 @@ def _examined(
     if file is not None and news:
         store_cache(file, list({**known, **{s.id: s for s in found}}.values()))
     return found
+
+
+def _in_columns(samples: list[Examined], least: int) -> list[Examined]:
+    """Bring the counts of all samples to one width: that of the labels, or of the largest id in a mask."""
+    width = max([least, *(len(s.counts) for s in samples if s.counts is not None)])
+    return [
+        s if s.counts is None or len(s.counts) == width else replace(s, counts=_wide(s.counts, width))
+        for s in samples
+    ]
 
 
 def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined]) -> Iterator[Finding]:
@@ -286,7 +299,7 @@ def _of_values(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> Itera
                 continue
             # The windows of a picture are one mask.
             place = f"{name}/{s.id.rpartition('@')[0] if _window(s.id) else s.id}"
-            counts[place] = counts.get(place, np.zeros(256, np.int64)) + s.counts
+            counts[place] = counts.get(place, np.zeros(len(s.counts), np.int64)) + s.counts
             held = s.stored.values() if s.palette else np.flatnonzero(s.counts).tolist()
             kind = "indexed" if s.palette else "ids"
             (indexed if s.palette else plain).append(
@@ -341,7 +354,7 @@ def _class_rows(
     pixels: dict[str, np.ndarray] = {}
     for name, of in samples.items():
         rows = [s.counts for s in of if s.counts is not None]
-        table = np.stack(rows) if rows else np.zeros((0, 256), np.int64)
+        table = np.stack(rows) if rows else np.zeros((0, labels.width), np.int64)
         images[name] = (table > 0).sum(axis=0)
         pixels[name] = table.sum(axis=0, dtype=np.int64)
     return tuple(
@@ -391,7 +404,7 @@ def _changed(
             )
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cached files; part of their name."""
 
 
@@ -434,6 +447,14 @@ def load_cache(file: Path) -> dict[str, Examined]:
     }
 
 
+def _wide(counts: np.ndarray | None, width: int) -> np.ndarray:
+    """Pixels per raw id in so many columns; zeros where nothing was counted."""
+    row = np.zeros(width, np.int32)
+    if counts is not None:
+        row[: len(counts)] = counts
+    return row
+
+
 def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     """Store the findings about samples without faults. If the file cannot be written, nothing is stored."""
     healthy = [s for s in samples if not s.faults and s.counts is not None and s.digests[1]]
@@ -446,7 +467,9 @@ def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     np.savez_compressed(
         buffer,
         texts=np.frombuffer(texts, np.uint8),
-        counts=np.stack([s.counts for s in healthy if s.counts is not None]),
+        counts=np.stack(
+            [_wide(s.counts, max(len(h.counts) for h in healthy if h.counts is not None)) for s in healthy]
+        ),
         sizes=np.array([s.size for s in healthy], np.int64),
         signatures=np.stack([np.frombuffer(s.signature, np.uint8) for s in healthy]).reshape(
             -1, SIGNATURE**2

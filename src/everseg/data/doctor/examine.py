@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from everseg.data.base import Split, channels_of_split
+from everseg.data.base import Split, channels_of_split, image_fault, mask_fault
 from everseg.data.batches.index import count_ids
 from everseg.data.channels import picture_of
 from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
@@ -84,17 +84,15 @@ def examine(job: Job, position: int) -> Examined:
 
 def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path | None]) -> Examined:
     try:
+        channels = channels_of_split(split)
         image, mask = split.read(index)
+        if wrong := [fault for fault in (image_fault(image, channels), mask_fault(mask)) if fault]:
+            return Examined(name, (("unreadable-sample", "; ".join(wrong)),))
         if image.shape[:2] != mask.shape:
             text = (
                 f"the image is {image.shape[1]}x{image.shape[0]} but the mask {mask.shape[1]}x{mask.shape[0]}"
             )
             return Examined(name, (("size-mismatch", text),))
-        channels = channels_of_split(split)
-        expected = np.dtype(np.uint8) if channels is None else channels.array_type
-        if image.dtype != expected or mask.dtype != np.uint8:
-            text = f"images must be {expected} and masks uint8, got {image.dtype} and {mask.dtype}"
-            return Examined(name, (("unreadable-sample", text),))
     except (DataError, OSError) as error:
         return Examined(name, tuple(_faults(split, index, str(error))))
     faults: tuple[tuple[str, str], ...] = ()
@@ -204,13 +202,10 @@ def _image_notes(path: Path) -> Iterator[tuple[Level, str, str]]:
         yield "warning", "print-colours", f"{path}: colours for print (CMYK)"
     if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         yield "note", "alpha", str(path)
-    if how != 1 and width == height:
-        yield (
-            "warning",
-            "turned-square",
-            f"{path}: is turned by its EXIF orientation {how}; being square, its",
-        )
-        " mask fits either way"
+    if how != 1 and (width == height or how <= 4):
+        why = "being square, its mask fits either way" if width == height else "its mask fits either way"
+        code = "turned-square" if width == height else "turned-same-size"
+        yield "warning", code, f"{path}: is turned by its EXIF orientation {how}; {why}"
     elif how != 1:
         yield "note", "turned", str(path)
     if width * height > LARGE:
@@ -236,7 +231,8 @@ def in_between(mask: np.ndarray) -> list[int]:
         (mask[:-2], mask[1:-1], mask[2:], between[1:-1]),
     ):
         target |= ((before < middle) & (middle < after)) | ((before > middle) & (middle > after))
-    total, found = count_ids(mask), count_ids(mask[between])
+    total = count_ids(mask)
+    found = count_ids(mask[between], len(total))
     return [int(i) for i in np.flatnonzero((total > 0) & (found >= 0.9 * total))]
 
 

@@ -55,6 +55,8 @@ REMEDIES: dict[str, str] = {
     "palette-colours": "Indexed masks; their labels go by the colours of their palettes, not by index.",
     "turned": "Turned as their EXIF orientation says, as viewers show them; their masks fit.",
     "turned-square": "Look at the overlay; exif: ignore leaves all images as they are stored.",
+    "turned-same-size": "Mirrored or upside down, image and mask have one size either way. Look at the overlay; exif: "
+    "ignore leaves all images as they are stored.",
     "large-image": "Cut into windows as they are read: tiles: {size: 512, overlap: 64} in the data.yaml.",
     "interpolated-mask": "Masks that were resized with interpolation hold such ids; resize with nearest neighbour.",
     "few-images": "Add images; so few cannot show what a class looks like.",

@@ -14,17 +14,21 @@ from typing import Any
 from everseg.config.yaml import scalar
 from everseg.data.batches.parallel import Progress
 from everseg.data.class_colours import colour_word
+from everseg.data.datasets import hf
 from everseg.data.datasets.decode import UNLIMITED, open_inside, open_picture
 from everseg.data.datasets.descriptor import palette_of, read_labelmap
 from everseg.data.mask_values import (
     BLACK,
     VOID_SHARE,
     WHITE,
+    MaskFile,
     Value,
     Values,
+    blocks_of,
     decide,
     mask_values,
     shown,
+    value_counts,
     void_doubts,
 )
 from everseg.data.proposal.guess import Guess, guess
@@ -38,6 +42,7 @@ from everseg.data.proposal.naming import (
     names_beside,
     void_or,
 )
+from everseg.data.proposal.tool_names import tool_names
 from everseg.display import percent
 from everseg.errors import ConfigError, DataError, some
 from everseg.labels import BACKGROUND, IGNORE_NAME, doubled, find_name, is_background_name, spelling
@@ -148,6 +153,8 @@ def propose(root: Path, *, follow_links: bool = False, progress: Progress | None
     found = guess(root, follow_links=follow_links)
     if follow_links:
         found = replace(found, keys={**found.keys, "follow_links": True})
+    if found.keys.get("layout") == "hf":
+        return _proposed(root, found, _of_columns(root, progress))
     if not found.masks or "labels" in found.keys:
         return Proposal(root, found, Values())
     values = mask_values(root, found.masks, follow_links=follow_links, progress=progress)
@@ -156,9 +163,25 @@ def propose(root: Path, *, follow_links: bool = False, progress: Progress | None
     return _proposed(root, found, values)
 
 
+def _of_columns(root: Path, progress: Progress | None) -> Values:
+    """Count the values of the masks in a stored set's column."""
+    data = hf.build(root, classes={i: f"id {i}" for i in range(256)}, ignore=None)
+    total, files = sum(len(split) for split in data.splits.values()), []
+    for name, split in data.splits.items():
+        for index in range(len(split)):
+            mask = split.read_mask(index)
+            counts = value_counts(mask.reshape(-1))
+            files.append(MaskFile(f"{name}[{split.id(index)}]", "ids", counts, blocks_of(mask)))
+            if progress is not None:
+                progress(len(files), total)
+    return decide(root, files)
+
+
 def _proposed(root: Path, layout: Guess, values: Values) -> Proposal:
     kinds = _of_colours(values) if values.colours else _of_ids(values)
-    beside = names_beside(root, values.colours or values.ids)
+    beside = names_beside(root, values.colours or values.ids) or tool_names(
+        root, values.colours or values.ids
+    )
     return Proposal(root, layout, values, *kinds, found=beside)
 
 
@@ -211,6 +234,19 @@ def describe(
     meaning = _taken_over(proposal, names, like) if like is not None else _named(proposal, names, first)
     meaning = _with_background(meaning, background)
     labels = _keys(meaning)
+    if "layout" in keys:
+        if "labels" in labels:
+            raise DataError(
+                f"{root}: the masks' values have to be mapped to be ids, which a stored set cannot state; store "
+                "it with ids from 0 to 254 and 255 for pixels without annotation"
+            )
+        own = {
+            key: value
+            for key, value in labels.items()
+            if key != "void_share" and (key, value) != ("background", None)
+        }
+        keys = {"layout": keys.pop("layout"), **head, **keys, **own}
+        return Described(keys, comments, meaning.notes, meaning.open_background, tuple(_table(meaning)))
     return Described(
         {"name": root.name or "data", **head, **keys, **labels},
         comments,

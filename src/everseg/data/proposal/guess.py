@@ -11,17 +11,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from everseg.data.datasets import coco
+from everseg.data.datasets import annotated, coco
 from everseg.data.datasets.camvid import SEQUENCES
 from everseg.data.datasets.decode import PICTURE_ENDINGS
 from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
 from everseg.data.datasets.listing import packed
 from everseg.data.proposal.lists import Lists, find_lists
+from everseg.data.proposal.unreadable import explained
 from everseg.errors import DataError, some
 
 MASK_WORDS = (
     "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
-    "labels", "label", "gtfine", "gt", "segmentation", "seg", "targets", "target", "ann",
+    "labels", "label", "gtfine", "gt", "masks_machine", "segmentationclasspng", "segmentation", "seg", "targets",
+    "target", "ann",
 )  # fmt: skip
 IMAGE_WORDS = (
     "jpegimages", "leftimg8bit", "images", "image", "imgs", "img", "photos", "pictures", "frames", "rgb", "inputs",
@@ -30,11 +32,15 @@ IMAGE_WORDS = (
 SUFFIXES = tuple(
     between + word
     for word in ("mask", "masks", "label", "labels", "labelids", "labeltrainids", "seg", "segmentation", "gt",
-                 "annotation", "l", "color", "colour", "class", "target")
+                 "annotation", "l", "color", "colour", "class", "target", "label_ground-truth_semantic",
+                 "label_ground-truth")
     for between in "_-."
 ) + PICTURE_ENDINGS  # fmt: skip
 """Endings that masks have beside their images, in lower case; `.jpg`: the mask of a.jpg is a.jpg.png."""
-SKIPPED = ("segmentationobject", "overlay", "overlays", "__macosx")
+SKIPPED = ("segmentationobject", "segmentationobjectpng", "segmentationobjectvisualization",
+           "segmentationclassvisualization", "masks_human", "masks_instances", "overlay", "overlays", "visualization",
+           "__macosx")  # fmt: skip
+"""Folders of pictures that are neither images nor masks of classes: labels drawn over images, or objects by number."""
 MAX_FILES = 2_000_000
 
 
@@ -100,17 +106,57 @@ def _guess(root: Path, follow_links: bool) -> Guess:
     known = _known(root)
     if known is not None:
         return known
-    if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
-        return _lists(root, "CVAT's masks with labelmap.txt", follow_links)
-    if (root / "SegmentationClass").is_dir() and (root / "JPEGImages").is_dir():
-        return _lists(root, "Pascal VOC's folders", follow_links)
+    masks = _voc_masks(root, follow_links)
+    if masks and (root / "labelmap.txt").is_file():
+        return _lists(root, "CVAT's masks with labelmap.txt", masks, follow_links)
+    if masks and (root / "JPEGImages").is_dir():
+        return _lists(root, "Pascal VOC's folders", masks, follow_links)
     annotations = coco.find_annotations(root, follow_links=follow_links)
     if annotations:
         return Guess(
             f"COCO annotations ({some([str(p.relative_to(root)) for p in annotations], 3)})",
             {"layout": "coco"},
         )
-    return _plain(root, follow_links)
+    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
+        root.glob(PARQUET)
+    ):
+        return Guess("a set of the datasets library", {"layout": "hf"})
+    tool = annotated.find_tool(root)
+    if tool is not None and (found := _of_tool(root, tool, follow_links)) is not None:
+        return found
+    try:
+        return _plain(root, follow_links)
+    except DataError as error:
+        raise DataError("\n  ".join([str(error), *explained(root)])) from None
+
+
+PARQUET = "**/*.parquet"
+TOOL_NAMES = {
+    "labelme": "labelme's JSON", "supervisely": "Supervisely's JSON", "v7": "V7 Darwin's JSON",
+    "label-studio": "Label Studio's JSON", "label-studio-png": "Label Studio's pictures of brushes",
+    "yolo": "YOLO's polygons",
+}  # fmt: skip
+
+
+def _of_tool(root: Path, tool: str, follow_links: bool) -> Guess | None:
+    """The layout of a tool's export; None where the folder holds masks for as many images."""
+    data = annotated.build(root, tool=tool, on_missing="skip", follow_links=follow_links)
+    images = sum(len(split) for split in data.splits.values())
+    try:
+        masks = _plain(root, follow_links)
+    except DataError:
+        masks = None
+    if masks is not None and masks.images >= images and tool != "label-studio-png":
+        return masks
+    names = [data.labels.names[i] for i in sorted(data.labels.names)]
+    return Guess(TOOL_NAMES[tool], {"layout": "annotated", "tool": tool, "classes": names}, (), images)
+
+
+def _voc_masks(root: Path, follow_links: bool) -> str:
+    """VOC's folder of masks. labelme2voc's older generation keeps only arrays in the first."""
+    folders = ("SegmentationClass", "SegmentationClassPNG")
+    there = [f for f in folders if (root / f).is_dir()]
+    return next((f for f in there if walk_pictures(root / f, follow_links=follow_links)), "")
 
 
 def data_sets_below(root: Path, *, follow_links: bool = False) -> list[Path]:
@@ -188,22 +234,20 @@ def _known(root: Path) -> Guess | None:
     return None
 
 
-def _lists(root: Path, layout: str, follow_links: bool) -> Guess:
-    """Recognise JPEGImages/ and SegmentationClass/ with lists in ImageSets/Segmentation/."""
+def _lists(root: Path, layout: str, folder: str, follow_links: bool) -> Guess:
+    """Recognise JPEGImages/ and a folder of masks with lists in ImageSets/Segmentation/."""
     images = next((f for f in ("JPEGImages", "images", "Images") if (root / f).is_dir()), None)
     if images is None:
         raise DataError(
-            f"{root}: SegmentationClass/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
+            f"{root}: {folder}/ and labelmap.txt are there, but no images in JPEGImages/; export them with the"
             " masks (CVAT: 'save images'), or copy them there"
         )
-    keys: dict[str, Any] = {"images": images, "masks": "SegmentationClass"}
-    lists = find_lists(root, images, "SegmentationClass", follow_links=follow_links)
+    keys: dict[str, Any] = {"images": images, "masks": folder}
+    lists = find_lists(root, images, folder, follow_links=follow_links)
     keys |= {"splits": lists.splits} if lists.splits else {"split": {"val": 0.2, "seed": 0}}
     if (root / "labelmap.txt").is_file():
         keys["labels"] = {"palette": "labelmap.txt"}
-    masks = tuple(
-        f"SegmentationClass/{f}" for f in walk_pictures(root / "SegmentationClass", follow_links=follow_links)
-    )
+    masks = tuple(f"{folder}/{f}" for f in walk_pictures(root / folder, follow_links=follow_links))
     return Guess(
         layout, keys, masks, len(walk_pictures(root / images, follow_links=follow_links)), lists.notes
     )

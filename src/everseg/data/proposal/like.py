@@ -13,7 +13,7 @@ from everseg.config.yaml import read
 from everseg.data.datasets.descriptor import parse, with_labelmap
 from everseg.data.mask_values import Value
 from everseg.errors import ConfigError, EversegError
-from everseg.labels import IGNORE_NAME
+from everseg.labels import IGNORE_NAME, is_background_name
 
 MOST_TRIED = 200
 """So many files and folders are looked at when a description is searched for beside the data."""
@@ -106,6 +106,16 @@ def _of_bundle(folder: Path) -> Like:
     background = next((name for name in classes.values() if name == "background"), None)
     colours: dict[Value, str] = {(c[0], c[1], c[2]): name for _, name, c in entries}
     return Like(f"the bundle {folder}", classes, values, background, (255,), colours)
+
+
+def class_names_of(path: Path) -> list[str]:
+    """Names of the classes of a description, run or bundle, without the background; [] if it cannot be read."""
+    try:
+        like = read_like(path)
+    except (EversegError, OSError):
+        return []
+    background = like.background
+    return [n for n in like.classes.values() if n != background and not is_background_name(n)]
 
 
 def near(places: Iterable[Path], out: Path) -> list[Path]:

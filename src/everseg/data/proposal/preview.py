@@ -12,14 +12,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from everseg.data.base import Dataset, Split
+from everseg.data.base import Dataset
 from everseg.data.batches.index import count_ids
-from everseg.data.class_colours import colour_word, overlay, palette
+from everseg.data.class_colours import IGNORED_COLOUR, colour_word, colourise, overlay
 from everseg.data.datasets.decode import Colour
 from everseg.data.mask_values import own_palette
 from everseg.display import percent, printable
 from everseg.errors import DataError
-from everseg.labels import IGNORED
+from everseg.labels import IGNORED, ignored_id
 
 IMAGES = 24
 LOOKED_AT = 200
@@ -41,10 +41,10 @@ def preview(dataset: Dataset, *, images: int = IMAGES, seed: int = 0) -> str:
     """
     order = [(name, i) for name, split in dataset.splits.items() for i in range(len(split))]
     random.Random(seed).shuffle(order)
-    looked = [(name, i, _counts(dataset.splits[name], i)) for name, i in order[:LOOKED_AT]]
+    looked = [(name, i, _counts(dataset, name, i)) for name, i in order[:LOOKED_AT]]
     chosen = _choose(looked, images)
     colours = _colours(dataset)
-    total = np.sum([c for _, _, c in looked if c is not None], axis=0) if looked else np.zeros(256)
+    total = sum((c for _, _, c in looked if c is not None), start=np.zeros(dataset.labels.width, np.int64))
     legend = list(_legend(dataset, colours, total, _own_colours(dataset, looked)))
     page = Environment(loader=PackageLoader("everseg.data.proposal"), autoescape=True).get_template(
         "preview.html"
@@ -71,16 +71,17 @@ def _choose(looked: list[tuple[str, int, np.ndarray | None]], images: int) -> li
     return [*first, *rest][:images]
 
 
-def _counts(split: Split, index: int) -> np.ndarray | None:
+def _counts(dataset: Dataset, name: str, index: int) -> np.ndarray | None:
     try:
-        return count_ids(split.read_mask(index))
+        return count_ids(dataset.splits[name].read_mask(index), dataset.labels.width)[: dataset.labels.width]
     except (DataError, OSError):
         return None
 
 
 def _colours(dataset: Dataset) -> np.ndarray:
-    """Map each raw id to its palette position, (256,) uint8: classes in their order, anything else is ignored."""
-    table = np.full(256, IGNORED, np.uint8)
+    """Map each raw id to its palette position: classes in their order, anything else is ignored."""
+    ignored = ignored_id(len(dataset.labels.names))
+    table = np.full(max(dataset.labels.width, 256), ignored, np.uint8 if ignored == IGNORED else np.uint16)
     for position, raw in enumerate(sorted(dataset.labels.names)):
         table[raw] = position
     return table
@@ -106,10 +107,12 @@ def _own_colours(
 def _legend(
     dataset: Dataset, table: np.ndarray, total: np.ndarray, own: Mapping[int, list[Colour]]
 ) -> Iterator[dict[str, Any]]:
-    colours = palette(256)
+    colours = colourise(np.arange(len(dataset.labels.names), dtype=table.dtype)[None])[0]
     rows = sorted(dataset.labels.names.items()) + [(raw, UNLABELLED) for raw in dataset.labels.void]
     for raw, name in rows:
-        red, green, blue = colours[table[raw]].tolist()
+        red, green, blue = (
+            colours[table[raw]] if raw in dataset.labels.names else np.array(IGNORED_COLOUR)
+        ).tolist()
         share = f"{percent(total[raw] / total.sum(), digits=2)} %" if total.sum() else ""
         if raw == dataset.labels.background:
             name += " (left as it is)"
@@ -134,7 +137,9 @@ def _item(dataset: Dataset, name: str, index: int, table: np.ndarray) -> dict[st
     scale = min(1.0, SIDE / max(mask.shape))
     size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-    ids = np.asarray(Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST))
+    ids = np.asarray(
+        Image.fromarray(table[np.minimum(mask, len(table) - 1)]).resize(size, Image.Resampling.NEAREST)
+    )
     known = {**dataset.labels.names, **dict.fromkeys(dataset.labels.void, UNLABELLED)}
     names = [known.get(int(raw), f"id {raw}, not declared") for raw in np.flatnonzero(count_ids(mask))]
     drawn = overlay(small, ids, 0.6)

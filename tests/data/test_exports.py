@@ -1,0 +1,643 @@
+"""Exports of labelling tools, each in the tool's own tree: `data init` opens them by itself, every pixel right."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from everseg.cli import main as cli
+from everseg.config.fields import DataConfig
+from everseg.data.base import Dataset
+from everseg.data.datasets import load_dataset
+from saying import must_say
+
+HEIGHT, WIDTH, COUNT = 48, 64, 8
+COLOURS = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], np.uint8)
+Say = Callable[..., tuple[int, str]]
+
+
+def place(number: int, kind: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the object of class `kind`: 1 road, 2 tree. Other in every image."""
+    return 3 + number + 30 * (kind - 1), 5, 18 + number + 30 * (kind - 1), 25 + number
+
+
+def truth(number: int, kinds: tuple[int, ...] = (1, 2)) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for kind in kinds:
+        left, top, right, bottom = place(number, kind)
+        mask[top:bottom, left:right] = kind
+    return mask
+
+
+def corners(number: int, kind: int) -> list[list[float]]:
+    left, top, right, bottom = place(number, kind)
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def photo(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def part_of(number: int) -> Callable[[str], str]:
+    return lambda text: text.replace("SPLIT", "train" if number < 6 else "val")
+
+
+# ---------------------------------------------------------------- the trees
+
+
+def labelme(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"scan {n}.jpg", n)
+        shapes = [{"label": "tree", "points": corners(n, 2), "shape_type": "polygon", "group_id": None, "flags": {}},
+                  {"label": "road", "points": [corners(n, 1)[0], corners(n, 1)[2]], "shape_type": "rectangle"},
+                  {"label": "road", "points": [[1, 1], [9, 9]], "shape_type": "line"}]  # fmt: skip
+        write(root / f"scan {n}.json", {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": f"scan {n}.jpg",
+                                       "imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH})  # fmt: skip
+
+
+def labelme_masks(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"img/{n}.jpg", n)
+        left, top, right, bottom = place(n, 2)
+        drawn = base64.b64encode(png(np.full((bottom - top, right - left), True))).decode()
+        box = [[left, top], [right, bottom]]
+        shapes = [{"label": "road", "points": corners(n, 1), "shape_type": "polygon"},
+                  {"label": "tree", "points": box, "shape_type": "mask", "mask": drawn}]  # fmt: skip
+        write(root / f"json/{n}.json", {"shapes": shapes, "imagePath": f"..\\img\\{n}.jpg", "imageHeight": HEIGHT,
+                                       "imageWidth": WIDTH})  # fmt: skip
+
+
+def _voc(root: Path, masks: str) -> None:
+    for n in range(COUNT):
+        photo(root / f"JPEGImages/{n}.jpg", n)
+        mask = Image.fromarray(truth(n))
+        mask.putpalette(COLOURS.tobytes())
+        (root / masks).mkdir(exist_ok=True)
+        mask.save(root / masks / f"{n}.png")
+        picture(root / f"SegmentationClassVisualization/{n}.jpg", COLOURS[truth(n)])
+    write(root / "class_names.txt", "_background_\nroad\ntree\n")
+
+
+def labelme2voc_old(root: Path) -> None:
+    _voc(root, "SegmentationClassPNG")
+    (root / "SegmentationClass").mkdir()
+    for n in range(COUNT):
+        np.save(root / f"SegmentationClass/{n}.npy", truth(n))
+
+
+def labelme2voc_new(root: Path) -> None:
+    _voc(root, "SegmentationClass")
+    (root / "SegmentationClassNpy").mkdir()
+    for n in range(COUNT):
+        np.save(root / f"SegmentationClassNpy/{n}.npy", truth(n))
+
+
+def cvat_masks(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"JPEGImages/{n}.jpg", n)
+        picture(root / f"SegmentationClass/{n}.png", COLOURS[truth(n)])
+        picture(root / f"SegmentationObject/{n}.png", COLOURS[truth(n)] // 2)
+    write(
+        root / "labelmap.txt",
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:250,50,83::\ntree:51,221,255::\n",
+    )
+    write(root / "ImageSets/Segmentation/default.txt", "".join(f"{n}\n" for n in range(COUNT)))
+
+
+def cvat_mask_subsets(root: Path) -> None:
+    cvat_masks(root)
+    (root / "ImageSets/Segmentation/default.txt").unlink()
+    write(root / "ImageSets/Segmentation/Train.txt", "".join(f"{n}\n" for n in range(6)))
+    write(root / "ImageSets/Segmentation/Validation.txt", "6\n7\n")
+
+
+def coco(numbers: range, names: str = "{}.jpg", categories: Any = None) -> dict[str, Any]:
+    return {
+        "licenses": [], "info": {},
+        "categories": categories or [{"id": 1, "name": "road", "supercategory": ""},
+                                     {"id": 2, "name": "tree", "supercategory": ""}],
+        "images": [{"id": n + 1, "width": WIDTH, "height": HEIGHT, "file_name": names.format(n)} for n in numbers],
+        "annotations": [
+            {"id": 10 * n + k, "image_id": n + 1, "category_id": k, "iscrowd": 0,
+             "segmentation": [[v for corner in corners(n, k) for v in corner]]} for n in numbers for k in (1, 2)],
+    }  # fmt: skip
+
+
+def cvat_coco(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/default/{n}.jpg", n)
+    write(root / "annotations/instances_default.json", coco(range(COUNT)))
+
+
+def cvat_coco_subsets(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / part_of(n)("images/SPLIT") / f"{n}.jpg", n)
+    write(root / "annotations/instances_Train.json", coco(range(6)))
+    write(root / "annotations/instances_Validation.json", coco(range(6, COUNT)))
+
+
+def label_studio_coco(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/3f2a8c1{n}-{n}.jpg", n)
+    write(root / "result.json", coco(range(COUNT), "images/3f2a8c1{0}-{0}.jpg"))
+
+
+def brush(pixels: np.ndarray) -> list[int]:
+    """Label Studio's stream of bits for a mask, one run for each change along the rows."""
+    values = np.repeat((pixels * 255).astype(np.int64).reshape(-1), 4)
+    starts = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    bits = f"{len(values):032b}{7:05b}{2:04b}{7:04b}{11:04b}{15:04b}"
+    for start, end in pairwise(starts):
+        bits += "1" + "11" + f"{end - start - 1:016b}" + f"{values[start]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def _region(number: int, kind: int) -> dict[str, Any]:
+    left, top, right, bottom = place(number, kind)
+    common = {
+        "id": f"r{kind}",
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "from_name": "tag",
+        "to_name": "image",
+    }
+    if kind == 1:
+        value = {"format": "rle", "rle": brush(truth(number, (1,)) > 0), "brushlabels": ["road"]}
+        return {**common, "type": "brushlabels", "value": value}
+    value = {"x": 100 * left / WIDTH, "y": 100 * top / HEIGHT, "width": 100 * (right - left) / WIDTH,
+             "height": 100 * (bottom - top) / HEIGHT, "rotation": 0, "rectanglelabels": ["tree"]}  # fmt: skip
+    return {**common, "type": "rectanglelabels", "value": value}
+
+
+def label_studio_json(root: Path) -> None:
+    tasks = []
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        result = [_region(n, k) for k in (1, 2)]
+        tasks.append({"id": n + 1, "data": {"image": f"/data/upload/1/3f2a8c1{n}-{n}.jpg"},
+                      "annotations": [{"id": 9, "was_cancelled": False, "result": result}]})  # fmt: skip
+    write(root / "project-1-at-2024-05-01.json", tasks)
+
+
+def label_studio_min(root: Path) -> None:
+    tasks = []
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        regions = [{**r, **r["value"]} for r in (_region(n, k) for k in (1, 2))]
+        for region in regions:
+            del region["value"], region["id"]
+        tasks.append({"id": n + 1, "image": f"/data/local-files/?d=images/{n}.jpg", "annotation_id": 1, "annotator": 1,
+                      "tag": regions})  # fmt: skip
+    write(root / "min.json", tasks)
+
+
+def label_studio_png(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        for kind, name in ((1, "road"), (2, "tree")):
+            file = f"task-{n}-annotation-{n + 4}-by-1-tag-{name}-0.png"
+            picture(root / file, (truth(n, (kind,)) > 0).astype(np.uint8) * 255)
+
+
+def roboflow_masks(root: Path) -> None:
+    for n in range(COUNT):
+        folder = root / ("train" if n < 6 else "valid")
+        photo(folder / f"{n}_jpg.rf.0a{n}.jpg", n)
+        picture(folder / f"{n}_jpg.rf.0a{n}_mask.png", truth(n))
+        write(folder / "_classes.csv", "Pixel Value, Class\n0, background\n1, road\n2, tree\n")
+
+
+def roboflow_coco(root: Path) -> None:
+    categories = [{"id": 0, "name": "things", "supercategory": "none"},
+                  {"id": 1, "name": "road", "supercategory": "things"},
+                  {"id": 2, "name": "tree", "supercategory": "things"}]  # fmt: skip
+    for folder, numbers in (("train", range(6)), ("valid", range(6, COUNT))):
+        for n in numbers:
+            photo(root / folder / f"{n}.jpg", n)
+        write(root / folder / "_annotations.coco.json", coco(numbers, categories=categories))
+
+
+def _meta(root: Path) -> None:
+    classes = [
+        {"title": "road", "shape": "bitmap", "color": "#FA3253"},
+        {"title": "tree", "shape": "polygon"},
+    ]
+    write(root / "meta.json", {"classes": classes, "tags": [{"name": "train", "value_type": "none"}]})
+
+
+def supervisely_json(root: Path) -> None:
+    _meta(root)
+    for n in range(COUNT):
+        photo(root / f"ds0/img/{n}.jpg", n)
+        left, top, right, bottom = place(n, 1)
+        data = zlib.compress(png(np.full((bottom - top, right - left), True)))
+        road = {"data": base64.b64encode(data).decode(), "origin": [left, top]}
+        objects = [{"classTitle": "road", "geometryType": "bitmap", "bitmap": road},
+                   {"classTitle": "tree", "geometryType": "polygon",
+                    "points": {"exterior": corners(n, 2), "interior": []}}]  # fmt: skip
+        tags = [{"name": "train" if n < 6 else "val", "value": None}]
+        write(root / f"ds0/ann/{n}.jpg.json", {"description": "", "tags": tags, "objects": objects,
+                                               "size": {"height": HEIGHT, "width": WIDTH}})  # fmt: skip
+
+
+def supervisely_masks(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"ds0/img/{n}.jpg", n)
+        picture(root / f"ds0/masks_machine/{n}.jpg.png", truth(n))
+        mixed = np.random.default_rng(n).integers(0, 128, (HEIGHT, WIDTH, 3)) + COLOURS[truth(n)] // 2
+        picture(root / f"ds0/masks_human/{n}.jpg.png", mixed.astype(np.uint8))
+    write(root / "obj_class_to_machine_color.json", {"road": [1, 1, 1], "tree": [2, 2, 2]})
+
+
+def v7_two(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        road = truth(n, (1,)).reshape(-1)
+        starts = [0, *(np.flatnonzero(np.diff(road)) + 1).tolist(), len(road)]
+        dense = [v for a, b in pairwise(starts) for v in (int(road[a]), b - a)]
+        layer = {"dense_rle": dense, "mask_annotation_ids_mapping": {"a": 1}, "total_pixels": len(road)}
+        paths = [[{"x": x, "y": y} for x, y in corners(n, 2)]]
+        annotations = [{"id": "a", "name": "road", "mask": {}, "slot_names": ["0"]},
+                       {"id": "b", "name": "tree", "polygon": {"paths": paths}, "slot_names": ["0"]},
+                       {"id": "c", "name": "__raster_layer__", "raster_layer": layer}]  # fmt: skip
+        slot = {
+            "slot_name": "0",
+            "width": WIDTH,
+            "height": HEIGHT,
+            "source_files": [{"file_name": f"{n}.jpg"}],
+        }
+        write(root / f"annotations/{n}.json", {"version": "2.0", "annotations": annotations,
+              "item": {"name": f"{n}.jpg", "path": "/", "slots": [slot]}})  # fmt: skip
+
+
+def v7_one(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        annotations = [
+            {"name": name, "polygon": {"path": [{"x": x, "y": y} for x, y in corners(n, k)]}}
+            for k, name in ((1, "road"), (2, "tree"))
+        ]
+        image = {"filename": f"{n}.jpg", "path": "/", "width": WIDTH, "height": HEIGHT}
+        write(root / f"annotations/{n}.json", {"dataset": "x", "image": image, "annotations": annotations})
+
+
+def v7_masks(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        picture(root / f"masks/{n}.png", COLOURS[truth(n)])
+    write(
+        root / "class_mapping.csv",
+        "class_name,class_color\n__background__,0 0 0\nroad,250 50 83\ntree,51 221 255\n",
+    )
+
+
+def segments(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"{n}.jpg", n)
+        picture(root / f"{n}_label_ground-truth_semantic.png", truth(n))
+    write(root / "classes.txt", "0 background\n1 road\n2 tree\n")
+
+
+def yolo(root: Path, images: str = "images/SPLIT", labels: str = "labels/SPLIT") -> None:
+    for n in range(COUNT):
+        photo(root / part_of(n)(images) / f"{n}.jpg", n)
+        lines = [
+            " ".join(
+                [
+                    str(k - 1),
+                    *(f"{v / (WIDTH, HEIGHT)[at]:.8f}" for c in corners(n, k) for at, v in enumerate(c)),
+                ]
+            )
+            for k in (1, 2)
+        ]
+        write(root / part_of(n)(labels) / f"{n}.txt", "\n".join(lines) + "\n")
+    write(
+        root / "dataset.yaml", "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: road\n  1: tree\n"
+    )
+
+
+def yolo_roboflow(root: Path) -> None:
+    yolo(root, "SPLIT/images", "SPLIT/labels")
+    (root / "dataset.yaml").unlink()
+    write(
+        root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['road', 'tree']\n"
+    )
+
+
+def cvat_cityscapes(root: Path) -> None:
+    for n in range(COUNT):
+        split = part_of(n)("SPLIT")
+        photo(root / f"imgsFine/leftImg8bit/{split}/{n}_leftImg8bit.png", n)
+        picture(root / f"gtFine/{split}/{n}_gtFine_color.png", COLOURS[truth(n)])
+    write(root / "label_colors.txt", "0 0 0 background\n250 50 83 road\n51 221 255 tree\n")
+
+
+def stored(image: str, mask: str, parquet: bool) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        columns = {image: [], mask: []}
+        for n in range(COUNT):
+            pixels = np.random.default_rng(n).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+            columns[image].append(Image.fromarray(pixels))
+            columns[mask].append(Image.fromarray(truth(n)))
+        features = datasets.Features({image: datasets.Image(), mask: datasets.Image()})
+        table = datasets.Dataset.from_dict(columns, features=features)
+        root.mkdir(exist_ok=True)
+        write(root / "id2label.json", {"0": "background", "1": "road", "2": "tree"})
+        if parquet:
+            (root / "data").mkdir()
+            table.to_parquet(str(root / "data/train-00000-of-00001.parquet"))
+        else:
+            table.save_to_disk(str(root))
+
+    return make
+
+
+EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
+    "labelme JSON": (labelme, False),
+    "labelme JSON with masks": (labelme_masks, False),
+    "labelme2voc, old": (labelme2voc_old, False),
+    "labelme2voc, new": (labelme2voc_new, False),
+    "CVAT masks": (cvat_masks, False),
+    "CVAT masks, subsets": (cvat_mask_subsets, True),
+    "CVAT COCO": (cvat_coco, False),
+    "CVAT COCO, subsets": (cvat_coco_subsets, True),
+    "CVAT Cityscapes": (cvat_cityscapes, True),
+    "Label Studio COCO": (label_studio_coco, False),
+    "Label Studio JSON": (label_studio_json, False),
+    "Label Studio JSON-MIN": (label_studio_min, False),
+    "Label Studio brush PNG": (label_studio_png, False),
+    "Roboflow masks": (roboflow_masks, True),
+    "Roboflow COCO": (roboflow_coco, True),
+    "Supervisely JSON": (supervisely_json, True),
+    "Supervisely masks": (supervisely_masks, False),
+    "V7 JSON 2.0": (v7_two, False),
+    "V7 JSON 1.0": (v7_one, False),
+    "V7 masks": (v7_masks, False),
+    "Segments.ai masks": (segments, False),
+    "YOLO": (yolo, True),
+    "YOLO, Roboflow's": (yolo_roboflow, True),
+}
+"""Export -> (its tree, whether images 6 and 7 are its val)."""
+STORED = {
+    "save_to_disk": stored("image", "label", parquet=False),
+    "Segments.ai's columns": stored("pixel_values", "label", parquet=False),
+    "unusual columns": stored("photo_before", "drawn_by_hand", parquet=False),
+}
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVERSEG_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*arguments])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out + captured.err
+
+    return call
+
+
+def opened(say: Say, root: Path, *options: str) -> Dataset:
+    """`data init` and `data check` of a folder, which both have to pass; the data set."""
+    code, text = say("data", "init", str(root), "--yes", "--out", "made.yaml", *options)
+    assert code == 0, text
+    code, text = say("data", "check", "made.yaml")
+    assert code == 0, text
+    return load_dataset(DataConfig(dataset="made.yaml"))
+
+
+def require_true(data: Dataset, splits: bool) -> None:
+    names = data.labels.names
+    road, tree = (next(i for i, name in names.items() if name == wanted) for wanted in ("road", "tree"))
+    assert set(names) == {data.labels.background, road, tree}
+    found: dict[int, str] = {}
+    for split_name, split in data.splits.items():
+        for index in range(len(split)):
+            number = int(
+                "".join(c for c in split.id(index).split("/")[-1].split("_")[0].split("-")[-1] if c.isdigit())
+            )
+            found[number] = split_name
+            mask = split.read(index)[1]
+            wanted = np.array([data.labels.background, road, tree], np.uint8)[truth(number)]
+            np.testing.assert_array_equal(mask, wanted)
+    assert sorted(found) == list(range(COUNT))
+    if splits:
+        assert [n for n, name in sorted(found.items()) if name == "val"] == [6, 7]
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_an_export_is_opened_by_itself(say: Say, tmp_path: Path, export: str) -> None:
+    make, splits = EXPORTS[export]
+    make(tmp_path / "data")
+    before = sorted(tmp_path.joinpath("data").rglob("*"))
+    require_true(opened(say, tmp_path / "data"), splits)
+    assert sorted(tmp_path.joinpath("data").rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_stored_set_is_opened_by_itself(
+    say: Say, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STORED[kind](tmp_path / "data")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    data = opened(say, tmp_path / "data")
+    require_true(data, False)
+
+
+# ---------------------------------------------------------------- what is refused, with the way out
+
+
+def photos_only(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+
+
+def cvat_xml(root: Path) -> None:
+    photos_only(root)
+    write(
+        root / "annotations.xml",
+        '<?xml version="1.0"?>\n<annotations>\n  <version>1.1</version>\n</annotations>\n',
+    )
+
+
+def voc_boxes(root: Path) -> None:
+    photos_only(root)
+    write(root / "Annotations/0.xml", "<annotation><object><bndbox></bndbox></object></annotation>")
+
+
+def via(root: Path) -> None:
+    photos_only(root)
+    write(root / "via_project.json", {"_via_settings": {}, "_via_img_metadata": {}})
+
+
+def arrays(root: Path) -> None:
+    photos_only(root)
+    (root / "masks").mkdir()
+    np.save(root / "masks/0.npy", truth(0))
+
+
+def brushes_without_images(root: Path) -> None:
+    label_studio_png(root)
+    for n in range(COUNT):
+        (root / f"images/{n}.jpg").rename(root / f"images/photo_{n + 40}.jpg")
+
+
+def brushes_that_overlap(root: Path) -> None:
+    label_studio_png(root)
+    picture(root / "task-3-annotation-7-by-1-tag-tree-1.png", (truth(3, (1,)) > 0).astype(np.uint8) * 255)
+
+
+def two_annotators(root: Path) -> None:
+    label_studio_json(root)
+    file = root / "project-1-at-2024-05-01.json"
+    tasks = json.loads(file.read_text())
+    tasks[2]["annotations"] *= 2
+    write(file, tasks)
+
+
+def damaged_brush(root: Path) -> None:
+    label_studio_json(root)
+    file = root / "project-1-at-2024-05-01.json"
+    tasks = json.loads(file.read_text())
+    tasks[2]["annotations"][0]["result"][0]["value"]["rle"] = [0, 0, 0, 9, 1]
+    write(file, tasks)
+
+
+def yolo_boxes(root: Path) -> None:
+    yolo(root)
+    write(root / "labels/train/2.txt", "0 0.5 0.5 0.2 0.2\n")
+
+
+def yolo_nameless(root: Path) -> None:
+    yolo(root)
+    (root / "dataset.yaml").unlink()
+
+
+def yolo_pixels(root: Path) -> None:
+    yolo(root)
+    write(root / "labels/train/2.txt", "0 10 10 30 10 30 30\n")
+
+
+def labelme_images_missing(root: Path) -> None:
+    labelme(root)
+    (root / "scan 3.jpg").unlink()
+
+
+def supervisely_unknown(root: Path) -> None:
+    supervisely_json(root)
+    ann = json.loads((root / "ds0/ann/3.jpg.json").read_text())
+    ann["objects"][1]["geometryType"] = "cuboid"
+    write(root / "ds0/ann/3.jpg.json", ann)
+
+
+def roboflow_two_lists(root: Path) -> None:
+    roboflow_masks(root)
+    write(root / "valid/_classes.csv", "Pixel Value, Class\n0, background\n1, tree\n2, road\n")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
+    "CVAT for images": (cvat_xml, ("annotations.xml", "CVAT", "COCO")),
+    "VOC boxes": (voc_boxes, ("0.xml", "boxes", "detection")),
+    "VIA project": (via, ("via_project.json", "COCO")),
+    "NumPy masks": (arrays, ("0.npy", "PNG")),
+    "brushes without the images' names": (brushes_without_images, ("task", "JSON", "12.jpg")),
+    "brushes that overlap": (brushes_that_overlap, ("task", 3, "JSON")),
+    "two annotators": (two_annotators, ("task", 3, 2, "annotations")),
+    "a damaged brush": (damaged_brush, ("task", 3, "r1")),
+    "YOLO boxes": (yolo_boxes, ("2.txt", "line", 1, "box", "polygons")),
+    "YOLO without names": (yolo_nameless, ("YAML", "names", "classes.txt")),
+    "YOLO in pixels": (yolo_pixels, ("2.txt", "line", 1, "pixels")),
+    "Supervisely's cuboids": (supervisely_unknown, ("3.jpg.json", "cuboid")),
+    "Roboflow's lists that differ": (roboflow_two_lists, ("_classes.csv", "tree", "road")),
+}
+"""What cannot be read -> (its tree, what a line of the message has to say)."""
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_read_says_what_it_is_and_the_way_out(say: Say, tmp_path: Path, what: str) -> None:
+    make, facts = REFUSED[what]
+    make(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 3, text
+    must_say(text, *facts)
+    assert not (tmp_path / "made.yaml").exists()
+
+
+def test_an_annotation_without_its_image_costs_itself_only(say: Say, tmp_path: Path) -> None:
+    labelme_images_missing(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 0, text
+    code, text = say("data", "check", "made.yaml")
+    assert code == 3
+    must_say(text, "scan 3.jpg")
+    data = load_dataset(DataConfig(dataset="made.yaml", options={"on_missing": "skip"}))
+    assert sum(map(len, data.splits.values())) == COUNT - 1
+
+
+def test_ids_stay_when_more_files_come(say: Say, tmp_path: Path) -> None:
+    labelme(tmp_path / "data")
+    before = opened(say, tmp_path / "data").labels.names
+    photo(tmp_path / "data/late.jpg", 50)
+    shape = {"label": "asphalt", "points": corners(0, 1), "shape_type": "polygon"}
+    late = {"shapes": [shape], "imagePath": "late.jpg", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    write(tmp_path / "data/late.json", late)
+    code, text = say("data", "check", "made.yaml")
+    assert code == 3
+    must_say(text, "asphalt", 1)
+    write(tmp_path / "data/late.json", {**late, "shapes": [{**shape, "label": "tree"}]})
+    assert say("data", "check", "made.yaml")[0] == 0
+    assert load_dataset(DataConfig(dataset="made.yaml")).labels.names == before
+
+
+def test_holes_stay_open(say: Say, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for n in range(COUNT):
+        photo(root / f"ds0/img/{n}.jpg", n)
+        hole = [[20, 20], [30, 20], [30, 30], [20, 30]]
+        outline = [[10, 10], [40, 10], [40, 40], [10, 40]]
+        ring = {
+            "classTitle": "ring",
+            "geometryType": "polygon",
+            "points": {"exterior": outline, "interior": [hole]},
+        }
+        size = {"height": HEIGHT, "width": WIDTH}
+        write(root / f"ds0/ann/{n}.jpg.json", {"size": size, "tags": [], "objects": [ring]})
+    mask = opened(say, root).splits["train"].read_mask(0)
+    wanted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    wanted[10:40, 10:40] = 1
+    wanted[20:30, 20:30] = 0
+    np.testing.assert_array_equal(mask, wanted)
