@@ -152,7 +152,7 @@ class TiledSplit:
         return tuple(self._rows[index].tolist())
 
     def _pixels(self, picture: int) -> np.ndarray:
-        """Image and mask of a whole picture, (H, W) with two fields; a large one is a decoded file mapped into memory."""
+        """Image and mask of a whole picture, (H, W) with two fields; a large one is a mapped decoded file."""
         file = self._cached(picture)
         if file is not None and file.is_file():
             try:
