@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 from everseg.data.batches.transforms import normalise, resize_transform
 from everseg.data.channels import Channels, channels_of
+from everseg.data.datasets import tiles
 from everseg.data.datasets.decode import Reading, read_bands, read_image
+from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.folder import build
 from everseg.errors import ConfigError, DataError
 from everseg.models.build import deeplabv3_tiny
@@ -232,3 +234,30 @@ def test_rgb_weights_become_weights_of_n_channels_by_the_stated_rule(tmp_path: P
         torch.testing.assert_close(after.sum(1), before.sum(1))
     assert model.describe()["options"]["in_channels"] == count
     assert "in_channels" not in rgb.describe()["options"], "descriptions of other networks stay as they were"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kind", ["rgb", "deep"])
+def test_windows_keep_the_types_of_image_and_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, kept: bool
+) -> None:
+    monkeypatch.setattr(tiles, "KEEP", 1 if kept else 2**40)
+    monkeypatch.setattr(tiles, "default_cache_dir", lambda: tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 900, (40, 40)).astype(np.uint16)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    image = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8 if kind == "rgb" else np.uint16)
+    if kind == "rgb":
+        Image.fromarray(image).save(tmp_path / "image.png")
+    else:
+        np.save(tmp_path / "image.npy", image)
+    reading = Reading(channels=None if kind == "rgb" else _channels(count=3, bits=16))
+    name = "image.png" if kind == "rgb" else "image.npy"
+    whole = FileSplit("train", tmp_path, [("a", name, "mask.png")], reading=reading, most=65535)
+    split = tiles.TiledSplit(whole, tiles.Tiles(16, 0), reading)
+    for _ in range(2):  # a kept picture is mapped the second time
+        window, ids = split.read(0)
+        np.testing.assert_array_equal(window, image[:16, :16])
+        np.testing.assert_array_equal(ids, mask[:16, :16])
+        assert (window.dtype, ids.dtype) == (np.uint8 if kind == "rgb" else np.float32, np.uint16)
+    assert len(list(tmp_path.glob("cache/tiles/*.npy"))) == kept
