@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
-from benchmarks.step import NEW, OLD, Iteration, begin, ours, steps_of
+from benchmarks.step import NEW, OLD, Iteration, ours, steps_of
 from everseg import registry
 from everseg.labels import IGNORED
 from everseg.methods import switches
 from everseg.methods.base import StepContext
 from everseg.models.build import deeplabv3_resnet101
+from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Step
 from everseg.types import Batch
 
@@ -33,16 +35,15 @@ def figures(quick: bool = False, *, methods: list[str] | None = None, size: int 
     """Time as a multiple of fine-tuning's, memory of the forward pass, and state, of every method."""
     size, repeat = (64, 1) if quick else (size, 5)
     names = methods or [name for name in registry.names("method") if name not in OVER_DOMAINS]
-    step = steps_of([{"default": OLD}, {"default": NEW}])[-1]
     torch.manual_seed(0)
     label = torch.randint(OLD, OLD + NEW, (2, size, size))
     label[:, : size // 2] = 0  # half of the pixels show what earlier steps taught
     label[:, -8:] = IGNORED
     batch = Batch(torch.randn(2, 3, size, size), label, "default", ("a", "b"))
     found, what = [], f"{size} px, 2 images, {torch.get_num_threads()} threads"
-    base, base_bytes, _ = _iteration(BASE, step, batch)
+    base, base_bytes, _ = _iteration(BASE, batch)
     for name in names:
-        own, kept, state = (base, base_bytes, 0) if name == BASE else _iteration(name, step, batch)
+        own, kept, state = (base, base_bytes, 0) if name == BASE else _iteration(name, batch)
         seconds = in_turn({BASE: base, "own": own}, repeat)
         note = (
             f"{medians(seconds, 1e3, 0)}; kept {kept / base_bytes:.2f} x {BASE}'s; state {state / 1e6:.1f} MB"
@@ -53,22 +54,21 @@ def figures(quick: bool = False, *, methods: list[str] | None = None, size: int 
     return found
 
 
-def _iteration(name: str, step: Step, batch: Batch) -> tuple[Iteration, int, int]:
+def _iteration(name: str, batch: Batch) -> tuple[Iteration, int, int]:
     """An iteration of a method, the bytes that its forward pass keeps, and the bytes of the method's state."""
     cls = registry.resolve("method", name)
     method = cls()
     options = {"compensation": True, "norm": "iabn"} if name == "rcil" else {}
     torch.manual_seed(0)
-    steps = steps_of([{"default": OLD}, {"default": NEW}])
-    model, teacher = begin(method, deeplabv3_resnet101(**options), steps, torch.device("cpu"))
-    ctx = StepContext(
-        step,
-        model,
-        model,
-        teacher,
-        train_batches=lambda: iter((batch,)),
-        epoch_batches=lambda: iter((batch,)),
-    )
+    first, step = steps_of([{"default": OLD}, {"default": NEW}])
+    model = deeplabv3_resnet101(**options)
+    method.prepare_model(model, first)
+    # What a method gathers in the first step, such as prototypes, the later one needs.
+    learnt = Batch(batch.image, batch.label.masked_fill(batch.label >= OLD, 1), batch.branch, batch.ids)
+    switches.finish(method, _context(first, model, None, learnt))
+    teacher = frozen_copy(model)
+    method.prepare_model(model, step)
+    ctx = _context(step, model, teacher, batch)
     switches.begin(method, ctx)
     model.train()
     kept: dict[int, int] = {}
@@ -84,6 +84,15 @@ def _iteration(name: str, step: Step, batch: Batch) -> tuple[Iteration, int, int
     del terms
     state = sum(value.nbytes for value in method.state_dict().values())
     return ours(method, model, teacher, step, batch, "fp32"), forward, state
+
+
+def _context(
+    step: Step, model: SegmentationModel, teacher: SegmentationModel | None, batch: Batch
+) -> StepContext:
+    def batches() -> Iterator[Batch]:
+        return iter((batch,))
+
+    return StepContext(step, model, model, teacher, train_batches=batches, epoch_batches=batches)
 
 
 if __name__ == "__main__":

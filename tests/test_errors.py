@@ -27,3 +27,5 @@ def test_near_misses_are_told_else_what_there_is() -> None:
     assert near_miss("raod", ["road", "sky"], "; it has road, sky") == "; did you mean 'road'?"
     assert near_miss("zebra", ["road", "sky"], "; it has road, sky") == "; it has road, sky"
     assert near_miss(7, []) == ""
+    assert near_miss("PLOP", ["mib", "plop"]) == "; did you mean 'plop'?"
+    assert near_miss("Cat", ["car", "Cab", "CAT"]) == "; did you mean 'Cab'?"  # the same letters come first

@@ -10,6 +10,7 @@ import pytest
 
 from everseg import registry
 from everseg.errors import ConfigError
+from saying import must_say
 
 
 def test_every_built_in_method_and_model_and_scenario_exists() -> None:
@@ -35,6 +36,20 @@ def test_modules_and_files_are_addressed_by_attribute(tmp_path: Path) -> None:
     first = registry.resolve("method", f"{path}:Mine")
     assert first.__name__ == "Mine"
     assert registry.resolve("method", f"{path}:Mine") is first
+
+
+@pytest.mark.parametrize("asked", [":Mein", ":Else", ""])
+def test_a_file_of_methods_says_which_it_has(tmp_path: Path, asked: str) -> None:
+    path = tmp_path / "several.py"
+    path.write_text(
+        "from everseg import Method\nfrom everseg.methods.ft import FineTuning\n"
+        "class Mine(Method): pass\nclass Other(Mine): pass\nclass Helper: pass\ndef tool(): pass\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        registry.resolve("method", f"{path}{asked}")
+    must_say(caught.value, "several.py", "Mine, Other")
+    assert ("'Mine'" in str(caught.value)) == (asked == ":Mein")
+    assert not any(name in str(caught.value) for name in ("Method", "FineTuning", "Helper", "tool"))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,16 @@ MORE = "more: "
 def near_miss(name: object, known: Iterable[str], otherwise: str = "", *, below: str = "") -> str:
     """Return the end of a message: "; did you mean 'x'?", or `otherwise` if no known name is close.
 
+    A name in other letters (PLOP for plop) is close too, unless one in the same letters is.
+
     Args:
         below: the prefix that the user types before the name ("train.").
     """
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if not close:
+        folded = {one.casefold(): one for one in known}
+        close = [folded[one] for one in difflib.get_close_matches(str(name).casefold(), folded, n=1)]
     return f"; did you mean '{below}{close[0]}'?" if close else otherwise
 
 

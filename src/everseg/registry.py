@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from everseg.errors import ConfigError, near_miss
+from everseg.errors import ConfigError, near_miss, some
 
 
 class Builtin(NamedTuple):
@@ -218,6 +218,10 @@ def resolve(kind: str, name: str) -> Any:
             return entry.load()
         address = name
     module_name, sep, attribute = address.rpartition(":")
+    if not sep and name.endswith(".py") and Path(name).expanduser().is_file():
+        raise ConfigError(
+            f"{kind}: write which of '{name}': {name}:NAME{_offers(kind, _from_file(kind, name))}"
+        )
     if not sep:
         hint = near_miss(name, names(kind))
         raise ConfigError(
@@ -227,8 +231,26 @@ def resolve(kind: str, name: str) -> Any:
         _from_file(kind, module_name) if module_name.endswith(".py") else _from_package(kind, module_name)
     )
     if not hasattr(module, attribute):
-        raise ConfigError(f"{kind}: '{module_name}' has no '{attribute}'")
+        hint = near_miss(attribute, _own_names(kind, module))
+        raise ConfigError(f"{kind}: '{module_name}' has no '{attribute}'{hint}{_offers(kind, module)}")
     return getattr(module, attribute)
+
+
+def _own_names(kind: str, module: Any) -> list[str]:
+    """List what a module defines itself and a configuration could name: classes for a method, else functions too."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and (isinstance(value, type) and hasattr(value, "losses") if kind == "method" else callable(value))
+    ]
+
+
+def _offers(kind: str, module: Any) -> str:
+    """Return the end of a message that lists a module's own names; "" if it has none."""
+    found = _own_names(kind, module)
+    return f" (it has {some(found)})" if found else ""
 
 
 def _from_package(kind: str, module_name: str) -> Any:

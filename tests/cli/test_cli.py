@@ -223,13 +223,48 @@ def test_presets_stand_under_headings_that_say_what_is_new_and_which_data(everse
     lines = everseg("list", "presets")[1].splitlines()
     headings = [line for line in lines if line and not line.startswith(" ")]
     assert len(headings) == len(set(headings)) == 7
-    at = lines.index("  camvid-day-dusk-mdil")
+    at = [line.split()[:1] for line in lines].index(["camvid-day-dusk-mdil"])
     assert [line for line in lines[:at] if line in headings][-1].startswith(
         "New domains: CamVid by day and at dusk"
     )
     assert everseg("list", "presets", "demo-mib")[1].splitlines() == [
-        "New classes on generated scenes (no data needed)", "  demo-mib",
+        "New classes on generated scenes (no data needed)", "  demo-mib  overlapped, ignore-void",
     ]  # fmt: skip
+
+
+def test_presets_say_protocol_and_policy_and_are_found_by_every_spelling(everseg: Outcome) -> None:
+    rows = {line.split()[0]: line for line in everseg("list", "presets")[1].splitlines() if line[:1] == " "}
+    assert rows["voc-15-1-plop"].split()[1:] == ["overlapped,", "plop-voc"]
+    assert rows["voc-15-1-mib"].split()[1:] == ["disjoint,", "mib-voc"]
+    assert rows["ade-100-50-rcil"].split()[1:] == ["overlapped,", "plop-ade"]
+    assert rows["cs-bdd-mdil"].split()[1:] == ["ignore-void"]
+    lines = everseg("list", "presets", "15-1-overlapped-plop")[1].splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["voc-15-1-plop", "overlapped,", "plop-voc", "(=", "voc-15-1-overlapped-plop)"]
+    ]
+    (entry,) = json.loads(everseg("list", "presets", "15-1-overlapped-plop", "--json")[1])
+    assert (entry["protocol"], entry["policy"]) == ("overlapped", "plop-voc")
+    assert "voc-15-5s-plop" in entry["also"]
+    # What nobody published is named only where nothing else is.
+    assert "disjoint-plop" not in everseg("list", "presets", "plop")[1]
+    assert "voc-15-1-disjoint-plop" in everseg("list", "presets", "15-1-disjoint-plop")[1]
+
+
+def test_policies_say_what_becomes_of_each_kind_of_pixels(everseg: Outcome) -> None:
+    rows = {row["name"]: row["help"] for row in json.loads(everseg("list", "policies", "--json")[1])}
+    tests = {name: text.split("test: ")[1].split(";")[0].split(", ") for name, text in rows.items()}
+    assert all("earlier classes: own id" in parts for parts in tests.values())
+    assert tests["mib-voc"] == [
+        "void + later classes: ignored",
+        "background: background",
+        "earlier classes: own id",
+    ]
+    assert tests["mib-ade"][0] == "void + background + later classes: ignored"
+    assert tests["plop-voc"] == tests["plop"] == tests["plop-ade"]
+    must_say(rows["plop-ade"], "raw 0")
+    must_say(rows["plop-voc"], "same table", "plop-ade", "plop")
+    must_say(rows["plop"], "older name", "plop-voc", "plop-ade")
+    assert "same table" not in rows["mib-voc"] + rows["ignore-void"]
 
 
 def test_show_explains_every_key_and_hyper_parameter(everseg: Outcome) -> None:

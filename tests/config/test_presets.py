@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,17 @@ def test_pretuning_is_as_its_scripts_say(name: str, expected: tuple) -> None:
     assert found == expected
     assert (config.scenario.protocol, train.batch, train.lr, train.lr_next) == ("overlapped", 24, 0.02, 0.001)
     assert (method["kd_weight"], method["fuse"], method["freeze_heads"]) == (10.0, "none", "none")
+
+
+def test_a_name_without_protocol_means_that_of_the_authors_as_the_page_says() -> None:
+    families = presets._part("families")
+    overlapped = [
+        name for name, data in families.items() if data.get("voc", {}).get("default") == "overlapped"
+    ]
+    for name in presets._part("methods"):
+        for task in ("voc-15-5", "ade-100-50"):
+            expected = "overlapped" if name in overlapped else "disjoint"
+            assert load(f"{task}-{name}").scenario.protocol == expected
+    page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8")
+    told = page.split("overlapped for ")[1].split(", disjoint for the others")[0]
+    assert re.findall("`(.+?)`", told) == overlapped

@@ -19,6 +19,7 @@ from everseg.cli import main as cli
 from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
+from everseg.errors import DataError
 from saying import must_say
 
 HEIGHT, WIDTH, COUNT = 48, 64, 8
@@ -383,6 +384,43 @@ def stored(image: str, mask: str, parquet: bool) -> Callable[[Path], None]:
     return make
 
 
+def bitmaps(
+    kind: str = "RGBA", column: str = "label.annotations", how: Callable[[Any], Any] = lambda x: x
+) -> Callable[[Path], None]:
+    """Segments.ai's release as its SDK stores it: objects by number, and their classes in another column."""
+
+    def make(root: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        rows = []
+        for n in range(COUNT):
+            pixels = np.random.default_rng(n).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+            objects = {1: 7 - n % 2, 2: 300 + n}  # the number of the object of each class changes
+            drawn = truth(n)
+            numbered = np.select([drawn == 1, drawn == 2], [objects[1], objects[2]], 0).astype(np.uint32)
+            if kind == "RGBA":
+                stored = Image.fromarray(
+                    (numbered | 255 << 24).astype("<u4").view(np.uint8).reshape(HEIGHT, WIDTH, 4)
+                )
+            else:
+                stored = Image.fromarray(numbered.astype(np.uint16))
+            classes = [{"id": number, "category_id": c} for c, number in objects.items()]
+            rows.append({"image": pixels, "label.segmentation_bitmap": stored, column: how(classes)})
+        for row in rows:
+            for name in ("image", "label.segmentation_bitmap"):
+                content = io.BytesIO()
+                (Image.fromarray(row[name]) if name == "image" else row[name]).save(content, "PNG")
+                row[name] = {"bytes": content.getvalue(), "path": None}
+        table = datasets.Dataset.from_list(rows)
+        for name in ("image", "label.segmentation_bitmap"):
+            table = table.cast_column(name, datasets.Image())
+        root.mkdir(exist_ok=True)
+        write(root / "id2label.json", {"0": "background", "1": "road", "2": "tree"})
+        table.save_to_disk(str(root))
+
+    return make
+
+
 EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "labelme JSON": (labelme, False),
     "labelme JSON with masks": (labelme_masks, False),
@@ -412,6 +450,9 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
 STORED = {
     "save_to_disk": stored("image", "label", parquet=False),
     "Segments.ai's columns": stored("pixel_values", "label", parquet=False),
+    "Segments.ai's bitmaps": bitmaps(),
+    "Segments.ai's bitmaps, 16 bits": bitmaps("I;16"),
+    "Segments.ai's bitmaps, JSON": bitmaps(how=json.dumps),
     "unusual columns": stored("photo_before", "drawn_by_hand", parquet=False),
 }
 
@@ -478,7 +519,110 @@ def test_a_stored_set_is_opened_by_itself(
     require_true(data, False)
 
 
+def test_objects_by_number_without_their_classes_are_refused(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    bitmaps(column="notes", how=lambda classes: f"{len(classes)} objects")(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 3, text
+    must_say(text, "label.segmentation_bitmap", "annotations=NAME", "annotations=none", "semantic")
+
+
+def test_an_object_without_annotation_is_an_error_of_its_sample(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    bitmaps(how=lambda classes: classes[:1] if classes[1]["id"] == 303 else classes)(tmp_path / "data")
+    write(tmp_path / "made.yaml", "layout: hf\nroot: data\nclasses: [background, road, tree]\n")
+    code, text = say("data", "check", "made.yaml")
+    assert code == 3, text
+    must_say(text, 303, "annotation")
+
+
+@pytest.mark.parametrize("stated", [None, "none", "annotations"])
+def test_masks_beside_annotations_are_objects_or_classes_as_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str | None
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    drawn = [{"bytes": png(truth(n)), "path": None} for n in range(4)]
+    swapped = [[{"id": 1, "category_id": 2}, {"id": 2, "category_id": 1}]] * 4
+    table = datasets.Dataset.from_dict({"image": drawn, "mask": drawn, "annotations": swapped})
+    for name in ("image", "mask"):
+        table = table.cast_column(name, datasets.Image())
+    table.save_to_disk(str(tmp_path / "data"))
+    options = {"root": str(tmp_path / "data"), "classes": ["background", "road", "tree"]}
+    if stated is None:
+        with pytest.raises(DataError) as refused:
+            load_dataset(
+                DataConfig(dataset="hf", root=options["root"], options={"classes": options["classes"]})
+            )
+        must_say(str(refused.value), "annotations=none", "annotations")
+        return
+    data = load_dataset(
+        DataConfig(
+            dataset="hf", root=options["root"], options={"classes": options["classes"], "annotations": stated}
+        )
+    )
+    split = next(iter(data.splits.values()))
+    wanted = truth(int(split.id(0)))
+    if stated == "annotations":
+        wanted = np.array([0, 2, 1], np.uint8)[wanted]
+    np.testing.assert_array_equal(split.read_mask(0), wanted)
+
+
 # ---------------------------------------------------------------- what is refused, with the way out
+
+
+def segments_bitmaps(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"{n}.jpg", n)
+        picture(root / f"{n}_label_ground-truth.png", truth(n))
+    write(root / "ground-truth-v0.1.json", {"dataset": {"samples": []}})
+
+
+def segments_bitmaps_in_folders(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        picture(root / f"labels/{n}_label_ground-truth.png", truth(n))
+
+
+def cityscapes_like(ids: tuple[int, int], beside: str = "", label: str = "") -> Callable[[Path], None]:
+    """Cityscapes' folders and names with other classes: by their ids, a file of names, or polygons."""
+
+    def make(root: Path) -> None:
+        for n in range(COUNT):
+            folder = f"{'train' if n < 6 else 'val'}/here"
+            photo(root / f"leftImg8bit/{folder}/{n}_leftImg8bit.png", n)
+            drawn = (
+                np.array([7, *ids], np.uint8)[truth(n)]
+                if ids[0] > 6
+                else np.array([0, *ids], np.uint8)[truth(n)]
+            )
+            picture(root / f"gtFine/{folder}/{n}_gtFine_labelIds.png", drawn)
+            if label:
+                shapes = [{"label": label, "polygon": corners(n, 1)}]
+                write(root / f"gtFine/{folder}/{n}_gtFine_polygons.json", {"objects": shapes})
+        if beside:
+            write(root / "classes.txt", beside)
+
+    return make
+
+
+def many_categories(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+    write(
+        root / "annotations.json",
+        coco(range(COUNT), categories=[{"id": i, "name": f"c{i}"} for i in range(1, 1204)]),
+    )
+
+
+def instance_ids(root: Path) -> None:
+    for n in range(COUNT):
+        photo(root / f"images/{n}.jpg", n)
+        picture(root / f"masks/{n}_instanceIds.png", truth(n))
 
 
 def photos_only(root: Path) -> None:
@@ -573,6 +717,26 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
     "CVAT for images": (cvat_xml, ("annotations.xml", "CVAT", "COCO")),
     "VOC boxes": (voc_boxes, ("0.xml", "boxes", "detection")),
     "VIA project": (via, ("via_project.json", "COCO")),
+    "Segments.ai's bitmaps": (segments_bitmaps, ("_label_ground-truth", "semantic", "number")),
+    "Segments.ai's bitmaps in folders": (
+        segments_bitmaps_in_folders,
+        ("_label_ground-truth", "semantic", "number"),
+    ),
+    "masks of objects by number": (instance_ids, ("_instanceIds", "number", "rename")),
+    "Cityscapes' tree, ids beyond": (
+        cityscapes_like((8, 40)),
+        ("Cityscapes", 40, "_gtFine_labelIds.png", "data.yaml"),
+    ),
+    "Cityscapes' tree, ids ignored": (cityscapes_like((1, 2)), ("Cityscapes", 1, 2, "ignores", "data.yaml")),
+    "Cityscapes' tree, own list": (
+        cityscapes_like((8, 11), "kerb\nroad\n"),
+        ("Cityscapes", "kerb", "data.yaml"),
+    ),
+    "Cityscapes' tree, own polygons": (
+        cityscapes_like((8, 11), label="kerb"),
+        ("Cityscapes", "kerb", "data.yaml"),
+    ),
+    "COCO of 1203 categories": (many_categories, (1203, 254, 16, "data.yaml")),
     "NumPy masks": (arrays, ("0.npy", "PNG")),
     "brushes without the images' names": (brushes_without_images, ("task", "JSON", "12.jpg")),
     "brushes that overlap": (brushes_that_overlap, ("task", 3, "JSON")),
@@ -587,6 +751,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
 """What cannot be read -> (its tree, what a line of the message has to say)."""
 
 
+def test_cityscapes_own_classes_are_taken_for_cityscapes(say: Say, tmp_path: Path) -> None:
+    cityscapes_like((8, 11), label="cargroup")(tmp_path / "data")
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 0, text
+    assert "layout: cityscapes" in (tmp_path / "made.yaml").read_text()
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_read_says_what_it_is_and_the_way_out(say: Say, tmp_path: Path, what: str) -> None:
     make, facts = REFUSED[what]
@@ -594,6 +765,7 @@ def test_what_cannot_be_read_says_what_it_is_and_the_way_out(say: Say, tmp_path:
     code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
     assert code == 3, text
     must_say(text, *facts)
+    assert "--follow-links" not in text  # there are no links
     assert not (tmp_path / "made.yaml").exists()
 
 

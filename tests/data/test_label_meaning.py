@@ -10,12 +10,13 @@ from pathlib import Path
 import label_trees
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from everseg import data
 from everseg.config import yaml as config_yaml
 from everseg.config.fields import DataConfig
 from everseg.data.datasets import load_dataset
+from everseg.errors import ConfigError
 from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
@@ -190,10 +191,43 @@ def test_like_takes_the_data_of_a_run_and_the_classes_of_a_bundle(tmp_path: Path
     entries = [("background", (0, 0, 0)), ("road", (9, 9, 90)), ("tree", (9, 90, 9))]
     classes = [{"id": i, "name": n, "colour": c} for i, (n, c) in enumerate(entries)]
     (bundle / "classes.json").write_text(json.dumps({"classes": classes}))
-    july = tree(tmp_path / "july", [both(2, 1)] * 6)
-    for like in (run, bundle):
-        data.init(july, like=like, out=tmp_path / "july.yaml", force=True, quiet=True)
-        assert keys_of(tmp_path / "july.yaml")["classes"] == ["background", "road", "tree"]
+    july, out = tree(tmp_path / "july", [both(2, 1)] * 6), tmp_path / "july.yaml"
+    data.init(july, like=run, out=out, force=True, quiet=True)
+    assert keys_of(out)["classes"] == ["background", "road", "tree"]
+    # A bundle's ids are its own: the same numbers may be other classes in the masks.
+    with pytest.raises(ConfigError) as refused:
+        data.init(july, like=bundle, out=out, force=True, quiet=True)
+    must_say(str(refused.value), "--classes road=1,tree=2")
+    must_say(str(refused.value), "--classes NAME=1,NAME=2")
+    data.init(july, like=bundle, classes=["road=1", "tree=2"], out=out, force=True, quiet=True)
+    assert keys_of(out)["classes"] == ["background", "road", "tree"]
+    assert "labels" not in keys_of(out)
+    data.init(july, like=bundle, classes=["tree=1", "road=2"], out=out, force=True, quiet=True)
+    assert keys_of(out)["classes"] == ["background", "road", "tree"]
+    assert keys_of(out)["labels"]["map"] == {0: "background", 1: "tree", 2: "road", 255: "ignore"}
+
+
+# ---------------------------------------------------------------- GeoTIFF
+
+
+@pytest.mark.parametrize("nodata", ["0", "2", "255", "-9999"])
+def test_what_a_geotiff_calls_no_data_is_asked_for(call: Call, tmp_path: Path, nodata: str) -> None:
+    root, out = tree(tmp_path / "site", [both(1, 2)] * 6), tmp_path / "data.yaml"
+    for mask in sorted((root / "masks").iterdir()):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[42113] = nodata
+        Image.open(mask).save(mask.with_suffix(".tif"), tiffinfo=tags)
+        mask.unlink()
+    code, _, err = call("data", "init", root, "--out", out)
+    if nodata in ("255", "-9999"):  # no mask shows them
+        assert code == 0, err
+        return
+    assert code == 3, err
+    must_say(err, "GDAL_NODATA", nodata, "%", f"ignore={nodata}")
+    tied = {"0": ["ignore=0", "road=1", "tree=2"], "2": ["background=0", "road=1", "ignore=2"]}[nodata]
+    code, _, err = call("data", "init", root, "--classes", ",".join(tied), "--out", out)
+    assert code == 0, err
+    assert keys_of(out)["ignore"] == int(nodata)
 
 
 # ---------------------------------------------------------------- names of ids

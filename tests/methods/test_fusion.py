@@ -26,6 +26,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.golden_checks import EXACT  # noqa: E402
 from benchmarks.golden_ewf import check_ewf, replay_ewf  # noqa: E402
 
+from saying import must_say  # noqa: E402
+
 FOLDER = ROOT.parent / "shared" / "golden"
 STEMS = sorted(path.stem for path in FOLDER.glob("train_ewf_*.npz")) if FOLDER.is_dir() else []
 
@@ -98,7 +100,7 @@ def test_what_did_not_change_stays_exactly(toy):
             np.testing.assert_array_equal(value, before[name])
 
 
-def test_share_of_the_new_weights():
+def test_share_of_the_new_weights(toy):
     def step(index: int, sizes: dict[str, tuple[int, ...]], grows: dict[str, int]) -> Step:
         spaces = {}
         for name, groups in sizes.items():
@@ -117,6 +119,9 @@ def test_share_of_the_new_weights():
     assert unfit_for_fusion(same).startswith("step 2: method.fuse")
     assert switches.unfit(MiB(fuse="all"), [same]) == [unfit_for_fusion(same)]
     assert switches.unfit(MiB(), [same]) == []
+    (problem,) = switches.unfit(MiB(fuse="all"), toy.steps[:1])
+    must_say(problem, "method.fuse", "no later step", "method.fuse=none")
+    assert switches.unfit(MiB(), toy.steps[:1]) == switches.unfit(MiB(fuse="all"), toy.steps) == []
     assert unfit_for_fusion(step(0, {"a": (16,)}, {"a": 16})) == ""
 
 

@@ -18,8 +18,9 @@ from everseg.methods import switches
 from everseg.methods.base import Method
 from everseg.methods.build import build_method
 from everseg.methods.plop import PLOP
+from everseg.methods.plop_terms import PodRule, pod_term
 from everseg.methods.reminder import REMINDER
-from everseg.types import Batch
+from everseg.types import Batch, SegOutput
 
 BOTH = [PLOP, REMINDER]
 CERTAIN = 3.0
@@ -350,3 +351,29 @@ def test_two_rules_for_the_same_pixels_are_refused_in_a_sentence(other):
     config = MethodConfig(name="plop", **other, unbiased_ce=True)
     with pytest.raises(ConfigError, match=r"method\.unbiased_ce: it says how pixels .* does not go with"):
         build_method(config)
+
+
+def test_a_subclass_may_compare_the_last_stages_alone():
+    names = ("layer1", "layer2", "layer3", "encoder", "decoder")
+
+    def output(value: float) -> dict[str, SegOutput]:
+        maps = {name: torch.full((1, 2, 4, 4), value * (index + 1)) for index, name in enumerate(names)}
+        return {"a": SegOutput(torch.full((1, 3, 4, 4), value), maps)}
+
+    def pod(student, **rule) -> float:
+        return float(pod_term(student, output(1.0), None, PodRule(pod_logits_weight=None, **rule))["pod"])
+
+    assert pod(output(2.0), pod_stages=3) == pod(output(2.0)) == pod(output(2.0), pod_stages=9)
+    for first, stages in ((0, None), (1, 2), (2, 1), (3, 0)):
+        student = output(1.0)
+        for name in names[:first]:  # what is not compared may differ
+            student["a"].features[name] *= 2
+        assert pod(student, pod_stages=stages) == 0
+        if stages is not None:
+            assert pod(student, pod_stages=stages + 1) > 0
+
+    @dataclasses.dataclass(kw_only=True)
+    class Late(PLOP):
+        pod_stages: int = 2
+
+    assert (PodRule.of(Late()).pod_stages, PodRule.of(PLOP()).pod_stages) == (2, None)

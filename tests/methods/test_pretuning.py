@@ -202,7 +202,24 @@ def test_which_steps_are_pretuned(toy):
     assert switches.unfit(NeST(), toy.domains) == []
     (problem,) = switches.unfit(NeST(), toy.domains[:3])
     assert problem.startswith("method.pretune: ")
+    must_say(problem, "domain", "background")
+    assert switches.unfit(NeST(), toy.steps) == []
+    (problem,) = switches.unfit(NeST(), toy.steps[:1])
+    must_say(problem, "method.pretune", "single step", "method.pretune=0")
+    assert "branch" not in problem
     assert switches.unfit(NeST(pretune=0), toy.domains[:3]) == []
+
+
+def test_settings_of_switches_that_are_off_are_told():
+    assert switches.idle(FineTuning()) == switches.idle(NeST(pretune_lr_scale=500.0)) == []
+    assert switches.idle(FineTuning(pretune=1, pretune_lr_scale=2.0, fuse="changed", fuse_changed=0.1)) == []
+    told = switches.idle(
+        FineTuning(fuse="all", fuse_changed=0.1, pretune_lr_scale=2.0, pretune_unbiased_ce=False)
+    )
+    must_say(told[0], "method.fuse_changed=0.1", "method.fuse=changed")
+    must_say(told[1], "method.pretune_lr_scale=2.0", "method.pretune=EPOCHS")
+    must_say(told[2], "method.pretune_unbiased_ce=false")
+    assert len(told) == 3
 
 
 def test_other_classifiers_are_refused(toy):

@@ -349,11 +349,6 @@ def test_a_network_without_new_convolutions_is_refused_with_the_option_to_give(t
         RCIL().prepare_model(toy.model(), toy.steps[0])
 
 
-def test_fusion_with_weights_from_before_the_merge_is_refused():
-    with pytest.raises(ValueError, match="fuse"):
-        RCIL(fuse="all")
-
-
 @pytest.mark.parametrize("part", ["freeze_encoder", "freeze_decoder"])
 def test_freezing_what_a_merge_changes_is_refused(part):
     """A frozen encoder is run once, through the teacher: the student would lose its merge without a word."""

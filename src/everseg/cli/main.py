@@ -24,9 +24,9 @@ from everseg.cli.output import (
     give,
     guarded,
     listing,
+    preset_list,
     say,
     speaks,
-    under_headings,
     write_json,
 )
 from everseg.cli.sweep import compare, sweep
@@ -203,15 +203,28 @@ def list_names(
     as_json: Json = False,
 ) -> None:
     """List the names that a configuration may use."""
-    rows = [row for row in listing(what) if contains in row[0]]
-    if as_json:
+    if what == "presets":
+        from everseg.config import presets
+
+        entries = presets.entries(contains)
+        rows = [(entry.name, entry.title) for entry in entries]
+    else:
+        rows = [row for row in listing(what) if contains in row[0]]
+    if as_json and what == "presets":
+        write_json(
+            [
+                {"name": e.name, "help": e.title, "protocol": e.protocol, "policy": e.policy, "also": e.also}
+                for e in entries
+            ]
+        )
+    elif as_json:
         write_json([{"name": name, "help": text} for name, text in rows])
     elif not rows:
         from everseg.errors import ConfigError
 
         raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
     elif what == "presets":
-        say(under_headings(rows))
+        say(preset_list(entries, contains))
     elif any(text for _, text in rows):
         say(columns(["name", "what"], rows))
     else:

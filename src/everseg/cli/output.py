@@ -10,12 +10,16 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from everseg.display import Result, Table, printable
 from everseg.errors import MORE, ConfigError, EversegError, near_miss
+
+if TYPE_CHECKING:
+    from everseg.config.presets import Entry
+    from everseg.labels import LabelPolicy
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change; see `everseg show`.")
@@ -38,7 +42,7 @@ def listing(what: str) -> list[tuple[str, str]]:
     if what == "presets":
         from everseg.config import presets
 
-        return [(name, presets.title(name)) for name in presets.names()]
+        return [(entry.name, entry.title) for entry in presets.entries()]
     if what == "tasks":
         from everseg.scenarios.tasks import known_tasks
 
@@ -50,31 +54,55 @@ def listing(what: str) -> list[tuple[str, str]]:
     if what == "policies":
         from everseg.labels import POLICIES
 
-        return [
-            (name, "; ".join(f"{role}: {_policy_text(getattr(policy, role))}" for role in ("train", "test")))
-            for name, policy in POLICIES.items()
-        ]
+        return [(name, _policy_text(name)) for name in POLICIES]
     known = [*LISTS, "presets", "tasks", "policies"]
     raise ConfigError(f"list: unknown '{what}'{near_miss(what, known)} (one of {', '.join(known)})")
 
 
-def under_headings(rows: Sequence[tuple[str, str]]) -> str:
-    """Format (name, heading) rows as text: consecutive names with the same heading stand indented below it."""
+def preset_list(entries: Sequence[Entry], contains: str = "") -> str:
+    """Format presets as text: the name, and where it has them protocol and policy, below the heading they share.
+
+    Args:
+        contains: a preset whose name has no such text was found by another spelling, which stands behind it.
+    """
     lines: list[str] = []
-    for number, (name, heading) in enumerate(rows):
-        if not number or heading != rows[number - 1][1]:
-            lines += [*([""] if number else []), heading]
-        lines.append(f"  {name}")
+    width = max(len(entry.name) for entry in entries)
+    for number, entry in enumerate(entries):
+        if not number or entry.title != entries[number - 1].title:
+            lines += [*([""] if number else []), entry.title]
+        other = next((name for name in entry.also if contains in name), "")
+        same = f"  (= {other})" if contains not in entry.name else ""
+        beside = f"{entry.protocol}, {entry.policy}" if entry.protocol else entry.policy
+        lines.append(f"  {entry.name:{width}}  {beside}{same}")
     return "\n".join(lines)
 
 
-def _policy_text(policy: Any) -> str:
+def _policy_text(name: str) -> str:
+    """Say what a label policy does with each kind of pixels, and which others do the same."""
+    from everseg.labels import POLICIES, policy_name
+
+    policy = POLICIES[name]
+    parts = [f"{role}: {_pixels_text(role, getattr(policy, role))}" for role in ("train", "test")]
+    if policy_name(name, "voc") != name:
+        parts.append(f"older name of {policy_name(name, 'voc')}, on ADE20K of {policy_name(name, 'ade')}")
+    elif same := [other for other in POLICIES if other != name and POLICIES[other] == policy]:
+        parts.append(f"the same table as {' and '.join(same)}")
+    if name == "plop-ade":
+        parts.append("raw 0 of ADE20K is the background, so it counts")
+    return "; ".join(parts)
+
+
+def _pixels_text(role: str, policy: LabelPolicy) -> str:
     from everseg.labels import IGNORED
 
-    return ", ".join(
-        f"{kind} {'ignored' if train_id == IGNORED else 'background'}"
-        for kind, train_id in vars(policy).items()
-    )
+    called = {"old": "earlier classes", "future": "later classes"}
+    found: dict[str, list[str]] = {}
+    for kind, train_id in vars(policy).items():
+        # In tests the classes that the model knows keep their ids, whatever the table says of others.
+        own = (role, kind) == ("test", "old")
+        fate = "own id" if own else "ignored" if train_id == IGNORED else "background"
+        found.setdefault(fate, []).append(called.get(kind, kind))
+    return ", ".join(f"{' + '.join(kinds)}: {fate}" for fate, kinds in found.items())
 
 
 def speaks() -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from everseg.data.base import Split
 from everseg.data.batches.parallel import Progress, map_samples
@@ -66,6 +67,8 @@ class MaskFile:
     """Packed colour -> pixels of it that are fully transparent; empty without an alpha channel."""
     alpha: bool = False
     """Whether there is an alpha channel."""
+    nodata: int | None = None
+    """The id that a GeoTIFF calls "no data" (tag 42113)."""
 
     def colour(self, index: int) -> Colour | None:
         """The colour of an index, None where the palette ends before it."""
@@ -201,6 +204,7 @@ def decide(
     found += _ends(ids) or _thin(ids, blocks, "ids")
     if of["ids"]:
         found += _strangers(rows) or mixed_kinds(of["ids"], of["indexed"])
+    found += _no_data(files, sum(ids.values()))
     return Values(dict(sorted(ids.items())), {}, faults, dict(sorted(own.items())), found, (), files)
 
 
@@ -387,6 +391,32 @@ def _strangers(files: Sequence[tuple[str, Mapping[int, int]]]) -> tuple[Doubt, .
     )
 
 
+def _no_data(files: Sequence[MaskFile], pixels: int) -> tuple[Doubt, ...]:
+    """Doubt ids that GeoTIFFs call "no data": tools set the tag to 0 also where 0 is the background."""
+    doubts = []
+    for value in sorted({f.nodata for f in files if f.nodata is not None} - {WHITE}):
+        share = sum(f.counts.get(value, 0) for f in files if f.nodata == value) / pixels
+        if share:
+            count = sum(f.nodata == value for f in files)
+            doubts.append(
+                Doubt(
+                    frozenset({value}),
+                    f"{count} masks call {value} 'no data' (GDAL_NODATA), on {percent(share)} % of the pixels",
+                    f"pixels without annotation: --classes ignore={value} and a NAME=ID for every class; a class "
+                    f"or the background: --classes NAME={value} and so on",
+                )
+            )
+    return tuple(doubts)
+
+
+def no_data(picture: Image.Image) -> int | None:
+    """Read the value that a GeoTIFF calls "no data"; None where there is none, or it is no whole number."""
+    try:
+        return int(float(str(getattr(picture, "tag_v2", {}).get(42113, "")).strip("\0 ")))
+    except (ValueError, OverflowError):
+        return None
+
+
 def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tuple[Doubt, ...]:
     """Doubt values that are nowhere two pixels wide, if there are several."""
     thin = [v for v in counts if 8 * blocks.get(v, 0) < counts[v]]
@@ -523,7 +553,7 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
             else:
                 return f"{name}: a mask of mode {picture.mode}; save one channel of ids, or colours"
             palette = palette_of_picture(picture) if kind == "indexed" else b""
-            clear = transparent_pixels(picture)
+            clear, nodata = transparent_pixels(picture), no_data(picture)
     except DataError as error:
         return str(error)
     except Exception as error:  # decoders raise almost any exception on damaged files
@@ -537,7 +567,7 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
         kind, palette = "ids", b""
     blocks = blocks_of(pixels)
     hidden = {} if clear is None else value_counts(pixels[clear])
-    return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA")
+    return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA", nodata)
 
 
 def blocks_of(pixels: np.ndarray) -> dict[int, int]:

@@ -30,7 +30,7 @@ from everseg.labels import LabelSpace, policy_set
 from everseg.methods import switches
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
-from everseg.models.model import frozen_copy
+from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.progress import Progress
 from everseg.runs.commit import (
     load_tensors,
@@ -132,12 +132,17 @@ def _check_plan(
         switches.check_model(method, model)
         if config.train.layer_decay is not None:
             encoder_layers(model.encoder)
-    trial, world = _trial(config, prepared.steps, _in_channels(channels)), accelerator.num_processes
+    refused = _refused_preparation(config, prepared.steps, _in_channels(channels))
+    # A network that the method refuses need not be tried with images, which would give the same sentence once more.
+    trial = (lambda step: "") if refused else _trial(config, prepared.steps, _in_channels(channels))
+    world = accelerator.num_processes
     problems = impossible(
         todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
     )
-    if problems := [*problems, *switches.unfit(method, prepared.steps)]:
+    if problems := [*refused, *problems, *switches.unfit(method, prepared.steps)]:
         raise ConfigError(problems)
+    for note in switches.idle(method):
+        progress.message(f"note: {note}")
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
     for step in todo:
@@ -181,6 +186,35 @@ def _check_channels(config: RunConfig, channels: Channels | None) -> None:
         raise ConfigError(problems)
 
 
+def _refused_preparation(config: RunConfig, steps: Sequence[Step], in_channels: int) -> list[str]:
+    """Try what the method does to the network before each step, on a network without values (device "meta").
+
+    Returns:
+        Why the method refuses a step, for the first such one; [] if it refuses none. Nothing is tried if the run begins
+        with a bundle, and trying ends where an operation does not work without values.
+    """
+    if not steps[0].is_first:
+        return []
+    method, model = build_method(config.method), None
+    for step in steps:
+        try:
+            with torch.device("meta"):
+                if model is None or step.is_first:
+                    model = _without_values(config, in_channels)
+                method.prepare_model(model, step)
+        except ConfigError as error:
+            return [f"step {step.index}: {error}" if step.index else str(error)]
+        except Exception:  # some operation of the user's network or method does not work on the "meta" device
+            return []
+    return []
+
+
+def _without_values(config: RunConfig, in_channels: int) -> SegmentationModel:
+    return build_model(
+        config.model.model_copy(update={"weights": None}), config.data.normalisation, in_channels
+    )
+
+
 def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
     """Make a function that tries a step on a network without values (device "meta"), with a single image.
 
@@ -196,9 +230,7 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
             return ""
         try:
             with torch.device("meta"):
-                model = build_model(
-                    config.model.model_copy(update={"weights": None}), data.normalisation, in_channels
-                )
+                model = _without_values(config, in_channels)
                 for earlier in steps[: steps.index(step)]:
                     model.grow(earlier.grows)
                 build_method(config.method).prepare_model(model, step)

@@ -26,18 +26,25 @@ _BAND_BYTES, _LARGE_BAND_BYTES = 2**20, 2**26
 
 
 class PseudoLabels(NamedTuple):
-    """Result of `pseudo_labels`; everything lies on the teacher logits' device."""
+    """Result of `pseudo_labels` for B images of H x W pixels; everything lies on the teacher logits' device.
+
+    An old pixel has a label below K, the number of the teacher's classes; an ignored one is not old. Accepted is one
+    whose class the teacher is certain enough of.
+    """
 
     label: Tensor
-    """(B, H, W) int64: train ids, 255 = ignored."""
+    """(B, H, W) int64: train ids, 255 = ignored. Old pixels have the teacher's class or are ignored (with
+    `keep_rejected`: or keep their label); all others are as they were given."""
     kept: Tensor
-    """(B, H, W) bool: old pixels that got the teacher's class."""
+    """(B, H, W) bool: old pixels that have the teacher's class in `label`: the accepted ones, with `agreeing` without
+    those that contradict their label."""
     old: Tensor
-    """(B,) int64: old pixels of each image."""
+    """(B,) int64: number of old pixels of each image."""
     accepted: Tensor
-    """(B,) int64: how many of them were accepted."""
+    """(B,) int64: how many of them were accepted; 0 to `old`."""
     confidence: Tensor | None
-    """(B, H, W): the teacher's largest probability at old pixels, 1 elsewhere; None unless asked for."""
+    """(B, H, W) floating: the teacher's largest probability, in [0, 1], at old pixels, and 1 elsewhere; None unless
+    asked for."""
 
 
 @torch.no_grad()

@@ -75,6 +75,9 @@ class PodRule(_Rule):
     pod_cells: Cells = "both"
     pod_new_logits: Channels = "sum"
     pod_schedule: bool = True
+    pod_stages: int | None = None
+    """Only so many of the encoder's last stages, 0 or more; None = all. `PLOP` has no such hyper-parameter: a subclass
+    that has one is read, too."""
 
 
 def hides_old(ctx: StepContext, branch: str) -> bool:
@@ -141,7 +144,9 @@ def pseudo_terms(
         thresholds: result of `find_thresholds`.
 
     Returns:
-        Terms, and labels. Where nothing old is hidden they are the plain cross-entropy and the batch's labels.
+        Terms, and labels. The terms are "ce"; with `unbiased_ce` also "pseudo", the accepted old pixels, which "ce"
+        then leaves out; with `rejected="soft"` also "soft". Where nothing old is hidden they are the plain
+        cross-entropy and the batch's labels.
     """
     label, num_old = batch.label, ctx.step.num_old(batch.branch)
     if teacher is None or not hides_old(ctx, batch.branch):
@@ -198,7 +203,10 @@ def pod_term(
     for branch, output in teacher.items():
         own = student[branch]
         ours, theirs = (
-            {**stage_maps(one, before_activation=True), "decoder": one.features["decoder"]}
+            {
+                **_last(stage_maps(one, before_activation=True), rule.pod_stages),
+                "decoder": one.features["decoder"],
+            }
             for one in (own, output)
         )
         compared = [(rule.pod_weight, ours[name], theirs[name]) for name in ours]
@@ -211,6 +219,11 @@ def pod_term(
             for weight, ours, mapped in compared
         ]
     return {"pod": torch.stack(distances).sum() / len(teacher)} if distances else {}
+
+
+def _last(maps: Mapping[str, Tensor], number: int | None) -> dict[str, Tensor]:
+    """Keep the last maps; all where no number is given."""
+    return dict(list(maps.items())[0 if number is None else max(0, len(maps) - number) :])
 
 
 def _distance(features: Tensor, teacher_features: Tensor, rule: PodRule) -> Tensor:

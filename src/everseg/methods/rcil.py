@@ -63,12 +63,6 @@ class RCIL(Method):
                     f"{name}: rcil learns in the new convolutions of encoder and decoder; leave it false"
                 )
 
-        if self.fuse != "none":
-            raise ValueError(
-                "fuse: rcil merges convolutions before the step, so weights from before it and new ones do not "
-                "correspond; leave it at 'none'"
-            )
-
     def grow(self, model, step):
         if not compensated(model):
             raise ConfigError(

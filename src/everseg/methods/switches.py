@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from everseg.errors import ConfigError
@@ -18,18 +19,54 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
     Args:
         steps: all steps of the run.
     """
-    found = [unfit_for_fusion(step) for step in steps] if method.fuse != "none" else []
-    if method.fuse != "none" and method.restructures and not all(step.is_first for step in steps):
-        found.append(
-            "method.fuse: the method changes the network's structure before each later step, so weights from before "
-            "and after it do not correspond; leave method.fuse out"
-        )
+    found = []
+    later = [step for step in steps if not step.is_first]
+    if method.fuse != "none":
+        found += [unfit_for_fusion(step) for step in later]
+        if not later:
+            found.append(
+                "method.fuse: no later step, so nothing is fused; leave it out, or set method.fuse=none"
+            )
+        elif method.restructures:
+            found.append(
+                "method.fuse: the method changes the network's structure before each later step, so weights from "
+                "before and after it do not correspond; leave method.fuse out"
+            )
     if method.pretune and not any(pretuned_branch(step) for step in steps):
-        found.append(
-            "method.pretune: no step adds classes to a branch that knows some, with a background among them, and "
-            "trains that branch alone; leave method.pretune out"
-        )
+        found.append(f"method.pretune: {_without_pretuning(steps)}; leave it out, or set method.pretune=0")
     return [problem for problem in found if problem]
+
+
+def _without_pretuning(steps: Sequence[Step]) -> str:
+    """Say why no step of a run is pre-tuned."""
+    if len(steps) == 1 and steps[0].is_first:
+        return "it acts before later steps that add classes, and this run has a single step"
+    if len({branch for step in steps for branch in step.spaces}) > 1:
+        return (
+            "it acts before a step that adds classes to a domain known before. That domain needs a background, and "
+            "must be the only one that the step trains. No step of this run is such a one"
+        )
+    return (
+        "it acts before later steps that add classes, where the classes have a background. No step of this run is such "
+        "a one"
+    )
+
+
+def idle(method: Method) -> list[str]:
+    """List settings of switches that are off, each as a sentence: somebody changed them, and they do nothing."""
+    pretuning = ("pretune", method.pretune > 0, "EPOCHS")
+    needs = {
+        "fuse_changed": ("fuse", method.fuse == "changed", "changed"),
+        "pretune_lr_scale": pretuning,
+        "pretune_kd_weight": pretuning,
+        "pretune_unbiased_ce": pretuning,
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(method)}
+    return [
+        f"method.{name}={str(getattr(method, name)).lower()} does nothing without method.{switch}={value}"
+        for name, (switch, on, value) in needs.items()
+        if not on and getattr(method, name) != defaults[name]
+    ]
 
 
 def check_model(method: Method, model: SegmentationModel) -> None:

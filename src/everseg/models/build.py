@@ -196,9 +196,13 @@ def build_model(
         for key, value in (("output_stride", config.output_stride), ("norm", config.norm))
         if value is not None
     }
-    for key, value in options.items():
-        if not _accepts(builder, key):
-            raise ConfigError(f"model.{key}: '{config.name}' has no such choice; leave {key}={value} out")
+    if wrong := [key for key in options if not _accepts(builder, key)]:
+        # null and not "leave it out": the value may come from the preset.
+        given = " and ".join(f"model.{key}={options[key]}" for key in wrong)
+        raise ConfigError(
+            f"model.name: '{config.name}' has no such choice as {given}, given by you or by the preset; set "
+            f"{' '.join(f'model.{key}=null' for key in wrong)}"
+        )
     options |= config.options
     if options.get("in_channels", in_channels) != in_channels:
         raise ConfigError(

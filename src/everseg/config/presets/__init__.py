@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from everseg.config.fields import ScenarioConfig
 from everseg.config.yaml import parse
 from everseg.errors import ConfigError, near_miss
 
@@ -106,6 +107,47 @@ def names(*, every: bool = False) -> list[str]:
     """
     tables = (_table(), _domain_table())
     return [name for table in tables for name, preset in table.items() if every or preset.listed]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a list says of a preset."""
+
+    name: str
+    title: str
+    """Its heading: what is new in its steps, and the data."""
+    protocol: str | None
+    """None over domains."""
+    policy: str
+    """Label policy."""
+    also: tuple[str, ...]
+    """Other spellings of the name."""
+
+
+def entries(contains: str = "") -> list[Entry]:
+    """List the presets of which some spelling contains a text.
+
+    Those under a published setting come without the others; the others only where none of the published fits.
+    """
+    spellings: dict[object, list[str]] = {}
+    for name, preset in _table().items():
+        spellings.setdefault((preset.data, preset.task, preset.protocol, preset.method), []).append(name)
+    groups = [*spellings.values(), *([name] for name in _domain_table())]
+    found = [group for group in groups if any(contains in name for name in group)]
+    published = [group for group in found if any(map(_listed, group))]
+    return [_entry(group) for group in published or found]
+
+
+def _listed(name: str) -> bool:
+    return (_domain_table().get(name) or _table()[name]).listed
+
+
+def _entry(spellings: list[str]) -> Entry:
+    name = next(filter(_listed, spellings), spellings[0])
+    scenario = load_preset(name)["scenario"]
+    policy = scenario.get("policy", ScenarioConfig().policy)
+    others = tuple(other for other in spellings if other != name)
+    return Entry(name, title(name), scenario.get("protocol"), policy, others)
 
 
 def title(name: str) -> str:

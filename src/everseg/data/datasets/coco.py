@@ -278,7 +278,10 @@ def _names(files: Sequence[CocoFile]) -> tuple[list[str], list[str]]:
     names = [n for n in named if spelling(n) in has_objects or n not in above]
     names.sort(key=order.__getitem__)
     if len(names) > 254:
-        raise DataError(f"{len(names)} categories; a mask holds at most 254 besides background and void")
+        raise DataError(
+            f"{len(names)} categories; COCO's are read up to 254. Draw them as masks of 16 bits (PNG), and list "
+            "all ids in the `classes` of a data.yaml, which may go up to 65534; or keep fewer categories"
+        )
     if not names:
         raise DataError("the annotations name no category")
     notes += [

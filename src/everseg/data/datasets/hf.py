@@ -22,18 +22,24 @@ from everseg.data.datasets.decode import (
     open_inside,
     open_picture,
     orientation,
+    stored_ids,
     turn,
 )
 from everseg.data.datasets.descriptor import division_of, parse
 from everseg.data.datasets.options import reading_of, root_of
+from everseg.data.datasets.relabel import most_id
 from everseg.errors import ConfigError, DataError
 
 IMAGES = ("image", "pixel_values", "img", "images", "photo", "picture", "rgb", "input_image", "input")
 """Usual names of the images' column, the first ones first."""
-MASKS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation", "segmentation_bitmap",
-         "label.segmentation_bitmap", "semantic_mask", "label_map", "masks", "annotations", "gt", "ground_truth", "seg",
-         "segmentation", "target")  # fmt: skip
+BITMAP = "segmentation_bitmap"
+"""How Segments.ai names its column of objects by number; their classes stand in a column of annotations."""
+MASKS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation", "semantic_mask",
+         "semantic_bitmap", "label_map", "masks", "annotations", "gt", "ground_truth", "seg", "segmentation", "target",
+         BITMAP, f"label.{BITMAP}")  # fmt: skip
 """Usual names of the masks' column, the first ones first."""
+NO_ANNOTATIONS = "none"
+"""What `annotations` is where the masks hold the ids of classes themselves."""
 LOOKED_AT = 5
 """So many pictures of a column show whether it holds masks."""
 
@@ -43,6 +49,7 @@ def build(
     *,
     image: str | None = None,
     mask: str | None = None,
+    annotations: str | None = None,
     classes: Any = None,
     ignore: Any = 255,
     background: str | None = None,
@@ -58,6 +65,9 @@ def build(
         image: column of the images; default the picture column with one of the names `IMAGES`, or the one that is left.
         mask: column of the masks, pictures of ids; default the picture column with one of the names `MASKS`, or the one
             that is left. Of two columns of other names the one whose pictures have a single channel holds the masks.
+        annotations: column that says for each object (`id`) of a mask which class (`category_id`) it is; `none`: the
+            masks hold the ids of classes. Default: the only such column for Segments.ai's `segmentation_bitmap`; for
+            other masks none, unless the masks may hold objects by number.
         classes: list of names, or id -> name; default `id2label.json` in the folder.
         ignore: id or ids without annotation, or null.
         background: name of the background class; null: there is none, or it has one of its usual names.
@@ -78,14 +88,18 @@ def build(
         raise ConfigError([f"data.options.{problem}" for problem in problems])
     named = {"classes": _classes(base, classes), "ignore": ignore, "images": "i", "masks": "m", "split": {}}
     labels = parse({**named, **({"background": background} if background else {})}, "data.options").labels
+    most = most_id(labels)
     splits = {}
     for name, table in _tables(base).items():
         columns = _columns(table, image, mask, f"{base}, split '{name}'" if name else str(base))
+        place = f"{base}, split '{name}'" if name else str(base)
+        objects = _objects(table, columns[1], annotations, place)
         parts = {name: list(range(len(table)))}
         if not name and division is not None:
             parts = division.parts([f"{i:06d}" for i in range(len(table))])
         for part, rows in parts.items():
-            splits[part] = ColumnSplit(part, base, _undecoded(table, columns), columns, rows, reading)
+            stored = _undecoded(table, (*columns, *([objects] if objects else [])))
+            splits[part] = ColumnSplit(part, base, stored, columns, rows, reading, objects=objects, most=most)
     return Dataset("hf", labels, splits)
 
 
@@ -93,13 +107,22 @@ class ColumnSplit:
     """Images and masks in two columns of a table; satisfies `everseg.data.base.Split`."""
 
     def __init__(
-        self, name: str, root: Path, table: Any, columns: tuple[str, str], rows: list[int], reading: Reading
+        self,
+        name: str,
+        root: Path,
+        table: Any,
+        columns: tuple[str, str],
+        rows: list[int],
+        reading: Reading,
+        *,
+        objects: str | None = None,
+        most: int = 255,
     ) -> None:
         if reading.channels is not None:
             raise ConfigError(
                 "data.options.channels: images in a table are RGB pictures; give files, described by a data.yaml"
             )
-        self.name, self.warnings = name, ()
+        self.name, self.warnings, self._objects, self._most = name, (), objects, most
         self._root, self._table, self._columns, self.reading = root, table, columns, reading
         self._rows = [row for row in rows if (name, f"{row:06d}") not in reading.skip]
         if not self._rows:
@@ -132,18 +155,29 @@ class ColumnSplit:
         return np.asarray(upright), mask
 
     def read_mask(self, index: int) -> np.ndarray:
-        """Decode the mask only, (H, W) uint8 raw ids."""
+        """Decode the mask only, (H, W) raw ids, uint8 (uint16 if there are larger ids)."""
         shown = self._shown(index, 1)
         with self._open(index, 1) as file:
-            return decode_mask(open_picture(file, shown, self.reading), shown, MaskCoding())
+            picture = open_picture(file, shown, self.reading)
+            if self._objects is None:
+                return decode_mask(picture, shown, MaskCoding(most=self._most))
+            return _classes_of(numbers(picture, shown), self._annotations(index), shown, self._most)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the samples' names and the masks' bytes."""
+        """SHA-256 over the samples' names, the masks' bytes and the objects' classes."""
         total = hashlib.sha256()
         for index in range(len(self)):
             with self._open(index, 1) as file:
                 total.update(f"{self.id(index)}\0{hashlib.sha256(file.read()).hexdigest()}\n".encode())
+            if self._objects is not None:
+                total.update(f"{sorted(self._annotations(index).items())}\n".encode())
         return total.hexdigest()
+
+    def _annotations(self, index: int) -> dict[int, int]:
+        found = annotated_objects(self._table[self._rows[index]][self._objects])
+        if found is None:
+            raise DataError(f"{self._shown(index, 1)}: column '{self._objects}' gives no id and category_id")
+        return found
 
     def _shown(self, index: int, column: int) -> Path:
         return self._root / f"{self.name}[{self._rows[index]}].{self._columns[column]}"
@@ -190,8 +224,8 @@ def _tables(base: Path) -> dict[str, Any]:
     return {"val" if name == "validation" else name: table for name, table in stored.items()}
 
 
-def _undecoded(table: Any, columns: tuple[str, str]) -> Any:
-    """Select the two columns with pictures as bytes, so that everseg decodes and refuses them as it does files."""
+def _undecoded(table: Any, columns: tuple[str, ...]) -> Any:
+    """Select the columns with pictures as bytes, so that everseg decodes and refuses them as it does files."""
     import datasets
 
     table = table.select_columns(list(dict.fromkeys(columns)))
@@ -264,6 +298,118 @@ def _is_single_channel(table: Any, column: str) -> bool:
         except DataError:
             return False
         if picture.format in LOSSY or picture.mode not in ("1", "L", "P", "I", "I;16"):
+            return False
+    return True
+
+
+def annotated_objects(value: Any) -> dict[int, int] | None:
+    """Read number of an object -> class from a list of annotations or its JSON; None if it is something else."""
+    if isinstance(value, str | bytes):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, Mapping) and isinstance(value.get("annotations"), list):
+        value = value["annotations"]
+    if isinstance(value, Mapping):  # `datasets` stores a sequence of entries as columns
+        keys = [key for key in ("id", "category_id") if isinstance(value.get(key), list)]
+        if len(keys) < 2:
+            return None
+        value = [dict(zip(keys, pair, strict=False)) for pair in zip(*(value[k] for k in keys), strict=False)]
+    if not isinstance(value, list):
+        return None
+    try:
+        return {int(entry["id"]): int(entry["category_id"]) for entry in value}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def numbers(picture: Any, shown: Path) -> np.ndarray:
+    """Decode a picture of objects by number, (H, W); colours count red + 256 green + 65536 blue."""
+    if picture.mode not in ("RGB", "RGBA", "RGBX"):
+        return stored_ids(picture, shown)
+    rgb = np.asarray(decode_image(picture, shown)).astype(np.int64)
+    return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+
+
+def _classes_of(found: np.ndarray, classes: Mapping[int, int], shown: Path, most: int) -> np.ndarray:
+    """Turn objects by number into ids of classes; pixels of no object (0) stay 0.
+
+    Raises:
+        DataError: an object without annotation, pixels of no object beside a class 0, or a class beyond `most`.
+    """
+    values, places = np.unique(found, return_inverse=True)
+    present = values.tolist()
+    if unknown := [v for v in present if v != 0 and v not in classes]:
+        raise DataError(
+            f"{shown}: objects {unknown[:12]} have no annotation; correct it, or leave the sample out"
+        )
+    if 0 in present and 0 not in classes and 0 in classes.values():
+        raise DataError(
+            f"{shown}: 0 is a class of the annotations, and the pixels of no object would get it as well; give the "
+            "classes ids from 1 on"
+        )
+    wanted = [classes.get(v, 0) for v in present]
+    if wrong := [v for v in wanted if not 0 <= v <= most]:
+        raise DataError(
+            f"{shown}: category_id {wrong[:12]} lie outside 0..{most}; declare classes of these ids"
+        )
+    table = np.array(wanted, np.uint8 if max(wanted) <= 255 else np.uint16)
+    return table[places].reshape(found.shape)
+
+
+def _objects(table: Any, mask: str, given: str | None, where: str) -> str | None:
+    """Find the column that says which class an object is; None: the masks hold classes.
+
+    Raises:
+        DataError: no such column, or the masks hold objects by number and nothing says their classes, or may do so.
+    """
+    if given == NO_ANNOTATIONS:
+        return None
+    if given is not None and given not in table.column_names:
+        raise DataError(f"{where}: no column '{given}'; it has {', '.join(table.column_names)}")
+    rest = table.select_columns([c for c in table.column_names if c not in _pictures(table)])
+    rows = [rest[i] for i in range(min(LOOKED_AT, len(rest)))] if rest.column_names else []
+    holding = [c for c in rest.column_names if any(annotated_objects(row[c]) for row in rows)]
+    if given is not None:
+        if given not in holding:
+            raise DataError(f"{where}: column '{given}' does not hold a list of id and category_id")
+        return given
+    prefix = mask.rpartition(".")[0]
+    if mask.rpartition(".")[2].lower() == BITMAP:
+        own = [c for c in holding if c.rpartition(".")[0] == prefix] or holding
+        if len(own) != 1:
+            found = f"several columns may say it ({', '.join(own)})" if own else "no column says it"
+            raise DataError(
+                f"{where}: column '{mask}' holds objects by number, and which class each is: {found}. Set "
+                "data.options.annotations=NAME to a column with lists of id and category_id; store masks of classes "
+                "(Segments.ai: export_format='semantic', or get_semantic_bitmap); or, if its pixels are classes, set "
+                f"data.options.annotations={NO_ANNOTATIONS}"
+            )
+        return own[0]
+    bitmaps = {c.rpartition(".")[0] for c in _pictures(table) if c.rpartition(".")[2].lower() == BITMAP}
+    for column in holding:
+        if column.rpartition(".")[0] not in bitmaps and _may_be_objects(table, mask, column):
+            raise DataError(
+                f"{where}: the pixels of column '{mask}' may be classes, or objects whose class column '{column}' "
+                f"gives; set data.options.annotations={NO_ANNOTATIONS} for classes, or ={column} for objects"
+            )
+    return None
+
+
+def _may_be_objects(table: Any, mask: str, column: str) -> bool:
+    """Whether all values of the first masks are objects of their annotations."""
+    some = _undecoded(table.select(range(min(LOOKED_AT, len(table)))), (mask, column))
+    for row in some:
+        data = row[mask].get("bytes") if isinstance(row[mask], dict) else row[mask]
+        classes = annotated_objects(row[column])
+        if data is None or classes is None:
+            continue
+        try:
+            found = numbers(open_picture(io.BytesIO(data), Path(mask), UNLIMITED), Path(mask))
+        except DataError:
+            continue
+        if not {*np.unique(found).tolist()} <= {0, *classes}:
             return False
     return True
 

@@ -402,6 +402,8 @@ def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> 
     if more.names:
         raise ConfigError("--classes: beside --like, write every new class as NAME=VALUE")
     values, known = _comparable(proposal, like)
+    if like.lasting and values.ids:
+        known = _proven(proposal.root, values, known, more.tied, like)
     problems = [
         f"--classes: {shown(v)} is '{known[v]}' in {like.source} and '{name}' here"
         for v, name in more.tied.items()
@@ -432,6 +434,30 @@ def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> 
     if lost > VOID_SHARE * values.pixels:
         notes.append(f"{percent(lost / values.pixels)} % of the pixels are without annotation")
     return _Meaning(values, named, classes, ignore, like.background, notes=tuple(notes))
+
+
+def _proven(
+    root: Path, values: Values, known: Mapping[Value, str], tied: Mapping[Value, str], like: Like
+) -> dict[Value, str]:
+    """Keep of a bundle's ids those that are certain: what the user tied, what colours show, background and void.
+
+    Raises:
+        ConfigError: ids are left. A bundle gives its classes ids of its own, so the same id may be another class here.
+    """
+    names = {name: colour for colour, name in like.colours.items()}
+    sure = {i: n for i, n in known.items() if isinstance(i, int) and names.get(n, BLACK) == values.own.get(i)}
+    sure |= {i: n for i, n in known.items() if n == IGNORE_NAME or (i == 0 and n == like.background)}
+    sure = {i: n for i, n in sure.items() if i not in tied}
+    if open_ids := [i for i in values.ids if i not in sure and i not in tied]:
+        numbered = ",".join(f"{known.get(i, 'NAME')}={i}" for i in open_ids)
+        swapped = ",".join(f"NAME={i}" for i in open_ids)
+        raise ConfigError(
+            f"--like: {like.source} has ids of its own, and the masks of {root} may store others; say which is right:\n"
+            f"    the masks store the bundle's ids: add --classes {numbered}\n"
+            f"    they store the ids of their own list: add --classes {swapped} with the names in that list, or "
+            "--like the data.yaml of the earlier data"
+        )
+    return sure
 
 
 def _comparable(proposal: Proposal, like: Like) -> tuple[Values, dict[Value, str]]:
@@ -603,7 +629,8 @@ def _of_ids(values: Values) -> tuple[Value | None, int | None, tuple[Value, ...]
     classes = [i for i in ids if i != ignore and i != 0]
     if len(classes) > MOST:
         raise DataError(
-            f"{len(classes)} different ids in the masks: instance ids, or resized masks; export class ids"
+            f"{len(classes)} different ids in the masks: instance ids, or resized masks; export class ids. If all are "
+            "classes, write a data.yaml that lists them as `classes: {ID: NAME, ...}` (ids up to 65534; docs: data)"
         )
     if len(classes) + (0 in ids) < 2:
         raise DataError(_NOTHING.format(", ".join(map(str, ids))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
@@ -11,14 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from everseg.data.datasets import annotated, coco
 from everseg.data.datasets.camvid import SEQUENCES
-from everseg.data.datasets.decode import PICTURE_ENDINGS
+from everseg.data.datasets.decode import PICTURE_ENDINGS, UNLIMITED, open_picture, stored_ids
 from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
 from everseg.data.datasets.listing import packed
+from everseg.data.datasets.street_labels import CITYSCAPES, CITYSCAPES_CLASSES, VOID
 from everseg.data.proposal.lists import Lists, find_lists
+from everseg.data.proposal.naming import names_beside
 from everseg.data.proposal.unreadable import explained
 from everseg.errors import DataError, some
+from everseg.labels import find_name, is_void_name
 
 MASK_WORDS = (
     "segmentationclass", "groundtruth", "ground_truth", "annotations", "annotation", "annots", "annot", "masks", "mask",
@@ -32,8 +38,7 @@ IMAGE_WORDS = (
 SUFFIXES = tuple(
     between + word
     for word in ("mask", "masks", "label", "labels", "labelids", "labeltrainids", "seg", "segmentation", "gt",
-                 "annotation", "l", "color", "colour", "class", "target", "label_ground-truth_semantic",
-                 "label_ground-truth")
+                 "annotation", "l", "color", "colour", "class", "target", "label_ground-truth_semantic")
     for between in "_-."
 ) + PICTURE_ENDINGS  # fmt: skip
 """Endings that masks have beside their images, in lower case; `.jpg`: the mask of a.jpg is a.jpg.png."""
@@ -41,6 +46,13 @@ SKIPPED = ("segmentationobject", "segmentationobjectpng", "segmentationobjectvis
            "segmentationclassvisualization", "masks_human", "masks_instances", "overlay", "overlays", "visualization",
            "__macosx")  # fmt: skip
 """Folders of pictures that are neither images nor masks of classes: labels drawn over images, or objects by number."""
+OBJECTS = re.compile(
+    r".*[_.-](label_ground-truth|(label_ground-truth[_-])?(instances?|instance_?ids?|panoptic))",
+    re.IGNORECASE,
+)
+"""Stems of masks of objects by number: Segments.ai's bitmaps, Cityscapes' instanceIds and the like."""
+NUMBERED = (".png", ".tif", ".tiff", ".bmp")
+"""Endings of files that can hold numbers."""
 MAX_FILES = 2_000_000
 
 
@@ -98,7 +110,9 @@ def guess(root: Path, *, follow_links: bool = False) -> Guess:
     try:
         found = _guess(root, follow_links)
     except DataError as error:
-        raise DataError(f"{error}. {unseen}") from None if links else error
+        if not links:
+            raise
+        raise DataError(f"{error}. {unseen}") from None
     return replace(found, notes=(*found.notes, unseen)) if links else found
 
 
@@ -215,8 +229,12 @@ def _known(root: Path) -> Guess | None:
 
     if has("leftImg8bit", "gtFine") and named("gtFine", r"_gtFine_(labellevel3Ids\.png|polygons\.json)"):
         level3 = named("gtFine", r"_labellevel3Ids\.png") or any((root / "leftImg8bit").glob("*/[0-9]*"))
-        return Guess("IDD", {"layout": "idd"}) if level3 else Guess("Cityscapes", {"layout": "cityscapes"})
+        if level3:
+            return Guess("IDD", {"layout": "idd"})
+        _require_cityscapes(root)
+        return Guess("Cityscapes", {"layout": "cityscapes"})
     if has("leftImg8bit", "gtFine") and named("gtFine", r"_gtFine_label"):
+        _require_cityscapes(root)
         return Guess("Cityscapes", {"layout": "cityscapes"})
     if has("IDD_Segmentation") or has("idd20kII"):
         return Guess("IDD", {"layout": "idd"})
@@ -232,6 +250,66 @@ def _known(root: Path) -> Guess | None:
     if voc and not (root / "labelmap.txt").exists():
         return Guess("Pascal VOC", {"layout": "voc"})
     return None
+
+
+LOOKED_AT = 20
+"""So many masks and polygon files show whether a tree laid out as Cityscapes holds its classes."""
+
+
+def _require_cityscapes(root: Path) -> None:
+    """Refuse a tree that is laid out as Cityscapes but holds classes of its own.
+
+    Raises:
+        DataError: with the names or ids that are not those of Cityscapes, and how to describe the data.
+    """
+    known = {label.name for label in CITYSCAPES}
+    files = sorted(p for p in islice((root / "gtFine").rglob("*"), MAX_FILES) if p.is_file())
+    foreign: set[str] = set()
+    for file in _spread([p for p in files if p.name.endswith("_gtFine_polygons.json")]):
+        try:
+            objects = json.loads(file.read_bytes())["objects"]
+            foreign |= {
+                str(o["label"]) for o in objects if str(o["label"]).removesuffix("group") not in known
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the reader says what is wrong with it
+    beside = names_beside(root, ())
+    if beside is not None:
+        own = beside.names or tuple(beside.tied.values())
+        foreign |= {name for name in own if find_name(name, known) is None and not is_void_name(name)}
+    wrong = [f"the classes {some(sorted(foreign), 8)}"] if foreign else []
+    ignored = {VOID, *(label.id for label in CITYSCAPES if label.train_id == VOID and label.id >= 0)}
+    for suffix, allowed, void in (
+        ("_gtFine_labelIds", {label.id for label in CITYSCAPES}, ignored),
+        ("_gtFine_labelTrainIds", {*range(len(CITYSCAPES_CLASSES)), VOID}, {VOID}),
+    ):
+        ids: set[int] = set()
+        for file in _spread([p for p in files if p.stem.endswith(suffix) and p.suffix == ".png"]):
+            try:
+                with file.open("rb") as opened:
+                    ids |= {*np.unique(stored_ids(open_picture(opened, file, UNLIMITED), file)).tolist()}
+            except (DataError, OSError):
+                continue
+        # Label ids in place of trainIds have a message of their own, in the reader.
+        label_ids = suffix == "_gtFine_labelTrainIds" and ids <= {label.id for label in CITYSCAPES} | {VOID}
+        if ids - allowed and not label_ids:
+            wrong.append(f"the ids {some([str(i) for i in sorted(ids - allowed)], 8)} in *{suffix}.png")
+        elif len(ids) > 1 and ids <= void:
+            what = some([str(i) for i in sorted(ids)], 8)
+            wrong.append(f"only the ids {what} in *{suffix}.png, which Cityscapes ignores")
+    if wrong:
+        raise DataError(
+            f"{root}: laid out as Cityscapes, but holds {'; '.join(wrong)}. If the classes are your own, write a "
+            "data.yaml with `images: leftImg8bit/{split}`, `masks: gtFine/{split}`, `splits: [train, val]`, `pair: "
+            "{image_suffix: _leftImg8bit, mask_suffix: _gtFine_labelIds}` and your `classes` (docs: plain folders), or "
+            "rename the folders to images/ and masks/; if they are Cityscapes' own, set data.dataset=cityscapes"
+        )
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """Take `LOOKED_AT` of some files, from the first to the last."""
+    step = max(1, len(files) // LOOKED_AT)
+    return files[::step]
 
 
 def _lists(root: Path, layout: str, folder: str, follow_links: bool) -> Guess:
@@ -254,7 +332,26 @@ def _lists(root: Path, layout: str, folder: str, follow_links: bool) -> Guess:
 
 
 def _plain(root: Path, follow_links: bool) -> Guess:
-    folders = _folders(root, follow_links)
+    folders, objects = _folders(root, follow_links)
+    try:
+        found = _pairs(root, folders, follow_links)
+    except DataError as error:
+        if not objects:
+            raise
+        raise DataError(f"{error}. {_objects_left(objects)}") from None
+    notes = (f"not used: {_objects_left(objects)}",) if objects else ()
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def _objects_left(objects: list[str]) -> str:
+    return (
+        f"{len(objects)} pictures hold, by their names, objects by number and not classes ({some(objects, 3)}); export "
+        "masks of classes (Segments.ai: export_dataset(dataset, export_format='semantic'), which writes "
+        "*_label_ground-truth_semantic.png), or, if their pixels are class ids, rename them to *_mask.png"
+    )
+
+
+def _pairs(root: Path, folders: list[_Folder], follow_links: bool) -> Guess:
     if not folders:
         raise DataError(
             f"{root}: no pictures below it ({', '.join(PICTURE_ENDINGS)}); "
@@ -400,10 +497,17 @@ def _kind(template: str) -> str:
     return "images" if any(w in IMAGE_WORDS for w in words) else ""
 
 
-def _folders(root: Path, follow_links: bool) -> list[_Folder]:
-    """List the folders with pictures. Folders of one split and kind (cities, drives) are joined."""
+def _folders(root: Path, follow_links: bool) -> tuple[list[_Folder], list[str]]:
+    """List the folders with pictures, and the pictures of objects by number, which are left out.
+
+    Folders of one split and kind (cities, drives) are joined.
+    """
     found: dict[str, list[str]] = {}
+    objects = []
     for path in islice(walk_pictures(root, follow_links=follow_links), MAX_FILES):
+        if path.lower().endswith(NUMBERED) and OBJECTS.fullmatch(without_ending(path)):
+            objects.append(path)
+            continue
         folder, _, name = path.rpartition("/")
         found.setdefault(folder or ".", []).append(name)
     united: dict[str, list[str]] = {}
@@ -413,7 +517,8 @@ def _folders(root: Path, follow_links: bool) -> list[_Folder]:
         top = _top(folder)
         inside = "" if top == folder else folder[len(top) + 1 :] + "/"
         united.setdefault(top, []).extend(inside + name for name in names)
-    return [_Folder(path, *_template(path), tuple(files)) for path, files in sorted(united.items())]
+    folders = [_Folder(path, *_template(path), tuple(files)) for path, files in sorted(united.items())]
+    return folders, objects
 
 
 def _top(folder: str) -> str:

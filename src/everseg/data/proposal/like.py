@@ -33,6 +33,8 @@ class Like:
     """Raw ids without annotation."""
     colours: Mapping[Value, str] = field(default_factory=dict)
     """Further colours by which coloured masks may store the classes: those of a bundle's predictions."""
+    lasting: bool = False
+    """Whether the ids are those a bundle gives its classes. The masks that it learnt from may have stored others."""
 
     @property
     def by_colour(self) -> bool:
@@ -105,7 +107,7 @@ def _of_bundle(folder: Path) -> Like:
     values.setdefault(255, IGNORE_NAME)
     background = next((name for name in classes.values() if name == "background"), None)
     colours: dict[Value, str] = {(c[0], c[1], c[2]): name for _, name, c in entries}
-    return Like(f"the bundle {folder}", classes, values, background, (255,), colours)
+    return Like(f"the bundle {folder}", classes, values, background, (255,), colours, lasting=True)
 
 
 def class_names_of(path: Path) -> list[str]:
