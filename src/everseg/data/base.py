@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from everseg.data.channels import Channels
 from everseg.errors import DataError
 from everseg.labels import RawLabels
 
@@ -44,6 +45,11 @@ class Split(Protocol):
         ...
 
 
+def channels_of_split(split: Split) -> Channels | None:
+    """What the channels of a split's images are, if not RGB with 8 bits."""
+    return getattr(getattr(split, "reading", None), "channels", None)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Named splits, with the ids that their masks hold."""
@@ -69,8 +75,10 @@ def mask_fault(mask: object) -> str:
     return ""
 
 
-def image_fault(image: object) -> str:
-    """Say why an object is no image; "" if it is one."""
+def image_fault(image: object, channels: Channels | None = None) -> str:
+    """Say why an object is no image, RGB with 8 bits or of the stated channels; "" if it is one."""
+    if channels is not None:
+        return _channels_fault(image, channels)
     if not isinstance(image, np.ndarray):
         return f"the image is a {type(image).__name__}, not an array (H, W, 3) uint8 RGB"
     shape = image.shape
@@ -90,14 +98,31 @@ def image_fault(image: object) -> str:
     return f"the image is {shape} {image.dtype}, not (H, W, 3) uint8 RGB{hint}"
 
 
-def require_sample(sample_id: str, image: object, mask: object) -> None:
+def _channels_fault(image: object, channels: Channels) -> str:
+    count, kind = len(channels), channels.array_type
+    if not isinstance(image, np.ndarray):
+        return f"the image is a {type(image).__name__}, not an array (H, W, {count}) {kind}"
+    fits = image.ndim == 3 and image.shape[2] == count and image.dtype == kind and 0 not in image.shape
+    if fits:
+        return ""
+    hint = ""
+    if image.ndim == 2 and count == 1:
+        hint = "; give it a third axis, image[:, :, None]"
+    elif image.ndim == 3 and image.shape[0] == count != image.shape[2]:
+        hint = "; the channels come last: image.transpose(1, 2, 0)"
+    if image.dtype != kind:
+        hint += f"; channels of {channels.bits} bits are given as {kind}, their values unchanged"
+    return f"the image is {image.shape} {image.dtype}, not (H, W, {count}) {kind}{hint}"
+
+
+def require_sample(sample_id: str, image: object, mask: object, channels: Channels | None = None) -> None:
     """Check what a split's `read` gave.
 
     Raises:
-        DataError: not an image (H, W, 3) uint8 and a mask (H, W) uint8 of the same size; names the sample and all
-            faults.
+        DataError: not an image (H, W, 3) uint8, or of the stated channels, and a mask (H, W) uint8 or uint16 of the
+            same size; names the sample and all faults.
     """
-    faults = [fault for fault in (image_fault(image), mask_fault(mask)) if fault]
+    faults = [fault for fault in (image_fault(image, channels), mask_fault(mask)) if fault]
     if not faults and image.shape[:2] != mask.shape:  # type: ignore[attr-defined]
         sizes = ["{1}x{0}".format(*array.shape) for array in (image, mask)]  # type: ignore[attr-defined]
         faults = [

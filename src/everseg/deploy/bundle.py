@@ -202,7 +202,8 @@ def write_bundle(
         "parity": {branch: asdict(one) for branch, one in parity.items()},
     }
     if onnx:
-        files["example.py"] = resources.files("everseg.deploy").joinpath("example.txt").read_bytes()
+        script = "example.txt" if contents.form.channels is None else "example_channels.txt"
+        files["example.py"] = resources.files("everseg.deploy").joinpath(script).read_bytes()
     files["MODEL_CARD.md"] = model_card(out.name, described, lineage, contents.model.parameter_count).encode()
     save_model(
         out,

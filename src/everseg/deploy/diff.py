@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from everseg.data.channels import picture_of, same_channels
 from everseg.data.class_colours import colourise
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
@@ -160,7 +161,7 @@ def diff(
         model.check_branch(domain)
     matched = _matched(models, domain)
     names = [*models[0].spaces[_branch(models[0], domain)].names, *matched.unmatched_wanted]
-    files = image_files(images)
+    files = image_files(images, models[0].form.reading)
     rows, total, pixels = [], Counter[tuple[str, str]](), 0
     with Progress(quiet=quiet) as progress:
         progress.begin("comparing", len(files))
@@ -248,10 +249,12 @@ def _compare(
     models: Sequence[LoadedModel], names: Sequence[str], path: Path, domain: str | None
 ) -> _Compared:
     # Both models get the same pixels, so the reading settings come from the first model, with the larger bit depth.
+    if not same_channels(models[0].form.channels, models[1].form.channels):
+        raise ConfigError("the models see images of different channels, so no image fits both")
     depth = max(model.form.bit_depth for model in models)
     image = read_image(path, replace(models[0].form.reading, bit_depth=depth))
     a, b = (_predicted(model, names, image, domain) for model in models)
-    return _Compared(image, a, b, names)
+    return _Compared(picture_of(image, models[0].form.channels), a, b, names)
 
 
 def _predicted(model: LoadedModel, names: Sequence[str], image: np.ndarray, domain: str | None) -> np.ndarray:

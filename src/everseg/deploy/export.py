@@ -88,7 +88,9 @@ def export(
     if onnx and images is not None:
         pictures, source = images_of(images, contents.form)
     elif onnx:
-        pictures, source = images_of_run(RunFolder(path), overrides) if is_run else generated()
+        pictures, source = (
+            images_of_run(RunFolder(path), overrides) if is_run else generated(contents.form.channels)
+        )
     return write_bundle(out, contents, images=pictures, source=source, onnx=onnx)
 
 

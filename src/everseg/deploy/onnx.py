@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from everseg.data.batches.transforms import normalise
+from everseg.data.batches.transforms import normalise, resized_image
 from everseg.deploy.class_ids import mask_type
 from everseg.display import percent
 from everseg.errors import ConfigError, GateError
@@ -30,6 +29,8 @@ LOGIT_TOLERANCE = 1e-3
 """Largest allowed difference of a logit, relative to the largest logit of its image (at least 1)."""
 PIXEL_TOLERANCE = 1e-3
 """Largest share of pixels whose class may differ. Rounding decides where two logits are nearly equal."""
+TORCH_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
+"""Types of the graph's input."""
 EXAMPLE_SIZE = (77, 107)
 """Sides are odd and unequal, so that the exporter does not assume a multiple of the stride."""
 SCALES = (0.75, 0.4)
@@ -73,8 +74,11 @@ class Deployed(nn.Module):
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.int32 if self.wide else torch.uint8))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (B, H, W, 3) uint8 RGB to logits (B, C, h, w) float32 and ids (B, H, W), `mask_type`."""
-        inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation)
+        """Map (B, H, W, 3) uint8 RGB, or stated channels, to logits (B, C, h, w) float32 and ids (B, H, W).
+
+        The ids are of `mask_type`.
+        """
+        inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation, self.form.channels)
         logits = self.model(inputs, (self.branch,))[self.branch].logits
         mask = self.ids[upsample(logits, (image.shape[1], image.shape[2])).argmax(1)]
         return logits, mask.to(torch.uint16) if self.wide else mask
@@ -90,7 +94,11 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
         ConfigError: packages are missing, or the architecture cannot be exported.
     """
     require_onnx()
-    example = torch.zeros(2, *EXAMPLE_SIZE, 3, dtype=torch.uint8)
+    channels = deployed.form.channels
+    count, kind = (
+        (3, torch.uint8) if channels is None else (len(channels), TORCH_TYPES[channels.array_type.name])
+    )
+    example = torch.zeros(2, *EXAMPLE_SIZE, count, dtype=kind)
     sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
     with _quiet():
         try:
@@ -163,7 +171,9 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
     equal = total = 0
     for image in _at_sizes(images):
         inputs = normalise(
-            torch.from_numpy(image.transpose(2, 0, 1).copy())[None], deployed.form.normalisation
+            torch.from_numpy(image.transpose(2, 0, 1).copy())[None],
+            deployed.form.normalisation,
+            deployed.form.channels,
         )
         logits = deployed.model(inputs, (deployed.branch,))[deployed.branch].logits
         mask = deployed.ids.numpy()[predict_ids(logits, (image.shape[0], image.shape[1])).numpy()]
@@ -198,7 +208,7 @@ def _at_sizes(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(image)
         scale = SCALES[position % len(SCALES)]
         height, width = (max(33, int(side * scale) | 1) for side in image.shape[:2])
-        yield np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        yield resized_image(image, height, width)
 
 
 @contextlib.contextmanager

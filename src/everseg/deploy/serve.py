@@ -412,6 +412,11 @@ class Served:
     def __init__(self, path: str | Path, builder: Any = None) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
+        if (channels := self.model.form.channels) is not None:
+            raise ConfigError(
+                f"{path}: the model sees {len(channels)} channels of {channels.bits} bits, which no browser shows; "
+                "use everseg predict"
+            )
         self.model.model = united(self.model.model)
         self.name = self.bundle.path.resolve().name
         ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]

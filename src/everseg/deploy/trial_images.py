@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from everseg.data.base import Dataset
+from everseg.data.channels import Channels
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
 from everseg.data.demo import build as demo
@@ -26,7 +27,7 @@ FEW = 6
 def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
     """Read a few evenly spread images of a folder with the reading settings of `form`. Also return a description."""
     reading = (form or InputForm()).reading
-    files = _spread(image_files(folder))
+    files = _spread(image_files(folder, reading))
     return [read_image(path, reading) for path in files], f"{len(files)} images of {Path(folder).name}"
 
 
@@ -46,12 +47,20 @@ def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[lis
     except (ConfigError, DataError):
         if overrides:
             raise
-        return generated()
+        return generated(folder.about(folder.chosen_step(None)).form.channels)
     return images, f"{len(images)} test images of the run"
 
 
-def generated() -> tuple[list[np.ndarray], str]:
-    """Generate a few street scenes. Also return a description."""
+def generated(channels: Channels | None = None) -> tuple[list[np.ndarray], str]:
+    """Generate a few street scenes, or noise of the given channels. Also return a description."""
+    if channels is not None:
+        rng = np.random.default_rng(0)
+        low, high = np.array(channels.low), np.array(channels.high)
+        noise = low + rng.random((FEW, 240, 320, len(channels))) * (high - low)
+        if channels.bits < 32:
+            noise = np.rint(np.clip(noise, 0, 2**channels.bits - 1))
+        text = f"{FEW} images of noise, no real images (--images DIR compares on yours)"
+        return list(noise.astype(channels.array_type)), text
     split = demo(size=(240, 320), num_val=FEW).splits["val"]
     text = f"{FEW} generated scenes, no real images (--images DIR compares on yours)"
     return [split.read(i)[0] for i in range(FEW)], text

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from everseg import registry
 from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, ScenarioConfig
+from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
@@ -38,9 +39,9 @@ from everseg.runs.commit import (
     verify,
     write_json,
 )
-from everseg.runs.input_form import InputForm
+from everseg.runs.input_form import InputForm, one_kind_of_channels
 from everseg.runs.journal import Journal
-from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.domain_incremental import needed_domains
@@ -119,19 +120,21 @@ def _check_plan(
     Raises:
         ConfigError: wrong names or weights of the model, or impossible steps (all of them in one message).
     """
+    channels = one_kind_of_channels(prepared.datasets.values())
+    _check_channels(config, channels)
     method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
     if todo and todo[0].index == 0 and todo[0].is_first:
         # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
-        model = build_model(config.model, config.data.normalisation)
+        model = build_model(config.model, config.data.normalisation, _in_channels(channels))
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
         switches.check_model(method, model)
         if config.train.layer_decay is not None:
             encoder_layers(model.encoder)
-    refused = _refused_preparation(config, prepared.steps)
+    refused = _refused_preparation(config, prepared.steps, _in_channels(channels))
     # A network that the method refuses need not be tried with images, which would give the same sentence once more.
-    trial = (lambda step: "") if refused else _trial(config, prepared.steps)
+    trial = (lambda step: "") if refused else _trial(config, prepared.steps, _in_channels(channels))
     world = accelerator.num_processes
     problems = impossible(
         todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
@@ -151,7 +154,39 @@ def _check_plan(
             )
 
 
-def _refused_preparation(config: RunConfig, steps: Sequence[Step]) -> list[str]:
+def _in_channels(channels: Channels | None) -> int:
+    return 3 if channels is None else len(channels)
+
+
+def _check_channels(config: RunConfig, channels: Channels | None) -> None:
+    """Stop if the images have other channels than the settings, or the model that the run begins with, are made for.
+
+    Raises:
+        ConfigError: all that does not fit.
+    """
+    problems = []
+    if channels is not None and len(channels) != 3:
+        for key in ("saturation", "hue"):
+            if getattr(config.data, key) is not None:
+                problems.append(
+                    f"data.{key}: is of RGB images, and these have {len(channels)} channels; leave it out"
+                )
+    if config.scenario.bundle is not None:
+        seen = read_model_file(model_folder_at(Path(config.scenario.bundle))).form.channels
+        if not same_channels(seen, channels):
+            before, now = (
+                "RGB with 8 bits" if one is None else f"{', '.join(one.names)}, {one.bits} bits"
+                for one in (seen, channels)
+            )
+            problems.append(
+                f"scenario.bundle: its model saw other channels, or another mean and std ({before}), than these images "
+                f"have ({now}); state the same in data.options.channels"
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _refused_preparation(config: RunConfig, steps: Sequence[Step], in_channels: int) -> list[str]:
     """Try what the method does to the network before each step, on a network without values (device "meta").
 
     Returns:
@@ -165,7 +200,7 @@ def _refused_preparation(config: RunConfig, steps: Sequence[Step]) -> list[str]:
         try:
             with torch.device("meta"):
                 if model is None or step.is_first:
-                    model = _without_values(config)
+                    model = _without_values(config, in_channels)
                 method.prepare_model(model, step)
         except ConfigError as error:
             return [f"step {step.index}: {error}" if step.index else str(error)]
@@ -174,11 +209,13 @@ def _refused_preparation(config: RunConfig, steps: Sequence[Step]) -> list[str]:
     return []
 
 
-def _without_values(config: RunConfig) -> SegmentationModel:
-    return build_model(config.model.model_copy(update={"weights": None}), config.data.normalisation)
+def _without_values(config: RunConfig, in_channels: int) -> SegmentationModel:
+    return build_model(
+        config.model.model_copy(update={"weights": None}), config.data.normalisation, in_channels
+    )
 
 
-def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
+def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
     """Make a function that tries a step on a network without values (device "meta"), with a single image.
 
     Norms that cannot work with a single image refuse it at once. The function tries nothing, and so refuses nothing,
@@ -193,12 +230,12 @@ def _trial(config: RunConfig, steps: Sequence[Step]) -> Trial:
             return ""
         try:
             with torch.device("meta"):
-                model = _without_values(config)
+                model = _without_values(config, in_channels)
                 for earlier in steps[: steps.index(step)]:
                     model.grow(earlier.grows)
                 build_method(config.method).prepare_model(model, step)
                 model.train()
-                model(torch.empty(1, 3, height, width), step.trained_branches)
+                model(torch.empty(1, in_channels, height, width), step.trained_branches)
         except ConfigError as error:
             return str(error)
         except Exception:  # some operation of the user's network or method does not work on the "meta" device
@@ -318,7 +355,8 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
     teacher, parent = None, None
     if step.is_first:
         torch.manual_seed(derive_seed(config.seed, "model"))
-        model = build_model(config.model, config.data.normalisation)
+        channels = one_kind_of_channels(session.datasets.values())
+        model = build_model(config.model, config.data.normalisation, _in_channels(channels))
     else:
         builder = user_builder(config.model)
         model, spaces, state, parent = folder.load_final(step.index - 1, builder)

@@ -15,7 +15,7 @@ from everseg import registry
 from everseg.config.fields import DataConfig, ModelConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import View, plain_batches
-from everseg.data.batches.transforms import normalise
+from everseg.data.channels import picture_of
 from everseg.distributed import all_reduce_sum
 from everseg.inference.windows import sliding_ids
 from everseg.labels import LabelSpace
@@ -139,7 +139,7 @@ def evaluate(
             pin=device.type == "cuda",
         )
         for loaded in batches:
-            image = normalise(loaded.image.to(device, non_blocking=True), data.normalisation)
+            image = loaded.normalised(device, data.normalisation)
             prediction = predict(source, image)
             # compare bytes with bytes: no copy into a wider type, and no synchronisation with the GPU
             label = loaded.label.to(device, non_blocking=True)
@@ -150,7 +150,7 @@ def evaluate(
                 matrices[source.name].merge(matrix)
                 seen.append(matrix.sums)  # (3, C)
             if len(samples) < keep:
-                picture = loaded.image[0].permute(1, 2, 0).numpy()
+                picture = picture_of(loaded.image[0].permute(1, 2, 0).numpy(), loaded.channels)
                 truth = loaded.label[0].numpy()
                 samples.append((picture, truth, prediction[0].cpu().numpy().astype(truth.dtype, copy=False)))
             done += len(loaded.ids) * accelerator.num_processes

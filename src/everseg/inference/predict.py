@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from everseg.data.batches.transforms import normalise, resize_transform
+from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
@@ -49,7 +50,7 @@ class Prediction(Result):
     classes: tuple[str, ...]
     """Name of each train id."""
     image: np.ndarray
-    """(H, W, 3) uint8, as given."""
+    """(H, W, 3) uint8, as given; of other channels the picture that `channels.shown` states."""
     branch: str
     """Branch that predicted the image."""
 
@@ -193,7 +194,7 @@ class LoadedModel:
 
         Args:
             image: anything that `everseg.data.datasets.decode.read_image` accepts: a path, bytes, a Pillow image, or an
-                array (H, W, 3) uint8 RGB.
+                array (H, W, 3) uint8 RGB. A model of other channels takes one file or array that holds all of them.
             branch: name of a branch, or of a domain that uses it; default the first branch.
             infer_domain: choose the branch from the domains' batch-norm statistics.
 
@@ -214,7 +215,8 @@ class LoadedModel:
         else:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, (pixels.shape[0], pixels.shape[1]))
-        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, pixels, branch)
+        picture = picture_of(pixels, self.form.channels)
+        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, picture, branch)
 
     def _ids(self, image: Tensor, branch: str, size: tuple[int, int]) -> Tensor:
         """Predict the classes, (H, W), of an image (3, h, w) uint8 that already has the network's input size."""
@@ -232,7 +234,7 @@ class LoadedModel:
         return infer_branch(self.model, self._normalised(image[None]))[0]
 
     def _normalised(self, image: Tensor) -> Tensor:
-        return normalise(image, self.form.normalisation)
+        return normalise(image, self.form.normalisation, self.form.channels)
 
 
 def _stored(ids: np.ndarray) -> np.ndarray:

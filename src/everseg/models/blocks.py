@@ -35,6 +35,13 @@ MakeClassifier = Callable[[int, int], Classifier]
 M = TypeVar("M", bound=nn.Module)
 
 
+def check_in_channels(found: object) -> int:
+    """Return the number of an image's channels, or raise a ConfigError."""
+    if type(found) is not int or not 1 <= found <= 4096:
+        raise ConfigError(f"model.options: in_channels needs a whole number of at least 1, got {found!r}")
+    return found
+
+
 class BranchDict(nn.ModuleDict):
     """Modules owned by branches: one entry per branch, by the branch's name, all made by one factory.
 

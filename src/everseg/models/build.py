@@ -11,7 +11,7 @@ from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.adapters import encoders
 from everseg.models.adapters.whole import torchvision_deeplabv3, torchvision_fcn, transformers_network
-from everseg.models.blocks import BranchDecoder, check_norm, check_per_branch
+from everseg.models.blocks import BranchDecoder, check_in_channels, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
@@ -38,6 +38,7 @@ def deeplabv3(
     pool_size: int | None = 32,
     per_branch: str = "head",
     compensation: bool = False,
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """Build DeepLabV3 on a ResNet with every dimension open; it has no outputs until it is grown.
 
@@ -51,6 +52,7 @@ def deeplabv3(
             encoder's norms too, "adapter" = 1x1 convolutions beside the encoder's 3x3 ones too.
         compensation: RCIL's network: a new convolution beside each 3x3 one and beside those of the head, no
             activation after the stem. Needs per_branch "head".
+        in_channels: channels of the images; a run sets it as its data set states.
 
     Raises:
         ConfigError: a dimension that cannot be.
@@ -72,6 +74,8 @@ def deeplabv3(
     }
     if compensation:  # only where it is set: descriptions of other networks stay as they were
         options["compensation"] = True
+    if check_in_channels(in_channels) != 3:
+        options["in_channels"] = in_channels
     kind, choice = check_norm(norm), check_per_branch(per_branch)
     if compensation and choice != "head":
         raise ConfigError(
@@ -81,6 +85,7 @@ def deeplabv3(
     encoder = ResNet(
         blocks, bottleneck=bottleneck, stem=stem, widths=widths, outputs=outputs, output_stride=output_stride,
         norm=kind, stem_pool=stem_pool, per_branch=choice, compensation=compensation,
+        in_channels=in_channels,
     )  # fmt: skip
     make = partial(
         DeepLabV3, encoder.out_channels, hidden=hidden, out_channels=out_channels,
@@ -160,7 +165,7 @@ def configured_name(architecture: str) -> str:
 
 
 def build_model(
-    config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet"
+    config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet", in_channels: int = 3
 ) -> SegmentationModel:
     """Build the model of a configuration and load its initial encoder weights.
 
@@ -169,6 +174,7 @@ def build_model(
     Args:
         config: the `model` section.
         normalisation: how the run's images are normalised; a library's encoder may want another form.
+        in_channels: channels of the run's images. Builders that take `in_channels` get other numbers than 3.
 
     Raises:
         ConfigError: unknown name, option, or value; an output stride or norm for an architecture that has no such
@@ -176,11 +182,16 @@ def build_model(
         CheckpointError: the initial weights are damaged or of another network.
     """
     if config.encoder is not None:
+        if in_channels != 3:
+            raise ConfigError(
+                f"model.encoder: encoders of other libraries see three channels here, and the images have "
+                f"{in_channels}; choose one of everseg's own networks: model.name=deeplabv3-resnet50 model.encoder=null"
+            )
         return _on_library_encoder(config, normalisation)
     builder = resolve("model", config.name)
     if builder in encoders.DECODERS.values():
         raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={encoders.FORM}")
-    options = {
+    options: dict[str, Any] = {
         key: value
         for key, value in (("output_stride", config.output_stride), ("norm", config.norm))
         if value is not None
@@ -193,6 +204,18 @@ def build_model(
             f"{' '.join(f'model.{key}=null' for key in wrong)}"
         )
     options |= config.options
+    if options.get("in_channels", in_channels) != in_channels:
+        raise ConfigError(
+            f"model.options: in_channels is {options['in_channels']}, and the images have {in_channels} channels; "
+            "leave it out"
+        )
+    if in_channels != 3:
+        if not _accepts(builder, "in_channels"):
+            raise ConfigError(
+                f"model.name: '{config.name}' sees three channels, and the images have {in_channels}; choose "
+                "deeplabv3, erfnet, or a builder of your own that takes in_channels"
+            )
+        options["in_channels"] = in_channels
     model = _call(config.name, builder, options)
     if config.name not in BUILTIN["model"]:
         if not isinstance(model, SegmentationModel):

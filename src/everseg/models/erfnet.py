@@ -18,6 +18,7 @@ from everseg.models.blocks import (
     BranchDict,
     PerBranch,
     beside,
+    check_in_channels,
     check_per_branch,
     through,
 )
@@ -124,6 +125,7 @@ class Encoder(nn.Module):
         widths: channels of the three stages.
         blocks: blocks of the second and of the third stage.
         dropout: of the blocks of the second and of the third stage.
+        in_channels: channels of the images, fewer than the first stage's: it passes them on beside its own.
         per_branch: what each branch owns; with "norm" and "adapter" the branches differ from the first norm on.
 
     Attributes:
@@ -132,14 +134,19 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], blocks: Sequence[int], dropout: Sequence[float], per_branch: PerBranch
+        self,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        dropout: Sequence[float],
+        per_branch: PerBranch,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.by_branch = per_branch in ("norm", "adapter")
         self.fresh_norms = adapters = per_branch == "adapter"
         norm = _branch_norm if self.by_branch else _norm
         # The order of these lines is the order in which random weights are drawn: changing it changes every run.
-        self.down1 = Down(3, widths[0], norm)
+        self.down1 = Down(in_channels, widths[0], norm)
         self.down2 = Down(widths[0], widths[1], norm)
         self.blocks2 = nn.ModuleList(
             Block(widths[1], 1, dropout[0], norm, adapters=adapters) for _ in range(blocks[0])
@@ -231,6 +238,7 @@ def erfnet(
     dropout: Sequence[float] = (0.03, 0.3),
     widths: Sequence[int] = (16, 64, 128),
     blocks: Sequence[int] = (5, 8),
+    in_channels: int = 3,
 ) -> SegmentationModel:
     """Build ERFNet, alone or with MDIL's norms and adapters per branch; it has no outputs until it is grown.
 
@@ -244,6 +252,7 @@ def erfnet(
         dropout: probabilities in the encoder's second and third stage.
         widths: channels of the encoder's stages, increasing.
         blocks: blocks of the second and third stage.
+        in_channels: channels of the images; a run sets it as its data set states.
 
     Raises:
         ConfigError: a dimension or a choice that cannot be.
@@ -253,14 +262,18 @@ def erfnet(
     global variable there.
     """
     choice = check_per_branch(per_branch)
-    if len(widths) != 3 or not 3 < widths[0] < widths[1] < widths[2]:
-        raise ConfigError("model.options: widths needs three increasing numbers, the first above 3")
+    if len(widths) != 3 or not check_in_channels(in_channels) < widths[0] < widths[1] < widths[2]:
+        raise ConfigError(
+            f"model.options: widths needs three increasing numbers, the first above {in_channels}, the image's channels"
+        )
     if len(blocks) != 2 or min(blocks) < 0 or len(dropout) != 2 or not all(0 <= p < 1 for p in dropout):
         raise ConfigError("model.options: blocks needs two numbers, dropout two probabilities below 1")
-    options = {
+    options: dict[str, Any] = {
         "per_branch": choice, "dropout": list(dropout), "widths": list(widths), "blocks": list(blocks),
     }  # fmt: skip
-    encoder = Encoder(widths, blocks, dropout, choice)
+    if in_channels != 3:
+        options["in_channels"] = in_channels
+    encoder = Encoder(widths, blocks, dropout, choice, in_channels)
     decoder = Decoder(widths) if choice == "head" else BranchDecoder(partial(Decoder, list(widths)))
     classifier = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
     return SegmentationModel(

@@ -65,6 +65,10 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     written; loaded into an "iabn" model, w itself. Torchvision and timm files hold gamma; an "iabn" model gets
     w = gamma - 1e-5, which is impossible for negative gamma.
 
+    A model of N channels takes the first convolution of a file for RGB: channel i gets the filter of red, green or
+    blue, i mod 3, times 3 / N, so that the response keeps its size; a single channel gets the sum of the three. It is
+    timm's rule (R. Wightman, `adapt_input_conv`, Apache 2.0).
+
     With `compensation`, the new convolutions start as copies of the old ones, unless the file holds them.
 
     Where each branch has norms of its own, the branches of the model's first growth start from the file's norms.
@@ -91,6 +95,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     elif isinstance(plain, erfnet.Encoder):
         state, unknown = _convert_erfnet_names(state, plain)
     state = new_beside_old(state, list(plain.state_dict()))
+    _spread_channels(plain, state)
     # The copy has norms that the model will not take from it, and the file need not have them: fill them with the
     # copy's own, so that the strict check below asks for the shared weights only.
     if getattr(model.encoder, "fresh_norms", False):
@@ -111,6 +116,20 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
     sentence = f"encoder: {count} tensors from {spec}{note}"
     log.info(sentence)
     return sentence
+
+
+def _spread_channels(plain: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fit the RGB filters of the first convolution to the model's number of channels, as the docstring above says."""
+    first = next((name for name, module in plain.named_modules() if isinstance(module, nn.Conv2d)), "")
+    name = f"{first}.weight"
+    wanted, given = plain.state_dict().get(name), state.get(name)
+    if wanted is None or given is None or given.ndim != 4 or given.shape[1] != 3:
+        return
+    count = wanted.shape[1]
+    if count == 1:
+        state[name] = given.sum(1, keepdim=True)
+    elif count != 3:
+        state[name] = given[:, [channel % 3 for channel in range(count)]] * (3 / count)
 
 
 def weight_file(spec: str, download: bool, key: str = "model.weights") -> Path:

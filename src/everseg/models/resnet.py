@@ -166,6 +166,7 @@ class ResNet(nn.Module):
             from the first norm on, and `forward` takes the branches and returns the maps of each.
         compensation: RCIL's network: a new convolution beside every 3x3 one (`Compensated`), and no activation after
             the stem. Not where branches own norms.
+        in_channels: channels of the images.
     """
 
     folds = ((("conv1",), "bn1"),)
@@ -184,6 +185,7 @@ class ResNet(nn.Module):
         per_branch: PerBranch = "head",
         late_dilation: bool = False,
         compensation: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.by_branch = per_branch in ("norm", "adapter")
@@ -193,7 +195,7 @@ class ResNet(nn.Module):
         if (output_stride, stem_pool) not in STRIDES:
             raise ConfigError(f"model.output_stride: must be 16 or 8, not {output_stride}")
         make_norm = partial(_branch_norm if self.by_branch else build_norm, norm)
-        self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, stem, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(stem)
         # The authors' norms have no activation of their own any more, and nothing replaced the stem's.
         self.act = nn.Identity() if compensation else build_activation(norm)

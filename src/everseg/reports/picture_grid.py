@@ -16,6 +16,7 @@ import torch
 from everseg.config.fields import DataConfig, ModelConfig, TrainConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
+from everseg.data.channels import picture_of
 from everseg.data.class_colours import palette
 from everseg.display import in_percent, percent
 from everseg.distributed import derive_seed
@@ -113,7 +114,7 @@ def look(
                         Looked(
                             source.name,
                             loaded.ids[one],
-                            loaded.image[one].permute(1, 2, 0).numpy().copy(),
+                            picture_of(loaded.image[one].permute(1, 2, 0).numpy(), loaded.channels).copy(),
                             loaded.label[one].numpy().copy(),
                         ),
                     )

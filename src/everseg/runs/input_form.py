@@ -1,7 +1,8 @@
 """How a model sees an image: size, windows, normalisation, bits per channel.
 
-The network always gets RGB with 8 bits per channel; alpha is dropped. One class holds everything that differs between
-models, whether it comes from a configuration, a model folder or an ONNX file.
+The network gets RGB with 8 bits per channel, without alpha, unless the data set states other channels.
+One class holds everything that differs between models, whether it comes from a configuration, a model folder or an
+ONNX file.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from everseg.config.fields import DataConfig
-from everseg.data.base import Dataset
+from everseg.data.base import Dataset, channels_of_split
+from everseg.data.channels import Channels, channels_of, same_channels
 from everseg.data.datasets.decode import Reading
+from everseg.errors import ConfigError, some
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 
 Evaluation = Literal["crop", "whole", "resize", "sliding"]
@@ -62,6 +65,8 @@ class InputForm:
     """Bits per channel of the files that the model learnt from. Of 16 bits the model sees the higher byte."""
     exif: Literal["apply", "ignore"] = "apply"
     """Whether images are turned upright according to their EXIF orientation."""
+    channels: Channels | None = None
+    """What the images' channels are, if not RGB with 8 bits; `normalisation`, `bit_depth`, `exif` do not count then."""
 
     @property
     def resized_to(self) -> tuple[int, int] | None:
@@ -81,7 +86,7 @@ class InputForm:
     @property
     def reading(self) -> Reading:
         """How an image file that the user gives is opened for the model."""
-        return Reading(follow_links=True, bit_depth=self.bit_depth, exif=self.exif)
+        return Reading(follow_links=True, bit_depth=self.bit_depth, exif=self.exif, channels=self.channels)
 
     @classmethod
     def of_config(cls, data: DataConfig, datasets: Iterable[Dataset] = ()) -> InputForm:
@@ -93,6 +98,7 @@ class InputForm:
                 data.yaml may set it too.
         """
         sliding = data.evaluation == "sliding"
+        datasets = list(datasets)
         readings = [
             split.reading
             for dataset in datasets
@@ -107,6 +113,7 @@ class InputForm:
             data.overlap if sliding else cls.overlap,
             max((reading.bit_depth for reading in readings), default=8),
             "ignore" if readings and all(reading.exif == "ignore" for reading in readings) else "apply",
+            one_kind_of_channels(datasets),
         )
 
     def settings(self) -> dict[str, Any]:
@@ -119,7 +126,8 @@ class InputForm:
         sliding = {"window": self.window, "overlap": self.overlap} if self.windows() is not None else {}
         reading = {"bit_depth": self.bit_depth, "exif": self.exif}
         size = {} if self.size is None else {"size": list(self.size)}
-        return {**self.settings(), **size, **sliding, **reading}
+        channels = {} if self.channels is None else {"channels": self.channels.to_json()}
+        return {**self.settings(), **size, **sliding, **reading, **channels}
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> tuple[InputForm, list[str]]:
@@ -152,12 +160,14 @@ class InputForm:
         overlap = value("overlap", "a share from 0 to below 1", _is_share)
         depth = value("bit_depth", "8 or 16", _one_of((8, 16))) or cls.bit_depth
         exif = value("exif", "apply or ignore", _one_of(("apply", "ignore"))) or cls.exif
+        channels, wrong = channels_of(stored.get("channels"))
+        problems += wrong
         for kind, key, found in (("resize", "size", size), ("sliding", "window", window)):
             if evaluation == kind and found is None and not problems:
                 problems.append(f"evaluation: '{kind}' needs a {key}")
         form = cls(
             evaluation, None if size is None else (size[0], size[1]), normalisation, window,
-            cls.overlap if overlap is None else float(overlap), depth, exif,
+            cls.overlap if overlap is None else float(overlap), depth, exif, channels,
         )  # fmt: skip
         return form, problems
 
@@ -167,14 +177,21 @@ class InputForm:
         An ONNX network does all of it itself, except the resizing and the windows.
         """
         windows, imagenet = self.windows(), self.normalisation == "imagenet"
+        scale, mean, std = 1 / 255, [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+        if imagenet:
+            mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+        kind, count = "uint8 RGB", 3
+        if (channels := self.channels) is not None:
+            scale, mean, std = 1.0, list(channels.mean), list(channels.std)
+            kind, count = f"{channels.array_type} of the channels {', '.join(channels.names)}", len(channels)
         return {
-            "input": "image: uint8 RGB, (batch, height, width, 3)",
+            "input": f"image: {kind}, (batch, height, width, {count})",
             "size": None if self.resized_to is None else list(self.resized_to),
             "resize": "bilinear, antialiased",
             "windows": None if windows is None else {"side": windows.side, "overlap": windows.overlap},
-            "scale": 1 / 255,
-            "mean": list(IMAGENET_MEAN) if imagenet else [0.0, 0.0, 0.0],
-            "std": list(IMAGENET_STD) if imagenet else [1.0, 1.0, 1.0],
+            "scale": scale,
+            "mean": mean,
+            "std": std,
             "outputs": "logits: float32, (batch, outputs of the branch, h, w); mask: class ids, uint8 (uint16 "
             "where an id is above 254), (batch, height, width)",
             "form": self.to_json(),
@@ -194,6 +211,28 @@ class InputForm:
         if problems:
             raise ValueError("; ".join(problems))
         return found
+
+
+def one_kind_of_channels(datasets: Iterable[Dataset]) -> Channels | None:
+    """Find what the channels of a run's images are, if not RGB with 8 bits.
+
+    Raises:
+        ConfigError: data sets of a run that state different channels; one network cannot see both.
+    """
+    found = {
+        dataset.name: channels_of_split(split) for dataset in datasets for split in dataset.splits.values()
+    }
+    first = next(iter(found.values()), None)
+    if not all(same_channels(first, other) for other in found.values()):
+        each = "; ".join(
+            f"{name}: "
+            + ("RGB with 8 bits" if one is None else f"{some(list(one.names), 6)} with {one.bits} bits")
+            for name, one in found.items()
+        )
+        raise ConfigError(
+            f"data.domains: the images have different channels, or different mean and std ({each}); state the same ones"
+        )
+    return first
 
 
 def _one_of(choices: tuple[Any, ...]) -> Any:

@@ -81,14 +81,13 @@ def padded(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarr
     return x, y
 
 
-def appearance(image: np.ndarray, data: DataConfig, stream: Stream, white: float = 255.0) -> np.ndarray:
+def appearance(image: np.ndarray, data: DataConfig, stream: Stream) -> np.ndarray:
     """Change colours and sharpness as the settings say; the label stays as it is.
 
     Args:
         image: (C, H, W) uint8, or float32 of any range.
         data: brightness, contrast, saturation, hue and blur are read; each draws one number, if it is on.
         stream: of those names.
-        white: value of float images that stands for white.
 
     Returns:
         The same type and shape. The image itself if nothing is switched on.
@@ -101,7 +100,6 @@ def appearance(image: np.ndarray, data: DataConfig, stream: Stream, white: float
     if not drawn:
         return image
     whole = image.dtype == np.uint8
-    white = 255.0 if whole else white
     x = image.astype(np.float32)
     if "brightness" in drawn:
         x = _clipped(x * np.float32(drawn["brightness"]), whole)

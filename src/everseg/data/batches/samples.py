@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from everseg.config.fields import DataConfig
-from everseg.data.base import Split, require_sample
+from everseg.data.base import Split, channels_of_split, require_sample
 from everseg.data.batches.augmentation import appearance, own_stream, padded, scaled_crop, turned
 from everseg.data.batches.transforms import (
     center_transform,
@@ -24,6 +24,7 @@ from everseg.data.batches.transforms import (
     train_transform,
     whole_transform,
 )
+from everseg.data.channels import Channels
 from everseg.errors import DataError, EversegError, some
 from everseg.types import Batch
 
@@ -49,12 +50,14 @@ class Loaded:
     """A batch of one branch as the workers make it: bytes, not yet normalised."""
 
     image: Tensor
-    """(B, 3, H, W) uint8."""
+    """(B, 3, H, W) uint8, or (B, channels, H, W) of `channels.array_type`."""
     label: Tensor
     """(B, H, W) train ids, uint8; uint16 where there are more than 255 outputs."""
     ids: tuple[str, ...]
     """The samples seen, stand-ins under their own name."""
     branch: str = "default"
+    channels: Channels | None = None
+    """What the images' channels are, if not RGB with 8 bits."""
     bad: Mapping[SampleKey, str] = field(default_factory=dict)
     """Samples that could not be read and were replaced -> why."""
 
@@ -62,9 +65,13 @@ class Loaded:
         """Copy the batch to page-locked memory; torch's loader calls this for batches that go to a GPU."""
         return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
+    def normalised(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Tensor:
+        """Move the images to a device and normalise them there, (B, C, H, W) float32."""
+        return normalise(self.image.to(device, non_blocking=True), normalisation, self.channels)
+
     def on(self, device: torch.device, normalisation: Literal["imagenet", "unit"]) -> Batch:
         """Move the batch to a device, in the form that models and losses take."""
-        image = normalise(self.image.to(device, non_blocking=True), normalisation)
+        image = self.normalised(device, normalisation)
         return Batch(image, self.label.to(device, non_blocking=True).long(), self.branch, self.ids)
 
 
@@ -73,6 +80,7 @@ class _Sample(NamedTuple):
     label: np.ndarray
     id: str
     branch: str
+    channels: Channels | None = None
 
 
 Keys = list[tuple[int | None, int]]
@@ -146,10 +154,11 @@ class Samples(Dataset):
     def _sample(self, view: View, index: int, epoch: int | None) -> _Sample:
         sample_id = view.split.id(index)
         image, label = view.split.read(index)
-        require_sample(sample_id, image, label)
+        channels = channels_of_split(view.split)
+        require_sample(sample_id, image, label, channels)
         if epoch is None:
             image, label = self._plain(image, label)
-            return _Sample(image, view.lut.take(label), sample_id, view.branch)
+            return _Sample(image, view.lut.take(label), sample_id, view.branch, channels)
         data, rng = self.data, sample_rng(self.seed, self.step, epoch, sample_id)
         own = own_stream(self.seed, self.step, epoch, sample_id)
         if data.transform == "resize":
@@ -169,7 +178,7 @@ class Samples(Dataset):
                 image, label, crop=data.crop, scale=data.scale, flip=data.flip, rng=rng, table=view.lut
             )
             image = appearance(image, data, own)
-        return _Sample(*turned(image, label, data, own), sample_id, view.branch)
+        return _Sample(*turned(image, label, data, own), sample_id, view.branch, channels)
 
     def _plain(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         data = self.data
@@ -198,14 +207,14 @@ def collate(samples: Sequence[tuple[_Sample, dict[SampleKey, str]] | EversegErro
         if isinstance(sample, EversegError):
             return sample
         read.append(sample)
-    images, labels, ids, branches = zip(*(sample for sample, _ in read), strict=True)
+    images, labels, ids, branches, channels = zip(*(sample for sample, _ in read), strict=True)
     shapes = {label.shape for label in labels}
     if len(shapes) > 1:
         return DataError(
             f"images of one batch differ in size: {dict(zip(ids, map(np.shape, labels), strict=True))}"
         )
     bad = {key: why for _, found in read for key, why in found.items()}
-    return Loaded(_stacked(images), _stacked(labels), ids, branches[0], bad)
+    return Loaded(_stacked(images), _stacked(labels), ids, branches[0], channels[0], bad)
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:

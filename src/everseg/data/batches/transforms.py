@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from everseg.data.channels import Channels
 from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 
@@ -213,31 +214,41 @@ def ignored_in(label: np.ndarray) -> int:
     return IGNORED if label.dtype == np.uint8 else IGNORED_WIDE
 
 
-def normalise(image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet") -> Tensor:
+def normalise(
+    image: Tensor, kind: Literal["imagenet", "unit"] = "imagenet", channels: Channels | None = None
+) -> Tensor:
     """Scale to [0, 1] and, for "imagenet", standardise with ImageNet's channel means and deviations.
 
     Args:
         image: (B, 3, H, W) or (3, H, W) uint8, on any device.
         kind: "imagenet" (MiB) or "unit", [0, 1] as it is (MDIL).
+        channels: of images other than RGB with 8 bits, of the type `channels.array_type`: (value - mean) / std of each
+            channel, whatever `kind` says.
 
     Returns:
         float32 of the same shape on the same device.
     """
-    unit = image.to(torch.float32).div_(255)
-    if kind == "unit":
-        return unit
+    if channels is None:
+        unit = image.to(torch.float32).div_(255)
+        if kind == "unit":
+            return unit
     # While a graph is traced, tensors are symbols of the trace. The cache must not keep them: they would spoil every
     # later image of the process.
     make = _mean_and_deviation.__wrapped__ if torch.compiler.is_compiling() else _mean_and_deviation
+    if channels is not None:
+        mean, std = make(image.device, channels.mean, channels.std)
+        return (image.to(torch.float32) - mean) / std
     mean, std = make(image.device)
     return unit.sub_(mean).div_(std)
 
 
 @lru_cache(maxsize=8)
-def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and deviation, copied to the device once: each copy makes the host wait."""
-    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean.view(3, 1, 1), std.view(3, 1, 1)
+def _mean_and_deviation(
+    device: torch.device, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, ImageNet's by default, copied to the device once: each copy makes the host wait."""
+    first, second = (torch.tensor(values, device=device) for values in (mean, std))
+    return first.view(-1, 1, 1), second.view(-1, 1, 1)
 
 
 def _overlap(move: int, length: int) -> slice:
@@ -253,18 +264,27 @@ def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tu
 
 
 def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, 3) uint8 as Pillow does, to the bit.
+    """Resize (H, W, C) uint8 or float32 as Pillow does, to the bit.
 
     Both Pillow and torch weigh pixels by whole numbers, Pillow in steps of 2^-22, torch in steps of 2^-14, and round
     between the two directions. Where all weights are multiples of torch's step, the results are equal, and torch's
     vector code does it in a third of the time.
     """
+    if image.shape[2] != 3 or image.dtype != np.uint8:  # Pillow resizes each channel alone
+        planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in image.transpose(2, 0, 1)]
+        done = [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes]
+        return np.stack(done, axis=2)
     if not (_weights_are_exact(image.shape[0], height) and _weights_are_exact(image.shape[1], width)):
         x = Image.fromarray(np.ascontiguousarray(image))
         return np.asarray(x.resize((width, height), Image.Resampling.BILINEAR))
     pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]  # (1, 3, H, W)
     resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+def resized_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image (H, W, C) bilinearly, antialiased when it shrinks; a copy."""
+    return np.array(_bilinear(image, height, width))
 
 
 def _weights_are_exact(source: int, target: int) -> bool:

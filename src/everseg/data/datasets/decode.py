@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from everseg.data.channels import TYPES, Channels
+from everseg.data.datasets.tiff import UnreadTiffError, layout_of, pixels_of
 from everseg.display import percent
 from everseg.errors import DataError
 
@@ -32,6 +34,8 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
 FORMATS = tuple(form for form in ENDINGS if form != "HEIF")
 """What Pillow may try; exotic decoders (EPS and its like) are never reached. HEIF is tried for files that begin so."""
 PICTURE_ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
+CHANNEL_ENDINGS = (*PICTURE_ENDINGS, ".npy")
+"""How the names of images end whose channels a data.yaml states."""
 Colour = tuple[int, int, int]
 LOSSY = frozenset({"JPEG", "MPO", "WEBP", "HEIF"})
 """Formats, as Pillow calls an opened picture, that change values when they compress. MPO is JPEG with more pictures."""
@@ -68,6 +72,8 @@ class Reading:
     """Whether images are turned as their EXIF orientation says, as viewers and labelling tools do."""
     bit_depth: Literal[8, 16] = 8
     """Bits per channel of the images; with 16 their values 0..65535 become 0..255 (their higher byte)."""
+    channels: Channels | None = None
+    """What the images' channels are, if not RGB with 8 bits. `bit_depth` and `exif` do not matter then."""
     on_missing: Literal["stop", "skip"] = "stop"
     """Whether images without mask and masks without image stop everything, or are left out with a warning."""
     skip: frozenset[tuple[str, str]] = frozenset()
@@ -208,13 +214,17 @@ def read_image(given: Any, reading: Reading | None = None) -> np.ndarray:
             `numpy.asarray` takes, a tensor too: (H, W), (H, W, 1 to 4), integers; 2 and 4 channels have alpha last.
         reading: largest size, EXIF, bits per channel; None = the defaults.
 
+    Where `reading.channels` is set, the given file or array has to hold all these channels, (H, W, channels).
+
     Returns:
-        (H, W, 3) uint8 RGB, a copy.
+        (H, W, 3) uint8 RGB, a copy; or (H, W, channels) of `channels.array_type`.
 
     Raises:
         DataError: missing, unreadable, damaged, too large, more bits per channel than declared, or too many channels.
     """
     reading = reading or Reading(follow_links=True)
+    if reading.channels is not None:
+        return _all_channels(given, reading, reading.channels)
     if isinstance(given, str | os.PathLike):
         path = Path(given).absolute()
         with open_inside(path.parent, path.name, follow_links=True) as file:
@@ -229,12 +239,156 @@ def read_image(given: Any, reading: Reading | None = None) -> np.ndarray:
     return _from_array(given, reading)
 
 
+def _all_channels(given: Any, reading: Reading, channels: Channels) -> np.ndarray:
+    """Read an image of stated channels from one file, its bytes, or an array."""
+    if isinstance(given, str | os.PathLike):
+        path = Path(given).absolute()
+        with open_inside(path.parent, path.name, follow_links=True) as file:
+            return join_channels([read_bands(file, path, reading)], path, channels)
+    if isinstance(given, bytes | bytearray | memoryview):
+        given = io.BytesIO(given)
+    if hasattr(given, "read"):
+        return join_channels([read_bands(given, _GIVEN, reading)], _GIVEN, channels)
+    if isinstance(given, Image.Image):
+        _check_size(given.width, given.height, _GIVEN, reading)
+        return join_channels([_bands_of_picture(given, _GIVEN)], _GIVEN, channels)
+    try:
+        pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
+    except Exception as error:  # a foreign object may raise any exception when it is converted to an array
+        raise DataError(f"{_GIVEN}: {type(given).__name__} is no image ({error})") from None
+    return join_channels([_three_axes(pixels, _GIVEN, reading)], _GIVEN, channels)
+
+
+def read_bands(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarray:
+    """Read all bands of one file: NPY, TIFF of any number of bands, or a picture of up to 4 channels, PNG of 16 bits.
+
+    A TIFF is read without Pillow, which drops what comes after the fourth band (`everseg.data.datasets.tiff`).
+
+    Returns:
+        (H, W, bands) with the values and the type of the file; nothing is scaled, and no EXIF orientation applied.
+
+    Raises:
+        DataError: damaged, too large, or of another kind.
+    """
+    head = file.read(8)
+    file.seek(0)
+    if head[:6] == b"\x93NUMPY":
+        return _read_npy(file, shown, reading)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0"):
+        return _read_tiff(file, shown, reading)
+    return _bands_of_picture(open_picture(file, shown, reading), shown)
+
+
+def join_channels(parts: list[np.ndarray], shown: Path | str, channels: Channels) -> np.ndarray:
+    """Put the bands of a sample's files behind each other and check them against what the data.yaml states.
+
+    Args:
+        parts: (H, W, bands) each, with the files' values.
+        shown: the (first) file, for messages.
+        channels: what is expected.
+
+    Returns:
+        (H, W, channels), contiguous, of `channels.array_type`.
+
+    Raises:
+        DataError: other sizes, another number of channels, values that the stated bits do not hold, or no numbers.
+    """
+    sizes = {part.shape[:2] for part in parts}
+    if len(sizes) > 1:
+        found = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise DataError(f"{shown}: its files differ in size ({found}); export all channels at one size")
+    found = sum(part.shape[2] for part in parts)
+    if found != len(channels):
+        raise DataError(
+            f"{shown}: {found} channels where {len(channels)} are stated ({', '.join(channels.names[:12])}); "
+            "give all of them in this order, in one TIFF or NPY file"
+            + (", or correct channels.names" if len(parts) == 1 else ", or correct channels.folders")
+        )
+    kind = TYPES[channels.bits]
+    for part in parts:
+        if not np.can_cast(part.dtype, kind, "safe"):
+            raise DataError(
+                f"{shown}: values of type {part.dtype} where {kind} is stated; set channels.bits to 16 for whole "
+                "numbers up to 65535, to 32 for floating-point numbers, or convert the files"
+            )
+    image = np.ascontiguousarray(np.concatenate(parts, axis=2, dtype=channels.array_type))
+    if not np.isfinite(image).all():
+        raise DataError(
+            f"{shown}: holds NaN or infinite values; fill them, and mark their pixels as ignored in the mask"
+        )
+    return image
+
+
+def _three_axes(pixels: np.ndarray, shown: Path | str, reading: Reading) -> np.ndarray:
+    """Check an array of an image; (H, W) becomes (H, W, 1)."""
+    shape = "x".join(map(str, pixels.shape))
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
+        raise DataError(
+            f"{shown}: an array of shape {shape or '()'} and type {pixels.dtype}; give numbers of shape "
+            "(height, width, channels)"
+        )
+    _check_size(pixels.shape[1], pixels.shape[0], shown, reading)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _read_npy(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarray:
+    try:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, _, dtype = header(file)
+        _three_axes(
+            np.broadcast_to(np.zeros((), dtype), shape), shown, reading
+        )  # checked before memory is taken
+        file.seek(0)
+        return _three_axes(np.load(file, allow_pickle=False), shown, reading)
+    except DataError:
+        raise
+    except Exception as error:  # damaged headers raise almost any exception
+        raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
+
+
+def _bands_of_picture(picture: Image.Image, shown: Path | str) -> np.ndarray:
+    _check_single(picture, shown)
+    raw_mode = _raw_mode(picture)
+    if picture.mode not in ("L", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I;16"):
+        raise DataError(f"{shown}: an image of mode {picture.mode}; save its channels as TIFF or NPY")
+    if ";16" in raw_mode and not picture.mode.startswith("I;16"):
+        raise DataError(
+            f"{shown}: several channels of 16 bits ({raw_mode}), which are not read here; save TIFF or NPY"
+        )
+    _decode(picture, shown)
+    pixels = np.asarray(picture)
+    if pixels.dtype.byteorder == ">":
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _read_tiff(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarray:
+    try:
+        layout = layout_of(file)
+        _check_size(layout.width, layout.height, shown, reading)
+        return pixels_of(file, layout)
+    except DataError:
+        raise
+    except UnreadTiffError as error:
+        raise DataError(f"{shown}: {error}") from None
+    except Exception as error:  # damaged directories, or cut off in the middle, or offsets that lead nowhere
+        raise DataError(f"{shown}: {_DAMAGED.format(str(error) or type(error).__name__)}") from None
+
+
 def check_readable(path: Path, reading: Reading) -> None:
     """Check an image file by its header, which is fast; damage in its pixels is not found.
+
+    An image whose channels are stated is read whole: only its values tell whether it fits.
 
     Raises:
         DataError: as `read_image`.
     """
+    if reading.channels is not None:
+        read_image(path, reading)
+        return
     path = path.absolute()
     with open_inside(path.parent, path.name, follow_links=True) as file:
         check_image(open_picture(file, path, reading), path, bit_depth=reading.bit_depth)

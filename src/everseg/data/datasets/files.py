@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from everseg.data.channels import Channels
 from everseg.data.datasets.decode import (
     Colour,
     MaskCoding,
     Reading,
     decode_image,
     decode_mask,
+    join_channels,
     open_inside,
     open_picture,
     orientation,
     palette_of_picture,
+    read_bands,
     turn,
 )
 from everseg.errors import DataError
@@ -36,7 +39,7 @@ class FileSplit:
     Args:
         name: name of the split.
         root: folder that the paths are relative to; may itself be a link.
-        samples: (id, image path, mask path), forward slashes; ids unique.
+        samples: (id, image path, mask path), forward slashes; ids unique. Behind them the files of further channels.
         palette: colour -> raw id, for colour masks.
         id_table: stored id -> raw id, for masks whose ids are not the raw ids.
         most: largest raw id, see `MaskCoding`.
@@ -53,7 +56,7 @@ class FileSplit:
         self,
         name: str,
         root: str | os.PathLike[str],
-        samples: Sequence[tuple[str, str, str]],
+        samples: Sequence[tuple[str, ...]],
         *,
         palette: Mapping[Colour, int] | None = None,
         id_table: Mapping[int, int] | None = None,
@@ -103,11 +106,14 @@ class FileSplit:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode one sample: image (H, W, 3) uint8 RGB and mask (H, W) uint8 raw ids.
 
-        An image with an EXIF orientation is turned upright if the mask then fits it, as labelling tools show it.
+        Where `reading.channels` is set, the image is (H, W, channels) of `channels.array_type`. Else an image with an
+        EXIF orientation is turned upright if the mask then fits it, as labelling tools show it.
 
         Raises:
             DataError: missing, unreadable, truncated, of different sizes, or not a mask of ids.
         """
+        if self.reading.channels is not None:
+            return self._read_channels(index, self.reading.channels)
         image, how = self._image(index)
         mask = self.read_mask(index)
         # Masks carry no EXIF. A labelling tool that showed the image upright drew the mask upright, so the sizes must
@@ -168,7 +174,8 @@ class FileSplit:
     def decoding(self) -> str:
         """Describe as text everything besides the files that decides what `read` returns."""
         reading = self.reading
-        return repr((reading.max_pixels, reading.exif, reading.bit_depth, self._coding))
+        channels = () if reading.channels is None else (reading.channels,)
+        return repr((reading.max_pixels, reading.exif, reading.bit_depth, self._coding, *channels))
 
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
         """Decode the mask and return its file's SHA-256 as well, so that `fingerprint` need not read the file again.
@@ -212,8 +219,29 @@ class FileSplit:
             raise IndexError(f"sample {index} of {len(self)}")
         start = int(self._ends[index - 1]) if index else 0
         text = self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
-        name, image, mask = text.split("\0")
+        name, image, mask, *_ = text.split("\0")
         return name, image, mask
+
+    def image_files(self, index: int) -> list[str]:
+        """All image files of a sample, relative to `root`: the first, and those of further channels."""
+        start = int(self._ends[index - 1]) if index else 0
+        parts = self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape").split("\0")
+        return [parts[1], *parts[3:]]
+
+    def _read_channels(self, index: int, channels: Channels) -> tuple[np.ndarray, np.ndarray]:
+        """Decode a sample whose channels are stated; EXIF orientations are not looked at."""
+        parts = []
+        for relative in self.image_files(index):
+            with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
+                parts.append(read_bands(file, f"{self._root}{os.sep}{relative}", self.reading))
+        image, mask = join_channels(parts, self.image_path(index), channels), self.read_mask(index)
+        if image.shape[:2] != mask.shape:
+            raise DataError(
+                f"{self.image_path(index)} and {self.mask_path(index)}: the image is "
+                f"{image.shape[1]}x{image.shape[0]} but the mask {mask.shape[1]}x{mask.shape[0]}; export the mask at "
+                "the image's size, or leave the sample out"
+            )
+        return image, mask
 
     def _image(self, index: int) -> tuple[Image.Image, int]:
         relative = self._sample(index)[1]

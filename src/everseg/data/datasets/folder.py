@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from everseg.config.yaml import read
@@ -14,11 +15,11 @@ from everseg.data.datasets.decode import Reading
 from everseg.data.datasets.descriptor import Descriptor, parse, with_labelmap
 from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.files import FileSplit
-from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, Sample, packed, pair, scan
+from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, endings_of, packed, pair, scan
 from everseg.data.datasets.options import SHARED, reading_of, root_of
 from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
-from everseg.errors import ConfigError, DataError
+from everseg.errors import ConfigError, DataError, some
 
 
 def build(root: str | Path | None = None, *, descriptor: str | Path | None = None, **options: Any) -> Dataset:
@@ -39,8 +40,9 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         labels: {palette: {road: [128, 64, 128], ...}}   # colour masks; or {map: {7: road, 0: ignore}}
 
     `labels.palette` may name a file of `name:red,green,blue` lines, as CVAT's labelmap.txt; `classes` then defaults
-    to its names. `tiles: {size: 512, overlap: 64}` makes every window of a picture a sample. Also `name`, and the
-    options of all readers (`everseg.data.datasets.options.reading_of`).
+    to its names. `channels` states images of other channels than RGB with 8 bits
+    (`everseg.data.channels.channels_of`). `tiles: {size: 512, overlap: 64}` makes every window of a picture a sample.
+    Also `name`, and the options of all readers (`everseg.data.datasets.options.reading_of`).
 
     Args:
         root: data folder; takes precedence over the description's.
@@ -109,7 +111,7 @@ def _placed(problems: Sequence[str], options: Mapping[str, Any], where: str) -> 
 
 def _listed(
     described: Descriptor, base: Path, here: Path, reading: Reading
-) -> dict[str, tuple[list[Sample], list[str]]]:
+) -> dict[str, tuple[list[tuple[str, ...]], list[str]]]:
     """Samples and warnings of every split."""
     if described.division is None:
         places = _places(described, base).items()
@@ -140,7 +142,7 @@ def _places(described: Descriptor, base: Path) -> dict[str, str]:
 
 def _samples(
     described: Descriptor, base: Path, here: Path, name: str, place: str, reading: Reading
-) -> tuple[list[Sample], list[str]]:
+) -> tuple[list[tuple[str, ...]], list[str]]:
     listed = place.lower().endswith(LIST_ENDINGS)
     images = _of_split(base, described.images, name if listed else place)
     masks = _of_split(base, described.masks, name if listed else place)
@@ -148,18 +150,26 @@ def _samples(
         folder = ListedFolder(
             base, images, masks, recursive=True,
             image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
-            follow_links=reading.follow_links,
+            endings=endings_of(reading), follow_links=reading.follow_links,
         )  # fmt: skip
         beside = here / place
-        return folder.samples(beside if beside.is_file() else base / place, name, reading)
+        samples, warnings = folder.samples(beside if beside.is_file() else base / place, name, reading)
+        return _with_channels(samples, described, base, images, name if listed else place, reading), warnings
     # Where images and masks lie in one folder, the ending of the masks tells them apart.
     without = described.mask_suffix if images == masks else ""
     links = reading.follow_links
     found = scan(
-        base, images, suffix=described.image_suffix, without=without, recursive=True, follow_links=links
+        base,
+        images,
+        suffix=described.image_suffix,
+        without=without,
+        recursive=True,
+        endings=endings_of(reading),
+        follow_links=links,
     )
     drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True, follow_links=links)
-    return pair(found, drawn, f"{base}, split '{name}'", name, reading)
+    samples, warnings = pair(found, drawn, f"{base}, split '{name}'", name, reading)
+    return _with_channels(samples, described, base, images, place, reading), warnings
 
 
 def _of_split(base: Path, template: str, place: str) -> str:
@@ -184,3 +194,40 @@ def _of_split(base: Path, template: str, place: str) -> str:
         if match and SPLITS.get(match[1].lower()) == SPLITS[place.lower()] and (base / path).is_dir():
             found.append(path)
     return found[0] if len(found) == 1 else named
+
+
+def _with_channels(
+    samples: Sequence[tuple[str, str, str]],
+    described: Descriptor,
+    base: Path,
+    images: str,
+    place: str,
+    reading: Reading,
+) -> list[tuple[str, ...]]:
+    """Add the files of further channels to the samples: those of the same name below `channels.folders`."""
+    folders = () if reading.channels is None else reading.channels.folders
+    found = [
+        scan(
+            base,
+            _of_split(base, folder, place),
+            recursive=True,
+            endings=endings_of(reading),
+            follow_links=reading.follow_links,
+        )
+        for folder in folders
+    ]
+    results: list[tuple[str, ...]] = []
+    missing: list[str] = []
+    for sample in samples:
+        name = PurePosixPath(sample[1]).relative_to(images).with_suffix("").as_posix()
+        name = unicodedata.normalize("NFC", name.removesuffix(described.image_suffix))
+        missing += [
+            f"{folder}: {name}" for folder, there in zip(folders, found, strict=True) if name not in there
+        ]
+        results.append((*sample, *(there[name] for there in found if name in there)))
+    if missing:
+        raise DataError(
+            f"{base}: {len(missing)} files of channels.folders do not exist: {some(missing)}; add them, or leave "
+            "their images out"
+        )
+    return results

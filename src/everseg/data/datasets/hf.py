@@ -118,6 +118,10 @@ class ColumnSplit:
         objects: str | None = None,
         most: int = 255,
     ) -> None:
+        if reading.channels is not None:
+            raise ConfigError(
+                "data.options.channels: images in a table are RGB pictures; give files, described by a data.yaml"
+            )
         self.name, self.warnings, self._objects, self._most = name, (), objects, most
         self._root, self._table, self._columns, self.reading = root, table, columns, reading
         self._rows = [row for row in rows if (name, f"{row:06d}") not in reading.skip]

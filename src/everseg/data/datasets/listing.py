@@ -10,7 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from everseg.data.datasets.decode import HEIC_ENDINGS, PICTURE_ENDINGS, Reading, check_readable
+from everseg.data.datasets.decode import (
+    CHANNEL_ENDINGS,
+    HEIC_ENDINGS,
+    PICTURE_ENDINGS,
+    Reading,
+    check_readable,
+)
 from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
 from everseg.errors import ConfigError, DataError, some
 
@@ -37,6 +43,7 @@ def scan(
     suffix: str | tuple[str, ...] = "",
     without: str = "",
     recursive: bool = False,
+    endings: tuple[str, ...] = PICTURE_ENDINGS,
     follow_links: bool = False,
 ) -> dict[str, str]:
     """List the pictures of a folder.
@@ -48,6 +55,7 @@ def scan(
         folder: relative to `root`.
         suffix: ending that stems must have, or several such endings; it is cut off the names.
         without: stems of this ending are left out.
+        endings: of the files' names.
         recursive: also look into sub-folders.
         follow_links: also into those that are links.
 
@@ -71,11 +79,7 @@ def scan(
         prefix = "" if inside == "." else f"{inside}/"
         for file in sorted(files):
             stem, extension = os.path.splitext(file)  # noqa: PTH122 - 20 000 names: Path is 10 times slower
-            if (
-                file.startswith(".")
-                or extension.lower() not in PICTURE_ENDINGS
-                or not stem.endswith(suffixes)
-            ):
+            if file.startswith(".") or extension.lower() not in endings or not stem.endswith(suffixes):
                 continue
             if without and stem.endswith(without):
                 continue
@@ -263,6 +267,7 @@ class ListedFolder:
         recursive: entries may lie in sub-folders.
         image_suffix: ending of the image stems, not part of the names.
         mask_suffix: the same for the masks.
+        endings: of the images' file names.
         follow_links: also look into sub-folders that are links.
     """
 
@@ -275,9 +280,11 @@ class ListedFolder:
         recursive: bool = False,
         image_suffix: str = "",
         mask_suffix: str = "",
+        endings: tuple[str, ...] = PICTURE_ENDINGS,
         follow_links: bool = False,
     ) -> None:
         self._root = root
+        self._endings = (endings, PICTURE_ENDINGS)
         self._defaults = (images, masks)
         self._recursive = recursive
         self._suffixes = (image_suffix, mask_suffix)
@@ -408,7 +415,10 @@ class ListedFolder:
         """Folders and stem of an entry, without the suffix of its kind."""
         parts = parts_of(entry)
         if parts:
-            parts[-1] = without_ending(without_ending(parts[-1]).removesuffix(self._suffixes[kind]))
+            endings = self._endings[kind]
+            parts[-1] = without_ending(
+                without_ending(parts[-1], endings).removesuffix(self._suffixes[kind]), endings
+            )
         return parts
 
     def _find(self, entry: str, kind: int) -> tuple[str, str] | None:
@@ -467,6 +477,7 @@ class ListedFolder:
                 folder,
                 suffix=self._suffixes[kind],
                 recursive=recursive,
+                endings=self._endings[kind],
                 follow_links=self._follow_links,
             )
         return self._scans[key]
@@ -530,6 +541,11 @@ def _leaves(entry: str) -> bool:
     return "\0" in entry or "://" in entry or ".." in entry.replace("\\", "/").split("/")
 
 
+def endings_of(reading: Reading) -> tuple[str, ...]:
+    """How the names of image files end that are read in this way."""
+    return PICTURE_ENDINGS if reading.channels is None else CHANNEL_ENDINGS
+
+
 def files_to_predict(
     paths: Iterable[str | Path], out: Path, reading: Reading
 ) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -551,9 +567,10 @@ def files_to_predict(
     left_out: dict[str, list[str]] = {}
     for path in map(Path, paths):
         if path.is_dir():
+            below = None if out.resolve() == path.resolve() else out.resolve()
             for found in sorted(p for p in path.rglob("*") if not p.is_dir()):
                 inside = found.relative_to(path)
-                if why := _why_not(found, inside, None if out.resolve() == path.resolve() else out.resolve()):
+                if why := _why_not(found, inside, below, endings_of(reading)):
                     left_out.setdefault(why, []).append(str(inside))
                 else:
                     files.append((found, inside.with_suffix("")))
@@ -565,7 +582,7 @@ def files_to_predict(
     if missing:
         raise DataError(f"no such image or folder: {', '.join(missing)}")
     if not files:
-        endings = ", ".join(sorted(PICTURE_ENDINGS))
+        endings = ", ".join(sorted(endings_of(reading)))
         raise DataError("\n  ".join([f"no image ({endings}) in the folders given", *said]))
     stems = Counter(stem for _, stem in files)
     if twice := sorted(str(stem) for stem, count in stems.items() if count > 1):
@@ -589,34 +606,32 @@ def files_to_predict(
     return files, said
 
 
-def _why_not(path: Path, inside: Path, out: Path | None) -> str:
+def _why_not(path: Path, inside: Path, out: Path | None, endings: tuple[str, ...]) -> str:
     """Say why a file of a folder is not predicted; "" if it is."""
     if any(part.startswith(".") for part in inside.parts):
         return "hidden"
     if out is not None and path.resolve().is_relative_to(out):
         return "in the folder of the results"
     ending = path.suffix.lower()
-    if ending in PICTURE_ENDINGS:
+    if ending in endings:
         return ""
     if ending in HEIC_ENDINGS:
         return "HEIC pictures (pip install 'everseg[heic]' reads them, or save them as JPEG)"
     return f"no pictures of a kind that is read ({ending or 'no ending'})"
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """List every image below a folder, in the order of their paths.
+def image_files(folder: str | Path, reading: Reading | None = None) -> list[Path]:
+    """List every image below a folder, in the order of their paths; the reading says which files are images.
 
     Raises:
         DataError: no such folder, or no image in it.
     """
-    folder = Path(folder)
+    folder, endings = Path(folder), endings_of(reading or Reading())
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
+        path for path in folder.rglob("*") if path.suffix.lower() in endings and not path.name.startswith(".")
     )
     if not found:
-        raise DataError(f"no image ({', '.join(sorted(PICTURE_ENDINGS))}) in {folder}")
+        raise DataError(f"no image ({', '.join(sorted(endings))}) in {folder}")
     return found

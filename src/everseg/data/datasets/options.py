@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from everseg.data.channels import channels_of
 from everseg.data.datasets.decode import Reading
 from everseg.errors import ConfigError, near_miss
 
-SHARED = ("max_pixels", "follow_links", "exif", "bit_depth", "on_missing", "skip")
+SHARED = ("max_pixels", "follow_links", "exif", "bit_depth", "channels", "on_missing", "skip")
 """Options of every reader of files; also keys of a data.yaml."""
 
 
@@ -39,7 +40,8 @@ def reading_of(
     Args:
         given: some of `SHARED`. `max_pixels`: larger pictures are refused. `follow_links`: allow links out of the
             data folder. `exif`: "apply" or "ignore" the images' EXIF orientation. `bit_depth`: 8, or 16 for images
-            of up to 16 bits per channel, reduced to their higher byte. `on_missing`: "stop", or "skip" to leave out
+            of up to 16 bits per channel, reduced to their higher byte. `channels`: what the images' channels are, if
+            not RGB with 8 bits (`everseg.data.channels.channels_of`). `on_missing`: "stop", or "skip" to leave out
             images without mask and masks without image. `skip`: file with a line "split<tab>sample" for each sample
             to leave out, as `everseg data check --write-skiplist` writes it.
         here: folder that a relative `skip` starts from; default the working directory.
@@ -57,6 +59,10 @@ def reading_of(
         if key not in SHARED:
             problems.append(f"{below}{key}: no such option{near_miss(key, SHARED)}")
     values = {key: given.get(key, getattr(Reading, key)) for key in SHARED if key != "skip"}
+    values["channels"], wrong = channels_of(given.get("channels"))
+    problems += [f"{below}{text}" for text in wrong]
+    if values["channels"] is not None and "bit_depth" in given:
+        problems.append(f"{below}bit_depth: channels.bits states it; leave bit_depth out")
     if type(values["max_pixels"]) is not int or values["max_pixels"] < 1:
         expected("max_pixels", "a positive whole number", values)
     if not isinstance(values["follow_links"], bool):

@@ -113,7 +113,7 @@ class TiledSplit:
         return self._split.mask_path(self._row(index)[0])
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one window: image (h, w, 3) uint8 RGB and mask (h, w) uint8 raw ids.
+        """Decode one window: image (h, w, C) and mask (h, w) raw ids, of the whole picture's types.
 
         Raises:
             DataError: as the whole picture.
@@ -123,10 +123,10 @@ class TiledSplit:
         window = np.array(pixels[top:bottom, left:right])
         if window.shape[:2] != (bottom - top, right - left):
             raise DataError(f"{self.image_path(index)}: changed its size since the windows were cut")
-        return np.ascontiguousarray(window[..., :3]), np.ascontiguousarray(window[..., 3])
+        return np.ascontiguousarray(window["image"]), np.ascontiguousarray(window["mask"])
 
     def read_mask(self, index: int) -> np.ndarray:
-        """Decode the mask of one window, (h, w) uint8 raw ids."""
+        """Decode the mask of one window, (h, w) raw ids."""
         picture, top, left, bottom, right = self._row(index)
         # A window smaller than `size` both ways is a whole picture or part of a test picture cut evenly. The mask alone
         # is decoded then, without its image.
@@ -152,7 +152,7 @@ class TiledSplit:
         return tuple(self._rows[index].tolist())
 
     def _pixels(self, picture: int) -> np.ndarray:
-        """Image and mask of a whole picture, (H, W, 4); a large one is a decoded file mapped into memory."""
+        """Image and mask of a whole picture, (H, W) with two fields; a large one is a mapped decoded file."""
         file = self._cached(picture)
         if file is not None and file.is_file():
             try:
@@ -160,18 +160,22 @@ class TiledSplit:
             except (OSError, ValueError, EOFError):
                 file.unlink(missing_ok=True)
         image, mask = self._split.read(picture)
-        pixels = np.concatenate([image, mask[..., None]], axis=2)
+        # Each keeps its own type: ids of 16 bits beside bytes, or bytes beside channels of floating-point numbers.
+        both = np.dtype([("image", image.dtype, image.shape[2:]), ("mask", mask.dtype)])
+        pixels = np.empty(mask.shape, both)
+        pixels["image"], pixels["mask"] = image, mask
         if file is not None and mask.size > KEEP:
             _store(file, pixels)
         return pixels
 
     def _cached(self, picture: int) -> Path | None:
         try:
-            stats = [p.stat() for p in (self._split.image_path(picture), self._split.mask_path(picture))]
+            images = [self.root / relative for relative in self._split.image_files(picture)]
+            stats = [p.stat() for p in (*images, self._split.mask_path(picture))]
         except OSError:
             return None
         # The files' content is too large to be hashed for every window: path, size, times and inode stand for it.
-        key = [str(self._split.image_path(picture)), self._split.decoding()]
+        key = ["two fields", *map(str, images), self._split.decoding()]
         key += [f"{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}:{s.st_ino}" for s in stats]
         name = hashlib.sha256("\0".join(key).encode("utf-8", "surrogateescape")).hexdigest()
         return default_cache_dir() / "tiles" / f"{name}.npy"

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from everseg.data.base import Split, image_fault, mask_fault
+from everseg.data.base import Split, channels_of_split, image_fault, mask_fault
 from everseg.data.batches.index import count_ids
+from everseg.data.channels import picture_of
 from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
 from everseg.data.doctor.findings import Level
 from everseg.data.mask_values import own_palette
@@ -83,8 +84,9 @@ def examine(job: Job, position: int) -> Examined:
 
 def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path | None]) -> Examined:
     try:
+        channels = channels_of_split(split)
         image, mask = split.read(index)
-        if wrong := [fault for fault in (image_fault(image), mask_fault(mask)) if fault]:
+        if wrong := [fault for fault in (image_fault(image, channels), mask_fault(mask)) if fault]:
             return Examined(name, (("unreadable-sample", "; ".join(wrong)),))
         if image.shape[:2] != mask.shape:
             text = (
@@ -96,7 +98,7 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
     faults: tuple[tuple[str, str], ...] = ()
     if paths[1] is not None and _look(paths[1])[0] in ("JPEG", "MPO"):
         faults = (("lossy-mask", f"{paths[1]}: the mask is a JPEG file"),)
-    notes = [*(_image_notes(paths[0]) if paths[0] else ()), *_pixel_notes(mask)]
+    notes = [*(_image_notes(paths[0]) if paths[0] and channels is None else ()), *_pixel_notes(mask)]
     remarks = getattr(split, "remarks", None)  # of splits whose masks are drawn from objects
     notes += [("warning", "object", text) for text in (remarks(index) if remarks is not None else ())]
     if paths[1] is not None and getattr(split, "colours", {}) and _is_indexed(paths[1]):
@@ -109,7 +111,15 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
     counts = count_ids(mask)
     palette, stored = own_palette(split, index, counts)
     return Examined(
-        name, faults, tuple(notes), counts, mask.shape, digests, palette, stored, _signature(image)
+        name,
+        faults,
+        tuple(notes),
+        counts,
+        mask.shape,
+        digests,
+        palette,
+        stored,
+        _signature(picture_of(image, channels)),
     )
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from everseg.data.base import Dataset
+from everseg.data.base import Dataset, channels_of_split
 from everseg.data.batches.index import count_ids
+from everseg.data.channels import picture_of
 from everseg.data.class_colours import IGNORED_COLOUR, colour_word, colourise, overlay
 from everseg.data.datasets.decode import Colour
 from everseg.data.mask_values import own_palette
@@ -136,7 +137,8 @@ def _item(dataset: Dataset, name: str, index: int, table: np.ndarray) -> dict[st
         return {**item, "fault": printable(error)}
     scale = min(1.0, SIDE / max(mask.shape))
     size = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    picture = Image.fromarray(picture_of(image, channels_of_split(split)))
+    small = np.asarray(picture.resize(size, Image.Resampling.BOX))
     ids = np.asarray(
         Image.fromarray(table[np.minimum(mask, len(table) - 1)]).resize(size, Image.Resampling.NEAREST)
     )
