@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Figure, in_turn, main, medians, ratio
-from benchmarks.step import NEW, OLD, Iteration, ours, steps_of
+from benchmarks.step import NEW, OLD, TRAIN, Iteration, ours, steps_of
 from everseg import registry
+from everseg.engine.optim import make_optimizer
+from everseg.engine.step import train_batch
 from everseg.labels import IGNORED
 from everseg.methods import switches
 from everseg.methods.base import StepContext
@@ -65,7 +67,11 @@ def _iteration(name: str, batch: Batch) -> tuple[Iteration, int, int]:
     method.prepare_model(model, first)
     # What a method gathers in the first step, such as prototypes, the later one needs.
     learnt = Batch(batch.image, batch.label.masked_fill(batch.label >= OLD, 1), batch.branch, batch.ids)
-    switches.finish(method, _context(first, model, None, learnt))
+    ctx = _context(first, model, None, learnt)
+    switches.begin(method, ctx)
+    train_batch(method, learnt, ctx, make_optimizer(method.param_groups(model, first), TRAIN, lr=TRAIN.lr))
+    switches.finish(method, ctx)
+    model.zero_grad(set_to_none=True)
     teacher = frozen_copy(model)
     method.prepare_model(model, step)
     ctx = _context(step, model, teacher, batch)
