@@ -26,6 +26,16 @@ class Builtin(NamedTuple):
 
 
 BUILTIN: dict[str, dict[str, Builtin]] = {
+    # No configuration names these: the room of data asks for what a higher room owns.
+    "classes": {
+        "is_bundle": Builtin(
+            "everseg.runs.model_folder:is_bundle", "Tell whether a folder holds a model with its lineage."
+        ),
+        "of_bundle": Builtin(
+            "everseg.runs.known_classes:of_bundle",
+            "Read the lasting id, the name and the colour of each class of a bundle.",
+        ),
+    },
     "method": {
         "ft": Builtin("everseg.methods.ft:FineTuning", "Learn the labels of the step and nothing else."),
         "lwf": Builtin(

@@ -220,8 +220,7 @@ def test_a_lineage_of_another_form_is_damage(tmp_path: Path, change: dict[str, A
 
 ELSEWHERE = {
     "deploy/example.txt": "a bundle's example stands alone, without everseg",
-    "data/proposal/like.py": "`data init --like BUNDLE` reads names and ids only; data lies below runs",
-    "data/verbs.py": "whether a bundle lies beside the data, for the command that is proposed",
+    "deploy/example_channels.txt": "the same for images of N channels",
     "inference/predict.py": "the file beside masks that names their ids: another thing of the same name",
 }
 

@@ -23,7 +23,7 @@ from everseg.data.get import download as archives
 from everseg.data.get import draw_masks
 from everseg.data.proposal.describe import NO_BACKGROUND, Described, Proposal, describe, propose
 from everseg.data.proposal.guess import data_sets_below
-from everseg.data.proposal.like import class_names_of, matching, near, read_like
+from everseg.data.proposal.like import class_names_of, is_bundle, matching, near, read_like
 from everseg.data.proposal.naming import TwoReadingsError
 from everseg.data.proposal.preview import preview
 from everseg.data.writing import write_atomically
@@ -542,7 +542,7 @@ def _next_commands(dataset: Dataset, out: Path, places: Sequence[Path] = ()) -> 
 
 def _extending(place: Path, data: str, new: Sequence[str], name: str, test: str) -> tuple[str, ...]:
     """Commands that teach a run's model, or a bundle, the classes that it does not know."""
-    bundle = place if (place / "classes.json").is_file() else Path(f"{place.name}-bundle")
+    bundle = place if is_bundle(place) else Path(f"{place.name}-bundle")
     export = (
         ()
         if bundle == place

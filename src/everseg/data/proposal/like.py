@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from everseg import registry
 from everseg.config.yaml import read
 from everseg.data.datasets.descriptor import parse, with_labelmap
 from everseg.data.mask_values import Value
@@ -51,9 +52,9 @@ def read_like(path: Path) -> Like:
     if path.is_dir():
         if (path / "run.json").is_file():
             return _of_run(path)
-        if (path / "classes.json").is_file():
+        if is_bundle(path):
             return _of_bundle(path)
-        raise ConfigError(f"--like: {path} holds neither run.json (a run) nor classes.json (a bundle)")
+        raise ConfigError(f"--like: {path} is neither a run's folder (no run.json) nor a bundle")
     if not path.is_file():
         raise ConfigError(f"--like: {path} is missing; name a data.yaml, a run's folder or a bundle")
     return _of_file(path, str(path))
@@ -94,14 +95,16 @@ def _of_run(folder: Path) -> Like:
     )
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a path is the folder of a bundle."""
+    return folder.is_dir() and registry.resolve("classes", "is_bundle")(folder)
+
+
 def _of_bundle(folder: Path) -> Like:
     try:
-        stored = json.loads((folder / "classes.json").read_bytes())
-        entries = [(int(e["id"]), str(e["name"]), tuple(map(int, e["colour"]))) for e in stored["classes"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"--like: {folder} is no bundle: its classes.json gives the classes no ids; name a data.yaml"
-        ) from None
+        entries = registry.resolve("classes", "of_bundle")(folder)
+    except EversegError as error:
+        raise ConfigError(f"--like: {error}; or name a data.yaml") from None
     classes = {raw: name for raw, name, _ in entries}
     values: dict[Value, str] = {raw: name for raw, name, _ in entries}
     values.setdefault(255, IGNORE_NAME)
@@ -134,8 +137,8 @@ def near(places: Iterable[Path], out: Path) -> list[Path]:
                 tried += 1
                 if tried > MOST_TRIED or entry == out.resolve() or entry.name.startswith("."):
                     continue
-                usable = entry.suffix in (".yaml", ".yml") or any(
-                    (entry / name).is_file() for name in ("run.json", "classes.json")
+                usable = (
+                    entry.suffix in (".yaml", ".yml") or (entry / "run.json").is_file() or is_bundle(entry)
                 )
                 if usable:
                     found[entry] = entry.stat().st_mtime
