@@ -9,13 +9,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
 from everseg import registry
-from everseg.config.fields import DomainConfig, MethodConfig, RunConfig, ScenarioConfig
+from everseg.config.fields import (
+    DataConfig,
+    DomainConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    ScenarioConfig,
+)
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.optim import warmup_length
@@ -121,7 +128,7 @@ def _check_plan(
         ConfigError: wrong names or weights of the model, or impossible steps (all of them in one message).
     """
     channels = one_kind_of_channels(prepared.datasets.values())
-    _check_channels(config, channels)
+    _check_channels(config.data, config.scenario.bundle, channels)
     method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
     if todo and todo[0].index == 0 and todo[0].is_first:
@@ -158,7 +165,7 @@ def _in_channels(channels: Channels | None) -> int:
     return 3 if channels is None else len(channels)
 
 
-def _check_channels(config: RunConfig, channels: Channels | None) -> None:
+def _check_channels(data: DataConfig, bundle: str | None, channels: Channels | None) -> None:
     """Stop if the images have other channels than the settings, or the model that the run begins with, are made for.
 
     Raises:
@@ -167,12 +174,12 @@ def _check_channels(config: RunConfig, channels: Channels | None) -> None:
     problems = []
     if channels is not None and len(channels) != 3:
         for key in ("saturation", "hue"):
-            if getattr(config.data, key) is not None:
+            if getattr(data, key) is not None:
                 problems.append(
                     f"data.{key}: is of RGB images, and these have {len(channels)} channels; leave it out"
                 )
-    if config.scenario.bundle is not None:
-        seen = read_model_file(model_folder_at(Path(config.scenario.bundle))).form.channels
+    if bundle is not None:
+        seen = read_model_file(model_folder_at(Path(bundle))).form.channels
         if not same_channels(seen, channels):
             before, now = (
                 "RGB with 8 bits" if one is None else f"{', '.join(one.names)}, {one.bits} bits"
@@ -200,7 +207,7 @@ def _refused_preparation(config: RunConfig, steps: Sequence[Step], in_channels: 
         try:
             with torch.device("meta"):
                 if model is None or step.is_first:
-                    model = _without_values(config, in_channels)
+                    model = _without_values(config.model, config.data.normalisation, in_channels)
                 method.prepare_model(model, step)
         except ConfigError as error:
             return [f"step {step.index}: {error}" if step.index else str(error)]
@@ -209,10 +216,10 @@ def _refused_preparation(config: RunConfig, steps: Sequence[Step], in_channels: 
     return []
 
 
-def _without_values(config: RunConfig, in_channels: int) -> SegmentationModel:
-    return build_model(
-        config.model.model_copy(update={"weights": None}), config.data.normalisation, in_channels
-    )
+def _without_values(
+    model: ModelConfig, normalisation: Literal["imagenet", "unit"], in_channels: int
+) -> SegmentationModel:
+    return build_model(model.model_copy(update={"weights": None}), normalisation, in_channels)
 
 
 def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
@@ -230,7 +237,7 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
             return ""
         try:
             with torch.device("meta"):
-                model = _without_values(config, in_channels)
+                model = _without_values(config.model, config.data.normalisation, in_channels)
                 for earlier in steps[: steps.index(step)]:
                     model.grow(earlier.grows)
                 build_method(config.method).prepare_model(model, step)
