@@ -376,9 +376,9 @@ def test_branches_that_differ_in_the_decoder_only_cannot_be_chosen(tmp_path: Pat
         ({"scenario": {"joint": True, "single": True}}, ["scenario.single"]),
         (
             {"model": {"name": "erfnet", "norm": "iabn"}},
-            ["model.norm: 'erfnet'", "norm=iabn"],
+            ["'erfnet'", "model.norm=iabn"],
         ),
-        ({"model": {"name": "erfnet", "output_stride": 8}}, ["model.output_stride: 'erfnet'"]),
+        ({"model": {"name": "erfnet", "output_stride": 8}}, ["'erfnet'", "model.output_stride=8"]),
         (
             {"model": {"name": "erfnet", "options": {"per_branch": "norms"}}},
             ["per_branch 'norms'", "adapter"],

@@ -178,7 +178,7 @@ def test_the_same_with_two_processes_twice_is_the_same_bytes_also_after_a_kill_o
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        ({"scenario": {"task": "offline"}}, ("method.pretune", "classes", "background")),
+        ({"scenario": {"task": "offline"}}, ("method.pretune", "classes", "single step")),
         ({"train": {"precision": "fp16"}}, ("train.precision", "fp16")),
         ({"model": {"name": "erfnet"}}, ("method.pretune", "1x1")),
     ],

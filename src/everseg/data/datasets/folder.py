@@ -206,6 +206,8 @@ def _with_channels(
 ) -> list[tuple[str, ...]]:
     """Add the files of further channels to the samples: those of the same name below `channels.folders`."""
     folders = () if reading.channels is None else reading.channels.folders
+    if not folders:
+        return [tuple(sample) for sample in samples]
     found = [
         scan(
             base,

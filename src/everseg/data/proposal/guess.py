@@ -16,7 +16,7 @@ import numpy as np
 
 from everseg.data.datasets import annotated, coco
 from everseg.data.datasets.camvid import SEQUENCES
-from everseg.data.datasets.decode import PICTURE_ENDINGS, UNLIMITED, open_picture, stored_ids
+from everseg.data.datasets.decode import ENDINGS, PICTURE_ENDINGS, UNLIMITED, open_picture, stored_ids
 from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
 from everseg.data.datasets.listing import packed
 from everseg.data.datasets.street_labels import CITYSCAPES, CITYSCAPES_CLASSES, VOID
@@ -51,7 +51,7 @@ OBJECTS = re.compile(
     re.IGNORECASE,
 )
 """Stems of masks of objects by number: Segments.ai's bitmaps, Cityscapes' instanceIds and the like."""
-NUMBERED = (".png", ".tif", ".tiff", ".bmp")
+NUMBERED = tuple(ending for kind in ("PNG", "TIFF", "BMP") for ending in ENDINGS[kind])
 """Endings of files that can hold numbers."""
 MAX_FILES = 2_000_000
 
