@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from safetensors.torch import save_file
 
 from everseg.data.batches.transforms import normalise, resize_transform
@@ -94,6 +94,21 @@ def test_damaged_files_are_told_as_such() -> None:
             with pytest.raises(DataError) as caught:
                 read_bands(io.BytesIO(data[:cut]), "a.tif", Reading())
             must_say(caught.value, "a.tif")
+
+
+@pytest.mark.parametrize(("kinds", "several"), [((0, 1, 4), False), ((0, 0), True), ((0, 1, 0), True)])
+def test_a_page_behind_an_overview_is_not_dropped(kinds: tuple[int, ...], several: bool) -> None:
+    file = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(file, True) as writer:
+        for number, kind in enumerate(kinds):
+            Image.new("RGB", (8, 6), (number, 0, 0)).save(writer, "TIFF", tiffinfo={254: kind})
+            writer.newFrame()
+    file.seek(0)
+    if several:
+        with pytest.raises(DataError, match="pages"):
+            read_bands(file, "a.tif", Reading())
+    else:
+        assert read_bands(file, "a.tif", Reading()).shape == (6, 8, 3)
 
 
 def test_a_tiff_too_large_or_of_another_compression_is_refused() -> None:

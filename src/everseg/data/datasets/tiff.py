@@ -58,8 +58,12 @@ def layout_of(file: BinaryIO) -> Layout:
             header += file.read(8)
         tags, following = _directory(file, header, None)
         # Smaller copies and transparency masks are no pages of their own.
-        if following and not int(_directory(file, header, following)[0].get(254, 0)) & 5:
-            raise UnreadTiffError("holds several pages; save one page with all channels")
+        seen = set[int]()
+        while following and following not in seen:
+            seen.add(following)
+            more, following = _directory(file, header, following)
+            if not int(more.get(254, 0)) & 5:
+                raise UnreadTiffError("holds several pages; save one page with all channels")
     width, height, bands = int(tags[256]), int(tags[257]), int(tags.get(277, 1))
     bits, forms = set(_several(tags.get(258, 1))), set(_several(tags.get(339, 1)))
     compression, predictor, planar = (int(tags.get(tag, 1)) for tag in (259, 317, 284))
