@@ -67,6 +67,14 @@ def test_pages_that_are_pictures_of_their_own_are_refused(tmp_path: Path, kinds:
     must_say(caught.value, "scan.tif", "2 pages")
 
 
+@pytest.mark.parametrize("cut", [1, 4, 40])
+def test_a_directory_that_breaks_off_is_damage(cut: int) -> None:
+    data = tiff([(PIXELS, 2, 0), (HALF, 2, 1)])
+    with pytest.raises(DataError) as caught:
+        read_image(data[:-cut])
+    must_say(caught.value, "damaged")
+
+
 @pytest.mark.parametrize("bands", [3, 4])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_bands_without_colours_are_named(tmp_path: Path, bands: int, kind: type) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from everseg.data.channels import TYPES, Channels
-from everseg.data.datasets.tiff import UnreadTiffError, layout_of, pixels_of
+from everseg.data.datasets.tiff import UnreadTiffError, directories, layout_of, pages, pixels_of
 from everseg.display import percent
 from everseg.errors import DataError
 
@@ -664,38 +663,15 @@ def _check_single(picture: Image.Image, shown: Path | str) -> None:
         raise DataError(f"{shown}: holds {pages} pages; save the one that is meant")
 
 
-REDUCED, TRANSPARENCY = 1, 4
-"""Bits of a TIFF page's `NewSubfileType`: the first page with fewer pixels, or where that is transparent."""
-MAX_PAGES = 10_000
-
-
 def _tiff_pages(picture: Image.Image) -> int:
-    """Count the pages of a TIFF. Those that only serve the first (overviews and masks, as in GeoTIFFs) do not count."""
     file = picture.fp  # type: ignore[attr-defined]
     if file is None:  # it is decoded already, and was checked before
         return 1
     place = file.tell()
     try:
-        kinds = [int(tags.get(254, 0)) for tags in islice(_directories(file), MAX_PAGES)]
+        return pages(file)[1]
     finally:
         file.seek(place)
-    serve = all(kind & (REDUCED | TRANSPARENCY) for kind in kinds[1:])
-    return 1 if serve and not kinds[0] else len(kinds)
-
-
-def _directories(file: Any) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
-    """Read the directories (IFDs) of a TIFF's pages; Pillow cannot open every page that it can describe."""
-    file.seek(0)
-    head = file.read(8)
-    if 43 in head[2:4]:
-        head += file.read(8)  # BigTIFF
-    tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-    seen = set()
-    while tags.next and tags.next not in seen:
-        seen.add(tags.next)
-        file.seek(tags.next)
-        tags.load(file)
-        yield tags
 
 
 def _decode(picture: Image.Image, shown: Path | str) -> None:
@@ -738,7 +714,7 @@ _SAMPLES = {
 def _about_tiff(file: BinaryIO) -> str:
     """Say of a TIFF that Pillow does not read what it holds and how to convert it; "" if nothing explains it."""
     try:
-        tags = next(_directories(file))
+        tags = next(directories(file))
         bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
         bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
         deep = max(bits) if isinstance(bits, tuple) else int(bits)

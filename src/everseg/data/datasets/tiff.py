@@ -1,4 +1,4 @@
-"""Read all bands of a TIFF, which Pillow does for up to four only. Only `decode.read_bands` uses it.
+"""Read the pages of a TIFF, and all bands of one, which Pillow does for up to four only. Only `decode` uses it.
 
 8, 16 or 32 bits, interleaved or band after band, in strips or tiles, without compression or with deflate, as the
 specification (TIFF 6.0; BigTIFF) has it. Errors of any kind mean a damaged file, but for `UnreadTiffError`.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +20,12 @@ _KINDS = {
     (1, 8): "u1", (1, 16): "u2", (1, 32): "u4", (2, 8): "i1", (2, 16): "i2", (2, 32): "i4", (3, 32): "f4",
 }  # fmt: skip
 """(sample format, bits) -> type."""
+
+
+REDUCED, TRANSPARENCY = 1, 4
+"""Bits of a page's `NewSubfileType`."""
+MAX_PAGES = 10_000
+_UNREAD = -1
 
 
 class UnreadTiffError(Exception):
@@ -45,25 +53,57 @@ class Layout:
     """Offset and length of each, in bytes."""
 
 
+def directories(file: BinaryIO) -> Iterator[dict[int, Any]]:
+    """Read the tags of a TIFF's pages one after the other; Pillow cannot open every page that it can describe.
+
+    Raises:
+        ValueError: the file is cut off within a directory. Other errors mean damage as well.
+    """
+    file.seek(0)
+    header = file.read(8)
+    if 43 in header[2:4]:  # BigTIFF; Pillow knows its directories with little-endian numbers only
+        header += file.read(8)
+    following = TiffImagePlugin.ImageFileDirectory_v2(header).next
+    seen = set[int]()
+    while following and following not in seen:
+        seen.add(following)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        # Pillow only warns where a directory breaks off, and leaves the place of the next one as it was.
+        tags.next = _UNREAD
+        file.seek(following)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that cannot be read: those needed are missed by the caller
+            tags.load(file)
+        if tags.next == _UNREAD:
+            raise ValueError("its directory breaks off")
+        following = int(tags.next)
+        yield dict(tags)
+
+
+def pages(file: BinaryIO) -> tuple[dict[int, Any], int]:
+    """Read the tags of the first page, and count the pages.
+
+    Those that only serve the first (overviews and masks of transparency, as in GeoTIFFs) do not count.
+    """
+    first, *others = islice(directories(file), MAX_PAGES)
+    return first, 1 if all(map(_serves, others)) and not _serves(first) else 1 + len(others)
+
+
+def _serves(tags: Mapping[int, Any]) -> bool:
+    return bool(int(tags.get(254, 0)) & (REDUCED | TRANSPARENCY))
+
+
 def layout_of(file: BinaryIO) -> Layout:
     """Read the directory of a TIFF; nothing is decoded yet.
 
     Raises:
         UnreadTiffError: several pages, or a kind that is not read here.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tags that cannot be read: those needed are missed below
-        header = file.read(8)
-        if header[2:3] == b"+":  # BigTIFF; Pillow knows its directories with little-endian numbers only
-            header += file.read(8)
-        tags, following = _directory(file, header, None)
-        # Smaller copies and transparency masks are no pages of their own.
-        seen = set[int]()
-        while following and following not in seen:
-            seen.add(following)
-            more, following = _directory(file, header, following)
-            if not int(more.get(254, 0)) & 5:
-                raise UnreadTiffError("holds several pages; save one page with all channels")
+    tags, count = pages(file)
+    file.seek(0)
+    order = "<" if file.read(1) == b"I" else ">"
+    if count > 1:
+        raise UnreadTiffError("holds several pages; save one page with all channels")
     width, height, bands = int(tags[256]), int(tags[257]), int(tags.get(277, 1))
     bits, forms = set(_several(tags.get(258, 1))), set(_several(tags.get(339, 1)))
     compression, predictor, planar = (int(tags.get(tag, 1)) for tag in (259, 317, 284))
@@ -85,7 +125,7 @@ def layout_of(file: BinaryIO) -> Layout:
         raise ValueError("impossible sizes")
     offsets, lengths = (_several(tags[tag]) for tag in ((324, 325) if tiled else (273, 279)))
     return Layout(
-        height, width, bands, np.dtype(kind).newbyteorder("<" if header[:1] == b"I" else ">"), compression != 1,
+        height, width, bands, np.dtype(kind).newbyteorder(order), compression != 1,
         predictor == 2, planar == 2, tiled, block, tuple(zip(offsets, lengths, strict=True)),
     )  # fmt: skip
 
@@ -118,14 +158,6 @@ def _block(file: BinaryIO, layout: Layout, place: tuple[int, int], shape: tuple[
     values = np.frombuffer(data, layout.kind, number).reshape(rows, columns, -1)
     values = values.astype(layout.kind.newbyteorder("="))
     return np.cumsum(values, axis=1, dtype=values.dtype) if layout.differences else values
-
-
-def _directory(file: BinaryIO, header: bytes, at: int | None) -> tuple[dict[int, Any], int]:
-    """Tags of the directory at a place, by default the first, and the place of the next."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-    file.seek(directory.next if at is None else at)
-    directory.load(file)
-    return dict(directory), int(directory.next)
 
 
 def _several(value: Any) -> tuple[int, ...]:
