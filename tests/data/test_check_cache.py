@@ -69,6 +69,34 @@ def test_an_unchanged_file_with_a_new_time_is_known_by_its_content(tmp_path: Pat
     assert read == []
 
 
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_changed_file_of_further_channels_is_read_again(
+    tmp_path: Path, read: list[str], tiled: bool
+) -> None:
+    trees.folder(tmp_path)
+    for image in [*tmp_path.glob("images/*/*.png")]:
+        trees.save(tmp_path / "nir" / image.parent.name / image.name, trees.mask_of([3]))
+    file = tmp_path / "data.yaml"
+    file.write_text(file.read_text() + "channels: {count: 4, folders: ['nir/{split}']}\n")
+    if tiled:
+        file.write_text(file.read_text() + "tiles: {size: 64, overlap: 0}\n")
+    first = check(tmp_path)
+    read.clear()
+    assert check(tmp_path).digests == first.digests
+    assert read == []
+    (tmp_path / "nir/train/a_1.png").touch()
+    check(tmp_path)
+    assert read == []  # of the same content
+    trees.save(tmp_path / "nir/train/a_1.png", trees.mask_of([4]))
+    changed = check(tmp_path)
+    assert [name.split("@")[0] for name in read] == ["a_1"]
+    assert [key[1].split("@")[0] for key, digest in changed.digests.items() if first.digests[key] != digest] == ["a_1"]
+    (tmp_path / "nir/train/a_2.png").write_bytes(b"")
+    found = [f for f in check(tmp_path).findings if f.code == "unreadable-image"]
+    assert [f.sample.split("@")[0] for f in found] == ["a_2"]
+    must_say(found[0].message, "nir/train/a_2.png")
+
+
 def test_a_fresh_file_is_not_trusted_by_its_time(
     tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,10 @@ class TiledSplit:
         """Path of the picture's mask."""
         return self._split.mask_path(self._row(index)[0])
 
+    def image_files(self, index: int) -> list[str]:
+        """All image files of a window's picture, relative to `root`."""
+        return self._split.image_files(self._row(index)[0])
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode one window: image (h, w, C) and mask (h, w) raw ids, of the whole picture's types.
 

@@ -441,7 +441,7 @@ def load_cache(file: Path) -> dict[str, Examined]:
             bytes.fromhex(palettes[palette]),
             dict(held),
             signatures[i].tobytes(),
-            tuple(stamps[i].tolist()) if stamps[i, 1] else (),
+            tuple(stamps[i].tolist()) if stamps[i].any() else (),
         )
         for i, (name, notes, image, mask, palette, held) in enumerate(texts)
     }
@@ -474,7 +474,8 @@ def store_cache(file: Path, samples: Sequence[Examined]) -> None:
         signatures=np.stack([np.frombuffer(s.signature, np.uint8) for s in healthy]).reshape(
             -1, SIGNATURE**2
         ),
-        stamps=np.array([s.stamp or (0,) * 8 for s in healthy], np.int64),
+        # All samples of a split have as many files; a sample without a stamp gets zeros.
+        stamps=np.array([s.stamp or (0,) * max(len(h.stamp) for h in healthy) for s in healthy], np.int64),
     )
     body = buffer.getvalue()
     try:

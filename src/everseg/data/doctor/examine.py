@@ -6,7 +6,7 @@ import hashlib
 import io
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +48,10 @@ class Examined:
     size: tuple[int, int] = (0, 0)
     """Height and width."""
     digests: tuple[str, str] = ("", "")
-    """SHA-256 of image and mask; of the image's pixels alone where they do not lie in files."""
+    """SHA-256 of image and mask; of the image's pixels alone where they do not lie in files.
+
+    The files of further channels count to the image.
+    """
     palette: bytes = b""
     """Red, green, blue of the stored ids from 0 on, of an indexed mask whose labels go by id."""
     stored: Mapping[int, int] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Examined:
     signature: bytes = b""
     """The image as grey picture of `SIGNATURE` x `SIGNATURE` bytes."""
     stamp: tuple[int, ...] = ()
-    """Size, times and number of both files; () if they must be looked into next time."""
+    """Size, times and number of all its files; () if they must be looked into next time."""
 
 
 class Job(NamedTuple):
@@ -68,18 +71,25 @@ class Job(NamedTuple):
 
 
 def examine(job: Job, position: int) -> Examined:
-    """Examine one sample. Reuse what an earlier check found if both files are unchanged."""
+    """Examine one sample. Reuse what an earlier check found if its files are unchanged."""
     index = job.indices[position]
     name = job.split.id(index)
     paths = (_path(job.split, "image_path", index), _path(job.split, "mask_path", index))
-    stamp = _stamp(paths)
+    more = _further(job.split, index)
+    stamp = _stamp((*paths, *more))
     known = job.known.get(name)
     if known is not None and stamp:
         if known.stamp == stamp:
             return known
-        if known.digests == tuple(map(_digest, paths)):
+        if known.digests == (_digest(paths[0], *more), _digest(paths[1])):
             return replace(known, stamp=_settled(stamp))
     return replace(_examine(job.split, index, name, paths), stamp=_settled(stamp))
+
+
+def _further(split: Split, index: int) -> list[Path]:
+    """The files of further channels of a sample."""
+    find, root = getattr(split, "image_files", None), getattr(split, "root", None)
+    return [] if find is None or root is None else [root / relative for relative in find(index)[1:]]
 
 
 def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path | None]) -> Examined:
@@ -107,7 +117,7 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
         pixels = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
         digests = (hashlib.sha256(pixels).hexdigest(), "")
     else:
-        digests = (_digest(paths[0]), _digest(paths[1]))
+        digests = (_digest(paths[0], *_further(split, index)), _digest(paths[1]))
     counts = count_ids(mask)
     palette, stored = own_palette(split, index, counts)
     return Examined(
@@ -148,7 +158,8 @@ def _faults(split: Split, index: int, message: str) -> Iterator[tuple[str, str]]
     elif form and not problem and size != (mask.shape[1], mask.shape[0]):
         yield "size-mismatch", message
     elif image_path is not None:
-        at_fault = problem or not form or message.startswith(f"{image_path}: ")
+        files = (image_path, *_further(split, index))
+        at_fault = problem or not form or message.startswith(tuple(f"{file}: " for file in files))
         yield "unreadable-image" if at_fault else "unreadable-sample", message
     else:
         yield "unreadable-sample", message
@@ -247,7 +258,7 @@ def _path(split: Split, kind: str, index: int) -> Path | None:
     return None if find is None else Path(find(index))
 
 
-def _stamp(paths: tuple[Path | None, Path | None]) -> tuple[int, ...]:
+def _stamp(paths: Sequence[Path | None]) -> tuple[int, ...]:
     """Values that change when a file changes; () for missing files, links, and anything that is not a regular file."""
     stamp: list[int] = []
     for path in paths:
@@ -268,14 +279,18 @@ def _settled(stamp: tuple[int, ...]) -> tuple[int, ...]:
     return stamp if times and max(times) < (time.time() - RECENT) * 1e9 else ()
 
 
-def _digest(path: Path | None) -> str:
+def _digest(path: Path | None, *more: Path) -> str:
+    """SHA-256 of a file, or of several files' SHA-256; "" if one cannot be read."""
     if path is None:
         return ""
+    found = []
     try:
-        found = path.stat()
-        return _file_digest(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        for one in (path, *more):
+            info = one.stat()
+            found.append(_file_digest(one, (info.st_size, info.st_mtime_ns, info.st_ctime_ns)))
     except OSError:
         return ""
+    return found[0] if not more else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)
