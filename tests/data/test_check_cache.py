@@ -90,7 +90,9 @@ def test_a_changed_file_of_further_channels_is_read_again(
     trees.save(tmp_path / "nir/train/a_1.png", trees.mask_of([4]))
     changed = check(tmp_path)
     assert [name.split("@")[0] for name in read] == ["a_1"]
-    assert [key[1].split("@")[0] for key, digest in changed.digests.items() if first.digests[key] != digest] == ["a_1"]
+    assert [
+        key[1].split("@")[0] for key, digest in changed.digests.items() if first.digests[key] != digest
+    ] == ["a_1"]
     (tmp_path / "nir/train/a_2.png").write_bytes(b"")
     found = [f for f in check(tmp_path).findings if f.code == "unreadable-image"]
     assert [f.sample.split("@")[0] for f in found] == ["a_2"]

@@ -300,6 +300,47 @@ def v7_two(root: Path) -> None:
               "item": {"name": f"{n}.jpg", "path": "/", "slots": [slot]}})  # fmt: skip
 
 
+def _v7_slots(number: int) -> dict[str, Any]:
+    """An item of two slots that shows images `number` and `number` + 1."""
+    annotations, slots = [], []
+    for n in (number, number + 1):
+        slot = f"view {n - number}"
+        slots.append({"slot_name": slot, "type": "image", "width": WIDTH, "height": HEIGHT,
+                      "source_files": [{"file_name": f"{n}.jpg"}]})  # fmt: skip
+        drawn = truth(n, (1,)).reshape(-1)
+        starts = [0, *(np.flatnonzero(np.diff(drawn)) + 1).tolist(), len(drawn)]
+        dense = [v for a, b in pairwise(starts) for v in (int(drawn[a]), b - a)]
+        layer = {"dense_rle": dense, "mask_annotation_ids_mapping": {f"a{n}": 1}}
+        paths = [[{"x": x, "y": y} for x, y in corners(n, 2)]]
+        own = [{"name": "road", "mask": {}}, {"name": "tree", "polygon": {"paths": paths}},
+               {"name": "__raster_layer__", "raster_layer": layer}]  # fmt: skip
+        annotations += [{"id": f"{'abc'[k]}{n}", "slot_names": [slot], **one} for k, one in enumerate(own)]
+    return {"version": "2.0", "annotations": annotations,
+            "item": {"name": f"pair {number}", "path": "/site", "slots": slots}}  # fmt: skip
+
+
+def v7_slots(root: Path) -> None:
+    for n in range(0, COUNT, 2):
+        for k in range(2):
+            photo(root / f"images/site/pair {n}/view {k}/{n + k}.jpg", n + k)
+        write(root / f"annotations/site/pair {n}.json", _v7_slots(n))
+
+
+def v7_video(root: Path) -> None:
+    v7_slots(root)
+    content = _v7_slots(2)
+    content["item"]["slots"][1] |= {"type": "video", "frame_count": 90}
+    write(root / "annotations/site/pair 2.json", content)
+
+
+def v7_stray(root: Path) -> None:
+    v7_slots(root)
+    content = _v7_slots(2)
+    content["annotations"][1]["slot_names"] = ["view 7"]
+    del content["annotations"][3]["slot_names"]
+    write(root / "annotations/site/pair 2.json", content)
+
+
 def v7_one(root: Path) -> None:
     for n in range(COUNT):
         photo(root / f"images/{n}.jpg", n)
@@ -440,6 +481,7 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "Supervisely JSON": (supervisely_json, True),
     "Supervisely masks": (supervisely_masks, False),
     "V7 JSON 2.0": (v7_two, False),
+    "V7 JSON 2.0, slots": (v7_slots, False),
     "V7 JSON 1.0": (v7_one, False),
     "V7 masks": (v7_masks, False),
     "Segments.ai masks": (segments, False),
@@ -746,6 +788,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
     "YOLO without names": (yolo_nameless, ("YAML", "names", "classes.txt")),
     "YOLO in pixels": (yolo_pixels, ("2.txt", "line", 1, "pixels")),
     "Supervisely's cuboids": (supervisely_unknown, ("3.jpg.json", "cuboid")),
+    "V7, a film": (v7_video, ("pair 2.json", "view 1", "video", 90)),
+    "V7, annotations of no slot": (v7_stray, ("pair 2.json", "annotations[1]", "view 7", "annotations[3]")),
     "Roboflow's lists that differ": (roboflow_two_lists, ("_classes.csv", "tree", "road")),
 }
 """What cannot be read -> (its tree, what a line of the message has to say)."""

@@ -174,7 +174,7 @@ def _parsed(
             elif tool == "supervisely":
                 found.append((inside, tool_files.supervisely(content, _supervisely_image(inside))))
             elif tool == "v7":
-                found.append((inside, tool_files.v7(content)))
+                found += [(inside, drawn) for drawn in tool_files.v7(content)]
             else:
                 found += [(inside, drawn) for drawn in tool_files.label_studio(content, reading)]
         except DataError as error:

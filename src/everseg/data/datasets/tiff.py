@@ -72,7 +72,9 @@ def directories(file: BinaryIO) -> Iterator[dict[int, Any]]:
         tags.next = _UNREAD
         file.seek(following)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags that cannot be read: those needed are missed by the caller
+            warnings.simplefilter(
+                "ignore"
+            )  # of tags that cannot be read: those needed are missed by the caller
             tags.load(file)
         if tags.next == _UNREAD:
             raise ValueError("its directory breaks off")

@@ -165,35 +165,70 @@ def is_v7(content: Any) -> bool:
     )
 
 
-def v7(content: Mapping[str, Any]) -> Drawn:
-    """Parse one file of V7 Darwin.
+def v7(content: Mapping[str, Any]) -> list[Drawn]:
+    """Parse one file of V7 Darwin. Every slot of an item is an image of its own: `item/slot/file`.
 
     Raises:
-        DataError: an item of several slots, or an annotation without name or points.
+        DataError: a slot that holds no picture, an annotation without name or points, or one of no slot; lists all.
     """
-    if "item" in content:
-        item, slots = content["item"], content["item"]["slots"]
-        if len(slots) != 1 or not isinstance(slots[0], dict):
-            raise DataError(f"an item of {len(slots)} slots; export pictures, one for each item")
-        size, image = slots[0], "/".join((str(item.get("path") or ""), str(item.get("name"))))
-    else:
+    if "item" not in content:
         size = content["image"]
         image = "/".join((str(size.get("path") or ""), str(size["filename"])))
+        return [_v7_image(image, size, [*enumerate(content["annotations"])])]
+    item, slots = content["item"], content["item"]["slots"]
+    faults = [fault for slot in slots if (fault := _v7_fault(slot, len(slots) == 1))]
+    called = [str(slot.get("slot_name")) if isinstance(slot, dict) else "" for slot in slots]
+    own: dict[str, list[tuple[int, Any]]] = {name: [] for name in called}
+    for number, entry in enumerate(content["annotations"]):
+        named = entry.get("slot_names") if isinstance(entry, dict) else None
+        for name in called if named is None and len(called) == 1 else named or [""]:
+            if name not in own:
+                faults.append(f"annotations[{number}] is in slot {shown(name)}, which the item does not have")
+            else:
+                own[name].append((number, entry))
+    if not slots:
+        faults.append("the item has no slot")
+    if faults:
+        raise DataError("; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else ""))
+    place = "/".join((str(item.get("path") or ""), str(item.get("name"))))
+    if len(slots) == 1:
+        return [_v7_image(place, slots[0], own[called[0]])]
+    return [
+        _v7_image(f"{place}/{name}/{slot['source_files'][0]['file_name']}", slot, own[name])
+        for name, slot in zip(called, slots, strict=True)
+    ]
+
+
+def _v7_fault(slot: Any, alone: bool) -> str:
+    """Say why a slot is no picture; "" if it is one. The picture of an item's only slot is called as the item."""
+    if not isinstance(slot, dict):
+        return "a slot is no object"
+    name, files = shown(slot.get("slot_name")), slot.get("source_files")
+    kind, frames = slot.get("type") or "image", slot.get("frame_count") or 1
+    if kind != "image" or frames != 1:
+        return f"slot {name} is of type {kind} with {frames} frames; export its frames as pictures"
+    named = alone or (
+        isinstance(files, list) and len(files) == 1 and isinstance(files[0], dict) and "file_name" in files[0]
+    )
+    return "" if named else f"slot {name} does not name one file (source_files)"
+
+
+def _v7_image(image: str, size: Mapping[str, Any], annotations: Sequence[tuple[int, Any]]) -> Drawn:
+    """Draw the annotations (number in the file, content) of one picture."""
     height, width = _side(size.get("height")), _side(size.get("width"))
     layer: Any = next(
-        (a["raster_layer"] for a in content["annotations"] if isinstance(a, dict) and a.get("raster_layer")),
-        None,
+        (a["raster_layer"] for _, a in annotations if isinstance(a, dict) and a.get("raster_layer")), None
     )
     pixels = _dense(layer, height, width) if layer is not None else None
     objects, names = [], []
-    for number, item in enumerate(content["annotations"]):
+    for number, item in annotations:
         called = f"annotations[{number}]"
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise DataError(f"{called}: has no name")
         if item.get("raster_layer") or "tag" in item:
             continue
-        if "mask" in item and pixels is not None:
-            value = layer["mask_annotation_ids_mapping"].get(item.get("id"))
+        if "mask" in item:
+            value = layer["mask_annotation_ids_mapping"].get(item.get("id")) if pixels is not None else None
             if value is None:
                 raise DataError(f"{called}: its mask is not in the raster layer")
             segmentation: Any = packed_runs(pixels == value)
