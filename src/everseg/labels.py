@@ -25,6 +25,8 @@ IGNORED = 255
 """Train id of pixels that losses and scores leave out, in label spaces of up to 255 outputs."""
 IGNORED_WIDE = 65_535
 """The same in label spaces of more outputs, where 255 is a class; see `ignored_id`."""
+MOST_CLASSES = 65_534
+"""Most outputs of a label space, and most classes of a data set."""
 SYNTHETIC_BACKGROUND = -1
 """Raw id of the background channel added for data sets that have no background class: no pixel carries it."""
 SYNTHETIC_VOID = -2

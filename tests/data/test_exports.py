@@ -652,15 +652,6 @@ def cityscapes_like(ids: tuple[int, int], beside: str = "", label: str = "") -> 
     return make
 
 
-def many_categories(root: Path) -> None:
-    for n in range(COUNT):
-        photo(root / f"images/{n}.jpg", n)
-    write(
-        root / "annotations.json",
-        coco(range(COUNT), categories=[{"id": i, "name": f"c{i}"} for i in range(1, 1204)]),
-    )
-
-
 def instance_ids(root: Path) -> None:
     for n in range(COUNT):
         photo(root / f"images/{n}.jpg", n)
@@ -778,7 +769,6 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
         cityscapes_like((8, 11), label="kerb"),
         ("Cityscapes", "kerb", "data.yaml"),
     ),
-    "COCO of 1203 categories": (many_categories, (1203, 254, 16, "data.yaml")),
     "NumPy masks": (arrays, ("0.npy", "PNG")),
     "brushes without the images' names": (brushes_without_images, ("task", "JSON", "12.jpg")),
     "brushes that overlap": (brushes_that_overlap, ("task", 3, "JSON")),
@@ -857,3 +847,44 @@ def test_holes_stay_open(say: Say, tmp_path: Path) -> None:
     wanted[10:40, 10:40] = 1
     wanted[20:30, 20:30] = 0
     np.testing.assert_array_equal(mask, wanted)
+
+
+def _of_many_classes(count: int, name: Callable[[int], str]) -> dict[str, Any]:
+    """COCO of so many categories: category n + 1 is `name(n)`, and the image's objects are 1 and the last."""
+    content = coco(range(COUNT), categories=[{"id": i + 1, "name": name(i)} for i in range(count)])
+    for n, entry in enumerate(content["annotations"]):
+        entry["category_id"] = (count if n % 2 else 1) if n < 6 else 260
+    return content
+
+
+@pytest.mark.parametrize("tool", ["COCO", "labelme"])
+def test_annotations_of_more_than_254_classes_become_masks_of_16_bits(
+    say: Say, tmp_path: Path, tool: str
+) -> None:
+    if tool == "COCO":
+        for n in range(COUNT):
+            photo(tmp_path / f"data/images/{n}.jpg", n)
+        content = _of_many_classes(1203, lambda i: f"thing {i}")
+        content["annotations"].append({"id": 999, "image_id": 1, "category_id": 7, "bbox": [0, 40, 4, 4]})
+        write(tmp_path / "data/annotations.json", content)
+    else:
+        labelme(tmp_path / "data")
+        for n in range(COUNT):
+            file = tmp_path / f"data/scan {n}.json"
+            content = json.loads(file.read_text())
+            wanted = ("thing 1202", "thing 0") if n < 3 else ("thing 259", "thing 259")
+            for shape, label in zip(content["shapes"], wanted, strict=False):
+                shape["label"] = label
+            content["shapes"][2] = {"label": "ignore", "points": [[0, 40], [4, 44]], "shape_type": "rectangle"}
+            write(file, content)
+        write(tmp_path / "data/labels.txt", "".join(f"thing {i}\n" for i in range(1203)))
+    data = opened(say, tmp_path / "data")
+    assert [data.labels.names[i] for i in (0, 1, 255, 1203)] == ["background", "thing 0", "thing 254", "thing 1202"]
+    found = {int(s.id(i).split("/")[-1].split()[-1]): s.read(i)[1] for s in data.splits.values() for i in range(len(s))}
+    for n, mask in found.items():
+        kinds = np.array([0, 1, 1203] if n < 3 else [0, 260, 260])
+        expected = kinds[truth(n)]
+        if tool == "labelme" or n == 0:
+            (void,) = data.labels.void
+            expected[40:44, :4] = void
+        np.testing.assert_array_equal(mask, expected)

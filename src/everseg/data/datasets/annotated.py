@@ -18,8 +18,8 @@ import numpy as np
 from everseg.config.yaml import read as read_yaml
 from everseg.data.base import Dataset
 from everseg.data.datasets import tool_files
-from everseg.data.datasets.coco import CocoSplit, Item, _with_size
-from everseg.data.datasets.coco_shapes import VOID, Picture, packed_runs
+from everseg.data.datasets.coco import CocoSplit, Item, _with_size, same_ids
+from everseg.data.datasets.coco_shapes import Picture, packed_runs
 from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import division_of
 from everseg.data.datasets.file_names import FileIndex, FileNote, split_in_name, walk, without_ending
@@ -27,7 +27,16 @@ from everseg.data.datasets.listing import LeftOut
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.data.datasets.tool_files import Drawn
 from everseg.errors import ConfigError, DataError, some
-from everseg.labels import BACKGROUND, RawLabels, find_name, is_background_name, is_void_name, spelling
+from everseg.labels import (
+    BACKGROUND,
+    MOST_CLASSES,
+    RawLabels,
+    find_name,
+    ignored_id,
+    is_background_name,
+    is_void_name,
+    spelling,
+)
 
 TOOLS = ("labelme", "supervisely", "v7", "label-studio", "label-studio-png", "yolo")
 """The exports that are read."""
@@ -64,7 +73,7 @@ def build(
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        The splits of the folders' names, or those cut here; void 255.
+        The splits of the folders' names, or those cut here; void 255 (65,535 where there are more than 255 classes).
 
     Raises:
         ConfigError: no such root, or a wrong option.
@@ -90,15 +99,17 @@ def build(
     index = FileIndex(base, follow_links=reading.follow_links)
     found, listed, notes = _parsed(base, tool, index, reading)
     names = _class_list(found, listed) if classes is None else _given_classes(classes)
-    raw = {spelling(name): number for number, name in enumerate(names)}
-    items, left_out, more = _items(base, found, index, reading, raw)
+    raw, void = {spelling(name): number for number, name in enumerate(names)}, ignored_id(len(names))
+    items, left_out, more = _items(base, found, index, reading, raw, void)
     notes += more
     parts = _split_up(base, items, division, split is not None)
     splits: dict[str, CocoSplit] = {}
     for number, (name, of) in enumerate(parts.items()):
-        splits[name] = CocoSplit(name, base, of, reading=reading, warnings=left_out if number == 0 else [])
+        splits[name] = CocoSplit(
+            name, base, of, void=void, reading=reading, warnings=left_out if number == 0 else []
+        )
     background = next((i for i, name in enumerate(names) if is_background_name(name)), None)
-    return Dataset(tool, RawLabels(dict(enumerate(names)), background, (VOID,)), splits, tuple(notes))
+    return Dataset(tool, RawLabels(dict(enumerate(names)), background, (void,)), splits, tuple(notes))
 
 
 def find_tool(base: Path) -> str | None:
@@ -364,13 +375,18 @@ def _class_list(found: Sequence[Found], listed: Sequence[str]) -> list[str]:
 
 def _given_classes(names: Sequence[str]) -> list[str]:
     every = list(names) if any(map(is_background_name, names)) else [BACKGROUND, *names]
-    if len(every) > VOID:
-        raise DataError(f"{len(every)} classes; a mask of bytes holds {VOID} besides void")
+    if len(every) > MOST_CLASSES:
+        raise DataError(f"{len(every)} classes; a mask holds up to {MOST_CLASSES}, keep fewer of them")
     return every
 
 
 def _items(
-    base: Path, found: Sequence[Found], index: FileIndex, reading: Reading, raw: Mapping[str, int]
+    base: Path,
+    found: Sequence[Found],
+    index: FileIndex,
+    reading: Reading,
+    raw: Mapping[str, int],
+    void: int,
 ) -> tuple[list[tuple[str, Item]], list[str], list[str]]:
     """(split or "", sample with its objects) of every image that exists, warnings about the others, and notes."""
     unknown: dict[str, int] = {}
@@ -385,7 +401,7 @@ def _items(
         table: dict[str, int] = {}
         for name, _ in drawn.objects:
             number = (
-                VOID if is_void_name(name) else raw.get(spelling(name), 0 if is_background_name(name) else -1)
+                void if is_void_name(name) else raw.get(spelling(name), 0 if is_background_name(name) else -1)
             )
             if number < 0:
                 unknown[name] = unknown.get(name, 0) + 1
@@ -400,8 +416,7 @@ def _items(
         stated = drawn.split or split_in_name(PurePosixPath(folder, "-")) or split_in_name(
             PurePosixPath(path).parent / "-"
         )  # fmt: skip
-        identity = {number: number for number in range(VOID + 1)}
-        items[path] = stated, ((without_ending(path), path, file), picture, identity)
+        items[path] = stated, ((without_ending(path), path, file), picture, same_ids(objects, void))
     if unknown:
         counts = [f"{name} ({count} objects)" for name, count in sorted(unknown.items())]
         raise DataError(

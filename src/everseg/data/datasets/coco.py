@@ -15,7 +15,7 @@ import numpy as np
 
 from everseg.config.checks import shown
 from everseg.data.base import Dataset
-from everseg.data.datasets.coco_shapes import BOXES, VOID, Picture, draw, is_empty
+from everseg.data.datasets.coco_shapes import BOXES, Picture, draw, is_empty
 from everseg.data.datasets.decode import UNLIMITED, Reading, open_inside, open_picture, orientation
 from everseg.data.datasets.descriptor import division_of
 from everseg.data.datasets.file_names import (
@@ -30,7 +30,17 @@ from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LeftOut, Sample
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError, some
-from everseg.labels import BACKGROUND, RawLabels, find_name, is_background_name, is_void_name, spelling
+from everseg.labels import (
+    BACKGROUND,
+    IGNORED,
+    MOST_CLASSES,
+    RawLabels,
+    find_name,
+    ignored_id,
+    is_background_name,
+    is_void_name,
+    spelling,
+)
 
 Given = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
@@ -66,7 +76,8 @@ def build(
         shared: options of all readers, see `everseg.data.datasets.options.reading_of`.
 
     Returns:
-        The splits that have a file, in its order of the images; background 0, void 255.
+        The splits that have a file, in its order of the images; background 0, void 255 (65,535 where there are more
+        than 254 categories; masks then have 16 bits).
 
     Raises:
         ConfigError: no such root, or a wrong option.
@@ -86,11 +97,13 @@ def build(
     _check_shapes(base, every, boxes)
     names, more = _names(every)
     notes += more
-    raw = {spelling(name): number for number, name in enumerate(names)}
+    raw, void = {spelling(name): number for number, name in enumerate(names)}, ignored_id(len(names))
     index = FileIndex(base, follow_links=reading.follow_links)
     splits: dict[str, CocoSplit] = {}
     for name, of in files.items():
-        items, warnings = _gathered(base, name, of, images, index, reading, raw, annotations is not None)
+        items, warnings = _gathered(
+            base, name, of, images, index, reading, raw, void, annotations is not None
+        )
         parts = (
             {name: range(len(items))}
             if name or division is None
@@ -100,9 +113,9 @@ def build(
             picked = [items[i] for i in chosen]
             said = warnings if part in (name, "train") else []
             splits[part or "train"] = CocoSplit(
-                part or "train", base, picked, boxes=boxes, reading=reading, warnings=said
+                part or "train", base, picked, boxes=boxes, void=void, reading=reading, warnings=said
             )
-    return Dataset("coco", RawLabels(dict(enumerate(names)), 0, (VOID,)), splits, tuple(notes))
+    return Dataset("coco", RawLabels(dict(enumerate(names)), 0, (void,)), splits, tuple(notes))
 
 
 Item = tuple[Sample, Picture, Mapping[int, int]]
@@ -113,16 +126,23 @@ class CocoSplit(FileSplit):
     """A split whose masks are drawn from annotations. The mask file of every sample is the JSON file."""
 
     def __init__(
-        self, name: str, root: Path, items: Sequence[Item], *, boxes: str = "void", **options: Any
+        self,
+        name: str,
+        root: Path,
+        items: Sequence[Item],
+        *,
+        boxes: str = "void",
+        void: int = IGNORED,
+        **options: Any,
     ) -> None:
         super().__init__(name, root, [sample for sample, _, _ in items], **options)
         by_id = {sample[0]: (picture, table) for sample, picture, table in items}
         self._pictures = [by_id[self.id(index)] for index in range(len(self))]
-        self._boxes = boxes
+        self._boxes, self._void = boxes, void
         self._remarks: tuple[int, list[str]] = (-1, [])
 
     def read_mask(self, index: int) -> np.ndarray:
-        """Draw the mask, (H, W) uint8 raw ids, of the size that the JSON states.
+        """Draw the mask, (H, W) raw ids, of the size that the JSON states; uint16 in a set of more than 254 categories.
 
         Raises:
             DataError: an object cannot be drawn. The error names all such objects of the picture.
@@ -130,7 +150,9 @@ class CocoSplit(FileSplit):
         picture, table = self._pictures[index]
         remarks: list[str] = []
         try:
-            mask = draw(picture, table, self.reading.max_pixels, boxes=self._boxes, remarks=remarks)
+            mask = draw(
+                picture, table, self.reading.max_pixels, boxes=self._boxes, void=self._void, remarks=remarks
+            )
         except DataError as error:
             raise DataError(f"{self.mask_path(index)}, image {picture.file}: {error}") from None
         self._remarks = index, remarks
@@ -146,9 +168,18 @@ class CocoSplit(FileSplit):
             self.read_mask(index)
         return self._remarks[1]
 
+    def own_palette(self, index: int) -> tuple[bytes, dict[int, int]]:
+        """Drawn masks have no palette."""
+        del index
+        return b"", {}
+
     def decoding(self) -> str:
         """Describe, as text, everything except the files that determines what `read` returns."""
-        return f"{super().decoding()} drawing {DRAWING} boxes {self._boxes}"
+        return f"{super().decoding()} drawing {DRAWING} boxes {self._boxes}{self._wide}"
+
+    @property
+    def _wide(self) -> str:
+        return "" if self._void == IGNORED else f" void {self._void}"
 
     def read_digested(self, index: int) -> tuple[np.ndarray, str]:
         """Draw the mask, and compute a digest of its objects and of how they are drawn."""
@@ -160,6 +191,7 @@ class CocoSplit(FileSplit):
         drawn += [
             box for (_, shape), box in zip(picture.objects, picture.boxes, strict=False) if is_empty(shape)
         ]
+        drawn += [self._wide] if self._wide else []
         return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
@@ -277,11 +309,8 @@ def _names(files: Sequence[CocoFile]) -> tuple[list[str], list[str]]:
     named = [n for n in order if not is_background_name(n) and not is_void_name(n)]
     names = [n for n in named if spelling(n) in has_objects or n not in above]
     names.sort(key=order.__getitem__)
-    if len(names) > 254:
-        raise DataError(
-            f"{len(names)} categories; COCO's are read up to 254. Draw them as masks of 16 bits (PNG), and list "
-            "all ids in the `classes` of a data.yaml, which may go up to 65534; or keep fewer categories"
-        )
+    if len(names) >= MOST_CLASSES:
+        raise DataError(f"{len(names)} categories; a mask holds up to {MOST_CLASSES - 1}, keep fewer of them")
     if not names:
         raise DataError("the annotations name no category")
     notes += [
@@ -295,10 +324,10 @@ def _names(files: Sequence[CocoFile]) -> tuple[list[str], list[str]]:
     return [BACKGROUND, *names], notes
 
 
-def _table(file: CocoFile, raw: Mapping[str, int]) -> dict[int, int]:
+def _table(file: CocoFile, raw: Mapping[str, int], void: int) -> dict[int, int]:
     """Category id -> raw id."""
     ids = {
-        key: VOID if is_void_name(name) else raw.get(spelling(name)) for key, name in file.categories.items()
+        key: void if is_void_name(name) else raw.get(spelling(name)) for key, name in file.categories.items()
     }
     return {key: number for key, number in ids.items() if number is not None}
 
@@ -314,6 +343,7 @@ def _gathered(
     index: FileIndex,
     reading: Reading,
     raw: Mapping[str, int],
+    void: int,
     chosen: bool,
 ) -> tuple[list[Item], list[str]]:
     """Samples of all files of a split, and warnings about what is left out.
@@ -325,7 +355,7 @@ def _gathered(
     warnings: list[str] = []
     shared: dict[tuple[Path, Path], list[str]] = {}
     for file in files:
-        table = _table(file, raw)
+        table = _table(file, raw, void)
         places = _places(base, file, split, _folder_option(images, split), index)
         try:
             paths, prefix = _paths(base, file, places, index)
@@ -359,7 +389,7 @@ def _gathered(
                 continue
             _, before, old_table, other = gathered[path]
             shared.setdefault((other.path, file.path), []).append(path)
-            gathered[path] = name, *_over(before, old_table, picture, table), other
+            gathered[path] = name, *_over(before, old_table, picture, table, void), other
     if shared and not chosen:
         both, paths_of_both = next(iter(shared.items()))
         one_name, other_name = (path.relative_to(base).as_posix() for path in both)
@@ -383,7 +413,7 @@ def _gathered(
 
 
 def _over(
-    before: Picture, old: Mapping[int, int], after: Picture, new: Mapping[int, int]
+    before: Picture, old: Mapping[int, int], after: Picture, new: Mapping[int, int], void: int
 ) -> tuple[Picture, Mapping[int, int]]:
     """Put the objects of one drawing over those of another of the same image."""
     if (before.height, before.width) != (after.height, after.width):
@@ -398,7 +428,17 @@ def _over(
         names=[*before.names, *after.names],
         boxes=[*before.boxes, *after.boxes],
     )
-    return joined, {number: number for number in range(VOID + 1)}
+    return joined, same_ids(objects, void)
+
+
+def same_ids(objects: Sequence[tuple[int, Any]], void: int) -> Mapping[int, int]:
+    """The table id -> raw id of objects whose ids are the raw ones already."""
+    if void == IGNORED:  # all ids of a byte, which digests of earlier versions hold
+        return _BYTES
+    return {number: number for number, _ in objects}
+
+
+_BYTES = {number: number for number in range(IGNORED + 1)}
 
 
 def _folder_option(images: str | Mapping[str, str] | None, split: str) -> str | None:

@@ -12,9 +12,8 @@ from pycocotools import mask as reference
 
 from everseg.config.checks import shown
 from everseg.errors import DataError, some
+from everseg.labels import IGNORED
 
-VOID = 255
-"""Raw id of pixels whose class the annotations leave open."""
 BOXES = ("void", "fill")
 """What becomes of an object that has a box and no shape."""
 MAX_OUTLINE = 2_000_000
@@ -54,6 +53,7 @@ def draw(
     max_pixels: int,
     *,
     boxes: str = "void",
+    void: int = IGNORED,
     remarks: list[str] | None = None,
 ) -> np.ndarray:
     """Draw the objects of an image in the order of the file, so that later ones lie on top.
@@ -66,10 +66,11 @@ def draw(
         max_pixels: larger pictures are refused.
         boxes: what an object with a box but no shape becomes: with "void", the pixels of the box that no object covers
             are void, because some of them are the object; with "fill", the box is drawn as if it were the shape.
+        void: raw id of pixels whose class the annotations leave open; above 255 the ids have 16 bits.
         remarks: a text is appended for each object that is not drawn as a shape, and why.
 
     Returns:
-        (H, W) uint8 raw ids, 0 where no object is, 255 where only boxes are.
+        (H, W) raw ids, uint8 or uint16: 0 where no object is, `void` where only boxes are.
 
     Raises:
         DataError: some shapes cannot be drawn; the error lists all of them.
@@ -77,7 +78,8 @@ def draw(
     height, width = picture.height, picture.width
     if height * width > max_pixels:
         raise DataError(f"claims {width}x{height} pixels, more than the limit of {max_pixels}")
-    mask = np.zeros((width, height), np.uint8)  # transposed, because the runs go down the columns
+    # Transposed, because the runs go down the columns.
+    mask = np.zeros((width, height), np.uint8 if void <= IGNORED else np.uint16)
     pixels = mask.reshape(-1)  # (W * H,)
     faults: list[str] = []
     said = [] if remarks is None else remarks
@@ -113,7 +115,7 @@ def draw(
     for ends in open_boxes:
         for start, end in zip(ends[0::2], ends[1::2], strict=False):
             run = pixels[start:end]
-            run[run == 0] = VOID
+            run[run == 0] = void
     return np.ascontiguousarray(mask.T)
 
 
