@@ -875,12 +875,25 @@ def test_annotations_of_more_than_254_classes_become_masks_of_16_bits(
             wanted = ("thing 1202", "thing 0") if n < 3 else ("thing 259", "thing 259")
             for shape, label in zip(content["shapes"], wanted, strict=False):
                 shape["label"] = label
-            content["shapes"][2] = {"label": "ignore", "points": [[0, 40], [4, 44]], "shape_type": "rectangle"}
+            content["shapes"][2] = {
+                "label": "ignore",
+                "points": [[0, 40], [4, 44]],
+                "shape_type": "rectangle",
+            }
             write(file, content)
         write(tmp_path / "data/labels.txt", "".join(f"thing {i}\n" for i in range(1203)))
     data = opened(say, tmp_path / "data")
-    assert [data.labels.names[i] for i in (0, 1, 255, 1203)] == ["background", "thing 0", "thing 254", "thing 1202"]
-    found = {int(s.id(i).split("/")[-1].split()[-1]): s.read(i)[1] for s in data.splits.values() for i in range(len(s))}
+    assert [data.labels.names[i] for i in (0, 1, 255, 1203)] == [
+        "background",
+        "thing 0",
+        "thing 254",
+        "thing 1202",
+    ]
+    found = {
+        int(s.id(i).split("/")[-1].split()[-1]): s.read(i)[1]
+        for s in data.splits.values()
+        for i in range(len(s))
+    }
     for n, mask in found.items():
         kinds = np.array([0, 1, 1203] if n < 3 else [0, 260, 260])
         expected = kinds[truth(n)]

@@ -14,9 +14,13 @@ from PIL import Image, TiffImagePlugin
 
 from everseg import data
 from everseg.config import yaml as config_yaml
-from everseg.config.fields import DataConfig
+from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.datasets import load_dataset
-from everseg.errors import ConfigError
+from everseg.engine.prepare import prepare
+from everseg.engine.rescore import source_by_name
+from everseg.errors import ConfigError, DataError
+from everseg.labels import LabelSpace
+from everseg.progress import Progress
 from saying import must_say
 
 Call = Callable[..., tuple[int, str, str]]
@@ -116,6 +120,42 @@ def test_the_check_finds_palettes_that_differ(call: Call, tmp_path: Path) -> Non
         assert code == 3
         must_say(out, "ERROR", "palettes-differ")
         must_say(out, "index 1", "255,0,0", "0,255,0")
+
+
+@pytest.mark.parametrize("where", ["one split", "two splits", "renamed"])
+def test_a_run_and_a_score_refuse_palettes_that_differ(tmp_path: Path, where: str) -> None:
+    palettes = [[(0, 0, 0), RED, GREEN, BLUE], [(0, 0, 0), GREEN, RED, BLUE]]
+    masks = [both(2, 3), *[both(1, 2)] * 5]
+    for split in ("train", "val"):
+        other = int(where == "two splits" and split == "val")
+        use = [palettes[other if i or where == "two splits" else 1] for i in range(6)]
+        root = tree(tmp_path / split, [indexed(m, p) for m, p in zip(masks, use, strict=True)])
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (root / kind).rename(tmp_path / kind / split)
+    (tmp_path / "data.yaml").write_text(
+        "images: images/{split}\nmasks: masks/{split}\nsplits: [train, val]\nclasses: [background, a, b, c]\n"
+    )
+    settings = DataConfig(dataset=str(tmp_path / "data.yaml"))
+    scenario = ScenarioConfig(task="offline", test_split="val")
+    prepared = settings, scenario
+    if where == "renamed":
+        domain = {"dataset": str(tmp_path / "data.yaml"), "rename": {"a": "b"}}
+        steps = [{"domain": "here"}]
+        prepared = (
+            DataConfig(domains={"here": domain}),
+            ScenarioConfig(kind="domain-incremental", steps=steps, test_split="val"),
+        )
+    with pytest.raises(DataError) as caught:
+        prepare(*prepared, Progress(quiet=True), seed=0)
+    must_say(caught.value, "255,0,0", "0,255,0", "data init")
+    if where == "one split":
+        report = data.check(tmp_path / "data.yaml", quiet=True)
+        assert "palettes-differ" in [f.code for f in report.findings if f.level == "error"]
+        space, dataset = LabelSpace(((0, 1, 2, 3),), ("background", "a", "b", "c")), load_dataset(settings)
+        with pytest.raises(DataError) as caught:
+            source_by_name(dataset, scenario, "default", space)
+        must_say(caught.value, "255,0,0", "0,255,0")
 
 
 def test_the_check_shows_the_masks_own_colours(call: Call, tmp_path: Path) -> None:

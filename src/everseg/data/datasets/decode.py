@@ -554,8 +554,19 @@ def stored_ids(picture: Image.Image, shown: Path | str) -> np.ndarray:
 
 
 def palette_of_picture(picture: Image.Image) -> bytes:
-    """Red, green, blue of the indices from 0 on; empty for pictures without palette. Nothing is decoded."""
-    return bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else b""
+    """Red, green, blue of the indices from 0 on; empty for pictures without palette. A PNG is not decoded for it."""
+    if picture.mode != "P":
+        return b""
+    stored = picture.palette
+    # Pillow decodes the picture when it is asked for the colours, which stand in a PNG's header already.
+    if (
+        picture.format == "PNG"
+        and stored is not None
+        and stored.mode == "RGB"
+        and stored.rawmode in (None, "RGB")
+    ):
+        return bytes(stored.palette)
+    return bytes(picture.getpalette("RGB") or ())
 
 
 def transparent_pixels(picture: Image.Image) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -119,6 +120,11 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self._split)
 
+    @property
+    def unmapped(self) -> Split:
+        """The wrapped split, with its own raw ids."""
+        return self._split
+
     def id(self, index: int) -> str:
         """Name of a sample, unique in the split."""
         return self._split.id(index)
@@ -152,6 +158,14 @@ class Relabelled:
         """The wrapped split's key with the table added; an AttributeError if that split has no such method."""
         key = self._split.index_key  # type: ignore[attr-defined]
         return lambda: self._with_table(key())
+
+    def own_palette(self, index: int) -> tuple[bytes, dict[int, int]]:
+        """As that of the wrapped split, for the ids that stand for a single one of its ids."""
+        find = getattr(self._split, "own_palette", None)
+        palette, stored = find(index) if find is not None else (b"", {})
+        behind = {raw: int(self._table[raw]) if raw < len(self._table) else raw for raw in stored}
+        once = Counter(behind.values())
+        return palette, {new: stored[raw] for raw, new in behind.items() if once[new] == 1}
 
     def fingerprint(self, *digests: Sequence[str]) -> str:
         """SHA-256 of the wrapped split's fingerprint (which may take the masks' digests) and the table."""

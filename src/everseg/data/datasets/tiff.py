@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import TiffImagePlugin
@@ -103,7 +103,7 @@ def layout_of(file: BinaryIO) -> Layout:
     """
     tags, count = pages(file)
     file.seek(0)
-    order = "<" if file.read(1) == b"I" else ">"
+    order: Literal["<", ">"] = "<" if file.read(1) == b"I" else ">"
     if count > 1:
         raise UnreadTiffError("holds several pages; save one page with all channels")
     width, height, bands = int(tags[256]), int(tags[257]), int(tags.get(277, 1))
