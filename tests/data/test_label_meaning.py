@@ -249,14 +249,19 @@ def test_like_takes_the_data_of_a_run_and_the_classes_of_a_bundle(tmp_path: Path
 # ---------------------------------------------------------------- GeoTIFF
 
 
+def geotiffs(folder: Path, no_data: str) -> None:
+    """Turn the pictures of a folder into GeoTIFFs that call a value "no data"."""
+    for picture in sorted(folder.iterdir()):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[42113] = no_data
+        Image.open(picture).save(picture.with_suffix(".tif"), tiffinfo=tags)
+        picture.unlink()
+
+
 @pytest.mark.parametrize("nodata", ["0", "2", "255", "-9999"])
 def test_what_a_geotiff_calls_no_data_is_asked_for(call: Call, tmp_path: Path, nodata: str) -> None:
     root, out = tree(tmp_path / "site", [both(1, 2)] * 6), tmp_path / "data.yaml"
-    for mask in sorted((root / "masks").iterdir()):
-        tags = TiffImagePlugin.ImageFileDirectory_v2()
-        tags[42113] = nodata
-        Image.open(mask).save(mask.with_suffix(".tif"), tiffinfo=tags)
-        mask.unlink()
+    geotiffs(root / "masks", nodata)
     code, _, err = call("data", "init", root, "--out", out)
     if nodata in ("255", "-9999"):  # no mask shows them
         assert code == 0, err
@@ -267,6 +272,88 @@ def test_what_a_geotiff_calls_no_data_is_asked_for(call: Call, tmp_path: Path, n
     code, _, err = call("data", "init", root, "--classes", ",".join(tied), "--out", out)
     assert code == 0, err
     assert keys_of(out)["ignore"] == int(nodata)
+    assert "no_data" not in keys_of(out)
+    tied = ["background=0", "road=1", "tree=2"]
+    assert call("data", "init", root, "--classes", ",".join(tied), "--out", out, "--force")[0] == 0
+    assert keys_of(out)["no_data"] == "class"
+    assert call("data", "check", out)[0] == 0
+
+
+def test_an_object_that_a_geotiff_calls_no_data_is_asked_for(call: Call, tmp_path: Path) -> None:
+    root, out = tree(tmp_path / "site", [square(255)] * 6), tmp_path / "data.yaml"
+    geotiffs(root / "masks", "255.0")
+    code, _, err = call("data", "init", root, "--out", out)
+    assert code == 3, err
+    must_say(err, "GDAL_NODATA", 255, "%", "ignore=255")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    ["", "no_data: class", "ignore: 0", "labels: {map: {0: ignore, 1: road, 2: tree}}\nvoid_share: 0.8"],
+)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_no_data_in_a_description_by_hand(call: Call, tmp_path: Path, stated: str, tiled: bool) -> None:
+    tree(tmp_path, [both(1, 2)] * 6)
+    geotiffs(tmp_path / "masks", "0")
+    classes = "{1: road, 2: tree}" if "ignore" in stated else "[soil, road, tree]"
+    file = tmp_path / "data.yaml"
+    more = "tiles: {size: 64, overlap: 0}" if tiled else ""
+    file.write_text(
+        f"images: images\nmasks: masks\nsplit: {{val: 0.3}}\nclasses: {classes}\n{stated}\n{more}\n"
+    )
+    settings = DataConfig(dataset=str(file)), ScenarioConfig(task="offline", test_split="val")
+    for _ in range(2):  # the second time from the cache
+        code, out, _ = call("data", "check", file)
+        assert code == (0 if stated else 3), out
+        if not stated:
+            must_say(out, "GDAL_NODATA", 0, "%", "soil")
+    if stated:
+        prepare(*settings, Progress(quiet=True), seed=0)
+        return
+    with pytest.raises(DataError) as caught:
+        prepare(*settings, Progress(quiet=True), seed=0)
+    must_say(caught.value, "GDAL_NODATA", 0, "%", "soil", "ignore: 0", "no_data: class")
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_labels_where_an_image_has_no_data_are_named(call: Call, tmp_path: Path, ignored: bool) -> None:
+    tree(tmp_path, [both(1, 2)] * 6)
+    for place in sorted((tmp_path / "images").iterdir()):
+        pixels = np.maximum(np.asarray(Image.open(place)), 1)
+        pixels[:, :16] = 0
+        Image.fromarray(pixels).save(place)
+        mask = np.asarray(Image.open(tmp_path / "masks" / place.name)).copy()
+        mask[:, :16] = 255 if ignored else 1
+        Image.fromarray(mask).save(tmp_path / "masks" / place.name)
+    geotiffs(tmp_path / "images", "0")
+    file = tmp_path / "data.yaml"
+    file.write_text("images: images\nmasks: masks\nsplit: {val: 0.3}\nclasses: [soil, road, tree]\n")
+    for _ in range(2):
+        code, out, _ = call("data", "check", file)
+        assert code == 0
+        assert ("no-data-image" in out) is not ignored
+        if not ignored:
+            must_say(out, "GDAL_NODATA", "road (25.0 %")
+
+
+@pytest.mark.parametrize("value", [-9999, 0.5])
+def test_no_data_outside_of_the_range_of_channels_is_an_error(
+    call: Call, tmp_path: Path, value: float
+) -> None:
+    tree(tmp_path, [both(1, 2)] * 6)
+    for place in sorted((tmp_path / "images").iterdir()):
+        heights = np.random.default_rng(int(place.stem)).random(SIZE, np.float32)
+        heights[:4] = value
+        Image.fromarray(heights).save(place.with_suffix(".tif"), tiffinfo={42113: str(value)})
+        place.unlink()
+    file = tmp_path / "data.yaml"
+    file.write_text(
+        "images: images\nmasks: masks\nsplit: {val: 0.3}\nclasses: [soil, road, tree]\n"
+        "channels: {names: [height], bits: 32, range: [0, 1]}\n"
+    )
+    code, out, _ = call("data", "check", file)
+    assert code == (3 if value < 0 else 0), out
+    must_say(out, *(["GDAL_NODATA", -9999, "channels.range"] if value < 0 else ["GDAL_NODATA", "soil"]))
 
 
 # ---------------------------------------------------------------- names of ids

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from everseg.data.base import Split
 from everseg.data.batches.parallel import Progress, map_samples
@@ -20,6 +19,7 @@ from everseg.data.datasets.decode import (
     LOSSY,
     Colour,
     Reading,
+    no_data,
     open_inside,
     open_picture,
     packed_colours,
@@ -27,6 +27,7 @@ from everseg.data.datasets.decode import (
     stored_ids,
     transparent_pixels,
     unpack_colour,
+    whole,
 )
 from everseg.display import percent
 from everseg.errors import DataError, some
@@ -67,8 +68,8 @@ class MaskFile:
     """Packed colour -> pixels of it that are fully transparent; empty without an alpha channel."""
     alpha: bool = False
     """Whether there is an alpha channel."""
-    nodata: int | None = None
-    """The id that a GeoTIFF calls "no data" (tag 42113)."""
+    no_data: int | None = None
+    """The id that a GeoTIFF calls "no data"."""
 
     def colour(self, index: int) -> Colour | None:
         """The colour of an index, None where the palette ends before it."""
@@ -86,6 +87,8 @@ class Doubt:
     """What was found, with its figure."""
     options: str
     """The readings, each with the option that decides."""
+    no_data: bool = False
+    """Whether the doubt is about an id that GeoTIFFs call "no data"."""
 
     @property
     def text(self) -> str:
@@ -204,7 +207,9 @@ def decide(
     found += _ends(ids) or _thin(ids, blocks, "ids")
     if of["ids"]:
         found += _strangers(rows) or mixed_kinds(of["ids"], of["indexed"])
-    found += _no_data(files, sum(ids.values()))
+    # 255 beside other ids is taken for pixels without annotation anyway.
+    plain = {WHITE} if set(ids) - {0, WHITE} else set()
+    found += no_data_doubts([(None if f.no_data in plain else f.no_data, f.counts) for f in files])
     return Values(dict(sorted(ids.items())), {}, faults, dict(sorted(own.items())), found, (), files)
 
 
@@ -391,30 +396,37 @@ def _strangers(files: Sequence[tuple[str, Mapping[int, int]]]) -> tuple[Doubt, .
     )
 
 
-def _no_data(files: Sequence[MaskFile], pixels: int) -> tuple[Doubt, ...]:
-    """Doubt ids that GeoTIFFs call "no data": tools set the tag to 0 also where 0 is the background."""
-    doubts = []
-    for value in sorted({f.nodata for f in files if f.nodata is not None} - {WHITE}):
-        share = sum(f.counts.get(value, 0) for f in files if f.nodata == value) / pixels
+def no_data_doubts(files: Sequence[tuple[int | None, Mapping[int, int]]]) -> tuple[Doubt, ...]:
+    """Doubt ids that GeoTIFFs call "no data": tools set the tag to 0 also where 0 is the background.
+
+    Args:
+        files: the id that each mask calls so, and its id -> pixels.
+    """
+    doubts, pixels = [], sum(n for _, counts in files for n in counts.values())
+    for value in sorted({own for own, _ in files if own is not None}):
+        share = sum(counts.get(value, 0) for own, counts in files if own == value) / max(1, pixels)
         if share:
-            count = sum(f.nodata == value for f in files)
+            count = sum(own == value for own, _ in files)
             doubts.append(
                 Doubt(
                     frozenset({value}),
                     f"{count} masks call {value} 'no data' (GDAL_NODATA), on {percent(share)} % of the pixels",
                     f"pixels without annotation: --classes ignore={value} and a NAME=ID for every class; a class "
                     f"or the background: --classes NAME={value} and so on",
+                    no_data=True,
                 )
             )
     return tuple(doubts)
 
 
-def no_data(picture: Image.Image) -> int | None:
-    """Read the value that a GeoTIFF calls "no data"; None where there is none, or it is no whole number."""
+def own_no_data(split: Split, index: int) -> int | None:
+    """The raw id that a mask in a file calls "no data"; None for other masks."""
+    find = getattr(split, "no_data", None)
     try:
-        return int(float(str(getattr(picture, "tag_v2", {}).get(42113, "")).strip("\0 ")))
-    except (ValueError, OverflowError):
+        stored = find(index) if find is not None else None
+    except DataError:  # reading the mask tells what is wrong with it
         return None
+    return None if stored is None else split.raw_id(stored)  # type: ignore[attr-defined]
 
 
 def _thin(counts: Mapping[int, int], blocks: Mapping[int, int], what: str) -> tuple[Doubt, ...]:
@@ -553,7 +565,7 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
             else:
                 return f"{name}: a mask of mode {picture.mode}; save one channel of ids, or colours"
             palette = palette_of_picture(picture) if kind == "indexed" else b""
-            clear, nodata = transparent_pixels(picture), no_data(picture)
+            clear, own = transparent_pixels(picture), no_data(picture)
     except DataError as error:
         return str(error)
     except Exception as error:  # decoders raise almost any exception on damaged files
@@ -567,7 +579,7 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
         kind, palette = "ids", b""
     blocks = blocks_of(pixels)
     hidden = {} if clear is None else value_counts(pixels[clear])
-    return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA", nodata)
+    return MaskFile(name, kind, counts, blocks, palette, hidden, picture.mode == "RGBA", whole(own))
 
 
 def blocks_of(pixels: np.ndarray) -> dict[int, int]:

@@ -13,7 +13,7 @@ from everseg.config.fields import DataConfig, ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
 from everseg.data.datasets import load_dataset, load_domains
-from everseg.data.one_palette import require_one_palette
+from everseg.data.label_meaning import require_meaning
 from everseg.errors import CheckpointError, ConfigError
 from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
@@ -73,7 +73,7 @@ def prepare(data: DataConfig, scenario: ScenarioConfig, progress: Progress, *, s
         for name in wanted
     }
     for key, dataset in datasets.items():
-        require_one_palette(key, {name: (dataset.splits[name], counts[f"{key}/{name}"]) for name in wanted})
+        require_meaning(dataset, {name: counts[f"{key}/{name}"] for name in wanted})
     build = registry.resolve("scenario", scenario.kind)
     if several:
         steps = build(scenario, datasets, counts, seed=seed)

@@ -15,7 +15,7 @@ from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.config.loading import from_stored, identity, override_value, refuse_own_code, to_json
 from everseg.data.base import Dataset
 from everseg.data.batches.index import class_counts
-from everseg.data.one_palette import require_one_palette
+from everseg.data.label_meaning import require_meaning
 from everseg.display import OnceADictionary, Piece, Table, percent, table
 from everseg.engine.prepare import open_datasets, prepare
 from everseg.engine.runtime import make_accelerator
@@ -477,9 +477,8 @@ def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space:
     labelled = [raw for raw, value in enumerate(table) if value not in (space.ignored, space.background)]
     if any(raw not in names or spelling(names[raw]) != spelling(space.names[table[raw]]) for raw in labelled):
         return None
-    split = dataset.splits[entry["split"]]
-    counts = class_counts(split, dataset.labels)
-    require_one_palette(dataset.name, {entry["split"]: (split, counts)})
+    counts = class_counts(dataset.splits[entry["split"]], dataset.labels)
+    require_meaning(dataset, {entry["split"]: counts})
     taught = counts[:, labelled].sum(1) > 0
     # The record stores the number of images and a digest, not the rows. Either all images were used, or those that
     # show a taught class; the digest tells whether this guess is right.
@@ -524,7 +523,7 @@ def source_by_name(
     if missing := missing_splits(f"data set '{dataset.name}'", [split_name], dataset.splits):
         raise ConfigError(missing)
     counts = class_counts(dataset.splits[split_name], dataset.labels)
-    require_one_palette(dataset.name, {split_name: (dataset.splits[split_name], counts)})
+    require_meaning(dataset, {split_name: counts})
     shared = shared_classes(dataset.labels, space, what=_sides(dataset))
     known = shared.train_ids
     if not known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 import threading
@@ -368,13 +369,28 @@ def _read_tiff(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarra
     try:
         layout = layout_of(file)
         _check_size(layout.width, layout.height, shown, reading)
-        return pixels_of(file, layout)
+        pixels = pixels_of(file, layout)
+        if reading.channels is not None:
+            _require_in_range(pixels, _number(layout.no_data), shown, reading.channels)
+        return pixels
     except DataError:
         raise
     except UnreadTiffError as error:
         raise DataError(f"{shown}: {error}") from None
     except Exception as error:  # damaged directories, or cut off in the middle, or offsets that lead nowhere
         raise DataError(f"{shown}: {_DAMAGED.format(str(error) or type(error).__name__)}") from None
+
+
+def _require_in_range(pixels: np.ndarray, value: float | None, shown: Path | str, channels: Channels) -> None:
+    """Refuse "no data" that is no value of any channel, as -9999: the network would see it as one."""
+    if value is None or min(channels.low) <= value <= max(channels.high):
+        return
+    share = float((pixels == value).mean())
+    if share:
+        raise DataError(
+            f"{shown}: holds {value:g}, its 'no data' (GDAL_NODATA), in {percent(share)} % of its values, outside of "
+            "channels.range; fill them (gdal_fillnodata), and mark their pixels as ignored in the mask"
+        )
 
 
 def check_readable(path: Path, reading: Reading) -> None:
@@ -567,6 +583,27 @@ def palette_of_picture(picture: Image.Image) -> bytes:
     ):
         return bytes(stored.palette)
     return bytes(picture.getpalette("RGB") or ())
+
+
+def no_data(picture: Image.Image) -> float | None:
+    """Read the value that a GeoTIFF calls "no data"; None where there is none, or it is no number (NaN)."""
+    return _number(getattr(picture, "tag_v2", {}).get(_GDAL_NODATA))
+
+
+def whole(value: float | None) -> int | None:
+    """A number that is a whole one; else None."""
+    return int(value) if value is not None and value == int(value) else None
+
+
+_GDAL_NODATA = 42113
+
+
+def _number(text: object) -> float | None:
+    try:
+        found = float(str(text).strip("\0 "))
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def transparent_pixels(picture: Image.Image) -> np.ndarray | None:

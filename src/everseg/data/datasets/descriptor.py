@@ -28,8 +28,11 @@ from everseg.labels import (
 
 KEYS = (
     "name", "root", "images", "masks", "splits", "classes", "ignore", "background", "labels", "pair",
-    "split", "tiles", "layout", "void_share", *SHARED,
+    "split", "tiles", "layout", "void_share", "no_data", *SHARED,
 )  # fmt: skip
+
+NO_DATA_CLASS = "class"
+"""What `no_data` states: ids that GeoTIFF masks call "no data" are the classes of these ids."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Descriptor:
     """Windows that the pictures are cut into."""
     void_share: float = 0.0
     """Largest share of the pixels that may be without annotation; 0: not stated."""
+    no_data_stated: bool = False
+    """Whether ids that GeoTIFF masks call "no data" are classes nevertheless."""
 
 
 def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Descriptor:
@@ -81,6 +86,8 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
     share = given.get("void_share", 0.0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         check.wrong("void_share", "a share of the pixels from 0 to 1", share)
+    if given.get("no_data") not in (None, NO_DATA_CLASS):
+        check.wrong("no_data", f"'{NO_DATA_CLASS}', or nothing", given["no_data"])
     pair = check.mapping("pair")
     check.keys("pair.", pair, ("image_suffix", "mask_suffix"))
     suffixes = [check.text(f"pair.{k}", pair.get(k), "") for k in ("image_suffix", "mask_suffix")]
@@ -104,6 +111,7 @@ def parse(given: Mapping[str, Any], where: str, *, name: str = "folder") -> Desc
         division=division,
         tiles=tiles,
         void_share=float(share),
+        no_data_stated=given.get("no_data") is not None,
     )
 
 

@@ -15,18 +15,21 @@ from PIL import Image
 
 from everseg.data.channels import Channels
 from everseg.data.datasets.decode import (
+    ENDINGS,
     Colour,
     MaskCoding,
     Reading,
     decode_image,
     decode_mask,
     join_channels,
+    no_data,
     open_inside,
     open_picture,
     orientation,
     palette_of_picture,
     read_bands,
     turn,
+    whole,
 )
 from everseg.errors import DataError
 
@@ -47,6 +50,7 @@ class FileSplit:
         warnings: notes about what the reader corrected (duplicate list entries).
         void_share: share of the pixels that may lack an annotation, as a description states it; 0 = it states none, and
             the check doubts an ignore value that looks like objects; None = the data set is a published one.
+        no_data_stated: whether ids that GeoTIFFs call "no data" are surely classes; otherwise they are refused.
 
     Raises:
         DataError: no samples, or an id twice.
@@ -64,6 +68,7 @@ class FileSplit:
         warnings: Sequence[str] = (),
         most: int = 255,
         void_share: float | None = None,
+        no_data_stated: bool = True,
     ) -> None:
         self.name = name
         self.root = Path(root).resolve()
@@ -71,7 +76,7 @@ class FileSplit:
         self.warnings = tuple(warnings)
         self._coding = MaskCoding(palette, id_table, most)
         self.reading = reading or Reading()
-        self.void_share = void_share
+        self.void_share, self.no_data_stated = void_share, no_data_stated
         self._fingerprint = ""
         kept = [s for s in samples if (name, s[0]) not in self.reading.skip]
         if not kept:
@@ -170,6 +175,25 @@ class FileSplit:
             palette = palette_of_picture(open_picture(file, self.root / relative, self.reading))
         stored = {raw: raw for raw in range(256)} if table is None else {raw: s for s, raw in table.items()}
         return palette, stored
+
+    def no_data(self, index: int) -> int | None:
+        """Read the stored id that a GeoTIFF mask calls "no data", from its header.
+
+        Returns:
+            None where there is none, and where labels go by colour.
+
+        Raises:
+            DataError: missing or unreadable.
+        """
+        relative = self._sample(index)[2]
+        if self.colours or not relative.lower().endswith(ENDINGS["TIFF"]):
+            return None
+        with open_inside(self.root, relative, follow_links=self.reading.follow_links) as file:
+            return whole(no_data(open_picture(file, self.root / relative, self.reading)))
+
+    def raw_id(self, stored: int) -> int:
+        """The raw id of a stored id, which may be undeclared."""
+        return (self._coding.id_table or {}).get(stored, stored)
 
     def decoding(self) -> str:
         """Describe as text everything besides the files that decides what `read` returns."""

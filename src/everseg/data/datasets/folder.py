@@ -36,6 +36,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         classes: [background, road, tree]                # ids 0, 1, 2; or {7: road, 8: tree}
         background: background       # null: no background class; default: the class of that name, if any
         ignore: 255                  # id or ids without annotation
+        no_data: class               # ids that GeoTIFFs call "no data" are classes; default: such masks are doubted
         void_share: 0.6              # so much of the pixels may be without annotation; default: half, see the check
         labels: {palette: {road: [128, 64, 128], ...}}   # colour masks; or {map: {7: road, 0: ignore}}
 
@@ -97,6 +98,7 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
             reading=reading,
             warnings=warnings,
             void_share=described.void_share,
+            no_data_stated=described.no_data_stated,
         )
         splits[name] = whole if described.tiles is None else TiledSplit(whole, described.tiles, reading)
     return Dataset(described.name, described.labels, splits)

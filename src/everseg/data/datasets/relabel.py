@@ -167,6 +167,11 @@ class Relabelled:
         once = Counter(behind.values())
         return palette, {new: stored[raw] for raw, new in behind.items() if once[new] == 1}
 
+    def raw_id(self, stored: int) -> int:
+        """The raw id of a stored id, after the table."""
+        raw = self._split.raw_id(stored)  # type: ignore[attr-defined]
+        return int(self._table[raw]) if 0 <= raw < len(self._table) else raw
+
     def fingerprint(self, *digests: Sequence[str]) -> str:
         """SHA-256 of the wrapped split's fingerprint (which may take the masks' digests) and the table."""
         return self._with_table(self._split.fingerprint(*digests))

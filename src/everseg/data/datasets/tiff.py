@@ -51,6 +51,8 @@ class Layout:
     """Height and width of a strip or tile."""
     places: tuple[tuple[int, int], ...]
     """Offset and length of each, in bytes."""
+    no_data: str = ""
+    """What GDAL calls "no data", as text; "" if nothing."""
 
 
 def directories(file: BinaryIO) -> Iterator[dict[int, Any]]:
@@ -129,6 +131,7 @@ def layout_of(file: BinaryIO) -> Layout:
     return Layout(
         height, width, bands, np.dtype(kind).newbyteorder(order), compression != 1,
         predictor == 2, planar == 2, tiled, block, tuple(zip(offsets, lengths, strict=True)),
+        str(tags.get(42113, "")),
     )  # fmt: skip
 
 

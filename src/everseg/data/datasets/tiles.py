@@ -85,6 +85,7 @@ class TiledSplit:
         self.name, self.root, self.warnings = split.name, split.root, split.warnings
         self._split, self._tiles, self.reading = split, tiles, split.reading
         self.void_share, self.colours = split.void_share, split.colours
+        self.no_data_stated, self.raw_id = split.no_data_stated, split.raw_id
         rows = []
         for index in range(len(split)):
             for window in tiles.windows(*_size(split, index), training=split.name == "train"):
@@ -141,6 +142,10 @@ class TiledSplit:
     def own_palette(self, index: int) -> tuple[bytes, dict[int, int]]:
         """As that of the whole picture."""
         return self._split.own_palette(self._row(index)[0])
+
+    def no_data(self, index: int) -> int | None:
+        """As that of the whole picture."""
+        return self._split.no_data(self._row(index)[0])
 
     def fingerprint(self) -> str:
         """SHA-256 of the whole pictures' fingerprint and the windows."""

@@ -23,7 +23,7 @@ from everseg.data.datasets.file_names import FileNote
 from everseg.data.datasets.listing import LeftOut
 from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
 from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
-from everseg.data.mask_values import MaskFile, mixed_kinds, palettes_differ, void_doubts
+from everseg.data.mask_values import MaskFile, mixed_kinds, no_data_doubts, palettes_differ, void_doubts
 from everseg.data.writing import write_atomically
 from everseg.display import percent
 from everseg.errors import DataError, EversegError, some
@@ -179,6 +179,7 @@ def _of_split(name: str, split: Split, labels: RawLabels, samples: list[Examined
     for sample in samples:
         yield from _of_sample(name, sample, labels, found)
     yield from _together(name, samples)
+    yield from _no_data_images(name, labels, samples)
     present, void = found - set(labels.void), found & set(labels.void)
     if len(present) == 1 and void and len(labels.names) > 1:
         text = f"the only value besides {min(present)} is the ignore value {min(void)}: there is nothing to learn"
@@ -221,6 +222,27 @@ def _together(name: str, samples: list[Examined]) -> Iterator[Finding]:
         messages = list(dict.fromkeys(messages))
         what = "masks" if code == "palette-colours" else "images"
         yield finding("note", code, name, "", f"{len(messages)} {what}: {some(messages, 5)}")
+
+
+def _no_data_images(name: str, labels: RawLabels, samples: list[Examined]) -> Iterator[Finding]:
+    """Name the classes of pixels that GeoTIFF images call "no data"."""
+    pixels: dict[int, int] = {}
+    held = []
+    for sample in samples:
+        labelled = {raw: n for raw, n in sample.under_no_data.items() if raw in labels.names}
+        held += [sample.id] if labelled else []
+        for raw, count in labelled.items():
+            pixels[raw] = pixels.get(raw, 0) + count
+    total = sum(int(s.counts.sum()) for s in samples if s.counts is not None)
+    if held:
+        classes = [
+            f"{labels.names[raw]} ({percent(n / total)} % of all pixels)" for raw, n in sorted(pixels.items())
+        ]
+        text = (
+            f"{len(held)} images have pixels without data (GDAL_NODATA) that the masks label as {some(classes, 8)}: "
+            f"{some(held, 5)}"
+        )
+        yield finding("warning", "no-data-image", name, "", text)
 
 
 def _same_images(samples: Mapping[str, list[Examined]]) -> Iterator[Finding]:
@@ -312,6 +334,19 @@ def _of_values(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> Itera
     if all(getattr(split, "void_share", None) is not None for split in dataset.splits.values()):
         for doubt in mixed_kinds(plain, indexed):
             yield finding("error", "palettes-differ", "", "", doubt.found)
+    named = [
+        (
+            None if s.no_data in dataset.labels.void else s.no_data,
+            {int(i): int(s.counts[i]) for i in np.flatnonzero(s.counts)},
+        )
+        for name, of in samples.items()
+        for s in of
+        if s.counts is not None and not getattr(dataset.splits[name], "no_data_stated", True)
+    ]
+    for doubt in no_data_doubts(named):
+        (raw,) = doubt.values
+        text = f"{doubt.found}, which the description makes {dataset.labels.names.get(raw, 'undeclared')}"
+        yield finding("error", "no-data", "", "", text)
     total = np.sum(list(counts.values()), axis=0)
     names, void = dataset.labels.names, list(dataset.labels.void)
     lost = float(total[void].sum() / max(1, total.sum()))
@@ -404,7 +439,7 @@ def _changed(
             )
 
 
-FORMAT = 3
+FORMAT = 4
 """Version of the cached files; part of their name."""
 
 
@@ -440,10 +475,12 @@ def load_cache(file: Path) -> dict[str, Examined]:
             (image, mask),
             bytes.fromhex(palettes[palette]),
             dict(held),
+            own,
+            dict(under),
             signatures[i].tobytes(),
             tuple(stamps[i].tolist()) if stamps[i].any() else (),
         )
-        for i, (name, notes, image, mask, palette, held) in enumerate(texts)
+        for i, (name, notes, image, mask, palette, held, own, under) in enumerate(texts)
     }
 
 
@@ -461,7 +498,18 @@ def store_cache(file: Path, samples: Sequence[Examined]) -> None:
     if not healthy:
         return
     palettes = {palette: number for number, palette in enumerate(dict.fromkeys(s.palette for s in healthy))}
-    rows = [[s.id, s.notes, *s.digests, palettes[s.palette], sorted(s.stored.items())] for s in healthy]
+    rows = [
+        [
+            s.id,
+            s.notes,
+            *s.digests,
+            palettes[s.palette],
+            sorted(s.stored.items()),
+            s.no_data,
+            sorted(s.under_no_data.items()),
+        ]
+        for s in healthy
+    ]
     texts = json.dumps([[palette.hex() for palette in palettes], rows]).encode()
     buffer = io.BytesIO()
     np.savez_compressed(

@@ -18,9 +18,9 @@ from PIL import Image
 from everseg.data.base import Split, channels_of_split, image_fault, mask_fault
 from everseg.data.batches.index import count_ids
 from everseg.data.channels import picture_of
-from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, open_picture, orientation
+from everseg.data.datasets.decode import ENDINGS, LOSSY, UNLIMITED, no_data, open_picture, orientation
 from everseg.data.doctor.findings import Level
-from everseg.data.mask_values import own_palette
+from everseg.data.mask_values import own_no_data, own_palette
 from everseg.errors import DataError
 
 MAX_DECODED = 100_000_000
@@ -56,6 +56,10 @@ class Examined:
     """Red, green, blue of the stored ids from 0 on, of an indexed mask whose labels go by id."""
     stored: Mapping[int, int] = field(default_factory=dict)
     """Raw id -> stored id, of the ids in the mask; {} without palette."""
+    no_data: int | None = None
+    """The raw id that a GeoTIFF mask calls "no data"."""
+    under_no_data: Mapping[int, int] = field(default_factory=dict)
+    """Raw id -> pixels that a GeoTIFF image calls "no data"."""
     signature: bytes = b""
     """The image as grey picture of `SIGNATURE` x `SIGNATURE` bytes."""
     stamp: tuple[int, ...] = ()
@@ -129,8 +133,29 @@ def _examine(split: Split, index: int, name: str, paths: tuple[Path | None, Path
         digests,
         palette,
         stored,
+        own_no_data(split, index),
+        _under_no_data(split, index, image, mask),
         _signature(picture_of(image, channels)),
     )
+
+
+def _under_no_data(split: Split, index: int, image: np.ndarray, mask: np.ndarray) -> dict[int, int]:
+    """Raw id -> pixels, of those whose values a GeoTIFF image calls "no data" in all bands."""
+    path = _path(split, "image_path", index)
+    if path is None or path.suffix.lower() not in ENDINGS["TIFF"]:
+        return {}
+    try:
+        with path.open("rb") as file:
+            picture = open_picture(file, path, UNLIMITED)
+            value = no_data(picture)
+            if value is not None and channels_of_split(split) is None:  # `image` may be scaled to 8 bits
+                image = np.asarray(picture)
+    except Exception:  # only the data set's own reader can open it
+        return {}
+    if value is None or image.shape[:2] != mask.shape:
+        return {}
+    counts = count_ids(mask[(image == value).reshape(*mask.shape, -1).all(axis=2)])
+    return {int(raw): int(counts[raw]) for raw in np.flatnonzero(counts)}
 
 
 def _is_indexed(path: Path) -> bool:

@@ -46,6 +46,10 @@ REMEDIES: dict[str, str] = {
     "one-value": "There is nothing to learn: look whether the export lost the objects.",
     "void-share": "If these pixels are objects, describe them (everseg data init asks); if they are without "
     "annotation, write void_share: SHARE into the data.yaml, the largest share of the pixels that may be.",
+    "no-data": "If these pixels are without annotation, write ignore: ID into the data.yaml and take the class away; "
+    "if they are the class, write no_data: class.",
+    "no-data-image": "Where an image shows nothing, a network learns from black or filled pixels; mark them as ignored "
+    "in the masks if their labels were not meant.",
     "near-same-image": "Look at both: scores on images seen in training mean nothing.",
     "twin-image": "Nothing to do if this is meant; these images count twice.",
     "other-format": "Rename these files when convenient; they are read by their content.",

@@ -16,7 +16,7 @@ from everseg.data.batches.parallel import Progress
 from everseg.data.class_colours import colour_word
 from everseg.data.datasets import hf
 from everseg.data.datasets.decode import UNLIMITED, open_inside, open_picture
-from everseg.data.datasets.descriptor import palette_of, read_labelmap
+from everseg.data.datasets.descriptor import NO_DATA_CLASS, palette_of, read_labelmap
 from everseg.data.mask_values import (
     BLACK,
     VOID_SHARE,
@@ -560,6 +560,9 @@ def _keys(meaning: _Meaning) -> dict[str, Any]:
         colours = {n: palette[n][0] if len(palette[n]) == 1 else palette[n] for n in order}
         return keys | {"labels": {"palette": colours}}
     table = {v: n for v, n in meaning.named.items() if isinstance(v, int)}
+    own = [value for doubt in meaning.values.doubts if doubt.no_data for value in doubt.values]
+    if any(meaning.named[value] != IGNORE_NAME for value in own):
+        keys["no_data"] = NO_DATA_CLASS  # somebody named these ids
     keys |= _void_share(meaning, {v: 255 if n == IGNORE_NAME else raw[n] for v, n in table.items()})
     if all((v in meaning.ignore) if n == IGNORE_NAME else raw[n] == v for v, n in table.items()):
         return keys
