@@ -18,7 +18,7 @@ from PIL import Image
 from everseg.cli import main as cli
 from everseg.config.fields import DataConfig
 from everseg.data.base import Dataset
-from everseg.data.datasets import load_dataset
+from everseg.data.datasets import annotated, load_dataset, tool_files
 from everseg.errors import DataError
 from saying import must_say
 
@@ -901,3 +901,29 @@ def test_annotations_of_more_than_254_classes_become_masks_of_16_bits(
             (void,) = data.labels.void
             expected[40:44, :4] = void
         np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    "export", ["labelme JSON", "Label Studio JSON", "V7 JSON 2.0", "Supervisely JSON", "YOLO"]
+)
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_init_parses_every_annotation_once(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: str, side_by_side: bool
+) -> None:
+    for place in ("data/one", "data/two") if side_by_side else ("data",):
+        EXPORTS[export][0](tmp_path / place)
+    seen: list[int] = []
+    for name in ("labelme", "supervisely", "v7", "label_studio", "yolo"):
+        parse = getattr(tool_files, name)
+        monkeypatch.setattr(
+            tool_files, name, lambda *a, _parse=parse, **k: (seen.append(id(a[0])), _parse(*a, **k))[1]
+        )
+    read = annotated._json
+    paths: list[Path] = []
+    monkeypatch.setattr(annotated, "_json", lambda path: (paths.append(path), read(path))[1])
+    code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
+    assert code == 0, text
+    sets = 2 if side_by_side else 1
+    assert len(seen) == sets * (1 if "Studio" in export else COUNT)
+    own = [path for path in paths if path.name != "meta.json"]
+    assert len(own) == len(set(own)) == sets * {"YOLO": 0, "Label Studio JSON": 1}.get(export, COUNT)

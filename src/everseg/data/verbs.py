@@ -16,7 +16,7 @@ from everseg.config.loading import load_data
 from everseg.config.yaml import read
 from everseg.data.base import Dataset
 from everseg.data.class_weights import CONSTANT, ENCODER_CONSTANT, class_weights, dataset_pixels, output_order
-from everseg.data.datasets import load_dataset
+from everseg.data.datasets import annotated, load_dataset
 from everseg.data.doctor import findings
 from everseg.data.doctor.doctor import check_source
 from everseg.data.get import download as archives
@@ -330,6 +330,7 @@ class NewDomains(NewDescription):
         }
 
 
+@annotated.parsing_once()
 def init(
     folder: str | Path,
     *,

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,6 +48,7 @@ MAX_BYTES = 2 * 2**30
 LOOKED_AT = 20
 """So many files of a folder at most are parsed to find out which tool wrote them."""
 _BRUSH = re.compile(r"task-(\d+)-annotation-(\d+)-by-(.+)-tag-(.+)-(\d+)\.png")
+T = TypeVar("T")
 Found = tuple[str, Drawn]
 """The annotation file below the root, and what it says of one image."""
 
@@ -97,11 +101,11 @@ def build(
     if tool is None:
         raise DataError(f"{base}: no export of {', '.join(TOOLS)} there")
     index = FileIndex(base, follow_links=reading.follow_links)
-    found, listed, notes = _parsed(base, tool, index, reading)
+    found, listed, said = _parsed(base, tool, index, reading)
     names = _class_list(found, listed) if classes is None else _given_classes(classes)
     raw, void = {spelling(name): number for number, name in enumerate(names)}, ignored_id(len(names))
     items, left_out, more = _items(base, found, index, reading, raw, void)
-    notes += more
+    notes = [*said, *more]
     parts = _split_up(base, items, division, split is not None)
     splits: dict[str, CocoSplit] = {}
     for number, (name, of) in enumerate(parts.items()):
@@ -112,17 +116,37 @@ def build(
     return Dataset(tool, RawLabels(dict(enumerate(names)), background, (void,)), splits, tuple(notes))
 
 
+Parsed = tuple[list[Found], list[str], list[str]]
+"""What the files of an export say of every image, the class names that it lists, and notes."""
+_parsed_once: ContextVar[dict[Any, Any] | None] = ContextVar("_parsed_once", default=None)
+
+
+@contextmanager
+def parsing_once() -> Iterator[None]:
+    """Parse every file of an export once, however often it is opened within. The files must not change meanwhile."""
+    token = _parsed_once.set({})
+    try:
+        yield
+    finally:
+        _parsed_once.reset(token)
+
+
+def _kept(key: Any, make: Callable[[], T]) -> T:
+    """Make something, or within `parsing_once` take what was made under the same key."""
+    known = _parsed_once.get()
+    if known is None:
+        return make()
+    if key not in known:
+        known[key] = make()
+    return known[key]
+
+
 def find_tool(base: Path) -> str | None:
     """Find out which tool's export a folder is; None if it is none of `TOOLS`."""
     pngs = (name for _, _, files in walk(base) for name in files if _BRUSH.fullmatch(name))
     for path in islice(_json_files(base), LOOKED_AT):
-        try:
-            content = _json(path)
-        except DataError:
-            continue
-        for name, is_one in _KINDS.items():
-            if is_one(content):
-                return name
+        if name := _kept(("tool", path), partial(_tool_of, path)):
+            return name
     if next(pngs, None) is not None:
         return "label-studio-png"
     return "yolo" if _yolo_labels(base) and _is_yolo(base) else None
@@ -134,6 +158,25 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "v7": tool_files.is_v7,
     "label-studio": tool_files.is_label_studio,
 }
+
+
+def _tool_of(path: Path) -> str:
+    """The tool that wrote a file; "" if none of those known. Within `parsing_once` the content is kept."""
+    try:
+        content = _json(path)
+    except DataError:
+        return ""
+    name = next((name for name, is_one in _KINDS.items() if is_one(content)), "")
+    known = _parsed_once.get()
+    if name and known is not None:
+        known["content", path] = content
+    return name
+
+
+def _content(path: Path) -> Any:
+    """What `_tool_of` has parsed, which is then forgotten; else parse it."""
+    known = _parsed_once.get() or {}
+    return known.pop(("content", path)) if ("content", path) in known else _json(path)
 
 
 def _json_files(base: Path) -> Iterator[Path]:
@@ -157,13 +200,8 @@ def _json(path: Path) -> Any:
 # ---------------------------------------------------------------- what the files say
 
 
-def _parsed(
-    base: Path, tool: str, index: FileIndex, reading: Reading
-) -> tuple[list[Found], list[str], list[str]]:
+def _parsed(base: Path, tool: str, index: FileIndex, reading: Reading) -> Parsed:
     """Parse all files of an export.
-
-    Returns:
-        What they say of every image, the class names that the export lists, and notes.
 
     Raises:
         DataError: files that cannot be understood; lists the first.
@@ -177,17 +215,10 @@ def _parsed(
     for path in _json_files(base):
         inside = path.relative_to(base).as_posix()
         try:
-            content = _json(path)
-            if not _KINDS[tool](content):
-                continue
-            if tool == "labelme":
-                found.append((inside, tool_files.labelme(content)))
-            elif tool == "supervisely":
-                found.append((inside, tool_files.supervisely(content, _supervisely_image(inside))))
-            elif tool == "v7":
-                found += [(inside, drawn) for drawn in tool_files.v7(content)]
-            else:
-                found += [(inside, drawn) for drawn in tool_files.label_studio(content, reading)]
+            drawn = _kept((path, tool, reading), partial(_drawn, path, tool, reading))
+            if tool == "supervisely":  # its files do not name their image
+                drawn = [replace(one, image=_supervisely_image(inside)) for one in drawn]
+            found += [(inside, one) for one in drawn]
         except DataError as error:
             faults.append(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
     if faults:
@@ -197,6 +228,18 @@ def _parsed(
     if not found:
         raise DataError(f"{base}: no annotation of {tool} there")
     return found, _listed_classes(base, tool), []
+
+
+def _drawn(path: Path, tool: str, reading: Reading) -> list[Drawn]:
+    """Parse one file; [] if the tool did not write it."""
+    content = _content(path)
+    if not _KINDS[tool](content):
+        return []
+    if tool == "labelme":
+        return [tool_files.labelme(content)]
+    if tool == "supervisely":
+        return [tool_files.supervisely(content)]
+    return tool_files.v7(content) if tool == "v7" else tool_files.label_studio(content, reading)
 
 
 def _supervisely_image(inside: str) -> str:
@@ -265,7 +308,7 @@ def _is_yolo(base: Path) -> bool:
     return bool(lines) and all(_YOLO_LINE.fullmatch(" ".join(line.split())) for line in lines)
 
 
-def _yolo(base: Path, index: FileIndex, reading: Reading) -> tuple[list[Found], list[str], list[str]]:
+def _yolo(base: Path, index: FileIndex, reading: Reading) -> Parsed:
     known = _yolo_yaml(base)
     if known is None:
         raise DataError(
@@ -287,8 +330,9 @@ def _yolo(base: Path, index: FileIndex, reading: Reading) -> tuple[list[Found], 
                 empty.append(path)
                 found.append((path, Drawn(path, sized.height, sized.width)))
                 continue
-            content = (base / text).read_text(encoding="utf-8-sig", errors="replace")
-            found.append((text, tool_files.yolo(content, names, path, sized.height, sized.width)))
+            parse = partial(_yolo_file, base / text, names, sized.height, sized.width)
+            drawn = _kept((base / text, base / path, tuple(names.items())), parse)
+            found.append((text, replace(drawn, image=path)))
         except (DataError, OSError) as error:
             faults.append(f"{text or path}: {error}")
     if labels:
@@ -304,6 +348,11 @@ def _yolo(base: Path, index: FileIndex, reading: Reading) -> tuple[list[Found], 
     return found, list(names.values()), notes
 
 
+def _yolo_file(path: Path, names: Mapping[int, str], height: int, width: int) -> Drawn:
+    content = path.read_text(encoding="utf-8-sig", errors="replace")
+    return tool_files.yolo(content, names, height, width)
+
+
 def without_text(name: str) -> str:
     """A text file's path without its ending."""
     return name[: -len(".txt")]
@@ -313,7 +362,7 @@ def _is_mask_folder(path: str) -> bool:
     return any(part.lower() in ("masks", "mask", "visualization", "runs") for part in path.split("/")[:-1])
 
 
-def _brush_pngs(base: Path, index: FileIndex, reading: Reading) -> tuple[list[Found], list[str], list[str]]:
+def _brush_pngs(base: Path, index: FileIndex, reading: Reading) -> Parsed:
     """Read Label Studio's pictures of brushes, one for each task and label, beside images named by their tasks."""
     brushes: dict[str, list[tuple[str, str, str]]] = {}
     images: dict[str, str] = {}

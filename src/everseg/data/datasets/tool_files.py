@@ -30,7 +30,7 @@ class Drawn:
     """The annotation of one image."""
 
     image: str
-    """As the file names it."""
+    """As the file names it; "" if it does not."""
     height: int
     width: int
     """0 where the file does not give the size."""
@@ -99,11 +99,8 @@ def is_supervisely(content: Any) -> bool:
 SPLIT_TAGS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
-def supervisely(content: Mapping[str, Any], image: str) -> Drawn:
-    """Parse one file of Supervisely.
-
-    Args:
-        image: name of the image: the file's own name without its last ending.
+def supervisely(content: Mapping[str, Any]) -> Drawn:
+    """Parse one file of Supervisely. It does not name its image; that goes by the name of the file.
 
     Raises:
         DataError: an object without class or points, or of an unknown kind.
@@ -118,7 +115,7 @@ def supervisely(content: Mapping[str, Any], image: str) -> Drawn:
         names.append(f"{called} ({item.get('geometryType')} {item['classTitle']})")
     tags = [tag.get("name") if isinstance(tag, dict) else tag for tag in content.get("tags") or []]
     splits = {SPLIT_TAGS[t.lower()] for t in tags if isinstance(t, str) and t.lower() in SPLIT_TAGS}
-    return Drawn(image, height, width, objects, names, splits.pop() if len(splits) == 1 else "")
+    return Drawn("", height, width, objects, names, splits.pop() if len(splits) == 1 else "")
 
 
 def _supervisely_shape(called: str, item: Mapping[str, Any], height: int, width: int) -> Any:
@@ -423,8 +420,10 @@ def _brush(rle: Any, height: int, width: int) -> np.ndarray:
     return values.reshape(height, width, 4)[:, :, 3] >= 128
 
 
-def yolo(text: str, names: Mapping[int, str], image: str, height: int, width: int) -> Drawn:
+def yolo(text: str, names: Mapping[int, str], height: int, width: int) -> Drawn:
     """Parse the lines of YOLO's text for segmentation: class, then x and y of every corner as shares of the sides.
+
+    The text does not name its image.
 
     Raises:
         DataError: a line of another form, a box (5 numbers), or a class without a name.
@@ -455,7 +454,7 @@ def yolo(text: str, names: Mapping[int, str], image: str, height: int, width: in
             called.append(f"line {number} ({names[key]})")
     if faults:
         raise DataError("; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else ""))
-    return Drawn(image, height, width, objects, called)
+    return Drawn("", height, width, objects, called)
 
 
 def _side(value: Any) -> int:
