@@ -630,22 +630,20 @@ def segments_bitmaps_in_folders(root: Path) -> None:
         picture(root / f"labels/{n}_label_ground-truth.png", truth(n))
 
 
-def cityscapes_like(ids: tuple[int, int], beside: str = "", label: str = "") -> Callable[[Path], None]:
+def cityscapes_like(
+    ids: tuple[int, int], beside: str = "", label: str = "", city: str = "here", suffix: str = "labelIds"
+) -> Callable[[Path], None]:
     """Cityscapes' folders and names with other classes: by their ids, a file of names, or polygons."""
 
     def make(root: Path) -> None:
         for n in range(COUNT):
-            folder = f"{'train' if n < 6 else 'val'}/here"
-            photo(root / f"leftImg8bit/{folder}/{n}_leftImg8bit.png", n)
-            drawn = (
-                np.array([7, *ids], np.uint8)[truth(n)]
-                if ids[0] > 6
-                else np.array([0, *ids], np.uint8)[truth(n)]
-            )
-            picture(root / f"gtFine/{folder}/{n}_gtFine_labelIds.png", drawn)
+            folder, name = f"{'train' if n < 6 else 'val'}/{city}", f"{city}_{n:06d}_000019"
+            photo(root / f"leftImg8bit/{folder}/{name}_leftImg8bit.png", n)
+            drawn = np.array([7 if ids[0] > 6 else 0, *ids], np.uint8)[truth(n)]
+            picture(root / f"gtFine/{folder}/{name}_gtFine_{suffix}.png", drawn)
             if label:
-                shapes = [{"label": label, "polygon": corners(n, 1)}]
-                write(root / f"gtFine/{folder}/{n}_gtFine_polygons.json", {"objects": shapes})
+                shapes = [{"label": one, "polygon": corners(n, 1)} for one in label.split(",")]
+                write(root / f"gtFine/{folder}/{name}_gtFine_polygons.json", {"objects": shapes})
         if beside:
             write(root / "classes.txt", beside)
 
@@ -769,6 +767,18 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
         cityscapes_like((8, 11), label="kerb"),
         ("Cityscapes", "kerb", "data.yaml"),
     ),
+    "Cityscapes' tree, ids alone": (
+        cityscapes_like((8, 10)),
+        ("Cityscapes", 7, 8, 10, "data.dataset=cityscapes", "data.yaml"),
+    ),
+    "Cityscapes' tree, trainIds alone": (
+        cityscapes_like((1, 2), suffix="labelTrainIds"),
+        ("Cityscapes", "_gtFine_labelTrainIds.png", "data.dataset=cityscapes", "data.yaml"),
+    ),
+    "Cityscapes' tree, ids of other labels": (
+        cityscapes_like((8, 11), label="road,car"),
+        ("Cityscapes", 8, 11, "car", "_gtFine_labelIds.png"),
+    ),
     "NumPy masks": (arrays, ("0.npy", "PNG")),
     "brushes without the images' names": (brushes_without_images, ("task", "JSON", "12.jpg")),
     "brushes that overlap": (brushes_that_overlap, ("task", 3, "JSON")),
@@ -785,11 +795,34 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
 """What cannot be read -> (its tree, what a line of the message has to say)."""
 
 
-def test_cityscapes_own_classes_are_taken_for_cityscapes(say: Say, tmp_path: Path) -> None:
-    cityscapes_like((8, 11), label="cargroup")(tmp_path / "data")
+@pytest.mark.parametrize(
+    "tree",
+    [
+        cityscapes_like((8, 26), label="road,sidewalk,cargroup"),
+        cityscapes_like((8, 11), city="aachen"),
+        cityscapes_like((1, 2), city="aachen", suffix="labelTrainIds"),
+        cityscapes_like((8, 11), "road\nsidewalk\nbuilding\n"),
+    ],
+    ids=["polygons", "city", "city, trainIds", "names"],
+)
+def test_cityscapes_itself_is_recognised(say: Say, tmp_path: Path, tree: Callable[[Path], None]) -> None:
+    tree(tmp_path / "data")
     code, text = say("data", "init", str(tmp_path / "data"), "--yes", "--out", "made.yaml")
     assert code == 0, text
     assert "layout: cityscapes" in (tmp_path / "made.yaml").read_text()
+
+
+def test_own_pictures_named_by_years_are_not_taken_for_pascal_voc(say: Say, tmp_path: Path) -> None:
+    for n in range(COUNT):
+        name = f"2024_{n:06d}"
+        photo(tmp_path / f"data/JPEGImages/{name}.jpg", n)
+        picture(tmp_path / f"data/SegmentationClass/{name}.png", truth(n))
+    for part, numbers in (("train", range(6)), ("val", range(6, COUNT))):
+        lines = "".join(f"2024_{n:06d}\n" for n in numbers)
+        write(tmp_path / f"data/ImageSets/Segmentation/{part}.txt", lines)
+    data = opened(say, tmp_path / "data", "--classes", "road,tree", "--names-from", "1")
+    assert data.labels.names == {0: "background", 1: "road", 2: "tree"}
+    np.testing.assert_array_equal(data.splits["val"].read(1)[1], truth(7))
 
 
 @pytest.mark.parametrize("what", REFUSED)

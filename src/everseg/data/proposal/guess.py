@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -245,7 +245,7 @@ def _known(root: Path) -> Guess | None:
     if has("train", "trainannot") and named("train", f"^({'|'.join(SEQUENCES)})"):
         return Guess("CamVid", {"layout": "camvid"})
     voc = has("JPEGImages", "SegmentationClass", "ImageSets/Segmentation") and named(
-        "JPEGImages", r"^20\d\d_\d{6}\."
+        "JPEGImages", r"^20(07|08|09|10|11|12)_\d{6}\."
     )
     if voc and not (root / "labelmap.txt").exists():
         return Guess("Pascal VOC", {"layout": "voc"})
@@ -254,56 +254,99 @@ def _known(root: Path) -> Guess | None:
 
 LOOKED_AT = 20
 """So many masks and polygon files show whether a tree laid out as Cityscapes holds its classes."""
+CITIES = frozenset({
+    "aachen", "berlin", "bielefeld", "bochum", "bonn", "bremen", "cologne", "darmstadt", "dusseldorf", "erfurt",
+    "frankfurt", "hamburg", "hanover", "jena", "krefeld", "leverkusen", "lindau", "mainz", "monchengladbach", "munich",
+    "munster", "strasbourg", "stuttgart", "tubingen", "ulm", "weimar", "zurich",
+})  # fmt: skip
+"""Folders of Cityscapes with fine annotations."""
 
 
 def _require_cityscapes(root: Path) -> None:
-    """Refuse a tree that is laid out as Cityscapes but holds classes of its own.
+    """Refuse a tree that is laid out as Cityscapes but holds classes of its own, or may do so.
 
     Raises:
-        DataError: with the names or ids that are not those of Cityscapes, and how to describe the data.
+        DataError: with the names or ids that are not those of Cityscapes, or with both readings where neither the
+            names of cities nor of classes show that it is Cityscapes; and how to describe the data.
     """
     known = {label.name for label in CITYSCAPES}
     files = sorted(p for p in islice((root / "gtFine").rglob("*"), MAX_FILES) if p.is_file())
     foreign: set[str] = set()
+    named: dict[str, set[str]] = {}
     for file in _spread([p for p in files if p.name.endswith("_gtFine_polygons.json")]):
         try:
-            objects = json.loads(file.read_bytes())["objects"]
-            foreign |= {
-                str(o["label"]) for o in objects if str(o["label"]).removesuffix("group") not in known
-            }
+            labels = {str(o["label"]) for o in json.loads(file.read_bytes())["objects"]}
         except (OSError, ValueError, KeyError, TypeError):
             continue  # the reader says what is wrong with it
+        foreign |= {label for label in labels if label.removesuffix("group") not in known}
+        named[file.name.removesuffix("_polygons.json")] = labels
     beside = names_beside(root, ())
-    if beside is not None:
-        own = beside.names or tuple(beside.tied.values())
-        foreign |= {name for name in own if find_name(name, known) is None and not is_void_name(name)}
+    own = () if beside is None else beside.names or tuple(beside.tied.values())
+    foreign |= {name for name in own if find_name(name, known) is None and not is_void_name(name)}
     wrong = [f"the classes {some(sorted(foreign), 8)}"] if foreign else []
-    ignored = {VOID, *(label.id for label in CITYSCAPES if label.train_id == VOID and label.id >= 0)}
-    for suffix, allowed, void in (
-        ("_gtFine_labelIds", {label.id for label in CITYSCAPES}, ignored),
-        ("_gtFine_labelTrainIds", {*range(len(CITYSCAPES_CLASSES)), VOID}, {VOID}),
-    ):
-        ids: set[int] = set()
-        for file in _spread([p for p in files if p.stem.endswith(suffix) and p.suffix == ".png"]):
-            try:
-                with file.open("rb") as opened:
-                    ids |= {*np.unique(stored_ids(open_picture(opened, file, UNLIMITED), file)).tolist()}
-            except (DataError, OSError):
-                continue
-        # Label ids in place of trainIds have a message of their own, in the reader.
-        label_ids = suffix == "_gtFine_labelTrainIds" and ids <= {label.id for label in CITYSCAPES} | {VOID}
-        if ids - allowed and not label_ids:
-            wrong.append(f"the ids {some([str(i) for i in sorted(ids - allowed)], 8)} in *{suffix}.png")
-        elif len(ids) > 1 and ids <= void:
-            what = some([str(i) for i in sorted(ids)], 8)
-            wrong.append(f"only the ids {what} in *{suffix}.png, which Cityscapes ignores")
+    seen: dict[str, list[int]] = {}
+    for suffix, trained in (("_labelIds", False), ("_labelTrainIds", True)):
+        masks = _spread([p for p in files if p.stem.endswith(f"_gtFine{suffix}") and p.suffix == ".png"])
+        ids, more = _foreign_ids(masks, suffix, trained, named)
+        wrong += more
+        seen |= {suffix: sorted(ids)} if ids else {}
+    describe = (
+        "write a data.yaml with `images: leftImg8bit/{split}`, `masks: gtFine/{split}`, `splits: [train, val]`, `pair: "
+        "{image_suffix: _leftImg8bit, mask_suffix: _gtFine_labelIds}` and your `classes` (docs: plain folders), or "
+        "rename the folders to images/ and masks/"
+    )
     if wrong:
         raise DataError(
-            f"{root}: laid out as Cityscapes, but holds {'; '.join(wrong)}. If the classes are your own, write a "
-            "data.yaml with `images: leftImg8bit/{split}`, `masks: gtFine/{split}`, `splits: [train, val]`, `pair: "
-            "{image_suffix: _leftImg8bit, mask_suffix: _gtFine_labelIds}` and your `classes` (docs: plain folders), or "
-            "rename the folders to images/ and masks/; if they are Cityscapes' own, set data.dataset=cityscapes"
+            f"{root}: laid out as Cityscapes, but holds {'; '.join(wrong)}. If the classes are your own, {describe}; "
+            "if they are Cityscapes' own, set data.dataset=cityscapes"
         )
+    cities = (p.name for p in (root / "leftImg8bit").glob("*/*") if p.is_dir() and any(p.glob(f"{p.name}_*")))
+    if not (CITIES & {*cities} or any(named.values()) or own):
+        held = "; ".join(f"*_gtFine{suffix}.png: {some(list(map(str, i)), 12)}" for suffix, i in seen.items())
+        raise DataError(
+            f"{root}: laid out as Cityscapes, but neither its cities nor polygons nor a list of names say that the ids "
+            f"({held}) are those of Cityscapes. If they are (7 is road, 11 building; as trainIds 0 is road, 2 "
+            f"building): set data.dataset=cityscapes data.root={root}. If the classes are your own, {describe}"
+        )
+
+
+def _foreign_ids(
+    masks: list[Path], suffix: str, trained: bool, named: Mapping[str, set[str]]
+) -> tuple[set[int], list[str]]:
+    """The ids in masks of Cityscapes' names, and which cannot be Cityscapes' or are none of their polygons' labels.
+
+    Args:
+        trained: the masks are said to hold trainIds, not label ids.
+        named: name of a mask without `suffix` -> the labels of its polygons.
+    """
+    allowed = {*range(len(CITYSCAPES_CLASSES)), VOID} if trained else {label.id for label in CITYSCAPES}
+    ignored = {VOID}
+    if not trained:
+        ignored |= {label.id for label in CITYSCAPES if label.train_id == VOID and label.id >= 0}
+    label_ids = {label.id for label in CITYSCAPES} | {VOID}
+    ids: set[int] = set()
+    wrong: list[str] = []
+    for file in masks:
+        try:
+            with file.open("rb") as opened:
+                held = {*np.unique(stored_ids(open_picture(opened, file, UNLIMITED), file)).tolist()}
+        except (DataError, OSError):
+            continue
+        ids |= held
+        labels = {label.removesuffix("group") for label in named.get(file.stem.removesuffix(suffix), ())}
+        drawn = {label.train_id if trained else label.id for label in CITYSCAPES if label.name in labels}
+        if labels and not wrong and (strange := held - drawn - ignored):
+            what = some([str(i) for i in sorted(strange)], 8)
+            wrong.append(f"the ids {what} in {file.name}, whose polygons are {some(sorted(labels), 6)}")
+    # Label ids in place of trainIds have a message of their own, in the reader.
+    if trained and ids - allowed and ids <= label_ids:
+        return ids, []
+    if ids - allowed:
+        wrong = [f"the ids {some([str(i) for i in sorted(ids - allowed)], 8)} in *_gtFine{suffix}.png"]
+    elif len(ids) > 1 and ids <= ignored:
+        what = some([str(i) for i in sorted(ids)], 8)
+        wrong = [f"only the ids {what} in *_gtFine{suffix}.png, which Cityscapes ignores"]
+    return ids, wrong
 
 
 def _spread(files: list[Path]) -> list[Path]:
