@@ -124,6 +124,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.data.datasets.annotated:build",
             "Read the polygons and bitmaps of a labelling tool's export: labelme, Supervisely, V7, Label Studio, YOLO.",
         ),
+        "segments": Builtin(
+            "everseg.data.datasets.segments:build",
+            "Read a release of Segments.ai whose images (and bitmaps, `NAME_label_LABELSET.png`) lie below the root.",
+        ),
         "hf": Builtin(
             "everseg.data.datasets.hf:build",
             "Read a set of the `datasets` library in a folder of `save_to_disk` or of Parquet files.",

@@ -369,6 +369,82 @@ def segments(root: Path) -> None:
     write(root / "classes.txt", "0 background\n1 road\n2 tree\n")
 
 
+def _release(samples: list[dict[str, Any]], task: str = "segmentation-bitmap") -> dict[str, Any]:
+    categories = [{"id": 4, "name": "road", "color": [1, 2, 3]}, {"id": 9, "name": "tree"}]
+    dataset = {"name": "site", "owner": "ann", "task_type": task, "labelsets": [{"name": "ground-truth"}],
+               "task_attributes": {"format_version": "0.1", "categories": categories}, "samples": samples}  # fmt: skip
+    return {"name": "v0.1", "dataset": dataset}
+
+
+def _release_sample(number: int, attributes: dict[str, Any]) -> dict[str, Any]:
+    address = f"https://assets.example/5f/{number}0a.jpg?X-Signature=b.c"
+    label = {"label_status": "REVIEWED", "attributes": {"format_version": "0.1", **attributes}}
+    return {"name": f"site/{number}.png", "uuid": f"u{number}", "attributes": {"image": {"url": address}},
+            "metadata": {"split": "train" if number < 6 else "val"}, "labels": {"ground-truth": label}}  # fmt: skip
+
+
+def segments_release(root: Path) -> None:
+    """As SegmentsDataset(release) stores it: images named by the sample, bitmaps of objects by number."""
+    samples = []
+    for n in range(COUNT):
+        here = root / "segments/ann_site/v0.1/site"
+        photo(here / f"{n}.jpg", n)
+        objects = {1: 7 - n % 2, 2: 300 + n}
+        numbered = np.select([truth(n) == 1, truth(n) == 2], [objects[1], objects[2]], 0).astype(np.uint32)
+        stored = (numbered | 255 << 24).astype("<u4").view(np.uint8).reshape(HEIGHT, WIDTH, 4)
+        picture(here / f"{n}_label_ground-truth.png", stored)
+        address = {"url": f"https://assets.example/{n}.png"}
+        listed = [{"id": objects[k], "category_id": {1: 4, 2: 9}[k]} for k in (1, 2)]
+        samples.append(_release_sample(n, {"annotations": listed, "segmentation_bitmap": address}))
+    samples.append({**_release_sample(COUNT, {}), "labels": {"ground-truth": None}})
+    write(root / "site-v0.1.json", _release(samples))
+
+
+def segments_release_semantic(root: Path) -> None:
+    """The same with masks of classes, without bitmaps."""
+    segments_release(root)
+    for n in range(COUNT):
+        here = root / "segments/ann_site/v0.1/site"
+        (here / f"{n}_label_ground-truth.png").unlink()
+        picture(here / f"{n}_label_ground-truth_semantic.png", np.array([0, 4, 9], np.uint8)[truth(n)])
+
+
+def segments_polygons(root: Path) -> None:
+    samples = []
+    for n in range(COUNT):
+        photo(root / f"images/site/{n}.jpg", n)
+        listed = [
+            {"id": k, "category_id": {1: 4, 2: 9}[k], "type": "polygon", "points": corners(n, k)}
+            for k in (1, 2)
+        ]
+        listed.append({"id": 3, "category_id": 4, "type": "polyline", "points": [[1, 1], [9, 9]]})
+        samples.append(_release_sample(n, {"annotations": listed}))
+    write(root / "site-v0.1.json", _release(samples, "vector"))
+
+
+def segments_boxes(root: Path) -> None:
+    segments_polygons(root)
+    file = root / "site-v0.1.json"
+    write(file, file.read_text().replace('"polygon"', '"bbox"'))
+
+
+def segments_two_releases(root: Path) -> None:
+    segments_release(root)
+    write(root / "site-v0.2.json", (root / "site-v0.1.json").read_text())
+
+
+def segments_without_files(root: Path) -> None:
+    segments_release(root)
+    for file in root.rglob("*_label_ground-truth.png"):
+        file.unlink()
+
+
+def segments_object_unknown(root: Path) -> None:
+    segments_release(root)
+    file = root / "site-v0.1.json"
+    write(file, file.read_text().replace('"category_id": 9', '"category_id": 8'))
+
+
 def yolo(root: Path, images: str = "images/SPLIT", labels: str = "labels/SPLIT") -> None:
     for n in range(COUNT):
         photo(root / part_of(n)(images) / f"{n}.jpg", n)
@@ -403,7 +479,7 @@ def cvat_cityscapes(root: Path) -> None:
     write(root / "label_colors.txt", "0 0 0 background\n250 50 83 road\n51 221 255 tree\n")
 
 
-def stored(image: str, mask: str, parquet: bool) -> Callable[[Path], None]:
+def stored(image: str, mask: str, parquet: str = "") -> Callable[[Path], None]:
     def make(root: Path) -> None:
         datasets = pytest.importorskip("datasets")
         datasets.disable_progress_bars()
@@ -416,10 +492,13 @@ def stored(image: str, mask: str, parquet: bool) -> Callable[[Path], None]:
         table = datasets.Dataset.from_dict(columns, features=features)
         root.mkdir(exist_ok=True)
         write(root / "id2label.json", {"0": "background", "1": "road", "2": "tree"})
-        if parquet:
-            (root / "data").mkdir()
-            table.to_parquet(str(root / "data/train-00000-of-00001.parquet"))
-        else:
+        for part, rows in (("train", range(6)), ("validation", range(6, COUNT))) if parquet else ():
+            file = root / parquet.replace("SPLIT", part)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            several = [rows[:1], rows[1:]] if "NUMBER" in parquet else [rows]
+            for number, some in enumerate(several):
+                table.select(some).to_parquet(str(file).replace("NUMBER", f"{number:05d}"))
+        if not parquet:
             table.save_to_disk(str(root))
 
     return make
@@ -485,17 +564,26 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "V7 JSON 1.0": (v7_one, False),
     "V7 masks": (v7_masks, False),
     "Segments.ai masks": (segments, False),
+    "Segments.ai release": (segments_release, True),
+    "Segments.ai release, masks": (segments_release_semantic, False),
+    "Segments.ai release, polygons": (segments_polygons, True),
     "YOLO": (yolo, True),
     "YOLO, Roboflow's": (yolo_roboflow, True),
 }
 """Export -> (its tree, whether images 6 and 7 are its val)."""
 STORED = {
-    "save_to_disk": stored("image", "label", parquet=False),
-    "Segments.ai's columns": stored("pixel_values", "label", parquet=False),
+    "save_to_disk": stored("image", "label"),
+    "Segments.ai's columns": stored("pixel_values", "label"),
     "Segments.ai's bitmaps": bitmaps(),
     "Segments.ai's bitmaps, 16 bits": bitmaps("I;16"),
     "Segments.ai's bitmaps, JSON": bitmaps(how=json.dumps),
-    "unusual columns": stored("photo_before", "drawn_by_hand", parquet=False),
+    "Parquet": stored("image", "label", "data/SPLIT-00000-of-00001.parquet"),
+    "Parquet in parts, with hashes": stored(
+        "image", "annotation", "data/SPLIT-NUMBER-of-00002-3cc742d323f73634.parquet"
+    ),
+    "Parquet of the hub's branch": stored("pixel_values", "labels", "default/SPLIT/0000.parquet"),
+    "Parquet of one name": stored("image", "mask", "SPLIT.parquet"),
+    "unusual columns": stored("photo_before", "drawn_by_hand"),
 }
 
 
@@ -523,7 +611,8 @@ def opened(say: Say, root: Path, *options: str) -> Dataset:
     return load_dataset(DataConfig(dataset="made.yaml"))
 
 
-def require_true(data: Dataset, splits: bool) -> None:
+def require_true(data: Dataset, splits: bool, *, val_from: int = 0) -> None:
+    """Compare every pixel. Where samples are named by their place in the split, `val` begins with image `val_from`."""
     names = data.labels.names
     road, tree = (next(i for i, name in names.items() if name == wanted) for wanted in ("road", "tree"))
     assert set(names) == {data.labels.background, road, tree}
@@ -533,6 +622,7 @@ def require_true(data: Dataset, splits: bool) -> None:
             number = int(
                 "".join(c for c in split.id(index).split("/")[-1].split("_")[0].split("-")[-1] if c.isdigit())
             )
+            number += val_from if split_name == "val" else 0
             found[number] = split_name
             mask = split.read(index)[1]
             wanted = np.array([data.labels.background, road, tree], np.uint8)[truth(number)]
@@ -558,7 +648,8 @@ def test_a_stored_set_is_opened_by_itself(
     STORED[kind](tmp_path / "data")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     data = opened(say, tmp_path / "data")
-    require_true(data, False)
+    parquet = kind.startswith("Parquet")
+    require_true(data, parquet, val_from=6 if parquet else 0)
 
 
 def test_objects_by_number_without_their_classes_are_refused(
@@ -753,6 +844,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[object, ...]]] = {
         segments_bitmaps_in_folders,
         ("_label_ground-truth", "semantic", "number"),
     ),
+    "Segments.ai's boxes": (segments_boxes, ("site-v0.1.json", 24, "polygon")),
+    "Segments.ai, two releases": (
+        segments_two_releases,
+        ("site-v0.1.json", "site-v0.2.json", "release=FILE.json"),
+    ),
+    "Segments.ai, no bitmaps": (segments_without_files, ("site-v0.1.json", "ground-truth", "files")),
+    "Segments.ai, foreign categories": (segments_object_unknown, ("site-v0.1.json", 8, "categories")),
     "masks of objects by number": (instance_ids, ("_instanceIds", "number", "rename")),
     "Cityscapes' tree, ids beyond": (
         cityscapes_like((8, 40)),

@@ -21,7 +21,7 @@ import numpy as np
 from everseg.config.yaml import read as read_yaml
 from everseg.data.base import Dataset
 from everseg.data.datasets import tool_files
-from everseg.data.datasets.coco import CocoSplit, Item, _with_size, same_ids
+from everseg.data.datasets.coco import CocoSplit, Item, same_ids, with_size
 from everseg.data.datasets.coco_shapes import Picture, packed_runs
 from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import division_of
@@ -325,7 +325,7 @@ def _yolo(base: Path, index: FileIndex, reading: Reading) -> Parsed:
         text = labels.pop(place, None) or labels.pop(without_ending(path), None)
         empty_picture = Picture(path, 0, 0)
         try:
-            sized = _with_size(base, path, empty_picture, reading)
+            sized = with_size(base, path, empty_picture, reading)
             if text is None:
                 empty.append(path)
                 found.append((path, Drawn(path, sized.height, sized.width)))
@@ -457,7 +457,7 @@ def _items(
             table[name] = number
         objects = [(table[name], shape) for name, shape in drawn.objects]
         picture = Picture(drawn.image, drawn.height, drawn.width, objects, drawn.names)
-        picture = _with_size(base, path, picture, reading)
+        picture = with_size(base, path, picture, reading)
         if path in items:
             raise DataError(
                 f"{base}: {items[path][1][0][2]} and {file} both annotate {path}; keep one of them"

@@ -378,7 +378,7 @@ def _gathered(
         for picture, path in zip(file.pictures, paths, strict=True):
             if path is None:
                 continue
-            picture = _with_size(base, path, picture, reading)
+            picture = with_size(base, path, picture, reading)
             name = (
                 path
                 if prefix in (None, "") or not path.startswith(f"{prefix}/")
@@ -500,7 +500,7 @@ def _paths(
     ], prefix
 
 
-def _with_size(base: Path, path: str, picture: Picture, reading: Reading) -> Picture:
+def with_size(base: Path, path: str, picture: Picture, reading: Reading) -> Picture:
     """Take the size from the image itself where the file does not give it."""
     if picture.height and picture.width:
         return picture
@@ -545,23 +545,9 @@ def read_file(base: Path, path: Path, reading: Reading | None = None) -> CocoFil
         DataError: not below `base`, unreadable, or not in COCO's format; the error lists the first faults.
     """
     reading = reading or Reading()
-    try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(base) and not reading.follow_links:
-            raise DataError(
-                f"{path}: lies outside of the data folder {base}; copy it there, or set data.options.follow_links=true"
-            )
-        if not path.is_relative_to(base):
-            path = real
-        if not real.is_file() or real.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: is no file, or larger than {MAX_BYTES >> 30} GB; cut it into several")
-        content = json.loads(real.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: the annotations cannot be read ({error})") from None
-    except RecursionError:
-        raise DataError(f"{path}: is nested too deeply to be annotations") from None
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error})") from None
+    content = read_json(base, path, reading)
+    if not path.is_relative_to(base):
+        path = path.resolve()
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in LISTS):
         raise DataError(
             f"{path}: is not of COCO's form: expected an object with the lists {', '.join(LISTS)}"
@@ -589,6 +575,29 @@ def read_file(base: Path, path: Path, reading: Reading | None = None) -> CocoFil
     if warnings:
         warnings = [f"{path}: left out: {some(warnings, _SHOWN, '; ')}"]
     return CocoFile(path, categories, parents, list(pictures.values()), tuple(warnings))
+
+
+def read_json(base: Path, path: Path, reading: Reading) -> Any:
+    """Parse a JSON file of annotations.
+
+    Raises:
+        DataError: not below `base` (unless links are followed), too large, unreadable, or no JSON.
+    """
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(base) and not reading.follow_links:
+            raise DataError(
+                f"{path}: lies outside of the data folder {base}; copy it there, or set data.options.follow_links=true"
+            )
+        if not real.is_file() or real.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: is no file, or larger than {MAX_BYTES >> 30} GB; cut it into several")
+        return json.loads(real.read_bytes())
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RecursionError):
+            raise DataError(f"{path}: is nested too deeply to be annotations") from None
+        raise DataError(f"{path}: the annotations cannot be read ({error})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error})") from None
 
 
 def _key(item: Any, key: str) -> Any:

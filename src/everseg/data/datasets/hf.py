@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,13 +23,14 @@ from everseg.data.datasets.decode import (
     open_inside,
     open_picture,
     orientation,
-    stored_ids,
     turn,
 )
 from everseg.data.datasets.descriptor import division_of, parse
+from everseg.data.datasets.file_names import split_in_name
+from everseg.data.datasets.numbered import annotated_objects, classes_of, numbers
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.data.datasets.relabel import most_id
-from everseg.errors import ConfigError, DataError
+from everseg.errors import ConfigError, DataError, some
 
 IMAGES = ("image", "pixel_values", "img", "images", "photo", "picture", "rgb", "input_image", "input")
 """Usual names of the images' column, the first ones first."""
@@ -161,7 +163,7 @@ class ColumnSplit:
             picture = open_picture(file, shown, self.reading)
             if self._objects is None:
                 return decode_mask(picture, shown, MaskCoding(most=self._most))
-            return _classes_of(numbers(picture, shown), self._annotations(index), shown, self._most)
+            return classes_of(numbers(picture, shown), self._annotations(index), shown, self._most)
 
     def fingerprint(self) -> str:
         """SHA-256 over the samples' names, the masks' bytes and the objects' classes."""
@@ -214,14 +216,29 @@ def _tables(base: Path) -> dict[str, Any]:
                 raise DataError(f"{base}: neither a folder of save_to_disk nor one with Parquet files")
             by_split: dict[str, list[str]] = {}
             for file in files:
-                # "train-00000-of-00002.parquet" is a part of "train".
-                by_split.setdefault(file.name.split("-")[0].removesuffix(".parquet"), []).append(str(file))
+                by_split.setdefault(_split_of(file.relative_to(base)) or _ALL, []).append(str(file))
+            if _ALL in by_split and len(by_split) > 1:
+                lonely = [Path(file).name for file in by_split.pop(_ALL)]
+                raise DataError(
+                    f"{base}: {some(lonely, 5)} name no split, beside files of {', '.join(by_split)}; rename them "
+                    "(train-00000-of-00001.parquet), or move them away"
+                )
             stored = datasets.load_dataset("parquet", data_files=by_split)
+            stored = stored[_ALL] if _ALL in by_split else stored
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{base}: the stored data set cannot be read ({error}); store it again") from None
     if not isinstance(stored, dict):
         return {"": stored}
     return {"val" if name == "validation" else name: table for name, table in stored.items()}
+
+
+_ALL = "all"
+
+
+def _split_of(file: Path) -> str:
+    """The split that a Parquet file is a part of: of `train-00000-of-00002.parquet`, `train/0000.parquet`; or ""."""
+    part = re.fullmatch(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?", file.stem)
+    return split_in_name(PurePosixPath(file.as_posix())) or (part[1] if part else "")
 
 
 def _undecoded(table: Any, columns: tuple[str, ...]) -> Any:
@@ -302,62 +319,6 @@ def _is_single_channel(table: Any, column: str) -> bool:
     return True
 
 
-def annotated_objects(value: Any) -> dict[int, int] | None:
-    """Read number of an object -> class from a list of annotations or its JSON; None if it is something else."""
-    if isinstance(value, str | bytes):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    if isinstance(value, Mapping) and isinstance(value.get("annotations"), list):
-        value = value["annotations"]
-    if isinstance(value, Mapping):  # `datasets` stores a sequence of entries as columns
-        keys = [key for key in ("id", "category_id") if isinstance(value.get(key), list)]
-        if len(keys) < 2:
-            return None
-        value = [dict(zip(keys, pair, strict=False)) for pair in zip(*(value[k] for k in keys), strict=False)]
-    if not isinstance(value, list):
-        return None
-    try:
-        return {int(entry["id"]): int(entry["category_id"]) for entry in value}
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def numbers(picture: Any, shown: Path) -> np.ndarray:
-    """Decode a picture of objects by number, (H, W); colours count red + 256 green + 65536 blue."""
-    if picture.mode not in ("RGB", "RGBA", "RGBX"):
-        return stored_ids(picture, shown)
-    rgb = np.asarray(decode_image(picture, shown)).astype(np.int64)
-    return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
-
-
-def _classes_of(found: np.ndarray, classes: Mapping[int, int], shown: Path, most: int) -> np.ndarray:
-    """Turn objects by number into ids of classes; pixels of no object (0) stay 0.
-
-    Raises:
-        DataError: an object without annotation, pixels of no object beside a class 0, or a class beyond `most`.
-    """
-    values, places = np.unique(found, return_inverse=True)
-    present = values.tolist()
-    if unknown := [v for v in present if v != 0 and v not in classes]:
-        raise DataError(
-            f"{shown}: objects {unknown[:12]} have no annotation; correct it, or leave the sample out"
-        )
-    if 0 in present and 0 not in classes and 0 in classes.values():
-        raise DataError(
-            f"{shown}: 0 is a class of the annotations, and the pixels of no object would get it as well; give the "
-            "classes ids from 1 on"
-        )
-    wanted = [classes.get(v, 0) for v in present]
-    if wrong := [v for v in wanted if not 0 <= v <= most]:
-        raise DataError(
-            f"{shown}: category_id {wrong[:12]} lie outside 0..{most}; declare classes of these ids"
-        )
-    table = np.array(wanted, np.uint8 if max(wanted) <= 255 else np.uint16)
-    return table[places].reshape(found.shape)
-
-
 def _objects(table: Any, mask: str, given: str | None, where: str) -> str | None:
     """Find the column that says which class an object is; None: the masks hold classes.
 
@@ -399,8 +360,8 @@ def _objects(table: Any, mask: str, given: str | None, where: str) -> str | None
 
 def _may_be_objects(table: Any, mask: str, column: str) -> bool:
     """Whether all values of the first masks are objects of their annotations."""
-    some = _undecoded(table.select(range(min(LOOKED_AT, len(table)))), (mask, column))
-    for row in some:
+    rows = _undecoded(table.select(range(min(LOOKED_AT, len(table)))), (mask, column))
+    for row in rows:
         data = row[mask].get("bytes") if isinstance(row[mask], dict) else row[mask]
         classes = annotated_objects(row[column])
         if data is None or classes is None:

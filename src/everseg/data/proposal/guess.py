@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.data.datasets import annotated, coco
+from everseg.data.datasets import annotated, coco, segments
 from everseg.data.datasets.camvid import SEQUENCES
 from everseg.data.datasets.decode import ENDINGS, PICTURE_ENDINGS, UNLIMITED, open_picture, stored_ids
 from everseg.data.datasets.file_names import SPLITS, walk, walk_pictures, without_ending
@@ -135,6 +135,8 @@ def _guess(root: Path, follow_links: bool) -> Guess:
         root.glob(PARQUET)
     ):
         return Guess("a set of the datasets library", {"layout": "hf"})
+    if segments.find_releases(root, follow_links=follow_links):
+        return _of_release(root, follow_links)
     tool = annotated.find_tool(root)
     if tool is not None and (found := _of_tool(root, tool, follow_links)) is not None:
         return found
@@ -150,6 +152,19 @@ TOOL_NAMES = {
     "label-studio": "Label Studio's JSON", "label-studio-png": "Label Studio's pictures of brushes",
     "yolo": "YOLO's polygons",
 }  # fmt: skip
+
+
+def _of_release(root: Path, follow_links: bool) -> Guess:
+    """The layout of Segments.ai's release; plain folders where masks of classes are there and its bitmaps are not."""
+    try:
+        data = segments.build(root, on_missing="skip", follow_links=follow_links)
+    except DataError as error:
+        try:
+            return _plain(root, follow_links)
+        except DataError:
+            raise error from None
+    images = sum(len(split) for split in data.splits.values())
+    return Guess("a release of Segments.ai", {"layout": "segments"}, (), images)
 
 
 def _of_tool(root: Path, tool: str, follow_links: bool) -> Guess | None:

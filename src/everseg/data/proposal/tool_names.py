@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from everseg.data.datasets import segments
 from everseg.data.mask_values import Value
 from everseg.data.proposal.naming import NameList
 from everseg.labels import spelling
@@ -19,6 +20,7 @@ COLOURS = ("obj_class_to_machine_color.json",)
 """Supervisely's."""
 IDS = ("id2label.json",)
 """What the `transformers` library writes: id -> name."""
+RELEASE = "a release of Segments.ai"
 DEPTH = 2
 
 
@@ -32,8 +34,9 @@ def tool_names(root: Path, values: Iterable[Value]) -> NameList | None:
     by_colour = any(isinstance(value, tuple) for value in values)
     tied: dict[Value, str] = {}
     sources: list[str] = []
-    for name in (*TABLES, *COLOURS, *IDS):
-        for file in sorted(f for depth in range(DEPTH + 1) for f in root.glob("*/" * depth + name)):
+    for name in (*TABLES, *COLOURS, *IDS, RELEASE):
+        files = sorted(f for depth in range(DEPTH + 1) for f in root.glob("*/" * depth + name))
+        for file in segments.find_releases(root) if name == RELEASE else files:
             rows = _table(file) if name in TABLES else _json(file)
             shown = file.relative_to(root).as_posix()
             for value, text in rows.items():
@@ -86,6 +89,8 @@ def _table(file: Path) -> dict[Value, str]:
 def _json(file: Path) -> dict[Value, str]:
     """Name -> [red, green, blue], or id -> name."""
     try:
+        if file.name not in (*COLOURS, *IDS):
+            return dict(segments.category_names(file))
         content: Any = json.loads(file.read_bytes())
         if file.name in IDS:
             return {int(key): str(name) for key, name in content.items()}
