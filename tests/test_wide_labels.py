@@ -245,3 +245,58 @@ def test_colours_of_many_classes_repeat_and_ignored_pixels_are_grey():
     drawn = colourise(ids)[0].tolist()
     few = colourise(np.array([[0, 1, 2, 255]], np.uint8))[0].tolist()
     assert drawn == [few[0], few[1], few[1], few[2], few[3]]
+
+
+def test_init_takes_masks_of_16_bits_whose_ids_a_list_names(tmp_path, call):
+    wide_data(tmp_path / "site")
+    (tmp_path / "site/data.yaml").unlink()
+    code, _, err = call("data", "init", tmp_path / "site", "--yes", "--out", tmp_path / "a.yaml")
+    assert code == 3
+    must_say(err, "classes.txt", "data.yaml", 65534)
+    (tmp_path / "site/classes.txt").write_text(
+        "background\n" + "".join(f"thing {i}\n" for i in range(1, 400))
+    )
+    code, _, err = call("data", "init", tmp_path / "site", "--yes", "--out", tmp_path / "a.yaml")
+    assert code == 0, err
+    dataset = load_dataset(DataConfig(dataset=str(tmp_path / "a.yaml")))
+    assert [dataset.labels.names[i] for i in (0, 255, 399)] == ["background", "thing 255", "thing 399"]
+    for name, split in dataset.splits.items():
+        for index in range(len(split)):
+            stored = np.asarray(Image.open(tmp_path / f"site/masks/{name}/{split.id(index)}.png"))
+            (void,) = dataset.labels.void
+            np.testing.assert_array_equal(split.read_mask(index), np.where(stored == 65535, void, stored))
+    assert call("data", "check", tmp_path / "a.yaml")[0] == 0
+
+
+def test_255_among_ids_of_16_bits_is_asked_for(tmp_path, call):
+    for place in range(4):
+        mask = np.zeros((40, 40), np.uint16)
+        mask[5:15, 5:15], mask[20:30, 5:15], mask[5:15, 20:30] = 300, 7, 255
+        for kind, pixels in (("masks", mask), ("images", (mask % 251 + place).astype(np.uint8))):
+            (tmp_path / "site" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "site" / kind / f"{place}.png")
+    code, _, err = call("data", "init", tmp_path / "site", "--yes", "--out", tmp_path / "a.yaml")
+    assert code == 3
+    must_say(err, 255, "%", "ignore=255", "NAME=255")
+    tied = "background=0,a=7,b=300,ignore=255"
+    assert call("data", "init", tmp_path / "site", "--classes", tied, "--out", tmp_path / "a.yaml")[0] == 0
+
+
+def test_masks_of_16_bits_in_a_stored_set(tmp_path, call, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    wide_data(tmp_path / "files")
+    masks = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "files/masks/train").iterdir())]
+    photos = [Image.open(p) for p in sorted((tmp_path / "files/images/train").iterdir())]
+    columns = {"image": photos, "label": [Image.fromarray(m) for m in masks]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "set/id2label.json").write_text(json.dumps({i: f"c{i}" for i in range(CLASSES)}))
+    code, _, err = call("data", "init", tmp_path / "set", "--yes", "--out", tmp_path / "a.yaml")
+    assert code == 0, err
+    dataset = load_dataset(DataConfig(dataset=str(tmp_path / "a.yaml")))
+    (void,) = dataset.labels.void
+    for split in dataset.splits.values():
+        for index in range(len(split)):
+            stored = masks[int(split.id(index))]
+            np.testing.assert_array_equal(split.read_mask(index), np.where(stored == 65535, void, stored))

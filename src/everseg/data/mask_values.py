@@ -31,6 +31,7 @@ from everseg.data.datasets.decode import (
 )
 from everseg.display import percent
 from everseg.errors import DataError, some
+from everseg.labels import IGNORED_WIDE
 
 Value = int | Colour
 """What a mask stores for a class: an id or a colour."""
@@ -204,6 +205,16 @@ def decide(
     found = void_doubts(rows)
     if high != [WHITE] and len(high) == 1 and others and max(others) <= LOW:
         found = void_doubts(rows, high[0])
+    if WHITE in ids and any(WHITE < i < IGNORED_WIDE for i in ids) and not {WHITE - 1, WHITE + 1} & {*ids}:
+        share = percent(ids[WHITE] / sum(ids.values()))
+        found += (
+            Doubt(
+                frozenset({WHITE}),
+                f"ids beyond 255 are there, and 255 on {share} % of the pixels: a class like them, or pixels without "
+                "annotation, as in masks of bytes.",
+                "--classes ignore=255 and a NAME=ID for every class, or NAME=255 and so on",
+            ),
+        )
     found += _ends(ids) or _thin(ids, blocks, "ids")
     if of["ids"]:
         found += _strangers(rows) or mixed_kinds(of["ids"], of["indexed"])
@@ -573,7 +584,7 @@ def _file(job: tuple[Path, list[str], bool], index: int) -> MaskFile | str:
     if pixels.ndim != 2:
         return f"{name}: a mask of mode {picture.mode}"
     counts = value_counts(pixels.reshape(-1))
-    if len(counts) > MANY:
+    if len(counts) > MANY and (kind == "colours" or pixels.dtype == np.uint8 or max(counts) > IGNORED_WIDE):
         return f"{name}: {len(counts)} different values; no mask of classes"
     if kind == "indexed" and _is_ramp(palette, counts):
         kind, palette = "ids", b""

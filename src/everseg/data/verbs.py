@@ -21,7 +21,7 @@ from everseg.data.doctor import findings
 from everseg.data.doctor.doctor import check_source
 from everseg.data.get import download as archives
 from everseg.data.get import draw_masks
-from everseg.data.proposal.describe import NO_BACKGROUND, Described, Proposal, describe, propose
+from everseg.data.proposal.describe import MOST, NO_BACKGROUND, Described, Proposal, describe, propose
 from everseg.data.proposal.guess import data_sets_below
 from everseg.data.proposal.like import class_names_of, is_bundle, matching, near, read_like
 from everseg.data.proposal.naming import TwoReadingsError
@@ -387,7 +387,7 @@ def init(
     def one(place: Path, file: Path) -> NewDescription:
         with counting(f"reading the masks of {place}", quiet=quiet) as advance:
             proposal = propose(place, follow_links=follow_links, progress=advance)
-        answer = None if ask is None else ask(proposal)
+        answer = None if ask is None or len(proposal.unnamed) > MOST else ask(proposal)
         names = answer if classes is None else classes
 
         def finished(background: str | None, first: int | None) -> Described:

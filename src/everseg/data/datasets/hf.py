@@ -106,7 +106,10 @@ def build(
 
 
 class ColumnSplit:
-    """Images and masks in two columns of a table; satisfies `everseg.data.base.Split`."""
+    """Images and masks in two columns of a table; satisfies `everseg.data.base.Split`.
+
+    `most` is the largest raw id that masks may hold.
+    """
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class ColumnSplit:
             raise ConfigError(
                 "data.options.channels: images in a table are RGB pictures; give files, described by a data.yaml"
             )
-        self.name, self.warnings, self._objects, self._most = name, (), objects, most
+        self.name, self.warnings, self._objects, self.most = name, (), objects, most
         self._root, self._table, self._columns, self.reading = root, table, columns, reading
         self._rows = [row for row in rows if (name, f"{row:06d}") not in reading.skip]
         if not self._rows:
@@ -162,8 +165,8 @@ class ColumnSplit:
         with self._open(index, 1) as file:
             picture = open_picture(file, shown, self.reading)
             if self._objects is None:
-                return decode_mask(picture, shown, MaskCoding(most=self._most))
-            return classes_of(numbers(picture, shown), self._annotations(index), shown, self._most)
+                return decode_mask(picture, shown, MaskCoding(most=self.most))
+            return classes_of(numbers(picture, shown), self._annotations(index), shown, self.most)
 
     def fingerprint(self) -> str:
         """SHA-256 over the samples' names, the masks' bytes and the objects' classes."""

@@ -45,12 +45,22 @@ from everseg.data.proposal.naming import (
 from everseg.data.proposal.tool_names import tool_names
 from everseg.display import percent
 from everseg.errors import ConfigError, DataError, some
-from everseg.labels import BACKGROUND, IGNORE_NAME, doubled, find_name, is_background_name, spelling
+from everseg.labels import (
+    BACKGROUND,
+    IGNORE_NAME,
+    IGNORED_WIDE,
+    doubled,
+    find_name,
+    is_background_name,
+    spelling,
+)
 
 MOST = 254
 """Classes that a mask of bytes can hold beside background and void."""
 LARGE = 8_000_000
 """Pictures of more pixels are read in windows."""
+SHOWN = 256
+"""Most classes that the table lists."""
 NO_BACKGROUND = "none"
 """What stands for the name of the background where there is none."""
 
@@ -168,6 +178,8 @@ def _of_columns(root: Path, progress: Progress | None) -> Values:
     data = hf.build(root, classes={i: f"id {i}" for i in range(256)}, ignore=None)
     total, files = sum(len(split) for split in data.splits.values()), []
     for name, split in data.splits.items():
+        if isinstance(split, hf.ColumnSplit):
+            split.most = IGNORED_WIDE  # whatever the masks hold is counted
         for index in range(len(split)):
             mask = split.read_mask(index)
             counts = value_counts(mask.reshape(-1))
@@ -287,6 +299,12 @@ def _named(proposal: Proposal, given: Sequence[str] | None, first: int | None) -
         raise ConfigError(
             f"--names-from {first}: there is no plain list of names for ids that it could be about"
         )
+    if names is None and values.ids and len(proposal.unnamed) > MOST:
+        raise DataError(
+            f"{proposal.root}: {len(proposal.unnamed)} different ids in the masks: instance ids, or resized masks; "
+            "export class ids. If all are classes, put a list of their names beside the data (classes.txt), or write a "
+            "data.yaml that lists them as `classes: {ID: NAME, ...}` (ids up to 65534; docs: data)"
+        )
     if names is not None and names.fault:
         raise DataError(f"{proposal.root}: {names.fault}")
     stored: list[Value] = [*values.colours, *values.ids]
@@ -314,8 +332,8 @@ def _named(proposal: Proposal, given: Sequence[str] | None, first: int | None) -
     zero: Value = BLACK if values.colours else 0
     if zero in stored and zero not in named and not any(is_background_name(n) for n in named.values()):
         named, extra = {zero: BACKGROUND, **named}, BACKGROUND
-    if WHITE in values.ids and WHITE not in named and proposal.ignore == WHITE:
-        named[WHITE] = IGNORE_NAME
+    if proposal.ignore in values.ids and proposal.ignore not in named:
+        named[proposal.ignore] = IGNORE_NAME
     _require_named(values, named, names)
     problems = _wrong_names(named, names)
     if problems:
@@ -391,9 +409,25 @@ def _numbered(
         ignore = tuple(sorted(v for v in void if isinstance(v, int)))
         return _Meaning(values, named, dict(sorted(own.items())), ignore, extra=extra, notes=notes)
     classes.sort(key=lambda name: not is_background_name(name))
+    if len(classes) > MOST + 1 and not values.colours:
+        return _wide(values, named, extra, notes)
     if len(classes) > MOST + 1:
         raise DataError(f"{len(classes)} classes; a mask of bytes holds {MOST + 1} beside the ignored value")
     return _Meaning(values, named, dict(enumerate(classes)), (255,) if void else (), extra=extra, notes=notes)
+
+
+def _wide(values: Values, named: Mapping[Value, str], extra: str | None, notes: tuple[str, ...]) -> _Meaning:
+    """Keep the ids of masks of 16 bits as they are stored, where there are more classes than a byte holds."""
+    own = {v: n for v, n in named.items() if isinstance(v, int) and n != IGNORE_NAME}
+    ignore = tuple(sorted(v for v, n in named.items() if isinstance(v, int) and n == IGNORE_NAME))
+    several = {n for n in own.values() if sum(n == other for other in own.values()) > 1}
+    if several or max(own) >= IGNORED_WIDE:
+        what = f"several ids are {some(sorted(several), 4)}" if several else f"id {IGNORED_WIDE} is a class"
+        raise DataError(
+            f"{len(own)} classes, and {what}; with more than {MOST + 1} classes every id up to {IGNORED_WIDE - 1} has "
+            "a name of its own: export the masks so"
+        )
+    return _Meaning(values, named, dict(sorted(own.items())), ignore, extra=extra, notes=notes)
 
 
 def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> _Meaning:
@@ -602,7 +636,8 @@ def _table(meaning: _Meaning) -> list[str]:
         if name == meaning.background:
             number += " (background)"
         lines.append(f"{_coloured(value)}{place} = {number}: {share or 'in no mask'}")
-    return lines
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
 
 
 def _coloured(value: Value) -> str:
@@ -630,13 +665,13 @@ _NOTHING = (
 
 def _of_ids(values: Values) -> tuple[Value | None, int | None, tuple[Value, ...]]:
     ids = list(values.ids)
-    ignore = 255 if 255 not in ids or set(ids) - {0, 255} else None
+    if IGNORED_WIDE in ids:  # the largest value of 16 bits, as 255 is that of a byte
+        ignore = IGNORED_WIDE
+    elif max(ids) > WHITE and {WHITE - 1, WHITE + 1} & {*ids}:  # a class between others
+        ignore = None
+    else:
+        ignore = 255 if 255 not in ids or set(ids) - {0, 255} else None
     classes = [i for i in ids if i != ignore and i != 0]
-    if len(classes) > MOST:
-        raise DataError(
-            f"{len(classes)} different ids in the masks: instance ids, or resized masks; export class ids. If all are "
-            "classes, write a data.yaml that lists them as `classes: {ID: NAME, ...}` (ids up to 65534; docs: data)"
-        )
     if len(classes) + (0 in ids) < 2:
         raise DataError(_NOTHING.format(", ".join(map(str, ids))))
     return (0 if 0 in ids else None), ignore, tuple(classes)

@@ -58,6 +58,10 @@ class Reading:
         return some(pairs, 8) + (f" ({some(absent, 4)} in no mask)" if absent else "")
 
 
+MAX_BYTES = 10_000_000
+"""Larger files are no lists of names; one of 65,534 names is smaller."""
+
+
 class TwoReadingsError(ConfigError):
     """A list of names that fits the ids in more than one way."""
 
@@ -135,7 +139,9 @@ def names_beside(root: Path, values: Iterable[Value]) -> NameList | None:
     values = list(values)
     for file in NAME_FILES:
         try:
-            text = (root / file).read_text(encoding="utf-8-sig")[:100_000]
+            if (root / file).stat().st_size > MAX_BYTES:
+                continue  # no list of names
+            text = (root / file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError):
             continue
         lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip()[:2] != "//"]
