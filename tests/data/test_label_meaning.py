@@ -167,6 +167,13 @@ def test_the_check_shows_the_masks_own_colours(call: Call, tmp_path: Path) -> No
     code, out, _ = call("data", "check", file)
     assert code == 0
     must_say(out, "road", "128,64,128", f"{100 * 400 / (48 * 64):.1f} %")
+    page = data.check(file, quiet=True)._repr_html_()
+    for shown in (
+        "dark pink 128,64,128",
+        f"{100 * 400 / (48 * 64):.1f} %",
+        "Is that what the pictures show?",
+    ):
+        assert shown in page
     rows = json.loads(call("data", "check", file, "--json")[1])["classes"]
     assert [row["colours"] for row in rows] == [[[0, 0, 0]], [[128, 64, 128]], [[0, 255, 0]]]
 

@@ -154,19 +154,21 @@ class Report(Result):
                 for f, where in zip(self.findings, place, strict=True)
             ],
         )
-        splits = [(what, name) for name in self.images for what in ("images", "pixels")]
-        columns = [f"{name} {what}" for what, name in splits]
-        occur = table(
-            ["id", "class", *columns],
-            [
-                (row.id, row.name, *(getattr(row, what)[name] for what, name in splits))
-                for row in self.classes
-            ],
-            right="|".join(["id", *columns]),
-        )
+        total = {name: self._pixels(name) for name in self.images}
+        columns = [f"{name} {what}" for name in self.images for what in ("images", "pixels", "share")]
+        rows: list[tuple[Any, ...]] = []
+        for row in self.classes:
+            cells = [(row.images[n], row.pixels[n], _share(row.pixels[n], total[n])) for n in self.images]
+            own = " / ".join(map(_colour, row.colours[:3]))
+            rows.append((row.id, row.name, own, *(cell for part in cells for cell in part)))
+        if any(self.void.values()):
+            parts = [("", self.void.get(n, 0), _share(self.void.get(n, 0), total[n])) for n in self.images]
+            rows.append(("", "without annotation", "", *(cell for part in parts for cell in part)))
+        occur = table(["id", "class", "in the masks", *columns], rows, right="|".join(["id", *columns]))
         lines = [*(f"note: {text}" for text in self.notes), f"{self.dataset}: {self.verdict}"]
         tables = [one._repr_html_() for one in (found, occur) if one.rows]
-        return "\n".join([*(f"<p>{escaped(line)}</p>" for line in lines), *tables])
+        said = [f"<p>{escaped(line)}</p>" for line in self.sentences()]
+        return "\n".join([*(f"<p>{escaped(line)}</p>" for line in lines), *tables, *said])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for `json.dumps`."""

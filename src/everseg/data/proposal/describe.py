@@ -633,7 +633,7 @@ def _table(meaning: _Meaning) -> list[str]:
         own = meaning.values.own.get(value) if isinstance(value, int) else None
         place = f" ({_coloured(own)})" if own is not None else ""
         number = "without annotation" if name == IGNORE_NAME else f"id {raw[name]} = {name}"
-        if name == meaning.background:
+        if name == meaning.background and not is_background_name(name):
             number += " (background)"
         lines.append(f"{_coloured(value)}{place} = {number}: {share or 'in no mask'}")
     more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
