@@ -36,7 +36,11 @@ def test_killed_runs_on_a_segformer_continue_to_the_same_bytes(tmp_path, precisi
     """A kill in the second step, whose thresholds are in its checkpoint by then, and one while a file is saved."""
     need_transformers()
     train = {"precision": precision, "epochs": 2, "epochs_next": 2, "checkpoint_every": 2, "log_every": 1}
-    undisturbed, disturbed = (settings(tmp_path / name, method=METHOD, train=train) for name in "ab")
+    # MiT's keys are cells of 32 pixels: a smaller crop has one alone, and nothing to attend to.
+    data = {"crop": 64, "options": {"size": 72, "val": 2}}
+    undisturbed, disturbed = (
+        settings(tmp_path / name, method=METHOD, train=train, data=data) for name in "ab"
+    )
     assert complete(undisturbed) == 0
     lines = map(json.loads, (tmp_path / "a" / "toy" / "journal.jsonl").read_text().splitlines())
     found = [line["terms"] for line in lines if "terms" in line]
