@@ -345,7 +345,9 @@ def test_sats_has_a_network_with_attention_and_nothing_of_another() -> None:
         assert set(model.options) <= {"hidden"}
 
 
-@pytest.mark.parametrize(("data", "ewc", "rw"), [("camvid-6-5", 25.0, 5.0), ("camvid-6-1", 25.0, 5.0), ("demo-4-2", 2.0, 1.0)])
+@pytest.mark.parametrize(
+    ("data", "ewc", "rw"), [("camvid-6-5", 25.0, 5.0), ("camvid-6-1", 25.0, 5.0), ("demo-4-2", 2.0, 1.0)]
+)
 def test_penalties_stay_below_the_bound_of_the_learning_rate(data: str, ewc: float, rw: float) -> None:
     for method, weight in (("ewc", ewc), ("pi", ewc), ("rw", rw)):
         config = load(f"{data}-{method}")
