@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -64,6 +65,8 @@ TERMS = {
     "lfs": ("sparsity",),
 }
 """A loss as the files call it -> our terms whose sum it is."""
+TENSORS = ("init", "init_before_pretuning", "after_init", "prefusion", "final")
+"""Parts of a step that hold the network's tensors, whole or some."""
 Options = Mapping[str, Any]
 """The original's command line; {} where the file does not hold it."""
 
@@ -244,16 +247,12 @@ class RunReplay:
 
     def _growth(self, last: int) -> list[int]:
         """Outputs that each step adds, from the classifiers that the file holds of its last step."""
-        sizes = {
-            name.rpartition("cls.")[2].partition(".")[0]: len(value)
-            for name, value in self.golden.items()
-            if name.startswith(f"step{last}/")
-            and ".cls." in name.replace("/", ".")
-            and name.endswith(".bias")
-        }
+        told = re.compile(rf"step{last}/({'|'.join(TENSORS)})/(module\.)?cls\.(\d+)\.bias")
+        found = ((told.fullmatch(name), value) for name, value in self.golden.items())
+        sizes = {int(match[3]): len(value) for match, value in found if match}
         if not sizes:
             return [*GROWTH[self.task]][: last + 1]
-        return [sizes.get(str(index), 0) for index in range(last + 1)]
+        return [sizes.get(index, 0) for index in range(last + 1)]
 
     # ------------------------------------------------------------ a step
 

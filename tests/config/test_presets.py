@@ -352,7 +352,7 @@ def test_penalties_stay_below_the_bound_of_the_learning_rate(data: str, ewc: flo
     for method, weight in (("ewc", ewc), ("pi", ewc), ("rw", rw)):
         config = load(f"{data}-{method}")
         assert config.method.options["weight"] == weight
-        # Nesterov's momentum m is stable up to a curvature of 2 (1 + m) / (1 + 2 m) over the rate; rw adds two importances.
+        # Nesterov's momentum m is stable up to a curvature of 2 (1 + m) / (1 + 2 m) over the rate; rw has two parts.
         curvature = 2 * weight * (2 if method == "rw" else 1)
         momentum = config.train.momentum
         assert (config.train.lr_next or 0) * curvature < 2 * (1 + momentum) / (1 + 2 * momentum)
