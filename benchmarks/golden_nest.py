@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.golden_ewf import FamilyRun
+from benchmarks.golden_ewf import method_of
 from benchmarks.golden_replay import BRANCH, Comparison, original_names
+from benchmarks.golden_runs import Options, RunReplay
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
@@ -28,21 +29,24 @@ PARAMETERS = {
 
 
 def replay_nest(folder: Path, file_stem: str) -> dict[str, Comparison]:
-    """Train one run again and compare it with its file; see `FamilyRun.replay`."""
-    return NestRun(folder, file_stem).replay()
+    """Train one run again and compare it with its file; see `RunReplay.run`."""
+    return NestRun(folder, file_stem).run()
 
 
-class NestRun(FamilyRun):
+class NestRun(RunReplay):
     """A stored run with a pre-tuning before each later step."""
 
-    def begin(self, method: Method, ctx: StepContext, options: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, file_stem: str) -> None:
+        super().__init__(folder, file_stem, method_of)
+
+    def begin(self, method: Method, ctx: StepContext, options: Options) -> None:
         """Compare the pre-tuning, then begin the step as its method does."""
         if options.get("warm_up") and ctx.step.index:
             ctx.tuner = self.tuner(options)
             self.pretune(ctx, options)
         method.begin_step(ctx)
 
-    def pretune(self, ctx: StepContext, options: dict[str, Any]) -> None:
+    def pretune(self, ctx: StepContext, options: Options) -> None:
         """The parts of `everseg.methods.pretuning.pretune`, each compared."""
         at = f"step{ctx.step.index}/"
         work = Pretuning(
@@ -72,12 +76,12 @@ class NestRun(FamilyRun):
         for key in self.stored(f"{at}after_init/"):
             self._array("classifiers at the start", state[names[key]], f"{at}after_init/{key}")
 
-    def tuner(self, options: dict[str, Any]) -> Any:
+    def tuner(self, options: Options) -> Any:
         """Carry out `StepContext.tune` over the file's own batches, comparing every iteration."""
 
         def tune(ctx: StepContext, tuning: Tuning) -> None:
             at = f"step{ctx.step.index}/warm_up/"
-            batches = [b for epoch in range(tuning.epochs) for b in self.batches(ctx.step, epoch)]
+            batches = self.batches(ctx.step, len(self.golden[f"{at}lr"]))
             lr = options["lr"] * tuning.lr_scale
             train = TrainConfig(momentum=tuning.momentum, weight_decay=tuning.weight_decay)
             optimizer = make_optimizer([{"params": tuning.parameters.values()}], train, lr=lr)

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.golden_checks import EXACT, Row, Tally
-from benchmarks.golden_replay import (
-    BRANCH,
-    Comparison,
-    difference,
-    epoch_order,
-    first_seed,
-    generated_weight,
-    original_names,
-    step_batches,
-    tensors,
-)
+from benchmarks.golden_replay import Comparison
+from benchmarks.golden_runs import RunReplay
 from everseg import losses
-from everseg.config.fields import TrainConfig
-from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
-from everseg.engine.step import train_batch
-from everseg.interop import mib
-from everseg.labels import LabelSpace
 from everseg.losses import Term, pixelwise_losses
 from everseg.losses.thresholds import BINS
-from everseg.methods import plop_terms, switches
-from everseg.methods.base import Method, StepContext
+from everseg.methods.base import Method
 from everseg.methods.plop import PLOP
-from everseg.models.build import deeplabv3
-from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.scenarios.steps import Source, Step
 
 FEATURES = ("att0", "att1", "att2", "att3", "feat")
 """Maps of the files, in the original's order; the last one is "small", the logits before they are resized."""
@@ -320,13 +298,9 @@ def _check_thresholds(path: Path) -> list[Row]:
     return tally.rows()
 
 
-GAIN = 4.0
-"""Of the kernels of encoder and decoder in a first step that starts from the generator."""
-
-
 def replay_plop(folder: Path, stem: str) -> dict[str, Comparison]:
     """Train the steps of `train_plop*.npz` again and compare every quantity that the file holds."""
-    return replay_family(folder, stem, plop_method)
+    return RunReplay(folder, stem, plop_method).run()
 
 
 def plop_method(options: Mapping[str, Any]) -> Method:
@@ -363,237 +337,3 @@ def plop_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "unbiased_ce": options["unce"],
         "init_background": options["init_balanced"],
     }
-
-
-def replay_family(
-    folder: Path, stem: str, method_of: Callable[[Mapping[str, Any]], Method]
-) -> dict[str, Comparison]:
-    """Train the steps of a file of the PLOP family again and compare every quantity that it holds.
-
-    Args:
-        folder: where the files lie.
-        stem: the file's name without its ending.
-        method_of: the method with the options of a step's `meta`; hyper-parameters may change between steps.
-
-    Returns:
-        Quantity -> values compared and largest relative difference, as `golden_replay.replay` gives them.
-    """
-    common = np.load(folder / "train_mib_common.npz")
-    with np.load(folder / f"{stem}.npz") as file:
-        golden = {name: file[name] for name in file.files}
-    steps = sorted(
-        {int(name.split("/")[0].removeprefix("step")) for name in golden if name.endswith("/loss")}
-    )
-    found: dict[str, Comparison] = {}
-
-    def compare(quantity: str, ours: Any, theirs: Any, scale: Any = None) -> None:
-        ours = ours.detach().double().cpu().numpy() if isinstance(ours, Tensor) else ours
-        entry = found.setdefault(quantity, Comparison())
-        entry.count += np.size(theirs)
-        entry.largest = max(entry.largest, difference(ours, theirs, scale))
-
-    growth = _growth(golden, steps)
-    model, start = _initial_model(folder, common, golden, growth, steps[0])
-    method: Method | None = None
-    before = f"step{steps[0] - 1}/prototypes"  # of a step whose training the file does not hold
-    known = {f"prototypes/{BRANCH}": torch.from_numpy(golden[before])} if before in golden else {}
-    for index in steps:
-        options = json.loads(str(golden[f"step{index}/meta"]))
-        options = options.get("opts", options)
-        state = known if method is None else method.state_dict()
-        method = method_of(options)
-        method.load_state_dict(state)
-        _replay_step(method, model, _step(growth, index), options, start, common, golden, compare)
-    return found
-
-
-def _growth(golden: Mapping[str, np.ndarray], steps: list[int]) -> list[int]:
-    """Outputs that each step adds, from the classifiers that the file stores as its steps start."""
-    growth: list[int] = []
-    for index in range(steps[-1] + 1):
-        known = golden.get(f"step{steps[-1]}/init/module.cls.{index}.bias")
-        growth.append(0 if known is None else len(known))
-    return growth
-
-
-def _step(growth: list[int], index: int) -> Step:
-    groups: list[tuple[int, ...]] = []
-    for size in growth[: index + 1]:
-        first = sum(len(group) for group in groups)
-        groups.append(tuple(range(first, first + size)))
-    groups = [group for group in groups if group]
-    names = tuple(f"class {i}" for i in range(sum(growth[: index + 1])))
-    source = Source(BRANCH, "golden", "train", (), bytes(range(256)))
-    return Step(index, (source,), (), {BRANCH: LabelSpace(tuple(groups), names)}, {BRANCH: growth[index]})
-
-
-def _initial_model(
-    folder: Path, common: Any, golden: Mapping[str, np.ndarray], growth: list[int], first: int
-) -> tuple[SegmentationModel, dict[str, np.ndarray]]:
-    """The network, and its weights before the file's first step: of the generator, or as MiB's first step left it.
-
-    A network that starts at step 0 has no classifier yet.
-    """
-    start = {name.removeprefix("init/"): common[name] for name in common.files if name.startswith("init/")}
-    template = mib.load(tensors(start), norm="abn")
-    model = deeplabv3(**template.description["options"]).double()
-    if first == 0:
-        seed = first_seed(
-            {k.removeprefix("step0/init/"): v for k, v in golden.items() if k.startswith("step0/init/")}
-        )
-        return model, {
-            name: generated_weight(name.removeprefix("module."), value.shape, seed, GAIN)
-            for name, value in start.items()
-            if ".cls." not in name
-        }
-    with np.load(folder / "train_mib_MiB.npz") as file:
-        at = "step0/final/"
-        values = {name.removeprefix(at): file[name] for name in file.files if name.startswith(at)}
-    model.grow({BRANCH: growth[0]})
-    _set_weights(model.double(), values)
-    return model, values
-
-
-def _set_weights(model: SegmentationModel, values: Mapping[str, np.ndarray]) -> None:
-    state = model.state_dict()
-    for name, original in original_names(model).items():
-        state[name].copy_(torch.from_numpy(values[original]))
-
-
-def _replay_step(
-    method: Method,
-    model: SegmentationModel,
-    step: Step,
-    options: Mapping[str, Any],
-    start: Mapping[str, np.ndarray],
-    common: Any,
-    golden: Mapping[str, np.ndarray],
-    compare: Callable[..., None],
-) -> None:
-    k, at = step.index, f"step{step.index}/"
-    teacher = frozen_copy(model) if method.needs_teacher and k else None
-    model.zero_grad(set_to_none=True)
-    method.prepare_model(model, step)
-    model.double()
-    names = original_names(model)
-    given = {n.removeprefix(f"{at}init/"): v for n, v in golden.items() if n.startswith(f"{at}init/")}
-    if k == 0:
-        _set_weights(model, {**start, **given})
-    ours = {names[name]: value for name, value in model.state_dict().items() if name in names}
-    for name, value in given.items():
-        compare("new classifiers", ours[name], value, np.abs(value).max())
-    groups = method.param_groups(model, step)
-    check_param_groups(model, groups)
-    train = TrainConfig(lr=options["lr"], schedule=options["lr_policy"], power=options["lr_power"])
-    optimizer = make_optimizer(groups, train, lr=options["lr"])
-    folder = "tiny" if options["task"] == "tiny3" and k == 0 else options["task"]
-    images = len(common[f"{folder}/step{k}/train/labels"])
-    epochs = [
-        step_batches(common, options["task"], k, epoch_order(images, epoch))
-        for epoch in range(options["epochs"])
-    ]
-    ctx = StepContext(
-        step=step, model=model, module=model, teacher=teacher, epoch_batches=lambda: iter(epochs[0])
-    )
-    switches.begin(method, ctx)
-    thresholds = method.state_dict().get(f"thresholds/{BRANCH}")
-    if f"{at}thresholds" in golden:
-        compare("thresholds", thresholds, golden[f"{at}thresholds"])
-        compare("largest entropy", np.log(step.spaces[BRANCH].num_classes), golden[f"{at}max_entropy"])
-    model.train()
-    batches = [*chain(*epochs)]
-    for i, batch in enumerate(batches):
-        lr = learning_rate(train, options["lr"], i, len(batches))
-        set_learning_rate(optimizer, lr)
-        compare("learning rate", np.full(golden[f"{at}lr"][i].shape, lr), golden[f"{at}lr"][i])
-        with _watched() as seen:
-            logged = train_batch(method, batch, ctx, optimizer)
-        _compare_iteration(logged, seen, i, at, golden, compare)
-        rows, norms = golden[f"{at}names"].tolist(), golden[f"{at}gradnorm"][i]
-        for name, weight in model.named_parameters():
-            row = rows.index(names[name])
-            compare("weight norms", weight.detach().norm(), golden[f"{at}pnorm"][i, row])
-            if weight.grad is not None:
-                compare("gradient norms", weight.grad.norm(), norms[row])
-                whole = np.linalg.norm(norms[norms > 0])
-                compare("gradient norms, of the total", weight.grad.norm(), norms[row], whole)
-            elif norms[row] > 0:
-                raise ValueError(f"{names[name]} has a gradient in the file, and none here")
-    switches.finish(method, ctx)
-    if f"{at}prototypes" in golden:
-        theirs = golden[f"{at}prototypes"]
-        compare("prototypes", method.state_dict()[f"prototypes/{BRANCH}"], theirs, np.abs(theirs).max())
-    _compare_final(model, names, at, golden, compare)
-
-
-@contextmanager
-def _watched() -> Iterator[dict[str, Tensor]]:
-    """Catch the labels and factors that a method makes on its way."""
-    seen: dict[str, Tensor] = {}
-
-    def labelled(*values: Any, **options: Any) -> losses.PseudoLabels:
-        found = losses.pseudo_labels(*values, **options)
-        seen["labels"] = found.label
-        return found
-
-    def shared(*values: Any, **options: Any) -> Tensor:
-        seen["factor"] = losses.accepted_share(*values, **options)
-        return seen["factor"]
-
-    with (
-        patch.object(plop_terms, "pseudo_labels", labelled),
-        patch.object(plop_terms, "accepted_share", shared),
-    ):
-        yield seen
-
-
-def _compare_iteration(
-    logged: Mapping[str, Tensor],
-    seen: Mapping[str, Tensor],
-    i: int,
-    at: str,
-    golden: Mapping[str, np.ndarray],
-    compare: Callable[..., None],
-) -> None:
-    """Loss terms by the names of the file, labels and factors of one iteration."""
-    values = {name: float(value) for name, value in logged.items()}
-    ours = {
-        "loss": values.get("ce", 0.0) + values.get("pseudo", 0.0) + values.get("soft", 0.0),
-        "pod_loss": values.get("pod", 0.0),
-        "csw": values.get("csw", 0.0),
-        "loss_tot": sum(values.values()),
-    }
-    for name, value in ours.items():
-        if f"{at}{name}" in golden and (value != 0 or golden[f"{at}{name}"][i] != 0):
-            compare(name, value, golden[f"{at}{name}"][i])
-    if "labels" in seen and f"{at}t_labels" in golden:
-        compare("pseudo-labels", seen["labels"], golden[f"{at}t_labels"][i], 1.0)
-    if "factor" in seen and f"{at}t_classif_adaptive_factor" in golden:
-        compare("adaptive factor", seen["factor"], golden[f"{at}t_classif_adaptive_factor"][i])
-
-
-def _compare_final(
-    model: SegmentationModel,
-    names: Mapping[str, str],
-    at: str,
-    golden: Mapping[str, np.ndarray],
-    compare: Callable[..., None],
-) -> None:
-    """Weights and statistics at the end of a step, or their sums and norms where the file holds only these."""
-    rows = golden[f"{at}final_keys"].tolist() if f"{at}final_keys" in golden else []
-    for name, value in model.state_dict().items():
-        if name not in names:
-            continue
-        original = names[name]
-        if f"{at}final/{original}" in golden:
-            theirs = golden[f"{at}final/{original}"]
-            compare("final weights", value, theirs, np.abs(theirs).max())
-        if original in rows:
-            total, norm = golden[f"{at}final_sum_norm"][rows.index(original)]
-            scale = [max(norm, 1e-300) * value.numel() ** 0.5, max(norm, 1e-300)]
-            compare(
-                "sums and norms of final weights",
-                [float(value.sum()), float(value.norm())],
-                [total, norm],
-                scale,
-            )

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from benchmarks.golden_checks import Row, Tally
-from benchmarks.golden_plop import POD_FACTORS, inputs, plop_options, pod, replay_family, total
+from benchmarks.golden_plop import POD_FACTORS, inputs, plop_options, pod, total
 from benchmarks.golden_replay import Comparison
+from benchmarks.golden_runs import RunReplay
 from everseg import losses
 from everseg.losses import Term, pixelwise_losses
 from everseg.methods.base import Method
@@ -32,7 +33,7 @@ OPTIONS = (
 
 def replay_reminder(folder: Path, stem: str) -> dict[str, Comparison]:
     """Train the steps of `train_reminder*.npz` again and compare every quantity that the file holds."""
-    return replay_family(folder, stem, reminder_method)
+    return RunReplay(folder, stem, reminder_method).run()
 
 
 def reminder_method(options: Mapping[str, Any]) -> Method:

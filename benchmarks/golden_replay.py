@@ -1,14 +1,13 @@
-"""Replays the training runs of MiB's original code with everseg's methods, in float64.
+"""What the files of MiB's network share: images, generated weights, names of tensors, and how differences are counted.
 
-Inputs (initial weights, images, labels, order of the images) and results come from the files `train_mib_*.npz`.
+`golden_runs` trains the stored runs again.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,9 @@ import torch
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
-from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
-from everseg.engine.step import train_batch
 from everseg.interop import mib
 from everseg.labels import LabelSpace
-from everseg.methods import switches
-from everseg.methods.base import Method, StepContext
-from everseg.methods.ewc import EWC
-from everseg.methods.ft import FineTuning
-from everseg.methods.ilt import ILT
-from everseg.methods.lwf import LwF
-from everseg.methods.lwf_mc import LwFMC
-from everseg.methods.mib import MiB
-from everseg.methods.pi import PI
-from everseg.methods.rw import RW
-from everseg.models.build import deeplabv3
-from everseg.models.model import SegmentationModel, frozen_copy
+from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch
 
@@ -44,89 +30,12 @@ SEEDS = (777, 782, 783, *range(100_000))
 RATES = TrainConfig(lr=0.01, lr_next=0.001)
 
 
-@dataclass(frozen=True)
-class Case:
-    """How one original run is expressed here."""
-
-    method: Callable[[], Method]
-    task: str = "tiny"
-    norm: str = "abn"
-    train: TrainConfig = RATES
-
-
-CASES = {
-    "FT": Case(FineTuning),
-    "FT_BCE": Case(lambda: FineTuning(bce=True)),
-    "LWF": Case(LwF),
-    "LWF-MC": Case(LwFMC),
-    "ICARL_disjoint": Case(lambda: LwFMC(form="disjoint")),
-    "ICARL_disjoint_bkg": Case(lambda: LwFMC(form="disjoint", background_from_labels=True)),
-    "ILT": Case(ILT),
-    "ILT_de0.01": Case(lambda: ILT(feature_weight=0.01)),
-    "ILT_wide": Case(lambda: ILT(feature_weight=0.01), task="wide"),
-    "EWC": Case(EWC),
-    "EWC_nonorm": Case(lambda: EWC(normalise=False)),
-    "EWC_3step": Case(EWC, task="tiny3"),
-    "RW": Case(RW),
-    "RW_it2": Case(lambda: RW(period=2)),
-    "RW_3step": Case(lambda: RW(period=2), task="tiny3"),
-    "PI": Case(PI),
-    "PI_3step": Case(PI, task="tiny3"),
-    "MiB": Case(MiB),
-    "MiB_3step": Case(MiB, task="tiny3"),
-    "MiB_wide": Case(MiB, task="wide"),
-    "MiB_iabn": Case(MiB, norm="iabn"),
-    "MiB_2epochs": Case(MiB),
-    "MiB_alpha2": Case(lambda: MiB(alpha=2.0)),
-    "MiB_steplr": Case(
-        MiB, train=TrainConfig(lr=0.01, lr_next=0.001, schedule="step", step_size=2, step_factor=0.5)
-    ),
-    # The authors' flags act from step 0 on, and `model.train()` sets the running statistics free again.
-    "MiB_freeze": Case(lambda: MiB(freeze_encoder=True, freeze_from=0, frozen_statistics=False)),
-    "MiB_fixbn": Case(lambda: MiB(freeze_norm=True, freeze_from=0, frozen_statistics=False)),
-}
-"""File name without `train_mib_` -> the same run here."""
-
-
-def tags(folder: Path) -> list[str]:
-    """List the runs that a folder holds."""
-    found = (path.stem.removeprefix("train_mib_") for path in sorted(folder.glob("train_mib_*.npz")))
-    return [tag for tag in found if tag != "common"]
-
-
 @dataclass
 class Comparison:
     """How many values were compared, and their largest relative difference."""
 
     count: int = 0
     largest: float = 0.0
-
-
-def replay(folder: Path, tag: str) -> dict[str, Comparison]:
-    """Train one run again and compare it with its file.
-
-    Returns:
-        Quantity -> values compared and largest relative difference, over all steps and iterations. Of scalars,
-        element by element; of weights and statistics, the largest difference in a tensor over the tensor's largest
-        value. Loss terms that are 0 on both sides are left out.
-
-    Raises:
-        KeyError: a run that `CASES` does not describe.
-    """
-    case, method = CASES[tag], CASES[tag].method()
-    common, golden = np.load(folder / "train_mib_common.npz"), np.load(folder / f"train_mib_{tag}.npz")
-    found: dict[str, Comparison] = {}
-
-    def compare(quantity: str, ours: Any, theirs: Any, scale: Any = None) -> None:
-        entry = found.setdefault(quantity, Comparison())
-        entry.count += np.size(theirs)
-        entry.largest = max(entry.largest, difference(ours, theirs, scale))
-
-    start = {k.removeprefix("init/"): common[k] for k in common.files if k.startswith("init/")}
-    model = _initial_model(case, start)
-    for step in _steps(case.task):
-        _replay_step(case, method, model, step, common, golden, start, compare)
-    return found
 
 
 def difference(ours: Any, theirs: Any, scale: Any = None) -> float:
@@ -141,120 +50,17 @@ def difference(ours: Any, theirs: Any, scale: Any = None) -> float:
     return float(np.where(np.isnan(relative), np.inf, relative).max(initial=0.0))
 
 
-def _initial_model(case: Case, start: dict[str, np.ndarray]) -> SegmentationModel:
-    """The network of the files, not grown yet; its weights are set in step 0, when it is."""
-    template = mib.load(tensors(start), norm=case.norm)
-    return deeplabv3(**template.description["options"]).double()
-
-
-def _steps(task: str) -> Iterator[Step]:
+def steps_of(growth: Iterable[int]) -> list[Step]:
+    """Steps of one branch that each add so many outputs (0: the same classes on other images)."""
     groups: list[tuple[int, ...]] = []
-    for index, size in enumerate(GROWTH[task]):
+    steps = []
+    for index, size in enumerate(growth):
         first = sum(len(group) for group in groups)
-        groups.append(tuple(range(first, first + size)))
+        groups += [tuple(range(first, first + size))] if size else []
         names = tuple(f"class {i}" for i in range(first + size))
         source = Source(BRANCH, "golden", "train", (), bytes(range(256)))
-        space = LabelSpace(tuple(groups), names)
-        yield Step(index, (source,), (), {BRANCH: space}, {BRANCH: size})
-
-
-def _replay_step(
-    case: Case,
-    method: Method,
-    model: SegmentationModel,
-    step: Step,
-    common: Any,
-    golden: Any,
-    start: dict[str, np.ndarray],
-    compare: Callable[..., None],
-) -> None:
-    at, k = f"step{step.index}/", step.index
-    teacher = frozen_copy(model) if method.needs_teacher and k else None
-    method.prepare_model(model, step)
-    model.double()
-    names = original_names(model)
-    if k == 0:
-        _set_weights(model, names, start)
-    else:
-        given = {key.removeprefix(at + "init/"): golden[key] for key in golden.files if f"{at}init/" in key}
-        if not getattr(method, "init_background", False):  # random in the original too
-            _set_weights(
-                model, names, {key: v for key, v in given.items() if f"cls.{k}." in key}, partial=True
-            )
-        ours = {names[name]: value for name, value in model.state_dict().items() if name in names}
-        for key, value in given.items():
-            compare("new classifiers", ours[key], value, np.abs(value).max())
-    groups = method.param_groups(model, step)
-    check_param_groups(model, groups)
-    base = case.train.lr if k == 0 or case.train.lr_next is None else case.train.lr_next
-    optimizer = make_optimizer(groups, case.train, lr=base)
-    ctx = StepContext(step=step, model=model, module=model, teacher=teacher)
-    switches.begin(method, ctx)
-    model.train()
-    batches = step_batches(common, case.task, k, golden[at + "order"])
-    for i, batch in enumerate(batches):
-        lr = learning_rate(case.train, base, i, len(batches))
-        set_learning_rate(optimizer, lr)
-        compare("learning rate", lr, golden[at + "lr"][i])
-        logged = train_batch(method, batch, ctx, optimizer)
-        for term, value in _unweighted(method, logged, step.num_old(BRANCH)).items():
-            if value != 0 or golden[at + term][i] != 0:
-                compare(term, value, golden[at + term][i])
-        rows = golden[at + "names"].tolist()
-        theirs = golden[at + "gradnorm"][i]
-        for name, weight in model.named_parameters():
-            row = rows.index(names[name])
-            compare("weight norms", weight.detach().norm(), golden[at + "pnorm"][i, row])
-            if weight.grad is not None:  # frozen ones: the original computes gradients that nothing uses
-                compare("gradient norms", weight.grad.norm(), theirs[row])
-                compare(
-                    "gradient norms, of the total", weight.grad.norm(), theirs[row], np.linalg.norm(theirs)
-                )
-    before = method.state_dict()
-    switches.finish(method, ctx)
-    for name, value in model.state_dict().items():
-        if name in names:
-            theirs = golden[f"{at}final/{names[name]}"]
-            compare("final weights", value, theirs, np.abs(theirs).max())
-    _compare_statistics(before | method.state_dict(), names, golden, f"{at}reg_state/", compare)
-
-
-def _compare_statistics(
-    state: dict[str, Tensor], names: dict[str, str], golden: Any, at: str, compare: Callable[..., None]
-) -> None:
-    """Compare EWC's, RW's and PI's statistics: large tensors by sum, sum |.|, sum of squares, min and max."""
-    here = {
-        f"{key.partition('/')[0]}/{names[key.partition('/')[2]]}": v for key, v in state.items() if "/" in key
-    }
-    for key in golden.files:
-        if not key.startswith(at):
-            continue
-        part, _, name = key.removeprefix(at).partition("/")
-        quantity = part.removesuffix("_stats")
-        ours = here[f"{'old' if quantity == 'starting_model' else quantity}/{name}"]
-        theirs = golden[key]
-        if part == quantity:
-            compare(f"statistic {quantity}", ours, theirs, np.abs(theirs).max())
-        else:
-            _, absolute, squares, low, high = theirs
-            summary = [ours.sum(), ours.abs().sum(), ours.square().sum(), ours.min(), ours.max()]
-            largest = max(abs(low), abs(high))
-            scale = [absolute, absolute, squares, largest, largest]
-            compare(f"statistic {quantity}", [float(x) for x in summary], theirs, scale)
-
-
-def _unweighted(method: Method, logged: dict[str, Tensor], num_old: int) -> dict[str, float]:
-    """Loss terms as the files name them, without their weights."""
-    term = {name: float(value) for name, value in logged.items()}
-    combined = isinstance(method, LwFMC)
-    return {
-        "ce": term.get("ce", 0.0) + term.get("bce", 0.0),
-        "lkd": 0.0 if combined else term.get("kd", 0.0) / getattr(method, "kd_weight", 1.0),
-        "lde": term.get("feature", 0.0) / getattr(method, "feature_weight", 1.0),
-        "icarl": term.get("icarl", 0.0)
-        + (term.get("kd", 0.0) / (method.importance * num_old) if combined and num_old else 0.0),
-        "reg": term.get("penalty", 0.0) / getattr(method, "weight", 1.0),
-    }
+        steps.append(Step(index, (source,), (), {BRANCH: LabelSpace(tuple(groups), names)}, {BRANCH: size}))
+    return steps
 
 
 def step_batches(common: Any, task: str, step: int, order: np.ndarray) -> list[Batch]:
@@ -324,15 +130,6 @@ def original_names(model: SegmentationModel, prefix: str = "module.") -> dict[st
     """Our name of a weight or buffer -> the original's; counters, which it does not have, are left out."""
     own = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
     return dict(zip(own, mib.dump(model, prefix), strict=True))
-
-
-def _set_weights(
-    model: SegmentationModel, names: dict[str, str], values: dict[str, np.ndarray], *, partial: bool = False
-) -> None:
-    state = model.state_dict()
-    for name, original in names.items():
-        if original in values or not partial:
-            state[name].copy_(torch.from_numpy(values[original]))
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:

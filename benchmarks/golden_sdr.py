@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.golden_checks import Row, Tally
-from benchmarks.golden_replay import BRANCH, Comparison
+from benchmarks.golden_replay import Comparison
 from benchmarks.golden_runs import RunReplay
 from everseg.losses import prototypes as sdr
 from everseg.methods.sdr import SDR
@@ -23,28 +23,10 @@ NORMS = {
 SHRINKS = {"squared": "squared", "power3": "cubed", "exponential": "exponential"}
 
 
-class _Replay(RunReplay):
-    def compare_state(self, at: str) -> None:
-        prototypes, count = self.method.prototypes.of_branch[BRANCH]  # type: ignore[attr-defined]
-        self.whole("prototypes", prototypes, self.golden[f"{at}prototypes"])
-        self.compare("counts", count, self.golden[f"{at}count_features"])
-
-
 def replay_sdr(folder: Path, stem: str) -> dict[str, Comparison]:
-    """Train one `train_sdr*.npz` again, in the authors' form.
-
-    Returns:
-        Quantity -> values compared and largest relative difference; of scalars to each value, of tensors to the
-        largest value of the tensor.
-    """
+    """Train one `train_sdr*.npz` again, in the authors' form."""
     protocol = "disjoint" if "disjoint" in stem else "overlapped"
-    return _Replay(folder, stem, SDR(form="authors"), _logged, protocol).run()
-
-
-def _logged(terms: dict[str, float], method: Any) -> dict[str, float]:
-    names = {"loss": "ce", "lkd": "kd", "lfc": "attraction", "lsep_clusters": "repulsion"}
-    names |= {"ldeprototype": "matching", "lfs": "sparsity"}
-    return {theirs: terms.get(ours, 0.0) for theirs, ours in names.items()}
+    return RunReplay(folder, stem, lambda options: SDR(form="authors"), protocol).run()
 
 
 def check_sdr(folder: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,20 @@ from benchmarks.golden_replay import Comparison
 from benchmarks.golden_runs import RunReplay
 from everseg.losses import contrast as ucd
 from everseg.methods.ucd import UCD
+from everseg.scenarios.steps import Step
 
 
 def replay_ucd(folder: Path, stem: str) -> dict[str, Comparison]:
-    """Train one `train_ucd*.npz` again, in the authors' form.
-
-    Returns:
-        Quantity -> values compared and largest relative difference; of scalars to each value, of tensors to the
-        largest value of the tensor.
-    """
-    return RunReplay(folder, stem, UCD(form="authors"), _logged).run()
+    """Train one `train_ucd*.npz` again, in the authors' form."""
+    return _Replay(folder, stem, lambda options: UCD(form="authors")).run()
 
 
-def _logged(terms: dict[str, float], method: Any) -> dict[str, float]:
-    weighted = terms.get("contrast", 0.0)
-    # The file's class loss holds the weighted contrast; `contrastive` is without its weight.
-    return {
-        "loss": terms["ce"] + weighted,
-        "lkd": terms.get("kd", 0.0),
-        "contrastive": weighted / method.contrast_weight,
-    }
+class _Replay(RunReplay):
+    def logged(self, terms: Mapping[str, float], method: Any, step: Step) -> dict[str, float]:
+        """The file's class loss holds the weighted contrast; `contrastive` is without its weight."""
+        weighted = terms.get("contrast", 0.0)
+        found = super().logged(terms, method, step)
+        return found | {"loss": terms["ce"] + weighted, "contrastive": weighted / method.contrast_weight}
 
 
 def check_ucd(folder: Path) -> list[Row]:

@@ -22,11 +22,12 @@ from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
+from benchmarks.golden_mib import CASES, replay, tags
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
 from benchmarks.golden_rcil import check_rcil, replay_rcil
 from benchmarks.golden_reminder import check_reminder, replay_reminder
-from benchmarks.golden_replay import CASES, Comparison, replay, tags
+from benchmarks.golden_replay import Comparison
 from benchmarks.golden_sdr import check_sdr, replay_sdr
 from benchmarks.golden_ucd import check_ucd, replay_ucd
 
@@ -159,7 +160,7 @@ def measure(folder: Path, progress: bool = True) -> list[Row]:
             print(f"replaying {tag}", file=sys.stderr)
         file = f"train_mib_{tag}.npz"
         if tag not in CASES:
-            rows.append(Row(file, "not described in benchmarks/golden_replay.py", 0, float("inf")))
+            rows.append(Row(file, "not described in benchmarks/golden_mib.py", 0, float("inf")))
             continue
         limits = ROUNDING.get(tag, {})
         for quantity, comparison in replay(folder, tag).items():

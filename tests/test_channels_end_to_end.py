@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoders import TYPES, need_transformers
 from PIL import Image
 
 import everseg
@@ -225,6 +226,18 @@ def test_settings_that_need_rgb_are_refused_before_training(
         everseg.run(overrides=[*_settings(data, tmp_path), setting], quiet=True)
     must_say(caught.value, *facts)
     assert not (tmp_path / "r" / "steps").exists()
+
+
+def test_an_encoder_of_a_library_sees_the_channels_too(tmp_path: Path) -> None:
+    need_transformers()
+    data = _write(tmp_path / "data", "five")
+    small = [
+        "model.name=mlp", "model.encoder=hf:segformer", "model.options.hidden=8", "train.epochs=1", "report=false",
+        *(f"model.options.config.{key}={value}" for key, value in TYPES["segformer"].items()),
+    ]  # fmt: skip
+    everseg.run(overrides=[*_settings(data, tmp_path), *small], quiet=True)
+    assert everseg.load(tmp_path / "r").predict(_raw("five")).ids.shape == (32, 32)
+    _succeeds("export", str(tmp_path / "r"), "-o", str(tmp_path / "bundle"), "--no-onnx")
 
 
 @pytest.mark.parametrize("kind", ["five", "one"])

@@ -335,3 +335,24 @@ def test_a_name_without_protocol_means_that_of_the_authors_as_the_page_says() ->
     page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8")
     told = page.split("overlapped for ")[1].split(", disjoint for the others")[0]
     assert re.findall("`(.+?)`", told) == overlapped
+
+
+def test_sats_has_a_network_with_attention_and_nothing_of_another() -> None:
+    for name in ("voc-15-1-sats", "ade-100-50-sats", "camvid-6-5-sats", "demo-sats"):
+        model = load(name).model
+        assert (model.name, model.output_stride, model.norm) == ("mlp", None, "bn")
+        assert str(model.encoder).startswith("hf:")
+        assert set(model.options) <= {"hidden"}
+
+
+@pytest.mark.parametrize(
+    ("data", "ewc", "rw"), [("camvid-6-5", 25.0, 5.0), ("camvid-6-1", 25.0, 5.0), ("demo-4-2", 2.0, 1.0)]
+)
+def test_penalties_stay_below_the_bound_of_the_learning_rate(data: str, ewc: float, rw: float) -> None:
+    for method, weight in (("ewc", ewc), ("pi", ewc), ("rw", rw)):
+        config = load(f"{data}-{method}")
+        assert config.method.options["weight"] == weight
+        # Nesterov's momentum m is stable up to a curvature of 2 (1 + m) / (1 + 2 m) over the rate; rw has two parts.
+        curvature = 2 * weight * (2 if method == "rw" else 1)
+        momentum = config.train.momentum
+        assert (config.train.lr_next or 0) * curvature < 2 * (1 + momentum) / (1 + 2 * momentum)

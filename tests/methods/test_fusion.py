@@ -180,7 +180,7 @@ def test_ewf_freezes_old_classifiers_after_the_background_has_made_room(toy):
 def test_replay_agrees_with_the_original(golden, stem):
     found = replay_ewf(golden, stem)
     assert {k: v for k, v in found.items() if not v.largest <= EXACT} == {}
-    assert {"ce, weighted", "kd, weighted", "weights before the fusion", "final weights"} <= found.keys()
+    assert {"loss", "lkd", "weights before the fusion", "final weights"} <= found.keys()
 
 
 @pytest.mark.golden

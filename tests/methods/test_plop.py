@@ -18,7 +18,7 @@ from everseg.methods import switches
 from everseg.methods.base import Method
 from everseg.methods.build import build_method
 from everseg.methods.plop import PLOP
-from everseg.methods.plop_terms import PodRule, pod_term
+from everseg.methods.plop_terms import PodRule, PseudoRule, pod_term
 from everseg.methods.reminder import REMINDER
 from everseg.types import Batch, SegOutput
 
@@ -105,9 +105,9 @@ def test_class_loss_and_pod_from_the_formulas(toy, cls):
     method, batch = run.method, samples(toy.steps[1])[0]
     thresholds = method.state_dict()["thresholds/a"].tolist()
     student = run.ctx.student(
-        batch, before_activation=True
+        batch, taps=("before_activation",)
     )  # in training mode: the norms see the same batch below
-    teacher = run.ctx.teach(batch, before_activation=True)
+    teacher = run.ctx.teach(batch, taps=("before_activation",))
     terms = run.take(batch).terms[-1]
     expected = class_loss(
         student.logits.detach(), teacher.logits, batch.label, thresholds, every=5,
@@ -220,6 +220,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 OTHER = {
     "pod_logits_weight": None,
     "pod_scales": (1,),
+    "pod_stages": 2,
     "threshold": 0.05,
     "bins": 7,
     "min_factor": 0.9,
@@ -372,8 +373,15 @@ def test_a_subclass_may_compare_the_last_stages_alone():
         if stages is not None:
             assert pod(student, pod_stages=stages + 1) > 0
 
-    @dataclasses.dataclass(kw_only=True)
-    class Late(PLOP):
-        pod_stages: int = 2
 
-    assert (PodRule.of(Late()).pod_stages, PodRule.of(PLOP()).pod_stages) == (2, None)
+def test_a_rule_has_what_a_method_names_and_defaults_for_the_rest():
+    @dataclasses.dataclass(kw_only=True)
+    class Own(Method):
+        pod_stages: int = 2
+        threshold: float = 0.5
+
+    assert PodRule.of(Own()) == PodRule(pod_stages=2)
+    assert PseudoRule.of(Own(), empty_factor=1.0) == PseudoRule(threshold=0.5, empty_factor=1.0)
+    plop = PLOP(pod_weight=0.1, bins=7)
+    assert PodRule.of(plop) == PodRule(pod_weight=0.1)
+    assert PseudoRule.of(plop) == PseudoRule(bins=7)

@@ -45,7 +45,12 @@ def test_there_are_runs_to_replay(golden):
     ("module", "method", "stem", "quantity"),
     [
         (golden_sdr, lambda **o: SDR(), "train_sdr_A", "prototypes"),
-        (golden_sdr, lambda **o: SDR(**o | {"init_background": True}), "train_sdr_A", "initial classifiers"),
+        (
+            golden_sdr,
+            lambda **o: SDR(**o | {"init_background": True}),
+            "train_sdr_A",
+            "classifiers at the start",
+        ),
         (golden_ucd, lambda **o: UCD(), "train_ucd_A", "contrastive"),
         (golden_ucd, lambda **o: UCD(**o, freeze_first_head=False), "train_ucd_A", "gradient norms"),
     ],

@@ -11,11 +11,13 @@ from torch import nn
 class Net(nn.Module):
     """Five stages of stride 2, as timm's `features_only` networks: a list of maps, `feature_info`, `output_fmt`."""
 
-    def __init__(self, out_indices=(0, 1, 2, 3, 4), width: int = 4, channels_last: bool = False) -> None:
+    def __init__(
+        self, out_indices=(0, 1, 2, 3, 4), width: int = 4, channels_last: bool = False, in_chans=3
+    ) -> None:
         super().__init__()
         self.out_indices = out_indices
         self.output_fmt = types.SimpleNamespace(value="NHWC" if channels_last else "NCHW")
-        widths = [3, *(width * (k + 1) for k in range(5))]
+        widths = [in_chans, *(width * (k + 1) for k in range(5))]
         self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
         self.feature_info = types.SimpleNamespace(reduction=lambda: [2 << i for i in out_indices])
 

@@ -185,7 +185,7 @@ def test_taps_can_be_chosen():
         ({"options": {"config": {"depth": [1, 1, 1, 1]}}}, "no depth; .*'depths'"),
         ({"options": {"config": {"depths": "many"}}}, "configuration of 'segformer' is wrong.*depths"),
         ({"options": {"config": 3}}, "config needs keys"),
-        ({"options": {"config": {"num_channels": 4}}}, "num_channels must be 3"),
+        ({"options": {"config": {"num_channels": 4}}}, "num_channels is 4.* have 3"),
         ({"options": {"taps": [0, 9]}}, "hidden states, 0 to 3"),
         ({"options": {"taps": ["stage1"]}}, "hidden states"),
         ({"options": {"taps": [3, 0]}}, "fine to coarse"),
@@ -205,6 +205,26 @@ def test_what_cannot_be_is_told(config, words, monkeypatch):
         words = "pip install 'everseg.timm.'"
     with pytest.raises(ConfigError, match=words):
         build_model(ModelConfig(**{"name": "mlp", "encoder": "hf:segformer", **config}))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_images_of_other_channels(kind):
+    model = build_model(
+        ModelConfig(name="mlp", encoder=f"hf:{kind}", options={"config": TYPES[kind], "hidden": 8}),
+        in_channels=5,
+    )
+    model.grow({"default": 2})
+    image = torch.randn(2, 5, 64, 96)
+    model.train()(image)["default"].logits.square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    again = from_description(model.describe())
+    again.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(again.eval()(image)["default"].logits, model.eval()(image)["default"].logits)
+
+
+def test_a_type_that_takes_rgb_alone_says_so():
+    with pytest.raises(ConfigError, match=r"model\.encoder: .*'pp_lcnet'.* have 5"):
+        build_model(ModelConfig(name="mlp", encoder="hf:pp_lcnet"), in_channels=5)
 
 
 def test_a_decoder_alone_asks_for_its_encoder_and_without_the_extra_it_is_named(monkeypatch):
@@ -305,7 +325,7 @@ def test_attention_maps_are_asked_for_by_name_and_change_nothing_else():
     model.grow({"default": 3})
     model.eval()
     image = torch.randn(2, 3, 40, 70)
-    plain, both = model(image)["default"], model(image, attention=True)["default"]
+    plain, both = model(image)["default"], model(image, taps=("attention",))["default"]
     names = [name for name in both.features if name.startswith("attention")]
     assert names == ["attention1", "attention2", "attention3", "attention4"]
     assert not set(names) & set(plain.features)
@@ -316,7 +336,7 @@ def test_attention_maps_are_asked_for_by_name_and_change_nothing_else():
     assert [shape[2:4] for shape in shapes] == [
         tuple(both.features[f"layer{k}"].shape[2:]) for k in (1, 2, 3, 4)
     ]
-    whole = model(torch.randn(1, 3, 64, 64), attention=True)["default"].features["attention2"]
+    whole = model(torch.randn(1, 3, 64, 64), taps=("attention",))["default"].features["attention2"]
     assert_close(whole.sum(dim=(4, 5)), torch.ones(whole.shape[:4]))
 
 

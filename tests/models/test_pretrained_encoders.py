@@ -90,6 +90,29 @@ def test_a_finished_model_needs_the_folder_no_longer(tmp_path):
     assert str(tmp_path) not in json.dumps(model.describe())
 
 
+@pytest.mark.parametrize("kind", ["segformer", "resnet"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_weights_for_rgb_serve_other_channels_by_the_stated_rule(kind, count, tmp_path):
+    saved(tmp_path, kind)
+    rgb = loaded(tmp_path).encoder.body.state_dict()
+    config = ModelConfig(name="mlp", encoder=f"hf:{tmp_path}", options={"hidden": 8})
+    found = build_model(config, in_channels=count).encoder.body.state_dict()
+    (other,) = [name for name in rgb if rgb[name].shape != found[name].shape]
+    assert all(torch.equal(found[name], rgb[name]) for name in rgb if name != other)
+    for channel in range(count):
+        expected = rgb[other].sum(1) if count == 1 else rgb[other][:, channel % 3] * 3 / count
+        assert_close(found[other][:, channel], expected)
+
+
+def test_weights_for_other_channels_serve_their_own_alone(tmp_path):
+    config = transformers.AutoConfig.for_model("segformer", **TYPES["segformer"], num_channels=4)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    model = ModelConfig(name="mlp", encoder=f"hf:{tmp_path}", options={"hidden": 8})
+    assert build_model(model, in_channels=4).encoder.in_channels == 4
+    with pytest.raises(CheckpointError, match=r"of 4 channels, not 5"):
+        build_model(model, in_channels=5)
+
+
 def test_pickled_weights_are_read_without_running_code(tmp_path):
     saved(tmp_path, "segformer")
     state = load_file(tmp_path / "model.safetensors")

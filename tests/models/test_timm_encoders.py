@@ -57,6 +57,20 @@ def test_a_description_rebuilds_the_model_without_weights_of_others(timm):
     assert list(again.encoder.taps.values()) == [(4, 4), (8, 16)]
 
 
+def test_images_of_other_channels(timm):
+    config = ModelConfig(name="mlp", encoder="timm:toynet", options={"hidden": 8})
+    model = build_model(config, in_channels=4)
+    assert timm.calls[-1]["in_chans"] == 4
+    model.grow({"default": 2})
+    again = from_description(model.describe())
+    again.load_state_dict(model.state_dict(), strict=True)
+    image = torch.randn(1, 4, 50, 50)
+    assert torch.equal(again.eval()(image)["default"].logits, model.eval()(image)["default"].logits)
+    own = config.model_copy(update={"options": {"config": {"in_chans": 4}}})
+    with pytest.raises(ConfigError, match=r"in_chans"):
+        build_model(own, in_channels=4)
+
+
 def weights(path: Path, **changes) -> dict[str, torch.Tensor]:
     torch.manual_seed(9)
     state = {f"{name}": value.clone() for name, value in Net().state_dict().items()}

@@ -56,8 +56,11 @@ def class_options(method: Any) -> dict[str, Option]:
             f"'{method.__name__}' has fields ({', '.join(lost)}) but no @dataclass(kw_only=True) above its class"
         )
     helps = attribute_docs(method)
-    own = inspect.get_annotations(method)
-    ordered = sorted(fields.values(), key=lambda field: field.name not in own)
+    told = [inspect.get_annotations(cls) for cls in method.__mro__]
+    # Those of the class that says most about a hyper-parameter first: the method's own, then each base's.
+    ordered = sorted(
+        fields.values(), key=lambda field: next(i for i, own in enumerate(told) if field.name in own)
+    )
     return {
         field.name: Option(field.name, hints[field.name], _default(field), helps.get(field.name, ""))
         for field in ordered

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from everseg.errors import ConfigError
@@ -24,60 +25,120 @@ from everseg.losses.pod import Cells, Channels
 from everseg.losses.pseudo import EntropyNorm, Measure
 from everseg.losses.thresholds import BINS, Median
 from everseg.methods.base import Method, StepContext
-from everseg.methods.terms import Terms, has_background, label_terms, stage_maps
+from everseg.methods.terms import Terms, Weight, has_background, label_terms, stage_maps
 from everseg.types import Batch, LossTerms, SegOutput
 
 Pseudo = Literal["entropy", "median", "threshold", "confidence", "naive", "none"]
 """How old pixels are labelled; the names are those of the authors' option `--pseudo`."""
 COUNTED: dict[Pseudo, Measure] = {"entropy": "entropy", "median": "probability"}
 """What is counted before a step, to find a threshold of each class."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Scales = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
+@dataclass(kw_only=True)
 class _Rule:
-    """Settings that a method has as hyper-parameters of the same names."""
+    """Settings that a method has as hyper-parameters of the same names: it derives from the class, or names some."""
 
     @classmethod
     def of(cls, method: Method, **others: Any) -> Self:
         """Read the hyper-parameters of a method; those it does not have keep their defaults, or get `others`."""
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        names = [field.name for field in fields(cls)]
         return cls(**{name: getattr(method, name) for name in names if hasattr(method, name)} | others)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PseudoRule(_Rule):
-    """Which labels old pixels get and how they are learnt; `PLOP` says what each value means."""
+@dataclass(kw_only=True)
+class EntropyLabels(_Rule):
+    """Hyper-parameters of every method that gives old pixels the teacher's class where its entropy is low."""
+
+    threshold: Weight = 0.001
+    """Least threshold of the entropy below which the teacher's class is accepted."""
+    median: Median = "official"
+    """How a class's threshold follows from its histogram: the loop of PLOP's authors over the bins, which adds bin
+    numbers instead of counts, or the exact median."""
+    entropy_norm: EntropyNorm = "code"
+    """Scale of the entropy: the H / (K ln K ln C) of PLOP's code, or its paper's H / ln K."""
+    adaptive_factor: bool = True
+    """Multiply each image's classification loss by its share of accepted old pixels."""
+
+
+@dataclass(kw_only=True)
+class PseudoRule(EntropyLabels):
+    """All that can be said of which labels old pixels get and how they are learnt."""
 
     pseudo: Pseudo = "entropy"
-    threshold: float = 0.001
-    bins: int | None = None
-    median: Median = "official"
+    """Accept the teacher's class by its entropy, or its probability, against a threshold of each class ("median": of
+    at most `threshold`, the authors' default 0.9); by its probability against `threshold` ("threshold"); always,
+    weighted by its probability ("confidence") or not ("naive"); or never ("none")."""
+    bins: Annotated[int, Field(ge=1)] | None = None
+    """Bins of the histograms that thresholds come from; null = 100 for "entropy", 20 for "median"."""
     finite_thresholds: bool = False
-    entropy_norm: EntropyNorm = "code"
+    """Replace thresholds of nan (rejects everything) and inf (accepts everything) by the base."""
     rejected: Literal["ignored", "kept", "soft"] = "ignored"
+    """Old pixels that are not accepted: ignored, learnt as background, or the authors' soft term."""
     learn: Literal["all", "agreeing", "new"] = "all"
-    adaptive_factor: bool = True
-    min_factor: float = 0.0
-    empty_factor: float | None = None
+    """Pixels that are learnt: all; without accepted ones that contradict the label; or those of new classes alone."""
+    min_factor: Share = 0.0
+    """Least adaptive factor."""
+    empty_factor: Share | None = None
+    """Adaptive factor of an image without old pixels; null = 0, as in the authors' code: nothing of it is learnt."""
     unbiased_ce: bool = False
-    epsilon: float = 1e-6
-    """Added to the number of old pixels in the adaptive factor."""
+    """Learn what is not accepted by MiB's unbiased cross-entropy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PodRule(_Rule):
-    """What local POD compares and how; `PLOP` says what each value means."""
+@dataclass(kw_only=True)
+class PodWeights(_Rule):
+    """Hyper-parameters of every method that holds features and logits by local POD."""
+
+    pod_weight: Weight = 0.01
+    """Factor of local POD on the encoder's stages and the decoder's map (VOC 0.01, ADE 0.001)."""
+    pod_logits_weight: Weight | None = 0.0005
+    """Factor of local POD on the logits (VOC 0.0005, ADE 0.00001); null leaves them out."""
+    pod_schedule: bool = True
+    """Multiply POD by sqrt(all classes / new classes)."""
+
+
+@dataclass(kw_only=True)
+class PodRule(PodWeights):
+    """All that can be said of what local POD compares and how."""
 
     pod: Literal["local", "spatial"] = "local"
-    pod_weight: float = 0.01
-    pod_logits_weight: float | None = 0.0005
-    pod_scales: tuple[int, ...] = (1, 2, 4)
+    """Cells at several scales, or sums over whole rows and columns, without the logits."""
+    pod_stages: Annotated[int, Field(ge=0)] | None = None
+    """Compare only so many of the encoder's stages, the last ones; null = all."""
+    pod_scales: Scales = (1, 2, 4)
+    """Numbers of cells along each axis."""
     pod_square: bool = True
+    """Square the maps before they are pooled."""
     pod_cells: Cells = "both"
+    """Cells share height and width; or the width alone, as in the authors' code. Square maps give the same."""
     pod_new_logits: Channels = "sum"
-    pod_schedule: bool = True
-    pod_stages: int | None = None
-    """Only so many of the encoder's last stages, 0 or more; None = all. `PLOP` has no such hyper-parameter: a subclass
-    that has one is read, too."""
+    """New classes' logits are added to the background's before the comparison, or left out ("trim")."""
+
+
+class KeepsThresholds:
+    """What a method with `find_thresholds` has beside its losses: the step's thresholds, safe over a restart."""
+
+    def __post_init__(self) -> None:
+        self.thresholds: dict[str, Tensor] = {}
+        """Branch -> (C,), from `begin_step` to `end_step`."""
+
+    def begin_step(self, ctx: StepContext) -> None:
+        """Find the thresholds, unless they come from a checkpoint inside this step."""
+        if not self.thresholds:
+            self.thresholds = find_thresholds(ctx, PseudoRule.of(self))  # type: ignore[arg-type]
+
+    def end_step(self, ctx: StepContext) -> None:
+        """Forget them: they belong to the step."""
+        self.thresholds = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a restart inside the step needs."""
+        return {f"thresholds/{branch}": value for branch, value in self.thresholds.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self.thresholds = {key.removeprefix("thresholds/"): value.clone() for key, value in state.items()}
 
 
 def hides_old(ctx: StepContext, branch: str) -> bool:
@@ -132,6 +193,8 @@ def pseudo_terms(
     ctx: StepContext,
     rule: PseudoRule,
     thresholds: Mapping[str, Tensor],
+    *,
+    epsilon: float = 1e-6,
 ) -> tuple[Terms, Tensor]:
     """Build the terms that learn the labels, and the labels (B, H, W) they are to be evaluated on.
 
@@ -142,6 +205,7 @@ def pseudo_terms(
         ctx: of the step.
         rule: how old pixels are labelled.
         thresholds: result of `find_thresholds`.
+        epsilon: added to the number of old pixels in the adaptive factor.
 
     Returns:
         Terms, and labels. The terms are "ce"; with `unbiased_ce` also "pseudo", the accepted old pixels, which "ce"
@@ -174,7 +238,7 @@ def pseudo_terms(
                 found.old,
                 found.accepted,
                 minimum=rule.min_factor,
-                epsilon=rule.epsilon,
+                epsilon=epsilon,
                 empty=rule.empty_factor,
                 dtype=logits.dtype,
             )

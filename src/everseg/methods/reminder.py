@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from everseg.errors import ConfigError
 from everseg.losses import pixelwise_losses
-from everseg.losses.pseudo import EntropyNorm
-from everseg.losses.thresholds import Median
 from everseg.methods.base import Method
-from everseg.methods.plop_terms import PodRule, PseudoRule, find_thresholds, pod_term, pseudo_terms
+from everseg.methods.plop_terms import (
+    EntropyLabels,
+    PodRule,
+    PodWeights,
+    PseudoRule,
+    find_thresholds,
+    pod_term,
+    pseudo_terms,
+)
 from everseg.methods.prototypes import class_means, learns_new, similarity_term
 from everseg.methods.terms import Positive, Weight, init_backgrounds
 
 
 @dataclass(kw_only=True)
-class REMINDER(Method):
+class REMINDER(EntropyLabels, PodWeights, Method):
     """PLOP, and on each new class's pixels a distillation of the old classes that resemble it.
 
     Source: Phan et al., CVPR 2022 (class-similarity-weighted distillation), on top of Douillard et al., CVPR 2021. The
@@ -39,20 +44,6 @@ class REMINDER(Method):
     empty: Literal["zero", "nan"] = "zero"
     """Loss where a batch has no new pixel, and factor of an image without old pixels; "nan" as in the authors' code,
     which then stops the run."""
-    pod_weight: Weight = 0.01
-    """Factor of local POD on the encoder's stages and the decoder's map (VOC 0.01, ADE 0.001)."""
-    pod_logits_weight: Weight | None = 0.0005
-    """Factor of local POD on the logits (VOC 0.0005, ADE 0.00001); null leaves them out."""
-    pod_schedule: bool = True
-    """Multiply POD by sqrt(all classes / new classes)."""
-    threshold: Annotated[float, Field(ge=0)] = 0.001
-    """Least threshold of the entropy below which the teacher's class is accepted."""
-    median: Median = "official"
-    """The authors' loop over the bins, which adds bin numbers instead of counts, or the exact median."""
-    entropy_norm: EntropyNorm = "code"
-    """Scale of the entropy: the code's H / (K ln K ln C), or the paper's H / ln K."""
-    adaptive_factor: bool = True
-    """Multiply each image's loss by its share of accepted old pixels."""
     init_background: bool = True
     """Start the new classifiers from the background's, as MiB does."""
 
@@ -75,10 +66,11 @@ class REMINDER(Method):
             self.state["thresholds"] = find_thresholds(ctx, PseudoRule.of(self))
 
     def losses(self, batch, ctx):
-        student, teacher = ctx.compare(batch, before_activation=bool(ctx.taught(batch)))
+        student, teacher = ctx.compare(batch, taps=("before_activation",) if ctx.taught(batch) else ())
         own, known = student[batch.branch], teacher.get(batch.branch)
-        rule = PseudoRule.of(self, epsilon=0.0, empty_factor=0.0 if self.empty == "zero" else None)
-        terms, label = pseudo_terms(own.logits, known, batch, ctx, rule, self.state["thresholds"])
+        rule = PseudoRule.of(self, empty_factor=0.0 if self.empty == "zero" else None)
+        thresholds = self.state["thresholds"]
+        terms, label = pseudo_terms(own.logits, known, batch, ctx, rule, thresholds, epsilon=0.0)
         if known is not None and learns_new(ctx, batch.branch):
             old = self.state["prototypes"][batch.branch]
             terms["csw"] = similarity_term(

@@ -174,7 +174,8 @@ def build_model(
     Args:
         config: the `model` section.
         normalisation: how the run's images are normalised; a library's encoder may want another form.
-        in_channels: channels of the run's images. Builders that take `in_channels` get other numbers than 3.
+        in_channels: channels of the run's images. Builders that take `in_channels` get other numbers than 3, and
+            so do encoders of libraries whose type can have them.
 
     Raises:
         ConfigError: unknown name, option, or value; an output stride or norm for an architecture that has no such
@@ -182,12 +183,7 @@ def build_model(
         CheckpointError: the initial weights are damaged or of another network.
     """
     if config.encoder is not None:
-        if in_channels != 3:
-            raise ConfigError(
-                f"model.encoder: encoders of other libraries see three channels here, and the images have "
-                f"{in_channels}; choose one of everseg's own networks: model.name=deeplabv3-resnet50 model.encoder=null"
-            )
-        return _on_library_encoder(config, normalisation)
+        return _on_library_encoder(config, normalisation, in_channels)
     builder = resolve("model", config.name)
     if builder in encoders.DECODERS.values():
         raise ConfigError(f"model.name: '{config.name}' needs an encoder: model.encoder={encoders.FORM}")
@@ -226,7 +222,9 @@ def build_model(
     return model
 
 
-def _on_library_encoder(config: ModelConfig, normalisation: Literal["imagenet", "unit"]) -> SegmentationModel:
+def _on_library_encoder(
+    config: ModelConfig, normalisation: Literal["imagenet", "unit"], in_channels: int
+) -> SegmentationModel:
     """Build a decoder on an encoder of another library, with its weights."""
     builder = encoders.DECODERS.get(config.name)
     if builder is None:
@@ -238,7 +236,7 @@ def _on_library_encoder(config: ModelConfig, normalisation: Literal["imagenet", 
         raise ConfigError(
             "model.output_stride: an encoder of another library has its own strides; give model.output_stride=null"
         )
-    encoder, weights = encoders.describe(config, normalisation)
+    encoder, weights = encoders.describe(config, normalisation, in_channels)
     options = {key: value for key, value in config.options.items() if key not in ("config", "taps")}
     norm = {} if config.norm is None else {"norm": config.norm}
     model = _call(config.name, builder, {**norm, **options, "encoder": encoder})

@@ -125,11 +125,16 @@ def _spread_channels(plain: nn.Module, state: dict[str, Tensor]) -> None:
     wanted, given = plain.state_dict().get(name), state.get(name)
     if wanted is None or given is None or given.ndim != 4 or given.shape[1] != 3:
         return
-    count = wanted.shape[1]
+    state[name] = spread_channels(given, wanted.shape[1])
+
+
+def spread_channels(filters: Tensor, count: int) -> Tensor:
+    """Make filters (out, count, h, w) for images of `count` channels of those for RGB; see `load_encoder_weights`."""
+    if count == 3:
+        return filters
     if count == 1:
-        state[name] = given.sum(1, keepdim=True)
-    elif count != 3:
-        state[name] = given[:, [channel % 3 for channel in range(count)]] * (3 / count)
+        return filters.sum(1, keepdim=True)
+    return filters[:, [channel % 3 for channel in range(count)]] * (3 / count)
 
 
 def weight_file(spec: str, download: bool, key: str = "model.weights") -> Path:

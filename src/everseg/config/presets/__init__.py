@@ -187,7 +187,10 @@ def load_preset(name: str) -> dict[str, Any]:
         }
         config["method"] = {"name": preset.method, **_part("methods")[preset.method], **own}
         family = _family(preset.method, preset.data)
-        config = _merged(config, family.get("config", {}))
+        changed = family.get("config", {})
+        if "name" in changed.get("model", {}):  # another network: nothing of the data set's own fits it
+            del config["model"]
+        config = _merged(config, changed)
         config = copy.deepcopy(_merged(config, family.get("tasks", {}).get(preset.task, {})))
     return {"name": name, **config}
 

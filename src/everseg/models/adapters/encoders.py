@@ -22,7 +22,7 @@ from everseg.models.blocks import ATTENTION, NORM_TYPES, BranchDecoder, check_no
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
-from everseg.types import IMAGENET_MEAN, IMAGENET_STD
+from everseg.types import IMAGENET_MEAN, IMAGENET_STD, Taps
 
 log = logging.getLogger("everseg")
 
@@ -63,6 +63,7 @@ class LibraryEncoder(nn.Module):
         module = _module(description)
         self.body: nn.Module = module.build(description)
         self._read = module.read_maps
+        self.in_channels: int = module.channels(description)
         self._attends = module is from_transformers
         self._grids: list[tuple[int, int]] | None = None
         unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
@@ -90,11 +91,12 @@ class LibraryEncoder(nn.Module):
             )
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, image: Tensor, *, attention: bool = False) -> dict[str, Tensor]:
-        """Map (B, 3, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride)).
+    def forward(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
+        """Map (B, in_channels, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride)).
 
-        With `attention` also "attention1", "attention2", ... of every transformer block, before the maps: (B, heads, h,
-        w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the image alike.
+        Asked for "attention" also "attention1", "attention2", ... of every transformer block, before the maps: (B,
+        heads, h, w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the
+        image alike.
         """
         height, width = image.shape[2:]
         if self.scale is not None and self.shift is not None:
@@ -103,8 +105,8 @@ class LibraryEncoder(nn.Module):
         down, right = -height % self.multiple, -width % self.multiple
         if down or right:
             image = F.pad(image, (0, right, 0, down), mode="replicate")
-        taps: dict[str, Tensor] = {}
-        if attention and self.attention_grids:
+        found: dict[str, Tensor] = {}
+        if "attention" in taps and self.attention_grids:
             maps, attentions = from_transformers.read_attention(self.body, image)
             for number, (rows, (fine, coarse)) in enumerate(
                 zip(attentions, self.attention_grids, strict=True), start=1
@@ -114,10 +116,10 @@ class LibraryEncoder(nn.Module):
                 h, w, to_h, to_w = (
                     -(-side // stride) for stride in (fine, coarse) for side in (height, width)
                 )
-                taps[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
+                found[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
         else:
             maps = self._read(self.body, image)
-        return taps | {
+        return found | {
             name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
             for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
         }
@@ -136,7 +138,9 @@ class LibraryEncoder(nn.Module):
     def _attention_grids(self) -> list[tuple[int, int]]:
         unit, weight = self._unit, next(self.body.parameters())
         with self._trying(), torch.no_grad():
-            found = from_transformers.read_attention(self.body, weight.new_zeros(1, 3, 2 * unit, 4 * unit))[1]
+            found = from_transformers.read_attention(
+                self.body, weight.new_zeros(1, self.in_channels, 2 * unit, 4 * unit)
+            )[1]
         # Half as many rows as columns, so h rows hold 2 h^2 tokens.
         heights = [[math.isqrt(tokens // 2) for tokens in rows.shape[2:]] for rows in found]
         whole = all(
@@ -211,7 +215,7 @@ class LibraryEncoder(nn.Module):
         try:
             with self._trying(), torch.no_grad():
                 weight = next(self.body.parameters())
-                self._read(self.body, weight.new_zeros(1, 3, 2 * self._unit, 4 * self._unit))
+                self._read(self.body, weight.new_zeros(1, self.in_channels, 2 * self._unit, 4 * self._unit))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -225,7 +229,7 @@ class LibraryEncoder(nn.Module):
         self.body.eval()
         try:
             with torch.enable_grad():
-                maps = self._read(self.body, torch.zeros(1, 3, 2 * unit, 4 * unit))
+                maps = self._read(self.body, torch.zeros(1, self.in_channels, 2 * unit, 4 * unit))
         except Exception as error:  # whatever the library raises
             text = " ".join(str(error).split())[:300]
             raise ConfigError(
@@ -316,12 +320,13 @@ DECODERS: dict[str, Callable[..., SegmentationModel]] = {"mlp": mlp, "deeplabv3"
 
 
 def describe(
-    config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet"
+    config: ModelConfig, normalisation: Literal["imagenet", "unit"] = "imagenet", in_channels: int = 3
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
     """Turn `model.encoder` into a description, ready for JSON, and its pretrained weights (None = random).
 
     Pretrained weights expect images with the mean and deviation they were trained with. Where these are known, the
-    description's "inputs" converts to them from the run's own `normalisation`.
+    description's "inputs" converts to them from the run's own `normalisation`. Images of other channels than RGB keep
+    the mean and deviation that their data set states.
 
     Raises:
         ConfigError, CheckpointError: as for the library's `describe` and `load_weights`; `model.weights` where
@@ -340,15 +345,17 @@ def describe(
                 f"model.weights: '{config.encoder}' takes no file of weights; name a folder with config.json and "
                 "model.safetensors, or org/name, as model.encoder=hf:..."
             )
-        description, source = from_transformers.describe(name, given, taps, download=config.download)
+        description, source = from_transformers.describe(
+            name, given, taps, download=config.download, channels=in_channels
+        )
         if source is not None:
             state, note = from_transformers.load_weights(description, source)
-            said = from_transformers.preprocessing(source)
+            said = from_transformers.preprocessing(source) if in_channels == 3 else None
     else:
-        description = from_timm.describe(name, given, taps)
+        description = from_timm.describe(name, given, taps, channels=in_channels)
         if config.weights is not None or "." in name:
             state, note = from_timm.load_weights(description, name, config.weights, download=config.download)
-            said = from_timm.preprocessing(name) if "." in name else None
+            said = from_timm.preprocessing(name) if "." in name and in_channels == 3 else None
     description["inputs"] = None if said is None else _conversion(INPUTS[normalisation], said)
     if description["inputs"] is not None:
         note += f"; inputs converted to its mean {said[0]} and deviation {said[1]}"  # type: ignore[index]

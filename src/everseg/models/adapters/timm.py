@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
+from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import encoder_state, weight_file
 from everseg.models.tensor_file import read_tensors
 
-OWN = ("pretrained", "checkpoint", "features", "feature_cls", "out_", "cache_dir", "num_classes", "in_chans")
+OWN = ("pretrained", "checkpoint", "features", "feature_cls", "out_", "cache_dir", "num_classes")
 """Beginnings of the arguments of `timm.create_model` that users cannot set: they fetch files or are set here."""
+CHANNELS = "in_chans"
+"""The argument that says how many channels the images have."""
 
 
 def library() -> Any:
@@ -34,20 +37,30 @@ def library() -> Any:
         ) from error
 
 
-def describe(name: str, given: Mapping[str, Any], taps: Any) -> dict[str, Any]:
+def describe(name: str, given: Mapping[str, Any], taps: Any, *, channels: int = 3) -> dict[str, Any]:
     """Turn the name after `timm:` into a description.
 
     Args:
         name: an architecture ("resnet50": random weights) or one with the tag of its weights ("resnet50.a1_in1k").
         given: further arguments of `timm.create_model`.
         taps: numbers of the feature maps; None = timm's own choice, of which the last of each resolution are kept.
+        channels: of the images.
 
     Raises:
         ConfigError: unknown name or argument.
     """
     description = {"library": "timm", "type": name.partition(".")[0], "config": dict(given), "taps": taps}
     _check(description)
+    if CHANNELS in given:
+        raise ConfigError(f"model.options: config: {CHANNELS} cannot be set here: the images say it")
+    if channels != 3:
+        description["config"][CHANNELS] = channels
     return description
+
+
+def channels(description: Mapping[str, Any]) -> int:
+    """Channels of the images that a described encoder takes."""
+    return check_in_channels(description["config"].get(CHANNELS, 3))
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
-from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch
+from everseg.models.blocks import check_in_channels
+from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch, spread_channels
 from everseg.models.tensor_file import read_tensors
 
 HIDDEN_STATES = ("mobilenet_v2", "mobilevit", "regnet", "segformer")
@@ -29,6 +30,8 @@ CODE = ("auto_map", "trust_remote_code")
 """Entries by which a configuration asks for code of the repository."""
 MAP_NORMS = "hidden_states_norms."
 """Norms that a backbone adds on its maps: no image classifier has them, so they start fresh, as identity."""
+CHANNELS = "num_channels"
+"""Entry that says how many channels the images have; a few types have none."""
 MAX_TAPS = 4
 
 
@@ -65,7 +68,7 @@ def known_types() -> list[str]:
 
 
 def describe(
-    name: str, given: Mapping[str, Any], taps: Any, *, download: bool
+    name: str, given: Mapping[str, Any], taps: Any, *, download: bool, channels: int = 3
 ) -> tuple[dict[str, Any], Source | None]:
     """Turn the name after `hf:` into a description.
 
@@ -74,12 +77,14 @@ def describe(
         given: entries of the configuration that replace those of the type or the file.
         taps: stage names (types with a backbone class) or numbers of hidden states; None = chosen.
         download: allow the network.
+        channels: of the images.
 
     Returns:
         The description, and where the pretrained weights lie (None = random weights).
 
     Raises:
-        ConfigError: unknown name, entry or tap; a repository that needs its own code; a download not allowed.
+        ConfigError: unknown name, entry or tap; a type that takes RGB images alone; a repository that needs its own
+            code; a download not allowed.
         CheckpointError: a damaged config.json.
     """
     source = None
@@ -98,7 +103,19 @@ def describe(
             )
         kind = str(stored.get("model_type"))
     _check_type(kind, name)
-    config = {key: value for key, value in stored.items() if key in _entries(kind)}
+    entries = _entries(kind)
+    config = {key: value for key, value in stored.items() if key in entries}
+    if given.get(CHANNELS, channels) != channels:
+        raise ConfigError(
+            f"model.options: config: {CHANNELS} is {given[CHANNELS]}, and the images have {channels}; leave it out"
+        )
+    if CHANNELS in entries:
+        config[CHANNELS] = channels
+    elif channels != 3:
+        raise ConfigError(
+            f"model.encoder: encoders of type '{kind}' see three channels, and the images have {channels}; most other "
+            "types take any number, such as hf:segformer"
+        )
     full = _full_config(kind, {**config, **given})
     chosen = _chosen(kind, full) if taps is None else taps
     return {"library": "hf", "type": kind, "config": full, "taps": chosen}, source
@@ -118,6 +135,11 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     with _quiet():
         body = factory.from_config(config, dtype=torch.float32)
     return body.train()
+
+
+def channels(description: Mapping[str, Any]) -> int:
+    """Channels of the images that a described encoder takes."""
+    return check_in_channels(description["config"].get(CHANNELS, 3))
 
 
 def read_maps(body: nn.Module, image: Tensor) -> list[Tensor]:
@@ -168,6 +190,8 @@ def unit(description: Mapping[str, Any]) -> int:
 def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[str, Tensor], str]:
     """Read the pretrained weights of a described encoder, whatever head they were trained with.
 
+    Weights for RGB serve images of other channels by the rule of `models.pretrained`.
+
     Returns:
         The encoder's state, complete, and a sentence about it.
 
@@ -175,7 +199,10 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
         CheckpointError: damaged; weights that are missing, of another shape, or not finite.
     """
     kind, tables = description["type"], library()[1]
-    config = _config(kind, description["config"], description["taps"])
+    # As the file has them: RGB as a rule.
+    stored = _read_json(source.folder / "config.json").get(CHANNELS, 3)
+    given = description["config"]
+    config = _config(kind, given | ({CHANNELS: stored} if CHANNELS in given else {}), description["taps"])
     classes = tables.MODEL_MAPPING if kind in HIDDEN_STATES else tables.MODEL_FOR_BACKBONE_MAPPING
     where = f"weights of 'hf:{source.folder}'"
     # The library never sees the folder: it would read the weights with torch.load, and any other file that it knows.
@@ -193,11 +220,26 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
         names = some(missing or [str(key) for key in told["mismatched_keys"]])
         raise CheckpointError(f"{where} do not fit: missing or of another shape: {names}")
     state = body.state_dict()
+    if stored != channels(description):
+        state = _spread(state, build(description).state_dict(), stored, where)
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if broken:
         raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
     note = f", {len(fresh)} of them fresh norms on the maps" if fresh else ""
     return state, f"encoder: {len(state)} tensors from {source.weights}{note}"
+
+
+def _spread(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], stored: int, where: str
+) -> dict[str, Tensor]:
+    """Fit the filters that see the image to another number of channels."""
+    found = dict(state)
+    for name, value in wanted.items():
+        if value.shape != state[name].shape:
+            if stored != 3:
+                raise CheckpointError(f"{where} are of images of {stored} channels, not {value.shape[1]}")
+            found[name] = spread_channels(state[name], value.shape[1])
+    return found
 
 
 def preprocessing(source: Source) -> tuple[list[float], list[float]] | None:
@@ -268,8 +310,6 @@ def _config(kind: str, given: Any, taps: Any) -> Any:
         raise ConfigError(
             f"model.options: the configuration of '{kind}' is wrong: {_first_line(error)}"
         ) from error
-    if getattr(config, "num_channels", 3) != 3:
-        raise ConfigError(f"model.options: config: num_channels must be 3, not {config.num_channels}")
     return config
 
 
