@@ -28,7 +28,7 @@ from everseg.types import Readout, SegOutput
 
 @dataclass(kw_only=True)
 class SSUL(Method):
-    """Learn by sigmoids, after the first step in new heads on frozen features; what stands out unlabelled is unknown.
+    """Learn each step in a head of its own, on features frozen after the first; what stands out is unknown.
 
     Source: Cha et al., NeurIPS 2021, and the authors' code. With `scenario.memory` it is SSUL-M.
     """
