@@ -174,6 +174,6 @@ def _check_file(path: Path) -> list[Row]:
         tally.add(name, np.array(rates), arrays[name])
     given = torch.from_numpy(arrays["merge/logits"])
     output = SegOutput(given[:, 1:], {}, {"unknown": given[:, :1]})
-    ids = read_ids(output, given.shape[2:], SSUL.readout)
+    ids = read_ids(output, given.shape[2:], SSUL().readout)
     tally.add("readout", ids, arrays["merge/pred"], 0.0)
     return tally.rows()
