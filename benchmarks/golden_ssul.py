@@ -14,13 +14,14 @@ from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.losses import Term, binary_cross_entropy, pixelwise_losses, upsample
-from everseg.losses.readout import read_ids
+from everseg.losses.argmax import predict_ids
+from everseg.losses.readout import merged_outputs, small_values
 from everseg.methods.base import StepContext
 from everseg.methods.ssul import SSUL
 from everseg.methods.switches import begin, finish
 from everseg.methods.unknown import joined
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.types import Batch, SegOutput
+from everseg.types import Batch, Readout, SegOutput
 
 FIRST = 0.01
 """Learning rate of the first step's head, whatever the command says; the body has a tenth of it."""
@@ -138,6 +139,11 @@ def _compare_confusion(run: TinyRun, model: SegmentationModel, index: int) -> No
         if f"step{index}/{name}" in run.golden:
             counts = run.confusion(predict, index, current=current)
             run.same("confusion counts", counts, run.golden[f"step{index}/{name}"][-1])
+
+
+def read_ids(output: SegOutput, size: torch.Size, readout: Readout) -> Tensor:
+    """Classes of all pixels, as evaluation and predictions find them: (B, H, W)."""
+    return predict_ids(small_values(output, readout), size, merged_outputs(readout))
 
 
 def check_ssul(folder: Path) -> list[Row]:

@@ -181,6 +181,7 @@ def test_restart_inside_a_step_is_bit_equal(toy, name, index):
 
     fresh, again = build(name, **options), from_description(described, attentive)
     again.load_state_dict(before)
+    again.readout = model.readout  # stored beside the weights, not in the description
     fresh.load_state_dict(carried)
     resumed = toy.begin(fresh, again, step, begin=False)
     weights, momenta, state = [safetensors.torch.load(data) for data in files]
