@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everseg.losses.argmax import predict_ids
 from everseg.losses.pixelwise import full_precision, upsample
-from everseg.losses.regions import region_ids
-from everseg.types import REGIONS, Readout, SegOutput, of_regions
+from everseg.types import Readout, SegOutput
 
 
 def small_values(output: SegOutput, readout: Readout) -> Tensor:
@@ -83,27 +80,6 @@ def merge_background(background: Tensor, others: Sequence[Tensor] | Tensor) -> T
     share = F.logsigmoid(torch.stack([background, *others])).logsumexp(dim=0)
     inside = share.clamp(max=-torch.finfo(share.dtype).tiny)
     return torch.where(share < 0, inside - (-torch.expm1(inside)).log(), torch.inf)
-
-
-def read_ids(output: SegOutput, readout: Readout, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Find the class of every pixel of whole images, without logits at their resolution.
-
-    Args:
-        size: (H, W) of the images; of a readout of regions also that of their map.
-
-    Returns:
-        (B, H, W) train ids, as `predict_ids` gives them.
-
-    Raises:
-        ValueError: an output or a map that the readout names is missing.
-    """
-    if not readout.regions:
-        return predict_ids(small_values(output, readout), size, merged_outputs(readout))
-    if missing := [name for name in (REGIONS, readout.regions) if name not in output.features]:
-        raise ValueError(f"the model has no tap '{missing[0]}', which its readout needs")
-    inside = of_regions(output)
-    values = full_values(inside, replace(readout, regions=""), inside.logits.shape[2:])  # (B, C, N, 1)
-    return region_ids(values[..., 0].transpose(1, 2), output.features[readout.regions])
 
 
 def full_values(output: SegOutput, readout: Readout, size: tuple[int, int] | torch.Size) -> Tensor:
