@@ -111,7 +111,8 @@ class MicroSeg(Method):
         yield terms
 
     def memory_labels(self, batch, ctx, threshold):
-        output = ctx.module(batch.image, (batch.branch,), extra=batch.extra)[batch.branch]
+        with ctx.autocast():
+            output = ctx.module(batch.image, (batch.branch,), extra=batch.extra)[batch.branch]
         num_classes = output.logits.shape[1]
         outputs = output_labels(batch, num_classes, "none")
         return train_ids(_completed(output, batch, outputs, num_classes, threshold), num_classes)
