@@ -47,12 +47,20 @@ def replay_microseg(folder: Path, stem: str) -> dict[str, Comparison]:
         largest value of the tensor; of labels and confusion counts the share that differs.
     """
     run = TinyRun(folder, stem)
-    warm = {"warmup_share": 0.1, "warmup_from": 0.001} if run.meta["policy"] == "warm_poly" else {"min_lr": FLOOR}
+    warm = (
+        {"warmup_share": 0.1, "warmup_from": 0.001}
+        if run.meta["policy"] == "warm_poly"
+        else {"min_lr": FLOOR}
+    )
     train = TrainConfig(lr=run.meta["lr"], **warm)
     slots = 1 + max(int(n) for n in np.unique(run.golden["data/proposals"]) if n < 255)
     clusters = len(run.golden["step0/start/classifier.head2.0.0.bias"])
     method = MicroSeg(
-        threshold=run.meta["thresh"], head_width=WIDTH, memory_offset="official", proposals=slots, clusters=clusters
+        threshold=run.meta["thresh"],
+        head_width=WIDTH,
+        memory_offset="official",
+        proposals=slots,
+        clusters=clusters,
     )
     model = tiny_network()
     for index in range(len(run.groups)):

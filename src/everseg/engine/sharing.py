@@ -61,7 +61,9 @@ def first_step_hash(config: RunConfig) -> str | None:
     if memory.size and (memory.selection == "method" or memory.pseudo is not None):
         told.append(config.method.model_dump(mode="json"))
     # Another place of the same maps may hold others; only a run knows their hashes.
-    told += [extra for extra in (config.data.extra, *(d.extra for d in config.data.domains.values())) if extra]
+    told += [
+        extra for extra in (config.data.extra, *(d.extra for d in config.data.domains.values())) if extra
+    ]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
 
 

@@ -95,7 +95,9 @@ class MicroSeg(Method):
     def targets(self, batch, num_classes: int, teacher: SegOutput | None) -> Tensor:
         """The output that each pixel is to learn, (B, H, W); see `output_labels`."""
         outputs = output_labels(batch, num_classes, "all", official_memory=self.memory_offset == "official")
-        return outputs if teacher is None else _completed(teacher, batch, outputs, num_classes, self.threshold)
+        return (
+            outputs if teacher is None else _completed(teacher, batch, outputs, num_classes, self.threshold)
+        )
 
     def losses(self, batch, ctx):
         teacher, student = ctx.teach(batch), ctx.student(batch)

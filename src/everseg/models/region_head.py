@@ -96,11 +96,15 @@ class RegionHead(GrowingHead):
         found = super().forward(features)
         regions = (extra or {})[PROPOSALS]
         number = self.growths[0].head.regions
-        vectors = pooled_over_regions(features, regions, number).flatten(0, 1)[..., None, None]  # (B * N, D, 1, 1)
+        vectors = pooled_over_regions(features, regions, number).flatten(0, 1)[
+            ..., None, None
+        ]  # (B * N, D, 1, 1)
 
         def classified(part: nn.Module) -> Tensor:
             values = cast(RegionPart, part).classify_regions(vectors)  # (B * N, outputs)
-            return values.unflatten(0, (len(features), number)).transpose(1, 2)[..., None]  # (B, outputs, N, 1)
+            return values.unflatten(0, (len(features), number)).transpose(1, 2)[
+                ..., None
+            ]  # (B, outputs, N, 1)
 
         others = {name: classified(part) for name, part in self.others.items()}
         background = [others.pop(BACKGROUND)] if BACKGROUND in others else []
