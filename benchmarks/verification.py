@@ -22,6 +22,7 @@ from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
+from benchmarks.golden_memory import check_memory
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
 from benchmarks.golden_rcil import check_rcil, replay_rcil
@@ -138,6 +139,10 @@ ORIGINALS = (
     Original(
         "UCD", ("ucd", "train_ucd"), "ygjwd12345/UCD cc73546", "none (not opened)", "`form`",
         "none: the released code does not run, so the replay is partly official", check_ucd, replay_ucd,
+    ),
+    Original(
+        "memories", ("dkd_memory", "mibaugm_memory"), "of SSUL, DKD and MiB-AugM", "MIT; GPL-3.0, none (not opened)",
+        "`scenario.memory.*`, see docs/methods.md", "-", check_memory,
     ),
     Original(
         "label rules", ("label_maps",), "of PLOP, MiB and SDR", "as above", "`scenario.policy`", "-",
