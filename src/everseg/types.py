@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import isfinite
 from types import MappingProxyType

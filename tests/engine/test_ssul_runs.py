@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
-from saying import must_say
 from toy import build, settings
 
 import everseg
 from everseg.errors import ConfigError, DataError, EversegError
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 MEMORY = {"size": 4, "selection": "ssul", "pseudo": 0.5}
 SSUL = {"name": "ssul", "unknown": "all", "head_width": 8, "threshold": 0.5}

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from saying import must_say
 from torch import nn
 
 from everseg.errors import ConfigError
@@ -17,6 +16,7 @@ from everseg.methods.ssul import SSUL
 from everseg.methods.unknown import candidate_labels, joined, output_labels
 from everseg.models.blocks import NORM_TYPES
 from everseg.types import Batch, SegOutput
+from saying import must_say
 
 WIDTH = {"head_width": 6}
 

@@ -145,7 +145,7 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     )
     image = torch.randn(2, 3, 8, 8)  # (B, 3, H, W)
     label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4  # (B, H, W): classes 0 to 2; 3 becomes an ignored pixel
-    extra = {name: (label + 1) % 2 for name in method.needs_extra}
+    extra = dict.fromkeys(method.needs_extra, (label + 1) % 2)
     batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"), extra=extra)
     ctx = StepContext(
         step=step,

@@ -104,7 +104,8 @@ def through(
         return read_ids(see(image), model.readout, image.shape[-2:])
     if maps:
         raise ConfigError(
-            f"data.evaluation=sliding: the network reads {', '.join(model.reads_extra)} of whole images; take whole or crop"
+            f"data.evaluation=sliding: the network reads {', '.join(model.reads_extra)} of whole images; take whole "
+            "or crop"
         )
     values, merged = (lambda part: small_values(see(part), model.readout)), merged_outputs(model.readout)
     return torch.stack([sliding_ids(values, one, windows, merged) for one in image])

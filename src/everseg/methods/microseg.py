@@ -28,7 +28,7 @@ from everseg.types import REGIONS, Batch, Readout, SegOutput, of_regions
 
 @dataclass(kw_only=True)
 class MicroSeg(Method):
-    """SSUL in given regions of each image, each classified as a whole; the unknown are several clusters kept apart.
+    """SSUL in given regions, each classified as a whole; the unknown are several clusters that are kept apart.
 
     Source: Zhang et al., NeurIPS 2022, from a description of what the authors' code (no licence, not opened) computes.
     With `scenario.memory` it is MicroSeg-M.

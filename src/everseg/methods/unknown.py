@@ -101,7 +101,8 @@ def check_step(name: str, step: Step) -> str:
         )
     if not has_background(step, branch):
         raise ConfigError(
-            f"method '{name}' needs a background class, since it learns apart what is unknown in it; '{branch}' has none"
+            f"method '{name}' needs a background class, since it learns apart what is unknown in it; "
+            f"'{branch}' has none"
         )
     if not step.is_first and not step.grows.get(branch):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -46,9 +47,7 @@ class RegionPart(Trunk):
     ) -> None:
         super().__init__(in_channels, hidden, classifier, norm)
         widths = [in_channels, *[hidden] * _DEPTH]
-        self.blocks = nn.Sequential(
-            *[RegionBlock(a, b, norm) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        self.blocks = nn.Sequential(*[RegionBlock(a, b, norm) for a, b in pairwise(widths)])
         self.of_regions = of_regions
 
     def classify_regions(self, vectors: Tensor) -> Tensor:
