@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.golden_checks import Row, Tally
 from benchmarks.golden_replay import BRANCH, Comparison
+from benchmarks.golden_ssul import compare_memory
 from benchmarks.golden_tiny import WIDTH, TinyRun, set_weights, tiny_network
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
@@ -106,6 +107,7 @@ def _replay_step(
     finish(method, ctx)
     run.compare_weights("final weights", model, f"{at}final/", rename)
     _compare_confusion(run, model, index)
+    compare_memory(run, method, ctx)
 
 
 def _batch(run: TinyRun, index: int, i: int) -> Batch:

@@ -22,9 +22,8 @@ from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
-from benchmarks.golden_microseg import check_microseg, replay_microseg
-=======
 from benchmarks.golden_memory import check_memory
+from benchmarks.golden_microseg import check_microseg, replay_microseg
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
 from benchmarks.golden_rcil import check_rcil, replay_rcil
