@@ -129,6 +129,8 @@ def pooled_over_regions(features: Tensor, regions: Tensor, number: int) -> Tenso
     """
     known = torch.where((regions >= 0) & (regions < number), regions, number)
     small = F.interpolate(known[:, None].to(features.dtype), features.shape[2:], mode="nearest")
-    cells = F.one_hot(small[:, 0].long().flatten(1), number + 1)[..., :number].to(features)  # (B, h * w, N)
+    # `one_hot` would wait for the device to look at the numbers.
+    every = torch.arange(number, device=features.device)
+    cells = (small[:, 0].long().flatten(1)[..., None] == every).to(features)  # (B, h * w, N)
     sums = torch.einsum("bpn,bdp->bnd", cells, features.flatten(2))
     return sums / (cells.sum(dim=1)[..., None] + _EMPTY)
