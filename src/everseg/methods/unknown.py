@@ -95,7 +95,9 @@ def check_switches(name: str, method: Method) -> None:
         ValueError: it does.
     """
     if method.freeze_heads == "all":
-        raise ValueError(f"freeze_heads: {name} learns in its newest head, and freezes the older ones by itself")
+        raise ValueError(
+            f"freeze_heads: {name} learns in its newest head, and freezes the older ones by itself"
+        )
     if method.pretune:
         raise ValueError(f"pretune: {name} has heads that are no mixtures of others; leave it out")
 
