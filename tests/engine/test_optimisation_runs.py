@@ -17,6 +17,7 @@ from everseg.config.fields import TrainConfig
 from everseg.config.loading import load
 from everseg.errors import ConfigError
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 EVERYTHING = {
     "optimizer": "adamw", "lr": 0.01, "lr_next": 0.01, "accumulate": 2, "warmup": 7, "warmup_power": 2.0,
@@ -152,8 +153,18 @@ def test_another_value_is_another_run(tmp_path, key, value):
 
 def test_impossible_settings_are_named_together():
     with pytest.raises(ConfigError) as caught:
-        load(None, ["train.batch=6", "train.accumulate=4", "train.momentum=0"])
+        load(
+            None,
+            [
+                "train.batch=6",
+                "train.accumulate=4",
+                "train.momentum=0",
+                "train.warmup=5",
+                "train.warmup_share=0.1",
+            ],
+        )
     text = str(caught.value)
+    must_say(text, "train.warmup_share", "train.warmup both", "one of them")
     assert "train.accumulate: 6 images per batch cannot be cut into 4 equal parts" in text
     assert "train.nesterov: needs train.momentum > 0" in text
     with pytest.raises(ConfigError) as caught:

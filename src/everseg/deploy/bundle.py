@@ -22,6 +22,7 @@ from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to
 from everseg.display import Piece, Result, percent
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
+from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify
 from everseg.runs.input_form import InputForm
@@ -173,7 +174,7 @@ def write_bundle(
     # Fail on missing packages before the model is exported.
     if onnx:
         require_onnx()
-    growth = contents.model.describe()["growth"]
+    growth = sizes_of(contents.model.describe()["growth"])
     steps = contents.steps or range(len(growth))
     registry = register(contents.spaces, growth, steps, contents.before)
     files, parity = {}, {}
@@ -189,6 +190,7 @@ def write_bundle(
         contents.form,
         registry=registry,
         onnx=names,
+        readout=contents.model.readout,
         unknown=contents.unknown,
     )
     lineage = {
@@ -211,7 +213,7 @@ def write_bundle(
         contents.model.state_dict(),
         contents.method_state,
         parent=contents.parent,
-        documents={Path(LINEAGE).stem: lineage, "preprocessing": contents.form.preprocessing()},
+        documents={Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents)},
         files=files,
     )
     return open_bundle(out)
@@ -244,8 +246,14 @@ def _metadata(contents: Contents, registry: Registry, branch: str, ids: list[int
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
         "branch": branch,
-        "preprocessing": contents.form.preprocessing(),
+        "preprocessing": _preprocessing(contents),
     }
+
+
+def _preprocessing(contents: Contents) -> dict[str, Any]:
+    """What other readers must know to run the network, and how its outputs become classes if not by arg-max."""
+    readout = contents.model.readout.to_json()
+    return contents.form.preprocessing() | ({"readout": readout} if readout else {})
 
 
 def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:

@@ -5,7 +5,7 @@ A method returns named loss terms; it never steps the optimiser and never change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,16 +13,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from everseg.data.batches.selection import Candidate
 from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision
+from everseg.losses.pseudo import pseudo_labels
 from everseg.methods.tuning import Tuning, polynomial
 from everseg.scenarios.steps import Step
-from everseg.types import Batch, LossTerms, SegOutput, Taps
+from everseg.types import Batch, LossTerms, Readout, SegOutput, Taps
 
 if TYPE_CHECKING:
+    from everseg.models.heads import Head
     from everseg.models.model import SegmentationModel
 
-__all__ = ["Fuse", "Method", "StepContext", "Tuning", "split_groups"]
+__all__ = ["Fuse", "Method", "StepContext", "Tuning", "groups_of", "split_groups"]
 
 Fuse = Literal["none", "all", "changed"]
 """Weights that are fused at the end of a step."""
@@ -51,6 +54,9 @@ class StepContext:
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
     tuner: Callable[[StepContext, Tuning], None] | None = None
     """What carries out `tune`: the engine, or another loop over batches."""
+    candidate_batches: Callable[[], Iterator[tuple[int, Batch]]] = lambda: iter(())
+    """In `Method.select`: one pass over this process's share of the candidates, each as its position and a batch of one
+    image, without augmentation."""
     _encoded: tuple[Batch, Taps, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def student(self, batch: Batch, *, taps: Taps = ()) -> SegOutput:
@@ -68,7 +74,7 @@ class StepContext:
         """Run the student through several branches over the same images, in one forward."""
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps)
+            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps, **self._extra(batch))
         return _precise(outputs)
 
     def tune(
@@ -123,6 +129,10 @@ class StepContext:
             module.train(training)
             self.model, self._encoded = wrapped, None
 
+    def _extra(self, batch: Batch) -> dict[str, Mapping[str, Tensor]]:
+        """The maps beside the images, where the network reads some."""
+        return {"extra": batch.extra} if self.module.reads_extra else {}
+
     def _encode(self, batch: Batch, taps: Taps) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
@@ -168,7 +178,7 @@ class StepContext:
             return {}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps)
+            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps, **self._extra(batch))
         return _precise(outputs)
 
     def compare(self, batch: Batch, *, taps: Taps = ()) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
@@ -186,8 +196,18 @@ class StepContext:
 
 
 def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:
-    """Convert the logits to at least float32. The taps keep the network's precision; feature losses convert them."""
-    return {name: SegOutput(full_precision(out.logits), out.features) for name, out in outputs.items()}
+    """Convert logits and auxiliary outputs to at least float32; the taps keep the network's precision.
+
+    Feature losses convert them.
+    """
+    return {
+        name: SegOutput(
+            full_precision(out.logits),
+            out.features,
+            {key: full_precision(value) for key, value in out.auxiliary.items()},
+        )
+        for name, out in outputs.items()
+    }
 
 
 @dataclass(kw_only=True)
@@ -204,6 +224,8 @@ class Method:
     """The losses compare attention maps, so networks without any are refused."""
     restructures: ClassVar[bool] = False
     """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
+    replaces_heads: ClassVar[bool] = False
+    """Later steps may go on from a model of any readout."""
 
     freeze_encoder: bool = False
     """Train only the decoder and the classifiers from step `freeze_from` on."""
@@ -233,8 +255,23 @@ class Method:
     pretune_unbiased_ce: bool = True
     """MiB's cross-entropy during the pre-tuning instead of the plain one."""
 
+    @property
+    def readout(self) -> Readout:
+        """How the outputs of a model that this method trains become classes; stored with the model."""
+        return Readout()
+
+    def heads(self, step: Step) -> Mapping[str, Head]:
+        """What each branch gains in a step beside its number of classes; default plain classifiers."""
+        return {}
+
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
-        """Grow, initialise and freeze, before the optimiser exists."""
+        """Grow, initialise and freeze, before the optimiser exists.
+
+        Raises:
+            ConfigError: the model's outputs are read in another way than this method trains them.
+        """
+        self._check_readout(model, step)
+        model.readout = self.readout
         self.grow(model, step)
         # A step from scratch counts as step 0 whatever its index: nothing learnt earlier is there to be kept.
         later = (0 if step.is_first else step.index) >= self.freeze_from
@@ -245,6 +282,18 @@ class Method:
             statistics=self.frozen_statistics,
             decoder=self.freeze_decoder and later,
             heads=self._frozen_heads(model, step) if later else {},
+        )
+
+    def _check_readout(self, model: SegmentationModel, step: Step) -> None:
+        if step.is_first or self.replaces_heads or model.readout == self.readout:
+            return
+        told = [
+            ", ".join(f"{key} {value}" for key, value in readout.to_json().items()) or "arg-max of the logits"
+            for readout in (model.readout, self.readout)
+        ]
+        raise ConfigError(
+            f"method: the model's outputs become classes by another rule ({told[0]}) than this method trains "
+            f"({told[1]}); go on with the method that trained it, or start with this one from step 0"
         )
 
     def _frozen_heads(self, model: SegmentationModel, step: Step) -> dict[str, int]:
@@ -261,9 +310,66 @@ class Method:
         """Whether the engine keeps a copy of the model from before the step: for the losses, or for a switch."""
         return self.uses_teacher or self.fuse != "none" or self.pretune > 0
 
+    @property
+    def needs_memory(self) -> bool:
+        """Whether the method cannot work without a memory of earlier images (`scenario.memory`)."""
+        return False
+
+    @property
+    def needs_extra(self) -> tuple[str, ...]:
+        """Names of the further maps (`data.extra`) that the method reads from `Batch.extra`."""
+        return ()
+
+    def memory_labels(self, batch: Batch, ctx: StepContext, threshold: float) -> Tensor:
+        """Complete the labels of a candidate for the memory by what the model sees in its background.
+
+        The engine calls it at the end of every step but the first, if `scenario.memory.pseudo` gives a threshold, and
+        counts the classes of the result. The model, `ctx.module`, is that of the finished step, in evaluation mode.
+
+        Args:
+            batch: one image with its labels.
+            ctx: the step's context. `ctx.module` is called directly: `ctx.student` would wait for other processes.
+            threshold: score from which a class is believed, in [0, 1].
+
+        Returns:
+            (B, H, W) train ids. By default background pixels get the class with the largest softmax probability where
+            that class is no background and its probability is at least the threshold.
+        """
+        space = ctx.step.spaces[batch.branch]
+        if space.background is None:
+            return batch.label
+        with ctx.autocast():
+            logits = ctx.module(batch.image, (batch.branch,))[batch.branch].logits
+        found = pseudo_labels(
+            full_precision(logits),
+            batch.label,
+            num_classes=space.num_classes,
+            measure="probability",
+            thresholds=threshold,
+            keep_rejected=True,
+        )
+        return torch.where(batch.label == space.background, found.label, batch.label)
+
+    def select(self, ctx: StepContext, candidates: Sequence[Candidate], size: int) -> Sequence[int]:
+        """Choose the images that the memory keeps, where `scenario.memory.selection` leaves it to the method.
+
+        Args:
+            ctx: the finished step's context. `ctx.candidate_batches` reads the images; what a process finds there must
+                be combined with `ctx.all_reduce`, because every process has to choose the same.
+            candidates: first the images that the memory holds, then those of the step.
+            size: largest number of images.
+
+        Returns:
+            Positions of at most `size` different candidates, in the order of storing.
+        """
+        raise ConfigError(
+            f"scenario.memory.selection: method '{type(self).__name__}' chooses no images; take ssul, "
+            "reservoir or random"
+        )
+
     def grow(self, model: SegmentationModel, step: Step) -> None:
         """Add the step's outputs and branches; part of `prepare_model`."""
-        model.grow(step.grows)
+        model.grow(step.grows, heads=self.heads(step))
 
     def param_groups(self, model: SegmentationModel, step: Step) -> list[dict[str, Any]]:
         """Split the trainable weights: dicts with "params" and "lr_scale", each weight in exactly one.
@@ -303,6 +409,40 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
+
+
+def groups_of(
+    model: SegmentationModel, *groups: tuple[Any, float] | tuple[Any, float, float | None]
+) -> list[dict[str, Any]]:
+    """Parameter groups by parts of the model.
+
+    Args:
+        groups: (weights, factor on the learning rate[, weight decay]). The weights are parameters, modules, or lists of
+            these; frozen ones are left out. A weight that stands in several groups goes into the first.
+
+    Returns:
+        A group for each, and a last one at factor 1 for all other trainable weights. Empty groups are left out.
+    """
+    left = {id(p): p for p in model.parameters() if p.requires_grad}  # by identity: tensors compare by value
+    found = []
+    for weights, scale, *decay in [*groups, (model, 1.0)]:
+        taken = [left.pop(id(p)) for p in _weights(weights) if id(p) in left]
+        group: dict[str, Any] = {"params": taken, "lr_scale": scale}
+        if decay and decay[0] is not None:
+            group["weight_decay"] = decay[0]
+        if taken:
+            found.append(group)
+    return found
+
+
+def _weights(given: Any) -> Iterator[nn.Parameter]:
+    if isinstance(given, nn.Parameter):
+        yield given
+    elif isinstance(given, nn.Module):
+        yield from given.parameters()
+    else:
+        for one in given:
+            yield from _weights(one)
 
 
 def split_groups(model: SegmentationModel, shared_scale: float) -> list[dict[str, Any]]:
