@@ -12,6 +12,7 @@ import pytest
     "module",
     [
         "classification",
+        "decomposed",
         "distillation",
         "features",
         "pixelwise",
@@ -19,6 +20,7 @@ import pytest
         "pooled_cube",
         "prototypes",
         "pseudo",
+        "repair",
         "similarity",
         "thresholds",
     ],
