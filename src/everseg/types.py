@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's channels, red first, for values in [0, 1]."""
 LossTerms = dict[str, Tensor]
 """Name of a loss term -> scalar, with its weight already applied."""
+Tap = Literal["before_activation", "attention"]
+"""Feature maps that a model gives only where they are asked for: each stage's before its last activation
+("layer1.pre"), and the attention maps of a transformer's blocks ("attention1"). A network without has none."""
+Taps = tuple[Tap, ...]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision
 from everseg.methods.tuning import Tuning, polynomial
 from everseg.scenarios.steps import Step
-from everseg.types import Batch, LossTerms, SegOutput
+from everseg.types import Batch, LossTerms, SegOutput, Taps
 
 if TYPE_CHECKING:
     from everseg.models.model import SegmentationModel
@@ -51,34 +51,24 @@ class StepContext:
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
     tuner: Callable[[StepContext, Tuning], None] | None = None
     """What carries out `tune`: the engine, or another loop over batches."""
-    _encoded: tuple[Batch, dict[str, bool], dict[str, Tensor]] | None = field(
-        default=None, init=False, repr=False
-    )
+    _encoded: tuple[Batch, Taps, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
-    def student(self, batch: Batch, *, before_activation: bool = False, attention: bool = False) -> SegOutput:
+    def student(self, batch: Batch, *, taps: Taps = ()) -> SegOutput:
         """Run the student through the batch's own branch.
 
         Args:
             batch: the images.
-            before_activation: also give the taps before each stage's last activation, such as "layer1.pre".
-            attention: also give a transformer's attention maps, such as "attention1".
+            taps: maps to give beside the usual ones, such as ("before_activation",); see `everseg.types.Tap`.
         """
-        taps = {"before_activation": before_activation, "attention": attention}
-        return self.student_through(batch, (batch.branch,), **taps)[batch.branch]
+        return self.student_through(batch, (batch.branch,), taps=taps)[batch.branch]
 
     def student_through(
-        self,
-        batch: Batch,
-        branches: tuple[str, ...],
-        *,
-        before_activation: bool = False,
-        attention: bool = False,
+        self, batch: Batch, branches: tuple[str, ...], *, taps: Taps = ()
     ) -> dict[str, SegOutput]:
         """Run the student through several branches over the same images, in one forward."""
-        taps = {"before_activation": before_activation, "attention": attention}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded, **taps)
+            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps)
         return _precise(outputs)
 
     def tune(
@@ -133,7 +123,7 @@ class StepContext:
             module.train(training)
             self.model, self._encoded = wrapped, None
 
-    def _encode(self, batch: Batch, taps: dict[str, bool]) -> dict[str, Tensor] | None:
+    def _encode(self, batch: Batch, taps: Taps) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
         # its norms may be folded.
@@ -142,9 +132,9 @@ class StepContext:
             return None
         # Identity, not equality: methods call this several times with the very same batch object.
         known = self._encoded
-        if known is None or known[0] is not batch or any(taps[name] and not known[1][name] for name in taps):
+        if known is None or known[0] is not batch or not {*taps} <= {*known[1]}:
             with torch.no_grad(), self.autocast():
-                maps = teacher.encode(batch.image, **taps)
+                maps = teacher.encode(batch.image, taps=taps)
             self._encoded = known = batch, taps, maps
         return known[2]
 
@@ -163,36 +153,25 @@ class StepContext:
         own = (batch.branch,) if self.step.num_old(batch.branch) else ()
         return own + self.step.old_branches
 
-    def teach(
-        self, batch: Batch, *, before_activation: bool = False, attention: bool = False
-    ) -> SegOutput | None:
+    def teach(self, batch: Batch, *, taps: Taps = ()) -> SegOutput | None:
         """Run the teacher through the batch's own branch; None without a teacher, or if it never met that branch."""
         own = tuple({batch.branch} & set(self.taught(batch)))
-        taps = {"before_activation": before_activation, "attention": attention}
-        return self.teach_through(batch, own, **taps)[own[0]] if own else None
+        return self.teach_through(batch, own, taps=taps)[own[0]] if own else None
 
     @torch.no_grad()
     def teach_through(
-        self,
-        batch: Batch,
-        branches: tuple[str, ...],
-        *,
-        before_activation: bool = False,
-        attention: bool = False,
+        self, batch: Batch, branches: tuple[str, ...], *, taps: Taps = ()
     ) -> dict[str, SegOutput]:
         """Run the teacher through several branches over the same images; {} for none."""
         teacher = self._teacher
         if teacher is None or not branches:
             return {}
-        taps = {"before_activation": before_activation, "attention": attention}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded, **taps)
+            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps)
         return _precise(outputs)
 
-    def compare(
-        self, batch: Batch, *, before_activation: bool = False, attention: bool = False
-    ) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
+    def compare(self, batch: Batch, *, taps: Taps = ()) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
         """Run teacher and student over the batch: what distillation compares.
 
         Returns:
@@ -200,11 +179,10 @@ class StepContext:
             `taught`. In class-incremental runs the two hold the one branch (the teacher's none in the first step).
         """
         branches = self.taught(batch)
-        taps = {"before_activation": before_activation, "attention": attention}
-        teacher = self.teach_through(batch, branches, **taps)
+        teacher = self.teach_through(batch, branches, taps=taps)
         # The batch's own branch comes first; `dict.fromkeys` drops its second mention and keeps the order.
         every = tuple(dict.fromkeys((batch.branch, *branches)))
-        return self.student_through(batch, every, **taps), teacher
+        return self.student_through(batch, every, taps=taps), teacher
 
 
 def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:

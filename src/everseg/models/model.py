@@ -8,14 +8,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
 from everseg.models.blocks import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
-from everseg.types import SegOutput
+from everseg.types import SegOutput, Tap, Taps
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,7 @@ class SegmentationModel(nn.Module):
         branches: Iterable[str] | None = None,
         *,
         encoded: Mapping[str, Tensor] | None = None,
-        before_activation: bool = False,
-        attention: bool = False,
+        taps: Taps = (),
     ) -> dict[str, SegOutput]:
         """Run the model through some branches over the same images.
 
@@ -258,11 +257,9 @@ class SegmentationModel(nn.Module):
             image: (B, 3, H, W) float, normalised.
             branches: which; None = all.
             encoded: what the encoder made of the image, where it is known already and the same for all branches.
-            before_activation: also give the taps before each stage's last activation, named as the stage with ".pre"
-                behind. They cost a copy of each map. An encoder of a library has none, nor has a stage without a last
-                activation.
-            attention: also give the attention maps of a transformer's blocks, "attention1", "attention2", ...; see
-                `LibraryEncoder`. A network without has none.
+            taps: maps to give beside the usual ones, where the network has them. "before_activation": each stage's
+                before its last activation, named as the stage with ".pre" behind; they cost a copy of each map.
+                "attention": those of a transformer's blocks, "attention1", "attention2", ...; see `LibraryEncoder`.
 
         Returns:
             Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
@@ -270,45 +267,43 @@ class SegmentationModel(nn.Module):
             "decoder" (the classifiers' input).
 
         Raises:
-            ConfigError: unknown branch, or the model has no outputs yet.
+            ConfigError: unknown branch or kind of tap, or the model has no outputs yet.
         """
         branches = self.branches if branches is None else tuple(branches)
         self._check_branches(branches)
         if not branches:
             raise ConfigError("the model has no outputs yet: grow it first")
-        wanted = self._wanted(before_activation=before_activation, attention=attention)
-        taps = self._taps(image, branches, encoded, wanted)
+        found = self._maps(image, branches, encoded, self._wanted(taps))
         height, width = image.shape[2:]
         # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
         return {
             branch: SegOutput(self.heads[branch](maps["decoder"])[..., :height, :width], maps)
-            for branch, maps in taps.items()
+            for branch, maps in found.items()
         }
 
-    def encode(
-        self, image: Tensor, *, before_activation: bool = False, attention: bool = False
-    ) -> dict[str, Tensor]:
+    def encode(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
         """Run an encoder that all branches share: (B, 3, H, W) to its maps by name, finest first."""
-        return self.encoder(image, **self._wanted(before_activation=before_activation, attention=attention))
+        return self.encoder(image, **self._wanted(taps))
 
     @property
     def gives_attention(self) -> bool:
         """Whether the network has attention maps over the whole image that it can give."""
         return bool(getattr(self.encoder, "attention_grids", ()))
 
-    def _wanted(self, **asked: bool) -> dict[str, bool]:
-        # Asked only where it is wanted: encoders of libraries and of users do not know the arguments.
-        if not any(asked.values()):
-            return {}
-        known = inspect.signature(self.encoder.forward).parameters
-        return {name: True for name, value in asked.items() if value and name in known}
+    def _wanted(self, taps: Taps) -> dict[str, Taps]:
+        """What the encoder is called with for these taps: nothing where it has no such argument."""
+        unknown = [tap for tap in taps if tap not in get_args(Tap)]
+        if unknown:
+            raise ConfigError(f"taps: '{unknown[0]}' is no kind of tap; kinds: {', '.join(get_args(Tap))}")
+        asks = bool(taps) and "taps" in inspect.signature(self.encoder.forward).parameters
+        return {"taps": taps} if asks else {}
 
-    def _taps(
+    def _maps(
         self,
         image: Tensor,
         branches: tuple[str, ...],
         known: Mapping[str, Tensor] | None,
-        wanted: Mapping[str, bool],
+        wanted: Mapping[str, Taps],
     ) -> dict[str, dict[str, Tensor]]:
         """The named maps of every branch; encoder and decoder run once for branches that share them."""
         if known is None and _by_branch(self.encoder):
@@ -316,7 +311,7 @@ class SegmentationModel(nn.Module):
         else:
             own = self.encoder(image, **wanted) if known is None else known
             encoded = dict.fromkeys(branches, own)
-        taps = {}
+        found = {}
         # Branches with the very same encoder maps share the decoder's result, too: keyed by the maps' identity.
         decoded: dict[int, Tensor] = {}
         for branch in branches:
@@ -327,8 +322,8 @@ class SegmentationModel(nn.Module):
             else:
                 same = id(encoded[branch])
                 maps["decoder"] = decoded[same] = decoded[same] if same in decoded else self.decoder(maps)
-            taps[branch] = maps
-        return taps
+            found[branch] = maps
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What rebuilds the model without its weights: name, options, growth in order. Ready for JSON."""
