@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from everseg.losses.prototypes import label_at
 from everseg.losses.repair import (
     Moments,
+    class_shares,
     drawn_features,
     masked_feature_distillation,
     prototype_contrast,
-    resized_mask,
 )
 
 
@@ -130,13 +130,14 @@ def test_contrast_of_a_centre_on_a_prototype_is_finite():
     assert x.grad.isfinite().all()
 
 
-def test_a_resized_mask_reads_the_pixels_around_each_middle():
-    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
-    mask[0, 7, 8] = True
-    assert resized_mask(mask, (1, 1), torch.zeros(1)).item() == 0.25
-    assert resized_mask(mask[:, None], (1, 1), torch.zeros(1)).shape == (1, 1, 1, 1)
-    mask[0, 7, 8], mask[0, 0] = False, True
-    assert resized_mask(mask, (1, 1), torch.zeros(1)).item() == 0
+@pytest.mark.parametrize("size", [(10, 8), (7, 13), (1, 1), (3, 20), (40, 6)])
+def test_class_shares_are_torchs_resized_masks(size):
+    label = torch.randint(0, 4, (2, 20, 16))
+    label[0, :4] = 255
+    masks = torch.stack([label == c for c in (1, 2, 3)], dim=1).double()
+    expected = torch.nn.functional.interpolate(masks, size, mode="bilinear")
+    assert_close(class_shares(label, size, 1, 4), expected, rtol=1e-12, atol=1e-12)
+    assert class_shares(label, size, 4, 4).shape == (2, 0, *size)
 
 
 def test_centred_labels_are_those_in_the_middle_of_each_cell():

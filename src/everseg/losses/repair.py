@@ -103,13 +103,38 @@ def drawn_features(
     return (directions * norms).t()[None, :, :, None]
 
 
-def resized_mask(mask: Tensor, size: tuple[int, int] | torch.Size, like: Tensor) -> Tensor:
-    """Resize masks (B, ..., H, W) bilinearly to (h, w) in the type of `like`; corners not aligned.
+def class_shares(label: Tensor, size: tuple[int, int] | torch.Size, first: int, last: int) -> Tensor:
+    """Resize the masks of some classes bilinearly to the size of a feature map, without making them at full size.
 
-    Shrinking takes the pixels around each middle and not the mean over all: STAR's code does so.
+    Shrinking reads the four pixels around each middle, as torch's `interpolate` does, and not all: so do the authors.
+
+    Args:
+        label: (B, H, W) integers.
+        size: (h, w), corners not aligned.
+        first: first class.
+        last: one past the last.
+
+    Returns:
+        (B, last - first, h, w) float64, values in [0, 1].
+
+    >>> class_shares(torch.tensor([[[0, 0, 0, 0], [0, 2, 1, 0], [0, 2, 2, 0], [0, 0, 0, 0]]]), (1, 1), 1, 3).flatten()
+    tensor([0.2500, 0.7500], dtype=torch.float64)
     """
-    flat = mask.flatten(0, -3)[:, None].to(like)
-    return F.interpolate(flat, size=tuple(size), mode="bilinear").view(*mask.shape[:-2], *size)
+    (rows, above), (columns, left) = (
+        _neighbours(large, small, label.device) for large, small in zip(label.shape[-2:], size, strict=True)
+    )
+    near = label[:, rows[:, :, None, None], columns]  # (B, 2, h, 2, w)
+    masks = near[:, None] == torch.arange(first, last, device=label.device).view(-1, 1, 1, 1, 1)
+    return torch.einsum("bnyixj,yi,xj->bnij", masks.double(), above, left)
+
+
+def _neighbours(large: int, small: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The two pixels on both sides of each of `small` points of an axis, (2, small), and their weights."""
+    at = ((torch.arange(small, dtype=torch.float64) + 0.5) * (large / small) - 0.5).clamp(min=0)
+    before = at.floor().clamp(max=large - 1)
+    share = at - before
+    places = torch.stack([before, (before + 1).clamp(max=large - 1)]).long()
+    return places.to(device), torch.stack([1 - share, share]).to(device)
 
 
 def masked_feature_distillation(features: Tensor, teacher_features: Tensor, mask: Tensor) -> Tensor:
