@@ -5,7 +5,7 @@ A method returns named loss terms; it never steps the optimiser and never change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -245,6 +245,14 @@ class Method:
     """Weight of MiB's distillation during the pre-tuning; 0 = none (the authors' option has 10)."""
     pretune_unbiased_ce: bool = True
     """MiB's cross-entropy during the pre-tuning instead of the plain one."""
+
+    def unfit(self, steps: Sequence[Step]) -> list[str]:
+        """List what the method cannot do in a run, each as a sentence; asked before the first step.
+
+        Args:
+            steps: all steps of the run.
+        """
+        return []
 
     @property
     def readout(self) -> Readout:

@@ -14,12 +14,12 @@ from everseg.scenarios.steps import Step
 
 
 def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
-    """List what the method's switches cannot do in a run, each as a sentence that says why.
+    """List what the method and its switches cannot do in a run, each as a sentence that says why.
 
     Args:
         steps: all steps of the run.
     """
-    found = []
+    found = method.unfit(steps)
     later = [step for step in steps if not step.is_first]
     if method.fuse != "none":
         found += [unfit_for_fusion(step) for step in later]
