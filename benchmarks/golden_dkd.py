@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,20 +279,26 @@ def check_positives(arrays: Mapping[str, np.ndarray], tally: Tally) -> None:
     """The loss of the new classes for every factor of positives, plain and in bands."""
     first = 1 + int(arrays["K_old_without_bg"])
     label = torch.from_numpy(arrays["labels"])
+    # STAR has no output in the background's place.
+    missing = first + int(arrays["N_new"]) - arrays["logits"].shape[1]
+
+    def whole(x: Tensor) -> Tensor:
+        return torch.cat([x.new_zeros(len(x), missing, *x.shape[2:]), x], dim=1)
+
     for key in arrays:
-        if key.startswith("mbce_pw") and key.endswith("/out"):
-            factor = float(key.split("/")[0].removeprefix("mbce_pw"))
-            options = {"first": first, "pos_weight": factor, "unlabelled": "negative"}
-            name = key.split("/")[0]
-            check_value(arrays, tally, name, lambda x, o=options: binary_cross_entropy(x, label, **o))
-            term = {"mbce": Term(binary_cross_entropy, options=options)}
-            check_value(
-                arrays,
-                tally,
-                name,
-                lambda x, t=term: pixelwise_losses(t, x, label, band=2)["mbce"],
-                " in bands",
-            )
+        if not (key.startswith("mbce_pw") and key.endswith("/out")):
+            continue
+        name = key.split("/")[0]
+        options = {
+            "first": first,
+            "pos_weight": float(name.removeprefix("mbce_pw")),
+            "unlabelled": "negative",
+        }
+        term = {"mbce": Term(binary_cross_entropy, options=options)}
+        plain = partial(binary_cross_entropy, label=label, **options)
+        check_value(arrays, tally, name, lambda x, loss=plain: loss(whole(x)))
+        banded = partial(pixelwise_losses, term, label=label, band=2)
+        check_value(arrays, tally, name, lambda x, loss=banded: loss(whole(x))["mbce"], " in bands")
 
 
 def check_value(
