@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from everseg import registry
 from everseg.config.fields import DataConfig, ModelConfig
 from everseg.data.base import Dataset
+from everseg.data.batches.extra import maps_of
 from everseg.data.batches.loader import View, plain_batches
 from everseg.data.channels import picture_of
 from everseg.distributed import all_reduce_sum
@@ -46,21 +47,28 @@ class Evaluation:
     """Name -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
 
-def views_of(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list[View]:
-    """Bind the sources of a step to the splits of their data sets."""
+def views_of(
+    sources: Sequence[Source], datasets: Mapping[str, Dataset], extra: Collection[str] | None = ()
+) -> list[View]:
+    """Bind the sources of a step to the splits of their data sets.
+
+    Args:
+        extra: further maps of the images (`data.extra`) that the views hold; None = all that the data sets name.
+    """
     return [
         View(
             datasets[s.dataset].splits[s.split],
             np.asarray(s.indices, np.int64),
-            _padded(s),
+            padded_table(s),
             s.branch,
             s.dataset,
+            maps_of(datasets[s.dataset], s.split, extra),
         )
         for s in sources
     ]
 
 
-def _padded(source: Source) -> np.ndarray:
+def padded_table(source: Source) -> np.ndarray:
     """Table of a source; where masks have 16 bits it is as long as any id, so that no id is outside of it."""
     table = source.table
     rest = 2**16 - len(table) if len(table) > 256 else 0
