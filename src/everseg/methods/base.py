@@ -54,16 +54,10 @@ class StepContext:
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
     tuner: Callable[[StepContext, Tuning], None] | None = None
     """What carries out `tune`: the engine, or another loop over batches."""
-<<<<<<< HEAD
-    _encoded: tuple[Batch, Taps, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
-=======
     candidate_batches: Callable[[], Iterator[tuple[int, Batch]]] = lambda: iter(())
     """In `Method.select`: one pass over this process's share of the candidates, each as its position and a batch of one
     image, without augmentation."""
-    _encoded: tuple[Batch, dict[str, bool], dict[str, Tensor]] | None = field(
-        default=None, init=False, repr=False
-    )
->>>>>>> mem13
+    _encoded: tuple[Batch, Taps, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def student(self, batch: Batch, *, taps: Taps = ()) -> SegOutput:
         """Run the student through the batch's own branch.
