@@ -23,6 +23,7 @@ from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
+from benchmarks.golden_microseg import check_microseg, replay_microseg
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
 from benchmarks.golden_rcil import check_rcil, replay_rcil
@@ -156,6 +157,10 @@ ORIGINALS = (
     Original(
         "STAR, STAR-M", ("star", "train_star"), "jinpeng0528/STAR 9e31f36", "none (not opened)",
         "`noise`, `unlabelled`", "STAR's, with `plop-*` labels", check_star, replay_star, limit_star,
+    ),
+    Original(
+        "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)", "`memory_offset`",
+        "MicroSeg's, with `ignore-void` labels and its proposals", check_microseg, replay_microseg,
     ),
     Original(
         "label rules", ("label_maps",), "of PLOP, MiB and SDR", "as above", "`scenario.policy`", "-",

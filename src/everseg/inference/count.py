@@ -18,9 +18,10 @@ from everseg.data.batches.extra import maps_of
 from everseg.data.batches.loader import View, plain_batches
 from everseg.data.channels import picture_of
 from everseg.distributed import all_reduce_sum
+from everseg.errors import ConfigError
 from everseg.inference.windows import sliding_ids
 from everseg.labels import LabelSpace
-from everseg.losses.argmax import predict_ids
+from everseg.losses.reading import read_ids
 from everseg.losses.readout import merged_outputs, small_values
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
@@ -28,6 +29,7 @@ from everseg.progress import Progress
 from everseg.runs.input_form import InputForm, Windows
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
+from everseg.types import SegOutput
 
 Predict = Callable[[Source, Tensor], Tensor]
 """Images of a source, (B, 3, H, W) normalised -> (B, H, W) integer train ids on the same device."""
@@ -81,21 +83,31 @@ def through(
     image: Tensor,
     accelerator: Accelerator,
     windows: Windows | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Predict normalised images (B, 3, H, W) with one branch, as the model's readout says. Return the train ids.
 
     Args:
         windows: the overlapping windows that each image is cut into; None = whole images.
+        extra: further maps of the images, (B, H, W), for a network that reads some.
+
+    Raises:
+        ConfigError: the network reads further maps, and windows are asked for.
     """
+    maps = {"extra": extra or {}} if model.reads_extra else {}
 
-    def see(part: Tensor) -> Tensor:
+    def see(part: Tensor) -> SegOutput:
         with accelerator.autocast():
-            return small_values(model(part, (branch,))[branch], model.readout)
+            return model(part, (branch,), **maps)[branch]
 
-    merged = merged_outputs(model.readout)
     if windows is None:
-        return predict_ids(see(image), image.shape[-2:], merged)
-    return torch.stack([sliding_ids(see, one, windows, merged) for one in image])
+        return read_ids(see(image), model.readout, image.shape[-2:])
+    if maps:
+        raise ConfigError(
+            f"data.evaluation=sliding: the network reads {', '.join(model.reads_extra)} of whole images; take whole or crop"
+        )
+    values, merged = (lambda part: small_values(see(part), model.readout)), merged_outputs(model.readout)
+    return torch.stack([sliding_ids(values, one, windows, merged) for one in image])
 
 
 @torch.no_grad()

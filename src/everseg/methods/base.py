@@ -74,7 +74,7 @@ class StepContext:
         """Run the student through several branches over the same images, in one forward."""
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps)
+            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps, **self._extra(batch))
         return _precise(outputs)
 
     def tune(
@@ -129,6 +129,10 @@ class StepContext:
             module.train(training)
             self.model, self._encoded = wrapped, None
 
+    def _extra(self, batch: Batch) -> dict[str, Mapping[str, Tensor]]:
+        """The maps beside the images, where the network reads some."""
+        return {"extra": batch.extra} if self.module.reads_extra else {}
+
     def _encode(self, batch: Batch, taps: Taps) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
@@ -174,7 +178,7 @@ class StepContext:
             return {}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps)
+            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps, **self._extra(batch))
         return _precise(outputs)
 
     def compare(self, batch: Batch, *, taps: Taps = ()) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:

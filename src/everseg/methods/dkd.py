@@ -21,6 +21,7 @@ from everseg.methods.sigmoids import (
     Unlabelled,
     candidate_labels,
     check_head,
+    check_step,
     new_classes_term,
     rest_dropout,
     unfit_steps,
@@ -68,8 +69,9 @@ class DKD(Method):
         return unfit_steps("dkd", steps)
 
     def heads(self, step):
+        branch = check_step("dkd", step)
         first = Head(background="constant", auxiliary={AUXILIARY: 1}, detached=(AUXILIARY,))
-        return {step.branch: first} if step.is_first else {}
+        return {branch: first} if step.is_first else {}
 
     def prepare_model(self, model, step):
         super().prepare_model(model, step)

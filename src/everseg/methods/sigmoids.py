@@ -42,8 +42,19 @@ def unfit_steps(name: str, steps: Sequence[Step]) -> list[str]:
         )
     idle = [step.index for step in steps if not step.is_first and not step.grows.get(step.branch)]
     if idle and not found:
-        found.append(f"method '{name}' learns new classes in every later step; step {idle[0]} has none")
+        found.append(f"method '{name}' learns new classes in every later step; step {idle[0]} has no new class")
     return found
+
+
+def check_step(name: str, step: Step) -> str:
+    """Return the branch that a step trains.
+
+    Raises:
+        ConfigError: the method cannot be what it is in such a step.
+    """
+    if problems := unfit_steps(name, [step]):
+        raise ConfigError(" ".join(problems))
+    return step.branch
 
 
 def check_head(name: str, model: SegmentationModel, step: Step, auxiliary: str | None = None) -> None:

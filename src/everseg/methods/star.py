@@ -20,6 +20,7 @@ from everseg.methods.sigmoids import (
     Unlabelled,
     candidate_labels,
     check_head,
+    check_step,
     first_new,
     new_classes_term,
     rest_dropout,
@@ -66,7 +67,8 @@ class STAR(Method):
         return unfit_steps("star", steps)
 
     def heads(self, step):
-        return {step.branch: Head(background="constant")} if step.is_first else {}
+        branch = check_step("star", step)
+        return {branch: Head(background="constant")} if step.is_first else {}
 
     def prepare_model(self, model, step):
         super().prepare_model(model, step)
