@@ -23,6 +23,7 @@ from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
+from benchmarks.golden_memory import check_memory
 from benchmarks.golden_microseg import check_microseg, replay_microseg
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
@@ -161,6 +162,10 @@ ORIGINALS = (
     Original(
         "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)", "`memory_offset`",
         "MicroSeg's, with `ignore-void` labels and its proposals", check_microseg, replay_microseg,
+    ),
+    Original(
+        "memories", ("dkd_memory", "mibaugm_memory"), "of SSUL, DKD and MiB-AugM", "MIT; GPL-3.0, none (not opened)",
+        "`scenario.memory.*`, see docs/methods.md", "-", check_memory,
     ),
     Original(
         "label rules", ("label_maps",), "of PLOP, MiB and SDR", "as above", "`scenario.policy`", "-",

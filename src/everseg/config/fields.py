@@ -149,6 +149,9 @@ class ScenarioConfig(_Section):
     """Task name (15-5, 15-1, 100-50b, any N-M, offline), or explicit steps: lists of class names or raw ids."""
     protocol: Literal["disjoint", "overlapped", "sequential", "partitioned"] = "overlapped"
     """Which images a step may use: disjoint, overlapped, sequential (old classes stay labelled) or partitioned."""
+    partition_draw: Literal["everseg", "authors"] = "everseg"
+    """Random numbers that "partitioned" gives an image to one of its classes by: everseg's own, or those of MiB-AugM's
+    code."""
     policy: Literal["mib-voc", "mib-ade", "plop-voc", "plop-ade", "plop", "ignore-void"] = "ignore-void"
     """Label convention: where void, old and future classes go in training and in tests."""
     order: list[int | str] | None = None

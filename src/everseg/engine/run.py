@@ -388,7 +388,7 @@ def _record_scenario(
     # Runs begun before a setting existed have no such entry, and must be able to continue.
     unused = {
         name
-        for name in ("bundle", "memory")
+        for name in ("bundle", "memory", "partition_draw")
         if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
     }
     settings = scenario.model_dump(mode="json", exclude=unused)

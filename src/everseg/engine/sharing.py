@@ -61,7 +61,9 @@ def first_step_hash(config: RunConfig) -> str | None:
     if memory.size and (memory.selection == "method" or memory.pseudo is not None):
         told.append(config.method.model_dump(mode="json"))
     # Another place of the same maps may hold others; only a run knows their hashes.
-    told += [extra for extra in (config.data.extra, *(d.extra for d in config.data.domains.values())) if extra]
+    told += [
+        extra for extra in (config.data.extra, *(d.extra for d in config.data.domains.values())) if extra
+    ]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -143,7 +145,7 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     )
     image = torch.randn(2, 3, 8, 8)  # (B, 3, H, W)
     label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4  # (B, H, W): classes 0 to 2; 3 becomes an ignored pixel
-    extra = {name: (label + 1) % 2 for name in method.needs_extra}
+    extra = dict.fromkeys(method.needs_extra, (label + 1) % 2)
     batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"), extra=extra)
     ctx = StepContext(
         step=step,
