@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.golden_checks import Row, Tally
 from benchmarks.golden_replay import BRANCH, Comparison
+from benchmarks.golden_ssul import compare_memory
 from benchmarks.golden_tiny import WIDTH, TinyRun, set_weights, tiny_network
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
@@ -47,12 +48,20 @@ def replay_microseg(folder: Path, stem: str) -> dict[str, Comparison]:
         largest value of the tensor; of labels and confusion counts the share that differs.
     """
     run = TinyRun(folder, stem)
-    warm = {"warmup_share": 0.1, "warmup_from": 0.001} if run.meta["policy"] == "warm_poly" else {"min_lr": FLOOR}
+    warm = (
+        {"warmup_share": 0.1, "warmup_from": 0.001}
+        if run.meta["policy"] == "warm_poly"
+        else {"min_lr": FLOOR}
+    )
     train = TrainConfig(lr=run.meta["lr"], **warm)
     slots = 1 + max(int(n) for n in np.unique(run.golden["data/proposals"]) if n < 255)
     clusters = len(run.golden["step0/start/classifier.head2.0.0.bias"])
     method = MicroSeg(
-        threshold=run.meta["thresh"], head_width=WIDTH, memory_offset="official", proposals=slots, clusters=clusters
+        threshold=run.meta["thresh"],
+        head_width=WIDTH,
+        memory_offset="official",
+        proposals=slots,
+        clusters=clusters,
     )
     model = tiny_network()
     for index in range(len(run.groups)):
@@ -98,6 +107,7 @@ def _replay_step(
     finish(method, ctx)
     run.compare_weights("final weights", model, f"{at}final/", rename)
     _compare_confusion(run, model, index)
+    compare_memory(run, method, ctx)
 
 
 def _batch(run: TinyRun, index: int, i: int) -> Batch:

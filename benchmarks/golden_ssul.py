@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.golden_checks import Row, Tally
+from benchmarks.golden_memory import MEMORY_THRESHOLD, chosen_records, ssul_record
 from benchmarks.golden_replay import BRANCH, Comparison
 from benchmarks.golden_tiny import WIDTH, TinyRun, set_weights, tiny_network
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
+from everseg.labels import IGNORED
 from everseg.losses import Term, binary_cross_entropy, pixelwise_losses, upsample
 from everseg.losses.reading import read_ids
-from everseg.methods.base import StepContext
+from everseg.methods.base import Method, StepContext
 from everseg.methods.ssul import SSUL
 from everseg.methods.switches import begin, finish
 from everseg.methods.unknown import joined
@@ -93,6 +97,7 @@ def _replay_step(
     finish(method, ctx)
     run.compare_weights("final weights", model, f"{at}final/", rename)
     _compare_confusion(run, model, index)
+    compare_memory(run, method, ctx)
 
 
 def _batch(run: TinyRun, index: int, i: int) -> Batch:
@@ -103,7 +108,11 @@ def _batch(run: TinyRun, index: int, i: int) -> Batch:
     memory = None
     saliency = torch.from_numpy(run.golden["data/saliency"])
     own = Batch(run.images[which], label, BRANCH, extra={"saliency": saliency[which]})
-    run.same("labels", SSUL(unknown="salient").targets(own, len(run.seen(index)), None), run.golden[f"{at}train_labels"][i])
+    run.same(
+        "labels",
+        SSUL(unknown="salient").targets(own, len(run.seen(index)), None),
+        run.golden[f"{at}train_labels"][i],
+    )
     if f"{at}mem_idx" in run.golden:
         stored, places = run.golden[f"{at}mem_idx"][i], run.golden[f"{at}rand_index"][i]
         labelled = run.labels(stored, run.seen(index))
@@ -125,6 +134,39 @@ def _compare_logits(run: TinyRun, logits: Tensor, at: str, i: int) -> None:
     run.compare("mean of the logits", full.abs().mean(), run.golden[f"{at}logits_absmean"][i])
     if i == 0:
         run.whole("logits", full[:, :, ::4, ::4], run.golden[f"{at}logits0"])
+
+
+@torch.no_grad()
+def compare_memory(run: TinyRun, method: Method, ctx: StepContext) -> None:
+    """Compare which images a finished step keeps, and the records of them; from the second step on the model is asked.
+
+    The memory before is theirs, so that one wrong choice does not hide the others.
+    """
+    index, step = ctx.step.index, f"step_{ctx.step.index + 1}"
+    stored = json.loads(str(run.golden["memory_json"])) if "memory_json" in run.golden else {}
+    if step not in stored:
+        return
+    size, names = int(run.meta["mem"]), [str(name) for name in run.golden["data/names"]]
+    own = set(run.groups[index]) - {0}
+    earlier = set(run.seen(index)) - own
+    pool = stored[f"step_{index}"]["memory_candidates"][:size] if index else []
+    ctx.module.eval()
+    for number, line in enumerate(run.golden["data/train_cls"]):
+        shown = {int(c) + 1 for c in str(line).split()[1:]}  # they count without the background
+        if not shown & own or not (run.meta.get("overlap", True) or shown <= own | earlier):
+            continue
+        which = np.array([number])
+        extra = {k: torch.from_numpy(run.golden[f"data/{k}"][which]).long() for k in method.needs_extra}
+        batch = Batch(run.images[which], run.labels(which, run.groups[index]), BRANCH, extra=extra)
+        label = method.memory_labels(batch, ctx, MEMORY_THRESHOLD["ssul"]) if index else batch.label
+        outputs = torch.where(label == IGNORED, IGNORED, label + 1)
+        pool.append(ssul_record(names[number], outputs[0].numpy()))
+    kept = chosen_records(pool, range(1, len(run.seen(index))), size, 1)
+    theirs = stored[step]["memory_candidates"][:size]
+    run.found.setdefault("memory", Comparison())
+    same = kept == theirs and sorted(r[0] for r in kept) == stored[step]["memory_list"]
+    run.found["memory"].count += len(theirs)
+    run.found["memory"].largest = max(run.found["memory"].largest, 0.0 if same else np.inf)
 
 
 @torch.no_grad()
@@ -159,12 +201,17 @@ def _check_file(path: Path) -> list[Row]:
                 tally.add("BCE, gradient", x.grad, arrays[f"{name}/grad_logits"])
         if f"{at}bce_mean/out" in arrays:
             x = (logits * scale).requires_grad_()
-            banded = pixelwise_losses({"bce": Term(binary_cross_entropy, over="valid")}, x, labels, band=2)["bce"]
+            banded = pixelwise_losses({"bce": Term(binary_cross_entropy, over="valid")}, x, labels, band=2)[
+                "bce"
+            ]
             banded.backward()
             tally.add("BCE in bands", banded, arrays[f"{at}bce_mean/out"])
             tally.add("BCE in bands, gradient", x.grad, arrays[f"{at}bce_mean/grad_logits"])
     total = len(arrays["lr_poly"])
-    for name, more in (("lr_poly", {"min_lr": FLOOR}), ("lr_warm_poly", {"warmup_share": 0.1, "warmup_from": 0.001})):
+    for name, more in (
+        ("lr_poly", {"min_lr": FLOOR}),
+        ("lr_warm_poly", {"warmup_share": 0.1, "warmup_from": 0.001}),
+    ):
         train = TrainConfig(**more)
         optimizer = make_optimizer([{"params": [torch.nn.Parameter(torch.ones(1))]}], train, lr=0.01)
         rates = []

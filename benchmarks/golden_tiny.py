@@ -234,9 +234,7 @@ class TinyRun:
             if norm > 1e-10 * whole:
                 self.compare("gradient norms", value, norm)
 
-    def confusion(
-        self, predict: Callable[[Tensor, int], Tensor], step: int, *, current: bool
-    ) -> np.ndarray:
+    def confusion(self, predict: Callable[[Tensor, int], Tensor], step: int, *, current: bool) -> np.ndarray:
         """Count the test images as the SSUL family's code does; rows truth.
 
         Args:

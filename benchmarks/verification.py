@@ -160,7 +160,8 @@ ORIGINALS = (
         "`noise`, `unlabelled`", "STAR's, with `plop-*` labels", check_star, replay_star, limit_star,
     ),
     Original(
-        "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)", "`memory_offset`",
+        "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)",
+        "`memory_offset`",
         "MicroSeg's, with `ignore-void` labels and its proposals", check_microseg, replay_microseg,
     ),
     Original(

@@ -119,7 +119,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "microseg": Builtin(
             "everseg.methods.microseg:MicroSeg",
-            "SSUL in given regions of each image, each classified as a whole; the unknown are several clusters kept apart.",
+            "SSUL in given regions, each classified as a whole; the unknown are several clusters that are kept apart.",
         ),
     },
     "dataset": {

@@ -85,7 +85,15 @@ def other_value(cls: type, name: str) -> Any:
         return next(value for value in get_args(hint) if value != default)
     if hint is bool:
         return not default
-    other = {"freeze_from": 0, "period": 1, "pretune": 2, "pretune_kd_weight": 1.0, "head_width": 8, "clusters": 2, "proposals": 3}
+    other = {
+        "freeze_from": 0,
+        "period": 1,
+        "pretune": 2,
+        "pretune_kd_weight": 1.0,
+        "head_width": 8,
+        "clusters": 2,
+        "proposals": 3,
+    }
     return other.get(name, default * 0.5)
 
 

@@ -174,8 +174,10 @@ def _unfit_material(config: RunConfig, method: Method, prepared: Prepared, todo:
     problems = [
         *unfit_for_memory(steps, memory),
         *memory_problems(memory, steps, prepared.datasets),
-        *missing_maps(_trained_images(todo), prepared.datasets),
+        *missing_maps(_images(todo), prepared.datasets),
     ]
+    if method.readout.regions:  # the network reads this map in tests, too
+        problems += missing_maps(_images(todo, tested=True), prepared.datasets, method.readout.regions)
     if method.needs_memory and not memory.size:
         problems.append(
             f"scenario.memory.size: method '{config.method.name}' trains on images of earlier steps again; say how "
@@ -197,11 +199,11 @@ def _unfit_material(config: RunConfig, method: Method, prepared: Prepared, todo:
     return problems
 
 
-def _trained_images(steps: Sequence[Step]) -> dict[tuple[str, str], list[int]]:
-    """(Key of the data set, split) -> positions of the images that some step trains, ascending."""
+def _images(steps: Sequence[Step], *, tested: bool = False) -> dict[tuple[str, str], list[int]]:
+    """(Key of the data set, split) -> positions of the images that some step trains or is tested on, ascending."""
     found: dict[tuple[str, str], set[int]] = {}
     for step in steps:
-        for source in step.train:
+        for source in (*step.test, *step.val) if tested else step.train:
             found.setdefault((source.dataset, source.split), set()).update(source.indices)
     return {key: sorted(indices) for key, indices in found.items()}
 
@@ -289,7 +291,11 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
                     method.grow(model, earlier)
                 method.prepare_model(model, step)
                 model.train()
-                model(torch.empty(1, in_channels, height, width), step.trained_branches)
+                maps = {name: torch.empty(1, height, width, dtype=torch.long) for name in model.reads_extra}
+                model(
+                    torch.empty(1, in_channels, height, width), step.trained_branches,
+                    **({"extra": maps} if maps else {}),
+                )  # fmt: skip
         except ConfigError as error:
             return str(error)
         except Exception:  # some operation of the user's network or method does not work on the "meta" device
@@ -397,7 +403,7 @@ def _record_scenario(
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used
     }
-    images = _trained_images(prepared.steps)
+    images = _images(prepared.steps)
     maps = {
         f"{key}/{split}/{name}": MapFolder(where, prepared.datasets[key].splits[split]).fingerprint(indices)
         for (key, split), indices in images.items()

@@ -104,7 +104,8 @@ def through(
         return read_ids(see(image), model.readout, image.shape[-2:])
     if maps:
         raise ConfigError(
-            f"data.evaluation=sliding: the network reads {', '.join(model.reads_extra)} of whole images; take whole or crop"
+            f"data.evaluation=sliding: the network reads {', '.join(model.reads_extra)} of whole images; take whole "
+            "or crop"
         )
     values, merged = (lambda part: small_values(see(part), model.readout)), merged_outputs(model.readout)
     return torch.stack([sliding_ids(values, one, windows, merged) for one in image])
@@ -141,7 +142,6 @@ def evaluate(
     """
     model.to(accelerator.device).eval()
     device, windows = accelerator.device, InputForm.of_config(data).windows(batch)
-    predict = predict or (lambda source, image: through(model, source.branch, image, accelerator, windows))
     outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
     matrices = {s.name: ConfusionMatrix(outputs[s.name], s.ignored) for s in sources}
     reduce = all_reduce_sum(accelerator)
@@ -149,7 +149,8 @@ def evaluate(
     each: dict[str, list[Tensor]] = {name: [] for name in outputs}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
-    for source, view in zip(sources, views_of(sources, datasets), strict=True):
+    reads = model.reads_extra if predict is None else ()
+    for source, view in zip(sources, views_of(sources, datasets, reads), strict=True):
         samples = result.samples.setdefault(source.name, [])
         seen: list[Tensor] = []
         batches = plain_batches(
@@ -162,7 +163,11 @@ def evaluate(
         )
         for loaded in batches:
             image = loaded.normalised(device, data.normalisation)
-            prediction = predict(source, image)
+            if predict is None:
+                extra = {name: one.to(device, non_blocking=True) for name, one in loaded.extra.items()}
+                prediction = through(model, source.branch, image, accelerator, windows, extra)
+            else:
+                prediction = predict(source, image)
             # compare bytes with bytes: no copy into a wider type, and no synchronisation with the GPU
             label = loaded.label.to(device, non_blocking=True)
             label = label if label.dtype == torch.uint8 else label.int()

@@ -28,7 +28,7 @@ from everseg.types import REGIONS, Batch, Readout, SegOutput, of_regions
 
 @dataclass(kw_only=True)
 class MicroSeg(Method):
-    """SSUL in given regions of each image, each classified as a whole; the unknown are several clusters kept apart.
+    """SSUL in given regions, each classified as a whole; the unknown are several clusters that are kept apart.
 
     Source: Zhang et al., NeurIPS 2022, from a description of what the authors' code (no licence, not opened) computes.
     With `scenario.memory` it is MicroSeg-M.
@@ -95,7 +95,9 @@ class MicroSeg(Method):
     def targets(self, batch, num_classes: int, teacher: SegOutput | None) -> Tensor:
         """The output that each pixel is to learn, (B, H, W); see `output_labels`."""
         outputs = output_labels(batch, num_classes, "all", official_memory=self.memory_offset == "official")
-        return outputs if teacher is None else _completed(teacher, batch, outputs, num_classes, self.threshold)
+        return (
+            outputs if teacher is None else _completed(teacher, batch, outputs, num_classes, self.threshold)
+        )
 
     def losses(self, batch, ctx):
         teacher, student = ctx.teach(batch), ctx.student(batch)

@@ -34,7 +34,9 @@ def joined(output: SegOutput) -> Tensor:
     return torch.cat([output.auxiliary[UNKNOWN].sum(dim=1, keepdim=True), output.logits], dim=1)
 
 
-def output_labels(batch: Batch, num_classes: int, unknown: Unknown, *, official_memory: bool = False) -> Tensor:
+def output_labels(
+    batch: Batch, num_classes: int, unknown: Unknown, *, official_memory: bool = False
+) -> Tensor:
     """Turn the labels of a batch into outputs: 0 unknown, 1 background, 1 + c class c.
 
     Args:
@@ -99,7 +101,8 @@ def check_step(name: str, step: Step) -> str:
         )
     if not has_background(step, branch):
         raise ConfigError(
-            f"method '{name}' needs a background class, since it learns apart what is unknown in it; '{branch}' has none"
+            f"method '{name}' needs a background class, since it learns apart what is unknown in it; "
+            f"'{branch}' has none"
         )
     if not step.is_first and not step.grows.get(branch):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -46,9 +47,7 @@ class RegionPart(Trunk):
     ) -> None:
         super().__init__(in_channels, hidden, classifier, norm)
         widths = [in_channels, *[hidden] * _DEPTH]
-        self.blocks = nn.Sequential(
-            *[RegionBlock(a, b, norm) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        self.blocks = nn.Sequential(*[RegionBlock(a, b, norm) for a, b in pairwise(widths)])
         self.of_regions = of_regions
 
     def classify_regions(self, vectors: Tensor) -> Tensor:
@@ -96,11 +95,15 @@ class RegionHead(GrowingHead):
         found = super().forward(features)
         regions = (extra or {})[PROPOSALS]
         number = self.growths[0].head.regions
-        vectors = pooled_over_regions(features, regions, number).flatten(0, 1)[..., None, None]  # (B * N, D, 1, 1)
+        vectors = pooled_over_regions(features, regions, number).flatten(0, 1)[
+            ..., None, None
+        ]  # (B * N, D, 1, 1)
 
         def classified(part: nn.Module) -> Tensor:
             values = cast(RegionPart, part).classify_regions(vectors)  # (B * N, outputs)
-            return values.unflatten(0, (len(features), number)).transpose(1, 2)[..., None]  # (B, outputs, N, 1)
+            return values.unflatten(0, (len(features), number)).transpose(1, 2)[
+                ..., None
+            ]  # (B, outputs, N, 1)
 
         others = {name: classified(part) for name, part in self.others.items()}
         background = [others.pop(BACKGROUND)] if BACKGROUND in others else []

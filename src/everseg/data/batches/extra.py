@@ -92,16 +92,21 @@ def maps_of(dataset: Dataset, split: str, names: Iterable[str] | None = None) ->
     return {name: MapFolder(dataset.extra[name], dataset.splits[split]) for name in chosen}
 
 
-def missing_maps(used: Mapping[tuple[str, str], Iterable[int]], datasets: Mapping[str, Dataset]) -> list[str]:
+def missing_maps(
+    used: Mapping[tuple[str, str], Iterable[int]], datasets: Mapping[str, Dataset], only: str | None = None
+) -> list[str]:
     """List the maps that images lack, in sentences: one for each folder.
 
     Args:
-        used: (key of the data set, split) -> positions of the images that are trained on.
+        used: (key of the data set, split) -> positions of the images that need them.
         datasets: key -> data set.
+        only: the map that is looked for; None = all.
     """
     problems = []
     for (key, split), indices in used.items():
         for name, folder in datasets[key].extra.items():
+            if only not in (None, name):
+                continue
             try:
                 absent = MapFolder(folder, datasets[key].splits[split]).missing(indices)
             except DataError as error:
