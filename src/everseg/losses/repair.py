@@ -79,24 +79,23 @@ class Moments:
 
 
 def drawn_features(
-    number: Tensor, prototypes: Tensor, noise: Tensor, mean: Tensor, deviation: Tensor
+    of: Tensor, prototypes: Tensor, noise: Tensor, mean: Tensor, deviation: Tensor
 ) -> Tensor:
     """Draw features of old classes: (p + e noise) * (e' deviation + mean), with e, e' normal in every dimension.
 
     Args:
-        number: (K,) integers, features of each class.
+        of: (n,) integers, the class of each.
         prototypes: (K, D).
         noise: (K, D), spread of the directions.
         mean: (K,), of the norms.
         deviation: (K,), of the norms.
 
     Returns:
-        (1, D, n, 1): n = sum of the numbers, in the order of the classes.
+        (1, D, n, 1).
 
-    >>> drawn_features(torch.tensor([2]), torch.eye(1), torch.zeros(1, 1), torch.ones(1), torch.zeros(1)).flatten()
+    >>> drawn_features(torch.tensor([0, 0]), torch.eye(1), torch.zeros(1, 1), torch.ones(1), torch.zeros(1)).flatten()
     tensor([1., 1.])
     """
-    of = torch.repeat_interleave(number)
     rows = prototypes[of]  # (n, D)
     directions = rows + torch.randn_like(rows) * noise[of]
     norms = torch.randn_like(rows) * deviation[of, None] + mean[of, None]

@@ -36,16 +36,21 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step adds to each of its iterations."""
+    """What a step adds to each of its iterations. Plain numbers: reading a tensor would wait for the device."""
 
-    drawn: Tensor
-    """(K - 1,) int64, features of each old class."""
-    cells: Tensor
+    drawn: tuple[int, ...]
+    """Features of each of the K - 1 old classes."""
+    cells: float
     """Cells of an iteration's batch, over all processes."""
-    background: Tensor
+    background: float
     """How many times its background counts once more."""
-    open: Tensor
+    open: float
     """Cells of an epoch that are background for the teacher too."""
+
+    @property
+    def share(self) -> float:
+        """Features drawn per cell."""
+        return sum(self.drawn) / self.cells if self.cells else 0.0
 
 
 class OldFeatures:
@@ -59,8 +64,10 @@ class OldFeatures:
         """Draw an iteration's features of old classes, (1, D, n, 1), in type and device of another tensor."""
         assert self.kept is not None
         assert self.plan is not None
-        rows = (getattr(self.kept, name).to(like) for name in ("prototypes", "noise", "mean", "deviation"))
-        return drawn_features(self.plan.drawn.cpu(), *rows)
+        of = [old for old, number in enumerate(self.plan.drawn) for _ in range(number)]
+        kept = self.kept
+        rows = (part.to(like) for part in (kept.prototypes, kept.noise, kept.mean, kept.deviation))
+        return drawn_features(torch.tensor(of, device=like.device), *rows)
 
     def make_plan(self, ctx: StepContext, old_logit: float, decay: float) -> None:
         """Count what the teacher sees in an epoch of the step's images, and plan what is missing.
@@ -79,17 +86,16 @@ class OldFeatures:
             assert teacher is not None
             label = old_labels(teacher.logits, batch.label, ctx.step.spaces[branch].num_classes, old_logit)
             cells = label_at(label, teacher.logits.shape[2:], centred=True)
-            seen = torch.where(cells < old, cells, old).flatten()
-            counts += torch.bincount(seen, minlength=old + 1).cpu()
+            counts += torch.bincount(cells.clamp(max=old).flatten(), minlength=old + 1).cpu()
             iterations += 1
-        counts = ctx.all_reduce(counts.to(self.kept.number.device)).cpu()
-        number = self.kept.number.cpu()
-        seen, known = counts[:old], ctx.step.protocol != "disjoint"
-        missing = number[1:] - seen[1:] if known else number[1:]
-        drawn = (missing.clamp(min=0) / max(iterations, 1)).long()
-        background = number[0] * (1 - decay * ctx.step.grows[branch]) / seen[0].clamp(min=1)
-        background = (background - _OVERLAP * known).clamp(min=0) * (seen[0] > 0)
-        self.plan = Plan(drawn, counts.sum() / max(iterations, 1), background, seen[0])
+        seen = ctx.all_reduce(counts.to(self.kept.number.device)).tolist()
+        number, new = self.kept.number.tolist(), ctx.step.grows[branch]
+        # Under "disjoint" the images hold no old class, so nothing that is seen takes the place of what is drawn.
+        known = ctx.step.protocol != "disjoint"
+        missing = [there - known * here for there, here in zip(number[1:], seen[1:old], strict=True)]
+        drawn = tuple(int(max(cells, 0.0) / max(iterations, 1)) for cells in missing)
+        ratio = number[0] * (1 - decay * new) / seen[0] - _OVERLAP * known if seen[0] else 0.0
+        self.plan = Plan(drawn, sum(seen) / max(iterations, 1), max(ratio, 0.0), seen[0])
 
     def keep(self, moments: Moments, spread: Moments, first: int, *, authors: bool) -> None:
         """Take in the classes that a step has taught.
@@ -113,7 +119,7 @@ class OldFeatures:
             self.kept = Kept(rows, noise, mean[first:], deviation[first:], number)
             return
         assert self.plan is not None
-        background = (self.plan.open * (1 + self.plan.background)).to(number).view(1)
+        background = number.new_tensor([self.plan.open * (1 + self.plan.background)])
         self.kept = Kept(
             rows,
             torch.cat([before.noise.to(own), noise]),
@@ -124,17 +130,23 @@ class OldFeatures:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a restart and the next step need, as flat tensors."""
-        parts = {"kept": self.kept, "plan": self.plan}
-        return {f"{p}/{key}": v for p, part in parts.items() if part for key, v in vars(part).items()}
+        kept = {} if self.kept is None else vars(self.kept)
+        plan = {} if self.plan is None else vars(self.plan)
+        return {f"kept/{name}": value.contiguous() for name, value in kept.items()} | {
+            f"plan/{name}": torch.tensor(value, dtype=torch.float64) for name, value in plan.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
-        found: dict[str, dict[str, Tensor]] = {"kept": {}, "plan": {}}
-        for name, value in state.items():
-            part, _, key = name.partition("/")
-            found[part][key] = value.clone()
-        self.kept = Kept(**found["kept"]) if found["kept"] else None
-        self.plan = Plan(**found["plan"]) if found["plan"] else None
+        kept, plan = (
+            {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+            for part in ("kept/", "plan/")
+        )
+        self.kept = Kept(**{name: value.clone() for name, value in kept.items()}) if kept else None
+        self.plan = None
+        if plan:
+            drawn = tuple(int(number) for number in plan.pop("drawn").tolist())
+            self.plan = Plan(drawn, **{name: value.item() for name, value in plan.items()})
 
 
 def old_labels(logits: Tensor, label: Tensor, num_classes: int, least: float) -> Tensor:

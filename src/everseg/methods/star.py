@@ -124,8 +124,8 @@ class STAR(Method):
         at = ctx.all_reduce(
             torch.stack([background.sum(), background.new_tensor(seen.numel()), logits.new_ones(())])
         )
-        drawn = float(plan.drawn.sum() / plan.cells)
-        again = plan.background.to(logits) * at[0] / at[1]
+        drawn = plan.share
+        again = plan.background * at[0] / at[1]
         share = 1 / (1 + drawn + again)
         terms = {
             "mbce": new_classes_term(
