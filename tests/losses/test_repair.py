@@ -121,6 +121,19 @@ def test_contrast_by_hand_and_its_gradient():
     assert torch.autograd.gradcheck(call, (x,))
 
 
+def test_an_old_class_without_prototype_pushes_nothing():
+    f, _ = drawn()
+    x, rows = torch.from_numpy(f), torch.eye(4, dtype=torch.float64)[:2]
+    masks = torch.ones(2, 1, 3, 5, dtype=torch.float64)
+    more = torch.cat([rows, torch.zeros(1, 4)])
+    assert torch.equal(prototype_contrast(x, masks, more), prototype_contrast(x, masks, rows))
+    x.requires_grad_()
+    none = prototype_contrast(x, masks, torch.zeros(2, 4))
+    none.backward()
+    assert none.item() == 0
+    assert (x.grad == 0).all()
+
+
 def test_contrast_of_a_centre_on_a_prototype_is_finite():
     rows = torch.eye(2)
     x = rows[0].view(1, 2, 1, 1).clone().requires_grad_()

@@ -161,7 +161,10 @@ def test_weight_decay_is_the_new_classifiers_alone(large):
         run = large.begin(method, model, large.steps[1])
         names = {id(p): n for n, p in model.named_parameters()}
         decays[decay] = {
-            names[id(p)] for group in run.optimizer.param_groups if group["weight_decay"] for p in group["params"]
+            names[id(p)]
+            for group in run.optimizer.param_groups
+            if group["weight_decay"]
+            for p in group["params"]
         }
     assert decays["new"] == {f"heads.a.classifiers.1.{leaf}" for leaf in ("weight", "bias")}
     assert decays["all"] > decays["new"]

@@ -78,9 +78,7 @@ class Moments:
         return self.packed[:, : (self.packed.shape[1] - 3) // 2]
 
 
-def drawn_features(
-    of: Tensor, prototypes: Tensor, noise: Tensor, mean: Tensor, deviation: Tensor
-) -> Tensor:
+def drawn_features(of: Tensor, prototypes: Tensor, noise: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """Draw features of old classes: (p + e noise) * (e' deviation + mean), with e, e' normal in every dimension.
 
     Args:
@@ -170,10 +168,10 @@ def prototype_contrast(features: Tensor, masks: Tensor, prototypes: Tensor) -> T
     Args:
         features: (B, D, h, w).
         masks: (B, N, h, w), of each new class.
-        prototypes: (K, D), of the old classes, of norm 1.
+        prototypes: (K, D), of the old classes, of norm 1; a class without has 0, and pushes nothing.
 
     Returns:
-        Scalar > 0.
+        Scalar >= 0.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -186,5 +184,7 @@ def prototype_contrast(features: Tensor, masks: Tensor, prototypes: Tensor) -> T
     directions = F.normalize(full_precision(features), dim=1)
     centres = F.normalize(torch.einsum("bdhw,bnhw->nd", directions, masks.to(directions)), dim=1)
     # Differences and not products: near 0 the latter lose their digits.
-    distances = (centres[:, None] - prototypes.to(centres)[None]).norm(dim=2)  # (N, K)
+    prototypes = prototypes.to(centres)
+    distances = (centres[:, None] - prototypes[None]).norm(dim=2)  # (N, K)
+    distances = distances.masked_fill(~prototypes.any(dim=1), torch.inf)
     return distances.amin(dim=1).clamp(min=1e-6).reciprocal().mean()

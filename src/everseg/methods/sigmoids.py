@@ -42,7 +42,9 @@ def unfit_steps(name: str, steps: Sequence[Step]) -> list[str]:
         )
     idle = [step.index for step in steps if not step.is_first and not step.grows.get(step.branch)]
     if idle and not found:
-        found.append(f"method '{name}' learns new classes in every later step; step {idle[0]} has no new class")
+        found.append(
+            f"method '{name}' learns new classes in every later step; step {idle[0]} has no new class"
+        )
     return found
 
 
