@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from saying import must_say
 from torch import nn
 
 from everseg.errors import ConfigError
@@ -21,6 +20,7 @@ from everseg.methods.star import STAR
 from everseg.models.blocks import NORM_TYPES
 from everseg.models.build import erfnet, from_description
 from everseg.types import Batch
+from saying import must_say
 
 METHODS = (DKD, STAR)
 full = partial(nn.functional.interpolate, mode="bilinear")

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from saying import must_say
 from torch import nn
 from torch.testing import assert_close
 
@@ -18,6 +17,7 @@ from everseg.losses.classification import binary_cross_entropy
 from everseg.methods import switches
 from everseg.methods.star import STAR
 from everseg.types import Batch
+from saying import must_say
 
 
 @pytest.fixture
