@@ -21,7 +21,11 @@ NETWORK = "rcil"
 """The method whose network all of them are tried on: with every part that one may ask for."""
 STATELESS = [name for name in METHODS if name not in STATEFUL]
 """Methods with nothing of their own in the first step."""
-OF_FIRST_STEP = {"dkd": {"pos_weight", "auxiliary_weight"}, "ssul": {"encoder_rate"}}
+OF_FIRST_STEP = {
+    "dkd": {"pos_weight", "auxiliary_weight"},
+    "ssul": {"encoder_rate"},
+    "microseg": {"encoder_rate", "unseen_weight"},
+}
 """What acts in the first step of methods whose first step is not that of fine-tuning."""
 FROZEN = {"freeze_encoder": True, "freeze_from": 0}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
