@@ -23,18 +23,22 @@ from everseg.config.fields import (
     RunConfig,
     ScenarioConfig,
 )
+from everseg.data.base import Dataset
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
-from everseg.engine.step import Session, StepJob, epoch_of, iterations_of
+from everseg.engine.session import Session
+from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
 from everseg.methods import switches
+from everseg.methods.base import Method
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import SegmentationModel, frozen_copy
@@ -152,7 +156,7 @@ def _check_plan(
         progress.message(f"note: {note}")
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
-    for step in todo:
+    for step in filter(method.trains, todo):
         warmup = warmup_length(config.train, epoch_of(step, config.train.batch))
         if not config.train.max_iterations and warmup >= (total := iterations_of(step, config.train)):
             progress.message(
@@ -233,7 +237,7 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
     height, width = data.size if data.transform == "resize" else (data.crop, data.crop)
 
     def refused(step: Step) -> str:
-        if not steps[0].is_first or config.train.sync_norm:
+        if not steps[0].is_first or config.train.sync_norm or not build_method(config.method).trains(step):
             return ""
         try:
             with torch.device("meta"):
@@ -304,7 +308,8 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
-    iterations = [iterations_of(step, config.train) for step in steps]
+    method, world = build_method(config.method), accelerator.num_processes
+    iterations = [_length(step, config, method, prepared.datasets, world) for step in steps]
     try:
         with StopRequest(config.train.max_time) as stop:
             session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
@@ -320,6 +325,17 @@ def _run(
     finally:
         events.close()
     return folder
+
+
+def _length(
+    step: Step, config: RunConfig, method: Method, datasets: Mapping[str, Dataset], world: int
+) -> int:
+    """Count what a step does before its test: its iterations, and the batches of its pass without gradients."""
+    plan = method.accumulates(step)
+    passed = 0
+    if plan is not None:
+        passed = length_of(order_of(plan, views_of(step.train, datasets), config, step.index, world), config)
+    return passed + (iterations_of(step, config.train) if method.trains(step) else 0)
 
 
 def _record_scenario(
