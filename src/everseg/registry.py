@@ -105,6 +105,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.ucd:UCD",
             "MiB, with pixels of one class held together and apart from all others, as far as the teacher is certain.",
         ),
+        "ssul": Builtin(
+            "everseg.methods.ssul:SSUL",
+            "Learn each step in a head of its own, on features frozen after the first; what stands out is unknown.",
+        ),
     },
     "dataset": {
         "voc": Builtin("everseg.data.datasets.voc:build", "Read Pascal VOC 2012."),

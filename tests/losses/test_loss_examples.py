@@ -19,6 +19,7 @@ import pytest
         "pooled_cube",
         "prototypes",
         "pseudo",
+        "regions",
         "similarity",
         "thresholds",
     ],

@@ -15,7 +15,14 @@ from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
 from everseg.losses.pod import local_pod
 from everseg.losses.pooled_cube import pooled_cube_distillation
-from everseg.losses.pseudo import PseudoLabels, accepted_share, pseudo_labels, soft_uncertain, uncertainty
+from everseg.losses.pseudo import (
+    PseudoLabels,
+    accepted_share,
+    completed_labels,
+    pseudo_labels,
+    soft_uncertain,
+    uncertainty,
+)
 from everseg.losses.similarity import class_similarity, class_sums, similarity_distillation
 from everseg.losses.thresholds import certainty_histogram, histogram_thresholds
 
@@ -28,6 +35,7 @@ __all__ = [
     "certainty_histogram",
     "class_similarity",
     "class_sums",
+    "completed_labels",
     "cross_entropy",
     "distillation",
     "feature_distillation",
