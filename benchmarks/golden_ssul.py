@@ -103,7 +103,11 @@ def _batch(run: TinyRun, index: int, i: int) -> Batch:
     memory = None
     saliency = torch.from_numpy(run.golden["data/saliency"])
     own = Batch(run.images[which], label, BRANCH, extra={"saliency": saliency[which]})
-    run.same("labels", SSUL(unknown="salient").targets(own, len(run.seen(index)), None), run.golden[f"{at}train_labels"][i])
+    run.same(
+        "labels",
+        SSUL(unknown="salient").targets(own, len(run.seen(index)), None),
+        run.golden[f"{at}train_labels"][i],
+    )
     if f"{at}mem_idx" in run.golden:
         stored, places = run.golden[f"{at}mem_idx"][i], run.golden[f"{at}rand_index"][i]
         labelled = run.labels(stored, run.seen(index))
@@ -159,12 +163,17 @@ def _check_file(path: Path) -> list[Row]:
                 tally.add("BCE, gradient", x.grad, arrays[f"{name}/grad_logits"])
         if f"{at}bce_mean/out" in arrays:
             x = (logits * scale).requires_grad_()
-            banded = pixelwise_losses({"bce": Term(binary_cross_entropy, over="valid")}, x, labels, band=2)["bce"]
+            banded = pixelwise_losses({"bce": Term(binary_cross_entropy, over="valid")}, x, labels, band=2)[
+                "bce"
+            ]
             banded.backward()
             tally.add("BCE in bands", banded, arrays[f"{at}bce_mean/out"])
             tally.add("BCE in bands, gradient", x.grad, arrays[f"{at}bce_mean/grad_logits"])
     total = len(arrays["lr_poly"])
-    for name, more in (("lr_poly", {"min_lr": FLOOR}), ("lr_warm_poly", {"warmup_share": 0.1, "warmup_from": 0.001})):
+    for name, more in (
+        ("lr_poly", {"min_lr": FLOOR}),
+        ("lr_warm_poly", {"warmup_share": 0.1, "warmup_from": 0.001}),
+    ):
         train = TrainConfig(**more)
         optimizer = make_optimizer([{"params": [torch.nn.Parameter(torch.ones(1))]}], train, lr=0.01)
         rates = []

@@ -154,7 +154,13 @@ def test_impossible_settings_are_named_together():
     with pytest.raises(ConfigError) as caught:
         load(
             None,
-            ["train.batch=6", "train.accumulate=4", "train.momentum=0", "train.warmup=5", "train.warmup_share=0.1"],
+            [
+                "train.batch=6",
+                "train.accumulate=4",
+                "train.momentum=0",
+                "train.warmup=5",
+                "train.warmup_share=0.1",
+            ],
         )
     text = str(caught.value)
     must_say(text, "train.warmup_share", "train.warmup both", "one of them")

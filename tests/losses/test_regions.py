@@ -25,9 +25,7 @@ def everywhere(logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W), pixel by pixel."""
     images = []
     for values, places in zip(logits, regions, strict=True):
-        rows = [
-            [values[int(n)] if int(n) < len(values) else 0 * values[0] for n in row] for row in places
-        ]
+        rows = [[values[int(n)] if int(n) < len(values) else 0 * values[0] for n in row] for row in places]
         images.append(torch.stack([torch.stack(row) for row in rows]).permute(2, 0, 1))
     return torch.stack(images)
 

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from everseg.errors import ConfigError
 from everseg.models.blocks import (
     BranchDict,
-
     SyncAbsBatchNorm,
     build_activation,
     build_norm,

@@ -34,7 +34,9 @@ def joined(output: SegOutput) -> Tensor:
     return torch.cat([output.auxiliary[UNKNOWN].sum(dim=1, keepdim=True), output.logits], dim=1)
 
 
-def output_labels(batch: Batch, num_classes: int, unknown: Unknown, *, official_memory: bool = False) -> Tensor:
+def output_labels(
+    batch: Batch, num_classes: int, unknown: Unknown, *, official_memory: bool = False
+) -> Tensor:
     """Turn the labels of a batch into outputs: 0 unknown, 1 background, 1 + c class c.
 
     Args:
