@@ -14,13 +14,14 @@ from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.losses import Term, binary_cross_entropy, pixelwise_losses, upsample
-from everseg.losses.readout import read_ids
+from everseg.losses.argmax import predict_ids
+from everseg.losses.readout import merged_outputs, small_values
 from everseg.methods.base import StepContext
 from everseg.methods.ssul import SSUL
 from everseg.methods.switches import begin, finish
 from everseg.methods.unknown import joined
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.types import Batch, SegOutput
+from everseg.types import Batch, Readout, SegOutput
 
 FIRST = 0.01
 """Learning rate of the first step's head, whatever the command says; the body has a tenth of it."""
@@ -144,6 +145,11 @@ def _compare_confusion(run: TinyRun, model: SegmentationModel, index: int) -> No
             run.same("confusion counts", counts, run.golden[f"step{index}/{name}"][-1])
 
 
+def read_ids(output: SegOutput, size: torch.Size, readout: Readout) -> Tensor:
+    """Classes of all pixels, as evaluation and predictions find them: (B, H, W)."""
+    return predict_ids(small_values(output, readout), size, merged_outputs(readout))
+
+
 def check_ssul(folder: Path) -> list[Row]:
     """Loss, schedules and readout of every `ssul_losses_*.npz`."""
     return [row for path in sorted(folder.glob("ssul_losses_*.npz")) for row in _check_file(path)]
@@ -183,6 +189,6 @@ def _check_file(path: Path) -> list[Row]:
         tally.add(name, np.array(rates), arrays[name])
     given = torch.from_numpy(arrays["merge/logits"])
     output = SegOutput(given[:, 1:], {}, {"unknown": given[:, :1]})
-    ids = read_ids(output, given.shape[2:], SSUL.readout)
+    ids = read_ids(output, given.shape[2:], SSUL().readout)
     tally.add("readout", ids, arrays["merge/pred"], 0.0)
     return tally.rows()

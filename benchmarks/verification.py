@@ -28,6 +28,7 @@ from benchmarks.golden_rcil import check_rcil, replay_rcil
 from benchmarks.golden_reminder import check_reminder, replay_reminder
 from benchmarks.golden_replay import CASES, Comparison, replay, tags
 from benchmarks.golden_sdr import check_sdr, replay_sdr
+from benchmarks.golden_ssul import check_ssul, replay_ssul
 from benchmarks.golden_ucd import check_ucd, replay_ucd
 
 ROUNDING = {
@@ -138,6 +139,11 @@ ORIGINALS = (
     Original(
         "UCD", ("ucd", "train_ucd"), "ygjwd12345/UCD cc73546", "none (not opened)", "`form`",
         "none: the released code does not run, so the replay is partly official", check_ucd, replay_ucd,
+    ),
+    Original(
+        "SSUL, SSUL-M", ("ssul", "train_ssul"), "clovaai/SSUL e08ee9c", "MIT",
+        "`unknown`, `memory_offset`, `scenario.memory.labels`", "SSUL's, with `ignore-void` labels",
+        check_ssul, replay_ssul,
     ),
     Original(
         "label rules", ("label_maps",), "of PLOP, MiB and SDR", "as above", "`scenario.policy`", "-",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import isfinite
 from types import MappingProxyType
@@ -35,6 +35,11 @@ class Batch:
     """The branch of the model whose label space `label` uses."""
     ids: tuple[str, ...] = ()
     """Names of the samples, for messages."""
+    memory: Tensor | None = None
+    """(B,) bool: which images come from the memory of earlier steps; None where the step has no memory."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of a further map of the data set (`data.extra`), such as "saliency" -> (B, H, W) int64: its values as the
+    files hold them; 255 (65,535 in maps of 16 bits) where the crop reaches beyond the image."""
 
     def split(self, count: int) -> list[Batch]:
         """Cut the batch into `count` parts of consecutive images, the same cut as that of a batch over processes.
@@ -48,7 +53,7 @@ class Batch:
         size = len(self.image)
         count = min(count, size)
         bounds = [size * i // count for i in range(count + 1)]
-        held = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        held = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
         return [
             replace(self, **{name: _cut(value, size, slice(*pair)) for name, value in held.items()})
             for pair in pairwise(bounds)

@@ -34,7 +34,6 @@ class SSUL(Method):
     """
 
     uses_teacher: ClassVar[bool] = True
-    readout: ClassVar[Readout] = Readout("sigmoid", merge=(UNKNOWN,))
 
     unknown: Unknown = "salient"
     """Background pixels that are unknown: those above 0 in the map "saliency" of `data.extra` (the authors' on VOC),
@@ -52,9 +51,12 @@ class SSUL(Method):
     background the unknown (with scenario.memory.labels=seen)."""
 
     def __post_init__(self) -> None:
-        for name in ("freeze_encoder", "freeze_decoder", "freeze_norm"):
-            if getattr(self, name):
-                raise ValueError(f"{name}: ssul freezes all but the newest heads by itself; leave it false")
+        if self.freeze_heads != "none":
+            raise ValueError("freeze_heads: ssul freezes the older heads by itself; leave it out")
+
+    @property
+    def readout(self) -> Readout:
+        return Readout("sigmoid", merge=(UNKNOWN,))
 
     @property
     def needs_extra(self) -> tuple[str, ...]:
@@ -73,7 +75,10 @@ class SSUL(Method):
             head = model.head(step.branch)
             kept = set(head.parts) - {head.newest, UNKNOWN, "background"}
             # Dropout stays on, and the norms of the newest head are frozen with all others.
-            model.freeze(encoder=True, decoder=True, norm=True, heads={step.branch: kept})
+            model.freeze(
+                encoder=True, decoder=True, norm=True, statistics=self.frozen_statistics,
+                heads={step.branch: kept},
+            )  # fmt: skip
 
     def param_groups(self, model, step):
         if step.is_first:
