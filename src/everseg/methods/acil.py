@@ -16,6 +16,7 @@ from everseg.losses.prototypes import label_at
 from everseg.methods.base import Method, Pass, StepContext, groups_of
 from everseg.methods.terms import Positive, at_label_size, has_background, label_terms
 from everseg.models.heads import EXPAND, Head
+from everseg.models.model import SegmentationModel
 from everseg.types import Batch, Readout, SegOutput
 
 Count = Annotated[int, Field(ge=1)]
@@ -89,12 +90,8 @@ class ACIL(Method):
     def prepare_model(self, model, step):
         if len(step.spaces) > 1:
             raise ConfigError("method 'acil' learns one label space, and this run has one for each domain")
-        if not step.is_first and model.head(step.branch).expansion is None:
-            raise ConfigError(
-                "method 'acil' goes on from a model that it trained itself, from its first step on"
-            )
-        if not step.is_first and (known := model.head(step.branch).expansion.out_channels) != self.features:
-            raise ConfigError(f"method.features: the model has {known} random features; set it to that")
+        if not step.is_first:
+            self._check_expansion(model, step.branch)
         super().prepare_model(model, step)
         if step.is_first:
             # Drawn by the engine's seed of the step; the model takes it over at the end of the step.
@@ -102,6 +99,13 @@ class ACIL(Method):
             self.expansion = torch.empty(self.features, model.decoder.out_channels).uniform_(-limit, limit)
         else:
             model.freeze(encoder=True, decoder=True, norm=True)
+
+    def _check_expansion(self, model: SegmentationModel, branch: str) -> None:
+        width = model.head(branch).growths[0].head.expansion
+        if not width:
+            raise ConfigError("method 'acil' goes on from a model that it trained itself, from its first step on")
+        if width != self.features:
+            raise ConfigError(f"method.features: the model has {width} random features; set it to that")
 
     def param_groups(self, model, step):
         return groups_of(model, (model.encoder, self.encoder_rate))
