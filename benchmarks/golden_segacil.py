@@ -99,7 +99,7 @@ def _train(run: TinyRun, method: ACIL, model: SegmentationModel, ctx: StepContex
     model.train()
     for i, which in enumerate(order):
         set_learning_rate(optimizer, learning_rate(RATES, RATES.lr, i, len(order)))
-        logged = train_batch(method, _batch(run, which, ctx.step, f"step0/labels", i), ctx, optimizer)
+        logged = train_batch(method, _batch(run, which, ctx.step, "step0/labels", i), ctx, optimizer)
         run.compare("loss", sum(logged.values()), run.golden["step0/loss"][i])
     model.eval()
     state = model.state_dict()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from processes import At, complete, killed, ranks, results
 from safetensors.torch import load_file
-from saying import must_say
 from toy import settings
 
 import everseg
@@ -18,6 +17,7 @@ from everseg.config.fields import TrainConfig
 from everseg.config.loading import load
 from everseg.errors import ConfigError
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 EVERYTHING = {
     "optimizer": "adamw", "lr": 0.01, "lr_next": 0.01, "accumulate": 2, "warmup": 7, "warmup_power": 2.0,

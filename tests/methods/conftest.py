@@ -13,6 +13,7 @@ from attentive_model import attentive
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
+from everseg.engine.one_pass import take_in
 from everseg.engine.optim import check_param_groups, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
@@ -68,7 +69,9 @@ DOMAINS = (
 def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
     """Images and labels as the step would see them: old classes are background, some pixels ignored."""
     generator = torch.Generator().manual_seed(100 + step.index)
-    maps = torch.Generator().manual_seed(200 + step.index)  # apart, so that images and labels stay what they were
+    maps = torch.Generator().manual_seed(
+        200 + step.index
+    )  # apart, so that images and labels stay what they were
     branch = step.branch
     old, total = step.num_old(branch), step.spaces[branch].num_classes
     found = []
@@ -93,14 +96,28 @@ class Run:
     step: Step
     teacher: SegmentationModel | None
     ctx: StepContext
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
+    """None in a step without gradients."""
     terms: list[dict[str, Tensor]] = field(default_factory=list)
 
     def take(self, *batches: Batch) -> Run:
         for batch in batches:
             # The engine seeds every iteration by its number; here its images stand for it.
             torch.manual_seed(zlib.crc32(batch.image.numpy().tobytes()))
-            self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
+            if self.optimizer is None:  # a step without gradients
+                self.model.eval()
+                self.terms.append(take_in(self.method, batch, self.ctx))
+            else:
+                self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
+        return self
+
+    def finish(self, *batches: Batch) -> Run:
+        """What the engine does after the iterations: the pass over the images, if there is one, and the end."""
+        if self.method.accumulates(self.step) is not None and self.optimizer is not None:
+            self.model.eval()
+            for batch in batches:
+                take_in(self.method, batch, self.ctx)
+        switches.finish(self.method, self.ctx)
         return self
 
 
@@ -142,9 +159,11 @@ class Toy:
         if teacher is not None and self.teacher_sees:
             teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
         method.prepare_model(model, step)
-        groups = method.param_groups(model, step)
-        check_param_groups(model, groups)
-        optimizer = make_optimizer(groups, TRAIN, lr=0.05)
+        optimizer = None
+        if method.trains(step):
+            groups = method.param_groups(model, step)
+            check_param_groups(model, groups)
+            optimizer = make_optimizer(groups, TRAIN, lr=0.05)
         ctx = StepContext(
             step=step,
             model=model,
@@ -161,8 +180,7 @@ class Toy:
     def train(self, method: Method, model: SegmentationModel, *steps: Step) -> Run:
         """Train whole steps; returns the last one."""
         for step in steps or self.steps:
-            run = self.begin(method, model, step).take(*self.batches(step))
-            switches.finish(method, run.ctx)
+            run = self.begin(method, model, step).take(*self.batches(step)).finish(*self.batches(step))
         return run
 
 

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from saying import must_say
 from torch import nn
 
 from everseg.errors import ConfigError
@@ -17,6 +16,7 @@ from everseg.methods.ssul import SSUL
 from everseg.methods.unknown import candidate_labels, joined, output_labels
 from everseg.models.blocks import NORM_TYPES
 from everseg.types import Batch, SegOutput
+from saying import must_say
 
 WIDTH = {"head_width": 6}
 
@@ -84,7 +84,9 @@ def test_the_loss_of_a_step_by_hand(toy, unknown):
     model.double()
     run = toy.begin(method, model, toy.steps[1])
     head = run.teacher.head("a")
-    head.classifiers[0].classifier.bias[0] += 2.0  # class 1: the first row, as the background has a head of its own
+    head.classifiers[0].classifier.bias[0] += (
+        2.0  # class 1: the first row, as the background has a head of its own
+    )
     batch = toy.batches(toy.steps[1], 1)[0]
     batch.image = batch.image.double()
     with torch.no_grad():
@@ -124,12 +126,12 @@ def test_a_later_step_trains_the_new_head_the_unknown_and_slowly_the_background(
     for place in (*places[:2], "norm.weight", "norm.running_mean", "norm.running_var"):
         new, old = start[f"heads.a.classifiers.1.{place}"], before[f"heads.a.others.unknown.{place}"]
         assert torch.equal(new, old.expand_as(new) if place == "classifier.weight" else old)
-    rates = {
-        id(w): group["lr_scale"] for group in run.optimizer.param_groups for w in group["params"]
-    }
+    rates = {id(w): group["lr_scale"] for group in run.optimizer.param_groups for w in group["params"]}
     parts = model.head("a").parts
     assert {rates[id(w)] for w in parts["background"].parameters() if w.requires_grad} == {1e-4}
-    assert {rates[id(w)] for name in ("1", "unknown") for w in parts[name].parameters() if w.requires_grad} == {1.0}
+    assert {
+        rates[id(w)] for name in ("1", "unknown") for w in parts[name].parameters() if w.requires_grad
+    } == {1.0}
 
 
 def test_norms_rest_in_a_later_step_while_dropout_goes_on(toy):
@@ -139,7 +141,9 @@ def test_norms_rest_in_a_later_step_while_dropout_goes_on(toy):
     toy.begin(method, model, toy.steps[1])
     assert model.decoder.dropout.training
     assert not any(m.training for m in model.modules() if isinstance(m, NORM_TYPES))
-    assert not any(p.requires_grad for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters())
+    assert not any(
+        p.requires_grad for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters()
+    )
 
 
 def test_the_first_step_spares_the_encoder(toy):

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from saying import must_say
 from torch import nn
 
 from everseg.errors import CheckpointError, ConfigError
@@ -27,6 +26,7 @@ from everseg.models.heads import (
 )
 from everseg.models.model import SegmentationModel, init_from_background
 from everseg.types import SegOutput
+from saying import must_say
 
 SSUL = Head(hidden=5, background="own", auxiliary={"unknown": 2})
 DKD = Head(background="constant", auxiliary={"auxiliary": 1}, detached=("auxiliary",))

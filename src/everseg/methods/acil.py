@@ -66,15 +66,12 @@ class ACIL(Method):
     def __post_init__(self) -> None:
         self.gram, self.cross = torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64)
         self.expansion: Tensor | None = None
+        """B until the model has it, (features, d)."""
+        self.classes = 0
         if self.teacher == "live" and self.every_image:
             raise ValueError(
                 "teacher: a live one sees whole batches only, which all processes take part in; set every_image=false"
             )
-        for name in ("freeze_encoder", "freeze_decoder", "freeze_norm"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name}: acil freezes the network after the first step by itself; leave it out"
-                )
 
     # -- the parts of a step
 
@@ -89,10 +86,14 @@ class ACIL(Method):
 
     def prepare_model(self, model, step):
         if len(step.spaces) > 1:
-            raise ConfigError("method 'acil' learns one label space, and this run has one for each domain")
+            raise ConfigError(
+                "method 'acil' learns the classes of one domain: its features are frozen after the first step; choose "
+                "a method of domains, such as mdil"
+            )
         if not step.is_first:
             self._check_expansion(model, step.branch)
         super().prepare_model(model, step)
+        self.classes = step.spaces[step.branch].num_classes
         if step.is_first:
             # Drawn by the engine's seed of the step; the model takes it over at the end of the step.
             limit = model.decoder.out_channels**-0.5
@@ -103,7 +104,9 @@ class ACIL(Method):
     def _check_expansion(self, model: SegmentationModel, branch: str) -> None:
         width = model.head(branch).growths[0].head.expansion
         if not width:
-            raise ConfigError("method 'acil' goes on from a model that it trained itself, from its first step on")
+            raise ConfigError(
+                "method 'acil' goes on from a model that it trained itself, from its first step on"
+            )
         if width != self.features:
             raise ConfigError(f"method.features: the model has {width} random features; set it to that")
 
@@ -119,21 +122,24 @@ class ACIL(Method):
 
     # -- the pass
 
-    def begin_step(self, ctx):
-        classes, known = ctx.step.spaces[ctx.step.branch].num_classes, self.cross.shape[1]
-        cross = torch.zeros(self.features, classes, dtype=torch.float64)
-        cross[: len(self.cross), :known] = self.cross
-        gram = self.gram.double() if len(self.gram) else torch.zeros(self.features, self.features).double()
-        device = next(ctx.module.parameters()).device
-        self.gram, self.cross = gram.to(device), cross.to(device)
+    def _make_room(self) -> None:
+        """Give the sums the size of the step, in float64. Not before the pass: the training needs no such memory."""
+        if self.gram.dtype != torch.float64 or len(self.gram) < self.features:
+            gram = torch.zeros(self.features, self.features, dtype=torch.float64, device=self.gram.device)
+            self.gram = gram if not len(self.gram) else self.gram.double()
+        if self.cross.dtype != torch.float64 or self.cross.shape[1] < self.classes:
+            cross = torch.zeros(self.features, self.classes, dtype=torch.float64, device=self.cross.device)
+            cross[: len(self.cross), : self.cross.shape[1]] = self.cross
+            self.cross = cross
 
     def accumulate(self, batch, ctx):
         out = ctx.student(batch)
         features = full_precision(out.features["decoder"])
         label = label_at(self.labels(out, batch, ctx), features.shape[2:])
-        known = label < self.cross.shape[1]  # all but ignored pixels
+        known = label < self.classes  # all but ignored pixels
         pixels = features.movedim(1, -1)[known], label[known]
         options = {"weight": self._expansion(ctx), "exact": self.precision == "exact"}
+        self._make_room()
         self.gram, self.cross = (one.to(features.device) for one in (self.gram, self.cross))
         if self.teacher == "live" and not ctx.step.is_first:
             added = torch.zeros_like(self.gram), torch.zeros_like(self.cross)
@@ -162,12 +168,14 @@ class ACIL(Method):
         )
 
     def sums(self):
+        self._make_room()
         # With the live teacher every process has the totals after each batch.
         return {} if self.teacher == "live" else {"gram": self.gram, "cross": self.cross}
 
     # -- the solution
 
     def finish_model(self, ctx):
+        self._make_room()  # for a pass without images
         head = ctx.module.head(ctx.step.branch)
         if head.expansion is None:
             ctx.module.restructure(EXPAND)

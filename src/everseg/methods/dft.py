@@ -43,11 +43,6 @@ class DFTStar(Method):
     future: Literal["trained", "fixed"] = "trained"
     """Whether outputs of steps to come are pushed down in every step, as in the authors' code, or in the first only."""
 
-    def __post_init__(self) -> None:
-        for name in ("freeze_encoder", "freeze_decoder", "freeze_norm"):
-            if getattr(self, name):
-                raise ValueError(f"{name}: dft* freezes all but the new classifiers by itself; leave it out")
-
     def heads(self, step):
         coming = step.to_come.get(step.branch, ()) if self.preallocate and step.is_first else ()
         return {step.branch: Head(reserve=coming)} if coming else {}
