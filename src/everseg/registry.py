@@ -107,15 +107,15 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "acil": Builtin(
             "everseg.methods.acil:ACIL",
-            "Train the network in the first step only; then solve for the classifier, in one pass and without forgetting.",
+            "Train the network in the first step only; then solve for the classifier in one pass, without forgetting.",
         ),
         "dft": Builtin(
             "everseg.methods.dft:DFT",
-            "Learn the labels of each step with the whole network: the baseline that DFT* begins from, the same as `ft`.",
+            "Learn the labels of each step with the whole network: what DFT* begins from, the same as `ft`.",
         ),
         "dft*": Builtin(
             "everseg.methods.dft:DFTStar",
-            "Give the classes of all steps their outputs from the start, and train nothing but classifiers after the first.",
+            "Give the classes of all steps their outputs from the start; train nothing but classifiers after the first.",
         ),
         "ssul": Builtin(
             "everseg.methods.ssul:SSUL",

@@ -1,4 +1,4 @@
-"""acil: the joint ridge regression whatever came in which order, sound labels of old classes, frozen network, refusals."""
+"""acil: the joint ridge regression in any order, sound labels of old classes, a frozen network, refusals."""
 
 from __future__ import annotations
 

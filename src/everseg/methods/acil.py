@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(kw_only=True)
 class ACIL(Method):
-    """Train the network in the first step only; then solve for the classifier, in one pass and without forgetting.
+    """Train the network in the first step only; then solve for the classifier in one pass, without forgetting.
 
     The classifier is the ridge regression of all labels met so far on relu(B f) of the decoder's map f, B random. Its
     sums are carried from step to step, so after any number of steps it is the one that all of their pixels together

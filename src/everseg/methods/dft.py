@@ -17,7 +17,7 @@ from everseg.types import SegOutput
 
 @dataclass(kw_only=True)
 class DFT(Method):
-    """Learn the labels of each step with the whole network: the baseline that DFT* begins from, the same as `ft`."""
+    """Learn the labels of each step with the whole network: what DFT* begins from, the same as `ft`."""
 
     def losses(self, batch, ctx):
         student = ctx.student(batch)
@@ -26,7 +26,7 @@ class DFT(Method):
 
 @dataclass(kw_only=True)
 class DFTStar(Method):
-    """Give the classes of all steps their outputs from the start, and train nothing but classifiers after the first.
+    """Give the classes of all steps their outputs from the start; train nothing but classifiers after the first.
 
     Every softmax is over the classes of all steps, so the first one makes room for those to come. The number of classes
     of each step must be known when the run begins.
