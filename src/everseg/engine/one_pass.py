@@ -192,7 +192,7 @@ class OnePass:
             return
         add = all_reduce_sum(self.accelerator)
         for value in self.method.sums().values():
-            total = add(value)
+            total = add(value.to(self.accelerator.device))
             if everywhere or self.rank == 0:
                 value.copy_(total)
             else:

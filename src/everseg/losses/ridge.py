@@ -2,8 +2,8 @@
 
 The sums are the Gram matrix G = sum x x' and C = sum x y', where x holds a pixel's features and y is 1 at its class and
 0 elsewhere. The weights (G + gamma I)^-1 C are those of all pixels at once, whatever came in which order, in whatever
-number of steps. The authors of SegACIL update the inverse R = (G + gamma I)^-1 batch by batch instead, which is the same
-in exact arithmetic; here rounding does not accumulate in an inverse, and the sums of several processes can be added.
+number of steps. The authors of SegACIL update the inverse R = (G + gamma I)^-1 batch by batch instead. In exact
+arithmetic that is the same; here rounding does not build up in an inverse, and the sums of processes can be added.
 """
 
 from __future__ import annotations
