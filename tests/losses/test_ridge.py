@@ -99,7 +99,7 @@ def test_the_bound_holds_and_is_reached():
 
 @pytest.mark.parametrize("gamma", [1e-1, 1e-4, 1e-7])
 def test_the_error_stays_below_what_the_bound_says(gamma):
-    """Features of very unequal size; the exact solution in rational-like precision: numpy's long double."""
+    """Features of very unequal size. Least squares by SVD loses only the root of the condition number."""
     rng = np.random.RandomState(3)
     x = rng.randn(200, 12) * 10.0 ** -np.arange(12)
     y = rng.randint(0, 3, 200)

@@ -19,8 +19,7 @@ from everseg.engine.runtime import StopRequest
 from everseg.engine.session import Session
 from everseg.engine.updates import scalars_of
 from everseg.errors import CheckpointError, DataError, DivergedError, some
-from everseg.methods.base import Method, StepContext
-from everseg.methods.single_pass import Pass
+from everseg.methods.base import Method, Pass, StepContext
 from everseg.models.model import SegmentationModel
 from everseg.progress import resident_bytes
 from everseg.runs.commit import load_tensors, purge, read_json, save_folder
