@@ -59,6 +59,7 @@ def test_a_stop_in_the_warm_up_saves_the_average_and_continues(tmp_path, undistu
     assert results(tmp_path / "toy") == undisturbed
 
 
+@pytest.mark.slow
 def test_every_setting_acts(tmp_path, undisturbed):
     """One setting left out at a time gives another first step."""
     wanted = undisturbed["steps/00/final/model.safetensors"]
