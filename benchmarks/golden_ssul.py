@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.golden_checks import Row, Tally
+from benchmarks.golden_memory import MEMORY_THRESHOLD, chosen_records, ssul_record
 from benchmarks.golden_replay import BRANCH, Comparison
 from benchmarks.golden_tiny import WIDTH, TinyRun, set_weights, tiny_network
 from everseg.config.fields import TrainConfig
 from everseg.engine.optim import check_param_groups, learning_rate, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
+from everseg.labels import IGNORED
 from everseg.losses import Term, binary_cross_entropy, pixelwise_losses, upsample
-from everseg.losses.argmax import predict_ids
-from everseg.losses.readout import merged_outputs, small_values
-from everseg.methods.base import StepContext
+from everseg.losses.reading import read_ids
+from everseg.methods.base import Method, StepContext
 from everseg.methods.ssul import SSUL
 from everseg.methods.switches import begin, finish
 from everseg.methods.unknown import joined
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.types import Batch, Readout, SegOutput
+from everseg.types import Batch, SegOutput
 
 FIRST = 0.01
 """Learning rate of the first step's head, whatever the command says; the body has a tenth of it."""
@@ -95,6 +97,7 @@ def _replay_step(
     finish(method, ctx)
     run.compare_weights("final weights", model, f"{at}final/", rename)
     _compare_confusion(run, model, index)
+    compare_memory(run, method, ctx)
 
 
 def _batch(run: TinyRun, index: int, i: int) -> Batch:
@@ -134,21 +137,49 @@ def _compare_logits(run: TinyRun, logits: Tensor, at: str, i: int) -> None:
 
 
 @torch.no_grad()
+def compare_memory(run: TinyRun, method: Method, ctx: StepContext) -> None:
+    """Compare which images a finished step keeps, and the records of them; from the second step on the model is asked.
+
+    The memory before is theirs, so that one wrong choice does not hide the others.
+    """
+    index, step = ctx.step.index, f"step_{ctx.step.index + 1}"
+    stored = json.loads(str(run.golden["memory_json"])) if "memory_json" in run.golden else {}
+    if step not in stored:
+        return
+    size, names = int(run.meta["mem"]), [str(name) for name in run.golden["data/names"]]
+    own = set(run.groups[index]) - {0}
+    earlier = set(run.seen(index)) - own
+    pool = stored[f"step_{index}"]["memory_candidates"][:size] if index else []
+    ctx.module.eval()
+    for number, line in enumerate(run.golden["data/train_cls"]):
+        shown = {int(c) + 1 for c in str(line).split()[1:]}  # they count without the background
+        if not shown & own or not (run.meta.get("overlap", True) or shown <= own | earlier):
+            continue
+        which = np.array([number])
+        extra = {k: torch.from_numpy(run.golden[f"data/{k}"][which]).long() for k in method.needs_extra}
+        batch = Batch(run.images[which], run.labels(which, run.groups[index]), BRANCH, extra=extra)
+        label = method.memory_labels(batch, ctx, MEMORY_THRESHOLD["ssul"]) if index else batch.label
+        outputs = torch.where(label == IGNORED, IGNORED, label + 1)
+        pool.append(ssul_record(names[number], outputs[0].numpy()))
+    kept = chosen_records(pool, range(1, len(run.seen(index))), size, 1)
+    theirs = stored[step]["memory_candidates"][:size]
+    run.found.setdefault("memory", Comparison())
+    same = kept == theirs and sorted(r[0] for r in kept) == stored[step]["memory_list"]
+    run.found["memory"].count += len(theirs)
+    run.found["memory"].largest = max(run.found["memory"].largest, 0.0 if same else np.inf)
+
+
+@torch.no_grad()
 def _compare_confusion(run: TinyRun, model: SegmentationModel, index: int) -> None:
     model.eval()
 
-    def predict(image: Tensor) -> Tensor:
-        return read_ids(model(image, (BRANCH,))[BRANCH], image.shape[2:], model.readout)
+    def predict(image: Tensor, number: int) -> Tensor:
+        return read_ids(model(image, (BRANCH,))[BRANCH], model.readout, image.shape[2:])
 
     for name, current in (("val_cm", True), ("test_cm", False)):
         if f"step{index}/{name}" in run.golden:
             counts = run.confusion(predict, index, current=current)
             run.same("confusion counts", counts, run.golden[f"step{index}/{name}"][-1])
-
-
-def read_ids(output: SegOutput, size: torch.Size, readout: Readout) -> Tensor:
-    """Classes of all pixels, as evaluation and predictions find them: (B, H, W)."""
-    return predict_ids(small_values(output, readout), size, merged_outputs(readout))
 
 
 def check_ssul(folder: Path) -> list[Row]:
@@ -190,6 +221,6 @@ def _check_file(path: Path) -> list[Row]:
         tally.add(name, np.array(rates), arrays[name])
     given = torch.from_numpy(arrays["merge/logits"])
     output = SegOutput(given[:, 1:], {}, {"unknown": given[:, :1]})
-    ids = read_ids(output, given.shape[2:], SSUL().readout)
+    ids = read_ids(output, SSUL().readout, given.shape[2:])
     tally.add("readout", ids, arrays["merge/pred"], 0.0)
     return tally.rows()

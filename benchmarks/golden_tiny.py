@@ -234,11 +234,11 @@ class TinyRun:
             if norm > 1e-10 * whole:
                 self.compare("gradient norms", value, norm)
 
-    def confusion(self, predict: Callable[[Tensor], Tensor], step: int, *, current: bool) -> np.ndarray:
+    def confusion(self, predict: Callable[[Tensor, int], Tensor], step: int, *, current: bool) -> np.ndarray:
         """Count the test images as the SSUL family's code does; rows truth.
 
         Args:
-            predict: normalised images -> train ids (B, H, W).
+            predict: a normalised image (1, 3, H, W) and its number -> train ids (1, H, W).
             current: only images with a class of the step, where every other class counts as background; else all
                 images, where classes not seen yet are left out.
         """
@@ -253,7 +253,7 @@ class TinyRun:
                 truth = self.labels(which, self.groups[step])
             else:
                 truth = self.labels(which, self.seen(step), other=IGNORED)
-            found = predict(self.images[index][None])
+            found = predict(self.images[index][None], index)
             valid = truth != IGNORED
             place = truth[valid] * number + found[valid]
             counts += torch.bincount(place, minlength=number**2).view(number, number).numpy()

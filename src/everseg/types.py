@@ -79,6 +79,18 @@ class SegOutput(NamedTuple):
     """Name -> (B, n, h, w): logits of outputs that are no class, such as "unknown"."""
 
 
+REGIONS = "regions"
+"""Name of the tap with the regions' logits (B, C, N, 1), where a network classifies regions of the image; with ".NAME"
+behind it those of an auxiliary output. Also the name of the kind of head that gives them."""
+
+
+def of_regions(output: SegOutput) -> SegOutput:
+    """The outputs of the N regions of an image, as maps of N rows and one column."""
+    start = f"{REGIONS}."
+    others = {k.removeprefix(start): v for k, v in output.features.items() if k.startswith(start)}
+    return SegOutput(output.features[REGIONS], output.features, others)
+
+
 @dataclass(frozen=True)
 class Readout:
     """How a model's outputs become one value per class, whose largest one is the class of a pixel.
@@ -99,10 +111,15 @@ class Readout:
     min(r_k, 0). "" = none."""
     threshold: float | None = None
     """The background's value, instead of that of its own output: what the other classes must exceed."""
+    regions: str = ""
+    """Tap that holds a map of regions, (B, H, W): a pixel has the class of its region, and is background where it is in
+    none; see `REGIONS`. "" = every pixel for itself."""
 
     def problems(self) -> list[str]:
         """Say what is wrong with it."""
         found = []
+        if self.regions and (self.before or self.residual):
+            found.append("regions are not resized: they exclude before and residual")
         if self.threshold is not None and (self.merge or self.residual):
             found.append("a threshold excludes merge and residual")
         if self.threshold is not None and self.activation == "sigmoid" and not 0 < self.threshold < 1:
@@ -130,6 +147,7 @@ class Readout:
             "before": lambda value: isinstance(value, bool),
             "merge": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
             "residual": lambda value: isinstance(value, str),
+            "regions": lambda value: isinstance(value, str),
             "threshold": lambda value: type(value) in (int, float) and isfinite(value),
         }
         if not isinstance(stored, Mapping):

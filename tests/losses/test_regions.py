@@ -79,23 +79,11 @@ def test_clusters_are_kept_apart_as_maps_of_pixels_would_be():
     assert flat.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("small", "size"), [((3, 4), (9, 8)), ((5, 5), (5, 5)), ((4, 4), (10, 10))])
-def test_pooling_takes_the_mean_of_the_cells_whose_nearest_pixel_is_in_the_region(small, size):
-    torch.manual_seed(1)
-    features = torch.randn(2, 3, *small, dtype=torch.float64)
-    regions = torch.randint(0, 5, (2, *size))
-    regions[:, 0] = 255
-    found = ours.pooled_over_regions(features, regions, 6)
-    for b in range(2):
-        for n in range(6):
-            cells = [
-                features[b, :, i, j]
-                for i in range(small[0])
-                for j in range(small[1])
-                if int(regions[b, i * size[0] // small[0], j * size[1] // small[1]]) == n
-            ]
-            wanted = torch.stack(cells).sum(0) / (len(cells) + 1e-7) if cells else torch.zeros(3).double()
-            assert_close(found[b, n], wanted)
+def test_pixels_without_region_are_background():
+    logits, regions, _ = case(5)
+    found = ours.region_ids(logits, regions)
+    wanted = everywhere(logits.detach(), regions).argmax(1)
+    assert found.tolist() == torch.where(regions == 255, 0, wanted).tolist()
 
 
 def test_shapes_that_do_not_fit_are_refused():

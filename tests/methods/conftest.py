@@ -83,7 +83,10 @@ def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
             label[label < first] = 0
         label[:, :2] = 255
         saliency = torch.rand(2, side, side, generator=maps) < 0.5
-        found.append(Batch(image, label, branch, extra={"saliency": saliency.long()}))
+        proposals = torch.randint(0, 6, (2, side, side), generator=maps)
+        proposals = proposals.masked_fill(proposals == 5, 255)
+        extra = {"saliency": saliency.long(), "proposals": proposals}
+        found.append(Batch(image, label, branch, extra=extra))
     return found
 
 

@@ -45,12 +45,14 @@ CERTAIN = {
     ("sats", "entropy_norm"),
     ("ssul", "threshold"),
     ("ssul", "memory_offset"),
+    ("microseg", "threshold"),
+    ("microseg", "memory_offset"),
 }
 """Single hyper-parameters that act on a teacher that is certain or on images of a memory. Those of SATS are of PLOP's
 parts; test_ssul.py tries SSUL's."""
-CLASSES_ONLY = ("ssul",)
+CLASSES_ONLY = ("ssul", "microseg")
 """Methods of one domain's classes: they refuse several domains, and later steps without a new class."""
-OWN_FIRST_STEP = ("ssul",)
+OWN_FIRST_STEP = ("ssul", "microseg")
 """Methods whose first step is not that of fine-tuning, since their network has outputs that are no class."""
 MOVE_ENCODER = ("rcil",)
 """Methods that change the encoder by their nature, and refuse to freeze it."""
@@ -80,7 +82,15 @@ def other_value(cls: type, name: str) -> Any:
         return next(value for value in get_args(hint) if value != default)
     if hint is bool:
         return not default
-    other = {"freeze_from": 0, "period": 1, "pretune": 2, "pretune_kd_weight": 1.0, "head_width": 8}
+    other = {
+        "freeze_from": 0,
+        "period": 1,
+        "pretune": 2,
+        "pretune_kd_weight": 1.0,
+        "head_width": 8,
+        "clusters": 2,
+        "proposals": 3,
+    }
     return other.get(name, default * 0.5)
 
 

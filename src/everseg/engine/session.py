@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from accelerate import Accelerator
 
 from everseg.config.fields import RunConfig
@@ -14,6 +15,7 @@ from everseg.engine.tensorboard import Events
 from everseg.progress import Progress
 from everseg.runs.journal import Journal
 from everseg.runs.run_folder import RunFolder
+from everseg.scenarios.steps import Step
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,7 @@ class Session:
     progress: Progress
     events: Events
     stop: StopRequest
+    steps: tuple[Step, ...]
+    """All steps of the run."""
+    counts: Mapping[str, np.ndarray]
+    """"key/split" -> (N, ids) pixels per raw id of every image."""

@@ -1,4 +1,4 @@
-"""Outputs per region instead of per pixel: pooling over regions, and losses, labels and predictions made of them.
+"""Outputs per region instead of per pixel: losses, labels and classes made of them.
 
 An image has N regions without overlap: a map (B, H, W) holds the region's number, 0 to N - 1, of each pixel, and any
 other value where there is none. Every pixel of a region has the region's logits, and one without region logits of 0. So
@@ -12,38 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everseg.labels import ignored_id
+from everseg.losses.argmax import ids_type
 from everseg.losses.classification import LINEAR_FROM
 from everseg.losses.pixelwise import checked_label, checked_logits
 
-_EMPTY = 1e-7
-"""Added to the number of cells that are pooled, as in MicroSeg's code: an empty region gives a vector of zeros."""
 _SMALLEST = 1e-12
 """Least norm that a map is divided by, as in `torch.nn.functional.normalize`."""
-
-
-def pooled_over_regions(features: Tensor, regions: Tensor, number: int) -> Tensor:
-    """Average a map over every region: (B, D, h, w) to (B, N, D).
-
-    The regions are brought to the map's size by their nearest pixels. A region that has no cell gives zeros.
-
-    Args:
-        features: (B, D, h, w).
-        regions: (B, H, W) integers; values outside 0..N-1 belong to no region.
-        number: N.
-
-    Raises:
-        ValueError: shapes that do not fit.
-
-    Source: Zhang et al. (MicroSeg), NeurIPS 2022, and its code.
-
-    >>> pooled_over_regions(torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[0, 0, 255]]]), 2).tolist()
-    [[[2.0], [0.0]]]
-    """
-    regions = _checked("pooled_over_regions", regions, len(features), number)
-    small = F.interpolate(regions[:, None].to(features.dtype), features.shape[2:], mode="nearest")
-    cells = F.one_hot(small[:, 0].long().flatten(1), number + 1)[..., :number].to(features)  # (B, h * w, N)
-    sums = torch.einsum("bpn,bdp->bnd", cells, features.flatten(2))
-    return sums / (cells.sum(dim=1)[..., None] + _EMPTY)
 
 
 def region_binary_cross_entropy(logits: Tensor, regions: Tensor, label: Tensor) -> Tensor:
@@ -79,6 +53,22 @@ def region_binary_cross_entropy(logits: Tensor, regions: Tensor, label: Tensor) 
     softplus = F.softplus(logits, threshold=LINEAR_FROM).sum(dim=2, keepdim=True)
     total = counts.sum()
     return (counts * (softplus - logits)).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+@torch.no_grad()
+def region_ids(values: Tensor, regions: Tensor) -> Tensor:
+    """The class of every pixel: that of the largest value of its region, and 0 where there is no region.
+
+    Args:
+        values: (B, N, C).
+        regions: (B, H, W) integers; values outside 0..N-1 belong to no region.
+
+    Returns:
+        (B, H, W) of `argmax.ids_type`.
+    """
+    regions = _checked("region_ids", regions, len(values), values.shape[1])
+    best = F.pad(values.argmax(dim=2), (0, 1))  # (B, N + 1), class 0 for no region
+    return best.gather(1, regions.flatten(1)).view_as(regions).to(ids_type(values.shape[2]))
 
 
 @torch.no_grad()

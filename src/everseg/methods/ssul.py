@@ -101,4 +101,6 @@ class SSUL(Method):
         yield pixelwise_losses(terms, joined(student), label)
 
     def memory_labels(self, batch, ctx, threshold):
-        return candidate_labels(ctx.module(batch.image, (batch.branch,))[batch.branch], batch, threshold)
+        with ctx.autocast():
+            output = ctx.module(batch.image, (batch.branch,))[batch.branch]
+        return candidate_labels(output, batch, threshold)

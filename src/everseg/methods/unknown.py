@@ -73,8 +73,18 @@ def candidate_labels(output: SegOutput, batch: Batch, threshold: float) -> Tenso
     """The labels of a memory's candidates, (B, H, W) train ids, completed by a model's output of them."""
     num_classes = output.logits.shape[1]
     outputs = completed(output, output_labels(batch, num_classes, "none"), num_classes + 1, threshold)
-    ids = outputs - 1
+    return train_ids(outputs, num_classes)
+
+
+def train_ids(outputs: Tensor, num_classes: int) -> Tensor:
+    """Turn outputs back into train ids of C classes: unknown and background both become 0."""
+    ids = (outputs - 1).clamp(min=0)
     return ids.masked_fill(outputs == ignored_id(num_classes + 1), ignored_id(num_classes))
+
+
+def region_logits(maps: Tensor) -> Tensor:
+    """The logits of regions, given as maps (B, O, N, 1), as (B, N, O)."""
+    return maps[..., 0].transpose(1, 2)
 
 
 def check_step(name: str, step: Step) -> str:
@@ -91,7 +101,8 @@ def check_step(name: str, step: Step) -> str:
         )
     if not has_background(step, branch):
         raise ConfigError(
-            f"method '{name}' needs a background class, since it learns apart what is unknown in it; '{branch}' has none"
+            f"method '{name}' needs a background class, since it learns apart what is unknown in it; "
+            f"'{branch}' has none"
         )
     if not step.is_first and not step.grows.get(branch):
         raise ConfigError(
