@@ -159,6 +159,14 @@ def test_microseg_needs_its_regions_in_tests_too_and_refuses_images_alone(tmp_pa
     must_say(error.value, "data.extra.proposals", 10)
 
 
+@pytest.mark.parametrize("method", [SSUL, MICROSEG], ids=lambda method: method["name"])
+def test_half_precision_runs(tmp_path, method):
+    train = {"epochs": 1, "epochs_next": 1, "log_every": 1, "precision": "bf16"}
+    found = terms(everseg.run(run_of(tmp_path / "out", method, train=train), quiet=True).path)
+    assert all(np.isfinite(value) for logged in found for value in logged.values())
+    assert set(found[-1]) == {"bce"} | ({"unseen"} if method is MICROSEG else set())
+
+
 @pytest.mark.parametrize("method", ["ssul", "microseg"])
 def test_domains_are_refused_before_anything_is_trained(tmp_path, method):
     config = {

@@ -12,6 +12,7 @@ import pytest
     "module",
     [
         "classification",
+        "decomposed",
         "distillation",
         "features",
         "pixelwise",
@@ -20,6 +21,7 @@ import pytest
         "prototypes",
         "pseudo",
         "regions",
+        "repair",
         "similarity",
         "thresholds",
     ],

@@ -180,8 +180,9 @@ def test_nothing_but_memory_or_nothing_but_ignored_pixels_is_fine(toy):
 
 
 def test_what_it_cannot_do_is_refused_in_a_sentence(toy):
-    with pytest.raises(ValueError, match="freeze_heads"):
-        SSUL(freeze_heads="old")
+    for key, value in (("freeze_heads", "all"), ("pretune", 1)):
+        with pytest.raises(ValueError, match=key):
+            SSUL(**{key: value})
     step = toy.steps[0]
     space = step.spaces["a"]
     bare = dataclasses.replace(step, spaces={"a": LabelSpace(space.groups, space.names, background=None)})

@@ -48,7 +48,7 @@ def region_binary_cross_entropy(logits: Tensor, regions: Tensor, label: Tensor) 
     column = torch.where(valid, label, outputs)
     image = torch.arange(len(logits), device=label.device)[:, None, None]
     cell = (image * (number + 1) + regions) * (outputs + 1) + column
-    counts = torch.bincount(cell.flatten(), minlength=len(logits) * (number + 1) * (outputs + 1))
+    counts = _counted(cell.flatten(), len(logits) * (number + 1) * (outputs + 1))
     counts = counts.view(len(logits), number + 1, outputs + 1)[..., :outputs].to(logits)
     softplus = F.softplus(logits, threshold=LINEAR_FROM).sum(dim=2, keepdim=True)
     total = counts.sum()
@@ -134,12 +134,21 @@ def cluster_separation(clusters: Tensor, regions: Tensor) -> Tensor:
     clusters = _with_none("cluster_separation", clusters)[:, :-1]
     number = clusters.shape[1]
     regions = _checked("cluster_separation", regions, len(clusters), number)
-    pixels = torch.stack([torch.bincount(one.flatten(), minlength=number + 1) for one in regions])[:, :number]
+    image = torch.arange(len(clusters), device=regions.device)[:, None, None]
+    pixels = _counted((image * (number + 1) + regions).flatten(), len(clusters) * (number + 1))
+    pixels = pixels.view(len(clusters), number + 1)[:, :number]
     # A product over pixels is one over regions, each as often as it has pixels.
     weighted = clusters * pixels.to(clusters).sqrt()[..., None]
     normed = weighted / weighted.norm(dim=1, keepdim=True).clamp(min=_SMALLEST)
     similarity = normed.transpose(1, 2) @ normed.detach()  # (B, U, U)
     return -similarity.log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean()
+
+
+def _counted(numbers: Tensor, most: int) -> Tensor:
+    """How often each of the numbers 0 to `most` - 1 occurs; unlike `torch.bincount` it never waits for a device."""
+    return torch.zeros(most, dtype=torch.int64, device=numbers.device).scatter_add_(
+        0, numbers, torch.ones_like(numbers)
+    )
 
 
 def _with_none(loss: str, logits: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from everseg.errors import ConfigError
 from everseg.losses import completed_labels, ridge
@@ -138,7 +138,7 @@ class ACIL(Method):
         label = label_at(self.labels(out, batch, ctx), features.shape[2:])
         known = label < self.classes  # all but ignored pixels
         pixels = features.movedim(1, -1)[known], label[known]
-        options = {"weight": self._expansion(ctx), "exact": self.precision == "exact"}
+        options: dict[str, Any] = {"weight": self._expansion(ctx), "exact": self.precision == "exact"}
         self._make_room()
         self.gram, self.cross = (one.to(features.device) for one in (self.gram, self.cross))
         if self.teacher == "live" and not ctx.step.is_first:
@@ -178,15 +178,16 @@ class ACIL(Method):
         self._make_room()  # for a pass without images
         head = ctx.module.head(ctx.step.branch)
         if head.expansion is None:
+            drawn = self._expansion(ctx)
             ctx.module.restructure(EXPAND)
             with torch.no_grad():
-                head.expansion.weight.copy_(self.expansion[..., None, None])
+                cast(nn.Conv2d, head.expansion).weight.copy_(drawn[..., None, None])
         self._write_weights(ctx)
 
     def _expansion(self, ctx: StepContext) -> Tensor:
         """B, (features, d)."""
         layer = ctx.module.head(ctx.step.branch).expansion
-        given = self.expansion if layer is None else layer.weight[..., 0, 0]
+        given = cast(Tensor, self.expansion) if layer is None else layer.weight[..., 0, 0]
         return given.to(next(ctx.module.parameters()).device)
 
     @torch.no_grad()
@@ -198,7 +199,7 @@ class ACIL(Method):
             raise ConfigError(f"method.{error}") from None
         head = ctx.module.head(ctx.step.branch)
         for classifier, rows in zip(head.classifiers, weights.split(head.sizes), strict=True):
-            classifier.weight.copy_(rows[..., None, None])
+            cast(nn.Conv2d, classifier).weight.copy_(rows[..., None, None])
 
     def end_step(self, ctx):
         if self.precision == "fast":

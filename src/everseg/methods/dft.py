@@ -26,7 +26,7 @@ class DFT(Method):
 
 @dataclass(kw_only=True)
 class DFTStar(Method):
-    """Give the classes of all steps their outputs from the start; train nothing but classifiers after the first.
+    """Give the classes of all steps their outputs from the start; train only classifiers after the first.
 
     Every softmax is over the classes of all steps, so the first one makes room for those to come. The number of classes
     of each step must be known when the run begins.

@@ -16,6 +16,7 @@ from everseg.methods.unknown import (
     OPEN,
     UNKNOWN,
     check_step,
+    check_switches,
     joined,
     output_labels,
     region_logits,
@@ -52,8 +53,7 @@ class MicroSeg(Method):
     """As in `SSUL`: whether labels of memory images mean their own outputs."""
 
     def __post_init__(self) -> None:
-        if self.freeze_heads != "none":
-            raise ValueError("freeze_heads: microseg freezes the older heads by itself; leave it out")
+        check_switches("microseg", self)
 
     @property
     def readout(self) -> Readout:

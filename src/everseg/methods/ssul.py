@@ -17,6 +17,7 @@ from everseg.methods.unknown import (
     Unknown,
     candidate_labels,
     check_step,
+    check_switches,
     completed,
     joined,
     output_labels,
@@ -51,8 +52,7 @@ class SSUL(Method):
     background the unknown (with scenario.memory.labels=seen)."""
 
     def __post_init__(self) -> None:
-        if self.freeze_heads != "none":
-            raise ValueError("freeze_heads: ssul freezes the older heads by itself; leave it out")
+        check_switches("ssul", self)
 
     @property
     def readout(self) -> Readout:

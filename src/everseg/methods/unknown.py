@@ -13,6 +13,7 @@ from torch import Tensor
 from everseg.errors import ConfigError
 from everseg.labels import ignored_id
 from everseg.losses import completed_labels
+from everseg.methods.base import Method
 from everseg.methods.terms import has_background
 from everseg.models.heads import start_from
 from everseg.models.model import SegmentationModel
@@ -85,6 +86,20 @@ def train_ids(outputs: Tensor, num_classes: int) -> Tensor:
 def region_logits(maps: Tensor) -> Tensor:
     """The logits of regions, given as maps (B, O, N, 1), as (B, N, O)."""
     return maps[..., 0].transpose(1, 2)
+
+
+def check_switches(name: str, method: Method) -> None:
+    """Stop if a switch of any method contradicts what these methods are.
+
+    Raises:
+        ValueError: it does.
+    """
+    if method.freeze_heads == "all":
+        raise ValueError(
+            f"freeze_heads: {name} learns in its newest head, and freezes the older ones by itself"
+        )
+    if method.pretune:
+        raise ValueError(f"pretune: {name} has heads that are no mixtures of others; leave it out")
 
 
 def check_step(name: str, step: Step) -> str:

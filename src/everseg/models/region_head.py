@@ -118,7 +118,7 @@ def pooled_over_regions(features: Tensor, regions: Tensor, number: int) -> Tenso
     The regions are brought to the map's size by their nearest pixels. A region that has no cell gives zeros.
 
     Args:
-        features: (B, D, h, w).
+        features: (B, D, h, w); half precision is pooled in float32.
         regions: (B, H, W) integers; values outside 0..N-1 belong to no region.
         number: N.
 
@@ -128,7 +128,12 @@ def pooled_over_regions(features: Tensor, regions: Tensor, number: int) -> Tenso
     [[[2.0], [0.0]]]
     """
     known = torch.where((regions >= 0) & (regions < number), regions, number)
-    small = F.interpolate(known[:, None].to(features.dtype), features.shape[2:], mode="nearest")
-    cells = F.one_hot(small[:, 0].long().flatten(1), number + 1)[..., :number].to(features)  # (B, h * w, N)
-    sums = torch.einsum("bpn,bdp->bnd", cells, features.flatten(2))
-    return sums / (cells.sum(dim=1)[..., None] + _EMPTY)
+    # Half precision can hold neither numbers of regions above 256 nor counts of cells.
+    with torch.autocast(features.device.type, enabled=False):
+        maps = features if features.dtype == torch.float64 else features.float()
+        small = F.interpolate(known[:, None].to(maps.dtype), maps.shape[2:], mode="nearest")
+        # `one_hot` would wait for the device to look at the numbers.
+        every = torch.arange(number, device=maps.device)
+        cells = (small[:, 0].long().flatten(1)[..., None] == every).to(maps)  # (B, h * w, N)
+        sums = torch.einsum("bpn,bdp->bnd", cells, maps.flatten(2))
+        return sums / (cells.sum(dim=1)[..., None] + _EMPTY)
