@@ -18,7 +18,7 @@ from everseg.engine.optim import check_param_groups, learning_rate, make_optimiz
 from everseg.engine.step import train_batch
 from everseg.losses import ridge
 from everseg.losses.prototypes import label_at
-from everseg.losses.readout import full_values
+from everseg.losses.reading import read_ids
 from everseg.methods.acil import ACIL
 from everseg.methods.base import StepContext
 from everseg.methods.switches import begin, finish
@@ -86,7 +86,7 @@ def _replay_step(run: TinyRun, method: ACIL, model: SegmentationModel, index: in
     if f"{at}test_cm" in run.golden:
         # That of the alignment, which comes first in the second step, counts the classes of that step.
         model.eval()
-        counts = run.confusion(lambda image: _predict(model, image), max(index, 1), current=False)
+        counts = run.confusion(lambda image, _: _predict(model, image), max(index, 1), current=False)
         run.same("confusion counts", counts, run.golden[f"{at}test_cm"])
 
 
@@ -152,7 +152,7 @@ def _as_convolution(key: str, value: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _predict(model: SegmentationModel, image: Tensor) -> Tensor:
-    return full_values(model(image, (BRANCH,))[BRANCH], model.readout, image.shape[2:]).argmax(1)
+    return read_ids(model(image, (BRANCH,))[BRANCH], model.readout, image.shape[2:])
 
 
 def check_segacil(folder: Path) -> list[Row]:
