@@ -21,7 +21,7 @@ from everseg.methods import switches
 from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Source, Step, with_outlook
 from everseg.types import Batch
 
 TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
@@ -52,10 +52,7 @@ def make_step(
     return Step(index, (Source(branch, "toy", "train", (), bytes(range(256))),), (), spaces, grows)
 
 
-CLASSES = (
-    make_step(0, {"a": (3,)}, {"a": 3}, "a"),
-    make_step(1, {"a": (3, 2)}, {"a": 2}, "a"),
-)
+CLASSES = with_outlook([make_step(0, {"a": (3,)}, {"a": 3}, "a"), make_step(1, {"a": (3, 2)}, {"a": 2}, "a")])
 """Class-incremental: 3 classes, then 2 more."""
 DOMAINS = (
     make_step(0, {"a": (3,)}, {"a": 3}, "a"),

@@ -57,7 +57,7 @@ CERTAIN = {
 parts; test_ssul.py tries SSUL's, test_star.py STAR's."""
 CLASSES_ONLY = ("dkd", "star", "ssul", "microseg", "acil", "dft*")
 """Methods of one domain's classes: they refuse several domains, and later steps without a new class."""
-OWN_FIRST_STEP = ("dkd", "star", "ssul", "microseg", "acil")
+OWN_FIRST_STEP = ("dkd", "star", "ssul", "microseg", "acil", "dft*")
 """Methods whose first step is not that of fine-tuning: their network has other outputs, or learns them otherwise."""
 MOVE_ENCODER = ("rcil",)
 """Methods that change the encoder by their nature, and refuse to freeze it."""

@@ -35,11 +35,14 @@ class ACIL(Method):
 
     readout: ClassVar[Readout] = Readout("sigmoid", before=True)
 
-    features: Count = 4096
+    features: Count = 1024
     """Number of random features. Time grows with its square, and so does memory: 8 bytes times its square in a step,
     half of that between steps (authors' results: 16384)."""
     gamma: Positive = 10.0
     """Weight of the squares of the classifier's weights (authors' results: 10)."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """How far the classes of a step weigh alike: a pixel counts as the number of its class's pixels to the power of minus
+    this. 0 = all count once, as in the authors' results; then rare classes hardly ever win."""
     bce: bool = True
     """The first step learns by sigmoid cross-entropy, as in the authors' code, instead of softmax cross-entropy."""
     encoder_rate: Positive = 0.1
@@ -47,7 +50,7 @@ class ACIL(Method):
     pseudo: Literal["value", "sigmoid", "none"] = "value"
     """Old classes are labelled by the model where its output is large enough ("value"), where the output's sigmoid is
     ("sigmoid", the authors' form), or not at all. Outputs lie near 0 and 1."""
-    threshold: Annotated[float, Field(ge=0)] = 0.5
+    threshold: Annotated[float, Field(ge=0)] = 0.4
     """Least output, or sigmoid of it, that is believed (authors: 0.7, an output of 0.85; 0.9 would be one of 2.2)."""
     teacher: Literal["frozen", "live"] = "frozen"
     """The model that labels old classes: that of the step before; or the authors', solved anew after every batch, which
@@ -68,6 +71,8 @@ class ACIL(Method):
         self.expansion: Tensor | None = None
         """B until the model has it, (features, d)."""
         self.classes = 0
+        self.weights = torch.zeros(0, dtype=torch.float64)
+        """What a pixel of each class counts in this step."""
         if self.teacher == "live" and self.every_image:
             raise ValueError(
                 "teacher: a live one sees whole batches only, which all processes take part in; set every_image=false"
@@ -132,6 +137,16 @@ class ACIL(Method):
             cross[: len(self.cross), : self.cross.shape[1]] = self.cross
             self.cross = cross
 
+    def begin_step(self, ctx):
+        """Count the step's labels, for the weights of its classes."""
+        if not self.balance:
+            return
+        counts = torch.zeros(self.classes, dtype=torch.float64, device=next(ctx.module.parameters()).device)
+        for batch in ctx.train_batches():
+            label = batch.label[batch.label < self.classes]
+            counts += torch.bincount(label, minlength=self.classes)
+        self.weights = class_weights(ctx.all_reduce(counts), self.balance).cpu()
+
     def accumulate(self, batch, ctx):
         out = ctx.student(batch)
         features = full_precision(out.features["decoder"])
@@ -139,6 +154,8 @@ class ACIL(Method):
         known = label < self.classes  # all but ignored pixels
         pixels = features.movedim(1, -1)[known], label[known]
         options: dict[str, Any] = {"weight": self._expansion(ctx), "exact": self.precision == "exact"}
+        if self.balance:
+            options["of_pixel"] = self.weights.to(features.device)[pixels[1]]
         self._make_room()
         self.gram, self.cross = (one.to(features.device) for one in (self.gram, self.cross))
         if self.teacher == "live" and not ctx.step.is_first:
@@ -202,11 +219,26 @@ class ACIL(Method):
             cast(nn.Conv2d, classifier).weight.copy_(rows[..., None, None])
 
     def end_step(self, ctx):
+        self.weights = self.weights[:0]
         if self.precision == "fast":
             self.gram, self.cross = self.gram.float(), self.cross.float()
 
     def state_dict(self):
-        return {"gram": ridge.pack(self.gram), "cross": self.cross}
+        return {"gram": ridge.pack(self.gram), "cross": self.cross, "weights": self.weights}
 
     def load_state_dict(self, state):
         self.gram, self.cross = ridge.unpack(state["gram"]), state["cross"].clone()
+        self.weights = state["weights"].clone()
+
+
+def class_weights(counts: Tensor, balance: float) -> Tensor:
+    """What a pixel of each class counts, from the numbers of pixels (C,): their mean over the pixels is 1.
+
+    A class without a label in the step, which a pixel can only have from the model, counts as the background, output 0.
+
+    >>> class_weights(torch.tensor([3.0, 1.0, 0.0]), 1.0)
+    tensor([0.6667, 2.0000, 0.6667])
+    """
+    weights = counts.clamp(min=1) ** -balance
+    weights = torch.where(counts > 0, weights, weights[0])
+    return weights * counts.sum().clamp(min=1) / (weights * counts).sum().clamp(min=1e-12)

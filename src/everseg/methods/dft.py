@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from everseg.errors import ConfigError
-from everseg.methods.base import Method
+from everseg.methods.base import Method, StepContext
 from everseg.methods.terms import at_label_size, label_terms
 from everseg.models.heads import FUTURE, Head
 from everseg.types import SegOutput
@@ -71,7 +71,7 @@ class DFTStar(Method):
     def losses(self, batch, ctx):
         student = ctx.student(batch)
         logits = all_outputs(student)
-        terms = label_terms(logits, batch, ctx)
+        terms = label_terms(logits, batch, _with_all_weights(ctx, batch.branch, logits.shape[1]))
         yield at_label_size(terms, SegOutput(logits, student.features), batch)
 
 
@@ -79,3 +79,12 @@ def all_outputs(output: SegOutput) -> Tensor:
     """Logits of the classes known, and behind them of those to come, (B, C + F, h, w)."""
     coming = output.auxiliary.get(FUTURE)
     return output.logits if coming is None else torch.cat([output.logits, coming], dim=1)
+
+
+def _with_all_weights(ctx: StepContext, branch: str, number: int) -> StepContext:
+    """Give outputs to come the class weight 1, which no pixel uses: none has their label."""
+    weights = ctx.step.class_weights.get(branch)
+    if weights is None or len(weights) == number:
+        return ctx
+    padded = (*weights, *[1.0] * (number - len(weights)))
+    return replace(ctx, step=replace(ctx.step, class_weights={branch: padded}))
