@@ -41,7 +41,7 @@ class ACIL(Method):
     gamma: Positive = 10.0
     """Weight of the squares of the classifier's weights (authors' results: 10)."""
     balance: Annotated[float, Field(ge=0, le=1)] = 0.75
-    """How far the classes of a step weigh alike: a pixel counts as the number of its class's pixels to the power of minus
+    """How far the classes of a step weigh alike: a pixel counts as its class's number of pixels to the power of minus
     this. 0 = all count once, as in the authors' results; then rare classes hardly ever win."""
     bce: bool = True
     """The first step learns by sigmoid cross-entropy, as in the authors' code, instead of softmax cross-entropy."""
