@@ -190,7 +190,7 @@ def _unfit_material(
     ]
     if memory.size and (still := [str(step.index) for step in steps if not method.trains(step)]):
         problems.append(
-            f"scenario.memory: method '{config.method.name}' goes through its images once without gradients (step "
+            f"scenario.memory: method '{name}' goes through its images once without gradients (step "
             f"{', '.join(still)}) and carries on what it learnt before; set scenario.memory.size=0"
         )
     if method.readout.regions:  # the network reads this map in tests, too
