@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from saying import must_say
 
 from everseg.errors import ConfigError
 from everseg.methods.dft import DFT, DFTStar, all_outputs
 from everseg.methods.ft import FineTuning
 from everseg.models.build import from_description
 from everseg.scenarios.steps import with_outlook
+from saying import must_say
 
 
 def three(toy):
