@@ -71,6 +71,7 @@ class ACIL(Method):
         self.expansion: Tensor | None = None
         """B until the model has it, (features, d)."""
         self.classes = 0
+        self.solves_each_batch = False
         self.weights = torch.zeros(0, dtype=torch.float64)
         """What a pixel of each class counts in this step."""
         if self.teacher == "live" and self.every_image:
@@ -99,6 +100,7 @@ class ACIL(Method):
             self._check_expansion(model, step.branch)
         super().prepare_model(model, step)
         self.classes = step.spaces[step.branch].num_classes
+        self.solves_each_batch = self.teacher == "live" and not step.is_first
         if step.is_first:
             # Drawn by the engine's seed of the step; the model takes it over at the end of the step.
             limit = model.decoder.out_channels**-0.5
@@ -158,7 +160,7 @@ class ACIL(Method):
             options["of_pixel"] = self.weights.to(features.device)[pixels[1]]
         self._make_room()
         self.gram, self.cross = (one.to(features.device) for one in (self.gram, self.cross))
-        if self.teacher == "live" and not ctx.step.is_first:
+        if self.solves_each_batch:
             added = torch.zeros_like(self.gram), torch.zeros_like(self.cross)
             ridge.add_pixels(*added, *pixels, **options)
             self.gram += ctx.all_reduce(added[0])
@@ -187,7 +189,7 @@ class ACIL(Method):
     def sums(self):
         self._make_room()
         # With the live teacher every process has the totals after each batch.
-        return {} if self.teacher == "live" else {"gram": self.gram, "cross": self.cross}
+        return {} if self.solves_each_batch else {"gram": self.gram, "cross": self.cross}
 
     # -- the solution
 
