@@ -38,6 +38,7 @@ REFUSED = {
     ("star", "pre-tuning"): "heads",
     ("acil", "fusion"): "gradients",
     ("acil", "pre-tuning"): "gradients",
+    ("dft*", "fusion"): "frozen",
     ("dft*", "pre-tuning"): "heads",
 }
 """Method and switch that do not fit -> a word of the sentence that says so."""

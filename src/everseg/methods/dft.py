@@ -47,6 +47,14 @@ class DFTStar(Method):
         coming = step.to_come.get(step.branch, ()) if self.preallocate and step.is_first else ()
         return {step.branch: Head(reserve=coming)} if coming else {}
 
+    def unfit(self, steps):
+        still = self.network == self.old_classifiers == "frozen"
+        if self.fuse == "none" or not still or len(steps) < 2:
+            return []
+        return [
+            "method.fuse: dft* leaves the weights of before frozen, so there is nothing to move back; leave it out"
+        ]
+
     def prepare_model(self, model, step):
         if len(step.spaces) > 1:
             raise ConfigError(
