@@ -236,7 +236,7 @@ def test_without_an_engine_tuning_says_what_is_missing(toy):
 
 
 REFUSING = ("acil", "dft*")
-"""Methods that neither switch can serve: their later steps have no gradients, or train nothing that was there before."""
+"""Methods that neither switch can serve: no gradients in later steps, or nothing trained that was there before."""
 OWN_HEADS = ("ssul", "microseg")
 """Methods whose classifiers cannot be pre-tuned."""
 PAIRS = [
