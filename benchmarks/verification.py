@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import golden_runs
 from benchmarks.golden_checks import EXACT, Row, all_checks
+from benchmarks.golden_dft import replay_dft
 from benchmarks.golden_dkd import check_dkd, replay_dkd
 from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
@@ -32,6 +33,7 @@ from benchmarks.golden_rcil import check_rcil, replay_rcil
 from benchmarks.golden_reminder import check_reminder, replay_reminder
 from benchmarks.golden_replay import Comparison
 from benchmarks.golden_sdr import check_sdr, replay_sdr
+from benchmarks.golden_segacil import check_segacil, limit_segacil, replay_segacil
 from benchmarks.golden_ssul import check_ssul, replay_ssul
 from benchmarks.golden_star import check_star, limit_star, replay_star
 from benchmarks.golden_ucd import check_ucd, replay_ucd
@@ -159,6 +161,15 @@ ORIGINALS = (
     Original(
         "STAR, STAR-M", ("star", "train_star"), "jinpeng0528/STAR 9e31f36", "none (not opened)",
         "`noise`, `unlabelled`", "STAR's, with `plop-*` labels", check_star, replay_star, limit_star,
+    ),
+    Original(
+        "SegACIL", ("segacil", "train_segacil"), "LIJIAXU137/SegACIL a782479", "none (not opened)",
+        "`teacher`, `pseudo`, `every_image`", "SegACIL's, with `ignore-void` labels",
+        check_segacil, replay_segacil, limit_segacil,
+    ),
+    Original(
+        "DFT, DFT*", ("train_dft",), "BladeDancer957/RevisitingCSS 4610e3b", "no licence file (not opened)",
+        "`future`", "DFT*'s, with `plop-*` labels", None, replay_dft,
     ),
     Original(
         "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)",

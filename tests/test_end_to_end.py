@@ -27,6 +27,8 @@ from everseg.errors import CheckpointError, ConfigError
 from everyday import some
 
 METHODS = list(registry.BUILTIN["method"])
+SOLVED = ("acil",)
+"""Methods whose later steps have no gradients."""
 BASE = {"max_iterations": 3, "log_every": 1, "batch": 4}
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -61,7 +63,9 @@ def test_every_method_learns_three_steps_and_evaluates_to_the_same_numbers(
     assert [step["classes"] for step in done["steps"]] == [["red"], ["green"], ["blue"]]
     lines = journal(tmp_path / "runs" / "toy")
     terms = [line["terms"] for line in lines if line["event"] == "train"]
-    assert len(terms) == 9
+    passed = {line["step"] for line in lines if line["event"] == "pass"}
+    assert len(terms) == (3 if method in SOLVED else 9)
+    assert passed == ({0, 1, 2} if method in SOLVED else set())
     assert all(math.isfinite(value) for line in terms for value in line.values())
     for index in range(3):
         code, out, err = call(

@@ -113,6 +113,7 @@ class Progress:
         terms: Mapping[str, float] | None = None,
         lr: float = 0.0,
         images_per_second: float = 0.0,
+        measured: Mapping[str, float] | None = None,
     ) -> None:
         """Move the bar.
 
@@ -121,11 +122,12 @@ class Progress:
             terms: loss term -> value, weights applied; their sum is shown as the loss. None if nothing is trained.
             lr: learning rate of this iteration; 0 hides it.
             images_per_second: throughput over all processes; 0 hides it.
+            measured: other numbers, each shown under its name.
         """
         if self._silent:
             return
         self._done = iteration
-        self._detail = self._describe(terms or {}, lr, images_per_second)
+        self._detail = self._describe(terms or {}, lr, images_per_second, measured or {})
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=iteration, detail=self._detail)
         elif self._clock() - self._printed >= PLAIN_SECONDS:
@@ -153,13 +155,20 @@ class Progress:
     ) -> None:
         self.end()
 
-    def _describe(self, terms: Mapping[str, float], lr: float, images_per_second: float) -> str:
+    def _describe(
+        self,
+        terms: Mapping[str, float],
+        lr: float,
+        images_per_second: float,
+        measured: Mapping[str, float],
+    ) -> str:
         parts = []
         if len(terms) > 1:
             each = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
             parts.append(f"loss {sum(terms.values()):.3f} ({each})")
         elif terms:
             parts.append(" ".join(f"{name} {value:.3f}" for name, value in terms.items()))
+        parts += [f"{name} {value:.3g}" for name, value in measured.items()]
         if lr:
             parts.append(f"lr {lr:.1e}")
         if images_per_second:

@@ -113,6 +113,18 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.ucd:UCD",
             "MiB, with pixels of one class held together and apart from all others, as far as the teacher is certain.",
         ),
+        "acil": Builtin(
+            "everseg.methods.acil:ACIL",
+            "Train the network in the first step only; then solve for the classifier in one pass, without forgetting.",
+        ),
+        "dft": Builtin(
+            "everseg.methods.dft:DFT",
+            "Learn the labels of each step with the whole network: what DFT* begins from, the same as `ft`.",
+        ),
+        "dft*": Builtin(
+            "everseg.methods.dft:DFTStar",
+            "Give the classes of all steps their outputs from the start; train only classifiers after the first.",
+        ),
         "ssul": Builtin(
             "everseg.methods.ssul:SSUL",
             "Learn each step in a head of its own, on features frozen after the first; what stands out is unknown.",

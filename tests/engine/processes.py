@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import everseg
-from everseg.engine import step
+from everseg.engine import one_pass, step
 from everseg.errors import EversegError
 
 
@@ -26,8 +26,8 @@ class At(NamedTuple):
     """A moment of a run, counted, so that it is the same on every machine; and the signal to send oneself then."""
 
     event: str
-    """`flush` of a file to disk, `iteration` of training, `name` given to a finished file, or `any` of these; or the
-    `backward` pass of a part of a batch."""
+    """`flush` of a file to disk, `iteration` of training (or batch of a pass without gradients), `name` given to a
+    finished file, or `any` of these; or the `backward` pass of a part of a batch."""
     count: int = 0
     """So many of them pass before; the signal comes at the start of a flush or iteration, and right after a naming."""
     pattern: str = "*"
@@ -88,6 +88,7 @@ def _strike(at: At) -> None:
         os.fsync = before(os.fsync)
     if at.event in ("iteration", "any"):
         step.train_batch = before(step.train_batch)
+        one_pass.take_in = before(one_pass.take_in)
     if at.event == "backward":
         Accelerator.backward = before(Accelerator.backward)
     if at.event in ("name", "any"):

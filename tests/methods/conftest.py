@@ -13,6 +13,7 @@ from attentive_model import attentive
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
+from everseg.engine.one_pass import take_in
 from everseg.engine.optim import check_param_groups, make_optimizer, set_learning_rate
 from everseg.engine.step import train_batch
 from everseg.labels import LabelSpace
@@ -20,7 +21,7 @@ from everseg.methods import switches
 from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
 from everseg.models.model import SegmentationModel, frozen_copy
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Source, Step, with_outlook
 from everseg.types import Batch
 
 TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
@@ -51,10 +52,7 @@ def make_step(
     return Step(index, (Source(branch, "toy", "train", (), bytes(range(256))),), (), spaces, grows)
 
 
-CLASSES = (
-    make_step(0, {"a": (3,)}, {"a": 3}, "a"),
-    make_step(1, {"a": (3, 2)}, {"a": 2}, "a"),
-)
+CLASSES = with_outlook([make_step(0, {"a": (3,)}, {"a": 3}, "a"), make_step(1, {"a": (3, 2)}, {"a": 2}, "a")])
 """Class-incremental: 3 classes, then 2 more."""
 DOMAINS = (
     make_step(0, {"a": (3,)}, {"a": 3}, "a"),
@@ -98,14 +96,28 @@ class Run:
     step: Step
     teacher: SegmentationModel | None
     ctx: StepContext
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
+    """None in a step without gradients."""
     terms: list[dict[str, Tensor]] = field(default_factory=list)
 
     def take(self, *batches: Batch) -> Run:
         for batch in batches:
             # The engine seeds every iteration by its number; here its images stand for it.
             torch.manual_seed(zlib.crc32(batch.image.numpy().tobytes()))
-            self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
+            if self.optimizer is None:  # a step without gradients
+                self.model.eval()
+                self.terms.append(take_in(self.method, batch, self.ctx))
+            else:
+                self.terms.append(train_batch(self.method, batch, self.ctx, self.optimizer))
+        return self
+
+    def finish(self, *batches: Batch) -> Run:
+        """What the engine does after the iterations: the pass over the images, if there is one, and the end."""
+        if self.method.accumulates(self.step) is not None and self.optimizer is not None:
+            self.model.eval()
+            for batch in batches:
+                take_in(self.method, batch, self.ctx)
+        switches.finish(self.method, self.ctx)
         return self
 
 
@@ -147,9 +159,11 @@ class Toy:
         if teacher is not None and self.teacher_sees:
             teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
         method.prepare_model(model, step)
-        groups = method.param_groups(model, step)
-        check_param_groups(model, groups)
-        optimizer = make_optimizer(groups, TRAIN, lr=0.05)
+        optimizer = None
+        if method.trains(step):
+            groups = method.param_groups(model, step)
+            check_param_groups(model, groups)
+            optimizer = make_optimizer(groups, TRAIN, lr=0.05)
         ctx = StepContext(
             step=step,
             model=model,
@@ -166,8 +180,7 @@ class Toy:
     def train(self, method: Method, model: SegmentationModel, *steps: Step) -> Run:
         """Train whole steps; returns the last one."""
         for step in steps or self.steps:
-            run = self.begin(method, model, step).take(*self.batches(step))
-            switches.finish(method, run.ctx)
+            run = self.begin(method, model, step).take(*self.batches(step)).finish(*self.batches(step))
         return run
 
 

@@ -22,6 +22,8 @@ def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     steps = toy.domains if name.startswith("mdil") else toy.steps
     toy.train(method, model, steps[0])
     run = toy.begin(method, model, steps[1])
+    if run.optimizer is None:
+        pytest.skip("no iterations in later steps: the pass picks pixels by their labels, which waits")
     here = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     guard = Guard(model, run.optimizer, here, scaled=False, where="", remedy="", end=lambda: None)
     guard.at_once = False

@@ -40,7 +40,7 @@ def test_steps_follow_one_another_with_a_gap_and_terms_have_their_sum(tmp_path: 
     assert math.isnan(at[2])
     assert math.isnan(values[2])
     assert curves.series["loss/sum"] == ([30, 50], [0.75, 0.5])
-    assert curves.speed[1] == {"iterations": 30, "images_per_second": 200.0, "memory": 2.0**31}
+    assert curves.speed[1, False] == {"iterations": 30, "images_per_second": 200.0, "memory": 2.0**31}
     assert not curves.averaged
 
 

@@ -43,11 +43,11 @@ class BadSamples:
             self._new |= fresh
             self._check(self._known | self._new)
 
-    def share(self, step: int, iteration: int, tuning: Mapping[str, int] | None = None) -> None:
+    def share(self, step: int, iteration: int, mark: Mapping[str, int] | None = None) -> None:
         """Merge the accounts of all processes and report what is new; every process must call it.
 
         Args:
-            tuning: in a pre-tuning, the entry of the journal's lines that says which.
+            mark: in a pre-tuning or a pass, the entry of the journal's lines that says which.
 
         Raises:
             DataError: together more samples than allowed.
@@ -59,7 +59,7 @@ class BadSamples:
         self._new = {}
         for (dataset, sample), why in fresh.items():
             if (dataset, sample) not in self._known:
-                place = {"step": step, "iteration": iteration, **(tuning or {})}
+                place = {"step": step, "iteration": iteration, **(mark or {})}
                 self.journal.add(EVENT, **place, dataset=dataset, sample=sample, reason=why)
                 self.progress.message(
                     f"warning: training sample {sample} of {dataset} cannot be read and is replaced by another "

@@ -18,7 +18,7 @@ from everseg.errors import CheckpointError, ConfigError
 from everseg.progress import Progress
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.extension import Known
-from everseg.scenarios.steps import Step, missing_splits
+from everseg.scenarios.steps import Step, missing_splits, with_outlook
 from everseg.scenarios.summary import naming_notes
 
 
@@ -87,7 +87,9 @@ def prepare(data: DataConfig, scenario: ScenarioConfig, progress: Progress, *, s
     left_out = [
         f"{text} (domain '{key}')" if several else text for key, one in datasets.items() for text in one.notes
     ]
-    return Prepared(datasets, counts, steps, (*left_out, *naming_notes(steps, datasets, counts)))
+    return Prepared(
+        datasets, counts, with_outlook(steps), (*left_out, *naming_notes(steps, datasets, counts))
+    )
 
 
 def _check_spaces(steps: Sequence[Step]) -> None:

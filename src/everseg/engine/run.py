@@ -28,11 +28,13 @@ from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.memory import memory_before, memory_problems
+from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
-from everseg.engine.step import Session, StepJob, epoch_of, iterations_of
+from everseg.engine.session import Session
+from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, score_step, user_builder, views_of
@@ -162,7 +164,7 @@ def _check_plan(
         progress.message(f"note: {note}")
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
-    for step in todo:
+    for step in filter(method.trains, todo):
         total = iterations_of(step, config.train)
         warmup = warmup_length(config.train, total, epoch_of(step, config.train.batch))
         if not config.train.max_iterations and warmup >= total:
@@ -186,6 +188,11 @@ def _unfit_material(
         *memory_problems(memory, steps, prepared.datasets),
         *missing_maps(_images(todo), prepared.datasets),
     ]
+    if memory.size and (still := [str(step.index) for step in steps if not method.trains(step)]):
+        problems.append(
+            f"scenario.memory: method '{name}' goes through its images once without gradients (step "
+            f"{', '.join(still)}) and carries on what it learnt before; set scenario.memory.size=0"
+        )
     if method.readout.regions:  # the network reads this map in tests, too
         problems += missing_maps(_images(todo, tested=True), prepared.datasets, method.readout.regions)
     if method.needs_memory and not memory.size:
@@ -290,7 +297,7 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
     height, width = data.size if data.transform == "resize" else (data.crop, data.crop)
 
     def refused(step: Step) -> str:
-        if not steps[0].is_first or config.train.sync_norm:
+        if not steps[0].is_first or config.train.sync_norm or not build_method(config.method).trains(step):
             return ""
         try:
             with torch.device("meta"):
@@ -367,6 +374,7 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
+    method = build_method(config.method)
     done = 0  # iterations of the steps so far
     try:
         with StopRequest(config.train.max_time) as stop:
@@ -377,7 +385,7 @@ def _run(
             for step in steps:
                 memory = memory_before(config.scenario.memory, folder, step)
                 appended = len(memory.images) if memory and config.scenario.memory.mix == "append" else 0
-                before, done = done, done + iterations_of(step, config.train, appended)
+                before, done = done, done + _length(step, session, method, appended)
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
                 trained_now = not folder.final(step.index).is_dir()
@@ -389,6 +397,16 @@ def _run(
     finally:
         events.close()
     return folder
+
+
+def _length(step: Step, session: Session, method: Method, appended: int) -> int:
+    """Count what a step does before its test: its iterations, and the batches of its pass without gradients."""
+    config, plan = session.config, method.accumulates(step)
+    number = iterations_of(step, config.train, appended) if method.trains(step) else 0
+    if plan is None:
+        return number
+    views, world = views_of(step.train, session.datasets), session.accelerator.num_processes
+    return number + length_of(order_of(plan, views, config, step.index, world), config)
 
 
 def _record_scenario(

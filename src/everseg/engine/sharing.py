@@ -133,7 +133,18 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     model = SegmentationModel(_TrialEncoder(), _TrialDecoder())
     source = Source("default", "trial", "train", (0, 1), bytes(256))
     space = LabelSpace(((0, 1, 2),), ("background", "a", "b"))
-    step = Step(0, (source,), (), {"default": space}, {"default": 3}, class_weights=class_weights)
+    step = Step(
+        0,
+        (source,),
+        (),
+        {"default": space},
+        {"default": 3},
+        class_weights=class_weights,
+        to_come={"default": (1, 2)},
+    )
+    # A method that is not trained by gradients alone gathers state in the first step, or stands for itself as well.
+    if method.accumulates(step) is not None or not method.trains(step):
+        return None
     method.prepare_model(model, step)
     groups = method.param_groups(model, step)
     rates = [(group["lr_scale"], len(group["params"])) for group in groups]

@@ -11,13 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from everseg.config.fields import RunConfig, TrainConfig
-from everseg.data.base import Dataset
+from everseg.config.fields import TrainConfig
 from everseg.data.batches.loader import Timed, epoch_length, normalised_batches, train_batches
 from everseg.data.batches.samples import Loaded, SampleKey, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
@@ -25,6 +22,7 @@ from everseg.engine.average import MovingAverage
 from everseg.engine.bad_samples import BadSamples
 from everseg.engine.finite import Guard
 from everseg.engine.memory import Choice, Chosen, Shelf
+from everseg.engine.one_pass import OnePass
 from everseg.engine.optim import (
     check_param_groups,
     learning_rate,
@@ -35,7 +33,7 @@ from everseg.engine.optim import (
 )
 from everseg.engine.param_groups import split_by_rate
 from everseg.engine.runtime import StopRequest
-from everseg.engine.tensorboard import Events
+from everseg.engine.session import Session
 from everseg.engine.updates import Updates, scalars_of
 from everseg.errors import CheckpointError, ConfigError, DataError
 from everseg.labels import BACKGROUND
@@ -44,12 +42,10 @@ from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
-from everseg.progress import Progress, resident_bytes
+from everseg.progress import resident_bytes
 from everseg.runs.commit import load_tensors, newest_valid, purge, read_json, save_folder
-from everseg.runs.journal import Journal
 from everseg.runs.memory import Memory
 from everseg.runs.model_folder import load_strictly
-from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms
 
@@ -184,24 +180,6 @@ def _named(recent: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{term}/{branch}": value for branch, terms in recent.items() for term, value in terms.items()}
 
 
-@dataclass(frozen=True)
-class Session:
-    """The objects that all steps of a run share."""
-
-    config: RunConfig
-    datasets: Mapping[str, Dataset]
-    folder: RunFolder
-    accelerator: Accelerator
-    journal: Journal
-    progress: Progress
-    events: Events
-    stop: StopRequest
-    steps: tuple[Step, ...]
-    """All steps of the run."""
-    counts: Mapping[str, np.ndarray]
-    """"key/split" -> (N, ids) pixels per raw id of every image."""
-
-
 @dataclass
 class Phase:
     """Iterations under one optimiser: the training of a step, or a pre-tuning before it.
@@ -302,30 +280,41 @@ class StepJob:
     def train(self) -> None:
         """Train the step to its end, starting from its newest checkpoint if there is one.
 
+        Iterations with gradients come first, then the pass without, each where the method has it.
+
         Raises:
             DivergedError: a loss, a gradient or an updated weight is not finite. The files on disk are not changed.
             Interrupted, TimeBudgetReached: the run was asked to stop, and its state has been saved.
         """
-        self.total = iterations_of(self.step, self.config.train, self.appended)
+        trains = self.method.trains(self.step)
+        self.total = iterations_of(self.step, self.config.train, self.appended) if trains else 0
         self.epoch = epoch_of(self.step, self.config.train.batch, self.appended)
-        phase = self._prepare()
-        start = self._restore(phase)
-        self.student, phase.prepared = self.accelerator.prepare(self.model, self.optimizer)
-        # Accelerate's own forward copies every feature map to float32. It is removed here, because `StepContext`
-        # already runs the model under Accelerate's autocast.
-        self.model.__dict__.pop("forward", None)
-        phase.alone = partial(self.accelerator.no_sync, self.student)
+        self._prepare()
+        phase = self._phase() if trains else None
+        gathering = self._pass()
+        held = None if gathering is None else gathering.restore()
+        start = 0 if phase is None or held is not None else self._restore(phase)
+        self._wrap(phase)
         ctx = self._context()
-        session, config = self.session, self.config
-        # Iterations that a killed process logged after its last checkpoint are done and logged again.
-        if start:
-            session.journal.rewind(self.step.index, start)
-        else:
-            tuning, tuned = self._newest_tuning()
-            session.journal.rewind(self.step.index, tuned, tuning)
-        self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, session.journal, session.progress)
-        if start == 0:  # a checkpoint already holds the state that `begin_step` made
+        self._rewind(start, held)
+        journal, progress = self.session.journal, self.session.progress
+        self.bad = BadSamples(self.config.data.skip_bad, self.accelerator, journal, progress)
+        if start == 0 and held is None:  # a checkpoint already holds the state that `begin_step` made
             switches.begin(self.method, ctx)
+        if phase is not None and held is None:
+            self._train(ctx, phase, start)
+        if gathering is not None:
+            if held is None:
+                gathering.raw = self.raw
+            gathering.run(ctx, self.bad, held, after_training=phase is not None)
+            self.raw = gathering.raw
+        switches.finish(self.method, ctx)
+        self.bad.share(self.step.index, self.total)
+        if self.config.scenario.memory.size:
+            self.chosen = self._choice(ctx).make()
+
+    def _train(self, ctx: StepContext, phase: Phase, start: int) -> None:
+        """Make the iterations with gradients."""
         if self.config.train.ema is not None:
             phase.average = MovingAverage(self.model, self.config.train.ema, self.average_state)
         self.student.train()
@@ -333,12 +322,49 @@ class StepJob:
         if phase.average is not None:
             # Before the method finishes the step: what it measures or changes then is the model that is kept.
             self.raw = phase.average.take_over(self.model, self.accelerator)
-        switches.finish(self.method, ctx)
-        self.bad.share(self.step.index, self.total)
-        if config.scenario.memory.size:
-            self.chosen = self._choice(ctx).make()
 
-    def _prepare(self) -> Phase:
+    def _wrap(self, phase: Phase | None) -> None:
+        """Prepare student and optimiser for the device and the processes."""
+        if phase is None:  # nothing has a gradient, and DDP refuses such a model
+            self.student = self.model
+            return
+        self.student, phase.prepared = self.accelerator.prepare(self.model, phase.optimizer)
+        # Accelerate's own forward copies every feature map to float32. It is removed here, because `StepContext`
+        # already runs the model under Accelerate's autocast.
+        self.model.__dict__.pop("forward", None)
+        phase.alone = partial(self.accelerator.no_sync, self.student)
+
+    def _rewind(self, start: int, held: int | None) -> None:
+        """Drop the journal's lines of iterations that a killed process logged after its last checkpoint.
+
+        They are done and logged again.
+
+        Args:
+            start: iteration of training that the step continues from.
+            held: number of batches of the pass that it continues from, if it is there already.
+        """
+        journal = self.session.journal
+        if held is not None:
+            journal.rewind(self.step.index, held, passing=True)
+        elif start:
+            journal.rewind(self.step.index, start)
+        else:
+            tuning, tuned = self._newest_tuning()
+            journal.rewind(self.step.index, tuned, tuning)
+
+    def _pass(self) -> OnePass | None:
+        """The pass of the step, if the method has one."""
+        plan = self.method.accumulates(self.step)
+        if plan is None:
+            return None
+        title = f"step {self.step.index} ({self._what()}), one pass without gradients"
+        return OnePass(
+            self.session, plan, self.step.index, self.stream, self.views, self.model, self.method, title,
+            newest=self._newest, offset=self.offset + self.total,
+        )  # fmt: skip
+
+    def _prepare(self) -> None:
+        """Let the method grow and freeze the model, and move it to the device."""
         config = self.config
         # New weights depend on (seed, step) only, so a step that is started again draws the same ones.
         torch.manual_seed(derive_seed(config.seed, "grow", self.stream))
@@ -348,17 +374,21 @@ class StepJob:
         self.model.to(self.accelerator.device)
         if config.train.precision != "fp32":
             channels_last(self.model)  # half-precision kernels are faster in this layout: docs/performance.md
+
+    def _phase(self) -> Phase:
+        """The iterations with gradients, with their optimiser."""
+        config = self.config
         groups = self.method.param_groups(self.model, self.step)
         check_param_groups(self.model, groups)
         groups = split_by_rate(groups, self.model, self.step, config.train)
         lr_next = config.train.lr_next if config.train.lr_next is not None else config.train.lr
         self.lr = config.train.lr if self.step.is_first else lr_next
-        self.optimizer = make_optimizer(groups, config.train, lr=self.lr)
+        optimizer = make_optimizer(groups, config.train, lr=self.lr)
         phase = Phase(
             trained=self.method,
             model=self.model,
-            optimizer=self.optimizer,
-            prepared=self.optimizer,
+            optimizer=optimizer,
+            prepared=optimizer,
             total=self.total,
             rate=lambda i: learning_rate(config.train, self.lr, i, self.total, self.epoch),
             folder=self.session.folder.checkpoints(self.step.index),

@@ -101,6 +101,20 @@ class Events:
         values |= _tagged("train", extra or {})
         self._write(iteration, values)
 
+    def measured(
+        self,
+        iteration: int,
+        values: Mapping[str, float],
+        *,
+        images_per_second: float,
+        data_wait: float | None = None,
+        memory: float | None = None,
+    ) -> None:
+        """Write the numbers of a batch that trains nothing: `pass/<name>`, and those of the machine as in `scalars`."""
+        if self.active:
+            machine = {"img_s": images_per_second, "data_wait": data_wait, "mem": _gibibytes(memory)}
+            self._write(iteration, {**_tagged("pass", values), **_tagged("sys", machine)})
+
     def evaluation(
         self,
         iteration: int,

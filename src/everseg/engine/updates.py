@@ -76,8 +76,8 @@ def _described(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
 
 
-def scalars_of(values: object, method: str) -> dict[str, Tensor]:
-    """Give the scalars that `after_backward` returned as tensors; numbers are taken as well, None is no scalar.
+def scalars_of(values: object, method: str, hook: str = "after_backward") -> dict[str, Tensor]:
+    """Give the scalars that a hook returned as tensors; numbers are taken as well, None is no scalar.
 
     Raises:
         ConfigError: not a mapping of names to single numbers.
@@ -86,7 +86,7 @@ def scalars_of(values: object, method: str) -> dict[str, Tensor]:
         return {}
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"method '{method}': after_backward must return a dict of scalars to log, got {type(values).__name__}"
+            f"method '{method}': {hook} must return a dict of scalars to log, got {type(values).__name__}"
         )
     scalars: dict[str, Tensor] = {}
     wrong = []
@@ -99,6 +99,6 @@ def scalars_of(values: object, method: str) -> dict[str, Tensor]:
             wrong.append(f"'{name}' is {_described(value)}")
     if wrong:
         raise ConfigError(
-            f"method '{method}': after_backward must return scalars to log, but {some(wrong, 5)}; give single numbers"
+            f"method '{method}': {hook} must return scalars to log, but {some(wrong, 5)}; give single numbers"
         )
     return scalars

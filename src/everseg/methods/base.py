@@ -17,6 +17,7 @@ from everseg.data.batches.selection import Candidate
 from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision
 from everseg.losses.pseudo import pseudo_labels
+from everseg.methods.single_pass import Pass
 from everseg.methods.tuning import Tuning, polynomial
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, Readout, SegOutput, Taps
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from everseg.models.heads import Head
     from everseg.models.model import SegmentationModel
 
-__all__ = ["Fuse", "Method", "StepContext", "Tuning", "groups_of", "split_groups"]
+__all__ = ["Fuse", "Method", "Pass", "StepContext", "Tuning", "groups_of", "split_groups"]
 
 Fuse = Literal["none", "all", "changed"]
 """Weights that are fused at the end of a step."""
@@ -401,11 +402,40 @@ class Method:
         """Read the final gradients or add to them; the scalars returned, tensors or numbers, are logged."""
         return {}
 
+    def trains(self, step: Step) -> bool:
+        """Whether the step has iterations with gradients. Without them `losses` is never called in it."""
+        return True
+
+    def accumulates(self, step: Step) -> Pass | None:
+        """Describe the pass over the step's images that follows the iterations; None = there is none.
+
+        The model is in eval mode and does not change by itself. Each batch goes to `accumulate`; what it has added up
+        is turned into weights by `finish_model`.
+        """
+        return None
+
+    def accumulate(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor | float] | None:
+        """Take in one batch of the pass, without gradients; the scalars returned are logged.
+
+        What is added up over the batches must stand in `sums`, changed in place; anything else that `state_dict`
+        returns must be the same in all processes.
+        """
+        raise NotImplementedError
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return the tensors that `accumulate` adds to; each process adds its own images.
+
+        They may hold what earlier steps have added up. Part of `state_dict`, too. The engine adds them over the
+        processes before a checkpoint is written and before `finish_model`, and there all processes have the totals.
+        """
+        return {}
+
     def finish_model(self, ctx: StepContext) -> None:
         """Change the trained model before it is saved, such as averaging it with the teacher or merging its parts.
 
-        It runs after the last iteration and before `end_step`. A run that was stopped in between repeats it on the
-        weights of the last iteration, so it must depend on these, the teacher and the method's state alone.
+        It runs after the last iteration (and the pass, see `accumulates`) and before `end_step`. A run that was stopped
+        in between repeats it on the weights of the last iteration, so it must depend on these, the teacher and the
+        method's state alone.
         """
 
     def end_step(self, ctx: StepContext) -> None:

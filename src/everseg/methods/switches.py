@@ -32,6 +32,13 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
                 "method.fuse: the method changes the network's structure before each later step, so weights from "
                 "before and after it do not correspond; leave method.fuse out"
             )
+    untrained = [str(step.index) for step in later if not method.trains(step)]
+    if untrained and (method.fuse != "none" or method.pretune):
+        switch = "fuse" if method.fuse != "none" else "pretune"
+        found.append(
+            f"method.{switch}: the method computes the weights of step {', '.join(untrained)} without gradients, so "
+            f"there is nothing to {'move back' if switch == 'fuse' else 'tune before'}; leave it out"
+        )
     # Only where the method can make its heads at all.
     if method.pretune and not any(found) and any(method.heads(step) for step in steps):
         found.append(

@@ -148,15 +148,15 @@ def training_charts(curves: Curves, key: str) -> list[Chart]:
 
 
 def speed_rows(curves: Curves) -> Rows:
-    """Make rows of the iterations, throughput and memory of every step."""
+    """Make rows of the iterations, throughput and memory of every step, and of every pass without gradients."""
     return [
         {
-            "step": step,
+            "step": f"{step}{', pass without gradients' if passing else ''}",
             "iterations": int(values["iterations"]),
             "images per second (median)": values["images_per_second"],
             "largest memory (GiB)": values["memory"] / 2**30,
         }
-        for step, values in curves.speed.items()
+        for (step, passing), values in curves.speed.items()
     ]
 
 
@@ -173,8 +173,9 @@ class Curves:
     """Name -> (iteration, value), NaN between two steps; "loss/NAME" (weights applied), "lr", "grad_norm"."""
     starts: list[tuple[int, int]]
     """(step, first iteration)."""
-    speed: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Step -> iterations, images_per_second (median) and memory (largest, bytes)."""
+    speed: dict[tuple[int, bool], dict[str, float]] = field(default_factory=dict)
+    """(step, whether it is its pass without gradients) -> iterations (of a pass: batches), images_per_second (median)
+    and memory (largest, bytes)."""
     averaged: bool = False
 
     @property
@@ -183,18 +184,26 @@ class Curves:
 
 
 def curves_of(entries: Iterable[Mapping[str, Any]]) -> Curves | None:
-    """Read the curves from a journal's entries; None if nothing was logged. Damaged entries are skipped."""
+    """Read the curves from a journal's entries; None if nothing was logged. Damaged entries are skipped.
+
+    A pass without gradients has a speed, and no curve.
+    """
     lines: dict[int, list[Mapping[str, Any]]] = {}
+    passes: dict[int, list[Mapping[str, Any]]] = {}
     for entry in entries:
         try:
-            if entry["event"] == "train" and isinstance(entry["iteration"], int):
-                lines.setdefault(int(entry["step"]), []).append(entry)
+            kind = {"train": lines, "pass": passes}.get(entry["event"])
+            if kind is not None and isinstance(entry["iteration"], int):
+                kind.setdefault(int(entry["step"]), []).append(entry)
         except (ValueError, KeyError, TypeError):
             continue
-    if not lines:
+    if not lines and not passes:
         return None
     points: dict[str, list[list[tuple[float, float]]]] = {}
-    starts, speed, offset = [], {}, 0
+    starts, offset = [], 0
+    speed = {
+        (step, kind is passes): _speed(found) for kind in (lines, passes) for step, found in kind.items()
+    }
     for step in sorted(lines):
         starts.append((step, offset))
         mine: dict[str, list[tuple[float, float]]] = {}
@@ -203,11 +212,10 @@ def curves_of(entries: Iterable[Mapping[str, Any]]) -> Curves | None:
                 mine.setdefault(name, []).append((offset + entry["iteration"], value))
         for name, found in mine.items():
             points.setdefault(name, []).append(found)
-        speed[step] = _speed(lines[step])
         offset += max(entry["iteration"] for entry in lines[step])
     series = {name: _thinned(found) for name, found in points.items()}
     averaged = any(sum(map(len, found)) > MOST_POINTS for found in points.values())
-    return Curves(series, starts, speed, averaged)
+    return Curves(series, starts, dict(sorted(speed.items())), averaged)
 
 
 def _values(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:

@@ -18,21 +18,19 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
-    def rewind(self, step: int, iteration: int, tuning: int | None = None) -> None:
+    def rewind(self, step: int, iteration: int, tuning: int | None = None, *, passing: bool = False) -> None:
         """Drop the lines of iterations that will be done again, and half-written lines.
 
         Args:
             step: the step that continues.
             iteration: the iteration from which it continues; lines up to and including it stay.
             tuning: number of the pre-tuning to which the iteration belongs; None = it is one of the training.
+            passing: it is a batch of the pass without gradients, which comes after the training.
         """
         if self.path is None or not self.path.exists():
             return
-        kept = [
-            e
-            for e in self.lines()
-            if _moment(e) <= _moment({"step": step, "iteration": iteration, "tuning": tuning})
-        ]
+        last = _moment({"step": step, "iteration": iteration, "tuning": tuning, "pass": passing})
+        kept = [entry for entry in self.lines() if _moment(entry) <= last]
         write_bytes(self.path, b"".join(_line(entry) for entry in kept))
 
     def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
@@ -62,10 +60,11 @@ class Journal:
                 file.write(_line({"event": event, "step": step, **values}))
 
 
-def _moment(entry: Mapping[str, Any]) -> tuple[int, float, int]:
-    """Order the lines of a run: each step's pre-tunings come before its training."""
+def _moment(entry: Mapping[str, Any]) -> tuple[int, bool, float, int]:
+    """Order the lines of a run: each step's pre-tunings come before its training, its pass without gradients after."""
     tuning = entry.get("tuning")
-    return entry["step"], math.inf if tuning is None else tuning, entry.get("iteration", 0)
+    when = math.inf if tuning is None else tuning
+    return entry["step"], bool(entry.get("pass")), when, entry.get("iteration", 0)
 
 
 def _line(entry: dict[str, Any]) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -110,6 +110,9 @@ class Step:
     protocol: str = ""
     """Which images the step trains on and which classes are labelled in them, see `class_incremental`;
     empty where the scenario has no such choice, or mixes several."""
+    to_come: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Branch -> number of outputs that each later step of the run adds to it. For methods that reserve them; the other
+    methods must not look ahead."""
 
     @property
     def branch(self) -> str:
@@ -139,3 +142,18 @@ class Step:
     def num_old(self, branch: str) -> int:
         """Outputs the branch had before this step; 0 if it is met for the first time."""
         return self.spaces[branch].num_classes - self.grows.get(branch, 0)
+
+
+def with_outlook(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Tell each step what the later ones add (`Step.to_come`), up to the next one that starts afresh."""
+    found: list[Step] = []
+    coming: dict[str, tuple[int, ...]] = {}
+    for step in reversed(steps):
+        found.append(replace(step, to_come=dict(coming)))
+        if step.fresh:
+            coming = {}
+            continue
+        for branch, number in step.grows.items():
+            if number:
+                coming[branch] = (number, *coming.get(branch, ()))
+    return tuple(reversed(found))

@@ -203,7 +203,8 @@ def load_preset(name: str) -> dict[str, Any]:
             del config["model"]
         config = _merged(config, changed)
         config = copy.deepcopy(_merged(config, family.get("tasks", {}).get(preset.task, {})))
-    return {"name": name, **config}
+    # The name becomes a folder's, where an asterisk would mean any name to a shell.
+    return {"name": name.replace("*", "-star"), **config}
 
 
 def without_method(name: str) -> str:

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -150,14 +151,17 @@ def _begin_worker(number: int) -> None:
     keep_memory()
 
 
-class Timed(Iterator[Loaded]):
+T = TypeVar("T")
+
+
+class Timed(Iterator[T]):
     """Iterates over batches and adds up the waiting time in `seconds`. The reader of `seconds` resets it to 0."""
 
-    def __init__(self, batches: Iterator[Loaded]) -> None:
+    def __init__(self, batches: Iterator[T]) -> None:
         self._batches = batches
         self.seconds = 0.0
 
-    def __next__(self) -> Loaded:
+    def __next__(self) -> T:
         start = time.perf_counter()
         try:
             return next(self._batches)
@@ -269,6 +273,109 @@ def plain_batches(
 
     length = sum(-(-len(mine) // size) for mine in shares)
     return _loader(samples, _Plan(plan, length), data.workers, pin) if length else iter(())
+
+
+@dataclass(frozen=True)
+class PassOrder:
+    """Which image is seen when in a pass over a step's images: batches that never mix branches, one after the other.
+
+    The order is a pure function of its fields, and every process takes its slice of each batch. So a pass continues at
+    any batch, and workers, ranks and restarts never change which pixels are seen.
+    """
+
+    branches: tuple[np.ndarray, ...]
+    """Positions of each branch's samples."""
+    batch: int
+    """Images at once, over all processes."""
+    seed: int
+    step: int
+    crops: bool = True
+    """Training crops, in a random order; or images as tests see them, in the order of the data set."""
+    every_image: bool = True
+    """The last batch of a branch may be smaller; or it is dropped, unless it is the branch's only one."""
+    epochs: int = 1
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return sum(map(self._batches_of, map(len, self.branches)))
+
+    def __len__(self) -> int:
+        return self.epochs * self.per_epoch
+
+    def _batches_of(self, count: int) -> int:
+        return -(-count // self.batch) if self.every_image else max(1, count // self.batch)
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """Positions of the images of each batch of an epoch."""
+        found = []
+        for which, positions in enumerate(self.branches):
+            if self.crops:
+                positions = positions[epoch_order(self.seed, self.step, number, len(positions), which)]
+            found += [
+                positions[slot * self.batch : (slot + 1) * self.batch]
+                for slot in range(self._batches_of(len(positions)))
+            ]
+        return found
+
+    def keys(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Keys]:
+        """Keys of this process's share of batches start..stop-1; a share may be empty."""
+        chunks: list[np.ndarray] = []
+        held = -1
+        for iteration in range(start, stop):
+            epoch, slot = divmod(iteration, self.per_epoch)
+            if epoch != held:
+                chunks, held = self.epoch(epoch), epoch
+            chosen = chunks[slot]
+            mine = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world]
+            yield [(epoch if self.crops else None, position) for position in mine.tolist()]
+
+
+def pass_order(
+    views: Sequence[View],
+    data: DataConfig,
+    *,
+    seed: int,
+    step: int,
+    batch: int,
+    world: int = 1,
+    crops: bool = True,
+    every_image: bool = True,
+    epochs: int = 1,
+) -> PassOrder:
+    """Plan a pass over every image of a step. If images may differ in size, each process gets one at a time."""
+    branches = tuple(Samples(views, data, seed, step).branches().values())
+    single = not crops and data.evaluation in ("whole", "sliding")
+    return PassOrder(branches, world if single else batch, seed, step, crops, every_image, epochs)
+
+
+def pass_batches(
+    views: Sequence[View],
+    data: DataConfig,
+    order: PassOrder,
+    *,
+    start: int,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+    stop: int | None = None,
+) -> Iterator[Loaded | None]:
+    """Make this process's share of the batches from number `start` on, up to `stop`; None where its share is empty.
+
+    Raises:
+        DataError: a sample cannot be read and `data.skip_bad` does not allow a replacement.
+    """
+    stop = len(order) if stop is None else stop
+    samples = Samples(views, data, order.seed, order.step, replace=data.skip_bad)
+
+    def shares() -> Iterator[Keys]:
+        return order.keys(start, stop, rank, world)
+
+    length = sum(1 for keys in shares() if keys)
+    plan = _Plan(lambda: (keys for keys in shares() if keys), length)
+    loaded = _loader(samples, plan, data.workers, pin) if length else iter(())
+    for keys in shares():
+        yield next(loaded) if keys else None
 
 
 def normalised_batches(

@@ -185,18 +185,18 @@ def per_domain(track: Track) -> str:
 
 
 def training_seconds(results: Results) -> float | None:
-    """Compute the seconds spent in training and pre-tuning from the speeds in the journal; None without a journal.
+    """Compute the seconds of training, pre-tuning and passes from the speeds in the journal; None without a journal.
 
     A first step that was copied from another run counts with the time that its training took there.
     """
-    spent, last = 0.0, dict[tuple[int, int | None], int]()
+    spent, last = 0.0, dict[tuple[int, str, int | None], int]()
     try:
         for entry in results.journal:
-            if entry["event"] not in ("train", "tune"):
+            if entry["event"] not in ("train", "tune", "pass"):
                 continue
-            # Each pre-tuning counts its own iterations.
-            done, phase = entry["iteration"], (entry["step"], entry.get("tuning"))
-            images = (done - last.get(phase, 0)) * results.config.train.batch
+            # Each pre-tuning, and the pass without gradients, counts its own iterations.
+            done, phase = entry["iteration"], (entry["step"], entry["event"], entry.get("tuning"))
+            images = (done - last.get(phase, 0)) * entry.get("images", results.config.train.batch)
             spent += images / entry["images_per_second"] if entry["images_per_second"] else 0.0
             last[phase] = done
     except (KeyError, TypeError) as error:
