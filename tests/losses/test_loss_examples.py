@@ -11,6 +11,7 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
+        "background_shift",
         "classification",
         "distillation",
         "features",
@@ -19,6 +20,7 @@ import pytest
         "pooled_cube",
         "prototypes",
         "pseudo",
+        "replayed",
         "similarity",
         "thresholds",
     ],
