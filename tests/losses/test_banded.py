@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from everseg.losses import (
+    background_shift,
     banded,
     binary_cross_entropy,
     classification,
@@ -290,7 +291,7 @@ def test_devices_without_closed_forms_get_the_plain_functions_and_never_wait(met
     monkeypatch.setattr(
         banded, "checked_label", lambda name, label, logits: label
     )  # looks at values on the CPU
-    for module in (classification, replayed):
+    for module in (classification, replayed, background_shift):
         monkeypatch.setattr(module, "checked_label", lambda name, label, logits: label)
     with NoWaiting():
         sum(pixelwise_losses(TOGETHER[method], *given, band=4).values()).backward()
