@@ -282,9 +282,35 @@ def test_a_warm_up_has_a_power_and_ends_exactly():
     assert found[4:] == [10.0, 10.0]
 
 
+def test_a_warm_up_may_be_a_share_of_the_step():
+    """SSUL's rule by hand: i < W = T / 10 has (1 - i / T) ** 0.9 * (0.001 (1 - i / W) + i / W), W not rounded."""
+    train = TrainConfig(schedule="poly", power=0.9, warmup_share=0.1, warmup_from=0.001)
+    for total in (40, 15, 6):
+        length = total / 10
+        wanted = []
+        for i in range(total):
+            rise = 0.001 * (1 - i / length) + i / length if i < length else 1.0
+            wanted.append(0.05 * (1 - i / total) ** 0.9 * rise)
+        assert [learning_rate(train, 0.05, i, total) for i in range(total)] == pytest.approx(wanted)
+        assert wanted[0] == pytest.approx(0.05 * 0.001)
+
+
+def test_no_group_falls_below_the_least_rate():
+    train = TrainConfig(min_lr=1e-6)
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": [weights[0]]}, {"params": [weights[1]], "lr_scale": 1e-4}]
+    optimizer = make_optimizer(groups, train, lr=0.05)
+    set_learning_rate(optimizer, 0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 5e-6])
+    set_learning_rate(optimizer, 0.001)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 1e-6]
+    plain = make_optimizer(groups, TrainConfig(), lr=0.05)
+    assert "min_lr" not in plain.param_groups[0]
+
+
 def test_by_epoch_the_warm_up_lasts_epochs_and_rises_every_iteration():
     train = TrainConfig(schedule="step", schedule_by="epoch", step_size=2, warmup=1, warmup_from=0.0)
-    assert warmup_length(train, 4) == 4
+    assert warmup_length(train, 24, 4) == 4
     found = [learning_rate(train, 1.0, i, 24, 4) for i in range(24)]
     assert found[:4] == pytest.approx([0, 0.25, 0.5, 0.75])
     # three epochs of 4 iterations count from 0: the first drop comes with epoch 2

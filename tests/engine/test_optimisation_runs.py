@@ -10,6 +10,7 @@ import pytest
 import torch
 from processes import At, complete, killed, ranks, results
 from safetensors.torch import load_file
+from saying import must_say
 from toy import settings
 
 import everseg
@@ -151,8 +152,12 @@ def test_another_value_is_another_run(tmp_path, key, value):
 
 def test_impossible_settings_are_named_together():
     with pytest.raises(ConfigError) as caught:
-        load(None, ["train.batch=6", "train.accumulate=4", "train.momentum=0"])
+        load(
+            None,
+            ["train.batch=6", "train.accumulate=4", "train.momentum=0", "train.warmup=5", "train.warmup_share=0.1"],
+        )
     text = str(caught.value)
+    must_say(text, "train.warmup_share", "train.warmup both", "one of them")
     assert "train.accumulate: 6 images per batch cannot be cut into 4 equal parts" in text
     assert "train.nesterov: needs train.momentum > 0" in text
     with pytest.raises(ConfigError) as caught:

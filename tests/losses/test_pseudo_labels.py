@@ -259,3 +259,61 @@ def test_bad_input_is_named():
         losses.histogram_thresholds(torch.zeros(3), 0.1)
     with pytest.raises(ValueError, match="unknown median"):
         losses.histogram_thresholds(torch.zeros(3, 2), 0.1, median="mean")
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+
+
+@pytest.mark.parametrize(("small", "size"), SHAPES)
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
+@pytest.mark.parametrize("num_open", [1, 2])
+def test_completed_labels_agree_with_a_loop_over_pixels(small, size, activation, num_open):
+    logits, full, label = pixels(small, size, num_old=4, num_classes=6)
+    found = losses.completed_labels(
+        logits, label, num_classes=6, threshold=0.6, num_open=num_open, activation=activation, band=2
+    )
+    expected = label.clone()
+    for b, row, column in np.ndindex(*label.shape):
+        values = full[b][row][column]
+        scores = {"sigmoid": [sigmoid(v) for v in values], "softmax": softmax(values), "none": values}
+        q = scores[activation]
+        best = q.index(max(q))
+        if int(label[b, row, column]) < num_open and best >= num_open and q[best] >= 0.6:
+            expected[b, row, column] = best
+    assert found.equal(expected)
+    open_pixels = int((label < num_open).sum())
+    filled = int((found != label).sum())
+    assert small == (1, 1) or 0 < filled < open_pixels  # the case tests both answers
+
+
+def test_completed_labels_at_the_threshold_and_with_equal_scores():
+    logits = torch.tensor([0.0, 80.0, 90.0, -9.0]).view(1, 1, 1, 4).expand(1, 3, 1, 4).clone()
+    logits[0, :2, 0, 0] = -1.0  # exactly 0.5 for the last output
+    label = torch.zeros(1, 1, 4, dtype=torch.long)
+    found = losses.completed_labels(logits, label, num_classes=3, threshold=0.5)
+    # Saturated sigmoids are equal: the first output counts, and that is an open one.
+    assert found.tolist() == [[[2, 0, 0, 0]]]
+    logits[0, 0] = -20.0
+    found = losses.completed_labels(logits, label, num_classes=3, threshold=0.5)
+    assert found.tolist() == [[[2, 1, 1, 0]]]
+
+
+def test_completed_labels_leave_ignored_and_labelled_pixels_alone():
+    logits = torch.full((1, 3, 2, 2), 5.0)
+    logits[:, 0] = -5.0
+    label = torch.tensor([[[255, 2], [1, 4]]])
+    assert losses.completed_labels(logits, label, num_classes=5, threshold=0.0).equal(label)
+    wide = torch.tensor([[[65535, 255], [0, 299]]])
+    found = losses.completed_labels(logits, wide, num_classes=300, threshold=0.0)
+    assert found.tolist() == [[[65535, 255], [1, 299]]]
+
+
+def test_completed_labels_refuse_what_they_cannot_do():
+    logits, label = torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long()
+    with pytest.raises(ValueError, match="activation"):
+        losses.completed_labels(logits, label, num_classes=3, threshold=0.5, activation="tanh")
+    with pytest.raises(ValueError, match="open"):
+        losses.completed_labels(logits, label, num_classes=3, threshold=0.5, num_open=0)
+    with pytest.raises(ValueError, match="num_classes"):
+        losses.completed_labels(logits, label, num_classes=2, threshold=0.5)

@@ -81,6 +81,9 @@ def train_problems(train: TrainConfig) -> list[Problem]:
     if train.optimizer == "sgd" and train.nesterov and not train.momentum:
         text = "needs train.momentum > 0 (give a momentum, or train.nesterov=false)"
         problems.append((("train", "nesterov"), text))
+    if train.warmup and train.warmup_share:
+        text = "and train.warmup both say how long the warm-up is; give one of them"
+        problems.append((("train", "warmup_share"), text))
     if train.batch % train.accumulate:
         text = f"{train.batch} images per batch cannot be cut into {train.accumulate} equal parts; choose a divisor"
         problems.append((("train", "accumulate"), text))

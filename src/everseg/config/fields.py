@@ -218,9 +218,13 @@ class TrainConfig(_Section):
     """Iterations (or epochs, see `schedule_by`) between two drops of the step schedule."""
     step_factor: float = Field(default=0.1, gt=0)
     """Factor of each drop of the step schedule."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Least learning rate of each part of the network, after all factors (SSUL, BARM: 1e-6)."""
     warmup: int = Field(default=0, ge=0)
     """Iterations (or epochs, see `schedule_by`) at the start of each step in which the learning rate rises with every
     iteration: the schedule, which begins at once, times a factor from `warmup_from` to 1."""
+    warmup_share: float = Field(default=0.0, ge=0, lt=1)
+    """The same as a share of each step's iterations, such as 0.1; in place of `warmup`."""
     warmup_from: float = Field(default=1e-6, ge=0, le=1)
     """Factor of the warm-up's first iteration."""
     warmup_power: float = Field(default=1.0, gt=0)

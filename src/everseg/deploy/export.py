@@ -33,7 +33,8 @@ RECIPE: dict[str, tuple[str, ...]] = {
     "scenario": ("policy",),
     "train": (
         "epochs", "epochs_next", "batch", "accumulate", "lr", "lr_next", "schedule", "schedule_by", "power",
-        "step_size", "step_factor", "warmup", "warmup_from", "warmup_power", "optimizer", "betas", "momentum",
+        "step_size", "step_factor", "min_lr", "warmup", "warmup_share", "warmup_from", "warmup_power", "optimizer",
+        "betas", "momentum",
         "nesterov", "weight_decay", "decay_norms", "lr_factors", "layer_decay", "clip_norm", "ema", "precision",
     ),
 }  # fmt: skip

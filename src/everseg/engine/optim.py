@@ -27,7 +27,7 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
 
     Args:
         groups: a method's `param_groups`; "lr_scale" multiplies the learning rate of the group.
-        train: kind of optimiser, its constants, and weight decay.
+        train: kind of optimiser, its constants, weight decay, and the least learning rate of a group.
         lr: learning rate of iteration 0.
 
     Raises:
@@ -36,7 +36,11 @@ def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig, *, lr: floa
     scaled = []
     for group in groups:
         scale = float(group.get("lr_scale", 1.0))
-        scaled.append({**group, "params": list(group["params"]), "lr_scale": scale, "lr": lr * scale})
+        # Only where it is set: the documents of other optimisers' states stay as they were.
+        floor = {"min_lr": train.min_lr} if train.min_lr else {}
+        scaled.append(
+            {**group, **floor, "params": list(group["params"]), "lr_scale": scale, "lr": lr * scale}
+        )
     if not any(group["params"] for group in scaled):
         raise ValueError("the method left no weight to train in this step")
     if train.optimizer != "sgd":
@@ -102,7 +106,7 @@ def learning_rate(
         During the warm-up this value times `warmup_factor`.
     """
     lr = base * _schedule(train, iteration, total, epoch_length)
-    factor = warmup_factor(train, iteration, epoch_length)
+    factor = warmup_factor(train, iteration, total, epoch_length)
     return lr if factor == 1 else lr * factor
 
 
@@ -117,12 +121,14 @@ def _schedule(train: TrainConfig, iteration: int, total: int, epoch_length: int)
     return 1.0
 
 
-def warmup_length(train: TrainConfig, epoch_length: int) -> int:
-    """Count the iterations of a step's warm-up."""
+def warmup_length(train: TrainConfig, total: int, epoch_length: int) -> float:
+    """Count the iterations of a step's warm-up; as a share of the step they need not be whole."""
+    if train.warmup_share:
+        return train.warmup_share * total
     return train.warmup * (epoch_length if train.schedule_by == "epoch" else 1)
 
 
-def warmup_factor(train: TrainConfig, iteration: int, epoch_length: int = 1) -> float:
+def warmup_factor(train: TrainConfig, iteration: int, total: int, epoch_length: int = 1) -> float:
     """Compute the warm-up's factor on the learning rate of one iteration.
 
     It rises with every iteration, also where the schedule falls by epoch. It multiplies the schedule, which begins with
@@ -131,16 +137,16 @@ def warmup_factor(train: TrainConfig, iteration: int, epoch_length: int = 1) -> 
     Returns:
         from + (1 - from) * (iteration / length) ** power before iteration `length`, 1 from there on.
     """
-    length = warmup_length(train, epoch_length)
+    length = warmup_length(train, total, epoch_length)
     if iteration >= length:
         return 1.0
     return train.warmup_from + (1 - train.warmup_from) * (iteration / length) ** train.warmup_power
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give every group the learning rate, times the group's "lr_scale"."""
+    """Give every group the learning rate, times the group's "lr_scale"; at least its "min_lr"."""
     for group in optimizer.param_groups:
-        group["lr"] = value * group.get("lr_scale", 1.0)
+        group["lr"] = max(value * group.get("lr_scale", 1.0), group.get("min_lr", 0.0))
 
 
 def optimizer_state(

@@ -153,8 +153,9 @@ def _check_plan(
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
     for step in todo:
-        warmup = warmup_length(config.train, epoch_of(step, config.train.batch))
-        if not config.train.max_iterations and warmup >= (total := iterations_of(step, config.train)):
+        total = iterations_of(step, config.train)
+        warmup = warmup_length(config.train, total, epoch_of(step, config.train.batch))
+        if not config.train.max_iterations and warmup >= total:
             progress.message(
                 f"warning: step {step.index}: train.warmup lasts {warmup} iterations and the step {total}, "
                 "so the learning rate never reaches that of the schedule"

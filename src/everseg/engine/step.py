@@ -420,6 +420,7 @@ class StepJob:
                 "momentum": tuning.momentum,
                 "nesterov": tuning.momentum > 0,
                 "weight_decay": tuning.weight_decay,
+                "min_lr": 0.0,
             }
         )
         optimizer = make_optimizer([{"params": tuning.parameters.values()}], settings, lr=lr)

@@ -22,7 +22,14 @@ from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
 from everseg.losses.pod import local_pod
 from everseg.losses.pooled_cube import pooled_cube_distillation
-from everseg.losses.pseudo import PseudoLabels, accepted_share, pseudo_labels, soft_uncertain, uncertainty
+from everseg.losses.pseudo import (
+    PseudoLabels,
+    accepted_share,
+    completed_labels,
+    pseudo_labels,
+    soft_uncertain,
+    uncertainty,
+)
 from everseg.losses.replayed import replayed_cross_entropy
 from everseg.losses.similarity import class_similarity, class_sums, similarity_distillation
 from everseg.losses.thresholds import certainty_histogram, histogram_thresholds
@@ -36,6 +43,7 @@ __all__ = [
     "certainty_histogram",
     "class_similarity",
     "class_sums",
+    "completed_labels",
     "cross_entropy",
     "distillation",
     "feature_distillation",

@@ -19,6 +19,8 @@ Measure = Literal["entropy", "probability"]
 unless below it)."""
 EntropyNorm = Literal["code", "paper"]
 """Scale of the entropy: see `uncertainty`."""
+Activation = Literal["sigmoid", "softmax", "none"]
+"""What makes the teacher's outputs scores: see `completed_labels`."""
 _EPSILON = 1e-8
 """Added by PLOP's code inside its logarithms."""
 _BAND_BYTES, _LARGE_BAND_BYTES = 2**20, 2**26
@@ -142,6 +144,75 @@ def pseudo_labels(
     over_bands(teacher_logits, label.shape[1:], work, band=band, align_corners=align_corners)
     old_pixels = (label < num_old).sum(dim=(1, 2))
     return PseudoLabels(result, kept, old_pixels, kept.sum(dim=(1, 2)), certainty)
+
+
+@torch.no_grad()
+def completed_labels(
+    teacher_logits: Tensor,
+    label: Tensor,
+    *,
+    num_classes: int,
+    threshold: float,
+    num_open: int = 1,
+    activation: Activation = "sigmoid",
+    band: int | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """Fill open pixels with the class that the teacher sees there, where its score is high enough.
+
+    Open is a pixel whose label is below `num_open`: background, or whatever outputs come before the classes. It gets
+    the teacher's best output if that is no open one itself, and keeps its label otherwise. The maximum is over all of
+    the teacher's outputs, so an open one that scores highest leaves the pixel as it is. Of equal scores, as saturated
+    sigmoids are, the first output counts.
+
+    The teacher's logits are resized to the label's size one band of rows at a time, before the activation. Nothing
+    waits for the device.
+
+    Args:
+        teacher_logits: (B, K, h, w), any resolution and floating type.
+        label: (B, H, W) integers: train ids, 255 = ignored.
+        num_classes: C >= K, the outputs known now: says which label is ignored.
+        threshold: least score that is accepted (>=).
+        num_open: outputs 0..num_open-1 are open; 1 <= num_open.
+        activation: "sigmoid" of each output, "softmax" over the outputs, or "none" where the maps are scores already
+            (SegACIL resizes its sigmoids).
+        band: rows per band; None chooses. It changes memory and time only.
+        align_corners: of the bilinear resizing.
+
+    Returns:
+        (B, H, W) int64.
+
+    Raises:
+        ValueError: shapes that do not fit, no open output, or an unknown activation.
+
+    Source: Cha et al. (SSUL), NeurIPS 2021, eq. 3 and its code; BARM, SegACIL and MBS use the same rule.
+
+    >>> logits, label = torch.tensor([[[[0.0, 0.0, 0.0]], [[2.0, 0.5, 2.0]]]]), torch.tensor([[[0, 0, 255]]])
+    >>> completed_labels(logits, label, num_classes=2, threshold=0.7).tolist()
+    [[[1, 0, 255]]]
+    """
+    teacher_logits = checked_pair("completed_labels", teacher_logits, label, num_classes)
+    if activation not in get_args(Activation):
+        raise ValueError(
+            f"completed_labels: activation: expected 'sigmoid', 'softmax' or 'none', got {activation!r}"
+        )
+    if num_open < 1:
+        raise ValueError(f"completed_labels: expected at least one open output, got {num_open}")
+    result = label.long().clone()
+
+    def work(number: int, here: slice, logits: Tensor) -> None:
+        scores = logits
+        if activation == "sigmoid":
+            scores = torch.sigmoid(logits)
+        elif activation == "softmax":
+            scores = torch.softmax(logits, dim=0)
+        largest, best = scores.max(dim=0)
+        out = result[number, here]
+        accepted = (out < num_open) & (best >= num_open) & (largest >= threshold)
+        out.copy_(torch.where(accepted, best, out))
+
+    over_bands(teacher_logits, label.shape[1:], work, band=band, align_corners=align_corners)
+    return result
 
 
 def accepted_share(
