@@ -20,7 +20,8 @@ from everseg.losses import (
 from everseg.losses.prototypes import label_at
 from everseg.methods.base import Method
 from everseg.methods.plop_terms import hides_old
-from everseg.methods.terms import Share, Weight, label_terms
+from everseg.methods.plop import Share
+from everseg.methods.terms import Weight, label_terms
 from everseg.models.token_head import CLASSES, PATCHES, TOKENS
 
 
@@ -56,15 +57,19 @@ class MBS(Method):
     orthogonality_weight: Weight = 1.0
     """Weight of the cosines of new class tokens with all others (authors' code: 1)."""
 
+    def targets(self, batch, ctx, teacher):
+        """What the cross-entropy learns (B, H, W): the labels, completed by the teacher and without what it doubts."""
+        if teacher is None or not hides_old(ctx, batch.branch):
+            return batch.label
+        number = ctx.step.spaces[batch.branch].num_classes
+        sure = {"threshold": self.threshold, "num_classes": number, "activation": "softmax"}
+        label = completed_labels(teacher.logits, batch.label, **sure)
+        return without_doubted(teacher.logits, label, num_classes=number) if self.ignore_doubted else label
+
     def losses(self, batch, ctx):
         teacher, student = ctx.teach(batch), ctx.student(batch)
-        logits, label = student.logits, batch.label
+        logits, label = student.logits, self.targets(batch, ctx, teacher)
         number, hidden = logits.shape[1], hides_old(ctx, batch.branch)
-        if teacher is not None and hidden:
-            sure = {"threshold": self.threshold, "num_classes": number, "activation": "softmax"}
-            label = completed_labels(teacher.logits, label, **sure)
-            if self.ignore_doubted:
-                label = without_doubted(teacher.logits, label, num_classes=number)
         learnt = {name: replace(t, over="valid") for name, t in label_terms(logits, batch, ctx).items()}
         terms = pixelwise_losses(learnt, logits, label)
         if teacher is None:
