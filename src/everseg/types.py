@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +16,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet's channels, red first, for values in [0, 1]."""
 LossTerms = dict[str, Tensor]
 """Name of a loss term -> scalar, with its weight already applied."""
+Tap = Literal["before_activation", "attention"]
+"""Feature maps that a model gives only where they are asked for: each stage's before its last activation
+("layer1.pre"), and the attention maps of a transformer's blocks ("attention1"). A network without has none."""
+Taps = tuple[Tap, ...]
 
 
 @dataclass
@@ -64,3 +70,70 @@ class SegOutput(NamedTuple):
     features: dict[str, Tensor]
     """Tap name -> (B, C_i, H_i, W_i), in the precision the network computes in. Every model has the taps `encoder` and
     `decoder`. Attention maps, where asked for, are (B, heads, h, w, h', w')."""
+    auxiliary: Mapping[str, Tensor] = MappingProxyType({})
+    """Name -> (B, n, h, w): logits of outputs that are no class, such as "unknown"."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How a model's outputs become one value per class, whose largest one is the class of a pixel.
+
+    `everseg.losses.readout` computes it. The default is the arg-max of the logits, which is that of a softmax, and of
+    sigmoids after resizing.
+    """
+
+    activation: Literal["none", "sigmoid"] = "none"
+    """What the logits pass through."""
+    before: bool = False
+    """Whether they pass through it at their own resolution, before they are resized to the image's."""
+    merge: tuple[str, ...] = ()
+    """Auxiliary outputs that mean background. The logits of each are summed over its channels, pass through the
+    activation, and are added to the background's value."""
+    residual: str = ""
+    """Auxiliary output that lowers the background's logit by its negative parts, at the logits' resolution: b + sum_k
+    min(r_k, 0). "" = none."""
+    threshold: float | None = None
+    """The background's value, instead of that of its own output: what the other classes must exceed."""
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with it."""
+        found = []
+        if self.threshold is not None and (self.merge or self.residual):
+            found.append("a threshold excludes merge and residual")
+        if self.threshold is not None and self.activation == "sigmoid" and not 0 < self.threshold < 1:
+            found.append("a threshold on probabilities lies between 0 and 1")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to a JSON value: what differs from the default."""
+        found = {entry.name: (getattr(self, entry.name), entry.default) for entry in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in found.items()
+            if value != default
+        }
+
+    @classmethod
+    def of_json(cls, stored: Any) -> tuple[Readout, list[str]]:
+        """Read it back.
+
+        Returns:
+            The readout and a list of problems. If there are problems, it must not be used.
+        """
+        good: dict[str, Callable[[Any], bool]] = {
+            "activation": lambda value: value in ("none", "sigmoid"),
+            "before": lambda value: isinstance(value, bool),
+            "merge": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+            "residual": lambda value: isinstance(value, str),
+            "threshold": lambda value: type(value) in (int, float) and isfinite(value),
+        }
+        if not isinstance(stored, Mapping):
+            return cls(), ["readout: expected settings by name"]
+        wrong = [key for key, value in stored.items() if key not in good or not good[key](value)]
+        if wrong:
+            return cls(), [f"readout: no usable {', '.join(map(str, wrong))}"]
+        settings: dict[str, Any] = {**stored}
+        if "merge" in settings:
+            settings["merge"] = tuple(settings["merge"])
+        found = cls(**settings)
+        return found, [f"readout: {problem}" for problem in found.problems()]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everseg.models.model import SegmentationModel
+from everseg.types import Taps
 
 
 class Encoder(nn.Module):
@@ -22,7 +23,7 @@ class Encoder(nn.Module):
         self.stem, self.norm = nn.Conv2d(3, 6, 4, stride=4), nn.BatchNorm2d(6)
         self.query, self.key, self.value = (nn.Conv2d(6, 6, 1) for _ in range(3))
 
-    def forward(self, image: Tensor, *, attention: bool = False) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
         fine = torch.relu(self.norm(self.stem(image)))
         coarse = F.avg_pool2d(fine, 2)
         query, key, value = (
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
         rows = torch.softmax(torch.einsum("bhdq,bhdk->bhqk", query, key), dim=-1)
         out = fine + torch.einsum("bhqk,bhdk->bhdq", rows, value).flatten(1, 2).view_as(fine)
         grid = rows.unflatten(3, coarse.shape[2:]).unflatten(2, fine.shape[2:])
-        return {**({"attention1": grid} if attention else {}), "layer1": fine, "layer2": out}
+        return {**({"attention1": grid} if "attention" in taps else {}), "layer1": fine, "layer2": out}
 
 
 class Decoder(nn.Module):

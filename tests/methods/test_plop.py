@@ -105,9 +105,9 @@ def test_class_loss_and_pod_from_the_formulas(toy, cls):
     method, batch = run.method, samples(toy.steps[1])[0]
     thresholds = method.state_dict()["thresholds/a"].tolist()
     student = run.ctx.student(
-        batch, before_activation=True
+        batch, taps=("before_activation",)
     )  # in training mode: the norms see the same batch below
-    teacher = run.ctx.teach(batch, before_activation=True)
+    teacher = run.ctx.teach(batch, taps=("before_activation",))
     terms = run.take(batch).terms[-1]
     expected = class_loss(
         student.logits.detach(), teacher.logits, batch.label, thresholds, every=5,

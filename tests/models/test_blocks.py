@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from everseg.errors import ConfigError
 from everseg.models.blocks import (
     BranchDict,
-    GrowingHead,
+
     SyncAbsBatchNorm,
     build_activation,
     build_norm,

@@ -305,7 +305,7 @@ def test_attention_maps_are_asked_for_by_name_and_change_nothing_else():
     model.grow({"default": 3})
     model.eval()
     image = torch.randn(2, 3, 40, 70)
-    plain, both = model(image)["default"], model(image, attention=True)["default"]
+    plain, both = model(image)["default"], model(image, taps=("attention",))["default"]
     names = [name for name in both.features if name.startswith("attention")]
     assert names == ["attention1", "attention2", "attention3", "attention4"]
     assert not set(names) & set(plain.features)
@@ -316,7 +316,7 @@ def test_attention_maps_are_asked_for_by_name_and_change_nothing_else():
     assert [shape[2:4] for shape in shapes] == [
         tuple(both.features[f"layer{k}"].shape[2:]) for k in (1, 2, 3, 4)
     ]
-    whole = model(torch.randn(1, 3, 64, 64), attention=True)["default"].features["attention2"]
+    whole = model(torch.randn(1, 3, 64, 64), taps=("attention",))["default"].features["attention2"]
     assert_close(whole.sum(dim=(4, 5)), torch.ones(whole.shape[:4]))
 
 

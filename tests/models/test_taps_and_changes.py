@@ -32,7 +32,7 @@ def street() -> SegmentationModel:
 def test_a_stage_is_its_map_before_the_activation_activated(norm):
     model, image = deeplab(norm), torch.randn(2, 3, 32, 40)
     plain = model(image)["default"]
-    both = model(image, before_activation=True)["default"]
+    both = model(image, taps=("before_activation",))["default"]
     assert torch.equal(plain.logits, both.logits)
     assert not any(name.endswith(".pre") for name in plain.features)
     for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -46,7 +46,7 @@ def test_a_stage_is_its_map_before_the_activation_activated(norm):
 
 def test_erfnet_has_the_same_taps_by_branch():
     model, image = street(), torch.randn(1, 3, 24, 32)
-    plain, both = model(image)["day"], model(image, before_activation=True)["day"]
+    plain, both = model(image)["day"], model(image, taps=("before_activation",))["day"]
     assert torch.equal(plain.logits, both.logits)
     for name in ("down1", "down2", "down3"):
         assert torch.equal(both.features[name], both.features[f"{name}.pre"].relu())
@@ -55,7 +55,7 @@ def test_erfnet_has_the_same_taps_by_branch():
 
 def test_gradient_flows_through_the_map_before_the_activation():
     model = deeplab().train()
-    output = model(torch.randn(2, 3, 32, 32), before_activation=True)["default"]
+    output = model(torch.randn(2, 3, 32, 32), taps=("before_activation",))["default"]
     output.features["layer4.pre"].square().sum().backward()
     assert model.encoder.layer4[-1].conv2.weight.grad.abs().sum() > 0
     assert model.head("default").classifiers[0].weight.grad is None
@@ -80,8 +80,13 @@ def test_an_encoder_without_such_maps_is_not_asked_for_them():
 
     model = SegmentationModel(Plain(), Head())
     model.grow({"a": 2})
-    output = model(torch.randn(1, 3, 8, 8), before_activation=True)["a"]
+    output = model(torch.randn(1, 3, 8, 8), taps=("before_activation",))["a"]
     assert set(output.features) == {"only", "encoder", "decoder"}
+
+
+def test_a_kind_of_tap_that_is_unknown_is_refused():
+    with pytest.raises(ConfigError, match=r"'layer1\.pre'.*before_activation, attention"):
+        deeplab()(torch.randn(1, 3, 32, 32), taps=("layer1.pre",))
 
 
 def trained_once(model: SegmentationModel) -> set[str]:

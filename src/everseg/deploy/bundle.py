@@ -22,6 +22,7 @@ from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to
 from everseg.display import Piece, Result, percent
 from everseg.errors import CheckpointError, ConfigError
 from everseg.labels import LabelSpace
+from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify
 from everseg.runs.input_form import InputForm
@@ -173,7 +174,7 @@ def write_bundle(
     # Fail on missing packages before the model is exported.
     if onnx:
         require_onnx()
-    growth = contents.model.describe()["growth"]
+    growth = sizes_of(contents.model.describe()["growth"])
     steps = contents.steps or range(len(growth))
     registry = register(contents.spaces, growth, steps, contents.before)
     files, parity = {}, {}
@@ -189,6 +190,7 @@ def write_bundle(
         contents.form,
         registry=registry,
         onnx=names,
+        readout=contents.model.readout,
         unknown=contents.unknown,
     )
     lineage = {

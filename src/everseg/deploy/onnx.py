@@ -19,8 +19,8 @@ from everseg.data.batches.transforms import normalise, resized_image
 from everseg.deploy.class_ids import mask_type
 from everseg.display import percent
 from everseg.errors import ConfigError, GateError
-from everseg.losses import upsample
 from everseg.losses.argmax import predict_ids
+from everseg.losses.readout import full_values, merged_outputs, small_values
 from everseg.models.folding import united
 from everseg.models.model import SegmentationModel
 from everseg.runs.input_form import InputForm
@@ -79,9 +79,10 @@ class Deployed(nn.Module):
         The ids are of `mask_type`.
         """
         inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation, self.form.channels)
-        logits = self.model(inputs, (self.branch,))[self.branch].logits
-        mask = self.ids[upsample(logits, (image.shape[1], image.shape[2])).argmax(1)]
-        return logits, mask.to(torch.uint16) if self.wide else mask
+        output = self.model(inputs, (self.branch,))[self.branch]
+        values = full_values(output, self.model.readout, (image.shape[1], image.shape[2]))
+        mask = self.ids[values.argmax(1)]
+        return output.logits, mask.to(torch.uint16) if self.wide else mask
 
 
 def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
@@ -175,8 +176,11 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
             deployed.form.normalisation,
             deployed.form.channels,
         )
-        logits = deployed.model(inputs, (deployed.branch,))[deployed.branch].logits
-        mask = deployed.ids.numpy()[predict_ids(logits, (image.shape[0], image.shape[1])).numpy()]
+        output = deployed.model(inputs, (deployed.branch,))[deployed.branch]
+        logits, readout = output.logits, deployed.model.readout
+        values = small_values(output, readout)
+        size = (image.shape[0], image.shape[1])
+        mask = deployed.ids.numpy()[predict_ids(values, size, merged_outputs(readout)).numpy()]
         try:
             found, found_mask = session.run(["logits", "mask"], {"image": image[None]})
         except Exception as error:  # onnxruntime has its own exception classes

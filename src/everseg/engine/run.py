@@ -239,9 +239,11 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
         try:
             with torch.device("meta"):
                 model = _without_values(config.model, config.data.normalisation, in_channels)
+                method = build_method(config.method)
+                model.readout = method.readout  # as the steps before have left it
                 for earlier in steps[: steps.index(step)]:
-                    model.grow(earlier.grows)
-                build_method(config.method).prepare_model(model, step)
+                    method.grow(model, earlier)
+                method.prepare_model(model, step)
                 model.train()
                 model(torch.empty(1, in_channels, height, width), step.trained_branches)
         except ConfigError as error:

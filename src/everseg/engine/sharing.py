@@ -154,7 +154,10 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     if method.state_dict():
         return None
     frozen = [(name, weight.requires_grad) for name, weight in model.named_parameters()]
-    told = safetensors.torch.save(model.state_dict()) + repr((rates, frozen, model.describe())).encode()
+    told = (
+        safetensors.torch.save(model.state_dict())
+        + repr((rates, frozen, model.describe(), model.readout)).encode()
+    )
     return hashlib.sha256(told).hexdigest()
 
 

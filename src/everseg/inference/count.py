@@ -20,6 +20,7 @@ from everseg.distributed import all_reduce_sum
 from everseg.inference.windows import sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
+from everseg.losses.readout import merged_outputs, small_values
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
@@ -73,7 +74,7 @@ def through(
     accelerator: Accelerator,
     windows: Windows | None = None,
 ) -> Tensor:
-    """Predict normalised images (B, 3, H, W) with one branch. Return the arg-max train ids, as `predict_ids` does.
+    """Predict normalised images (B, 3, H, W) with one branch, as the model's readout says. Return the train ids.
 
     Args:
         windows: the overlapping windows that each image is cut into; None = whole images.
@@ -81,11 +82,12 @@ def through(
 
     def see(part: Tensor) -> Tensor:
         with accelerator.autocast():
-            return model(part, (branch,))[branch].logits
+            return small_values(model(part, (branch,))[branch], model.readout)
 
+    merged = merged_outputs(model.readout)
     if windows is None:
-        return predict_ids(see(image), image.shape[-2:])
-    return torch.stack([sliding_ids(see, one, windows) for one in image])
+        return predict_ids(see(image), image.shape[-2:], merged)
+    return torch.stack([sliding_ids(see, one, windows, merged) for one in image])
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.argmax import predict_ids
+from everseg.losses.readout import merged_outputs, small_values
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
 from everseg.progress import counting
@@ -222,11 +223,13 @@ class LoadedModel:
         """Predict the classes, (H, W), of an image (3, h, w) uint8 that already has the network's input size."""
 
         def see(part: Tensor) -> Tensor:
-            return self.model(self._normalised(part), (branch,))[branch].logits
+            return small_values(self.model(self._normalised(part), (branch,))[branch], readout)
 
+        readout = self.model.readout
+        merged = merged_outputs(readout)
         if (windows := self.form.windows()) is not None:
-            return sliding_ids(see, image, windows)
-        return predict_ids(see(image[None]), size)[0]
+            return sliding_ids(see, image, windows, merged)
+        return predict_ids(see(image[None]), size, merged)[0]
 
     def _infer(self, image: Tensor) -> str:
         if (windows := self.form.windows()) is not None:

@@ -15,11 +15,11 @@ from everseg.models.model import SegmentationModel
 from everseg.runs.input_form import Windows
 
 See = Callable[[Tensor], Tensor]
-"""Windows of one image, (n, 3, h, w) -> small logits (n, C, h', w')."""
+"""Windows of one image, (n, 3, h, w) -> small logits (n, C, h', w'), or values of a readout."""
 
 
 @torch.no_grad()
-def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
+def sliding_ids(see: See, image: Tensor, windows: Windows, merged: int = 0) -> Tensor:
     """Predict every pixel of an image from the mean logits of all windows that contain it.
 
     The logits of each window are resized bilinearly to the size of the window and summed where windows overlap. Every
@@ -29,6 +29,7 @@ def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
     Args:
         see: maps windows cut out of the image to the network's logits.
         image: (3, H, W), any type, on the network's device.
+        merged: as for `predict_ids`.
 
     Returns:
         (H, W) train ids, as `predict_ids` gives them, on that device.
@@ -44,8 +45,9 @@ def sliding_ids(see: See, image: Tensor, windows: Windows) -> Tensor:
         if start in tops:
             seen.append(_strip(see, image, windows, start))
         if ids is None:
-            ids = torch.empty(height, width, dtype=ids_type(seen[0].logits.shape[1]), device=image.device)
-        argmax_of_sum(seen, start, ids[start:stop])
+            kind = ids_type(seen[0].logits.shape[1] - merged)
+            ids = torch.empty(height, width, dtype=kind, device=image.device)
+        argmax_of_sum(seen, start, ids[start:stop], merged)
     assert ids is not None  # an image has a row
     return ids
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.losses.banded import on_all_threads
 from everseg.losses.pixelwise import full_precision
+from everseg.losses.readout import merge_background
 
 _BAND_PIXELS = 2**16
 """Pixels of a band on the CPU: its buffers then stay in a core's cache (measured)."""
@@ -30,7 +31,7 @@ class Strip:
     """Logits of windows that lie side by side in an image, each resized bilinearly to its window's size."""
 
     logits: Tensor
-    """(N, C, h, w) float32 or float64, small."""
+    """(N, C, h, w) float32 or float64, small. Behind the classes may stand logits to merge; see `argmax_of_sum`."""
     top: int
     """First row of the windows in the image."""
     lefts: tuple[int, ...]
@@ -41,12 +42,15 @@ class Strip:
 
 
 @torch.no_grad()
-def predict_ids(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def predict_ids(logits: Tensor, size: tuple[int, int] | torch.Size, merged: int = 0) -> Tensor:
     """Arg-max class of every pixel, from small logits, without logits at full resolution.
 
     Args:
-        logits: (B, C, h, w), finite, any floating type and resolution; C <= 65,534.
+        logits: (B, C, h, w), finite, any floating type and resolution; C <= 65,534. Values of a readout
+            (`losses.readout.small_values`) too; then (B, C + merged, h, w).
         size: (H, W) wanted.
+        merged: number of logits behind those of the classes that are merged with the first class once they are
+            resized: its probability under a sigmoid is the sum of theirs.
 
     Returns:
         (B, H, W) train ids of `ids_type` on the logits' device: the arg-max of the logits resized bilinearly (corners
@@ -61,20 +65,21 @@ def predict_ids(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     >>> predict_ids(torch.tensor([[[[4.0, 0.0]], [[1.0, 1.0]]]]), (1, 8)).tolist()
     [[[0, 0, 0, 0, 0, 1, 1, 1]]]
     """
-    if logits.dim() != 4 or not 1 <= logits.shape[1] < IGNORED_WIDE:
+    if logits.dim() != 4 or not 1 <= logits.shape[1] - merged < IGNORED_WIDE:
         raise ValueError(
             f"predict_ids: expected logits (B, C, h, w) of at most {IGNORED_WIDE - 1} classes, "
             f"got shape {tuple(logits.shape)}"
         )
     height, width = size
-    ids = torch.empty(len(logits), height, width, dtype=ids_type(logits.shape[1]), device=logits.device)
+    kind = ids_type(logits.shape[1] - merged)
+    ids = torch.empty(len(logits), height, width, dtype=kind, device=logits.device)
     for one, out in zip(full_precision(logits), ids, strict=True):
-        argmax_of_sum([Strip(one[None], 0, (0,), height, width)], 0, out)
+        argmax_of_sum([Strip(one[None], 0, (0,), height, width)], 0, out, merged)
     return ids
 
 
 @torch.no_grad()
-def argmax_of_sum(strips: Sequence[Strip], top: int, out: Tensor) -> None:
+def argmax_of_sum(strips: Sequence[Strip], top: int, out: Tensor, merged: int = 0) -> None:
     """Write the arg-max of the sum of windows' logits into rows of an image.
 
     Args:
@@ -82,15 +87,31 @@ def argmax_of_sum(strips: Sequence[Strip], top: int, out: Tensor) -> None:
             of summands, as here, the arg-max of the sum is that of the mean.
         top: first of the rows.
         out: (r, W) of `ids_type`, the rows to write, of the image's full width.
+        merged: as for `predict_ids`. What is merged is the mean over windows.
     """
+    number = _windows_over(strips, out.shape[1]) if merged else None
     if out.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
-            _on_the_cpu(strips, top, out)
+            _on_the_cpu(strips, top, out, merged, number)
     else:
-        _elsewhere(strips, top, out)
+        _elsewhere(strips, top, out, merged, number)
 
 
-def _on_the_cpu(strips: Sequence[Strip], top: int, out: Tensor) -> None:
+def _windows_over(strips: Sequence[Strip], width: int) -> Tensor:
+    """Number of windows that see each column, (W,), in the logits' type."""
+    number = strips[0].logits.new_zeros(width)
+    for strip in strips:
+        for left in strip.lefts:
+            number[left : left + strip.width] += 1
+    return number
+
+
+def _merged(background: Tensor, others: Sequence[Tensor], number: Tensor) -> Tensor:
+    """Merge the sums over windows of logits (r, W) with the background's; the result is as large as such a sum."""
+    return merge_background(background / number, [other / number for other in others]) * number
+
+
+def _on_the_cpu(strips: Sequence[Strip], top: int, out: Tensor, merged: int, windows: Tensor | None) -> None:
     """One class after the other over a band that fits a core's cache; threads share the bands."""
     width = out.shape[1]
     rows = min(len(out), max(1, _BAND_PIXELS // width))
@@ -104,7 +125,7 @@ def _on_the_cpu(strips: Sequence[Strip], top: int, out: Tensor) -> None:
             band = out[start : start + rows].numpy()
             number = len(band)
             parts = [_part(strip, top + start, number, width) for strip in strips]
-            _argmax_band(parts, best[:number], value[:number], above[:number], band)
+            _argmax_band(parts, best[:number], value[:number], above[:number], band, merged, windows)
 
     on_all_threads(work, out.device)
 
@@ -115,21 +136,21 @@ def _argmax_band(
     value: Tensor,
     above: np.ndarray,
     ids: np.ndarray,
+    merged: int,
+    windows: Tensor | None,
 ) -> None:
     """Arg-max over classes of sum_p M_p X_p for parts (M (r, k) or None = identity, X (C, k, W)) into ids (r, W)."""
+    classes = len(parts[0][1]) - merged
+    if windows is not None:
+        others = [_sum_of(parts, classes + i, torch.empty_like(value)) for i in range(merged)]
     # The loop keeps the best value so far and the class that holds it, so only one class's logits exist at a time.
     largest, mark = best.numpy(), above.view(np.uint8)  # (r, W) both
     ids.fill(0)
-    for number in range(len(parts[0][1])):
+    for number in range(classes):
         into = value if number else best
-        for first, (matrix, wide) in enumerate(parts):
-            if matrix is None:
-                # A single part needs no copy, except of class 0: `best` is written to later.
-                into = wide[number] if number and len(parts) == 1 else _put(into, wide[number], first > 0)
-            elif first == 0:
-                torch.mm(matrix, wide[number], out=into)
-            else:
-                into.addmm_(matrix, wide[number])
+        into = _sum_of(parts, number, into, copied=number == 0)
+        if number == 0 and windows is not None:
+            best.copy_(_merged(best, others, windows))
         if number:
             new = into.numpy()
             np.greater(new, largest, out=above)
@@ -143,11 +164,25 @@ def _argmax_band(
             np.maximum(ids, mark, out=ids)
 
 
+def _sum_of(
+    parts: Sequence[tuple[Tensor | None, Tensor]], number: int, into: Tensor, copied: bool = True
+) -> Tensor:
+    """Value (r, W) of one class, in `into`; or as it stands in a single part, if it need not be `copied`."""
+    for first, (matrix, wide) in enumerate(parts):
+        if matrix is None:
+            into = wide[number] if not copied and len(parts) == 1 else _put(into, wide[number], first > 0)
+        elif first == 0:
+            torch.mm(matrix, wide[number], out=into)
+        else:
+            into.addmm_(matrix, wide[number])
+    return into
+
+
 def _put(into: Tensor, value: Tensor, add: bool) -> Tensor:
     return into.add_(value) if add else into.copy_(value)
 
 
-def _elsewhere(strips: Sequence[Strip], top: int, out: Tensor) -> None:
+def _elsewhere(strips: Sequence[Strip], top: int, out: Tensor, merged: int, windows: Tensor | None) -> None:
     """Few operations over large bands, none of which waits for the device."""
     width = out.shape[1]
     row = strips[0].logits.shape[1] * width * strips[0].logits.element_size()
@@ -155,8 +190,14 @@ def _elsewhere(strips: Sequence[Strip], top: int, out: Tensor) -> None:
     for start in range(0, len(out), rows):
         band = out[start : start + rows]
         parts = [_part(strip, top + start, len(band), width) for strip in strips]
-        total = sum(wide if matrix is None else torch.matmul(matrix, wide) for matrix, wide in parts)
-        band.copy_(torch.as_tensor(total).argmax(0))
+        total = torch.as_tensor(
+            sum(wide if matrix is None else torch.matmul(matrix, wide) for matrix, wide in parts)
+        )
+        if windows is not None:
+            classes = len(total) - merged
+            first = _merged(total[0], total[classes:].unbind(), windows)
+            total = torch.cat([first[None], total[1:classes]])
+        band.copy_(total.argmax(0))
 
 
 def _part(strip: Strip, start: int, number: int, width: int) -> tuple[Tensor | None, Tensor]:

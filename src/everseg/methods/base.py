@@ -17,12 +17,13 @@ from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision
 from everseg.methods.tuning import Tuning, polynomial
 from everseg.scenarios.steps import Step
-from everseg.types import Batch, LossTerms, SegOutput
+from everseg.types import Batch, LossTerms, Readout, SegOutput, Taps
 
 if TYPE_CHECKING:
+    from everseg.models.heads import Head
     from everseg.models.model import SegmentationModel
 
-__all__ = ["Fuse", "Method", "StepContext", "Tuning", "split_groups"]
+__all__ = ["Fuse", "Method", "StepContext", "Tuning", "groups_of", "split_groups"]
 
 Fuse = Literal["none", "all", "changed"]
 """Weights that are fused at the end of a step."""
@@ -51,34 +52,24 @@ class StepContext:
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
     tuner: Callable[[StepContext, Tuning], None] | None = None
     """What carries out `tune`: the engine, or another loop over batches."""
-    _encoded: tuple[Batch, dict[str, bool], dict[str, Tensor]] | None = field(
-        default=None, init=False, repr=False
-    )
+    _encoded: tuple[Batch, Taps, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
-    def student(self, batch: Batch, *, before_activation: bool = False, attention: bool = False) -> SegOutput:
+    def student(self, batch: Batch, *, taps: Taps = ()) -> SegOutput:
         """Run the student through the batch's own branch.
 
         Args:
             batch: the images.
-            before_activation: also give the taps before each stage's last activation, such as "layer1.pre".
-            attention: also give a transformer's attention maps, such as "attention1".
+            taps: maps to give beside the usual ones, such as ("before_activation",); see `everseg.types.Tap`.
         """
-        taps = {"before_activation": before_activation, "attention": attention}
-        return self.student_through(batch, (batch.branch,), **taps)[batch.branch]
+        return self.student_through(batch, (batch.branch,), taps=taps)[batch.branch]
 
     def student_through(
-        self,
-        batch: Batch,
-        branches: tuple[str, ...],
-        *,
-        before_activation: bool = False,
-        attention: bool = False,
+        self, batch: Batch, branches: tuple[str, ...], *, taps: Taps = ()
     ) -> dict[str, SegOutput]:
         """Run the student through several branches over the same images, in one forward."""
-        taps = {"before_activation": before_activation, "attention": attention}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded, **taps)
+            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps)
         return _precise(outputs)
 
     def tune(
@@ -133,7 +124,7 @@ class StepContext:
             module.train(training)
             self.model, self._encoded = wrapped, None
 
-    def _encode(self, batch: Batch, taps: dict[str, bool]) -> dict[str, Tensor] | None:
+    def _encode(self, batch: Batch, taps: Taps) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
         # its norms may be folded.
@@ -142,9 +133,9 @@ class StepContext:
             return None
         # Identity, not equality: methods call this several times with the very same batch object.
         known = self._encoded
-        if known is None or known[0] is not batch or any(taps[name] and not known[1][name] for name in taps):
+        if known is None or known[0] is not batch or not {*taps} <= {*known[1]}:
             with torch.no_grad(), self.autocast():
-                maps = teacher.encode(batch.image, **taps)
+                maps = teacher.encode(batch.image, taps=taps)
             self._encoded = known = batch, taps, maps
         return known[2]
 
@@ -163,36 +154,25 @@ class StepContext:
         own = (batch.branch,) if self.step.num_old(batch.branch) else ()
         return own + self.step.old_branches
 
-    def teach(
-        self, batch: Batch, *, before_activation: bool = False, attention: bool = False
-    ) -> SegOutput | None:
+    def teach(self, batch: Batch, *, taps: Taps = ()) -> SegOutput | None:
         """Run the teacher through the batch's own branch; None without a teacher, or if it never met that branch."""
         own = tuple({batch.branch} & set(self.taught(batch)))
-        taps = {"before_activation": before_activation, "attention": attention}
-        return self.teach_through(batch, own, **taps)[own[0]] if own else None
+        return self.teach_through(batch, own, taps=taps)[own[0]] if own else None
 
     @torch.no_grad()
     def teach_through(
-        self,
-        batch: Batch,
-        branches: tuple[str, ...],
-        *,
-        before_activation: bool = False,
-        attention: bool = False,
+        self, batch: Batch, branches: tuple[str, ...], *, taps: Taps = ()
     ) -> dict[str, SegOutput]:
         """Run the teacher through several branches over the same images; {} for none."""
         teacher = self._teacher
         if teacher is None or not branches:
             return {}
-        taps = {"before_activation": before_activation, "attention": attention}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded, **taps)
+            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps)
         return _precise(outputs)
 
-    def compare(
-        self, batch: Batch, *, before_activation: bool = False, attention: bool = False
-    ) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
+    def compare(self, batch: Batch, *, taps: Taps = ()) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
         """Run teacher and student over the batch: what distillation compares.
 
         Returns:
@@ -200,16 +180,25 @@ class StepContext:
             `taught`. In class-incremental runs the two hold the one branch (the teacher's none in the first step).
         """
         branches = self.taught(batch)
-        taps = {"before_activation": before_activation, "attention": attention}
-        teacher = self.teach_through(batch, branches, **taps)
+        teacher = self.teach_through(batch, branches, taps=taps)
         # The batch's own branch comes first; `dict.fromkeys` drops its second mention and keeps the order.
         every = tuple(dict.fromkeys((batch.branch, *branches)))
-        return self.student_through(batch, every, **taps), teacher
+        return self.student_through(batch, every, taps=taps), teacher
 
 
 def _precise(outputs: dict[str, SegOutput]) -> dict[str, SegOutput]:
-    """Convert the logits to at least float32. The taps keep the network's precision; feature losses convert them."""
-    return {name: SegOutput(full_precision(out.logits), out.features) for name, out in outputs.items()}
+    """Convert logits and auxiliary outputs to at least float32; the taps keep the network's precision.
+
+    Feature losses convert them.
+    """
+    return {
+        name: SegOutput(
+            full_precision(out.logits),
+            out.features,
+            {key: full_precision(value) for key, value in out.auxiliary.items()},
+        )
+        for name, out in outputs.items()
+    }
 
 
 @dataclass(kw_only=True)
@@ -226,6 +215,8 @@ class Method:
     """The losses compare attention maps, so networks without any are refused."""
     restructures: ClassVar[bool] = False
     """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
+    replaces_heads: ClassVar[bool] = False
+    """Later steps may go on from a model of any readout."""
 
     freeze_encoder: bool = False
     """Train only the decoder and the classifiers from step `freeze_from` on."""
@@ -255,8 +246,23 @@ class Method:
     pretune_unbiased_ce: bool = True
     """MiB's cross-entropy during the pre-tuning instead of the plain one."""
 
+    @property
+    def readout(self) -> Readout:
+        """How the outputs of a model that this method trains become classes; stored with the model."""
+        return Readout()
+
+    def heads(self, step: Step) -> Mapping[str, Head]:
+        """What each branch gains in a step beside its number of classes; default plain classifiers."""
+        return {}
+
     def prepare_model(self, model: SegmentationModel, step: Step) -> None:
-        """Grow, initialise and freeze, before the optimiser exists."""
+        """Grow, initialise and freeze, before the optimiser exists.
+
+        Raises:
+            ConfigError: the model's outputs are read in another way than this method trains them.
+        """
+        self._check_readout(model, step)
+        model.readout = self.readout
         self.grow(model, step)
         # A step from scratch counts as step 0 whatever its index: nothing learnt earlier is there to be kept.
         later = (0 if step.is_first else step.index) >= self.freeze_from
@@ -267,6 +273,18 @@ class Method:
             statistics=self.frozen_statistics,
             decoder=self.freeze_decoder and later,
             heads=self._frozen_heads(model, step) if later else {},
+        )
+
+    def _check_readout(self, model: SegmentationModel, step: Step) -> None:
+        if step.is_first or self.replaces_heads or model.readout == self.readout:
+            return
+        told = [
+            ", ".join(f"{key} {value}" for key, value in readout.to_json().items()) or "arg-max of the logits"
+            for readout in (model.readout, self.readout)
+        ]
+        raise ConfigError(
+            f"method: the model's outputs become classes by another rule ({told[0]}) than this method trains "
+            f"({told[1]}); go on with the method that trained it, or start with this one from step 0"
         )
 
     def _frozen_heads(self, model: SegmentationModel, step: Step) -> dict[str, int]:
@@ -285,7 +303,7 @@ class Method:
 
     def grow(self, model: SegmentationModel, step: Step) -> None:
         """Add the step's outputs and branches; part of `prepare_model`."""
-        model.grow(step.grows)
+        model.grow(step.grows, heads=self.heads(step))
 
     def param_groups(self, model: SegmentationModel, step: Step) -> list[dict[str, Any]]:
         """Split the trainable weights: dicts with "params" and "lr_scale", each weight in exactly one.
@@ -325,6 +343,40 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
+
+
+def groups_of(
+    model: SegmentationModel, *groups: tuple[Any, float] | tuple[Any, float, float | None]
+) -> list[dict[str, Any]]:
+    """Parameter groups by parts of the model.
+
+    Args:
+        groups: (weights, factor on the learning rate[, weight decay]). The weights are parameters, modules, or lists of
+            these; frozen ones are left out. A weight that stands in several groups goes into the first.
+
+    Returns:
+        A group for each, and a last one at factor 1 for all other trainable weights. Empty groups are left out.
+    """
+    left = {id(p): p for p in model.parameters() if p.requires_grad}  # by identity: tensors compare by value
+    found = []
+    for weights, scale, *decay in [*groups, (model, 1.0)]:
+        taken = [left.pop(id(p)) for p in _weights(weights) if id(p) in left]
+        group: dict[str, Any] = {"params": taken, "lr_scale": scale}
+        if decay and decay[0] is not None:
+            group["weight_decay"] = decay[0]
+        if taken:
+            found.append(group)
+    return found
+
+
+def _weights(given: Any) -> Iterator[nn.Parameter]:
+    if isinstance(given, nn.Parameter):
+        yield given
+    elif isinstance(given, nn.Module):
+        yield from given.parameters()
+    else:
+        for one in given:
+            yield from _weights(one)
 
 
 def split_groups(model: SegmentationModel, shared_scale: float) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ class PLOP(Method):
             self.thresholds = find_thresholds(ctx, PseudoRule.of(self))
 
     def losses(self, batch, ctx):
-        student, teacher = ctx.compare(batch, before_activation=bool(ctx.taught(batch)))
+        student, teacher = ctx.compare(batch, taps=("before_activation",) if ctx.taught(batch) else ())
         own, known = student[batch.branch].logits, teacher.get(batch.branch)
         terms, label = pseudo_terms(own, known, batch, ctx, PseudoRule.of(self), self.thresholds)
         learnt = pixelwise_losses(terms, own, label, known and known.logits)

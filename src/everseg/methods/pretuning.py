@@ -12,7 +12,7 @@ from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision, upsample
 from everseg.methods.base import Method, StepContext
 from everseg.methods.terms import at_label_size, background_terms
-from everseg.models.blocks import GrowingHead
+from everseg.models.heads import GrowingHead, Head
 from everseg.models.model import SegmentationModel
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, SegOutput
@@ -41,7 +41,9 @@ def check_classifiers(model: SegmentationModel) -> None:
     """
     with torch.device("meta"):  # draws no random numbers
         layer = cast(GrowingHead, model.heads.make()).make_classifier(1, 1)
-    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.bias is None:
+    growths = [growth for branch in model.branches for growth in model.head(branch).growths]
+    plain = all(growth.head == Head() for growth in growths)
+    if not plain or not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.bias is None:
         raise ConfigError(
             "method.pretune: it mixes the rows of 1x1 classifiers with a bias, and this model has others; "
             "take a model such as deeplabv3, or leave method.pretune out"

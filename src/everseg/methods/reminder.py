@@ -75,7 +75,7 @@ class REMINDER(Method):
             self.state["thresholds"] = find_thresholds(ctx, PseudoRule.of(self))
 
     def losses(self, batch, ctx):
-        student, teacher = ctx.compare(batch, before_activation=bool(ctx.taught(batch)))
+        student, teacher = ctx.compare(batch, taps=("before_activation",) if ctx.taught(batch) else ())
         own, known = student[batch.branch], teacher.get(batch.branch)
         rule = PseudoRule.of(self, epsilon=0.0, empty_factor=0.0 if self.empty == "zero" else None)
         terms, label = pseudo_terms(own.logits, known, batch, ctx, rule, self.state["thresholds"])

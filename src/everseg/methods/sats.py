@@ -57,7 +57,7 @@ class SATS(Method):
             self.thresholds = find_thresholds(ctx, PseudoRule.of(self))
 
     def losses(self, batch, ctx):
-        student, teacher = ctx.compare(batch, attention=bool(ctx.taught(batch)))
+        student, teacher = ctx.compare(batch, taps=("attention",) if ctx.taught(batch) else ())
         own, known = student[batch.branch], teacher.get(batch.branch)
         terms, label = pseudo_terms(own.logits, known, batch, ctx, PseudoRule.of(self), self.thresholds)
         kept = background_terms(own.logits, known, batch, ctx, kd_weight=self.kd_weight)

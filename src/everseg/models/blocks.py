@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Literal, TypeVar, cast, get_args
 
 import torch
@@ -109,47 +108,21 @@ class BranchDict(nn.ModuleDict):
         return made
 
 
-class GrowingHead(nn.Module):
-    """A classifier that grows: one layer with bias per growth, their outputs concatenated.
+class Restructured(nn.Module):
+    """A module whose structure may change between steps; see `SegmentationModel.restructure`."""
 
-    Old layers keep their names and shapes, so the logits of old classes are bit-equal after a growth.
+    changes_known: tuple[str, ...] = ()
+    """Names of the changes that it takes part in."""
 
-    Args:
-        in_channels: channels of the decoder's map.
-        make_classifier: (in_channels, num_classes) -> a convolution, plain or transposed; default 1x1.
-    """
+    def restructure(self, name: str) -> None:
+        """Make the change: first with the weights at hand, and again on fresh weights when a model is rebuilt."""
+        raise NotImplementedError
 
-    def __init__(self, in_channels: int, make_classifier: MakeClassifier | None = None) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.make_classifier = make_classifier or partial(nn.Conv2d, kernel_size=1)
-        self.classifiers = nn.ModuleList()
+    def freeze_changed(self) -> None:
+        """Take the gradient from weights that the change has settled; called at the end of every `freeze`."""
 
-    def grow(self, num_classes: int) -> None:
-        """Append outputs for `num_classes` >= 1 more classes, with PyTorch's default initialisation."""
-        if num_classes < 1:
-            raise ValueError(f"a head grows by at least one class, not by {num_classes}")
-        # The generator is the CPU's and its seed the caller's: the same first weights on every device.
-        new = self.make_classifier(self.in_channels, num_classes)
-        if len(self.classifiers):
-            first = cast(Classifier, self.classifiers[0]).weight
-            new.to(first.device, first.dtype)
-        self.classifiers.append(new)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of classes added by each growth."""
-        return tuple(cast(Classifier, c).out_channels for c in self.classifiers)
-
-    @property
-    def num_classes(self) -> int:
-        return sum(self.sizes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (B, in_channels, h, w) to logits (B, num_classes, h * stride, w * stride)."""
-        # One product per growth, not one over joined weights: kernels may sum those in another order, and the logits of
-        # the old classes would change in their last digits.
-        return torch.cat([classifier(features) for classifier in self.classifiers], dim=1)  # (B, C, h, w)
+    def rest_changed(self) -> None:
+        """Put norms that the change has settled into eval mode; called at the end of every `train`."""
 
 
 class BranchDecoder(nn.Module):

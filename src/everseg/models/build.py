@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from everseg.config.fields import ModelConfig
 from everseg.errors import CheckpointError, ConfigError
 from everseg.models.adapters import encoders
 from everseg.models.adapters.whole import torchvision_deeplabv3, torchvision_fcn, transformers_network
-from everseg.models.blocks import BranchDecoder, check_in_channels, check_norm, check_per_branch
+from everseg.models.blocks import BranchDecoder, PerBranch, check_in_channels, check_norm, check_per_branch
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
@@ -38,6 +40,9 @@ def deeplabv3(
     pool_size: int | None = 32,
     per_branch: str = "head",
     compensation: bool = False,
+    dropout: float = 0.0,
+    last_conv: bool = False,
+    encoder_momentum: float | None = None,
     in_channels: int = 3,
 ) -> SegmentationModel:
     """Build DeepLabV3 on a ResNet with every dimension open; it has no outputs until it is grown.
@@ -52,6 +57,9 @@ def deeplabv3(
             encoder's norms too, "adapter" = 1x1 convolutions beside the encoder's 3x3 ones too.
         compensation: RCIL's network: a new convolution beside each 3x3 one and beside those of the head, no
             activation after the stem. Needs per_branch "head".
+        dropout: as for `DeepLabV3`; so is `last_conv`.
+        encoder_momentum: share of a new value in the running statistics of the encoder's norms; default 0.1, as in the
+            other norms.
         in_channels: channels of the images; a run sets it as its data set states.
 
     Raises:
@@ -74,6 +82,12 @@ def deeplabv3(
     }
     if compensation:  # only where it is set: descriptions of other networks stay as they were
         options["compensation"] = True
+    if dropout:
+        options["dropout"] = dropout
+    if last_conv:
+        options["last_conv"] = True
+    if encoder_momentum is not None:
+        options["encoder_momentum"] = encoder_momentum
     if check_in_channels(in_channels) != 3:
         options["in_channels"] = in_channels
     kind, choice = check_norm(norm), check_per_branch(per_branch)
@@ -90,9 +104,23 @@ def deeplabv3(
     make = partial(
         DeepLabV3, encoder.out_channels, hidden=hidden, out_channels=out_channels,
         rates=rates or RATES[output_stride], norm=kind, pool_size=pool_size, compensation=compensation,
+        dropout=dropout, last_conv=last_conv,
     )  # fmt: skip
+    if encoder_momentum is not None:
+        _set_momentum(encoder, encoder_momentum, choice)
     decoder = make() if choice == "head" else BranchDecoder(make)
-    return SegmentationModel(encoder, decoder, {"name": "deeplabv3", "options": options})
+    return SegmentationModel(encoder, decoder, {"name": "deeplabv3", "options": options}, norm=kind)
+
+
+def _set_momentum(encoder: ResNet, momentum: float, choice: PerBranch) -> None:
+    if not 0 < momentum <= 1 or choice not in ("head", "decoder"):
+        raise ConfigError(
+            "model.options: encoder_momentum needs a share above 0 and up to 1, and norms that all branches share "
+            "(per_branch head or decoder)"
+        )
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
 
 
 def deeplabv3_resnet18(*, output_stride: int = 16, norm: str = "abn", **options: Any) -> SegmentationModel:

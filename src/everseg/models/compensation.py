@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from everseg.models.blocks import eval_affine
-from everseg.models.model import Restructured, SegmentationModel
+from everseg.models.blocks import Restructured, eval_affine
+from everseg.models.model import SegmentationModel
 
 ONLY_OLD, ONLY_NEW = 0.33, 0.66
 """Ends of the thirds of [0, 1): a draw below the first takes the old output, below the second the new, else both."""

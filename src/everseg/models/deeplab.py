@@ -40,6 +40,8 @@ class DeepLabV3(Compensated):
         pool_size: side of the sliding window in cells; None or 0 = the whole map in eval mode too.
         compensation: RCIL's head: new convolutions beside the four side-by-side ones, with a norm of their own
             (`Compensated`), and initial weights of gain 1.
+        dropout: share of the values behind the last activation that are set to 0 in training, as in torchvision's head.
+        last_conv: a further 3x3 convolution with norm and activation behind all this.
 
     Source: Chen et al., "Rethinking Atrous Convolution" (2017), in the form of MiB's code: no dropout, the pooled
     branch is added after its reduction instead of concatenated (Rota Bulo et al., In-place ABN, CVPR 2018).
@@ -49,6 +51,7 @@ class DeepLabV3(Compensated):
         (("aspp.0", "aspp.1", "aspp.2", "aspp.3"), "aspp_norm"),
         (("pool_conv",), "pool_norm"),
         (("reduce", "pool_reduce"), "norm"),
+        (("last_conv",), "last_norm"),
     )
     aspp_new: nn.ModuleList
     aspp_norm_new: nn.Module
@@ -63,8 +66,12 @@ class DeepLabV3(Compensated):
         norm: NormKind = "abn",
         pool_size: int | None = 32,
         compensation: bool = False,
+        dropout: float = 0.0,
+        last_conv: bool = False,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ConfigError("model.options: dropout needs a share from 0 to below 1")
         if len(rates) != 3 or min(*rates, hidden, out_channels) < 1 or (pool_size or 0) < 0:
             raise ConfigError(
                 "model.options: rates needs three positive numbers, hidden and out_channels one each; "
@@ -82,6 +89,11 @@ class DeepLabV3(Compensated):
         self.pool_reduce = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self.norm = build_norm(norm, out_channels)
         self.act = build_activation(norm, after_sum=compensation)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.last_conv, self.last_norm = None, None
+        if last_conv:
+            self.last_conv = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+            self.last_norm = build_norm(norm, out_channels)
         if compensation:
             self.compensate(Unit(("aspp.0", "aspp.1", "aspp.2", "aspp.3"), "aspp_norm"))
         # The gain of a leaky ReLU for every norm, also where the activation is a ReLU. RCIL's code takes it from its
@@ -100,7 +112,13 @@ class DeepLabV3(Compensated):
             out = self.combined(
                 out, self.aspp_norm_new(torch.cat([conv(x) for conv in self.aspp_new], dim=1))
             )
-        return self.act(self.norm(self.reduce(self.act(out)) + self._pooled(x)))
+        out = self.act(self.norm(self.reduce(self.act(out)) + self._pooled(x)))
+        if self.dropout is not None:
+            out = self.dropout(out)
+        if self.last_conv is None:
+            return out
+        assert self.last_norm is not None
+        return self.act(self.last_norm(self.last_conv(out)))
 
     def _pooled(self, x: Tensor) -> Tensor:
         """The pooled branch: (B, in_channels, h, w) to (B, out_channels, h, w), or (B, out_channels, 1, 1)."""

@@ -23,6 +23,7 @@ from everseg.models.blocks import (
     through,
 )
 from everseg.models.model import SegmentationModel
+from everseg.types import Taps
 
 ERFNET_EPS = 1e-3
 DILATIONS = (2, 4, 8, 16)
@@ -158,17 +159,18 @@ class Encoder(nn.Module):
         )
 
     def forward(
-        self, image: Tensor, branches: Iterable[str] | None = None, *, before_activation: bool = False
+        self, image: Tensor, branches: Iterable[str] | None = None, *, taps: Taps = ()
     ) -> dict[str, Any]:
         """Map (B, 3, H, W) to the taps, or to branch -> taps where branches own parts of the encoder.
 
-        Only the first convolution and pooling come before the branches differ; they run once. With
-        `before_activation` also "down1.pre", "down2.pre" and "down3.pre", before the stage's last activation.
+        Only the first convolution and pooling come before the branches differ; they run once. Asked for
+        "before_activation" also "down1.pre", "down2.pre" and "down3.pre", before the stage's last activation.
         """
+        before = "before_activation" in taps
         start = self.down1.reduce(image)
         if not self.by_branch:
-            return self._through(start, None, before_activation)
-        return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
+            return self._through(start, None, before)
+        return {branch: self._through(start, branch, before) for branch in branches or ()}
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """The weights of the three stages, from the image on."""

@@ -50,6 +50,8 @@ def united(model: SegmentationModel) -> SegmentationModel:
 
 
 def _fold(module: nn.Module, names: Sequence[str], norm_name: str) -> None:
+    if getattr(module, norm_name.partition(".")[0]) is None:
+        return  # a part that this module was made without
     norm = module.get_submodule(norm_name)
     # A `BranchDict` of norms stays: one convolution cannot hold the scales of several branches.
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None:

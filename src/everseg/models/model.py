@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.blocks import NORM_TYPES, BranchDict, Classifier, GrowingHead, MakeClassifier
-from everseg.types import SegOutput
+from everseg.models.blocks import NORM_TYPES, BranchDict, MakeClassifier, NormKind, Restructured
+from everseg.models.heads import GrowingHead, Growth, Head, HeadOutput, background_layer, last_layer
+from everseg.models.kinds import KINDS
+from everseg.types import Readout, SegOutput, Tap, Taps
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Frozen:
     norm: bool = False
     statistics: bool = True
     decoder: bool = False
-    heads: Mapping[str, int] = field(default_factory=dict)
+    heads: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
+    dropout: bool = False
 
 
 class SegmentationModel(nn.Module):
@@ -43,6 +46,11 @@ class SegmentationModel(nn.Module):
             `by_branch = True` it is called with the branch as well.
         description: {"name": ..., "options": {...}}, the builder's name and *all* its arguments, ready for JSON.
         make_classifier: layer of a branch's classifiers, as for `GrowingHead`.
+        norm: kind of the norms in trunks of heads.
+        make_head: makes a branch's head, for networks with heads of their own; default a `GrowingHead`.
+
+    Attributes:
+        readout: how the outputs become classes. It is no part of the description; model folders hold it beside it.
     """
 
     def __init__(
@@ -52,15 +60,19 @@ class SegmentationModel(nn.Module):
         description: Mapping[str, Any] | None = None,
         *,
         make_classifier: MakeClassifier | None = None,
+        norm: NormKind = "bn",
+        make_head: Callable[[], GrowingHead] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.heads = BranchDict(partial(GrowingHead, cast(int, decoder.out_channels), make_classifier))
+        self._head_parts = cast(int, decoder.out_channels), make_classifier, norm
+        self.heads = BranchDict(make_head or partial(GrowingHead, *self._head_parts))
         self.description: dict[str, Any] = dict(description or {"name": None, "options": {}})
-        self.growth: list[dict[str, int]] = []
+        self.growth: list[dict[str, Any]] = []
         self.changes: list[str] = []
         self.frozen = Frozen()
+        self.readout = Readout()
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -81,47 +93,81 @@ class SegmentationModel(nn.Module):
         self._check_branches([branch])
         return cast(GrowingHead, self.heads[branch])
 
-    def grow(self, grows: Mapping[str, int], init_from: str | None = None) -> None:
+    def grow(
+        self,
+        grows: Mapping[str, Any],
+        init_from: str | None = None,
+        *,
+        heads: Mapping[str, Head] | None = None,
+    ) -> None:
         """Add outputs: a new branch gets modules of its own and a head, a known branch's head grows, 0 does nothing.
 
         Weights are drawn on the CPU whatever the model's device, so a seed gives the same ones everywhere.
 
         Args:
-            grows: branch -> number of classes it gains.
+            grows: branch -> number of classes it gains, or an entry of a description's growth.
             init_from: branch whose modules in encoder and decoder a *new* branch copies, as each `BranchDict` says;
                 its classifiers always start afresh.
+            heads: branch -> what it gains beside the number; default plain classifiers.
 
         Raises:
-            ConfigError: negative number, bad branch name, unknown `init_from`; the model is unchanged then.
+            ConfigError: negative number, bad branch name, unknown `init_from`, or a head that cannot grow so; the model
+                is unchanged then.
         """
-        grows = {branch: int(n) for branch, n in grows.items() if n != 0}
+        entries = {branch: Growth.of_json(entry) for branch, entry in grows.items()}
+        entries = {branch: entry for branch, entry in entries.items() if entry.classes != 0}
+        for branch, head in (heads or {}).items():
+            if branch in entries:
+                entries[branch] = Growth(entries[branch].classes, head)
         if init_from is not None:
             self._check_branches([init_from])
         owners = [
             m for part in (self.encoder, self.decoder) for m in part.modules() if isinstance(m, BranchDict)
         ]
         # Everything that can fail is tried before anything is added: a model must not stay half grown.
-        for branch, n in grows.items():
-            if n < 0:
-                raise ConfigError(f"branch '{branch}': cannot grow by {n} classes")
-            for owner in [*owners, self.heads] if branch not in self.heads else ():
+        for branch, entry in entries.items():
+            if entry.classes < 0:
+                raise ConfigError(f"branch '{branch}': cannot grow by {entry.classes} classes")
+            if branch in self.heads:
+                self._asked(branch, partial(self.head(branch).check, entry))
+                continue
+            for owner in [*owners, self.heads]:
                 owner.check(branch)
+            with torch.device("meta"):  # draws no random numbers
+                self._asked(branch, partial(self._check_new, entry))
         like = next(self.parameters(), None)
-        for branch, n in grows.items():
+        for branch, entry in entries.items():
             # The order of drawing random weights (encoder's owners, decoder's, head) is part of every run's numbers.
             added = []
             if branch not in self.heads:
                 added = [owner.add(branch, init_from) for owner in owners]
-                self.heads.add(branch)
-            self.head(branch).grow(n)
+                self.heads[branch] = self._make_head(entry.head)
+            self.head(branch).grow(*entry)
             for module in [*added, self.heads[branch]]:
                 if like is not None:
                     module.to(like.device, like.dtype)
         self.train(self.training)  # new modules are in training mode; frozen ones go back to eval mode
-        if grows:
-            self.growth.append(grows)
+        if entries:
+            self.growth.append({branch: entry.to_json() for branch, entry in entries.items()})
             for owner in owners:
                 owner.pretrained = None  # for the first branches only: a model read from disk has none either
+
+    def _check_new(self, growth: Growth) -> None:
+        self._make_head(growth.head).check(growth)
+
+    def _make_head(self, head: Head) -> GrowingHead:
+        if not head.kind:
+            return cast(GrowingHead, self.heads.make())
+        if head.kind not in KINDS:
+            raise ConfigError(f"unknown kind of head '{head.kind}'; known: {', '.join(KINDS) or 'none'}")
+        return KINDS[head.kind](*self._head_parts)
+
+    @staticmethod
+    def _asked(branch: str, question: Callable[[], object]) -> None:
+        try:
+            question()
+        except ConfigError as error:
+            raise ConfigError(f"branch '{branch}': {error}") from None
 
     def freeze(
         self,
@@ -131,7 +177,8 @@ class SegmentationModel(nn.Module):
         norm: bool = False,
         statistics: bool = True,
         decoder: bool = False,
-        heads: Mapping[str, int] | None = None,
+        heads: Mapping[str, int | Iterable[str]] | None = None,
+        dropout: bool = False,
     ) -> None:
         """Freeze exactly this; everything else becomes trainable. Outlives `.train()`.
 
@@ -144,27 +191,30 @@ class SegmentationModel(nn.Module):
             statistics: the frozen norms also keep their running statistics (they stay in eval mode). False lets
                 them move, as in MiB's code, where `model.train()` undid the freezing.
             decoder: the decoder's weights get no gradient, but for what the other branches own in it.
-            heads: branch -> how many of its classifiers, the oldest first, get no gradient.
+            heads: branch -> which of its classifiers get no gradient: a number, the oldest ones and with them the
+                background's own; or the names of parts (`GrowingHead.parts`), exactly these.
+            dropout: dropout layers drop nothing.
 
         Raises:
-            ConfigError: unknown branch, or more classifiers than the branch has.
+            ConfigError: unknown branch, more classifiers than the branch has, or an unknown part.
         """
-        branches, heads = tuple(branches), dict(heads or {})
-        self._check_branches([*branches, *heads])
-        for branch, number in heads.items():
-            if not 0 <= number <= len(self.head(branch).classifiers):
-                raise ConfigError(
-                    f"branch '{branch}': cannot freeze {number} of its {len(self.head(branch).classifiers)} classifiers"
-                )
-        self.frozen = Frozen(branches, encoder, norm, statistics, decoder, heads)
+        branches = tuple(branches)
+        self._check_branches([*branches, *(heads or {})])
+        chosen: dict[str, int | tuple[str, ...]] = {
+            branch: which if isinstance(which, int) else tuple(which)
+            for branch, which in (heads or {}).items()
+        }
+        for branch, which in chosen.items():
+            self._asked(branch, partial(self.head(branch).chosen, which))
+        self.frozen = Frozen(branches, encoder, norm, statistics, decoder, chosen, dropout)
         # From a clean slate, so that a second call means what it says and nothing of the first.
         self.requires_grad_(True)
         for part in self._frozen_parts:
             part.requires_grad_(False)
             for module in self._trained_in(part):
                 module.requires_grad_(True)
-        for branch, number in heads.items():
-            self.head(branch).classifiers[:number].requires_grad_(False)
+        for part in self._frozen_classifiers:
+            part.requires_grad_(False)
         for branch in branches:
             for weight in self.branch_parameters(branch):
                 weight.requires_grad_(False)
@@ -185,7 +235,7 @@ class SegmentationModel(nn.Module):
         if self._encoder_is_frozen:
             self.encoder.eval()
         if mode and self.frozen.statistics:
-            roots = self._frozen_parts
+            roots = self._frozen_parts + self._frozen_classifiers
             roots += [m for branch in self.frozen.branches for m in self._branch_modules(branch)]
             kept = [] if self.frozen.norm else [m for part in roots for m in self._trained_in(part)]
             # A frozen encoder may hold norms of a branch that is trained; these go on learning.
@@ -194,6 +244,10 @@ class SegmentationModel(nn.Module):
                 for module in root.modules():
                     if isinstance(module, NORM_TYPES) and id(module) not in trained:
                         module.training = False
+        if self.frozen.dropout:
+            for module in self.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.training = False
         for module in self.modules():
             if isinstance(module, Restructured):
                 module.rest_changed()
@@ -204,6 +258,13 @@ class SegmentationModel(nn.Module):
         """Encoder and decoder, if they are frozen."""
         parts = ((self.encoder, self.frozen.encoder), (self.decoder, self.frozen.decoder))
         return [part for part, frozen in parts if frozen]
+
+    @property
+    def _frozen_classifiers(self) -> list[nn.Module]:
+        """The parts of heads that are frozen."""
+        return [
+            part for branch, which in self.frozen.heads.items() for part in self.head(branch).chosen(which)
+        ]
 
     def _trained_in(self, part: nn.Module) -> list[nn.Module]:
         """What the branches that are not frozen own in the encoder or the decoder."""
@@ -249,8 +310,8 @@ class SegmentationModel(nn.Module):
         branches: Iterable[str] | None = None,
         *,
         encoded: Mapping[str, Tensor] | None = None,
-        before_activation: bool = False,
-        attention: bool = False,
+        taps: Taps = (),
+        extra: Mapping[str, Tensor] | None = None,
     ) -> dict[str, SegOutput]:
         """Run the model through some branches over the same images.
 
@@ -258,57 +319,70 @@ class SegmentationModel(nn.Module):
             image: (B, 3, H, W) float, normalised.
             branches: which; None = all.
             encoded: what the encoder made of the image, where it is known already and the same for all branches.
-            before_activation: also give the taps before each stage's last activation, named as the stage with ".pre"
-                behind. They cost a copy of each map. An encoder of a library has none, nor has a stage without a last
-                activation.
-            attention: also give the attention maps of a transformer's blocks, "attention1", "attention2", ...; see
-                `LibraryEncoder`. A network without has none.
+            taps: maps to give beside the usual ones, where the network has them. "before_activation": each stage's
+                before its last activation, named as the stage with ".pre" behind; they cost a copy of each map.
+                "attention": those of a transformer's blocks, "attention1", "attention2", ...; see `LibraryEncoder`.
+            extra: the maps in `reads_extra`, name -> (B, H, W).
 
         Returns:
-            Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), and the
-            taps "layer1" ... "layer4" (or what the encoder names), "encoder" (its last map, after the activation) and
-            "decoder" (the classifiers' input).
+            Branch -> logits (B, C, h, w) at the head's stride (cut to the image's size where they are larger), the
+            auxiliary outputs, and the taps: "layer1" ... "layer4" (or what the encoder names), "encoder" (its last map,
+            after the activation), "decoder" (the classifiers' input), and "head0", "head1", ... behind the trunks of
+            heads.
 
         Raises:
-            ConfigError: unknown branch, or the model has no outputs yet.
+            ConfigError: unknown branch or kind of tap, the model has no outputs yet, or `extra` lacks a map.
         """
         branches = self.branches if branches is None else tuple(branches)
         self._check_branches(branches)
         if not branches:
             raise ConfigError("the model has no outputs yet: grow it first")
-        wanted = self._wanted(before_activation=before_activation, attention=attention)
-        taps = self._taps(image, branches, encoded, wanted)
+        found = self._maps(image, branches, encoded, self._wanted(taps))
         height, width = image.shape[2:]
         # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
-        return {
-            branch: SegOutput(self.heads[branch](maps["decoder"])[..., :height, :width], maps)
-            for branch, maps in taps.items()
-        }
+        outputs = {}
+        for branch, maps in found.items():
+            logits, auxiliary, own = self._through_head(branch, maps["decoder"], extra)
+            auxiliary = {name: value[..., :height, :width] for name, value in auxiliary.items()}
+            outputs[branch] = SegOutput(logits[..., :height, :width], maps | own, auxiliary)
+        return outputs
 
-    def encode(
-        self, image: Tensor, *, before_activation: bool = False, attention: bool = False
-    ) -> dict[str, Tensor]:
+    def _through_head(self, branch: str, decoded: Tensor, extra: Mapping[str, Tensor] | None) -> HeadOutput:
+        head = self.head(branch)
+        if not head.reads_extra:
+            return head(decoded)
+        if missing := [name for name in head.reads_extra if name not in (extra or {})]:
+            raise ConfigError(f"the network needs {', '.join(missing)} of every image (data.extra)")
+        return head(decoded, extra)
+
+    @property
+    def reads_extra(self) -> tuple[str, ...]:
+        """Names of the pixel-aligned maps that the network needs beside the image."""
+        return tuple(dict.fromkeys(n for b in self.branches for n in self.head(b).reads_extra))
+
+    def encode(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
         """Run an encoder that all branches share: (B, 3, H, W) to its maps by name, finest first."""
-        return self.encoder(image, **self._wanted(before_activation=before_activation, attention=attention))
+        return self.encoder(image, **self._wanted(taps))
 
     @property
     def gives_attention(self) -> bool:
         """Whether the network has attention maps over the whole image that it can give."""
         return bool(getattr(self.encoder, "attention_grids", ()))
 
-    def _wanted(self, **asked: bool) -> dict[str, bool]:
-        # Asked only where it is wanted: encoders of libraries and of users do not know the arguments.
-        if not any(asked.values()):
-            return {}
-        known = inspect.signature(self.encoder.forward).parameters
-        return {name: True for name, value in asked.items() if value and name in known}
+    def _wanted(self, taps: Taps) -> dict[str, Taps]:
+        """What the encoder is called with for these taps: nothing where it has no such argument."""
+        unknown = [tap for tap in taps if tap not in get_args(Tap)]
+        if unknown:
+            raise ConfigError(f"taps: '{unknown[0]}' is no kind of tap; kinds: {', '.join(get_args(Tap))}")
+        asks = bool(taps) and "taps" in inspect.signature(self.encoder.forward).parameters
+        return {"taps": taps} if asks else {}
 
-    def _taps(
+    def _maps(
         self,
         image: Tensor,
         branches: tuple[str, ...],
         known: Mapping[str, Tensor] | None,
-        wanted: Mapping[str, bool],
+        wanted: Mapping[str, Taps],
     ) -> dict[str, dict[str, Tensor]]:
         """The named maps of every branch; encoder and decoder run once for branches that share them."""
         if known is None and _by_branch(self.encoder):
@@ -316,7 +390,7 @@ class SegmentationModel(nn.Module):
         else:
             own = self.encoder(image, **wanted) if known is None else known
             encoded = dict.fromkeys(branches, own)
-        taps = {}
+        found = {}
         # Branches with the very same encoder maps share the decoder's result, too: keyed by the maps' identity.
         decoded: dict[int, Tensor] = {}
         for branch in branches:
@@ -327,8 +401,8 @@ class SegmentationModel(nn.Module):
             else:
                 same = id(encoded[branch])
                 maps["decoder"] = decoded[same] = decoded[same] if same in decoded else self.decoder(maps)
-            taps[branch] = maps
-        return taps
+            found[branch] = maps
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What rebuilds the model without its weights: name, options, growth in order. Ready for JSON."""
@@ -360,23 +434,6 @@ class SegmentationModel(nn.Module):
         unknown = [branch for branch in branches if branch not in self.heads]
         if unknown:
             raise ConfigError(f"the model has no branch '{unknown[0]}'; it has {list(self.branches)}")
-
-
-class Restructured(nn.Module):
-    """A module whose structure may change between steps; see `SegmentationModel.restructure`."""
-
-    changes_known: tuple[str, ...] = ()
-    """Names of the changes that it takes part in."""
-
-    def restructure(self, name: str) -> None:
-        """Make the change: first with the weights at hand, and again on fresh weights when a model is rebuilt."""
-        raise NotImplementedError
-
-    def freeze_changed(self) -> None:
-        """Take the gradient from weights that the change has settled; called at the end of every `freeze`."""
-
-    def rest_changed(self) -> None:
-        """Put norms that the change has settled into eval mode; called at the end of every `train`."""
 
 
 def _by_branch(part: nn.Module) -> bool:
@@ -420,9 +477,14 @@ def init_from_background(model: SegmentationModel, branch: str, *, biases: bool 
     head = model.head(branch)
     if len(head.classifiers) < 2:
         raise ConfigError(f"branch '{branch}': there is no older classifier to start the new one from")
-    first, new = cast(Classifier, head.classifiers[0]), cast(Classifier, head.classifiers[-1])
+    first, new = background_layer(head), last_layer(head.classifiers[-1])
     if first.bias is None or new.bias is None:
         raise ConfigError(f"branch '{branch}': the classifiers need a bias")
+    if any(growth.head != Head() for growth in (head.growths[0], head.growths[-1])):
+        raise ConfigError(
+            f"branch '{branch}': its classifiers are of another method's kind; a new one cannot start from the "
+            "background's as it does in MiB"
+        )
     outputs = (
         1 if isinstance(first, nn.ConvTranspose2d) else 0
     )  # dimension of the weights that counts classes

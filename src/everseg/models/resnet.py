@@ -20,6 +20,7 @@ from everseg.models.blocks import (
     through,
 )
 from everseg.models.compensation import Compensated, Unit
+from everseg.types import Taps
 
 STRIDES = {
     # output stride, stem pools -> stride and dilation of the four stages
@@ -220,17 +221,18 @@ class ResNet(nn.Module):
         self.out_channels = channels
 
     def forward(
-        self, image: Tensor, branches: Iterable[str] | None = None, *, before_activation: bool = False
+        self, image: Tensor, branches: Iterable[str] | None = None, *, taps: Taps = ()
     ) -> dict[str, Any]:
         """Map (B, 3, H, W) to the stages' maps "layer1" ... "layer4", finest first; by branch where `by_branch`.
 
-        With `before_activation` also "layer1.pre" ... "layer4.pre": the same maps before the stage's last activation.
+        Asked for "before_activation" also "layer1.pre" ... "layer4.pre", the maps before the stage's last activation.
         """
+        before = "before_activation" in taps
         # All that comes before the first norm, so all that branches share in one run.
         start = self.conv1(image)
         if not self.by_branch:
-            return self._through(start, None, before_activation)
-        return {branch: self._through(start, branch, before_activation) for branch in branches or ()}
+            return self._through(start, None, before)
+        return {branch: self._through(start, branch, before) for branch in branches or ()}
 
     def parameter_layers(self) -> list[list[nn.Parameter]]:
         """The weights of the stem and of each stage, from the image on."""

@@ -24,6 +24,7 @@ from everseg.errors import CheckpointError, EversegError, some
 from everseg.inference.count import user_builder, views_of
 from everseg.labels import IGNORED, IGNORED_WIDE
 from everseg.losses.argmax import predict_ids
+from everseg.losses.readout import merged_outputs, small_values
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
 from everseg.reports.embedded import labels, photo, plot, stored_picture
@@ -101,9 +102,10 @@ def look(
                 views_of([source], datasets), data, device, batch=train.eval_batch
             ):
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    logits = model(batch.image, (source.branch,))[source.branch].logits
+                    output = model(batch.image, (source.branch,))[source.branch]
+                values, merged = small_values(output, model.readout), merged_outputs(model.readout)
                 ids = (
-                    predict_ids(logits.float(), (batch.image.shape[-2], batch.image.shape[-1]))
+                    predict_ids(values, (batch.image.shape[-2], batch.image.shape[-1]), merged)
                     .cpu()
                     .numpy()
                     .astype(loaded.label.numpy().dtype, copy=False)

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everseg.errors import CheckpointError, some
+from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import IGNORED_WIDE, LabelSpace, known_as, spelling
 from everseg.models.build import from_description
+from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
 from everseg.runs.input_form import InputForm
+from everseg.types import Readout
 
 FILE = "classes.json"
 FORMAT = 2
@@ -84,6 +86,8 @@ class ModelFile:
     """The classes under their lasting ids; bundles only."""
     onnx: Mapping[str, str] = field(default_factory=dict)
     """Branch -> name of its ONNX file in the same folder; {} without ONNX files."""
+    readout: Readout = field(default_factory=Readout)
+    """How the outputs become classes."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the file that this everseg does not know, unchanged."""
 
@@ -112,6 +116,7 @@ class ModelFile:
             "domains": dict(self.domains),
             "fresh": self.fresh,
             **self.form.to_json(),
+            **({"readout": readout} if (readout := self.readout.to_json()) else {}),
             **({"source": self.source} if self.source else {}),
             **registry,
             **self.unknown,
@@ -202,6 +207,7 @@ def load_model(
     about = about or read_model_file(folder)
     model = from_description(about.architecture, builder=builder)
     load_strictly(model, load_tensors(folder / WEIGHTS, weights), str(folder))
+    model.readout = about.readout
     model.eval()
     return model, about
 
@@ -283,7 +289,7 @@ class _Reader:
 
     KNOWN = frozenset(
         {"format", "architecture", "branches", "domains", "fresh", "source", "classes", "next_id"}
-        | {"size", "evaluation", "normalisation", "window", "overlap", "bit_depth", "exif"}
+        | {"readout", "size", "evaluation", "normalisation", "window", "overlap", "bit_depth", "exif"}
     )
 
     def __init__(self, stored: Mapping[str, Any]) -> None:
@@ -298,6 +304,8 @@ class _Reader:
         spaces = {name: self._space(name, entry) for name, entry in branches.items()}
         form, wrong = InputForm.of_json(self.stored)
         self.problems += wrong
+        readout, wrong = Readout.of_json(self.stored.get("readout", {}))
+        self.problems += wrong
         registry = self._registry(spaces)
         if registry is not None and not self.problems:  # the comparison of ids needs valid spaces and classes
             self._check_ids(branches, spaces, registry)
@@ -310,6 +318,7 @@ class _Reader:
             self._plain("source", str, "", "a text"),
             registry,
             {} if registry is None else self._onnx(branches),
+            readout,
             {key: value for key, value in self.stored.items() if key not in self.KNOWN},
         )
 
@@ -347,11 +356,16 @@ class _Reader:
         if not _is_list_of(found.get("changes", []), str):
             self.problems.append("architecture.changes: expected the names of structural changes")
         growth = found["growth"]
-        if not _is_list_of(growth, dict) or not all(_is_list_of(list(one.values()), int) for one in growth):
+        if not _is_list_of(growth, dict):
             self.problems.append("architecture.growth: expected the number of outputs each branch gained")
             return found
-        for branch in dict.fromkeys([*spaces, *(name for one in growth for name in one)]):
-            outputs = sum(one.get(branch, 0) for one in growth)
+        try:
+            sizes = sizes_of(growth)
+        except ConfigError as error:
+            self.problems.append(f"architecture.growth: {error}")
+            return found
+        for branch in dict.fromkeys([*spaces, *(name for one in sizes for name in one)]):
+            outputs = sum(one.get(branch, 0) for one in sizes)
             classes = spaces[branch].num_classes if branch in spaces else 0
             if outputs != classes:
                 self.problems.append(f"branch '{branch}' has {outputs} outputs and {classes} classes")

@@ -253,6 +253,7 @@ class RunFolder:
             {source.domain: source.branch for source in step.test if source.domain},
             form,
             step.fresh,
+            readout=model.readout,
         )
         save_model(self.final(step.index), about, model.state_dict(), method_state, raw=raw, parent=parent)
 

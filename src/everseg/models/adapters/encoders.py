@@ -22,7 +22,7 @@ from everseg.models.blocks import ATTENTION, NORM_TYPES, BranchDecoder, check_no
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
-from everseg.types import IMAGENET_MEAN, IMAGENET_STD
+from everseg.types import IMAGENET_MEAN, IMAGENET_STD, Taps
 
 log = logging.getLogger("everseg")
 
@@ -90,11 +90,12 @@ class LibraryEncoder(nn.Module):
             )
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, image: Tensor, *, attention: bool = False) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, *, taps: Taps = ()) -> dict[str, Tensor]:
         """Map (B, 3, H, W) to the taps (B, C, ceil(H / stride), ceil(W / stride)).
 
-        With `attention` also "attention1", "attention2", ... of every transformer block, before the maps: (B, heads, h,
-        w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the image alike.
+        Asked for "attention" also "attention1", "attention2", ... of every transformer block, before the maps: (B,
+        heads, h, w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the
+        image alike.
         """
         height, width = image.shape[2:]
         if self.scale is not None and self.shift is not None:
@@ -103,8 +104,8 @@ class LibraryEncoder(nn.Module):
         down, right = -height % self.multiple, -width % self.multiple
         if down or right:
             image = F.pad(image, (0, right, 0, down), mode="replicate")
-        taps: dict[str, Tensor] = {}
-        if attention and self.attention_grids:
+        found: dict[str, Tensor] = {}
+        if "attention" in taps and self.attention_grids:
             maps, attentions = from_transformers.read_attention(self.body, image)
             for number, (rows, (fine, coarse)) in enumerate(
                 zip(attentions, self.attention_grids, strict=True), start=1
@@ -114,10 +115,10 @@ class LibraryEncoder(nn.Module):
                 h, w, to_h, to_w = (
                     -(-side // stride) for stride in (fine, coarse) for side in (height, width)
                 )
-                taps[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
+                found[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
         else:
             maps = self._read(self.body, image)
-        return taps | {
+        return found | {
             name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
             for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
         }
