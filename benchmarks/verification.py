@@ -20,6 +20,7 @@ from benchmarks import golden_runs
 from benchmarks.golden_checks import EXACT, Row, all_checks
 from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
+from benchmarks.golden_mbs import check_mbs, replay_mbs
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
 from benchmarks.golden_nest import replay_nest
@@ -138,6 +139,11 @@ ORIGINALS = (
     Original(
         "UCD", ("ucd", "train_ucd"), "ygjwd12345/UCD cc73546", "none (not opened)", "`form`",
         "none: the released code does not run, so the replay is partly official", check_ucd, replay_ucd,
+    ),
+    Original(
+        "MBS", ("mbs", "train_mbs"), "RoadoneP/ECCV2024_MBS dc83e50", "MIT", "`ignore_doubted`, `moved`, `adaptive`",
+        "MBS' 15-1, with a vision transformer: the files' network is a stand-in without attention",
+        check_mbs, replay_mbs,
     ),
     Original(
         "label rules", ("label_maps",), "of PLOP, MiB and SDR", "as above", "`scenario.policy`", "-",

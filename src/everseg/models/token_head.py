@@ -13,6 +13,7 @@ from everseg.models.heads import GrowingHead, Growth, Head, HeadOutput
 
 PATCHES, TOKENS, CLASSES = "patches", "class_tokens", "class_features"
 """Names of the head's taps: what the masks are products of, and the class tokens behind the transformer."""
+PLAIN = Head()
 MASK_SCALE = 10.0
 """Where the factor on the cosines starts: the largest difference between two logits is then 20."""
 
@@ -86,7 +87,12 @@ class TokenHead(GrowingHead):
     Source: Strudel et al., "Segmenter", ICCV 2021; the growing tokens as in MBS (Park et al., ECCV 2024).
     """
 
-    def __init__(self, width: int, *, layers: int = 2, heads: int | None = None, dropout: float = 0.1) -> None:
+    gives_tokens = True
+    """Asked by rooms that do not know the class."""
+
+    def __init__(
+        self, width: int, *, layers: int = 2, heads: int | None = None, dropout: float = 0.1
+    ) -> None:
         super().__init__(width)
         heads = heads or max(1, width // 64)
         if layers < 0 or not 0 <= dropout < 1 or heads < 1 or width % heads:
@@ -108,7 +114,7 @@ class TokenHead(GrowingHead):
         Raises:
             ConfigError: it cannot.
         """
-        if growth.head != Head():
+        if growth.head != PLAIN:
             raise ConfigError(
                 "the classes of this network are tokens, which have no further outputs, layers or background of their "
                 "own; choose another network for this method, or another method"
@@ -116,7 +122,7 @@ class TokenHead(GrowingHead):
         super().check(growth)
 
     @torch.no_grad()
-    def grow(self, num_classes: int, head: Head = Head()) -> None:
+    def grow(self, num_classes: int, head: Head = PLAIN) -> None:
         """Append tokens for `num_classes` >= 1 more classes; later ones start from the first token.
 
         Raises:
