@@ -19,7 +19,7 @@ from encoders import need_transformers
 from PIL import Image
 from processes import complete, killed, start, wait
 from safetensors.torch import load_file
-from toy import NETWORKS, HERE, NEEDED, build, settings
+from toy import HERE, NEEDED, NETWORKS, build, settings
 
 import everseg
 from everseg import registry

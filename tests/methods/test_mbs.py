@@ -7,13 +7,15 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from saying import must_say
 from torch.testing import assert_close
 
 from everseg.errors import ConfigError
 from everseg.labels import LabelSpace
 from everseg.methods import switches
+from everseg.methods.ft import FineTuning
 from everseg.methods.mbs import MBS
+from everseg.methods.mib import MiB
+from saying import must_say
 
 K, C = 3, 5
 
@@ -142,3 +144,12 @@ def test_a_network_without_tokens_is_refused_before_training(toy):
         switches.check_model(MBS(), toy.model())
     must_say(caught.value, "class tokens", "model.name=segmenter")
     switches.check_model(MBS(), toy.model("mbs"))
+
+
+@pytest.mark.parametrize("method", [FineTuning, MiB])
+def test_other_methods_train_tokens(toy, method):
+    options = (
+        {"init_background": False} if method is MiB else {}
+    )  # tokens have no bias that could be shared out
+    run = toy.train(method(**options), toy.model("mbs"))
+    assert all(value.isfinite() for value in run.terms[-1].values())
