@@ -99,7 +99,7 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         ),
         "mbs": Builtin(
             "everseg.methods.mbs:MBS",
-            "Complete the labels by the teacher, ignore what it doubts, and keep outputs, features and class tokens.",
+            "Complete the labels, ignore what the teacher doubts, and keep outputs, features and class tokens.",
         ),
         "sdr": Builtin(
             "everseg.methods.sdr:SDR",

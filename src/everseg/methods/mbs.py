@@ -27,7 +27,7 @@ from everseg.models.token_head import CLASSES, PATCHES, TOKENS
 
 @dataclass(kw_only=True)
 class MBS(Method):
-    """Complete the labels by the teacher, ignore what it doubts, and keep outputs, features and class tokens.
+    """Complete the labels, ignore what the teacher doubts, and keep outputs, features and class tokens.
 
     The background of the labels gets the teacher's classes where it is certain, and is ignored where the teacher rather
     sees some class. The teacher's outputs are kept, its background's share moved to the new class where one is
