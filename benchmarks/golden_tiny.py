@@ -181,9 +181,7 @@ class TinyRun:
 
     def step(self, index: int, protocol: str = "") -> Step:
         """A step as the engine would have it: its classes, and the images that its first epoch reads."""
-        spaces = LabelSpace(
-            tuple(self.groups[: index + 1]), tuple(f"class {c}" for c in self.seen(index))
-        )
+        spaces = LabelSpace(tuple(self.groups[: index + 1]), tuple(f"class {c}" for c in self.seen(index)))
         table = self.table(self.groups[index])
         source = Source(BRANCH, "golden", "train", tuple(range(self.num_train)), bytes(table))
         chosen = protocol or ("overlapped" if self.meta.get("overlap", True) else "disjoint")
@@ -214,17 +212,13 @@ class TinyRun:
         share = float((ours != theirs).mean()) if ours.shape == theirs.shape else np.inf
         entry.largest = max(entry.largest, share)
 
-    def compare_weights(
-        self, quantity: str, model: SegmentationModel, prefix: str, rename: Rename
-    ) -> None:
+    def compare_weights(self, quantity: str, model: SegmentationModel, prefix: str, rename: Rename) -> None:
         """Compare every weight and statistic that the file holds under a prefix."""
         state = model.state_dict()
         for key, value in self.stored(prefix).items():
             self.whole(quantity, as_theirs(state, key, rename), value)
 
-    def compare_gradients(
-        self, model: SegmentationModel, at: str, iteration: int, rename: Rename
-    ) -> None:
+    def compare_gradients(self, model: SegmentationModel, at: str, iteration: int, rename: Rename) -> None:
         """Compare the norm of every gradient: relative to itself where it counts, and to the whole gradient's norm.
 
         A gradient that is zero but for rounding (below 1e-10 of the whole) has no digits of its own.
@@ -240,11 +234,11 @@ class TinyRun:
             if norm > 1e-10 * whole:
                 self.compare("gradient norms", value, norm)
 
-    def confusion(self, predict: Callable[[Tensor], Tensor], step: int, *, current: bool) -> np.ndarray:
+    def confusion(self, predict: Callable[[Tensor, int], Tensor], step: int, *, current: bool) -> np.ndarray:
         """Count the test images as the SSUL family's code does; rows truth.
 
         Args:
-            predict: normalised images -> train ids (B, H, W).
+            predict: a normalised image (1, 3, H, W) and its number -> train ids (1, H, W).
             current: only images with a class of the step, where every other class counts as background; else all
                 images, where classes not seen yet are left out.
         """
@@ -259,7 +253,7 @@ class TinyRun:
                 truth = self.labels(which, self.groups[step])
             else:
                 truth = self.labels(which, self.seen(step), other=IGNORED)
-            found = predict(self.images[index][None])
+            found = predict(self.images[index][None], index)
             valid = truth != IGNORED
             place = truth[valid] * number + found[valid]
             counts += torch.bincount(place, minlength=number**2).view(number, number).numpy()

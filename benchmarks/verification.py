@@ -23,12 +23,15 @@ from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mbs import check_mbs, replay_mbs
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
+from benchmarks.golden_memory import check_memory
+from benchmarks.golden_microseg import check_microseg, replay_microseg
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
 from benchmarks.golden_rcil import check_rcil, replay_rcil
 from benchmarks.golden_reminder import check_reminder, replay_reminder
 from benchmarks.golden_replay import CASES, Comparison, replay, tags
 from benchmarks.golden_sdr import check_sdr, replay_sdr
+from benchmarks.golden_ssul import check_ssul, replay_ssul
 from benchmarks.golden_ucd import check_ucd, replay_ucd
 
 ROUNDING = {
@@ -144,6 +147,20 @@ ORIGINALS = (
         "MBS", ("mbs", "train_mbs"), "RoadoneP/ECCV2024_MBS dc83e50", "MIT", "`ignore_doubted`, `moved`, `adaptive`",
         "MBS' 15-1, with a vision transformer: the files' network is a stand-in without attention",
         check_mbs, replay_mbs,
+    ),
+    Original(
+        "SSUL, SSUL-M", ("ssul", "train_ssul"), "clovaai/SSUL e08ee9c", "MIT",
+        "`unknown`, `memory_offset`, `scenario.memory.labels`", "SSUL's, with `ignore-void` labels",
+        check_ssul, replay_ssul,
+    ),
+    Original(
+        "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)",
+        "`memory_offset`",
+        "MicroSeg's, with `ignore-void` labels and its proposals", check_microseg, replay_microseg,
+    ),
+    Original(
+        "memories", ("dkd_memory", "mibaugm_memory"), "of SSUL, DKD and MiB-AugM", "MIT; GPL-3.0, none (not opened)",
+        "`scenario.memory.*`, see docs/methods.md", "-", check_memory,
     ),
     Original(
         "label rules", ("label_maps",), "of PLOP, MiB and SDR", "as above", "`scenario.policy`", "-",

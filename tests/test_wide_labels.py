@@ -105,6 +105,7 @@ def test_predictions_are_masks_of_16_bits_with_the_ids_of_the_model(trained, tmp
     assert narrow.ids.dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_scoring_again_gives_the_same_and_the_bundle_its_onnx_has_16_bits(trained, tmp_path, call):
     run = str(trained / "runs/w")
     code, out, _ = call("eval", run, "--json", "--quiet")

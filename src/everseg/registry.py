@@ -109,6 +109,14 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.ucd:UCD",
             "MiB, with pixels of one class held together and apart from all others, as far as the teacher is certain.",
         ),
+        "ssul": Builtin(
+            "everseg.methods.ssul:SSUL",
+            "Learn each step in a head of its own, on features frozen after the first; what stands out is unknown.",
+        ),
+        "microseg": Builtin(
+            "everseg.methods.microseg:MicroSeg",
+            "SSUL in given regions, each classified as a whole; the unknown are several clusters that are kept apart.",
+        ),
     },
     "dataset": {
         "voc": Builtin("everseg.data.datasets.voc:build", "Read Pascal VOC 2012."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import isfinite
 from types import MappingProxyType
@@ -35,6 +35,11 @@ class Batch:
     """The branch of the model whose label space `label` uses."""
     ids: tuple[str, ...] = ()
     """Names of the samples, for messages."""
+    memory: Tensor | None = None
+    """(B,) bool: which images come from the memory of earlier steps; None where the step has no memory."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of a further map of the data set (`data.extra`), such as "saliency" -> (B, H, W) int64: its values as the
+    files hold them; 255 (65,535 in maps of 16 bits) where the crop reaches beyond the image."""
 
     def split(self, count: int) -> list[Batch]:
         """Cut the batch into `count` parts of consecutive images, the same cut as that of a batch over processes.
@@ -48,7 +53,7 @@ class Batch:
         size = len(self.image)
         count = min(count, size)
         bounds = [size * i // count for i in range(count + 1)]
-        held = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        held = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
         return [
             replace(self, **{name: _cut(value, size, slice(*pair)) for name, value in held.items()})
             for pair in pairwise(bounds)
@@ -74,6 +79,18 @@ class SegOutput(NamedTuple):
     """Name -> (B, n, h, w): logits of outputs that are no class, such as "unknown"."""
 
 
+REGIONS = "regions"
+"""Name of the tap with the regions' logits (B, C, N, 1), where a network classifies regions of the image; with ".NAME"
+behind it those of an auxiliary output. Also the name of the kind of head that gives them."""
+
+
+def of_regions(output: SegOutput) -> SegOutput:
+    """The outputs of the N regions of an image, as maps of N rows and one column."""
+    start = f"{REGIONS}."
+    others = {k.removeprefix(start): v for k, v in output.features.items() if k.startswith(start)}
+    return SegOutput(output.features[REGIONS], output.features, others)
+
+
 @dataclass(frozen=True)
 class Readout:
     """How a model's outputs become one value per class, whose largest one is the class of a pixel.
@@ -94,10 +111,15 @@ class Readout:
     min(r_k, 0). "" = none."""
     threshold: float | None = None
     """The background's value, instead of that of its own output: what the other classes must exceed."""
+    regions: str = ""
+    """Tap that holds a map of regions, (B, H, W): a pixel has the class of its region, and is background where it is in
+    none; see `REGIONS`. "" = every pixel for itself."""
 
     def problems(self) -> list[str]:
         """Say what is wrong with it."""
         found = []
+        if self.regions and (self.before or self.residual):
+            found.append("regions are not resized: they exclude before and residual")
         if self.threshold is not None and (self.merge or self.residual):
             found.append("a threshold excludes merge and residual")
         if self.threshold is not None and self.activation == "sigmoid" and not 0 < self.threshold < 1:
@@ -125,6 +147,7 @@ class Readout:
             "before": lambda value: isinstance(value, bool),
             "merge": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
             "residual": lambda value: isinstance(value, str),
+            "regions": lambda value: isinstance(value, str),
             "threshold": lambda value: type(value) in (int, float) and isfinite(value),
         }
         if not isinstance(stored, Mapping):

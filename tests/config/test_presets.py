@@ -324,9 +324,10 @@ def test_pretuning_is_as_its_scripts_say(name: str, expected: tuple) -> None:
 
 
 def test_a_name_without_protocol_means_that_of_the_authors_as_the_page_says() -> None:
-    families = presets._part("families")
     overlapped = [
-        name for name, data in families.items() if data.get("voc", {}).get("default") == "overlapped"
+        name
+        for name in presets._part("methods")
+        if presets._family(name, "voc").get("default") == "overlapped"
     ]
     for name in presets._part("methods"):
         for task in ("voc-15-5", "ade-100-50"):
@@ -335,3 +336,37 @@ def test_a_name_without_protocol_means_that_of_the_authors_as_the_page_says() ->
     page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8")
     told = page.split("overlapped for ")[1].split(", disjoint for the others")[0]
     assert re.findall("`(.+?)`", told) == overlapped
+
+
+def test_a_variant_has_all_of_its_method_and_its_own_on_top() -> None:
+    plain, memory = load("voc-15-1-ssul"), load("voc-15-1-ssul-m")
+    assert memory.method == plain.method
+    assert memory.method.name == "ssul"
+    assert (plain.scenario.memory.size, memory.scenario.memory.size) == (0, 100)
+    assert load("ade-100-50-ssul-m").scenario.memory.size == 300
+    one, other = plain.model_dump(), memory.model_dump()
+    for dumped in (one, other):
+        del dumped["name"], dumped["scenario"]["memory"]
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-ssul", (50, 32, 0.01, 0.01, 1e-6, 0.0, "salient")),
+        ("voc-19-1-ssul-m", (50, 32, 0.01, 0.01, 1e-6, 0.0, "salient")),
+        ("ade-100-10-ssul", (100, 24, 0.01, 0.05, 0.0, 0.1, "all")),
+    ],
+)
+def test_ssul_trains_as_its_commands_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    train, options = config.train, config.model.options
+    assert (
+        train.epochs, train.batch, train.lr, train.lr_next, train.min_lr, train.warmup_share,
+        config.method.options["unknown"],
+    ) == expected  # fmt: skip
+    assert (config.data.crop, config.scenario.policy, config.scenario.protocol, config.model.norm) == (
+        513, "ignore-void", "overlapped", "bn",
+    )  # fmt: skip
+    assert (options["pool_size"], options["dropout"], options["encoder_momentum"]) == (None, 0.1, 0.01)
+    assert config.method.options["threshold"] == 0.7

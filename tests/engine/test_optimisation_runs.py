@@ -10,7 +10,6 @@ import pytest
 import torch
 from processes import At, complete, killed, ranks, results
 from safetensors.torch import load_file
-from saying import must_say
 from toy import settings
 
 import everseg
@@ -18,6 +17,7 @@ from everseg.config.fields import TrainConfig
 from everseg.config.loading import load
 from everseg.errors import ConfigError
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 EVERYTHING = {
     "optimizer": "adamw", "lr": 0.01, "lr_next": 0.01, "accumulate": 2, "warmup": 7, "warmup_power": 2.0,
@@ -59,6 +59,7 @@ def test_a_stop_in_the_warm_up_saves_the_average_and_continues(tmp_path, undistu
     assert results(tmp_path / "toy") == undisturbed
 
 
+@pytest.mark.slow
 def test_every_setting_acts(tmp_path, undisturbed):
     """One setting left out at a time gives another first step."""
     wanted = undisturbed["steps/00/final/model.safetensors"]
@@ -154,7 +155,13 @@ def test_impossible_settings_are_named_together():
     with pytest.raises(ConfigError) as caught:
         load(
             None,
-            ["train.batch=6", "train.accumulate=4", "train.momentum=0", "train.warmup=5", "train.warmup_share=0.1"],
+            [
+                "train.batch=6",
+                "train.accumulate=4",
+                "train.momentum=0",
+                "train.warmup=5",
+                "train.warmup_share=0.1",
+            ],
         )
     text = str(caught.value)
     must_say(text, "train.warmup_share", "train.warmup both", "one of them")

@@ -20,6 +20,7 @@ import pytest
         "pooled_cube",
         "prototypes",
         "pseudo",
+        "regions",
         "replayed",
         "similarity",
         "thresholds",

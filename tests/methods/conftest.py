@@ -69,6 +69,9 @@ DOMAINS = (
 def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
     """Images and labels as the step would see them: old classes are background, some pixels ignored."""
     generator = torch.Generator().manual_seed(100 + step.index)
+    maps = torch.Generator().manual_seed(
+        200 + step.index
+    )  # apart, so that images and labels stay what they were
     branch = step.branch
     old, total = step.num_old(branch), step.spaces[branch].num_classes
     found = []
@@ -79,7 +82,11 @@ def batches(step: Step, count: int = 3, side: int = 16) -> list[Batch]:
         if old:
             label[label < first] = 0
         label[:, :2] = 255
-        found.append(Batch(image, label, branch))
+        saliency = torch.rand(2, side, side, generator=maps) < 0.5
+        proposals = torch.randint(0, 6, (2, side, side), generator=maps)
+        proposals = proposals.masked_fill(proposals == 5, 255)
+        extra = {"saliency": saliency.long(), "proposals": proposals}
+        found.append(Batch(image, label, branch, extra=extra))
     return found
 
 

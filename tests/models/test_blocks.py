@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from everseg.errors import ConfigError
 from everseg.models.blocks import (
     BranchDict,
-
     SyncAbsBatchNorm,
     build_activation,
     build_norm,
@@ -60,37 +59,6 @@ def test_unusable_branch_names_are_refused(name):
     with pytest.raises(ConfigError, match="no branch 'c'"):
         branches.add("b", init_from="c")
     assert list(branches) == ["a"]
-
-
-def test_a_head_concatenates_its_classifiers_in_the_order_of_growth():
-    head = GrowingHead(2)
-    head.grow(2)
-    head.grow(1)
-    with torch.no_grad():
-        head.classifiers[0].weight.copy_(torch.tensor([[1.0, 0], [0, 1]]).view(2, 2, 1, 1))
-        head.classifiers[0].bias.copy_(torch.tensor([0.5, 0]))
-        head.classifiers[1].weight.copy_(torch.tensor([[2.0, -1]]).view(1, 2, 1, 1))
-        head.classifiers[1].bias.fill_(1)
-    out = head(torch.tensor([3.0, 4]).view(1, 2, 1, 1))
-    assert out.flatten().tolist() == [3.5, 4, 3]
-    assert head.sizes == (2, 1)
-    assert head.num_classes == 3
-    assert set(head.state_dict()) == {
-        f"classifiers.{i}.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")
-    }
-
-
-def test_a_head_keeps_old_logits_bit_equal_and_its_dtype():
-    head = GrowingHead(5).double()
-    head.grow(3)
-    head.double()
-    x = torch.randn(2, 5, 4, 4, dtype=torch.float64)
-    before = head(x)
-    head.grow(4)
-    assert head(x).dtype == torch.float64
-    assert torch.equal(head(x)[:, :3], before)
-    with pytest.raises(ValueError, match="one class"):
-        head.grow(0)
 
 
 def test_iabn_scales_by_the_absolute_weight_plus_eps():

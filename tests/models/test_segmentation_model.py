@@ -104,7 +104,7 @@ def test_forward_gives_small_logits_and_the_named_taps():
     ]  # fmt: skip
     assert output.features["decoder"].shape == (2, 6, 8, 6)
     assert output.features["encoder"].min() == 0  # after the ReLU
-    assert_close(output.logits, model.head("default")(output.features["decoder"]))
+    assert_close(output.logits, model.head("default")(output.features["decoder"]).logits)
 
 
 def test_forward_runs_chosen_branches_and_refuses_unknown_ones():

@@ -632,6 +632,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="bounds memory as Linux does")
+@pytest.mark.slow
 def test_no_file_takes_more_than_it_has(tmp_path):
     """All in one process that may take 600 MiB: the largest file has 2 MB, and one wants a terabyte."""
     written = write_all(tmp_path)

@@ -141,6 +141,14 @@ def test_what_everseg_cannot_do_or_the_source_does_not_say_is_the_reason_not_to_
     must_say(failed.differences, "0.00", "101-150")
 
 
+def test_ssul_as_its_preset_trains_it_differs_from_its_table_in_the_checkpoint_alone() -> None:
+    (own,) = [
+        m for m in found("voc-15-1-ssul", IMAGENET) if m.published.title.startswith('SSUL, README, "Exp')
+    ]
+    (only,) = own.differences
+    must_say(only, "checkpoint", "best", "last one here")
+
+
 def test_steps_of_single_cities_are_listed_for_runs_over_parts_of_cityscapes_only() -> None:
     parts = [f"data.domains.{name}.dataset=cityscapes" for name in load("cs-bdd-idd-mdil").data.domains]
     listed = found("cs-bdd-idd-mdil", *parts, domains=("cityscapes",) * 3)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from everseg.config.fields import DataConfig, RunConfig, TrainConfig
+from everseg.config.fields import DataConfig, MemoryConfig, RunConfig, TrainConfig
 from everseg.config.hyperparameters import Option, method_options
 from everseg.config.yaml import MAX_DEPTH, FullKey
 from everseg.errors import ConfigError, near_miss
@@ -107,6 +107,50 @@ def data_problems(data: DataConfig) -> list[Problem]:
             "make data.size square, or set data.transform=crop"
         )
         problems.append((("data", "rotate"), text))
+    return problems
+
+
+def memory_problems(config: RunConfig) -> list[Problem]:
+    """Check settings of the memory that are right one by one and impossible together."""
+    memory, default = config.scenario.memory, MemoryConfig()
+    problems: list[Problem] = []
+
+    def tell(key: str, text: str) -> None:
+        problems.append((("scenario", "memory", key), text))
+
+    if not memory.size:
+        for key in MemoryConfig.model_fields:
+            if getattr(memory, key) != getattr(default, key):
+                tell(
+                    key,
+                    "needs scenario.memory.size > 0 (images to keep); leave it out where there is no memory",
+                )
+        return problems
+    if memory.mix == "append" and memory.share != default.share:
+        tell(
+            "share",
+            "is of mix=replace; with mix=append all images of the memory are trained like the step's own",
+        )
+    if memory.mix == "replace" and int(config.train.batch * memory.share + 1e-9) == 0:
+        least = math.ceil(1 / memory.share)
+        tell(
+            "share",
+            f"{memory.share:g} of {config.train.batch} images is less than one; take train.batch >= {least}",
+        )
+    if (memory.selection == "list") != (memory.file is not None):
+        tell(
+            "file", "goes with selection=list, which names the images to keep in a file; give both or neither"
+        )
+    if memory.pseudo_network != "trained" and memory.pseudo is None:
+        tell(
+            "pseudo_network", "needs scenario.memory.pseudo, the score that its classes need; give one (0.7)"
+        )
+    for key, why in (
+        ("joint", "one step teaches everything, so nothing is left for a later one"),
+        ("single", "every step starts from scratch"),
+    ):
+        if getattr(config.scenario, key):
+            tell("size", f"scenario.{key}: {why}; leave the memory out")
     return problems
 
 

@@ -23,6 +23,8 @@ class DomainConfig(_Section):
     """Folder of the data set; default `data.root`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the data set's reader."""
+    extra: dict[str, str] = Field(default_factory=dict)
+    """Folders of further maps, as `data.extra`; default those of `data.extra`."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Class name in this data set -> name in the run; several may share one name, "ignore" makes a class void."""
 
@@ -38,6 +40,9 @@ class DataConfig(_Section):
     """Folder of the data set (not needed by `demo` and by a data.yaml)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the data set's reader."""
+    extra: dict[str, str] = Field(default_factory=dict)
+    """Name -> folder with one map for each training image, such as {saliency: DIR}: pictures of one channel named after
+    the image, DIR/ID.png or DIR/SPLIT/ID.png. They are cropped and turned with the image; some methods read them."""
     transform: Literal["crop", "resize"] = "crop"
     """Training images: "crop" = random resized crop to a square, "resize" = whole image at `size`, shifted by a
     few pixels."""
@@ -102,6 +107,34 @@ class StepConfig(_Section):
     """Classes added to a domain met before."""
 
 
+class MemoryConfig(_Section):
+    """Images of earlier steps that later steps are trained on again."""
+
+    size: int = Field(default=0, ge=0)
+    """Number of images kept after each step; 0 = no memory."""
+    mix: Literal["replace", "append"] = "replace"
+    """How they are trained: "replace" = a share of every batch comes from the memory (SSUL, MiB-AugM), "append" = they
+    are further images of the step (DKD)."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of each batch that "replace" takes from the memory, rounded down to whole images."""
+    selection: Literal["ssul", "reservoir", "random", "list", "method"] = "ssul"
+    """Which images are kept: "ssul" = the classes take one in turn (DKD too), "reservoir" = the class with the most
+    gives way (MiB-AugM), "random", "list" = those of `file`, "method" = the method chooses."""
+    file: str | None = None
+    """Names of the images that "list" keeps, one a line."""
+    labels: Literal["as_stored", "seen", "current"] = "as_stored"
+    """Labels of memory images: "as_stored" = the classes annotated when they were stored, "seen" = all classes taught
+    so far (SSUL's code), "current" = the classes of the step alone (DKD)."""
+    pseudo: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Score from which a class that a later step's model sees in the background counts as shown by an image, when
+    images are chosen; null = only labels count."""
+    pseudo_network: Literal["trained", "unloaded"] = "trained"
+    """Model that sees those classes: the step's, or one whose weights were never loaded (DKD's and MiB-AugM's code)."""
+    keep: Literal["references", "files"] = "references"
+    """"references" = the images are read from the data again, "files" = image, mask and maps are copied into the
+    run."""
+
+
 class ScenarioConfig(_Section):
     """Which classes are taught in which step, and from which images."""
 
@@ -116,6 +149,9 @@ class ScenarioConfig(_Section):
     """Task name (15-5, 15-1, 100-50b, any N-M, offline), or explicit steps: lists of class names or raw ids."""
     protocol: Literal["disjoint", "overlapped", "sequential", "partitioned"] = "overlapped"
     """Which images a step may use: disjoint, overlapped, sequential (old classes stay labelled) or partitioned."""
+    partition_draw: Literal["everseg", "authors"] = "everseg"
+    """Random numbers that "partitioned" gives an image to one of its classes by: everseg's own, or those of MiB-AugM's
+    code."""
     policy: Literal["mib-voc", "mib-ade", "plop-voc", "plop-ade", "plop", "ignore-void"] = "ignore-void"
     """Label convention: where void, old and future classes go in training and in tests."""
     order: list[int | str] | None = None
@@ -137,6 +173,7 @@ class ScenarioConfig(_Section):
     """Validation images: none, the `val` split, 20 % held out of the step's training images, or all of those."""
     test_split: str = "val"
     """Split the results are measured on."""
+    memory: MemoryConfig = MemoryConfig()
 
 
 class ModelConfig(_Section):
@@ -290,8 +327,8 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.workers",
-     "data.skip_bad", "model.download", "scenario.single_task",
+    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.extra",
+     "data.domains.*.extra", "data.workers", "data.skip_bad", "model.download", "scenario.single_task",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they cannot change its result."""

@@ -17,6 +17,7 @@ from everseg.config.checks import (
     accepts_text_only,
     data_problems,
     key_text,
+    memory_problems,
     method_problems,
     plain,
     run_problems,
@@ -244,7 +245,7 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         problems += wrong
     config, wrong = run_problems(raw)
     if config is not None:
-        wrong = [*wrong, *data_problems(config.data), *train_problems(config.train)]
+        wrong = [*wrong, *data_problems(config.data), *train_problems(config.train), *memory_problems(config)]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {full_key for full_key, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]
@@ -438,11 +439,12 @@ def _add_layer(
 _FILES: tuple[FullKey, ...] = (
     ("data", "dataset"), ("data", "root"), ("data", "options", "skip"), ("data", "domains", "*", "dataset"),
     ("data", "domains", "*", "root"), ("data", "domains", "*", "options", "skip"), ("scenario", "kind"),
-    ("scenario", "bundle"), ("scenario", "lists"), ("model", "name"), ("model", "weights"), ("method", "name"),
+    ("scenario", "bundle"), ("scenario", "lists"), ("scenario", "memory", "file"), ("data", "extra", "*"),
+    ("data", "domains", "*", "extra", "*"), ("model", "name"), ("model", "weights"), ("method", "name"),
 )  # fmt: skip
 """Settings that may name a file; in a YAML file its path starts from the folder of this file. `out` is none of them: it
 is where the user works."""
-_ALWAYS_FILES = ("root", "skip", "bundle")
+_ALWAYS_FILES = ("root", "skip", "bundle", "file", "*")
 
 
 def _place(tree: Any, full_key: FullKey, folder: Path) -> None:

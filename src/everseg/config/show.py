@@ -71,10 +71,18 @@ def is_harmless(key: str) -> bool:
 def identity(config: RunConfig) -> dict[str, Any]:
     """Everything that can change the result, dotted key -> value: the configuration without the harmless keys.
 
-    Where there are domains, "data.domains" holds their order, which is that of the steps by default.
+    Where there are domains, "data.domains" holds their order, which is that of the steps by default. Where there are
+    further maps, "data.extra" holds their names: only their folders may differ.
     """
     order = {"data.domains": list(config.data.domains)} if config.data.domains else {}
-    return {**{key: value for key, value in settings(config).items() if not is_harmless(key)}, **order}
+    folders = (config.data.extra, *(domain.extra for domain in config.data.domains.values()))
+    names = sorted({name for extra in folders for name in extra})
+    maps = {"data.extra": names} if names else {}
+    return {
+        **{key: value for key, value in settings(config).items() if not is_harmless(key)},
+        **order,
+        **maps,
+    }
 
 
 def config_hash(config: RunConfig) -> str:

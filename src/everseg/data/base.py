@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,8 @@ class Dataset:
     """Split name ("train", "val", "test") -> split."""
     notes: tuple[str, ...] = ()
     """What the reader decided about classes without being told to, in sentences without a full stop."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Name of a further map of the images (`data.extra`) -> folder that holds one for each image."""
 
 
 def mask_fault(mask: object) -> str:

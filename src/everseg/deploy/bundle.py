@@ -213,7 +213,7 @@ def write_bundle(
         contents.model.state_dict(),
         contents.method_state,
         parent=contents.parent,
-        documents={Path(LINEAGE).stem: lineage, "preprocessing": contents.form.preprocessing()},
+        documents={Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents)},
         files=files,
     )
     return open_bundle(out)
@@ -246,8 +246,14 @@ def _metadata(contents: Contents, registry: Registry, branch: str, ids: list[int
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
         "branch": branch,
-        "preprocessing": contents.form.preprocessing(),
+        "preprocessing": _preprocessing(contents),
     }
+
+
+def _preprocessing(contents: Contents) -> dict[str, Any]:
+    """What other readers must know to run the network, and how its outputs become classes if not by arg-max."""
+    readout = contents.model.readout.to_json()
+    return contents.form.preprocessing() | ({"readout": readout} if readout else {})
 
 
 def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:

@@ -47,9 +47,24 @@ def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> s
     return (
         f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
         f"{'' if lineage['steps'] == 1 else 's'}, `{about.architecture['name']}`, "
-        f"{parameters / 1e6:.1f} M weights{through}. Written {lineage['created']} by everseg "
+        f"{parameters / 1e6:.1f} M weights{through}. {_readout(about)}Written {lineage['created']} by everseg "
         f"{lineage['versions']['everseg']}. It holds no image of its training data."
     )
+
+
+def _readout(about: ModelFile) -> str:
+    """Say how outputs become classes, where it is not the arg-max of the logits."""
+    readout = about.readout.to_json()
+    if not readout:
+        return ""
+    rule = ", ".join(f"{key} {_plain(value)}" for key, value in readout.items())
+    return (
+        f"The class of a pixel is not the arg-max of the logits but comes from them by the readout: {rule}. "
+    )
+
+
+def _plain(value: Any) -> str:
+    return " and ".join(value) if isinstance(value, list) else str(value).lower()
 
 
 def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

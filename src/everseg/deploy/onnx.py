@@ -63,10 +63,18 @@ class Deployed(nn.Module):
         branch: name of the branch.
         ids: lasting id of each output.
         form: how images are prepared for the model. Resizing to `form.size` happens before the graph.
+
+    Raises:
+        ConfigError: the network reads further maps beside the image.
     """
 
     def __init__(self, model: SegmentationModel, branch: str, ids: Sequence[int], form: InputForm) -> None:
         super().__init__()
+        if model.reads_extra:
+            raise ConfigError(
+                f"the network reads {', '.join(model.reads_extra)} beside every image, and an ONNX file of ours takes "
+                "images alone; leave it out with --no-onnx"
+            )
         self.model, self.branch, self.form = united(model), branch, form
         self.ids: Tensor
         # Tables of 16 bits are looked up as 32: runtimes support more operations on them.

@@ -27,6 +27,11 @@ class BadSamples:
         self._known = dict(self._of_all(told))
         self._new: dict[SampleKey, str] = {}
 
+    @property
+    def known(self) -> Mapping[SampleKey, str]:
+        """The samples that all processes have been told of -> why they cannot be read."""
+        return self._known
+
     def note(self, bad: Mapping[SampleKey, str]) -> None:
         """Remember what a batch of this process replaced.
 

@@ -23,8 +23,10 @@ from everseg.config.fields import (
     RunConfig,
     ScenarioConfig,
 )
+from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.memory import memory_before, memory_problems
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
@@ -35,6 +37,7 @@ from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, score_step, user_builder, views_of
 from everseg.labels import LabelSpace, policy_set
 from everseg.methods import switches
+from everseg.methods.base import Method
 from everseg.methods.build import build_method
 from everseg.models.build import build_model
 from everseg.models.model import SegmentationModel, frozen_copy
@@ -48,11 +51,13 @@ from everseg.runs.commit import (
 )
 from everseg.runs.input_form import InputForm, one_kind_of_channels
 from everseg.runs.journal import Journal
+from everseg.runs.memory import Memory
 from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
+from everseg.scenarios.memory import unfit_for_memory
 from everseg.scenarios.steps import Source, Step
 from everseg.scenarios.summary import scenario_json
 
@@ -146,7 +151,8 @@ def _check_plan(
     problems = impossible(
         todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
     )
-    if problems := [*refused, *problems, *switches.unfit(method, prepared.steps)]:
+    problems = [*refused, *problems, *switches.unfit(method, prepared.steps)]
+    if problems := [*problems, *_unfit_material(config, method, prepared, todo)]:
         raise ConfigError(problems)
     for note in switches.idle(method):
         progress.message(f"note: {note}")
@@ -160,6 +166,46 @@ def _check_plan(
                 f"warning: step {step.index}: train.warmup lasts {warmup} iterations and the step {total}, "
                 "so the learning rate never reaches that of the schedule"
             )
+
+
+def _unfit_material(config: RunConfig, method: Method, prepared: Prepared, todo: Sequence[Step]) -> list[str]:
+    """List what is missing or impossible about the memory and about further maps of the images."""
+    memory, steps = config.scenario.memory, prepared.steps
+    problems = [
+        *unfit_for_memory(steps, memory),
+        *memory_problems(memory, steps, prepared.datasets),
+        *missing_maps(_images(todo), prepared.datasets),
+    ]
+    if method.readout.regions:  # the network reads this map in tests, too
+        problems += missing_maps(_images(todo, tested=True), prepared.datasets, method.readout.regions)
+    if method.needs_memory and not memory.size:
+        problems.append(
+            f"scenario.memory.size: method '{config.method.name}' trains on images of earlier steps again; say how "
+            "many are kept, such as scenario.memory.size=100"
+        )
+    lacking = [
+        name
+        for name in method.needs_extra
+        if not all(name in one.extra for one in prepared.datasets.values())
+    ]
+    problems += [
+        f"data.extra.{name}: method '{config.method.name}' reads this map of every training image; name its folder, "
+        f"data.extra.{name}=DIR" + (" (everseg data saliency makes one)" if name == "saliency" else "")
+        for name in lacking
+    ]
+    names = [sorted(one.extra) for one in prepared.datasets.values()]
+    if any(one != names[0] for one in names):
+        problems.append("data.domains: every domain needs folders of the same further maps (extra), or none")
+    return problems
+
+
+def _images(steps: Sequence[Step], *, tested: bool = False) -> dict[tuple[str, str], list[int]]:
+    """(Key of the data set, split) -> positions of the images that some step trains or is tested on, ascending."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for step in steps:
+        for source in (*step.test, *step.val) if tested else step.train:
+            found.setdefault((source.dataset, source.split), set()).update(source.indices)
+    return {key: sorted(indices) for key, indices in found.items()}
 
 
 def _in_channels(channels: Channels | None) -> int:
@@ -245,7 +291,11 @@ def _trial(config: RunConfig, steps: Sequence[Step], in_channels: int) -> Trial:
                     method.grow(model, earlier)
                 method.prepare_model(model, step)
                 model.train()
-                model(torch.empty(1, in_channels, height, width), step.trained_branches)
+                maps = {name: torch.empty(1, height, width, dtype=torch.long) for name in model.reads_extra}
+                model(
+                    torch.empty(1, in_channels, height, width), step.trained_branches,
+                    **({"extra": maps} if maps else {}),
+                )  # fmt: skip
         except ConfigError as error:
             return str(error)
         except Exception:  # some operation of the user's network or method does not work on the "meta" device
@@ -307,19 +357,25 @@ def _run(
     events = Events(
         folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
     )
-    iterations = [iterations_of(step, config.train) for step in steps]
+    done = 0  # iterations of the steps so far
     try:
         with StopRequest(config.train.max_time) as stop:
-            session = Session(config, prepared.datasets, folder, accelerator, journal, progress, events, stop)
-            for position, step in enumerate(steps):
+            session = Session(
+                config, prepared.datasets, folder, accelerator, journal, progress, events, stop,
+                prepared.steps, prepared.counts,
+            )  # fmt: skip
+            for step in steps:
+                memory = memory_before(config.scenario.memory, folder, step)
+                appended = len(memory.images) if memory and config.scenario.memory.mix == "append" else 0
+                before, done = done, done + iterations_of(step, config.train, appended)
                 if (folder.step(step.index) / "metrics.json").exists():
                     continue
                 trained_now = not folder.final(step.index).is_dir()
                 if trained_now:
-                    _train(_job(session, step, sum(iterations[:position])))
+                    _train(_job(session, step, before, memory))
                 if main:
                     shutil.rmtree(folder.checkpoints(step.index), ignore_errors=True)
-                _score(session, step, sum(iterations[: position + 1]), trained_now)
+                _score(session, step, done, trained_now)
     finally:
         events.close()
     return folder
@@ -335,14 +391,26 @@ def _record_scenario(
     """
     sources = (s for step in prepared.steps for s in (*step.train, *step.test))
     used = sorted({(s.dataset, s.split) for s in sources})
-    # Runs begun before the setting `bundle` existed have no such entry, and must be able to continue.
-    unused = {"bundle"} if scenario.bundle is None else None
+    # Runs begun before a setting existed have no such entry, and must be able to continue.
+    unused = {
+        name
+        for name in ("bundle", "memory", "partition_draw")
+        if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
+    }
     settings = scenario.model_dump(mode="json", exclude=unused)
     record = scenario_json(prepared.steps, policy_set(scenario.policy), settings)
     record["masks"] = {
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used
     }
+    images = _images(prepared.steps)
+    maps = {
+        f"{key}/{split}/{name}": MapFolder(where, prepared.datasets[key].splits[split]).fingerprint(indices)
+        for (key, split), indices in images.items()
+        for name, where in prepared.datasets[key].extra.items()
+    }
+    if maps:
+        record["extra"] = maps
     path = folder.path / "scenario.json"
     if not path.exists():
         write_json(path, {**record, **({"notes": list(prepared.notes)} if prepared.notes else {})})
@@ -353,12 +421,12 @@ def _record_scenario(
     # The round trip through JSON turns tuples into lists, as they are in the file.
     if stored != json.loads(json.dumps(record)):
         raise DataError(
-            f"the images, masks or lists have changed since {folder.path} was started; "
+            f"the images, masks, maps or lists have changed since {folder.path} was started; "
             f"restore them, or start again under another name (name=...)"
         )
 
 
-def _job(session: Session, step: Step, offset: int) -> StepJob:
+def _job(session: Session, step: Step, offset: int, memory: Memory | None) -> StepJob:
     """Make the job of a step: its model, teacher and method come from what the step before left on disk."""
     config, folder = session.config, session.folder
     method = build_method(config.method)
@@ -374,8 +442,8 @@ def _job(session: Session, step: Step, offset: int) -> StepJob:
         method.load_state_dict(state)
         if method.needs_teacher:
             teacher = frozen_copy(model)
-    views = views_of(step.train, session.datasets)
-    return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent)
+    views = views_of(step.train, session.datasets, extra=None)
+    return StepJob(session, step, views, model, teacher, method, offset=offset, parent=parent, memory=memory)
 
 
 def _check_known(step: Step, spaces: Mapping[str, LabelSpace], where: Path) -> None:
@@ -399,7 +467,11 @@ def _train(job: StepJob) -> None:
     if session.accelerator.is_main_process:
         state = job.method.state_dict()
         form = InputForm.of_config(session.config.data, session.datasets.values())
-        session.folder.save_final(job.step, job.model, state, form, job.parent, job.raw)
+        chosen = job.chosen
+        session.folder.save_final(
+            job.step, job.model, state, form, job.parent, job.raw,
+            memory=chosen.memory if chosen else None, copies=chosen.copies if chosen else None,
+        )  # fmt: skip
     session.accelerator.wait_for_everyone()
     session.accelerator.free_memory()  # Accelerate holds every model and optimiser that it has prepared
 

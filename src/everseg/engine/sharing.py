@@ -55,7 +55,15 @@ def first_step_hash(config: RunConfig) -> str | None:
     if config.scenario.joint or config.scenario.kind not in registry.BUILTIN["scenario"]:
         return None
     settings = {key: value for key, value in _settings(config).items() if not key.startswith("method.")}
-    told = [settings, behaviour(build_method(config.method))]
+    told: list[Any] = [settings, behaviour(build_method(config.method))]
+    # Where a method chooses the images that its memory keeps, the trial does not show which.
+    memory = config.scenario.memory
+    if memory.size and (memory.selection == "method" or memory.pseudo is not None):
+        told.append(config.method.model_dump(mode="json"))
+    # Another place of the same maps may hold others; only a run knows their hashes.
+    told += [
+        extra for extra in (config.data.extra, *(d.extra for d in config.data.domains.values())) if extra
+    ]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -137,7 +145,8 @@ def _tried(method: Method, class_weights: Mapping[str, tuple[float, ...]]) -> st
     )
     image = torch.randn(2, 3, 8, 8)  # (B, 3, H, W)
     label = torch.arange(2 * 8 * 8).view(2, 8, 8) % 4  # (B, H, W): classes 0 to 2; 3 becomes an ignored pixel
-    batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"))
+    extra = dict.fromkeys(method.needs_extra, (label + 1) % 2)
+    batch = Batch(image, label.masked_fill(label == 3, IGNORED), "default", ("0", "1"), extra=extra)
     ctx = StepContext(
         step=step,
         model=model,

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from everseg.config.fields import RunConfig, TrainConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import Timed, epoch_length, normalised_batches, train_batches
-from everseg.data.batches.samples import Loaded, View
+from everseg.data.batches.samples import Loaded, SampleKey, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
 from everseg.engine.average import MovingAverage
 from everseg.engine.bad_samples import BadSamples
 from everseg.engine.finite import Guard
+from everseg.engine.memory import Choice, Chosen, Shelf
 from everseg.engine.optim import (
     check_param_groups,
     learning_rate,
@@ -45,6 +47,7 @@ from everseg.models.model import SegmentationModel, channels_last
 from everseg.progress import Progress, resident_bytes
 from everseg.runs.commit import load_tensors, newest_valid, purge, read_json, save_folder
 from everseg.runs.journal import Journal
+from everseg.runs.memory import Memory
 from everseg.runs.model_folder import load_strictly
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Step
@@ -150,25 +153,29 @@ def _backward(
     return total
 
 
-def epoch_of(step: Step, batch: int) -> int:
+def epoch_of(step: Step, batch: int, appended: int = 0) -> int:
     """Count the iterations of an epoch. Branches take turns until the shortest has no whole batch left.
 
     Args:
         batch: images per iteration over all processes.
+        appended: images of the memory that are trained like the step's own.
     """
-    counts = Counter[str]()
+    counts = Counter[str]({step.branch: appended})
     for source in step.train:
         counts[source.branch] += len(source.indices)
     return epoch_length(counts.values(), batch)
 
 
-def iterations_of(step: Step, train: TrainConfig) -> int:
+def iterations_of(step: Step, train: TrainConfig, appended: int = 0) -> int:
     """Count the iterations of a step: epochs times iterations per epoch, at most `train.max_iterations`.
 
     A single-task model is trained as long as the step that it is compared with.
+
+    Args:
+        appended: as for `epoch_of`.
     """
     epochs = train.epochs if step.index == 0 else train.epochs_next or train.epochs
-    total = epochs * epoch_of(step, train.batch)
+    total = epochs * epoch_of(step, train.batch, appended)
     return min(total, train.max_iterations or total)
 
 
@@ -189,6 +196,10 @@ class Session:
     progress: Progress
     events: Events
     stop: StopRequest
+    steps: tuple[Step, ...]
+    """All steps of the run."""
+    counts: Mapping[str, np.ndarray]
+    """"key/split" -> (N, ids) pixels per raw id of every image."""
 
 
 @dataclass
@@ -265,6 +276,8 @@ class StepJob:
     """Iterations of all earlier steps, for the x axis of TensorBoard."""
     parent: str | None = None
     """Digest of the finished step this one continues."""
+    memory: Memory | None = None
+    """Images of earlier steps that the step is trained with."""
 
     def __post_init__(self) -> None:
         self.config, self.accelerator = self.session.config, self.session.accelerator
@@ -276,6 +289,15 @@ class StepJob:
         """The average that the checkpoint holds."""
         self.raw: dict[str, Tensor] | None = None
         """Where the step ended with the average of its weights: the weights that the last update left."""
+        self.chosen: Chosen | None = None
+        """The memory that the step leaves to later ones."""
+        self.shelf = Shelf(self.session.steps, self.session.datasets, self.session.folder)
+        mix = self.config.scenario.memory
+        if self.memory is not None:
+            kept, _ = self.shelf.views(self.memory.images, self.step, mix.labels)
+            self.views = [*self.views, *kept]
+        self.appended = len(self.memory.images) if self.memory is not None and mix.mix == "append" else 0
+        """Images of the memory that are trained like the step's own."""
 
     def train(self) -> None:
         """Train the step to its end, starting from its newest checkpoint if there is one.
@@ -284,8 +306,8 @@ class StepJob:
             DivergedError: a loss, a gradient or an updated weight is not finite. The files on disk are not changed.
             Interrupted, TimeBudgetReached: the run was asked to stop, and its state has been saved.
         """
-        self.total = iterations_of(self.step, self.config.train)
-        self.epoch = epoch_of(self.step, self.config.train.batch)
+        self.total = iterations_of(self.step, self.config.train, self.appended)
+        self.epoch = epoch_of(self.step, self.config.train.batch, self.appended)
         phase = self._prepare()
         start = self._restore(phase)
         self.student, phase.prepared = self.accelerator.prepare(self.model, self.optimizer)
@@ -294,7 +316,7 @@ class StepJob:
         self.model.__dict__.pop("forward", None)
         phase.alone = partial(self.accelerator.no_sync, self.student)
         ctx = self._context()
-        session = self.session
+        session, config = self.session, self.config
         # Iterations that a killed process logged after its last checkpoint are done and logged again.
         if start:
             session.journal.rewind(self.step.index, start)
@@ -313,6 +335,8 @@ class StepJob:
             self.raw = phase.average.take_over(self.model, self.accelerator)
         switches.finish(self.method, ctx)
         self.bad.share(self.step.index, self.total)
+        if config.scenario.memory.size:
+            self.chosen = self._choice(ctx).make()
 
     def _prepare(self) -> Phase:
         config = self.config
@@ -465,10 +489,22 @@ class StepJob:
             tuner=self._tune,
         )
 
+    def _choice(self, ctx: StepContext) -> Choice:
+        def unreadable() -> Mapping[SampleKey, str]:
+            self.bad.share(self.step.index, self.total)
+            return self.bad.known
+
+        return Choice(
+            self.config, self.shelf, self.session.counts, self.step, self.method, ctx, self.memory,
+            self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes,
+            self.bad.note, unreadable,
+        )  # fmt: skip
+
     def _plain_pass(self) -> Iterator[Batch]:
         accelerator = self.accelerator
+        appended = self.config.scenario.memory.mix == "append"
         batches = normalised_batches(
-            self.views,
+            [view for view in self.views if appended or not view.memory],
             self.config.data,
             accelerator.device,
             batch=self.config.train.eval_batch,
@@ -492,6 +528,7 @@ class StepJob:
             seeds: what tells the random draws from those of the training.
         """
         config, accelerator = self.config, self.accelerator
+        mix = config.scenario.memory
         return train_batches(
             self.views,
             config.data,
@@ -503,6 +540,7 @@ class StepJob:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             pin=accelerator.device.type == "cuda",
+            memory_share=None if mix.mix == "append" else mix.share,
         )
 
     def _loop(self, ctx: StepContext, phase: Phase, start: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from everseg import registry
 from everseg.config.fields import DataConfig, ModelConfig
 from everseg.data.base import Dataset
+from everseg.data.batches.extra import maps_of
 from everseg.data.batches.loader import View, plain_batches
 from everseg.data.channels import picture_of
 from everseg.distributed import all_reduce_sum
+from everseg.errors import ConfigError
 from everseg.inference.windows import sliding_ids
 from everseg.labels import LabelSpace
-from everseg.losses.argmax import predict_ids
+from everseg.losses.reading import read_ids
 from everseg.losses.readout import merged_outputs, small_values
 from everseg.metrics import ConfusionMatrix, step_scores
 from everseg.models.model import SegmentationModel
@@ -27,6 +29,7 @@ from everseg.progress import Progress
 from everseg.runs.input_form import InputForm, Windows
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
+from everseg.types import SegOutput
 
 Predict = Callable[[Source, Tensor], Tensor]
 """Images of a source, (B, 3, H, W) normalised -> (B, H, W) integer train ids on the same device."""
@@ -46,21 +49,28 @@ class Evaluation:
     """Name -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
 
-def views_of(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list[View]:
-    """Bind the sources of a step to the splits of their data sets."""
+def views_of(
+    sources: Sequence[Source], datasets: Mapping[str, Dataset], extra: Collection[str] | None = ()
+) -> list[View]:
+    """Bind the sources of a step to the splits of their data sets.
+
+    Args:
+        extra: further maps of the images (`data.extra`) that the views hold; None = all that the data sets name.
+    """
     return [
         View(
             datasets[s.dataset].splits[s.split],
             np.asarray(s.indices, np.int64),
-            _padded(s),
+            padded_table(s),
             s.branch,
             s.dataset,
+            maps_of(datasets[s.dataset], s.split, extra),
         )
         for s in sources
     ]
 
 
-def _padded(source: Source) -> np.ndarray:
+def padded_table(source: Source) -> np.ndarray:
     """Table of a source; where masks have 16 bits it is as long as any id, so that no id is outside of it."""
     table = source.table
     rest = 2**16 - len(table) if len(table) > 256 else 0
@@ -73,21 +83,32 @@ def through(
     image: Tensor,
     accelerator: Accelerator,
     windows: Windows | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Predict normalised images (B, 3, H, W) with one branch, as the model's readout says. Return the train ids.
 
     Args:
         windows: the overlapping windows that each image is cut into; None = whole images.
+        extra: further maps of the images, (B, H, W), for a network that reads some.
+
+    Raises:
+        ConfigError: the network reads further maps, and windows are asked for.
     """
+    maps = {"extra": extra or {}} if model.reads_extra else {}
 
-    def see(part: Tensor) -> Tensor:
+    def see(part: Tensor) -> SegOutput:
         with accelerator.autocast():
-            return small_values(model(part, (branch,))[branch], model.readout)
+            return model(part, (branch,), **maps)[branch]
 
-    merged = merged_outputs(model.readout)
     if windows is None:
-        return predict_ids(see(image), image.shape[-2:], merged)
-    return torch.stack([sliding_ids(see, one, windows, merged) for one in image])
+        return read_ids(see(image), model.readout, image.shape[-2:])
+    if maps:
+        raise ConfigError(
+            f"data.evaluation=sliding: the network reads {', '.join(model.reads_extra)} of whole images; take whole "
+            "or crop"
+        )
+    values, merged = (lambda part: small_values(see(part), model.readout)), merged_outputs(model.readout)
+    return torch.stack([sliding_ids(values, one, windows, merged) for one in image])
 
 
 @torch.no_grad()
@@ -121,7 +142,6 @@ def evaluate(
     """
     model.to(accelerator.device).eval()
     device, windows = accelerator.device, InputForm.of_config(data).windows(batch)
-    predict = predict or (lambda source, image: through(model, source.branch, image, accelerator, windows))
     outputs = outputs or {s.name: model.head(s.branch).num_classes for s in sources}
     matrices = {s.name: ConfusionMatrix(outputs[s.name], s.ignored) for s in sources}
     reduce = all_reduce_sum(accelerator)
@@ -129,7 +149,8 @@ def evaluate(
     each: dict[str, list[Tensor]] = {name: [] for name in outputs}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
-    for source, view in zip(sources, views_of(sources, datasets), strict=True):
+    reads = model.reads_extra if predict is None else ()
+    for source, view in zip(sources, views_of(sources, datasets, reads), strict=True):
         samples = result.samples.setdefault(source.name, [])
         seen: list[Tensor] = []
         batches = plain_batches(
@@ -142,7 +163,11 @@ def evaluate(
         )
         for loaded in batches:
             image = loaded.normalised(device, data.normalisation)
-            prediction = predict(source, image)
+            if predict is None:
+                extra = {name: one.to(device, non_blocking=True) for name, one in loaded.extra.items()}
+                prediction = through(model, source.branch, image, accelerator, windows, extra)
+            else:
+                prediction = predict(source, image)
             # compare bytes with bytes: no copy into a wider type, and no synchronisation with the GPU
             label = loaded.label.to(device, non_blocking=True)
             label = label if label.dtype == torch.uint8 else label.int()

@@ -20,9 +20,11 @@ from everseg.models.blocks import absolute_gamma
 from everseg.models.build import deeplabv3
 from everseg.models.compensation import MERGE
 from everseg.models.deeplab import RATES
+from everseg.models.heads import Head
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import convert_encoder_names, to_abn_name
 from everseg.models.tensor_file import read_tensors
+from everseg.types import Readout
 
 __all__ = ["convert_encoder_names", "dump", "load", "read"]
 
@@ -145,7 +147,12 @@ def dump(
         if len(model.branches) != 1:
             raise ConfigError(f"interop.mib: choose one of the model's branches: {list(model.branches)}")
         branch = model.branches[0]
-    model.head(branch)
+    plain = all(growth.head == Head() for growth in model.head(branch).growths)
+    if not plain or model.readout != Readout():
+        raise ConfigError(
+            "interop.mib: the original code has plain classifiers and the arg-max of their logits; the outputs of this "
+            "model are of another method's kind"
+        )
     state, strange = {}, []
     for name, value in model.state_dict().items():
         if name.endswith(TRACKED) or (name.startswith("heads.") and not name.startswith(f"heads.{branch}.")):

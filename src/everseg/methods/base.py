@@ -5,7 +5,7 @@ A method returns named loss terms; it never steps the optimiser and never change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,8 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from everseg.data.batches.selection import Candidate
 from everseg.errors import ConfigError
 from everseg.losses.pixelwise import full_precision
+from everseg.losses.pseudo import pseudo_labels
 from everseg.methods.tuning import Tuning, polynomial
 from everseg.scenarios.steps import Step
 from everseg.types import Batch, LossTerms, Readout, SegOutput, Taps
@@ -52,6 +54,9 @@ class StepContext:
     """One epoch of the batches that this process trains on, in the order and with the crops of the first epoch."""
     tuner: Callable[[StepContext, Tuning], None] | None = None
     """What carries out `tune`: the engine, or another loop over batches."""
+    candidate_batches: Callable[[], Iterator[tuple[int, Batch]]] = lambda: iter(())
+    """In `Method.select`: one pass over this process's share of the candidates, each as its position and a batch of one
+    image, without augmentation."""
     _encoded: tuple[Batch, Taps, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def student(self, batch: Batch, *, taps: Taps = ()) -> SegOutput:
@@ -69,7 +74,7 @@ class StepContext:
         """Run the student through several branches over the same images, in one forward."""
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps)
+            outputs = self.model(batch.image, branches, encoded=encoded, taps=taps, **self._extra(batch))
         return _precise(outputs)
 
     def tune(
@@ -124,6 +129,10 @@ class StepContext:
             module.train(training)
             self.model, self._encoded = wrapped, None
 
+    def _extra(self, batch: Batch) -> dict[str, Mapping[str, Tensor]]:
+        """The maps beside the images, where the network reads some."""
+        return {"extra": batch.extra} if self.module.reads_extra else {}
+
     def _encode(self, batch: Batch, taps: Taps) -> dict[str, Tensor] | None:
         """Run the encoder once per batch where student and teacher share it for good; None where they do not."""
         # An encoder that this step does not change is still the teacher's. The teacher's copy is run for both, because
@@ -169,7 +178,7 @@ class StepContext:
             return {}
         encoded = self._encode(batch, taps)
         with self.autocast():
-            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps)
+            outputs = teacher(batch.image, branches, encoded=encoded, taps=taps, **self._extra(batch))
         return _precise(outputs)
 
     def compare(self, batch: Batch, *, taps: Taps = ()) -> tuple[dict[str, SegOutput], dict[str, SegOutput]]:
@@ -302,6 +311,63 @@ class Method:
     def needs_teacher(self) -> bool:
         """Whether the engine keeps a copy of the model from before the step: for the losses, or for a switch."""
         return self.uses_teacher or self.fuse != "none" or self.pretune > 0
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether the method cannot work without a memory of earlier images (`scenario.memory`)."""
+        return False
+
+    @property
+    def needs_extra(self) -> tuple[str, ...]:
+        """Names of the further maps (`data.extra`) that the method reads from `Batch.extra`."""
+        return ()
+
+    def memory_labels(self, batch: Batch, ctx: StepContext, threshold: float) -> Tensor:
+        """Complete the labels of a candidate for the memory by what the model sees in its background.
+
+        The engine calls it at the end of every step but the first, if `scenario.memory.pseudo` gives a threshold, and
+        counts the classes of the result. The model, `ctx.module`, is that of the finished step, in evaluation mode.
+
+        Args:
+            batch: one image with its labels.
+            ctx: the step's context. `ctx.module` is called directly: `ctx.student` would wait for other processes.
+            threshold: score from which a class is believed, in [0, 1].
+
+        Returns:
+            (B, H, W) train ids. By default background pixels get the class with the largest softmax probability where
+            that class is no background and its probability is at least the threshold.
+        """
+        space = ctx.step.spaces[batch.branch]
+        if space.background is None:
+            return batch.label
+        with ctx.autocast():
+            logits = ctx.module(batch.image, (batch.branch,))[batch.branch].logits
+        found = pseudo_labels(
+            full_precision(logits),
+            batch.label,
+            num_classes=space.num_classes,
+            measure="probability",
+            thresholds=threshold,
+            keep_rejected=True,
+        )
+        return torch.where(batch.label == space.background, found.label, batch.label)
+
+    def select(self, ctx: StepContext, candidates: Sequence[Candidate], size: int) -> Sequence[int]:
+        """Choose the images that the memory keeps, where `scenario.memory.selection` leaves it to the method.
+
+        Args:
+            ctx: the finished step's context. `ctx.candidate_batches` reads the images; what a process finds there must
+                be combined with `ctx.all_reduce`, because every process has to choose the same.
+            candidates: first the images that the memory holds, then those of the step.
+            size: largest number of images.
+
+        Returns:
+            Positions of at most `size` different candidates, in the order of storing.
+        """
+        raise ConfigError(
+            f"scenario.memory.selection: method '{type(self).__name__}' chooses no images; take ssul, "
+            "reservoir or random"
+        )
 
     def grow(self, model: SegmentationModel, step: Step) -> None:
         """Add the step's outputs and branches; part of `prepare_model`."""

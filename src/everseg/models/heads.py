@@ -54,6 +54,8 @@ class Head:
     output "future"; the growths take them over one by one."""
     expansion: int = 0
     """Width of the random expansion that the change "expand" inserts, in the first growth; 0 = none."""
+    regions: int = 0
+    """Regions of an image that a head of regions pools over, in the first growth; 0 = none."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON value: what differs from the default."""
@@ -85,6 +87,7 @@ class Head:
             "detached": lambda value: _items(value, lambda item: isinstance(item, str)),
             "reserve": lambda value: _items(value, _positive),
             "expansion": _positive,
+            "regions": _positive,
         }
         wrong = [key for key, value in stored.items() if not good[key](value)]
         if wrong:
@@ -235,7 +238,9 @@ class GrowingHead(Restructured):
         least = 1 if head.background == "joint" else 2
         if number < least:
             raise ConfigError(f"a head grows by at least {least} classes here, not by {number}")
-        if not first and (head.background != "joint" or head.reserve or head.expansion or head.kind):
+        if not first and (
+            head.background != "joint" or head.reserve or head.expansion or head.kind or head.regions
+        ):
             raise ConfigError("a head's background, kind, reserve and expansion belong to its first growth")
         if self.future and (number, head) != (last_layer(self.future[0]).out_channels, Head()):
             raise ConfigError(

@@ -23,8 +23,7 @@ from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.inference.count import user_builder, views_of
 from everseg.labels import IGNORED, IGNORED_WIDE
-from everseg.losses.argmax import predict_ids
-from everseg.losses.readout import merged_outputs, small_values
+from everseg.losses.reading import read_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
 from everseg.reports.embedded import labels, photo, plot, stored_picture
@@ -99,17 +98,13 @@ def look(
             if source.branch not in step.spaces or (step.is_fresh and source.name not in step.branch_of):
                 continue
             for loaded, batch in normalised_batches(
-                views_of([source], datasets), data, device, batch=train.eval_batch
+                views_of([source], datasets, model.reads_extra), data, device, batch=train.eval_batch
             ):
                 with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    output = model(batch.image, (source.branch,))[source.branch]
-                values, merged = small_values(output, model.readout), merged_outputs(model.readout)
-                ids = (
-                    predict_ids(values, (batch.image.shape[-2], batch.image.shape[-1]), merged)
-                    .cpu()
-                    .numpy()
-                    .astype(loaded.label.numpy().dtype, copy=False)
-                )
+                    maps = {"extra": batch.extra} if model.reads_extra else {}
+                    output = model(batch.image, (source.branch,), **maps)[source.branch]
+                found_ids = read_ids(output, model.readout, batch.image.shape[-2:])
+                ids = found_ids.cpu().numpy().astype(loaded.label.numpy().dtype, copy=False)
                 for one in range(len(loaded.ids)):
                     entry = found.setdefault(
                         (source.name, position),

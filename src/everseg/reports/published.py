@@ -74,8 +74,8 @@ PLOP_RULE = "; ".join(
 )
 """The reporting rule of PLOP's code in words, for `Results.plop_figures`."""
 _WITHOUT_NORM_KIND = {"iabn": "abn", "abn": "abn", "bn": "bn"}
-_OF_METHODS = {"per_branch", "compensation"}
-"""Options with which a method (MDIL, RCIL) adds its own parts to the same backbone."""
+_OF_METHODS = {"per_branch", "compensation", "last_conv", "dropout", "encoder_momentum", "pool_size"}
+"""Options with which a method (MDIL, RCIL, SSUL, DKD) adds its own parts to the same backbone, or trains its head."""
 _DEFAULT_STRIDE, _DEFAULT_NORM = 16, "abn"
 
 

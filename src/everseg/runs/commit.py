@@ -85,7 +85,7 @@ def save_folder(
     tensors: Mapping[str, Mapping[str, Tensor]],
     documents: Mapping[str, Any],
     parent: str | None = None,
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
 ) -> str:
     """Commit a folder of safetensors and JSON files.
 
@@ -94,7 +94,7 @@ def save_folder(
         tensors: file stem -> named tensors, saved as `<stem>.safetensors`.
         documents: file stem -> JSON value, saved as `<stem>.json`.
         parent: digest of the folder this one continues.
-        files: file name -> bytes of any other files.
+        files: file name -> bytes of any other files, or what makes them when they are written.
 
     Returns:
         The digest (SHA-256 of the manifest). A folder that continues this one records it as `parent`.
@@ -109,12 +109,14 @@ def save_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
+            contents: dict[str, bytes | Callable[[], bytes]]
             contents = {f"{stem}.safetensors": _pack(values) for stem, values in tensors.items()}
             contents |= {f"{stem}.json": _json(value) for stem, value in documents.items()}
             contents |= files or {}
             # The manifest comes after all files and the rename after the flush, so that a folder `X` is complete.
             listed = {}
-            for name, data in contents.items():
+            for name, content in contents.items():
+                data = content() if callable(content) else content
                 write_flushed(temporary / name, data)
                 listed[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             body = {"format": FORMAT, "files": listed, "parent": parent}

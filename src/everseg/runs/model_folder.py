@@ -7,7 +7,7 @@ file. All other modules read and write a `ModelFile`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def save_model(
     raw: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
 ) -> str:
     """Commit a model folder, whole or not at all.
 
@@ -174,7 +174,7 @@ def save_model(
         raw: where `weights` are a moving average, the weights that training left. Nothing reads them back.
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
-        files: file name -> bytes of any other file.
+        files: file name -> bytes of any other file, or what makes them when they are written.
 
     Returns:
         The folder's digest.

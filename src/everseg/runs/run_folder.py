@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,8 @@ from everseg.runs.commit import (
     writing,
 )
 from everseg.runs.input_form import InputForm
+from everseg.runs.memory import FILE as MEMORY
+from everseg.runs.memory import Memory
 from everseg.runs.model_folder import ModelFile, load_model, read_model_file, save_model
 from everseg.scenarios.steps import Step
 
@@ -241,11 +243,16 @@ class RunFolder:
         form: InputForm,
         parent: str | None,
         raw: dict[str, torch.Tensor] | None = None,
+        *,
+        memory: Memory | None = None,
+        copies: Mapping[str, Callable[[], bytes]] | None = None,
     ) -> None:
         """Commit a finished step: weights, method state, and everything needed to use and continue them.
 
         Args:
             raw: where the model is an average of the step's weights, those that the last update left.
+            memory: the images that later steps are trained on again, if the run has a memory.
+            copies: file name -> what makes the bytes of a copy of such an image.
         """
         about = ModelFile(
             model.describe(),
@@ -255,7 +262,11 @@ class RunFolder:
             step.fresh,
             readout=model.readout,
         )
-        save_model(self.final(step.index), about, model.state_dict(), method_state, raw=raw, parent=parent)
+        documents = {} if memory is None else {Path(MEMORY).stem: memory.document()}
+        save_model(
+            self.final(step.index), about, model.state_dict(), method_state, raw=raw, parent=parent,
+            documents=documents, files=copies,
+        )  # fmt: skip
 
     def load_final(
         self, index: int, builder: Any = None

@@ -7,7 +7,8 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -73,6 +74,7 @@ def build(
         lists=lists,
         test_split=config.test_split,
         validation="none" if holds_out_later(config) else config.validation,
+        partition_draw=config.partition_draw,
     )
     keyed = {f"{dataset.name}/{split}": table for split, table in counts.items()}
     steps = arranged(config, steps, seed=seed)
@@ -94,6 +96,7 @@ def class_incremental(
     test_split: str = "val",
     validation: Validation = "none",
     strict: bool = True,
+    partition_draw: Literal["everseg", "authors"] = "everseg",
 ) -> tuple[Step, ...]:
     """Teach groups of classes one after the other.
 
@@ -116,6 +119,7 @@ def class_incremental(
         validation: "none", "split" (the data set's own `val` split, labelled with `policy.val`), "cross" (20 % of
             the step's training images, held out, training labels) or "train" (the training images).
         strict: refuse steps without training or test images, and classes that no training image of their step has.
+        partition_draw: random numbers of `partitioned`; "authors" = those of MiB-AugM's code (`drawn_owners`).
 
     Returns:
         One step per group. A data set without background class gets a synthetic background as train id 0.
@@ -130,7 +134,7 @@ def class_incremental(
     present = {split: np.asarray(counts) > 0 for split, counts in image_classes.items()}
     spaces = _spaces(labels, groups)
     chosen = (
-        _train_images(present[train_split], labels, groups, protocol, seed)
+        _train_images(present[train_split], labels, groups, protocol, seed, partition_draw)
         if lists is None
         else _check_lists(lists, len(groups), len(present[train_split]))
     )
@@ -171,10 +175,14 @@ def _having(present: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def _train_images(
-    present: np.ndarray, labels: RawLabels, groups: Groups, protocol: str, seed: int
+    present: np.ndarray, labels: RawLabels, groups: Groups, protocol: str, seed: int, draw: str
 ) -> list[np.ndarray]:
     if protocol == "partitioned":
-        owner = _owners(present, groups, seed)
+        owner = (
+            _owners(present, groups, seed)
+            if draw == "everseg"
+            else _owners_of_authors(present, labels.classes, groups, seed)
+        )
         return [np.flatnonzero(owner == s) for s in range(len(groups))]
     chosen = [_having(present, group) for group in groups]
     if protocol == "overlapped":
@@ -201,6 +209,35 @@ def _owners(present: np.ndarray, groups: Groups, seed: int) -> np.ndarray:
     # Where the (rank + 1)-th class of an image is.
     column = (has.cumsum(axis=1) == rank[:, None] + 1).argmax(axis=1)
     return np.where(number > 0, steps[column], -1)
+
+
+def _owners_of_authors(
+    present: np.ndarray, classes: Collection[int], groups: Groups, seed: int
+) -> np.ndarray:
+    """Draw the step that owns each image by `drawn_owners`; -1 without a class, or with one that no step teaches."""
+    step_of = {raw: s for s, group in enumerate(groups) for raw in group}
+    shown = [[raw for raw in np.flatnonzero(row).tolist() if raw in classes] for row in present]
+    owners = drawn_owners(shown, seed)
+    return np.array([-1 if owner is None else step_of.get(owner, -1) for owner in owners], np.int64)
+
+
+def drawn_owners(classes: Sequence[Sequence[int]], seed: int) -> list[int | None]:
+    """Draw the class that owns each image as MiB-AugM's code does: uniformly one of those that it shows.
+
+    Args:
+        classes: ids of the classes that each image shows, without background and void; in any order.
+        seed: of numpy's old random stream, which theirs is.
+
+    Returns:
+        The class of each image; None for one without classes. An image of one class draws a number, too, as theirs.
+
+    Source: Kwak et al. (MiB-AugM), and its code.
+
+    >>> drawn_owners([[1], [2, 3], []], 0)
+    [1, 3, None]
+    """
+    rng = np.random.RandomState(seed)
+    return [sorted(own)[rng.choice(len(own))] if own else None for own in classes]
 
 
 def _spaces(labels: RawLabels, groups: Groups) -> list[LabelSpace]:

@@ -207,7 +207,7 @@ def chain(*scenarios: Sequence[Step]) -> tuple[Step, ...]:
             for source in step.test:
                 source = _through(source, moved[source.branch], known[source.branch])
                 if _key(source) in tested:
-                    source = _union([tested[_key(source)], source], known[source.branch])
+                    source = united([tested[_key(source)], source], known[source.branch])
                 tested[_key(source)] = source
             train = tuple(
                 _through(source, moved[source.branch], known[source.branch]) for source in step.train
@@ -231,10 +231,10 @@ def _merged(sources: Iterable[Source], last: Step) -> tuple[Source, ...]:
     together: dict[_Key, list[Source]] = {}
     for source in sources:
         together.setdefault(_key(source), []).append(source)
-    return tuple(_union(parts, last.spaces[key[0]]) for key, parts in together.items())
+    return tuple(united(parts, last.spaces[key[0]]) for key, parts in together.items())
 
 
-def _union(parts: Sequence[Source], space: LabelSpace) -> Source:
+def united(parts: Sequence[Source], space: LabelSpace) -> Source:
     """Unite images, ascending. Where tables differ, classes win over background and ignored, then the last source."""
     lut = [space.ignored if train_id == parts[-1].ignored else train_id for train_id in parts[-1].lut]
     for part in parts:

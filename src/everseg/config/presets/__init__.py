@@ -75,9 +75,18 @@ def _domain_table() -> dict[str, _DomainPreset]:
     return result
 
 
+def _method(key: str) -> dict[str, Any]:
+    """A method's name and hyper-parameters in presets; a variant such as ssul-m changes some of its method's."""
+    own = _part("methods")[key]
+    name = own.get("name", key)
+    return {"name": name, **(_part("methods")[name] if name != key else {}), **own}
+
+
 def _family(method: str, data: str) -> dict[str, Any]:
     """What the method's own code does differently from MiB's on a data set; {} where it follows MiB."""
-    return _part("families").get(method, {}).get(data, {})
+    own = _part("families").get(method, {}).get(data, {})
+    name = _part("methods").get(method, {}).get("name", method)
+    return own if name == method else _merged(_family(name, data), own)
 
 
 def _spellings(
@@ -180,12 +189,14 @@ def load_preset(name: str) -> dict[str, Any]:
     else:
         if preset.protocol in task.get("lists", ()):
             config["scenario"]["lists"] = "published"
+        method = _method(preset.method)
         own = {
             key: value
             for part in (_part("data")[preset.data], task)
-            for key, value in part.get("method", {}).get(preset.method, {}).items()
+            for name in (method["name"], preset.method)
+            for key, value in part.get("method", {}).get(name, {}).items()
         }
-        config["method"] = {"name": preset.method, **_part("methods")[preset.method], **own}
+        config["method"] = {**method, **own}
         family = _family(preset.method, preset.data)
         config = _merged(config, family.get("config", {}))
         config = copy.deepcopy(_merged(config, family.get("tasks", {}).get(preset.task, {})))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from everseg.config.fields import DataConfig
-from everseg.data.batches.transforms import ignored_in, sample_rng
+from everseg.data.batches.transforms import ignored_map, sample_rng
 
 Stream = Callable[[str], random.Random]
 """Name of an augmentation's setting -> its random stream for one sample in one epoch."""
@@ -76,7 +76,7 @@ def padded(image: np.ndarray, label: np.ndarray, *, crop: int) -> tuple[np.ndarr
     if (height, width) == (crop, crop):
         return image, label
     x = np.zeros((len(image), crop, crop), image.dtype)
-    y = np.full((crop, crop), ignored_in(label), label.dtype)
+    y = ignored_map((crop, crop), label)
     x[:, :height, :width], y[:height, :width] = image, label
     return x, y
 

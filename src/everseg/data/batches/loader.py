@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from everseg.config.fields import DataConfig
+from everseg.data.batches.memory import memory_draws, memory_places
 from everseg.data.batches.parallel import keep_memory
 from everseg.data.batches.samples import Keys, Loaded, Samples, View, collate
 from everseg.errors import DataError, EversegError
@@ -176,6 +177,7 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
+    memory_share: float | None = None,
 ) -> Iterator[Loaded]:
     """Make this process's share of the augmented batches of iterations start..stop-1 of a step.
 
@@ -183,14 +185,19 @@ def train_batches(
     `epoch_length` iterations all branches start again in a new order.
 
     Args:
+        views: the images of the step, and those of the memory (`View.memory`).
         batch: images per iteration, over all processes.
+        memory_share: share of each batch in which images of the memory take the place of the step's; rounded down to
+            whole images. An epoch has as many iterations as without memory. None: images of the memory are further
+            images of the step.
 
     Raises:
         DataError: a sample cannot be read and `data.skip_bad` does not allow a replacement, or there are fewer images
             than processes.
     """
     samples = Samples(views, data, seed, step, replace=data.skip_bad)
-    branches = samples.branches()
+    branches = samples.branches(None if memory_share is None else False)
+    held = samples.branches(True) if memory_share is not None else {}
     counts = [len(positions) for positions in branches.values()]
     sizes = [shared_size(count, batch, world) for count in counts]
     for branch, count, size in zip(branches, counts, sizes, strict=True):
@@ -199,6 +206,7 @@ def train_batches(
             raise DataError(
                 f"step {step} has {count} images{where}, fewer than the {world} processes that share each batch"
             )
+    names = list(branches)
     per_branch = epoch_length(counts, batch) // len(counts)  # batches of each branch in an epoch
 
     # Everything below follows from the iteration number. So a run that resumes at iteration `start` makes the same
@@ -219,8 +227,15 @@ def train_batches(
             # Every process knows the whole batch and takes its part. So a batch has the same images for any number of
             # processes.
             chosen = orders[which][slot * size : (slot + 1) * size]
-            mine = chosen[rank * size // world : (rank + 1) * size // world]
-            yield [(epoch, position) for position in mine.tolist()]
+            keys: Keys = [(epoch, position) for position in chosen.tolist()]
+            memory = held.get(names[which])
+            if memory_share is not None and memory is not None:
+                places = memory_places(seed, step, iteration, size, memory_share)
+                # Their own count of epochs: the memory is gone through again and again, whatever the step's images do.
+                drawn = memory_draws(seed, step, turn * len(places), len(places), len(memory), which)
+                for place, (memory_epoch, number) in zip(places, drawn, strict=True):
+                    keys[place] = (memory_epoch, int(memory[number]))
+            yield keys[rank * size // world : (rank + 1) * size // world]
 
     length = max(0, stop - start)
     return _loader(samples, _Plan(plan, length), data.workers, pin) if length else iter(())

@@ -1,6 +1,7 @@
 """Turn pictures and masks into network inputs, with pure functions on uint8 arrays.
 
-Labels of more than 255 classes are uint16 arrays; everything said of uint8 labels holds for them.
+Labels of more than 255 classes are uint16 arrays; everything said of uint8 labels holds for them. Everything said of
+labels also holds for a label with further maps in one array (`with_maps`): all of its fields are moved alike.
 
 All randomness comes from the `random.Random` that is passed in, so a sample's augmentation depends on
 (seed, step, epoch, sample id) alone and never on the worker, the rank or what was drawn before.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -27,6 +29,57 @@ from everseg.types import IMAGENET_MEAN, IMAGENET_STD
 RATIO = (3 / 4, 4 / 3)
 """Range of the training crop's width : height."""
 _ATTEMPTS = 10
+
+
+LABEL = "label"
+"""Field of the label in an array that holds further maps."""
+
+
+def with_maps(label: np.ndarray, maps: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Join a label and further maps of its size in one array with named fields, so that geometry moves all alike.
+
+    Args:
+        label: (H, W) uint8 or uint16.
+        maps: name -> (H, W) uint8 or uint16.
+
+    Returns:
+        (H, W) with the fields "label" and the names in front of which a "/" is put; the label itself without maps.
+    """
+    if not maps:
+        return label
+    joined = np.empty(
+        label.shape, [(LABEL, label.dtype), *((f"/{name}", m.dtype) for name, m in maps.items())]
+    )
+    joined[LABEL] = label
+    for name, one in maps.items():
+        joined[f"/{name}"] = one
+    return joined
+
+
+def parted(joined: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Take apart what `with_maps` joined: the label, and the maps by name."""
+    if joined.dtype.names is None:
+        return joined, {}
+    label, *rest = (np.ascontiguousarray(joined[name]) for name in joined.dtype.names)
+    return label, dict(zip((name[1:] for name in joined.dtype.names[1:]), rest, strict=True))
+
+
+def translated(label: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Send the ids of a label through a table raw id -> train id. Further maps in the array keep their values."""
+    if label.dtype.names is None:
+        return table.take(label)
+    only, maps = parted(label)
+    return with_maps(table.take(only), maps)
+
+
+def ignored_map(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
+    """Make a map of ignored pixels, with the fields and types of another one; all of its fields get their own value."""
+    if like.dtype.names is None:
+        return np.full(shape, ignored_in(like), like.dtype)
+    empty = np.empty(shape, like.dtype)
+    for name in like.dtype.names:
+        empty[name] = ignored_in(empty[name])
+    return empty
 
 
 def sample_rng(seed: int, step: int, epoch: int, sample_id: str) -> random.Random:
@@ -113,7 +166,7 @@ def train_transform(
     height, width = label.shape
     top, left, h, w = random_resized_crop_params(width, height, scale=scale, rng=rng)
     box = slice(top, top + h), slice(left, left + w)
-    x, y = _resize(image[box], label[box] if table is None else table.take(label[box]), crop, crop)
+    x, y = _resize(image[box], label[box] if table is None else translated(label[box], table), crop, crop)
     if rng.random() < flip:
         x, y = x[:, ::-1], y[:, ::-1]
     # Contiguous and writable, as torch wants them; mostly no copy is needed.
@@ -201,11 +254,12 @@ def flip_and_shift(
     # `source` stays in the image, `target` is where it comes to lie; rows and columns move alike.
     source = _overlap(-down, height), _overlap(-right, width)
     target = _overlap(down, height), _overlap(right, width)
-    x, y = np.zeros_like(image, order="C"), np.full_like(label, ignored_in(label), order="C")
+    x, y = np.zeros_like(image, order="C"), ignored_map(label.shape, label)
     x[:, *target] = image[:, *source]
     y[target] = label[source]
     if fill == "authors":
-        y[target[0].stop :], y[:, target[1].stop :] = 0, 0
+        ids = y if y.dtype.names is None else y[LABEL]  # the same memory: further maps keep their own filling
+        ids[target[0].stop :], ids[:, target[1].stop :] = 0, 0
     return x, y
 
 
@@ -259,8 +313,18 @@ def _overlap(move: int, length: int) -> slice:
 def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     if label.shape == (height, width):
         return image, label
-    y = Image.fromarray(np.ascontiguousarray(label)).resize((width, height), Image.Resampling.NEAREST)
-    return _bilinear(image, height, width), np.asarray(y)
+    return _bilinear(image, height, width), _nearest(label, height, width)
+
+
+def _nearest(label: np.ndarray, height: int, width: int) -> np.ndarray:
+    only, maps = parted(label)
+    small = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(one)).resize((width, height), Image.Resampling.NEAREST)
+        )
+        for one in (only, *maps.values())
+    ]
+    return with_maps(small[0], dict(zip(maps, small[1:], strict=True)))
 
 
 def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def load_dataset(data: DataConfig) -> Dataset:
         )
     if not builder.__module__.startswith("everseg."):
         require_own(dataset, data.dataset)
-    return compact(dataset)
+    dataset = compact(dataset)
+    return replace(dataset, extra=dict(data.extra)) if data.extra else dataset
 
 
 def _described(data: DataConfig) -> tuple[str, dict[str, Any], str | None]:
@@ -87,6 +89,7 @@ def load_domains(data: DataConfig) -> dict[str, Dataset]:
     faults: list[str] = []
     for name, domain in data.domains.items():
         own = {"dataset": domain.dataset, "root": domain.root or data.root, "options": domain.options}
+        own["extra"] = domain.extra or data.extra
         try:
             opened[name] = load_dataset(data.model_copy(update=own))
             renamed[name] = relabelled(opened[name], domain.rename)
