@@ -344,6 +344,7 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         "sats": {"kd"},
         "ewf": {"kd"},
         "nest": {"kd"},
+        "mbs": {"kd", "class", "token"},
     }
     wanted |= {
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},

@@ -49,9 +49,11 @@ CERTAIN = {
     ("ssul", "memory_offset"),
     ("microseg", "threshold"),
     ("microseg", "memory_offset"),
+    ("mib", "memory_loss"),
+    ("mib", "memory_void"),
 }
 """Single hyper-parameters that act on a teacher that is certain or on images of a memory. Those of SATS are of PLOP's
-parts; test_ssul.py tries SSUL's."""
+parts; test_ssul.py tries SSUL's, test_mib_memory.py those of MiB."""
 CLASSES_ONLY = ("ssul", "microseg")
 """Methods of one domain's classes: they refuse several domains, and later steps without a new class."""
 OWN_FIRST_STEP = ("ssul", "microseg")
