@@ -131,7 +131,7 @@ def _replay_step(run: TinyRun, method: MBS, model: SegmentationModel, index: int
 
 
 @torch.no_grad()
-def _predict(model: SegmentationModel, image: Tensor) -> Tensor:
+def _predict(model: SegmentationModel, image: Tensor, _number: int) -> Tensor:
     return losses.upsample(model(image)[BRANCH].logits, image.shape[2:]).argmax(dim=1)
 
 
