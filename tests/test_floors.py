@@ -171,7 +171,7 @@ def test_public_names() -> None:
     ]  # fmt: skip
     for name in everseg.__all__:
         assert getattr(everseg, name) is not None
-    assert sorted(everseg.data.__all__) == ["check", "download", "init", "prepare", "weights"]
+    assert sorted(everseg.data.__all__) == ["check", "download", "init", "prepare", "saliency", "weights"]
     for name in everseg.data.__all__:
         assert callable(getattr(everseg.data, name))
 

@@ -110,6 +110,18 @@ def weights(
 
 
 @data_app.command()
+def saliency(
+    dataset: DatasetName,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write OUT/SPLIT/ID.png to.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split whose images get a map.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Write a simple saliency map of every training image (colours only, no detector) for data.extra.saliency."""
+    give(data.saliency(dataset, overrides or [], out=out, split=split, quiet=as_json), as_json)
+
+
+@data_app.command()
 def init(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder with images and masks in any layout.")

@@ -174,6 +174,7 @@ class ScenarioConfig(_Section):
     test_split: str = "val"
     """Split the results are measured on."""
     memory: MemoryConfig = MemoryConfig()
+    """Images of earlier steps that later steps are trained on again: size, mix, share, selection and more."""
 
 
 class ModelConfig(_Section):

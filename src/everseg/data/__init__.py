@@ -14,6 +14,7 @@ _LAZY = {
     "check": "everseg.data.verbs:check",
     "download": "everseg.data.verbs:download",
     "prepare": "everseg.data.verbs:prepare",
+    "saliency": "everseg.data.verbs:saliency",
     "weights": "everseg.data.verbs:weights",
 }
 __all__ = list(_LAZY)

@@ -26,6 +26,7 @@ from everseg.data.proposal.guess import data_sets_below
 from everseg.data.proposal.like import class_names_of, is_bundle, matching, near, read_like
 from everseg.data.proposal.naming import TwoReadingsError
 from everseg.data.proposal.preview import preview
+from everseg.data.saliency_maps import Saliency, write_saliency
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, escaped, table
 from everseg.errors import ConfigError, DataError, EversegError, some
@@ -155,6 +156,37 @@ def weights(
     names = [*(data.labels.names[raw] for raw in output_order(data.labels)), "void"]
     rows = zip(names, pixels.tolist(), class_weights(pixels, constant).tolist(), strict=True)
     return Weights(data.name, split, constant, tuple(ClassWeight(*row) for row in rows))
+
+
+# ---------------------------------------------------------------- saliency
+
+
+def saliency(
+    dataset: str | Path | Dataset,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path,
+    split: str = "train",
+    quiet: bool = False,
+) -> Saliency:
+    """Write a simple saliency map of every image, for methods that read one (`data.extra.saliency`).
+
+    Salient are pixels whose colour is far from the image's mean (`everseg.data.saliency_maps.frequency_tuned`). The
+    maps that SSUL's authors publish come from a trained detector, and are better.
+
+    Args:
+        dataset: as for `check`; `overrides` too.
+        out: folder to write OUT/SPLIT/ID.png to; maps that are there are replaced.
+        split: split whose images get a map.
+        quiet: print no progress.
+
+    Raises:
+        ConfigError: wrong settings.
+        DataError: no such split, or images that cannot be read.
+    """
+    data = dataset if isinstance(dataset, Dataset) else load_dataset(load_data(dataset, overrides))
+    with counting(f"saliency of {data.name}", quiet=quiet) as advance:
+        return write_saliency(data, Path(out), split, progress=advance)
 
 
 # ---------------------------------------------------------------- download and prepare

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everseg.config.fields import MemoryConfig, RunConfig
+from everseg.config.fields import DataConfig, MemoryConfig, ModelConfig
 from everseg.data.base import Dataset, channels_of_split
 from everseg.data.batches.extra import maps_of
 from everseg.data.batches.loader import normalised_batches
@@ -172,7 +172,10 @@ class Chosen:
 class Choice:
     """Chooses the images that a finished step keeps. All processes choose alike."""
 
-    config: RunConfig
+    memory: MemoryConfig
+    data: DataConfig
+    model: ModelConfig
+    seed: int
     shelf: Shelf
     counts: Mapping[str, np.ndarray]
     """"key/split" -> (N, ids) pixels per raw id of every image."""
@@ -196,7 +199,7 @@ class Choice:
             DataError: an image cannot be read.
             ConfigError: the method chooses something that is no choice.
         """
-        memory, held = self.config.scenario.memory, list(self.before.images if self.before else ())
+        memory, held = self.memory, list(self.before.images if self.before else ())
         pool = self._pool(held)
         if memory.pseudo is not None and not self.step.is_first:
             pool = self._with_pseudo_labels(pool, memory.pseudo)
@@ -267,7 +270,7 @@ class Choice:
         views, order = self.shelf.views(members, self.step, "as_stored")
         views = [replace(view, memory=False) for view in views]
         mine = order[self.rank :: self.world]
-        data = self.config.data
+        data = self.data
         # One image at a time: what a network computes of an image depends a little on the others of its batch, and the
         # choice must not depend on the size of batches or the number of processes.
         batches = normalised_batches(
@@ -303,16 +306,14 @@ class Choice:
 
     def _scoring(self) -> StepContext:
         """The context whose `module` sees the pseudo-labels."""
-        if self.config.scenario.memory.pseudo_network == "trained":
+        if self.memory.pseudo_network == "trained":
             return self.ctx
-        torch.manual_seed(derive_seed(self.config.seed, "unloaded", self.step.index))
-        builder = user_builder(self.config.model)
+        torch.manual_seed(derive_seed(self.seed, "unloaded", self.step.index))
+        builder = user_builder(self.model)
         fresh = from_description(self.ctx.module.describe(), builder=builder)
         # The authors build the network with its pretrained encoder, and read the trained weights only afterwards.
         channels = one_kind_of_channels(self.shelf.datasets.values())
-        start = build_model(
-            self.config.model, self.config.data.normalisation, 3 if channels is None else len(channels)
-        )
+        start = build_model(self.model, self.data.normalisation, 3 if channels is None else len(channels))
         known = fresh.encoder.state_dict()
         fresh.encoder.load_state_dict(
             {k: v for k, v in start.encoder.state_dict().items() if k in known}, strict=False
@@ -322,8 +323,8 @@ class Choice:
 
     def _chosen(self, pool: Sequence[Kept], held: int) -> Sequence[tuple[int, int | None]]:
         """Positions in the pool, and the class that each is kept for, in the order of storing."""
-        memory = self.config.scenario.memory
-        seed = derive_seed(self.config.seed, "memory", self.step.index)
+        memory = self.memory
+        seed = derive_seed(self.seed, "memory", self.step.index)
         rng = np.random.RandomState(seed)
         images = [one.image for one in pool]
         shows = [set(image.classes) for image in images]

@@ -18,6 +18,7 @@ from everseg import registry
 from everseg.config.fields import (
     DataConfig,
     DomainConfig,
+    MemoryConfig,
     MethodConfig,
     ModelConfig,
     RunConfig,
@@ -152,7 +153,10 @@ def _check_plan(
         todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
     )
     problems = [*refused, *problems, *switches.unfit(method, prepared.steps)]
-    if problems := [*problems, *_unfit_material(config, method, prepared, todo)]:
+    if problems := [
+        *problems,
+        *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
+    ]:
         raise ConfigError(problems)
     for note in switches.idle(method):
         progress.message(f"note: {note}")
@@ -168,9 +172,15 @@ def _check_plan(
             )
 
 
-def _unfit_material(config: RunConfig, method: Method, prepared: Prepared, todo: Sequence[Step]) -> list[str]:
-    """List what is missing or impossible about the memory and about further maps of the images."""
-    memory, steps = config.scenario.memory, prepared.steps
+def _unfit_material(
+    memory: MemoryConfig, name: str, method: Method, prepared: Prepared, todo: Sequence[Step]
+) -> list[str]:
+    """List what is missing or impossible about the memory and about further maps of the images.
+
+    Args:
+        name: the method's name in messages.
+    """
+    steps = prepared.steps
     problems = [
         *unfit_for_memory(steps, memory),
         *memory_problems(memory, steps, prepared.datasets),
@@ -180,7 +190,7 @@ def _unfit_material(config: RunConfig, method: Method, prepared: Prepared, todo:
         problems += missing_maps(_images(todo, tested=True), prepared.datasets, method.readout.regions)
     if method.needs_memory and not memory.size:
         problems.append(
-            f"scenario.memory.size: method '{config.method.name}' trains on images of earlier steps again; say how "
+            f"scenario.memory.size: method '{name}' trains on images of earlier steps again; say how "
             "many are kept, such as scenario.memory.size=100"
         )
     lacking = [
@@ -189,9 +199,9 @@ def _unfit_material(config: RunConfig, method: Method, prepared: Prepared, todo:
         if not all(name in one.extra for one in prepared.datasets.values())
     ]
     problems += [
-        f"data.extra.{name}: method '{config.method.name}' reads this map of every training image; name its folder, "
-        f"data.extra.{name}=DIR" + (" (everseg data saliency makes one)" if name == "saliency" else "")
-        for name in lacking
+        f"data.extra.{one}: method '{name}' reads this map of every training image; name its folder, "
+        f"data.extra.{one}=DIR" + (" (everseg data saliency makes one)" if one == "saliency" else "")
+        for one in lacking
     ]
     names = [sorted(one.extra) for one in prepared.datasets.values()]
     if any(one != names[0] for one in names):

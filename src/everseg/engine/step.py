@@ -495,7 +495,8 @@ class StepJob:
             return self.bad.known
 
         return Choice(
-            self.config, self.shelf, self.session.counts, self.step, self.method, ctx, self.memory,
+            self.config.scenario.memory, self.config.data, self.config.model, self.config.seed,
+            self.shelf, self.session.counts, self.step, self.method, ctx, self.memory,
             self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes,
             self.bad.note, unreadable,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from everseg.data.base import Dataset, Split
+from everseg.data.batches.extra import MapFolder
 from everseg.data.batches.index import default_cache_dir, ranges, remedy
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.datasets.decode import Colour
@@ -102,12 +103,46 @@ def check(
     findings += _of_values(dataset, samples)
     digests = {(name, s.id): s.digests for name in names for s in samples[name] if s.digests[0]}
     findings += _changed(lock or {}, digests)
+    findings += _of_maps(dataset, chosen)
     images = {name: len(samples[name]) for name in names}
     void = {
         name: sum(int(s.counts[list(dataset.labels.void)].sum()) for s in of if s.counts is not None)
         for name, of in samples.items()
     }
     return Report(dataset.name, tuple(findings), images, rows, digests, void=void)
+
+
+def _of_maps(dataset: Dataset, chosen: Mapping[str, Sequence[int]]) -> list[Finding]:
+    """Faults of the further maps (`data.extra`) of training images: missing, unreadable, or of another size."""
+    found = []
+    for name, folder in dataset.extra.items():
+        if "train" not in chosen:
+            continue
+        try:
+            maps = MapFolder(folder, dataset.splits["train"])
+        except DataError as error:
+            found.append(finding("error", "map", "train", "", f"data.extra.{name}: {error}"))
+            continue
+        faults = map_samples(_map_fault, (maps, list(chosen["train"])), len(chosen["train"]))
+        for index, fault in zip(chosen["train"], faults, strict=True):
+            if fault:
+                sample = dataset.splits["train"].id(index)
+                found.append(finding("error", "map", "train", sample, f"data.extra.{name}: {fault}"))
+    return found
+
+
+def _map_fault(subject: tuple[MapFolder, list[int]], place: int) -> str:
+    maps, indices = subject
+    try:
+        shape = maps.read(indices[place]).shape
+        wanted = maps.split.read_mask(indices[place]).shape
+    except DataError as error:
+        return str(error)
+    if shape != wanted:
+        return (
+            f"{maps.path(indices[place])}: {shape[1]}x{shape[0]} pixels, and its mask {wanted[1]}x{wanted[0]}"
+        )
+    return ""
 
 
 def check_source(

@@ -34,6 +34,7 @@ REMEDIES: dict[str, str] = {
     "class-missing": "Remove the class from the description, or check the ids of the masks.",
     "class-untrained": "The class cannot be learnt: move images into training, or remove the class.",
     "class-left-out": "Nothing to do if this is meant; no pixel is lost.",
+    "map": "Make the missing maps (saliency: everseg data saliency), or leave data.extra out.",
     "file-left-out": "Nothing to do if this is meant; else name the files that count.",
     "object": "Look at these objects in the labelling tool; all others of their images are drawn.",
     "class-rare": "Scores of so rare a class are unstable; add images if you can.",
