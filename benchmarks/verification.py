@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import golden_runs
 from benchmarks.golden_checks import EXACT, Row, all_checks
+from benchmarks.golden_dkd import check_dkd, replay_dkd
 from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
 from benchmarks.golden_mbs import check_mbs, replay_mbs
@@ -33,6 +34,7 @@ from benchmarks.golden_reminder import check_reminder, replay_reminder
 from benchmarks.golden_replay import CASES, Comparison, replay, tags
 from benchmarks.golden_sdr import check_sdr, replay_sdr
 from benchmarks.golden_ssul import check_ssul, replay_ssul
+from benchmarks.golden_star import check_star, limit_star, replay_star
 from benchmarks.golden_ucd import check_ucd, replay_ucd
 
 ROUNDING = {
@@ -98,6 +100,8 @@ class Original:
     """Compares its functions, over every file of the folder that holds them."""
     replay: Callable[[Path, str], dict[str, Comparison]] | None = None
     """Trains one of its `train_*` files again."""
+    limit: Callable[[Path, str, str], float] = golden_runs.limit
+    """Folder, file without ending and quantity of a training run -> the largest difference that counts as agreement."""
 
 
 def _each_rcil(folder: Path) -> list[Row]:
@@ -160,6 +164,14 @@ ORIGINALS = (
         check_ssul, replay_ssul,
     ),
     Original(
+        "DKD, DKD-M", ("dkd_losses", "train_dkd"), "cvlab-yonsei/DKD fb4693f", "GPL-3.0 (not opened)",
+        "`unlabelled`, `scenario.memory.pseudo_network`", "DKD's, with `plop-*` labels", check_dkd, replay_dkd,
+    ),
+    Original(
+        "STAR, STAR-M", ("star", "train_star"), "jinpeng0528/STAR 9e31f36", "none (not opened)",
+        "`noise`, `unlabelled`", "STAR's, with `plop-*` labels", check_star, replay_star, limit_star,
+    ),
+    Original(
         "MicroSeg", ("microseg", "train_microseg"), "zkzhang98/MicroSeg 0e287e8", "none (not opened)",
         "`memory_offset`",
         "MicroSeg's, with `ignore-void` labels and its proposals", check_microseg, replay_microseg,
@@ -217,7 +229,7 @@ def _compared(folder: Path, original: Original, progress: bool) -> list[Row]:
             print(f"replaying {path.stem}", file=sys.stderr)
         assert original.replay is not None
         for quantity, comparison in original.replay(folder, path.stem).items():
-            limit = golden_runs.limit(folder, path.stem, quantity)
+            limit = original.limit(folder, path.stem, quantity)
             rows.append(Row(path.name, quantity, comparison.count, comparison.largest, limit))
     return rows
 

@@ -69,6 +69,14 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.plop:PLOP",
             "Label old classes by the teacher where it is certain, and keep pooled features of all depths in place.",
         ),
+        "dkd": Builtin(
+            "everseg.methods.dkd:DKD",
+            "Learn each class by a sigmoid of its own, and keep what speaks for and against every old class apart.",
+        ),
+        "star": Builtin(
+            "everseg.methods.star:STAR",
+            "Learn each class by a sigmoid of its own, beside features drawn of the old classes and their background.",
+        ),
         "reminder": Builtin(
             "everseg.methods.reminder:REMINDER",
             "PLOP, and on each new class's pixels a distillation of the old classes that resemble it.",

@@ -370,3 +370,47 @@ def test_ssul_trains_as_its_commands_say(name: str, expected: tuple) -> None:
     )  # fmt: skip
     assert (options["pool_size"], options["dropout"], options["encoder_momentum"]) == (None, 0.1, 0.01)
     assert config.method.options["threshold"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("voc-15-1-dkd", (60, 32, 0.001, 0.0001, 2.0, 1.0, 0.0)),
+        ("voc-19-1-dkd-m", (60, 32, 0.001, 0.0001, 2.0, 1.0, 0.0)),
+        ("ade-100-10-dkd", (100, 24, 0.0025, 0.00025, 35.0, None, 0.2)),
+        ("voc-15-1-star", (60, 24, 0.001, 0.0001, 4.0, None, 0.0)),
+        ("voc-15-1-disjoint-star", (60, 24, 0.001, 0.0001, 4.0, None, 0.0)),
+        ("ade-100-50-star", (100, 24, 0.0025, 0.00025, 30.0, None, 0.0)),
+    ],
+)
+def test_dkd_and_star_train_as_their_commands_say(name: str, expected: tuple) -> None:
+    config = load(name)
+    method, train = config.method.options, config.train
+    found = (
+        train.epochs, train.batch, train.lr, train.lr_next, method["pos_weight"], method.get("pos_weight_next"),
+        train.warmup_share,
+    )  # fmt: skip
+    assert found == expected
+    assert (train.lr_factors.encoder, train.lr_factors.decoder, train.lr_factors.heads) == (1, 10, 10)
+    assert (config.model.norm, config.model.options["last_conv"]) == ("bn", True)
+    assert method["unlabelled"] == "negative"
+    assert config.scenario.policy == f"plop-{name[:3]}"
+    assert config.scenario.protocol == ("disjoint" if "disjoint" in name else "overlapped")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("voc-15-1-dkd", 100), ("ade-100-50-dkd", 300), ("voc-15-5-star", 50), ("demo-star", 8)],
+)
+def test_the_memories_of_dkd_and_star_are_among_the_steps_own_images(name: str, size: int) -> None:
+    plain, memory = load(name), load(f"{name}-m")
+    kept = memory.scenario.memory
+    assert plain.scenario.memory.size == 0
+    assert (kept.size, kept.mix, kept.labels, kept.pseudo) == (size, "append", "current", 0.9)
+    assert memory.method == plain.method
+
+
+def test_what_has_no_command_is_not_listed() -> None:
+    listed = presets.names()
+    assert {"voc-15-1-dkd-m", "voc-15-1-star-m", "ade-100-50-dkd-m", "ade-100-50-star"} <= {*listed}
+    assert "ade-100-50-star-m" not in listed

@@ -31,7 +31,11 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "pre-tuning": {"method": {"pretune": 1}},
     "average": {"train": {"ema": 0.5}},
 }
-REFUSED = {("rcil", "fusion"): "correspond"}
+REFUSED = {
+    ("rcil", "fusion"): "correspond",
+    ("dkd", "pre-tuning"): "heads",
+    ("star", "pre-tuning"): "heads",
+}
 """Method and switch that do not fit -> a word of the sentence that says so."""
 
 

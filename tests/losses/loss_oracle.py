@@ -43,8 +43,14 @@ def replayed_cross_entropy(x, y, *, num_old, void="ignored"):
     return lse(x) - lse([v for c, v in enumerate(x) if c == 0 or c >= num_old])
 
 
-def binary_cross_entropy(x, y):
-    return 0.0 if y == 255 else sum(bce(v, float(c == y)) for c, v in enumerate(x))
+def binary_cross_entropy(x, y, *, pos_weight=1.0, first=0, unlabelled="left out"):
+    if y == 255 and unlabelled == "left out":
+        return 0.0
+    return sum((pos_weight if c == y else 1.0) * bce(v, float(c == y)) for c, v in enumerate(x) if c >= first)
+
+
+def binary_negatives(x, *, first=0, last=None):
+    return sum(bce(v, 0.0) for v in list(x)[first:last])
 
 
 def icarl(x, y, t, *, background_from_label=False):
@@ -54,8 +60,8 @@ def icarl(x, y, t, *, background_from_label=False):
     return sum(bce(v, target) for v, target in zip(x, targets, strict=True))
 
 
-def icarl_distillation(x, t):
-    return sum(bce(x[c], sigmoid(t[c])) for c in range(len(t)))
+def icarl_distillation(x, t, *, first=0):
+    return sum(bce(x[c], sigmoid(t[c])) for c in range(first, len(t)))
 
 
 def focal(x, y, *, alpha=1.0, gamma=2.0):

@@ -20,6 +20,9 @@ WITH_LABEL = {
     "unbiased_cross_entropy": {"num_old": K},
     "replayed_cross_entropy": {"num_old": K},
     "binary_cross_entropy": {},
+    "binary_cross_entropy new": {"first": 1},
+    "binary_cross_entropy rare": {"pos_weight": 35.0},
+    "binary_cross_entropy dkd": {"pos_weight": 2.0, "first": 1, "unlabelled": "negative"},
     "focal": {},
 }
 WITH_TEACHER = {
@@ -28,13 +31,16 @@ WITH_TEACHER = {
     "unbiased_distillation": {},
     "unbiased_distillation alpha": {"alpha": 2.5},
     "icarl_distillation": {},
+    "icarl_distillation foreground": {"first": 1},
     "kl_divergence": {},
     "kl_divergence probabilities": {"form": "probabilities"},
 }
 WITH_BOTH = {"icarl": {}, "icarl background": {"background_from_label": True}, "moved_distillation": {}}
 WITH_VOID = {"replayed_cross_entropy void": {"num_old": K, "void": "background"}}
 """Losses with a label in which ignored pixels count."""
-ALL = [*WITH_LABEL, *WITH_VOID, *WITH_TEACHER, *WITH_BOTH]
+ALONE = {"binary_negatives": {}, "binary_negatives one": {"first": 1, "last": 2}}
+LEAVES_OUT = [name for name, options in WITH_LABEL.items() if "unlabelled" not in options]
+ALL = [*WITH_LABEL, *WITH_VOID, *WITH_TEACHER, *WITH_BOTH, *ALONE]
 
 
 def case(name, *, seed=0, classes=C, num_old=K, shape=(2, 3, 4), scale=3.0, dtype=torch.float64):
@@ -47,10 +53,11 @@ def case(name, *, seed=0, classes=C, num_old=K, shape=(2, 3, 4), scale=3.0, dtyp
     y = rng.integers(0, classes + 1, (batch, height, width))
     y[y == classes] = 255
     key = name.split()[0]
-    kwargs = dict((WITH_LABEL | WITH_VOID | WITH_TEACHER | WITH_BOTH)[name])
+    kwargs = dict((WITH_LABEL | WITH_VOID | WITH_TEACHER | WITH_BOTH | ALONE)[name])
     if "num_old" in kwargs:
         kwargs["num_old"] = num_old
-    others = (y,) if name in WITH_LABEL | WITH_VOID else (t,) if name in WITH_TEACHER else (y, t)
+    labelled = name in WITH_LABEL | WITH_VOID
+    others = () if name in ALONE else (y,) if labelled else (t,) if name in WITH_TEACHER else (y, t)
     tensors = [torch.from_numpy(o) for o in others]
     tensors = [o.to(dtype) if o.is_floating_point() else o for o in tensors]
     loss = lambda logits, **more: getattr(losses, key)(logits, *tensors, **kwargs, **more)  # noqa: E731
@@ -150,14 +157,22 @@ def test_logits_of_ten_thousand_give_finite_losses_and_gradients(name, dtype):
 
 
 @pytest.mark.parametrize("over", ["all", "valid"])
-@pytest.mark.parametrize("name", WITH_LABEL)
+@pytest.mark.parametrize("name", LEAVES_OUT)
 def test_all_ignored_batch_gives_zero_and_zero_gradient(name, over):
     logits = torch.randn(2, C, 3, 3, requires_grad=True)
     label = torch.full((2, 3, 3), 255)
-    value = getattr(losses, name)(logits, label, over=over, **WITH_LABEL[name])
+    value = getattr(losses, name.split()[0])(logits, label, over=over, **WITH_LABEL[name])
     value.backward()
     assert value.item() == 0.0
     assert logits.grad.abs().max().item() == 0.0
+
+
+def test_ignored_pixels_as_negatives_are_pixels_of_an_old_class():
+    logits = torch.randn(1, C, 2, 2)
+    loss = partial(losses.binary_cross_entropy, logits, first=K, unlabelled="negative")
+    ignored, old = (loss(torch.full((1, 2, 2), y)) for y in (255, 1))
+    assert ignored > 0
+    assert_close(ignored, old)
 
 
 def test_all_ignored_batch_with_class_weights_is_zero():
@@ -178,12 +193,12 @@ def test_icarl_trains_ignored_pixels_as_no_new_class(background_from_label):
     assert_close(ignored, old)
 
 
-@pytest.mark.parametrize("name", WITH_LABEL)
+@pytest.mark.parametrize("name", LEAVES_OUT)
 def test_one_valid_pixel_is_that_pixel(name):
     logits = torch.randn(1, C, 4, 5, dtype=torch.float64)
     label = torch.full((1, 4, 5), 255)
     label[0, 2, 3] = 4
-    loss = partial(getattr(losses, name), **WITH_LABEL[name])
+    loss = partial(getattr(losses, name.split()[0]), **WITH_LABEL[name])
     pixel = loss(logits[:, :, 2:3, 3:4], label[:, 2:3, 3:4])
     assert_close(loss(logits, label, over="valid"), pixel)
     assert_close(loss(logits, label, over="all"), pixel / 20)

@@ -100,6 +100,16 @@ def test_distillation_checks_alpha_mask_and_num_old(name):
     assert torch.equal(loss(X, T, num_old=3), loss(X, T))
 
 
+def test_classes_outside_the_logits_are_refused():
+    with pytest.raises(ValueError, match=r"0\.\.5.*6"):
+        losses.binary_cross_entropy(X, Y, first=6)
+    with pytest.raises(ValueError, match=r"0\.\.3.*4"):
+        losses.icarl_distillation(X, T, first=4)
+    for first, last in ((3, 3), (0, 6), (-1, 2)):
+        with pytest.raises(ValueError, match="of 5"):
+            losses.binary_negatives(X, first=first, last=last)
+
+
 def test_class_weights_of_another_length_are_refused():
     with pytest.raises(ValueError, match="expected 5 class weights"):
         losses.cross_entropy(X, Y, weight=torch.ones(4))

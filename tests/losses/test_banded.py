@@ -17,6 +17,7 @@ from everseg.losses import (
     background_shift,
     banded,
     binary_cross_entropy,
+    binary_negatives,
     classification,
     cross_entropy,
     distillation,
@@ -58,9 +59,18 @@ TERMS = {
     "unkd alpha": Term(unbiased_distillation, options={"alpha": 0.5}),
     "bce": Term(binary_cross_entropy),
     "bce weights": Term(binary_cross_entropy, options={"weight": WEIGHTS}, over="valid"),
+    "bce new": Term(binary_cross_entropy, options={"first": K}),
+    "bce dkd": Term(
+        binary_cross_entropy, options={"first": K, "pos_weight": 35.0, "unlabelled": "negative"}, weight=2.0
+    ),
+    "bce weights and positives": Term(
+        binary_cross_entropy, options={"weight": WEIGHTS, "pos_weight": 2.0, "first": 1}
+    ),
+    "negatives": Term(binary_negatives, options={"last": 1}),
     "icarl": Term(icarl),
     "icarl background": Term(icarl, options={"background_from_label": True}),
     "icarl kd": Term(icarl_distillation, weight=10.0),
+    "icarl kd foreground": Term(icarl_distillation, options={"first": 1}),
     "focal": Term(focal, over="valid"),
 }
 TOGETHER = {
@@ -70,6 +80,7 @@ TOGETHER = {
     "lwf": {"ce": TERMS["ce"], "kd": TERMS["kd"]},
     "lwf with sigmoids": {"bce": TERMS["bce"], "kd": TERMS["kd"]},
     "lwf-mc": {"bce": TERMS["bce"], "kd": TERMS["icarl kd"]},
+    "dkd": {"bce": TERMS["bce dkd"], "kd": TERMS["icarl kd foreground"], "ac": TERMS["negatives"]},
     "everything": TERMS,
 }
 

@@ -13,6 +13,7 @@ import pytest
     [
         "background_shift",
         "classification",
+        "decomposed",
         "distillation",
         "features",
         "pixelwise",
@@ -21,6 +22,7 @@ import pytest
         "prototypes",
         "pseudo",
         "regions",
+        "repair",
         "replayed",
         "similarity",
         "thresholds",

@@ -34,7 +34,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 """Hyper-parameters that act only together with another one."""
 ALL_TRAINED: dict[str, dict[str, Any]] = {"ucd": {"freeze_first_head": False}}
 """What frees weights that a method keeps as they were drawn."""
-BY_PIXEL = ("sdr", "ucd")
+BY_PIXEL = ("sdr", "ucd", "star")
 """Methods that compare the pixels of feature maps, also those of old classes: a map of one pixel shows nothing."""
 OVER_DOMAINS = ("mdil", "mdil+mib")
 """Methods whose hyper-parameters act where there are several branches."""
@@ -47,16 +47,19 @@ CERTAIN = {
     ("sats", "entropy_norm"),
     ("ssul", "threshold"),
     ("ssul", "memory_offset"),
+    ("star", "noise"),
+    ("star", "old_logit"),
+    ("star", "background_decay"),
     ("microseg", "threshold"),
     ("microseg", "memory_offset"),
     ("mib", "memory_loss"),
     ("mib", "memory_void"),
 }
 """Single hyper-parameters that act on a teacher that is certain or on images of a memory. Those of SATS are of PLOP's
-parts; test_ssul.py tries SSUL's, test_mib_memory.py those of MiB."""
-CLASSES_ONLY = ("ssul", "microseg")
+parts; test_ssul.py tries SSUL's, test_star.py STAR's, test_mib_memory.py those of MiB."""
+CLASSES_ONLY = ("dkd", "star", "ssul", "microseg")
 """Methods of one domain's classes: they refuse several domains, and later steps without a new class."""
-OWN_FIRST_STEP = ("ssul", "microseg")
+OWN_FIRST_STEP = ("dkd", "star", "ssul", "microseg")
 """Methods whose first step is not that of fine-tuning, since their network has outputs that are no class."""
 MOVE_ENCODER = ("rcil",)
 """Methods that change the encoder by their nature, and refuse to freeze it."""

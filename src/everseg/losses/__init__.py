@@ -11,12 +11,14 @@ from everseg.losses.background_shift import (
 from everseg.losses.banded import Term, pixelwise_losses
 from everseg.losses.classification import (
     binary_cross_entropy,
+    binary_negatives,
     cross_entropy,
     focal,
     icarl,
     icarl_distillation,
     unbiased_cross_entropy,
 )
+from everseg.losses.decomposed import decomposed_distillation, decomposed_logits
 from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
 from everseg.losses.features import feature_distillation
 from everseg.losses.pixelwise import upsample
@@ -40,11 +42,14 @@ __all__ = [
     "accepted_share",
     "attention_distance",
     "binary_cross_entropy",
+    "binary_negatives",
     "certainty_histogram",
     "class_similarity",
     "class_sums",
     "completed_labels",
     "cross_entropy",
+    "decomposed_distillation",
+    "decomposed_logits",
     "distillation",
     "feature_distillation",
     "focal",

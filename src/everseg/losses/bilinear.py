@@ -114,9 +114,17 @@ def resized_at(
     return rows @ maps @ columns.t()
 
 
-def grid_points(large: int, small: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which of `large` rows stand for the rows of a map that has `small`: floor(i * large / small), (small,)."""
+def grid_points(
+    large: int, small: int, device: torch.device | str = "cpu", *, centred: bool = False
+) -> Tensor:
+    """Which of `large` rows stand for the rows of a map that has `small`, (small,).
+
+    Row i is floor(i * large / small), where the part of the image that it stands for begins; `centred`, it is
+    floor((i + 1/2) * large / small), the middle of that part.
+    """
     # In integers: a scale in floating point may fall just below the row that is meant.
+    if centred:
+        return (2 * torch.arange(small, device=device) + 1) * large // (2 * small)
     return torch.arange(small, device=device) * large // small
 
 

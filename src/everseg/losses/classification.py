@@ -6,6 +6,8 @@ ignored is 65,535 (`everseg.labels.ignored_id`).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,17 +125,26 @@ def binary_cross_entropy(
     label: Tensor,
     *,
     weight: Tensor | None = None,
+    pos_weight: float = 1.0,
+    first: int = 0,
+    unlabelled: Literal["left out", "negative"] = "left out",
     over: Over = "all",
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Binary cross-entropy of one sigmoid per class against the one-hot label, summed over classes.
 
-    Per pixel: sum_c w_c softplus(x_c) - w_y x_y, with w = 1 unless given.
+    Per pixel: sum_c w_c softplus(x_c) - w_y x_y over the classes c >= first, with w = 1 unless given. With
+    `pos_weight` v the labelled class costs v softplus(-x_y) in place of softplus(-x_y).
 
     Args:
         logits: (B, C, H, W), unnormalised; half precision is computed in float32.
-        label: (B, H, W) integers in [0, C), or 255 = ignored: such a pixel has loss 0.
+        label: (B, H, W) integers in [0, C), or 255 = ignored. A class below `first` is
+            no class here: all targets are 0.
         weight: (C,) factor of each class's sigmoid; it does not enter the denominator.
+        pos_weight: factor of the loss of the labelled class, against the imbalance of classes.
+        first: first class that is learnt; the sum has the C - first classes from there on.
+        unlabelled: loss of an ignored pixel: 0 ("left out"), or that of a pixel of no class ("negative"), as in DKD's
+            and STAR's code.
         over: "all" divides by all pixels, ignored ones included; "valid" by the non-ignored ones.
         reduction: "mean", "sum" (no division), or "none" for (B, H, W).
 
@@ -141,9 +152,11 @@ def binary_cross_entropy(
         Scalar: mean over pixels of the sum over classes. 0 (the authors: nan) with over="valid" and no valid pixel.
 
     Raises:
-        ValueError: wrong shapes or types, or a label out of range (values are checked on the CPU only).
+        ValueError: wrong shapes or types, a label out of range (values are checked on the CPU only), or `first`
+            outside 0..C.
 
-    Source: the classification term of LwF-MC (Rebuffi et al., CVPR 2017) as in MiB's code.
+    Source: the classification term of LwF-MC (Rebuffi et al., CVPR 2017) as in MiB's code; with `first`, `pos_weight`
+    and `unlabelled` that of DKD (Baek et al., NeurIPS 2022).
 
     >>> round(binary_cross_entropy(torch.zeros(1, 3, 1, 1), torch.ones(1, 1, 1).long()).item(), 4)
     2.0794
@@ -151,16 +164,62 @@ def binary_cross_entropy(
     logits = checked_logits("binary_cross_entropy", logits)
     label = checked_label("binary_cross_entropy", label, logits)
     weight = _checked_weight("binary_cross_entropy", weight, logits)
+    if not 0 <= first <= logits.shape[1]:
+        raise ValueError(
+            f"binary_cross_entropy: first must be in 0..{logits.shape[1]} for {logits.shape[1]} classes, got {first}"
+        )
     ignored = ignored_id(logits.shape[1])
     valid = label != ignored
-    if weight is None:
-        # Against a one-hot target every sigmoid costs softplus(x), and the labelled one gets its logit back.
-        per_pixel = (_softplus_sum(logits) - _picked(logits, label)) * valid  # (B, H, W)
-    else:
-        factor = weight.view(1, -1, 1, 1)
-        softplus = F.softplus(logits, threshold=LINEAR_FROM)
-        per_pixel = ((softplus * factor).sum(dim=1) - _picked(logits * factor, label)) * valid
+    # Against a one-hot target every sigmoid costs softplus(x), and the labelled one gets its logit back.
+    softplus = F.softplus(logits[:, first:], threshold=LINEAR_FROM)
+    scaled = logits if weight is None else logits * weight.view(1, -1, 1, 1)
+    summed = (
+        softplus.sum(dim=1) if weight is None else (softplus * weight[first:].view(1, -1, 1, 1)).sum(dim=1)
+    )
+    positive = _picked(scaled, label)
+    if first or unlabelled == "negative":
+        positive = positive * ((label >= first) & valid)
+    per_pixel = summed - positive  # (B, H, W)
+    if pos_weight != 1:
+        # softplus(-x) = softplus(x) - x is in the sum already, once.
+        again = F.softplus(-_picked(logits, label), threshold=LINEAR_FROM) * ((label >= first) & valid)
+        if weight is not None:
+            again = again * weight[label.masked_fill(~valid, 0)]
+        per_pixel = per_pixel + (pos_weight - 1) * again
+    if unlabelled == "left out":
+        per_pixel = per_pixel * valid
     return reduce(per_pixel, label, over, reduction=reduction, ignored=ignored)
+
+
+def binary_negatives(
+    logits: Tensor, *, first: int = 0, last: int | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """Binary cross-entropy of some channels against 0 at every pixel, summed over them.
+
+    Args:
+        logits: (B, C, H, W), unnormalised; half precision is computed in float32.
+        first: first channel.
+        last: one past the last channel; None = C.
+        reduction: "mean" over all pixels, "sum", or "none" for (B, H, W).
+
+    Returns:
+        Scalar >= 0: mean over pixels of sum_c softplus(x_c).
+
+    Raises:
+        ValueError: wrong shapes or types, or no channel in the range.
+
+    Source: the loss of DKD's auxiliary classifier (Baek et al., NeurIPS 2022).
+
+    >>> round(binary_negatives(torch.zeros(1, 3, 1, 1), last=1).item(), 4)
+    0.6931
+    """
+    logits = checked_logits("binary_negatives", logits)
+    last = logits.shape[1] if last is None else last
+    if not 0 <= first < last <= logits.shape[1]:
+        raise ValueError(
+            f"binary_negatives: no channel in {first}..{last - 1} of {logits.shape[1]}; first and last must enclose one"
+        )
+    return reduce(_softplus_sum(logits[:, first:last]), None, reduction=reduction)
 
 
 def icarl(
@@ -211,7 +270,9 @@ def icarl(
     return reduce(per_pixel, None, reduction=reduction)
 
 
-def icarl_distillation(logits: Tensor, teacher_logits: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def icarl_distillation(
+    logits: Tensor, teacher_logits: Tensor, *, first: int = 0, reduction: Reduction = "mean"
+) -> Tensor:
     """Distil the old classes' sigmoids: binary cross-entropy against the teacher's, summed over old classes.
 
     The second term of LwF-MC's combined form: K times the mean over (B, K, H, W), that is the mean over pixels of
@@ -220,22 +281,28 @@ def icarl_distillation(logits: Tensor, teacher_logits: Tensor, *, reduction: Red
     Args:
         logits: student, (B, C, H, W), unnormalised; old classes come first.
         teacher_logits: (B, K, H, W) with K <= C; no gradient flows into it.
+        first: first class that is distilled, as 1 where channel 0 is no output of the network.
         reduction: "mean" over all pixels (ignored ones included), "sum", or "none" for (B, H, W).
 
     Returns:
         Scalar >= 0.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or `first` outside 0..K.
 
-    Source: LwF-MC (Rebuffi et al., CVPR 2017) as in MiB's code.
+    Source: LwF-MC (Rebuffi et al., CVPR 2017) as in MiB's code; DKD's code has the same with a weight of 5.
 
     >>> round(icarl_distillation(torch.zeros(1, 3, 1, 1), torch.zeros(1, 2, 1, 1)).item(), 4)
     1.3863
     """
     logits = checked_logits("icarl_distillation", logits)
     teacher_logits = checked_teacher("icarl_distillation", teacher_logits, logits)
-    old = logits[:, : teacher_logits.shape[1]]
+    if not 0 <= first <= teacher_logits.shape[1]:
+        raise ValueError(
+            f"icarl_distillation: first must be in 0..{teacher_logits.shape[1]} for {teacher_logits.shape[1]} old "
+            f"classes, got {first}"
+        )
+    old, teacher_logits = logits[:, first : teacher_logits.shape[1]], teacher_logits[:, first:]
     per_pixel = _softplus_sum(old) - (teacher_logits.sigmoid().to(old.dtype) * old).sum(dim=1)
     return reduce(per_pixel, None, reduction=reduction)
 

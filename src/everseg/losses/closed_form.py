@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everseg.losses.classification import LINEAR_FROM
-from everseg.losses.forms import Entropy, Logit, LogSumExp, Parts, Softplus, Statistic, Target
+from everseg.losses.forms import Entropy, Logit, LogSumExp, Negated, Parts, Softplus, Statistic, Target
 
 
 class Buffers:
@@ -186,10 +186,12 @@ class ClosedForm:
                 powers[first:last].mul_(factor)
         return values
 
-    def _add(self, stat: Softplus | Logit | Target | Entropy, coefficient: Tensor) -> Tensor:
+    def _add(self, stat: Softplus | Logit | Negated | Target | Entropy, coefficient: Tensor) -> Tensor:
         """Value of a statistic times its coefficient, summed over the band; its gradient is added."""
         if isinstance(stat, Logit):
             return self._logit(stat, coefficient)
+        if isinstance(stat, Negated):
+            return self._negated(stat, coefficient)
         if isinstance(stat, Entropy):
             return self._entropy(stat, coefficient)
         if isinstance(stat, Softplus):
@@ -201,6 +203,13 @@ class ClosedForm:
         if self._needs_grad:
             self._grad.scatter_add_(0, index, coefficient[None])
         return torch.dot(coefficient, self._logits.gather(0, index)[0])
+
+    def _negated(self, stat: Negated, coefficient: Tensor) -> Tensor:
+        index = stat.index[None]
+        opposite = -self._logits.gather(0, index)  # (1, P)
+        if self._needs_grad:
+            self._grad.scatter_add_(0, index, -coefficient * opposite.sigmoid())
+        return torch.dot(coefficient, F.softplus(opposite, threshold=LINEAR_FROM)[0])
 
     def _entropy(self, stat: Entropy, coefficient: Tensor) -> Tensor:
         teacher = self._teachers["softmax", stat.alpha]

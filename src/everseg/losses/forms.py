@@ -17,6 +17,7 @@ from torch import Tensor
 from everseg.labels import ignored_id
 from everseg.losses.classification import (
     binary_cross_entropy,
+    binary_negatives,
     cross_entropy,
     icarl,
     icarl_distillation,
@@ -51,6 +52,13 @@ class Logit:
 
 
 @dataclass(frozen=True)
+class Negated:
+    """Softplus of minus the logit of one class per pixel, index (P,): what a positive costs."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True)
 class Target:
     """Sum of q_c x_c over the classes first to last - 1, q = softmax(alpha t) or sigmoid(alpha t) of the teacher."""
 
@@ -67,12 +75,12 @@ class Entropy:
     alpha: float = 1.0
 
 
-Statistic = LogSumExp | Softplus | Logit | Target | Entropy
+Statistic = LogSumExp | Softplus | Logit | Negated | Target | Entropy
 
 
 def shift_invariant(statistic: Statistic) -> bool:
     """Whether a loss with this part may be given logits less their maximum."""
-    return not (isinstance(statistic, Softplus) or getattr(statistic, "of", "") == "sigmoid")
+    return not (isinstance(statistic, Softplus | Negated) or getattr(statistic, "of", "") == "sigmoid")
 
 
 Parts = list[tuple[Statistic, Tensor]]
@@ -163,10 +171,19 @@ def _kl_divergence(at: Pixels, factor: Tensor, *, form: str = "log") -> Parts | 
     ]
 
 
-def _binary_cross_entropy(at: Pixels, factor: Tensor) -> Parts:
+def _binary_cross_entropy(
+    at: Pixels, factor: Tensor, *, pos_weight: float = 1.0, first: int = 0, unlabelled: str = "left out"
+) -> Parts:
     # -log sigmoid(x) = softplus(x) - x, and -log(1 - sigmoid(x)) = softplus(x)
-    factor = factor * at.valid
-    return [(Softplus(0, at.num_classes), factor), (Logit(at.label.masked_fill(~at.valid, 0)), -factor)]
+    positive = factor * (at.valid & (at.label >= first))
+    index = at.label.masked_fill(~at.valid, 0)
+    counted = factor * at.valid if unlabelled == "left out" else factor
+    parts: Parts = [(Softplus(first, at.num_classes), counted), (Logit(index), -positive)]
+    return parts if pos_weight == 1 else [*parts, (Negated(index), (pos_weight - 1) * positive)]
+
+
+def _binary_negatives(at: Pixels, factor: Tensor, *, first: int = 0, last: int | None = None) -> Parts:
+    return [(Softplus(first, at.num_classes if last is None else last), factor)]
 
 
 def _icarl(at: Pixels, factor: Tensor, *, background_from_label: bool = False) -> Parts:
@@ -180,8 +197,8 @@ def _icarl(at: Pixels, factor: Tensor, *, background_from_label: bool = False) -
     ]
 
 
-def _icarl_distillation(at: Pixels, factor: Tensor) -> Parts:
-    return [(Softplus(0, at.num_old), factor), (Target(0, at.num_old, "sigmoid"), -factor)]
+def _icarl_distillation(at: Pixels, factor: Tensor, *, first: int = 0) -> Parts:
+    return [(Softplus(first, at.num_old), factor), (Target(first, at.num_old, "sigmoid"), -factor)]
 
 
 _FORMS: dict[Any, tuple[Callable[..., Parts | None], frozenset[str]]] = {
@@ -191,9 +208,10 @@ _FORMS: dict[Any, tuple[Callable[..., Parts | None], frozenset[str]]] = {
     distillation: (_distillation, frozenset({"num_old", "alpha"})),
     unbiased_distillation: (_unbiased_distillation, frozenset({"num_old", "alpha"})),
     kl_divergence: (_kl_divergence, frozenset({"form"})),
-    binary_cross_entropy: (_binary_cross_entropy, frozenset()),
+    binary_cross_entropy: (_binary_cross_entropy, frozenset({"pos_weight", "first", "unlabelled"})),
+    binary_negatives: (_binary_negatives, frozenset({"first", "last"})),
     icarl: (_icarl, frozenset({"background_from_label"})),
-    icarl_distillation: (_icarl_distillation, frozenset()),
+    icarl_distillation: (_icarl_distillation, frozenset({"first"})),
 }
 """The form of each loss, and the options that it knows."""
 

@@ -29,14 +29,15 @@ _TINY = 1e-15
 """What the authors add to a divisor."""
 
 
-def label_at(label: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Sample a label (B, H, W) at the size (h, w) of a feature map: row floor(i * H / h), column likewise.
+def label_at(label: Tensor, size: tuple[int, int] | torch.Size, *, centred: bool = False) -> Tensor:
+    """Sample a label (B, H, W) at the size (h, w) of a feature map, at the points of `bilinear.grid_points`.
 
     >>> label_at(torch.arange(6).view(1, 1, 6), (1, 4))
     tensor([[[0, 1, 3, 4]]])
     """
     rows, columns = (
-        grid_points(large, small, label.device) for large, small in zip(label.shape[-2:], size, strict=True)
+        grid_points(large, small, label.device, centred=centred)
+        for large, small in zip(label.shape[-2:], size, strict=True)
     )
     return label[:, rows[:, None], columns]
 

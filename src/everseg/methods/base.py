@@ -257,6 +257,14 @@ class Method:
     pretune_unbiased_ce: bool = True
     """MiB's cross-entropy during the pre-tuning instead of the plain one."""
 
+    def unfit(self, steps: Sequence[Step]) -> list[str]:
+        """List what the method cannot do in a run, each as a sentence; asked before the first step.
+
+        Args:
+            steps: all steps of the run.
+        """
+        return []
+
     @property
     def readout(self) -> Readout:
         """How the outputs of a model that this method trains become classes; stored with the model."""

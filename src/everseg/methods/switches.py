@@ -14,12 +14,12 @@ from everseg.scenarios.steps import Step
 
 
 def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
-    """List what the method's switches cannot do in a run, each as a sentence that says why.
+    """List what the method and its switches cannot do in a run, each as a sentence that says why.
 
     Args:
         steps: all steps of the run.
     """
-    found = []
+    found = method.unfit(steps)
     later = [step for step in steps if not step.is_first]
     if method.fuse != "none":
         found += [unfit_for_fusion(step) for step in later]
@@ -32,6 +32,12 @@ def unfit(method: Method, steps: Sequence[Step]) -> list[str]:
                 "method.fuse: the method changes the network's structure before each later step, so weights from "
                 "before and after it do not correspond; leave method.fuse out"
             )
+    # Only where the method can make its heads at all.
+    if method.pretune and not any(found) and any(method.heads(step) for step in steps):
+        found.append(
+            "method.pretune: it mixes the rows of 1x1 classifiers that have the background among them, and this method "
+            "has other heads; leave method.pretune out"
+        )
     if method.pretune and not any(pretuned_branch(step) for step in steps):
         found.append(f"method.pretune: {_without_pretuning(steps)}; leave it out, or set method.pretune=0")
     return [problem for problem in found if problem]
