@@ -78,7 +78,7 @@ def fields() -> list[tuple[str, str]]:
     return [
         (n, name)
         for n, name in found
-        if (name not in shared and n not in ELSEWHERE and (n, name) not in CERTAIN) or n in ("ft", "mib")
+        if ((name not in shared and n not in ELSEWHERE) or n in ("ft", "mib")) and (n, name) not in CERTAIN
     ]
 
 
