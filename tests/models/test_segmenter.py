@@ -1,4 +1,4 @@
-"""Segmenter on encoders of transformers: grids, odd sizes, checkpoints, gradients of every weight, ONNX."""
+"""Segmenter on encoders of transformers: grids, odd sizes, checkpoints, gradients of every weight."""
 
 from __future__ import annotations
 
@@ -127,21 +127,3 @@ def test_each_branch_has_a_transformer_of_its_own():
     day, night = (model.head(branch) for branch in ("default", "night"))
     assert isinstance(night, TokenHead)
     assert not {id(w) for w in day.parameters()} & {id(w) for w in night.parameters()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["segformer", "dinov2"])
-def test_the_onnx_file_gives_the_same(kind, tmp_path):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    import numpy as np
-
-    from everseg.deploy.onnx import Deployed, check_parity, to_onnx
-    from everseg.runs.input_form import InputForm
-
-    model = grown(kind).eval()
-    deployed = Deployed(model, "default", (0, 1, 2), InputForm())
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((64, 96), (75, 53))]
-    parity = check_parity(deployed, to_onnx(deployed, {}), images, "noise")
-    assert parity.equal_pixels > 0.999

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from token_model import tokens
 from torch import nn
 from torch.testing import assert_close
 
+from everseg.deploy.onnx import Deployed, check_parity, to_onnx
 from everseg.errors import ConfigError
 from everseg.models.build import from_description
 from everseg.models.heads import Head
 from everseg.models.model import init_from_background
 from everseg.models.token_head import Block, TokenHead
+from everseg.runs.input_form import InputForm
 from saying import must_say
 
 
@@ -155,3 +158,18 @@ def test_starting_from_the_background_in_mibs_way_needs_a_bias():
     model.grow({"default": 1})
     with pytest.raises(ConfigError, match="bias"):
         init_from_background(model, "default")
+
+
+@pytest.mark.slow
+def test_the_onnx_file_gives_the_same():
+    """Of a network of our own: encoders of other libraries, which pad by the image's size, cannot be exported."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tokens().eval()
+    model.grow({"default": 2})
+    model.grow({"default": 1})
+    deployed = Deployed(model, "default", (0, 1, 2), InputForm())
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((64, 96), (76, 52))]
+    parity = check_parity(deployed, to_onnx(deployed, {}), images, "noise")
+    assert parity.equal_pixels > 0.999
