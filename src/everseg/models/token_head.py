@@ -157,8 +157,9 @@ class TokenHead(GrowingHead):
         """
         size = features.shape[2:]
         rows = torch.cat([cast(ClassTokens, one).weight for one in self.classifiers])
+        # `shape[0]` and not `len`: an export would take the length for a constant.
         cells, tokens = self.refine(
-            features.flatten(2).transpose(1, 2), rows.expand(len(features), -1, -1).to(features.dtype)
+            features.flatten(2).transpose(1, 2), rows.expand(features.shape[0], -1, -1).to(features.dtype)
         )
         patches, classes = self.project(cells, tokens)
         cosine = F.normalize(patches, dim=2) @ F.normalize(classes, dim=2).mT  # (B, N, C)
