@@ -22,10 +22,12 @@ from benchmarks.golden_dft import replay_dft
 from benchmarks.golden_dkd import check_dkd, replay_dkd
 from benchmarks.golden_ewf import check_ewf, replay_ewf
 from benchmarks.golden_labels import check_label_maps
+from benchmarks.golden_mbs import check_mbs, replay_mbs
 from benchmarks.golden_mdil import LIMITS, forms, replay_mdil
 from benchmarks.golden_mdil_checks import all_mdil_checks
 from benchmarks.golden_memory import check_memory
 from benchmarks.golden_mib import CASES, replay, tags
+from benchmarks.golden_mibaugm import check_mibaugm, replay_mibaugm
 from benchmarks.golden_microseg import check_microseg, replay_microseg
 from benchmarks.golden_nest import replay_nest
 from benchmarks.golden_plop import check_plop, replay_plop
@@ -148,6 +150,16 @@ ORIGINALS = (
     Original(
         "UCD", ("ucd", "train_ucd"), "ygjwd12345/UCD cc73546", "none (not opened)", "`form`",
         "none: the released code does not run, so the replay is partly official", check_ucd, replay_ucd,
+    ),
+    Original(
+        "MiB-AugM", ("mibaugm_losses", "train_mibaugm"), "jihwankwak/CISS_partitioned 7353b46", "none (not opened)",
+        "`memory_void`, `memory_loss`, `scenario.memory.pseudo_network`", "MiB-AugM's 15-1, protocol `partitioned`",
+        check_mibaugm, replay_mibaugm,
+    ),
+    Original(
+        "MBS", ("mbs", "train_mbs"), "RoadoneP/ECCV2024_MBS dc83e50", "MIT", "`ignore_doubted`, `moved`, `adaptive`",
+        "MBS' 15-1, with a vision transformer: the files' network is a stand-in without attention",
+        check_mbs, replay_mbs,
     ),
     Original(
         "SSUL, SSUL-M", ("ssul", "train_ssul"), "clovaai/SSUL e08ee9c", "MIT",

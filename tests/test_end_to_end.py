@@ -19,7 +19,7 @@ from encoders import need_transformers
 from PIL import Image
 from processes import complete, killed, start, wait
 from safetensors.torch import load_file
-from toy import ATTENTIVE, HERE, NEEDED, build, settings
+from toy import HERE, NEEDED, NETWORKS, build, settings
 
 import everseg
 from everseg import registry
@@ -53,7 +53,7 @@ def journal(run: Path) -> list[dict]:
 def test_every_method_learns_three_steps_and_evaluates_to_the_same_numbers(
     tmp_path: Path, call: Outcome, method: str
 ) -> None:
-    if method in ATTENTIVE:
+    if method in NETWORKS:
         need_transformers()
     needed = NEEDED.get(method, [])
     config = written(tmp_path, method={"name": method})
@@ -89,7 +89,7 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_nothing(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    if method in ATTENTIVE:
+    if method in NETWORKS:
         need_transformers()
     config = written(tmp_path, tensorboard=True, method={"name": method})
     needed = NEEDED.get(method, [])

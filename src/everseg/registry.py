@@ -105,6 +105,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.sats:SATS",
             "PLOP's labels and MiB's distillation, and what each class's region attends to is kept in every block.",
         ),
+        "mbs": Builtin(
+            "everseg.methods.mbs:MBS",
+            "Complete the labels, ignore what the teacher doubts, and keep outputs, features and class tokens.",
+        ),
         "sdr": Builtin(
             "everseg.methods.sdr:SDR",
             "Keep every class's encoder features near its running prototype, away from other classes', and sparse.",
@@ -196,6 +200,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
         "mlp": Builtin(
             "everseg.models.adapters.encoders:mlp",
             "Build SegFormer's all-MLP head on an encoder of another library (model.encoder=hf:NAME or timm:NAME).",
+        ),
+        "segmenter": Builtin(
+            "everseg.models.adapters.encoders:segmenter",
+            "Build Segmenter's mask transformer, whose classes are tokens, on an encoder of another library.",
         ),
         "torchvision-deeplabv3": Builtin(
             "everseg.models.adapters.whole:torchvision_deeplabv3",

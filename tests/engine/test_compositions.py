@@ -13,7 +13,7 @@ import torch
 from encoders import need_transformers
 from processes import results
 from safetensors.torch import load_file
-from toy import ATTENTIVE, settings
+from toy import NETWORKS, settings
 
 import everseg
 from everseg import registry
@@ -130,7 +130,7 @@ def fitting(name: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", some(METHODS, "mib", "plop", "rcil"))
 def test_all_switches_that_fit_at_once(tmp_path, monkeypatch, name):
-    if name in ATTENTIVE:
+    if name in NETWORKS:
         need_transformers()
     check(tmp_path, monkeypatch, name, fitting(name))
 
@@ -140,7 +140,7 @@ def test_all_switches_that_fit_at_once(tmp_path, monkeypatch, name):
     ("name", "pair"), [(name, pair) for name in METHODS for pair in pairs(name)], ids=str
 )
 def test_every_pair(tmp_path, monkeypatch, name, pair):
-    if name in ATTENTIVE:
+    if name in NETWORKS:
         need_transformers()
     check(tmp_path, monkeypatch, name, pair)
 

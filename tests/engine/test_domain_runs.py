@@ -12,7 +12,7 @@ from domain_toy import DEEPLAB, ERFNET, build, domain, settings
 from encoders import need_transformers
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
-from toy import ATTENTIVE, SEGFORMER
+from toy import NETWORKS
 
 import everseg
 from everseg import registry
@@ -299,9 +299,10 @@ ADDS_CLASSES = ("nest",)
 def test_every_method_runs_with_a_decoder_per_domain(tmp_path, method):
     """Distillation keeps the old domain's outputs; MiB, which knows one path only, learns plainly."""
     model = DEEPLAB
-    if method in ATTENTIVE:
+    if method in NETWORKS:
         need_transformers()
-        model = {**SEGFORMER, "options": {**SEGFORMER["options"], "per_branch": "decoder"}}
+        network = NETWORKS[method]
+        model = {**network, "options": {**network["options"], "per_branch": "decoder"}}
     config = settings(tmp_path, data=data_of(few("day", "dusk")), model=model, method={"name": method},
                       train={"max_iterations": 2})  # fmt: skip
     if method in PRETUNED or method in ONE_DOMAIN:
@@ -323,9 +324,9 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
     domains = {**few("day"), "dusk": domain("dusk", names=["red", "green", "violet"], **FEW)}
     steps = [{"domain": "day", "branch": "street"}, {"domain": "dusk", "branch": "street"}]
     model = DEEPLAB
-    if method in ATTENTIVE:
+    if method in NETWORKS:
         need_transformers()
-        model = SEGFORMER
+        model = NETWORKS[method]
     if method in SHARED_DECODER:
         model = {**DEEPLAB, "options": {**DEEPLAB["options"], "per_branch": "head", "compensation": True}}
     config = settings(tmp_path, data=data_of(domains), model=model, method={"name": method},
@@ -348,6 +349,7 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         "sats": {"kd"},
         "ewf": {"kd"},
         "nest": {"kd"},
+        "mbs": {"kd", "class", "token"},
     }
     wanted |= {
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},

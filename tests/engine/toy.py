@@ -61,10 +61,17 @@ SEGFORMER = {
     },
 }
 """A network with attention, of the transformers library."""
+SEGMENTER = {
+    "name": "segmenter",
+    "encoder": "hf:segformer",
+    "norm": None,
+    "options": {"hidden": 8, "layers": 1, "stride": 8, "config": SEGFORMER["options"]["config"]},
+}
+"""A network whose classes are tokens."""
 NEEDED = {"rcil": ["model.options.compensation=true"]}
 """Method -> what it asks of the network, as arguments of the command line."""
-ATTENTIVE = ("sats",)
-"""Methods that compare attention maps."""
+NETWORKS = {"sats": SEGFORMER, "mbs": SEGMENTER}
+"""Method -> the network that it needs, on an encoder of the transformers library."""
 
 
 def settings(out: Path, **changes) -> dict:
@@ -86,8 +93,8 @@ def settings(out: Path, **changes) -> dict:
         config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
     method = config["method"]  # a name, or a name with options
     name = method["name"] if isinstance(method, dict) else method
-    if name in ATTENTIVE:
-        config["model"] = SEGFORMER
+    if name in NETWORKS:
+        config["model"] = NETWORKS[name]
     if name in NEEDED:
         config["model"]["options"] = {**config["model"]["options"], "compensation": True}
     return config

@@ -35,6 +35,14 @@ def unbiased_cross_entropy(x, y, *, num_old, weight=None):
     return w * (lse(x) - (lse(x[:num_old]) if y < num_old else x[y]))
 
 
+def replayed_cross_entropy(x, y, *, num_old, void="ignored"):
+    if y == 255 and void == "ignored":
+        return 0.0
+    if 0 < y < num_old:
+        return lse(x) - x[y]
+    return lse(x) - lse([v for c, v in enumerate(x) if c == 0 or c >= num_old])
+
+
 def binary_cross_entropy(x, y, *, pos_weight=1.0, first=0, unlabelled="left out"):
     if y == 255 and unlabelled == "left out":
         return 0.0
@@ -70,6 +78,13 @@ def _teacher(t, alpha):
 def distillation(x, t, *, alpha=1.0):
     k = len(t)
     return -sum(q * (x[c] - lse(x[:k])) for c, q in enumerate(_teacher(t, alpha))) / k
+
+
+def moved_distillation(x, y, t):
+    target = [*_teacher(t, 1.0), *[0.0] * (len(x) - len(t))]
+    if len(t) <= y < len(x):
+        target[y], target[0] = target[0], 0.0
+    return -sum(q * (v - lse(x)) for q, v in zip(target, x, strict=True)) / len(x)
 
 
 def unbiased_distillation(x, t, *, alpha=1.0):

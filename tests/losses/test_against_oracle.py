@@ -18,6 +18,7 @@ C, K = 5, 3
 WITH_LABEL = {
     "cross_entropy": {},
     "unbiased_cross_entropy": {"num_old": K},
+    "replayed_cross_entropy": {"num_old": K},
     "binary_cross_entropy": {},
     "binary_cross_entropy new": {"first": 1},
     "binary_cross_entropy rare": {"pos_weight": 35.0},
@@ -34,10 +35,12 @@ WITH_TEACHER = {
     "kl_divergence": {},
     "kl_divergence probabilities": {"form": "probabilities"},
 }
-WITH_BOTH = {"icarl": {}, "icarl background": {"background_from_label": True}}
+WITH_BOTH = {"icarl": {}, "icarl background": {"background_from_label": True}, "moved_distillation": {}}
+WITH_VOID = {"replayed_cross_entropy void": {"num_old": K, "void": "background"}}
+"""Losses with a label in which ignored pixels count."""
 ALONE = {"binary_negatives": {}, "binary_negatives one": {"first": 1, "last": 2}}
 LEAVES_OUT = [name for name, options in WITH_LABEL.items() if "unlabelled" not in options]
-ALL = [*WITH_LABEL, *WITH_TEACHER, *WITH_BOTH, *ALONE]
+ALL = [*WITH_LABEL, *WITH_VOID, *WITH_TEACHER, *WITH_BOTH, *ALONE]
 
 
 def case(name, *, seed=0, classes=C, num_old=K, shape=(2, 3, 4), scale=3.0, dtype=torch.float64):
@@ -50,10 +53,11 @@ def case(name, *, seed=0, classes=C, num_old=K, shape=(2, 3, 4), scale=3.0, dtyp
     y = rng.integers(0, classes + 1, (batch, height, width))
     y[y == classes] = 255
     key = name.split()[0]
-    kwargs = dict((WITH_LABEL | WITH_TEACHER | WITH_BOTH | ALONE)[name])
+    kwargs = dict((WITH_LABEL | WITH_VOID | WITH_TEACHER | WITH_BOTH | ALONE)[name])
     if "num_old" in kwargs:
         kwargs["num_old"] = num_old
-    others = () if name in ALONE else (y,) if name in WITH_LABEL else (t,) if name in WITH_TEACHER else (y, t)
+    labelled = name in WITH_LABEL | WITH_VOID
+    others = () if name in ALONE else (y,) if labelled else (t,) if name in WITH_TEACHER else (y, t)
     tensors = [torch.from_numpy(o) for o in others]
     tensors = [o.to(dtype) if o.is_floating_point() else o for o in tensors]
     loss = lambda logits, **more: getattr(losses, key)(logits, *tensors, **kwargs, **more)  # noqa: E731

@@ -12,6 +12,8 @@ Y = torch.zeros(2, 4, 6, dtype=torch.long)
 LABELLED = {
     "cross_entropy": lambda x, y, **k: losses.cross_entropy(x, y, **k),
     "unbiased_cross_entropy": lambda x, y, **k: losses.unbiased_cross_entropy(x, y, num_old=3, **k),
+    "replayed_cross_entropy": lambda x, y, **k: losses.replayed_cross_entropy(x, y, num_old=3, **k),
+    "moved_distillation": lambda x, y, **k: losses.moved_distillation(x, y, T, **k),
     "binary_cross_entropy": lambda x, y, **k: losses.binary_cross_entropy(x, y, **k),
     "focal": lambda x, y, **k: losses.focal(x, y, **k),
     "icarl": lambda x, y, **k: losses.icarl(x, y, T, **k),

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from everseg.losses import (
+    background_shift,
     banded,
     binary_cross_entropy,
     binary_negatives,
@@ -24,6 +25,9 @@ from everseg.losses import (
     icarl,
     icarl_distillation,
     kl_divergence,
+    moved_distillation,
+    replayed,
+    replayed_cross_entropy,
     unbiased_cross_entropy,
     unbiased_distillation,
 )
@@ -45,6 +49,9 @@ TERMS = {
     "unce": Term(unbiased_cross_entropy, options={"num_old": K}),
     "unce weights": Term(unbiased_cross_entropy, options={"num_old": K, "weight": WEIGHTS}, over="valid"),
     "unce other old": Term(unbiased_cross_entropy, options={"num_old": 2}),
+    "replayed": Term(replayed_cross_entropy, options={"num_old": K}),
+    "replayed void": Term(replayed_cross_entropy, options={"num_old": K, "void": "background"}, weight=0.5),
+    "moved": Term(moved_distillation, weight=25.0),
     "kd": Term(distillation, weight=100.0),
     "kd alpha": Term(distillation, options={"alpha": 2.5}),
     "kd class weights": Term(distillation, options={"weight": WEIGHTS[:K]}),
@@ -69,6 +76,7 @@ TERMS = {
 TOGETHER = {
     "mib": {"ce": TERMS["unce"], "kd": TERMS["unkd"]},
     "mib with weights": {"ce": TERMS["unce weights"], "kd": TERMS["unkd alpha"]},
+    "mib with memory": {"ce": TERMS["unce"], "replayed": TERMS["replayed void"], "kd": TERMS["unkd"]},
     "lwf": {"ce": TERMS["ce"], "kd": TERMS["kd"]},
     "lwf with sigmoids": {"bce": TERMS["bce"], "kd": TERMS["kd"]},
     "lwf-mc": {"bce": TERMS["bce"], "kd": TERMS["icarl kd"]},
@@ -294,7 +302,8 @@ def test_devices_without_closed_forms_get_the_plain_functions_and_never_wait(met
     monkeypatch.setattr(
         banded, "checked_label", lambda name, label, logits: label
     )  # looks at values on the CPU
-    monkeypatch.setattr(classification, "checked_label", lambda name, label, logits: label)
+    for module in (classification, replayed, background_shift):
+        monkeypatch.setattr(module, "checked_label", lambda name, label, logits: label)
     with NoWaiting():
         sum(pixelwise_losses(TOGETHER[method], *given, band=4).values()).backward()
 

@@ -11,6 +11,7 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
+        "background_shift",
         "classification",
         "decomposed",
         "distillation",
@@ -22,6 +23,7 @@ import pytest
         "pseudo",
         "regions",
         "repair",
+        "replayed",
         "similarity",
         "thresholds",
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from attentive_model import attentive
+from token_model import tokens
 from torch import Tensor
 
 from everseg.config.fields import TrainConfig
@@ -27,8 +28,8 @@ from everseg.types import Batch
 TRAIN = TrainConfig(lr=0.05, lr_next=0.05)
 
 
-ATTENTIVE = ("sats",)
-"""Methods that compare attention maps."""
+NETWORKS = {"sats": attentive, "mbs": tokens}
+"""Method -> the network that it needs."""
 NEEDS_OF_MODEL: dict[str, dict[str, Any]] = {"rcil": {"compensation": True}}
 """Method -> options of the network that it asks for."""
 
@@ -147,8 +148,8 @@ class Toy:
     def model(self, method: str = "") -> SegmentationModel:
         """A network that the method can train."""
         torch.manual_seed(1)
-        if method in ATTENTIVE:
-            return attentive()
+        if method in NETWORKS:
+            return NETWORKS[method]()
         return model_for_tests(**NEEDS_OF_MODEL.get(method, {}))
 
     def begin(self, method: Method, model: SegmentationModel, step: Step, *, begin: bool = True) -> Run:

@@ -1,6 +1,13 @@
 """Losses as pure functions of tensors at equal resolution, and their evaluation from small logits."""
 
 from everseg.losses.attention import attention_distance
+from everseg.losses.background_shift import (
+    moved_distillation,
+    old_share,
+    token_orthogonality,
+    weighted_feature_distance,
+    without_doubted,
+)
 from everseg.losses.banded import Term, pixelwise_losses
 from everseg.losses.classification import (
     binary_cross_entropy,
@@ -25,6 +32,7 @@ from everseg.losses.pseudo import (
     soft_uncertain,
     uncertainty,
 )
+from everseg.losses.replayed import replayed_cross_entropy
 from everseg.losses.similarity import class_similarity, class_sums, similarity_distillation
 from everseg.losses.thresholds import certainty_histogram, histogram_thresholds
 
@@ -50,13 +58,19 @@ __all__ = [
     "icarl_distillation",
     "kl_divergence",
     "local_pod",
+    "moved_distillation",
+    "old_share",
     "pixelwise_losses",
     "pooled_cube_distillation",
     "pseudo_labels",
+    "replayed_cross_entropy",
     "similarity_distillation",
     "soft_uncertain",
+    "token_orthogonality",
     "unbiased_cross_entropy",
     "unbiased_distillation",
     "uncertainty",
     "upsample",
+    "weighted_feature_distance",
+    "without_doubted",
 ]

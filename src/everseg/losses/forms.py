@@ -24,6 +24,7 @@ from everseg.losses.classification import (
     unbiased_cross_entropy,
 )
 from everseg.losses.distillation import distillation, kl_divergence, unbiased_distillation
+from everseg.losses.replayed import replayed_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,19 @@ def _unbiased_cross_entropy(
     ]
 
 
+def _replayed_cross_entropy(at: Pixels, factor: Tensor, *, num_old: int, void: str = "ignored") -> Parts:
+    # An old class y: logsumexp(x) - x_y. The background: logsumexp(x) - logsumexp of background and new classes.
+    if void == "ignored":
+        factor = factor * at.valid
+    is_old = (at.label > 0) & (at.label < num_old)
+    old = factor * is_old
+    return [
+        (LogSumExp(((0, at.num_classes),)), factor),
+        (LogSumExp(((0, 1), (num_old, at.num_classes))), old - factor),
+        (Logit(at.label * is_old), -old),
+    ]
+
+
 def _distillation(at: Pixels, factor: Tensor, *, num_old: int | None = None, alpha: float = 1.0) -> Parts:
     # -sum_c q_c log softmax(x)_c over the old classes; sum_c q_c = 1 leaves logsumexp - sum_c q_c x_c
     factor = factor / at.num_old
@@ -190,6 +204,7 @@ def _icarl_distillation(at: Pixels, factor: Tensor, *, first: int = 0) -> Parts:
 _FORMS: dict[Any, tuple[Callable[..., Parts | None], frozenset[str]]] = {
     cross_entropy: (_cross_entropy, frozenset({"weight"})),
     unbiased_cross_entropy: (_unbiased_cross_entropy, frozenset({"weight", "num_old"})),
+    replayed_cross_entropy: (_replayed_cross_entropy, frozenset({"num_old", "void"})),
     distillation: (_distillation, frozenset({"num_old", "alpha"})),
     unbiased_distillation: (_unbiased_distillation, frozenset({"num_old", "alpha"})),
     kl_divergence: (_kl_divergence, frozenset({"form"})),

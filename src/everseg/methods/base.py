@@ -223,6 +223,8 @@ class Method:
     """`after_backward` reads gradients, so loss-scaled fp16 is refused."""
     reads_attention: ClassVar[bool] = False
     """The losses compare attention maps, so networks without any are refused."""
+    reads_tokens: ClassVar[bool] = False
+    """The losses compare class tokens, so networks without any are refused."""
     restructures: ClassVar[bool] = False
     """`prepare_model` changes the network's structure in later steps, so `fuse` is refused."""
     replaces_heads: ClassVar[bool] = False

@@ -93,6 +93,11 @@ def check_model(method: Method, model: SegmentationModel) -> None:
             "model: the method compares attention maps over the whole image, and this network has none; use a "
             "SegFormer (model.name=mlp model.encoder=hf:segformer)"
         )
+    if method.reads_tokens and not model.gives_tokens:
+        raise ConfigError(
+            "model: the method compares class tokens, and the classes of this network are none; use a Segmenter "
+            "(model.name=segmenter model.encoder=hf:segformer)"
+        )
     if method.pretune:
         check_classifiers(model)
 

@@ -179,6 +179,7 @@ ARCHITECTURES: dict[str, Builder] = {
     "erfnet": erfnet,
     "mlp": encoders.mlp,
     "library-deeplabv3": encoders.library_deeplabv3,
+    "segmenter": encoders.segmenter,
     "torchvision-deeplabv3": torchvision_deeplabv3,
     "torchvision-fcn": torchvision_fcn,
     "transformers": transformers_network,

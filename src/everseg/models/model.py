@@ -369,6 +369,12 @@ class SegmentationModel(nn.Module):
         """Whether the network has attention maps over the whole image that it can give."""
         return bool(getattr(self.encoder, "attention_grids", ()))
 
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether the network's classes are tokens; see `everseg.models.token_head`."""
+        with torch.device("meta"):  # draws no random numbers
+            return bool(getattr(self.heads.make(), "gives_tokens", False))
+
     def _wanted(self, taps: Taps) -> dict[str, Taps]:
         """What the encoder is called with for these taps: nothing where it has no such argument."""
         unknown = [tap for tap in taps if tap not in get_args(Tap)]

@@ -22,6 +22,8 @@ from everseg.models.blocks import ATTENTION, NORM_TYPES, BranchDecoder, check_no
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
+from everseg.models.patches import PatchDecoder, plain
+from everseg.models.token_head import TokenHead
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD, Taps
 
 log = logging.getLogger("everseg")
@@ -51,14 +53,14 @@ class LibraryEncoder(nn.Module):
     Args:
         description: the result of `from_transformers.describe` or `from_timm.describe`, with "inputs" added: "scale"
             and "shift" per channel, applied to the images; None = images as they are.
-        last_only: the decoder uses the last tap only.
+        last_only: the decoder uses the last tap only; None = where all taps have one stride.
 
     Raises:
         ConfigError: a description that cannot be built; an encoder whose maps do not lie on a grid over the image, or
             that takes images of one size only.
     """
 
-    def __init__(self, description: Mapping[str, Any], *, last_only: bool) -> None:
+    def __init__(self, description: Mapping[str, Any], *, last_only: bool | None) -> None:
         super().__init__()
         module = _module(description)
         self.body: nn.Module = module.build(description)
@@ -81,6 +83,8 @@ class LibraryEncoder(nn.Module):
             raise ConfigError(f"model.options: taps must go from fine to coarse; their strides are {strides}")
         self.multiple = math.lcm(*strides)
         self.out_channels, self.stride = list(self.taps.values())[-1]
+        if last_only is None:
+            last_only = plain(self.taps)
         _keep_unused(self.body, maps[-1:] if last_only else maps)
         inputs = _checked_inputs(description.get("inputs"))
         self.scale: Tensor | None
@@ -315,7 +319,46 @@ def library_deeplabv3(
     return _model("library-deeplabv3", body, make, options)
 
 
-DECODERS: dict[str, Callable[..., SegmentationModel]] = {"mlp": mlp, "deeplabv3": library_deeplabv3}
+def segmenter(
+    *,
+    encoder: Mapping[str, Any],
+    hidden: int | None = None,
+    stride: int = 16,
+    layers: int = 2,
+    heads: int | None = None,
+    dropout: float = 0.1,
+    per_branch: str = "head",
+) -> SegmentationModel:
+    """Build Segmenter's mask transformer, whose classes are tokens, on an encoder of another library.
+
+    The transformer belongs to the head, so each branch has one.
+
+    Args:
+        encoder: as for `mlp`; so is `per_branch`.
+        hidden: width of the transformer; default the channels of the encoder's last map.
+        stride: as for `PatchDecoder`.
+        layers: blocks of the transformer (published: 2).
+        heads: of each block's attention; default one for each 64 channels, at least one.
+        dropout: probability in the blocks (published: 0.1).
+
+    Raises:
+        ConfigError: a dimension or an encoder that cannot be.
+    """
+    body = LibraryEncoder(encoder, last_only=None)
+    make = partial(PatchDecoder, body.taps, hidden=hidden, stride=stride)
+    options = {
+        "encoder": encoder, "hidden": hidden, "stride": stride, "layers": layers, "heads": heads,
+        "dropout": dropout, "per_branch": per_branch,
+    }  # fmt: skip
+    make_head = partial(TokenHead, layers=layers, heads=heads, dropout=dropout)
+    return _model("segmenter", body, make, options, make_head)
+
+
+DECODERS: dict[str, Callable[..., SegmentationModel]] = {
+    "mlp": mlp,
+    "deeplabv3": library_deeplabv3,
+    "segmenter": segmenter,
+}
 """`model.name` -> builder, where there is a `model.encoder`."""
 
 
@@ -405,7 +448,9 @@ def _checked_inputs(inputs: Any) -> Mapping[str, list[float]] | None:
     return inputs
 
 
-def _model(name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, Any]) -> SegmentationModel:
+def _model(
+    name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, Any], make_head: Any = None
+) -> SegmentationModel:
     choice = check_per_branch(options["per_branch"])
     if choice not in ("head", "decoder"):
         raise ConfigError(
@@ -413,7 +458,9 @@ def _model(name: str, encoder: LibraryEncoder, make: Any, options: Mapping[str, 
             "choose 'head' or 'decoder'"
         )
     decoder = make() if choice == "head" else BranchDecoder(make)
-    return SegmentationModel(encoder, decoder, {"name": name, "options": dict(options)})
+    if make_head is not None:
+        make_head = partial(make_head, decoder.out_channels)
+    return SegmentationModel(encoder, decoder, {"name": name, "options": dict(options)}, make_head=make_head)
 
 
 def _per_resolution(maps: Sequence[Tensor]) -> list[int]:
