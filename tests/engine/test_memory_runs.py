@@ -234,3 +234,11 @@ def test_a_memory_without_later_step_is_kept_for_a_bundle(tmp_path):
     config = settings(tmp_path, scenario={"task": "offline", "memory": {"size": 4}}, train=SHORT)
     everseg.run(config, quiet=True)
     assert len(document(tmp_path, 0)["images"]) == 4
+
+
+def test_show_says_what_the_memory_will_hold(tmp_path):
+    text = str(everseg.show(memory(tmp_path, size=100), scenario=True, quiet=True))
+    (line,) = [one for one in text.splitlines() if one.startswith("memory:")]
+    must_say(line, 100, "2 of the 4", "'ssul'", "references")
+    appended = str(everseg.show(memory(tmp_path, mix="append"), scenario=True, quiet=True))
+    must_say(appended, "memory:", "6", "longer")
