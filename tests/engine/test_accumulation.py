@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -210,20 +209,20 @@ def test_methods_that_yield_unequally_often_are_refused():
 
 @dataclass
 class Rich(Batch):
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
-    memory: Tensor | None = None
+    score: Tensor | None = None
     names: ClassVar[tuple[str, ...]] = ("x",)
 
 
 def test_everything_of_an_image_is_cut_with_it():
     given = Rich(
         torch.arange(5.0).view(5, 1, 1, 1), torch.arange(5).view(5, 1, 1), "a", tuple("vwxyz"),
-        {"depth": torch.arange(5)}, torch.arange(5) > 2,
+        extra={"depth": torch.arange(5)}, memory=torch.arange(5) > 2, score=torch.arange(5.0),
     )  # fmt: skip
     parts = given.split(2)
     assert [part.ids for part in parts] == [("v", "w"), ("x", "y", "z")]
     assert [part.extra["depth"].tolist() for part in parts] == [[0, 1], [2, 3, 4]]
     assert [part.memory.tolist() for part in parts] == [[False, False], [False, True, True]]
+    assert [part.score.tolist() for part in parts] == [[0, 1], [2, 3, 4]]
     assert [part.image.flatten().tolist() for part in parts] == [[0, 1], [2, 3, 4]]
     assert all(type(part) is Rich and part.branch == "a" for part in parts)
     assert [len(part.image) for part in given.split(9)] == [1] * 5

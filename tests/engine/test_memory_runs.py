@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import complete, killed, ranks, results
-from toy import settings
+from toy import build, settings
 
 import everseg
 from everseg import registry
@@ -20,6 +20,7 @@ from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
 SHORT = {"epochs": 1, "epochs_next": 1, "checkpoint_every": 2}
+SPLIT = build().splits["train"]
 PLAIN = {"name": f"{Path(__file__).with_name('plain_model.py')}:build"}
 
 
@@ -50,7 +51,10 @@ def test_every_step_leaves_a_memory_balanced_over_the_classes_known(whole):
         for kept in found.images:
             assert set(kept.image.labelled) <= set(kept.image.classes)
             assert kept.image.stored_for in kept.image.classes
-            assert max(kept.image.steps) <= step
+            # Every step from the one that stored it on annotates it, if its class is there; nothing else is known.
+            raw = set(SPLIT.read_mask(int(kept.image.id.split("-")[1])).flat)
+            assert [s for s in range(min(kept.image.steps), step + 1) if s + 1 in raw] == [*kept.image.steps]
+            assert [*kept.image.labelled] == [s + 1 for s in kept.image.steps]
         again = json.loads(json.dumps(found.document()))
         assert again == document(whole, step)
     # The model of a later step adds classes that no label shows.
@@ -234,3 +238,11 @@ def test_a_memory_without_later_step_is_kept_for_a_bundle(tmp_path):
     config = settings(tmp_path, scenario={"task": "offline", "memory": {"size": 4}}, train=SHORT)
     everseg.run(config, quiet=True)
     assert len(document(tmp_path, 0)["images"]) == 4
+
+
+def test_show_says_what_the_memory_will_hold(tmp_path):
+    text = str(everseg.show(memory(tmp_path, size=100), scenario=True, quiet=True))
+    (line,) = [one for one in text.splitlines() if one.startswith("memory:")]
+    must_say(line, 100, "2 of the 4", "'ssul'", "references")
+    appended = str(everseg.show(memory(tmp_path, mix="append"), scenario=True, quiet=True))
+    must_say(appended, "memory:", "6", "longer")

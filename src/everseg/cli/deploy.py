@@ -38,12 +38,18 @@ def export(
     ] = None,
     images: Images = None,
     no_onnx: NoOnnx = False,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Put the images of the run's memory into the bundle, with their labels."
+        ),
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle: weights, ONNX, class ids, model card, example. It holds no training image."""
+    """Write a bundle: weights, ONNX, class ids, model card, example. It holds no training image unless asked."""
     from everseg import api
 
     bundle = api.export(
@@ -52,6 +58,7 @@ def export(
         step=step,
         images=images,
         onnx=not no_onnx,
+        memory=memory,
         overrides=overrides or [],
         builder=builder(model),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -18,6 +18,7 @@ from torch import Tensor
 from everseg.data.batches.transforms import resize_transform
 from everseg.deploy.card import model_card
 from everseg.deploy.class_ids import register, with_ids
+from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.display import Piece, Result, percent
 from everseg.errors import CheckpointError, ConfigError
@@ -26,6 +27,7 @@ from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify
 from everseg.runs.input_form import InputForm
+from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.model_folder import (
     LINEAGE,
     ModelFile,
@@ -63,6 +65,8 @@ class Contents:
     """Further entries of `lineage.json`."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the model's file that a later everseg wrote; the bundle gets them unchanged."""
+    memory: Bundled | None = None
+    """Makes the memory that goes into the bundle, if any does."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,12 +181,14 @@ def write_bundle(
     growth = sizes_of(contents.model.describe()["growth"])
     steps = contents.steps or range(len(growth))
     registry = register(contents.spaces, growth, steps, contents.before)
-    files, parity = {}, {}
+    files: dict[str, bytes | Callable[[], bytes]] = {}
+    parity = {}
     names = _file_names(contents.spaces) if onnx else {}
     for branch, name in names.items():
         ids = registry.ids(contents.spaces[branch])
         about = _metadata(contents, registry, branch, ids)
-        files[name], parity[branch] = _graph(contents, branch, ids, about, images, source)
+        graph, parity[branch] = _graph(contents, branch, ids, about, images, source)
+        files[name] = graph
     described = ModelFile(
         contents.model.describe(),
         {branch: with_ids(space, registry) for branch, space in contents.spaces.items()},
@@ -206,14 +212,22 @@ def write_bundle(
     if onnx:
         script = "example.txt" if contents.form.channels is None else "example_channels.txt"
         files["example.py"] = resources.files("everseg.deploy").joinpath(script).read_bytes()
-    files["MODEL_CARD.md"] = model_card(out.name, described, lineage, contents.model.parameter_count).encode()
+    documents = {Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents)}
+    images_kept = 0
+    if contents.memory is not None:
+        memory, copies = contents.memory(registry)
+        files |= copies
+        documents[Path(MEMORY).stem] = memory.document()
+        images_kept = len(memory.images)
+    card = model_card(out.name, described, lineage, contents.model.parameter_count, images_kept)
+    files["MODEL_CARD.md"] = card.encode()
     save_model(
         out,
         described,
         contents.model.state_dict(),
         contents.method_state,
         parent=contents.parent,
-        documents={Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents)},
+        documents=documents,
         files=files,
     )
     return open_bundle(out)

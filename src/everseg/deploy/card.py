@@ -15,7 +15,9 @@ WEAK = 0.5
 """A class is weak if its IoU is below this share of the mean IoU."""
 
 
-def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
+def model_card(
+    name: str, about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int = 0
+) -> str:
     """Write the model card: classes, scores, origin and usage of the model.
 
     Args:
@@ -23,11 +25,12 @@ def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], paramete
         about: description of the bundle's model.
         lineage: content of the bundle's `lineage.json`.
         parameters: number of weights.
+        memory: number of images of the training data in the bundle.
     """
     history = lineage["history"]
     parts = [
         f"# {name}",
-        _summary(about, lineage, parameters),
+        _summary(about, lineage, parameters, memory),
         "## Classes",
         "\n".join(_classes(about.lasting_ids(name), history)),
         *_steps(history),
@@ -40,15 +43,21 @@ def model_card(name: str, about: ModelFile, lineage: Mapping[str, Any], paramete
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int) -> str:
+def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memory: int) -> str:
     known = [entry for entry in about.lasting_ids("this").classes if entry.branches]
     branches = list(about.spaces)
+    holds = (
+        f"**It holds {memory} image{'' if memory == 1 else 's'} of its training data with their labels** "
+        "(memory.json), on which later steps are trained again."
+        if memory
+        else "It holds no image of its training data."
+    )
     through = f", branches {', '.join(branches)}" if len(branches) > 1 else ""
     return (
         f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
         f"{'' if lineage['steps'] == 1 else 's'}, `{about.architecture['name']}`, "
         f"{parameters / 1e6:.1f} M weights{through}. {_readout(about)}Written {lineage['created']} by everseg "
-        f"{lineage['versions']['everseg']}. It holds no image of its training data."
+        f"{lineage['versions']['everseg']}. {holds}"
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, to_json
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
+from everseg.deploy.memory import bundled_memory
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
@@ -30,7 +31,7 @@ RECIPE: dict[str, tuple[str, ...]] = {
     "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "scale_range",
              "vertical_flip", "rotate", "brightness", "contrast", "saturation", "hue", "blur", "evaluation",
              "normalisation", "window", "overlap"),
-    "scenario": ("policy",),
+    "scenario": ("policy", "memory"),
     "train": (
         "epochs", "epochs_next", "batch", "accumulate", "lr", "lr_next", "schedule", "schedule_by", "power",
         "step_size", "step_factor", "min_lr", "warmup", "warmup_share", "warmup_from", "warmup_power", "optimizer",
@@ -48,10 +49,13 @@ def export(
     step: int | None = None,
     images: str | Path | None = None,
     onnx: bool = True,
+    memory: bool = False,
     overrides: Sequence[str] = (),
     builder: Any = None,
 ) -> Bundle:
-    """Write a finished step as a bundle, which needs no other files. It contains no pixel of the training data.
+    """Write a finished step as a bundle, which needs no other files.
+
+    It contains no pixel of the training data, unless `memory` asks for it.
 
     Args:
         path: run folder, or a model folder (`final`, also of an imported checkpoint).
@@ -60,6 +64,9 @@ def export(
         images: folder of images for comparing the ONNX file with the model. By default these are the run's test images
             if they can be read, else generated images.
         onnx: write the ONNX file (needs the extra `export`).
+        memory: put the images of the run's memory into the bundle, with the labels that they were stored with. The
+            model card says so, and `extend` trains on them again. The run must keep copies
+            (scenario.memory.keep=files).
         overrides: the present place of the run's data, `data.root=DIR`.
         builder: the builder of your own architecture, if the model is not a built-in one. It is never imported
             automatically.
@@ -81,7 +88,9 @@ def export(
         require_onnx()
     if is_run:
         folder = RunFolder(path)
-        contents = of_run(folder, folder.chosen_step(step), builder)
+        contents = of_run(folder, folder.chosen_step(step), builder, memory=memory)
+    elif memory:
+        raise ConfigError("--memory: a model folder does not say what its masks mean; give the run's folder")
     else:
         contents = _of_model(path, builder)
     pictures: list[np.ndarray] = []
@@ -96,13 +105,19 @@ def export(
 
 
 def of_run(
-    folder: RunFolder, index: int, builder: Any = None, kept: Mapping[str, Any] | None = None
+    folder: RunFolder,
+    index: int,
+    builder: Any = None,
+    kept: Mapping[str, Any] | None = None,
+    *,
+    memory: bool = False,
 ) -> Contents:
     """Collect the contents of a bundle from a finished step of a run.
 
     Args:
         builder: as for `export`.
         kept: the quality of the old classes after the last step; it is added to the history.
+        memory: as for `export`.
     """
     model, spaces, state, digest = folder.load_final(index, builder)
     recorded = {
@@ -147,6 +162,7 @@ def of_run(
             "history": history,
         },
         unknown=about.unknown,
+        memory=bundled_memory(folder, index, recorded, spaces) if memory else None,
     )
 
 

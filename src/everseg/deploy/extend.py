@@ -31,6 +31,7 @@ from everseg.labels import find_name
 from everseg.models.build import configured_name
 from everseg.progress import Progress
 from everseg.runs.commit import verify
+from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.run_folder import RunFolder
 
@@ -155,7 +156,8 @@ def extend(
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
-        _write(target, folder, index, builder, kept, with_onnx, images, overrides)
+        memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
+        _write(target, folder, index, builder, kept, with_onnx, images, overrides, memory)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
     return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, notes)
@@ -189,11 +191,13 @@ def configuration(
             "eval_batch": 1,
         }  # its images may differ in size, so each is evaluated alone
     architecture = source.about.architecture
+    scenario = recipe.get("scenario", {})
+    memory = _memory(scenario.pop("memory", None), read_memory(source.path))
     base = {
         "name": name,
         "data": {**recipe.get("data", {}), **source.about.form.settings(), "dataset": str(data)},
         "scenario": {
-            "protocol": "sequential", **recipe.get("scenario", {}), "kind": "extension",
+            "protocol": "sequential", **scenario, **memory, "kind": "extension",
             "bundle": str(source.path), "task": [list(add)],
         },
         "model": {"name": configured_name(architecture["name"]), "options": architecture["options"]},
@@ -210,6 +214,19 @@ def configuration(
     config = from_stored(base, chosen)
     refuse_own_code(config, chosen, named=[str(data)])
     return config
+
+
+def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
+    """The settings of the memory: those that the bundle was trained with, if images came with it."""
+    if memory is None:
+        return {}
+    known = recipe if isinstance(recipe, Mapping) else {}
+    kept = {key: known[key] for key in ("mix", "share", "labels", "pseudo") if key in known}
+    # A list of names belongs to the old data, and the next step may have another method, which chooses nothing.
+    selection = (
+        known.get("selection") if known.get("selection") in ("ssul", "reservoir", "random") else "ssul"
+    )
+    return {"memory": {**kept, "size": memory.size, "selection": selection, "keep": "files"}}
 
 
 def _tell(
@@ -285,6 +302,7 @@ def _write(
     onnx: bool,
     images: str | Path | None,
     overrides: Sequence[str],
+    memory: bool,
 ) -> None:
     """Write the new bundle, unless this run has written it already."""
     if is_bundle(target):
@@ -292,7 +310,7 @@ def _write(
             new_folder(target)  # another model's bundle is there: raises
         return
     told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
-    contents = of_run(folder, index, builder, told)
+    contents = of_run(folder, index, builder, told, memory=memory)
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

@@ -54,7 +54,8 @@ from everseg.runs.commit import (
 )
 from everseg.runs.input_form import InputForm, one_kind_of_channels
 from everseg.runs.journal import Journal
-from everseg.runs.memory import Memory
+from everseg.runs.memory import FILE as MEMORY
+from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -574,13 +575,18 @@ def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfi
         return
     digest = verify(source)
     lineage = read_lineage(source)
+    memory = read_memory(source)
+    copies = (
+        {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
+    )
     save_model(
         target,
         read_model_file(source),
         load_tensors(source / "model.safetensors"),
         _state(source, lineage, chosen),
         parent=digest,
-        documents={Path(LINEAGE).stem: lineage},
+        documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},
+        files=copies,
     )
 
 
