@@ -19,8 +19,7 @@ from everseg.losses import (
 )
 from everseg.losses.prototypes import label_at
 from everseg.methods.base import Method
-from everseg.methods.plop import Share
-from everseg.methods.plop_terms import hides_old
+from everseg.methods.plop_terms import Share, hides_old
 from everseg.methods.terms import Weight, label_terms
 from everseg.models.token_head import CLASSES, PATCHES, TOKENS
 
