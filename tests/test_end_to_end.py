@@ -19,7 +19,7 @@ from encoders import need_transformers
 from PIL import Image
 from processes import complete, killed, start, wait
 from safetensors.torch import load_file
-from toy import HERE, NEEDED, NETWORKS, build, settings
+from toy import HERE, MAPS, NEEDED, NETWORKS, build, maps, settings
 
 import everseg
 from everseg import registry
@@ -34,9 +34,18 @@ USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
 
 
+def with_maps(config: dict, folder: Path) -> dict:
+    """Give the run the maps that its method reads beside the images."""
+    kind = MAPS.get(config["method"]["name"])
+    if kind is not None:
+        config["data"] = config["data"] | {"extra": {kind: maps(folder / "maps", kind)}}
+    return config
+
+
 def written(folder: Path, **changes: object) -> Path:
     """A configuration file of a three-step run: one class per step."""
     config = settings(folder / "runs", **{"scenario": {"task": "1-1"}, "train": BASE, **changes})
+    with_maps(config, folder)
     path = folder / "run.yaml"
     path.write_text(json.dumps(config))
     return path
@@ -92,6 +101,7 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_nothing(
     if method in NETWORKS:
         need_transformers()
     config = written(tmp_path, tensorboard=True, method={"name": method})
+    before = sorted(tmp_path.iterdir())
     needed = NEEDED.get(method, [])
     code, text, err = call(
         "run", config, f"method={method}", *needed, "--dry-run", "train.max_iterations=null"
@@ -102,7 +112,7 @@ def test_a_dry_run_goes_through_every_stage_and_leaves_nothing(
         "0", "1", "2",
     ]  # fmt: skip
     assert list(scratch.glob("everseg-*")) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "scratch"]
+    assert sorted(tmp_path.iterdir()) == before
     assert "2/2" in err, "two iterations of each step"
 
 
@@ -220,10 +230,10 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
             method={"name": method},
             train={**BASE, "precision": precision, "lr": 0.002, "lr_next": 0.0004},
         )
-        done = everseg.run(config, quiet=True)
+        done = everseg.run(with_maps(config, tmp_path), quiet=True)
         losses[precision] = [line["terms"] for line in journal(done.path) if line["event"] == "train"]
         weights = load_file(done.folder.final(1) / "model.safetensors")
-        assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+        assert {value.dtype for value in weights.values()} - {torch.int64} == {torch.float32}
         state = load_file(done.folder.final(1) / "method_state.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in state.values())
         found = everseg.evaluate(done.path, overrides=[USER_CODE], quiet=True)
@@ -233,7 +243,9 @@ def test_bf16_gives_nearly_the_losses_of_fp32(tmp_path: Path, method: str) -> No
         # ILT compares features of two networks that are nearly the same: mostly rounding, of each processor's kind
         feature, of = rough.pop("feature", 0.0), exact.pop("feature", 0.0)
         assert feature == pytest.approx(of, rel=0.5)
-        assert sum(rough.values()) == pytest.approx(sum(exact.values()), rel=0.03)
+        # sums of many sigmoids' losses, over features drawn at random or pooled over regions
+        tolerance = 0.06 if method in ("star", "microseg") else 0.03
+        assert sum(rough.values()) == pytest.approx(sum(exact.values()), rel=tolerance)
     assert losses["bf16"] != losses["fp32"], "bf16 was not used"
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
-from toy import build, settings
+from toy import build, maps, settings
 
 import everseg
 from everseg.errors import ConfigError, DataError, EversegError
@@ -22,22 +21,6 @@ from saying import must_say
 MEMORY = {"size": 4, "selection": "ssul", "pseudo": 0.5}
 SSUL = {"name": "ssul", "unknown": "all", "head_width": 8, "threshold": 0.5}
 MICROSEG = {"name": "microseg", "head_width": 8, "clusters": 2, "proposals": 4, "threshold": 0.5}
-
-
-def maps(folder: Path, kind: str) -> str:
-    """Draw the maps of the toy's images: what stands out, or regions 0 to 3 and pixels of none."""
-    data = build()
-    for split in data.splits.values():
-        (folder / kind / split.name).mkdir(parents=True, exist_ok=True)
-        for index in range(len(split)):
-            mask = split.read(index)[1]
-            drawn = np.where(mask > 0, 255, 0) if kind == "saliency" else np.where(mask > 0, mask, 255)
-            if kind == "proposals":
-                drawn[:, : drawn.shape[1] // 4][mask[:, : drawn.shape[1] // 4] == 0] = 0
-            Image.fromarray(drawn.astype(np.uint8)).save(
-                folder / kind / split.name / f"{split.id(index)}.png"
-            )
-    return str(folder / kind)
 
 
 def run_of(out: Path, method: dict, **changes) -> dict:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from everseg.data.base import Dataset
 from everseg.labels import RawLabels
@@ -72,6 +73,26 @@ NEEDED = {"rcil": ["model.options.compensation=true"]}
 """Method -> what it asks of the network, as arguments of the command line."""
 NETWORKS = {"sats": SEGFORMER, "mbs": SEGMENTER}
 """Method -> the network that it needs, on an encoder of the transformers library."""
+
+
+MAPS = {"ssul": "saliency", "microseg": "proposals"}
+"""Method -> the maps that it reads beside the images."""
+
+
+def maps(folder: Path, kind: str) -> str:
+    """Draw the maps of the toy's images: what stands out, or regions 0 to 3 and pixels of none."""
+    data = build()
+    for split in data.splits.values():
+        (folder / kind / split.name).mkdir(parents=True, exist_ok=True)
+        for index in range(len(split)):
+            mask = split.read(index)[1]
+            drawn = np.where(mask > 0, 255, 0) if kind == "saliency" else np.where(mask > 0, mask, 255)
+            if kind == "proposals":
+                drawn[:, : drawn.shape[1] // 4][mask[:, : drawn.shape[1] // 4] == 0] = 0
+            Image.fromarray(drawn.astype(np.uint8)).save(
+                folder / kind / split.name / f"{split.id(index)}.png"
+            )
+    return str(folder / kind)
 
 
 def settings(out: Path, **changes) -> dict:
