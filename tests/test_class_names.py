@@ -190,6 +190,8 @@ FOLDED_ELSEWHERE = {
     "data/datasets/coco.py": "names and endings of files",
     "data/datasets/descriptor.py": "the ending of a file",
     "data/datasets/file_names.py": "names of files and words for splits",
+    "data/datasets/files.py": "the ending of a file",
+    "data/datasets/segments.py": "the ending of a file, and the release's words for its splits",
     "data/datasets/folder.py": "names of folders and endings of files",
     "data/datasets/listing.py": "endings of files",
     "data/datasets/hf.py": "the end of a column's name",
@@ -205,6 +207,7 @@ FOLDED_ELSEWHERE = {
     "data/proposal/lists.py": "names of folders and endings of files",
     "data/verbs.py": "the ending of a file",
     "display.py": "an encoding",
+    "deploy/card.py": "the values of a readout",
     "deploy/serve.py": "names of hosts and types of content",
 }
 """Where text is folded that is no name of a class, and what it is."""

@@ -43,7 +43,7 @@ two, does not belong here: pass it the sections. `config/`, which makes, checks 
 
 FIELDS = {
     "api.py": {"Run.asked"},
-    "engine/step.py": {"Session.config"},
+    "engine/session.py": {"Session.config"},
     "reports/outline.py": {"Outline.config"},
     "sweeps/plan.py": {"GridRun.config"},
 }

@@ -231,7 +231,9 @@ def test_presets_stand_under_headings_that_say_what_is_new_and_which_data(everse
         "New domains: CamVid by day and at dusk"
     )
     assert everseg("list", "presets", "demo-mib")[1].splitlines() == [
-        "New classes on generated scenes (no data needed)", "  demo-mib  overlapped, ignore-void",
+        "New classes on generated scenes (no data needed)",
+        "  demo-mib       overlapped, ignore-void",
+        "  demo-mib-augm  overlapped, ignore-void",
     ]  # fmt: skip
 
 

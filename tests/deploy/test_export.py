@@ -107,11 +107,11 @@ def test_entries_that_a_later_everseg_wrote_are_carried_into_the_bundle(run, tmp
     about, parent = read_model_file(final), parent_of(final)
     weights, state = (load_tensors(final / f"{name}.safetensors") for name in ("model", "method_state"))
     shutil.rmtree(final)
-    later = {"readout": {"kind": "sigmoid"}}
+    later = {"ensemble": {"kind": "mean"}}
     save_model(final, replace(about, unknown=later), weights, state, parent=parent)
     for number, source in enumerate((copy, final)):
         assert export(source, tmp_path / f"b{number}", onnx=False).about.unknown == later
-    assert json.loads((tmp_path / "b0/classes.json").read_text())["readout"] == later["readout"]
+    assert json.loads((tmp_path / "b0/classes.json").read_text())["ensemble"] == later["ensemble"]
 
 
 def test_nothing_is_overwritten_and_nothing_left_half_written(run, tmp_path, call):

@@ -287,7 +287,7 @@ PRETUNED = ("nest",)
 """Methods that begin with a pre-tuning, which a run without a path that grows refuses."""
 SHARED_DECODER = ("rcil",)
 """Methods that change what domains share, decoder included, and refuse a decoder per domain."""
-ONE_DOMAIN = ("acil", "dft*")
+ONE_DOMAIN = ("acil", "dft*", "dkd", "star", "ssul", "microseg")
 """Methods of one domain's classes."""
 ADDS_CLASSES = ("nest",)
 """Methods that act where classes join others of their branch, and refuse a run without such a step."""
@@ -329,6 +329,11 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         model = NETWORKS[method]
     if method in SHARED_DECODER:
         model = {**DEEPLAB, "options": {**DEEPLAB["options"], "per_branch": "head", "compensation": True}}
+    if method in MAPS:
+        for name, one in domains.items():
+            one["extra"] = {
+                MAPS[method]: maps(tmp_path / "maps" / name, MAPS[method], build(**one["options"]))
+            }
     config = settings(tmp_path, data=data_of(domains), model=model, method={"name": method},
                       scenario={"steps": steps}, train={"max_iterations": 2})  # fmt: skip
     done = everseg.run(config, quiet=True)

@@ -79,9 +79,9 @@ MAPS = {"ssul": "saliency", "microseg": "proposals"}
 """Method -> the maps that it reads beside the images."""
 
 
-def maps(folder: Path, kind: str) -> str:
-    """Draw the maps of the toy's images: what stands out, or regions 0 to 3 and pixels of none."""
-    data = build()
+def maps(folder: Path, kind: str, data: Dataset | None = None) -> str:
+    """Draw the maps of the toy's images, or of other ones: what stands out, or regions 0 to 3 and pixels of none."""
+    data = data or build()
     for split in data.splits.values():
         (folder / kind / split.name).mkdir(parents=True, exist_ok=True)
         for index in range(len(split)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -54,8 +55,7 @@ CERTAIN = {
     ("star", "background_decay"),
     ("microseg", "threshold"),
     ("microseg", "memory_offset"),
-    ("mib", "memory_loss"),
-    ("mib", "memory_void"),
+    *itertools.product(("mib", "ewf", "nest"), ("memory_loss", "memory_void")),
 }
 """Single hyper-parameters that act on a teacher that is certain or on images of a memory. Those of SATS are of PLOP's
 parts; test_ssul.py tries SSUL's, test_star.py STAR's, test_mib_memory.py those of MiB."""

@@ -12,7 +12,7 @@ from no_waiting import NoWaiting
 from everseg import registry
 from everseg.engine.finite import Guard
 from everseg.engine.step import train_batch
-from everseg.losses import banded, classification, regions, similarity
+from everseg.losses import background_shift, banded, classification, regions, similarity
 
 
 @pytest.mark.parametrize("name", registry.names("method"))
@@ -28,7 +28,7 @@ def test_an_iteration_never_waits_for_the_device(toy, name, monkeypatch):
     guard = Guard(model, run.optimizer, here, scaled=False, where="", remedy="", end=lambda: None)
     guard.at_once = False
     monkeypatch.setattr(banded, "_CLOSED_ON", frozenset())
-    for module in (banded, classification, regions, similarity):
+    for module in (background_shift, banded, classification, regions, similarity):
         monkeypatch.setattr(module, "checked_label", lambda loss, label, logits: label.long())
     batches = toy.batches(steps[1])
     for number, batch in enumerate(batches):

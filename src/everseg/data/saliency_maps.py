@@ -15,7 +15,7 @@ from everseg.data.base import Dataset, Split, channels_of_split
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.channels import picture_of
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result
+from everseg.display import Piece, Result, percent
 from everseg.errors import DataError, some
 
 SALIENT = 255
@@ -93,7 +93,7 @@ class Saliency(Result):
 
     def shown(self) -> Iterable[Piece]:
         yield (
-            f"wrote {self.images} maps to {self.out}: {100 * self.share:.0f} % of the pixels are salient "
+            f"wrote {self.images} maps to {self.out}: {percent(self.share, digits=0)} % of the pixels are salient "
             "(frequency-tuned saliency, Achanta et al. 2009: colours only, no detector)"
         )
         yield f"use them: data.extra.saliency={self.out}"

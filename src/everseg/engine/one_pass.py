@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from everseg.config.fields import RunConfig
+from everseg.config.fields import DataConfig, TrainConfig
 from everseg.data.batches.loader import PassOrder, Timed, pass_batches, pass_order
 from everseg.data.batches.samples import Loaded, View
 from everseg.distributed import all_reduce_max, all_reduce_sum, derive_seed
@@ -32,23 +32,33 @@ MARK = {"pass": True}
 """What the journal's lines of a pass say in addition."""
 
 
-def order_of(plan: Pass, views: Sequence[View], config: RunConfig, step: int, world: int = 1) -> PassOrder:
+def order_of(
+    plan: Pass,
+    views: Sequence[View],
+    data: DataConfig,
+    train: TrainConfig,
+    *,
+    seed: int,
+    step: int,
+    world: int = 1,
+) -> PassOrder:
     """Decide which image a pass shows when.
 
     Args:
+        seed: the run's.
         step: the number that seeds the step's random draws.
         world: number of processes.
     """
-    size = plan.batch or (config.train.batch if plan.crops else config.train.eval_batch * world)
+    size = plan.batch or (train.batch if plan.crops else train.eval_batch * world)
     return pass_order(
-        views, config.data, seed=derive_seed(config.seed, FOLDER), step=step, batch=size, world=world,
+        views, data, seed=derive_seed(seed, FOLDER), step=step, batch=size, world=world,
         crops=plan.crops, every_image=plan.every_image, epochs=plan.epochs,
     )  # fmt: skip
 
 
-def length_of(order: PassOrder, config: RunConfig) -> int:
+def length_of(order: PassOrder, train: TrainConfig) -> int:
     """Count the batches of a pass, at most `train.max_iterations`."""
-    return min(len(order), config.train.max_iterations or len(order))
+    return min(len(order), train.max_iterations or len(order))
 
 
 @torch.no_grad()
@@ -85,8 +95,11 @@ class OnePass:
         self.config, self.accelerator = self.session.config, self.session.accelerator
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.folder = self.session.folder.checkpoints(self.step) / FOLDER
-        self.order = order_of(self.plan, self.views, self.config, self.stream, self.world)
-        self.total = length_of(self.order, self.config)
+        data, train = self.config.data, self.config.train
+        self.order = order_of(
+            self.plan, self.views, data, train, seed=self.config.seed, step=self.stream, world=self.world
+        )
+        self.total = length_of(self.order, train)
         self.where = f"the pass of step {self.step}"
 
     def restore(self) -> int | None:

@@ -155,7 +155,10 @@ def _check_plan(
     problems = impossible(
         todo, batch=config.train.batch, processes=world, parts=config.train.accumulate, trial=trial
     )
-    problems = [*refused, *problems, *switches.unfit(method, prepared.steps)]
+    unfit = switches.unfit(method, prepared.steps)
+    # What the method says of the whole run, the trial of a single step only repeats.
+    refused = [problem for problem in refused if not any(problem.endswith(one) for one in unfit)]
+    problems = [*refused, *problems, *unfit]
     if problems := [
         *problems,
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
@@ -407,7 +410,8 @@ def _length(step: Step, session: Session, method: Method, appended: int) -> int:
     if plan is None:
         return number
     views, world = views_of(step.train, session.datasets), session.accelerator.num_processes
-    return number + length_of(order_of(plan, views, config, step.index, world), config)
+    order = order_of(plan, views, config.data, config.train, seed=config.seed, step=step.index, world=world)
+    return number + length_of(order, config.train)
 
 
 def _record_scenario(

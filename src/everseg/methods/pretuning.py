@@ -40,9 +40,10 @@ def check_classifiers(model: SegmentationModel) -> None:
         ConfigError: they are no 1x1 convolutions with a bias.
     """
     with torch.device("meta"):  # draws no random numbers
-        layer = cast(GrowingHead, model.heads.make()).make_classifier(1, 1)
+        head = cast(GrowingHead, model.heads.make())
+        layer = head.make_classifier(1, 1)
     growths = [growth for branch in model.branches for growth in model.head(branch).growths]
-    plain = all(growth.head == Head() for growth in growths)
+    plain = type(head) is GrowingHead and all(growth.head == Head() for growth in growths)
     if not plain or not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.bias is None:
         raise ConfigError(
             "method.pretune: it mixes the rows of 1x1 classifiers with a bias, and this model has others; "
