@@ -12,7 +12,7 @@ from domain_toy import DEEPLAB, ERFNET, build, domain, settings
 from encoders import need_transformers
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
-from toy import NETWORKS
+from toy import MAPS, NETWORKS, maps
 
 import everseg
 from everseg import registry
@@ -360,6 +360,9 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         "sdr": {"kd", "attraction", "repulsion", "matching", "sparsity"},
         "ucd": {"kd", "contrast"},
         "reminder": {"pod", "csw"},
+        "dkd": {"mbce", "kd", "positive", "negative", "auxiliary"},
+        "star": {"mbce", "features", "background", "drawn", "contrast"},
+        "microseg": {"unseen"},
     }
     assert names == wanted.get(method, {REGULARISED[method]} if method in REGULARISED else set())
 
