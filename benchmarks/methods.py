@@ -34,8 +34,8 @@ ELSEWHERE = ("mdil", "mdil+mib", "sats", "mbs", "microseg", "acil")
 over given regions, or without iterations."""
 RATE = 1e-9
 """Learning rate: hundreds of iterations on one random batch must not diverge, and cost what any other rate costs."""
-OPTIONS = {"ssul": {"unknown": "all"}}
-"""Method -> hyper-parameters without which it needs more than images and labels."""
+OPTIONS = {"ssul": {"unknown": "all"}, "nest": {"pretune": 0}}
+"""Method -> hyper-parameters without which it needs more than images and labels, or an engine around the iteration."""
 
 
 def figures(quick: bool = False, *, methods: list[str] | None = None, size: int = 256) -> list[Figure]:
