@@ -4,7 +4,7 @@ The background's logit b is the first step's. Step k adds a residual r_k. Where 
 lowers the background. `losses.readout.with_residual` applies that rule to a finished model, `adapted_logits` while the
 newest residual is learnt.
 
-The newest residual and the old outputs are compared at their own resolution; `label_cells` says which of their cells count.
+The newest residual and the old outputs are compared at their own resolution. `label_cells` says which cells count.
 
 Source: Zhang and Gao (BARM), "Background Adaptation with Residual Modeling for Exemplar-Free Class-Incremental Semantic
 Segmentation", ECCV 2024, and its code.
