@@ -128,7 +128,7 @@ def residual_negatives(residual: Tensor, mask: Tensor) -> Tensor:
     """
     residual, mask = _checked("residual_negatives", residual, mask)
     summed = torch.where(mask, F.softplus(residual, threshold=LINEAR_FROM), 0).sum()
-    return summed / (mask.sum() + _EPSILON)
+    return summed / (mask.sum(dtype=residual.dtype) + _EPSILON)
 
 
 def masked_feature_distance(features: Tensor, teacher_features: Tensor, mask: Tensor) -> Tensor:
