@@ -45,7 +45,7 @@ def rename(key: str) -> str:
     return f"heads.{BRANCH}.classifiers.{number}.{layer}.{rest[0]}"
 
 
-def _is_random(key: str, index: int) -> bool:
+def is_drawn(key: str, index: int) -> bool:
     """Whether a tensor at the start of a later step was drawn for the file: the new head, the statistics of its ear."""
     short = key.removeprefix("classifier.")
     return short.startswith(f"head.{index}.") or short.startswith(f"ear.{index - 1}.1.running")
@@ -83,7 +83,7 @@ def _replay_step(run: TinyRun, model: SegmentationModel, index: int, train: Trai
     model.double()
     start = run.stored(f"{at}start/")
     if index:
-        set_weights(model, {key: v for key, v in start.items() if _is_random(key, index)}, rename)
+        set_weights(model, {key: v for key, v in start.items() if is_drawn(key, index)}, rename)
         run.compare_weights("weights at the start", model, f"{at}start/", rename)
     else:
         set_weights(model, start, rename)
