@@ -29,14 +29,19 @@ from everseg.scenarios.steps import Step
 from everseg.types import Batch
 
 BASE = "ft"
-OVER_DOMAINS = ("mdil", "mdil+mib", "sats")
-"""Methods that an iteration of new classes on a convolutional network does not show."""
+ELSEWHERE = ("mdil", "mdil+mib", "sats", "mbs", "microseg", "acil")
+"""Methods that an iteration of new classes on a convolutional network does not show: over domains, on transformers,
+over given regions, or without iterations."""
+RATE = 1e-9
+"""Learning rate: hundreds of iterations on one random batch must not diverge, and cost what any other rate costs."""
+OPTIONS = {"ssul": {"unknown": "all"}}
+"""Method -> hyper-parameters without which it needs more than images and labels."""
 
 
 def figures(quick: bool = False, *, methods: list[str] | None = None, size: int = 256) -> list[Figure]:
     """Time as a multiple of fine-tuning's, memory of the forward pass, and state, of every method."""
     size, repeat = (64, 1) if quick else (size, 5)
-    names = methods or [name for name in registry.names("method") if name not in OVER_DOMAINS]
+    names = methods or [name for name in registry.names("method") if name not in ELSEWHERE]
     torch.manual_seed(0)
     label = torch.randint(OLD, OLD + NEW, (2, size, size))
     label[:, : size // 2] = 0  # half of the pixels show what earlier steps taught
@@ -59,7 +64,7 @@ def figures(quick: bool = False, *, methods: list[str] | None = None, size: int 
 def _iteration(name: str, batch: Batch) -> tuple[Iteration, int, int]:
     """An iteration of a method, the bytes that its forward pass keeps, and the bytes of the method's state."""
     cls = registry.resolve("method", name)
-    method = cls()
+    method = cls(**OPTIONS.get(name, {}))
     options = {"compensation": True, "norm": "iabn"} if name == "rcil" else {}
     torch.manual_seed(0)
     first, step = steps_of([{"default": OLD}, {"default": NEW}])
@@ -69,7 +74,7 @@ def _iteration(name: str, batch: Batch) -> tuple[Iteration, int, int]:
     learnt = Batch(batch.image, batch.label.masked_fill(batch.label >= OLD, 1), batch.branch, batch.ids)
     ctx = _context(first, model, None, learnt)
     switches.begin(method, ctx)
-    train_batch(method, learnt, ctx, make_optimizer(method.param_groups(model, first), TRAIN, lr=TRAIN.lr))
+    train_batch(method, learnt, ctx, make_optimizer(method.param_groups(model, first), TRAIN, lr=RATE))
     switches.finish(method, ctx)
     model.zero_grad(set_to_none=True)
     teacher = frozen_copy(model)
@@ -89,7 +94,7 @@ def _iteration(name: str, batch: Batch) -> tuple[Iteration, int, int]:
     forward = sum(size for at, size in kept.items() if at not in weights)
     del terms
     state = sum(value.nbytes for value in method.state_dict().values())
-    return ours(method, model, teacher, step, batch, "fp32"), forward, state
+    return ours(method, model, teacher, step, batch, "fp32", RATE), forward, state
 
 
 def _context(

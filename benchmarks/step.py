@@ -80,12 +80,13 @@ def ours(
     step: Step,
     batch: Batch,
     precision: str,
+    lr: float = TRAIN.lr,
 ) -> Iteration:
     """An iteration as the engine runs it."""
     half = precision == "bf16"
     if half:
         channels_last(model)
-    optimizer = make_optimizer(method.param_groups(model, step), TRAIN, lr=TRAIN.lr)
+    optimizer = make_optimizer(method.param_groups(model, step), TRAIN, lr=lr)
     device = batch.image.device
     ctx = StepContext(
         step,

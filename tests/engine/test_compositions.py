@@ -13,7 +13,7 @@ import torch
 from encoders import need_transformers
 from processes import results
 from safetensors.torch import load_file
-from toy import NETWORKS, settings
+from toy import MAPS, NETWORKS, maps, settings
 
 import everseg
 from everseg import registry
@@ -41,6 +41,9 @@ REFUSED = {
     ("acil", "pre-tuning"): "gradients",
     ("dft*", "fusion"): "frozen",
     ("dft*", "pre-tuning"): "heads",
+    ("mbs", "pre-tuning"): "classifiers",
+    ("ssul", "pre-tuning"): "mixtures",
+    ("microseg", "pre-tuning"): "mixtures",
 }
 """Method and switch that do not fit -> a word of the sentence that says so."""
 
@@ -61,6 +64,8 @@ def configured(out: Path, name: str, switches: tuple[str, ...]) -> dict[str, Any
         train |= change.get("train", {})
     config = settings(out, method=method, train=train)
     config["data"] |= {"options": {"train": 12, "val": 2}}
+    if name in MAPS:
+        config["data"] |= {"extra": {MAPS[name]: maps(out / "maps", MAPS[name])}}
     return config
 
 

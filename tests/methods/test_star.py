@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +259,9 @@ def test_two_processes_keep_and_plan_the_same_as_one(tmp_path):
 
 
 def _gather(rank: int, folder) -> None:
+    # A process of its own may find the tests' outer conftest.py first.
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.modules.pop("conftest", None)
     from conftest import Toy
 
     torch.set_num_threads(1)

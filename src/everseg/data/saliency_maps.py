@@ -93,8 +93,8 @@ class Saliency(Result):
 
     def shown(self) -> Iterable[Piece]:
         yield (
-            f"wrote {self.images} maps to {self.out}: {percent(self.share, digits=0)} % of the pixels are salient "
-            "(frequency-tuned saliency, Achanta et al. 2009: colours only, no detector)"
+            f"maps of {self.images} images are in {self.out}: {percent(self.share, digits=0)} % of the pixels are "
+            "salient (frequency-tuned saliency, Achanta et al. 2009: colours only, no detector)"
         )
         yield f"use them: data.extra.saliency={self.out}"
 
