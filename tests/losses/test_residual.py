@@ -152,8 +152,8 @@ def test_without_cells_the_terms_and_their_gradients_are_zero_whatever_lies_outs
         for loss in (residual_margin, residual_negatives):
             found = loss(x, none)
             [gradient] = torch.autograd.grad(found, x)
-            assert (float(found), gradient.abs().sum().item()) == (0.0, 0.0)
-    assert math.isnan(float(residual_margin(x, none, empty=math.nan)))
+            assert (found.item(), gradient.abs().sum().item()) == (0.0, 0.0)
+    assert math.isnan(residual_margin(x, none, empty=math.nan).item())
 
 
 def test_half_precision_is_computed_in_float32():
