@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import golden_runs
+from benchmarks.golden_barm import check_barm, replay_barm
 from benchmarks.golden_checks import EXACT, Row, all_checks
 from benchmarks.golden_dft import replay_dft
 from benchmarks.golden_dkd import check_dkd, replay_dkd
@@ -173,6 +174,10 @@ ORIGINALS = (
     Original(
         "STAR, STAR-M", ("star", "train_star"), "jinpeng0528/STAR 9e31f36", "none (not opened)",
         "`noise`, `unlabelled`", "STAR's, with `plop-*` labels", check_star, replay_star, limit_star,
+    ),
+    Original(
+        "BARM", ("barm", "train_barm"), "ANDYZAQ/BARM 0a59203", "MIT", "`ear_statistics`, `empty_background`",
+        "BARM's, with `ignore-void` labels", check_barm, replay_barm,
     ),
     Original(
         "SegACIL", ("segacil", "train_segacil"), "LIJIAXU137/SegACIL a782479", "none (not opened)",

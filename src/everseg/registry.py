@@ -133,6 +133,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.ssul:SSUL",
             "Learn each step in a head of its own, on features frozen after the first; what stands out is unknown.",
         ),
+        "barm": Builtin(
+            "everseg.methods.barm:BARM",
+            "Learn each step in a head of its own, with an output that takes its classes out of the background.",
+        ),
         "microseg": Builtin(
             "everseg.methods.microseg:MicroSeg",
             "SSUL in given regions, each classified as a whole; the unknown are several clusters that are kept apart.",

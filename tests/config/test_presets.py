@@ -398,6 +398,29 @@ def test_ssul_trains_as_its_commands_say(name: str, expected: tuple) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        ("voc-15-1-barm", (50, 20, 16, 0.01, 0.001, 0.001, 0.0001)),
+        ("ade-100-10-barm", (60, 100, 8, 0.01, 0.01, 0.001, 0.0001)),
+    ],
+)
+def test_barm_trains_as_its_commands_say(name: str, expected: tuple) -> None:
+    """Epochs, batch, and the rates: first step, new head, decoder, older parts."""
+    config = load(name)
+    method, train = registry.resolve("method", "barm")(**config.method.options), config.train
+    found = (
+        train.epochs, train.epochs_next, train.batch, train.lr, train.lr_next,
+        train.lr_next * method.decoder_rate, train.lr_next * method.old_rate,
+    )  # fmt: skip
+    assert found == pytest.approx(expected)
+    assert (train.min_lr, method.encoder_rate, method.threshold) == (1e-6, 0.1, 0.7)
+    assert method.ear_statistics == "fresh"
+    assert (config.data.crop, config.scenario.policy, config.scenario.protocol, config.model.norm) == (
+        513, "ignore-void", "overlapped", "bn",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
         ("voc-15-1-dkd", (60, 32, 0.001, 0.0001, 2.0, 1.0, 0.0)),
         ("voc-19-1-dkd-m", (60, 32, 0.001, 0.0001, 2.0, 1.0, 0.0)),
         ("ade-100-10-dkd", (100, 24, 0.0025, 0.00025, 35.0, None, 0.2)),

@@ -36,6 +36,7 @@ REFUSED = {
     ("rcil", "fusion"): "correspond",
     ("dkd", "pre-tuning"): "heads",
     ("star", "pre-tuning"): "heads",
+    ("barm", "pre-tuning"): "heads",
     ("acil", "fusion"): "gradients",
     ("acil", "pre-tuning"): "gradients",
     ("dft*", "fusion"): "frozen",

@@ -287,7 +287,7 @@ PRETUNED = ("nest",)
 """Methods that begin with a pre-tuning, which a run without a path that grows refuses."""
 SHARED_DECODER = ("rcil",)
 """Methods that change what domains share, decoder included, and refuse a decoder per domain."""
-ONE_DOMAIN = ("acil", "dft*", "dkd", "star", "ssul", "microseg")
+ONE_DOMAIN = ("acil", "dft*", "dkd", "star", "ssul", "barm", "microseg")
 """Methods of one domain's classes."""
 ADDS_CLASSES = ("nest",)
 """Methods that act where classes join others of their branch, and refuse a run without such a step."""
@@ -363,6 +363,7 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         "dkd": {"mbce", "kd", "positive", "negative", "auxiliary"},
         "star": {"mbce", "features", "background", "drawn", "contrast"},
         "microseg": {"unseen"},
+        "barm": {"triplet", "residual", "features", "kd"},
     }
     assert names == wanted.get(method, {REGULARISED[method]} if method in REGULARISED else set())
 

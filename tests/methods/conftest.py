@@ -21,6 +21,7 @@ from everseg.labels import LabelSpace
 from everseg.methods import switches
 from everseg.methods.base import Method, StepContext, Tuning
 from everseg.models.build import deeplabv3
+from everseg.models.heads import last_layer
 from everseg.models.model import SegmentationModel, frozen_copy
 from everseg.scenarios.steps import Source, Step, with_outlook
 from everseg.types import Batch
@@ -158,7 +159,7 @@ class Toy:
         model.zero_grad(set_to_none=True)  # the engine reads the model from disk
         teacher = frozen_copy(model) if method.needs_teacher and step.index else None
         if teacher is not None and self.teacher_sees:
-            teacher.head(step.branch).classifiers[0].bias[1] += self.teacher_sees
+            last_layer(teacher.head(step.branch).classifiers[0]).bias[1] += self.teacher_sees
         method.prepare_model(model, step)
         optimizer = None
         if method.trains(step):

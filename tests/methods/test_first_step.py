@@ -25,6 +25,7 @@ OF_FIRST_STEP = {
     "dkd": {"pos_weight", "auxiliary_weight"},
     "dft*": {"preallocate"},
     "ssul": {"encoder_rate"},
+    "barm": {"encoder_rate"},
     "microseg": {"encoder_rate", "unseen_weight"},
 }
 """What acts in the first step of methods whose first step is not that of fine-tuning."""

@@ -36,7 +36,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 """Hyper-parameters that act only together with another one."""
 ALL_TRAINED: dict[str, dict[str, Any]] = {"ucd": {"freeze_first_head": False}}
 """What frees weights that a method keeps as they were drawn."""
-BY_PIXEL = ("sdr", "ucd", "star")
+BY_PIXEL = ("sdr", "ucd", "star", "barm")
 """Methods that compare the pixels of feature maps, also those of old classes: a map of one pixel shows nothing."""
 OVER_DOMAINS = ("mdil", "mdil+mib")
 """Methods whose hyper-parameters act where there are several branches."""
@@ -53,15 +53,17 @@ CERTAIN = {
     ("star", "noise"),
     ("star", "old_logit"),
     ("star", "background_decay"),
+    ("barm", "threshold"),
+    ("barm", "empty_background"),
     ("microseg", "threshold"),
     ("microseg", "memory_offset"),
     *itertools.product(("mib", "ewf", "nest"), ("memory_loss", "memory_void")),
 }
 """Single hyper-parameters that act on a teacher that is certain or on images of a memory. Those of SATS are of PLOP's
-parts; test_ssul.py tries SSUL's, test_star.py STAR's, test_mib_memory.py those of MiB."""
-CLASSES_ONLY = ("dkd", "star", "ssul", "microseg", "acil", "dft*")
+parts; test_ssul.py tries SSUL's, test_barm.py BARM's, test_star.py STAR's, test_mib_memory.py those of MiB."""
+CLASSES_ONLY = ("dkd", "star", "ssul", "barm", "microseg", "acil", "dft*")
 """Methods of one domain's classes: they refuse several domains, and later steps without a new class."""
-OWN_FIRST_STEP = ("dkd", "star", "ssul", "microseg", "acil", "dft*")
+OWN_FIRST_STEP = ("dkd", "star", "ssul", "barm", "microseg", "acil", "dft*")
 """Methods whose first step is not that of fine-tuning: their network has other outputs, or learns them otherwise."""
 MOVE_ENCODER = ("rcil",)
 """Methods that change the encoder by their nature, and refuse to freeze it."""

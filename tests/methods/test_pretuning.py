@@ -239,7 +239,7 @@ REFUSING = ("acil", "dft*")
 """Methods that neither switch can serve: no gradients in later steps, or nothing trained that was there before."""
 OWN_HEADS = ("ssul", "microseg")
 """Methods whose classifiers cannot be pre-tuned."""
-OTHER_CLASSIFIERS = ("dkd", "star", "mbs")
+OTHER_CLASSIFIERS = ("dkd", "star", "mbs", "barm")
 """Methods that make classifiers of another kind, or need a network that does, which a pre-tuning refuses."""
 PAIRS = [
     (name, fuse, pretune)

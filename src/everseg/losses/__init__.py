@@ -33,6 +33,13 @@ from everseg.losses.pseudo import (
     uncertainty,
 )
 from everseg.losses.replayed import replayed_cross_entropy
+from everseg.losses.residual import (
+    adapted_logits,
+    label_cells,
+    masked_feature_distance,
+    residual_margin,
+    residual_negatives,
+)
 from everseg.losses.similarity import class_similarity, class_sums, similarity_distillation
 from everseg.losses.thresholds import certainty_histogram, histogram_thresholds
 
@@ -40,6 +47,7 @@ __all__ = [
     "PseudoLabels",
     "Term",
     "accepted_share",
+    "adapted_logits",
     "attention_distance",
     "binary_cross_entropy",
     "binary_negatives",
@@ -57,13 +65,17 @@ __all__ = [
     "icarl",
     "icarl_distillation",
     "kl_divergence",
+    "label_cells",
     "local_pod",
+    "masked_feature_distance",
     "moved_distillation",
     "old_share",
     "pixelwise_losses",
     "pooled_cube_distillation",
     "pseudo_labels",
     "replayed_cross_entropy",
+    "residual_margin",
+    "residual_negatives",
     "similarity_distillation",
     "soft_uncertain",
     "token_orthogonality",

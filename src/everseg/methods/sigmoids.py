@@ -1,7 +1,8 @@
-"""What methods share whose background has no output of its own (DKD, STAR).
+"""What methods share that learn each class by a sigmoid.
 
-A pixel is background where no class's sigmoid is above 0.5. The model gives the background the logit 0, so that the
-arg-max of the logits says the same.
+Most of it is of those whose background has no output of its own (DKD, STAR). There a pixel is background where no
+class's sigmoid is above 0.5. The model gives the background the logit 0, so that the arg-max of the logits says the
+same.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ _NEVER = -1e4
 """A logit that no class's falls below."""
 
 
-def unfit_steps(name: str, steps: Sequence[Step]) -> list[str]:
-    """List what such a method cannot do in a run, each as a sentence."""
+def unfit_steps(
+    name: str, steps: Sequence[Step], background: str = "which is where no class's sigmoid is above 0.5"
+) -> list[str]:
+    """List what such a method cannot do in a run, each as a sentence.
+
+    Args:
+        name: of the method.
+        steps: all steps of the run.
+        background: what it needs a background class for, said of that class.
+    """
     found = []
     if any(len(step.spaces) > 1 for step in steps):
         found.append(
@@ -36,10 +45,7 @@ def unfit_steps(name: str, steps: Sequence[Step]) -> list[str]:
             "scenario.kind=class-incremental"
         )
     elif any(not has_background(step, step.branch) for step in steps):
-        found.append(
-            f"method '{name}' needs a background class, which is where no class's sigmoid is above 0.5; "
-            f"'{steps[0].branch}' has none"
-        )
+        found.append(f"method '{name}' needs a background class, {background}; '{steps[0].branch}' has none")
     idle = [step.index for step in steps if not step.is_first and not step.grows.get(step.branch)]
     if idle and not found:
         found.append(
@@ -48,13 +54,13 @@ def unfit_steps(name: str, steps: Sequence[Step]) -> list[str]:
     return found
 
 
-def check_step(name: str, step: Step) -> str:
-    """Return the branch that a step trains.
+def check_step(name: str, step: Step, *background: str) -> str:
+    """Return the branch that a step trains; the arguments are those of `unfit_steps`.
 
     Raises:
         ConfigError: the method cannot be what it is in such a step.
     """
-    if problems := unfit_steps(name, [step]):
+    if problems := unfit_steps(name, [step], *background):
         raise ConfigError(" ".join(problems))
     return step.branch
 
