@@ -71,6 +71,27 @@ def test_a_method_without_preset_and_joint_work_on_a_file(tmp_path: Path) -> Non
     assert grid("demo", ["mdil"], [0])[0].config.method.name == "mdil", "no preset: the method's defaults"
 
 
+def test_all_means_every_method_with_a_preset_and_names_what_cannot_run(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("sweep", "voc-15-1", "--methods", "all", "data.root=x", "--dry-run", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    methods = [run["method"] for run in told["runs"]]
+    known = presets.names(every=True)
+    assert {f"voc-15-1-{method}" for method in methods} <= set(known)
+    assert {"mib", "joint", "dkd-m", "dft", "dft*"} <= set(methods)
+    assert len({run["name"] for run in told["runs"]}) == len(methods)
+    assert not {"ssul", "microseg"} & set(methods)
+    must_say(told["left_out"], "ssul", "data.extra.saliency=DIR")
+    must_say(err, "microseg", "data.extra.proposals=DIR")
+    given = ("data.root=x", "data.extra.saliency=maps", "--dry-run", "--json")
+    told = json.loads(call("sweep", "voc-15-1-mib", "--methods", "all", *given)[1])
+    assert "ssul" in [run["method"] for run in told["runs"]]
+    assert call("sweep", "mine.yaml", "--methods", "all")[0] == 2
+
+
 def test_every_variant_of_a_preset_is_one() -> None:
     known = presets.names(every=True)
     for name in known:

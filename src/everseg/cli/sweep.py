@@ -17,7 +17,7 @@ def sweep(
     ],
     overrides: Overrides = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Methods (everseg list methods), and joint.")
+        str, typer.Option(metavar="A,B,...", help="Methods (everseg list methods), joint; or all.")
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds of the runs.")] = "0",
     tasks: Annotated[str, typer.Option(metavar="A,B,...", help="Tasks instead of the preset's own.")] = "",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.loading import difference, load
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
 from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
+from everseg.methods.build import build_method
 from everseg.runs.commit import read_document, write_json
 from everseg.runs.run_folder import MOST_THREADS, RunFolder
 
 FILE = "sweep.json"
+EVERY = "all"
+"""In place of methods: every method that has a preset of this data and task."""
 _GIVEN = {"name": "the sweep's folder and --methods", "out": "--out", "seed": "--seeds", "method": "--methods",
           "method.name": "--methods"}  # fmt: skip
 """Settings that the grid itself decides -> where to give them instead."""
+PACKAGES = {"hf": "transformers", "timm": "timm"}
+"""Beginning of an encoder's name -> the package that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,47 @@ def grid(
     return _leaders_first(found)
 
 
+def every_method(source: str, overrides: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """List the methods that have a preset of some data and task, joint training included.
+
+    Args:
+        source: a preset, with or without its method.
+        overrides: "key=value" for all runs.
+
+    Returns:
+        The methods, and a sentence for each that cannot run as it stands: further maps that nobody named, or a package
+        that is not installed.
+
+    Raises:
+        ConfigError: no preset has this name. A file says nothing of the methods that suit its data.
+    """
+    label, known = _label(source), presets.names(every=True)
+    named = [name for name in known if presets.without_method(name) == label]
+    if not named:
+        hint = near_miss(label, dict.fromkeys(map(presets.without_method, known)))
+        raise ConfigError(
+            f"--methods {EVERY}: means all presets of a data set and task, and there is none of '{source}'{hint}; name "
+            "the methods"
+        )
+    methods, left_out = [], []
+    for name in named:
+        method, config = name.removeprefix(f"{label}-"), load(name, overrides)
+        needed = build_method(config.method).needs_extra
+        missing = [f"data.extra.{one}=DIR" for one in needed if one not in config.data.extra]
+        encoder = (config.model.encoder or "").partition(":")[0]
+        if missing:
+            left_out.append(
+                f"{method}: left out, as it reads maps beside the images; give {' '.join(missing)}"
+            )
+        elif encoder in PACKAGES and find_spec(PACKAGES[encoder]) is None:
+            left_out.append(
+                f"{method}: left out, as its encoder needs {PACKAGES[encoder]}, which is not installed"
+            )
+        else:
+            methods.append(method)
+    return methods, left_out
+
+
 def _label(source: str) -> str:
     """Return the first part of the runs' names: the preset without its method, or the file's stem."""
     if source.endswith((".yaml", ".yml")) or "/" in source:
@@ -201,6 +248,8 @@ def _method_change(method: str) -> list[str]:
 
 
 def _slug(text: str) -> str:
+    # As presets do: without the asterisk, dft* would have the folder of dft.
+    text = text.replace("*", "-star")
     return re.sub(r"[^\w.+-]+", "-", text.rpartition("/")[2]).strip("-.") or "run"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,16 @@ from everseg.errors import ConfigError, near_miss
 from everseg.labels import policies_apart, policy_name
 from everseg.progress import Progress
 from everseg.sweeps import launch
-from everseg.sweeps.plan import GridRun, grid, planned_first_step, state_of, store, stored
+from everseg.sweeps.plan import (
+    EVERY,
+    GridRun,
+    every_method,
+    grid,
+    planned_first_step,
+    state_of,
+    store,
+    stored,
+)
 
 _SAVED = (75, 130, 143)
 """Exit codes of runs that were stopped and saved themselves."""
@@ -79,6 +88,8 @@ class Sweep(OnceADictionary):
     """None: the runs were trained here or on Ray."""
     dry_run: bool = False
     """Whether it only lists what would run."""
+    left_out: tuple[str, ...] = ()
+    """Methods that "all" does not train, each with the reason."""
 
     @property
     def failed(self) -> tuple[SweepRun, ...]:
@@ -87,8 +98,11 @@ class Sweep(OnceADictionary):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why runs failed."""
-        return tuple(f"{run.name}: exit code {run.exit_code}: {run.error}" for run in self.failed)
+        """Why methods were left out, and why runs failed."""
+        return (
+            *self.left_out,
+            *(f"{run.name}: exit code {run.exit_code}: {run.error}" for run in self.failed),
+        )
 
     def shown(self) -> Iterator[Piece]:
         rows = [[run.name, run.state, _first(run), run.policy] for run in self.runs]
@@ -115,6 +129,7 @@ class Sweep(OnceADictionary):
             "threads": self.threads,
             "runs": [run.to_json() for run in self.runs],
             **({} if self.slurm is None else {"slurm": self.slurm.to_json()}),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
 
@@ -164,7 +179,7 @@ def sweep(
 
     Args:
         source: a preset, with or without its method (camvid-6-5-mib, camvid-6-5), or a YAML file.
-        methods: names of methods, or joint.
+        methods: names of methods, or joint; ("all",) = every method that has a preset of this data and task.
         seeds: seeds of the runs.
         tasks: tasks instead of the preset's own.
         out: folder of the runs; default runs/<preset>-sweep.
@@ -180,11 +195,36 @@ def sweep(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
-    runs = grid(str(source), methods, seeds, tasks, out=out, overrides=overrides)
+    left_out: list[str] = []
+    if list(methods) == [EVERY]:
+        methods, left_out = every_method(str(source), overrides)
+    done = _sweep(
+        str(source), methods, seeds, tasks, out=out, overrides=overrides, jobs=jobs, on=on, only=only,
+        dry_run=dry_run, quiet=quiet,
+    )  # fmt: skip
+    return replace(done, left_out=tuple(left_out))
+
+
+def _sweep(
+    source: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    tasks: Sequence[str],
+    *,
+    out: str | Path | None,
+    overrides: Sequence[str],
+    jobs: int,
+    on: Literal["here", "ray", "slurm"],
+    only: str | None,
+    dry_run: bool,
+    quiet: bool,
+) -> Sweep:
+    """Do what `sweep` does, with the methods by name."""
+    runs = grid(source, methods, seeds, tasks, out=out, overrides=overrides)
     folder = runs[0].folder.path.parent
     before = stored(folder)
     threads = _threads(before, jobs, only)
-    given = {"source": str(source), "methods": list(methods), "seeds": list(seeds), "tasks": list(tasks),
+    given = {"source": source, "methods": list(methods), "seeds": list(seeds), "tasks": list(tasks),
              "overrides": list(overrides)}  # fmt: skip
     if dry_run:
         return Sweep(folder, threads, tuple(_row(run, runs, {}) for run in runs), dry_run=True)
@@ -252,7 +292,7 @@ def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> Sweep
 
 
 def _words(
-    source: str | Path,
+    source: str,
     methods: Sequence[str],
     seeds: Sequence[int],
     tasks: Sequence[str],
@@ -260,5 +300,5 @@ def _words(
     overrides: Sequence[str],
 ) -> list[str]:
     """The sweep as a command line."""
-    words = ["sweep", str(source), "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))]
+    words = ["sweep", source, "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))]
     return [*words, *(["--tasks", ",".join(tasks)] if tasks else []), "--out", str(out), *overrides]
