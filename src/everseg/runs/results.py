@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from everseg.metrics import defined_mean, first_last_scores, sequence_scores, st
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, read_committed, read_document
 from everseg.runs.journal import Journal, replaced_samples
+from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
 from everseg.runs.run_folder import RunFolder, RunRecord
 
@@ -76,6 +78,17 @@ class StepResults:
     def images(self) -> dict[str, np.ndarray]:
         """Name of the results -> counts per test image, (N, 3, C), see `RunFolder.images`; {} in older runs."""
         return self.folder.images(self.index, self.counts)
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file of the model's weights, compared with the manifest without holding it in memory."""
+        self.final.check(WEIGHTS)
+        return self.final.folder / WEIGHTS
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The images that the step leaves to later ones; None without a memory."""
+        return read_memory(self.final.folder, self.final)
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""
