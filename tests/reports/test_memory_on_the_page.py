@@ -84,7 +84,9 @@ def test_the_run_as_json_has_them_too(copied: everseg.Run) -> None:
 def test_names_alone_are_called_references_and_without_memory_nothing_is_said(tmp_path: Path) -> None:
     run = ran(tmp_path / "names", size=4, mix="append", selection="random")
     given = page(run)
-    must_say(given.text, "kept for later", "4 training images", "'random'", "'as_stored'", "references", "longer")
+    must_say(
+        given.text, "kept for later", "4 training images", "'random'", "'as_stored'", "references", "longer"
+    )
     assert "pseudo-labels)" not in given.text
     assert [kept.bytes for kept in run.results.memories] == [0, 0, 0]
     assert [kept.copied for kept in run.results.memories] == [0, 0, 0]
