@@ -112,7 +112,8 @@ def read_memory(folder: Path, committed: Committed | None = None) -> Memory | No
     """Read and check the memory beside a model; None if there is none.
 
     Args:
-        committed: the folder's manifest, if the caller has read it before.
+        folder: the committed folder that holds the model.
+        committed: its manifest, if the caller has read it before.
 
     Raises:
         CheckpointError: the file is unreadable, changed, damaged, or written by a later everseg. All faults are told

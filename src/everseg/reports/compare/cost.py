@@ -96,16 +96,7 @@ def _kept(results: Results) -> tuple[float, float | None]:
     Raises:
         CheckpointError: the memory is damaged.
     """
-    if not results.config.scenario.memory.size:
+    if not results.memories:
         return 0, None
-    memory = results.steps[-1].memory
-    if memory is None:
-        return 0, None
-    listed = {step.index: step.final.files for step in results.steps}
-    try:
-        sizes = [listed[copy.step][name]["size"] for copy in memory.copies for name in copy.names]
-    except KeyError as error:
-        raise CheckpointError(
-            f"{results.steps[-1].final.folder} is damaged: its memory names a copy that no step lists ({error})"
-        ) from None
-    return len(memory.images), float(sum(sizes)) if sizes else None
+    last = results.memories[-1]
+    return last.images, float(last.bytes) if last.copied else None

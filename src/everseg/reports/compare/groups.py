@@ -59,10 +59,21 @@ class Result:
     def label(self) -> str:
         """The name of the method, with how it was used."""
         kind = "joint" if self.config.scenario.joint else "single" if self.config.scenario.single else ""
-        method = _as_preset(self.config)
+        method = self.method
         if kind and method == "ft":
             return kind
         return f"{kind}, {method}" if kind else method
+
+    @property
+    def method(self) -> str:
+        """The method as presets name it: where they have several uses of it (ssul, ssul-m), the nearest one."""
+        config, method = self.config, self.config.method.name
+        uses, own = presets.variants(method), f"{config.data.dataset}-{config.scenario.task}-{method}"
+        if len(uses) < 2 or own not in presets.names(every=True):
+            return method
+        named = {use: name for use in uses if (name := presets.variant(own, method=use))}
+        # The method itself comes first, and so wins where a run is as far from both.
+        return min(named, key=lambda use: len(difference(load(named[use]), config)), default=method)
 
     @property
     def several(self) -> bool:
@@ -248,17 +259,6 @@ def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
                 f"scenario.policy={there}"
             )
     return found
-
-
-def _as_preset(config: RunConfig) -> str:
-    """Name the run's method as the presets do: where they have several uses of it (ssul, ssul-m), the nearest one."""
-    method, uses = config.method.name, presets.variants(config.method.name)
-    own = f"{config.data.dataset}-{config.scenario.task}-{method}"
-    if len(uses) < 2 or own not in presets.names(every=True):
-        return method
-    named = {use: name for use in uses if (name := presets.variant(own, method=use))}
-    # The method itself comes first, and so wins where a run is as far from both.
-    return min(named, key=lambda use: len(difference(load(named[use]), config)), default=method)
 
 
 MOST_LETTERS = 40
