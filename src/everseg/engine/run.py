@@ -60,6 +60,7 @@ from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
+from everseg.scenarios import extension
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
 from everseg.scenarios.memory import unfit_for_memory
@@ -432,7 +433,10 @@ def _record_scenario(
         if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
     }
     settings = scenario.model_dump(mode="json", exclude=unused)
-    record = scenario_json(prepared.steps, policy_set(scenario.policy), settings)
+    policies = policy_set(scenario.policy)
+    if scenario.kind == "extension":
+        policies = extension.tested(policies)
+    record = scenario_json(prepared.steps, policies, settings)
     record["masks"] = {
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used
