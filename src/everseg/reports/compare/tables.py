@@ -385,8 +385,8 @@ READING = "↑ more is better, ↓ less is better."
 HOW_TO_READ = (
     "Mean ± sample standard deviation over seeds; one run has no ±.",
     "Scores are mIoU in percent.",
-    "The best mean of each column is bold, joint training aside, which sees all images at once; differences smaller than "
-    "the ± decide nothing.",
+    "The best mean of each column is bold, joint training aside, which sees all images at once; differences smaller "
+    "than the ± decide nothing.",
 )
 
 
