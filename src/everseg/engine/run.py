@@ -33,7 +33,7 @@ from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
-from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
+from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
 from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
@@ -55,6 +55,7 @@ from everseg.runs.commit import (
 )
 from everseg.runs.input_form import InputForm, one_kind_of_channels
 from everseg.runs.journal import Journal
+from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
@@ -120,7 +121,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             for text in prepared.notes:
                 progress.message(f"note: {text}")
             _check_plan(config, prepared, folder, accelerator, progress)
-            held.enter_context(locked(folder.path))
+            held.enter_context(locked(folder.path, progress.message))
             folder.clean()
             _open(config, folder, prepared, progress)
         except BaseException:

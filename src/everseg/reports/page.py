@@ -112,6 +112,10 @@ class Page:
     domain_groups: Rows = field(default_factory=list)
     domain_chart: Chart | None = None
     drop: str = ""
+    kept: Rows = field(default_factory=list)
+    """Training images kept after each step; [] for a run without memory."""
+    kept_text: list[str] = field(default_factory=list)
+    """What is kept and how, in sentences."""
     replaced: str = ""
     """Which training samples could not be read and were replaced."""
     comparable: list[Source] = field(default_factory=list)

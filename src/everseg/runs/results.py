@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from everseg.metrics import (
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, read_committed, read_document
 from everseg.runs.journal import Journal, replaced_samples
+from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
 from everseg.runs.run_folder import RunFolder, RunRecord
 
@@ -94,6 +96,11 @@ class StepResults:
         """The content of the model folder's file."""
         return read_model_file(self.final.folder, self.final)
 
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The images that the step keeps for later ones; None in a run without memory."""
+        return read_memory(self.final.folder, self.final)
+
     @property
     def spaces(self) -> Mapping[str, LabelSpace]:
         """Label space of each branch after the step."""
@@ -143,6 +150,12 @@ class StepResults:
     def kept(self) -> dict[str, Any]:
         """What an extension kept of the old classes (`RunFolder.kept`); {} where it is not known."""
         return self.folder.kept(self.index)
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file of the model's weights, compared with the manifest without holding it in memory."""
+        self.final.check(WEIGHTS)
+        return self.final.folder / WEIGHTS
 
     def taught(self, result: str, names: Iterable[str]) -> list[Taught]:
         """Say how well the step teaches classes: IoU and false-positive shares, from the counts of its test images.
@@ -198,6 +211,23 @@ class StepResults:
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""
         return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
+
+
+@dataclass(frozen=True)
+class MemoryAfter:
+    """What a run keeps of its training images after a step, in numbers."""
+
+    step: int
+    before: int
+    """Number of images that the step was trained with in addition to its own."""
+    images: int
+    """Number of images kept after it."""
+    by_model: int
+    """Number of kept images in which a model saw classes that their labels do not show (pseudo-labels)."""
+    copied: int
+    """Number of kept images that lie in the run as copies; the others are read from the data again."""
+    bytes: int
+    """Size of those copies: images, masks and further maps."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +331,48 @@ class Results:
         if config is not None and difference(self.config, config):
             return False
         return len(self.steps) == len(self.planned)
+
+    @cached_property
+    def memories(self) -> tuple[MemoryAfter, ...]:
+        """What every finished step keeps of its training images; () for a run without memory.
+
+        Raises:
+            CheckpointError: a memory is damaged.
+        """
+        folders = {step.index: step.final for step in self.steps}
+
+        def committed(index: int) -> Committed:
+            if (
+                index not in folders
+            ):  # an extension begins with the folder of its bundle, which no step scored
+                folders[index] = read_committed(self.folder.final(index))
+            return folders[index]
+
+        told = []
+        for step in self.steps if self.config.scenario.memory.size else ():
+            memory = step.memory
+            if memory is None:
+                continue
+            known = next((s for s in self.steps if s.index == step.index - 1), None)
+            if known is not None:
+                before = known.memory
+            elif step.index:
+                before = read_memory(self.folder.final(step.index - 1), committed(step.index - 1))
+            else:
+                before = None
+            sizes = [committed(copy.step).files[n]["size"] for copy in memory.copies for n in copy.names]
+            by_model = sum(one.image.classes != one.image.labelled for one in memory.images)
+            told.append(
+                MemoryAfter(
+                    step=step.index,
+                    before=len(before.images) if before else 0,
+                    images=len(memory.images),
+                    by_model=by_model,
+                    copied=len(memory.copies),
+                    bytes=sum(sizes),
+                )
+            )
+        return tuple(told)
 
     @cached_property
     def journal(self) -> tuple[dict[str, Any], ...]:
