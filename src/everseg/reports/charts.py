@@ -155,7 +155,7 @@ _NARROW = 5.3
 """Width in inches of a picture whose names must still be read where a phone makes it smaller."""
 _LARGEST, _SMALLEST, _UNKNOWN, _DIAMOND = 12.0, 2.4, 3.5, 6.0
 """Radii in points: of the dearest dot, of the cheapest, so that it is seen, of one without cost, of a diamond."""
-_NAME, _LETTER, _LINE = 10.5, 5.9, 11.5
+_NAME, _LETTER, _LINE = 10.5, 6.5, 12.0
 """Size of the names' font in points; width of a letter and height of a line in the widest font that readers have."""
 _ROUND = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400, 259200)
 """Seconds that the legend of sizes may show."""

@@ -191,8 +191,13 @@ def _kept(group: Json) -> str:
 
 
 def cost_rows(table: Json) -> list[dict[str, str]]:
-    """Make one row per group of what it cost, the training time of all steps aside, which stands with the scores."""
+    """Make one row per group of what it cost, the training time of all steps aside, which stands with the scores.
+
+    [] if nothing is known of the costs.
+    """
     board = leaderboard(table)
+    if not set(board.numbers) & set(COSTS[1:]):
+        return []
     return [
         {
             "method": group["name"],
@@ -243,9 +248,10 @@ def terminal(made: Json) -> list[Any]:
                 pieces.append(_terminal(rows, f"Runs with the same seed minus {table['base']}, in points"))
             if rows := interval_rows(table, columns):
                 pieces.append(_terminal(rows, INTERVALS))
-        pieces.append(
-            _terminal(cost_rows(table), "Cost of the later steps, and the data of earlier ones that is kept")
-        )
+        if rows := cost_rows(table):
+            pieces.append(
+                _terminal(rows, "Cost of the later steps, and the data of earlier ones that is kept")
+            )
         for source in table["published"]:
             pieces.append(
                 _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
