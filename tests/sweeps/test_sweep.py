@@ -29,7 +29,7 @@ from everseg.config.loading import load, to_json
 from everseg.errors import ConfigError
 from everseg.runs.commit import save_folder, write_json
 from everseg.runs.run_folder import RunFolder
-from everseg.sweeps import launch
+from everseg.sweeps import launch, ray_cluster
 from everseg.sweeps.plan import grid
 from everseg.sweeps.sweep import Sweep
 from saying import must_say
@@ -174,7 +174,7 @@ class Fake:
         self.alive = self.most = 0
         self.lock = threading.Lock()
 
-    def __call__(self, command: list[str], log: Path, threads: int, alive: Any = None) -> dict[str, Any]:
+    def __call__(self, command: list[str], log: Path, threads: int, *_: Any, **__: Any) -> dict[str, Any]:
         words = command[command.index("run") + 1 : command.index("--quiet")]
         config = load(words[0], words[1:])
         folder = RunFolder(Path(config.out) / config.name)
@@ -218,6 +218,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
     monkeypatch.setattr(launch, "run_process", made)
+    monkeypatch.setattr(ray_cluster, "run_process", made)
     monkeypatch.setattr(launch, "_POLL", 0.01)
     return made
 
@@ -322,9 +323,11 @@ def test_a_signal_reaches_the_runs(tmp_path: Path) -> None:
         "pathlib.Path('ready').touch(); time.sleep(60)\n"
     )
     parent = (
-        "import sys, pathlib\nfrom everseg.sweeps import launch\n"
+        "import sys, types\nfrom pathlib import Path\nfrom everseg.sweeps import launch\n"
+        "folder = types.SimpleNamespace(path=Path('runs/c'))\n"
+        f"run = types.SimpleNamespace(name='c', folder=folder, command=[sys.executable, '-c', {child!r}])\n"
         "with launch.processes(1) as (submit, _):\n"
-        f"    submit([sys.executable, '-c', {child!r}], pathlib.Path('c.log')).result()\n"
+        "    submit(run).result()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
