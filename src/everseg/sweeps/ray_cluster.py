@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from everseg.errors import ConfigError, Interrupted
+from everseg.errors import ConfigError, Interrupted, some
 from everseg.sweeps import process
 from everseg.sweeps.plan import FILE, GridRun
 from everseg.sweeps.process import Outcome, Submit, run_process
@@ -38,14 +38,17 @@ _KILLED = 137
 
 
 @contextlib.contextmanager
-def ray(runs: Sequence[GridRun], threads: int, gpus: float | None) -> Iterator[tuple[Submit, int]]:
+def ray(
+    runs: Sequence[GridRun], threads: int, cpus: int | None = None, gpus: float | None = None
+) -> Iterator[tuple[Submit, int]]:
     """Run commands as tasks of a Ray cluster; its nodes must share the file system and have Python at one place.
 
     A signal that ends the sweep is passed on: every run saves itself. A worker that dies fails its own run only.
 
     Args:
         runs: the runs of the sweep.
-        threads: CPU threads of each, and CPUs that Ray keeps for it; settings of a run (train.threads) win.
+        threads: CPU threads of each; settings of a run (train.threads) win.
+        cpus: CPUs that Ray keeps for a run; None = as many as it has threads.
         gpus: GPUs that Ray keeps for a run; None = 1 if the cluster has any or the settings need one, else 0.
 
     Raises:
@@ -63,7 +66,11 @@ def ray(runs: Sequence[GridRun], threads: int, gpus: float | None) -> Iterator[t
             _connect(engine)
         try:
             nodes = [node for node in engine.nodes() if node.get("Alive", True)]
-            kept = {run.name: _kept(run, threads, gpus, nodes) for run in runs if not run.is_finished}
+            kept = {
+                run.name: _kept(run, cpus or run.config.train.threads or threads, gpus, nodes)
+                for run in runs
+                if not run.is_finished
+            }
             _check_room(kept.values(), nodes)
             # By value: the task's Python is Ray's, and everseg need not be installed beside it.
             for module in (process, importlib.import_module(__name__)):
@@ -71,9 +78,9 @@ def ray(runs: Sequence[GridRun], threads: int, gpus: float | None) -> Iterator[t
             task, references, futures = engine.remote(_on_a_node), [], []
 
             def submit(run: GridRun) -> Future[Outcome]:
-                cpus, share = kept[run.name]
-                reference = task.options(num_cpus=cpus, num_gpus=share, max_retries=0).remote(
-                    run.command, cpus, _task(run, share)
+                processors, share = kept[run.name]
+                reference = task.options(num_cpus=processors, num_gpus=share, max_retries=0).remote(
+                    run.command, threads, _task(run, share)
                 )
                 references.append(reference)
                 futures.append(_told(reference.future(), run))
@@ -182,32 +189,31 @@ def _said(message: str, where: str) -> str:
 
 
 def _kept(
-    run: GridRun, threads: int, gpus: float | None, nodes: Sequence[Mapping[str, Any]]
+    run: GridRun, cpus: int, gpus: float | None, nodes: Sequence[Mapping[str, Any]]
 ) -> tuple[int, float]:
     """CPUs and GPUs that Ray keeps for a run."""
-    train = run.config.train
     if gpus is None:
-        needed = train.precision == "fp16" or train.sync_norm
+        needed = run.config.train.precision == "fp16" or run.config.train.sync_norm
         gpus = float(needed or any(node["Resources"].get("GPU", 0) >= 1 for node in nodes))
-    return train.threads or threads, gpus
+    return cpus, gpus
 
 
 def _check_room(kept: Iterable[tuple[int, float]], nodes: Sequence[Mapping[str, Any]]) -> None:
     """Refuse runs that no node could ever take."""
     has = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in nodes]
+    cluster = [
+        f"node {node.get('NodeManagerAddress', '?')} has {_amount(cpus, 'CPU')} and {_amount(gpus, 'GPU')}"
+        for node, (cpus, gpus) in zip(nodes, has, strict=True)
+    ]
     problems = [
-        f"--ray: a run asks for {_amount(cpus, 'CPU')} and {_amount(gpus, 'GPU')}, and no node has them; give --cpus "
-        "and --gpus (or train.threads, train.precision, train.sync_norm) that fit"
+        f"--ray: a run asks for {_amount(cpus, 'CPU')} and {_amount(gpus, 'GPU')}, and no node can give them: "
+        f"{some(cluster) or 'there is none'}; choose --cpus and --gpus (or train.threads, train.precision, "
+        "train.sync_norm) that fit"
         for cpus, gpus in dict.fromkeys(kept)
         if not any(cpus <= most and gpus <= others for most, others in has)
     ]
     if problems:
-        names = [node.get("NodeManagerAddress", "?") for node in nodes]
-        cluster = [
-            f"node {name} has {_amount(cpus, 'CPU')} and {_amount(gpus, 'GPU')}"
-            for name, (cpus, gpus) in zip(names, has, strict=True)
-        ]
-        raise ConfigError([*problems, *(cluster or ["the cluster has no node"])])
+        raise ConfigError(problems)
 
 
 def _amount(number: float, what: str) -> str:

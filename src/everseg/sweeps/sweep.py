@@ -191,8 +191,8 @@ def sweep(
         overrides: "key=value" for all runs.
         jobs: processes at a time on this machine; each gets its share of the CPU threads.
         on: this machine, a Ray cluster (extra `ray`), or SLURM (a script is written, and submitted if sbatch is here).
-        cpus: CPU threads of each run, which a cluster keeps for it; default this machine's divided by `jobs`, on Ray
-            OMP_NUM_THREADS or 1.
+        cpus: CPU threads of each run (train.threads wins), and CPUs that Ray keeps for it; default this machine's
+            divided by `jobs`, on Ray OMP_NUM_THREADS or 1.
         gpus: GPUs that Ray keeps for each run, 1 or a share of one; default 1 if the cluster has any, else 0.
         only: run only the run of this name, here.
         dry_run: train nothing; return what would be run.
@@ -260,7 +260,7 @@ def _sweep(
         script = None if told["script"] is None else Path(told["script"])
         jobs_there = SlurmJobs(script, tuple(told["commands"]), tuple(told["jobs"]))
         return Sweep(folder, threads, tuple(_row(run, runs, {}) for run in runs), jobs_there)
-    place = ray(runs, threads, gpus) if on == "ray" else launch.processes(threads, jobs)
+    place = ray(runs, threads, cpus, gpus) if on == "ray" else launch.processes(threads, jobs)
     with place as (submit, at_once):
         results = launch.work_off(
             runs,
