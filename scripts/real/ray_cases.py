@@ -108,6 +108,7 @@ class Bench:
         (self.project / "plug.py").write_text(PLUGIN)
         (self.project / "mine.yaml").write_text(SETTINGS)
         self.address = ""
+        self.started: list[subprocess.Popen[str]] = []
         self.sequential: dict[str, dict[str, str]] = {}
 
     # ------------------------------------------------------------ everseg
@@ -118,14 +119,25 @@ class Bench:
         return {**kept, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **address, **changes}
 
     def start(self, *words: str, **changes: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [self.python, "-m", "everseg", *words], cwd=self.project, env=self.environment(**changes), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def end_all(self) -> None:
+        """End what a case that failed has left at work."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+        self.started.clear()
+        for pid in self.training():
+            signalled(pid, signal.SIGKILL)
 
     def sweep(self, out: str, *words: str, **changes: str) -> tuple[int, str, str]:
         process = self.start(*SWEEP, "--out", out, *words, **changes)
-        stdout, stderr = process.communicate(timeout=900)
+        stdout, stderr = process.communicate(timeout=3000)
         return process.returncode, stdout, stderr
 
     def files(self, out: str) -> dict[str, dict[str, str]]:
@@ -176,7 +188,7 @@ class Bench:
     def parent(self, pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-    def until(self, what: str, answer: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, what: str, answer: Callable[[], object], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not answer():
             check(time.monotonic() < deadline, f"not within {seconds:.0f} seconds: {what}")
@@ -207,7 +219,7 @@ class Bench:
 
         def node(words: tuple[str, ...]) -> None:
             variables = {key: value for key, value in self.environment().items() if key != "PYTHONPATH"}
-            variables |= {"RAY_USAGE_STATS_ENABLED": "0"}
+            variables |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
             variables.pop("RAY_ADDRESS", None)
             with log.open("ab") as file:
                 nodes.append(
@@ -300,9 +312,9 @@ def dead_worker(bench: Bench) -> str:
     victim = bench.training()[0]
     os.kill(bench.parent(victim), signal.SIGKILL)
     killed = time.monotonic()
-    bench.until("the orphan ended", lambda: not Path(f"/proc/{victim}").exists(), 30)
+    bench.until("the orphan ended", lambda: not Path(f"/proc/{victim}").exists(), 120)
     gone = time.monotonic() - killed
-    stdout, stderr = process.communicate(timeout=900)
+    stdout, stderr = process.communicate(timeout=3000)
     check(process.returncode == 137, f"exit code {process.returncode}: {stderr}")
     check("worker process died" in stderr and "1 of 4 runs stopped" in stdout, stdout + stderr)
     check(sorted(bench.states("runs/worker").values()) == ["finished"] * 3 + ["unfinished"], stdout)
@@ -322,7 +334,7 @@ def stopped(number: signal.Signals) -> Callable[[Bench], str]:
         bench.at_work(out)
         process.send_signal(number)
         asked = time.monotonic()
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=600)
         took = time.monotonic() - asked
         check(process.returncode == 128 + number, f"exit code {process.returncode}: {stderr}")
         check("the same command continues" in stderr, stderr)
@@ -341,7 +353,7 @@ def killed_sweep(bench: Bench) -> str:
     bench.at_work("runs/driver")
     process.kill()
     process.communicate()
-    bench.until("every training ended", lambda: not bench.training(), 60)
+    bench.until("every training ended", lambda: not bench.training(), 300)
     logs = [path.read_text() for path in (bench.project / "runs/driver/logs").iterdir()]
     check(sum("saved at" in text for text in logs) == 2, f"not every run saved itself: {logs}")
     return again(bench, "runs/driver")
@@ -363,7 +375,7 @@ def dead_node(bench: Bench, sessions: list[int]) -> str:
     bench.at_work("runs/node")
     for pid in members(sessions[0]):
         signalled(pid, signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=900)
+    stdout, stderr = process.communicate(timeout=3000)
     check(process.returncode not in (0, None), stdout)
     states = sorted(bench.states("runs/node").values())
     check(states == ["finished"] * 3 + ["unfinished"], f"{states}: {stderr}")
@@ -507,6 +519,7 @@ def main() -> int:
                 result, told = "ok", case()
             except Exception as error:
                 result, told = "FAILED", f"{type(error).__name__}: {error}"
+            bench.end_all()
             rows.append((name, result, time.monotonic() - begun, told))
             print(f"{result:6}  {rows[-1][2]:6.1f} s  {name}: {what}\n{'':18}{told}", flush=True)
 

@@ -43,6 +43,7 @@ from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
 from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
+from everseg.reports.installation import env
 from everseg.reports.outline import show
 from everseg.reports.run_scores import RunStep, RunTable, SequenceScores
 from everseg.runs.results import Results, StepResults
@@ -50,7 +51,7 @@ from everseg.runs.run_folder import RunFolder
 from everseg.sweeps.sweep import sweep
 
 __all__ = [
-    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff",
+    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "import_mdil",
     "import_mib", "load", "predict", "report", "run", "serve", "show", "sweep",
 ]  # fmt: skip

@@ -109,7 +109,7 @@ def run_process(
 
 def _last_words(log: Path) -> str:
     """Read the error message of a run that stopped from its log, without the line about the documentation."""
-    text = log.read_text(errors="replace").strip()
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
     start = text.rfind("error: ")
     if start < 0:
         return f"no message; see {log}"

@@ -156,7 +156,7 @@ def _address() -> tuple[str, str]:
     # Where `ray start` leaves the address of a cluster, which may have died since.
     file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
     try:
-        return file.read_text().strip(), str(file)
+        return file.read_text(encoding="utf-8").strip(), str(file)
     except OSError:
         return "", ""
 
