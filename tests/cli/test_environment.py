@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import everseg
+from everseg.cli import main as cli
+from everseg.cli.output import give
+from everseg.display import Result, table
 from everseg.reports import installation
 
 Call = Callable[..., tuple[int, str, str]]
@@ -77,7 +83,11 @@ def test_env_answers_where_torch_cannot_be_imported() -> None:
 
 
 def test_help_needs_no_torch_and_shells_complete_commands_and_presets() -> None:
-    code = "import sys\ntry:\n from everseg.cli.main import main; main(['--help'])\nfinally:\n assert 'torch' not in sys.modules"
+    code = (
+        "import sys\n"
+        "try:\n from everseg.cli.main import main; main(['--help'])\n"
+        "finally:\n assert 'torch' not in sys.modules\n"
+    )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert b"--version" in done.stdout
@@ -89,31 +99,37 @@ def test_help_needs_no_torch_and_shells_complete_commands_and_presets() -> None:
         assert wanted in found.stdout.decode().split()
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"PYTHONIOENCODING": "latin-1"},
-        {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"},
-        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    ],
-)
-def test_what_an_encoding_lacks_is_an_escape_and_no_error(variables: dict[str, str]) -> None:
-    code = (
-        "from everseg.cli.output import say, note, give; from everseg.cli import main as cli\n"
-        "from everseg.display import table, Result\n"
-        "class Told(Result):\n"
-        "    notes = ('道路 é',)\n"
-        "    def shown(self): return ['道路 é', table(['道路'], [['é ─ 道']], title='路')]\n"
-        "cli.guarded = lambda *_: give(Told()) or 0\n"
-        "cli.main([])\n"
+class Told(Result):
+    notes = ("\u9053\u8def \u00e9",)
+
+    def shown(self) -> list[Any]:
+        return ["\u9053\u8def \u00e9", table(["\u9053"], [["\u00e9 \u2500 \u8def"]], title="\u8def")]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_an_encoding_lacks_is_an_escape_and_no_error(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding, "strict") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(cli, "guarded", lambda *_: give(Told()) or 0)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 0
+    for stream in streams.values():
+        stream.flush()
+        shown = stream.buffer.getvalue()
+        assert ("\u9053\u8def".encode() if encoding == "utf-8" else rb"\u9053\u8def") in shown
+        assert ("\u00e9".encode(encoding) if encoding != "ascii" else rb"\xe9") in shown
+
+
+def test_the_locale_of_nobody_is_no_error() -> None:
+    done = python(
+        "-m", "everseg", "list", "\u9053", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", LANG="C"
     )
-    done = python("-c", code, **variables)
-    assert done.returncode == 0, done.stderr
-    assert rb"\u9053\u8def" in done.stdout
-    assert rb"\u9053\u8def" in done.stderr
-    done = python("-m", "everseg", "list", "道路", **variables)
     assert done.returncode == 2
-    assert b"error" in done.stderr
+    assert b"error: list" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -142,8 +158,6 @@ def test_a_built_source_distribution_holds_what_git_knows(tmp_path: Path) -> Non
     code = "import setuptools.build_meta as b, sys; b.build_sdist(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=copy, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    import tarfile
-
     (made,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(made) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
