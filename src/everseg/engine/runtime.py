@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from everseg.config.fields import TrainConfig
+from everseg.engine.peers import did_not_meet, refuse_sharding, srun_processes
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
 
 
@@ -52,14 +53,19 @@ def make_accelerator(train: TrainConfig, *, find_unused: bool = False, training:
         )
     if train.threads:
         torch.set_num_threads(train.threads)
+    refuse_sharding(os.environ)
+    os.environ.update(srun_processes(os.environ, torch.cuda.device_count()))
     # Accelerate keeps its settings for the whole process; a second run in it may use another precision.
     AcceleratorState._reset_state(reset_partial_state=False)
     precision = {"fp32": "no"}.get(train.precision, train.precision)
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
+        )
+    except torch.distributed.DistError as error:
+        raise did_not_meet(error) from error
     if training and train.batch % (accelerator.num_processes * train.accumulate):
         accelerator.wait_for_everyone()  # a process that ends while another still joins breaks the other's connection
         parts = f" in {train.accumulate} parts each (train.accumulate)" if train.accumulate > 1 else ""
