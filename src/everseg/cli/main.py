@@ -104,7 +104,9 @@ def run(
 ) -> None:
     """Train and score every step; the same command continues an unfinished run."""
     from everseg import api
+    from everseg.sweeps import process
 
+    process.follow()
     done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
     give(done, as_json)
     if as_json or not speaks():
