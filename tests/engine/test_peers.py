@@ -51,7 +51,11 @@ def test_on_one_host_they_meet_there_and_a_task_with_one_gpu_of_its_own_takes_th
     [
         {**STEP, "RANK": "0", "WORLD_SIZE": "2"},  # srun torchrun
         {**STEP, "SLURM_STEP_NUM_TASKS": "1"},
-        {"SLURM_JOB_ID": "41", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # a job script of four tasks, without srun
+        {
+            "SLURM_JOB_ID": "41",
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "0",
+        },  # a job script of four tasks, without srun
         {},
     ],
 )

@@ -283,7 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    if not debug:  # of a lost connection torch would print its stack of C++ calls, for every process; before its import
+    if (
+        not debug
+    ):  # of a lost connection torch would print its stack of C++ calls, for every process; before its import
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
     code = guarded(app, given, debug)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from everseg.config.fields import TrainConfig
 from everseg.engine.peers import did_not_meet, refuse_sharding, srun_processes
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
+from everseg.runs.lock import release
 
 
 @contextlib.contextmanager
@@ -81,23 +82,46 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class StopRequest:
-    """Notes SIGINT, SIGTERM, SIGUSR1 and the end of the time budget; the loop asks at iteration boundaries.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a run to save itself and stop."""
 
-    A second signal ends the process at once.
+
+class Signals:
+    """Tells one request to stop from a second one.
+
+    A launcher passes a signal on that the system has sent to the run already, and SLURM sends SIGTERM some time after
+    SIGUSR1. Those are one request. Only a person presses Ctrl-C again because it takes too long.
     """
 
+    WINDOW = 1.0
+    """Seconds within which signals belong together."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def meaning(self, number: int) -> Literal["stop", "same", "at once"]:
+        """Say what a signal that has just come asks for: to stop, nothing more than before, or to end at once."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            return "stop"
+        return "at once" if number == signal.SIGINT and now - self._first > self.WINDOW else "same"
+
+
+class StopRequest:
+    """Notes `SIGNALS` and the end of the time budget; the loop asks at iteration boundaries."""
+
     TIME_BUDGET = 75
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, max_time: float | None = None) -> None:
         self.received: int | None = None
+        self._signals = Signals()
         self.deadline = None if max_time is None else time.monotonic() + max_time
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not the main thread: signals stay with the caller
-            for number in self.SIGNALS:
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -106,11 +130,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        meaning = self._signals.meaning(number)
+        if meaning == "at once":
+            release()
             os._exit(128 + number)
-        self.received = number
-        # `os.write`: printing from a signal handler may meet a buffer that is being written to.
-        os.write(2, b"\nstopping at the next iteration; a second signal ends at once\n")
+        if meaning == "stop":
+            self.received = number
+            # `os.write`: printing from a signal handler may meet a buffer that is being written to.
+            os.write(2, b"\nstopping at the next iteration; Ctrl-C again ends at once, unsaved\n")
 
     def code(self) -> int:
         """0 = go on, a signal number, or `TIME_BUDGET`."""
