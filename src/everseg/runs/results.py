@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,12 @@ class StepResults:
     def images(self) -> dict[str, np.ndarray]:
         """Name of the results -> counts per test image, (N, 3, C), see `RunFolder.images`; {} in older runs."""
         return self.folder.images(self.index, self.counts)
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file of the model's weights, compared with the manifest without holding it in memory."""
+        self.final.check(WEIGHTS)
+        return self.final.folder / WEIGHTS
 
     def taught(self, result: str, names: Iterable[str]) -> list[Taught]:
         """Say how well the step teaches classes: IoU and false-positive shares, from the counts of its test images.
