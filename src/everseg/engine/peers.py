@@ -189,9 +189,8 @@ class _Peers:
             return self._no_answer("does not answer any more")
         if not silent:
             return "a connection to another process broke"
-        reason = (
-            some([self._name(rank) for rank in silent], 4) + (" is" if len(silent) == 1 else " are") + " gone"
-        )
+        names = some([self._name(rank) for rank in silent], 4)
+        reason = f"{names} is gone" if len(silent) == 1 else f"{names} are gone"
         with contextlib.suppress(Exception):
             self._announce(reason)
         return reason
