@@ -322,7 +322,7 @@ def test_a_signal_reaches_the_runs(tmp_path: Path) -> None:
     child = (
         "import signal, sys, time, pathlib\n"
         "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(143)))\n"
-        "pathlib.Path('ready').touch(); time.sleep(60)\n"
+        "pathlib.Path('ready').touch(); time.sleep(300)\n"
     )
     parent = (
         "import sys, types\nfrom pathlib import Path\nfrom everseg.sweeps import launch\n"
@@ -332,7 +332,7 @@ def test_a_signal_reaches_the_runs(tmp_path: Path) -> None:
         "    submit(run).result()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # a busy machine takes its time to import torch
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.terminate()
@@ -680,9 +680,63 @@ def test_the_slurm_tasks_command_is_the_sweeps_own(
     call("sweep", "demo", "--methods", "ft,mib", "--out", tmp_path / "o", "--slurm", "train.epochs=1")
     line = (tmp_path / "o/sweep.sbatch").read_text().splitlines()[-1]
     words = line.replace('"${NAMES[$SLURM_ARRAY_TASK_ID]}"', "demo-mib-s0").split()
-    assert words[1:3] == ["-m", "everseg"]
-    assert call(*words[3:])[0] == 0
+    assert words[0] == "exec"  # else SLURM's signals would reach bash, which does not pass them on
+    assert words[2:4] == ["-m", "everseg"]
+    assert call(*words[4:])[0] == 0
     assert fake.started == ["demo-mib-s0"]
+
+
+def test_a_repeated_slurm_sweep_submits_only_what_is_neither_finished_nor_queued(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools, calls, queue = tmp_path / "bin", tmp_path / "calls", tmp_path / "queue"
+    tools.mkdir()
+    for name, script in {
+        "sbatch": f'echo "$@" >> {calls}\necho "$(wc -l < {calls})7"',
+        "squeue": f"test -e {queue} || exit 1\ncat {queue}",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+
+    def submitted(methods: str = "ft,mib,ewc") -> tuple[dict[str, Any], list[str]]:
+        calls.write_text("")
+        code, out, err = call(
+            "sweep", "demo", "--methods", methods, "--out", tmp_path / "o", "--slurm", "--json", "train.epochs=1",
+        )  # fmt: skip
+        assert code == 0, err
+        names = (tmp_path / "o/sweep.sbatch").read_text().split("NAMES=(\n")[1].split(")")[0].split()
+        return json.loads(out)["slurm"], [*calls.read_text().splitlines(), *names]
+
+    first, told = submitted()
+    assert (first["jobs"], first["queued"]) == (["17", "27"], [])
+    assert told[2:] == ["demo-ft-s0", "demo-ewc-s0", "demo-mib-s0"]
+
+    queue.write_text("17_0\n99_1\n27_2\n")  # ewc has ended, without being finished
+    again, told = submitted()
+    assert sorted(again["queued"]) == ["demo-ft-s0", "demo-mib-s0"]
+    assert told[1:] == ["demo-ewc-s0"]
+    assert "--array=0-0" in told[0]
+    assert "dependency" not in told[0]
+
+    queue.write_text("17_0\n17_1\n27_2\n")  # the last one, as its task 17_0
+    more, told = submitted("ft,mib,ewc,lwf")  # lwf takes the first step of ft, which is queued
+    assert len(more["queued"]) == 3
+    assert told[1:] == ["demo-lwf-s0"]
+    assert "--dependency=afterany:17_0" in told[0]
+
+    queue.write_text("17_0\n17_1\n27_2\n17_0\n")
+    calls.write_text("")
+    assert submitted("ft,mib,ewc")[0]["script"] is None
+    assert calls.read_text() == ""
+
+    queue.unlink()  # SLURM does not answer: nothing may be submitted twice
+    code, _, err = call(
+        "sweep", "demo", "--methods", "ft", "--out", tmp_path / "o", "--slurm", "train.epochs=1"
+    )
+    assert code == 1
+    assert "squeue" in err
+    assert calls.read_text() == ""
 
 
 # ---------------------------------------------------------------- for real

@@ -334,6 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    if (
+        not debug
+    ):  # of a lost connection torch would print its stack of C++ calls, for every process; before its import
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
     code = guarded(app, given, debug)
     with contextlib.suppress(BrokenPipeError, ValueError):

@@ -1,4 +1,4 @@
-"""Run a sweep: in processes of this machine, on Ray, or as a SLURM array.
+"""Run a sweep in processes of this machine, or on Ray (`ray_cluster`).
 
 Every run is a process of `everseg run`. concurrent.futures, Ray or SLURM decides which process gets which processor.
 This module only adds that a run waits while another one trains the first step that both have in common.
@@ -7,20 +7,16 @@ This module only adds that a run waits while another one trains the first step t
 from __future__ import annotations
 
 import contextlib
-import shlex
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
-from everseg.errors import EversegError, Interrupted
-from everseg.runs.commit import write_bytes
+from everseg.engine.runtime import SIGNALS, Signals
+from everseg.errors import Interrupted
 from everseg.sweeps.plan import GridRun, begin, donor
 from everseg.sweeps.process import Child, Outcome, Submit, run_process
 
@@ -138,16 +134,22 @@ def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
             return {"exit_code": 130, "error": "not started"}
         return run_process(run.command, run.folder.path.parent / "logs" / f"{run.name}.log", threads, alive)
 
+    signals = Signals()
+
     def stop(number: int, _frame: Any) -> None:
+        meaning = signals.meaning(number)
+        if meaning == "same":
+            return
         stopped.set()
         for process in list(alive):
             process.stop(number)
-        raise Interrupted(
-            "the sweep was interrupted; its runs are saved, the same command continues them", number
-        )
+        if meaning == "stop":  # a second error would end the wait for the runs, which are saving themselves
+            raise Interrupted(
+                "the sweep was interrupted; its runs are saved, the same command continues them", number
+            )
 
     main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    before = {s: signal.signal(s, stop) for s in SIGNALS} if main else {}
     pool = ThreadPoolExecutor(jobs)
     try:
         yield (lambda run: pool.submit(work, run)), jobs
@@ -155,72 +157,3 @@ def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
         pool.shutdown(wait=True)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def slurm(
-    runs: Sequence[GridRun], command: Sequence[str], out: Path, *, threads: int, say: Say
-) -> dict[str, Any]:
-    """Write an array script of the unfinished runs and submit it where there is `sbatch`.
-
-    Runs that train a first step for others form the first array. The array of all other runs depends on it.
-
-    Args:
-        command: the sweep's own command, to which every task adds `--only NAME`.
-
-    Returns:
-        script, commands, and jobs (the ids; [] where nothing was submitted).
-    """
-    left = [run for run in runs if not run.is_finished]
-    # One script with all names; the two arrays are two ranges of its task numbers.
-    first = [run for number, run in enumerate(left) if not _follows(run, left[:number], runs)]
-    ordered = [*first, *(run for run in left if run not in first)]
-    if not ordered:
-        return {"script": None, "commands": [], "jobs": []}
-    script = out / "sweep.sbatch"
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    write_bytes(script, _script(ordered, command, out, threads).encode())
-    commands = [["sbatch", "--parsable", f"--array=0-{len(first) - 1}", str(script)]]
-    if len(first) < len(ordered):
-        array = f"--array={len(first)}-{len(ordered) - 1}"
-        # "afterany": where a first step failed, the runs that hoped for it train their own.
-        commands.append(["sbatch", "--parsable", "--dependency=afterany:$FIRST", array, str(script)])
-    jobs: list[str] = []
-    if shutil.which("sbatch"):
-        for words in commands:
-            jobs.append(_submitted([word.replace("$FIRST", "".join(jobs[:1])) for word in words]))
-            say(f"submitted job {jobs[-1]}")
-    else:
-        say("no sbatch here; nothing was submitted")
-    lines = [" ".join(w if "$FIRST" in w else shlex.quote(w) for w in words) for words in commands]
-    if len(lines) > 1:
-        lines[0] = f"FIRST=$({lines[0]})"
-    return {"script": str(script), "commands": lines, "jobs": jobs}
-
-
-def _follows(run: GridRun, before: Sequence[GridRun], runs: Sequence[GridRun]) -> bool:
-    """Whether a run should start after one of the runs `before` it, whose first step it can take over."""
-    if run.first_step is None or run.folder.step(0).exists() or donor(run, runs) is not None:
-        return False
-    return any(other.first_step == run.first_step for other in before)
-
-
-def _script(runs: Sequence[GridRun], command: Sequence[str], out: Path, threads: int) -> str:
-    names = "\n".join(f"  {shlex.quote(run.name)}" for run in runs)
-    logs = shlex.quote(str((out / "logs").resolve() / "slurm-%A-%a.out"))
-    return (
-        "#!/bin/bash\n"
-        "#SBATCH --job-name=everseg-sweep\n"
-        f"#SBATCH --cpus-per-task={threads}\n"
-        f"#SBATCH --output={logs}\n"
-        "# Add partition, time and GPUs here or on sbatch's command line.\n"
-        f"cd {shlex.quote(str(Path.cwd()))}\n"
-        f"NAMES=(\n{names}\n)\n"
-        f'{shlex.join(command)} --only "${{NAMES[$SLURM_ARRAY_TASK_ID]}}"\n'
-    )
-
-
-def _submitted(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EversegError(f"{shlex.join(command)} failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout.strip().partition(";")[0]  # --parsable prints "id" or "id;cluster"

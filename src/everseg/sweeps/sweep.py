@@ -16,7 +16,7 @@ from everseg.errors import ConfigError, near_miss
 from everseg.labels import policies_apart, policy_name
 from everseg.progress import Progress
 from everseg.runs.run_folder import MOST_THREADS
-from everseg.sweeps import launch
+from everseg.sweeps import launch, slurm
 from everseg.sweeps.plan import (
     EVERY,
     GridRun,
@@ -64,17 +64,20 @@ class SlurmJobs:
     """What was handed to SLURM."""
 
     script: Path | None
-    """None: every run is finished."""
+    """None: every run is finished or queued."""
     commands: tuple[str, ...]
     """That submit it."""
     jobs: tuple[str, ...]
     """Their ids; () where nothing was submitted."""
+    queued: tuple[str, ...] = ()
+    """Runs that were pending or running already, and so were not submitted again."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "script": None if self.script is None else str(self.script),
             "commands": list(self.commands),
             "jobs": list(self.jobs),
+            "queued": list(self.queued),
         }
 
 
@@ -116,7 +119,9 @@ class Sweep(OnceADictionary):
             yield f"dry run: nothing was started; the runs would lie in {self.out}"
         elif self.slurm is not None:
             script = self.slurm.script
-            yield "every run is finished" if script is None else f"script: {script}"
+            if queued := len(self.slurm.queued):
+                yield f"{queued} of {len(self.runs)} runs are pending or running already (squeue)"
+            yield "nothing to submit" if script is None else f"script: {script}"
             if self.slurm.commands:
                 yield "\n".join(
                     ["submitted as:" if self.slurm.jobs else "submit it with:", *self.slurm.commands]
@@ -256,9 +261,18 @@ def _sweep(
             "everseg",
             *_words(source, methods, seeds, tasks, folder, overrides),
         ]
-        told = launch.slurm(runs, command, folder, threads=threads, say=progress.message)
-        script = None if told["script"] is None else Path(told["script"])
-        jobs_there = SlurmJobs(script, tuple(told["commands"]), tuple(told["jobs"]))
+        made = slurm.submit(
+            runs,
+            command,
+            folder,
+            threads=threads,
+            before={entry["name"]: entry["job"] for entry in before.get("runs", []) if entry.get("job")},
+            say=progress.message,
+            changed=lambda tasks: store(
+                folder, given, threads, runs, {name: {"job": task} for name, task in tasks.items()}
+            ),
+        )
+        jobs_there = SlurmJobs(made.script, tuple(made.commands), tuple(made.jobs), tuple(made.queued))
         return Sweep(folder, threads, tuple(_row(run, runs, {}) for run in runs), jobs_there)
     place = ray(runs, threads, cpus, gpus) if on == "ray" else launch.processes(threads, jobs)
     with place as (submit, at_once):
