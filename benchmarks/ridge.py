@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ def figures(quick: bool = False) -> list[Figure]:
         ]
         both = {"recursion": recursion, "sums": sums}
         seconds = in_turn(
-            {key: lambda way=way: way(batches, width) for key, way in both.items()},
+            {key: partial(way, batches, width) for key, way in both.items()},
             1 if quick else 3,
             warm=0 if quick else 1,
         )
