@@ -14,6 +14,7 @@ from toy import HERE, settings
 import everseg
 from everseg.deploy.export import export
 from everseg.deploy.extend import extend
+from everseg.display import size
 from everseg.reports.html import write_report
 from everseg.reports.memory import kept_text
 from everseg.runs.results import Results
@@ -65,7 +66,7 @@ def test_the_page_tells_the_numbers_that_the_run_folder_holds(copied: everseg.Ru
     assert {path for step in range(3) for path in copied.folder.final(step).glob("memory-*")} >= copies
     assert any(int(row["with pseudo-labels"]) for row in rows), "else the column is not tested"
     must_say(given.text, "6 training images", "at most 6", "'ssul'", "2 of the 4", "'seen'", "20.0 %")
-    must_say(given.text, f"{int(rows[-1]['bytes of copies']) / 1e6:.2f} MB")
+    must_say(given.text, size(int(rows[-1]["bytes of copies"])))
     assert "references" not in " ".join(kept_text(copied.results))
     facts = json.loads(given.download("toy.json"))
     assert facts["memory"] == kept_text(copied.results)

@@ -213,6 +213,10 @@ def assemble(
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
+    if scenario.kind == "extension":
+        last = results.steps[-1]
+        for part, track in zip(result.parts, tracks, strict=True):
+            part.taught = numbers.taught_rows(last.taught(track.name, last.scores[track.name]["new_classes"]))
     if figures_there := results.plop_figures:
         result.parts[0].reporting = numbers.reporting_rows(figures_there)
         result.parts[0].rule = PLOP_RULE
@@ -388,7 +392,8 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         stem = f"{part.name}-" if part.name else ""
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
-                  f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns,
+                  f"{stem}new-classes": part.taught, f"{stem}forgetting": part.groups,
+                  f"{stem}confusion-rises": part.turns,
                   f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):

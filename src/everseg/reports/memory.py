@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everseg.config.fields import MemoryConfig
-from everseg.display import percent
+from everseg.display import percent, size
 from everseg.reports.numbers import Rows
 from everseg.runs.results import Results
 
@@ -73,7 +73,7 @@ def kept_text(results: Results) -> list[str]:
         )
     if last.copied:
         text.append(
-            f"The run folder holds copies of {_images(last.copied)} with their labels: {last.bytes / 1e6:.2f} MB of "
+            f"The run folder holds copies of {_images(last.copied)} with their labels: {size(last.bytes)} of "
             "training data. They stay when the data set goes."
         )
     if last.images > last.copied:

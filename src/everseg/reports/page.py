@@ -68,6 +68,8 @@ class Part:
     """Figures by PLOP's reporting rule; [] unless the run has the labels of the PLOP family."""
     rule: str = ""
     """That rule in words."""
+    taught: Rows = field(default_factory=list)
+    """What an extension taught, with false-positive shares; [] in other runs."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
 

@@ -9,21 +9,60 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference
+from everseg.display import percent, share
 from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace, policy_name
-from everseg.metrics import defined_mean, first_last_scores, sequence_scores, step_scores
+from everseg.metrics import (
+    defined_mean,
+    false_share,
+    first_last_scores,
+    iou,
+    sequence_scores,
+    step_scores,
+    sums_of,
+)
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, read_committed, read_document
 from everseg.runs.journal import Journal, replaced_samples
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
 from everseg.runs.run_folder import RunFolder, RunRecord
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How well a step taught a class: where the class is, and where it is not.
+
+    IoU alone says little of a class that few images show: the images without it are where a model goes wrong unseen.
+    """
+
+    name: str
+    iou: float | None
+    """None if no test image shows the class."""
+    false_share: float | None
+    """False-positive share: of the test pixels that are something else, the part that the model calls this class."""
+    images_without: int | None
+    """Test images without a pixel of the class; None where counts per image are not stored."""
+    false_without: float | None
+    """The false-positive share in these images alone; None without such images."""
+
+    @property
+    def text(self) -> str:
+        """The figures in words, IoU in percent."""
+        found = [f"{share(self.false_share)} of the other pixels are called so"]
+        if self.images_without:
+            where = "image" if self.images_without == 1 else "images"
+            found.append(
+                f"{share(self.false_without)} of the area in {self.images_without} {where} without it"
+            )
+        return f"{self.name} IoU {percent(self.iou)} ({', '.join(found)})"
 
 
 @dataclass(frozen=True)
@@ -82,6 +121,39 @@ class StepResults:
     def images(self) -> dict[str, np.ndarray]:
         """Name of the results -> counts per test image, (N, 3, C), see `RunFolder.images`; {} in older runs."""
         return self.folder.images(self.index, self.counts)
+
+    @cached_property
+    def weights(self) -> Path:
+        """The file of the model's weights, compared with the manifest without holding it in memory."""
+        self.final.check(WEIGHTS)
+        return self.final.folder / WEIGHTS
+
+    def taught(self, result: str, names: Iterable[str]) -> list[Taught]:
+        """Say how well the step teaches classes: IoU and false-positive shares, from the counts of its test images.
+
+        Args:
+            result: name of the results.
+            names: the classes, spelt as the model spells them.
+        """
+        counts, images = self.counts[result], self.images.get(result)
+        known = list(self.spaces[self.branch_of[result]].names)
+        overlap, wrong = iou(counts), false_share(sums_of(counts))
+        found = []
+        for name in names:
+            c = known.index(name)
+            without = None if images is None else images[images[:, 0, c] == 0]
+            found.append(
+                Taught(
+                    name,
+                    _defined(overlap[c]),
+                    _defined(wrong[c]),
+                    None if without is None else len(without),
+                    None
+                    if without is None or not len(without)
+                    else _defined(false_share(without.sum(0, dtype=np.int64))[c]),
+                )
+            )
+        return found
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""
@@ -386,6 +458,10 @@ class Results:
 def source_name(source: Mapping[str, Any]) -> str:
     """Name the data of a source in scenario.json: its domain, or in runs on one data set the data set."""
     return source.get("domain") or source["dataset"]
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _of(rows: list[tuple[np.ndarray, LabelSpace]]) -> dict[str, Any]:
