@@ -308,9 +308,21 @@ class RunFolder:
         counts: dict[str, np.ndarray],
         metrics: dict[str, Any],
         images: dict[str, np.ndarray] | None = None,
+        before: dict[str, np.ndarray] | None = None,
+        others: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored."""
-        for stem, arrays, kind in (("images", images or {}, np.uint32), ("confusion", counts, np.int64)):
+        """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored.
+
+        Args:
+            before: counts of the deployed model on the same images, if the run extends one.
+            others: see `others`.
+        """
+        for stem, arrays, kind in (
+            ("before", before or {}, np.int64),
+            ("others", others or {}, np.uint32),
+            ("images", images or {}, np.uint32),
+            ("confusion", counts, np.int64),
+        ):
             if arrays:
                 buffer = io.BytesIO()
                 given: dict[str, Any] = {name: value.astype(kind) for name, value in arrays.items()}
@@ -370,6 +382,40 @@ class RunFolder:
                     "delete metrics.json there and run the same command to score the step again"
                 )
         return found
+
+    def before(self, index: int) -> dict[str, np.ndarray]:
+        """Read the counts of the deployed model on the test images of the step that extends it, (C, C), rows = truth.
+
+        They are {} in other runs, in runs of older versions, and for a branch that the deployed model does not have.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return self._arrays(index, "before") if (self.step(index) / "before.npz").exists() else {}
+
+    def others(self, index: int) -> dict[str, np.ndarray]:
+        """Read the counts per test image with everything that no class of the model is as a further, last class.
+
+        Only extensions of models without background have them, (N, 3, C + 1) as in `images`: such a model has no class
+        for the other pixels, which would be ignored, and with them whatever it calls so wrongly there.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return self._arrays(index, "others") if (self.step(index) / "others.npz").exists() else {}
+
+    def save_kept(self, index: int, kept: Mapping[str, Any]) -> None:
+        """Write what an extension kept of the old classes, and what its gate said."""
+        write_json(self.step(index) / "kept.json", kept)
+
+    def kept(self, index: int) -> dict[str, Any]:
+        """Read what `save_kept` wrote; {} where the run is no extension, or was never compared with its bundle.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.step(index) / "kept.json"
+        return read_document(path, "how", "text") if path.exists() else {}
 
     def _arrays(self, index: int, stem: str) -> dict[str, np.ndarray]:
         path = self.step(index) / f"{stem}.npz"
