@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
+from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch, spread_channels
 from everseg.models.tensor_file import read_tensors
@@ -297,6 +298,10 @@ def _config(kind: str, given: Any, taps: Any) -> Any:
     if not isinstance(given, Mapping):
         raise ConfigError("model.options: config needs keys and values")
     entries = _entries(kind)
+    if fetched := from_elsewhere(given):
+        raise ConfigError(
+            f"model.options: config: {', '.join(fetched)} would fetch a part or run code from elsewhere; leave it out"
+        )
     unknown = [str(key) for key in given if key not in entries]
     if unknown:
         hint = near_miss(unknown[0], entries)
