@@ -21,6 +21,8 @@ import numpy as np
 MB = 1_000_000
 MOST = 16 * MB
 """Most bytes of a document, unless its reader says otherwise. Parsed, it takes about twenty times as much memory."""
+MOST_LIST = 256 * MB
+"""Most bytes of a list with a line for each image."""
 MOST_LEVELS = 64
 """Most levels of lists and mappings inside each other in a JSON document."""
 
