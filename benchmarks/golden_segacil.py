@@ -59,7 +59,8 @@ def replay_segacil(folder: Path, stem: str) -> dict[str, Comparison]:
     run = TinyRun(folder, stem)
     method = ACIL(
         features=run.meta["buffer"], gamma=run.meta["gamma"], threshold=run.meta["thresh"],
-        pseudo="sigmoid" if run.meta["pseudo"] else "none", teacher="live", every_image=False, balance=0.0,
+        pseudo="sigmoid" if run.meta["pseudo"] else "none", unsure="background", teacher="live", every_image=False,
+        balance=0.0,
     )  # fmt: skip
     model = tiny_network(last_conv=True)
     for index in range(len(run.groups)):

@@ -37,6 +37,7 @@ from everseg.reports.feature_shift import Drift, FeatureDrift
 from everseg.reports.html import ReportFile
 from everseg.reports.outline import Outline
 from everseg.reports.run_scores import Change, RelativeDrop, RunStep, RunTable, SequenceScores
+from everseg.runs.results import Taught
 from everseg.sweeps.sweep import SlurmJobs, Sweep, SweepRun
 
 NOT_IN_PYTHON = {
@@ -246,7 +247,7 @@ def results(folder: Path) -> dict[str, Result]:
         "Comparison": comparison(),
         "Sweep": Sweep(Path(HOSTILE), 1, (run,), SlurmJobs(Path(HOSTILE), (HOSTILE,), ())),
         "Bundle": made,
-        "Extension": Extension(made, Path(HOSTILE), kept, {HOSTILE: 0.5}, 0.9),
+        "Extension": Extension(made, Path(HOSTILE), kept, (Taught(HOSTILE, 0.5, 0.1, 2, 0.2),), 0.9),
         "Difference": Difference(
             HOSTILE, HOSTILE, (ImageDifference(HOSTILE, 0.5, became),), 0.5, became, (HOSTILE,), (HOSTILE,),
             Path(HOSTILE),

@@ -177,6 +177,9 @@ class Run(Result):
             **({"table": self.table().to_json()} if self.over_domains else {}),
             **({"plop_rule": figures} if (figures := self.steps and self.results.plop_figures) else {}),
             **(self.sequence.to_json() if self.steps else {}),
+            **(
+                {"memory": [asdict(kept) for kept in memories]} if (memories := self.results.memories) else {}
+            ),
             "notes": list(self.notes),
         }
 

@@ -94,6 +94,40 @@ def spread(mean: float | None, sd: float | None, *, sign: str = "±", signed: bo
     return figure(mean, signed=signed) + ("" if mean is None or sd is None else f" {sign} {figure(sd)}")
 
 
+def count(value: float | None, deviation: float | None = None, *, sign: str = "±") -> str:
+    """Format a large number of things with three digits: thousands as k, millions as M.
+
+    >>> count(640), count(62_347), count(1_474_560, 2000), count(None)
+    ('640', '62.3 k', '1.47 ± 0.00 M', '-')
+    """
+    return _scaled(value, deviation, sign, 1000, ("", "k", "M", "G", "T"))
+
+
+def size(value: float | None, deviation: float | None = None, *, sign: str = "±") -> str:
+    """Format bytes with three digits.
+
+    >>> size(512), size(463_028_224, 1_400_000), size(None)
+    ('512 B', '442 ± 1 MiB', '-')
+    """
+    return _scaled(value, deviation, sign, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(value: float | None, deviation: float | None, sign: str, base: int, units: Sequence[str]) -> str:
+    """Format a number and its deviation in the unit that leaves the number three digits."""
+    if value is None:
+        return UNDEFINED
+    power = 0
+    # From 999.5 on, three digits would show the next unit's 1.
+    while abs(value) / base**power >= 999.5 and power < len(units) - 1:
+        power += 1
+    shown = abs(value) / base**power
+    digits = 0 if power == 0 or shown >= 99.95 else 1 if shown >= 9.995 else 2
+    text = figure(value / base**power, digits=digits)
+    if deviation is not None:
+        text += f" {sign} {figure(deviation / base**power, digits=digits)}"
+    return f"{text} {units[power]}".rstrip()
+
+
 def cell(value: Any) -> str:
     """Format a table cell of a page: fractional numbers with one digit, whole numbers with separators."""
     if value is None or isinstance(value, float):

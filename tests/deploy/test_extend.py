@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import complete, killed, results
 from toy import settings
 
@@ -23,6 +24,7 @@ from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend
 from everseg.deploy.old_classes import Pair, estimated
+from everseg.display import percent, share
 from everseg.engine.prepare import known_in
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
@@ -131,7 +133,7 @@ def test_another_bundle_under_the_same_name_is_not_gone_on_with(at, new_data):
     model = bundle.model()
     next(model.parameters()).data.add_(1)
     lineage = {key: value for key, value in bundle.lineage.items() if key != "parity"}
-    changed = Contents(model, bundle.spaces, lineage=lineage, before=bundle.registry)
+    changed = Contents(model, bundle.spaces, form=bundle.about.form, lineage=lineage, before=bundle.registry)
     other = write_bundle(at.with_name("other"), changed, onnx=False)
     shutil.rmtree(at)
     other.path.rename(at)
@@ -247,6 +249,53 @@ def test_models_without_one_branch_and_a_background_are_refused(tmp_path, new_da
         extend(two.path, data=new_data, add=["forklift"], quiet=True)
 
 
+def test_figures_of_a_new_class_are_of_every_image(at, new_data, call):
+    """An own count with `predict` over the whole split, images without a forklift included, gives the same figures."""
+    arguments = ["extend", at, "--data", new_data, "--add", "forklift", "--method", "ft", "--no-onnx", "--quiet",
+                 "data.workers=0", "train.max_iterations=3", "train.lr=0.03"]  # fmt: skip
+    code, out, err = call(*arguments, "--json")
+    assert code == 0, err
+    (told,) = json.loads(out)["taught"]
+    model = everseg.load("bundle-v2")
+    split = folder_data(None, descriptor=str(new_data)).splits["val"]
+    found, truth = zip(
+        *((model.predict(image).ids == 3, mask == 1) for image, mask in map(split.read, range(len(split)))),
+        strict=True,
+    )
+    without = [one for one, true in zip(found, truth, strict=True) if not true.any()]
+    found, truth = np.stack(found), np.stack(truth)
+    assert told["images_without"] == len(without) > 0
+    assert told["iou"] == pytest.approx((found & truth).sum() / (found | truth).sum())
+    assert told["false_share"] == pytest.approx(found[~truth].mean())
+    assert told["false_without"] == pytest.approx(np.stack(without).mean())
+    assert 0 < told["false_share"] < 1
+    said = ("forklift", percent(told["iou"]), share(told["false_share"]), share(told["false_without"]))
+    must_say(Path("bundle-v2/MODEL_CARD.md").read_text(), "every", *said, len(without))
+    must_say(call(*arguments)[1], "new", *said, len(without))
+    code, _, err = call(*arguments, "--keep-at-least", 1.0, "-o", "third")
+    assert code == 6
+    must_say(err, "forklift", "without", "%")
+    report = everseg.report("runs/bundle-v2", quiet=True).path.read_text()
+    for number in (told["iou"], told["false_share"], told["false_without"]):
+        assert f">{percent(number)}</td>" in report
+    # the run scores itself again on the same images
+    again = everseg.evaluate("runs/bundle-v2", quiet=True)
+    assert again.images == len(split)
+    assert again.branches["default"].class_iou["forklift"] == told["iou"]
+
+
+def test_other_images_are_all_scored_too(deployed, old_data, tmp_path, call):
+    """What a model finds in images that show none of its classes is wrong, not left out."""
+    data = shutil.copytree(old_data.parent, tmp_path / "other") / "data.yaml"
+    for path in (data.parent / "masks" / "val").glob("*0.png"):
+        Image.fromarray(np.zeros((40, 40), np.uint8)).save(path)
+    everything = [f"data={data}", "data.options={}", "data.workers=0"]
+    code, out, err = call("eval", deployed.parent / "toy", *everything, "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 6
+    must_say(json.loads(out)["notes"], "show", "no class", "wrong")
+
+
 def test_labels_go_by_name(deployed, old_data):
     """Raw ids of the new data: 0 background, 1 forklift, 2 red, 3 crate; the bundle knows background, red, green."""
     data = folder_data(None, descriptor=str(old_data))
@@ -258,13 +307,16 @@ def test_labels_go_by_name(deployed, old_data):
         )
         (step,) = build(config, data, counts, seed=0, read=known_in)
         tables[protocol] = list(step.train[0].lut[:4])
-        assert list(step.test[0].lut[:4]) == [0, 3, 1, 255]
+        assert list(step.test[0].lut[:4]) == [0, 3, 1, 0]  # a crate is no forklift
         assert step.train[0].lut[255] == 255
         assert step.protocol == protocol
         assert step.index == 1
         assert step.spaces["default"].groups == ((0, 1, 2), (3,))
         has = [(data.splits["train"].read_mask(i) == 1).any() for i in range(12)]
-        assert step.train[0].indices == tuple(np.flatnonzero(has))
+        assert not all(has)
+        # no benchmark: images without a forklift are trained and tested too
+        assert step.train[0].indices == tuple(range(12))
+        assert step.test[0].indices == tuple(range(6))
     assert tables == {"sequential": [0, 3, 1, 0], "overlapped": [0, 3, 0, 0]}
     for wrong in ({"bundle": None}, {"task": "2-1"}, {"protocol": "disjoint"}, {"joint": True}):
         given = {
@@ -320,7 +372,7 @@ def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
     model = bundle.model()
     model.head("default").classifiers[0].bias.data[0] = 1e4
     made = write_bundle("blind", Contents(model, bundle.spaces), onnx=False).path
-    changes = ["data.crop=32", "data.evaluation=crop", "train.batch=4"]
+    changes = ["data.crop=32", "train.batch=4"]
     with pytest.raises(GateError, match="how much"):
         quickly(made, new_data, *changes, keep_at_least=0.1)
     done = quickly(made, new_data, *changes)

@@ -1,10 +1,12 @@
-"""What methods find over two processes is what one process finds: thresholds, prototypes, merged weights, attention.
+"""What methods find over two processes is what one process finds: thresholds, prototypes, merged weights, attention,
+class tokens, the images of a memory.
 
 Norms stand still (`freeze_from` 0), for a batch norm sees the images of its own process alone.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ PLAIN = {"name": f"{HERE / 'plain_model.py'}:build", "norm": None, "options": {}
 
 
 def both(
-    out: Path, method: dict[str, Any], model: dict[str, Any] | None = None
+    out: Path, method: dict[str, Any], model: dict[str, Any] | None = None, **changes: dict[str, Any]
 ) -> tuple[RunFolder, RunFolder]:
     """The same short run by one process and by two."""
     folders = []
@@ -30,8 +32,8 @@ def both(
         config = settings(
             out / str(world),
             method=method,
-            scenario={"validation": "none"},
-            train={"epochs": 2, "epochs_next": 1},
+            scenario=changes.get("scenario", {"validation": "none"}),
+            train={"epochs": 2, "epochs_next": 1, **changes.get("train", {})},
         )
         config["model"] = model or config["model"]
         assert (ranks(config, world) if world > 1 else [complete(config)]) == [0] * world
@@ -43,12 +45,14 @@ def tensors(folder: RunFolder, step: int, file: str) -> dict[str, torch.Tensor]:
     return load_file(folder.final(step) / f"{file}.safetensors")
 
 
-def same(pair: tuple[RunFolder, RunFolder], step: int, file: str = "model", rtol: float = 2e-3) -> None:
+def same(
+    pair: tuple[RunFolder, RunFolder], step: int, file: str = "model", rtol: float = 2e-3, atol: float = 1e-4
+) -> None:
     one, two = (tensors(folder, step, file) for folder in pair)
     assert one
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=rtol, atol=1e-4, msg=name)
+        torch.testing.assert_close(two[name], value, rtol=rtol, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("median", [pytest.param("official", marks=pytest.mark.slow), "exact"])
@@ -93,3 +97,35 @@ def test_sdrs_prototypes(tmp_path):
     same(pair, 0, "method_state")
     one, two = (tensors(folder, 1, "method_state")["count/default"] for folder in pair)
     assert torch.equal(one, two)
+
+
+def memories(pair: tuple[RunFolder, RunFolder], step: int) -> list[dict[str, Any]]:
+    """The images that the memory holds after a step, by one process; two must have chosen the same for the same."""
+    one, two = (json.loads((folder.final(step) / "memory.json").read_text()) for folder in pair)
+    assert one == two
+    return list(one["images"])
+
+
+@pytest.mark.slow
+def test_mbs_keeps_outputs_features_and_tokens(tmp_path):
+    """Dropout is off, which each process draws for its own images; so are the two parts whose means are over what the
+    teacher does not doubt and over the cells that are held, as each process divides by the number of its own."""
+    model = {"name": f"{HERE / 'token_model.py'}:tokens", "norm": None, "options": {"dropout": 0.0}}
+    method = {"name": "mbs", "threshold": 0.3, "ignore_doubted": False, "adaptive": False, **STILL}
+    pair = both(tmp_path, method, model, train={"lr": 0.005, "lr_next": 0.005})
+    same(pair, 0, rtol=1e-5, atol=1e-6)
+    same(pair, 1, rtol=1e-5, atol=1e-6)
+    learnt, before = tensors(pair[1], 1, "model"), tensors(pair[1], 0, "model")
+    assert max((learnt[name] - value).abs().max() for name, value in before.items()) > 0.01
+
+
+@pytest.mark.slow
+def test_mib_with_a_memory_chooses_the_same_images_and_learns_the_same_from_them(tmp_path):
+    scenario = {"task": "1-1", "memory": {"size": 4, "selection": "reservoir", "pseudo": 0.5}}
+    method = {"name": "mib", "later_rate": 2.0, "decay_encoder": False}
+    pair = both(tmp_path, method, PLAIN, scenario=scenario)
+    chosen = [memories(pair, step) for step in range(3)]
+    assert [len(images) for images in chosen] == [4, 4, 4]
+    assert chosen[0] != chosen[1] != chosen[2]
+    for step in range(3):
+        same(pair, step)

@@ -15,6 +15,7 @@ from processes import At, complete, killed, results, start, wait, wait_until
 from toy import settings
 
 from everseg.engine import runtime
+from everseg.runs import lock
 from everseg.runs.run_folder import RunFolder
 from everyday import some
 
@@ -234,12 +235,33 @@ def test_two_processes_cannot_write_one_run(tmp_path):
     assert wait(child) == 0
 
 
-def test_the_lock_of_a_dead_process_is_taken_over_and_a_foreign_one_is_not(tmp_path):
-    config = settings(tmp_path, train=SHORT)
-    lock = tmp_path / "toy" / "LOCK"
-    lock.parent.mkdir()
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "boot": "x", "started": "1"}))
-    assert complete(config) == 2
-    lock.write_text("")
+def test_a_run_that_wakes_after_another_machine_took_it_over_ends_with_2_and_writes_nothing(
+    tmp_path, undisturbed, monkeypatch
+):
+    config = settings(tmp_path)
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "LEASE", 0.6)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(lock, "_process_space", lambda: "another machine's")
+        paused = start(config, at=At("iteration", 6, signal=signal.SIGSTOP))
+    assert os.WIFSTOPPED(os.waitpid(paused, os.WUNTRACED)[1])
     assert complete(config) == 0
-    assert not lock.exists()
+    assert results(tmp_path / "toy") == undisturbed["mib"]
+    before = files(tmp_path / "toy")
+    os.kill(paused, signal.SIGCONT)
+    assert wait(paused) == 2
+    assert files(tmp_path / "toy") == before
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_lock_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    path = tmp_path / "toy" / "LOCK"
+    path.parent.mkdir()
+    path.write_text("")
+    age(path)
+    assert complete(settings(tmp_path, train=SHORT)) == 0
+    assert not path.exists()

@@ -22,8 +22,9 @@ class Encoder(nn.Module):
         return {"layer1": self.norm(self.stem(image)).relu()}
 
 
-def tokens() -> SegmentationModel:
+def tokens(dropout: float = 0.1) -> SegmentationModel:
     """The network with weights of PyTorch's global generator; not grown."""
     return SegmentationModel(
-        Encoder(), Decoder(), {"name": "tokens", "options": {}}, make_head=lambda: TokenHead(6, heads=2)
-    )
+        Encoder(), Decoder(), {"name": "tokens", "options": {"dropout": dropout}},
+        make_head=lambda: TokenHead(6, heads=2, dropout=dropout),
+    )  # fmt: skip

@@ -268,19 +268,24 @@ def sigmoid(value: float) -> float:
 @pytest.mark.parametrize(("small", "size"), SHAPES)
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
 @pytest.mark.parametrize("num_open", [1, 2])
-def test_completed_labels_agree_with_a_loop_over_pixels(small, size, activation, num_open):
+@pytest.mark.parametrize("ignore_unsure", [False, True])
+def test_completed_labels_agree_with_a_loop_over_pixels(small, size, activation, num_open, ignore_unsure):
     logits, full, label = pixels(small, size, num_old=4, num_classes=6)
     found = losses.completed_labels(
-        logits, label, num_classes=6, threshold=0.6, num_open=num_open, activation=activation, band=2
-    )
+        logits, label, num_classes=6, threshold=0.6, num_open=num_open, activation=activation, band=2,
+        ignore_unsure=ignore_unsure,
+    )  # fmt: skip
     expected = label.clone()
     for b, row, column in np.ndindex(*label.shape):
         values = full[b][row][column]
         scores = {"sigmoid": [sigmoid(v) for v in values], "softmax": softmax(values), "none": values}
         q = scores[activation]
         best = q.index(max(q))
-        if int(label[b, row, column]) < num_open and best >= num_open and q[best] >= 0.6:
-            expected[b, row, column] = best
+        if int(label[b, row, column]) < num_open and best >= num_open:
+            if q[best] >= 0.6:
+                expected[b, row, column] = best
+            elif ignore_unsure:
+                expected[b, row, column] = 255
     assert found.equal(expected)
     open_pixels = int((label < num_open).sum())
     filled = int((found != label).sum())

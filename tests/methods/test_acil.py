@@ -130,10 +130,11 @@ def outputs(values: list[list[float]]) -> SegOutput:
     ("options", "expected"),
     [
         # background, old class 1, old class 2, new class 3; pixels: sure, unsure, labelled new, ignored, background
-        ({"pseudo": "value", "threshold": 0.5}, [1, 0, 3, 255, 0]),
+        ({"pseudo": "value", "threshold": 0.5}, [1, 255, 3, 255, 0]),
+        ({"pseudo": "value", "threshold": 0.5, "unsure": "background"}, [1, 0, 3, 255, 0]),
         ({"pseudo": "value", "threshold": 0.3}, [1, 2, 3, 255, 0]),
-        ({"pseudo": "sigmoid", "threshold": 0.7}, [0, 0, 3, 255, 0]),
-        ({"pseudo": "sigmoid", "threshold": 0.65}, [1, 0, 3, 255, 0]),
+        ({"pseudo": "sigmoid", "threshold": 0.7, "unsure": "background"}, [0, 0, 3, 255, 0]),
+        ({"pseudo": "sigmoid", "threshold": 0.65}, [1, 255, 3, 255, 0]),
         ({"pseudo": "none"}, [0, 0, 3, 255, 0]),
         ({"pseudo": "value", "teacher": "live", "every_image": False}, [1, 3, 3, 255, 0]),
     ],

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from everseg.config.loading import load, to_json
 from everseg.labels import LabelSpace
 from everseg.metrics import step_scores
 from everseg.runs.commit import write_json
+from everseg.runs.memory import FILE, Memory
 from everseg.runs.model_folder import ModelFile, save_model
 from everseg.runs.run_folder import RunFolder
 
@@ -51,6 +53,8 @@ def made_run(
     finished: bool = True,
     images: Mapping[str, np.ndarray] | None = None,
     versions: Mapping[str, str] = VERSIONS,
+    weights: Sequence[Mapping[str, Tensor]] = (),
+    memory: Memory | None = None,
 ) -> Path:
     """Write a finished run.
 
@@ -58,7 +62,9 @@ def made_run(
         steps: per step the counts of each tested domain (or "default").
         groups: per step the sizes of the groups of classes known then.
         images: what the last step's counts are per image, (N, 3, C) of each domain; None as in older runs.
-        seconds: time of each step's training, told by the journal.
+        seconds: time of each step's training, told by the journal, which says 100 MiB of memory per step so far.
+        weights: of each step's model.
+        memory: what each step leaves to later ones.
     """
     config = load(preset, [*overrides, f"name={name}", f"out={out}"])
     folder = RunFolder(out / name)
@@ -74,7 +80,12 @@ def made_run(
         growth = [{key: sum(sizes) for key in tested}]
         about = ModelFile({"name": "deeplabv3-tiny", "options": {}, "growth": growth}, spaces,
                           fresh=config.scenario.single)  # fmt: skip
-        save_model(folder.final(index), about, {})
+        kept = {} if memory is None else {Path(FILE).stem: memory.document()}
+        copied = {name: name.encode() for copy in (memory.copies if memory else ()) for name in copy.names
+                  if copy.step == index}  # fmt: skip
+        save_model(
+            folder.final(index), about, weights[index] if weights else {}, documents=kept, files=copied
+        )
         scores = {
             key: {
                 **step_scores(value, sizes, background),
@@ -105,4 +116,7 @@ def made_run(
 def _train_line(step: int, seconds: float, batch: int) -> str:
     """Ten iterations that took so long."""
     speed: Any = 10 * batch / seconds
-    return f'{{"event": "train", "step": {step}, "iteration": 10, "images_per_second": {speed}}}'
+    return (
+        f'{{"event": "train", "step": {step}, "iteration": 10, "images_per_second": {speed}, '
+        f'"memory": {(step + 1) * 100 * 2**20}}}'
+    )

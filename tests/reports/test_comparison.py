@@ -15,6 +15,7 @@ from parsed_pages import Parsed, parsed
 
 import everseg
 from everseg.errors import CheckpointError, ConfigError
+from everseg.reports import charts
 from everseg.reports.compare import tables
 from everseg.reports.compare.comparison import Estimate, collect
 from everseg.reports.compare.statistics import spread
@@ -78,7 +79,7 @@ def test_the_result_has_the_numbers_as_attributes(sweep: Path) -> None:
     (stored,) = made.to_json()["tables"]
     (table,) = made.tables
     assert (table.title, table.base, table.numbers) == (stored["title"], "ft", tuple(stored["numbers"]))
-    ft, mib, joint = table.groups
+    mib, ft, joint = table.groups
     assert (ft.name, ft.seeds, ft.joint, joint.joint) == ("ft", (0, 1, 2), False, True)
     assert ft.scores["old (no bg)"] == Estimate(near(0.2), near(0.1), 3, None)
     assert ft.values["old (no bg)"] == near((0.1, 0.2, 0.3))
@@ -106,7 +107,7 @@ def test_differences_are_paired_by_seed(sweep: Path) -> None:
 
 def test_joint_training_is_the_upper_bound_below_the_others(sweep: Path) -> None:
     made = collect([sweep])[0]
-    assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft", "mib", "joint"]
+    assert [g["name"] for g in made["tables"][0]["groups"]] == ["mib", "ft", "joint"]
     joint = group(made, "joint")
     assert joint["scores"]["old (no bg)"]["mean"] == near(0.9)
     assert joint["scores"]["forgetting"]["mean"] is None
@@ -119,8 +120,8 @@ def test_both_background_conventions_are_shown_where_they_differ(sweep: Path, tm
     (first, counted), (second, without) = tables.conventions(table)
     assert (first, second) == ("background counted", "background left out of the means")
     assert list(counted) == ["old", "new", "all", "average", "forgetting", "time"]
-    assert tables.score_rows(table, without)[0]["old"] == "20.0 ± 10.0"
-    assert tables.score_rows(table, counted)[0]["old"] != "20.0 ± 10.0"
+    assert tables.score_rows(table, without)[1]["old"] == "20.0 ± 10.0"
+    assert tables.score_rows(table, counted)[1]["old"] != "20.0 ± 10.0"
     made_run(tmp_path / "n", "a", "demo-ft", **two_steps(0.8, 0.1, 0.5), background=None)
     (table,) = collect([tmp_path / "n"])[0]["tables"]
     assert [title for title, _ in tables.conventions(table)] == [""]
@@ -188,8 +189,8 @@ def test_other_training_is_one_table_with_what_differs(tmp_path: Path) -> None:
     (table,) = made["tables"]
     usual = RunFolder(tmp_path / "a").config().train.lr_next
     assert [(g["name"], g["seeds"]) for g in table["groups"]] == [
-        (f"ft (train.lr_next={usual})", [0]),
-        ("ft (train.lr_next=0.5)", [0, 1]),
+        (f"ft, lr next {usual}", [0]),
+        ("ft, lr next 0.5", [0, 1]),
     ]
     assert list(table["settings"][0].values())[1] == f"train.lr_next: {usual} -> 0.5"
 
@@ -334,7 +335,11 @@ def test_rows_of_the_plop_family_stand_beside_runs_with_their_labels(tmp_path: P
 def test_the_page_needs_nothing_else_and_says_the_numbers(sweep: Path) -> None:
     made = everseg.compare([sweep])
     page = parsed(sweep / "compare.html")
-    assert [path.name for path in made.files] == ["compare.html", "compare.csv", "compare.tex"]
+    drawn = ["compare.svg"] if charts.can_draw() else []
+    assert [path.name for path in made.files] == [
+        *(f"compare.{ending}" for ending in ("html", "csv", "tex", "md")),
+        *drawn,
+    ]
     assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         for name in ("src", "href"):
@@ -360,7 +365,7 @@ def test_the_csv_holds_full_numbers(sweep: Path) -> None:
 
 def test_the_latex_is_a_plain_table_with_every_name_escaped(sweep: Path) -> None:
     made = collect([sweep])[0]
-    made["tables"][0]["groups"][0]["name"] = r"f_t & 50% {x} \input{a} $~^#"
+    group(made, "ft")["name"] = r"f_t & 50% {x} \input{a} $~^#"
     text = tables.latex(made)
     assert r"f\_t \& 50\% \{x\} \textbackslash{}input\{a\} \$\textasciitilde{}\textasciicircum{}\#" in text
     assert r"20.0 $\pm$ 10.0" in text
@@ -370,7 +375,9 @@ def test_the_latex_is_a_plain_table_with_every_name_escaped(sweep: Path) -> None
         lines = [line for line in block[1].strip().splitlines() if line != r"\hline"]
         assert {len(re.split(r"(?<!\\)&", line)) for line in lines} == {len(block[0])}
         assert all(line.endswith(r"\\") for line in lines)
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 4
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
+    assert r"old $\uparrow$" in text
+    assert r"forgetting $\downarrow$" in text
     assert all(line.startswith("%") or "%" not in line.replace(r"\%", "") for line in text.splitlines())
 
 
@@ -392,7 +399,7 @@ def test_the_command_prints_the_table_and_json(sweep: Path, call: Call) -> None:
     assert "compare.tex" in out
     code, out, _ = call("compare", sweep / "ft-0", sweep / "mib-0", "--out", sweep / "o", "--json")
     assert code == 0
-    assert [g["name"] for g in json.loads(out)["tables"][0]["groups"]] == ["ft", "mib"]
+    assert [g["name"] for g in json.loads(out)["tables"][0]["groups"]] == ["mib", "ft"]
     code, _, err = call("compare", sweep / "nothing")
     assert code == 2
     assert "no run folder" in err

@@ -93,11 +93,12 @@ def test_pictures_that_are_tried_in_several_sizes_are_read_once(
     assert {name: number for name, number in opened.items() if number > 1} == {}
 
 
-def test_a_comparison_opens_each_file_once_and_no_weights(finished: Path, opened: Counter[str]) -> None:
+def test_a_comparison_opens_each_file_once(finished: Path, opened: Counter[str]) -> None:
     everseg.compare([finished, finished.parent / "upper"], write=False)
     assert {name: number for name, number in opened.items() if number > 1} == {}
     assert "toy/steps/01/images.npz" in opened
-    assert not [name for name in opened if name.endswith(".safetensors")]
+    assert "toy/steps/01/final/model.safetensors" in opened, "which parameters were trained"
+    assert "toy/steps/01/final/method_state.safetensors" not in opened
 
 
 def test_weights_that_changed_are_refused_where_pictures_need_them(finished: Path, tmp_path: Path) -> None:

@@ -63,12 +63,12 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, and folders of runs.")],
     against: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Method that differences are taken from; default the first."),
+        typer.Option(metavar="NAME", help="Method that differences are taken from; default ft."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of compare.html, .csv and .tex.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of compare.html, .csv, .tex, .md, .svg.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Mean and standard deviation over seeds, paired differences, published numbers: table, HTML, CSV, LaTeX."""
+    """Mean and standard deviation over seeds, differences, costs, published numbers: table, HTML, Markdown, CSV."""
     from everseg import api
 
     give(api.compare(runs, against=against, out=out), as_json)

@@ -9,10 +9,13 @@ from everseg.display import UNDEFINED, percent
 from everseg.labels import BACKGROUND, is_background_name
 from everseg.runs.command import FROM_PYTHON
 from everseg.runs.model_folder import ModelFile, Registry
+from everseg.runs.results import Taught
 
 NOT_MEASURED = "not measured"
 WEAK = 0.5
 """A class is weak if its IoU is below this share of the mean IoU."""
+WEAK_ALONE = 0.3
+"""Where no mean over all classes is known, a new class is weak if its IoU is below this."""
 
 
 def model_card(
@@ -122,6 +125,11 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "mIoU in percent after each step, over the classes with a pixel in the test images."
     yield "\n".join(rows)
     for entry in history:
+        for scores in entry["scores"].values():
+            if scores.get("taught"):
+                each = "; ".join(Taught(**one).text for one in scores["taught"])
+                yield f"Step {entry['step']}, on every test image: {_cell(each)}"
+    for entry in history:
         if entry.get("kept"):
             told = (entry["kept"]["text"], *entry["kept"].get("notes", ()))
             yield f"Step {entry['step']}: " + "; ".join(map(_cell, told))
@@ -153,14 +161,20 @@ def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         found += [
             f"{name} ({percent(value)})"
             for name, value in scores["class_iou"].items()
-            if value is not None and mean is not None and value < WEAK * mean
-            if measured or name in history[-1].get("classes", ())
+            if value is not None and mean is not None
+            if (
+                value < WEAK * mean
+                if measured
+                else value < WEAK_ALONE and name in history[-1].get("classes", ())
+            )
         ]
     yield "## Weak classes"
     names = ", ".join(map(_cell, found)) or "none"
-    yield f"IoU below {percent(WEAK, digits=0)} % of the mean of the last step: {names}."
     if unmeasured:
+        yield f"New classes with an IoU below {percent(WEAK_ALONE, digits=0)} %: {names}."
         yield "Old classes are not measured: the last step's test images do not label them."
+    else:
+        yield f"IoU below {percent(WEAK, digits=0)} % of the mean of the last step: {names}."
 
 
 def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from everseg.runs.model_folder import (
     read_lineage,
     read_model_file,
 )
+from everseg.runs.results import StepResults
 from everseg.runs.run_folder import RunFolder
 
 RECIPE: dict[str, tuple[str, ...]] = {
     "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "scale_range",
              "vertical_flip", "rotate", "brightness", "contrast", "saturation", "hue", "blur", "evaluation",
              "normalisation", "window", "overlap"),
-    "scenario": ("policy", "memory"),
+    # Not the label policy: how a benchmark reads void and classes to come is no property of the model.
+    "scenario": ("memory",),
     "train": (
         "epochs", "epochs_next", "batch", "accumulate", "lr", "lr_next", "schedule", "schedule_by", "power",
         "step_size", "step_factor", "min_lr", "warmup", "warmup_share", "warmup_from", "warmup_power", "optimizer",
@@ -130,7 +133,8 @@ def of_run(
     # A fresh model was not trained in the earlier steps, so only its own step belongs to its history.
     fresh = folder.is_fresh(index)
     own = [i for i in sorted(recorded) if i <= index and (not fresh or i == index)]
-    history += [_history(folder, i, recorded[i], config.name, config.method.name) for i in own]
+    extends = config.scenario.kind == "extension"
+    history += [_history(folder, i, recorded[i], config.name, config.method.name, extends) for i in own]
     if kept is not None:
         history[-1]["kept"] = dict(kept)
     grown = [i for i in own if any(recorded[i]["grows"].values())]
@@ -202,10 +206,15 @@ def recipe_of(lineage: Mapping[str, Any], where: str) -> dict[str, dict[str, Any
 
 
 def _history(
-    folder: RunFolder, index: int, recorded: Mapping[str, Any], run: str, method: str
+    folder: RunFolder, index: int, recorded: Mapping[str, Any], run: str, method: str, extends: bool
 ) -> dict[str, Any]:
-    """Describe a step: its new classes, the numbers and hashes of its images, and its scores."""
-    scores = folder.metrics(index)["branches"]
+    """Describe a step: its new classes, the numbers and hashes of its images, and its scores.
+
+    Args:
+        extends: the step extended a deployed model; then false-positive shares stand beside the scores of its classes.
+    """
+    results = StepResults(folder, index)
+    scores = results.scores
     images = {
         role: [
             {
@@ -217,6 +226,12 @@ def _history(
         ]
         for role in ("train", "test")
     }
+    taught: dict[str, dict[str, Any]] = {}
+    if extends:
+        taught = {
+            name: {"taught": [asdict(one) for one in results.taught(name, entry["new_classes"])]}
+            for name, entry in scores.items()
+        }
     return {
         "step": index,
         "run": run,
@@ -228,6 +243,7 @@ def _history(
                 "miou": entry["miou"],
                 "miou_without_background": entry["miou_without_background"],
                 "class_iou": dict(zip(entry["classes"], entry["class_iou"], strict=True)),
+                **taught.get(name, {}),
             }
             for name, entry in scores.items()
         },

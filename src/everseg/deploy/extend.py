@@ -33,7 +33,9 @@ from everseg.progress import Progress
 from everseg.runs.commit import verify
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import is_bundle
+from everseg.runs.results import StepResults, Taught
 from everseg.runs.run_folder import RunFolder
+from everseg.scenarios.steps import Source
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,19 +47,26 @@ class Extension(Result):
     """Folder of the run that trained the model."""
     kept: Kept
     """Quality of the old classes that is left."""
-    new: Mapping[str, float | None]
-    """IoU of each new class on the new data's test images."""
+    taught: tuple[Taught, ...]
+    """Each new class on every test image of the new data: its IoU, and how much else is called so."""
     gate: float | None
     """Required share of the old classes' quality, if one was given."""
     notes: tuple[str, ...] = ()
     """Remarks on class names in the new data and in `old_val` that differ in spelling or have no match."""
 
+    @property
+    def new(self) -> dict[str, float | None]:
+        """IoU of each new class on every test image of the new data."""
+        return {one.name: one.iou for one in self.taught}
+
     def shown(self) -> Iterator[Piece]:
-        each = ", ".join(f"{name} {percent(value)}" for name, value in self.new.items())
-        yield f"new:  {each} (IoU in percent)"
+        yield f"new:  {_new_text(self.taught)}"
         yield f"old:  {self.kept.text}"
         if self.gate is not None:
-            yield f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left"
+            yield (
+                f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left of the old "
+                "classes; what else is called a new class stands beside it above"
+            )
         yield from self.bundle.parity_text()
         yield f"wrote {self.bundle.path} (the old bundle is not changed; the run is {self.run})"
 
@@ -67,7 +76,8 @@ class Extension(Result):
             "sha256": self.bundle.digest,
             "run": str(self.run),
             "kept": asdict(self.kept),
-            "new": dict(self.new),
+            "new": self.new,
+            "taught": [asdict(one) for one in self.taught],
             "gate": self.gate,
             "notes": list(self.notes),
         }
@@ -146,13 +156,14 @@ def extend(
     else:
         old_data = _labelled(config.data, str(old_val))
         kept = measured(pair, old_data, config.data, config.scenario, accelerator, progress, batch=batch)
-    scores = folder.metrics(index)["branches"]
-    new = {
-        name: value
-        for entry in scores.values()
-        for name, value in zip(entry["classes"], entry["class_iou"], strict=True)
-        if find_name(name, add) is not None
-    }
+    results = StepResults(folder, index)
+    new = tuple(
+        one
+        for name, entry in results.scores.items()
+        for one in results.taught(
+            name, [each for each in entry["classes"] if find_name(each, add) is not None]
+        )
+    )
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
@@ -190,12 +201,17 @@ def configuration(
             "lr": RunConfig().train.lr_next,
             "eval_batch": 1,
         }  # its images may differ in size, so each is evaluated alone
+    form = source.about.form.settings()
+    if form.get("evaluation", "crop") == "crop":
+        # A benchmark's test sees the centre of each image. A deployed model sees whole images, as `predict` gives them
+        # to it; they may differ in size.
+        form["evaluation"], train["eval_batch"] = "whole", 1
     architecture = source.about.architecture
     scenario = recipe.get("scenario", {})
     memory = _memory(scenario.pop("memory", None), read_memory(source.path))
     base = {
         "name": name,
-        "data": {**recipe.get("data", {}), **source.about.form.settings(), "dataset": str(data)},
+        "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
         "scenario": {
             "protocol": "sequential", **scenario, **memory, "kind": "extension",
             "bundle": str(source.path), "task": [list(add)],
@@ -255,7 +271,12 @@ def _tell(
         else "all other pixels are background"
     )
     names = step.spaces[images.branch].names[space.num_classes :]
-    progress.message(f"data:   {len(images.indices)} training images with {', '.join(names)}; {labelled}")
+    shown = [_showing(prepared, images, one) for one in names]
+    progress.message(
+        f"data:   {len(images.indices)} training images, "
+        + ", ".join(f"{number} with {name}" for name, number in zip(names, shown, strict=True))
+        + f"; {labelled}"
+    )
     accelerator = make_accelerator(train.model_copy(update={"threads": None}), training=False)
     seen = seen_in_background(
         source.model(builder), space, images, prepared.datasets, data, accelerator, batch=train.eval_batch
@@ -277,6 +298,13 @@ def _tell(
             "agrees with the deployed one. Errors that both make then count as quality. --old-val DATA measures the "
             "quality instead; DATA may be the new data, if their test images label old classes."
         )
+
+
+def _showing(prepared: Prepared, source: Source, name: str) -> int:
+    """Count the images of a source that show a class."""
+    raws = [raw for raw, known in prepared.datasets[source.dataset].labels.names.items() if known == name]
+    pixels = prepared.counts[f"{source.dataset}/{source.split}"][list(source.indices)][:, raws]
+    return int((pixels > 0).any(axis=1).sum())
 
 
 def _pair(folder: RunFolder, index: int, builder: Any, device: torch.device) -> Pair:
@@ -329,24 +357,21 @@ def _next_name(path: Path) -> Path:
 
 
 def _failed(
-    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Mapping[str, float | None], gate: float
+    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Sequence[Taught], gate: float
 ) -> str:
     """Write the message of a gate that failed."""
     left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
     return (
         f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"
-        f"{_capital(kept.text)}.\n{_new_text(new)}\n"
+        f"{_capital(kept.text)}.\nNew classes: {_new_text(new)}.\n"
         f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
         f"Write it all the same: everseg export {folder.path} --out {target}"
     )
 
 
-def _new_text(new: Mapping[str, float | None]) -> str:
-    return (
-        "New classes: "
-        + ", ".join(f"{name} {percent(value)}" for name, value in new.items())
-        + " (IoU, percent)"
-    )
+def _new_text(new: Sequence[Taught]) -> str:
+    """The new classes' figures: IoU in percent, and false-positive shares."""
+    return "; ".join(one.text for one in new)
 
 
 def _capital(text: str) -> str:

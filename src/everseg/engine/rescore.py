@@ -33,6 +33,7 @@ from everseg.labels import (
 from everseg.progress import Progress
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
+from everseg.scenarios import extension
 from everseg.scenarios.steps import Source, missing_splits, packed
 
 EVALUATION_KEYS = (
@@ -505,8 +506,9 @@ def source_by_name(
 ) -> tuple[Source, list[str]]:
     """Make a test source, reading only the test split. Classes are matched by name; others follow the label policy.
 
-    On the run's own data this counts the same pixels as the source that the scenario builder makes. Those are the
-    images that show any known class, with all known classes labelled.
+    On the run's own data this counts the same pixels as the source that the scenario builder makes. In benchmarks
+    those are the images that show any known class, with all known classes labelled. An extension and foreign data are
+    no benchmark: every image counts, because a model is wrong too where it finds classes that an image does not show.
 
     Args:
         foreign: whether the data set is not the one that the run was trained on. The notes mention classes that the
@@ -528,19 +530,22 @@ def source_by_name(
     known = shared.train_ids
     if not known:
         raise _nothing_shared(dataset, space.names)
-    table = space.lut_for(dataset.labels, known, policy_set(scenario.policy).test)
-    indices = np.flatnonzero(
-        counts[:, list(known)].sum(1) > 0
-    )  # counts: (N, 256) pixels per raw id of every image
+    extends = scenario.kind == "extension"
+    policies = policy_set(scenario.policy)
+    if extends and not foreign:
+        policies = extension.tested(policies)
+    table = space.lut_for(dataset.labels, known, policies.test)
+    shows = counts[:, list(known)].sum(1) > 0  # counts: (N, 256) pixels per raw id of every image
+    indices = np.arange(len(counts)) if extends or foreign else np.flatnonzero(shows)
     key = domain or dataset.name
     source = Source(
         branch, key, split_name, tuple(map(int, indices)), packed(table, space.num_classes), domain
     )
     told = shared if foreign else replace(shared, only_data={})
     notes = matching_notes(told, space, source.lut, counts[indices].sum(0), what=_sides(dataset))
-    if foreign and len(indices) < len(counts):
+    if foreign and not shows.all():
         notes.append(
-            f"{len(counts) - len(indices)} of the {len(counts)} images in split '{split_name}' of data set "
-            f"'{dataset.name}' show no class that the model knows; they are left out"
+            f"{len(counts) - int(shows.sum())} of the {len(counts)} images in split '{split_name}' of data set "
+            f"'{dataset.name}' show no class that the model knows; what it finds in them counts as wrong"
         )
     return source, notes

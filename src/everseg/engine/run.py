@@ -32,7 +32,7 @@ from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
 from everseg.engine.prepare import Prepared, prepare
-from everseg.engine.runtime import StopRequest, computes_bf16, locked, make_accelerator
+from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
 from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
@@ -53,11 +53,13 @@ from everseg.runs.commit import (
 )
 from everseg.runs.input_form import InputForm, one_kind_of_channels
 from everseg.runs.journal import Journal
+from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
+from everseg.scenarios import extension
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
 from everseg.scenarios.memory import unfit_for_memory
@@ -117,7 +119,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             for text in prepared.notes:
                 progress.message(f"note: {text}")
             _check_plan(config, prepared, folder, accelerator, progress)
-            held.enter_context(locked(folder.path))
+            held.enter_context(locked(folder.path, progress.message))
             folder.clean()
             _open(config, folder, prepared, progress)
         except BaseException:
@@ -430,7 +432,10 @@ def _record_scenario(
         if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
     }
     settings = scenario.model_dump(mode="json", exclude=unused)
-    record = scenario_json(prepared.steps, policy_set(scenario.policy), settings)
+    policies = policy_set(scenario.policy)
+    if scenario.kind == "extension":
+        policies = extension.tested(policies)
+    record = scenario_json(prepared.steps, policies, settings)
     record["masks"] = {
         f"{key}/{name}" if several else name: prepared.datasets[key].splits[name].fingerprint()
         for key, name in used

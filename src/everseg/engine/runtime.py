@@ -1,15 +1,12 @@
-"""Processes, devices, signals, seeds and the run folder's lock."""
+"""Processes, devices, signals and seeds."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +17,6 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from everseg.config.fields import TrainConfig
 from everseg.errors import ConfigError, EversegError, Interrupted, TimeBudgetReached
-from everseg.runs.commit import writing
 
 
 @contextlib.contextmanager
@@ -125,86 +121,3 @@ class StopRequest:
             )
         name = signal.Signals(code).name
         return Interrupted(f"stopped by {name}; saved at {where}; run the same command to continue", code)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the run folder for this process; the lock of a process that has ended is taken over.
-
-    Raises:
-        ConfigError: another live process, or one on another host, holds it.
-    """
-    path = folder / "LOCK"
-    me = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "boot": _boot_id(),
-        "started": _start_time(os.getpid()),
-    }
-    with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        # Mode "x" fails where the file exists: of two processes that try at once only one gets the lock. The second
-        # attempt comes after a stale lock was removed.
-        for _ in range(2):
-            try:
-                file = path.open("x")
-            except FileExistsError:
-                if not path.parent.is_dir():
-                    raise
-                _take_over(path, me)
-                continue
-            try:
-                with file:
-                    json.dump(me, file)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-            break
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _take_over(path: Path, me: dict[str, Any]) -> None:
-    """Remove a stale lock, or refuse."""
-    try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
-        owner = {}
-    if owner.get("host", me["host"]) != me["host"]:
-        raise ConfigError(
-            f"{path.parent} is in use by process {owner.get('pid')} on host {owner['host']}; "
-            f"wait for it, or delete {path} if that process is gone"
-        )
-    # Process ids are used again. Only the same start time since the same boot means the same process.
-    alive = (
-        owner.get("boot") == me["boot"]
-        and owner.get("started") is not None
-        and _start_time(int(owner["pid"])) == owner["started"]
-    )
-    if alive:
-        raise ConfigError(
-            f"{path.parent} is in use by process {owner['pid']} on this machine; wait for it or stop it"
-        )
-    path.unlink(missing_ok=True)
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None if there is no such process."""
-    try:
-        # Field 22 of the line; the second one, the program's name, may hold blanks and stands in brackets.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        # Without /proc: signal 0 reaches nobody and fails where there is no such process.
-        with contextlib.suppress(OSError):
-            os.kill(pid, 0)
-            return "unknown"
-        return None

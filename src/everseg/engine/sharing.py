@@ -24,7 +24,6 @@ from everseg import registry
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity
 from everseg.data.writing import flush_folder, write_flushed
-from everseg.engine.runtime import locked
 from everseg.engine.step import train_batch
 from everseg.errors import CheckpointError, DataError
 from everseg.labels import IGNORED, LabelSpace
@@ -35,6 +34,7 @@ from everseg.models.compensation import Compensated, Unit
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import verify, write_bytes, writing
 from everseg.runs.journal import Journal, replaced_samples
+from everseg.runs.lock import locked
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source, Step
 from everseg.types import Batch

@@ -155,6 +155,7 @@ def completed_labels(
     threshold: float,
     num_open: int = 1,
     activation: Activation = "sigmoid",
+    ignore_unsure: bool = False,
     band: int | None = None,
     align_corners: bool = False,
 ) -> Tensor:
@@ -176,6 +177,8 @@ def completed_labels(
         num_open: outputs 0..num_open-1 are open; 1 <= num_open.
         activation: "sigmoid" of each output, "softmax" over the outputs, or "none" where the maps are scores already
             (SegACIL resizes its sigmoids).
+        ignore_unsure: open pixels where a class scores highest but not high enough are ignored: neither the teacher
+            says what they are nor their label, which shows no old class.
         band: rows per band; None chooses. It changes memory and time only.
         align_corners: of the bilinear resizing.
 
@@ -199,6 +202,7 @@ def completed_labels(
     if num_open < 1:
         raise ValueError(f"completed_labels: expected at least one open output, got {num_open}")
     result = label.long().clone()
+    ignored = ignored_id(num_classes)
 
     def work(number: int, here: slice, logits: Tensor) -> None:
         scores = logits
@@ -208,8 +212,11 @@ def completed_labels(
             scores = torch.softmax(logits, dim=0)
         largest, best = scores.max(dim=0)
         out = result[number, here]
-        accepted = (out < num_open) & (best >= num_open) & (largest >= threshold)
-        out.copy_(torch.where(accepted, best, out))
+        seen = (out < num_open) & (best >= num_open)
+        sure = largest >= threshold
+        if ignore_unsure:
+            best = best.masked_fill(~sure, ignored)
+        out.copy_(torch.where(seen if ignore_unsure else seen & sure, best, out))
 
     over_bands(teacher_logits, label.shape[1:], work, band=band, align_corners=align_corners)
     return result

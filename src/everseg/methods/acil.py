@@ -40,9 +40,10 @@ class ACIL(Method):
     half of that between steps (authors' results: 16384)."""
     gamma: Positive = 10.0
     """Weight of the squares of the classifier's weights (authors' results: 10)."""
-    balance: Annotated[float, Field(ge=0, le=1)] = 0.75
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.4
     """How far the classes of a step weigh alike: a pixel counts as its class's number of pixels to the power of minus
-    this. 0 = all count once, as in the authors' results; then rare classes hardly ever win."""
+    this. 0 = all count once, as in the authors' results; then rare classes hardly ever win. From about 0.5 on, rare new
+    classes take pixels from old ones."""
     bce: bool = True
     """The first step learns by sigmoid cross-entropy, as in the authors' code, instead of softmax cross-entropy."""
     encoder_rate: Positive = 0.1
@@ -50,8 +51,11 @@ class ACIL(Method):
     pseudo: Literal["value", "sigmoid", "none"] = "value"
     """Old classes are labelled by the model where its output is large enough ("value"), where the output's sigmoid is
     ("sigmoid", the authors' form), or not at all. Outputs lie near 0 and 1."""
-    threshold: Annotated[float, Field(ge=0)] = 0.4
+    threshold: Annotated[float, Field(ge=0)] = 0.3
     """Least output, or sigmoid of it, that is believed (authors: 0.7, an output of 0.85; 0.9 would be one of 2.2)."""
+    unsure: Literal["ignored", "background"] = "ignored"
+    """Background pixels where the model sees an old class with less than that are ignored, or learnt as background, as
+    in the authors' code. There the labels speak against an old class only because a step does not show it."""
     teacher: Literal["frozen", "live"] = "frozen"
     """The model that labels old classes: that of the step before; or the authors', solved anew after every batch, which
     also labels new classes, and whose result depends on the order of the images."""
@@ -184,6 +188,7 @@ class ACIL(Method):
             num_classes=out.logits.shape[1],
             threshold=self.threshold,
             activation="none",
+            ignore_unsure=self.unsure == "ignored",
         )
 
     def sums(self):

@@ -11,6 +11,7 @@ from everseg.metrics.continual import (
 )
 from everseg.metrics.scores import (
     class_accuracy,
+    false_share,
     frequency_weighted_iou,
     iou,
     iou_eval,
@@ -24,6 +25,7 @@ __all__ = [
     "class_accuracy",
     "defined_mean",
     "defined_means",
+    "false_share",
     "first_last_scores",
     "frequency_weighted_iou",
     "group_miou",

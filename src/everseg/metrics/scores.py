@@ -106,6 +106,23 @@ def frequency_weighted_iou(counts: Counts, *, eps: float = EPS) -> float:
     return float((truth[truth > 0] * each[truth > 0]).sum() / n.sum()) if n.sum() else float("nan")
 
 
+def false_share(sums: np.ndarray) -> np.ndarray:
+    """False-positive share of each class: of the pixels that are another class, the part that is called this one.
+
+    Args:
+        sums: (3, C) integer pixels per class: true, predicted, and both (`sums_of`).
+
+    Returns:
+        (C,) float64 in [0, 1]; NaN for a class that every pixel belongs to.
+
+    >>> false_share(np.array([[4, 4], [3, 5], [3, 4]])).tolist()
+    [0.0, 0.25]
+    """
+    truth, predicted, both = sums.astype(np.int64)
+    others = truth.sum() - truth
+    return _ratio(predicted - both, others, others, 0.0)
+
+
 def mean_iou(
     counts: Counts,
     classes: Iterable[int] | None = None,

@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
 from everseg.display import percent, printable
+from everseg.reports.label_layout import Box, Dot, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,6 +133,201 @@ def dots(rows: Mapping[str, Sequence[Sequence[float]]], *, key: str, title: str,
     return draw(height, paint, key=key, title=title, description=description)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """One dot of `against`."""
+
+    name: str
+    x: float
+    """Fraction, like `y` and the deviations."""
+    y: float
+    x_deviation: float | None = None
+    y_deviation: float | None = None
+    seconds: float | None = None
+    """Cost, drawn as the dot's area; None = not known, drawn as a small ring."""
+    kind: int = 0
+    """Number of the entry of `kinds`."""
+
+
+_LARGEST, _SMALLEST, _UNKNOWN, _DIAMOND = 12.0, 2.4, 3.5, 6.0
+"""Radii in points: of the dearest dot, of the cheapest, so that it is seen, of one without cost, of a diamond."""
+_NAME, _LETTER, _LINE = 10.5, 5.9, 11.5
+"""Size of the names' font in points; width of a letter and height of a line in the widest font that readers have."""
+_ROUND = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400, 259200)
+"""Seconds that the legend of sizes may show."""
+
+
+def against(
+    marks: Sequence[Mark],
+    kinds: Sequence[str],
+    *,
+    x: str,
+    y: str,
+    cost: str,
+    key: str,
+    title: str,
+    description: str,
+) -> str:
+    """Draw one number against another as a dot per name, the cost as its area, with whiskers of the deviations.
+
+    Every dot has its name beside it or at the end of a line. Where there is no room for all names, the picture becomes
+    higher.
+
+    Args:
+        kinds: what the colours say. The last one is drawn as diamonds without cost: it is what the others are measured
+            by.
+        x, y: what the axes say.
+        cost: what the dots' areas say.
+    """
+    names = [printable(mark.name).replace("\n", " ") for mark in marks]
+    dearest = max((mark.seconds for mark in marks if mark.seconds), default=0.0)
+    used = sorted({mark.kind for mark in marks})
+    left, bottom, right, top = 44.0, 40.0, 8.0, 8.0 + 17.0 * (len(used) + (dearest > 0))
+    width, height = 72 * WIDTH - left - right, 290.0
+    x_ends = _ends([(mark.x, mark.x_deviation) for mark in marks])
+    y_ends = _ends([(mark.y, mark.y_deviation) for mark in marks])
+
+    def across(percents: float) -> float:
+        return left + width * (percents - x_ends[0]) / (x_ends[1] - x_ends[0])
+
+    def up(percents: float) -> float:
+        return bottom + height * (percents - y_ends[0]) / (y_ends[1] - y_ends[0])
+
+    while True:
+        dots = [
+            Dot(
+                across(100 * mark.x),
+                up(100 * mark.y),
+                _radius(mark.seconds, dearest) if mark.kind < len(kinds) - 1 else _DIAMOND,
+                _LETTER * sum(2 if east_asian_width(c) in "WF" else 1 for c in name),
+                _LINE,
+            )
+            for mark, name in zip(marks, names, strict=True)
+        ]
+        inside = Box(left + 2, bottom + 2, left + width, bottom + height)
+        whiskers = [
+            Box(across(100 * a) - 1, up(100 * b) - 1, across(100 * c) + 1, up(100 * d) + 1)
+            for mark in marks
+            for a, b, c, d in _reach(mark)
+        ]
+        placed = place(dots, inside, whiskers)
+        if placed is not None or height > 2000:
+            break
+        height *= 1.25
+
+    def paint(figure: Figure) -> None:
+        whole = 72 * WIDTH, bottom + height + top
+        axes = figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
+        _styled(axes, "xy")
+        axes.set_xlim(*x_ends)
+        axes.set_ylim(*y_ends)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        # Everything else is drawn on a sheet whose unit is a point, as the places of the names were found.
+        sheet = figure.add_axes((0, 0, 1, 1))
+        sheet.set_axis_off()
+        sheet.set_xlim(0, whole[0])
+        sheet.set_ylim(0, whole[1])
+        for a, b, c, d in (ends for mark in marks for ends in _reach(mark)):
+            sheet.plot([across(100 * a), across(100 * c)], [up(100 * b), up(100 * d)], color=INK, linewidth=0.8,
+                       marker="|" if b == d else "_", markersize=5, zorder=2)  # fmt: skip
+        # Small dots lie on large ones.
+        for number in sorted(range(len(marks)), key=lambda n: -dots[n].radius):
+            mark, dot = marks[number], dots[number]
+            _dot(sheet, dot.x, dot.y, dot.radius, mark.kind, kinds, filled=mark.seconds is not None)
+        for name, dot, found in zip(names, dots, placed or [], strict=False):
+            if found.line is not None:
+                sheet.plot(*zip(*found.line, strict=True), color=MUTED, linewidth=0.7, zorder=3)
+            # In a narrower font than the one the place was made for, a name stays close to its dot.
+            side = "left" if found.box.left >= dot.x else "right" if found.box.right <= dot.x else "center"
+            at = {"left": found.box.left, "right": found.box.right, "center": found.box.centre[0]}[side]
+            sheet.text(at, found.box.centre[1], name, ha=side, va="center_baseline", fontsize=_NAME,
+                       color=INK, zorder=5)  # fmt: skip
+        _against_legend(sheet, [(kind, kinds[kind]) for kind in used], kinds, cost, dearest,
+                        left, bottom + height + top - 8)  # fmt: skip
+
+    return draw((bottom + height + top) / 72, paint, key=key, title=title, description=description)
+
+
+def _ends(values: Sequence[tuple[float, float | None]]) -> tuple[float, float]:
+    """Ends of an axis in percent: all values with their deviations, and room around them."""
+    low = min(100 * (value - (deviation or 0.0)) for value, deviation in values)
+    high = max(100 * (value + (deviation or 0.0)) for value, deviation in values)
+    room = max(0.07 * (high - low), 1.0)
+    return low - room, high + room
+
+
+def _radius(seconds: float | None, dearest: float) -> float:
+    """Radius of a dot whose area is the cost."""
+    if not seconds or not dearest:
+        return _UNKNOWN
+    return max(_SMALLEST, _LARGEST * (seconds / dearest) ** 0.5)
+
+
+def _reach(mark: Mark) -> list[tuple[float, float, float, float]]:
+    """Give the ends of a dot's whiskers: left, bottom, right and top of each, as fractions."""
+    x, y = mark.x_deviation, mark.y_deviation
+    level = [(mark.x - x, mark.y, mark.x + x, mark.y)] if x else []
+    upright = [(mark.x, mark.y - y, mark.x, mark.y + y)] if y else []
+    return [*level, *upright]
+
+
+def _dot(
+    sheet: Axes, x: float, y: float, radius: float, kind: int, kinds: Sequence[str], *, filled: bool
+) -> None:
+    from matplotlib.patches import Circle, RegularPolygon
+
+    if kind == len(kinds) - 1:
+        sheet.add_patch(RegularPolygon((x, y), 4, radius=radius, facecolor=PAPER, edgecolor=INK, linewidth=1.6,
+                                       zorder=4))  # fmt: skip
+        return
+    colour = SERIES[kind % 8]
+    sheet.add_patch(Circle((x, y), radius, facecolor=colour if filled else PAPER,
+                           edgecolor=PAPER if filled else colour, linewidth=0.7 if filled else 1.4,
+                           alpha=0.8 if filled else 1.0, zorder=4))  # fmt: skip
+
+
+def _against_legend(
+    sheet: Axes,
+    entries: Sequence[tuple[int, str]],
+    kinds: Sequence[str],
+    cost: str,
+    dearest: float,
+    left: float,
+    top: float,
+) -> None:
+    """Say above the picture what colours and areas mean."""
+    y = top - 6.0
+    for kind, text in entries:
+        radius = _DIAMOND if kind == len(kinds) - 1 else 4.5
+        _dot(sheet, left + 8, y, radius, kind, kinds, filled=True)
+        sheet.text(left + 20, y, text, ha="left", va="center_baseline", fontsize=_NAME, color=INK)
+        y -= 17.0
+    if not dearest:
+        return
+    x = left + 2.0
+    for seconds in _legend_seconds(dearest):
+        radius = _radius(seconds, dearest)
+        x += max(radius, 3.0)
+        _dot(sheet, x, y, radius, 0, ["", ""], filled=False)
+        unit, length = next(
+            one for one in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= one[1] or one[1] == 1
+        )
+        text = f"{seconds / length:g} {unit}"
+        sheet.text(x + radius + 4, y, text, ha="left", va="center_baseline", fontsize=_NAME, color=INK)
+        x += radius + 10 + _LETTER * len(text) + 8
+    sheet.text(x, y, cost, ha="left", va="center_baseline", fontsize=_NAME, color=INK)
+
+
+def _legend_seconds(dearest: float) -> list[float]:
+    """Choose up to three round times whose dots are apart in size."""
+    chosen: list[float] = []
+    for seconds in sorted((one for one in _ROUND if one <= dearest), reverse=True):
+        if len(chosen) < 3 and (not chosen or seconds <= chosen[-1] / 3.9):
+            chosen.append(seconds)
+    return chosen[::-1] or [dearest]
+
+
 def stacks(
     rows: Mapping[str, Sequence[float]], colours: Sequence[int], *, key: str, title: str, description: str
 ) -> str:
@@ -209,18 +405,23 @@ def _axes(figure: Figure, names: Sequence[str] = ()) -> Axes:
     axes = figure.add_axes(
         (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
     )
+    _styled(axes, "x" if grid == "x" else "y")
+    return axes
+
+
+def _styled(axes: Axes, grid: Literal["x", "y", "xy"]) -> None:
+    """Give axes a grid across the values and a line where the values begin."""
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
-    axes.grid(axis="x" if grid == "x" else "y", which="major", color=LINE, linewidth=0.8)
+    axes.grid(axis="both" if grid == "xy" else grid, which="major", color=LINE, linewidth=0.8)
     for name, spine in axes.spines.items():
-        spine.set_visible(name == ("left" if grid == "x" else "bottom"))
+        spine.set_visible((name == "left" and "x" in grid) or (name == "bottom" and "y" in grid))
         spine.set_color(MUTED)
     axes.tick_params(which="both", color=LINE, labelcolor=INK, length=0, labelsize=11)
     axes.xaxis.label.set_color(MUTED)
     axes.yaxis.label.set_color(MUTED)
     axes.xaxis.label.set_fontsize(11)
     axes.yaxis.label.set_fontsize(11)
-    return axes
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
@@ -282,6 +483,32 @@ def draw(height: float, paint: Callable[[Figure], None], *, key: str, title: str
         paint(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), key, title, description)
+
+
+def file_of(svg: str, style: str) -> str:
+    """Turn a drawing of `draw` into the text of a file of its own, in light colours on white.
+
+    Args:
+        style: the page's style sheet, whose first rule gives the colours of the roles.
+    """
+    root = ElementTree.fromstring(svg)
+    colours = re.search(r":root\s*{([^}]*)}", style)
+    if colours is None:
+        raise ValueError("the style sheet begins with no rule of the colours")
+    _, _, width, height = root.attrib["viewBox"].split()
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "xmlns:xlink": "http://www.w3.org/1999/xlink"}
+    root.attrib |= {"width": str(round(float(width) * 4 / 3)), "height": str(round(float(height) * 4 / 3))}
+    for node in root.iter():
+        if "href" in node.attrib:
+            node.attrib["xlink:href"] = node.attrib.pop("href")
+    rule = ElementTree.Element("style")
+    rule.text = (
+        f":root {{{colours[1].replace('light dark', 'light')}}} "
+        "svg { color: var(--ink); background: var(--card); "
+        "font-family: system-ui, 'Liberation Sans', Arial, sans-serif; }"
+    )
+    root.insert(2, rule)
+    return f"{ElementTree.tostring(root, encoding='unicode')}\n"
 
 
 def _inline(text: str, key: str, title: str, description: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from everseg.errors import some
 from everseg.reports import charts
+from everseg.reports.compare.cost import IMAGES, STEP_TIME
 from everseg.reports.numbers import KIND_TEXT, KINDS, Rows, class_rows, flow_rows, old_flows
 from everseg.runs.results import Track
 
@@ -271,3 +272,58 @@ def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
     chart = Chart(key, "Every run", caption, legend)
     chart.svg = charts.dots(rows, key=key, title=chart.title, description=caption)
     return chart
+
+
+KEPT_KINDS = (
+    "keeps no images of earlier steps",
+    "keeps images of earlier steps",
+    "joint training: all images at once, the upper bound",
+)
+
+
+def old_new_chart(table: Mapping[str, Any], key: str, *, counted: bool = False) -> Chart | None:
+    """Draw the old classes against the new ones, a dot per group; over domains the first against the last.
+
+    None if there are not two numbers to draw, or no group has both.
+
+    Args:
+        table: one table of `compare.collect`.
+        counted: whether there is a background, which then counts as an old class.
+    """
+    domains = [name for name in table["numbers"] if name.startswith("mIoU ") and name != "mIoU mean"]
+    x, y = (domains[0], domains[-1]) if len(domains) > 1 else ("old", "new")
+    groups = [
+        group
+        for group in table["groups"]
+        if all(name in group["scores"] and group["scores"][name]["mean"] is not None for name in (x, y))
+    ]
+    if not groups:
+        return None
+
+    def mark(group: Mapping[str, Any]) -> charts.Mark:
+        scores = group["scores"]
+        seconds = scores.get(STEP_TIME, {}).get("mean")
+        kept = bool(scores.get(IMAGES, {}).get("mean"))
+        return charts.Mark(
+            group["name"], scores[x]["mean"], scores[y]["mean"], scores[x]["sd"], scores[y]["sd"],
+            None if group["joint"] else seconds, 2 if group["joint"] else int(kept),
+        )  # fmt: skip
+
+    what = (
+        (f"mIoU of {x.removeprefix('mIoU ')}", f"mIoU of {y.removeprefix('mIoU ')}")
+        if domains
+        else ("mIoU of the old classes", "mIoU of the new classes")
+    )
+    title = f"{x.removeprefix('mIoU ')} against {y.removeprefix('mIoU ')}".capitalize()
+    caption = (
+        f"{what[0]} and {what[1].removeprefix('mIoU ')} after the last step"
+        f"{', background counted' if counted else ''}. "
+        "Further right and further up is better. A dot is the mean over seeds, whiskers reach one sample standard "
+        "deviation to each side. The area of a dot is the training time of a later step; the smallest dots are drawn "
+        "a little larger, so that they are seen."
+    )
+    chart = Chart(key, title, caption)
+    return _drawn(
+        chart, charts.against, [mark(group) for group in groups], KEPT_KINDS,
+        x=f"{what[0]}, percent → better", y=f"{what[1]}, percent → better", cost="training time per later step",
+    )  # fmt: skip

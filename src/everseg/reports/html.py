@@ -15,7 +15,7 @@ from everseg.engine.rescore import sources_of_test
 from everseg.errors import EversegError
 from everseg.metrics import step_scores
 from everseg.progress import Progress
-from everseg.reports import figures, numbers, page, picture_grid
+from everseg.reports import figures, memory, numbers, page, picture_grid
 from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import curves_of
@@ -205,12 +205,18 @@ def assemble(
         training=figures.training_charts(curves, "training") if curves else [],
         speed=figures.speed_rows(curves) if curves else [],
         data=numbers.data_rows(results),
+        kept=memory.kept_rows(results),
+        kept_text=memory.kept_text(results),
         replaced=results.replaced,
         classes_per_step=classes_per_step,
         provenance=provenance(results),
         drawn=can_draw(),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
+    if scenario.kind == "extension":
+        last = results.steps[-1]
+        for part, track in zip(result.parts, tracks, strict=True):
+            part.taught = numbers.taught_rows(last.taught(track.name, last.scores[track.name]["new_classes"]))
     if figures_there := results.plop_figures:
         result.parts[0].reporting = numbers.reporting_rows(figures_there)
         result.parts[0].rule = PLOP_RULE
@@ -278,9 +284,15 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("model", config.model.name),
         ("initial weights", config.model.weights or "random"),
         ("steps", f"{len(results.steps)} of {len(results.planned)}"),
+        ("memory", _memory(results)),
         ("seed", str(config.seed)),
     ]
     return [(key, value) for key, value in facts if value]
+
+
+def _memory(results: Results) -> str:
+    kept = results.memories
+    return f"{kept[-1].images} training images" if kept else ""
 
 
 def _cards(track: Track) -> list[tuple[str, str, str]]:
@@ -375,12 +387,13 @@ def _class_data(per_step: Sequence[Mapping[str, Any]]) -> numbers.Rows:
 def _tables(made: page.Page) -> dict[str, numbers.Rows]:
     """Map file stems to rows for the CSV downloads."""
     found = {"domains": made.domain_rows, "domain-forgetting": made.domain_groups, "data": made.data,
-             "classes-per-step": made.classes_per_step, "speed": made.speed}  # fmt: skip
+             "memory": made.kept, "classes-per-step": made.classes_per_step, "speed": made.speed}  # fmt: skip
     for part in made.parts:
         stem = f"{part.name}-" if part.name else ""
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
-                  f"{stem}forgetting": part.groups, f"{stem}confusion-rises": part.turns,
+                  f"{stem}new-classes": part.taught, f"{stem}forgetting": part.groups,
+                  f"{stem}confusion-rises": part.turns,
                   f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
@@ -401,5 +414,6 @@ def _numbers(made: page.Page) -> dict[str, Any]:
         "published": [
             {**asdict(one), "rows": for_files(one.rows)} for one in (*made.comparable, *made.others)
         ],
+        "memory": list(made.kept_text),
         "provenance": kept,
     }

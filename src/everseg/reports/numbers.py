@@ -17,7 +17,7 @@ from everseg.errors import some
 from everseg.metrics import defined_mean
 from everseg.metrics.scores import checked_counts
 from everseg.reports.published import Match
-from everseg.runs.results import Results, Track
+from everseg.runs.results import Results, Taught, Track
 
 Rows = list[dict[str, Any]]
 GROUPS = ("old", "new", "base", "all")
@@ -55,6 +55,20 @@ def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> R
         bound = {title: in_percent(value) for title, value in zip(track.group_titles, values, strict=True)}
         rows.append({"after step": "joint", **bound})
     return rows
+
+
+def taught_rows(taught: Sequence[Taught]) -> Rows:
+    """Make a row per class that an extension taught: IoU, and how much else is called so."""
+    return [
+        {
+            "class": one.name,
+            "IoU": in_percent(one.iou),
+            "called so elsewhere": in_percent(one.false_share),
+            "images without it": one.images_without,
+            "called so in these": in_percent(one.false_without),
+        }
+        for one in taught
+    ]
 
 
 def group_rows(track: Track) -> Rows:

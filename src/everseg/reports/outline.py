@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everseg.config.fields import DataConfig, MemoryConfig, RunConfig
+from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.loading import dump, fields, load, to_json
 from everseg.display import Piece, Result, html_of, table
 from everseg.engine.prepare import prepare
 from everseg.progress import Progress
 from everseg.reports import terminal
+from everseg.reports.memory import planned_text
 from everseg.reports.text import columns, value_text
 from everseg.scenarios.summary import summarise
 
@@ -68,34 +69,11 @@ class Outline(Result):
         else:
             yield from terminal.scenario_tables(self.scenario)
             if self.config.scenario.memory.size:
-                yield memory_text(self.config.scenario.memory, self.config.train.batch, self.scenario)
+                yield planned_text(self.config.scenario.memory, self.config.train.batch, self.scenario)
 
     def to_json(self) -> dict[str, Any]:
         steps = None if self.scenario is None else list(self.scenario)
         return {"config": to_json(self.config), "scenario": steps, "notes": list(self.notes)}
-
-
-def memory_text(memory: MemoryConfig, batch: int, scenario: Sequence[Mapping[str, Any]]) -> str:
-    """Say what the memory will hold and how later steps use it.
-
-    Args:
-        batch: images per iteration.
-        scenario: what every step will see.
-    """
-    first = min(memory.size, scenario[0]["train"])
-    lines = [
-        f"memory: at most {memory.size} images after every step (after the first {first}), chosen by "
-        f"'{memory.selection}', labels '{memory.labels}', kept as {memory.keep}"
-    ]
-    if len(scenario) == 1:
-        return lines[0] + "; no later step trains on them, a bundle may hold them (everseg export --memory)"
-    if memory.mix == "replace":
-        lines.append(
-            f"later steps take {int(batch * memory.share + 1e-9)} of the {batch} images of every batch from it"
-        )
-    else:
-        lines.append("later steps train them like their own, so their epochs are longer by as many images")
-    return "; ".join(lines)
 
 
 def show(

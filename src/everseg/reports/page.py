@@ -68,6 +68,8 @@ class Part:
     """Figures by PLOP's reporting rule; [] unless the run has the labels of the PLOP family."""
     rule: str = ""
     """That rule in words."""
+    taught: Rows = field(default_factory=list)
+    """What an extension taught, with false-positive shares; [] in other runs."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
 
@@ -108,6 +110,10 @@ class Page:
     domain_groups: Rows = field(default_factory=list)
     domain_chart: Chart | None = None
     drop: str = ""
+    kept: Rows = field(default_factory=list)
+    """Training images kept after each step; [] for a run without memory."""
+    kept_text: list[str] = field(default_factory=list)
+    """What is kept and how, in sentences."""
     replaced: str = ""
     """Which training samples could not be read and were replaced."""
     comparable: list[Source] = field(default_factory=list)

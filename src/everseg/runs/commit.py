@@ -30,6 +30,9 @@ MANIFEST = "MANIFEST.json"
 SEALED, SHA256 = "sealed", "sha256"
 """Entries by which a document holds its own checksum."""
 RESTORE = "restore it or start again under another name"
+GUARDS: list[Callable[[Path], None]] = []
+"""Asked before every write of this process, with the file or folder to be written; they raise to prevent it. The lock
+of a run puts its own here (`everseg.runs.lock`)."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -159,10 +162,10 @@ def save_folder(
     Raises:
         CheckpointError: the disk is full or read-only, or permission is missing. Nothing half-written is left behind.
     """
-    if (folder / MANIFEST).exists():
-        return verify(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     with writing(folder):
+        if (folder / MANIFEST).exists():
+            return verify(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -180,6 +183,8 @@ def save_folder(
             manifest = _json({**body, "self": _self_hash(body)})
             write_flushed(temporary / MANIFEST, manifest)
             flush_folder(temporary)
+            for guard in GUARDS:  # writing all that may have taken long
+                guard(folder)
             temporary.rename(folder)
             flush_folder(folder.parent)
         except BaseException:
@@ -390,8 +395,10 @@ def purge(folder: Path, keep: int = 2) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn write errors of the operating system into a CheckpointError with one clear message."""
+    """Do a write: first ask the `GUARDS`, and turn the operating system's errors into one clear CheckpointError."""
     try:
+        for guard in GUARDS:
+            guard(target)
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -21,7 +21,7 @@ from everseg.data.channels import Channels
 from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_inside, open_picture
 from everseg.errors import CheckpointError, DataError, some
 from everseg.files import MB, MOST_LIST, UnreadableError, array_of
-from everseg.runs.commit import is_file_name, read_committed, read_document
+from everseg.runs.commit import Committed, is_file_name, read_committed, read_document
 
 FILE = "memory.json"
 FORMAT = 1
@@ -112,14 +112,18 @@ def _entry(kept: Kept) -> dict[str, Any]:
 # ---------------------------------------------------------------- reading
 
 
-def read_memory(folder: Path) -> Memory | None:
+def read_memory(folder: Path, committed: Committed | None = None) -> Memory | None:
     """Read and check the memory beside a model; None if there is none.
+
+    Args:
+        folder: the committed folder that holds the model.
+        committed: its manifest, if the caller has read it before.
 
     Raises:
         CheckpointError: the file is unreadable, changed, damaged, or written by a later everseg. All faults are told
             together.
     """
-    committed = read_committed(folder)
+    committed = committed or read_committed(folder)
     if FILE not in committed.files:
         return None
     path = folder / FILE

@@ -6,13 +6,16 @@ file. All other modules read and write a `ModelFile`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from everseg.errors import CheckpointError, ConfigError, some
@@ -238,6 +241,49 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
             f"{where}: its weights are not finite: {some(broken)}; make it again or fetch it again"
         )
     model.load_state_dict(state)
+
+
+STATISTICS = ("running_mean", "running_var")
+"""Ends of the names of tensors that normalisation measures and no optimiser changes. PyTorch gives them these names."""
+
+
+def changed_parameters(after: Path, before: Path | None) -> tuple[int, int]:
+    """Count the parameters of a model that are new or differ from an earlier model's, and all of its parameters.
+
+    Whole numbers and the running statistics of normalisation are no parameters. A tensor that grew is compared where
+    both have elements; the rest of it is new. Only one tensor of each model is in memory at a time, and none where the
+    names and shapes decide.
+
+    Args:
+        after: file of the weights.
+        before: file of the earlier model's weights; None = everything is new.
+
+    Raises:
+        CheckpointError: a file is unreadable or not a safetensors file.
+    """
+    changed = total = 0
+    try:
+        with ExitStack() as files:
+            now = files.enter_context(safe_open(after, "pt"))
+            then = None if before is None else files.enter_context(safe_open(before, "pt"))
+            earlier = {}
+            if then is not None:
+                earlier = {name: then.get_slice(name).get_shape() for name in then.keys()}  # noqa: SIM118
+            for name in now.keys():  # noqa: SIM118
+                part = now.get_slice(name)
+                if name.rpartition(".")[2] in STATISTICS or not part.get_dtype().startswith(("F", "BF")):
+                    continue
+                shape, old = part.get_shape(), earlier.get(name, [])
+                total += math.prod(shape)
+                if then is None or name not in earlier or len(shape) != len(old):
+                    changed += math.prod(shape)
+                    continue
+                common = tuple(slice(min(sides)) for sides in zip(shape, old, strict=True))
+                mine, theirs = now.get_tensor(name)[common], then.get_tensor(name)[common]
+                changed += math.prod(shape) - int((mine == theirs).sum())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{after}: its weights cannot be compared ({error})") from None
+    return changed, total
 
 
 def read_lineage(bundle: Path) -> dict[str, Any]:

@@ -9,21 +9,61 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference
+from everseg.display import percent, share
 from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace, policy_name
-from everseg.metrics import defined_mean, first_last_scores, sequence_scores, step_scores
+from everseg.metrics import (
+    defined_mean,
+    false_share,
+    first_last_scores,
+    iou,
+    sequence_scores,
+    step_scores,
+    sums_of,
+)
 from everseg.models.model import SegmentationModel
 from everseg.runs.commit import Committed, read_committed
 from everseg.runs.journal import FILE as JOURNAL
 from everseg.runs.journal import Journal, replaced_samples
+from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
 from everseg.runs.run_folder import SCENARIO_FILE, RunFolder, RunRecord
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How well a step taught a class: where the class is, and where it is not.
+
+    IoU alone says little of a class that few images show: the images without it are where a model goes wrong unseen.
+    """
+
+    name: str
+    iou: float | None
+    """None if no test image shows the class."""
+    false_share: float | None
+    """False-positive share: of the test pixels that are something else, the part that the model calls this class."""
+    images_without: int | None
+    """Test images without a pixel of the class; None where counts per image are not stored."""
+    false_without: float | None
+    """The false-positive share in these images alone; None without such images."""
+
+    @property
+    def text(self) -> str:
+        """The figures in words, IoU in percent."""
+        found = [f"{share(self.false_share)} of the other pixels are called so"]
+        if self.images_without:
+            where = "image" if self.images_without == 1 else "images"
+            found.append(
+                f"{share(self.false_without)} of the area in {self.images_without} {where} without it"
+            )
+        return f"{self.name} IoU {percent(self.iou)} ({', '.join(found)})"
 
 
 @dataclass(frozen=True)
@@ -42,6 +82,11 @@ class StepResults:
     def about(self) -> ModelFile:
         """The content of the model folder's file."""
         return read_model_file(self.final.folder, self.final)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The images that the step keeps for later ones; None in a run without memory."""
+        return read_memory(self.final.folder, self.final)
 
     @property
     def spaces(self) -> Mapping[str, LabelSpace]:
@@ -82,9 +127,59 @@ class StepResults:
         """Name of the results -> counts per test image, (N, 3, C), see `RunFolder.images`; {} in older runs."""
         return self.folder.images(self.index, self.counts, self._scored[1])
 
+    @cached_property
+    def weights(self) -> Path:
+        """The file of the model's weights, compared with the manifest without holding it in memory."""
+        self.final.check(WEIGHTS)
+        return self.final.folder / WEIGHTS
+
+    def taught(self, result: str, names: Iterable[str]) -> list[Taught]:
+        """Say how well the step teaches classes: IoU and false-positive shares, from the counts of its test images.
+
+        Args:
+            result: name of the results.
+            names: the classes, spelt as the model spells them.
+        """
+        counts, images = self.counts[result], self.images.get(result)
+        known = list(self.spaces[self.branch_of[result]].names)
+        overlap, wrong = iou(counts), false_share(sums_of(counts))
+        found = []
+        for name in names:
+            c = known.index(name)
+            without = None if images is None else images[images[:, 0, c] == 0]
+            found.append(
+                Taught(
+                    name,
+                    _defined(overlap[c]),
+                    _defined(wrong[c]),
+                    None if without is None else len(without),
+                    None
+                    if without is None or not len(without)
+                    else _defined(false_share(without.sum(0, dtype=np.int64))[c]),
+                )
+            )
+        return found
+
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""
         return load_model(self.final.folder, builder, self.about, self.final.read(WEIGHTS))[0]
+
+
+@dataclass(frozen=True)
+class MemoryAfter:
+    """What a run keeps of its training images after a step, in numbers."""
+
+    step: int
+    before: int
+    """Number of images that the step was trained with in addition to its own."""
+    images: int
+    """Number of images kept after it."""
+    by_model: int
+    """Number of kept images in which a model saw classes that their labels do not show (pseudo-labels)."""
+    copied: int
+    """Number of kept images that lie in the run as copies; the others are read from the data again."""
+    bytes: int
+    """Size of those copies: images, masks and further maps."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +271,48 @@ class Results:
         if config is not None and difference(self.config, config):
             return False
         return len(self.steps) == len(self.planned)
+
+    @cached_property
+    def memories(self) -> tuple[MemoryAfter, ...]:
+        """What every finished step keeps of its training images; () for a run without memory.
+
+        Raises:
+            CheckpointError: a memory is damaged.
+        """
+        folders = {step.index: step.final for step in self.steps}
+
+        def committed(index: int) -> Committed:
+            if (
+                index not in folders
+            ):  # an extension begins with the folder of its bundle, which no step scored
+                folders[index] = read_committed(self.folder.final(index))
+            return folders[index]
+
+        told = []
+        for step in self.steps if self.config.scenario.memory.size else ():
+            memory = step.memory
+            if memory is None:
+                continue
+            known = next((s for s in self.steps if s.index == step.index - 1), None)
+            if known is not None:
+                before = known.memory
+            elif step.index:
+                before = read_memory(self.folder.final(step.index - 1), committed(step.index - 1))
+            else:
+                before = None
+            sizes = [committed(copy.step).files[n]["size"] for copy in memory.copies for n in copy.names]
+            by_model = sum(one.image.classes != one.image.labelled for one in memory.images)
+            told.append(
+                MemoryAfter(
+                    step=step.index,
+                    before=len(before.images) if before else 0,
+                    images=len(memory.images),
+                    by_model=by_model,
+                    copied=len(memory.copies),
+                    bytes=sum(sizes),
+                )
+            )
+        return tuple(told)
 
     @property
     def journal(self) -> tuple[dict[str, Any], ...]:
@@ -338,6 +475,10 @@ class Results:
 def source_name(source: Mapping[str, Any]) -> str:
     """Name the data of a source in scenario.json: its domain, or in runs on one data set the data set."""
     return source.get("domain") or source["dataset"]
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _of(rows: list[tuple[np.ndarray, LabelSpace]]) -> dict[str, Any]:

@@ -1,8 +1,13 @@
-"""New classes for the model of a bundle, from images that need no labels of the old ones."""
+"""New classes for the model of a bundle, from images that need no labels of the old ones.
+
+An extension is no benchmark: it trains and tests on every image of its splits. The benchmarks' rule (images that show a
+class of the step) would hide what the model says in images without a new class, and would not train against it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, near_miss, some
-from everseg.labels import LabelPolicy, LabelSpace, find_name, policy_set, shared_classes
+from everseg.labels import LabelPolicy, LabelSpace, PolicySet, find_name, policy_set, shared_classes
 from everseg.scenarios.combine import check_settings
 from everseg.scenarios.steps import Source, Step, packed
 
@@ -25,10 +30,11 @@ def build(
 ) -> tuple[Step, ...]:
     """Teach new classes to the model of a bundle, in one step.
 
-    Its index is the number of steps that the bundle's model has been trained in. Training images are those with a
-    pixel of a new class. Classes are matched by name (`everseg.labels.spelling`): with the protocol "sequential"
-    classes of the bundle keep their labels where the data have them, with "overlapped" they are trained as the label
-    policy says of old ones; all other pixels are background, which is "an old class or nothing" to methods such as MiB.
+    Its index is the number of steps that the bundle's model has been trained in. Every image of the training split is
+    trained and every image of the test split is tested, also those without a new class. Classes are matched by name
+    (`everseg.labels.spelling`): with the protocol "sequential" classes of the bundle keep their labels where the data
+    have them, with "overlapped" they are trained as the label policy says of old ones; all other pixels are background,
+    which is "an old class or nothing" to methods such as MiB. The test is that of `tested`.
 
     Args:
         config: `bundle`, and `task` with one list: the names of the new classes.
@@ -39,7 +45,7 @@ def build(
     Raises:
         ConfigError: no bundle; a class that the data do not have or the bundle knows already; several branches, or none
             with a background.
-        DataError: no image has a new class.
+        DataError: no training image has a new class.
     """
     check_settings(
         config,
@@ -68,13 +74,11 @@ def build(
         (*known.space.names, *added),
         background=0,
     )
-    policies = policy_set(config.policy)
+    policies = tested(policy_set(config.policy))
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
     shared = shared_classes(dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle"))
     train_ids = shared.train_ids
     taught = list(train_ids)  # raw ids of the data that stand for a class of the extended model, old or new
-    train = np.flatnonzero((np.asarray(counts["train"])[:, new] > 0).any(axis=1))
-    test = np.flatnonzero((np.asarray(counts[config.test_split])[:, taught] > 0).any(axis=1))
     if absent := [
         dataset.labels.names[raw] for raw in new if not (np.asarray(counts["train"])[:, raw] > 0).any()
     ]:
@@ -84,22 +88,30 @@ def build(
     # "overlapped" hides the labels of old classes in training; the test always uses all of them.
     visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
 
-    def source(split: str, indices: np.ndarray, ids: Sequence[int], policy: LabelPolicy) -> Source:
+    def source(split: str, ids: Sequence[int], policy: LabelPolicy) -> Source:
         table = space.lut_for(dataset.labels, train_ids, policy, ids)
-        return Source(
-            known.branch, dataset.name, split, tuple(map(int, indices)), packed(table, space.num_classes)
-        )
+        every = tuple(range(len(counts[split])))
+        return Source(known.branch, dataset.name, split, every, packed(table, space.num_classes))
 
     return (
         Step(
             known.steps,
-            (source("train", train, visible, policies.train),),
-            (source(config.test_split, test, taught, policies.test),),
+            (source("train", visible, policies.train),),
+            (source(config.test_split, taught, policies.test),),
             {known.branch: space},
             {known.branch: len(added)},
             protocol=config.protocol,
         ),
     )
+
+
+def tested(policies: PolicySet) -> PolicySet:
+    """How an extension reads test labels: a class of the data that the model does not know counts as background.
+
+    Benchmarks leave such pixels out, because a later step may teach them. Here nothing follows, and the new class is
+    wrong on them.
+    """
+    return replace(policies, test=replace(policies.test, future=0))
 
 
 class Known:

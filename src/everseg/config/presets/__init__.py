@@ -228,6 +228,11 @@ def variant(name: str, *, method: str | None = None, task: str | None = None) ->
     )
 
 
+def variants(method: str) -> list[str]:
+    """Names under which presets use a method: its own, and those with other settings, such as ssul-m with a memory."""
+    return [key for key, own in _part("methods").items() if own.get("name", key) == method]
+
+
 def domain_methods() -> dict[str, dict[str, Any]]:
     """What every method of the domain presets (`single`, `mdil-authors`, ...) sets, as a part of a configuration."""
     return {

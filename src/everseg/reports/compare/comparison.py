@@ -1,4 +1,4 @@
-"""`everseg compare`: compare runs, with means over seeds, as HTML, CSV and LaTeX."""
+"""`everseg compare`: compare runs, with means over seeds, as HTML, Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from everseg.runs.results import Results
 
 @dataclass(frozen=True)
 class Estimate:
-    """One number of a group over its seeds. Scores are fractions, times are seconds."""
+    """One number of a group over its seeds. Scores are fractions, times are seconds, memory and data are bytes."""
 
     mean: float | None
     sd: float | None
@@ -68,7 +68,7 @@ class ComparedGroup:
     values: Mapping[str, tuple[float | None, ...]]
     """Name of a number -> its value in each run."""
     scores: Mapping[str, Estimate]
-    """Name of a number -> mean and deviation over the seeds."""
+    """Name of a number -> mean and deviation over the seeds; costs are numbers too (seconds, bytes, counts)."""
     differences: Mapping[str, Estimate] | None
     """Name of a number -> difference of runs with the same seed from the table's base; None for the base."""
 
@@ -113,6 +113,7 @@ class ComparedTable:
     base: str
     """Group that differences are taken from."""
     groups: tuple[ComparedGroup, ...]
+    """The best over all classes (over domains: by the mean of them) first, joint training last."""
     settings: tuple[Mapping[str, str], ...]
     """Rows of settings that differ besides the method."""
     published: tuple[PublishedNumbers, ...]
@@ -125,7 +126,7 @@ class Comparison(OnceADictionary):
 
     tables: tuple[ComparedTable, ...]
     files: tuple[Path, ...]
-    """compare.html, compare.csv and compare.tex; () where none was written."""
+    """compare.html, .csv, .tex, .md and, for each table with a picture, .svg; () where none was written."""
     notes: tuple[str, ...] = ()
     """Runs that were left out or counted once, and what else to know."""
     _made: Mapping[str, Any] = field(default_factory=dict)
@@ -208,8 +209,10 @@ def compare(
 
     Args:
         runs: run folders, or folders that contain runs, such as the folder of a sweep.
-        against: group (method) that the paired differences refer to; default the first that is not joint training.
-        out: folder of compare.html, compare.csv and compare.tex; default the folder that holds the runs.
+        against: group (method) that the paired differences refer to; default fine-tuning (ft), else the first that is
+            not joint training.
+        out: folder of compare.html, compare.csv, compare.tex, compare.md and compare.svg; default the folder
+            that holds the runs.
         write: whether to write these files.
 
     Raises:
@@ -219,14 +222,25 @@ def compare(
     made, results = collect(runs, against)
     if write:
         folder = Path(out) if out is not None else _parent([result.path for result in results])
-        texts = {"html": shown.html(made), "csv": shown.csv(made), "tex": shown.latex(made)}
+        drawings = shown.pictures(made)
+        names = [
+            None if drawing is None else f"compare{f'-{number}' if number > 1 else ''}.svg"
+            for number, drawing in enumerate(drawings, 1)
+        ]
+        texts = {
+            "compare.html": shown.html(made),
+            "compare.csv": shown.csv(made),
+            "compare.tex": shown.latex(made),
+            "compare.md": shown.markdown(made, names),
+            **{name: drawing for name, drawing in zip(names, drawings, strict=True) if name and drawing},
+        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out: {folder} cannot be made ({error.strerror})") from None
-        for ending, text in texts.items():
-            write_bytes(folder / f"compare.{ending}", text.encode())
-            made["files"].append(str(folder / f"compare.{ending}"))
+        for name, text in texts.items():
+            write_bytes(folder / name, text.encode())
+            made["files"].append(str(folder / name))
     return Comparison.of(made)
 
 
@@ -238,8 +252,8 @@ def collect(runs: Sequence[str | Path], against: str | None = None) -> tuple[dic
 
     Returns:
         `tables` (groups with values, mean, sample standard deviation, n and interval over test images per number as
-        fractions, time in seconds; paired differences; published sources; reasons), `notes`, `files` (none yet); and
-        the finished runs.
+        fractions, times in seconds, sizes in bytes; paired differences; published sources; reasons), `notes`, `files`
+        (none yet); and the finished runs.
     """
     found = [Results(folder) for folder in found_folders(runs)]
     finished = [one for one in found if one.is_complete(one.config)]
@@ -278,7 +292,10 @@ def _parent(paths: Sequence[Path]) -> Path:
 
 def _table(table: Table, against: str | None) -> dict[str, Any]:
     base = next((group for group in table.groups if group.name == against), None)
-    base = base or next((group for group in table.groups if not group.is_joint), table.groups[0])
+    taught = [group for group in table.groups if not group.is_joint]
+    base = base or next(
+        (group for group in taught if group.name == "ft"), next(iter(taught), table.groups[0])
+    )
     numbers = numbers_of(table)
     run = table.groups[0].runs[0]
     data = run.config.data
@@ -291,11 +308,22 @@ def _table(table: Table, against: str | None) -> dict[str, Any]:
         "reasons": table.reasons,
         "numbers": numbers,
         "base": base.name,
-        "groups": [_group(group, base, numbers, draws) for group in table.groups],
+        "groups": ranked([_group(group, base, numbers, draws) for group in table.groups]),
         "settings": settings_apart(table, base),
         "published": comparable,
         "not_comparable": others,
     }
+
+
+def ranked(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort groups by their mean over everything learnt, the best first; joint training, the upper bound, comes last."""
+
+    def key(group: Mapping[str, Any]) -> tuple[bool, float]:
+        scores = group["scores"]
+        found = next((scores[name]["mean"] for name in ("all", "mIoU mean") if name in scores), None)
+        return group["joint"], -(found if found is not None else -1.0)
+
+    return sorted(groups, key=key)
 
 
 def _task(task: Any) -> str:

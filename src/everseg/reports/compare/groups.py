@@ -9,12 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from everseg.config import presets
 from everseg.config.fields import RunConfig
-from everseg.config.loading import difference, identity
-from everseg.errors import CheckpointError, ConfigError
+from everseg.config.loading import difference, identity, load
+from everseg.errors import ConfigError
 from everseg.labels import policies_apart, policy_name
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
+from everseg.reports.compare.cost import costs
+from everseg.reports.text import value_text
 from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RECORD, RunFolder
 from everseg.scenarios.tasks import canonical_task
@@ -33,10 +36,12 @@ class Result:
 
     results: Results
     scores: Mapping[str, float | None]
-    """Name of a number -> fraction (time: seconds)."""
+    """Name of a number -> fraction; of a cost (`cost.COSTS`) -> seconds, bytes or a count."""
     tests: Mapping[str, str]
     """Name of the last results -> SHA-256 of the test images and their labels."""
     versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    """What could not be found out about it."""
 
     @property
     def path(self) -> Path:
@@ -54,9 +59,21 @@ class Result:
     def label(self) -> str:
         """The name of the method, with how it was used."""
         kind = "joint" if self.config.scenario.joint else "single" if self.config.scenario.single else ""
-        if kind and self.config.method.name == "ft":
+        method = self.method
+        if kind and method == "ft":
             return kind
-        return f"{kind}, {self.config.method.name}" if kind else self.config.method.name
+        return f"{kind}, {method}" if kind else method
+
+    @property
+    def method(self) -> str:
+        """The method as presets name it: where they have several uses of it (ssul, ssul-m), the nearest one."""
+        config, method = self.config, self.config.method.name
+        uses, own = presets.variants(method), f"{config.data.dataset}-{config.scenario.task}-{method}"
+        if len(uses) < 2 or own not in presets.names(every=True):
+            return method
+        named = {use: name for use in uses if (name := presets.variant(own, method=use))}
+        # The method itself comes first, and so wins where a run is as far from both.
+        return min(named, key=lambda use: len(difference(load(named[use]), config)), default=method)
 
     @property
     def several(self) -> bool:
@@ -170,40 +187,19 @@ def read(results: Results) -> Result:
             scores |= {f"{group}{suffix}": last[f"miou{key}"][group] for group in ("old", "new", "all")}
             scores[f"average{suffix}"] = sequence[f"average_miou{key}"] if steps > 1 else None
             scores[f"forgetting{suffix}"] = sequence[f"forgetting{key}"]["mean"]
-    scores["time"] = training_seconds(results)
+    cost, notes = costs(results)
+    scores |= cost
     tests = {
         source.get("domain") or source["branch"]: source["sha256"]
         for step in results.planned
         for source in step["test"]
     }
-    return Result(results, scores, tests, results.record.versions)
+    return Result(results, scores, tests, results.record.versions, tuple(notes))
 
 
 def per_domain(track: Track) -> str:
     """Name of a domain's mIoU among the scores."""
     return f"mIoU {track.name}"
-
-
-def training_seconds(results: Results) -> float | None:
-    """Compute the seconds of training, pre-tuning and passes from the speeds in the journal; None without a journal.
-
-    A first step that was copied from another run counts with the time that its training took there.
-    """
-    spent, last = 0.0, dict[tuple[int, str, int | None], int]()
-    try:
-        for entry in results.journal:
-            if entry["event"] not in ("train", "tune", "pass"):
-                continue
-            # Each pre-tuning, and the pass without gradients, counts its own iterations.
-            done, phase = entry["iteration"], (entry["step"], entry["event"], entry.get("tuning"))
-            images = (done - last.get(phase, 0)) * entry.get("images", results.config.train.batch)
-            spent += images / entry["images_per_second"] if entry["images_per_second"] else 0.0
-            last[phase] = done
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{results.folder.path / 'journal.jsonl'} is damaged ({error!r}); move it away to compare without times"
-        ) from None
-    return spent if last else None
 
 
 def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
@@ -237,6 +233,7 @@ def tables_of(results: Sequence[Result]) -> tuple[list[Table], list[str]]:
         _name_apart(table.groups)
         _add_drops(table)
         notes += _version_notes(table)
+        notes += [note for run in table.runs for note in run.notes]
         notes += [f"{run.path}: {run.results.replaced}" for run in table.runs if run.results.replaced]
     return list(tables.values()), notes
 
@@ -264,18 +261,61 @@ def _reasons(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return found
 
 
+MOST_LETTERS = 40
+"""Of a group's name. Longer ones would leave no room for numbers; then the run's own name stands instead."""
+_TELLING = ("scenario.memory.size", "model.name", "model.encoder", "method.", "train.", "data.", "")
+"""Beginnings of settings, first those that say most about a run."""
+
+
 def _name_apart(groups: Sequence[Group]) -> None:
-    """Rename groups of the same method so that each name states how it differs from the others."""
+    """Rename groups of the same method so that each name says in words how it differs from the others.
+
+    As few settings as tell all of them apart are named; the page lists the others.
+    """
     for label in {group.name for group in groups}:
         same = [group for group in groups if group.name == label]
         if len(same) < 2:
             continue
         own = [identity(group.config) for group in same]
-        keys = [k for k in dict.fromkeys(k for one in own for k in one)
-                if k != "seed" and any(one.get(k) != own[0].get(k) for one in own)]  # fmt: skip
-        for group, values in zip(same, own, strict=True):
-            told = ", ".join(f"{key}={json.dumps(values.get(key))}" for key in keys[:3])
-            group.name = f"{label} ({told}{', ...' if len(keys) > 3 else ''})"
+        chosen = _telling(own)
+        names = [", ".join([label, *(_in_words(key, values.get(key)) for key in chosen)]) for values in own]
+        if len(set(names)) < len(names) or max(map(len, names)) > MOST_LETTERS:
+            names = [f"{label}, {_run_name(group)}" for group in same]
+        for number, (group, name) in enumerate(zip(same, names, strict=True), 1):
+            group.name = name if names.count(name) == 1 else f"{name} ({number})"
+
+
+def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Choose a few settings whose values, together, are different for all of the groups."""
+
+    def rank(key: str) -> int:
+        return next(number for number, start in enumerate(_TELLING) if key.startswith(start))
+
+    def kinds(keys: Sequence[str]) -> int:
+        return len({json.dumps([one.get(key) for key in keys], sort_keys=True) for one in settings})
+
+    known = dict.fromkeys(key for one in settings for key in one if key != "seed")
+    left = sorted((key for key in known if kinds([key]) > 1), key=rank)
+    chosen: list[str] = []
+    while left and kinds(chosen) < len(settings):
+        chosen.append(max(left, key=lambda key: kinds([*chosen, key])))  # of equals, the first
+        left.remove(chosen[-1])
+    return chosen
+
+
+def _in_words(key: str, value: Any) -> str:
+    """Say what a setting is."""
+    name = key.rpartition(".")[2].replace("_", " ")
+    if key == "scenario.memory.size":
+        return f"memory of {value} images" if value else "no memory"
+    if value is None or isinstance(value, bool):
+        return name if value else f"no {name}"
+    return str(value) if key in ("model.name", "model.encoder") else f"{name} {value_text(value)}"
+
+
+def _run_name(group: Group) -> str:
+    """The name that the user gave the first run, without its seed."""
+    return group.config.name.removesuffix(f"-s{group.config.seed}")
 
 
 def _add_drops(table: Table) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from everseg.metrics import defined_means, group_miou, resampled_sums
+from everseg.reports.compare.cost import COSTS
 from everseg.reports.compare.groups import Group, Result, Table, per_domain
 
 
@@ -56,14 +57,14 @@ def paired(group: Group, base: Group, number: str) -> Spread:
 
 
 def numbers_of(table: Table) -> list[str]:
-    """List the numbers a table shows: those that at least one run has, in a fixed order, with the time last."""
+    """List the numbers a table shows: those that at least one run has, in a fixed order, with the costs last."""
     names = dict.fromkeys(
         name for run in table.runs for name, value in run.scores.items() if value is not None
     )
     order = dict.fromkeys(name for run in table.runs for name in run.scores)
     return [
-        *(name for name in order if name in names and name != "time"),
-        *(["time"] if "time" in names else []),
+        *(name for name in order if name in names and name not in COSTS),
+        *(name for name in COSTS if name in names),
     ]
 
 

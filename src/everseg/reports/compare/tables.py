@@ -1,54 +1,77 @@
-"""Write a comparison as terminal tables, HTML, CSV and LaTeX, all from the result of `compare`."""
+"""Write a comparison as terminal tables, HTML, Markdown, CSV and LaTeX, all from the result of `compare`."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from everseg.display import UNDEFINED, figure, in_percent, interval, percent, printable, spread
+from everseg.display import (
+    UNDEFINED,
+    count,
+    figure,
+    in_percent,
+    interval,
+    percent,
+    printable,
+    share,
+    size,
+    spread,
+)
 from everseg.display import table as terminal_table
 from everseg.progress import time_text
-from everseg.reports.charts import can_draw
+from everseg.reports.charts import can_draw, file_of
+from everseg.reports.compare.columns import WITHOUT, best, column
+from everseg.reports.compare.cost import BYTES, COSTS, IMAGES, MEMORY, PARAMETERS, STEP_TIME, TIME, TRAINED
 from everseg.reports.compare.statistics import LEVEL, RESAMPLES
 from everseg.reports.embedded import data_uri
-from everseg.reports.figures import seeds_chart
+from everseg.reports.figures import Chart, old_new_chart, seeds_chart
 from everseg.reports.page import csv_text, environment
 
 Json = Mapping[str, Any]
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-        "|": r"\textbar{}", '"': "''", "\n": " "}  # fmt: skip
-
-
-WITHOUT = " (no bg)"
-"""End of the names of numbers without background."""
+        "|": r"\textbar{}", '"': "''", "\n": " ", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}  # fmt: skip
 
 
 def text(number: str, found: Json | None, *, signed: bool = False, sign: str = "±") -> str:
-    """Format mean and standard deviation: percent with one digit, or minutes and seconds; a dash if unknown."""
+    """Format mean and standard deviation in the number's unit; a dash if unknown. Equal counts have no deviation.
+
+    Args:
+        signed: it is a difference.
+    """
     if found is None or found["mean"] is None:
         return UNDEFINED
     mean, sd = found["mean"], found["sd"]
-    if number == "time":
-        return f"{spread(mean, sd, sign=sign, signed=True)} s" if signed else _duration(mean, sd, sign)
-    signed = signed or number == "relative drop"
+    unit = column(number).unit
+    if unit == "time" and not signed:
+        return time_text(mean) + ("" if sd is None else f" {sign} {time_text(sd)}")
+    if unit in ("time", "seconds"):
+        return f"{spread(mean, sd, sign=sign, signed=signed)} s"
+    if unit in ("bytes", "count"):
+        return (size if unit == "bytes" else count)(mean, sd or None, sign=sign)
+    signed = signed or unit == "signed percent"
     return spread(in_percent(mean), in_percent(sd), sign=sign, signed=signed)
 
 
-def _duration(mean: float, sd: float | None, sign: str) -> str:
-    return time_text(mean) + ("" if sd is None else f" {sign} {time_text(sd)}")
+def heading(name: str) -> str:
+    """Name of a column with the direction in which its number gets better, if it is a number of a comparison."""
+    try:
+        return f"{name} {column(name).arrow}"
+    except KeyError:
+        return name
 
 
 def conventions(table: Json) -> list[tuple[str, dict[str, str]]]:
     """Group the numbers of a table by background convention: title, and column -> number.
 
     If leaving the background out changes nothing (no background class, or results per domain), there is only one
-    convention.
+    convention. Of the costs, the training time stands with the scores.
     """
-    counted = {n: n for n in table["numbers"] if not n.endswith(WITHOUT)}
+    counted = {n: n for n in table["numbers"] if not n.endswith(WITHOUT) and n not in COSTS[1:]}
     without = {n.removesuffix(WITHOUT): n for n in table["numbers"] if n.endswith(WITHOUT)}
     same = all(
         group["values"][n] == group["values"][column]
@@ -67,7 +90,7 @@ def score_rows(
     columns = columns or {n: n for n in table["numbers"]}
     return [
         {
-            "method": group["name"] + (" (upper bound)" if group["joint"] else ""),
+            "method": _named(group),
             "runs": str(len(group["seeds"])),
             **{column: text(n, group["scores"][n], sign=sign) for column, n in columns.items()},
         }
@@ -112,6 +135,95 @@ def interval_rows(
     ]
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the leaderboard."""
+
+    text: str
+    best: bool = False
+    """Whether no group but joint training has a better mean."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All groups of a table in one table: scores in both background conventions, and costs."""
+
+    numbers: tuple[str, ...]
+    rows: tuple[tuple[Json, tuple[Cell, ...]], ...]
+    """Each group with a cell per number, the best group first."""
+
+    @property
+    def explained(self) -> list[tuple[str, str]]:
+        """Heading and explanation of every column; those without background share one."""
+        shown = [(heading(n), column(n).says) for n in self.numbers if not n.endswith(WITHOUT)]
+        left_out = [heading(n) for n in self.numbers if n.endswith(WITHOUT)]
+        return [*shown, *([(", ".join(left_out), NO_BACKGROUND)] if left_out else [])]
+
+
+NO_BACKGROUND = "the same with the background left out of the means; the columns before count it as a class"
+_LEADING = ("old", "new", "all")
+
+
+def leaderboard(table: Json) -> Leaderboard:
+    """Put everything that a reader compares methods by into one table."""
+    (_, counted), *others = conventions(table)
+    without = [columns[name] for _, columns in others for name in _LEADING if name in columns]
+    shown = [name for name in counted.values() if name not in COSTS]
+    costs = [name for name in (STEP_TIME, MEMORY, TRAINED, IMAGES, TIME) if name in table["numbers"]]
+    numbers = (*shown, *without, *costs)
+    leaders = {
+        n: best((g["scores"][n]["mean"] for g in table["groups"] if not g["joint"]), n)
+        for n in numbers
+        if n != IMAGES  # most methods keep none
+    }
+    return Leaderboard(
+        numbers,
+        tuple(
+            (group, tuple(_cell_of(group, n, leaders.get(n)) for n in numbers)) for group in table["groups"]
+        ),
+    )
+
+
+def _cell_of(group: Json, number: str, leader: float | None) -> Cell:
+    score = group["scores"][number]
+    shown = text(number, score)
+    if number == IMAGES:
+        return Cell(_kept(group))
+    if number == TRAINED and score["mean"] is not None:
+        shown += f" ({share(score['mean'] / group['scores'][PARAMETERS]['mean'])})"
+    alone = {"mean": leader, "sd": None}
+    # Means that are shown with the same digits are equally good.
+    is_best = (
+        leader is not None
+        and not group["joint"]
+        and text(number, {**score, "sd": None}) == text(number, alone)
+    )
+    return Cell(shown, is_best)
+
+
+def _kept(group: Json) -> str:
+    """Say what data of earlier steps a group keeps."""
+    if group["joint"]:
+        return "all"
+    images, copied = group["scores"][IMAGES], group["scores"].get(BYTES)
+    if not images["mean"]:
+        return "none"
+    told = f"{text(IMAGES, images)} images"
+    return told if copied is None or copied["mean"] is None else f"{told}, {text(BYTES, copied)}"
+
+
+def cost_rows(table: Json) -> list[dict[str, str]]:
+    """Make one row per group of what it cost, the training time of all steps aside, which stands with the scores."""
+    board = leaderboard(table)
+    return [
+        {
+            "method": group["name"],
+            **{n: cell.text for n, cell in zip(board.numbers, cells, strict=True) if n in COSTS[1:]},
+        }
+        for group, cells in board.rows
+    ]
+
+
 INTERVALS = (
     f"{percent(LEVEL, digits=0)} % intervals over test images, bootstrap of {RESAMPLES} draws, of the means over "
     "seeds"
@@ -153,6 +265,9 @@ def terminal(made: Json) -> list[Any]:
                 pieces.append(_terminal(rows, f"Runs with the same seed minus {table['base']}, in points"))
             if rows := interval_rows(table, columns):
                 pieces.append(_terminal(rows, INTERVALS))
+        pieces.append(
+            _terminal(cost_rows(table), "Cost of the later steps, and the data of earlier ones that is kept")
+        )
         for source in table["published"]:
             pieces.append(
                 _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
@@ -164,7 +279,7 @@ def terminal(made: Json) -> list[Any]:
 
 
 def _terminal(rows: Sequence[Mapping[str, str]], title: str) -> Any:
-    columns = list(rows[0])
+    columns = list(map(heading, rows[0]))
     return terminal_table(
         columns, [list(row.values()) for row in rows], title=title, right="|".join(columns[1:])
     )
@@ -180,7 +295,7 @@ def csv(made: Json) -> str:
                 rows.append(
                     {
                         "table": number, "task": table["title"], "labels": table["facts"].get("labels"),
-                        "group": group["name"], "number": name,
+                        "group": group["name"], "number": name, "better": column(name).better,
                         "mean": score["mean"], "sd": score["sd"], "n": score["n"],
                         **_ends("", score),
                         "against": "" if difference is None else table["base"],
@@ -213,6 +328,7 @@ def latex(made: Json) -> str:
             shown.append((title, score_rows(table, columns, sign="@")))
             shown.append((f"{title}; paired differences", difference_rows(table, columns, sign="@")))
             shown.append((f"{title}; {INTERVALS}", interval_rows(table, columns, dash="to")))
+        shown.append((f"{facts}; cost", cost_rows(table)))
         for title, rows in (
             *shown,
             *((source["title"], published_rows(source, sign="@")) for source in table["published"]),
@@ -223,7 +339,7 @@ def latex(made: Json) -> str:
 
 
 def _tabular(rows: Sequence[Mapping[str, str]]) -> str:
-    head = " & ".join(map(tex, rows[0]))
+    head = " & ".join(tex(heading(name)) for name in rows[0])
     lines = [" & ".join(_cell(v) for v in row.values()) + r" \\" for row in rows]
     columns = "l" + "r" * (len(rows[0]) - 1)
     body = "\n".join(
@@ -252,9 +368,72 @@ def tex(value: object) -> str:
     return "".join(_TEX.get(letter, letter) for letter in printable(value))
 
 
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+
+
+def md(value: object) -> str:
+    """Escape text for a cell or a line of Markdown."""
+    return _MARKDOWN.sub(r"\\\1", _one_line(str(value)))
+
+
+def markdown(made: Json, pictures: Sequence[str | None]) -> str:
+    """Write the leaderboards as Markdown, for a page of documentation.
+
+    Args:
+        pictures: for each table the name of its picture's file; None = no picture.
+    """
+    parts = []
+    for table, picture in zip(made["tables"], pictures, strict=True):
+        board = leaderboard(table)
+        facts = "; ".join(f"{key}: {value}" for key, value in table["facts"].items())
+        head = ["method", *map(heading, board.numbers), "runs"]
+        rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+        for group, cells in board.rows:
+            shown = [f"**{md(cell.text)}**" if cell.best else md(cell.text) for cell in cells]
+            rows.append([_named(group, md), *shown, str(len(group["seeds"]))])
+        parts.append(f"### {md(table['title'])}")
+        parts.append(f"{md(facts)}.")
+        parts += [f"![{md(PICTURE)}]({picture})"] if picture else []
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        parts.append(f"{READING} {' '.join(HOW_TO_READ)}")
+        parts.append("\n".join(f"* **{md(name)}**: {md(says)}." for name, says in board.explained))
+    if made["notes"]:
+        parts.append("\n".join(f"* {md(note)}" for note in made["notes"]))
+    return "\n\n".join(parts) + "\n"
+
+
+PICTURE = "Old classes against new ones, a dot per method; its area is the training time of a later step"
+READING = "↑ more is better, ↓ less is better."
+HOW_TO_READ = (
+    "Mean ± sample standard deviation over seeds; one run has no ±.",
+    "Scores are mIoU in percent.",
+    "The best mean of each column is bold, joint training aside, which is the upper bound; differences smaller than "
+    "the ± decide nothing.",
+)
+
+
+def _named(group: Json, escape: Callable[[object], str] = str) -> str:
+    return escape(group["name"]) + (" (upper bound)" if group["joint"] else "")
+
+
+def pictures(made: Json) -> list[str | None]:
+    """Draw the picture of each table as the text of an SVG file; None where there is nothing to draw."""
+    return [
+        None if chart is None or chart.svg is None else file_of(chart.svg, _style())
+        for chart in (_picture(table, f"picture{n}") for n, table in enumerate(made["tables"]))
+    ]
+
+
+def _picture(table: Json, key: str) -> Chart | None:
+    return old_new_chart(table, key, counted=len(conventions(table)) > 1)
+
+
+def _style() -> str:
+    return resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
+
+
 def html(made: Json) -> str:
     """Render one self-contained page in the style of the report. All text in it is escaped."""
-    style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     tables = [
         {
             **table,
@@ -268,6 +447,8 @@ def html(made: Json) -> str:
                 for title, columns in conventions(table)
             ],
             "sources": [{**source, "shown": published_rows(source)} for source in table["published"]],
+            "board": leaderboard(table),
+            "picture": _picture(table, f"picture{number}"),
             "chart": seeds_chart(table, f"table{number}"),
             "members": [
                 {
@@ -292,7 +473,9 @@ def html(made: Json) -> str:
         .render(
             made=made,
             tables=tables,
-            style=style,
+            style=_style(),
+            heading=heading,
+            reading=(READING, *HOW_TO_READ),
             files=files,
             drawn=can_draw(),
             resamples=RESAMPLES,

@@ -1,0 +1,77 @@
+"""What a number of a comparison means: its unit, which direction is better, and how it is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from everseg.reports.compare import cost
+
+WITHOUT = " (no bg)"
+"""End of the names of numbers without background."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number as a column of a table."""
+
+    unit: Literal["percent", "signed percent", "time", "seconds", "bytes", "count"]
+    better: Literal["more", "less"]
+    says: str
+    """What it is, as a sentence without its full stop."""
+
+    @property
+    def arrow(self) -> str:
+        """The direction in which the number gets better."""
+        return "↑" if self.better == "more" else "↓"
+
+
+_COLUMNS = {
+    "old": Column("percent", "more", "mIoU of the classes learnt before the last step, after the last step"),
+    "new": Column("percent", "more", "mIoU of the classes that the last step taught"),
+    "all": Column("percent", "more", "mIoU of all classes after the last step"),
+    "mIoU mean": Column("percent", "more", "mean of the mIoU of the domains"),
+    "average": Column("percent", "more", "mean over the steps of the mIoU of all that was tested then"),
+    "forgetting": Column("percent", "less",
+                         "points of mIoU: the best value before the last step minus the last one; negative = improved"),
+    "relative drop": Column("signed percent", "more",
+                            "change against models of one domain each, in percent: the mean over the domains of "
+                            "(mIoU − mIoU of the domain's own model) / mIoU of the domain's own model; "
+                            "negative = worse than the own model"),
+    cost.TIME: Column("time", "less",
+                      "training alone, all steps, from the journal; a shared first step counts in every run"),
+    cost.STEP_TIME: Column("seconds", "less", "training alone, mean over the steps after the first, from the journal"),
+    cost.MEMORY: Column("bytes", "less",
+                        "largest resident memory of the process while it trained the later steps (of a GPU's memory "
+                        "the journal says nothing); runs of one step: in that step"),
+    cost.TRAINED: Column("count", "less",
+                         "parameters of the stored weights that are new or differ from those of the step before, mean "
+                         "over the later steps, and their share of the network; running statistics of normalisation "
+                         "are no parameters"),
+    cost.PARAMETERS: Column("count", "less", "parameters of the last model"),
+    cost.IMAGES: Column("count", "less",
+                        "images of earlier steps in the memory at the end of the run; with their bytes where the run "
+                        "copied them, else they are read from the data again"),
+    cost.BYTES: Column("bytes", "less", "bytes of the images, masks and maps that the run copied"),
+}  # fmt: skip
+
+
+def column(number: str) -> Column:
+    """Look up a number by its name.
+
+    Raises:
+        KeyError: there is no number of this name.
+    """
+    name = number.removesuffix(WITHOUT)
+    if name not in _COLUMNS and name.startswith("mIoU "):
+        return Column("percent", "more", f"mIoU of {name.removeprefix('mIoU ')} over all its classes")
+    return _COLUMNS[name]
+
+
+def best(values: Iterable[float | None], number: str) -> float | None:
+    """Return the best of the values; None unless at least two are known and they differ."""
+    known = [value for value in values if value is not None]
+    if len(set(known)) < 2:
+        return None
+    return max(known) if column(number).better == "more" else min(known)
