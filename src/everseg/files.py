@@ -6,10 +6,12 @@ device may have side effects, and a header may claim more than its file holds.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
 import os
+import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -96,6 +98,59 @@ def size_text(number: int) -> str:
     ('16 MB', '900 bytes')
     """
     return f"{number // MB} MB" if number >= MB else f"{number} bytes"
+
+
+# ---------------------------------------------------------------- what the operating system says
+
+_SENTENCES = {
+    errno.EACCES: "no permission to {do} here; {instead}",
+    errno.EPERM: "no permission to {do} here; {instead}",
+    errno.EROFS: "no permission to {do} here, the disk is read-only; {instead}",
+    errno.ENAMETOOLONG: "the name is too long for this disk; give a shorter one",
+    errno.EXDEV: "lies on another disk than the folder that it is moved from; put both on one disk",
+    errno.EDQUOT: "your quota on this disk is used up; delete something of yours there, or ask for more, and run again",
+    errno.EFBIG: "larger than a file may be here (ulimit -f, or the kind of disk); raise the limit, or {instead}",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n 4096), or set data.workers=0",
+    errno.ENFILE: "too many files are open on this machine; end other programs and run again",
+    errno.ENOMEM: "there is no memory left; end other programs, or use smaller batches (train.batch, data.crop)",
+    errno.EIO: "cannot be {done}: the disk reports an error; look after the disk, then run again",
+    errno.ELOOP: "is a link that leads back to itself; put a file there",
+    errno.ENOTDIR: "a part of the path is a file and no folder; {instead}",
+    errno.ESTALE: "the network disk has lost this file; mount it again, then run again",
+}
+
+
+def system_text(error: OSError, path: Path | str, *, writing: bool = True) -> str:
+    """Say an error of the operating system in a sentence that says what is full or wrong, and what to do.
+
+    Args:
+        path: the file or folder that it is about.
+        writing: it was to be written; else read.
+    """
+    if error.errno == errno.ENOSPC:
+        return f"disk full: {path} could not be written ({_room(Path(path))}); free some space and run again"
+    words = {
+        "do": "write" if writing else "read",
+        "done": "written" if writing else "read",
+        "instead": "choose another folder to write to" if writing else "give another file",
+    }
+    known = _SENTENCES.get(error.errno or 0)
+    if known is None:
+        return f"{path}: cannot be {words['done']} ({error.strerror or error}); {words['instead']}"
+    full = "disk full: " if error.errno in (errno.EDQUOT, errno.EFBIG) else ""
+    return f"{full}{path}: {known.format(**words)}"
+
+
+def _room(path: Path) -> str:
+    """What is left on a disk: its room, or its number of files where that is what is used up."""
+    try:
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        if hasattr(os, "statvfs") and (found := os.statvfs(path)).f_files and not found.f_favail:
+            return "its number of files is used up: 0 inodes free"
+        return f"{shutil.disk_usage(path).free / 1e6:.0f} MB free"
+    except OSError:
+        return "its room is not known"
 
 
 # ---------------------------------------------------------------- text

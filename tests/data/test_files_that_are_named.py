@@ -44,7 +44,7 @@ def test_a_file_outside_of_the_data_is_refused_and_not_shown(
     (tmp_path / "secret.txt").write_text(f"{SECRET}\n")
     (tmp_path / "data/link.txt").symlink_to(tmp_path / "secret.txt")
     named = {"absolute": tmp_path / "secret.txt", "above": Path("../secret.txt"), "a link": Path("link.txt")}
-    with pytest.raises(ConfigError, match="out(side)? of the data folder") as caught:
+    with pytest.raises(ConfigError, match=r"out(side)? of the data folder") as caught:
         build(descriptor=described(text, named[way]))
     assert "secret:" not in str(caught.value)
     assert SECRET not in str(caught.value)

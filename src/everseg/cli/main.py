@@ -5,12 +5,11 @@ torch is imported only where a verb needs it, so that --help and the lists answe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -282,10 +281,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    code = guarded(app, given, debug)
-    with contextlib.suppress(BrokenPipeError, ValueError):
+    # Started without stdout or stderr (`>&-`), Python has None there: then nobody wants to read it.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the end
+    try:
+        code = guarded(app, given, debug)
+    except OSError:  # the message itself cannot be written
+        code = 4
+    try:
         sys.stdout.flush()
-    if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
+    except (OSError, ValueError):
+        code = code or -1
+    if code == -1 or _is_broken(sys.stdout):  # keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    raise SystemExit(code)
+    raise SystemExit(0 if code == -1 else code)
+
+
+def _is_broken(stream: TextIO) -> bool:
+    """Whether a stream still holds text that cannot be written."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    except ValueError:  # it is closed
+        return False
+    return False

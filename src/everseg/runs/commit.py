@@ -8,7 +8,6 @@ a file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import shutil
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from everseg.data.writing import flush_folder, write_atomically, write_flushed
 from everseg.errors import CheckpointError, some
-from everseg.files import MOST, UnreadableError, check_regular, json_of, read_regular
+from everseg.files import MOST, UnreadableError, check_regular, json_of, read_regular, system_text
 from everseg.runs.shapes import COUNT, TEXT, Shape, entries, named, one, or_none, problems_of
 
 FORMAT = 1
@@ -401,22 +400,7 @@ def writing(target: Path) -> Iterator[None]:
             guard(target)
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(_existing(target)).free / 1e6
-            text = f"disk full: {target} could not be written ({free:.0f} MB free); free some space and run again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text = f"{target}: no permission to write here; choose another folder to write to"
-        else:
-            text = (
-                f"{target}: cannot be written ({error.strerror or error}); choose another folder to write to"
-            )
-        raise CheckpointError(text) from error
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+        raise CheckpointError(system_text(error, target)) from error
 
 
 def _json(value: Any) -> bytes:

@@ -206,7 +206,7 @@ class RunFolder:
                 listing = "\n  ".join(changed)
                 raise ConfigError(
                     f"{self.path} holds a run with other settings:\n  {listing}\n"
-                    f"Give this run another name (name=...), or delete {self.path} to start again."
+                    f"Give this run another name (name=...), or move {self.path} away to start again."
                 )
             return self.threads
         self.path.mkdir(parents=True, exist_ok=True)
