@@ -26,6 +26,7 @@ from everseg.deploy.adopt import Adopted
 from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
 from everseg.deploy.extend import Extension
+from everseg.deploy.history import Ancestor, History, Rollback
 from everseg.deploy.old_classes import Kept
 from everseg.display import OnceADictionary, Result
 from everseg.engine.rescore import Scores, StepScores
@@ -248,6 +249,13 @@ def results(folder: Path) -> dict[str, Result]:
         "Sweep": Sweep(Path(HOSTILE), 1, (run,), SlurmJobs(Path(HOSTILE), (HOSTILE,), ())),
         "Bundle": made,
         "Extension": Extension(made, Path(HOSTILE), kept, (Taught(HOSTILE, 0.5, 0.1, 2, 0.2),), 0.9),
+        "History": History(
+            Path(HOSTILE), HOSTILE,
+            ({"step": 1, "method": HOSTILE, "classes": [HOSTILE], "train": [], "test": [],
+              "scores": {HOSTILE: {"miou": {"old": 0.5}}}},),
+            (Ancestor(1, HOSTILE, Path(HOSTILE)), Ancestor(1, HOSTILE, None)),
+        ),
+        "Rollback": Rollback(Path(HOSTILE), Ancestor(1, HOSTILE, Path(HOSTILE)), True),
         "Difference": Difference(
             HOSTILE, HOSTILE, (ImageDifference(HOSTILE, 0.5, became),), 0.5, became, (HOSTILE,), (HOSTILE,),
             Path(HOSTILE),

@@ -32,7 +32,7 @@ HANDLERS = {
         "drop_against_single": COMPARES, "_data": COMPARES, "_setting": COMPARES,
     },
     "reports/feature_shift.py": {"write_features": OPENS},
-    "reports/html.py": {"write_report": OPENS},
+    "reports/html.py": {"write_report": OPENS, "report_at_the_end": OPENS},
     "reports/provenance.py": {"deviations": COMPARES, "command": DUMPS},
     "runs/results.py": {"is_complete": COMPARES},
     "sweeps/plan.py": {"_differences": COMPARES},

@@ -24,6 +24,8 @@ _LAZY = {
     "compare": "everseg.reports.compare.comparison:compare",
     "export": "everseg.deploy.export:export",
     "extend": "everseg.deploy.extend:extend",
+    "history": "everseg.deploy.history:history",
+    "rollback": "everseg.deploy.history:rollback",
     "diff": "everseg.deploy.diff:diff",
     "adopt": "everseg.deploy.adopt:adopt",
     "serve": "everseg.deploy.serve:serve",

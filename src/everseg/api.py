@@ -26,6 +26,7 @@ from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend
+from everseg.deploy.history import history, rollback
 from everseg.deploy.serve import serve
 from everseg.display import OnceADictionary, Piece, Result, in_percent, printable
 from everseg.engine.rescore import Scores, evaluate, stored_config
@@ -42,7 +43,7 @@ from everseg.reports import terminal
 from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
-from everseg.reports.html import AUTOMATIC_IMAGES, IMAGES, ReportFile, is_due, write_report
+from everseg.reports.html import IMAGES, ReportFile, report_at_the_end, write_report
 from everseg.reports.outline import show
 from everseg.reports.run_scores import RunStep, RunTable, SequenceScores
 from everseg.runs.results import Results, StepResults
@@ -51,8 +52,8 @@ from everseg.sweeps.sweep import sweep
 
 __all__ = [
     "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff",
-    "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "import_mdil",
-    "import_mib", "load", "predict", "report", "run", "serve", "show", "sweep",
+    "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
+    "import_mdil", "import_mib", "load", "predict", "report", "rollback", "run", "serve", "show", "sweep",
 ]  # fmt: skip
 
 
@@ -237,18 +238,9 @@ def run(
 
 
 def _report_at_the_end(done: Run, quiet: bool) -> None:
-    """Write the report of a run that has just finished. A failure prints one warning and never fails the run."""
-    progress = Progress(quiet=quiet, rank=PartialState().process_index)
-    if not PartialState().is_main_process or not is_due(done.folder):
-        return
-    try:
-        made = write_report(
-            done.results, done.asked or done.config, images=AUTOMATIC_IMAGES, progress=progress
-        )
-        progress.message(f"report: {made.path}")
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        progress.message(f"warning: no report ({reason}); everseg report {done.path} tries again")
+    """Write the report of a run that has just finished, in the first process."""
+    rank = PartialState().process_index
+    report_at_the_end(done.results, done.asked or done.config, quiet=quiet, rank=rank)
 
 
 def report(
@@ -331,8 +323,8 @@ class Model(LoadedModel):
             each = [", ".join(self.classes)]
         return printable("\n  ".join([f"Model{where} that knows", *each]))
 
-    def extend(self, *, data: str | Path, add: Sequence[str], **options: Any) -> Extension:
-        """Teach the model more classes; see `everseg.deploy.extend.extend`.
+    def extend(self, *, data: str | Path, add: Sequence[str] = (), **options: Any) -> Extension:
+        """Teach the model more classes, or refine it on more images; see `everseg.deploy.extend.extend`.
 
         Raises:
             CheckpointError: the model was not loaded from a bundle.

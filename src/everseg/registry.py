@@ -65,6 +65,10 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "everseg.methods.mib:MiB",
             "Treat the background as what it is in each step: old classes in the labels, new ones in the teacher.",
         ),
+        "complete": Builtin(
+            "everseg.methods.complete:Complete",
+            "For deployed models: missing labels of old classes are the model's own where it is sure, else ignored.",
+        ),
         "plop": Builtin(
             "everseg.methods.plop:PLOP",
             "Label old classes by the teacher where it is certain, and keep pooled features of all depths in place.",

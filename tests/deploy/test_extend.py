@@ -32,6 +32,7 @@ from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.progress import Progress
+from everseg.reports.picture_grid import CHANGES, Looked, change, image_score
 from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.extension import build
@@ -42,7 +43,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-QUICK = ["data.workers=0", "train.max_iterations=1"]
+QUICK = ["data.workers=0", "train.max_iterations=1", "report=false"]
 
 
 def quickly(bundle: Path, data: Path, *more: str, **options: object) -> Extension:
@@ -61,8 +62,9 @@ def at(tmp_path, monkeypatch, deployed) -> Path:
 def test_the_new_bundle_knows_more_and_the_old_one_is_untouched(at, new_data, call):
     before = hashes(at)
     code, out, err = call(
-        "extend", at, "--data", new_data, "--add", "forklift", "--keep-at-least", 0.2, "data.workers=0"
-    )
+        "extend", at, "--data", new_data, "--add", "forklift", "--keep-at-least", 0.2, "data.workers=0",
+        "report=false",
+    )  # fmt: skip
     assert code == 0, err
     assert hashes(at) == before
     assert "estimated, not measured" in out
@@ -88,12 +90,14 @@ def test_the_new_bundle_knows_more_and_the_old_one_is_untouched(at, new_data, ca
     assert all(line["terms"]["kd"] > 0 for line in terms if "terms" in line)  # the teacher is there
     # the same command again trains nothing and writes nothing
     second = hashes(new.path)
-    assert call("extend", at, "--data", new_data, "--add", "forklift", "data.workers=0")[0] == 0
+    assert (
+        call("extend", at, "--data", new_data, "--add", "forklift", "data.workers=0", "report=false")[0] == 0
+    )
     assert hashes(new.path) == second
     # and the next extension goes on from there, under the next name and id
     third = everseg.load(new.path).extend(
         data=new_data.parent / "crates.yaml" if crates(new_data) else "", add=["crate"], method="ft", quiet=True,
-        overrides=["train.max_iterations=2", "data.workers=0"],
+        overrides=["train.max_iterations=2", "data.workers=0", "report=false"],
     )  # fmt: skip
     assert third.bundle.path.name == "bundle-v3"
     assert [(c.id, c.name, c.step) for c in third.bundle.registry.classes][3:] == [
@@ -157,6 +161,8 @@ def test_below_the_gate_no_bundle_is_written(at, new_data, call):
     ]
     code, out, err = call(*arguments, "train.lr=0.3", "data.workers=0", "--quiet")
     assert code == 6
+    page = Path("runs/bundle-v2/report.html").read_text()
+    must_say(page, "Gate", "FAIL", "100.0")
     assert "gate: FAIL" in err
     assert "everseg diff" in err
     assert out == ""
@@ -236,13 +242,10 @@ def test_a_method_with_a_memory_needs_its_own_bundle(at, new_data, call, tmp_pat
     assert [line["terms"]["penalty"] > 0 for line in lines if "terms" in line][-1]
 
 
-def test_models_without_one_branch_and_a_background_are_refused(tmp_path, new_data):
+def test_models_of_several_branches_are_refused(tmp_path, new_data):
     model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch="norm")
     model.grow({"day": 2})
     street = LabelSpace(((0, 1),), ("road", "car"), None)
-    one = write_bundle(tmp_path / "one", Contents(model.eval(), {"day": street}), onnx=False)
-    with pytest.raises(ConfigError, match="no background"):
-        extend(one.path, data=new_data, add=["forklift"], quiet=True)
     model.grow({"dusk": 2})
     two = write_bundle(tmp_path / "two", Contents(model.eval(), {"day": street, "dusk": street}), onnx=False)
     with pytest.raises(ConfigError, match="several branches"):
@@ -318,7 +321,13 @@ def test_labels_go_by_name(deployed, old_data):
         assert step.train[0].indices == tuple(range(12))
         assert step.test[0].indices == tuple(range(6))
     assert tables == {"sequential": [0, 3, 1, 0], "overlapped": [0, 3, 0, 0]}
-    for wrong in ({"bundle": None}, {"task": "2-1"}, {"protocol": "disjoint"}, {"joint": True}):
+    for wrong in (
+        {"bundle": None},
+        {"task": "2-1"},
+        {"task": [["forklift"], ["crate"]]},
+        {"protocol": "disjoint"},
+        {"joint": True},
+    ):
         given = {
             "kind": "extension",
             "bundle": str(deployed),
@@ -380,24 +389,80 @@ def test_what_cannot_be_estimated_passes_no_gate(at, new_data):
     assert "cannot be estimated" in done.kept.text
 
 
-def test_report_and_card_tell_what_an_extension_measured(at, new_data):
-    done = quickly(at, new_data, onnx=False)
-    report = everseg.report(done.run, quiet=True)
-    text = report.path.read_text(encoding="utf-8")
-    must_say(re.findall(r"After [^<]*", text), "step", 1, "forklift", "old", "not measured")
-    assert "other classes now" not in text
-    assert "no pictures" not in text
-    card = (done.bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
+def heading(page: str) -> str:
+    return re.findall(r"<h1>(.*?)</h1>", page)[0]
+
+
+def section(page: str, title: str) -> list[list[str]]:
+    """The cells of the rows below a heading of a page."""
+    part = page.split(f"<h3>{title}</h3>")[1].split("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", part)][1:]
+
+
+def test_report_and_card_tell_what_an_extension_measured(at, new_data, call):
+    """The new images label no old class, so nothing is said about one but the estimate."""
+    code, out, err = call("extend", at, "--data", new_data, "--add", "forklift", *QUICK[:2], "--no-onnx")
+    assert code == 0, err
+    run = RunFolder(Path("runs/bundle-v2"))
+    page = (run.path / "report.html").read_text(encoding="utf-8")  # written without being asked for
+    must_say(out, run.path / "report.html")
+    share = run.kept(1)["share"]
+    must_say(heading(page), "Step 1", "forklift", percent(share), "old", "estimated")
+    assert "first step" not in page
+    assert "other classes now" not in page
+    assert "no pictures" not in page
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    must_say(facts["initial weights"], "bundle", open_bundle(at).digest[:12])
+    rows = section(page, "Before and after, on the new images")
+    assert [row[:4] for row in rows[:2]] == [
+        [n, "old", "not measured", "not measured"] for n in ("red", "green")
+    ]
+    assert rows[2][:3] == ["forklift", "taught now", "-"]
+    assert "Old, new and all classes" not in page
+    assert "IoU per class" not in page
+    heads = re.findall(r'<div class="head">(.*?)</div>', page)
+    assert heads == ["image", "truth", "deployed model", "after step 1", "change"]
+    card = Path("bundle-v2/MODEL_CARD.md").read_text(encoding="utf-8")
     (row,) = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| 1 | mib")]
     assert row.count("not measured") == 3  # old, all, all without background
+    must_say(card, "old classes", "not measured", "red, green")
     weak = card.split("## Weak classes")[1].split("## Use")[0]
     assert "background" not in weak.splitlines()[2]
     must_say(weak, "Old", "not measured")
 
 
 def test_report_of_an_extension_whose_data_label_old_classes(at, old_data):
-    done = quickly(at, old_data, onnx=False)
-    text = everseg.report(done.run, quiet=True).path.read_text(encoding="utf-8")
-    must_say(re.findall(r"After [^<]*", text), "forklift", "old", "together")
+    """Red is labelled in the new images: the deployed model and its extension are compared there, by an own count."""
+    done = quickly(at, old_data, "train.lr=0.02", onnx=False)
+    page = everseg.report(done.run, quiet=True).path.read_text(encoding="utf-8")
+    split = folder_data(None, descriptor=str(old_data)).splits["val"]
+    ious = []
+    for model in (everseg.load(at), everseg.load(done.bundle.path)):
+        pairs = [
+            (model.predict(image).ids == 1, mask == 2) for image, mask in map(split.read, range(len(split)))
+        ]
+        hit, either = (
+            sum(map(np.sum, ones)) for ones in zip(*((a & b, a | b) for a, b in pairs), strict=True)
+        )
+        ious.append(percent(hit / either))
+    rows = section(page, "Before and after, on the new images")
+    assert rows[0][:4] == ["red", "old", *ious]
+    assert rows[1][:4] == ["green", "old", "not measured", "not measured"]
+    must_say(heading(page), "forklift", "1 of 2", *ious)
+    must_say(page, "not label green")
     card = (done.bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "not measured" not in next(line for line in card.splitlines() if line.startswith("| 1 | mib"))
+    must_say(card, "red", f"{ious[0]} before", f"{ious[1]} after", "green")
+
+
+def test_pictures_of_an_extension_judge_what_the_new_images_label():
+    """Of the old outputs 0 to 2 the background may be anything; class 3 is new."""
+    label = np.array([[0, 0, 0, 3, 3, 1, 255]], np.uint8)
+    one = Looked("default", "a", np.zeros((1, 7, 3), np.uint8), label, old=3, background=0)
+    one.predictions = {0: np.array([[2, 2, 0, 2, 2, 2, 2]]), 1: np.array([[2, 3, 0, 3, 2, 1, 3]])}
+    told = [CHANGES[i] for i in change(one)[0]]
+    assert told == ["ignored", "wrong", "ignored", "learnt", "wrong", "learnt", "ignored"]
+    # everything else: 3 of 5; the new class: 1 of 3
+    assert image_score(one, [1, 2], 4) == pytest.approx((3 / 5 + 1 / 3) / 2, abs=1e-5)
+    one.label[:] = 0  # an image without the new class has a score too
+    assert image_score(one, [1, 2], 4) == pytest.approx(4 / 7, abs=1e-5)

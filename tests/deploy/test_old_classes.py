@@ -64,9 +64,18 @@ def test_every_other_change_counts_by_what_it_became(estimate):
     must_say(found.text, "new class", "left out")
 
 
-def test_a_change_for_the_better_counts_as_loss_too(estimate):
-    """The label is a tree, the deployed model said road: here agreement is less than what quality keeps."""
-    assert estimate([2, 1], [1, 1], [2, 1]).share == pytest.approx(0.5, abs=1e-5)
+def test_a_change_for_the_better_is_no_loss(estimate):
+    """The label is a tree, the deployed model said road: that it says tree now is what more labels are for."""
+    assert estimate([2, 1], [1, 1], [2, 1]).share == pytest.approx(1, abs=1e-5)
+    # but a change to another wrong class is one, and so is a change where nothing is labelled
+    assert estimate([2, 1], [1, 1], [3, 1]).share == pytest.approx(0.5, abs=1e-5)
+    assert estimate([0, 1], [1, 1], [0, 1]).share == pytest.approx(0.5, abs=1e-5)
+
+
+def test_the_text_names_the_classes_that_are_not_judged(estimate):
+    """The deployed model finds no tree, so nothing is said of trees."""
+    must_say(estimate([0, 0], [1, 1], [1, 1]).text, "1 of 2", "tree")
+    must_say(estimate([0, 0], [1, 2], [1, 2]).text, "2 of 2")
 
 
 def test_and_background_that_becomes_an_old_class_does_not_count(estimate):
@@ -82,6 +91,7 @@ def test_the_figures_add_up_on_random_predictions(estimate):
     rng = np.random.RandomState(0)
     label, before, after = rng.randint(0, 4, 999), rng.randint(0, 3, 999), rng.randint(0, 4, 999)
     found = estimate(label.tolist(), before.tolist(), after.tolist()).figures
-    old = (label < 3) & (before > 0)
+    righted = (label > 0) & (before != label) & (after == label)
+    old = (label < 3) & (before > 0) & ~righted
     changed = (old & (before != after)).sum() / old.sum()
     assert sum(found[f"became_{what}"] for what in ("new", "old", "background")) == pytest.approx(changed)

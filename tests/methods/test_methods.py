@@ -46,6 +46,7 @@ test_plop.py, test_acil.py, test_dft.py and test_mbs.py try each."""
 OVER_VALID = ("mbs",)
 """Methods whose cross-entropy is a mean over the pixels that are not ignored, from the first step on."""
 CERTAIN = {
+    ("complete", "sure"),
     ("sats", "threshold"),
     ("sats", "entropy_norm"),
     ("ssul", "threshold"),
@@ -60,7 +61,8 @@ CERTAIN = {
     *itertools.product(("mib", "ewf", "nest"), ("memory_loss", "memory_void")),
 }
 """Single hyper-parameters that act on a teacher that is certain or on images of a memory. Those of SATS are of PLOP's
-parts; test_ssul.py tries SSUL's, test_barm.py BARM's, test_star.py STAR's, test_mib_memory.py those of MiB."""
+parts; test_complete.py tries that of complete, test_ssul.py SSUL's, test_barm.py BARM's, test_star.py STAR's,
+test_mib_memory.py those of MiB."""
 CLASSES_ONLY = ("dkd", "star", "ssul", "barm", "microseg", "acil", "dft*")
 """Methods of one domain's classes: they refuse several domains, and later steps without a new class."""
 OWN_FIRST_STEP = ("dkd", "star", "ssul", "barm", "microseg", "acil", "dft*")

@@ -24,6 +24,8 @@ def add_deploy_commands(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command()(export)
     app.command()(extend)
+    app.command()(history)
+    app.command()(rollback)
     app.command()(diff)
     app.command()(adopt)
     app.command()(serve)
@@ -71,10 +73,20 @@ def extend(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Bundle of the deployed model. It is not changed.")
     ],
-    data: Annotated[str, typer.Option(help="A data.yaml that labels the new classes.")],
-    add: Annotated[str, typer.Option(help="Names of the new classes, separated by commas.")],
+    data: Annotated[
+        str, typer.Option(help="A data.yaml: it labels the new classes, or more images of known ones.")
+    ],
     overrides: Overrides = None,
-    method: Annotated[str, typer.Option(help="A name of `everseg list methods`.")] = "mib",
+    add: Annotated[
+        str,
+        typer.Option(
+            help="Names of the new classes, separated by commas; default none, known ones are refined."
+        ),
+    ] = "",
+    method: Annotated[
+        str | None,
+        typer.Option(help="A name of `everseg list methods`; default mib, or complete (see the docs)."),
+    ] = None,
     out: Out = None,
     keep_at_least: Annotated[
         float | None,
@@ -92,7 +104,7 @@ def extend(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teach a deployed model new classes from its bundle alone, without old data. The same command continues."""
+    """Teach a deployed model new classes, or refine it on more images, without old data. The same command continues."""
     from everseg import api
 
     done = api.extend(
@@ -110,6 +122,43 @@ def extend(
         quiet=quiet,
     )
     give(done, as_json)
+
+
+Look = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--look", metavar="DIR", help="A further folder in which earlier bundles are; may be repeated."
+    ),
+]
+
+
+def history(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to tell of.")],
+    look: Look = None,
+    as_json: Json = False,
+) -> None:
+    """Tell how a bundle's model came about: data, methods and figures of every step, and the bundles before it."""
+    from everseg import api
+
+    give(api.history(bundle, look=look or []), as_json)
+
+
+def rollback(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to go back from.")],
+    to: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEPS", help="Steps of the earlier model; default the one before."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A new folder for a copy; default none is made.")
+    ] = None,
+    look: Look = None,
+    as_json: Json = False,
+) -> None:
+    """Find an earlier bundle of the same line and verify it; bundles are never changed, so it is as it was."""
+    from everseg import api
+
+    give(api.rollback(bundle, to=to, out=out, look=look or []), as_json)
 
 
 def diff(

@@ -116,7 +116,9 @@ def run(
 
 @app.command("eval")
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="Run folder, or a bundle (with data=...).")
+    ],
     overrides: Overrides = None,
     step: Step = None,
     domain: Domain = None,

@@ -79,10 +79,9 @@ MOST_NAME = 200
 """Bytes of a run's name: file systems allow 255, and some names are made longer."""
 
 
-def place_problems(config: RunConfig) -> list[Problem]:
+def place_problems(name: str, out: str) -> list[Problem]:
     """Check where a run would be written: its name is the name of one folder in `out`."""
     problems: list[Problem] = []
-    name, out = config.name, config.out
     allowed = f"a name of one folder, up to {MOST_NAME} bytes, without / \\ : and control characters"
     long = len(name.encode("utf-8", "surrogatepass")) > MOST_NAME
     if long or not name.strip(" .") or set(name) & set("/\\:") or not name.isprintable():

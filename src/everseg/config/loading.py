@@ -93,8 +93,9 @@ def load(
     _add_source(tree, source, problems)
     tree.merge(Parsed(plain(sections, problems)))
     tree.merge(_overrides(overrides, problems))
-    may_import = lambda name: import_own or registry.is_builtin("method", name)  # noqa: E731
-    return _checked(tree, problems, may_import, place_problems)
+    return _checked(
+        tree, problems, lambda name: import_own or registry.is_builtin("method", name), is_new=True
+    )
 
 
 def load_data(dataset: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
@@ -240,12 +241,13 @@ def _checked(
     tree: _Tree,
     problems: list[Problem],
     may_import: Callable[[Any], bool],
-    further: Callable[[RunConfig], list[Problem]] = lambda config: [],
+    *,
+    is_new: bool = False,
 ) -> RunConfig:
     """Check the merged settings; the method's hyper-parameters too where its name `may_import` code.
 
     Args:
-        further: another check. A run that is read back keeps the name that it once got.
+        is_new: check the name of the run too. One that is read back keeps the name that it once got.
     """
     raw = tree.value
     _texts(raw, tree.origins, RunConfig)
@@ -261,7 +263,7 @@ def _checked(
             *data_problems(config.data),
             *train_problems(config.train),
             *memory_problems(config),
-            *further(config),
+            *(place_problems(config.name, config.out) if is_new else ()),
         ]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {full_key for full_key, _ in problems}

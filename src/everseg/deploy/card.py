@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from everseg.display import UNDEFINED, for_markdown, percent, printable
+from everseg.errors import some
 from everseg.labels import BACKGROUND, is_background_name
 from everseg.runs.command import FROM_PYTHON
 from everseg.runs.model_folder import ModelFile, Registry
-from everseg.runs.results import Taught
+from everseg.runs.results import OnNew, Taught
 
 NOT_MEASURED = "not measured"
 WEAK = 0.5
@@ -136,10 +137,25 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if scores.get("taught"):
                 each = "; ".join(Taught(**one).text for one in scores["taught"])
                 yield f"Step {entry['step']}, on every test image: {for_markdown(each)}"
+            if scores.get("old"):
+                told = for_markdown(_old_on_new(scores["old"]))
+                yield f"Step {entry['step']}, old classes on the same images: {told}"
     for entry in history:
         if entry.get("kept"):
             told = (entry["kept"]["text"], *entry["kept"].get("notes", ()))
             yield f"Step {entry['step']}: " + "; ".join(map(for_markdown, told))
+
+
+def _old_on_new(stored: Sequence[Mapping[str, Any]]) -> str:
+    """Say how each old class went on the images of an extension, IoU in percent before and after."""
+    found = [OnNew(**one) for one in stored]
+    told = [
+        f"{one.name} {percent(one.before)} before, {percent(one.after)} after" for one in found if one.pixels
+    ]
+    others = [one.name for one in found if not one.pixels]
+    if others:
+        told.append(f"{NOT_MEASURED}, as the images show no label of it: {some(others, 12)}")
+    return "; ".join(told) + " (IoU, percent)"
 
 
 def _measures_old(entry: Mapping[str, Any], scores: Mapping[str, Any]) -> bool:

@@ -135,6 +135,8 @@ def of_run(
     own = [i for i in sorted(recorded) if i <= index and (not fresh or i == index)]
     extends = config.scenario.kind == "extension"
     history += [_history(folder, i, recorded[i], config.name, config.method.name, extends) for i in own]
+    if extends and parent is not None:
+        history[-1]["extends"] = parent
     if kept is not None:
         history[-1]["kept"] = dict(kept)
     grown = [i for i in own if any(recorded[i]["grows"].values())]
@@ -229,7 +231,10 @@ def _history(
     taught: dict[str, dict[str, Any]] = {}
     if extends:
         taught = {
-            name: {"taught": [asdict(one) for one in results.taught(name, entry["new_classes"])]}
+            name: {
+                "taught": [asdict(one) for one in results.taught(name, entry["new_classes"])],
+                "old": [asdict(one) for one in results.old_on_new(name)],
+            }
             for name, entry in scores.items()
         }
     return {
@@ -242,7 +247,11 @@ def _history(
             name: {
                 "miou": entry["miou"],
                 "miou_without_background": entry["miou_without_background"],
-                "class_iou": dict(zip(entry["classes"], entry["class_iou"], strict=True)),
+                "class_iou": {
+                    **dict(zip(entry["classes"], entry["class_iou"], strict=True)),
+                    # Of a model without background these count what else is called so, too.
+                    **{one["name"]: one["iou"] for one in taught.get(name, {}).get("taught", ())},
+                },
                 **taught.get(name, {}),
             }
             for name, entry in scores.items()

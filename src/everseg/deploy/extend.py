@@ -1,7 +1,8 @@
-"""Training of further classes into a deployed model, from its bundle alone."""
+"""Training of further classes, or on more images of known ones, into a deployed model, from its bundle alone."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,13 +28,15 @@ from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
-from everseg.labels import find_name
 from everseg.models.build import configured_name
 from everseg.progress import Progress
+from everseg.registry import BUILTIN
+from everseg.reports.html import NAME as REPORT
+from everseg.reports.html import report_at_the_end
 from everseg.runs.commit import verify
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import is_bundle
-from everseg.runs.results import StepResults, Taught
+from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
 
@@ -51,6 +54,8 @@ class Extension(Result):
     """Each new class on every test image of the new data: its IoU, and how much else is called so."""
     gate: float | None
     """Required share of the old classes' quality, if one was given."""
+    on_new: tuple[OnNew, ...] = ()
+    """Each old class on the new data's test images, before and after."""
     notes: tuple[str, ...] = ()
     """Remarks on class names in the new data and in `old_val` that differ in spelling or have no match."""
 
@@ -60,7 +65,10 @@ class Extension(Result):
         return {one.name: one.iou for one in self.taught}
 
     def shown(self) -> Iterator[Piece]:
-        yield f"new:  {_new_text(self.taught)}"
+        if self.taught:
+            yield f"new:  {_new_text(self.taught)}"
+        if told := [one for one in self.on_new if one.pixels]:
+            yield f"seen: {_seen_text(told)} (IoU of old classes on the new images, percent)"
         yield f"old:  {self.kept.text}"
         if self.gate is not None:
             yield (
@@ -68,7 +76,9 @@ class Extension(Result):
                 "classes; what else is called a new class stands beside it above"
             )
         yield from self.bundle.parity_text()
-        yield f"wrote {self.bundle.path} (the old bundle is not changed; the run is {self.run})"
+        page = self.run / REPORT
+        more = f"; {page} shows it" if page.exists() else ""
+        yield f"wrote {self.bundle.path} (the old bundle is not changed; the run is {self.run}{more})"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,6 +88,7 @@ class Extension(Result):
             "kept": asdict(self.kept),
             "new": self.new,
             "taught": [asdict(one) for one in self.taught],
+            "on_new": [asdict(one) for one in self.on_new],
             "gate": self.gate,
             "notes": list(self.notes),
         }
@@ -87,8 +98,8 @@ def extend(
     bundle: str | Path,
     *,
     data: str | Path,
-    add: Sequence[str],
-    method: str = "mib",
+    add: Sequence[str] = (),
+    method: str | None = None,
     out: str | Path | None = None,
     keep_at_least: float | None = None,
     old_val: str | Path | None = None,
@@ -98,7 +109,9 @@ def extend(
     model: str | None = None,
     quiet: bool = False,
 ) -> Extension:
-    """Teach a bundle's model further classes, without its old data. The bundle itself is not changed.
+    """Teach a bundle's model further classes, or refine it on more images, without its old data.
+
+    The bundle itself is not changed.
 
     The step is a run of the engine in `runs/<name of the new bundle>`. A killed run continues when the function is
     called again, and on the CPU the result is byte-identical. The run uses the training settings of the bundle (crop,
@@ -108,8 +121,9 @@ def extend(
         bundle: folder of the deployed model.
         data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
         add: names of the new classes, in any spelling (`everseg.labels.spelling`). The bundle spells them as the data
-            do.
-        method: the method that preserves the old classes.
+            do. () refines the classes that the bundle knows and the data label.
+        method: the method that preserves the old classes. Default "mib"; without new classes, and for a model without
+            background, "complete".
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
         old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
@@ -158,27 +172,33 @@ def extend(
         kept = measured(pair, old_data, config.data, config.scenario, accelerator, progress, batch=batch)
     results = StepResults(folder, index)
     new = tuple(
-        one
-        for name, entry in results.scores.items()
-        for one in results.taught(
-            name, [each for each in entry["classes"] if find_name(each, add) is not None]
-        )
+        one for name, entry in results.scores.items() for one in results.taught(name, entry["new_classes"])
     )
+    on_new = tuple(one for name in results.scores for one in results.old_on_new(name))
+    told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
+    if processes.is_main_process:
+        # The gate belongs to the bundle's quality, not to the run's identity, so another call may ask for another one.
+        document = json.loads(json.dumps({**told, "gate": keep_at_least}))
+        changed = folder.kept(index) != document
+        if changed:
+            folder.save_kept(index, document)
+        if config.report:
+            report_at_the_end(Results(folder), config, quiet=quiet, again=changed)
     if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
         raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
-        _write(target, folder, index, builder, kept, with_onnx, images, overrides, memory)
+        _write(target, folder, index, builder, told, with_onnx, images, overrides, memory)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
-    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, notes)
+    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, on_new, notes)
 
 
 def configuration(
     source: Bundle,
     data: str | Path,
     add: Sequence[str],
-    method: str,
+    method: str | None,
     name: str,
     overrides: Sequence[str] = (),
     model: str | None = None,
@@ -214,7 +234,7 @@ def configuration(
         "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
         "scenario": {
             "protocol": "sequential", **scenario, **memory, "kind": "extension",
-            "bundle": str(source.path), "task": [list(add)],
+            "bundle": str(source.path), "task": [list(add)] if add else [],
         },
         "model": {"name": configured_name(architecture["name"]), "options": architecture["options"]},
         "train": {**train, "lr_next": None},
@@ -226,8 +246,16 @@ def configuration(
         raise CheckpointError(
             f"{source.path}: this everseg does not understand how its model was trained: {error}"
         ) from None
+    without = all(space.background is None for space in source.spaces.values())
+    method = method or ("mib" if add and not without else "complete")
     chosen = [f"method={method}", *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
+    if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
+        raise ConfigError(
+            f"method '{config.method.name}': the model of {source.path} has no background, so pixels without a label "
+            "would not keep the new class from spreading over everything; method=complete (the default here) teaches "
+            "there what the deployed model is sure of"
+        )
     refuse_own_code(config, chosen, named=[str(data)])
     return config
 
@@ -268,9 +296,9 @@ def _tell(
     labelled = (
         f"labels of {some(also, 6)} are used too (scenario.protocol=overlapped ignores them)"
         if also
-        else "all other pixels are background"
+        else f"all other pixels are {'ignored' if space.background is None else 'background'}"
     )
-    names = step.spaces[images.branch].names[space.num_classes :]
+    names = step.spaces[images.branch].names[space.num_classes :] or also
     shown = [_showing(prepared, images, one) for one in names]
     progress.message(
         f"data:   {len(images.indices)} training images, "
@@ -281,16 +309,17 @@ def _tell(
     seen = seen_in_background(
         source.model(builder), space, images, prepared.datasets, data, accelerator, batch=train.eval_batch
     )
+    blank = "ignored" if space.background is None else "background"
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         progress.message(
             f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"background pixels ({listed}). Distillation keeps the old classes by such pixels."
+            f"{blank} pixels ({listed}). The old classes are kept by such pixels."
         )
     else:
         progress.message(
-            "check:  warning: the deployed model finds none of its classes in the background pixels. "
-            "Distillation has little to keep the old classes by."
+            f"check:  warning: the deployed model finds none of its classes in the {blank} pixels. "
+            "There is little to keep the old classes by."
         )
     if not measuring:
         progress.message(
@@ -326,7 +355,7 @@ def _write(
     folder: RunFolder,
     index: int,
     builder: Any,
-    kept: Kept,
+    kept: Mapping[str, Any],
     onnx: bool,
     images: str | Path | None,
     overrides: Sequence[str],
@@ -337,8 +366,7 @@ def _write(
         if open_bundle(target).lineage.get("final") != verify(folder.final(index)):
             new_folder(target)  # another model's bundle is there: raises
         return
-    told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
-    contents = of_run(folder, index, builder, told, memory=memory)
+    contents = of_run(folder, index, builder, kept, memory=memory)
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:
@@ -363,7 +391,7 @@ def _failed(
     left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
     return (
         f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"
-        f"{_capital(kept.text)}.\nNew classes: {_new_text(new)}.\n"
+        f"{_capital(kept.text)}.\n{f'New classes: {_new_text(new)}.' if new else 'No new class was taught.'}\n"
         f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
         f"Write it all the same: everseg export {folder.path} --out {target}"
     )
@@ -372,6 +400,12 @@ def _failed(
 def _new_text(new: Sequence[Taught]) -> str:
     """The new classes' figures: IoU in percent, and false-positive shares."""
     return "; ".join(one.text for one in new)
+
+
+def _seen_text(old: Sequence[OnNew]) -> str:
+    """IoU of old classes on the new images, before and after, in percent."""
+    listed = [f"{one.name} {percent(one.before)} to {percent(one.after)}" for one in old]
+    return some(listed, 8)
 
 
 def _capital(text: str) -> str:

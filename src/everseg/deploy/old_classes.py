@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.display import percent
 from everseg.engine.rescore import source_by_name
-from everseg.errors import DataError
+from everseg.errors import DataError, some
 from everseg.inference.count import evaluate, through, views_of
 from everseg.labels import LabelSpace
 from everseg.metrics import ConfusionMatrix
@@ -84,7 +84,7 @@ def measured(
     Raises:
         DataError: the data share no class with the model, or the deployed model finds none of its classes.
     """
-    means, per_class = [], []
+    means, per_class, seen = [], [], list[int]()
     source, notes = source_by_name(dataset, scenario, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
@@ -95,6 +95,7 @@ def measured(
             batch=batch, title=f"{title} on the old classes", outputs=outputs, keep=0,
         )  # fmt: skip
         each = iou(result.counts[source.name])[pair.classes]
+        seen = [c for c, value in zip(pair.classes, each, strict=True) if not np.isnan(value)]
         per_class.append(each)
         means.append(_mean(each))
     if not means[0] > 0:
@@ -110,7 +111,7 @@ def measured(
     return Kept(
         "measured", share, classes, {"deployed_miou": means[0], "new_miou": means[1]},
         f"old classes measured on '{dataset.name}': mIoU {percent(means[0])} before, {percent(means[1])} after, "
-        f"{percent(share)} % kept",
+        f"{percent(share)} % kept, over {_judged(pair, seen)}",
         tuple(notes),
     )  # fmt: skip
 
@@ -132,8 +133,9 @@ def estimated(
     one pixel in ten thousand are left out.
 
     Agreement is not quality, and it is neither an upper nor a lower bound. A pixel that the deployed model got wrong
-    counts as lost when its class changes. A pixel that changes from background to an old class does not count at all.
-    Pixels labelled as a new class are left out. Pixels labelled void or background are counted.
+    counts as lost when its class changes, unless its label says that it is right now. A pixel that changes from
+    background to an old class does not count at all. Pixels labelled as a new class are left out. Pixels labelled void
+    or background are counted.
     """
     matrix = ConfusionMatrix(pair.new.num_classes)
     windows = InputForm.of_config(data).windows(batch)
@@ -143,6 +145,8 @@ def estimated(
         )
         # The deployed model cannot be right on pixels of a new class.
         taught = (label >= pair.old.num_classes) & (label != pair.new.ignored)
+        # What the deployed model had wrong by the label, and the new one has right, is no loss.
+        taught |= (label != pair.old.background) & (before != label) & (after == label)
         matrix.update(after.long(), before.long().masked_fill(taught, pair.new.ignored))
     counts = matrix.counts.cpu().numpy()  # (C, C): rows = deployed model, columns = new model
     rows = counts.sum(1)[: pair.old.num_classes]
@@ -168,12 +172,20 @@ def estimated(
     return Kept(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean over {len(often)} of "
-        f"its classes (mean IoU {percent(figures['agreement_miou'])}). Of the pixels that the deployed model gives to "
-        f"old classes, {percent(figures['became_new'])} % became a new class, {percent(figures['became_old'])} % "
-        f"another old class and {percent(figures['became_background'])} % background. Pixels labelled as a new class "
-        "are left out. Where the two models differ, either may be right",
+        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean over "
+        f"{_judged(pair, often)} (mean IoU {percent(figures['agreement_miou'])}). Of the pixels that the deployed "
+        f"model gives to old classes, {percent(figures['became_new'])} % became a new class, "
+        f"{percent(figures['became_old'])} % another old class and {percent(figures['became_background'])} % "
+        "background. Pixels labelled as a new class and those that the labels say are right now are left out. Where "
+        "the two models differ, either may be right",
     )  # fmt: skip
+
+
+def _judged(pair: Pair, classes: Sequence[int]) -> str:
+    """Say over how many of the old classes a mean is, and which are not in it."""
+    rest = [pair.old.names[c] for c in pair.classes if c not in classes]
+    without = f", without {some(rest, 12)}, which these images do not show" if rest else ""
+    return f"{len(classes)} of {len(pair.classes)} old classes{without}"
 
 
 def _became(counts: np.ndarray, pair: Pair) -> dict[str, float]:
@@ -209,10 +221,11 @@ def seen_in_background(
     batch: int,
     images: int = 32,
 ) -> dict[str, float]:
-    """Find the old classes that the deployed model predicts in background pixels of the new data.
+    """Find the old classes that the deployed model predicts where the new data label nothing.
 
     Returns:
-        Class name -> share of the background pixels, largest first. Empty if there are none.
+        Class name -> share of the background pixels (of a model without background: of the ignored ones), largest
+        first. Empty if there are none.
     """  # fmt: skip
     few = Source(
         source.branch, source.dataset, source.split, source.indices[:images], source.lut, source.domain
@@ -221,7 +234,7 @@ def seen_in_background(
     windows = InputForm.of_config(data).windows(batch)
     for image, label in _batches(few, datasets, data, batch, accelerator):
         ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
-        found = ids[label == space.background]
+        found = ids[label == (source.ignored if space.background is None else space.background)]
         counts += np.bincount(found.cpu().numpy(), minlength=space.num_classes)
     shares = counts / max(1, counts.sum())
     order = sorted(range(space.num_classes), key=lambda i: -shares[i])

@@ -20,6 +20,7 @@ from everseg.display import OnceADictionary, Piece, Table, percent, table
 from everseg.engine.prepare import open_datasets, prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import ConfigError, DataError
+from everseg.inference import count
 from everseg.inference.count import score_step, user_builder
 from everseg.inference.domains import evaluate_inferred
 from everseg.labels import (
@@ -30,7 +31,10 @@ from everseg.labels import (
     shared_classes,
     spelling,
 )
+from everseg.models.build import configured_name
 from everseg.progress import Progress
+from everseg.runs.commit import verify
+from everseg.runs.model_folder import is_bundle, load_model, read_lineage, read_model_file
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios import extension
@@ -179,8 +183,9 @@ def evaluate(
     """Score a finished step again, on the run's own test images or on others.
 
     Args:
-        path: run folder.
-        step: which step; default the last finished one.
+        path: run folder, or a bundle. A bundle does not name its data, so `overrides` must (`data=...`). It sees whole
+            images, and all of the split.
+        step: which step; default the last finished one. A bundle holds one model.
         overrides: settings that select other images or another way to present them to the model: `data...`,
             `scenario.test_split`, `scenario.policy`, `train.eval_batch`, `train.precision`, `train.threads`.
         domain: score only this domain of the run. With other images (`data=...`) it is the domain whose branch they
@@ -197,6 +202,8 @@ def evaluate(
         ConfigError: an override that cannot change the score of a finished model; code of the user that the run folder
             names but `overrides` does not; an unknown domain.
     """
+    if is_bundle(Path(path)):
+        return _evaluate_bundle(Path(path), step, overrides, domain, infer_domain, quiet)
     folder = RunFolder(Path(path))
     stored, config = folder.config(), stored_config(folder, overrides)
     index = folder.chosen_step(step)
@@ -236,6 +243,84 @@ def evaluate(
         accuracy,
         policy_name(config.scenario.policy, config.data.dataset),
         job.notes,
+    )
+
+
+def _evaluate_bundle(
+    path: Path,
+    step: int | None,
+    overrides: Sequence[str],
+    domain: str | None,
+    infer_domain: bool,
+    quiet: bool,
+) -> StepScores:
+    """Score the model of a bundle on images that the user names. Classes are matched by name."""
+    problems = []
+    if step is not None:
+        problems.append("--step: a bundle holds one model; give the run's folder to choose a step")
+    if infer_domain:
+        problems.append("--infer-domain: not for a bundle; name the branch with --domain")
+    if not _names_data(overrides):
+        problems.append(f"data: {path} does not hold the images it was tested on; give some, data=DATA.yaml")
+    if problems:
+        raise ConfigError(problems)
+    verify(path)
+    about, lineage = read_model_file(path), read_lineage(path)
+    form = about.form.settings()
+    if (
+        form.get("evaluation", "crop") == "crop"
+    ):  # a benchmark's; `predict` too gives whole images to a bundle's model
+        form["evaluation"] = "whole"
+    windows = about.form.windows()
+    if windows is not None:
+        form |= {"window": windows.side, "overlap": windows.overlap}
+    base = {
+        "data": form,
+        "model": {
+            "name": configured_name(about.architecture["name"]),
+            "options": about.architecture["options"],
+        },
+        "train": {"eval_batch": 1},  # images may differ in size
+    }
+    before, config = from_stored(base), from_stored(base, overrides)
+    _refuse_training_settings(before, config, where="bundle")
+    refuse_own_code(config, overrides, kinds=("model", "dataset"))
+    accelerator = make_accelerator(config.train, training=False)
+    progress = Progress(quiet=quiet, rank=accelerator.process_index)
+    branches = {**{branch: branch for branch in about.spaces}, **about.domains}
+    if domain is not None and domain not in branches:
+        raise ConfigError(f"--domain {domain}: the model of {path} knows {', '.join(branches)}")
+    if domain is None and len(about.spaces) > 1:
+        raise ConfigError(
+            f"which branch shall the images take? --domain {' or '.join(about.domains or about.spaces)}"
+        )
+    branch = next(iter(about.spaces)) if domain is None else branches[domain]
+    space = about.spaces[branch]
+    ((_, dataset),) = open_datasets(config.data).items()
+    source, notes = source_by_name(dataset, config.scenario, branch, space, domain=domain or "")
+    model, _ = load_model(path, user_builder(config.model), about)
+    found = count.evaluate(
+        model, [source], {source.dataset: dataset}, config.data, accelerator, progress,
+        batch=config.train.eval_batch, title=f"testing {path.name} on {source.split}", keep=0,
+    )  # fmt: skip
+    scores = count.scores_of(found, about.spaces)
+    return StepScores(
+        str(path),
+        int(lineage["steps"]) - 1,
+        len(source.indices),
+        {name: Scores.of(stored) for name, stored in scores.items()},
+        dict(found.counts),
+        policy=policy_name(config.scenario.policy, config.data.dataset),
+        notes=tuple(notes),
+    )
+
+
+def _names_data(overrides: Sequence[str]) -> bool:
+    """Whether overrides say which data set is meant."""
+    given = {key.strip(): override_value(value)[0] for key, _, value in (t.partition("=") for t in overrides)}
+    whole = given.get("data")
+    return (
+        "data.dataset" in given or isinstance(whole, str) or (isinstance(whole, dict) and "dataset" in whole)
     )
 
 
@@ -396,13 +481,7 @@ def _other_images(stored: DataConfig, asked: DataConfig, overrides: Sequence[str
     """Tell whether the user asked for another data set than the run's. In runs over domains, any data set counts."""
     if (stored.dataset, stored.options) != (asked.dataset, asked.options):
         return True
-    if not stored.domains:
-        return False
-    given = {key.strip(): override_value(value)[0] for key, _, value in (t.partition("=") for t in overrides)}
-    whole = given.get("data")
-    return (
-        "data.dataset" in given or isinstance(whole, str) or (isinstance(whole, dict) and "dataset" in whole)
-    )
+    return bool(stored.domains) and _names_data(overrides)
 
 
 def _common_space(dataset: Dataset, spaces: Iterable[LabelSpace]) -> tuple[LabelSpace, LabelSpace]:
@@ -449,13 +528,16 @@ def _nothing_shared(dataset: Dataset, known: Iterable[str]) -> DataError:
     )
 
 
-def _refuse_training_settings(stored: RunConfig, config: RunConfig) -> None:
+def _refuse_training_settings(stored: RunConfig, config: RunConfig, where: str = "run") -> None:
     """Refuse changed settings that act on training only. Ignoring them would suggest that they had an effect."""
     before, now = identity(stored), identity(config)
     changed = [key for key in now if now[key] != before.get(key) and not key.startswith(EVALUATION_KEYS)]
     if changed:
         raise ConfigError(
-            [f"{key}: cannot be changed for a finished run; start another run for that" for key in changed]
+            [
+                f"{key}: cannot be changed for a finished {where}; start another run for that"
+                for key in changed
+            ]
         )
 
 

@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -37,8 +38,8 @@ from everseg.engine.session import Session
 from everseg.engine.step import StepJob, epoch_of, iterations_of
 from everseg.engine.tensorboard import Events
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
-from everseg.inference.count import Evaluation, score_step, user_builder, views_of
-from everseg.labels import LabelSpace, policy_set
+from everseg.inference.count import Evaluation, evaluate, score_step, user_builder, views_of
+from everseg.labels import IGNORED, LabelSpace, policy_set
 from everseg.methods import switches
 from everseg.methods.base import Method
 from everseg.methods.build import build_method
@@ -63,7 +64,7 @@ from everseg.scenarios import extension
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.feasibility import Trial, doubtful, impossible
 from everseg.scenarios.memory import unfit_for_memory
-from everseg.scenarios.steps import Source, Step
+from everseg.scenarios.steps import Source, Step, packed
 from everseg.scenarios.summary import scenario_json
 
 
@@ -542,6 +543,10 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
     metrics: dict[str, Any] = {"step": step.index, "branches": scores}
     if step.val:
         metrics["validation"] = scored(step.val)[1]
+    before, others = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    if config.scenario.bundle is not None:
+        before = _before(session, step, builder, stop_if_asked)
+        others = _with_others(session, step, builder, stop_if_asked)
     if accelerator.is_main_process:
         for name, values in scores.items():
             session.events.evaluation(
@@ -553,10 +558,56 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 result.samples[name],
                 domain=name if config.data.domains else None,
             )
-        folder.save_result(step.index, result.counts, metrics, result.images)
+        folder.save_result(step.index, result.counts, metrics, result.images, before, others)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, Results(folder).sequence)
     accelerator.wait_for_everyone()
+
+
+def _before(session: Session, step: Step, builder: Any, between: Callable[[], None]) -> dict[str, np.ndarray]:
+    """Count the model of the bundle on the images that its extension is tested on, against the same classes.
+
+    Returns:
+        Name of the results -> (C, C) int64, rows = truth. New classes are among the truth; the model calls nothing so.
+    """
+    model, spaces, _, _ = session.folder.load_final(step.index - 1, builder)
+    known = [source for source in step.test if source.branch in spaces]
+    found = evaluate(
+        model, known, session.datasets, session.config.data, session.accelerator, session.progress,
+        batch=session.config.train.eval_batch, title="the deployed model on the same images", keep=0,
+        outputs={source.name: step.spaces[source.branch].num_classes for source in known}, between=between,
+    )  # fmt: skip
+    return found.counts
+
+
+def _with_others(
+    session: Session, step: Step, builder: Any, between: Callable[[], None]
+) -> dict[str, np.ndarray]:
+    """Count a model without background once more, with what none of its classes is as a further class of the truth.
+
+    Returns:
+        `RunFolder.others`.
+    """
+    sources, outputs = list[Source](), dict[str, int]()
+    for source in step.test:
+        space = step.spaces[source.branch]
+        names = session.datasets[source.dataset].labels.names
+        other = [raw for raw in names if raw < len(source.lut) and source.lut[raw] == source.ignored]
+        if not step.grows or space.background is not None or not other or space.num_classes >= IGNORED - 1:
+            continue
+        table = list(source.lut)
+        for raw in other:
+            table[raw] = space.num_classes
+        sources.append(replace(source, lut=packed(table, space.num_classes + 1)))
+        outputs[source.name] = space.num_classes + 1
+    if not sources:
+        return {}
+    model, _, _, _ = session.folder.load_final(step.index, builder)
+    return evaluate(
+        model, sources, session.datasets, session.config.data, session.accelerator, session.progress,
+        batch=session.config.train.eval_batch, title="what else is called a new class", keep=0, outputs=outputs,
+        between=between,
+    ).images  # fmt: skip
 
 
 def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfig) -> None:

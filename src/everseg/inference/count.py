@@ -210,8 +210,14 @@ def _of_all(seen: Sequence[Tensor], number: int, classes: int, accelerator: Acce
     return all_reduce_sum(accelerator)(table)
 
 
-def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, Any]:
-    """Compute the scores by name of the results, from the counts alone."""
+def scores_of(
+    result: Evaluation, spaces: Mapping[str, LabelSpace], refined: Collection[str] = ()
+) -> dict[str, Any]:
+    """Compute the scores by name of the results, from the counts alone.
+
+    Args:
+        refined: branches that an extension trained without giving them a class: all their classes are old.
+    """
     scores = {}
     for name, counts in result.counts.items():
         space = spaces[result.branches[name]]
@@ -221,6 +227,11 @@ def scores_of(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str,
             "classes": list(space.names),
             "new_classes": list(space.names[-len(space.groups[-1]) :]),
         }
+        if result.branches[name] in refined:
+            entry = scores[name]
+            for key in ("miou", "miou_without_background"):
+                entry[key] = {**entry[key], "old": entry[key]["all"], "new": None}
+            entry |= {"harmonic_mean": None, "new_classes": []}
     return scores
 
 
@@ -271,4 +282,10 @@ def score_step(
         title=title,
         between=between,
     )
-    return result, scores_of(result, spaces)
+    refined: list[str] = []
+    if folder.config().scenario.bundle is not None:
+        before = folder.about(index - 1).spaces
+        refined = [
+            b for b, space in spaces.items() if b in before and len(before[b].names) == len(space.names)
+        ]
+    return result, scores_of(result, spaces, refined)

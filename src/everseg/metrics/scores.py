@@ -52,8 +52,20 @@ def iou(counts: Counts, eps: float = EPS) -> np.ndarray:
     [0.75, 0.8]
     """
     n = checked_counts(counts)
-    hit, truth = np.diag(n), n.sum(1)  # (C,) both; columns summed over rows are the predicted pixels
-    return _ratio(hit, truth + n.sum(0) - hit, truth, eps)
+    return iou_of_sums(np.stack([n.sum(1), n.sum(0), np.diag(n)]), eps)
+
+
+def iou_of_sums(sums: np.ndarray, eps: float = EPS) -> np.ndarray:
+    """Intersection over union of each class as `iou` gives it, from the sums of a confusion matrix.
+
+    Args:
+        sums: (3, C) integer pixels per class: true, predicted, and both (`sums_of`).
+
+    >>> iou_of_sums(np.array([[4, 4], [3, 5], [3, 4]]), eps=0.0).tolist()
+    [0.75, 0.8]
+    """
+    truth, predicted, hit = sums.astype(np.int64)
+    return _ratio(hit, truth + predicted - hit, truth, eps)
 
 
 def class_accuracy(counts: Counts, eps: float = EPS) -> np.ndarray:

@@ -14,6 +14,8 @@ from everseg.reports.compare.cost import IMAGES, STEP_TIME
 from everseg.reports.numbers import KIND_TEXT, KINDS, Rows, class_rows, flow_rows, old_flows
 from everseg.runs.results import Track
 
+PER_CLASS = "IoU per class"
+"""Title of `classes_chart`."""
 _FLOW_COLOURS = (1, 0, 2, 4)
 
 
@@ -102,7 +104,7 @@ def classes_chart(track: Track, key: str) -> Chart | None:
         )
     if len(rows) > len(kept):
         caption += f". The {len(kept)} classes of {len(rows)} that lost most; the table has all"
-    chart = Chart(key, "IoU per class", f"{caption}.", legend, class_rows(track))
+    chart = Chart(key, PER_CLASS, f"{caption}.", legend, class_rows(track))
     return _drawn(chart, charts.bars, [bar for _, _, bar in kept])
 
 

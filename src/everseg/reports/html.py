@@ -15,7 +15,7 @@ from everseg.engine.rescore import sources_of_test
 from everseg.errors import EversegError
 from everseg.metrics import step_scores
 from everseg.progress import Progress
-from everseg.reports import figures, memory, numbers, page, picture_grid
+from everseg.reports import extension, figures, memory, numbers, page, picture_grid
 from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import curves_of
@@ -121,6 +121,27 @@ def write_report(
     )
 
 
+def report_at_the_end(
+    results: Results, config: RunConfig, *, quiet: bool = False, rank: int = 0, again: bool = False
+) -> None:
+    """Write the report of a run that has just finished. A failure prints one warning and never fails the run.
+
+    Args:
+        rank: of this process; only the first one writes.
+        again: write it even if a report newer than the scores is there.
+    """
+    progress = Progress(quiet=quiet, rank=rank)
+    path = results.folder.path
+    if rank or not (again or is_due(results.folder)):
+        return
+    try:
+        made = write_report(results, config, images=AUTOMATIC_IMAGES, progress=progress)
+        progress.message(f"report: {made.path}")
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        progress.message(f"warning: no report ({reason}); everseg report {path} tries again")
+
+
 def is_due(folder: RunFolder) -> bool:
     """Whether a run has no report yet, or a report older than its last scores."""
     target = folder.path / NAME
@@ -214,9 +235,7 @@ def assemble(
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
     if scenario.kind == "extension":
-        last = results.steps[-1]
-        for part, track in zip(result.parts, tracks, strict=True):
-            part.taught = numbers.taught_rows(last.taught(track.name, last.scores[track.name]["new_classes"]))
+        _add_extension(result, results)
     if figures_there := results.plop_figures:
         result.parts[0].reporting = numbers.reporting_rows(figures_there)
         result.parts[0].rule = PLOP_RULE
@@ -227,6 +246,20 @@ def assemble(
     result.tables = _tables(result)
     result.numbers = _numbers(result)
     return result
+
+
+def _add_extension(result: page.Page, results: Results) -> None:
+    """Say what an extension taught, and leave out what the new images say nothing about."""
+    told = [extension.Told.of(results, track.name) for track in results.tracks]
+    result.sentence = extension.sentence(told[0])
+    result.cards = extension.cards(told[0])
+    result.notes += extension.notes(told[0], results.config.method.name)
+    for part, one in zip(result.parts, told, strict=True):
+        part.taught, part.compared = numbers.taught_rows(one.taught), extension.rows(one)
+        if one.hidden or one.step.others or not one.taught:
+            part.steps = []
+        if one.hidden or one.step.others:
+            part.charts = [chart for chart in part.charts if chart.title != figures.PER_CLASS]
 
 
 def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
@@ -282,7 +315,10 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("protocol", "" if domains else scenario.protocol),
         ("label policy", results.policy),
         ("model", config.model.name),
-        ("initial weights", config.model.weights or "random"),
+        (
+            "initial weights",
+            extension.start(results) if scenario.bundle is not None else config.model.weights or "random",
+        ),
         ("steps", f"{len(results.steps)} of {len(results.planned)}"),
         ("memory", _memory(results)),
         ("seed", str(config.seed)),
@@ -392,7 +428,8 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
         stem = f"{part.name}-" if part.name else ""
         found |= {f"{stem}steps": part.steps, f"{stem}step-matrix": part.matrix,
                   f"{stem}step-matrix-no-background": part.matrix_plain,
-                  f"{stem}new-classes": part.taught, f"{stem}forgetting": part.groups,
+                  f"{stem}new-classes": part.taught, f"{stem}before-after": part.compared,
+                  f"{stem}forgetting": part.groups,
                   f"{stem}confusion-rises": part.turns,
                   f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}

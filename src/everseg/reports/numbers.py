@@ -200,8 +200,6 @@ def sentence(
     if joint:
         number = sum(len(track.group_names(group)) for group in range(len(track.space.groups)))
         return f"Taught all {number} classes at once, the model reaches {overall} mIoU."
-    if lost is None and track.steps[0] > 0:
-        return _extension_sentence(track, last)
     if lost is None:
         return f"After its first step the model reaches {overall} mIoU on {some(track.group_names(0), 6)}."
     now = track.scores[-1]["miou"]
@@ -210,18 +208,6 @@ def sentence(
         f"Step {last} added {some(track.group_names(len(track.space.groups) - 1), 6)}: the old classes went from "
         f"{before} to {percent(now['old'])} mIoU, the new ones reach {percent(now['new'])}, all together {overall}."
     )
-
-
-def _extension_sentence(track: Track, last: int) -> str:
-    """State what an extension reaches: its data need not label the old classes."""
-    new = track.group_names(len(track.space.groups) - 1)
-    now = track.scores[-1]
-    text = f"After step {last} ({some(new, 6)}) the new classes reach {percent(now['miou']['new'])} mIoU"
-    if now["miou_without_background"]["old"] is not None:
-        return (
-            f"{text}, the old ones {percent(now['miou']['old'])}, all together {percent(now['miou']['all'])}."
-        )
-    return f"{text}; the old classes are not measured, since the data do not label them."
 
 
 def _domain_sentence(tracks: Sequence[Track], joint: bool, taught: Mapping[int, str], last: int) -> str:

@@ -70,6 +70,8 @@ class Part:
     """That rule in words."""
     taught: Rows = field(default_factory=list)
     """What an extension taught, with false-positive shares; [] in other runs."""
+    compared: Rows = field(default_factory=list)
+    """The deployed model and its extension on the new images, class by class; [] in other runs."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
 

@@ -29,7 +29,7 @@ from everseg.progress import Progress
 from everseg.reports.embedded import labels, photo, plot, stored_picture
 from everseg.reports.page import Grid, Picture, PictureRow
 from everseg.runs.commit import read_document
-from everseg.runs.results import Results, Track
+from everseg.runs.results import Results, StepResults, Track
 from everseg.scenarios.steps import Source
 
 KINDS = ("worst", "median", "best", "random")
@@ -51,6 +51,17 @@ class Looked:
     score: float | None = None
     """Mean IoU, over this image alone, of the classes that were known before the last step."""
     kind: str = ""
+    deployed: int | None = None
+    """Of an extension: the step that holds the deployed model."""
+    old: int | None = None
+    """Of an extension by new classes: number of outputs of the deployed model. The image need not label these."""
+    background: int | None = None
+    """Train id of the background."""
+
+    @property
+    def last(self) -> np.ndarray:
+        """What the last model predicts."""
+        return self.predictions[max(self.predictions)]
 
 
 def drawn(sources: Sequence[Source], images: int, seed: int) -> list[Source]:
@@ -91,8 +102,17 @@ def look(
     half = train.precision == "bf16"
     found: dict[tuple[str, int], Looked] = {}
     done = 0
-    for step in map(results.step, steps):
-        model = results.model(step.index, builder).to(device)
+    start = started_with(results)
+    last = results.steps[-1].spaces
+    known = {
+        branch: space.num_classes
+        for branch, space in (StepResults(results.folder, start).spaces if start is not None else {}).items()
+        if branch in last and space.num_classes < last[branch].num_classes
+    }
+    for index in steps:
+        # The copy of the bundle that the run began with is no finished step of it.
+        step = StepResults(results.folder, index) if index == start else results.step(index)
+        model = (step.model(builder) if index == start else results.model(index, builder)).to(device)
         for source in sources:
             position = 0
             if source.branch not in step.spaces or (step.is_fresh and source.name not in step.branch_of):
@@ -113,6 +133,9 @@ def look(
                             loaded.ids[one],
                             picture_of(loaded.image[one].permute(1, 2, 0).numpy(), loaded.channels).copy(),
                             loaded.label[one].numpy().copy(),
+                            deployed=start,
+                            old=known.get(source.branch),
+                            background=step.spaces[source.branch].background,
                         ),
                     )
                     entry.predictions[step.index] = ids[one]
@@ -120,6 +143,11 @@ def look(
                     done += 1
                     shown(done)
     return list(found.values())
+
+
+def started_with(results: Results) -> int | None:
+    """Index of the step that holds the deployed model, if the run extends one: the step before its first."""
+    return results.steps[0].index - 1 if results.config.scenario.bundle is not None else None
 
 
 def choose(
@@ -171,10 +199,17 @@ def choose(
 
 
 def image_score(one: Looked, classes: Sequence[int], number: int) -> float | None:
-    """Mean IoU of some classes in one image after the last step, as a fraction; None if none has a true pixel."""
+    """Mean IoU of some classes in one image after the last step, as a fraction; None if none has a true pixel.
+
+    Of an extension it is the mean over the new classes and everything else together, whichever `classes` are given. So
+    an image without a new class has a score too, which falls with every pixel that is called so.
+    """
     matrix = ConfusionMatrix(number)
-    last = one.predictions[max(one.predictions)]
-    matrix.update(torch.from_numpy(last)[None], torch.from_numpy(one.label)[None])
+    last, label = one.last, one.label
+    if one.old is not None:
+        last, label = (np.where(ids < one.old, 0, ids).astype(ids.dtype) for ids in (last, label))
+        classes = [0, *range(one.old, number)]
+    matrix.update(torch.from_numpy(last)[None], torch.from_numpy(label)[None])
     value = mean_iou(matrix.counts, classes)
     return None if np.isnan(value) else value
 
@@ -187,7 +222,8 @@ def change(one: Looked) -> np.ndarray:
     """Classify how every pixel changed over the steps, as positions in CHANGES, (H, W) uint8.
 
     forgotten: right after some earlier step, wrong after the last. learnt: right only after the last. wrong: wrong
-    after every step. ignored: not labelled. With a single step a pixel is right or wrong.
+    after every step. ignored: not labelled. With a single step a pixel is right or wrong. In an extension a background
+    pixel may show an old class, so it is not judged unless the last model calls it a new one.
     """
     *earlier, last = sorted(one.predictions)
     right = one.predictions[last] == one.label
@@ -196,6 +232,8 @@ def change(one: Looked) -> np.ndarray:
     result[was & right] = CHANGES.index("right")
     result[was & ~right] = CHANGES.index("forgotten")
     result[~was & right] = CHANGES.index("learnt")
+    if one.old is not None and one.background is not None:
+        result[(one.label == one.background) & (one.last < one.old)] = CHANGES.index("ignored")
     result[one.label == (IGNORED if one.label.dtype == np.uint8 else IGNORED_WIDE)] = CHANGES.index("ignored")
     return result
 
@@ -235,7 +273,8 @@ def looked(
         notes.append("Made without pictures.")
         return []
     sources = drawn(tests, images, seed)
-    steps = shown_steps(results.finished)
+    start = started_with(results)
+    steps = [*([] if start is None else [start]), *shown_steps(results.finished)]
     progress.begin("pictures for the report", len(steps) * sum(len(s.indices) for s in sources))
     try:
         return look(
@@ -260,6 +299,13 @@ def rule(found: Sequence[Looked], seed: int) -> str:
     """Describe how the pictures were chosen."""
     steps = sorted({step for one in found for step in one.predictions})
     through = ", ".join(map(str, steps))
+    if any(one.old is not None for one in found):
+        return (
+            f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with the "
+            f"deployed model and its extension (steps {through}). Each image is ranked by its mean IoU over the new "
+            "classes and everything else together, so images without a new class count too. The worst, the median and "
+            "the best image are shown, then some of the rest, drawn with the same seed."
+        )
     return (
         f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with the "
         f"models of step{'s' if len(steps) > 1 else ''} {through}. Each image is ranked by its mean IoU after the last "
@@ -273,8 +319,14 @@ def ranked_over(track: Track) -> list[int]:
     return track.old or list(range(track.space.num_classes))
 
 
-def ranking_text(track: Track) -> str:
+def ranking_text(track: Track, extends: bool = False) -> str:
     """Describe which classes rank the pictures of a domain or branch."""
+    if extends:
+        new = some(track.group_names(len(track.space.groups) - 1), 20)
+        return (
+            f"Ranked over {new} and everything else together. Background pixels may show old classes, so they are not "
+            "judged unless they are called a new class."
+        )
     names = some([track.space.names[c] for c in ranked_over(track)], 20)
     which = f"known before step {track.steps[-1]}" if track.old else "of the model"
     return f"Ranked over the classes {which}: {names}."
@@ -302,10 +354,14 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
         )
         space, colours = known[name].space, palette(known[name].space.num_classes)
         legend = [(css(colours[c]), space.names[c]) for c in present if c < space.num_classes]
-        heads = ["image", "truth", *(f"after step {step}" for step in steps), "change"]
-        track = known[name]
+        track, extends = known[name], any(one.old is not None for one in mine)
+        start = mine[0].deployed
+        titles = ["deployed model" if step == start else f"after step {step}" for step in steps]
+        heads = ["image", "truth", *titles, "change"]
         rows_shown = [_row(one, steps, side, track) for one in mine]
-        result.append(Grid(name if len(known) > 1 else "", heads, rows_shown, legend, ranking_text(track)))
+        result.append(
+            Grid(name if len(known) > 1 else "", heads, rows_shown, legend, ranking_text(track, extends))
+        )
     return result
 
 
@@ -322,7 +378,8 @@ def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureR
         Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
     ranked = [track.space.names[c] for c in ranked_over(track) if (one.label == c).any()]
-    score = "" if one.score is None else f" · mean IoU {percent(one.score)} over {some(ranked, 6)}"
+    which = some(ranked, 6) if one.old is None else "the new classes and everything else"
+    score = "" if one.score is None else f" · mean IoU {percent(one.score)} over {which}"
     return PictureRow(one.kind.capitalize(), f"{one.id}{score}", shown)
 
 

@@ -24,6 +24,7 @@ from everseg.metrics import (
     false_share,
     first_last_scores,
     iou,
+    iou_of_sums,
     sequence_scores,
     step_scores,
     sums_of,
@@ -64,6 +65,19 @@ class Taught:
                 f"{share(self.false_without)} of the area in {self.images_without} {where} without it"
             )
         return f"{self.name} IoU {percent(self.iou)} ({', '.join(found)})"
+
+
+@dataclass(frozen=True)
+class OnNew:
+    """A class that the deployed model knew, on the images of its extension."""
+
+    name: str
+    before: float | None
+    """IoU of the deployed model; None if these images do not label the class, or its counts are not stored."""
+    after: float | None
+    """IoU of the extended model; None if these images do not label the class."""
+    pixels: int
+    """True pixels of the class in these images."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,21 @@ class StepResults:
         return self.folder.images(self.index, self.counts, self._scored[1])
 
     @cached_property
+    def before(self) -> dict[str, np.ndarray]:
+        """Name of the results -> counts of the deployed model on the same images, (C, C); {} but in extensions."""
+        return self.folder.before(self.index, self._scored[1])
+
+    @cached_property
+    def others(self) -> dict[str, np.ndarray]:
+        """Name of the results -> `RunFolder.others`."""
+        return self.folder.others(self.index, self._scored[1])
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What an extension kept of the old classes (`RunFolder.kept`); {} where it is not known."""
+        return self.folder.kept(self.index)
+
+    @cached_property
     def weights(self) -> Path:
         """The file of the model's weights, compared with the manifest without holding it in memory."""
         self.final.check(WEIGHTS)
@@ -140,9 +169,10 @@ class StepResults:
             result: name of the results.
             names: the classes, spelt as the model spells them.
         """
-        counts, images = self.counts[result], self.images.get(result)
+        images = self.others.get(result, self.images.get(result))
+        sums = sums_of(self.counts[result]) if images is None else images.sum(0, dtype=np.int64)
         known = list(self.spaces[self.branch_of[result]].names)
-        overlap, wrong = iou(counts), false_share(sums_of(counts))
+        overlap, wrong = iou_of_sums(sums), false_share(sums)
         found = []
         for name in names:
             c = known.index(name)
@@ -159,6 +189,29 @@ class StepResults:
                 )
             )
         return found
+
+    def old_on_new(self, result: str) -> list[OnNew]:
+        """Compare the deployed model with its extension on the new images, for each old class but the background.
+
+        The background is no part of it: where the images do not label some old class, that class is background in them
+        by design, so the background's score says nothing.
+        """
+        space, counts, before = (
+            self.spaces[self.branch_of[result]], self.counts[result], self.before.get(result)
+        )  # fmt: skip
+        new = set(self.scores[result]["new_classes"])
+        after, truth = iou(counts), counts.sum(1)
+        first = None if before is None else iou(before)
+        return [
+            OnNew(
+                name,
+                None if first is None else _defined(first[c]),
+                _defined(after[c]),
+                int(truth[c]),
+            )
+            for c, name in enumerate(space.names)
+            if name not in new and c != space.background
+        ]
 
     def model(self, builder: Any = None) -> SegmentationModel:
         """Read the model as `Results.model` does, but without checking which model it continues."""

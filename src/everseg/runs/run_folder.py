@@ -312,13 +312,24 @@ class RunFolder:
         counts: dict[str, np.ndarray],
         metrics: dict[str, Any],
         images: dict[str, np.ndarray] | None = None,
+        before: dict[str, np.ndarray] | None = None,
+        others: dict[str, np.ndarray] | None = None,
     ) -> None:
         """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored.
 
         The file of the scores holds the checksums of the counts.
+
+        Args:
+            before: counts of the deployed model on the same images, if the run extends one.
+            others: see `others`.
         """
         files = {}
-        for stem, arrays, kind in (("images", images or {}, np.uint32), ("confusion", counts, np.int64)):
+        for stem, arrays, kind in (
+            ("before", before or {}, np.int64),
+            ("others", others or {}, np.uint32),
+            ("images", images or {}, np.uint32),
+            ("confusion", counts, np.int64),
+        ):
             if arrays:
                 buffer = io.BytesIO()
                 given: dict[str, Any] = {name: value.astype(kind) for name, value in arrays.items()}
@@ -379,17 +390,61 @@ class RunFolder:
             CheckpointError: the file is damaged or changed, or its images do not add up to `counts`.
         """
         listed = self._listed(index, files)
-        there = (self.step(index) / "images.npz").exists() if listed is None else "images.npz" in listed
-        if not there:
-            return {}
-        found = self._arrays(index, "images.npz", np.uint32, listed)
-        counts = self.counts(index, listed) if counts is None else counts
+        found = self._further(index, "images.npz", np.uint32, listed)
+        if found and counts is None:
+            counts = self.counts(index, listed)
         for name, each in found.items():
+            assert counts is not None
             if each.ndim != 3 or each.shape[1] != 3:
                 raise self._unfit(index, f"images.npz is damaged: '{name}' is no table of counts per image")
             if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
                 raise self._unfit(index, "images.npz does not fit confusion.npz beside it")
         return found
+
+    def before(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
+        """Read the counts of the deployed model on the test images of the step that extends it, (C, C), rows = truth.
+
+        They are {} in other runs, in runs of older versions, and for a branch that the deployed model does not have.
+
+        Args:
+            files: as for `counts`.
+
+        Raises:
+            CheckpointError: the file is damaged or changed.
+        """
+        return self._further(index, "before.npz", np.int64, files)
+
+    def others(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
+        """Read the counts per test image with everything that no class of the model is as a further, last class.
+
+        Only extensions of models without background have them, (N, 3, C + 1) as in `images`: such a model has no class
+        for the other pixels, which would be ignored, and with them whatever it calls so wrongly there.
+
+        Args:
+            files: as for `counts`.
+
+        Raises:
+            CheckpointError: the file is damaged or changed.
+        """
+        return self._further(index, "others.npz", np.uint32, files)
+
+    def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:
+        listed = self._listed(index, files)
+        there = (self.step(index) / name).exists() if listed is None else name in listed
+        return self._arrays(index, name, kind, listed) if there else {}
+
+    def save_kept(self, index: int, kept: Mapping[str, Any]) -> None:
+        """Write what an extension kept of the old classes, and what its gate said."""
+        write_document(self.step(index) / "kept.json", kept)
+
+    def kept(self, index: int) -> dict[str, Any]:
+        """Read what `save_kept` wrote; {} where the run is no extension, or was never compared with its bundle.
+
+        Raises:
+            CheckpointError: the file is damaged or changed.
+        """
+        path = self.step(index) / "kept.json"
+        return read_document(path, "how", "text", root=self.path) if path.exists() else {}
 
     def _listed(self, index: int, files: Files) -> Mapping[str, str] | None:
         return self.scored(index)[1] if isinstance(files, str) else files

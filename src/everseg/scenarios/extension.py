@@ -1,4 +1,4 @@
-"""New classes for the model of a bundle, from images that need no labels of the old ones.
+"""New classes, or more images of known ones, for the model of a bundle; its old classes need no labels.
 
 An extension is no benchmark: it trains and tests on every image of its splits. The benchmarks' rule (images that show a
 class of the step) would hide what the model says in images without a new class, and would not train against it.
@@ -28,31 +28,31 @@ def build(
     seed: int,
     read: Callable[[Path], Known],
 ) -> tuple[Step, ...]:
-    """Teach new classes to the model of a bundle, in one step.
+    """Teach new classes to the model of a bundle, or refine it on more images of its own, in one step.
 
     Its index is the number of steps that the bundle's model has been trained in. Every image of the training split is
     trained and every image of the test split is tested, also those without a new class. Classes are matched by name
     (`everseg.labels.spelling`): with the protocol "sequential" classes of the bundle keep their labels where the data
     have them, with "overlapped" they are trained as the label policy says of old ones; all other pixels are background,
-    which is "an old class or nothing" to methods such as MiB. The test is that of `tested`.
+    which is "an old class or nothing" to methods such as MiB. Where the model has no background they are ignored. The
+    test is that of `tested`.
 
     Args:
-        config: `bundle`, and `task` with one list: the names of the new classes.
+        config: `bundle`, and `task` with one list: the names of the new classes; [] or [[]] for none.
         counts: split -> (N, 256) pixels per raw id of every image.
         seed: not used; nothing is drawn.
         read: what gives the classes that a bundle's model knows; may raise a CheckpointError.
 
     Raises:
-        ConfigError: no bundle; a class that the data do not have or the bundle knows already; several branches, or none
-            with a background.
-        DataError: no training image has a new class.
+        ConfigError: no bundle; a class that the data do not have or the bundle knows already; several branches.
+        DataError: no training image has a new class; without new classes: the data label no class of the bundle.
     """
     check_settings(
         config,
         (config.bundle is None, "scenario.bundle: an extension starts from a bundle; name its folder"),
         (
-            not isinstance(config.task, list) or len(config.task) != 1 or not config.task[0],
-            "scenario.task: an extension has one step; name its classes: [[forklift, person]]",
+            not isinstance(config.task, list) or len(config.task) > 1,
+            "scenario.task: an extension has one step; name its classes: [[forklift, person]], or [] for none",
         ),
         (
             config.protocol not in ("overlapped", "sequential"),
@@ -67,13 +67,12 @@ def build(
         (config.validation != "none", "scenario.validation: not for an extension"),
     )  # fmt: skip
     known = read(Path(str(config.bundle)))
-    names = [str(name) for name in config.task[0]]
+    names = [str(name) for group in config.task for name in group]
     added = _added(names, dataset, known)
-    space = LabelSpace(
-        (*known.space.groups, tuple(range(known.next_id, known.next_id + len(added)))),
-        (*known.space.names, *added),
-        background=0,
-    )
+    space = known.space
+    if added:
+        ids = tuple(range(known.next_id, known.next_id + len(added)))
+        space = LabelSpace((*space.groups, ids), (*space.names, *added), space.background)
     policies = tested(policy_set(config.policy))
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
     shared = shared_classes(dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle"))
@@ -84,6 +83,12 @@ def build(
     ]:
         raise DataError(
             f"no training image of '{dataset.name}' has {', '.join(absent)}; check the masks (data check)"
+        )
+    if not taught:
+        raise DataError(
+            f"data set '{dataset.name}' labels no class that the bundle knows ({some(known.space.names, 12)}), so "
+            f"nothing can be refined; name the classes to teach (--add) out of "
+            f"{some([dataset.labels.names[raw] for raw in dataset.labels.classes], 12)}"
         )
     # "overlapped" hides the labels of old classes in training; the test always uses all of them.
     visible = [raw for raw in taught if config.protocol == "sequential" or raw in new]
@@ -99,7 +104,7 @@ def build(
             (source("train", visible, policies.train),),
             (source(config.test_split, taught, policies.test),),
             {known.branch: space},
-            {known.branch: len(added)},
+            {known.branch: len(added)} if added else {},
             protocol=config.protocol,
         ),
     )
@@ -124,7 +129,7 @@ class Known:
         where: the bundle, for messages.
 
     Raises:
-        ConfigError: the model has several branches, or no background.
+        ConfigError: the model has several branches, or a background that is not its first output.
     """
 
     def __init__(self, spaces: Mapping[str, LabelSpace], next_id: int, steps: int, where: str | Path) -> None:
@@ -135,11 +140,9 @@ class Known:
                 "(scenario.kind=domain-incremental, where a domain met again grows by add: [...])"
             )
         ((self.branch, self.space),) = spaces.items()
-        if self.space.background != 0:
+        if self.space.background not in (0, None):
             raise ConfigError(
-                f"{where}: its model has no background, so pixels without a label of the new classes could not be "
-                "trained as 'an old class or nothing': ignored, they would not keep the new class from spreading over "
-                "everything; extend a model whose first class is the background (runs on data without one get it)"
+                f"{where}: the background is output {self.space.background} of its model, and must be its first"
             )
         self.next_id, self.steps = next_id, steps
 
