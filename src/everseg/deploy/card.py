@@ -138,8 +138,8 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 each = "; ".join(Taught(**one).text for one in scores["taught"])
                 yield f"Step {entry['step']}, on every test image: {for_markdown(each)}"
             if scores.get("old"):
-                told = for_markdown(_old_on_new(scores["old"]))
-                yield f"Step {entry['step']}, old classes on the same images: {told}"
+                went = for_markdown(_old_on_new(scores["old"]))
+                yield f"Step {entry['step']}, old classes on the same images: {went}"
     for entry in history:
         if entry.get("kept"):
             told = (entry["kept"]["text"], *entry["kept"].get("notes", ()))
