@@ -115,20 +115,23 @@ _SENTENCES = {
     errno.ENOMEM: "there is no memory left; end other programs, or use smaller batches (train.batch, data.crop)",
     errno.EIO: "cannot be {done}: the disk reports an error; look after the disk, then run again",
     errno.ELOOP: "is a link that leads back to itself; put a file there",
-    errno.ENOTDIR: "a part of the path is a file and no folder; {instead}",
+    errno.ENOTDIR: "cannot be {done}, as a part of the path is a file and no folder; {instead}",
     errno.ESTALE: "the network disk has lost this file; mount it again, then run again",
 }
 
 
-def system_text(error: OSError, path: Path | str, *, writing: bool = True) -> str:
+def system_text(error: OSError, path: Path | str | None, *, writing: bool = True) -> str:
     """Say an error of the operating system in a sentence that says what is full or wrong, and what to do.
 
     Args:
-        path: the file or folder that it is about.
+        path: the file or folder that it is about; None = the output of the command, wherever that goes.
         writing: it was to be written; else read.
     """
     if error.errno == errno.ENOSPC:
-        return f"disk full: {path} could not be written ({_room(Path(path))}); free some space and run again"
+        room = "no space left there" if path is None else _room(Path(path))
+        path = "the output" if path is None else path
+        return f"disk full: {path} could not be written ({room}); free some space and run again"
+    path = "the output" if path is None else path
     words = {
         "do": "write" if writing else "read",
         "done": "written" if writing else "read",

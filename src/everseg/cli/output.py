@@ -181,7 +181,7 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
         return _failed(f"{error}\n{learn_more(error.topic)}", error.exit_code, debug)
     except OSError as error:
         if error.errno in OF_THE_SYSTEM:
-            what = f"cannot write or read {system_text(error, str(error.filename or 'the output'))}"
+            what = system_text(error, None if error.filename is None else str(error.filename))
             return _failed(f"{what}\n{learn_more('checkpoint')}", 4, debug)
         return _unexpected(error, debug)
     except MemoryError:
