@@ -181,7 +181,10 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
         return _failed(f"{error}\n{learn_more(error.topic)}", error.exit_code, debug)
     except OSError as error:
         if error.errno in OF_THE_SYSTEM:
-            what = f"cannot write or read {system_text(error, str(error.filename or 'the output'))}"
+            what = f"the output: {error.strerror}; make room for it, or send it elsewhere"
+            if error.filename is not None:
+                what = system_text(error, str(error.filename))
+            what = f"cannot write or read {what}"
             return _failed(f"{what}\n{learn_more('checkpoint')}", 4, debug)
         return _unexpected(error, debug)
     except MemoryError:
