@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.common import Figure, table, write_json
 
-PARTS = ("losses", "step", "data", "evaluation", "startup", "growth", "ranks")
+PARTS = ("losses", "step", "data", "evaluation", "startup", "growth", "ranks", "ridge")
 """Modules with `figures(quick)`."""
 
 

@@ -99,7 +99,7 @@ def count(value: float | None, deviation: float | None = None, *, sign: str = "Â
     """Format a large number of things with three digits: thousands as k, millions as M.
 
     >>> count(640), count(62_347), count(1_474_560, 2000), count(None)
-    ('640', '62.3 k', '1.47 Â± 0.00 M', '-')
+    ('640', '62.3 k', '1.47 M', '-')
     """
     return _scaled(value, deviation, sign, 1000, ("", "k", "M", "G", "T"))
 
@@ -124,8 +124,9 @@ def _scaled(value: float | None, deviation: float | None, sign: str, base: int, 
     shown = abs(value) / base**power
     digits = 0 if power == 0 or shown >= 99.95 else 1 if shown >= 9.995 else 2
     text = figure(value / base**power, digits=digits)
-    if deviation is not None:
-        text += f" {sign} {figure(deviation / base**power, digits=digits)}"
+    spread_text = figure(deviation and deviation / base**power, digits=digits)
+    if deviation is not None and float(spread_text):  # a deviation that would be shown as zero says nothing
+        text += f" {sign} {spread_text}"
     return f"{text} {units[power]}".rstrip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,57 @@ def test_an_extension_trains_on_the_images_that_came_along_and_passes_them_on(
         assert kept.copy is not None
         ids = set(np.unique(np.asarray(Image.open(done.bundle.path / kept.copy.mask))).tolist())
         assert ids <= ({0, 1, 2} if kept in old else {0, 3})
+
+
+@pytest.mark.slow
+def test_a_second_extension_trains_on_images_of_both_steps_before_it(tmp_path, new_data, call, monkeypatch):
+    """By the command line: red, then forklifts (blue), then crates (green), each from the bundle before alone."""
+    monkeypatch.chdir(tmp_path)
+    config = toy.settings(
+        tmp_path, scenario={"task": [["red"]], "memory": {"size": 6, "keep": "files"}}, train={"epochs": 1}
+    )
+    first = export(everseg.run(config, quiet=True).path, "one", onnx=False, memory=True)
+    crates = Path(shutil.copytree(new_data.parent, tmp_path / "yard")) / "data.yaml"
+    crates.write_text(crates.read_text().replace("site", "yard"))
+    for mask in (tmp_path / "yard" / "masks").rglob("*.png"):
+        split = toy.build().splits[mask.parent.name]
+        Image.fromarray(np.array([0, 0, 3, 0], np.uint8)[split.read_mask(int(mask.stem))]).save(mask)
+    shutil.rmtree(tmp_path / "toy")  # the run that the images come from
+    looks = tmp_path / "looks.py"
+    looks.write_text(
+        "from dataclasses import dataclass\nfrom everseg.methods.mib import MiB\nSEEN = []\n"
+        "@dataclass(kw_only=True)\nclass Looks(MiB):\n"
+        "    def losses(self, batch, ctx):\n"
+        "        for name, old, label in zip(batch.ids, batch.memory, batch.label):\n"
+        "            SEEN.append((ctx.step.index, bool(old), name, frozenset(label.unique().tolist()) - {255}))\n"
+        "        yield from super().losses(batch, ctx)\n"
+    )
+    for number, (data, name) in enumerate([(new_data, "forklift"), (crates, "crate")], 1):
+        code, _, err = call(
+            "extend", first.path if number == 1 else f"b{number}", "--data", data, "--add", name, "--no-onnx",
+            "--method", f"{looks}:Looks", "--out", f"b{number + 1}", "data.workers=0", "train.max_iterations=3",
+        )  # fmt: skip
+        assert code == 0, err
+    seen = registry.resolve("method", f"{looks}:Looks").losses.__globals__["SEEN"]
+    given = {number: read_memory(tmp_path / name) for number, name in ((1, "one"), (2, "b2"), (3, "b3"))}
+    origin = {kept.image.id: kept.image.dataset for kept in given[2].images}
+    assert [{kept.image.dataset for kept in given[number].images} for number in (1, 2, 3)] == [
+        {"toy"}, {"toy", "site"}, {"toy", "site", "yard"},
+    ]  # fmt: skip
+    shown = [(name, labels) for step, old, name, labels in seen if step == 2 and old]
+    assert len(shown) == 6
+    assert {origin[name] for name, _ in shown} == {"toy", "site"}
+    # As stored: red on the first images, forklifts on the others, nothing else; crates on the step's own alone.
+    for name, labels in shown:
+        assert labels <= ({0, 1} if origin[name] == "toy" else {0, 2})
+    assert {c for _, labels in shown for c in labels} == {0, 1, 2}
+    own = [labels for step, old, _, labels in seen if step == 2 and not old]
+    assert set().union(*own) == {0, 3}
+    ids = {entry.name: entry.id for entry in open_bundle(tmp_path / "b3").registry.classes}
+    for kept in given[3].images:
+        allowed = {"toy": "red", "site": "forklift", "yard": "crate"}[kept.image.dataset]
+        assert set(np.unique(np.asarray(Image.open(tmp_path / "b3" / kept.copy.mask)))) <= {0, ids[allowed]}
+    assert "6 images" in (tmp_path / "b3" / "MODEL_CARD.md").read_text()
 
 
 def test_a_run_with_names_only_or_without_memory_cannot_give_its_images_away(tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from toy import settings
 
 import everseg
+from everseg.engine.sharing import share_first_step
 from everseg.errors import ConfigError
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
@@ -56,6 +57,32 @@ def test_two_processes_solve_what_one_does(tmp_path, method):
         found.append(load_file(RunFolder(tmp_path / str(world) / "toy").final(1) / "model.safetensors"))
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, rtol=2e-3, atol=2e-4, msg=key)
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_in_mixed_precision_only_the_network_is_of_half_precision(tmp_path, precision):
+    """From the same first step: its features have 8 bits, and nothing is added up or solved with so few.
+
+    Without labels by the model, which turn a small difference into another class.
+    """
+    method, found = {**ACIL, "precision": precision, "pseudo": "none"}, {}
+    for kind in ("fp32", "bf16"):
+        given = config(tmp_path / kind, method)
+        given["train"] = given["train"] | {"precision": kind}
+        if found:
+            assert share_first_step(RunFolder(tmp_path / "fp32" / "toy"), RunFolder(tmp_path / kind / "toy"))
+        run = everseg.run(given, quiet=True)
+        model, state = (
+            load_file(run.folder.final(1) / f"{stem}.safetensors") for stem in ("model", "method_state")
+        )
+        stored = torch.float64 if precision == "exact" else torch.float32
+        assert (state["gram"].dtype, state["cross"].dtype) == (stored, stored)
+        classifiers = [value for name, value in sorted(model.items()) if "classifiers" in name]
+        found[kind] = torch.cat([value.flatten() for value in classifiers]), state["gram"]
+    (full, gram), (half, other) = found["fp32"], found["bf16"]
+    assert not torch.equal(gram, other), "the network runs in bf16"
+    assert (other - gram).norm() < 0.01 * gram.norm()
+    assert (half - full).norm() < 0.05 * full.norm()
 
 
 @pytest.mark.slow

@@ -11,9 +11,11 @@ import pytest
 import torch
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
-from toy import build, maps, settings
+from toy import HERE, build, maps, settings
 
 import everseg
+from everseg.deploy.diff import diff
+from everseg.deploy.serve import Served
 from everseg.errors import ConfigError, DataError, EversegError
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
@@ -126,13 +128,23 @@ def test_microseg_needs_its_regions_in_tests_too_and_refuses_images_alone(tmp_pa
     assert set(found[-1]) == {"bce", "unseen"}
     assert (run.path / "report.html").is_file()
     image, _ = build().splits["val"].read(0)
+    with pytest.raises(EversegError) as error:
+        everseg.export(run.path, tmp_path / "bundle")
+    must_say(error.value, "proposals", "--no-onnx")
+    bundle = everseg.export(run.path, tmp_path / "bundle", onnx=False).path
+    missing = tmp_path / "no-such-image.png"  # told before any image is read
     for refused in (
         lambda: everseg.load(run.path).predict(image),
-        lambda: everseg.export(run.path, tmp_path / "bundle"),
+        lambda: everseg.predict(bundle, [missing], tmp_path / "masks", quiet=True),
+        lambda: Served(bundle),
+        lambda: diff(bundle, run.path, missing),
     ):
         with pytest.raises(EversegError) as error:
             refused()
-        must_say(error.value, "proposals")
+        must_say(error.value, "proposals", "eval", "data.extra")
+    assert not (tmp_path / "masks").exists()
+    again = ["data.extra.proposals=" + proposals, f"data={HERE}"]
+    assert everseg.evaluate(run.path, overrides=again, quiet=True).images == 10
     shutil.rmtree(Path(proposals) / "val")
     (Path(proposals) / "val").mkdir()
     again = settings(tmp_path / "again", method=MICROSEG, train=short)

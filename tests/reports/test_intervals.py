@@ -124,7 +124,7 @@ def test_all_files_and_the_terminal_state_them(
     page = (sweep / "compare.html").read_text(encoding="utf-8")
     assert f">{shown}</td>" in page
     must_say(page, "Intervals over test")
-    must_say(page, "1000 times", "same images")
+    must_say(page, "1000 resamples", "same images")
     rows = list(csv.DictReader((sweep / "compare.csv").read_text().splitlines()))
     (row,) = [r for r in rows if (r["group"], r["number"]) == ("mib", "old (no bg)")]
     assert [float(row["low"]), float(row["high"])] == [low, high]

@@ -158,6 +158,7 @@ def diff(
     """
     models = [load(path) for path in (a, b)]
     for model in models:
+        model.check_alone()
         model.check_branch(domain)
     matched = _matched(models, domain)
     names = [*models[0].spaces[_branch(models[0], domain)].names, *matched.unmatched_wanted]

@@ -118,7 +118,8 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
         except Exception as error:  # the exporter can raise almost any exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"the model cannot be exported to ONNX with open sizes ({reason}); leave it out with --no-onnx"
+                f"the model cannot be exported to ONNX with open sizes ({reason}); leave it out with --no-onnx: "
+                "predict, serve and extend do without it"
             ) from error
     assert program is not None
     proto = program.model_proto

@@ -412,6 +412,7 @@ class Served:
     def __init__(self, path: str | Path, builder: Any = None) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
+        self.model.check_alone()
         if (channels := self.model.form.channels) is not None:
             raise ConfigError(
                 f"{path}: the model sees {len(channels)} channels of {channels.bits} bits, which no browser shows; "

@@ -183,6 +183,17 @@ class LoadedModel:
         if domain is None and not infer_domain and len(self.spaces) > 1:
             raise ConfigError(f"the model has the branches {names}: give --domain NAME or --infer-domain")
 
+    def check_alone(self) -> None:
+        """Raise a ConfigError if the network needs more of an image than its pixels.
+
+        Only a data set has the further maps; whoever takes images alone asks this before reading the first of them.
+        """
+        if names := ", ".join(self.model.reads_extra):
+            raise ConfigError(
+                f"this model needs {names} of every image, and predict, serve and diff take images alone; everseg eval "
+                "RUN scores it on a data set that has them (data=DATA.yaml data.extra.NAME=DIR)"
+            )
+
     @torch.no_grad()
     def predict(
         self,
@@ -200,9 +211,11 @@ class LoadedModel:
             infer_domain: choose the branch from the domains' batch-norm statistics.
 
         Raises:
-            ConfigError: there is no such branch, or there are no statistics for the choice.
+            ConfigError: there is no such branch, or there are no statistics for the choice, or the network reads
+                further maps beside the image.
             DataError: the file is not a readable image.
         """
+        self.check_alone()
         pixels = read_image(image, self.form.reading)
         if self.form.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)
@@ -306,13 +319,14 @@ def predict(
         beside them names the ids, separately for each branch if `infer_domain` is set.
 
     Raises:
-        ConfigError: the model has several branches, and `domain` is missing or unknown; or a result would overwrite an
-            input image. (Results of an earlier call are replaced.)
+        ConfigError: the model has several branches, and `domain` is missing or unknown; or it reads further maps beside
+            an image; or a result would overwrite an input image. (Results of an earlier call are replaced.)
         DataError: no image is found, or some cannot be read; the message lists all of them. If their headers show it,
             nothing is written. Damage behind a sound header is found when the image is decoded; the results of all
             others are then written.
     """
     model = load(path, step=step, builder=builder)
+    model.check_alone()
     model.check_branch(domain, infer_domain)
     out = Path(out)
     written, taken, damaged = [], {}, []
