@@ -109,7 +109,7 @@ _SENTENCES = {
     errno.ENAMETOOLONG: "the name is too long for this disk; give a shorter one",
     errno.EXDEV: "lies on another disk than the folder that it is moved from; put both on one disk",
     errno.EDQUOT: "your quota on this disk is used up; delete something of yours there, or ask for more, and run again",
-    errno.EFBIG: "larger than a file may be here (ulimit -f, or the kind of disk); raise the limit, or {instead}",
+    errno.EFBIG: "larger than a file may be here; raise the limit (ulimit -f), or free some space and run again",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n 4096), or set data.workers=0",
     errno.ENFILE: "too many files are open on this machine; end other programs and run again",
     errno.ENOMEM: "there is no memory left; end other programs, or use smaller batches (train.batch, data.crop)",
@@ -141,7 +141,8 @@ def system_text(error: OSError, path: Path | str | None, *, writing: bool = True
     if known is None:
         return f"{path}: cannot be {words['done']} ({error.strerror or error}); {words['instead']}"
     full = "disk full: " if error.errno in (errno.EDQUOT, errno.EFBIG) else ""
-    return f"{full}{path}: {known.format(**words)}"
+    begun = "" if known.startswith(("no permission", "cannot")) else f"cannot be {words['done']}: "
+    return f"{full}{path}: {begun}{known.format(**words)}"
 
 
 def _room(path: Path) -> str:
