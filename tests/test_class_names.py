@@ -195,6 +195,7 @@ FOLDED_ELSEWHERE = {
     "data/datasets/folder.py": "names of folders and endings of files",
     "data/datasets/listing.py": "endings of files",
     "data/datasets/hf.py": "the end of a column's name",
+    "engine/peers.py": "a switch of the environment",
     "errors.py": "names of settings and plug-ins, for a hint",
     "methods/switches.py": "a value as YAML writes it",
     "data/datasets/annotated.py": "names of folders and endings of files",

@@ -96,6 +96,8 @@ def check(command: str) -> None:
     parser, names = typer.main.get_command(app), []
     while hasattr(parser, "commands"):
         assert words, f"everseg {command}: no verb"
+        if words[0] in {option for p in parser.params for option in p.opts}:
+            return  # --version and its like end there
         assert words[0] in parser.commands, f"everseg {command}: no verb '{words[0]}'"
         names.append(words[0])
         parser, words = parser.commands[words[0]], words[1:]

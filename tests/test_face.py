@@ -210,7 +210,8 @@ def comparison() -> Comparison:
               "columns": ["old"], "ours": [{"group": HOSTILE, "old": {"mean": 50.0, "sd": None, "n": 1}}],
               "rows": [{"method": HOSTILE, "old": 49.0}]}  # fmt: skip
     other = {"source": HOSTILE, "groups": [HOSTILE], "because": [HOSTILE]}
-    table = {"title": HOSTILE, "facts": {"data": HOSTILE}, "reasons": [HOSTILE], "numbers": ["old"], "base": HOSTILE,
+    table = {"title": HOSTILE, "question": HOSTILE, "facts": {"data": HOSTILE}, "reasons": [HOSTILE],
+             "numbers": ["old"], "base": HOSTILE,
              "groups": [group], "settings": [], "published": [source], "not_comparable": [other]}  # fmt: skip
     return Comparison.of({"everseg": "0", "tables": [table], "notes": [HOSTILE], "files": [HOSTILE]})
 

@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
 cli > api > deploy > sweeps, reports > engine, interop > inference > runs, methods > scenarios
-> data, models, losses, metrics > config > types, labels, registry > errors, progress, distributed, display > everseg
+> data, models, losses, metrics > config > types, labels, registry > errors, files, progress, distributed,
+display > everseg
 """
 """Rooms from the top of the house to its bottom; those between commas stand side by side and do not know each other.
 

@@ -25,7 +25,7 @@ HANDLERS = {
     "engine/rescore.py": {"stored_config": LOADS, "_job": COMPARES, "_refuse_training_settings": COMPARES},
     "engine/run.py": {
         "execute": STARTS, "_check_plan": STARTS, "_trial": STARTS, "_open": STARTS, "_run": STARTS,
-        "_refused_preparation": STARTS,
+        "_refused_preparation": STARTS, "_together": STARTS,
     },
     "engine/sharing.py": {"first_step_hash": HASHES, "_settings": COMPARES},
     "reports/baselines.py": {

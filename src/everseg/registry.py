@@ -236,7 +236,8 @@ BUILTIN: dict[str, dict[str, Builtin]] = {
             "Teach one domain after the other, each in a branch of its own; steps may add classes too.",
         ),
         "extension": Builtin(
-            "everseg.scenarios.extension:build", "Teach new classes to the model of a bundle, in one step."
+            "everseg.scenarios.extension:build",
+            "Teach new classes to the model of a bundle, or refine it on more images of its own, in one step.",
         ),
     },
 }

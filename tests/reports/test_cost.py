@@ -20,6 +20,7 @@ from everseg.data.batches.selection import Candidate
 from everseg.errors import CheckpointError
 from everseg.reports import charts
 from everseg.reports.compare import tables
+from everseg.reports.compare.answer import winners
 from everseg.reports.compare.columns import best, column
 from everseg.reports.compare.comparison import collect
 from everseg.reports.figures import old_new_chart
@@ -137,7 +138,7 @@ def test_the_leaderboard_marks_the_best_of_each_column_but_not_joint_training(sw
     assert cells["ssul-m"]["parameters trained"].text == "3 (27.3 %)"
     assert cells["ft"]["time per later step"].text == "20.5 ± 0.7 s"
     assert cells["ft"]["memory"].text == "200 MiB"
-    assert [row["images kept"].text for row in cells.values()] == ["4 images, 116 B", "none", "none", "all"]
+    assert [row["images kept"].text for row in cells.values()] == ["4, 116 B", "none", "none", "all"]
 
 
 def test_every_number_says_what_it_is_and_which_direction_is_better(sweep: Path) -> None:
@@ -166,7 +167,7 @@ def test_the_markdown_is_one_table_with_the_best_in_bold(sweep: Path) -> None:
     assert len({len(row) for row in rows}) == 1
     assert len(rows) == 2 + 4
     assert rows[2][0].strip() == "ssul-m"
-    assert rows[2][-3].strip() == "4 images, 116 B"
+    assert rows[2][-3].strip() == "4, 116 B"
     assert "**3 (27.3 %)**" in text
     assert "joint (upper bound)" in text
     if charts.can_draw():
@@ -175,6 +176,69 @@ def test_the_markdown_is_one_table_with_the_best_in_bold(sweep: Path) -> None:
     table = made.to_json()["tables"][0]
     found(made.to_json(), "ft")["name"] = "f|t*_<b>"
     assert r"f\|t\*\_\<b\>" in tables.markdown({"tables": [table], "notes": []}, [None])
+
+
+# ---------------------------------------------------------------- the answer and the names
+
+
+def test_the_first_screen_says_the_question_and_who_is_best(sweep: Path) -> None:
+    made = collect([sweep])[0]
+    (table,) = made["tables"]
+    assert [(one.what, one.names) for one in winners(table)] == [
+        ("Best over all", "ssul-m"), ("Keeps the old best", "ssul-m"), ("Learns the new best", "ft"),
+        ("Fastest later step", "ssul-m"),
+    ]  # fmt: skip
+    first, _, new, _ = winners(table)
+    must_say(first.more, "joint")
+    assert new.more == f"old: {tables.text('old', found(made, 'ft')['scores']['old'])}", (
+        "what it was bought with"
+    )
+    head = tables.html(made).split("<dl")[0]
+    assert head.index("<h1>demo 4-2: which method") < head.index("Best over all") < head.index("<table")
+    alone = {**table, "groups": [group for group in table["groups"] if group["name"] in ("ft", "joint")]}
+    assert winners(alone) == [], "one method has nobody to be better than"
+
+
+def test_those_within_the_leaders_deviation_are_named(tmp_path: Path) -> None:
+    for seed, old in ((0, 0.5), (1, 0.7)):
+        made_run(tmp_path, f"a{seed}", "demo-ft", **two_steps(0.8, old, 0.5), overrides=[f"seed={seed}"])
+    for name, old in (("mib", 0.55), ("lwf", 0.2)):
+        made_run(tmp_path, name, f"demo-{name}", **two_steps(0.8, old, 0.5))
+    best_over_all = winners(collect([tmp_path])[0]["tables"][0])[0]
+    assert best_over_all.names == "ft"
+    assert best_over_all.more == "within its ±: mib"
+
+
+def test_names_say_in_words_what_differs_and_no_more(tmp_path: Path) -> None:
+    same = two_steps(0.8, 0.1, 0.5)
+    for name, overrides in (
+        ("a", []),
+        ("b", ["scenario.memory.size=7"]),
+        ("c", ["scenario.memory.size=9", "train.lr=0.3", "train.nesterov=false"]),
+    ):
+        made_run(tmp_path / "memory", name, "demo-ft", **same, overrides=overrides)
+    names = [group["name"] for group in collect([tmp_path / "memory"])[0]["tables"][0]["groups"]]
+    assert names == ["ft, no memory", "ft, memory of 7 images", "ft, memory of 9 images"]
+    for name, overrides in (("plain", []), ("other", ["train.nesterov=false"])):
+        made_run(tmp_path / "flag", name, "demo-ft", **same, overrides=overrides)
+    names = [group["name"] for group in collect([tmp_path / "flag"])[0]["tables"][0]["groups"]]
+    assert sorted(names) == ["ft, nesterov", "ft, no nesterov"]
+    for name, file in (("short", "a.txt"), ("long", "/a/very/long/path/to/some/weights/of/an/encoder.pth")):
+        made_run(tmp_path / "file", name, "demo-ft", **same, overrides=[f"model.weights={file}"])
+    names = [group["name"] for group in collect([tmp_path / "file"])[0]["tables"][0]["groups"]]
+    assert sorted(names) == ["ft, long", "ft, short"], "the runs' own names"
+
+
+def test_rows_of_charts_are_set_in_lines_and_never_cut() -> None:
+    pytest.importorskip("matplotlib")
+    name = "a method, with several settings that differ"
+    words = {"key": "k", "title": "t", "description": "d"}
+    svg = charts.dots({name: [[0.5]], "ft": [[0.4]]}, **words)
+    said = " ".join(
+        text for node in ElementTree.fromstring(svg).iter() if (text := (node.text or "").strip())
+    )
+    assert "…" not in said
+    assert name in " ".join(said.split())
 
 
 # ---------------------------------------------------------------- the picture

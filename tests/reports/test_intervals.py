@@ -24,6 +24,7 @@ from everseg.reports.compare.groups import read
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
+from sealed import put_arrays
 
 SIZES = (3, 1)
 
@@ -102,11 +103,11 @@ def test_a_group_with_a_run_that_stored_no_images_has_none(sweep: Path) -> None:
 
 def test_counts_of_other_images_are_refused(sweep: Path) -> None:
     path = RunFolder(sweep / "ft-0").step(1) / "images.npz"
-    np.savez(path, default=np.load(path)["default"] + 1)
+    put_arrays(path, default=np.load(path)["default"] + 1)
     with pytest.raises(CheckpointError, match=r"images\.npz.*confusion\.npz"):
         collect([sweep])[0]
     path.write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"images\.npz cannot be read"):
+    with pytest.raises(CheckpointError, match=r"images\.npz.*SHA-256"):
         collect([sweep])[0]
 
 
@@ -123,7 +124,7 @@ def test_all_files_and_the_terminal_state_them(
     page = (sweep / "compare.html").read_text(encoding="utf-8")
     assert f">{shown}</td>" in page
     must_say(page, "Intervals over test")
-    must_say(page, "1000 times", "same images")
+    must_say(page, "1000 resamples", "same images")
     rows = list(csv.DictReader((sweep / "compare.csv").read_text().splitlines()))
     (row,) = [r for r in rows if (r["group"], r["number"]) == ("mib", "old (no bg)")]
     assert [float(row["low"]), float(row["high"])] == [low, high]

@@ -18,7 +18,7 @@ from everseg.types import Batch, SegOutput
 
 @dataclass(kw_only=True)
 class Complete(Method):
-    """Learn the labels, the teacher's class where a label is missing and it is sure, and keep its outputs otherwise.
+    """For deployed models: missing labels of old classes are the model's own where it is sure, else ignored.
 
     For images that label only some of the classes that they show. It serves steps that add classes, steps that bring
     more images of known ones, and models without background, which most methods do not. A label is missing where an

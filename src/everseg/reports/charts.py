@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ def dots(rows: Mapping[str, Sequence[Sequence[float]]], *, key: str, title: str,
     """
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, list(rows))
+        names = [wrapped(name) for name in rows]
+        axes = _axes(figure, names)
         for y, series in enumerate(rows.values()):
             for number, values in enumerate(series):
                 at = y + 0.22 * (number - (len(series) - 1) / 2)
@@ -124,7 +126,7 @@ def dots(rows: Mapping[str, Sequence[Sequence[float]]], *, key: str, title: str,
                 if shown:
                     mean = sum(shown) / len(shown)
                     axes.plot([mean, mean], [at - 0.13, at + 0.13], color=colour, linewidth=2, clip_on=False)
-        _names(axes, list(rows))
+        _names(axes, names)
         axes.set_xlim(0, 100)
         axes.set_xlabel("mIoU, percent")
 
@@ -149,9 +151,11 @@ class Mark:
     """Number of the entry of `kinds`."""
 
 
+_NARROW = 5.3
+"""Width in inches of a picture whose names must still be read where a phone makes it smaller."""
 _LARGEST, _SMALLEST, _UNKNOWN, _DIAMOND = 12.0, 2.4, 3.5, 6.0
 """Radii in points: of the dearest dot, of the cheapest, so that it is seen, of one without cost, of a diamond."""
-_NAME, _LETTER, _LINE = 10.5, 5.9, 11.5
+_NAME, _LETTER, _LINE = 10.5, 6.5, 12.0
 """Size of the names' font in points; width of a letter and height of a line in the widest font that readers have."""
 _ROUND = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400, 259200)
 """Seconds that the legend of sizes may show."""
@@ -182,8 +186,8 @@ def against(
     names = [printable(mark.name).replace("\n", " ") for mark in marks]
     dearest = max((mark.seconds for mark in marks if mark.seconds), default=0.0)
     used = sorted({mark.kind for mark in marks})
-    left, bottom, right, top = 44.0, 40.0, 8.0, 8.0 + 17.0 * (len(used) + (dearest > 0))
-    width, height = 72 * WIDTH - left - right, 290.0
+    left, bottom, right, top = 44.0, 40.0, 8.0, 8.0 + 17.0 * len(used) + 26.0 * (dearest > 0)
+    width, height = 72 * _NARROW - left - right, 300.0
     x_ends = _ends([(mark.x, mark.x_deviation) for mark in marks])
     y_ends = _ends([(mark.y, mark.y_deviation) for mark in marks])
 
@@ -216,7 +220,7 @@ def against(
         height *= 1.25
 
     def paint(figure: Figure) -> None:
-        whole = 72 * WIDTH, bottom + height + top
+        whole = 72 * _NARROW, bottom + height + top
         axes = figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
         _styled(axes, "xy")
         axes.set_xlim(*x_ends)
@@ -246,7 +250,9 @@ def against(
         _against_legend(sheet, [(kind, kinds[kind]) for kind in used], kinds, cost, dearest,
                         left, bottom + height + top - 8)  # fmt: skip
 
-    return draw((bottom + height + top) / 72, paint, key=key, title=title, description=description)
+    return draw(
+        (bottom + height + top) / 72, paint, key=key, title=title, description=description, width=_NARROW
+    )
 
 
 def _ends(values: Sequence[tuple[float, float | None]]) -> tuple[float, float]:
@@ -305,7 +311,7 @@ def _against_legend(
         y -= 17.0
     if not dearest:
         return
-    x = left + 2.0
+    x, y = left + 2.0, y - 3.0
     for seconds in _legend_seconds(dearest):
         radius = _radius(seconds, dearest)
         x += max(radius, 3.0)
@@ -399,7 +405,12 @@ def _axes(figure: Figure, names: Sequence[str] = ()) -> Axes:
     """
     height, grid = float(figure.get_figheight()), "x" if names else "y"
     letters = max(
-        (sum(2 if east_asian_width(c) in "WF" else 1 for c in short(name)) for name in names), default=6
+        (
+            sum(2 if east_asian_width(c) in "WF" else 1 for c in line)
+            for name in names
+            for line in short(name).split("\n")
+        ),
+        default=6,
     )
     left, bottom, right, top = 0.22 + 0.088 * letters, 0.52, 0.2, 0.1
     axes = figure.add_axes(
@@ -431,9 +442,16 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 
 
 def short(name: str) -> str:
-    """Shorten a class name so that it fits beside a bar."""
-    clean = printable(name).replace("\n", " ")
-    return clean if len(clean) <= _LONGEST_NAME else clean[: _LONGEST_NAME - 1] + "…"
+    """Shorten the lines of a name so that it fits beside a bar."""
+    lines = printable(name).split("\n")
+    return "\n".join(
+        line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "…" for line in lines
+    )
+
+
+def wrapped(name: str) -> str:
+    """Set a name in lines that fit beside a row."""
+    return "\n".join(textwrap.wrap(printable(name), _LONGEST_NAME))
 
 
 # Colours of a figure stand for roles; the page gives each role a colour for light, dark and print.
@@ -463,11 +481,19 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def draw(height: float, paint: Callable[[Figure], None], *, key: str, title: str, description: str) -> str:
+def draw(
+    height: float,
+    paint: Callable[[Figure], None],
+    *,
+    key: str,
+    title: str,
+    description: str,
+    width: float = WIDTH,
+) -> str:
     """Draw a figure and return it as an `<svg>` element. The same input gives the same text.
 
     Args:
-        height: inches; the width is WIDTH.
+        height: inches; `width` too.
         paint: draws axes into the figure, using only role colours.
         key: prefix of every id in the drawing; must be unique in the page.
         title: short name for readers who cannot see the drawing.
@@ -479,7 +505,7 @@ def draw(height: float, paint: Callable[[Figure], None], *, key: str, title: str
     buffer = io.StringIO()
     with rc_context(SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the browser replaces letters that matplotlib's font lacks
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Figure(figsize=(width, height))
         paint(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), key, title, description)
@@ -505,7 +531,8 @@ def file_of(svg: str, style: str) -> str:
     rule.text = (
         f":root {{{colours[1].replace('light dark', 'light')}}} "
         "svg { color: var(--ink); background: var(--card); "
-        "font-family: system-ui, 'Liberation Sans', Arial, sans-serif; }"
+        "font-family: system-ui, 'Liberation Sans', Arial, sans-serif; } "
+        "text { paint-order: stroke; stroke: var(--card); stroke-width: 2.5px; stroke-linejoin: round; }"
     )
     root.insert(2, rule)
     return f"{ElementTree.tostring(root, encoding='unicode')}\n"

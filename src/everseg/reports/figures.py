@@ -279,7 +279,7 @@ def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
 KEPT_KINDS = (
     "keeps no images of earlier steps",
     "keeps images of earlier steps",
-    "joint training: all images at once, the upper bound",
+    "joint training: all images at once",
 )
 
 

@@ -13,6 +13,8 @@ NEAR = 5.0
 _RINGS = (2.0, 4.0, 8.0, 13.0, 19.0, 26.0, 34.0, 43.0, 53.0, 65.0, 80.0, 100.0, 125.0, 155.0, 190.0, 230.0)
 """Distances between the edge of a dot and its name that are tried, the nearest first."""
 _DIRECTIONS = 24
+_FAR = 0.2
+"""How bad a unit of distance is. A line over a dot is as bad as 125 of them, a name over a dot as 750."""
 _GAP = 1.5
 """Space that stays free around a name."""
 
@@ -123,12 +125,12 @@ def _best(
             if not area.holds(candidate.box):
                 continue
             cost = _cost(candidate, dot, others, placed)
-            cost += 10 * sum(candidate.box.meets(one) for one in drawn)
+            cost += 3 * sum(candidate.box.meets(one) for one in drawn)
             # Far away is worse, and to the right, where a name is looked for first, a little better.
-            cost += 0.12 * distance + 0.02 * turn
+            cost += _FAR * distance + 0.02 * turn
             if cost < least:
                 best, least = candidate, cost
-        if least < 0.12 * _RINGS[min(ring + 1, len(_RINGS) - 1)]:  # no ring further away can be better
+        if least < _FAR * _RINGS[min(ring + 1, len(_RINGS) - 1)]:  # no ring further away can be better
             break
     return best
 

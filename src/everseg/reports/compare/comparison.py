@@ -104,6 +104,8 @@ class ComparedTable:
     """Groups with the same data, task, protocol, label convention and test images."""
 
     title: str
+    question: str
+    """What a reader compares these groups for."""
     facts: Mapping[str, str]
     """What the runs have in common."""
     reasons: tuple[str, ...]
@@ -176,6 +178,7 @@ def _typed(table: Mapping[str, Any]) -> ComparedTable:
     )
     return ComparedTable(
         title=table["title"],
+        question=table["question"],
         facts=table["facts"],
         reasons=tuple(table["reasons"]),
         numbers=tuple(table["numbers"]),
@@ -304,6 +307,7 @@ def _table(table: Table, against: str | None) -> dict[str, Any]:
     return {
         "title": ", ".join(run.results.in_order(data.domains))
         or f"{data.dataset} {_task(run.config.scenario.task)}",
+        "question": _question(table),
         "facts": _facts(run),
         "reasons": table.reasons,
         "numbers": numbers,
@@ -324,6 +328,17 @@ def ranked(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return group["joint"], -(found if found is not None else -1.0)
 
     return sorted(groups, key=key)
+
+
+def _question(table: Table) -> str:
+    """Say what a reader compares these runs for."""
+    taught = [group for group in table.groups if not group.is_joint]
+    if all(len(run.results.planned) < 2 for group in taught for run in group.runs):
+        return "which model segments best?"
+    config = table.groups[0].config
+    more_classes = any(step.add for step in config.scenario.steps or ())
+    new = "classes" if not config.data.domains else "domains and classes" if more_classes else "domains"
+    return f"which method learns new {new} and keeps the old ones?"
 
 
 def _task(task: Any) -> str:

@@ -276,13 +276,20 @@ def _name_apart(groups: Sequence[Group]) -> None:
         same = [group for group in groups if group.name == label]
         if len(same) < 2:
             continue
-        own = [identity(group.config) for group in same]
+        own = [_each(identity(group.config)) for group in same]
         chosen = _telling(own)
         names = [", ".join([label, *(_in_words(key, values.get(key)) for key in chosen)]) for values in own]
         if len(set(names)) < len(names) or max(map(len, names)) > MOST_LETTERS:
             names = [f"{label}, {_run_name(group)}" for group in same]
         for number, (group, name) in enumerate(zip(same, names, strict=True), 1):
             group.name = name if names.count(name) == 1 else f"{name} ({number})"
+
+
+def _each(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Take apart the settings that are mappings, such as `scenario.memory`."""
+    parts = ({f"{k}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {k: value}
+             for k, value in settings.items())  # fmt: skip
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,50 +11,27 @@ from typing import Any
 
 from everseg.display import (
     UNDEFINED,
-    count,
     figure,
-    in_percent,
+    for_latex,
+    for_markdown,
     interval,
     percent,
     printable,
     share,
-    size,
     spread,
 )
 from everseg.display import table as terminal_table
-from everseg.progress import time_text
 from everseg.reports.charts import can_draw, file_of
+from everseg.reports.compare.answer import winners
 from everseg.reports.compare.columns import WITHOUT, best, column
 from everseg.reports.compare.cost import BYTES, COSTS, IMAGES, MEMORY, PARAMETERS, STEP_TIME, TIME, TRAINED
 from everseg.reports.compare.statistics import LEVEL, RESAMPLES
+from everseg.reports.compare.wording import text
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import Chart, old_new_chart, seeds_chart
 from everseg.reports.page import csv_text, environment
 
 Json = Mapping[str, Any]
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-        "|": r"\textbar{}", '"': "''", "\n": " ", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}  # fmt: skip
-
-
-def text(number: str, found: Json | None, *, signed: bool = False, sign: str = "±") -> str:
-    """Format mean and standard deviation in the number's unit; a dash if unknown. Equal counts have no deviation.
-
-    Args:
-        signed: it is a difference.
-    """
-    if found is None or found["mean"] is None:
-        return UNDEFINED
-    mean, sd = found["mean"], found["sd"]
-    unit = column(number).unit
-    if unit == "time" and not signed:
-        return time_text(mean) + ("" if sd is None else f" {sign} {time_text(sd)}")
-    if unit in ("time", "seconds"):
-        return f"{spread(mean, sd, sign=sign, signed=signed)} s"
-    if unit in ("bytes", "count"):
-        return (size if unit == "bytes" else count)(mean, sd or None, sign=sign)
-    signed = signed or unit == "signed percent"
-    return spread(in_percent(mean), in_percent(sd), sign=sign, signed=signed)
 
 
 def heading(name: str) -> str:
@@ -208,13 +185,18 @@ def _kept(group: Json) -> str:
     images, copied = group["scores"][IMAGES], group["scores"].get(BYTES)
     if not images["mean"]:
         return "none"
-    told = f"{text(IMAGES, images)} images"
+    told = text(IMAGES, images)
     return told if copied is None or copied["mean"] is None else f"{told}, {text(BYTES, copied)}"
 
 
 def cost_rows(table: Json) -> list[dict[str, str]]:
-    """Make one row per group of what it cost, the training time of all steps aside, which stands with the scores."""
+    """Make one row per group of what it cost, the training time of all steps aside, which stands with the scores.
+
+    [] if nothing is known of the costs.
+    """
     board = leaderboard(table)
+    if not set(board.numbers) & set(COSTS[1:]):
+        return []
     return [
         {
             "method": group["name"],
@@ -265,9 +247,10 @@ def terminal(made: Json) -> list[Any]:
                 pieces.append(_terminal(rows, f"Runs with the same seed minus {table['base']}, in points"))
             if rows := interval_rows(table, columns):
                 pieces.append(_terminal(rows, INTERVALS))
-        pieces.append(
-            _terminal(cost_rows(table), "Cost of the later steps, and the data of earlier ones that is kept")
-        )
+        if rows := cost_rows(table):
+            pieces.append(
+                _terminal(rows, "Cost of the later steps, and the data of earlier ones that is kept")
+            )
         for source in table["published"]:
             pieces.append(
                 _terminal(published_rows(source), f"{source['title']} ({'; '.join(source['conventions'])})")
@@ -339,7 +322,7 @@ def latex(made: Json) -> str:
 
 
 def _tabular(rows: Sequence[Mapping[str, str]]) -> str:
-    head = " & ".join(tex(heading(name)) for name in rows[0])
+    head = " & ".join(for_latex(heading(name)) for name in rows[0])
     lines = [" & ".join(_cell(v) for v in row.values()) + r" \\" for row in rows]
     columns = "l" + "r" * (len(rows[0]) - 1)
     body = "\n".join(
@@ -355,25 +338,12 @@ def _cell(value: str) -> str:
     if value == UNDEFINED:
         return "--"
     if not _NUMBER.fullmatch(value):
-        return tex(value)
+        return for_latex(value)
     return value.replace("-", "$-$").replace("@", r"$\pm$")
 
 
 def _one_line(value: str) -> str:
     return " ".join(printable(value).split())
-
-
-def tex(value: object) -> str:
-    """Escape text for LaTeX. Letters beyond ASCII stay as they are (UTF-8)."""
-    return "".join(_TEX.get(letter, letter) for letter in printable(value))
-
-
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
-
-
-def md(value: object) -> str:
-    """Escape text for a cell or a line of Markdown."""
-    return _MARKDOWN.sub(r"\\\1", _one_line(str(value)))
 
 
 def markdown(made: Json, pictures: Sequence[str | None]) -> str:
@@ -389,16 +359,20 @@ def markdown(made: Json, pictures: Sequence[str | None]) -> str:
         head = ["method", *map(heading, board.numbers), "runs"]
         rows = [head, ["---", *["---:"] * (len(head) - 1)]]
         for group, cells in board.rows:
-            shown = [f"**{md(cell.text)}**" if cell.best else md(cell.text) for cell in cells]
-            rows.append([_named(group, md), *shown, str(len(group["seeds"]))])
-        parts.append(f"### {md(table['title'])}")
-        parts.append(f"{md(facts)}.")
-        parts += [f"![{md(PICTURE)}]({picture})"] if picture else []
+            shown = [
+                f"**{for_markdown(cell.text)}**" if cell.best else for_markdown(cell.text) for cell in cells
+            ]
+            rows.append([_named(group, for_markdown), *shown, str(len(group["seeds"]))])
+        parts.append(f"### {for_markdown(table['title'])}")
+        parts.append(f"{for_markdown(facts)}.")
+        parts += [f"![{for_markdown(PICTURE)}]({picture})"] if picture else []
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
         parts.append(f"{READING} {' '.join(HOW_TO_READ)}")
-        parts.append("\n".join(f"* **{md(name)}**: {md(says)}." for name, says in board.explained))
+        parts.append(
+            "\n".join(f"* **{for_markdown(name)}**: {for_markdown(says)}." for name, says in board.explained)
+        )
     if made["notes"]:
-        parts.append("\n".join(f"* {md(note)}" for note in made["notes"]))
+        parts.append("\n".join(f"* {for_markdown(note)}" for note in made["notes"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -407,8 +381,8 @@ READING = "↑ more is better, ↓ less is better."
 HOW_TO_READ = (
     "Mean ± sample standard deviation over seeds; one run has no ±.",
     "Scores are mIoU in percent.",
-    "The best mean of each column is bold, joint training aside, which is the upper bound; differences smaller than "
-    "the ± decide nothing.",
+    "The best mean of each column is bold, joint training aside, which sees all images at once; differences smaller "
+    "than the ± decide nothing.",
 )
 
 
@@ -432,6 +406,18 @@ def _style() -> str:
     return resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
 
 
+def page_title(made: Json) -> str:
+    """Say which data the comparison is about, and which question it answers."""
+    tables = made["tables"]
+    names = list(dict.fromkeys(table["title"] for table in tables))
+    more = f" ({len(tables)} tables)" if len(tables) > len(names) else ""
+    return f"{'; '.join(names)}{more}: {tables[0]['question']}"
+
+
+MOST_OPEN = 12
+"""With more groups than this, the tables of details are folded."""
+
+
 def html(made: Json) -> str:
     """Render one self-contained page in the style of the report. All text in it is escaped."""
     tables = [
@@ -448,6 +434,7 @@ def html(made: Json) -> str:
             ],
             "sources": [{**source, "shown": published_rows(source)} for source in table["published"]],
             "board": leaderboard(table),
+            "winners": winners(table),
             "picture": _picture(table, f"picture{number}"),
             "chart": seeds_chart(table, f"table{number}"),
             "members": [
@@ -476,9 +463,11 @@ def html(made: Json) -> str:
             style=_style(),
             heading=heading,
             reading=(READING, *HOW_TO_READ),
+            title=page_title(made),
             files=files,
             drawn=can_draw(),
             resamples=RESAMPLES,
             level=percent(LEVEL, digits=0),
+            most_open=MOST_OPEN,
         )
     )
