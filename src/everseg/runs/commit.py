@@ -20,7 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from everseg.data.writing import flush_folder, write_atomically, write_flushed
-from everseg.errors import CheckpointError, some
+from everseg.errors import CheckpointError, EversegError, some
 from everseg.files import MOST, UnreadableError, check_regular, json_of, read_regular, system_text
 from everseg.runs.shapes import COUNT, TEXT, Shape, entries, named, one, or_none, problems_of
 
@@ -182,12 +182,15 @@ def save_folder(
             manifest = _json({**body, "self": _self_hash(body)})
             write_flushed(temporary / MANIFEST, manifest)
             flush_folder(temporary)
-            for guard in GUARDS:  # writing all that may have taken long
-                guard(folder)
+            _ask(folder)  # writing all that may have taken long
             temporary.rename(folder)
             flush_folder(folder.parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(EversegError, OSError):
+                _ask(
+                    folder
+                )  # who lost the lock deletes nothing either: the files may be another process's by now
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
     return hashlib.sha256(manifest).hexdigest()
 
@@ -396,11 +399,18 @@ def purge(folder: Path, keep: int = 2) -> None:
 def writing(target: Path) -> Iterator[None]:
     """Do a write: first ask the `GUARDS`, and turn the operating system's errors into one clear CheckpointError."""
     try:
-        for guard in GUARDS:
-            guard(target)
+        _ask(target)
         yield
     except OSError as error:
+        # Whoever lost the lock in the middle of a write may find its files gone. Then the lock is what to tell.
+        with contextlib.suppress(OSError):
+            _ask(target)
         raise CheckpointError(system_text(error, target)) from error
+
+
+def _ask(target: Path) -> None:
+    for guard in GUARDS:
+        guard(target)
 
 
 def _json(value: Any) -> bytes:
