@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -47,13 +48,16 @@ def test_a_dry_run_says_what_happens_and_keeps_nothing(at, old_data, call):
     )
 
 
-def test_quick_moves_nothing_old(at, new_data, call):
-    """Of the bundle every weight and statistic is the same; only the new classifier is new."""
+def test_quick_trains_the_new_classifier_alone(at, new_data, call):
+    """Of the bundle all is the same but the background's bias: it shares its probability with the new class."""
     line = ("extend", at, "--data", new_data, "--add", "forklift", *QUICK, "--no-onnx", "--quiet")
     code, _, err = call(*line, "--how", "quick", "train.max_iterations=3", "train.lr=0.05")
     assert code == 0, err
     before, after = (load_tensors(path / "model.safetensors") for path in (at, at.with_name("bundle-v2")))
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    bias = "heads.default.classifiers.0.bias"
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == [bias]
+    moved = after[bias] - before[bias]
+    assert moved.tolist() == pytest.approx([-math.log(2), 0, 0], abs=1e-6)
     assert {name for name in after if name not in before} == {
         f"heads.default.classifiers.1.{kind}" for kind in ("weight", "bias")
     }

@@ -170,8 +170,7 @@ def extend(
             do. () refines the classes that the bundle knows and the data label.
         method: the method that preserves the old classes. Default "mib"; without new classes, and for a model without
             background, "complete".
-        how: instead of a method: "quick" (the classifiers alone are trained; of old classes with new ones nothing
-            moves), "balanced" (the default method), or "thorough" (the same with the images of earlier steps, which the
+        how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced" (the default method), or "thorough" (the same with the images of earlier steps, which the
             bundle must hold).
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
