@@ -34,12 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    skipped = pytest.mark.skip(reason="slow: run with --slow")
+    skipped = {}
+    if not config.getoption("--slow"):
+        skipped["slow"] = pytest.mark.skip(reason="slow: run with --slow")
+    if os.environ.get("EVERSEG_REAL") != "1":
+        skipped["real"] = pytest.mark.skip(reason="real: run with EVERSEG_REAL=1")
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skipped)
+        for name, mark in skipped.items():
+            if item.get_closest_marker(name):
+                item.add_marker(mark)
 
 
 def pytest_collection_finish() -> None:

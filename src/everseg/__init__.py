@@ -29,6 +29,7 @@ _LAZY = {
     "diff": "everseg.deploy.diff:diff",
     "adopt": "everseg.deploy.adopt:adopt",
     "serve": "everseg.deploy.serve:serve",
+    "env": "everseg.reports.installation:env",
     "data": "everseg.data",
     "Run": "everseg.api:Run",
     "Method": "everseg.methods.base:Method",

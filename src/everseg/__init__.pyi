@@ -27,6 +27,7 @@ from everseg.labels import LabelPolicy as LabelPolicy
 from everseg.labels import LabelSpace as LabelSpace
 from everseg.methods.base import Method as Method
 from everseg.reports.compare.comparison import compare as compare
+from everseg.reports.installation import env as env
 from everseg.reports.outline import show as show
 from everseg.sweeps.sweep import sweep as sweep
 

@@ -44,6 +44,7 @@ from everseg.reports.baselines import domain_rows, drop_against_single
 from everseg.reports.compare.comparison import compare
 from everseg.reports.feature_shift import FeatureDrift, write_features
 from everseg.reports.html import IMAGES, ReportFile, report_at_the_end, write_report
+from everseg.reports.installation import env
 from everseg.reports.outline import show
 from everseg.reports.run_scores import RunStep, RunTable, SequenceScores
 from everseg.runs.results import Results, StepResults
@@ -51,7 +52,7 @@ from everseg.runs.run_folder import RunFolder
 from everseg.sweeps.sweep import sweep
 
 __all__ = [
-    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff",
+    "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
     "import_mdil", "import_mib", "load", "predict", "preview", "report", "rollback", "run", "serve", "show", "sweep",
 ]  # fmt: skip

@@ -90,6 +90,13 @@ class GateError(EversegError):
     topic = "gate"
 
 
+class PeerError(EversegError):
+    """Another process of the run is gone, or never came. What was saved counts, and the same command continues."""
+
+    exit_code = 7
+    topic = "peers"
+
+
 class TimeBudgetReached(EversegError):  # noqa: N818 - an outcome, not a fault
     """The time budget is used up. The run is saved, and the same command continues it."""
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -125,14 +125,31 @@ def wait_until(condition: Callable[[], bool], timeout: float = 60) -> None:
         time.sleep(0.002)
 
 
-def ranks(config: dict, world: int, timeout: float = 120, **options) -> list[int]:
-    """Do one run in several processes that talk over gloo; their exit codes."""
+def ranks(
+    config: dict,
+    world: int,
+    timeout: float = 120,
+    *,
+    at: Mapping[int, At] | None = None,
+    stopped: int | None = None,
+    change: Mapping[int, dict] | None = None,
+    **options,
+) -> list[int]:
+    """Do one run in several processes that talk over gloo; their exit codes.
+
+    Args:
+        at: process -> when it sends itself a signal.
+        stopped: a process that stops itself. It is killed when all others have ended.
+        change: process -> settings that it gets in place of others.
+    """
+    at, change = at or {}, change or {}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children = [
         start(
-            config,
+            {**config, **change.get(rank, {})},
+            at=at.get(rank),
             environment={
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
@@ -146,7 +163,11 @@ def ranks(config: dict, world: int, timeout: float = 120, **options) -> list[int
         )
         for rank in range(world)
     ]
-    return [wait(child, timeout) for child in children]
+    codes = {rank: wait(child, timeout) for rank, child in enumerate(children) if rank != stopped}
+    if stopped is not None:
+        os.kill(children[stopped], signal.SIGKILL)
+        codes[stopped] = wait(children[stopped], timeout)
+    return [codes[rank] for rank in range(world)]
 
 
 def results(run: Path) -> dict[str, str]:

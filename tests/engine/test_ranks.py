@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import complete, ranks, results
+from processes import At, complete, ranks, results
 from safetensors.torch import load_file
 from toy import build, settings
 
 from everseg.data.batches.transforms import center_transform
 from everseg.runs.commit import read_json
+from everseg.runs.journal import Journal
 from everseg.runs.run_folder import RunFolder
+from everyday import some
 
 
 def center(mask: np.ndarray) -> np.ndarray:
@@ -27,28 +30,52 @@ def center(mask: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[RunFolder, RunFolder]:
-    """The same run by one and by two processes, norms without batch statistics so that they can agree."""
+    """The same run by one and by two processes."""
     folders = []
     for world in (1, 2):
         out = tmp_path_factory.mktemp(f"world{world}")
-        config = settings(out, method={"name": "ewc", "weight": 5.0}, scenario={"validation": "none"})
-        config["model"] = {"name": f"{Path(__file__).with_name('plain_model.py')}:build"}
+        config = alike(out)
         codes = ranks(config, world) if world > 1 else [complete(config)]
         assert codes == [0] * world
         folders.append(RunFolder(out / "toy"))
     return folders[0], folders[1]
 
 
-def test_two_processes_learn_the_weights_of_one_at_the_same_global_batch(pair):
+def alike(out: Path) -> dict:
+    """A run whose norms have no batch statistics, so that any number of processes agrees on its weights."""
+    config = settings(out, method={"name": "ewc", "weight": 5.0}, scenario={"validation": "none"})
+    config["model"] = {"name": f"{Path(__file__).with_name('plain_model.py')}:build"}
+    return config
+
+
+def agree(first: RunFolder, second: RunFolder) -> None:
     for step in (0, 1):
-        one, two = (load_file(folder.final(step) / "model.safetensors") for folder in pair)
+        one, two = (load_file(folder.final(step) / "model.safetensors") for folder in (first, second))
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
-        one, two = (load_file(folder.final(step) / "method_state.safetensors") for folder in pair)
+        one, two = (load_file(folder.final(step) / "method_state.safetensors") for folder in (first, second))
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=2e-2, atol=1e-4, msg=name)
+
+
+def test_two_processes_learn_the_weights_of_one_at_the_same_global_batch(pair):
+    agree(*pair)
+
+
+@pytest.mark.parametrize(("before", "after"), some([(2, 1), (1, 2)], (2, 1)))
+def test_the_same_command_goes_on_with_another_number_of_processes(pair, tmp_path, before, after):
+    """The global batch stays: the run learns what it would have learnt, to rounding."""
+    config, at = alike(tmp_path), At("iteration", 7)  # after the first checkpoint
+    codes = ranks(config, 2, at={0: at}) if before == 2 else [complete(config, at=at)]
+    assert codes[0] == -signal.SIGKILL
+    state = read_json(next((tmp_path / "toy").glob("steps/00/ckpt/it-*/state.json")))
+    assert state["processes"] == before
+    assert (ranks(config, 2) if after == 2 else [complete(config)]) == [0] * after
+    agree(pair[0], RunFolder(tmp_path / "toy"))
+    lines = [line["iteration"] for line in Journal(tmp_path / "toy/journal.jsonl").lines("train")]
+    assert lines == [line["iteration"] for line in Journal(pair[0].path / "journal.jsonl").lines("train")]
 
 
 def test_evaluation_counts_every_pixel_once(pair):

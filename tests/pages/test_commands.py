@@ -29,7 +29,7 @@ NOT_RUN = {
     r"(OMP_NUM_THREADS=1 )?(\.venv/bin/)?python -m pytest (tests|-)": "these tests; .ci/run types README's line",
     r"tensorboard --logdir": "a server of another project; tests/engine/test_tensorboard.py reads its files",
     r"head=\$\(scontrol": "SLURM",
-    r"srun": "SLURM",
+    r"exec srun": "SLURM",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
     r"python -m benchmarks --only losses step": "more than a minute even with --quick; the line before runs one part",
 }

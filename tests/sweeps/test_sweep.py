@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,10 @@ from toy import settings
 import everseg
 from everseg.config import presets
 from everseg.config.loading import load, to_json
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, Interrupted
 from everseg.runs.commit import save_folder, write_json
 from everseg.runs.run_folder import RunFolder
-from everseg.sweeps import launch
+from everseg.sweeps import launch, process, ray_cluster
 from everseg.sweeps.plan import grid
 from everseg.sweeps.sweep import Sweep
 from saying import must_say
@@ -174,7 +176,7 @@ class Fake:
         self.alive = self.most = 0
         self.lock = threading.Lock()
 
-    def __call__(self, command: list[str], log: Path, threads: int, alive: Any = None) -> dict[str, Any]:
+    def __call__(self, command: list[str], log: Path, threads: int, *_: Any, **__: Any) -> dict[str, Any]:
         words = command[command.index("run") + 1 : command.index("--quiet")]
         config = load(words[0], words[1:])
         folder = RunFolder(Path(config.out) / config.name)
@@ -218,6 +220,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
     monkeypatch.setattr(launch, "run_process", made)
+    monkeypatch.setattr(ray_cluster, "run_process", made)
     monkeypatch.setattr(launch, "_POLL", 0.01)
     return made
 
@@ -319,15 +322,17 @@ def test_a_signal_reaches_the_runs(tmp_path: Path) -> None:
     child = (
         "import signal, sys, time, pathlib\n"
         "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(143)))\n"
-        "pathlib.Path('ready').touch(); time.sleep(60)\n"
+        "pathlib.Path('ready').touch(); time.sleep(300)\n"
     )
     parent = (
-        "import sys, pathlib\nfrom everseg.sweeps import launch\n"
+        "import sys, types\nfrom pathlib import Path\nfrom everseg.sweeps import launch\n"
+        "folder = types.SimpleNamespace(path=Path('runs/c'))\n"
+        f"run = types.SimpleNamespace(name='c', folder=folder, command=[sys.executable, '-c', {child!r}])\n"
         "with launch.processes(1) as (submit, _):\n"
-        f"    submit([sys.executable, '-c', {child!r}], pathlib.Path('c.log')).result()\n"
+        "    submit(run).result()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # a busy machine takes its time to import torch
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.terminate()
@@ -336,40 +341,290 @@ def test_a_signal_reaches_the_runs(tmp_path: Path) -> None:
     assert b"the same command continues them" in err
 
 
+@pytest.mark.parametrize("told_before", [False, True])
+def test_a_run_whose_starter_is_killed_stops_itself_once(tmp_path: Path, told_before: bool) -> None:
+    child = (
+        "import os, signal, sys, time, pathlib\nfrom everseg.sweeps.process import follow\n"
+        "signal.signal(signal.SIGTERM, lambda *_: open('signals', 'a').write('x'))\n"
+        "follow(); assert 'EVERSEG_LIFELINE' not in os.environ; pathlib.Path('ready').touch()\n"
+        "while not pathlib.Path('end').exists(): time.sleep(0.02)\n"
+        "pathlib.Path('ended').touch()\n"
+    )
+    parent = (
+        "import os, signal, sys, time, pathlib\nfrom everseg.sweeps.process import Child\n"
+        f"child = Child([sys.executable, '-c', {child!r}], os.environ)\n"
+        "while not pathlib.Path('ready').exists(): time.sleep(0.02)\n"
+        f"child.stop(signal.SIGTERM) if {told_before} else None\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], cwd=tmp_path, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    _wait_for(tmp_path / "signals")
+    time.sleep(0.2)
+    (tmp_path / "end").touch()
+    _wait_for(tmp_path / "ended")
+    assert (tmp_path / "signals").read_text() == "x"
+
+
+def test_a_lifeline_that_is_none_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    for text in ("", "x", "987654"):
+        monkeypatch.setenv(process.LIFELINE, text)
+        process.follow()
+        assert process.LIFELINE not in os.environ
+    assert threading.active_count() == before
+
+
+def test_a_task_that_ray_interrupts_has_its_run_save_itself(tmp_path: Path) -> None:
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print(1, flush=True); time.sleep(60)"
+    log = tmp_path / "a.log"
+
+    def interrupt() -> None:
+        while not (log.exists() and log.read_text()):
+            time.sleep(0.02)
+        signal.raise_signal(signal.SIGINT)  # what ray.cancel does
+
+    thread = threading.Thread(target=lambda: (interrupt(), None))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        done = launch.run_process([sys.executable, "-c", code], log, 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done["exit_code"] == 143
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()
+
+
 # ---------------------------------------------------------------- other engines
 
 
-def test_ray_gets_the_runs_as_tasks_with_their_threads(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class FakeRay(types.SimpleNamespace):
+    """Ray's interface imitated: tasks are threads. `scripts/real/ray_cases.py` starts the real one."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__(is_initialized=lambda: False, init=self._init, remote=self._remote, cancel=self._cancel,
+                         shutdown=lambda: None, nodes=lambda: self.cluster, cloudpickle=self)  # fmt: skip
+        self.asked: list[dict[str, Any]] = []
+        self.given: list[tuple[Any, ...]] = []
+        self.cancelled: list[Any] = []
+        self.cluster = [{"Alive": True, "NodeManagerAddress": "10.0.0.7", "Resources": {"CPU": 8.0}},
+                        {"Alive": False, "NodeManagerAddress": "10.0.0.8", "Resources": {"CPU": 64.0}}]  # fmt: skip
+        self.dying: set[str] = set()
+        self.failure: BaseException | None = None
+        self.pool = ThreadPoolExecutor(4)
+        vars(self).update(changes)
+
+    def register_pickle_by_value(self, module: Any) -> None:
+        pass
+
+    def _init(self, **_: Any) -> None:
+        if self.failure:
+            raise self.failure
+
+    def _cancel(self, reference: Any, *, force: bool) -> None:
+        self.cancelled.append((reference, force))
+
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        def options(**wanted: Any) -> Any:
+            def remote(command: list[str], *arguments: Any) -> Any:
+                self.asked.append(wanted)
+                self.given.append((command, *arguments))
+                future = self.pool.submit(self._task, function, command, *arguments)
+                return types.SimpleNamespace(future=lambda: future)
+
+            return types.SimpleNamespace(remote=remote)
+
+        return types.SimpleNamespace(options=options)
+
+    def _task(self, function: Callable[..., Any], command: list[str], *arguments: Any) -> Any:
+        if any(f"name={name}" in command for name in self.dying):
+            raise type("WorkerCrashedError", (Exception,), {})("no more words")
+        return function(command, *arguments)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    made = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", made)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "nowhere")
+    return made
+
+
+def test_ray_gets_the_runs_as_tasks_with_all_that_they_need(
+    fake: Fake, engine: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With Ray's interface imitated: init, remote, options, and a reference that gives a future."""
-    asked: list[dict[str, Any]] = []
-    pool = ThreadPoolExecutor(4)
-
-    class Reference:
-        def __init__(self, future: Future) -> None:
-            self.future = lambda: future
-
-    class Task:
-        def __init__(self, function: Callable[..., Any]) -> None:
-            self.function = function
-
-        def options(self, **options: Any) -> Task:
-            asked.append(options)
-            return self
-
-        def remote(self, *arguments: Any) -> Reference:
-            return Reference(pool.submit(self.function, *arguments))
-
-    module = types.SimpleNamespace(
-        is_initialized=lambda: False, init=lambda **_: asked.append({}), remote=Task
-    )
-    monkeypatch.setitem(sys.modules, "ray", module)
-    done = sweep_here(tmp_path, ["ft", "lwf", "mib"], seeds=(0, 1), on="ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVERSEG_CACHE", "cache")
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    done = sweep_here(Path("mine"), ["ft", "lwf", "mib"], seeds=(0, 1), on="ray")
     assert {row.state for row in done.runs} == {"finished"}
     assert sorted(fake.trained) == ["demo-ft-s0", "demo-ft-s1"]
     assert fake.most >= 2
-    assert asked[1]["num_cpus"] == 1
+    assert engine.asked[0] == {"num_cpus": 1, "num_gpus": 0.0, "max_retries": 0}
+    command, threads, places = engine.given[0]
+    assert (Path(command[0]).is_absolute(), threads) == (True, 1)
+    assert places["folder"] == tmp_path, "relative paths count from the folder of the sweep"
+    assert places["log"] == tmp_path / "mine/logs/demo-ft-s0.log"
+    assert places["environment"]["EVERSEG_CACHE"] == "cache"
+    assert places["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_gpus_are_asked_for_where_the_cluster_has_them(fake: Fake, engine: FakeRay, tmp_path: Path) -> None:
+    engine.cluster[0]["Resources"]["GPU"] = 2.0
+    sweep_here(tmp_path / "a", ["ft"], on="ray", cpus=3)
+    sweep_here(tmp_path / "b", ["ft"], on="ray", gpus=0.5)
+    sweep_here(tmp_path / "c", ["ft"], on="ray", overrides=["train.threads=4"], gpus=0)
+    assert [(asked["num_cpus"], asked["num_gpus"]) for asked in engine.asked] == [(3, 1), (1, 0.5), (4, 0)]
+    assert ["CUDA_VISIBLE_DEVICES" in given[2]["environment"] for given in engine.given] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"cpus": 9}, ("9 CPUs", "--cpus", "node 10.0.0.7", "8 CPUs and 0 GPUs")),
+        ({"gpus": 1}, ("1 GPU", "--gpus", "node 10.0.0.7")),
+        ({"overrides": ["train.precision=fp16"]}, ("1 GPU", "train.precision")),
+        ({"jobs": 2}, ("--jobs", "--cpus")),
+        ({"gpus": 2}, ("--gpus", "got 2")),
+        ({"cpus": 0}, ("--cpus", "got 0")),
+    ],
+)
+def test_what_ray_can_never_run_is_said_at_once(
+    fake: Fake, engine: FakeRay, tmp_path: Path, options: dict[str, Any], facts: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as stop:
+        sweep_here(tmp_path, ["ft"], on="ray", **options)
+    must_say(str(stop.value), *facts)
+    assert "10.0.0.8" not in str(stop.value), "a dead node has nothing"
+    assert fake.started == []
+
+
+def test_a_sweep_keeps_its_threads_and_gpus_are_rays(fake: Fake, engine: FakeRay, tmp_path: Path) -> None:
+    own = ["train.threads=null"]
+    sweep_here(tmp_path, ["ft"], cpus=2, overrides=own)
+    sweep_here(tmp_path, ["ft", "mib"], on="ray", overrides=own)
+    assert (fake.threads, engine.asked[-1]["num_cpus"]) == ({2}, 2)
+    with pytest.raises(ConfigError, match=r"--cpus 3: .*2 CPU threads"):
+        sweep_here(tmp_path, ["ft"], cpus=3, overrides=own)
+    with pytest.raises(ConfigError, match=r"--gpus: .*--ray"):
+        sweep_here(tmp_path, ["ft"], gpus=1)
+
+
+def test_a_dead_worker_fails_its_own_run_only(
+    fake: Fake, engine: FakeRay, tmp_path: Path, call: Call
+) -> None:
+    engine.dying = {"demo-lwf-s0"}
+    arguments = ("sweep", "demo", "--methods", "ft,lwf,mib", "--out", tmp_path, "--quiet", "--ray")
+    code, out, err = call(*arguments)
+    assert code == 137
+    must_say(
+        err, "demo-lwf-s0", "worker process died", "same command", str(tmp_path / "logs/demo-lwf-s0.log")
+    )
+    assert "1 of 3 runs stopped" in out
+    states = {run["name"]: run["state"] for run in json.loads((tmp_path / "sweep.json").read_text())["runs"]}
+    assert states["demo-mib-s0"] == states["demo-ft-s0"] == "finished"
+    engine.dying = set()
+    assert call(*arguments)[0] == 0
+    assert fake.started.count("demo-ft-s0") == 1
+
+
+@pytest.mark.parametrize("on", ["here", "ray"])
+def test_a_run_that_is_not_where_the_sweep_looks_for_it_has_failed(
+    fake: Fake, engine: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: Any
+) -> None:
+    monkeypatch.setattr(Fake, "leave", staticmethod(lambda *_: None))
+    (row,) = sweep_here(tmp_path, ["ft"], on=on).runs
+    assert (row.state, row.exit_code) == ("failed", 4)
+    must_say(row.error or "", str(tmp_path / "demo-ft-s0"), "no finished run", "file system")
+    code = launch.one(grid("demo", ["ft"], [0], out=tmp_path)[0], [], threads=1, say=lambda _: None)
+    assert code == 4
+
+
+def test_files_of_another_machine_may_be_seen_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_POLL", 0.01)
+    answers = iter([False, False, True])
+    run: Any = type(
+        "Run", (), {"folder": RunFolder(tmp_path), "is_finished": property(lambda _: next(answers))}
+    )()
+    assert launch._checked({"exit_code": 0, "error": None, "host": "other"}, run)["exit_code"] == 0
+
+
+def test_a_signal_has_ray_interrupt_every_run(
+    fake: Fake, engine: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "wait", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="the same command continues") as stop:
+        sweep_here(tmp_path, ["ft", "ewc"], on="ray")
+    assert stop.value.exit_code == 143
+    assert [force for _, force in engine.cancelled] == [False, False]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nobody_at_an_address_is_said_at_once(
+    engine: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    for address in (f"127.0.0.1:{free}", f"ray://127.0.0.1:{free}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError) as stop:
+            sweep_here(tmp_path, ["ft"], on="ray")
+        must_say(str(stop.value), address, "RAY_ADDRESS")
+    monkeypatch.delenv("RAY_ADDRESS")
+    left = tmp_path / "ray" / "ray_current_cluster"
+    left.parent.mkdir()
+    left.write_text(f"127.0.0.1:{free}\n")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=str(left)):
+        sweep_here(tmp_path, ["ft"], on="ray")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    engine.failure = ValueError("no memory\n left")
+    with pytest.raises(ConfigError, match="no memory left"):
+        sweep_here(tmp_path, ["ft"], on="ray")
+
+
+def test_other_versions_and_a_cluster_that_never_answers_are_said(
+    engine: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.failure = RuntimeError(
+        "Version mismatch: The cluster was started with:\n    Ray: 2.56.0\n    Python: 3.12.1\n"
+        "This process on node 10.0.0.7 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
+    with pytest.raises(ConfigError) as stop:
+        sweep_here(tmp_path, ["ft"], on="ray")
+    must_say(str(stop.value), "Ray 2.56.0 and Python 3.12.1", "Ray 2.60.0 and Python 3.11.7")
+    monkeypatch.setattr(ray_cluster, "_START", 0.05)
+    engine.init = lambda **_: time.sleep(0.5)
+    with pytest.raises(ConfigError, match="0 seconds"):
+        sweep_here(tmp_path, ["ft"], on="ray")
+
+
+def test_a_node_without_the_places_of_a_run_says_which(tmp_path: Path) -> None:
+    given = {"folder": tmp_path / "no", "sweep": tmp_path / "sweep.json", "log": tmp_path / "l/a.log",
+             "environment": {}}  # fmt: skip
+    done = ray_cluster._on_a_node([str(tmp_path / "python")], 1, given)
+    assert done["exit_code"] == 2
+    must_say(
+        done["error"], socket.gethostname(), str(tmp_path / "no"), "sweep.json", str(tmp_path / "python")
+    )
+    (tmp_path / "sweep.json").touch()
+    code = "import os; print(os.getcwd(), os.environ.get('EVERSEG_X'), os.environ.get('PYTHONPATH'))"
+    given |= {"folder": tmp_path, "environment": {"EVERSEG_X": "y"}}
+    done = ray_cluster._on_a_node([sys.executable, "-c", code], 1, given)
+    assert (done["exit_code"], done["host"]) == (0, socket.gethostname())
+    assert (tmp_path / "l/a.log").read_text().split() == [str(tmp_path), "y", "None"]
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,9 +680,63 @@ def test_the_slurm_tasks_command_is_the_sweeps_own(
     call("sweep", "demo", "--methods", "ft,mib", "--out", tmp_path / "o", "--slurm", "train.epochs=1")
     line = (tmp_path / "o/sweep.sbatch").read_text().splitlines()[-1]
     words = line.replace('"${NAMES[$SLURM_ARRAY_TASK_ID]}"', "demo-mib-s0").split()
-    assert words[1:3] == ["-m", "everseg"]
-    assert call(*words[3:])[0] == 0
+    assert words[0] == "exec"  # else SLURM's signals would reach bash, which does not pass them on
+    assert words[2:4] == ["-m", "everseg"]
+    assert call(*words[4:])[0] == 0
     assert fake.started == ["demo-mib-s0"]
+
+
+def test_a_repeated_slurm_sweep_submits_only_what_is_neither_finished_nor_queued(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools, calls, queue = tmp_path / "bin", tmp_path / "calls", tmp_path / "queue"
+    tools.mkdir()
+    for name, script in {
+        "sbatch": f'echo "$@" >> {calls}\necho "$(wc -l < {calls})7"',
+        "squeue": f"test -e {queue} || exit 1\ncat {queue}",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+
+    def submitted(methods: str = "ft,mib,ewc") -> tuple[dict[str, Any], list[str]]:
+        calls.write_text("")
+        code, out, err = call(
+            "sweep", "demo", "--methods", methods, "--out", tmp_path / "o", "--slurm", "--json", "train.epochs=1",
+        )  # fmt: skip
+        assert code == 0, err
+        names = (tmp_path / "o/sweep.sbatch").read_text().split("NAMES=(\n")[1].split(")")[0].split()
+        return json.loads(out)["slurm"], [*calls.read_text().splitlines(), *names]
+
+    first, told = submitted()
+    assert (first["jobs"], first["queued"]) == (["17", "27"], [])
+    assert told[2:] == ["demo-ft-s0", "demo-ewc-s0", "demo-mib-s0"]
+
+    queue.write_text("17_0\n99_1\n27_2\n")  # ewc has ended, without being finished
+    again, told = submitted()
+    assert sorted(again["queued"]) == ["demo-ft-s0", "demo-mib-s0"]
+    assert told[1:] == ["demo-ewc-s0"]
+    assert "--array=0-0" in told[0]
+    assert "dependency" not in told[0]
+
+    queue.write_text("17_0\n17_1\n27_2\n")  # the last one, as its task 17_0
+    more, told = submitted("ft,mib,ewc,lwf")  # lwf takes the first step of ft, which is queued
+    assert len(more["queued"]) == 3
+    assert told[1:] == ["demo-lwf-s0"]
+    assert "--dependency=afterany:17_0" in told[0]
+
+    queue.write_text("17_0\n17_1\n27_2\n17_0\n")
+    calls.write_text("")
+    assert submitted("ft,mib,ewc")[0]["script"] is None
+    assert calls.read_text() == ""
+
+    queue.unlink()  # SLURM does not answer: nothing may be submitted twice
+    code, _, err = call(
+        "sweep", "demo", "--methods", "ft", "--out", tmp_path / "o", "--slurm", "train.epochs=1"
+    )
+    assert code == 1
+    assert "squeue" in err
+    assert calls.read_text() == ""
 
 
 # ---------------------------------------------------------------- for real

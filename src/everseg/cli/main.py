@@ -37,18 +37,54 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="everseg",
-    help="Keep a semantic-segmentation model learning: new classes, new domains, without the old data.",
     epilog="Add --debug to any command for the traceback of an error.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from everseg.reports.installation import env
+
+        say(env().summary())
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Versions, device and extras; everseg env says more.",
+        ),
+    ] = False,
+) -> None:
+    """Keep a semantic-segmentation model learning: new classes, new domains, without the old data."""
+
+
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
 
+
+def _presets(incomplete: str) -> list[str]:
+    """Name the presets that a shell may complete a word to; without one the shell completes file names."""
+    from everseg.config import presets
+
+    return [name for name in presets.names(every=True) if name.startswith(incomplete)]
+
+
 Source = Annotated[
-    str, typer.Argument(metavar="PRESET_OR_YAML", help="A name of `everseg list presets`, or a file.")
+    str,
+    typer.Argument(
+        metavar="PRESET_OR_YAML",
+        help="A name of `everseg list presets`, or a file.",
+        autocompletion=_presets,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Domain = Annotated[
@@ -104,7 +140,9 @@ def run(
 ) -> None:
     """Train and score every step; the same command continues an unfinished run."""
     from everseg import api
+    from everseg.sweeps import process
 
+    process.follow()
     done = api.run(source, overrides=overrides or [], dry_run=dry_run, quiet=quiet)
     give(done, as_json)
     if as_json or not speaks():
@@ -273,6 +311,15 @@ def report(
     give(api.report(path, overrides=overrides or [], out=out, images=images, quiet=quiet), as_json)
 
 
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Versions, processors, devices and extras, to copy into a bug report."""
+    # Not through `everseg.api`, which needs PyTorch: where that cannot be imported, this says so.
+    from everseg.reports import installation
+
+    give(installation.env(), as_json)
+
+
 app.command()(sweep)
 app.command()(compare)
 app.command()(docs)
@@ -281,8 +328,16 @@ add_deploy_commands(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see `everseg.errors`)."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal or a file of another encoding cannot show becomes an escape, not an error.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    if (
+        not debug
+    ):  # of a lost connection torch would print its stack of C++ calls, for every process; before its import
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
     code = guarded(app, given, debug)
     with contextlib.suppress(BrokenPipeError, ValueError):

@@ -29,6 +29,12 @@ def sweep(
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Write a SLURM array script; submit it if there is sbatch.")
     ] = False,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads per run; default this machine's share, on Ray 1.")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs per run on Ray; default 1 where there are any, else 0.")
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="RUN", help="Train only this run of the sweep.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run.")] = False,
     as_json: Json = False,
@@ -49,6 +55,8 @@ def sweep(
         overrides=overrides or [],
         jobs=jobs,
         on=on,
+        cpus=cpus,
+        gpus=gpus,
         only=only,
         dry_run=dry_run,
         quiet=quiet,

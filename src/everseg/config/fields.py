@@ -301,6 +301,8 @@ class TrainConfig(_Section):
     """Iterations between journal lines."""
     max_time: float | None = Field(default=None, gt=0)
     """Seconds after which the run saves itself and stops with exit code 75."""
+    peer_timeout: float = Field(default=120.0, ge=2)
+    """Seconds without a sign of life after which another process of the run counts as gone; all others then end."""
     max_iterations: int | None = Field(default=None, ge=1)
     """Stop each step after so many iterations (used by --dry-run)."""
     eval_batch: int = Field(default=8, ge=1)
@@ -330,6 +332,6 @@ class RunConfig(_Section):
 HARMLESS = frozenset(
     {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.extra",
      "data.domains.*.extra", "data.workers", "data.skip_bad", "model.download", "scenario.single_task",
-     "train.checkpoint_every", "train.log_every", "train.max_time", "train.eval_batch"}
+     "train.checkpoint_every", "train.log_every", "train.max_time", "train.peer_timeout", "train.eval_batch"}
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they cannot change its result."""

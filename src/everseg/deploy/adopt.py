@@ -292,7 +292,7 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
     """
     path = folder / "config.json" if folder.is_dir() else folder
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

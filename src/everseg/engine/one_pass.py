@@ -116,9 +116,15 @@ class OnePass:
             return None
         state = read_json(path / "state.json")
         if state["total"] != self.total:
+            before = state["processes"]
+            what = (
+                f"where the shares of a batch depend on their number; go on with {before}"
+                if before != self.world
+                else "the images of the step have changed"
+            )
             raise CheckpointError(
-                f"{path} was made for {state['total']} batches, this run has {self.total}: the images of the step have "
-                "changed, or the number of processes; start again under another name (name=...)"
+                f"{path} was made for {state['total']} batches by {before} processes, and {self.world} would make "
+                f"{self.total}: {what}; or start again under another name (name=...)"
             )
         if state["processes"] != self.world:
             self.session.progress.message(

@@ -25,6 +25,7 @@ from everseg.config.fields import (
     RunConfig,
     ScenarioConfig,
 )
+from everseg.config.loading import config_hash
 from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
@@ -32,6 +33,7 @@ from everseg.engine.memory import memory_before, memory_problems
 from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
 from everseg.engine.param_groups import encoder_layers
+from everseg.engine.peers import all_present
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
@@ -108,6 +110,14 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             "warning: this processor has no bf16 instructions and imitates them, several times slower than fp32; "
             "use train.precision=fp32 here"
         )
+    with all_present(accelerator, config.train.peer_timeout, f"{config_hash(config)} {folder.path}"):
+        return _together(config, accelerator, progress, folder, dry_run)
+
+
+def _together(
+    config: RunConfig, accelerator: Accelerator, progress: Progress, folder: RunFolder, dry_run: bool
+) -> RunFolder:
+    """Prepare in the first process, then run in all."""
     # The first process checks everything and fills the caches. The others wait here to learn whether it succeeded.
     if not accelerator.is_main_process:
         if all_reduce_max(0, accelerator):

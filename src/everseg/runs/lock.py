@@ -36,6 +36,8 @@ BEAT = 5.0
 LEASE = 60.0
 """Seconds without a sign of life after which another machine may take a lock over."""
 FILE = "LOCK"
+_HELD: dict[Path, bytes] = {}
+"""The locks that this process holds."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,21 @@ def locked(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iter
     beats = threading.Thread(target=_beat, args=(path, mine, ended), name="everseg-lock", daemon=True)
     beats.start()
     commit.GUARDS.append(guard)
+    _HELD[path] = mine
     try:
         yield
     finally:
+        del _HELD[path]
         commit.GUARDS.remove(guard)
         ended.set()
         _remove(path, mine)
+
+
+def release() -> None:
+    """Remove all locks of this process, which is about to end without leaving `locked`."""
+    for path, mine in list(_HELD.items()):
+        with contextlib.suppress(OSError):
+            _remove(path, mine)
 
 
 def _check(path: Path, mine: bytes) -> None:

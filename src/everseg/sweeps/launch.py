@@ -1,4 +1,4 @@
-"""Run a sweep: in processes of this machine, on Ray, or as a SLURM array.
+"""Run a sweep in processes of this machine, or on Ray (`ray_cluster`).
 
 Every run is a process of `everseg run`. concurrent.futures, Ray or SLURM decides which process gets which processor.
 This module only adds that a run waits while another one trains the first step that both have in common.
@@ -7,32 +7,24 @@ This module only adds that a run waits while another one trains the first step t
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
-import shlex
-import shutil
 import signal
-import subprocess
-import sys
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from everseg.errors import MORE, ConfigError, EversegError, Interrupted
-from everseg.runs.commit import write_bytes
+from everseg.engine.runtime import SIGNALS, Signals
+from everseg.errors import Interrupted
 from everseg.sweeps.plan import GridRun, begin, donor
+from everseg.sweeps.process import Child, Outcome, Submit, run_process
 
 Say = Callable[[str], None]
-Outcome = dict[str, Any]
-"""exit_code and error of one process."""
-Submit = Callable[[list[str], Path], "Future[Outcome]"]
-"""Starts a command whose output goes to a log file."""
 _POLL = 0.5
 """Seconds after which the sweep looks again whether a first step has become ready."""
+_SETTLING = 60.0
+"""Seconds after which the files of a run that ended on another machine must be seen here."""
 
 
 def work_off(
@@ -71,13 +63,12 @@ def work_off(
             other, done = donor(run, runs), begin(run, runs, threads)
             shared = {"shared_from": other.name} if other and done.startswith("first step copied") else {}
             results[run.name] = shared
-            log = run.folder.path.parent / "logs" / f"{run.name}.log"
             say(f"{run.name}: started" + (f", {done}" if done else ""))
-            working[submit(run.command, log)] = run
+            working[submit(run)] = run
         finished, _ = wait(working, timeout=_POLL, return_when=FIRST_COMPLETED)
         for future in finished:
             run = working.pop(future)
-            outcome = future.result()
+            outcome = _checked(future.result(), run)
             results[run.name] |= outcome
             text = (
                 "finished" if outcome["exit_code"] == 0 else f"stopped with exit code {outcome['exit_code']}"
@@ -95,6 +86,24 @@ def _waits(run: GridRun, runs: Sequence[GridRun], working: Sequence[GridRun]) ->
     return any(other.first_step == run.first_step for other in working)
 
 
+def _checked(outcome: Outcome, run: GridRun) -> Outcome:
+    """Call a run failed that ended well and is not finished where the sweep looks for it, whatever its exit code."""
+    elsewhere = outcome.pop("host", "") not in ("", socket.gethostname())
+    if outcome["exit_code"]:
+        return outcome
+    # A network file system may show what another machine wrote a little later.
+    until = time.monotonic() + (_SETTLING if elsewhere else 0)
+    while not run.is_finished:
+        if time.monotonic() >= until:
+            told = (
+                f"it ended well, and {run.folder.path.absolute()} holds no finished run of these settings here: was it "
+                "written to another file system, or deleted?"
+            )
+            return {"exit_code": 4, "error": told}
+        time.sleep(_POLL)
+    return outcome
+
+
 def one(run: GridRun, runs: Sequence[GridRun], *, threads: int, say: Say) -> int:
     """Run a single run of a sweep here and return its exit code; every task of a SLURM array does this."""
     if run.is_finished:
@@ -104,7 +113,7 @@ def one(run: GridRun, runs: Sequence[GridRun], *, threads: int, say: Say) -> int
     if done:
         say(f"{run.name}: {done}")
     with processes(threads) as (submit, _):
-        outcome = submit(run.command, run.folder.path.parent / "logs" / f"{run.name}.log").result()
+        outcome = _checked(submit(run).result(), run)
     if outcome["error"]:
         say(f"{run.name}: {outcome['error']}")
     return int(outcome["exit_code"])
@@ -117,147 +126,34 @@ def processes(threads: int, jobs: int = 1) -> Iterator[tuple[Submit, int]]:
     Args:
         threads: CPU threads of each, as OMP_NUM_THREADS.
     """
-    alive: set[subprocess.Popen[bytes]] = set()
+    alive: set[Child] = set()
     stopped = threading.Event()
 
-    def work(command: list[str], log: Path) -> Outcome:
+    def work(run: GridRun) -> Outcome:
         if stopped.is_set():
             return {"exit_code": 130, "error": "not started"}
-        return run_process(command, log, threads, alive)
+        return run_process(run.command, run.folder.path.parent / "logs" / f"{run.name}.log", threads, alive)
+
+    signals = Signals()
 
     def stop(number: int, _frame: Any) -> None:
+        meaning = signals.meaning(number)
+        if meaning == "same":
+            return
         stopped.set()
         for process in list(alive):
-            process.send_signal(number)
-        raise Interrupted(
-            "the sweep was interrupted; its runs are saved, the same command continues them", number
-        )
+            process.stop(number)
+        if meaning == "stop":  # a second error would end the wait for the runs, which are saving themselves
+            raise Interrupted(
+                "the sweep was interrupted; its runs are saved, the same command continues them", number
+            )
 
     main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    before = {s: signal.signal(s, stop) for s in SIGNALS} if main else {}
     pool = ThreadPoolExecutor(jobs)
     try:
-        yield (lambda command, log: pool.submit(work, command, log)), jobs
+        yield (lambda run: pool.submit(work, run)), jobs
     finally:
         pool.shutdown(wait=True)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def run_process(
-    command: list[str], log: Path, threads: int, alive: set[subprocess.Popen[bytes]] | None = None
-) -> Outcome:
-    """Run a command to its end with both outputs in a log file; return its exit code and, if it failed, its error."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
-        )  # fmt: skip
-        alive = set() if alive is None else alive
-        alive.add(process)
-        try:
-            code = process.wait()
-        finally:
-            alive.discard(process)
-    # Popen gives -N for a process that signal N ended; shells give 128 + N.
-    return {"exit_code": code if code >= 0 else 128 - code, "error": _last_words(log) if code else None}
-
-
-def _last_words(log: Path) -> str:
-    """Read the error message of a run that stopped from its log, without the line about the documentation."""
-    text = log.read_text(errors="replace").strip()
-    start = text.rfind("error: ")
-    if start < 0:
-        return f"no message; see {log}"
-    return text[start + len("error: ") :].partition(f"\n{MORE}")[0]
-
-
-@contextlib.contextmanager
-def ray(threads: int) -> Iterator[tuple[Submit, int]]:
-    """Run commands as tasks of a Ray cluster; its nodes must share the file system and have everseg at one place.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
-    try:
-        engine = importlib.import_module("ray")
-    except ImportError:
-        raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
-    if not engine.is_initialized():
-        engine.init(log_to_driver=False)
-    task = engine.remote(run_process).options(
-        num_cpus=threads, num_gpus=int(torch.cuda.is_available()), max_retries=0
-    )
-    here = Path.cwd()
-    yield (lambda command, log: task.remote(command, here / log, threads).future()), sys.maxsize
-
-
-def slurm(
-    runs: Sequence[GridRun], command: Sequence[str], out: Path, *, threads: int, say: Say
-) -> dict[str, Any]:
-    """Write an array script of the unfinished runs and submit it where there is `sbatch`.
-
-    Runs that train a first step for others form the first array. The array of all other runs depends on it.
-
-    Args:
-        command: the sweep's own command, to which every task adds `--only NAME`.
-
-    Returns:
-        script, commands, and jobs (the ids; [] where nothing was submitted).
-    """
-    left = [run for run in runs if not run.is_finished]
-    # One script with all names; the two arrays are two ranges of its task numbers.
-    first = [run for number, run in enumerate(left) if not _follows(run, left[:number], runs)]
-    ordered = [*first, *(run for run in left if run not in first)]
-    if not ordered:
-        return {"script": None, "commands": [], "jobs": []}
-    script = out / "sweep.sbatch"
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    write_bytes(script, _script(ordered, command, out, threads).encode())
-    commands = [["sbatch", "--parsable", f"--array=0-{len(first) - 1}", str(script)]]
-    if len(first) < len(ordered):
-        array = f"--array={len(first)}-{len(ordered) - 1}"
-        # "afterany": where a first step failed, the runs that hoped for it train their own.
-        commands.append(["sbatch", "--parsable", "--dependency=afterany:$FIRST", array, str(script)])
-    jobs: list[str] = []
-    if shutil.which("sbatch"):
-        for words in commands:
-            jobs.append(_submitted([word.replace("$FIRST", "".join(jobs[:1])) for word in words]))
-            say(f"submitted job {jobs[-1]}")
-    else:
-        say("no sbatch here; nothing was submitted")
-    lines = [" ".join(w if "$FIRST" in w else shlex.quote(w) for w in words) for words in commands]
-    if len(lines) > 1:
-        lines[0] = f"FIRST=$({lines[0]})"
-    return {"script": str(script), "commands": lines, "jobs": jobs}
-
-
-def _follows(run: GridRun, before: Sequence[GridRun], runs: Sequence[GridRun]) -> bool:
-    """Whether a run should start after one of the runs `before` it, whose first step it can take over."""
-    if run.first_step is None or run.folder.step(0).exists() or donor(run, runs) is not None:
-        return False
-    return any(other.first_step == run.first_step for other in before)
-
-
-def _script(runs: Sequence[GridRun], command: Sequence[str], out: Path, threads: int) -> str:
-    names = "\n".join(f"  {shlex.quote(run.name)}" for run in runs)
-    logs = shlex.quote(str((out / "logs").resolve() / "slurm-%A-%a.out"))
-    return (
-        "#!/bin/bash\n"
-        "#SBATCH --job-name=everseg-sweep\n"
-        f"#SBATCH --cpus-per-task={threads}\n"
-        f"#SBATCH --output={logs}\n"
-        "# Add partition, time and GPUs here or on sbatch's command line.\n"
-        f"cd {shlex.quote(str(Path.cwd()))}\n"
-        f"NAMES=(\n{names}\n)\n"
-        f'{shlex.join(command)} --only "${{NAMES[$SLURM_ARRAY_TASK_ID]}}"\n'
-    )
-
-
-def _submitted(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EversegError(f"{shlex.join(command)} failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout.strip().partition(";")[0]  # --parsable prints "id" or "id;cluster"

@@ -358,8 +358,10 @@ def store(
     for run in runs:
         entry = {"name": run.name, "method": run.method, "seed": run.seed, "task": run.task,
                  "state": state_of(run), "first_step": run.first_step, "command": run.command[3:]}  # fmt: skip
-        # Where a first step came from is known only when it is copied: a later call must not forget it.
-        kept = {key: before[run.name][key] for key in ("shared_from",) if key in before.get(run.name, {})}
+        # Where a first step came from, and its job, are known once: a later call must not forget them.
+        kept = {
+            key: before[run.name][key] for key in ("shared_from", "job") if key in before.get(run.name, {})
+        }
         before[run.name] = {**entry, **kept, **results.get(run.name, {})}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, {"format": 1, **given, "threads": threads, "runs": list(before.values())})

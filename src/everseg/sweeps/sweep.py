@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,8 @@ from everseg.display import OnceADictionary, Piece, table
 from everseg.errors import ConfigError, near_miss
 from everseg.labels import policies_apart, policy_name
 from everseg.progress import Progress
-from everseg.sweeps import launch
+from everseg.runs.run_folder import MOST_THREADS
+from everseg.sweeps import launch, slurm
 from everseg.sweeps.plan import (
     EVERY,
     GridRun,
@@ -25,6 +27,7 @@ from everseg.sweeps.plan import (
     store,
     stored,
 )
+from everseg.sweeps.ray_cluster import ray
 
 _SAVED = (75, 130, 143)
 """Exit codes of runs that were stopped and saved themselves."""
@@ -61,17 +64,20 @@ class SlurmJobs:
     """What was handed to SLURM."""
 
     script: Path | None
-    """None: every run is finished."""
+    """None: every run is finished or queued."""
     commands: tuple[str, ...]
     """That submit it."""
     jobs: tuple[str, ...]
     """Their ids; () where nothing was submitted."""
+    queued: tuple[str, ...] = ()
+    """Runs that were pending or running already, and so were not submitted again."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "script": None if self.script is None else str(self.script),
             "commands": list(self.commands),
             "jobs": list(self.jobs),
+            "queued": list(self.queued),
         }
 
 
@@ -113,7 +119,9 @@ class Sweep(OnceADictionary):
             yield f"dry run: nothing was started; the runs would lie in {self.out}"
         elif self.slurm is not None:
             script = self.slurm.script
-            yield "every run is finished" if script is None else f"script: {script}"
+            if queued := len(self.slurm.queued):
+                yield f"{queued} of {len(self.runs)} runs are pending or running already (squeue)"
+            yield "nothing to submit" if script is None else f"script: {script}"
             if self.slurm.commands:
                 yield "\n".join(
                     ["submitted as:" if self.slurm.jobs else "submit it with:", *self.slurm.commands]
@@ -168,6 +176,8 @@ def sweep(
     overrides: Sequence[str] = (),
     jobs: int = 1,
     on: Literal["here", "ray", "slurm"] = "here",
+    cpus: int | None = None,
+    gpus: float | None = None,
     only: str | None = None,
     dry_run: bool = False,
     quiet: bool = False,
@@ -186,6 +196,9 @@ def sweep(
         overrides: "key=value" for all runs.
         jobs: processes at a time on this machine; each gets its share of the CPU threads.
         on: this machine, a Ray cluster (extra `ray`), or SLURM (a script is written, and submitted if sbatch is here).
+        cpus: CPU threads of each run (train.threads wins), and CPUs that Ray keeps for it; default this machine's
+            divided by `jobs`, on Ray OMP_NUM_THREADS or 1.
+        gpus: GPUs that Ray keeps for each run, 1 or a share of one; default 1 if the cluster has any, else 0.
         only: run only the run of this name, here.
         dry_run: train nothing; return what would be run.
         quiet: print no progress.
@@ -193,14 +206,13 @@ def sweep(
     Raises:
         EversegError: what is wrong, where, and what to do. The failure of a single run stands in `runs` instead.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
+    _check_resources(jobs, on, cpus, gpus)
     left_out: list[str] = []
     if list(methods) == [EVERY]:
         methods, left_out = every_method(str(source), overrides)
     done = _sweep(
-        str(source), methods, seeds, tasks, out=out, overrides=overrides, jobs=jobs, on=on, only=only,
-        dry_run=dry_run, quiet=quiet,
+        str(source), methods, seeds, tasks, out=out, overrides=overrides, jobs=jobs, on=on,
+        cpus=cpus, gpus=gpus, only=only, dry_run=dry_run, quiet=quiet,
     )  # fmt: skip
     return replace(done, left_out=tuple(left_out))
 
@@ -215,6 +227,8 @@ def _sweep(
     overrides: Sequence[str],
     jobs: int,
     on: Literal["here", "ray", "slurm"],
+    cpus: int | None,
+    gpus: float | None,
     only: str | None,
     dry_run: bool,
     quiet: bool,
@@ -223,7 +237,7 @@ def _sweep(
     runs = grid(source, methods, seeds, tasks, out=out, overrides=overrides)
     folder = runs[0].folder.path.parent
     before = stored(folder)
-    threads = _threads(before, jobs, only)
+    threads = _threads(before, jobs, on, cpus, only)
     given = {"source": source, "methods": list(methods), "seeds": list(seeds), "tasks": list(tasks),
              "overrides": list(overrides)}  # fmt: skip
     if dry_run:
@@ -247,11 +261,20 @@ def _sweep(
             "everseg",
             *_words(source, methods, seeds, tasks, folder, overrides),
         ]
-        told = launch.slurm(runs, command, folder, threads=threads, say=progress.message)
-        script = None if told["script"] is None else Path(told["script"])
-        jobs_there = SlurmJobs(script, tuple(told["commands"]), tuple(told["jobs"]))
+        made = slurm.submit(
+            runs,
+            command,
+            folder,
+            threads=threads,
+            before={entry["name"]: entry["job"] for entry in before.get("runs", []) if entry.get("job")},
+            say=progress.message,
+            changed=lambda tasks: store(
+                folder, given, threads, runs, {name: {"job": task} for name, task in tasks.items()}
+            ),
+        )
+        jobs_there = SlurmJobs(made.script, tuple(made.commands), tuple(made.jobs), tuple(made.queued))
         return Sweep(folder, threads, tuple(_row(run, runs, {}) for run in runs), jobs_there)
-    place = launch.ray(threads) if on == "ray" else launch.processes(threads, jobs)
+    place = ray(runs, threads, cpus, gpus) if on == "ray" else launch.processes(threads, jobs)
     with place as (submit, at_once):
         results = launch.work_off(
             runs,
@@ -265,13 +288,42 @@ def _sweep(
     return Sweep(folder, threads, tuple(_row(run, runs, results.get(run.name, {})) for run in runs))
 
 
-def _threads(before: dict[str, Any], jobs: int, only: str | None) -> int:
-    """CPU threads per process: as the sweep was begun with, else this machine's divided by the number of processes."""
+def _check_resources(jobs: int, on: str, cpus: int | None, gpus: float | None) -> None:
+    problems = []
+    if jobs < 1:
+        problems.append(f"--jobs: expected at least 1, got {jobs}")
+    if on == "ray" and jobs > 1:
+        problems.append(
+            "--jobs: counts runs of this machine; Ray runs as many as have room, see --cpus and --gpus"
+        )
+    if cpus is not None and not 1 <= cpus <= MOST_THREADS:
+        problems.append(f"--cpus: expected 1 to {MOST_THREADS}, got {cpus}")
+    if gpus is not None and on != "ray":
+        problems.append("--gpus: only Ray is asked for GPUs (--ray)")
+    elif gpus is not None and not 0 <= gpus <= 1:
+        problems.append(f"--gpus: a run is one process: expected 0, 1 or a share such as 0.5, got {gpus:g}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _threads(before: dict[str, Any], jobs: int, on: str, cpus: int | None, only: str | None) -> int:
+    """CPU threads per process: as the sweep was begun with, else as asked for, else this machine's share of each."""
     # A first step is copied only between runs of the same number of threads (`begin`), so it stays for a whole sweep. A
     # task of a SLURM array takes what SLURM gave it.
     if only is not None:
-        return torch.get_num_threads()
-    return before.get("threads") or max(1, torch.get_num_threads() // jobs)
+        return cpus or torch.get_num_threads()
+    begun = before.get("threads")
+    if begun and cpus and begun != cpus:
+        raise ConfigError(
+            f"--cpus {cpus}: this sweep was begun with {begun} CPU threads per run, and another number may change the "
+            "last bits of a result; leave --cpus out, or give the sweep another folder (--out)"
+        )
+    if begun or cpus:
+        return begun or cpus or 1
+    if on == "ray":  # this machine's cores say nothing of the nodes'
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        return torch.get_num_threads() if given else 1
+    return max(1, torch.get_num_threads() // jobs)
 
 
 def _row(run: GridRun, runs: Sequence[GridRun], result: dict[str, Any]) -> SweepRun:

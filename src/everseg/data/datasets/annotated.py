@@ -303,7 +303,10 @@ def _is_yolo(base: Path) -> bool:
     """Whether text files in folders `labels`, or beside pictures, hold a class and numbers in every line."""
     looked = [base / text for text in _yolo_labels(base)[:LOOKED_AT]]
     lines = [
-        line for path in looked for line in path.read_text(errors="replace").splitlines()[:50] if line.strip()
+        line
+        for path in looked
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:50]
+        if line.strip()
     ]
     return bool(lines) and all(_YOLO_LINE.fullmatch(" ".join(line.split())) for line in lines)
 

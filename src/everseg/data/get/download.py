@@ -222,7 +222,7 @@ def _ensure_train_aug(to: Path) -> None:
         return
     # SegmentationClassAug also holds the masks of the validation images, which must not be trained on.
     masks = {p.stem for p in folder.glob("*.png")}
-    val = (to / LISTS / "val.txt").read_text().split()
+    val = (to / LISTS / "val.txt").read_text(encoding="utf-8").split()
     names = sorted(masks - set(val))
     if len(names) != TRAIN_AUG:
         warnings.warn(
