@@ -170,8 +170,8 @@ def extend(
             do. () refines the classes that the bundle knows and the data label.
         method: the method that preserves the old classes. Default "mib"; without new classes, and for a model without
             background, "complete".
-        how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced" (the default method), or "thorough" (the same with the images of earlier steps, which the
-            bundle must hold).
+        how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced"
+            (the default method), or "thorough" (the same with the images of earlier steps, which the bundle must hold).
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
         old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
