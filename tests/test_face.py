@@ -56,6 +56,7 @@ NAMED_ARGUMENTS = {**TURNED, "model": "builder"}
 """Option -> argument, where the argument of the same name is not there. `--model FILE.py:NAME` names a function on the
 command line; Python passes the function itself."""
 ONLY_OPTIONS = {
+    "extend": {"dry_run": "everseg.preview(...)"},
     "show": {"as_yaml": "print(result.yaml)"},
     "sweep": {"ray": "on='ray'", "slurm": "on='slurm'"},
     "data init": {"yes": "Python never asks unless told to (ask)"},

@@ -167,7 +167,7 @@ def test_public_names() -> None:
     assert sorted(everseg.__all__) == [
         "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "compare", "data", "demo", "diff",
         "env",
-        "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics", "predict",
+        "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics", "predict", "preview",
         "report", "rollback", "run", "scenarios", "serve", "show", "sweep",
     ]  # fmt: skip
     for name in everseg.__all__:
