@@ -47,7 +47,10 @@ NOT_IN_PYTHON = {
     "import mib": "`everseg.api` has import_mib and export_mib: one verb there is two functions, one for each way",
     "import mdil": "`everseg.api` has import_mdil, export_mdil and export_mdil_encoder",
 }
-NOT_COMMANDS = {"load": "a model in memory is of no use on a command line; `predict` loads one"}
+NOT_COMMANDS = {
+    "load": "a model in memory is of no use on a command line; `predict` loads one",
+    "preview": "extend --dry-run",
+}
 NAMED = {"eval": "evaluate"}
 """`eval` is a built-in function of Python."""
 TURNED = {"no_onnx": "onnx", "no_cache": "cache"}
