@@ -25,6 +25,7 @@ from everseg.models.build import deeplabv3
 from everseg.reports import terminal as tables
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
+from sealed import rewrite
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -210,6 +211,7 @@ import importlib.util
 import numpy as np
 from everseg.data.base import Dataset
 from everseg.labels import RawLabels
+from sealed import rewrite
 spec = importlib.util.spec_from_file_location("toy_of_other", {toy!r})
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
@@ -238,9 +240,7 @@ def other(tmp_path: Path, names: dict[int, str], table: str, background: int | N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="synchronised norms work here")
 def test_a_run_with_synchronised_norms_is_scored_without_cuda_too(finished: everseg.Run, copy: Path) -> None:
-    stored = json.loads((copy / "run.json").read_text())
-    stored["config"]["train"]["sync_norm"] = True
-    (copy / "run.json").write_text(json.dumps(stored))
+    rewrite(copy / "run.json", lambda stored: stored["config"]["train"].update(sync_norm=True))
     found = everseg.evaluate(copy, overrides=[USER_CODE], quiet=True)
     assert found.confusion["default"].tolist() == finished.folder.counts(1)["default"].tolist()
 

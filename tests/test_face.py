@@ -25,7 +25,7 @@ from everseg.data.verbs import ClassWeight, Downloaded, NewDescription, Weights
 from everseg.deploy.adopt import Adopted
 from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
-from everseg.deploy.extend import Extension
+from everseg.deploy.extend import Extension, Preview
 from everseg.deploy.history import Ancestor, History, Rollback
 from everseg.deploy.old_classes import Kept
 from everseg.display import OnceADictionary, Result
@@ -47,7 +47,10 @@ NOT_IN_PYTHON = {
     "import mib": "`everseg.api` has import_mib and export_mib: one verb there is two functions, one for each way",
     "import mdil": "`everseg.api` has import_mdil, export_mdil and export_mdil_encoder",
 }
-NOT_COMMANDS = {"load": "a model in memory is of no use on a command line; `predict` loads one"}
+NOT_COMMANDS = {
+    "load": "a model in memory is of no use on a command line; `predict` loads one",
+    "preview": "extend --dry-run",
+}
 NAMED = {"eval": "evaluate"}
 """`eval` is a built-in function of Python."""
 TURNED = {"no_onnx": "onnx", "no_cache": "cache"}
@@ -56,6 +59,7 @@ NAMED_ARGUMENTS = {**TURNED, "model": "builder"}
 """Option -> argument, where the argument of the same name is not there. `--model FILE.py:NAME` names a function on the
 command line; Python passes the function itself."""
 ONLY_OPTIONS = {
+    "extend": {"dry_run": "everseg.preview(...)"},
     "show": {"as_yaml": "print(result.yaml)"},
     "sweep": {"ray": "on='ray'", "slurm": "on='slurm'"},
     "data init": {"yes": "Python never asks unless told to (ask)"},
@@ -250,6 +254,7 @@ def results(folder: Path) -> dict[str, Result]:
         "Sweep": Sweep(Path(HOSTILE), 1, (run,), SlurmJobs(Path(HOSTILE), (HOSTILE,), ())),
         "Bundle": made,
         "Extension": Extension(made, Path(HOSTILE), kept, (Taught(HOSTILE, 0.5, 0.1, 2, 0.2),), 0.9),
+        "Preview": Preview((HOSTILE,), (HOSTILE,), (HOSTILE,), (HOSTILE,), HOSTILE, 1, 0.5, 2, 3.0),
         "History": History(
             Path(HOSTILE), HOSTILE,
             ({"step": 1, "method": HOSTILE, "classes": [HOSTILE], "train": [], "test": [],

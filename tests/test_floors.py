@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 HOUSE = """
 cli > api > deploy > sweeps, reports > engine, interop > inference > runs, methods > scenarios
-> data, models, losses, metrics > config > types, labels, registry > errors, progress, distributed, display > everseg
+> data, models, losses, metrics > config > types, labels, registry > errors, files, progress, distributed,
+display > everseg
 """
 """Rooms from the top of the house to its bottom; those between commas stand side by side and do not know each other.
 
@@ -166,9 +167,8 @@ def test_public_names() -> None:
     """What others rely on; removing a name needs a deprecation, adding one a line here."""
     assert sorted(everseg.__all__) == [
         "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "compare", "data", "demo", "diff",
-        "env",
-        "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics", "predict",
-        "report", "rollback", "run", "scenarios", "serve", "show", "sweep",
+        "env", "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics", "predict",
+        "preview", "report", "rollback", "run", "scenarios", "serve", "show", "sweep",
     ]  # fmt: skip
     for name in everseg.__all__:
         assert getattr(everseg, name) is not None

@@ -24,6 +24,7 @@ from everseg.deploy.export import export
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from saying import must_say
+from sealed import rewrite
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("data.workers=0", "train.max_iterations=1", "train.threads=1", "tensorboard=false", "report=false")
@@ -203,12 +204,12 @@ def test_a_run_keeps_what_it_said_of_class_names_and_says_it_again(
     assert f"note: {note}" in str(done)
     # Another version may word the note in another way: the run continues all the same.
     file = done.path / "scenario.json"
-    file.write_text(file.read_text().replace("no step teaches", "nobody teaches"))
+    rewrite(file, lambda stored: stored.update(notes=[note.replace("no step", "nobody")]))
     (done.path / "steps/01/metrics.json").unlink()
     again = everseg.run(given[0], overrides=given[1:], quiet=True)
     assert again.notes == (note.replace("no step", "nobody"),)
     assert [step.index for step in again.steps] == [0, 1]
-    file.write_text(json.dumps({**json.loads(file.read_text()), "notes": 3}))
+    rewrite(file, lambda stored: stored.update(notes=3))
     code, _, err = call("run", *given, "--json", "--quiet")
     assert code == 4
     assert "scenario.json is damaged" in err

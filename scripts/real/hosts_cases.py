@@ -150,11 +150,16 @@ def ended(process: subprocess.Popen[str], seconds: float = 600) -> tuple[int, st
 
 
 def lock_of_a_living_host(bench: Bench) -> str:
-    first = bench.start(FIRST, "living")
-    bench.at_work("living")
-    start = time.monotonic()
-    code, told = ended(bench.start(SECOND, "living"))
-    spent = time.monotonic() - start
+    pause = bench.project / "data" / "pause.txt"
+    pause.write_text("1\n")  # else the first host may be done before the second has begun
+    try:
+        first = bench.start(FIRST, "living")
+        bench.at_work("living")
+        start = time.monotonic()
+        code, told = ended(bench.start(SECOND, "living"))
+        spent = time.monotonic() - start
+    finally:
+        pause.write_text("0.05\n")
     check(code == 2 and FIRST in told, f"{code}: {told}")
     check(ended(first)[0] == 0, "the first host's run was disturbed")
     return f"refused with 2 after {spent:.0f} s, names the host; {bench.equal('living')}"

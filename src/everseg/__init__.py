@@ -24,6 +24,7 @@ _LAZY = {
     "compare": "everseg.reports.compare.comparison:compare",
     "export": "everseg.deploy.export:export",
     "extend": "everseg.deploy.extend:extend",
+    "preview": "everseg.deploy.extend:preview",
     "history": "everseg.deploy.history:history",
     "rollback": "everseg.deploy.history:rollback",
     "diff": "everseg.deploy.diff:diff",

@@ -18,6 +18,7 @@ from everseg.deploy.adopt import adopt as adopt
 from everseg.deploy.diff import diff as diff
 from everseg.deploy.export import export as export
 from everseg.deploy.extend import extend as extend
+from everseg.deploy.extend import preview as preview
 from everseg.deploy.history import history as history
 from everseg.deploy.history import rollback as rollback
 from everseg.deploy.serve import serve as serve

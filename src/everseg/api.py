@@ -25,7 +25,7 @@ from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
-from everseg.deploy.extend import Extension, extend
+from everseg.deploy.extend import Extension, extend, preview
 from everseg.deploy.history import history, rollback
 from everseg.deploy.serve import serve
 from everseg.display import OnceADictionary, Piece, Result, in_percent, printable
@@ -54,7 +54,7 @@ from everseg.sweeps.sweep import sweep
 __all__ = [
     "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
-    "import_mdil", "import_mib", "load", "predict", "report", "rollback", "run", "serve", "show", "sweep",
+    "import_mdil", "import_mib", "load", "predict", "preview", "report", "rollback", "run", "serve", "show", "sweep",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import base64
 import html
 import io
 import math
+import re
 import shutil
 import sys
 import warnings
@@ -154,6 +155,47 @@ def unicode_output() -> bool:
 def escaped(text: object) -> str:
     """Escape a text for HTML: control characters appear as escapes, and markup appears as text."""
     return html.escape(printable(text))
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def for_csv(value: object) -> object:
+    """Escape a text for CSV: spreadsheets run a cell that begins like a formula, so it gets an apostrophe before it.
+
+    Numbers stay as they are.
+
+    >>> for_csv("=HYPERLINK(1)"), for_csv("-12.5"), for_csv(-3.5)
+    ("'=HYPERLINK(1)", '-12.5', -3.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if value.startswith(_FORMULA) and not _NUMERIC.fullmatch(value) else text
+
+
+_NUMERIC = re.compile(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?(?: .*[0-9])?")
+"""A number, also one with its deviation or interval."""
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+
+
+def for_markdown(value: object) -> str:
+    r"""Escape a text for a cell or a line of Markdown.
+
+    >>> print(for_markdown("a|b <img>"))
+    a\|b \<img\>
+    """
+    return _MARKDOWN.sub(r"\\\1", " ".join(printable(value).split()))
+
+
+_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+        "|": r"\textbar{}", '"': "''", "\n": " ", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}  # fmt: skip
+
+
+def for_latex(value: object) -> str:
+    """Escape a text for LaTeX. Letters beyond ASCII stay as they are (UTF-8)."""
+    return "".join(_TEX.get(letter, letter) for letter in printable(value))
 
 
 @dataclass(frozen=True)

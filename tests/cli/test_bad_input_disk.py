@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(
     everseg: Everseg, here: Path, limit: int
 ) -> None:
     outcome = forked(limit, "run", "run.yaml", "train.epochs=2", "--quiet")
-    refused(outcome, 4, "disk full", "runs/x", "free some space and run again")
+    refused(outcome, 4, "disk full", "runs/x", "larger than a file may be", "raise the limit")
     assert [path for pattern in ("*.tmp", "LOCK") for path in (here / "runs").rglob(pattern)] == []
     for path in [*here.rglob("final"), *here.rglob("it-*")]:
         verify(path)
@@ -131,7 +131,7 @@ def test_permissions_of_data_and_run_folder_are_named(
 
 def test_predict_on_a_full_disk_leaves_no_half_picture(everseg: Everseg, done: Path) -> None:
     outcome = forked(10, "predict", "runs/x", "data/images/val", "-o", "out")
-    refused(outcome, 4, "disk full", "out/a_0_mask.png", "free some space")
+    refused(outcome, 4, "disk full", "out/a_0_mask.png", "raise the limit")
     assert [path for path in (done / "out").rglob("*") if path.is_file()] == []
 
 
@@ -155,4 +155,4 @@ def test_a_full_disk_behind_stdout_is_one_message() -> None:
             [sys.executable, "-m", "everseg", "list", "presets"],
             stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source}, check=False,
         )  # fmt: skip
-    refused(Outcome(ended.returncode, "", ended.stderr), 4, "No space left")
+    refused(Outcome(ended.returncode, "", ended.stderr), 4, "disk full: the output", "no space left")

@@ -102,7 +102,7 @@ def test_a_full_disk_leads_there_too(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("everseg.reports.outline.load", full)
     code, _, err = everseg(capsys, "show", "demo-mib")
     assert code == 4
-    must_say(err.splitlines()[0], "error:", "runs/x", "No space left")
+    must_say(err.splitlines()[0], "error:", "disk full", "runs/x", "MB free")
     assert err.splitlines()[1].startswith("more: ")
 
 

@@ -18,6 +18,7 @@ from everseg.config.loading import load
 from everseg.errors import ConfigError
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
+from sealed import content
 
 EVERYTHING = {
     "optimizer": "adamw", "lr": 0.01, "lr_next": 0.01, "accumulate": 2, "warmup": 7, "warmup_power": 2.0,
@@ -109,7 +110,7 @@ def test_a_run_begun_before_these_settings_existed_continues(tmp_path):
     assert complete(whole) == 0
     killed(begun, "iteration", 6)
     record = tmp_path / "begun" / "toy" / "run.json"
-    document = json.loads(record.read_text())
+    document = content(record)
     old = {"epochs", "epochs_next", "batch", "lr", "lr_next", "schedule", "schedule_by", "power", "step_size"}
     old |= {
         "step_factor",

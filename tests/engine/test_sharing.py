@@ -17,6 +17,7 @@ from everseg.engine.sharing import first_step_hash, obstacle, share_first_step
 from everseg.errors import CheckpointError
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
+from sealed import rewrite
 
 SHORT = {"epochs": 1, "epochs_next": 1, "max_iterations": 4}
 
@@ -102,9 +103,8 @@ def test_a_damaged_first_step_is_not_shared(alone: Path, tmp_path: Path) -> None
 
 def test_a_folder_begun_with_other_settings_gets_no_first_step(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "mib").mkdir()
-    document = json.loads((alone / "mib/run.json").read_text())
-    document["config"]["seed"] = 9
-    (tmp_path / "mib/run.json").write_text(json.dumps(document))
+    shutil.copy(alone / "mib/run.json", tmp_path / "mib")
+    rewrite(tmp_path / "mib/run.json", lambda stored: stored["config"].update(seed=9))
     assert not share_first_step(RunFolder(alone / "ft"), RunFolder(tmp_path / "mib"))
     assert not (tmp_path / "mib/steps/00").exists()
 
@@ -114,7 +114,6 @@ def test_other_threads_and_versions_are_told(alone: Path, tmp_path: Path) -> Non
     assert obstacle(source, 1) == ""
     assert "1 CPU threads, not 2" in obstacle(source, 2)
     (tmp_path / "ft").mkdir()
-    document = json.loads((alone / "ft/run.json").read_text())
-    document["versions"]["torch"] = "1.0"
-    (tmp_path / "ft/run.json").write_text(json.dumps(document))
+    shutil.copy(alone / "ft/run.json", tmp_path / "ft")
+    rewrite(tmp_path / "ft/run.json", lambda stored: stored["versions"].update(torch="1.0"))
     must_say(obstacle(RunFolder(tmp_path / "ft"), 1), "ft", "torch")

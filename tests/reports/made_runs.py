@@ -101,9 +101,10 @@ def made_run(
         domains = config.data.domains
         planned.append({
             "index": index,
-            "train": [{"dataset": key, "split": "train", "images": 1, "sha256": digest,
+            "branches": {},
+            "train": [{"branch": key, "dataset": key, "split": "train", "images": 1, "sha256": digest, "lut": [],
                        **({"domain": key} if domains else {})} for key in tested],
-            "test": [{"branch": key, "dataset": key, "split": "val", "images": 1, "sha256": digest,
+            "test": [{"branch": key, "dataset": key, "split": "val", "images": 1, "sha256": digest, "lut": [],
                       **({"domain": key} if domains else {})} for key in tested],
         })  # fmt: skip
     write_json(folder.path / "scenario.json", {"steps": planned})

@@ -35,6 +35,7 @@ from everseg.reports.published import Match, published
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
+from sealed import content, put_arrays, rewrite
 
 USER_CODE = f"data={HERE}"
 Outcome = Callable[..., tuple[int, str, str]]
@@ -128,7 +129,7 @@ def test_every_number_follows_the_stored_counts(copy: Path) -> None:
     """Other counts, other numbers, although the scores in metrics.json stay."""
     path = copy / "steps" / "01" / "confusion.npz"
     counts = np.array([[50, 0, 0, 0], [20, 60, 0, 20], [0, 30, 70, 0], [0, 0, 10, 40]])
-    np.savez_compressed(path, default=counts)
+    put_arrays(path, default=counts)
     given = made(copy, images=0)
     tables = json.loads(given.download("toy.json"))["tables"]
     iou = [100 * counts[c, c] / (counts[c].sum() + counts[:, c].sum() - counts[c, c]) for c in range(4)]
@@ -219,7 +220,7 @@ def test_an_unfinished_run_says_so(copy: Path) -> None:
 
 
 def test_counts_that_do_not_fit_the_classes_are_an_error_that_says_what_to_do(copy: Path) -> None:
-    np.savez_compressed(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
+    put_arrays(copy / "steps" / "01" / "confusion.npz", default=np.ones((2, 2), np.int64))
     with pytest.raises(CheckpointError, match=r"fit the classes.*same command"):
         _ = Results(RunFolder(copy)).tracks
 
@@ -455,9 +456,8 @@ def test_the_command_in_the_report_does_the_same_run_again() -> None:
 def test_the_command_that_started_a_run_is_shown_as_it_can_be_typed(
     argv: list[str] | None, shown: str, copy: Path
 ) -> None:
-    record = json.loads((copy / "run.json").read_text())
-    assert record["argv"] is None, "this test calls everseg.run"
-    (copy / "run.json").write_text(json.dumps({**record, "argv": argv}))
+    assert content(copy / "run.json")["argv"] is None, "this test calls everseg.run"
+    rewrite(copy / "run.json", lambda stored: stored.update(argv=argv))
     given = made(copy, images=0)
     facts = json.loads(given.download("toy.json"))["provenance"]["facts"]
     assert shown in facts["started"]

@@ -25,6 +25,7 @@ from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.runs.commit import MANIFEST, save_folder
 from everseg.runs.run_folder import RunFolder
+from sealed import content, rewrite
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -75,9 +76,10 @@ def hostile(honest: Path, here: Path) -> Callable[[Any], Path]:
     def make(config: Any) -> Path:
         run = here / "demo-mib"
         shutil.copytree(honest, run)
-        document = json.loads((run / "run.json").read_text())
-        text = config if isinstance(config, bytes) else json.dumps({**document, "config": config}).encode()
-        (run / "run.json").write_bytes(text)
+        if isinstance(config, bytes):
+            (run / "run.json").write_bytes(config)
+        else:  # an attacker makes the checksum fit
+            rewrite(run / "run.json", lambda stored: stored.update(config=config))
         return run
 
     return make
@@ -277,9 +279,7 @@ def test_a_data_yaml_that_the_user_names_may_name_an_installed_reader(
 
 def hostile_again(run: Path, dataset: str) -> Path:
     """The same run with another data set in its run.json."""
-    document = json.loads((run / "run.json").read_text())
-    document["config"]["data"]["dataset"] = dataset
-    (run / "run.json").write_text(json.dumps(document))
+    rewrite(run / "run.json", lambda stored: stored["config"]["data"].update(dataset=dataset))
     return run
 
 
@@ -319,7 +319,7 @@ def test_a_first_step_is_shared_without_the_method(
     source = hostile(changed(honest, method={"name": "evil.py:Mine"}))
     target = here / "target"
     target.mkdir()
-    document = json.loads((source / "run.json").read_text())
+    document = content(source / "run.json")
     for learning_rate, same in ((0.5, True), (0.4, False)):
         told = copy.deepcopy(document)
         told["config"]["train"] |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -160,6 +161,23 @@ def test_who_lost_the_lock_learns_by_whom_and_may_write_elsewhere(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["LOCK", "a.json"]
     assert (other / "a.json").exists()
     commit.write_json(folder / "b.json", 1)  # without a lock nothing is asked
+
+
+def test_who_loses_the_lock_in_the_middle_of_a_save_deletes_nothing_and_tells_of_the_lock(tmp_path):
+    """The new holder has cleared the half-written folder away, and is writing one of the same name."""
+    other = tmp_path / "step.tmp" / "theirs"
+
+    def taken_over() -> bytes:
+        (tmp_path / "LOCK").write_text(json.dumps({"pid": 77, "host": "node3"}))
+        shutil.rmtree(other.parent)
+        other.parent.mkdir()
+        other.touch()
+        raise FileNotFoundError(2, "gone")
+
+    with lock.locked(tmp_path), pytest.raises(ConfigError) as raised:
+        commit.save_folder(tmp_path / "step", {}, {}, files={"a": taken_over})
+    must_say(str(raised.value), "LOCK", "77", "node3")
+    assert other.exists()
 
 
 def test_a_deleted_lock_counts_as_lost(tmp_path):

@@ -207,7 +207,8 @@ class Fake:
         write_json(
             folder.path / "run.json", {"config": to_json(config), "threads": threads, "versions": versions}
         )
-        write_json(folder.path / "scenario.json", {"steps": [{"index": 0}, {"index": 1}]})
+        steps = [{"index": i, "branches": {}, "train": [], "test": []} for i in (0, 1)]
+        write_json(folder.path / "scenario.json", {"steps": steps})
         for index in (0, 1):
             save_folder(folder.final(index), {"model": {}}, {"classes": {"branches": {}}})
             if not (folder.step(index) / "metrics.json").exists():

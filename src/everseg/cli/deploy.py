@@ -87,6 +87,18 @@ def extend(
         str | None,
         typer.Option(help="A name of `everseg list methods`; default mib, or complete (see the docs)."),
     ] = None,
+    how: Annotated[
+        Literal["quick", "balanced", "thorough"] | None,
+        typer.Option(
+            help="Instead of a method: classifiers alone, the default, or with images of earlier steps."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what is taught and kept, and how long it takes here. Nothing is kept."
+        ),
+    ] = False,
     out: Out = None,
     keep_at_least: Annotated[
         float | None,
@@ -107,11 +119,20 @@ def extend(
     """Teach a deployed model new classes, or refine it on more images, without old data. The same command continues."""
     from everseg import api
 
+    names = [name.strip() for name in add.split(",") if name.strip()]
+    if dry_run:
+        seen = api.preview(
+            bundle, data=data, add=names, method=method, how=how, overrides=overrides or [], model=model,
+            old_val=old_val, quiet=quiet,
+        )  # fmt: skip
+        give(seen, as_json)
+        return
     done = api.extend(
         bundle,
         data=data,
-        add=[name.strip() for name in add.split(",") if name.strip()],
+        add=names,
         method=method,
+        how=how,
         out=out,
         keep_at_least=keep_at_least,
         old_val=old_val,

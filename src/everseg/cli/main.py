@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -339,10 +339,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):  # of a lost connection torch would print its stack of C++ calls, for every process; before its import
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
-    code = guarded(app, given, debug)
-    with contextlib.suppress(BrokenPipeError, ValueError):
+    # Started without stdout or stderr (`>&-`), Python has None there: then nobody wants to read it.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the end
+    try:
+        code = guarded(app, given, debug)
+    except OSError:  # the message itself cannot be written
+        code = 4
+    try:
         sys.stdout.flush()
-    if code == -1:  # nobody reads any more; keep the interpreter from complaining at exit
+    except (OSError, ValueError):
+        code = code or -1
+    if code == -1 or _is_broken(sys.stdout):  # keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    raise SystemExit(code)
+    raise SystemExit(0 if code == -1 else code)
+
+
+def _is_broken(stream: TextIO) -> bool:
+    """Whether a stream still holds text that cannot be written."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    except ValueError:  # it is closed
+        return False
+    return False

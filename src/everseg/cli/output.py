@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -16,6 +17,7 @@ import typer
 
 from everseg.display import Result, Table, printable
 from everseg.errors import MORE, ConfigError, EversegError, near_miss
+from everseg.files import system_text
 
 if TYPE_CHECKING:
     from everseg.config.presets import Entry
@@ -29,8 +31,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 LISTS: dict[str, str] = {
     "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",
 }  # fmt: skip
-OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""Error numbers with which the operating system refuses to write or open a file."""
+OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EXDEV,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.ESTALE,
+}  # fmt: skip
+"""Error numbers with which the operating system refuses something that no program can change."""
+OUT_OF_MEMORY = (
+    "there is no memory left; end other programs, or use less: train.batch, data.crop, data.workers"
+)
 
 
 def listing(what: str) -> list[tuple[str, str]]:
@@ -172,17 +180,26 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     except EversegError as error:
         return _failed(f"{error}\n{learn_more(error.topic)}", error.exit_code, debug)
     except OSError as error:
-        if error.errno in OUT_OF_ROOM:
-            what = f"cannot write or read {error.filename or 'a file'}: {error.strerror}"
+        if error.errno in OF_THE_SYSTEM:
+            what = system_text(error, None if error.filename is None else str(error.filename))
             return _failed(f"{what}\n{learn_more('checkpoint')}", 4, debug)
         return _unexpected(error, debug)
+    except MemoryError:
+        return _failed(f"{OUT_OF_MEMORY}\n{learn_more('checkpoint')}", 4, debug)
     except Exception as error:
         if callable(getattr(error, "format_message", None)):  # a usage error of the command-line library
             return _failed(_usage(error), int(getattr(error, "exit_code", 2)), debug)
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(
+            str(error)
+        ):  # PyTorch's own words, of CPU and GPU
+            return _failed(f"{OUT_OF_MEMORY}\n{learn_more('checkpoint')}", 4, debug)
         return _unexpected(error, debug)
     if code == 130:  # Typer turned an interrupt into this code
         return _failed("interrupted", 130, False)
     return code if isinstance(code, int) else 0
+
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 def learn_more(topic: str) -> str:

@@ -75,6 +75,23 @@ def run_problems(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem
         return None, _problems(error, raw)
 
 
+MOST_NAME = 200
+"""Bytes of a run's name: file systems allow 255, and some names are made longer."""
+
+
+def place_problems(name: str, out: str) -> list[Problem]:
+    """Check where a run would be written: its name is the name of one folder in `out`."""
+    problems: list[Problem] = []
+    allowed = f"a name of one folder, up to {MOST_NAME} bytes, without / \\ : and control characters"
+    long = len(name.encode("utf-8", "surrogatepass")) > MOST_NAME
+    if long or not name.strip(" .") or set(name) & set("/\\:") or not name.isprintable():
+        shown = ascii(name[:40])
+        problems.append((("name",), f"expected {allowed}, got {shown}; out=DIR says in which folder it lies"))
+    if not out or "\0" in out:
+        problems.append((("out",), "expected the name of a folder, without a NUL character"))
+    return problems
+
+
 def train_problems(train: TrainConfig) -> list[Problem]:
     """Check settings of the optimisation that are right one by one and impossible together."""
     problems: list[Problem] = []

@@ -19,6 +19,7 @@ from everseg.config.checks import (
     key_text,
     memory_problems,
     method_problems,
+    place_problems,
     plain,
     run_problems,
     section_in,
@@ -92,7 +93,9 @@ def load(
     _add_source(tree, source, problems)
     tree.merge(Parsed(plain(sections, problems)))
     tree.merge(_overrides(overrides, problems))
-    return _checked(tree, problems, lambda name: import_own or registry.is_builtin("method", name))
+    return _checked(
+        tree, problems, lambda name: import_own or registry.is_builtin("method", name), is_new=True
+    )
 
 
 def load_data(dataset: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
@@ -234,8 +237,18 @@ def _texts_in(value: Any) -> set[str]:
     return {value} if isinstance(value, str) else set()
 
 
-def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], bool]) -> RunConfig:
-    """Check the merged settings; the method's hyper-parameters too where its name `may_import` code."""
+def _checked(
+    tree: _Tree,
+    problems: list[Problem],
+    may_import: Callable[[Any], bool],
+    *,
+    is_new: bool = False,
+) -> RunConfig:
+    """Check the merged settings; the method's hyper-parameters too where its name `may_import` code.
+
+    Args:
+        is_new: check the name of the run too. One that is read back keeps the name that it once got.
+    """
     raw = tree.value
     _texts(raw, tree.origins, RunConfig)
     method = raw.get("method", {})
@@ -245,7 +258,13 @@ def _checked(tree: _Tree, problems: list[Problem], may_import: Callable[[Any], b
         problems += wrong
     config, wrong = run_problems(raw)
     if config is not None:
-        wrong = [*wrong, *data_problems(config.data), *train_problems(config.train), *memory_problems(config)]
+        wrong = [
+            *wrong,
+            *data_problems(config.data),
+            *train_problems(config.train),
+            *memory_problems(config),
+            *(place_problems(config.name, config.out) if is_new else ()),
+        ]
     # A value that could not even be read is None by now; the schema's complaint about that None would add nothing.
     known = {full_key for full_key, _ in problems}
     problems += [problem for problem in wrong if problem[0] not in known]

@@ -11,6 +11,7 @@ import yaml
 from yaml import events
 
 from everseg.errors import ConfigError
+from everseg.files import UnreadableError, read_regular
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -70,12 +71,11 @@ def read(path: Path) -> Parsed:
         if not path.is_file():
             looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
             raise ConfigError(f"{path}: {'not a file' if path.exists() else f'no such file{looked}'}")
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES // 1000} kB; a configuration is a small file")
+        data = read_regular(path, MAX_BYTES)
+    except (OSError, ValueError, UnreadableError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES // 1000} kB; a configuration is a small file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
 from everseg.display import Piece, Result
 from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
+from everseg.files import UnreadableError, json_of, read_regular, read_text
 from everseg.interop.unwrap import tensors_of
 from everseg.labels import BACKGROUND, LabelSpace, is_background_name
 from everseg.losses import upsample
@@ -169,12 +169,15 @@ def class_names(given: str | Path | Sequence[str]) -> list[str]:
         if path.suffix in (".txt", ".json"):
             raise ConfigError(f"--classes {given}: no such file")
         return [name.strip() for name in str(given).split(",") if name.strip()]
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = read_text(path)
+    except UnreadableError as error:
+        raise ConfigError(f"--classes {given}: cannot be read ({error})") from None
     if path.suffix != ".json":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = json_of(text.encode())
+    except UnreadableError:
         value = None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"--classes {given}: expected a JSON list of names")
@@ -292,9 +295,9 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
     """
     path = folder / "config.json" if folder.is_dir() else folder
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_of(read_regular(path))
         config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UnreadableError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--arch transformers:{folder}: no readable config.json ({type(error).__name__})"
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everseg.display import UNDEFINED, percent
+from everseg.display import UNDEFINED, for_markdown, percent, printable
 from everseg.errors import some
 from everseg.labels import BACKGROUND, is_background_name
 from everseg.runs.command import FROM_PYTHON
@@ -33,7 +33,7 @@ def model_card(
     """
     history = lineage["history"]
     parts = [
-        f"# {name}",
+        f"# {for_markdown(name)}",
         _summary(about, lineage, parameters, memory),
         "## Classes",
         "\n".join(_classes(about.lasting_ids(name), history)),
@@ -56,10 +56,10 @@ def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memo
         if memory
         else "It holds no image of its training data."
     )
-    through = f", branches {', '.join(branches)}" if len(branches) > 1 else ""
+    through = f", branches {', '.join(map(for_markdown, branches))}" if len(branches) > 1 else ""
     return (
         f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
-        f"{'' if lineage['steps'] == 1 else 's'}, `{about.architecture['name']}`, "
+        f"{'' if lineage['steps'] == 1 else 's'}, `{_code(str(about.architecture['name']))}`, "
         f"{parameters / 1e6:.1f} M weights{through}. {_readout(about)}Written {lineage['created']} by everseg "
         f"{lineage['versions']['everseg']}. {holds}"
     )
@@ -98,7 +98,7 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
         colour = "#{:02x}{:02x}{:02x}".format(*known.colour)
         gone = "" if known.branches else " (not in this model any more)"
         iou = found.get(known.name, UNDEFINED)
-        cells = [known.id, _cell(known.name) + gone, known.step, iou, colour]
+        cells = [known.id, for_markdown(known.name) + gone, known.step, iou, colour]
         yield f"| {' | '.join(map(str, cells))} |"
 
 
@@ -120,7 +120,14 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if not _measures_old(entry, scores):
                 plain = NOT_MEASURED
             names = ", ".join(name for name in entry["classes"] if name != BACKGROUND)
-            cells = [str(entry["step"]), entry["method"], _cell(names), where, *means, plain]
+            cells = [
+                str(entry["step"]),
+                for_markdown(entry["method"]),
+                for_markdown(names),
+                for_markdown(where),
+                *means,
+                plain,
+            ]
             rows.append(f"| {' | '.join(cells)} |")
     yield "## Steps"
     yield "mIoU in percent after each step, over the classes with a pixel in the test images."
@@ -129,13 +136,14 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for scores in entry["scores"].values():
             if scores.get("taught"):
                 each = "; ".join(Taught(**one).text for one in scores["taught"])
-                yield f"Step {entry['step']}, on every test image: {_cell(each)}"
+                yield f"Step {entry['step']}, on every test image: {for_markdown(each)}"
             if scores.get("old"):
-                yield f"Step {entry['step']}, old classes on the same images: {_cell(_old_on_new(scores['old']))}"
+                went = for_markdown(_old_on_new(scores["old"]))
+                yield f"Step {entry['step']}, old classes on the same images: {went}"
     for entry in history:
         if entry.get("kept"):
             told = (entry["kept"]["text"], *entry["kept"].get("notes", ()))
-            yield f"Step {entry['step']}: " + "; ".join(map(_cell, told))
+            yield f"Step {entry['step']}: " + "; ".join(map(for_markdown, told))
 
 
 def _old_on_new(stored: Sequence[Mapping[str, Any]]) -> str:
@@ -184,7 +192,7 @@ def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             )
         ]
     yield "## Weak classes"
-    names = ", ".join(map(_cell, found)) or "none"
+    names = ", ".join(map(for_markdown, found)) or "none"
     if unmeasured:
         yield f"New classes with an IoU below {percent(WEAK_ALONE, digits=0)} %: {names}."
         yield "Old classes are not measured: the last step's test images do not label them."
@@ -207,24 +215,27 @@ def _use(name: str, about: ModelFile, lineage: Mapping[str, Any]) -> str:
 
 def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     if run := lineage.get("run"):
-        started = f"Command: `{run['command']}`" if run["command"] else f"Started {FROM_PYTHON}"
+        started = f"Command: `{_code(run['command'])}`" if run["command"] else f"Started {FROM_PYTHON}"
         yield f"* {started} (seed {run['seed']}, configuration {run['config_hash'][:12]}…)"
     if source := lineage.get("source"):
-        yield f"* Made of: {source}"
+        yield f"* Made of: {for_markdown(source)}"
     if lineage["parent"]:
         yield f"* Extended from the bundle {lineage['parent'][:12]}…"
     for entry in lineage["history"]:
-        lists = ", ".join(f"{s['images']} of {s['data']} ({s['sha256'][:12]}…)" for s in entry["train"])
+        lists = ", ".join(
+            f"{s['images']} of {for_markdown(s['data'])} ({s['sha256'][:12]}…)" for s in entry["train"]
+        )
         yield f"* Step {entry['step']} was trained on {lists}; a list is named by the hash of its images and labels."
     for branch, parity in lineage["parity"].items():
         yield (
-            f"* ONNX of branch '{branch}' against PyTorch on {parity['source']} at {len(parity['sizes'])} sizes: "
+            f"* ONNX of branch '{for_markdown(branch)}' against PyTorch on {for_markdown(parity['source'])} "
+            f"at {len(parity['sizes'])} sizes: "
             f"largest difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
 
 
-def _cell(text: str) -> str:
-    """Escape a text so that it does not break a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+def _code(text: str) -> str:
+    """Text between backticks, where only these and line ends have a meaning."""
+    return " ".join(printable(text).split()).replace("`", "'")

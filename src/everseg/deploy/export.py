@@ -17,7 +17,7 @@ from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of, images_of_run
 from everseg.errors import CheckpointError, ConfigError
 from everseg.runs import command
-from everseg.runs.commit import load_tensors, parent_of, read_document, verify
+from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.model_folder import (
     LINEAGE,
     is_bundle,
@@ -123,9 +123,7 @@ def of_run(
         memory: as for `export`.
     """
     model, spaces, state, digest = folder.load_final(index, builder)
-    recorded = {
-        entry["index"]: entry for entry in read_document(folder.path / "scenario.json", "steps")["steps"]
-    }
+    recorded = {entry["index"]: entry for entry in folder.scenario()["steps"]}
     config = folder.config()
     begin = folder.final(min(recorded) - 1) if min(recorded) else None
     before, parent, history = None, None, []

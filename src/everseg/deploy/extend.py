@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,18 +22,20 @@ from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run, recipe_of
-from everseg.deploy.old_classes import Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.old_classes import LOOKED, Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.display import Piece, Result, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
+from everseg.engine.step import iterations_of
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress
 from everseg.registry import BUILTIN
+from everseg.reports.figures import curves_of
 from everseg.reports.html import NAME as REPORT
 from everseg.reports.html import report_at_the_end
 from everseg.runs.commit import verify
@@ -39,6 +44,46 @@ from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios.steps import Source
+
+How = Literal["quick", "balanced", "thorough"]
+"""How thoroughly a model is extended, in a word."""
+_TRIED = 6
+"""Iterations that a preview measures."""
+
+
+@dataclass(frozen=True, repr=False)
+class Preview(Result):
+    """What an extension would do, and how long it takes here. Nothing of it is kept."""
+
+    lines: tuple[str, ...]
+    """What the new data hold, and what the deployed model finds in them."""
+    taught: tuple[str, ...]
+    """The new classes."""
+    refined: tuple[str, ...]
+    """The known classes that the new data label."""
+    kept: tuple[str, ...]
+    """The known classes that they do not label: only the method keeps these."""
+    method: str
+    iterations: int
+    seconds_per_iteration: float
+    """Median of a few iterations, measured."""
+    test_images: int
+    seconds: float
+    """Estimate of the whole: the iterations, and the tests of both models."""
+
+    def shown(self) -> Iterator[Piece]:
+        yield from self.lines
+        yield f"taught: {', '.join(self.taught) or 'no new class'}; refined: {', '.join(self.refined) or 'none'}"
+        yield f"kept:   {', '.join(self.kept) or 'nothing else is known'}; method {self.method}"
+        yield (
+            f"time:   about {_duration(self.seconds)} here: {self.iterations} iterations of "
+            f"{self.seconds_per_iteration:.2g} s (the median of {_TRIED}, measured now), and the tests on "
+            f"{self.test_images} images"
+        )
+        yield "dry run: nothing was kept"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +145,7 @@ def extend(
     data: str | Path,
     add: Sequence[str] = (),
     method: str | None = None,
+    how: How | None = None,
     out: str | Path | None = None,
     keep_at_least: float | None = None,
     old_val: str | Path | None = None,
@@ -124,6 +170,8 @@ def extend(
             do. () refines the classes that the bundle knows and the data label.
         method: the method that preserves the old classes. Default "mib"; without new classes, and for a model without
             background, "complete".
+        how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced"
+            (the default method), or "thorough" (the same with the images of earlier steps, which the bundle must hold).
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
         old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
@@ -144,7 +192,7 @@ def extend(
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
-    config = configuration(source, data, add, method, target.name, overrides, model)
+    config = configuration(source, data, add, method, target.name, overrides, model, how)
     folder = RunFolder(Path(config.out) / config.name)
     # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
@@ -194,6 +242,69 @@ def extend(
     return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, on_new, notes)
 
 
+def preview(
+    bundle: str | Path,
+    *,
+    data: str | Path,
+    add: Sequence[str] = (),
+    method: str | None = None,
+    how: How | None = None,
+    overrides: Sequence[str] = (),
+    model: str | None = None,
+    old_val: str | Path | None = None,
+    quiet: bool = False,
+) -> Preview:
+    """Say what `extend` with the same arguments would teach and keep, and measure how long it would take here.
+
+    A few iterations run in a temporary folder, in this process alone.
+
+    Raises:
+        EversegError: as `extend`, as far as it can be known before the training.
+    """
+    source = open_bundle(bundle)
+    config = configuration(source, data, add, method, "preview", overrides, model, how)
+    progress, builder = Progress(quiet=quiet), user_builder(config.model)
+    prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
+    (step,) = prepared.steps
+    began = perf_counter()
+    lines = tuple(_lines(source, prepared, config.data, config.train, builder, old_val is not None))
+    # The check of the background has sent some training images through the deployed model: what a test costs, too.
+    looked = min(LOOKED, len(step.train[0].indices))
+    per_image = (perf_counter() - began) / looked
+    with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
+        few = {"max_iterations": _TRIED, "log_every": 1, "checkpoint_every": 10**6}
+        small = config.model_copy(
+            update={"out": place, "tensorboard": False, "train": config.train.model_copy(update=few)}
+        )
+        curves = curves_of(Results(execute(small, quiet=True, dry_run=True)).journal)
+    rate = next(iter(curves.speed.values()))["images_per_second"] if curves is not None else 0.0
+    each = min(config.train.batch, len(step.train[0].indices)) / rate if rate else 0.0
+    iterations, tested = iterations_of(step, config.train), len(step.test[0].indices)
+    space, old = step.spaces[step.branch], step.num_old(step.branch)
+    labelled = set(step.train[0].lut)
+    known = [(space.names[c], c in labelled) for c in range(old) if c != space.background]
+    return Preview(
+        lines,
+        space.names[old:],
+        tuple(name for name, there in known if there),
+        tuple(name for name, there in known if not there),
+        config.method.name,
+        iterations,
+        each,
+        tested,
+        # The extended model, the deployed one, and the comparison of both: four passes over the test images.
+        iterations * each + 4 * tested * per_image,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """A duration for people, rounded up to what it is told in."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(1, math.ceil(seconds))} s"
+
+
 def configuration(
     source: Bundle,
     data: str | Path,
@@ -202,8 +313,12 @@ def configuration(
     name: str,
     overrides: Sequence[str] = (),
     model: str | None = None,
+    how: How | None = None,
 ) -> RunConfig:
     """Build the configuration of the run that teaches a bundle's model further classes.
+
+    Args:
+        how: as for `extend`.
 
     Raises:
         ConfigError: the overrides are wrong, or the model has a user-defined architecture and `model` does not name it.
@@ -246,9 +361,10 @@ def configuration(
         raise CheckpointError(
             f"{source.path}: this everseg does not understand how its model was trained: {error}"
         ) from None
+    settings = _settings_of(how, method, source, bool(add))
     without = all(space.background is None for space in source.spaces.values())
     method = method or ("mib" if add and not without else "complete")
-    chosen = [f"method={method}", *([f"model={model}"] if model else []), *overrides]
+    chosen = [f"method={method}", *settings, *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
     if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
         raise ConfigError(
@@ -258,6 +374,29 @@ def configuration(
         )
     refuse_own_code(config, chosen, named=[str(data)])
     return config
+
+
+def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool) -> list[str]:
+    """The settings that a word stands for.
+
+    Raises:
+        ConfigError: a method is given too, the word is unknown, or the bundle holds no images for "thorough".
+    """
+    if how is None:
+        return []
+    if how not in get_args(How):
+        raise ConfigError(f"--how: choose one of {', '.join(get_args(How))}, not '{how}'")
+    if method is not None:
+        raise ConfigError("--how chooses the method; leave --method out, or give it alone")
+    if how == "thorough" and read_memory(source.path) is None:
+        raise ConfigError(
+            f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
+            "--memory puts them into a bundle (scenario.memory), or take --how balanced"
+        )
+    if how != "quick":
+        return []
+    frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", "norm")]
+    return [*frozen, *(["method.freeze_heads=old"] if adds else [])]
 
 
 def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
@@ -283,10 +422,18 @@ def _tell(
     progress: Progress,
 ) -> None:
     """Print what is known before the training: classes, images, and what the deployed model finds in the new data."""
+    for line in _lines(source, prepared, data, train, builder, measuring):
+        progress.message(line)
+
+
+def _lines(
+    source: Bundle, prepared: Prepared, data: DataConfig, train: TrainConfig, builder: Any, measuring: bool
+) -> Iterator[str]:
+    """What `_tell` prints."""
     (step,) = prepared.steps
     images = step.train[0]
     space = next(iter(source.spaces.values()))
-    progress.message(
+    yield (
         f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
@@ -300,7 +447,7 @@ def _tell(
     )
     names = step.spaces[images.branch].names[space.num_classes :] or also
     shown = [_showing(prepared, images, one) for one in names]
-    progress.message(
+    yield (
         f"data:   {len(images.indices)} training images, "
         + ", ".join(f"{number} with {name}" for name, number in zip(names, shown, strict=True))
         + f"; {labelled}"
@@ -312,17 +459,17 @@ def _tell(
     blank = "ignored" if space.background is None else "background"
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
-        progress.message(
+        yield (
             f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
             f"{blank} pixels ({listed}). The old classes are kept by such pixels."
         )
     else:
-        progress.message(
+        yield (
             f"check:  warning: the deployed model finds none of its classes in the {blank} pixels. "
             "There is little to keep the old classes by."
         )
     if not measuring:
-        progress.message(
+        yield (
             "note:   no labels of old classes are given. Their quality will be estimated by how often the new model "
             "agrees with the deployed one. Errors that both make then count as quality. --old-val DATA measures the "
             "quality instead; DATA may be the new data, if their test images label old classes."
@@ -331,7 +478,8 @@ def _tell(
 
 def _showing(prepared: Prepared, source: Source, name: str) -> int:
     """Count the images of a source that show a class."""
-    raws = [raw for raw, known in prepared.datasets[source.dataset].labels.names.items() if known == name]
+    space = prepared.steps[0].spaces[source.branch]
+    raws = [raw for raw, train_id in enumerate(source.lut) if train_id == space.names.index(name)]
     pixels = prepared.counts[f"{source.dataset}/{source.split}"][list(source.indices)][:, raws]
     return int((pixels > 0).any(axis=1).sum())
 

@@ -25,6 +25,9 @@ from everseg.progress import Progress
 from everseg.runs.input_form import InputForm
 from everseg.scenarios.steps import Source
 
+LOOKED = 32
+"""Most images in which the deployed model is asked for its classes before an extension begins."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -219,7 +222,7 @@ def seen_in_background(
     accelerator: Accelerator,
     *,
     batch: int,
-    images: int = 32,
+    images: int = LOOKED,
 ) -> dict[str, float]:
     """Find the old classes that the deployed model predicts where the new data label nothing.
 

@@ -19,6 +19,7 @@ from everseg.data.batches.samples import SampleKey, View
 from everseg.data.batches.selection import Candidate, flat, reservoir, round_robin, uniform
 from everseg.distributed import derive_seed
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import MOST_LIST, UnreadableError, read_text
 from everseg.inference.count import padded_table, user_builder
 from everseg.labels import ignored_id
 from everseg.methods.base import Method, StepContext
@@ -435,10 +436,9 @@ def read_names(file: str) -> list[str]:
         ConfigError: the file cannot be read.
     """
     try:
-        text = Path(file).expanduser().read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"scenario.memory.file: {file} cannot be read ({reason})") from None
+        text = read_text(Path(file).expanduser(), MOST_LIST)
+    except (UnreadableError, RuntimeError) as error:  # RuntimeError: a home folder that does not exist
+        raise ConfigError(f"scenario.memory.file: {file} cannot be read ({error})") from None
     return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 

@@ -33,7 +33,7 @@ from everseg.labels import (
 )
 from everseg.models.build import configured_name
 from everseg.progress import Progress
-from everseg.runs.commit import read_document, verify
+from everseg.runs.commit import verify
 from everseg.runs.model_folder import is_bundle, load_model, read_lineage, read_model_file
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -381,8 +381,8 @@ def _job(
         chosen = [domain] if domain is not None else list(branch_of)
         kept = {name: config.data.domains[name] for name in chosen}
         datasets = open_datasets(config.data.model_copy(update={"domains": kept}))
-        planned = read_document(folder.path / "scenario.json", "steps")["steps"]
-        recorded = _recorded_tests(planned[index]) if config.scenario == stored.scenario else {}
+        planned = folder.scenario()["steps"] if config.scenario == stored.scenario else []
+        recorded = _recorded_tests(planned, index)
         told = [
             _own_test(datasets[name], config.scenario, name, branch_of[name], spaces, recorded.get(name))
             for name in chosen
@@ -447,7 +447,7 @@ def sources_of_test(
         names = [name for name in step.branch_of if name in data.domains]
         kept = {name: data.domains[name] for name in names}
         datasets = open_datasets(data.model_copy(update={"domains": kept}))
-        recorded = _recorded_tests(results.planned[step.index])
+        recorded = _recorded_tests(results.planned, step.index)
         found = [
             _own_test(datasets[name], scenario, name, step.branch_of[name], step.spaces, recorded.get(name))
             for name in names
@@ -541,9 +541,10 @@ def _refuse_training_settings(stored: RunConfig, config: RunConfig, where: str =
         )
 
 
-def _recorded_tests(step: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Collect what a step in scenario.json records about its test images, by domain."""
-    return {entry["domain"]: entry for entry in step["test"] if "domain" in entry}
+def _recorded_tests(steps: Sequence[Mapping[str, Any]], index: int) -> dict[str, Mapping[str, Any]]:
+    """Collect what scenario.json records about a step's test images, by domain."""
+    tests = [entry for step in steps if step["index"] == index for entry in step["test"]]
+    return {entry["domain"]: entry for entry in tests if entry.get("domain")}
 
 
 def source_as_recorded(dataset: Dataset, entry: Mapping[str, Any] | None, space: LabelSpace) -> Source | None:

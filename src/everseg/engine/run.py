@@ -51,9 +51,8 @@ from everseg.progress import Progress
 from everseg.runs.commit import (
     load_tensors,
     parent_of,
-    read_json,
     verify,
-    write_json,
+    write_document,
 )
 from everseg.runs.input_form import InputForm, one_kind_of_channels
 from everseg.runs.journal import Journal
@@ -462,11 +461,10 @@ def _record_scenario(
         record["extra"] = maps
     path = folder.path / "scenario.json"
     if not path.exists():
-        write_json(path, {**record, **({"notes": list(prepared.notes)} if prepared.notes else {})})
+        write_document(path, {**record, **({"notes": list(prepared.notes)} if prepared.notes else {})})
         return
-    stored = read_json(path)
-    if isinstance(stored, dict):
-        stored.pop("notes", None)  # sentences for people: another version may word them in another way
+    stored = folder.scenario()
+    stored.pop("notes", None)  # sentences for people: another version may word them in another way
     # The round trip through JSON turns tuples into lists, as they are in the file.
     if stored != json.loads(json.dumps(record)):
         raise DataError(

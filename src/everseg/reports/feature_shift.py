@@ -17,7 +17,7 @@ from torch import Tensor
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
-from everseg.display import OnceADictionary, Picture, Piece, Table, figure, percent, printable, table
+from everseg.display import OnceADictionary, Picture, Piece, Table, figure, for_csv, percent, printable, table
 from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
@@ -239,7 +239,7 @@ def _write(result: FeatureDrift, files: Mapping[str, bytes]) -> None:
     text, target = io.StringIO(), result.path
     writer = csv.DictWriter(text, [field.name for field in fields(Drift)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in result.classes)
+    writer.writerows({key: for_csv(value) for key, value in asdict(row).items()} for row in result.classes)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

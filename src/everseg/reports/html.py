@@ -211,7 +211,7 @@ def assemble(
     """
     stored, tracks = results.config, results.tracks
     scenario, several = stored.scenario, bool(stored.data.domains)
-    notes += _state_notes(results)
+    notes += [*_state_notes(results), *filter(None, [results.journal_faults])]
     joint = joint_beside(results, notes) if results.is_complete() else None
     curves = curves_of(results.journal)
     result = page.Page(

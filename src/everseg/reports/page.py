@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from everseg.display import cell, printable
+from everseg.display import cell, for_csv, printable
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import Chart
 from everseg.reports.numbers import Rows
@@ -168,7 +168,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
         text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: for_csv(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -8,7 +8,6 @@ a file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import shutil
@@ -21,10 +20,15 @@ import safetensors.torch
 from torch import Tensor
 
 from everseg.data.writing import flush_folder, write_atomically, write_flushed
-from everseg.errors import CheckpointError
+from everseg.errors import CheckpointError, EversegError, some
+from everseg.files import MOST, UnreadableError, check_regular, json_of, read_regular, system_text
+from everseg.runs.shapes import COUNT, TEXT, Shape, entries, named, one, or_none, problems_of
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+SEALED, SHA256 = "sealed", "sha256"
+"""Entries by which a document holds its own checksum."""
+RESTORE = "restore it or start again under another name"
 GUARDS: list[Callable[[Path], None]] = []
 """Asked before every write of this process, with the file or folder to be written; they raise to prevent it. The lock
 of a run puts its own here (`everseg.runs.lock`)."""
@@ -45,42 +49,94 @@ def write_bytes(path: Path, data: bytes) -> None:
         write_atomically(path, data)
 
 
-def read_json(path: Path, data: bytes | None = None) -> Any:
-    """Read a JSON file.
+def read_json(
+    path: Path,
+    data: bytes | None = None,
+    *,
+    root: Path | None = None,
+    most: int = MOST,
+    advice: str = RESTORE,
+) -> Any:
+    """Read a JSON file: a regular one, bounded in size and depth, in which every key stands once.
 
     Args:
         path: the file. If `data` is given, the path serves only for messages.
         data: the bytes of the file, if the caller has read them before.
+        root: folder that the file must lie in, links followed; default the file's own.
+        most: bytes.
+        advice: what to do about a damaged one.
 
     Raises:
         CheckpointError: the file is unreadable or damaged.
     """
     try:
-        return json.loads(path.read_bytes() if data is None else data)
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested thousands of levels deep
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); restore it or start again under another name"
-        ) from None
+        return json_of(read_regular(path, most, root=root or path.parent) if data is None else data)
+    except UnreadableError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {advice}") from None
 
 
-def read_document(path: Path, *needed: str, data: bytes | None = None) -> dict[str, Any]:
-    """Read a JSON file of named entries.
+def read_document(
+    path: Path,
+    *needed: str,
+    data: bytes | None = None,
+    shape: Shape | None = None,
+    root: Path | None = None,
+    most: int = MOST,
+    advice: str = RESTORE,
+) -> dict[str, Any]:
+    """Read a JSON file of named entries, and compare it with its own checksum if it has one (`write_document`).
 
     Args:
         path: the file. If `data` is given, the path serves only for messages.
         needed: entries that must be there.
         data: the bytes of the file, if the caller has read them before.
+        shape: what must stand in it (`everseg.runs.documents`).
+        root: as for `read_json`; so are `most` and `advice`.
+
+    Returns:
+        The entries without the checksum.
 
     Raises:
-        CheckpointError: the file is unreadable or damaged, or lacks one of the entries `needed`.
+        CheckpointError: the file is unreadable, damaged or changed, lacks one of the entries `needed`, or has another
+            shape. The message names the keys.
     """
-    value = read_json(path, data)
-    missing = [name for name in needed if not isinstance(value, dict) or name not in value]
-    if missing:
-        raise CheckpointError(
-            f"{path} is damaged: it has no {', '.join(missing)}; restore it or start again under another name"
-        )
+    value = read_json(path, data, root=root, most=most, advice=advice)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: expected keys and values; {advice}")
+    _check_seal(path, value, advice)
+    problems = [f"it has no {name}" for name in needed if name not in value]
+    if not problems and shape is not None:
+        problems = problems_of(value, shape)
+    if problems:
+        raise CheckpointError(f"{path} is damaged: {some(problems, 8, between='; ')}; {advice}")
     return value
+
+
+def write_document(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file of named entries with its own checksum, atomically and flushed.
+
+    The file says twice that it has one: by the checksum, and by the entry "sealed". So no single damaged key makes it
+    look like a file of an earlier version, which had none.
+    """
+    body = {**value, SEALED: 1}
+    write_json(path, {**body, SHA256: canonical_hash(body)})
+
+
+def _check_seal(path: Path, value: dict[str, Any], advice: str) -> None:
+    """Compare a document with its checksum, and take it out."""
+    given = value.pop(SHA256, None)
+    if (given is None and SEALED in value) or (given is not None and given != canonical_hash(value)):
+        raise CheckpointError(
+            f"{path} is damaged: it does not match its own checksum; {advice} (whoever edited it on purpose takes out "
+            f"its entries '{SEALED}' and '{SHA256}')"
+        )
+    value.pop(SEALED, None)
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 of what a JSON document says, however its text is laid out."""
+    # The round trip through JSON gives values before writing the form that they have when they are read back.
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def save_folder(
@@ -126,14 +182,44 @@ def save_folder(
             manifest = _json({**body, "self": _self_hash(body)})
             write_flushed(temporary / MANIFEST, manifest)
             flush_folder(temporary)
-            for guard in GUARDS:  # writing all that may have taken long
-                guard(folder)
+            _ask(folder)  # writing all that may have taken long
             temporary.rename(folder)
             flush_folder(folder.parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(EversegError, OSError):
+                _ask(
+                    folder
+                )  # who lost the lock deletes nothing either: the files may be another process's by now
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
     return hashlib.sha256(manifest).hexdigest()
+
+
+def is_file_name(value: Any) -> bool:
+    """Tell whether a value is the name of a file beside another one: without a folder, on any system."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) < 256
+        and not set(value) & set("/\\:\0")
+        and value not in (".", "..")
+    )
+
+
+def _files(value: Any, key: str, problems: list[str]) -> None:
+    named(entries({"size": COUNT, "sha256": TEXT}))(value, key, problems)
+    # A name with a separator in it could lead anywhere on this machine.
+    if not problems and not all(map(is_file_name, value)):
+        problems.append(f"{key}: expected names of files beside this one")
+
+
+_MANIFEST = entries(
+    {
+        "format": one("a whole number", lambda value: type(value) is int),
+        "files": _files,
+        "parent": or_none(TEXT),
+        "self": TEXT,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -166,8 +252,8 @@ class Committed:
         """
         path = self._sized(name)
         try:
-            data = path.read_bytes()
-        except OSError as error:
+            data = read_regular(path, self.files[name]["size"], root=self.folder)
+        except UnreadableError as error:
             raise CheckpointError(f"{self.folder} is damaged: {name} cannot be read ({error})") from None
         self._check_hash(name, hashlib.sha256(data).hexdigest())
         return data
@@ -179,6 +265,10 @@ class Committed:
         path, size = self.folder / name, self.files[name]["size"]
         if not path.is_file():
             raise CheckpointError(f"{self.folder} is damaged: {name} is missing")
+        try:
+            check_regular(path, root=self.folder)
+        except UnreadableError as error:
+            raise CheckpointError(f"{self.folder} is damaged: {name} cannot be read ({error})") from None
         if path.stat().st_size != size:
             raise CheckpointError(
                 f"{self.folder} is damaged: {name} has {path.stat().st_size} bytes instead of {size}"
@@ -201,18 +291,18 @@ def read_committed(folder: Path) -> Committed:
         CheckpointError: the manifest is missing, damaged, or of another format.
     """
     try:
-        raw = (folder / MANIFEST).read_bytes()
-        manifest = json.loads(raw)
-        files, given = manifest["files"], manifest.pop("self")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder} is damaged: no readable {MANIFEST} ({type(error).__name__})"
-        ) from None
+        raw = read_regular(folder / MANIFEST, root=folder)
+        manifest = json_of(raw)
+    except UnreadableError as error:
+        raise CheckpointError(f"{folder} is damaged: no readable {MANIFEST} ({error})") from None
+    if problems := problems_of(manifest, _MANIFEST):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST}: {some(problems, 8, between='; ')}")
+    given = manifest.pop("self")
     if given != _self_hash(manifest):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not match its own checksum")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{folder} has format {manifest['format']}; this everseg reads format {FORMAT}")
-    return Committed(folder, files, manifest["parent"], hashlib.sha256(raw).hexdigest())
+    return Committed(folder, manifest["files"], manifest["parent"], hashlib.sha256(raw).hexdigest())
 
 
 def verify(folder: Path, only: Collection[str] | None = None) -> str:
@@ -236,7 +326,7 @@ def verify(folder: Path, only: Collection[str] | None = None) -> str:
 
 def parent_of(folder: Path) -> str | None:
     """Read the digest of the folder that this one continues."""
-    return read_json(folder / MANIFEST)["parent"]
+    return read_committed(folder).parent
 
 
 def load_tensors(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
@@ -309,26 +399,18 @@ def purge(folder: Path, keep: int = 2) -> None:
 def writing(target: Path) -> Iterator[None]:
     """Do a write: first ask the `GUARDS`, and turn the operating system's errors into one clear CheckpointError."""
     try:
-        for guard in GUARDS:
-            guard(target)
+        _ask(target)
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(_existing(target)).free / 1e6
-            text = f"disk full: {target} could not be written ({free:.0f} MB free); free some space and run again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text = f"{target}: no permission to write here; choose another folder to write to"
-        else:
-            text = (
-                f"{target}: cannot be written ({error.strerror or error}); choose another folder to write to"
-            )
-        raise CheckpointError(text) from error
+        # Whoever lost the lock in the middle of a write may find its files gone. Then the lock is what to tell.
+        with contextlib.suppress(OSError):
+            _ask(target)
+        raise CheckpointError(system_text(error, target)) from error
 
 
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+def _ask(target: Path) -> None:
+    for guard in GUARDS:
+        guard(target)
 
 
 def _json(value: Any) -> bytes:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from everseg.data.batches.samples import SampleKey
-from everseg.runs.commit import write_bytes, writing
+from everseg.errors import CheckpointError
+from everseg.files import MB, UnreadableError, json_of, read_regular
+from everseg.runs.commit import canonical_hash, write_bytes, writing
+from everseg.runs.documents import LINE
+from everseg.runs.shapes import problems_of
+
+FILE = "journal.jsonl"
+MOST = 1024 * MB
+"""Bytes of a journal."""
+NUMBER, CHECK = "n", "check"
+"""Entries of a line that tell whether lines are missing (its number in the file, from 0) or changed (its checksum)."""
 
 
 class Journal:
@@ -17,6 +27,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self._next: int | None = None  # number of the next line; None = the file has not been looked at
 
     def rewind(self, step: int, iteration: int, tuning: int | None = None, *, passing: bool = False) -> None:
         """Drop the lines of iterations that will be done again, and half-written lines.
@@ -31,33 +42,78 @@ class Journal:
             return
         last = _moment({"step": step, "iteration": iteration, "tuning": tuning, "pass": passing})
         kept = [entry for entry in self.lines() if _moment(entry) <= last]
-        write_bytes(self.path, b"".join(_line(entry) for entry in kept))
+        write_bytes(self.path, _lines(kept))
+        self._next = len(kept)
 
     def lines(self, event: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the entries so far, or those of one event. Skip half-written lines and lines without an event."""
-        if self.path is None or not self.path.exists():
-            return
-        for line in self.path.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if (
-                isinstance(entry, dict)
-                and {"event", "step"} <= entry.keys()
-                and event in (None, entry["event"])
-            ):
+        """Yield the entries so far, or those of one event. Lines that are half-written or changed are left out.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        for entry in self.read()[0]:
+            if event in (None, entry["event"]):
                 yield entry
+
+    def read(self) -> tuple[list[dict[str, Any]], int]:
+        """Read the entries, and count the lines that are missing, half-written or changed.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        if self.path is None or not self.path.exists():
+            return [], 0
+        try:
+            data = read_regular(self.path, MOST, root=self.path.parent)
+        except UnreadableError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be read ({error}); move it away to go on without the curves of training"
+            ) from None
+        entries: list[dict[str, Any]] = []
+        lost, checked, number = 0, False, 0
+        for line in data.splitlines():
+            entry = _entry(line)
+            # Runs of 0.1.0 wrote lines without checksum. Once a line has one, all later ones do.
+            if entry is None or (checked and CHECK not in entry):
+                lost, number = lost + 1, number + 1
+                continue
+            if CHECK in entry:
+                checked = True
+                lost += max(0, entry[NUMBER] - number)
+                number = entry[NUMBER]
+            number += 1
+            entries.append({key: value for key, value in entry.items() if key not in (NUMBER, CHECK)})
+        return entries, lost
 
     def of_step(self, step: int) -> bytes:
         """Return the lines of one step as bytes, in the form of the file."""
-        return b"".join(_line(entry) for entry in self.lines() if entry["step"] == step)
+        return _lines(entry for entry in self.lines() if entry["step"] == step)
 
     def add(self, event: str, *, step: int, **values: Any) -> None:
         """Append one line."""
-        if self.path is not None:
-            with writing(self.path), self.path.open("ab") as file:
-                file.write(_line({"event": event, "step": step, **values}))
+        if self.path is None:
+            return
+        if self._next is None:
+            entries, lost = self.read()
+            self._next = len(entries) + lost
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(_line({"event": event, "step": step, **values}, self._next))
+        self._next += 1
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Read a line; None if it is no entry, or does not match its checksum."""
+    try:
+        entry = json_of(line)
+    except UnreadableError:
+        return None
+    if problems_of(entry, LINE):
+        return None
+    if CHECK in entry:
+        body = {key: value for key, value in entry.items() if key != CHECK}
+        if type(entry.get(NUMBER)) is not int or entry[CHECK] != _check(body):
+            return None
+    return entry
 
 
 def _moment(entry: Mapping[str, Any]) -> tuple[int, bool, float, int]:
@@ -67,8 +123,17 @@ def _moment(entry: Mapping[str, Any]) -> tuple[int, bool, float, int]:
     return entry["step"], bool(entry.get("pass")), when, entry.get("iteration", 0)
 
 
-def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+def _line(entry: Mapping[str, Any], number: int) -> bytes:
+    body = {**entry, NUMBER: number}
+    return json.dumps({**body, CHECK: _check(body)}).encode() + b"\n"
+
+
+def _lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(_line(entry, number) for number, entry in enumerate(entries))
+
+
+def _check(body: Mapping[str, Any]) -> str:
+    return canonical_hash(body)[:16]
 
 
 EVENT = "bad_sample"

@@ -6,6 +6,7 @@ Only this module knows the layout of memory.json, which lies beside the model of
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,14 @@ from everseg.data.batches.selection import Candidate
 from everseg.data.channels import Channels
 from everseg.data.datasets.decode import MaskCoding, Reading, decode_mask, open_inside, open_picture
 from everseg.errors import CheckpointError, DataError, some
-from everseg.runs.commit import Committed, read_committed, read_document
+from everseg.files import MB, MOST_LIST, UnreadableError, array_of
+from everseg.runs.commit import Committed, is_file_name, read_committed, read_document
 
 FILE = "memory.json"
 FORMAT = 1
 _NAME = "memory-{:05d}"
+MOST_COPY = 4096 * MB
+"""Bytes of an image."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def read_memory(folder: Path, committed: Committed | None = None) -> Memory | No
     if FILE not in committed.files:
         return None
     path = folder / FILE
-    stored = read_document(path, "images", data=committed.read(FILE))
+    stored = read_document(path, "images", data=committed.read(FILE), most=MOST_LIST)
     number = stored.get("format")
     if type(number) is int and number > FORMAT:
         raise CheckpointError(
@@ -186,7 +190,7 @@ def _copy(stored: Any, where: str) -> tuple[Copy | None, list[str]]:
         return None, [f"{where}: expected the copies of image, mask and maps"]
     names = [stored.get("image"), stored.get("mask"), *stored["extra"].values()]
     # A name with a separator in it could lead anywhere on this machine.
-    if not all(isinstance(name, str) and name == Path(name).name and "\\" not in name for name in names):
+    if not all(map(is_file_name, names)):
         return None, [f"{where}: expected names of files beside this one"]
     if not _is_count(stored.get("step")):
         return None, [f"{where}.step: expected the number of a step"]
@@ -227,7 +231,10 @@ class CopiedSplit:
         _, copy, folder = self.places[index]
         if copy.image.endswith(".npy"):
             with open_inside(folder.resolve(), copy.image) as file:
-                image = np.load(file, allow_pickle=False)
+                try:
+                    image = array_of(file, os.fstat(file.fileno()).st_size, MOST_COPY)
+                except UnreadableError as error:
+                    raise DataError(f"{folder / copy.image}: {error}; restore the folder") from None
         else:
             image = _read_png(folder, copy.image, rgb=True)
         return image, self.read_mask(index)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import IGNORED_WIDE, LabelSpace, known_as, spelling
-from everseg.models.build import from_description
+from everseg.models.build import ARCHITECTURES, from_description
 from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
+from everseg.models.stored import Sizes
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
 from everseg.runs.input_form import InputForm
 from everseg.types import Readout
@@ -208,8 +209,11 @@ def load_model(
         CheckpointError: weights and architecture do not fit.
     """
     about = about or read_model_file(folder)
-    model = from_description(about.architecture, builder=builder)
-    load_strictly(model, load_tensors(folder / WEIGHTS, weights), str(folder))
+    state = load_tensors(folder / WEIGHTS, weights)
+    # A user's own builder may make anything, and is the user's own.
+    known = about.architecture.get("name") in ARCHITECTURES
+    model = from_description(about.architecture, builder=builder, sizes=Sizes.of(state) if known else None)
+    load_strictly(model, state, str(folder))
     model.readout = about.readout
     model.eval()
     return model, about
@@ -219,7 +223,7 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
     """Load weights that must fit exactly.
 
     Raises:
-        CheckpointError: names or shapes differ; the message lists some of them.
+        CheckpointError: names or shapes differ, or a number is not finite; the message lists some of the names.
     """
     own = model.state_dict()
     problems = [f"missing: {name}" for name in own.keys() - state.keys()]
@@ -232,6 +236,10 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) 
     if problems:
         listing = some(sorted(problems), between="\n  ")
         raise CheckpointError(f"{where} is a checkpoint of another model:\n  {listing}")
+    if broken := sorted(name for name, value in state.items() if not bool(value.isfinite().all())):
+        raise CheckpointError(
+            f"{where}: its weights are not finite: {some(broken)}; make it again or fetch it again"
+        )
     model.load_state_dict(state)
 
 

@@ -30,11 +30,12 @@ from everseg.metrics import (
     sums_of,
 )
 from everseg.models.model import SegmentationModel
-from everseg.runs.commit import Committed, read_committed, read_document
+from everseg.runs.commit import Committed, read_committed
+from everseg.runs.journal import FILE as JOURNAL
 from everseg.runs.journal import Journal, replaced_samples
 from everseg.runs.memory import Memory, read_memory
 from everseg.runs.model_folder import WEIGHTS, ModelFile, load_model, read_model_file
-from everseg.runs.run_folder import RunFolder, RunRecord
+from everseg.runs.run_folder import SCENARIO_FILE, RunFolder, RunRecord
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,12 @@ class StepResults:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The scores as `RunFolder.save_result` wrote them."""
-        return self.folder.metrics(self.index)
+        """The scores as `RunFolder.save_result` got them."""
+        return self._scored[0]
+
+    @cached_property
+    def _scored(self) -> tuple[dict[str, Any], dict[str, str] | None]:
+        return self.folder.scored(self.index)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -129,22 +134,22 @@ class StepResults:
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
         """Name of the results -> confusion counts, (C, C) int64, rows = truth."""
-        return self.folder.counts(self.index)
+        return self.folder.counts(self.index, self._scored[1])
 
     @cached_property
     def images(self) -> dict[str, np.ndarray]:
         """Name of the results -> counts per test image, (N, 3, C), see `RunFolder.images`; {} in older runs."""
-        return self.folder.images(self.index, self.counts)
+        return self.folder.images(self.index, self.counts, self._scored[1])
 
     @cached_property
     def before(self) -> dict[str, np.ndarray]:
         """Name of the results -> counts of the deployed model on the same images, (C, C); {} but in extensions."""
-        return self.folder.before(self.index)
+        return self.folder.before(self.index, self._scored[1])
 
     @cached_property
     def others(self) -> dict[str, np.ndarray]:
         """Name of the results -> `RunFolder.others`."""
-        return self.folder.others(self.index)
+        return self.folder.others(self.index, self._scored[1])
 
     @cached_property
     def kept(self) -> dict[str, Any]:
@@ -260,13 +265,7 @@ class Results:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        path = self.folder.path / "scenario.json"
-        stored = read_document(path, "steps")
-        if not isinstance(stored["steps"], list) or not all(isinstance(s, dict) for s in stored["steps"]):
-            raise CheckpointError(
-                f"{path} is damaged: its steps are no list of steps; restore it or start again under another name"
-            )
-        return stored
+        return self.folder.scenario()
 
     @property
     def planned(self) -> list[dict[str, Any]]:
@@ -282,13 +281,7 @@ class Results:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        notes = self.scenario.get("notes", [])
-        if not isinstance(notes, list) or not all(isinstance(text, str) for text in notes):
-            raise CheckpointError(
-                f"{self.folder.path / 'scenario.json'} is damaged: its notes are no list of texts; "
-                "restore it or delete the entry"
-            )
-        return tuple(notes)
+        return tuple(self.scenario.get("notes", ()))
 
     @cached_property
     def steps(self) -> tuple[StepResults, ...]:
@@ -326,7 +319,7 @@ class Results:
 
     def is_complete(self, config: RunConfig | None = None) -> bool:
         """Tell whether every step is trained and scored. If a configuration is given, the run must also fit it."""
-        if not (self.folder.path / "scenario.json").is_file():
+        if not (self.folder.path / SCENARIO_FILE).is_file():
             return False
         if config is not None and difference(self.config, config):
             return False
@@ -374,10 +367,34 @@ class Results:
             )
         return tuple(told)
 
-    @cached_property
+    @property
     def journal(self) -> tuple[dict[str, Any], ...]:
         """The entries of journal.jsonl; () without such a file."""
-        return tuple(Journal(self.folder.path / "journal.jsonl").lines())
+        return self._journal[0]
+
+    @cached_property
+    def _journal(self) -> tuple[tuple[dict[str, Any], ...], int]:
+        entries, lost = Journal(self.folder.path / JOURNAL).read()
+        return tuple(entries), lost
+
+    @property
+    def journal_faults(self) -> str:
+        """Sentence that says what the journal lacks, so that its curves are not taken for whole; "" if nothing."""
+        if not self.steps:
+            return ""
+        if not (self.folder.path / JOURNAL).exists():
+            return f"{JOURNAL} is missing: there are no curves of training and no speeds."
+        lost = self._journal[1]
+        tested = {entry["step"] for entry in self.journal if entry["event"] == "test"}
+        cut = [str(index) for index in self.finished if index not in tested]
+        faults = [f"{lost} {'line is' if lost == 1 else 'lines are'} missing or damaged"] if lost else []
+        if cut:
+            which = f"step {cut[0]}" if len(cut) == 1 else f"the steps {some(cut, 6)}"
+            faults.append(f"the end of {which} is missing")
+        text = "; ".join(faults)
+        return (
+            f"{JOURNAL} is not whole: {text}. Curves, speeds and times lack what stood there." if text else ""
+        )
 
     @cached_property
     def replaced(self) -> str:

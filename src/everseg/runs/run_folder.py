@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import platform
 import socket
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ import torch
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, difference, from_stored, to_json
 from everseg.data.writing import remove_leftovers
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, some
+from everseg.files import MB, UnreadableError, arrays_of, read_regular
 from everseg.labels import LabelSpace
 from everseg.metrics import sums_of
 from everseg.models.model import SegmentationModel
@@ -31,9 +31,10 @@ from everseg.runs.commit import (
     read_document,
     verify,
     write_bytes,
-    write_json,
+    write_document,
     writing,
 )
+from everseg.runs.documents import METRICS, RUN, SCENARIO
 from everseg.runs.input_form import InputForm
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory
@@ -41,7 +42,13 @@ from everseg.runs.model_folder import ModelFile, load_model, read_model_file, sa
 from everseg.scenarios.steps import Step
 
 RECORD = "run.json"
-MOST_THREADS = 4096
+SCENARIO_FILE = "scenario.json"
+MOST_SCENARIO = 256 * MB
+"""Bytes of a scenario.json: it holds a table of up to 65,536 ids for every source of every step."""
+MOST_ARCHIVE = 2048 * MB
+Files = Mapping[str, str] | None | Literal["read again"]
+READ_AGAIN: Literal["read again"] = "read again"
+AGAIN = "delete metrics.json there and run the same command to score the step again"
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,17 @@ class RunFolder:
 
     def is_finished(self, config: RunConfig) -> bool:
         """Tell whether the folder holds the run of this configuration with every step trained and scored."""
-        if not (self.path / "scenario.json").is_file() or difference(self.config(), config):
+        if not (self.path / SCENARIO_FILE).is_file() or difference(self.config(), config):
             return False
-        return len(self.finished_steps) == len(read_document(self.path / "scenario.json", "steps")["steps"])
+        return len(self.finished_steps) == len(self.scenario()["steps"])
+
+    def scenario(self) -> dict[str, Any]:
+        """Read and check scenario.json.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or changed.
+        """
+        return read_document(self.path / SCENARIO_FILE, shape=SCENARIO, most=MOST_SCENARIO)
 
     def chosen_step(self, step: int | None) -> int:
         """Return the step that a user asked for; by default the last finished one.
@@ -148,20 +163,9 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
             )
-        stored = read_document(path, "config", "threads")
+        stored = read_document(path, shape=RUN)
         threads, versions, argv = stored["threads"], stored.get("versions") or {}, stored.get("argv") or []
         texts = {key: stored.get(key) or "" for key in ("hash", "machine")}
-        problems = [f"{key}: expected text" for key, value in texts.items() if not isinstance(value, str)]
-        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
-            problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
-        if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
-            problems.append("versions: expected the version of each package")
-        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
-            problems.append("argv: expected the words of a command")
-        if problems:
-            raise CheckpointError(
-                f"{path} is damaged: {'; '.join(problems)}; restore it or start again under another name"
-            )
         return RunRecord(stored["config"], threads, argv=tuple(argv), versions=versions, **texts)
 
     def config(self, record: RunRecord | None = None) -> RunConfig:
@@ -202,12 +206,12 @@ class RunFolder:
                 listing = "\n  ".join(changed)
                 raise ConfigError(
                     f"{self.path} holds a run with other settings:\n  {listing}\n"
-                    f"Give this run another name (name=...), or delete {self.path} to start again."
+                    f"Give this run another name (name=...), or move {self.path} away to start again."
                 )
             return self.threads
         self.path.mkdir(parents=True, exist_ok=True)
         packages = ("everseg", "torch", "numpy", "pillow", "accelerate", "safetensors")
-        write_json(
+        write_document(
             document,
             {
                 "config": to_json(config),
@@ -313,10 +317,13 @@ class RunFolder:
     ) -> None:
         """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored.
 
+        The file of the scores holds the checksums of the counts.
+
         Args:
             before: counts of the deployed model on the same images, if the run extends one.
             others: see `others`.
         """
+        files = {}
         for stem, arrays, kind in (
             ("before", before or {}, np.int64),
             ("others", others or {}, np.uint32),
@@ -327,108 +334,135 @@ class RunFolder:
                 buffer = io.BytesIO()
                 given: dict[str, Any] = {name: value.astype(kind) for name, value in arrays.items()}
                 np.savez_compressed(buffer, **given)
+                files[f"{stem}.npz"] = hashlib.sha256(buffer.getvalue()).hexdigest()
                 write_bytes(self.step(index) / f"{stem}.npz", buffer.getvalue())
-        write_json(self.step(index) / "metrics.json", {**metrics, "sha256": _json_hash(metrics)})
+        write_document(self.step(index) / "metrics.json", {**metrics, "files": files})
 
     def metrics(self, index: int) -> dict[str, Any]:
-        """Read the scores of a step as `save_result` wrote them.
+        """Read the scores of a step as `save_result` got them.
 
         Raises:
             CheckpointError: the file is missing, damaged or changed.
         """
-        path = self.step(index) / "metrics.json"
-        stored = read_document(path, "branches")
-        given = stored.pop("sha256", None)
-        if given is not None and given != _json_hash(stored):
-            raise CheckpointError(
-                f"{path} is damaged: it does not match its own checksum; "
-                "delete it and run the same command to score the step again"
-            )
-        scores = stored["branches"]
-        if not isinstance(scores, dict) or not all(isinstance(each, dict) for each in scores.values()):
-            raise CheckpointError(
-                f"{path} is damaged: its branches are no scores by name; "
-                "delete it and run the same command to score the step again"
-            )
-        return stored
+        return self.scored(index)[0]
 
-    def counts(self, index: int) -> dict[str, np.ndarray]:
-        """Read the confusion counts of a scored step by name of the results: (C, C) int64, rows = truth.
+    def scored(self, index: int) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """Read the scores of a step, and the SHA-256 of the files of its counts; None in runs of 0.1.0.
 
         Raises:
-            CheckpointError: the file is missing or damaged.
+            CheckpointError: the file is missing, damaged or changed.
         """
-        return self._arrays(index, "confusion")
+        stored = read_document(
+            self.step(index) / "metrics.json",
+            shape=METRICS,
+            root=self.path,
+            advice="delete it and run the same command to score the step again",
+        )
+        return stored, stored.pop("files", None)
 
-    def images(self, index: int, counts: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def counts(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
+        """Read the confusion counts of a scored step by name of the results: (C, C) int64, rows = truth.
+
+        Args:
+            files: the second result of `scored`, if the caller has read it before.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or changed.
+        """
+        found = self._arrays(index, "confusion.npz", np.int64, self._listed(index, files))
+        for name, each in found.items():
+            if each.ndim != 2 or each.shape[0] != each.shape[1] or each.min(initial=0) < 0:
+                raise self._unfit(index, f"confusion.npz is damaged: '{name}' is no square table of counts")
+        return found
+
+    def images(
+        self, index: int, counts: Mapping[str, np.ndarray] | None = None, files: Files = READ_AGAIN
+    ) -> dict[str, np.ndarray]:
         """Read the counts per test image of a scored step by name of the results, (N, 3, C); {} in older runs.
 
         They are, for each image and class: the true pixels, the predicted pixels, and the pixels that are both.
 
         Args:
             counts: the result of `counts`, if the caller has read it before.
+            files: as for `counts`.
 
         Raises:
-            CheckpointError: the file is damaged, or its images do not add up to `counts`.
+            CheckpointError: the file is damaged or changed, or its images do not add up to `counts`.
         """
-        if not (self.step(index) / "images.npz").exists():
-            return {}
-        found = self._arrays(index, "images")
-        counts = self.counts(index) if counts is None else counts
+        listed = self._listed(index, files)
+        found = self._further(index, "images.npz", np.uint32, listed)
+        if found and counts is None:
+            counts = self.counts(index, listed)
         for name, each in found.items():
+            assert counts is not None
+            if each.ndim != 3 or each.shape[1] != 3:
+                raise self._unfit(index, f"images.npz is damaged: '{name}' is no table of counts per image")
             if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
-                raise CheckpointError(
-                    f"{self.step(index) / 'images.npz'} does not fit confusion.npz beside it; "
-                    "delete metrics.json there and run the same command to score the step again"
-                )
+                raise self._unfit(index, "images.npz does not fit confusion.npz beside it")
         return found
 
-    def before(self, index: int) -> dict[str, np.ndarray]:
+    def before(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
         """Read the counts of the deployed model on the test images of the step that extends it, (C, C), rows = truth.
 
         They are {} in other runs, in runs of older versions, and for a branch that the deployed model does not have.
 
-        Raises:
-            CheckpointError: the file is damaged.
-        """
-        return self._arrays(index, "before") if (self.step(index) / "before.npz").exists() else {}
+        Args:
+            files: as for `counts`.
 
-    def others(self, index: int) -> dict[str, np.ndarray]:
+        Raises:
+            CheckpointError: the file is damaged or changed.
+        """
+        return self._further(index, "before.npz", np.int64, files)
+
+    def others(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
         """Read the counts per test image with everything that no class of the model is as a further, last class.
 
         Only extensions of models without background have them, (N, 3, C + 1) as in `images`: such a model has no class
         for the other pixels, which would be ignored, and with them whatever it calls so wrongly there.
 
+        Args:
+            files: as for `counts`.
+
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged or changed.
         """
-        return self._arrays(index, "others") if (self.step(index) / "others.npz").exists() else {}
+        return self._further(index, "others.npz", np.uint32, files)
+
+    def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:
+        listed = self._listed(index, files)
+        there = (self.step(index) / name).exists() if listed is None else name in listed
+        return self._arrays(index, name, kind, listed) if there else {}
 
     def save_kept(self, index: int, kept: Mapping[str, Any]) -> None:
         """Write what an extension kept of the old classes, and what its gate said."""
-        write_json(self.step(index) / "kept.json", kept)
+        write_document(self.step(index) / "kept.json", kept)
 
     def kept(self, index: int) -> dict[str, Any]:
         """Read what `save_kept` wrote; {} where the run is no extension, or was never compared with its bundle.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged or changed.
         """
         path = self.step(index) / "kept.json"
-        return read_document(path, "how", "text") if path.exists() else {}
+        return read_document(path, "how", "text", root=self.path) if path.exists() else {}
 
-    def _arrays(self, index: int, stem: str) -> dict[str, np.ndarray]:
-        path = self.step(index) / f"{stem}.npz"
+    def _listed(self, index: int, files: Files) -> Mapping[str, str] | None:
+        return self.scored(index)[1] if isinstance(files, str) else files
+
+    def _arrays(
+        self, index: int, name: str, kind: type[np.integer], listed: Mapping[str, str] | None
+    ) -> dict[str, np.ndarray]:
+        """Read an archive of counts and compare it with its checksum, which runs of 0.1.0 do not have."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except Exception as error:  # a damaged archive makes its readers raise nearly anything
-            raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}); delete {path.with_name('metrics.json')} "
-                "and run the same command to score the step again"
-            ) from None
+            data = read_regular(self.step(index) / name, MOST_ARCHIVE, root=self.path)
+            if listed is not None and hashlib.sha256(data).hexdigest() != listed.get(name):
+                raise self._unfit(index, f"{name} is damaged: its SHA-256 is not the one in metrics.json")
+            found = arrays_of(data)
+        except UnreadableError as error:
+            raise self._unfit(index, f"{name} cannot be read ({error})") from None
+        if wrong := [array for array, each in found.items() if each.dtype != kind]:
+            raise self._unfit(index, f"{name} is damaged: {some(wrong, 4)} should be {kind.__name__}")
+        return found
 
-
-def _json_hash(value: Any) -> str:
-    # The round trip through JSON gives values before writing the form that they have when they are read back.
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+    def _unfit(self, index: int, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.step(index)}/{what}; {AGAIN}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, near_miss, some
+from everseg.files import MOST_LIST, UnreadableError, array_of, read_regular, read_text
 from everseg.scenarios.tasks import Groups, canonical_task
 
 _TABLES = "everseg.scenarios"
@@ -238,8 +240,11 @@ def check_list(indices: np.ndarray, length: int, where: str) -> list[str]:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        data = read_regular(path, MOST_LIST)
+        return array_of(io.BytesIO(data), len(data), MOST_LIST)
+    except UnreadableError as error:
+        raise ValueError(str(error)) from None
 
 
 def _reader(files: Sequence[Path], ids: Sequence[str]) -> Callable[[Path], np.ndarray]:
@@ -266,7 +271,10 @@ def _reader(files: Sequence[Path], ids: Sequence[str]) -> Callable[[Path], np.nd
 
 
 def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in read_text(path, MOST_LIST).splitlines()]
+    except UnreadableError as error:
+        raise ValueError(str(error)) from None
     return [line for line in lines if line and not line.startswith("#")]
 
 

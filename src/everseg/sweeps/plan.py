@@ -17,10 +17,11 @@ from everseg.config.checks import method_problems
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.loading import difference, load
 from everseg.engine.sharing import first_step_hash, has_first_step, obstacle, share_first_step
-from everseg.errors import CheckpointError, ConfigError, EversegError, near_miss
+from everseg.errors import ConfigError, EversegError, near_miss
 from everseg.methods.build import build_method
 from everseg.runs.commit import read_document, write_json
-from everseg.runs.run_folder import MOST_THREADS, RunFolder
+from everseg.runs.documents import SWEEP
+from everseg.runs.run_folder import RunFolder
 
 FILE = "sweep.json"
 EVERY = "all"
@@ -336,18 +337,7 @@ def stored(out: Path) -> dict[str, Any]:
     path = out / FILE
     if not path.is_file():
         return {}
-    told = read_document(path, "runs")
-    runs, threads = told["runs"], told.get("threads")
-    problems = []
-    if not isinstance(runs, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in runs
-    ):
-        problems.append("runs: expected the name of each run")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
-        problems.append(f"threads: expected a whole number from 1 to {MOST_THREADS}")
-    if problems:
-        raise CheckpointError(f"{path} is damaged: {'; '.join(problems)}; delete it")
-    return told
+    return read_document(path, shape=SWEEP, advice="delete it")
 
 
 def store(

@@ -15,7 +15,7 @@ from everseg.display import OnceADictionary, Piece, table
 from everseg.errors import ConfigError, near_miss
 from everseg.labels import policies_apart, policy_name
 from everseg.progress import Progress
-from everseg.runs.run_folder import MOST_THREADS
+from everseg.runs.documents import MOST_THREADS
 from everseg.sweeps import launch, slurm
 from everseg.sweeps.plan import (
     EVERY,

@@ -30,6 +30,7 @@ from everseg.data.datasets.listing import LeftOut
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.data.datasets.tool_files import Drawn
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import UnreadableError, read_regular, read_text
 from everseg.labels import (
     BACKGROUND,
     MOST_CLASSES,
@@ -188,11 +189,9 @@ def _json_files(base: Path) -> Iterator[Path]:
 
 def _json(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: is larger than {MAX_BYTES >> 30} GB")
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: the annotations cannot be read ({error.strerror})") from None
+        return json.loads(read_regular(path, MAX_BYTES))
+    except UnreadableError as error:
+        raise DataError(f"{path}: the annotations cannot be read ({error})") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({error})") from None
 
@@ -258,9 +257,9 @@ def _listed_classes(base: Path, tool: str) -> list[str]:
         if tool == "labelme":
             for name in ("labels.txt", "class_names.txt", "classes.txt"):
                 if (base / name).is_file():
-                    lines = (base / name).read_text(encoding="utf-8-sig").splitlines()
+                    lines = read_text(base / name).splitlines()
                     return [line.strip() for line in lines if line.strip()]
-    except (KeyError, TypeError, OSError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, UnreadableError) as error:
         raise DataError(f"{base}: the list of classes cannot be read ({error})") from None
     return []
 
@@ -279,7 +278,10 @@ def _yolo_yaml(base: Path) -> tuple[dict[int, str], Mapping[str, Any]] | None:
             return {key: str(name) for key, name in sorted(names.items())}, content
     for name in ("classes.txt", "obj.names", "labels/classes.txt"):
         if (base / name).is_file():
-            lines = (base / name).read_text(encoding="utf-8-sig").splitlines()
+            try:
+                lines = read_text(base / name).splitlines()
+            except UnreadableError as error:
+                raise DataError(f"{base / name}: the list of classes cannot be read ({error})") from None
             return dict(enumerate(line.strip() for line in lines if line.strip())), {}
     return None
 
@@ -302,12 +304,7 @@ def _yolo_labels(base: Path) -> list[str]:
 def _is_yolo(base: Path) -> bool:
     """Whether text files in folders `labels`, or beside pictures, hold a class and numbers in every line."""
     looked = [base / text for text in _yolo_labels(base)[:LOOKED_AT]]
-    lines = [
-        line
-        for path in looked
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:50]
-        if line.strip()
-    ]
+    lines = [line for path in looked for line in _yolo_text(path).splitlines()[:50] if line.strip()]
     return bool(lines) and all(_YOLO_LINE.fullmatch(" ".join(line.split())) for line in lines)
 
 
@@ -352,8 +349,14 @@ def _yolo(base: Path, index: FileIndex, reading: Reading) -> Parsed:
 
 
 def _yolo_file(path: Path, names: Mapping[int, str], height: int, width: int) -> Drawn:
-    content = path.read_text(encoding="utf-8-sig", errors="replace")
-    return tool_files.yolo(content, names, height, width)
+    return tool_files.yolo(_yolo_text(path), names, height, width)
+
+
+def _yolo_text(path: Path) -> str:
+    try:
+        return read_regular(path).decode("utf-8-sig", "replace")
+    except UnreadableError as error:
+        raise DataError(f"{path}: the labels cannot be read ({error})") from None
 
 
 def without_text(name: str) -> str:

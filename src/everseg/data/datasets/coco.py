@@ -30,6 +30,7 @@ from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LeftOut, Sample
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import UnreadableError, read_regular
 from everseg.labels import (
     BACKGROUND,
     IGNORED,
@@ -591,8 +592,8 @@ def read_json(base: Path, path: Path, reading: Reading) -> Any:
             )
         if not real.is_file() or real.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: is no file, or larger than {MAX_BYTES >> 30} GB; cut it into several")
-        return json.loads(real.read_bytes())
-    except (OSError, RuntimeError) as error:
+        return json.loads(read_regular(real, MAX_BYTES))
+    except (OSError, RuntimeError, UnreadableError) as error:
         if isinstance(error, RecursionError):
             raise DataError(f"{path}: is nested too deeply to be annotations") from None
         raise DataError(f"{path}: the annotations cannot be read ({error})") from None

@@ -10,9 +10,10 @@ from typing import Any
 
 from everseg.data.datasets.decode import Colour
 from everseg.data.datasets.listing import LIST_ENDINGS
-from everseg.data.datasets.options import SHARED
+from everseg.data.datasets.options import SHARED, own_file
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import ConfigError, near_miss
+from everseg.files import UnreadableError, read_text
 from everseg.labels import (
     BACKGROUND,
     IGNORE_NAME,
@@ -380,11 +381,9 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
         ConfigError: the file cannot be read, lines have another form, or a name or colour occurs twice; lists them.
     """
     try:
-        text = path.read_bytes()[:MAX_BYTES].decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"labels.palette: {path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"labels.palette: {path} is not a text file (UTF-8)") from None
+        text = read_text(path, MAX_BYTES)
+    except UnreadableError as error:
+        raise ConfigError(f"labels.palette: {path} cannot be read ({error})") from None
     found: dict[str, Colour] = {}
     problems = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -394,7 +393,8 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
         numbers = rest.split(":")[0].split(",")
         values = [int(n) for n in numbers if n.strip().isdecimal()]
         if len(numbers) != 3 or len(values) != 3 or max(values) > 255 or not name.strip():
-            problems.append(f"line {number}: expected 'name:red,green,blue::', got {line.strip()!r}")
+            # What stands there instead is not shown: the file may be none of the data's.
+            problems.append(f"line {number}: expected 'name:red,green,blue::'")
         elif (other := find_name(name.strip(), found)) is not None:
             as_it = "" if other == name.strip() else f", once as '{other}'"
             problems.append(f"line {number}: '{name.strip()}' stands there twice{as_it}")
@@ -418,19 +418,23 @@ def palette_of(labelmap: Mapping[str, Colour]) -> tuple[list[str], dict[str, lis
     return names, {**palette, **({IGNORE_NAME: ignored} if ignored else {})}  # type: ignore[dict-item]
 
 
-def with_labelmap(given: Mapping[str, Any], here: Path) -> dict[str, Any]:
+def with_labelmap(
+    given: Mapping[str, Any], here: Path, roots: Sequence[Path | None] = (None,)
+) -> dict[str, Any]:
     """Replace the file name in `labels.palette` by the content of that label map.
 
     Args:
         given: keys of a data.yaml.
         here: folder that a relative name starts from.
+        roots: folders that it must lie in, as for `own_file`.
 
     Raises:
-        ConfigError: as `read_labelmap`.
+        ConfigError: as `own_file` and `read_labelmap`.
     """
     labels = given.get("labels")
     if not isinstance(labels, Mapping) or not isinstance(labels.get("palette"), str):
         return dict(given)
-    names, palette = palette_of(read_labelmap(here / Path(labels["palette"]).expanduser()))
+    file = own_file(here / Path(labels["palette"]).expanduser(), roots, "labels.palette")
+    names, palette = palette_of(read_labelmap(file))
     background = {"background": names[0]} if names and is_background_name(names[0]) else {}
     return {"classes": names, **background, **given, "labels": {**labels, "palette": palette}}

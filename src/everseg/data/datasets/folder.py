@@ -16,7 +16,7 @@ from everseg.data.datasets.descriptor import Descriptor, parse, with_labelmap
 from everseg.data.datasets.file_names import SPLITS
 from everseg.data.datasets.files import FileSplit
 from everseg.data.datasets.listing import LIST_ENDINGS, ListedFolder, endings_of, packed, pair, scan
-from everseg.data.datasets.options import SHARED, reading_of, root_of
+from everseg.data.datasets.options import SHARED, own_file, reading_of, root_of
 from everseg.data.datasets.relabel import most_id
 from everseg.data.datasets.tiles import TiledSplit
 from everseg.errors import ConfigError, DataError, some
@@ -66,16 +66,23 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
         if not isinstance(value, dict):
             raise ConfigError("expected keys like images, masks, classes", str(descriptor))
         given, here = value, file.resolve().parent
-    given = with_labelmap({**given, **options}, here)
+    # Somebody else may have written the data.yaml: the files that it names lie with the data. The user may name any.
+    stated = given.get("root") if root is None else root
+    data = here / Path(stated).expanduser() if isinstance(stated, str | Path) else here
+
+    def roots(key: str) -> tuple[Path | None, ...]:
+        return (None,) if key in options or descriptor is None else (here, data)
+
+    given = with_labelmap({**given, **options}, here, roots("labels"))
     where = str(descriptor) if descriptor is not None else "data.options"
     beside = here if "skip" not in options else None
     shared = {key: given[key] for key in SHARED if key in given}
     if descriptor is None:
-        described, reading = parse(given, where), reading_of(shared, here=beside)
+        described, reading = parse(given, where), reading_of(shared, here=beside, roots=roots("skip"))
     else:
         try:
             described = parse(given, where, name=Path(descriptor).stem)
-            reading = reading_of(shared, here=beside, below="")
+            reading = reading_of(shared, here=beside, below="", roots=roots("skip"))
         except ConfigError as error:
             raise _placed(error.problems, options, where) from None
     if root is None and isinstance(given.get("root"), str):
@@ -85,6 +92,10 @@ def build(root: str | Path | None = None, *, descriptor: str | Path | None = Non
     elif root is None and descriptor is not None:
         root = here
     base = root_of(root)
+    if described.splits is not None:
+        for place in described.splits.values():
+            if place.lower().endswith(LIST_ENDINGS):
+                own_file(list_at(here, base, place), roots("splits"), "splits")
     listed = _listed(described, base, here, reading)
     splits: dict[str, Split] = {}
     for name, (samples, warnings) in listed.items():
@@ -154,8 +165,7 @@ def _samples(
             image_suffix=described.image_suffix, mask_suffix=described.mask_suffix,
             endings=endings_of(reading), follow_links=reading.follow_links,
         )  # fmt: skip
-        beside = here / place
-        samples, warnings = folder.samples(beside if beside.is_file() else base / place, name, reading)
+        samples, warnings = folder.samples(list_at(here, base, place), name, reading)
         return _with_channels(samples, described, base, images, name if listed else place, reading), warnings
     # Where images and masks lie in one folder, the ending of the masks tells them apart.
     without = described.mask_suffix if images == masks else ""
@@ -172,6 +182,12 @@ def _samples(
     drawn = scan(base, masks, suffix=described.mask_suffix, recursive=True, follow_links=links)
     samples, warnings = pair(found, drawn, f"{base}, split '{name}'", name, reading)
     return _with_channels(samples, described, base, images, place, reading), warnings
+
+
+def list_at(here: Path, base: Path, place: str) -> Path:
+    """Find a list: beside the data.yaml, or else in the data folder."""
+    beside = here / place
+    return beside if beside.is_file() else base / place
 
 
 def _of_split(base: Path, template: str, place: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -31,6 +30,7 @@ from everseg.data.datasets.numbered import annotated_objects, classes_of, number
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.data.datasets.relabel import most_id
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import UnreadableError, json_of, read_regular
 
 IMAGES = ("image", "pixel_values", "img", "images", "photo", "picture", "rgb", "input_image", "input")
 """Usual names of the images' column, the first ones first."""
@@ -383,8 +383,8 @@ def _classes(base: Path, given: Any) -> Any:
         return given
     file = base / "id2label.json"
     try:
-        return {int(key): name for key, name in json.loads(file.read_bytes()).items()}
-    except (OSError, ValueError, AttributeError):
+        return {int(key): name for key, name in json_of(read_regular(file)).items()}
+    except (UnreadableError, ValueError, AttributeError):
         raise ConfigError(
             f"data.options.classes: name the classes, or put an id2label.json into {base}"
         ) from None

@@ -19,6 +19,7 @@ from everseg.data.datasets.decode import (
 )
 from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import MOST_LIST, UnreadableError, read_text
 
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
 """
@@ -172,11 +173,9 @@ def read_list(path: Path, split: str = "") -> list[Entry]:
         DataError: unreadable, not text, or a line with more than two fields.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: the list cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not a text file of image names (UTF-8)") from None
+        text = read_text(path, MOST_LIST)
+    except UnreadableError as error:
+        raise DataError(f"{path}: the list of images cannot be read ({error})") from None
     if path.suffix.lower() == ".csv":
         return [(",".join(fields), [fields]) for fields, of in _csv_rows(path, text) if of in ("", split)]
     entries = []
@@ -211,8 +210,8 @@ def csv_splits(path: Path) -> list[str]:
         DataError: as `read_list`.
     """
     try:
-        rows = _csv_rows(path, path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError):
+        rows = _csv_rows(path, read_text(path, MOST_LIST))
+    except UnreadableError:
         return []
     return list(dict.fromkeys(of for _, of in rows if of))
 

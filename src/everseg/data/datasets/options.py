@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from everseg.data.channels import channels_of
 from everseg.data.datasets.decode import Reading
 from everseg.errors import ConfigError, near_miss
+from everseg.files import MOST_LIST, UnreadableError, read_regular
 
 SHARED = ("max_pixels", "follow_links", "exif", "bit_depth", "channels", "on_missing", "skip")
 """Options of every reader of files; also keys of a data.yaml."""
@@ -32,8 +33,34 @@ def root_of(root: str | Path | None) -> Path:
     return path.resolve()
 
 
+def own_file(path: Path, roots: Sequence[Path | None], key: str) -> Path:
+    """Check that a file that a data.yaml names lies with the data: whoever wrote the data.yaml may be somebody else.
+
+    Args:
+        path: the file.
+        roots: folders of the data; None stands for a user who names the file and may name any.
+        key: the key that names it.
+
+    Raises:
+        ConfigError: it lies outside of all of them.
+    """
+    if None in roots:
+        return path
+    try:
+        real = path.resolve()
+        if any(real.is_relative_to(root.resolve()) for root in roots if root is not None):
+            return path
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL: no file that could be read
+        pass
+    raise ConfigError(f"{key}: {path} lies outside of the data folder and of the data.yaml's; copy it there")
+
+
 def reading_of(
-    given: Mapping[str, Any], *, here: Path | None = None, below: str = "data.options."
+    given: Mapping[str, Any],
+    *,
+    here: Path | None = None,
+    below: str = "data.options.",
+    roots: Sequence[Path | None] = (None,),
 ) -> Reading:
     """Check the options that all readers share.
 
@@ -46,6 +73,7 @@ def reading_of(
             to leave out, as `everseg data check --write-skiplist` writes it.
         here: folder that a relative `skip` starts from; default the working directory.
         below: text that messages put before an option's name.
+        roots: folders that `skip` must lie in, as for `own_file`.
 
     Raises:
         ConfigError: wrong or unknown options (all of them).
@@ -77,7 +105,8 @@ def reading_of(
     if given.get("skip") is not None:
         if isinstance(given["skip"], str | Path):
             try:
-                skip = read_skiplist((here or Path.cwd()) / Path(given["skip"]).expanduser(), below)
+                file = (here or Path.cwd()) / Path(given["skip"]).expanduser()
+                skip = read_skiplist(own_file(file, roots, f"{below}skip"), below)
             except ConfigError as error:
                 problems += error.problems
         else:
@@ -99,9 +128,9 @@ def read_skiplist(path: Path, below: str = "data.options.") -> frozenset[tuple[s
         ConfigError: it cannot be read, or a line is not of this form.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise ConfigError(f"{below}skip: {path} cannot be read ({error.strerror})") from None
+        text = read_regular(path, MOST_LIST).decode("utf-8-sig", "surrogateescape")
+    except UnreadableError as error:
+        raise ConfigError(f"{below}skip: {path} cannot be read ({error})") from None
     found, problems = set(), []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from everseg.data.base import Dataset, Split
-from everseg.data.datasets.coco import CocoSplit, read_json, same_ids, with_size
+from everseg.data.datasets.coco import MAX_BYTES, CocoSplit, read_json, same_ids, with_size
 from everseg.data.datasets.coco_shapes import Picture
 from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import division_of
@@ -27,6 +27,7 @@ from everseg.data.datasets.listing import LeftOut
 from everseg.data.datasets.numbered import annotated_objects, classes_of, numbers
 from everseg.data.datasets.options import reading_of, root_of
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import UnreadableError, read_regular
 from everseg.labels import (
     BACKGROUND,
     MOST_CLASSES,
@@ -122,8 +123,8 @@ def find_releases(base: Path, *, follow_links: bool = False) -> list[Path]:
 def category_names(path: Path) -> list[tuple[int, str]]:
     """Id and name of the categories of a release; [] if the file is none."""
     try:
-        return _content(path, json.loads(path.read_bytes()))[0]
-    except (OSError, ValueError, DataError):
+        return _content(path, json.loads(read_regular(path, MAX_BYTES)))[0]
+    except (ValueError, RecursionError, UnreadableError, DataError):
         return []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from everseg.config.yaml import read
 from everseg.data.datasets.descriptor import parse, with_labelmap
 from everseg.data.mask_values import Value
 from everseg.errors import ConfigError, EversegError
+from everseg.files import UnreadableError, json_of, read_regular
 from everseg.labels import IGNORE_NAME, is_background_name
 
 MOST_TRIED = 200
@@ -75,9 +75,9 @@ def _of_file(path: Path, source: str) -> Like:
 
 def _of_run(folder: Path) -> Like:
     try:
-        data = json.loads((folder / "run.json").read_bytes())["config"]["data"]
+        data = json_of(read_regular(folder / "run.json", root=folder))["config"]["data"]
         dataset = Path(data["dataset"]).expanduser()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UnreadableError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--like: {folder / 'run.json'} cannot be read ({error}); restore it") from None
     if data.get("domains") or not re.fullmatch(r"\.ya?ml", dataset.suffix, re.IGNORECASE):
         raise ConfigError(f"--like: the run {folder} read no data.yaml, so name one with --like FILE.yaml")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from everseg.data.mask_values import BLACK, Value, shown
 from everseg.errors import ConfigError, some
+from everseg.files import UnreadableError, read_text
 from everseg.labels import BACKGROUND, IGNORE_NAME, is_background_name, is_void_name, spelling
 
 NAME_FILES = (
@@ -139,11 +140,9 @@ def names_beside(root: Path, values: Iterable[Value]) -> NameList | None:
     values = list(values)
     for file in NAME_FILES:
         try:
-            if (root / file).stat().st_size > MAX_BYTES:
-                continue  # no list of names
-            text = (root / file).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError):
-            continue
+            text = read_text(root / file, MAX_BYTES, root=root)
+        except UnreadableError:
+            continue  # no list of names
         lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip()[:2] != "//"]
         lines = [line for line in lines if not line.startswith("#")] or lines
         if not lines:

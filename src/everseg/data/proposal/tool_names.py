@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from everseg.data.datasets import segments
 from everseg.data.mask_values import Value
 from everseg.data.proposal.naming import NameList
+from everseg.files import UnreadableError, json_of, read_regular, read_text
 from everseg.labels import spelling
 
 TABLES = ("_classes.csv", "class_mapping.csv")
@@ -73,10 +73,10 @@ def _table(file: Path) -> dict[Value, str]:
     try:
         rows = [
             [cell.strip() for cell in row[:2]]
-            for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines(), skipinitialspace=True)
+            for row in csv.reader(read_text(file).splitlines(), skipinitialspace=True)
             if len(row) >= 2
         ]
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (UnreadableError, csv.Error):
         return {}
     rows = [row for number, row in enumerate(rows) if number or any(_value(cell) is not None for cell in row)]
     for at in (0, 1):
@@ -91,9 +91,9 @@ def _json(file: Path) -> dict[Value, str]:
     try:
         if file.name not in (*COLOURS, *IDS):
             return dict(segments.category_names(file))
-        content: Any = json.loads(file.read_bytes())
+        content: Any = json_of(read_regular(file))
         if file.name in IDS:
             return {int(key): str(name) for key, name in content.items()}
         return {(int(c[0]), int(c[1]), int(c[2])): str(name) for name, c in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+    except (UnreadableError, ValueError, AttributeError, TypeError, IndexError):
         return {}

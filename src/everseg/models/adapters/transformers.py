@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
+from everseg.files import UnreadableError, json_of, read_regular
+from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import WEIGHT_FILES, encoder_state, fetch, spread_channels
 from everseg.models.tensor_file import read_tensors
@@ -297,6 +299,10 @@ def _config(kind: str, given: Any, taps: Any) -> Any:
     if not isinstance(given, Mapping):
         raise ConfigError("model.options: config needs keys and values")
     entries = _entries(kind)
+    if fetched := from_elsewhere(given):
+        raise ConfigError(
+            f"model.options: config: {', '.join(fetched)} would fetch a part or run code from elsewhere; leave it out"
+        )
     unknown = [str(key) for key in given if key not in entries]
     if unknown:
         hint = near_miss(unknown[0], entries)
@@ -358,8 +364,8 @@ def _in_hub(spec: str, download: bool) -> Source:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = json_of(read_regular(path))
+    except UnreadableError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} does not hold keys and values")

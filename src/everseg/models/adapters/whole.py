@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everseg.errors import ConfigError
+from everseg.errors import CheckpointError, ConfigError
+from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.blocks import BatchNorm
 from everseg.models.model import SegmentationModel
 from everseg.models.resnet import ResNet
-
-ELSEWHERE = ("use_pretrained_backbone", "use_timm_backbone", "auto_map", "quantization_config")
-"""Entries of a configuration that fetch a part or run code that is not the library's own."""
+from everseg.models.stored import no_network
 
 
 class WholeNetwork(nn.Module):
@@ -76,15 +75,17 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         ConfigError: as `transformers_network`.
     """
     library = transformers_library()
-    if found := _from_elsewhere(config):
+    if found := from_elsewhere(config):
         raise ConfigError(
             f"this configuration fetches a part or runs code from elsewhere ({', '.join(found)}); give one that holds "
             "the whole network (backbone_config instead of backbone)"
         )
     try:
-        return library.AutoModelForSemanticSegmentation.from_config(
-            library.AutoConfig.for_model(**config), trust_remote_code=False
-        )
+        with no_network():
+            known = library.AutoConfig.for_model(**_known_entries(library, config))
+            return library.AutoModelForSemanticSegmentation.from_config(known, trust_remote_code=False)
+    except CheckpointError:  # more than its weights hold
+        raise
     except Exception as error:  # the library raises nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
@@ -92,15 +93,18 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
-def _from_elsewhere(config: Mapping[str, Any]) -> list[str]:
-    """Keys that make the library download something or run code that is not its own."""
-    found = [key for key in ELSEWHERE if config.get(key)]
-    kernels = [key for key in config if key.endswith("_implementation")]
-    found += [key for key in kernels if config[key] not in (None, "eager", "sdpa")]
-    for value in config.values():
-        if isinstance(value, Mapping):
-            found += _from_elsewhere(value)
-    return found
+def _known_entries(library: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that a configuration of its type has, and those of the configurations in it that name their type.
+
+    Others are left out: the network does not know them, and the library may act on them.
+    """
+    default = library.AutoConfig.for_model(str(config.get("model_type"))).to_dict()
+    known = {*default, *library.PretrainedConfig().to_dict(), "model_type"}
+    return {
+        key: _known_entries(library, value) if isinstance(value, Mapping) and "model_type" in value else value
+        for key, value in config.items()
+        if key in known
+    }
 
 
 def transformers_library() -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 from everseg.display import (
     UNDEFINED,
     figure,
+    for_latex,
+    for_markdown,
     interval,
     percent,
     printable,
@@ -30,9 +32,6 @@ from everseg.reports.figures import Chart, old_new_chart, seeds_chart
 from everseg.reports.page import csv_text, environment
 
 Json = Mapping[str, Any]
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-        "|": r"\textbar{}", '"': "''", "\n": " ", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}  # fmt: skip
 
 
 def heading(name: str) -> str:
@@ -323,7 +322,7 @@ def latex(made: Json) -> str:
 
 
 def _tabular(rows: Sequence[Mapping[str, str]]) -> str:
-    head = " & ".join(tex(heading(name)) for name in rows[0])
+    head = " & ".join(for_latex(heading(name)) for name in rows[0])
     lines = [" & ".join(_cell(v) for v in row.values()) + r" \\" for row in rows]
     columns = "l" + "r" * (len(rows[0]) - 1)
     body = "\n".join(
@@ -339,25 +338,12 @@ def _cell(value: str) -> str:
     if value == UNDEFINED:
         return "--"
     if not _NUMBER.fullmatch(value):
-        return tex(value)
+        return for_latex(value)
     return value.replace("-", "$-$").replace("@", r"$\pm$")
 
 
 def _one_line(value: str) -> str:
     return " ".join(printable(value).split())
-
-
-def tex(value: object) -> str:
-    """Escape text for LaTeX. Letters beyond ASCII stay as they are (UTF-8)."""
-    return "".join(_TEX.get(letter, letter) for letter in printable(value))
-
-
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
-
-
-def md(value: object) -> str:
-    """Escape text for a cell or a line of Markdown."""
-    return _MARKDOWN.sub(r"\\\1", _one_line(str(value)))
 
 
 def markdown(made: Json, pictures: Sequence[str | None]) -> str:
@@ -373,16 +359,20 @@ def markdown(made: Json, pictures: Sequence[str | None]) -> str:
         head = ["method", *map(heading, board.numbers), "runs"]
         rows = [head, ["---", *["---:"] * (len(head) - 1)]]
         for group, cells in board.rows:
-            shown = [f"**{md(cell.text)}**" if cell.best else md(cell.text) for cell in cells]
-            rows.append([_named(group, md), *shown, str(len(group["seeds"]))])
-        parts.append(f"### {md(table['title'])}")
-        parts.append(f"{md(facts)}.")
-        parts += [f"![{md(PICTURE)}]({picture})"] if picture else []
+            shown = [
+                f"**{for_markdown(cell.text)}**" if cell.best else for_markdown(cell.text) for cell in cells
+            ]
+            rows.append([_named(group, for_markdown), *shown, str(len(group["seeds"]))])
+        parts.append(f"### {for_markdown(table['title'])}")
+        parts.append(f"{for_markdown(facts)}.")
+        parts += [f"![{for_markdown(PICTURE)}]({picture})"] if picture else []
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
         parts.append(f"{READING} {' '.join(HOW_TO_READ)}")
-        parts.append("\n".join(f"* **{md(name)}**: {md(says)}." for name, says in board.explained))
+        parts.append(
+            "\n".join(f"* **{for_markdown(name)}**: {for_markdown(says)}." for name, says in board.explained)
+        )
     if made["notes"]:
-        parts.append("\n".join(f"* {md(note)}" for note in made["notes"]))
+        parts.append("\n".join(f"* {for_markdown(note)}" for note in made["notes"]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,115 @@
+"""The documents of a run folder: what stands in each of them (`everseg.runs.shapes`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everseg.runs.shapes import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    SHA256,
+    TEXT,
+    WHOLE,
+    entries,
+    many,
+    named,
+    one,
+    or_none,
+)
+
+MOST_THREADS = 4096
+THREADS = one(
+    f"a whole number from 1 to {MOST_THREADS}",
+    lambda value: type(value) is int and 1 <= value <= MOST_THREADS,
+)
+
+RUN = entries(
+    {
+        "config": lambda value, key, problems: None,
+        "threads": THREADS,
+    },  # the configuration has a reader of its own
+    {
+        "hash": or_none(TEXT),
+        "machine": or_none(TEXT),
+        "host": or_none(TEXT),
+        "argv": or_none(many(TEXT)),
+        "versions": or_none(named(TEXT)),
+    },
+)
+"""run.json."""
+
+_SOURCE = entries(
+    {"dataset": TEXT, "split": TEXT, "images": COUNT, "sha256": TEXT, "lut": many(COUNT), "branch": TEXT},
+    {"domain": or_none(TEXT)},
+)
+_SPACE = entries(
+    {"classes": many(TEXT), "groups": many(many(WHOLE)), "background": or_none(COUNT), "num_old": COUNT}
+)
+_STEP = entries(
+    {"index": COUNT, "branches": named(_SPACE), "train": many(_SOURCE), "test": many(_SOURCE)},
+    {
+        "val": many(_SOURCE),
+        "grows": named(COUNT),
+        "fresh": FLAG,
+        "class_weights": named(many(NUMBER)),
+    },
+)
+
+
+def _steps(value: Any, key: str, problems: list[str]) -> None:
+    many(_STEP)(value, key, problems)
+    first = value[0]["index"] if value and not problems else 0  # an extended model goes on counting
+    if not problems and [step["index"] for step in value] != list(range(first, first + len(value))):
+        problems.append(f"{key}: expected steps numbered in order")
+
+
+SCENARIO = entries({"steps": _steps}, {"notes": many(TEXT)})
+"""scenario.json."""
+
+_MEAN = entries({group: or_none(NUMBER) for group in ("all", "base", "old", "new")})
+_SCORES = entries(
+    {"miou": _MEAN, "classes": many(TEXT), "new_classes": many(TEXT), "class_iou": many(or_none(NUMBER))},
+    {
+        "miou_without_background": _MEAN,
+        "overall_accuracy": or_none(NUMBER),
+        "mean_accuracy": or_none(NUMBER),
+        "frequency_weighted_iou": or_none(NUMBER),
+        "harmonic_mean": or_none(NUMBER),
+        "class_accuracy": many(or_none(NUMBER)),
+        "branch": TEXT,
+    },
+)
+
+
+def _scores(value: Any, key: str, problems: list[str]) -> None:
+    before = len(problems)
+    _SCORES(value, key, problems)
+    if len(problems) == before and len(value["classes"]) != len(value["class_iou"]):
+        problems.append(f"{key}.class_iou: expected a number for each class")
+
+
+METRICS = entries(
+    {"branches": named(_scores)}, {"step": COUNT, "validation": named(_scores), "files": named(SHA256)}
+)
+"""metrics.json."""
+
+_ANY_NUMBER = one("a number", lambda value: type(value) in (int, float))
+"""A diverged loss is logged as it is."""
+LINE = entries(
+    {"event": TEXT, "step": COUNT},
+    {
+        "iteration": COUNT,
+        "tuning": or_none(COUNT),
+        "images": COUNT,
+        "images_per_second": _ANY_NUMBER,
+        "memory": or_none(_ANY_NUMBER),
+        "lr": or_none(_ANY_NUMBER),
+        "grad_norm": or_none(_ANY_NUMBER),
+        "terms": or_none(named(or_none(_ANY_NUMBER))),
+    },
+)
+"""A line of journal.jsonl."""
+
+SWEEP = entries({"runs": many(entries({"name": TEXT}))}, {"threads": or_none(THREADS)})
+"""sweep.json."""

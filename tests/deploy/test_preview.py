@@ -1,0 +1,75 @@
+"""What an extension would do, said before it does anything; and the words for how thoroughly."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from everseg.deploy.bundle import open_bundle
+from everseg.runs.commit import load_tensors
+from saying import must_say
+
+QUICK = ["data.workers=0", "report=false"]
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch, deployed) -> Path:
+    """A working folder with a copy of the deployed bundle, which knows red and green."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(deployed, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_dry_run_says_what_happens_and_keeps_nothing(at, old_data, call):
+    """The data label forklifts and red."""
+    line = ("extend", at, "--data", old_data, "--add", "forklift", "--dry-run", *QUICK, "train.epochs=5")
+    code, out, err = call(*line)
+    assert code == 0, err
+    must_say(out, "12 training images", "with forklift", "red")
+    must_say(out, "taught", "forklift", "refined", "red")
+    must_say(out, "kept", "green", "mib")
+    must_say(out, "time", "15 iterations", "6 images")
+    assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
+    told = json.loads(call(*line, "--json", "--quiet")[1])
+    assert told["iterations"] == 15  # 3 batches of 4 images, 5 times
+    assert told["seconds"] > told["iterations"] * told["seconds_per_iteration"] > 0
+    code, out, err = call("extend", at, "--data", old_data, "--dry-run", "--json", "--quiet", *QUICK)
+    told = json.loads(out)
+    assert (told["taught"], told["refined"], told["kept"], told["method"]) == (
+        [],
+        ["red"],
+        ["green"],
+        "complete",
+    )
+
+
+def test_quick_trains_the_new_classifier_alone(at, new_data, call):
+    """Of the bundle all is the same but the background's bias: it shares its probability with the new class."""
+    line = ("extend", at, "--data", new_data, "--add", "forklift", *QUICK, "--no-onnx", "--quiet")
+    code, _, err = call(*line, "--how", "quick", "train.max_iterations=3", "train.lr=0.05")
+    assert code == 0, err
+    before, after = (load_tensors(path / "model.safetensors") for path in (at, at.with_name("bundle-v2")))
+    bias = "heads.default.classifiers.0.bias"
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == [bias]
+    moved = after[bias] - before[bias]
+    assert moved.tolist() == pytest.approx([-math.log(2), 0, 0], abs=1e-6)
+    assert {name for name in after if name not in before} == {
+        f"heads.default.classifiers.1.{kind}" for kind in ("weight", "bias")
+    }
+    assert open_bundle("bundle-v2").lineage["method"] == "mib"
+
+
+def test_a_word_that_cannot_be_kept_is_refused(at, new_data, call):
+    line = ("extend", at, "--data", new_data, "--add", "forklift", *QUICK)
+    code, _, err = call(*line, "--how", "thorough")
+    assert code == 2
+    must_say(err, "--how thorough", "holds none", "export RUN --memory")
+    code, _, err = call(*line, "--how", "quick", "--method", "mib")
+    assert code == 2
+    must_say(err, "--how", "--method")
+    assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
