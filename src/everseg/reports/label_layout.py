@@ -14,7 +14,7 @@ _RINGS = (2.0, 4.0, 8.0, 13.0, 19.0, 26.0, 34.0, 43.0, 53.0, 65.0, 80.0, 100.0, 
 """Distances between the edge of a dot and its name that are tried, the nearest first."""
 _DIRECTIONS = 24
 _FAR = 0.2
-"""How bad a unit of distance is. A line over a dot is as bad as 125 of them, a name over a dot as 750."""
+"""How bad a unit of distance is. A line over a dot is as bad as 250 of them, a name over a dot as 750."""
 _GAP = 1.5
 """Space that stays free around a name."""
 
@@ -110,6 +110,10 @@ def place(dots: Sequence[Dot], area: Box, drawn: Sequence[Box] = ()) -> list[Pla
         if found is None:
             return None
         placed[number] = found
+    # The first ones took their places before they could know of the others: each may move once more.
+    for number in list(placed):
+        rest = [found for other, found in placed.items() if other != number]
+        placed[number] = _best(number, dots, area, rest, drawn) or placed[number]
     return [placed[number] for number in range(len(dots))]
 
 
@@ -174,7 +178,7 @@ def _cost(candidate: Placed, dot: Dot, others: Sequence[Dot], placed: Sequence[P
     if candidate.line is not None:
         for one in others:
             if _passes(one, *candidate.line):
-                cost += 25
+                cost += 50
     return cost
 
 
