@@ -99,7 +99,7 @@ def test_a_report_that_fails_is_a_warning_and_never_a_failed_run(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no room for charts")
 
-    monkeypatch.setattr(api, "write_report", fails)
+    monkeypatch.setattr("everseg.reports.html.write_report", fails)
     done = everseg.run(settings(tmp_path, report=True, train={"max_iterations": 1}))
     assert len(done.steps) == 2
     warning = [line for line in capsys.readouterr().err.splitlines() if "charts" in line]
