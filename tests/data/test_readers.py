@@ -402,7 +402,7 @@ def test_list_faults_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 files.*2007_999999, image JPEGImages/none\.jpg"):
         voc.build(base)
     target.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(DataError, match=r"train\.txt: .*text file"):
+    with pytest.raises(DataError, match=r"train\.txt: .*UTF-8"):
         voc.build(base)
     target.unlink()
     with pytest.raises(DataError, match=r"train_aug\.txt.*trainaug\.txt.*train\.txt"):

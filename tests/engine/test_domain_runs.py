@@ -353,6 +353,7 @@ def test_every_method_runs_through_a_branch_that_domains_share(tmp_path, method)
         "ft": set(),
         "sats": {"kd"},
         "ewf": {"kd"},
+        "complete": {"kd"},
         "nest": {"kd"},
         "mbs": {"kd", "class", "token"},
     }

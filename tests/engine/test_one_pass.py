@@ -242,7 +242,7 @@ def test_switches_that_need_gradients_are_refused(tmp_path, switch, facts):
 
 
 def test_the_report_has_its_speed_and_no_curve(undisturbed):
-    from everseg.reports.compare.groups import training_seconds
+    from everseg.reports.compare.cost import costs
     from everseg.reports.figures import curves_of, speed_rows
     from everseg.runs.results import Results
 
@@ -254,4 +254,4 @@ def test_the_report_has_its_speed_and_no_curve(undisturbed):
     only = curves_of([entry for entry in entries if entry["event"] == "pass"])
     assert only is not None
     assert not only.series
-    assert training_seconds(Results(undisturbed)) > 0
+    assert costs(Results(undisturbed))[0]["time"] > 0

@@ -101,7 +101,7 @@ def test_a_description_rebuilds_the_grown_model():
     model = tokens()
     for number in (3, 1, 2):
         model.grow({"default": number})
-    again = from_description(json.loads(json.dumps(model.describe())), lambda: tokens())
+    again = from_description(json.loads(json.dumps(model.describe())), tokens)
     again.load_state_dict(model.state_dict(), strict=True)
     image = torch.randn(1, 3, 18, 22)
     ours, theirs = (one.eval()(image)["default"] for one in (model, again))

@@ -30,6 +30,7 @@ NOT_RUN = {
     r"tensorboard --logdir": "a server of another project; tests/engine/test_tensorboard.py reads its files",
     r"head=\$\(scontrol": "SLURM",
     r"exec srun": "SLURM",
+    r"everseg sweep .* --ray": "a Ray cluster; scripts/real/ray_cases.py starts one",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
     r"python -m benchmarks --only losses step": "more than a minute even with --quick; the line before runs one part",
 }

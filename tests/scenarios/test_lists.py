@@ -166,6 +166,6 @@ def test_all_faults_in_own_lists_are_told_with_their_file(tmp_path):
     assert "0 to 7" in text
     must_say(text, "train-1.npy", "one row", "integers")
     must_say(text, "train-2.txt", "1 of 2 lines", "first 'farm/99'")
-    must_say(text, "train-3.npy", "Object arrays")
+    must_say(text, "train-3.npy", "an array of object")
     must_say(text, "train-4.txt", "image 1", "2 times")
     assert "train-5.npy" in text

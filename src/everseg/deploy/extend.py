@@ -25,7 +25,7 @@ from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import LOOKED, Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, figure, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
@@ -301,7 +301,7 @@ def _duration(seconds: float) -> str:
     """A duration for people, rounded up to what it is told in."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
+            return f"{figure(seconds / length)} {unit}"
     return f"{max(1, math.ceil(seconds))} s"
 
 

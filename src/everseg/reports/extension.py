@@ -165,5 +165,6 @@ def rows(told: Told) -> Rows:
 def start(results: Results) -> str:
     """Name the bundle that the run began with, with the beginning of its digest."""
     first = results.steps[0].index - 1
-    parent = StepResults(results.folder, first).final.parent or ""
+    # Only a damaged run begins with step 0 and names a bundle.
+    parent = (StepResults(results.folder, first).final.parent if first >= 0 else None) or ""
     return f"bundle {results.config.scenario.bundle} ({parent[:12]}…)"

@@ -147,7 +147,8 @@ def look(
 
 def started_with(results: Results) -> int | None:
     """Index of the step that holds the deployed model, if the run extends one: the step before its first."""
-    return results.steps[0].index - 1 if results.config.scenario.bundle is not None else None
+    extends = results.config.scenario.bundle is not None and results.steps[0].index > 0
+    return results.steps[0].index - 1 if extends else None
 
 
 def choose(
