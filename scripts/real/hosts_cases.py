@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ray_cases import PLUGIN, SETTINGS, FailedError, check
+from table import run_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {"evhost1": "10.213.7.1", "evhost2": "10.213.7.2"}
@@ -258,24 +259,13 @@ def main() -> int:
     if os.geteuid() or not (shutil.which("ip") and shutil.which("unshare")):
         print("left out: namespaces need root, iproute2 and util-linux")
         return 0
-    failed = 0
     root = Path(tempfile.mkdtemp(prefix="everseg-hosts-"))
     try:
         with Bench(root, given.python.absolute()) as bench:
             words = [given.python, "-c", "import torch; print(torch.__version__)"]
             torch = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
             print(f"Linux {os.uname().release}, PyTorch {torch} (gloo), Python {sys.version.split()[0]}\n")
-            print("| case | result | seconds |\n|---|---|---|", flush=True)
-            for name, case in CASES.items():
-                if given.only not in name:
-                    continue
-                start = time.monotonic()
-                try:
-                    result = case(bench)
-                except FailedError as error:
-                    failed += 1
-                    result = f"FAILED: {error}"
-                print(f"| {name} | {result} | {time.monotonic() - start:.0f} |", flush=True)
+            failed = run_cases(CASES, bench, given.only)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return int(failed > 0)

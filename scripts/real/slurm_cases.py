@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray_cases import PLUGIN, SETTINGS, FailedError, check
+from table import run_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("slurmctld", "slurmd", "munge", "slurm-client")
@@ -366,7 +367,6 @@ def main() -> int:
         print("left out: SLURM's daemons need root")
         return 0
     ready()
-    failed = 0
     root = Path(tempfile.mkdtemp(prefix="everseg-slurm-"))
     try:
         bench = Bench(root, given.python.absolute())
@@ -374,17 +374,7 @@ def main() -> int:
             version = bench.said("sinfo", "--version").strip()
             torch = bench.said(str(given.python), "-c", "import torch; print(torch.__version__)").strip()
             print(f"{version}, PyTorch {torch}, Python {sys.version.split()[0]}\n")
-            print("| case | result | seconds |\n|---|---|---|", flush=True)
-            for name, case in CASES.items():
-                if given.only not in name:
-                    continue
-                start = time.monotonic()
-                try:
-                    result = case(bench)
-                except FailedError as error:
-                    failed += 1
-                    result = f"FAILED: {error}"
-                print(f"| {name} | {result} | {time.monotonic() - start:.0f} |", flush=True)
+            failed = run_cases(CASES, bench, given.only)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return int(failed > 0)

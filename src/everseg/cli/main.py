@@ -334,9 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    if (
-        not debug
-    ):  # of a lost connection torch would print its stack of C++ calls, for every process; before its import
+    if not debug:
+        # Before torch is imported: of a lost connection it would print its stack of C++ calls, in every process.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
     # Started without stdout or stderr (`>&-`), Python has None there: then nobody wants to read it.

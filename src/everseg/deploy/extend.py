@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import LOOKED, Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.display import Piece, Result, figure, percent
+from everseg.display import Piece, Result, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
@@ -33,7 +32,7 @@ from everseg.engine.step import iterations_of
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
-from everseg.progress import Progress
+from everseg.progress import Progress, time_text
 from everseg.registry import BUILTIN
 from everseg.reports.figures import curves_of
 from everseg.reports.html import NAME as REPORT
@@ -76,7 +75,7 @@ class Preview(Result):
         yield f"taught: {', '.join(self.taught) or 'no new class'}; refined: {', '.join(self.refined) or 'none'}"
         yield f"kept:   {', '.join(self.kept) or 'nothing else is known'}; method {self.method}"
         yield (
-            f"time:   about {_duration(self.seconds)} here: {self.iterations} iterations of "
+            f"time:   about {time_text(self.seconds)} here: {self.iterations} iterations of "
             f"{self.seconds_per_iteration:.2g} s (the median of {_TRIED}, measured now), and the tests on "
             f"{self.test_images} images"
         )
@@ -295,14 +294,6 @@ def preview(
         # The extended model, the deployed one, and the comparison of both: four passes over the test images.
         iterations * each + 4 * tested * per_image,
     )
-
-
-def _duration(seconds: float) -> str:
-    """A duration for people, rounded up to what it is told in."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{figure(seconds / length)} {unit}"
-    return f"{max(1, math.ceil(seconds))} s"
 
 
 def configuration(

@@ -38,6 +38,8 @@ PULSE = 1.0
 GRACE = 5.0
 """Seconds that a process gets to end by itself when another one is gone, before it is ended."""
 _CONNECTION = re.compile(r"gloo|NCCL|[Cc]onnection|Timed out|timed out|Broken pipe|[Ss]ocket")
+_NO_STORE = (distributed.DistError, RuntimeError, OSError)
+"""Errors of a store that does not answer: where the processes met, nobody listens any more."""
 _RUNS = itertools.count()
 _AGREED = (Interrupted, TimeBudgetReached, DivergedError)
 """Errors with which all processes stop together."""
@@ -165,13 +167,13 @@ class _Peers:
 
     def leave(self, reason: str) -> None:
         """Tell the others that this process ends before the run does."""
-        with contextlib.suppress(Exception):  # whom it cannot tell, the silence will tell
-            self._announce(f"process {self.rank} on host {socket.gethostname()} stopped ({reason})")
+        self._announce(f"process {self.rank} on host {socket.gethostname()} stopped ({reason})")
 
     def close(self) -> None:
         """End the watch; the others do not miss this process any more."""
         self._ended.set()
-        with contextlib.suppress(Exception):
+        # Without an answer nobody can be told; the others then miss this process, and name it themselves.
+        with contextlib.suppress(*_NO_STORE):
             self._store.set(f"left/{self.rank}", "1")
 
     def search(self) -> str:
@@ -191,8 +193,7 @@ class _Peers:
             return "a connection to another process broke"
         names = some([self._name(rank) for rank in silent], 4)
         reason = f"{names} is gone" if len(silent) == 1 else f"{names} are gone"
-        with contextlib.suppress(Exception):
-            self._announce(reason)
+        self._announce(reason)
         return reason
 
     def error(self, reason: str) -> PeerError:
@@ -202,8 +203,11 @@ class _Peers:
         )
 
     def _announce(self, reason: str) -> None:
-        if not self._store.check(["gone"]):
-            self._store.set("gone", reason)
+        """Tell the others which process is gone. This process raises or prints the reason itself, whoever hears it."""
+        # Without an answer of the store the others learn it from the silence, after `train.peer_timeout`.
+        with contextlib.suppress(*_NO_STORE):
+            if not self._store.check(["gone"]):
+                self._store.set("gone", reason)
 
     def _name(self, rank: int) -> str:
         host = self._store.get(f"host/{rank}").decode() if self._store.check([f"host/{rank}"]) else "?"
