@@ -359,9 +359,9 @@ def configuration(
     config = from_stored(base, chosen)
     if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
         raise ConfigError(
-            f"method '{config.method.name}': the model of {source.path} has no background, so pixels without a label "
-            "would not keep the new class from spreading over everything; method=complete (the default here) teaches "
-            "there what the deployed model is sure of"
+            f"method '{config.method.name}': the model of {source.path} has no background class, so pixels without a "
+            "label would all become the new class. Use method=complete (the default here): there it teaches what the "
+            "deployed model is sure of"
         )
     refuse_own_code(config, chosen, named=[str(data)])
     return config
@@ -378,7 +378,7 @@ def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool
     if how not in get_args(How):
         raise ConfigError(f"--how: choose one of {', '.join(get_args(How))}, not '{how}'")
     if method is not None:
-        raise ConfigError("--how chooses the method; leave --method out, or give it alone")
+        raise ConfigError("--how chooses the method already; give only one of --how and --method")
     if how == "thorough" and read_memory(source.path) is None:
         raise ConfigError(
             f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
