@@ -19,7 +19,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
-from everseg.display import Picture, Piece, Result, escaped, percent
+from everseg.display import Picture, Piece, Result, escaped, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
@@ -70,7 +70,7 @@ class Prediction(Result):
 
     def shown(self) -> Iterator[Piece]:
         height, width = self.ids.shape
-        each = ", ".join(f"{name} {percent(share)} %" for name, share in self.shares.items())
+        each = ", ".join(f"{name} {share(part)}" for name, part in self.shares.items())
         yield f"{width}x{height} pixels: {each}"
 
     def to_json(self) -> dict[str, Any]:
@@ -90,8 +90,8 @@ class Prediction(Result):
         colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
         legend = " ".join(
             f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
-            f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {percent(share)} %</span>'
-            for name, share in self.shares.items()
+            f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {share(part)}</span>'
+            for name, part in self.shares.items()
         )
         height, width = self.ids.shape
         return f"{Picture(self._repr_png_, f'{width}x{height} pixels')._repr_html_()}<p>{legend}</p>"
