@@ -116,8 +116,9 @@ class Extension(Result):
         yield f"old:  {self.kept.text}"
         if self.gate is not None:
             yield (
-                f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left of the old "
-                "classes; what else is called a new class stands beside it above"
+                f"gate: PASS, {percent(self.kept.share)} % of the old classes' quality is left, and at least "
+                f"{percent(self.gate)} % was asked for. It does not judge the other pixels that are called a new class "
+                "(line 'new')"
             )
         yield from self.bundle.parity_text()
         page = self.run / REPORT
@@ -425,7 +426,8 @@ def _lines(
     images = step.train[0]
     space = next(iter(source.spaces.values()))
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
+        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"{source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted(
@@ -452,12 +454,12 @@ def _lines(
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         yield (
             f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"{blank} pixels ({listed}). The old classes are kept by such pixels."
+            f"{blank} pixels ({listed}). These pixels help to keep the old classes."
         )
     else:
         yield (
             f"check:  warning: the deployed model finds none of its classes in the {blank} pixels. "
-            "There is little to keep the old classes by."
+            "So little in these images helps to keep the old classes."
         )
     if not measuring:
         yield (
