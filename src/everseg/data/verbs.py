@@ -293,7 +293,7 @@ class NewDescription(Result):
         if any(RECIPE in command for command in self.commands):
             lines += [
                 f"\nThis uses the settings of the preset {RECIPE} (small model, short training); your data replace",
-                f"CamVid. See them with: everseg show {RECIPE}. Any other preset works too; key=value changes a setting.",
+                f"CamVid. To see them: everseg show {RECIPE}. Any other preset works too; key=value changes one.",
             ]
         return "\n".join(lines)
 
@@ -510,7 +510,7 @@ def _domains(out: Path, made: Mapping[str, NewDescription]) -> NewDomains:
     }
     test = next((s for s in ("val", "test") if all(s in d.splits for d in datasets.values())), "train")
     lines = [
-        f"# {DOMAIN_RECIPE} gives the recipe only; the domains are taught in this order. Paths start from this file.",
+        f"# The settings are those of {DOMAIN_RECIPE}. The domains are taught in this order. Paths start from this file.",
         f"preset: {DOMAIN_RECIPE}",
         f"name: {out.stem}",
         "data:",
