@@ -510,7 +510,7 @@ def _domains(out: Path, made: Mapping[str, NewDescription]) -> NewDomains:
     }
     test = next((s for s in ("val", "test") if all(s in d.splits for d in datasets.values())), "train")
     lines = [
-        f"# The settings are those of {DOMAIN_RECIPE}. The domains are taught in this order. Paths start from this file.",
+        f"# Settings of {DOMAIN_RECIPE}. The domains are taught in this order. Paths start from this file.",
         f"preset: {DOMAIN_RECIPE}",
         f"name: {out.stem}",
         "data:",
