@@ -70,9 +70,20 @@ def build(folder: Path, verb: str = "build") -> subprocess.CompletedProcess[str]
 
 
 def order_search(site: Path) -> None:
-    """Put the pages that people read before the reference: among equal matches the search keeps this order."""
+    """Let the search lead to explanations first.
+
+    Attributes of results are entries of their own in the index, named "forgetting" or "new", and would come before
+    every page that explains the word. Their text goes to the entry of their class. The reference comes after the pages.
+    """
     index = json.loads((site / "search.json").read_text(encoding="utf-8"))
-    index["items"].sort(key=lambda item: item["location"].startswith("reference/"))
+    entries: dict[str, dict[str, str]] = {}
+    for item in index["items"]:
+        owner = entries.get(item["location"].rpartition(".")[0])
+        if owner is not None and ("attribute<" in item["title"] or "property<" in item["title"]):
+            owner["text"] += f" {item['text']}"
+        else:
+            entries[item["location"]] = item
+    index["items"] = sorted(entries.values(), key=lambda item: item["location"].startswith("reference/"))
     text = json.dumps(index, ensure_ascii=False)
     (site / "search.json").write_text(text, encoding="utf-8")
     # What a page that is read as a file takes instead.
