@@ -45,7 +45,7 @@ SHOTS = {
     "first-own-data": (
         Shot("first-preview", "data_preview.html", (1000, 760)),
         Shot("first-report", "runs/first/report.html", (1000, 620)),
-        Shot("first-overlay", "out/*overlay*", times=4),
+        Shot("first-overlay", "out/*overlay*", times=6),
     ),
     "tutorials/robotics": (
         Shot("robotics-report", "runs/bundle-v2/report.html", (1000, 640)),
@@ -90,6 +90,7 @@ def photograph(shots: tuple[Shot, ...], folder: Path) -> None:
             file = sorted(folder.glob(shot.file))[0]
             if file.suffix == ".html":
                 page.window(*shot.size)
+                page.call("Emulation.setScrollbarsHidden", hidden=True)
                 page.call("Page.navigate", url=file.resolve().as_uri())
                 page.wait("document.readyState === 'complete'")
                 if shot.at:
@@ -101,7 +102,7 @@ def photograph(shots: tuple[Shot, ...], folder: Path) -> None:
                 picture = Image.open(file).convert("RGB")
                 size = (picture.width * shot.times, picture.height * shot.times)
                 picture = picture.resize(size, Image.Resampling.NEAREST)
-                picture.thumbnail((1100, 900))
+                picture.thumbnail((1100, 700))
             save(picture, ASSETS / f"{shot.name}.webp")
 
 
