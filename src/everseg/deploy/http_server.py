@@ -188,7 +188,9 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._report)
         if not self._stop.is_set():
-            server = await asyncio.start_server(self._connected, sock=self._socket, limit=MAX_HEAD)
+            server = await asyncio.start_server(
+                self._connected, sock=self._socket, limit=MAX_HEAD, backlog=256
+            )
             await self._stopping.wait()
             server.close()
         for task, doing in self._open.items():
@@ -224,11 +226,14 @@ class HttpServer:
                 )
             else:
                 await self._converse(task, reader, writer)
+            writer.close()
+            async with asyncio.timeout(self.patience.answer):
+                await writer.wait_closed()  # the end of the answer may still wait to be sent
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client is gone, too slow, or the server ends; TimeoutError is an OSError
+            # The client is gone, too slow (TimeoutError is an OSError), or the server ends.
+            writer.transport.abort()
         finally:
             del self._open[task]
-            writer.transport.abort() if self._stop.is_set() else writer.close()
 
     def _make_room(self) -> bool:
         """Push out the connection that has been sending its head for longest."""

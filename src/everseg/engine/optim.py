@@ -251,19 +251,27 @@ def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> N
         key
         for old, group in zip(saved, here, strict=True)
         for key, value in old.items()
-        if key in group and key != "params" and not _is_alike(value, group[key])
+        if key in group
+        and key != "params"
+        and not (key in _HOW and (value is None or isinstance(value, bool)))
+        and not _is_alike(value, group[key])
     }
     if wrong:
         raise CheckpointError(f"the optimiser state has options that are none: {some(sorted(wrong), 8)}")
 
 
+_HOW = ("foreach", "fused")
+"""Options that say how to compute, not what; they depend on the machine."""
+
+
 def _is_alike(value: Any, mine: Any) -> bool:
     if isinstance(mine, tuple | list):
-        return isinstance(value, list) and len(value) == len(mine) and all(map(_is_alike, value, mine))
-    if mine is None or isinstance(mine, bool):  # a choice that depends on the machine
-        return value is None or isinstance(value, bool)
+        alike = isinstance(value, list) and len(value) == len(mine) and all(map(_is_alike, value, mine))
+        return alike and all(number < 1 for number in value)  # Adam's betas
+    if mine is None or isinstance(mine, bool):
+        return value is mine
     if isinstance(mine, int | float):
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and 0 <= value < math.inf
     return True
 
 
