@@ -359,6 +359,9 @@ def _read_npy(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarray
         _three_axes(
             np.broadcast_to(np.zeros((), dtype), shape), shown, reading
         )  # checked before memory is taken
+        begin, end = file.tell(), file.seek(0, os.SEEK_END)
+        if begin + math.prod(shape) * dtype.itemsize > end:
+            raise DataError(f"{shown}: {_DAMAGED.format('it holds less than its header says')}")
         file.seek(0)
         return _three_axes(np.load(file, allow_pickle=False), shown, reading)
     except DataError:
