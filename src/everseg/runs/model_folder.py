@@ -25,6 +25,7 @@ from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.models.stored import Sizes
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
+from everseg.runs.documents import LINEAGE as LINEAGE_SHAPE
 from everseg.runs.input_form import InputForm
 from everseg.types import Readout
 
@@ -292,14 +293,7 @@ def read_lineage(bundle: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    lineage = read_document(bundle / LINEAGE, "steps", "history")
-    problems = []
-    if type(lineage["steps"]) is not int or not 0 <= lineage["steps"] < 2**31:
-        problems.append("steps: expected the number of steps")
-    if not _is_list_of(lineage["history"], dict):
-        problems.append("history: expected an entry for each step")
-    _raise_damage(bundle / LINEAGE, problems)
-    return lineage
+    return read_document(bundle / LINEAGE, shape=LINEAGE_SHAPE)
 
 
 # ---------------------------------------------------------------- reading
