@@ -117,7 +117,7 @@ def demo(
         return
     path = next((row.path for row in done if row.method == "mib"), done[-1].path)
     commands = {
-        f"everseg report {path}": "the page report.html in its folder again, with more pictures",
+        f"everseg report {path}": "rebuild the report with more pictures",
         "everseg show demo-mib": "every setting with its meaning",
         f"everseg eval {path}": "score a step again",
         f"everseg predict {path} IMAGES -o out": "masks and overlays of your images",

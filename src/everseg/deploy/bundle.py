@@ -131,7 +131,11 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     if not is_bundle(path):
-        hint = "a run: make a bundle of it with everseg export" if RunFolder(path).is_begun else "no bundle"
+        hint = (
+            "a run: make a bundle of it with everseg export"
+            if RunFolder(path).is_begun
+            else "not a bundle (no MANIFEST.json); make one with: everseg export RUN"
+        )
         raise CheckpointError(
             f"{path} is {hint}" if path.exists() else f"{path} does not exist: give a bundle's folder"
         )

@@ -262,7 +262,9 @@ def _history(
 def _of_model(path: Path, builder: Any) -> Contents:
     """Collect the contents of a bundle from a model folder: an imported checkpoint or a step's `final`."""
     if is_bundle(path):
-        raise ConfigError(f"{path} is a bundle already; every bundle is complete by itself")
+        raise ConfigError(
+            f"{path} is a bundle already, so there is nothing to export; copy the folder instead"
+        )
     path = model_folder_at(path)
     digest = verify(path)
     model, about = load_model(path, builder)

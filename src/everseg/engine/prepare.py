@@ -118,7 +118,7 @@ def known_in(bundle: Path) -> Known:
     )
 
     if not is_bundle(bundle):
-        raise CheckpointError(f"{bundle} is no bundle; make one of a run with: everseg export")
+        raise CheckpointError(f"{bundle} is not a bundle; make one of a run with: everseg export RUN")
     about, lineage = read_model_file(bundle), read_lineage(bundle)
     return Known(about.spaces, about.lasting_ids(bundle).next_id, lineage["steps"], bundle)
 

@@ -107,7 +107,7 @@ class ModelFile:
         """
         if self.registry is None:
             raise CheckpointError(
-                f"{where} is no bundle: its {FILE} gives the classes no lasting ids; make one with: everseg export"
+                f"{where} is not a bundle: its {FILE} gives the classes no lasting ids; make one: everseg export RUN"
             )
         return self.registry
 

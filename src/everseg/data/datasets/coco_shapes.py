@@ -242,7 +242,7 @@ def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
     elif isinstance(counts, list) and all(map(_is_whole, counts)):
         runs = np.array(counts, np.int64)
     else:
-        raise DataError("run lengths that are no whole numbers")
+        raise DataError("run lengths that are not whole numbers")
     if runs.size and runs.min() < 0:
         raise DataError("a run of negative length")
     # A sum of floats cannot wrap around, and it is exact up to the size of a picture.
