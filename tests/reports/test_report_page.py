@@ -152,10 +152,19 @@ def test_every_number_follows_the_stored_counts(copy: Path) -> None:
     assert classes["blue"]["test pixels"] == 50
     flow = {row["class"]: row for row in tables["flow"]}
     assert flow["red"] == {
-        "class": "red", "right": 60.0, "background": 20.0, "classes learnt later": 20.0, "other classes": 0.0,
-        "test pixels": 100,
+        "class": "red", "right": 60.0, "background": 20.0, "classes learnt later": 20.0, "classes learnt with it": 0.0,
+        "classes learnt before it": 0.0, "taken for": "background 20.0 %, blue 20.0 %", "test pixels": 100,
     }  # fmt: skip
     assert set(flow) == {"background", "red", "green"}
+    (taken,) = tables["taken"]
+    assert (taken["class"], taken["classes learnt before it"], taken["taken for"]) == (
+        "blue",
+        20.0,
+        "green 20.0 %",
+    )
+    assert tables["confusion-counts"][2] == {
+        "true class": "green", "called background": 0, "called red": 30, "called green": 70, "called blue": 0
+    }  # fmt: skip
     must_say(given.text, f"from {np.mean(before):.1f} to {np.mean(iou[:3]):.1f} mIoU")
 
 
@@ -415,11 +424,13 @@ def test_rankings_of_pictures_say_over_which_classes_they_rank(
     finished: everseg.Run, domains: everseg.Run
 ) -> None:
     text = parsed(finished.path / "report.html").text
-    assert "known before step 1: background, red, green." in text
-    assert re.search(r"val-\d+ · mean IoU \d+\.\d over (background, )?(red|green)", text)
+    assert "over old: red, green; new: blue." in text
+    assert re.search(
+        r"val-\d+ · mean IoU [\d.]+ · old classes [\d.]+ \((red|green)[^)]*\) · new classes [\d.]+ \(blue\)",
+        text,
+    )
     text = parsed(domains.path / "report.html").text
-    assert "known before step 1: background, red, green, blue." in text, "day"
-    assert "of the model: background, red, green, blue." in text, "dusk, just learnt"
+    assert text.count("over red, green, blue.") == 2, "background does not rank"
 
 
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:
