@@ -108,13 +108,13 @@ def made_run(
         if finished or index == 0:
             each = dict(images or {}) if index == len(steps) - 1 + extends else None
             folder.save_result(index, dict(tested), {"step": index, "branches": scores}, each)
-        domains = config.data.domains
+        domains, known = config.data.domains, list(range(sum(sizes) * extends))
         planned.append({
             "index": index,
             "branches": {},
             "train": [{"branch": key, "dataset": key, "split": "train", "images": 1, "sha256": digest, "lut": [],
                        **({"domain": key} if domains else {})} for key in tested],
-            "test": [{"branch": key, "dataset": key, "split": "val", "images": tests, "sha256": digest, "lut": list(range(sum(sizes) * extends)),
+            "test": [{"branch": key, "dataset": key, "split": "val", "images": tests, "sha256": digest, "lut": known,
                       **({"domain": key} if domains else {})} for key in tested],
         })  # fmt: skip
     planned += [{**planned[-1], "index": index} for index in range(len(planned), planned_steps)]

@@ -65,7 +65,7 @@ def test_a_class_at_0_is_named_and_whether_it_is_predicted_at_all(tmp_path: Path
 def test_old_classes_that_fell(tmp_path: Path, after: float, light: Light) -> None:
     told = found(tmp_path, **two_steps(0.8, after, 0.7))["old classes"]
     assert told.light is light
-    assert f"{100 * after:.1f} mIoU now, 80.0" in told.said
+    assert f"{100 * after:.1f} mIoU without background now, 80.0" in told.said
     assert bool(told.then) == (light is not Light.GREEN)
 
 

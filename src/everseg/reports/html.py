@@ -19,7 +19,7 @@ from everseg.reports import extension, figures, glossary, memory, numbers, page,
 from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
 from everseg.reports.figures import curves_of
-from everseg.reports.kinds import WORDS, Kind, kind_of
+from everseg.reports.kinds import MEANS, WORDS, Kind, Words, kind_of
 from everseg.reports.provenance import provenance
 from everseg.reports.published import PLOP_RULE, Match, matches_of
 from everseg.reports.terminal import drop_text
@@ -391,6 +391,19 @@ def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> li
     return cards
 
 
+def _lead(words: Words, shown: numbers.Rows) -> str:
+    """Explain the columns of the table of scores, and no others."""
+    columns = set(shown[0])
+    both = any(column.endswith("(no background)") for column in columns)
+    said = [
+        words.scores,
+        words.parted if "old" in columns else "",
+        words.base if "base" in columns else "",
+        MEANS if both else "",
+    ]
+    return " ".join(filter(None, said)) if words.scores else ""
+
+
 def _before(results: Results, track: Track) -> dict[str, float | None]:
     """Map each class that the new images label to its IoU with the deployed model."""
     return {one.name: one.before for one in results.steps[-1].old_on_new(track.name) if one.pixels}
@@ -417,7 +430,8 @@ def _part(
         name=track.name if several else "",
         key=key,
         steps=rows,
-        shown_steps=numbers.shown_step_rows(rows, WORDS[kind].groups, track),
+        shown_steps=(shown := numbers.shown_step_rows(rows, track, parted=bool(WORDS[kind].parted))),
+        lead=_lead(WORDS[kind], shown),
         matrix=numbers.matrix_rows(track, joint=bound),
         matrix_plain=numbers.matrix_rows(track, "_without_background", bound),
         joint=joint[0] if joint else "",

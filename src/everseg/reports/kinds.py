@@ -47,9 +47,11 @@ class Words:
     """What the page says of one kind of run."""
 
     scores: str
-    """Of the table of old, new and all classes."""
-    groups: tuple[str, ...]
-    """The columns of that table."""
+    """Of the table of old, new and all classes; "" = no such table."""
+    parted: str
+    """What old and new mean there; "" where no class is old."""
+    base: str
+    """What base means there."""
     per_class: str
     """Of the IoU per class. "{step}" is the number of the last step."""
     mark: str
@@ -72,20 +74,21 @@ class Words:
     """Of that table."""
 
 
-_MEANS = "The means are shown with and without background, because papers differ in that."
+MEANS = "The means are shown with and without background, because papers differ in that."
+"""Of tables that have both."""
 _OVER_STEPS = (
     "right",
-    "forgotten: right after an earlier step, wrong now",
-    "learnt: right now for the first time",
-    "wrong after every step",
+    "forgotten: was right before",
+    "learnt: was wrong before",
+    "wrong before and now",
     "not labelled",
 )
 _ONE_MODEL = ("right", "", "", "wrong", "not labelled")
 _EXTENDED = (
     "right",
-    "forgotten: right with the deployed model, wrong now",
-    "learnt: right now, wrong with the deployed model",
-    "wrong with both models",
+    "forgotten: was right before",
+    "learnt: was wrong before",
+    "wrong before and now",
     "not judged",
 )
 _CURVES = "Read from journal.jsonl."
@@ -96,8 +99,9 @@ _AFTER = "IoU of each class after step {step}, in percent"
 
 WORDS: Mapping[Kind, Words] = {
     Kind.FIRST: Words(
-        scores=f"mIoU in percent after the training. Nothing was learnt before, so no class is old. {_MEANS}",
-        groups=("all",),
+        scores="mIoU in percent after the training. Nothing was learnt before, so no class is old.",
+        parted="",
+        base="",
         per_class="IoU of each class after the training, in percent",
         mark="",
         pictures="Test images and what the model makes of them",
@@ -108,26 +112,22 @@ WORDS: Mapping[Kind, Words] = {
         data="Data of the training",
     ),
     Kind.SEQUENCE: Words(
-        scores=(
-            "mIoU in percent after each step. New: the classes learnt in that step; old: all learnt before it; base: "
-            f"those of the first step. {_MEANS}"
-        ),
-        groups=("old", "new", "base", "all"),
+        scores="mIoU in percent after each step.",
+        parted="New: the classes learnt in that step; old: all learnt before it.",
+        base="Base: those of step 0.",
         per_class=_AFTER,
         mark="when it was learnt",
         pictures="Test images through every step's model",
         models="the models of steps {steps}",
-        compared="The last column compares the last step with the steps before it.",
+        compared="The last column compares the last step with the steps before it. Before: after at least one of them.",
         changes=_OVER_STEPS,
         training=_SEVERAL_CURVES,
         data="Data of every step",
     ),
     Kind.DOMAINS: Words(
-        scores=(
-            "mIoU in percent on the images of this domain, after each step that tested it. New: the classes that the "
-            f"model of this domain learnt last; old: those it knew before; base: its first. {_MEANS}"
-        ),
-        groups=("old", "new", "base", "all"),
+        scores="mIoU in percent on the images of this domain, after each step that tested it.",
+        parted="New: the classes that the model of this domain learnt last; old: those it knew before.",
+        base="Base: those it learnt first.",
         per_class=f"{_AFTER}, on the images of this domain",
         mark="when it was first tested",
         pictures="Test images through every step's model",
@@ -140,11 +140,9 @@ WORDS: Mapping[Kind, Words] = {
         per_domain="mIoU in percent over all classes of the domain known then. A dot: not tested yet.",
     ),
     Kind.EXTENSION: Words(
-        scores=(
-            "mIoU in percent of the extended model on the new test images. New: the classes taught now; old: those "
-            f"that the deployed model knew; base: those of its first training. {_MEANS}"
-        ),
-        groups=("old", "new", "base", "all"),
+        scores="mIoU in percent of the extended model on the new test images.",
+        parted="New: the classes taught now; old: those that the deployed model knew.",
+        base="Base: those of its first training.",
         per_class="IoU of each class with the extended model, on the new test images, in percent",
         mark="with the deployed model",
         pictures="New test images through the deployed model and its extension",
@@ -156,7 +154,8 @@ WORDS: Mapping[Kind, Words] = {
     ),
     Kind.REFINEMENT: Words(
         scores="",
-        groups=("all",),
+        parted="",
+        base="",
         per_class="IoU of each class with the refined model, on the new test images, in percent",
         mark="with the deployed model",
         pictures="New test images through the deployed model and the refined one",
@@ -169,10 +168,12 @@ WORDS: Mapping[Kind, Words] = {
     Kind.JOINT: Words(
         scores=(
             "mIoU in percent after the training on the images of all steps at once. Every class was learnt at the same "
-            "time. Old and new only say what the steps of the same task would teach: new in its last step, old before "
-            f"it, base in its first. {_MEANS}"
+            "time."
         ),
-        groups=("old", "new", "base", "all"),
+        parted=(
+            "Old and new only say what the steps of the same task would teach: new in its last step, old before it."
+        ),
+        base="Base: in its first.",
         per_class="IoU of each class after the training, in percent",
         mark="",
         pictures="Test images and what the model makes of them",
@@ -185,8 +186,9 @@ WORDS: Mapping[Kind, Words] = {
         per_domain="mIoU in percent over all classes of the domain. One model was trained on all domains at once.",
     ),
     Kind.SINGLE: Words(
-        scores=f"mIoU in percent of the model that was trained on this domain alone. {_MEANS}",
-        groups=("all",),
+        scores="mIoU in percent of the model that was trained on this domain alone.",
+        parted="",
+        base="",
         per_class="IoU of each class with the model of this domain, in percent",
         mark="",
         pictures="Test images and what the model of their domain makes of them",

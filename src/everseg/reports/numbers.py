@@ -36,20 +36,21 @@ def step_rows(track: Track) -> Rows:
     return rows
 
 
-def shown_step_rows(rows: Rows, groups: Sequence[str], track: Track) -> Rows:
+def shown_step_rows(rows: Rows, track: Track, *, parted: bool) -> Rows:
     """Leave out of `step_rows` the columns that would say the same twice.
 
-    The means without background stay only where they differ from the others, and "base" only where there are more
-    than two groups of classes: with two it is "old" under another name.
+    The means without background stay only where they differ from the others, "old" and "new" only where a class is old,
+    and "base" only where there are more than two groups of classes: with two it is "old" under another name.
 
     Args:
         rows: the result of `step_rows`.
-        groups: names of the groups to show.
         track: what the rows were made of.
+        parted: whether old and new mean anything in this kind of run.
     """
     plain = " (no background)"
     same = all(row[group] == row[f"{group}{plain}"] for row in rows for group in GROUPS)
-    kept = [g for g in groups if g != "base" or len(track.space.groups) > 2]
+    parted = parted and any(row["old"] is not None for row in rows)
+    kept = [g for g in GROUPS if g == "all" or (parted and (g != "base" or len(track.space.groups) > 2))]
     columns = ["step", *kept, *(f"{group}{plain}" for group in kept if not same), "accuracy"]
     return [{column: row[column] for column in columns} for row in rows]
 
@@ -213,6 +214,8 @@ def turn_rows(track: Track) -> Rows:
 
 MOST_CONFUSED = 60
 """Most classes in the confusion matrix of the page. The file of counts has all."""
+LEAST_RISE = 0.005
+"""Smallest rise of a share that is marked there."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,8 @@ def confusion(track: Track) -> Confusion | None:
     order = sorted(kept, key=lambda c: (groups[c], right[c]))
     if len(order) < 2:
         return None
-    grown = {(turn.truth, turn.taken_for): 100 * turn.rise for turn in old_turns(track)}
+    turns = [turn for turn in old_turns(track) if turn.rise >= LEAST_RISE]
+    grown = {(turn.truth, turn.taken_for): 100 * turn.rise for turn in turns}
     return Confusion(
         [track.space.names[c] for c in order],
         [groups[c] for c in order],

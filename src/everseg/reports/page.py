@@ -93,6 +93,8 @@ class Part:
     """What an extension taught, with false-positive shares; [] in other runs."""
     shown_steps: Rows = field(default_factory=list)
     """The columns of `steps` that the page shows; [] where scores of old and new classes would mislead."""
+    lead: str = ""
+    """What these columns mean."""
     shown_groups: Rows = field(default_factory=list)
     """The columns of `groups` that the page shows."""
     compared: Rows = field(default_factory=list)
@@ -192,10 +194,10 @@ def render(page: Page) -> str:
     """Render the page as HTML; every text in it is escaped."""
     style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in page.name)
-    files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()))
+    files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()), stem.replace("-", " "))
              for stem, rows in page.tables.items() if rows]  # fmt: skip
     text = json.dumps(page.numbers, indent=1, ensure_ascii=False)
-    files.append((f"{name}.json", data_uri("application/json", text.encode())))
+    files.append((f"{name}.json", data_uri("application/json", text.encode()), f"{name}.json"))
     yaml = data_uri("application/yaml", page.provenance["yaml"].encode())
     return (
         environment()

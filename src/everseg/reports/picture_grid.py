@@ -375,7 +375,13 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
         ]
         track, extends = known[name], any(one.old is not None for one in mine)
         start = mine[0].deployed
-        titles = ["deployed model" if step == start else f"after step {step}" for step in steps]
+        last = (
+            f"after step {steps[-1]}" if start is None else "extended model" if extends else "refined model"
+        )
+        titles = [
+            last if step == steps[-1] else "deployed model" if step == start else f"after step {step}"
+            for step in steps
+        ]
         heads = ["image", "truth", *titles, "change"]
         rows_shown = [_row(one, steps, side, track) for one in mine]
         result.append(

@@ -82,8 +82,8 @@ def verdict(
     found = [
         *_each(results, lambda track: at_zero(track)),
         *([] if kind in (Kind.JOINT, Kind.FIRST, Kind.SINGLE) else _old(results, kind)),
-        *_each(results, lambda track: below_its_share(track, _new(results, track))),
-        *_each(results, lambda track: flooding(results, track, _new(results, track))),
+        *_each(results, lambda track: below_its_share(track, _new(results, track, kind))),
+        *_each(results, lambda track: flooding(results, track, _new(results, track, kind))),
         *checkerboards(alternating or {}),
         *few_images(results),
         *cut_short(results, curves),
@@ -94,24 +94,30 @@ def verdict(
 
 
 def _each(results: Results, check: Callable[[Track], Finding | None]) -> list[Finding]:
-    """Make a check for every domain, and name the domain where there are several. One green light speaks for all."""
+    """Make a check for every domain, and name the domains where there are several. The worst light speaks for all."""
     several = len(results.tracks) > 1
     found = [(track.name, check(track)) for track in results.tracks]
     told = [(name, one) for name, one in found if one is not None]
-    bad = [
-        Finding(one.light, one.about, f"{name}: {one.said}" if several else one.said, one.then)
-        for name, one in told
-        if one.light is not Light.GREEN
-    ]
-    return bad or [one for _, one in told][:1]
-
-
-def _new(results: Results, track: Track) -> list[int]:
-    """Train ids of the classes that the last step taught, without background; [] unless a step taught them later."""
-    if track.steps[-1] != results.steps[-1].index:
+    if not told:
         return []
-    names = set(results.steps[-1].scores[track.name]["new_classes"])
-    return [c for c, name in enumerate(track.space.names) if name in names and c != track.background]
+    order = list(Light)
+    worst = min((one for _, one in told), key=lambda one: order.index(one.light))
+    if not several:
+        return [worst]
+    shown = [(name, one) for name, one in told if (one.light is Light.GREEN) == (worst.light is Light.GREEN)]
+    said = "; ".join(f"{name}: {one.said}" for name, one in shown)
+    return [Finding(worst.light, worst.about, said, worst.then)]
+
+
+def _new(results: Results, track: Track, kind: Kind) -> list[int]:
+    """Train ids of the classes that the last step added to others, without background; [] where it added none."""
+    if kind is Kind.EXTENSION:
+        names = set(results.steps[-1].scores[track.name]["new_classes"])
+        return [c for c, name in enumerate(track.space.names) if name in names and c != track.background]
+    apart = kind in (Kind.SEQUENCE, Kind.DOMAINS) and track.steps[-1] == results.steps[-1].index
+    if not apart or len(track.steps) < 2:
+        return []
+    return [c for c in range(track.space.num_classes) if c not in set(track.old) and c != track.background]
 
 
 def _ious(track: Track) -> list[float | None]:
@@ -172,7 +178,8 @@ def fallen(track: Track, method: str) -> Finding | None:
     if not known or not then or now is None:
         return None
     light = _light(1 - now / then, FALLEN)
-    said = f"the old classes have {percent(now)} mIoU now, {percent(then)} when they were learnt"
+    plain = "" if track.background is None else " without background"
+    said = f"the old classes have {percent(now)} mIoU{plain} now, {percent(then)} when they were learnt"
     halved = [name for name, before, after in known if before >= AT_ZERO and after < before / 2]
     if halved:
         said += f"; less than half is left of {some(halved, 6)}"
@@ -215,9 +222,9 @@ def below_its_share(track: Track, new: Sequence[int]) -> Finding | None:
 
 def flooding(results: Results, track: Track, new: Sequence[int]) -> Finding | None:
     """Whether a new class is found where it is not."""
-    names = [track.space.names[c] for c in new]
-    if not names or (len(track.steps) == 1 and results.steps[-1].index == 0):
+    if not new:
         return None
+    names = [track.space.names[c] for c in new]
     told = [
         (one.name, one.false_share if one.false_without is None else one.false_without, one.images_without)
         for one in results.steps[-1].taught(track.name, names)
@@ -293,7 +300,7 @@ def few_images(results: Results) -> list[Finding]:
     light = Light.RED if number < FEW_IMAGES[0] else Light.AMBER if number < FEW_IMAGES[1] else Light.GREEN
     said = f"{number} test images" if number != 1 else "1 test image"
     rare = []
-    for track in results.tracks:
+    for track in results.tracks if number >= FEW_WITH else ():
         images = results.steps[-1].images.get(track.name)
         if images is None:
             continue
