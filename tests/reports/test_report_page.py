@@ -76,7 +76,7 @@ def test_a_finished_run_has_its_report_and_making_it_again_gives_the_same_bytes(
     result = write_report(Results(RunFolder(copy)), finished.config, images=html.AUTOMATIC_IMAGES)
     assert (copy / "report.html").read_bytes() == first
     assert result.bytes == len(first) < page.LIMIT
-    assert result.charts == 6
+    assert result.charts == 7
     assert result.pictures > 3
     assert result.notes == ()
 
@@ -323,7 +323,7 @@ def test_every_chart_and_picture_has_a_text_alternative(finished: everseg.Run) -
     text = (finished.path / "report.html").read_text()
     given = Parsed(text)
     charts = given.all("svg")
-    assert len(charts) == 6
+    assert len(charts) == 7
     ids = [a["id"] for _, a in given.tags if "id" in a]
     assert len(ids) == len(set(ids)), "an id is the page's only one"
     for chart in charts:
@@ -389,7 +389,7 @@ def test_without_matplotlib_there_are_tables_and_a_word_how_to_get_charts(
     given = made(copy, images=0)
     assert given.all("svg") == []
     assert "pip install 'everseg[plot]'" in given.text
-    assert len([a for a in given.all("details") if "open" in a]) == 2, "the numbers of the charts stand open"
+    assert len([a for a in given.all("details") if "open" in a]) == 3, "the numbers of the charts stand open"
 
 
 def test_without_the_data_the_report_is_made_without_pictures(tmp_path: Path) -> None:

@@ -89,20 +89,22 @@ def test_new_classes_below_their_share(tmp_path: Path) -> None:
     assert found(tmp_path, name="s", **two_steps(0.8, 0.79, 0.6))["share of new classes"].light is Light.GREEN
 
 
-def per_image(false: int) -> dict[str, np.ndarray]:
-    """Ten images without class 3 and ten with it: (N, 3, C) of true, called and both."""
-    images = np.zeros((20, 3, 4), np.int64)
+def flooded(false: int, shown: int = 10) -> dict[str, Any]:
+    """Ten images without class 3, in each of which so many of 1000 pixels are called so, and some with it."""
+    images = np.zeros((10 + shown, 3, 4), np.int64)  # true, called so, and both
     images[:, :, 0] = 1000
     images[10:, :, 3] = 100
     images[:10, 1, 3] = false
-    return {"default": images}
+    images[:10, 1:, 0] -= false
+    last = np.diag(images[:, 2].sum(axis=0))
+    last[0, 3] = 10 * false
+    steps = [{"default": counts(0.8, 0.8)}, {"default": last}]
+    return {"steps": steps, "groups": [(3,), (3, 1)], "images": {"default": images}}
 
 
 @pytest.mark.parametrize(("false", "light"), [(5, Light.GREEN), (50, Light.AMBER), (500, Light.RED)])
 def test_a_new_class_where_it_is_not(tmp_path: Path, false: int, light: Light) -> None:
-    last = counts(0.79, 0.79, 0.7)
-    steps = {"steps": [{"default": counts(0.8, 0.8)}, {"default": last}], "groups": [(3,), (3, 1)]}
-    told = found(tmp_path, **steps, images=per_image(false))["flooding"]
+    told = found(tmp_path, **flooded(false))["flooding"]
     assert told.light is light
     if light is not Light.GREEN:
         assert f"c3 on {false / 10:.1f} % of the area of 10 images without it" in told.said
@@ -119,9 +121,7 @@ def test_few_test_images(tmp_path: Path, tests: int, light: Light) -> None:
 
 
 def test_few_images_of_one_class(tmp_path: Path) -> None:
-    images = per_image(0)
-    images["default"][12:, 0, 3] = 0
-    told = found(tmp_path, **two_steps(0.8, 0.79, 0.7), images=images)["test images"]
+    told = found(tmp_path, **flooded(0, shown=2))["test images"]
     assert told.light is Light.AMBER
     assert "c3 (2)" in told.said
 

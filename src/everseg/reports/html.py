@@ -12,12 +12,13 @@ from everseg.data.base import Dataset
 from everseg.display import OnceADictionary, Piece, for_files, percent, points
 from everseg.engine.prepare import prepare
 from everseg.engine.rescore import sources_of_test
-from everseg.errors import EversegError
+from everseg.errors import CheckpointError, EversegError
 from everseg.metrics import defined_mean, step_scores
-from everseg.progress import Progress
+from everseg.progress import Progress, time_text
 from everseg.reports import extension, figures, glossary, memory, numbers, page, picture_grid
 from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
+from everseg.reports.compare.cost import training_seconds
 from everseg.reports.figures import curves_of
 from everseg.reports.kinds import MEANS, WORDS, Kind, Words, kind_of
 from everseg.reports.provenance import provenance
@@ -253,7 +254,7 @@ def assemble(
         result.parts[0].reporting = numbers.reporting_rows(figures_there)
         result.parts[0].rule = PLOP_RULE
     if joint is not None:
-        result.cards += _joint_cards(*joint)
+        result.cards += _joint_cards(tracks, *joint)
     if several:
         _add_domains(result, results, drop)
     if results.is_complete():
@@ -340,9 +341,22 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ),
         ("steps", f"{len(results.steps)} of {len(results.planned)}"),
         ("memory", _memory(results)),
+        ("training time", _duration(results)),
         ("seed", str(config.seed)),
     ]
     return [(key, value) for key, value in facts if value]
+
+
+def _duration(results: Results) -> str:
+    """Say how long the training took, as h:mm:ss or m:ss with the unit of the first number; "" if it is not known."""
+    try:
+        seconds = training_seconds(results)
+    except CheckpointError:  # a note says what the journal lacks
+        return ""
+    if seconds is None:
+        return ""
+    text = time_text(seconds)
+    return f"{text} {'h' if text.count(':') == 2 else 'min'}"
 
 
 def _memory(results: Results) -> str:
@@ -372,11 +386,16 @@ def _cards(kind: Kind, track: Track) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _joint_cards(name: str, tracks: Mapping[str, Track]) -> list[tuple[str, str, str]]:
-    """Name the upper bound beside the run's own numbers."""
-    value = defined_mean(track.scores[-1]["miou"]["all"] for track in tracks.values())
-    text = "mIoU of all classes, mean over domains" if len(tracks) > 1 else "mIoU of all classes"
-    return [("Joint", percent(value), f"{text}: the upper bound, measured in {name}")]
+def _joint_cards(own: Sequence[Track], name: str, joint: Mapping[str, Track]) -> list[tuple[str, str, str]]:
+    """Name the upper bound beside the run's own numbers, and say so if it is none."""
+    bound, reached = (
+        defined_mean(track.scores[-1]["miou"]["all"] for track in tracks) for tracks in (joint.values(), own)
+    )
+    text = "mIoU of all classes, mean over domains" if len(joint) > 1 else "mIoU of all classes"
+    text += f": the upper bound, measured in {name}"
+    if bound is not None and reached is not None and reached > bound:
+        text += f". This run is above it: {numbers.BEYOND}"
+    return [("Joint", percent(bound), text)]
 
 
 def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

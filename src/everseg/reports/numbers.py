@@ -21,6 +21,8 @@ from everseg.reports.published import Match
 from everseg.runs.results import Results, Taught, Track
 
 Rows = list[dict[str, Any]]
+BEYOND = "a bound is only as good as its own training, so train it longer"
+"""Said where a run is above joint training, which nobody expects of a bound."""
 GROUPS = ("old", "new", "base", "all")
 
 
