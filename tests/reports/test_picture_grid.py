@@ -116,3 +116,6 @@ def test_old_and_new_classes_are_scored_apart_and_background_does_not_rank() -> 
     assert rows["missed"].title == "Worst"
     assert rows["missed"].detail.endswith("mean IoU 50.0 · old classes 100.0 (road) · new classes 0.0 (cat)")
     assert "old: road; new: cat" in grid.ranking
+    notes = [picture.note if picture else None for picture in rows["right"].pictures]
+    assert notes == ["", "", "mIoU 100.0", "mIoU 100.0", ""], "the first model knew no cat"
+    assert rows["missed"].pictures[3].note == "mIoU 50.0"

@@ -43,6 +43,8 @@ class Picture:
     text: str
     photo: bool = False
     """Whether it is a photograph that was reduced, so that enlarging it may smooth it."""
+    note: str = ""
+    """What stands below it."""
     places: list[Place] = field(default_factory=list)
     """Names of regions, for pictures whose colours alone do not tell all classes apart."""
 

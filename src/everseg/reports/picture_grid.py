@@ -201,14 +201,17 @@ def choose(
     return chosen
 
 
-def image_score(one: Looked, classes: Sequence[int], number: int) -> float | None:
-    """Mean IoU of some classes in one image after the last step, as a fraction; None if none has a true pixel.
+def image_score(one: Looked, classes: Sequence[int], number: int, step: int | None = None) -> float | None:
+    """Mean IoU of some classes in one image, as a fraction; None if none has a true pixel.
 
     Of an extension it is the mean over the new classes and everything else together, whichever `classes` are given. So
     an image without a new class has a score too, which falls with every pixel that is called so.
+
+    Args:
+        step: whose model predicts; default the last one's.
     """
     matrix = ConfusionMatrix(number)
-    last, label = one.last, one.label
+    last, label = one.last if step is None else one.predictions[step], one.label
     if one.old is not None:
         last, label = (np.where(ids < one.old, 0, ids).astype(ids.dtype) for ids in (last, label))
         classes = [0, *range(one.old, number)]
@@ -309,7 +312,8 @@ def rule(found: Sequence[Looked], seed: int, words: Words) -> str:
     else:
         by = (
             "Each image is ranked by its mean IoU with the last model over the classes that it shows, old and new "
-            "alike; background does not count."
+            "alike; background does not count. Below each prediction stands its mean IoU over the classes that its "
+            "model knew."
         )
     return (
         f"{start} {by} The worst, the median and the best image are shown, then some of the rest, drawn with the same "
@@ -413,11 +417,24 @@ def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureR
     for step in steps:
         ids = one.predictions.get(step)
         text = f"classes of {one.id} after step {step}"
-        shown.append(None if ids is None else Picture(labels(ids, side), text, places=places(ids, names)))
+        note = _note(one, track, step)
+        shown.append(
+            None if ids is None else Picture(labels(ids, side), text, note=note, places=places(ids, names))
+        )
     shown.append(
         Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
     return PictureRow(one.kind.capitalize(), " · ".join([one.id, *_scores(one, track)]), shown)
+
+
+def _note(one: Looked, track: Track, step: int) -> str:
+    """Say what one step's model reaches in the image, over the classes that it knew; "" where that means nothing."""
+    if one.old is not None or step not in one.predictions or step not in track.steps:
+        return ""
+    known = track.spaces[track.steps.index(step)].num_classes
+    classes = [c for c in ranked_over(track) if c < known]
+    value = image_score(one, classes, track.space.num_classes, step)
+    return "" if value is None else f"mIoU {percent(value)}"
 
 
 _GRAIN = 64
