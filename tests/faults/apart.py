@@ -53,6 +53,7 @@ def apart(
     *,
     prepare: Callable[[], object] | None = None,
     watch: bool = False,
+    cache: Path | None = None,
     timeout: float = 120.0,
     kill_after: float | None = None,
 ) -> Ended:
@@ -61,12 +62,15 @@ def apart(
     Args:
         prepare: done in the process before: limits, faults.
         watch: write a line for everything in `RUNS_CODE` that happens.
+        cache: where everseg keeps what it knows of data sets; default where this process has it.
         timeout: seconds after which it counts as hanging, and is killed; its text says so then.
         kill_after: seconds after which SIGKILL comes.
     """
     with tempfile.TemporaryFile() as out:
         child = os.fork()
         if child == 0:
+            if cache is not None:
+                os.environ["EVERSEG_CACHE"] = str(cache)
             _child(work, place, out.fileno(), prepare, watch)
         hung, code, used = _wait(child, timeout, kill_after)
         out.seek(0)
@@ -101,7 +105,6 @@ def _child(
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         os.chdir(place)
-        os.environ["EVERSEG_CACHE"] = str(place.parent / "cache")
         if prepare is not None:
             prepare()
         if watch:

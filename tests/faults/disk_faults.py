@@ -108,7 +108,7 @@ def _spread(cases: list[tuple[int, ...]], number: int) -> list[tuple[int, ...]]:
     return random.Random(number).sample(cases, number)
 
 
-@campaign("errors at every write of a save", everyday=40, long=400)
+@campaign("errors at every write of a save", everyday=40, long=350)
 def errors_of_a_save(place: Path, number: int) -> Iterator[Trial]:
     """Each operation of a save in turn fails (disk full, quota, I/O error, read-only, permission), once or for good: a
     sentence says which, the older files stay whole, nothing half-written is left where deleting is possible, and saving
@@ -141,7 +141,7 @@ def errors_of_a_save(place: Path, number: int) -> Iterator[Trial]:
         yield Trial(what, problem)
 
 
-@campaign("ends at every write of a save", everyday=12, long=60)
+@campaign("ends at every write of a save", everyday=8, long=35)
 def ends_of_a_save(place: Path, number: int) -> Iterator[Trial]:
     """The process ends before each operation of a save in turn: a whole checkpoint exists, each document is the old
     or the new one, and saving again gives the same bytes."""

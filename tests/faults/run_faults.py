@@ -108,7 +108,7 @@ def kills(place: Path, number: int) -> Iterator[Trial]:
 
 @campaign("polite stops", everyday=0, long=15)
 def stops(place: Path, number: int) -> Iterator[Trial]:
-    """SIGINT, SIGTERM, SIGUSR1 or SIGHUP before any iteration: saved within an iteration, the promised exit code,
+    """SIGINT, SIGTERM or SIGUSR1 before any iteration: saved within an iteration, the promised exit code,
     and the same command goes on to the same bytes."""
     draw, before = random.Random(number), undisturbed(place)
     for _ in range(number):
@@ -370,7 +370,7 @@ def orders(place: Path, number: int) -> Iterator[Trial]:
             told.append(kind)
             config = settings(run.parent, train=SHORT)
             if kind == "run":
-                ended = apart(train(config), ground)
+                ended = apart(train(config), ground, cache=ground / "cache")
                 problem = ended.wrong(0, 2, 3, 4) if spoilt else ended.wrong(0)
             elif kind == "kill":
                 code = complete(config, at=At("any", draw.randrange(30)))
@@ -385,14 +385,14 @@ def orders(place: Path, number: int) -> Iterator[Trial]:
                     "compare": ["--out", "c"],
                 }
                 data = [f"data={config['data']['dataset']}"] if kind in ("eval", "report") else []
-                ended = apart(command(kind, run, *more.get(kind, []), *data), ground)
+                ended = apart(command(kind, run, *more.get(kind, []), *data), ground, cache=ground / "cache")
                 problem = ended.wrong(0, 2, 3, 4)
             elif kind == "rename" and run.parent.is_dir():
                 new = ground / f"out{turn}"
                 run.parent.rename(new)
                 run = new / "toy"
             elif kind == "cache":
-                shutil.rmtree(ground.parent / "cache", ignore_errors=True)
+                shutil.rmtree(ground / "cache", ignore_errors=True)
             lost = finals - {path.parent.name for path in run.glob("steps/*/final")}
             if lost and not problem:
                 problem = f"the finished steps {lost} are gone"
