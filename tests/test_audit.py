@@ -1,4 +1,4 @@
-"""The audit of what everseg needs: a hole is told and fails, whether it is installed or let in; the bill of materials."""
+"""The audit of what everseg needs: a hole is told and fails, installed or let in; the bill of materials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ SNAPSHOT: dict[str, Any] = json.loads(audit.SNAPSHOT.read_text(encoding="utf-8")
 
 def snapshot(folder: Path, **entry: str) -> Path:
     path = folder / "advisories.json"
-    hole = {"id": "CVE-2026-0001", "package": "numpy", "affected": ">=0", "summary": "a hole of this test", **entry}
+    hole = {
+        "id": "CVE-2026-0001",
+        "package": "numpy",
+        "affected": ">=0",
+        "summary": "a hole of this test",
+        **entry,
+    }
     path.write_text(json.dumps({"date": "2026-11-29", "source": "this test", "advisories": [hole]}))
     return path
 
@@ -59,7 +65,8 @@ def test_a_hole_that_a_bound_lets_in_is_told_and_fails(
 @pytest.mark.parametrize(
     ("bounds", "affected", "is_let_in"),
     [
-        (">=2", "<3", True), (">=3", "<3", False), ("", "<3", True), (">=1,<2", ">=2", False), (">=2.5", ">=2,<2.4", False),
+        (">=2", "<3", True), (">=3", "<3", False), ("", "<3", True), (">=1,<2", ">=2", False),
+        (">=2.5", ">=2,<2.4", False),
         ("==2.0", "<3", True), (">=2", ">=2.1,<2.3", False), ("<5", ">=4", True),
     ],
 )  # fmt: skip

@@ -1097,11 +1097,15 @@ def test_a_release_with_points_that_are_none_is_told(tmp_path: Path) -> None:
     for points in ([3, 4, 5], [[10**400, 0]] * 3, [["a", "b"]]):
         entry = {"id": 1, "category_id": 1, "type": "polygon", "points": points}
         label = {"attributes": {"annotations": [entry]}}
-        sample = {"name": "a.png", "attributes": {"image": {"url": "a.png"}}, "labels": {"ground-truth": label}}
+        sample = {
+            "name": "a.png",
+            "attributes": {"image": {"url": "a.png"}},
+            "labels": {"ground-truth": label},
+        }
         about = {"categories": [{"id": 1, "name": "a"}]}
         write(
             tmp_path / "r.json",
             {"dataset": {"task_type": "vector", "task_attributes": about, "samples": [sample]}, "name": "r"},
         )
-        with pytest.raises(DataError, match="annotation 1.*pairs of numbers"):
+        with pytest.raises(DataError, match=r"annotation 1.*pairs of numbers"):
             load_dataset(DataConfig(dataset="segments", root=str(tmp_path)))

@@ -1,9 +1,9 @@
 """Parse the annotation files of labelling tools into pictures with objects, as COCO's are read.
 
 Every parser takes the content of a file, and knows nothing of folders. It tells what users get wrong; content of
-another form than the tool's may raise any of `coco_shapes.FOREIGN`, which the caller tells as such. Shapes become COCO's polygons (x, y, x, y, ...)
-and run lengths, so that all tools' objects have pixels by one rule. Lines and points have no pixels; they become
-objects without a shape, which the check names.
+another form than the tool's may raise any of `coco_shapes.FOREIGN`, which the caller tells as such. Shapes become
+COCO's polygons (x, y, x, y, ...) and run lengths, so that all tools' objects have pixels by one rule. Lines and points have
+no pixels; they become objects without a shape, which the check names.
 """
 
 from __future__ import annotations
@@ -466,16 +466,14 @@ def _size(height: Any, width: Any, reading: Reading) -> tuple[int, int]:
     """
     high, wide = (value if type(value) is int and value > 0 else 0 for value in (height, width))
     if high * wide > reading.max_pixels:
-        raise DataError(f"claims {shown(wide)}x{shown(high)} pixels, more than the limit of {reading.max_pixels}")
+        raise DataError(
+            f"claims {shown(wide)}x{shown(high)} pixels, more than the limit of {reading.max_pixels}"
+        )
     return high, wide
 
 
 def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(map(is_number, value))
-    )
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def _ellipse(x: float, y: float, across: float, down: float, turn: float = 0) -> list[float]:
