@@ -2,8 +2,8 @@
 
 Every parser takes the content of a file, and knows nothing of folders. It tells what users get wrong; content of
 another form than the tool's may raise any of `coco_shapes.FOREIGN`, which the caller tells as such. Shapes become
-COCO's polygons (x, y, x, y, ...) and run lengths, so that all tools' objects have pixels by one rule. Lines and points have
-no pixels; they become objects without a shape, which the check names.
+COCO's polygons (x, y, x, y, ...) and run lengths, so that all tools' objects have pixels by one rule. Lines and
+points have no pixels; they become objects without a shape, which the check names.
 """
 
 from __future__ import annotations
