@@ -314,6 +314,7 @@ class RunFolder:
         images: dict[str, np.ndarray] | None = None,
         before: dict[str, np.ndarray] | None = None,
         others: dict[str, np.ndarray] | None = None,
+        boundary: dict[str, np.ndarray] | None = None,
     ) -> None:
         """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored.
 
@@ -322,12 +323,14 @@ class RunFolder:
         Args:
             before: counts of the deployed model on the same images, if the run extends one.
             others: see `others`.
+            boundary: see `boundary`.
         """
         files = {}
         for stem, arrays, kind in (
             ("before", before or {}, np.int64),
             ("others", others or {}, np.uint32),
             ("images", images or {}, np.uint32),
+            ("boundary", boundary or {}, np.uint32),
             ("confusion", counts, np.int64),
         ):
             if arrays:
@@ -427,6 +430,17 @@ class RunFolder:
             CheckpointError: the file is damaged or changed.
         """
         return self._further(index, "others.npz", np.uint32, files)
+
+    def boundary(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
+        """Read the boundary counts per test image, (N, 3, C) as `metrics.boundary_sums`; {} where none were asked for.
+
+        Args:
+            files: as for `counts`.
+
+        Raises:
+            CheckpointError: the file is damaged or changed.
+        """
+        return self._further(index, "boundary.npz", np.uint32, files)
 
     def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:
         listed = self._listed(index, files)
