@@ -93,6 +93,13 @@ def extend(
             help="Instead of a method: classifiers alone, the default, or with images of earlier steps."
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Instead of both: the time it may take here (90s, 10min, 2h); it is measured.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -122,8 +129,8 @@ def extend(
     names = [name.strip() for name in add.split(",") if name.strip()]
     if dry_run:
         seen = api.preview(
-            bundle, data=data, add=names, method=method, how=how, overrides=overrides or [], model=model,
-            old_val=old_val, quiet=quiet,
+            bundle, data=data, add=names, method=method, how=how, budget=budget, overrides=overrides or [],
+            model=model, old_val=old_val, quiet=quiet,
         )  # fmt: skip
         give(seen, as_json)
         return
@@ -133,6 +140,7 @@ def extend(
         add=names,
         method=method,
         how=how,
+        budget=budget,
         out=out,
         keep_at_least=keep_at_least,
         old_val=old_val,
