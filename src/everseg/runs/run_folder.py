@@ -39,9 +39,9 @@ from everseg.runs.input_form import InputForm
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory
 from everseg.runs.model_folder import ModelFile, load_model, read_model_file, save_model
+from everseg.runs.place import RECORD, what_is
 from everseg.scenarios.steps import Step
 
-RECORD = "run.json"
 SCENARIO_FILE = "scenario.json"
 MOST_SCENARIO = 256 * MB
 """Bytes of a scenario.json: it holds a table of up to 65,536 ids for every source of every step."""
@@ -161,7 +161,7 @@ class RunFolder:
         path = self.path / RECORD
         if not path.is_file():
             raise CheckpointError(
-                f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
+                f"{self.path} {what_is(self.path)}; this needs a run folder, the one that holds {RECORD} (runs/NAME)"
             )
         stored = read_document(path, shape=RUN)
         threads, versions, argv = stored["threads"], stored.get("versions") or {}, stored.get("argv") or []
