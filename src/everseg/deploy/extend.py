@@ -116,8 +116,8 @@ class Extension(Result):
         yield f"old:  {self.kept.text}"
         if asked := self.gate.text:
             yield (
-                f"gate: PASS, {asked} asked for, {percent(self.kept.share)} % of the old classes' quality is left. It "
-                "does not judge the other pixels that are called a new class (line 'new')"
+                f"gate: PASS, {percent(self.kept.share)} % of the old classes' quality is left, and {asked} was asked "
+                "for. It does not judge the other pixels that are called a new class (line 'new')"
             )
         yield from self.bundle.parity_text()
         page = self.run / REPORT

@@ -546,7 +546,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
     def scored(sources: Sequence[Source]) -> tuple[Evaluation, dict[str, Any]]:
         return score_step(
             folder, step.index, sources, session.datasets, config.data, accelerator, session.progress,
-            batch=config.train.eval_batch, builder=builder, between=stop_if_asked,
+            batch=config.train.eval_batch, builder=builder, metrics=config.metrics, between=stop_if_asked,
         )  # fmt: skip
 
     result, scores = scored(step.test)
@@ -568,7 +568,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 result.samples[name],
                 domain=name if config.data.domains else None,
             )
-        folder.save_result(step.index, result.counts, metrics, result.images, before, others)
+        folder.save_result(step.index, result.counts, metrics, result.images, before, others, result.boundary)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, Results(folder).sequence)
     accelerator.wait_for_everyone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -155,6 +156,10 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
         DataError: empty, not a picture of an allowed format, or too large.
     """
     formats = _formats(file)
+    if _has_endless_header(file):
+        raise DataError(
+            f"{shown}: its header has more than {_MOST_HEADER >> 10} KiB of comments; save the picture without them"
+        )
     try:
         with _own_limit():
             picture = Image.open(file, formats=formats)
@@ -162,6 +167,19 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
     _check_size(picture.width, picture.height, shown, reading)
     return picture
+
+
+_MOST_HEADER = 64 << 10
+"""Bytes of a PPM's header. Pillow reads it byte by byte, which takes half a minute for a comment of 50 MB."""
+
+
+def _has_endless_header(file: BinaryIO) -> bool:
+    """Whether a PPM or its like (PGM, PBM, PFM) does not state its size within `_MOST_HEADER`."""
+    begun = file.read(2)
+    head = file.read(_MOST_HEADER) if re.match(b"P[0-6fy]", begun) else b""
+    file.seek(0)
+    numbers = 2 if begun in (b"P1", b"P4") else 3  # width, height, and the largest value if it is not 1
+    return len(head) == _MOST_HEADER and len(re.sub(rb"#[^\r\n]*", b" ", head).split(maxsplit=3)) < numbers
 
 
 def _formats(file: BinaryIO) -> tuple[str, ...]:
@@ -341,6 +359,9 @@ def _read_npy(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarray
         _three_axes(
             np.broadcast_to(np.zeros((), dtype), shape), shown, reading
         )  # checked before memory is taken
+        begin, end = file.tell(), file.seek(0, os.SEEK_END)
+        if begin + math.prod(shape) * dtype.itemsize > end:
+            raise DataError(f"{shown}: {_DAMAGED.format('it holds less than its header says')}")
         file.seek(0)
         return _three_axes(np.load(file, allow_pickle=False), shown, reading)
     except DataError:
