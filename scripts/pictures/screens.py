@@ -54,7 +54,6 @@ SHOTS = {
     "tutorials/drone": (Shot("drone-overlay", "masks/*overlay*", times=2),),
     "tutorials/medical": (Shot("medical-diff", "diff/diff.png"),),
     "tutorials/driving": (Shot("driving-compare", "runs/cs-bdd-idd-sweep/compare.html", (1100, 640)),),
-    "tutorials/voc": (Shot("voc-compare", "runs/voc-15-5-overlapped-sweep/compare.html", (1100, 640)),),
 }
 """Page below docs -> its pictures."""
 NOT_TYPED = re.compile(r"everseg serve|everseg data download|pip |python3 -m venv|source |curl")
