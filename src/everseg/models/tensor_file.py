@@ -207,8 +207,8 @@ class _Reader:
             kind, pairs, more = given
             made = {"plain": dict, "ordered": OrderedDict, "counter": Counter}[kind]()
             values = [self._value(value) for value in pairs]
-            # `Counter.update` would add the counts up, whatever type they have.
-            dict.update(made, zip(values[::2], values[1::2], strict=True))
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                made[key] = value
             if more:
                 if kind != "ordered" or list(more) != ["_metadata"]:
                     damaged("its layout")
@@ -227,6 +227,8 @@ class _Reader:
         if number is None:
             tensor = _memory(0, kind)
         else:
+            if type(number) is not int or not 0 <= number < len(self.storages):
+                damaged("a tensor without storage")
             storage, memory = self.storages[number]
             view = View(storage, offset, tuple(size), tuple(stride), dtype)
             self.viewed += bytes_of(view)

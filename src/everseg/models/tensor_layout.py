@@ -167,7 +167,8 @@ class _Writer:
                 "T", number, value.offset, value.size, value.stride, value.dtype, value.grad, value.parameter,
             ]  # fmt: skip
         if isinstance(value, dict):
-            kind = {OrderedDict: "ordered", Counter: "counter"}.get(type(value), "plain")
+            kinds: dict[type, str] = {OrderedDict: "ordered", Counter: "counter"}
+            kind = kinds.get(type(value), "plain")
             pairs = [self.value(part) for pair in value.items() for part in pair]
             more = vars(value) if type(value) is OrderedDict else {}
             return ["D", kind, pairs, {name: self.value(part) for name, part in more.items()}]
