@@ -112,6 +112,10 @@ def extend(
         float | None,
         typer.Option(metavar="SHARE", help="Share of the old classes' quality that must be left, 0 to 1."),
     ] = None,
+    keep_each_at_least: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The same of every old class that can be judged."),
+    ] = None,
     old_val: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Data with labels of old classes, to measure that quality."),
@@ -144,6 +148,7 @@ def extend(
         budget=budget,
         out=out,
         keep_at_least=keep_at_least,
+        keep_each_at_least=keep_each_at_least,
         old_val=old_val,
         images=images,
         onnx=False if no_onnx else None,
