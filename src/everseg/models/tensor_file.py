@@ -7,6 +7,7 @@ checked again, and the bytes of the tensors are read from the places that it nam
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -40,6 +41,8 @@ _PATIENCE = 2.0 * MAX_SECONDS
 """Seconds that the reading process has; its time on a processor is bounded as well."""
 _MOST_LAYOUT = 256 * MB
 """Most bytes of a layout; those of large real files have a few MB."""
+_NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""What Python may need of the environment to start."""
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from everseg.models.tensor_layout import main; main()"
 )
@@ -106,7 +109,8 @@ def _layout(file: BinaryIO) -> Any:
     # -I, -S: nothing of the environment, the current folder or installed packages takes part.
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _PROGRAM, root],
-        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(root).anchor, env={},
+        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(root).anchor,
+        env={name: os.environ[name] for name in _NEEDED if name in os.environ},
     ) as reading:  # fmt: skip
         late = threading.Timer(_PATIENCE, reading.kill)
         late.start()
