@@ -496,8 +496,8 @@ def test_report_and_card_tell_what_an_extension_measured(at, new_data, call):
     assert rows[2][:3] == ["forklift", "taught now", "-"]
     assert "Old, new and all classes" not in page
     assert "IoU per class" not in page
-    heads = re.findall(r'<div class="head">(.*?)</div>', page)
-    assert heads == ["image", "truth", "deployed model", "after step 1", "change"]
+    heads = re.findall(r'<div class="head">([a-z ]+)', page)
+    assert heads == ["image", "truth", "deployed model", "extended model", "change"]
     card = Path("bundle-v2/MODEL_CARD.md").read_text(encoding="utf-8")
     (row,) = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| 1 | mib")]
     assert row.count("not measured") == 3  # old, all, all without background

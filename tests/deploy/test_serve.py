@@ -32,7 +32,7 @@ import everseg
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.http_server import Limits, Patience, RefusedError, parse_head
 from everseg.deploy.serve import Served, Server, class_list
-from everseg.display import share
+from everseg.display import count, share
 from everseg.errors import CheckpointError, ConfigError
 from saying import must_say
 
@@ -194,12 +194,31 @@ def test_the_page_and_what_it_may_do(server):
 def test_info_names_bundles_branches_and_classes_once(server, bundles):
     status, info, _ = ask(server, "GET", "/info")
     assert status == 200
-    assert info["bundles"] == [{"name": "a", "branches": []}, {"name": "b", "branches": ["day", "dusk"]}]
+    named = [(one["name"], one["branches"]) for one in info["bundles"]]
+    assert named == [("a", []), ("b", ["day", "dusk"])]
+    weights = sum(weight.numel() for weight in everseg.load(bundles[0]).model.parameters())
+    assert dict(info["bundles"][0]["about"])["Model"].startswith(f"{count(weights)} weights, ")
     assert [(row["name"], row["ids"], row["background"]) for row in info["classes"]] == [
         ("background", [0, 0], True), ("red", [1, None], False), ("green", [2, None], False),
         ("blue", [3, 1], False), ("crate", [None, 2], False),
     ]  # fmt: skip
     assert str(bundles[0].parent) not in json.dumps(info)
+
+
+def test_the_page_says_when_and_from_what_a_bundle_was_made():
+    about = Served(Path(__file__).parents[1] / "fixtures" / "bundle-format-1").about()
+    assert [what for what, _ in about] == ["Made", "Step 0", "Step 1", "mIoU", "Model"]
+    told = dict(about)
+    assert told["Made"] == "2026-11-28"
+    must_say(told["Step 0"], "road, building, tree, car", "mib", "128 images")
+    must_say(told["Step 1"], "person, sign", "115 images")
+    must_say(told["mIoU"], "%", "4 images of demo/val")
+
+
+def test_the_example_is_a_picture_that_the_page_can_take(server):
+    status, body, headers = ask(server, "GET", "/example.png")
+    assert (status, headers.get_content_type()) == (200, "image/png")
+    assert np.ptp(np.asarray(Image.open(io.BytesIO(body)))) > 100
 
 
 def test_two_classes_never_share_a_colour(bundles):

@@ -22,17 +22,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from everseg.data.class_colours import palette
+from everseg.data.class_colours import palette, png
 from everseg.data.datasets.decode import (
     PictureTooLargeError,
     Reading,
     open_picture,
     read_image,
 )
+from everseg.data.demo.scenes import scene
 from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.class_ids import mask_type
+from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
-from everseg.display import UNDEFINED, Piece, Result, escaped, printable, share
+from everseg.display import UNDEFINED, Piece, Result, count, escaped, percent, printable, share, size
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
@@ -104,6 +106,7 @@ class Server(HttpServer):
         self.files = {
             path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in _FILES.items()
         }
+        self.files["/example.png"] = (example_picture(), "image/png")
 
     @property
     def url(self) -> str:
@@ -112,7 +115,9 @@ class Server(HttpServer):
     def info(self) -> dict[str, Any]:
         """Return what the page needs to know: bundles, classes, limits."""
         return {
-            "bundles": [{"name": one.name, "branches": one.branches} for one in self.served],
+            "bundles": [
+                {"name": one.name, "branches": one.branches, "about": one.about()} for one in self.served
+            ],
             "classes": self.classes,
             "notes": self.notes,
             "undefined": UNDEFINED,
@@ -298,6 +303,8 @@ _LEAST = 64
 _MOST_LOGITS = 1_000_000_000
 """Largest number of logits of a picture at its own size (4 GB). It limits the pictures for models of many classes."""
 _FORMATS = frozenset({*_SHOWN, "MPO"})
+EXAMPLE = 3
+"""Seed of the example picture; the demo's own scenes have other ones."""
 _NAME = Path("image")
 """Name of an upload in messages. The real name of the file never leaves the browser."""
 
@@ -339,6 +346,27 @@ class Served:
         self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
         # browsers rotate pictures as their EXIF data say, and the mask has to fit
         self.reading = replace(self.model.form.reading, max_pixels=self.max_pixels, exif="apply")
+
+    def about(self) -> list[tuple[str, str]]:
+        """Describe the bundle for people: pairs of what is said and the text, with all numbers formatted."""
+        lineage = self.bundle.lineage
+        rows = [("Made", str(lineage["created"]))] if lineage.get("created") else []
+        for entry in lineage["history"]:
+            images = sum(source["images"] for source in entry["train"])
+            method = f"{entry['method']}, " if entry.get("method") else ""
+            rows.append((f"Step {entry['step']}", f"{taught_text(entry)} ({method}{images:,} images)"))
+        last = lineage["history"][-1] if lineage["history"] else {}
+        tested = "; ".join(
+            f"{source['images']:,} images of {source['data']}" for source in last.get("test", ())
+        )
+        for name, scores in last.get("scores", {}).items():
+            # The name of the result says something only where there are several.
+            where = tested if len(last["scores"]) == 1 else name
+            rows.append(("mIoU", f"{percent(scores['miou']['all'])} %" + (f" on {where}" if where else "")))
+        weights = sum(weight.numel() for weight in self.model.model.parameters())
+        stored = sum(file.stat().st_size for file in self.bundle.path.glob("model.safetensors"))
+        rows.append(("Model", f"{count(weights)} weights, {size(stored)}"))
+        return rows
 
     def _look_at_the_clock(self, module: Any, inputs: Any) -> None:
         if time.monotonic() > self._until:
@@ -402,6 +430,16 @@ class Served:
             "shares": {str(i): share(counts[i] / ids.size) for i in np.unique(known)},
             "seconds": round(time.monotonic() - begun, 3),
         }
+
+
+def example_picture() -> bytes:
+    """Make the picture of the page's example: a generated street scene, because bundles hold no pictures of their own.
+
+    Returns:
+        A PNG file.
+    """
+    image, _ = scene(EXAMPLE, (288, 384))
+    return png(Image.fromarray(image))
 
 
 def share_text(query: Mapping[str, str]) -> str:

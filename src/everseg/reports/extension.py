@@ -98,15 +98,15 @@ def cards(told: Told) -> list[tuple[str, str, str]]:
         (one.name, percent(one.iou), f"IoU; {share(one.false_share)} of the other pixels are called so")
         for one in told.taught[:4]
     ]
-    which = "old classes that the new images show and label"
+    which = "old classes that these show and label"
     old = (
-        ("Old, new images", percent(told.after), f"mIoU of the {len(told.labelled)} {which}")
+        ("Old classes", percent(told.after), f"mIoU on the new images, of the {len(told.labelled)} {which}")
         if told.labelled
-        else ("Old, new images", NOT_MEASURED, "the new images do not label old classes")
+        else ("Old classes", NOT_MEASURED, "the new images do not label old classes")
     )
     kept = told.step.kept
     if kept.get("share") is not None:
-        left = ("Old, left", f"{percent(kept['share'])} %", f"{kept['how']}; see the note")
+        left = ("Old classes kept", f"{percent(kept['share'])} %", f"{kept['how']}; see the note")
         return [*found, left, old]
     return [*found, old]
 

@@ -68,6 +68,20 @@ SCENARIO = entries({"steps": _steps}, {"notes": many(TEXT)})
 """scenario.json."""
 
 _MEAN = entries({group: or_none(NUMBER) for group in ("all", "base", "old", "new")})
+_THREE = entries({name: or_none(NUMBER) for name in ("mean", "median", "lowest")})
+_EACH = entries({name: many(or_none(NUMBER)) for name in ("mean", "median", "lowest")})
+_PER_IMAGE = entries(
+    {
+        "images": COUNT,
+        "iou": _THREE,
+        "dice": _THREE,
+        "class_iou": _EACH,
+        "class_dice": _EACH,
+        "class_images": many(COUNT),
+        "class_false_alarms": many(COUNT),
+        "worst": many(entries({"image": TEXT, "iou": NUMBER, "dice": NUMBER})),
+    }
+)
 _SCORES = entries(
     {"miou": _MEAN, "classes": many(TEXT), "new_classes": many(TEXT), "class_iou": many(or_none(NUMBER))},
     {
@@ -77,6 +91,13 @@ _SCORES = entries(
         "frequency_weighted_iou": or_none(NUMBER),
         "harmonic_mean": or_none(NUMBER),
         "class_accuracy": many(or_none(NUMBER)),
+        "dice": _MEAN,
+        "dice_without_background": _MEAN,
+        "class_dice": many(or_none(NUMBER)),
+        "boundary_iou": _MEAN,
+        "boundary_iou_without_background": _MEAN,
+        "class_boundary_iou": many(or_none(NUMBER)),
+        "per_image": _PER_IMAGE,
         "branch": TEXT,
     },
 )

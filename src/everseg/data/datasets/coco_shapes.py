@@ -14,6 +14,8 @@ from everseg.config.checks import shown
 from everseg.errors import DataError, some
 from everseg.labels import IGNORED
 
+FOREIGN = (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError)
+"""What parsing annotations may raise beside DataError where lists, texts and numbers stand in each other's places."""
 BOXES = ("void", "fill")
 """What becomes of an object that has a box and no shape."""
 MAX_OUTLINE = 2_000_000
@@ -148,14 +150,14 @@ def _runs(segmentation: Any, height: int, width: int, name: str, remarks: list[s
     if all(isinstance(part, dict) for part in segmentation):
         ones = [_runs(part, height, width, name, remarks) for part in segmentation if not is_empty(part)]
         return _union(ones, height * width)
-    if all(map(_is_number, segmentation)) or (
-        len(segmentation) > 2 and all(_is_point(part) for part in segmentation)
+    if all(map(is_number, segmentation)) or (
+        len(segmentation) > 2 and all(is_point(part) for part in segmentation)
     ):
         segmentation = [segmentation]  # one polygon without the list around it
     parts = []
     for part in segmentation:
         points = part
-        if isinstance(part, list) and len(part) > 2 and all(_is_point(point) for point in part):
+        if isinstance(part, list) and len(part) > 2 and all(is_point(point) for point in part):
             points = [number for point in part for number in point]
         if _check_polygon(points, height, width, alone=len(segmentation) == 1):
             parts.append(points)
@@ -179,7 +181,7 @@ def _union(runs: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def _box_runs(box: Any, height: int, width: int) -> np.ndarray:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
         raise DataError(f"no shape, and the box {shown(box)}, expected [left, top, width, height]")
     left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
     corners = [left, top, right, top, right, bottom, left, bottom]
@@ -192,7 +194,7 @@ def _check_polygon(points: Any, height: int, width: int, *, alone: bool) -> bool
     Args:
         alone: the object has no other part. Four numbers may then be a box as well as two points.
     """
-    if not isinstance(points, list) or len(points) % 2 or not all(map(_is_number, points)):
+    if not isinstance(points, list) or len(points) % 2 or not all(map(is_number, points)):
         raise DataError("a polygon that is not at least three points x, y")
     if len(points) == 4 and alone:
         raise DataError(
@@ -213,16 +215,18 @@ def _is_outside(points: list[Any], height: int, width: int) -> bool:
     return bool(points) and (max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height)
 
 
-def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+def is_point(value: Any) -> bool:
+    """Whether a value of a file is [x, y]."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number that a picture can have: finite, and no larger than floats are exact."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
+    return is_number(value) and value == int(value)
 
 
 def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
@@ -242,7 +246,7 @@ def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
     elif isinstance(counts, list) and all(map(_is_whole, counts)):
         runs = np.array(counts, np.int64)
     else:
-        raise DataError("run lengths that are no whole numbers")
+        raise DataError("run lengths that are not whole numbers")
     if runs.size and runs.min() < 0:
         raise DataError("a run of negative length")
     # A sum of floats cannot wrap around, and it is exact up to the size of a picture.

@@ -120,7 +120,7 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
                 )
             info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise DataError(f"{path}: is not a regular file; replace it by the picture, or leave it out")
+            raise DataError(f"{path}: is not a regular file; put the picture in its place, or leave it out")
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError:
@@ -273,7 +273,7 @@ def _all_channels(given: Any, reading: Reading, channels: Channels) -> np.ndarra
     try:
         pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
     except Exception as error:  # a foreign object may raise any exception when it is converted to an array
-        raise DataError(f"{_GIVEN}: {type(given).__name__} is no image ({error})") from None
+        raise DataError(f"{_GIVEN}: {type(given).__name__} is not an image ({error})") from None
     return join_channels([_three_axes(pixels, _GIVEN, reading)], _GIVEN, channels)
 
 
@@ -440,13 +440,13 @@ def _from_array(given: Any, reading: Reading) -> np.ndarray:
     try:
         pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
     except Exception as error:  # a foreign object may raise any exception when it is converted to an array
-        raise DataError(f"{_GIVEN}: {type(given).__name__} is no picture ({error})") from None
+        raise DataError(f"{_GIVEN}: {type(given).__name__} is not a picture ({error})") from None
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     shape = "x".join(map(str, pixels.shape))
     if pixels.ndim not in (2, 3) or pixels.dtype == object or 0 in pixels.shape:
         raise DataError(
-            f"{_GIVEN}: {type(given).__name__} of shape {shape or '()'} and type {pixels.dtype} is no picture; "
+            f"{_GIVEN}: {type(given).__name__} of shape {shape or '()'} and type {pixels.dtype} is not a picture; "
             "give a path, bytes, a Pillow image, or an array (H, W, 3) uint8"
         )
     if pixels.ndim == 2:
@@ -729,7 +729,7 @@ def _check_single(picture: Image.Image, shown: Path | str) -> None:
     except Exception as error:  # counting the pages reads more of the file
         raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
     if pages > 1:
-        raise DataError(f"{shown}: holds {pages} pages; save the one that is meant")
+        raise DataError(f"{shown}: holds {pages} pages; save the one page that you want")
 
 
 def _tiff_pages(picture: Image.Image) -> int:

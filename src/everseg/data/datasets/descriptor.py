@@ -398,7 +398,7 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
             problems.append(f"line {number}: expected 'name:red,green,blue::'")
         elif (other := find_name(name.strip(), found)) is not None:
             as_it = "" if other == name.strip() else f", once as '{other}'"
-            problems.append(f"line {number}: '{name.strip()}' stands there twice{as_it}")
+            problems.append(f"line {number}: '{name.strip()}' appears twice{as_it}")
         elif (values[0], values[1], values[2]) in found.values():
             problems.append(f"line {number}: the colour {values} is given to another class already")
         else:
