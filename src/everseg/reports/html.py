@@ -348,13 +348,15 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _duration(results: Results) -> str:
-    """Say how long the training took, as h:mm:ss or m:ss with the unit of the first number; "" if it is not known."""
+    """Say how long the training took: seconds, m:ss min or h:mm:ss h; "" if it is not known."""
     try:
         seconds = training_seconds(results)
     except CheckpointError:  # a note says what the journal lacks
         return ""
     if seconds is None:
         return ""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
     text = time_text(seconds)
     return f"{text} {'h' if text.count(':') == 2 else 'min'}"
 
