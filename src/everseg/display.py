@@ -64,13 +64,15 @@ def percent(value: float | None, *, digits: int = 1) -> str:
     return figure(in_percent(value), digits=digits)
 
 
-def share(value: float | None) -> str:
+def share(value: float | None, *, digits: int = 1) -> str:
     """Format a share of pixels as percent, with the sign %. A share too small to show is not shown as zero.
 
-    >>> share(0.125), share(0.0004), share(0.0), share(None)
-    ('12.5 %', '< 0.1 %', '0.0 %', '-')
+    >>> share(0.125), share(0.0004), share(0.0), share(None), share(0.0004, digits=2), share(0.00004, digits=2)
+    ('12.5 %', '< 0.1 %', '0.0 %', '-', '0.04 %', '< 0.01 %')
     """
-    text = "< 0.1" if value is not None and 0 < value < 0.001 else percent(value)
+    least = 10.0**-digits  # in percent
+    small = value is not None and 0 < 100 * value < least
+    text = f"< {least:.{digits}f}" if small else percent(value, digits=digits)
     return text if text == UNDEFINED else f"{text} %"
 
 

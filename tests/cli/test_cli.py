@@ -154,11 +154,19 @@ def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any
     code, _, err = everseg("predict", "runs/x", "a.png")
     assert code == 2
     assert "--out" in err
-    code, out, _ = everseg("predict", "runs/x", "a.png", "b", "-o", "out", "--step", "0", "--domain", "dusk")
+    code, out, _ = everseg(
+        "predict", "runs/x", "a.png", "b", "-o", "out", "--step", "0", "--domain", "dusk",
+        "--extra", "proposals=maps", "--extra", "depth=a=b",
+    )  # fmt: skip
     assert code == 0
     must_say(out, "1 masks", "in out")
-    given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False, "quiet": False}
+    given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False, "quiet": False,
+             "extra": {"proposals": "maps", "depth": "a=b"}}  # fmt: skip
     assert api["calls"] == [("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), given)]
+    for wrong in ("proposals", "=maps", "proposals="):
+        code, _, err = everseg("predict", "runs/x", "a.png", "-o", "out", "--extra", wrong)
+        assert code == 2
+        must_say(err, f"--extra {wrong}", "NAME=VALUE")
 
 
 def test_demo_shows_methods_bars_runs_and_what_is_next(everseg: Outcome, api: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import chromium
 import numpy as np
 import pytest
 import trees
@@ -19,6 +22,7 @@ from everseg.config import yaml as config_yaml
 from everseg.config.fields import DataConfig
 from everseg.data.datasets import load_dataset
 from everseg.data.doctor import doctor
+from everseg.data.proposal import preview
 from everseg.data.proposal.describe import _flow, describe, propose
 from everseg.errors import ConfigError, DataError
 from saying import must_say
@@ -310,25 +314,97 @@ def test_names_are_asked_for_on_a_terminal(call: Call, here: Path, monkeypatch: 
 
 
 def test_the_page_shows_every_class_and_the_image_under_its_labels(tmp_path: Path) -> None:
-    from everseg.data.proposal.preview import preview
-
     pictures(tmp_path, "images/train/a{}.png", "masks/train/a{}.png", 60, (0, 1))
     trees.save(tmp_path / "masks/train/a33.png", trees.mask_of([2]))
     trees.write(tmp_path / "data.yaml", "classes: [background, road, tree]\n")
-    text = preview(load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml"))), images=3)
+    text = preview.preview(load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml"))), images=3)
     assert "train/a33" in text
     assert Page(text).tags.count("figure") == 3
     images = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
     assert len(images) == 6
-    import base64
-    import io
-
     plain, labelled = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(i)))).astype(int) for i in images[:2]
     )
     left = np.abs(plain - labelled)[:, : plain.shape[1] // 2 - 4].mean()
     right = np.abs(plain - labelled)[:, plain.shape[1] // 2 + 4 :].mean()
     assert left < 6 < 30 < right or "a33" in text.split("<figcaption>")[1][:12]
+
+
+def few_pixels(root: Path) -> None:
+    """Ids with gaps: 13 in every mask, 58 in a single pixel of two of twelve."""
+    for i in range(12):
+        mask = np.zeros((120, 160), np.uint8)
+        mask[20:100, 30:140] = 13
+        if i in (3, 4):
+            mask[1, 1] = 58
+        trees.save(root / f"masks/a{i}.png", mask)
+        trees.save(root / f"images/a{i}.png", np.full((*mask.shape, 3), 90 + i, np.uint8))
+
+
+def legend_of(text: str) -> list[str]:
+    rows = re.findall(r"<li><span class=\"chip\".*?</li>", text, re.DOTALL)
+    return [" ".join(re.sub(r"<[^>]*>", " ", row).replace("&lt;", "<").split()) for row in rows]
+
+
+def test_the_page_says_what_is_rare_and_what_to_do_next(call: Call, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few_pixels(tmp_path / "site")
+    code, out, err = call("data", "init", "site", "--yes")
+    assert code == 0, err
+    text = (tmp_path / "data_preview.html").read_text()
+    rows = legend_of(text)
+    assert [row.split()[:3] for row in rows] == [
+        ["0", "=", "background"],
+        ["13", "=", "class_13"],
+        ["58", "=", "class_58"],
+    ]
+    assert rows[1].endswith("12 images")
+    assert rows[2].endswith("< 0.01 %, 2 images")
+    must_say(out, "58", "class_58", "< 0.01 %")
+    steps = re.search(r"<ol>(.*?)</ol>", text, re.DOTALL)[1]  # type: ignore[index]
+    assert "--classes" in steps
+    assert re.findall(r"<code>(.*?)</code>", steps) == re.findall(r"^  (everseg .*)$", out, re.MULTILINE)
+    assert text.count("class_58 (ring)") == 2
+    assert call("data", "init", "site", "--force", "--classes", "road,tree")[0] == 0
+    assert "--classes" not in (tmp_path / "data_preview.html").read_text()
+
+
+def test_outlines_are_drawn_where_two_labels_meet() -> None:
+    ids = np.zeros((9, 12), np.uint8)
+    ids[2:6, 3:9] = 4
+    picture = np.full((9, 12, 3), 100, np.uint8)
+    preview.draw_outlines(picture, ids)
+    line = (picture != 100).any(axis=2)
+    meets = np.zeros_like(line)
+    for y, x in np.ndindex(ids.shape):  # pixels with a neighbour of another id, one by one
+        for b, a in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+            meets[y, x] |= 0 <= b < 9 and 0 <= a < 12 and ids[b, a] != ids[y, x]
+    np.testing.assert_array_equal(line, meets)
+    assert {tuple(c) for c in picture[line].tolist()} == {(0, 0, 0), (255, 255, 255)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.BROWSER is None, reason="no Chromium here (apt-get install chromium)")
+def test_the_page_prints_on_one_sheet(tmp_path: Path) -> None:
+    """24 upright pictures, which need most room, and a legend of 40 classes."""
+    for i in range(24):
+        mask = np.full((320, 200), i, np.uint8)
+        trees.save(tmp_path / f"masks/a{i}.png", mask)
+        trees.save(tmp_path / f"images/a{i}.png", np.full((320, 200, 3), 5 * i, np.uint8))
+    names = [f"class number {i}" for i in range(40)]
+    trees.write(tmp_path / "data.yaml", json.dumps({"images": "images", "masks": "masks", "classes": names,
+                                                    "split": {"val": 0.2, "seed": 0}}))  # fmt: skip
+    dataset = load_dataset(DataConfig(dataset=str(tmp_path / "data.yaml")))
+    (tmp_path / "page.html").write_text(
+        preview.preview(dataset, commands=["everseg data check data.yaml"] * 3)
+    )
+    with chromium.page(tmp_path / "profile") as page:
+        page.call("Page.navigate", url=(tmp_path / "page.html").as_uri())
+        page.wait("document.readyState == 'complete'")
+        printed = page.call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)[
+            "data"
+        ]
+    assert len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed))) == 1
 
 
 # ---------------------------------------------------------------- the background

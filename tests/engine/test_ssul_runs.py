@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import complete, killed, ranks, results
 from safetensors.torch import load_file
 from toy import HERE, build, maps, settings
 
 import everseg
+from everseg.data.batches.extra import read_map
+from everseg.data.batches.transforms import normalise
 from everseg.deploy.diff import diff
 from everseg.deploy.serve import Served
 from everseg.errors import ConfigError, DataError, EversegError
+from everseg.losses.reading import read_ids
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -121,7 +126,7 @@ def test_microseg_needs_its_regions_in_tests_too_and_refuses_images_alone(tmp_pa
     proposals = maps(tmp_path, "proposals")
     short = {"epochs": 1, "epochs_next": 1, "log_every": 1}
     config = settings(tmp_path / "out", method=MICROSEG, train=short, report=True)
-    config["data"] = config["data"] | {"extra": {"proposals": proposals}}
+    config["data"] = config["data"] | {"extra": {"proposals": proposals}, "evaluation": "whole"}
     run = everseg.run(config, quiet=True)
     found = terms(run.path)
     assert set(found[0]) == {"bce", "unseen", "bce_pixel"}
@@ -141,8 +146,9 @@ def test_microseg_needs_its_regions_in_tests_too_and_refuses_images_alone(tmp_pa
     ):
         with pytest.raises(EversegError) as error:
             refused()
-        must_say(error.value, "proposals", "eval", "data.extra")
+        must_say(error.value, "proposals", "--extra")
     assert not (tmp_path / "masks").exists()
+    the_masks_of_predict_are_those_of_the_test(tmp_path, run, bundle, Path(proposals) / "val")
     again = ["data.extra.proposals=" + proposals, f"data={HERE}"]
     assert everseg.evaluate(run.path, overrides=again, quiet=True).images == 10
     shutil.rmtree(Path(proposals) / "val")
@@ -160,6 +166,58 @@ def test_half_precision_runs(tmp_path, method):
     found = terms(everseg.run(run_of(tmp_path / "out", method, train=train), quiet=True).path)
     assert all(np.isfinite(value) for logged in found for value in logged.values())
     assert set(found[-1]) == {"bce"} | ({"unseen"} if method is MICROSEG else set())
+
+
+def the_masks_of_predict_are_those_of_the_test(
+    tmp_path: Path, run: everseg.RunResult, bundle: Path, maps: Path
+) -> None:
+    """Predict the test images from files with their maps, and compare with the confusion matrix of the last step."""
+    split, photos = build().splits["val"], tmp_path / "photos"
+    photos.mkdir()
+    for index in range(len(split)):
+        Image.fromarray(split.read(index)[0]).save(photos / f"{split.id(index)}.png")
+    written = everseg.predict(bundle, [photos], tmp_path / "masks", extra={"proposals": maps}, quiet=True)
+    confusion = np.load(run.path / "steps" / "01" / "confusion.npz")["default"]
+    found = np.zeros_like(confusion)
+    for index, files in enumerate(written):
+        np.add.at(found, (split.read(index)[1], np.asarray(Image.open(files.mask))), 1)
+    np.testing.assert_array_equal(found, confusion)
+
+    loaded = everseg.load(bundle)  # it calls everything background; now every region the last class
+    last = loaded.model.head("default").classifiers[-1].of_regions.bias
+    with torch.no_grad():
+        last += 1000
+    image, regions = split.read(0)[0], read_map(maps, f"{split.id(0)}.png")
+    normalised = normalise(torch.from_numpy(image.transpose(2, 0, 1).copy()), loaded.form.normalisation)
+    with torch.no_grad():
+        seen = loaded.model(
+            normalised[None], extra={"proposals": torch.from_numpy(regions.astype(int))[None]}
+        )
+    expected = read_ids(seen["default"], loaded.model.readout, image.shape[:2])[0].numpy()
+    assert len(np.unique(expected)) == 2
+    np.testing.assert_array_equal(loaded.predict(image, extra={"proposals": regions}).ids, expected)
+    loaded.form = replace(
+        loaded.form, evaluation="resize", size=(24, 16)
+    )  # each pixel looks up the region of the map as given
+    np.testing.assert_array_equal(loaded.predict(image, extra={"proposals": regions}).ids, expected)
+
+    wrong = tmp_path / "wrong"
+    shutil.copytree(maps, wrong)
+    Image.fromarray(np.zeros((3, 5), np.uint8)).save(wrong / f"{split.id(0)}.png")
+    (wrong / f"{split.id(1)}.png").unlink()
+    for extra, facts in (
+        ({"proposals": wrong}, ("proposals", "1 images", f"{split.id(1)}.png")),
+        ({"proposals": maps, "depth": maps}, ("depth", "proposals")),
+    ):
+        with pytest.raises(EversegError) as error:
+            everseg.predict(bundle, [photos], tmp_path / "none", extra=extra, quiet=True)
+        must_say(error.value, *facts)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(DataError) as error:
+        everseg.predict(
+            bundle, [photos / f"{split.id(0)}.png"], tmp_path / "none", extra={"proposals": wrong}, quiet=True
+        )
+    must_say(error.value, "proposals", "5x3")
 
 
 @pytest.mark.parametrize("method", ["ssul", "microseg"])

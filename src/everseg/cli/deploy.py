@@ -93,6 +93,13 @@ def extend(
             help="Instead of a method: classifiers alone, the default, or with images of earlier steps."
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Instead of both: the time it may take here (90s, 10min, 2h); it is measured.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -103,6 +110,10 @@ def extend(
     keep_at_least: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Share of the old classes' quality that must be left, 0 to 1."),
+    ] = None,
+    keep_each_at_least: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The same of every old class that can be judged."),
     ] = None,
     old_val: Annotated[
         str | None,
@@ -122,8 +133,8 @@ def extend(
     names = [name.strip() for name in add.split(",") if name.strip()]
     if dry_run:
         seen = api.preview(
-            bundle, data=data, add=names, method=method, how=how, overrides=overrides or [], model=model,
-            old_val=old_val, quiet=quiet,
+            bundle, data=data, add=names, method=method, how=how, budget=budget, overrides=overrides or [],
+            model=model, old_val=old_val, quiet=quiet,
         )  # fmt: skip
         give(seen, as_json)
         return
@@ -133,8 +144,10 @@ def extend(
         add=names,
         method=method,
         how=how,
+        budget=budget,
         out=out,
         keep_at_least=keep_at_least,
+        keep_each_at_least=keep_each_at_least,
         old_val=old_val,
         images=images,
         onnx=False if no_onnx else None,

@@ -24,6 +24,7 @@ from everseg.cli.output import (
     give,
     guarded,
     listing,
+    pairs,
     preset_list,
     say,
     speaks,
@@ -185,6 +186,12 @@ def predict(
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR", help="Further maps that the model reads, such as proposals; repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -199,6 +206,7 @@ def predict(
         builder=builder(model),
         domain=domain,
         infer_domain=infer_domain,
+        extra=pairs("--extra", extra or []),
         quiet=quiet or as_json,
     )
     give(written, as_json)

@@ -41,6 +41,23 @@ OUT_OF_MEMORY = (
 )
 
 
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """Read the values of an option that takes NAME=VALUE and may stand several times.
+
+    Raises:
+        ConfigError: a value has another form, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise ConfigError(f"{option} {text}: expected NAME=VALUE, such as {option} proposals=maps")
+        if name in found:
+            raise ConfigError(f"{option}: {name} is given twice")
+        found[name] = value
+    return found
+
+
 def listing(what: str) -> list[tuple[str, str]]:
     """List the names of a kind, each with one line of help (maybe empty)."""
     if what in LISTS:

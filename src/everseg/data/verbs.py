@@ -288,10 +288,7 @@ class NewDescription(Result):
         if self.table:
             lines += ["\nWhat the masks store = id = class:", *(f"  {line}" for line in self.table)]
         if not self.named:
-            lines += [
-                f"\nFirst: the classes have no names yet; write them into {self.path}, or use --classes NAME=VALUE,... "
-                "--force"
-            ]
+            lines += [f"\nFirst: {_nameless(self.path)}"]
         lines += ["\nNext:", *(f"  {line}" for line in self.commands)]
         if any(RECIPE in command for command in self.commands):
             lines += [
@@ -440,14 +437,17 @@ def init(
             described = finished(ask_background(NO_BACKGROUND), start)
         write_atomically(file, described.yaml().encode())
         dataset = load_dataset(DataConfig(dataset=str(file), options={"on_missing": "skip"}))
-        page = file.with_name(f"{file.stem}_preview.html")
-        write_atomically(page, preview(dataset).encode())
         notes = (*described.notes, *proposal.layout.notes, *dataset.notes)
         if earlier is None and not sets:
             notes = (*notes, *_near(folder, out, proposal))
         named = names is not None or earlier is not None or bool(proposal.names) or not proposal.unnamed
         compared = [] if sets or not named else _compared(file, place, like)
         commands = _next_commands(dataset, file, compared)
+        page = file.with_name(f"{file.stem}_preview.html")
+        # One data set of several is only checked: the run over all of them is in the file beside it.
+        after = commands[:1] if sets else commands
+        text = preview(dataset, first="" if named else _nameless(file), commands=after)
+        write_atomically(page, text.encode())
         return NewDescription(file, page, proposal, named, commands, notes, described.table)
 
     with _nothing_left([*outs.values(), *pages, *([out] if sets else [])]):
@@ -468,6 +468,14 @@ def init(
                 else DataError("\n  ".join(texts if len(texts) == 1 else [f"{len(texts)} problems", *texts]))
             )
         return _domains(out, dict(zip((_file_name(place.name) for place in sets), made, strict=True)))
+
+
+def _nameless(file: Path) -> str:
+    """Say what to do about classes without names."""
+    return (
+        f"the classes have no names yet, so they are called by their values; write names into {file} (classes: ...), "
+        "or run init again with --classes NAME=VALUE,... --force"
+    )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everseg.data.batches.transforms import normalise, resize_transform
+from everseg.data.batches.extra import ENDING, read_map
+from everseg.data.batches.transforms import normalise, resize_nearest, resize_transform
 from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
-from everseg.display import Picture, Piece, Result, escaped, percent
-from everseg.errors import ConfigError, DataError
+from everseg.display import Picture, Piece, Result, escaped, share
+from everseg.errors import ConfigError, DataError, some
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
-from everseg.losses.argmax import predict_ids
+from everseg.losses.reading import read_ids
 from everseg.losses.readout import merged_outputs, small_values
 from everseg.models.branch_choice import infer_branch
 from everseg.models.model import SegmentationModel
@@ -32,6 +33,7 @@ from everseg.runs.commit import verify, write_json
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_model, model_folder_at
 from everseg.runs.run_folder import RunFolder
+from everseg.types import SegOutput
 
 MASK_IDS = "classes.json"
 """File beside predicted masks: id -> class name. Model folders have a file of this name with other contents."""
@@ -68,7 +70,7 @@ class Prediction(Result):
 
     def shown(self) -> Iterator[Piece]:
         height, width = self.ids.shape
-        each = ", ".join(f"{name} {percent(share)} %" for name, share in self.shares.items())
+        each = ", ".join(f"{name} {share(part)}" for name, part in self.shares.items())
         yield f"{width}x{height} pixels: {each}"
 
     def to_json(self) -> dict[str, Any]:
@@ -88,8 +90,8 @@ class Prediction(Result):
         colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
         legend = " ".join(
             f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
-            f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {percent(share)} %</span>'
-            for name, share in self.shares.items()
+            f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {share(part)}</span>'
+            for name, part in self.shares.items()
         )
         height, width = self.ids.shape
         return f"{Picture(self._repr_png_, f'{width}x{height} pixels')._repr_html_()}<p>{legend}</p>"
@@ -186,13 +188,34 @@ class LoadedModel:
     def check_alone(self) -> None:
         """Raise a ConfigError if the network needs more of an image than its pixels.
 
-        Only a data set has the further maps; whoever takes images alone asks this before reading the first of them.
+        Who takes images alone asks this before the first of them is read.
         """
         if names := ", ".join(self.model.reads_extra):
             raise ConfigError(
-                f"this model needs {names} of every image, and predict, serve and diff take images alone; everseg eval "
-                "RUN scores it on a data set that has them (data=DATA.yaml data.extra.NAME=DIR)"
+                f"this model needs {names} of every image, and serve and diff take images alone; everseg predict takes "
+                "them (--extra NAME=DIR), and everseg eval RUN scores the model on a data set that has them "
+                "(data=DATA.yaml data.extra.NAME=DIR)"
             )
+
+    def check_extra(self, given: Collection[str], infer_domain: bool = False) -> None:
+        """Raise a ConfigError unless `given` are the further maps that the network needs of every image."""
+        needed = self.model.reads_extra
+        if missing := [name for name in needed if name not in given]:
+            raise ConfigError(
+                f"this model needs {', '.join(missing)} of every image: give "
+                f"{' '.join(f'--extra {name}=DIR' for name in missing)}, a folder with one picture of one channel for "
+                "each image, of the image's name and size"
+            )
+        if unread := [name for name in given if name not in needed]:
+            reads = ", ".join(needed) or "nothing beside the image"
+            raise ConfigError(f"--extra {', '.join(unread)}: this model reads {reads}; leave it out")
+        if needed and self.form.windows() is not None:
+            raise ConfigError(
+                f"the run predicts by sliding windows, and its network reads {', '.join(needed)} of whole images; "
+                "train with data.evaluation=whole or crop"
+            )
+        if needed and infer_domain:
+            raise ConfigError("--infer-domain and --extra exclude each other; give --domain NAME")
 
     @torch.no_grad()
     def predict(
@@ -201,6 +224,7 @@ class LoadedModel:
         *,
         branch: str | None = None,
         infer_domain: bool = False,
+        extra: Mapping[str, np.ndarray] | None = None,
     ) -> Prediction:
         """Classify every pixel of an image at its original size.
 
@@ -209,14 +233,24 @@ class LoadedModel:
                 array (H, W, 3) uint8 RGB. A model of other channels takes one file or array that holds all of them.
             branch: name of a branch, or of a domain that uses it; default the first branch.
             infer_domain: choose the branch from the domains' batch-norm statistics.
+            extra: further maps that the network reads, such as proposals: name -> (H, W) whole numbers, of the image's
+                size.
 
         Raises:
-            ConfigError: there is no such branch, or there are no statistics for the choice, or the network reads
-                further maps beside the image.
-            DataError: the file is not a readable image.
+            ConfigError: there is no such branch, or there are no statistics for the choice, or `extra` lacks a map
+                that the network reads, or has one that it does not.
+            DataError: the file is not a readable image, or a map has another size.
         """
-        self.check_alone()
+        extra = extra or {}
+        self.check_extra(extra, infer_domain)
         pixels = read_image(image, self.form.reading)
+        size = (pixels.shape[0], pixels.shape[1])
+        for name, values in extra.items():
+            if values.shape != size:
+                raise DataError(
+                    f"{name} of {'x'.join(map(str, values.shape[::-1]))} pixels for an image of "
+                    f"{size[1]}x{size[0]}; both need one size"
+                )
         if self.form.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)
         else:
@@ -228,21 +262,47 @@ class LoadedModel:
             branch = self._infer(on_device)
         else:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
-        ids = self._ids(on_device, branch, (pixels.shape[0], pixels.shape[1]))
+        ids = self._ids(on_device, branch, size, extra)
         picture = picture_of(pixels, self.form.channels)
         return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, picture, branch)
 
-    def _ids(self, image: Tensor, branch: str, size: tuple[int, int]) -> Tensor:
-        """Predict the classes, (H, W), of an image (3, h, w) uint8 that already has the network's input size."""
+    def _ids(
+        self, image: Tensor, branch: str, size: tuple[int, int], maps: Mapping[str, np.ndarray]
+    ) -> Tensor:
+        """Predict the classes of an image.
 
-        def see(part: Tensor) -> Tensor:
-            return small_values(self.model(self._normalised(part), (branch,))[branch], readout)
+        Args:
+            image: (3, h, w) uint8 of the network's input size.
+            size: (H, W) of the image as given.
+            maps: further maps that the network reads, (H, W).
+
+        Returns:
+            (H, W) train ids.
+        """
+        read = {"extra": {name: self._as_input(values) for name, values in maps.items()}} if maps else {}
+
+        def see(part: Tensor) -> SegOutput:
+            return self.model(self._normalised(part), (branch,), **read)[branch]
 
         readout = self.model.readout
-        merged = merged_outputs(readout)
         if (windows := self.form.windows()) is not None:
-            return sliding_ids(see, image, windows, merged)
-        return predict_ids(see(image[None]), size, merged)[0]
+            return sliding_ids(
+                lambda part: small_values(see(part), readout), image, windows, merged_outputs(readout)
+            )
+        output = see(image[None])
+        if readout.regions:  # each pixel of the image as given looks its region up
+            whole = {readout.regions: self._on_device(maps[readout.regions])}
+            output = output._replace(features={**output.features, **whole})
+        return read_ids(output, readout, size)[0]
+
+    def _as_input(self, values: np.ndarray) -> Tensor:
+        """Bring a further map to the network's input size, as the pipeline of the data does: (1, h, w)."""
+        if self.form.resized_to is not None:
+            values = resize_nearest(values, *self.form.resized_to)
+        return self._on_device(values)
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64))[None].to(self.device)
 
     def _infer(self, image: Tensor) -> str:
         if (windows := self.form.windows()) is not None:
@@ -256,6 +316,17 @@ class LoadedModel:
 def _stored(ids: np.ndarray) -> np.ndarray:
     """Train ids in the type that masks are written in: uint8, or uint16 above 255 outputs."""
     return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)
+
+
+def _check_maps(folders: Mapping[str, Path], stems: Sequence[Path]) -> None:
+    """Raise a DataError that names the maps missing below `folders`, before any image is predicted."""
+    problems = []
+    for name, folder in folders.items():
+        files = [folder / f"{stem}{ENDING}" for stem in stems]
+        if absent := [str(file) for file in files if not file.is_file()]:
+            problems.append(f"--extra {name}: {len(absent)} images have no map: {some(absent, 5)}")
+    if problems:
+        raise DataError("\n  ".join(problems))
 
 
 def load(
@@ -299,6 +370,7 @@ def predict(
     builder: Any = None,
     domain: str | None = None,
     infer_domain: bool = False,
+    extra: Mapping[str, str | Path] | None = None,
     quiet: bool = False,
 ) -> Predictions:
     """Predict images and folders of images. Write id masks and overlays.
@@ -311,6 +383,8 @@ def predict(
         domain: the branch for all images; required if the model has several.
         infer_domain: choose the branch of every image from the domains' batch-norm statistics. The file `domains.json`
             beside the masks lists the choices.
+        extra: further maps that the network reads, such as proposals: name -> folder with a map `NAME.png` for each
+            image, below it as the image lies below the folder given; one channel, of the image's size.
         builder: the builder of your own architecture, if the model is not a built-in one.
         quiet: print no progress.
 
@@ -319,22 +393,25 @@ def predict(
         beside them names the ids, separately for each branch if `infer_domain` is set.
 
     Raises:
-        ConfigError: the model has several branches, and `domain` is missing or unknown; or it reads further maps beside
-            an image; or a result would overwrite an input image. (Results of an earlier call are replaced.)
+        ConfigError: the model has several branches, and `domain` is missing or unknown; or `extra` is not what the
+            network reads; or a result would overwrite an input image. (Results of an earlier call are replaced.)
         DataError: no image is found, or some cannot be read; the message lists all of them. If their headers show it,
             nothing is written. Damage behind a sound header is found when the image is decoded; the results of all
             others are then written.
     """
     model = load(path, step=step, builder=builder)
-    model.check_alone()
+    folders = {name: Path(folder).expanduser().resolve() for name, folder in (extra or {}).items()}
+    model.check_extra(folders, infer_domain)
     model.check_branch(domain, infer_domain)
     out = Path(out)
     written, taken, damaged = [], {}, []
     files, left_out = files_to_predict(images, out, model.form.reading)
+    _check_maps(folders, [stem for _, stem in files])
     with counting("predicting", quiet=quiet) as advance:
         for number, (image, stem) in enumerate(files):
             try:
-                prediction = model.predict(image, branch=domain, infer_domain=infer_domain)
+                maps = {name: read_map(folder, f"{stem}{ENDING}") for name, folder in folders.items()}
+                prediction = model.predict(image, branch=domain, infer_domain=infer_domain, extra=maps)
             except DataError as error:
                 damaged.append(str(error))
             else:

@@ -1,6 +1,14 @@
 """Integer confusion counts and the scores derived from them."""
 
-from everseg.metrics.bootstrap import defined_means, group_miou, resampled_sums, sums_of
+from everseg.metrics.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    defined_means,
+    group_miou,
+    interval,
+    resampled_sums,
+    sums_of,
+)
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import (
     defined_mean,
@@ -22,6 +30,8 @@ from everseg.metrics.scores import (
 )
 
 __all__ = [
+    "LEVEL",
+    "RESAMPLES",
     "ConfusionMatrix",
     "class_accuracy",
     "defined_mean",
@@ -30,6 +40,7 @@ __all__ = [
     "first_last_scores",
     "frequency_weighted_iou",
     "group_miou",
+    "interval",
     "iou",
     "iou_eval",
     "iou_of_sums",

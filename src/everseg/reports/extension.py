@@ -123,10 +123,8 @@ def notes(told: Told, method: str) -> list[str]:
         method: name of the run's method.
     """
     said = [f"{text[:1].upper()}{text[1:]}." for text in [told.step.kept.get("text", "")] if text]
-    gate = told.step.kept.get("gate")
-    if gate is not None:
-        passed = (told.step.kept.get("share") or 0.0) >= gate
-        said.append(f"Gate: {'PASS' if passed else 'FAIL'}, at least {percent(gate)} % was asked for.")
+    if verdict := told.step.kept.get("verdict"):
+        said.append(f"Gate: {verdict}.")
     if method == "complete" and told.hidden:
         said.append(
             "Labels are missing in the new images where an old class may be that they do not label. There the deployed "

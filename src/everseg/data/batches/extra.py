@@ -48,17 +48,8 @@ class MapFolder:
         return self.root / f"{self.split.id(index)}{ENDING}"
 
     def read(self, index: int) -> np.ndarray:
-        """Decode the map of one image: (H, W) uint8, or uint16 where the file has 16 bits.
-
-        Raises:
-            DataError: missing, unreadable, or not a picture of one channel without loss.
-        """
-        path = self.path(index)
-        with open_inside(self.root, f"{self.split.id(index)}{ENDING}") as file:
-            picture = open_picture(file, path, Reading())
-            wide = picture.mode.startswith("I")
-            values = decode_mask(picture, path, MaskCoding(most=2**16 - 1))
-        return values.astype(np.uint16 if wide else np.uint8, copy=False)
+        """Decode the map of one image, as `read_map` does."""
+        return read_map(self.root, f"{self.split.id(index)}{ENDING}")
 
     def missing(self, indices: Iterable[int]) -> list[Path]:
         """Paths of the maps that do not exist."""
@@ -69,6 +60,24 @@ class MapFolder:
         chosen = list(indices)
         digests = map_samples(_digest, (self, chosen), len(chosen))
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def read_map(folder: Path, name: str) -> np.ndarray:
+    """Decode one map: (H, W) uint8, or uint16 where the file has 16 bits.
+
+    Args:
+        folder: the folder of maps; nothing outside it is read.
+        name: path of the file below it.
+
+    Raises:
+        DataError: missing, unreadable, or not a picture of one channel without loss.
+    """
+    path = folder / name
+    with open_inside(folder, name) as file:
+        picture = open_picture(file, path, Reading())
+        wide = picture.mode.startswith("I")
+        values = decode_mask(picture, path, MaskCoding(most=2**16 - 1))
+    return values.astype(np.uint16 if wide else np.uint8, copy=False)
 
 
 def _digest(subject: tuple[MapFolder, list[int]], place: int) -> str:

@@ -313,10 +313,10 @@ def _overlap(move: int, length: int) -> slice:
 def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     if label.shape == (height, width):
         return image, label
-    return _bilinear(image, height, width), _nearest(label, height, width)
+    return _bilinear(image, height, width), resize_nearest(label, height, width)
 
 
-def _nearest(label: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_nearest(label: np.ndarray, height: int, width: int) -> np.ndarray:
     only, maps = parted(label)
     small = [
         np.asarray(

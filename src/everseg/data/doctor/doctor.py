@@ -26,7 +26,7 @@ from everseg.data.doctor.examine import SIGNATURE, Examined, Job, examine
 from everseg.data.doctor.findings import ClassRow, Finding, Level, Report, finding
 from everseg.data.mask_values import MaskFile, mixed_kinds, no_data_doubts, palettes_differ, void_doubts
 from everseg.data.writing import write_atomically
-from everseg.display import percent
+from everseg.display import percent, share
 from everseg.errors import DataError, EversegError, some
 from everseg.labels import RawLabels
 
@@ -271,7 +271,7 @@ def _no_data_images(name: str, labels: RawLabels, samples: list[Examined]) -> It
     total = sum(int(s.counts.sum()) for s in samples if s.counts is not None)
     if held:
         classes = [
-            f"{labels.names[raw]} ({percent(n / total)} % of all pixels)" for raw, n in sorted(pixels.items())
+            f"{labels.names[raw]} ({share(n / total)} of all pixels)" for raw, n in sorted(pixels.items())
         ]
         text = (
             f"{len(held)} images have pixels without data (GDAL_NODATA) that the masks label as {some(classes, 8)}: "
@@ -390,7 +390,7 @@ def _of_values(dataset: Dataset, samples: Mapping[str, list[Examined]]) -> Itera
         text = f"every pixel of every mask is '{names.get(held[0], f'id {held[0]}')}'"
         yield finding("error", "one-value", "", "", text)
     stated = [getattr(split, "void_share", None) for split in dataset.splits.values()]
-    allowed = max((share for share in stated if share is not None), default=None)
+    allowed = max((one for one in stated if one is not None), default=None)
     if allowed and lost > allowed:
         text = (
             f"{percent(lost)} % of the pixels are without annotation; void_share states {percent(allowed)} %"

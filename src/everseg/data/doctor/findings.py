@@ -11,7 +11,7 @@ from typing import Any, Literal
 from everseg.data.class_colours import colour_word
 from everseg.data.datasets.options import read_skiplist, skiplist_line
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result, escaped, percent, printable, table
+from everseg.display import Piece, Result, escaped, printable, share, table
 from everseg.errors import ConfigError
 
 Level = Literal["error", "warning", "note"]
@@ -222,11 +222,11 @@ class Report(Result):
             parts: list[str] = []
             for row in rows[:3]:
                 how = _colour(row.colours[0]) if row.colours else f"id {row.id}"
-                share = _share(row.pixels[name], total)
+                part = _share(row.pixels[name], total)
                 parts.append(
-                    f"{row.name} {share} ({how})"
+                    f"{row.name} {part} ({how})"
                     if parts
-                    else f"{row.name} covers {share} of the pixels ({how})"
+                    else f"{row.name} covers {part} of the pixels ({how})"
                 )
             if parts:
                 void = self.void.get(name, 0)
@@ -243,7 +243,7 @@ def _colour(colour: tuple[int, int, int]) -> str:
 
 
 def _share(pixels: int, total: int) -> str:
-    return f"{percent(pixels / total)} %" if total else "-"
+    return share(pixels / total if total else None)
 
 
 def finding(level: Level, code: str, split: str, sample: str, message: str) -> Finding:

@@ -43,7 +43,7 @@ from everseg.data.proposal.naming import (
     void_or,
 )
 from everseg.data.proposal.tool_names import tool_names
-from everseg.display import percent
+from everseg.display import share
 from everseg.errors import ConfigError, DataError, some
 from everseg.labels import (
     BACKGROUND,
@@ -113,8 +113,8 @@ class Proposal:
         if self.background is not None:
             guesses.append(f"{shown(self.background)} is background")
         if self.ignore is not None and self.ignore in self.values.ids:
-            share = percent(self.values.ids[self.ignore] / self.values.pixels)
-            guesses.append(f"{self.ignore} marks pixels without annotation ({share} % of the pixels)")
+            ignored = share(self.values.ids[self.ignore] / self.values.pixels)
+            guesses.append(f"{self.ignore} marks pixels without annotation ({ignored} of the pixels)")
         if guesses:
             lines.append("Guess: " + ", ".join(guesses))
         if self.values.faults:
@@ -378,7 +378,7 @@ def _require_named(values: Values, named: Mapping[Value, str], names: NameList |
     counts = values.counts
     missing = [v for v in counts if v not in named]
     if missing:
-        lines = [f"{_coloured(v)} on {percent(counts[v] / values.pixels)} % of the pixels" for v in missing]
+        lines = [f"{_coloured(v)} on {share(counts[v] / values.pixels)} of the pixels" for v in missing]
         source = names.source if names is not None else "--classes"
         raise ConfigError(
             f"{source}: no name for {some(lines, 12, '; ')}; add NAME={shown(missing[0])}, or "
@@ -448,7 +448,7 @@ def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> 
         named.setdefault(value, find_name(name, like.classes.values()) or name)
     counts = values.counts
     if new := [v for v in counts if v not in named]:
-        lines = [f"{_coloured(v)} on {percent(counts[v] / values.pixels)} % of the pixels" for v in new]
+        lines = [f"{_coloured(v)} on {share(counts[v] / values.pixels)} of the pixels" for v in new]
         problems.append(
             f"--like: {like.source} does not know {some(lines, 8, '; ')}; name what is new beside --like: --classes "
             f"NAME={shown(new[0])} ({IGNORE_NAME}={shown(new[0])}: without annotation)"
@@ -466,7 +466,7 @@ def _taken_over(proposal: Proposal, given: Sequence[str] | None, like: Like) -> 
         notes.append(f"{like.source} has {some(absent, 12)}, which no mask here shows")
     lost = sum(n for v, n in counts.items() if named[v] == IGNORE_NAME)
     if lost > VOID_SHARE * values.pixels:
-        notes.append(f"{percent(lost / values.pixels)} % of the pixels are without annotation")
+        notes.append(f"{share(lost / values.pixels)} of the pixels are without annotation")
     return _Meaning(values, named, classes, ignore, like.background, notes=tuple(notes))
 
 
@@ -623,19 +623,19 @@ def _table(meaning: _Meaning) -> list[str]:
     raw = {name: i for i, name in meaning.classes.items()}
     lines = []
     for value, name in sorted(meaning.named.items(), key=lambda item: (raw.get(item[1], 999), str(item[0]))):
-        share = (
-            f"{percent(counts[value] / meaning.values.pixels, digits=2)} % of the pixels"
+        seen = (
+            f"{share(counts[value] / meaning.values.pixels, digits=2)} of the pixels"
             if value in counts
             else ""
         )
-        if not share and len(meaning.named) > 64:
+        if not seen and len(meaning.named) > 64:
             continue
         own = meaning.values.own.get(value) if isinstance(value, int) else None
         place = f" ({_coloured(own)})" if own is not None else ""
         number = "without annotation" if name == IGNORE_NAME else f"id {raw[name]} = {name}"
         if name == meaning.background and not is_background_name(name):
             number += " (background)"
-        lines.append(f"{_coloured(value)}{place} = {number}: {share or 'in no mask'}")
+        lines.append(f"{_coloured(value)}{place} = {number}: {seen or 'in no mask'}")
     more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return [*lines[:SHOWN], *more]
 
