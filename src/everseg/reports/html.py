@@ -208,7 +208,7 @@ def assemble(
     drop: Mapping[str, Any] | None,
     classes_per_step: numbers.Rows,
     notes: list[str],
-    alternating: Mapping[str, float],
+    alternating: Mapping[str, float] | None = None,
 ) -> page.Page:
     """Collect the content of a report.
 
@@ -216,7 +216,7 @@ def assemble(
         drop: the result of `drop_against_single` for a run over domains; None for others, and where it is unknown.
         classes_per_step: images and pixels per class; [] if the data are not available.
         notes: what is missing; this function may add notes.
-        alternating: what `picture_grid.alternating` found in the pictures; {} without pictures.
+        alternating: what `picture_grid.alternating` found in the pictures; None without pictures.
     """
     stored, tracks = results.config, results.tracks
     kind, several = kind_of(results), bool(stored.data.domains)
