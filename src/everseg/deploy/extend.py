@@ -116,8 +116,8 @@ class Extension(Result):
         yield f"old:  {self.kept.text}"
         if asked := self.gate.text:
             yield (
-                f"gate: PASS, {asked} asked for, {percent(self.kept.share)} % left of the old classes; what else is "
-                "called a new class stands beside it above"
+                f"gate: PASS, {percent(self.kept.share)} % of the old classes' quality is left, and {asked} was asked "
+                "for. It does not judge the other pixels that are called a new class (line 'new')"
             )
         yield from self.bundle.parity_text()
         page = self.run / REPORT
@@ -449,9 +449,9 @@ def configuration(
     config = from_stored(base, chosen)
     if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
         raise ConfigError(
-            f"method '{config.method.name}': the model of {source.path} has no background, so pixels without a label "
-            "would not keep the new class from spreading over everything; method=complete (the default here) teaches "
-            "there what the deployed model is sure of"
+            f"method '{config.method.name}': the model of {source.path} has no background class, so pixels without a "
+            "label would all become the new class. Use method=complete (the default here): there it teaches what the "
+            "deployed model is sure of"
         )
     refuse_own_code(config, chosen, named=[str(data)])
     return config
@@ -468,7 +468,7 @@ def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool
     if how not in get_args(How):
         raise ConfigError(f"--how: choose one of {', '.join(get_args(How))}, not '{how}'")
     if method is not None:
-        raise ConfigError("--how chooses the method; leave --method out, or give it alone")
+        raise ConfigError("--how chooses the method already; give only one of --how and --method")
     if how == "thorough" and read_memory(source.path) is None:
         raise ConfigError(
             f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
@@ -515,7 +515,8 @@ def _lines(
     images = step.train[0]
     space = next(iter(source.spaces.values()))
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
+        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"{source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted(
@@ -542,12 +543,12 @@ def _lines(
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         yield (
             f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"{blank} pixels ({listed}). The old classes are kept by such pixels."
+            f"{blank} pixels ({listed}). These pixels help to keep the old classes."
         )
     else:
         yield (
             f"check:  warning: the deployed model finds none of its classes in the {blank} pixels. "
-            "There is little to keep the old classes by."
+            "So little in these images helps to keep the old classes."
         )
     if not measuring:
         yield (

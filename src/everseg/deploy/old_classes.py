@@ -247,8 +247,8 @@ def estimated(
         "Of the pixels that the deployed "
         f"model gives to old classes, {percent(figures['became_new'])} % became a new class, "
         f"{percent(figures['became_old'])} % another old class and {percent(figures['became_background'])} % "
-        "background. Pixels labelled as a new class and those that the labels say are right now are left out. Where "
-        "the two models differ, either may be right",
+        "background. Not counted: pixels labelled as a new class, and those where the label and the new model agree. "
+        "Where the two models differ, either may be right",
         between,
     )  # fmt: skip
 

@@ -9,16 +9,20 @@ from everseg.metrics.bootstrap import (
     resampled_sums,
     sums_of,
 )
+from everseg.metrics.boundary import boundary_region, boundary_sums, boundary_width
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import (
+    boundary_scores,
     defined_mean,
     first_last_scores,
     relative_drop,
     sequence_scores,
     step_scores,
 )
+from everseg.metrics.per_image import image_scores, image_statistics
 from everseg.metrics.scores import (
     class_accuracy,
+    dice,
     false_share,
     frequency_weighted_iou,
     iou,
@@ -33,13 +37,20 @@ __all__ = [
     "LEVEL",
     "RESAMPLES",
     "ConfusionMatrix",
+    "boundary_region",
+    "boundary_scores",
+    "boundary_sums",
+    "boundary_width",
     "class_accuracy",
     "defined_mean",
     "defined_means",
+    "dice",
     "false_share",
     "first_last_scores",
     "frequency_weighted_iou",
     "group_miou",
+    "image_scores",
+    "image_statistics",
     "interval",
     "iou",
     "iou_eval",

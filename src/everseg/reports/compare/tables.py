@@ -235,7 +235,10 @@ def terminal(made: Json) -> list[Any]:
     pieces: list[Any] = []
     for table in made["tables"]:
         if table["reasons"]:
-            pieces.append("Not in one table with the first, because of\n  " + "\n  ".join(table["reasons"]))
+            pieces.append(
+                "Not in the same table as the first run, because these differ:\n  "
+                + "\n  ".join(table["reasons"])
+            )
         for convention, columns in conventions(table):
             labels = table["facts"].get("labels")
             what = ", ".join(filter(None, [table["title"], convention, labels and f"label policy {labels}"]))
