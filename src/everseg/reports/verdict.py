@@ -170,8 +170,8 @@ def _old(results: Results, kind: Kind) -> list[Finding]:
                 Light.AMBER, "old classes", "nothing says how much of the old classes is left",
                 "Give images with labels of old classes (everseg extend --old-val DATA)",
             )]  # fmt: skip
-        lost = 1 - float(kept["share"])
-        light = _light(lost, FALLEN)
+        gate = str(kept.get("verdict") or "")
+        light = Light.RED if gate.startswith("FAIL") else _light(1 - float(kept["share"]), FALLEN)
         said = f"{percent(kept['share'])} % of the old classes' quality is left, {kept['how']}"
         advice = "Keep the deployed model, or extend again with everseg extend --how thorough"
         return [Finding(light, "old classes", said, "" if light is Light.GREEN else advice)]
