@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_path_that_is_nothing_of_everseg_is_called_what_it_is(call, here, path, facts):
     for command in (*OF_RUNS, *OF_BUNDLES, "predict"):
-        code, _, err = call(command, path, *MORE.get(command, ()), "--quiet" if command in MORE else "--json")
+        code, _, err = call(command, path, *MORE.get(command, ()))
         assert code in (2, 3, 4), (command, err)
         must_say(err, path, *facts)
         assert "everseg export" in err or "run folder" in err, (command, "no way out", err)
