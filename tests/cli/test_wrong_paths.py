@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("NO_SUCH", ["does not exist"]),
         ("runs/sings", ["does not exist", "runs/signs"]),
-        ("photos", ["neither a run nor a model"]),
+        ("photos", ["holds neither a run"]),
         ("photos/a.png", ["a file"]),
         ("empty", ["an empty folder"]),
         ("runs", ["folder of runs", "runs/signs"]),

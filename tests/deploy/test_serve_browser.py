@@ -46,7 +46,7 @@ def bundles(tmp_path_factory) -> list[Path]:
 @contextmanager
 def running(bundles: list[Path]) -> Iterator[Server]:
     with Server(bundles, 0) as one:
-        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=one.serve_forever)
         thread.start()
         try:
             yield one

@@ -102,7 +102,7 @@ class Bundle(Result):
     @property
     def parity(self) -> Mapping[str, Mapping[str, Any]]:
         """Branch -> difference between its ONNX file and PyTorch. Empty without ONNX files."""
-        found: Mapping[str, Mapping[str, Any]] = self.lineage["parity"]
+        found: Mapping[str, Mapping[str, Any]] = self.lineage.get("parity", {})
         return found
 
     def parity_text(self) -> list[str]:

@@ -671,7 +671,7 @@ def _state(source: Path, lineage: dict[str, Any], chosen: MethodConfig) -> dict[
     if build_method(chosen).state_dict():
         made_by = f"trained with '{lineage['method']}'" if lineage.get("method") else "not trained by everseg"
         raise ConfigError(
-            f"method '{method}' goes on from what it gathered in earlier steps, and {source} was {made_by}, which "
-            "gathered nothing for it; take a method that needs the model alone, such as mib or lwf"
+            f"method '{method}' needs statistics that only a run of '{method}' saves, and {source} was {made_by}; "
+            f"choose a method that needs the model alone, such as mib or lwf, or train {source} again with '{method}'"
         )
     return {}

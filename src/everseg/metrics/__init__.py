@@ -1,6 +1,14 @@
 """Integer confusion counts and the scores derived from them."""
 
-from everseg.metrics.bootstrap import defined_means, group_miou, resampled_sums, sums_of
+from everseg.metrics.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    defined_means,
+    group_miou,
+    interval,
+    resampled_sums,
+    sums_of,
+)
 from everseg.metrics.boundary import boundary_region, boundary_sums, boundary_width
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import (
@@ -26,6 +34,8 @@ from everseg.metrics.scores import (
 )
 
 __all__ = [
+    "LEVEL",
+    "RESAMPLES",
     "ConfusionMatrix",
     "boundary_region",
     "boundary_scores",
@@ -41,6 +51,7 @@ __all__ = [
     "group_miou",
     "image_scores",
     "image_statistics",
+    "interval",
     "iou",
     "iou_eval",
     "iou_of_sums",

@@ -25,6 +25,7 @@ from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.models.stored import Sizes
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
+from everseg.runs.documents import LINEAGE as LINEAGE_SHAPE
 from everseg.runs.input_form import InputForm
 from everseg.runs.place import LINEAGE, MODEL, what_is
 from everseg.types import Readout
@@ -105,7 +106,7 @@ class ModelFile:
         """
         if self.registry is None:
             raise CheckpointError(
-                f"{where} is no bundle: its {FILE} gives the classes no lasting ids; make one with: everseg export"
+                f"{where} is not a bundle: its {FILE} gives the classes no lasting ids; make one: everseg export RUN"
             )
         return self.registry
 
@@ -293,14 +294,7 @@ def read_lineage(bundle: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    lineage = read_document(bundle / LINEAGE, "steps", "history")
-    problems = []
-    if type(lineage["steps"]) is not int or not 0 <= lineage["steps"] < 2**31:
-        problems.append("steps: expected the number of steps")
-    if not _is_list_of(lineage["history"], dict):
-        problems.append("history: expected an entry for each step")
-    _raise_damage(bundle / LINEAGE, problems)
-    return lineage
+    return read_document(bundle / LINEAGE, shape=LINEAGE_SHAPE)
 
 
 # ---------------------------------------------------------------- reading

@@ -375,7 +375,9 @@ class RunFolder:
         found = self._arrays(index, "confusion.npz", np.int64, self._listed(index, files))
         for name, each in found.items():
             if each.ndim != 2 or each.shape[0] != each.shape[1] or each.min(initial=0) < 0:
-                raise self._unfit(index, f"confusion.npz is damaged: '{name}' is no square table of counts")
+                raise self._unfit(
+                    index, f"confusion.npz is damaged: '{name}' is not a square table of counts"
+                )
         return found
 
     def images(
@@ -399,7 +401,9 @@ class RunFolder:
         for name, each in found.items():
             assert counts is not None
             if each.ndim != 3 or each.shape[1] != 3:
-                raise self._unfit(index, f"images.npz is damaged: '{name}' is no table of counts per image")
+                raise self._unfit(
+                    index, f"images.npz is damaged: '{name}' is not a table of counts per image"
+                )
             if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
                 raise self._unfit(index, "images.npz does not fit confusion.npz beside it")
         return found
