@@ -247,7 +247,7 @@ def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     made = collect([tmp_path / "x"])[0]
     assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft"]
     must_say(made["notes"][0], "half", "left out")
-    with pytest.raises(ConfigError, match="no run folder") as caught:
+    with pytest.raises(ConfigError, match="needs run folders") as caught:
         everseg.compare([tmp_path, tmp_path / "nothing"])
     assert len(caught.value.problems) == 2
     (tmp_path / "x/whole/journal.jsonl").write_text('{"event": "train", "step": 0}\n')
@@ -425,4 +425,4 @@ def test_the_command_prints_the_table_and_json(sweep: Path, call: Call) -> None:
     assert [g["name"] for g in json.loads(out)["tables"][0]["groups"]] == ["mib", "ft"]
     code, _, err = call("compare", sweep / "nothing")
     assert code == 2
-    assert "no run folder" in err
+    assert "needs run folders" in err

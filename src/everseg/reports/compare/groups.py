@@ -12,12 +12,13 @@ from typing import Any
 from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity, load
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, some
 from everseg.labels import policies_apart, policy_name
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
 from everseg.reports.compare.cost import costs
 from everseg.reports.text import value_text
+from everseg.runs.place import what_is
 from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RECORD, RunFolder
 from everseg.scenarios.tasks import canonical_task
@@ -155,11 +156,12 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
             continue
         inside = [path] if RunFolder(path).is_begun else sorted(p.parent for p in path.glob(f"*/{RECORD}"))
         if not inside:
-            problems.append(f"{path}: no run folder (no run.json), and none in it")
+            problems.append(f"{path} {what_is(path)}; this needs run folders ({RECORD}), or a folder of some")
         for one in inside:
             folders.setdefault(one.resolve(), RunFolder(one))
     if not folders and not problems:
-        problems = ["expected run folders, or a folder of runs"]
+        files = f", not {some([str(path) for path in paths], 4)}" if paths else ""
+        problems = [f"expected run folders, or a folder of runs{files}"]
     if problems:
         raise ConfigError(problems)
     return list(folders.values())
