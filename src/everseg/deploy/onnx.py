@@ -22,6 +22,7 @@ from everseg.errors import ConfigError, GateError
 from everseg.losses.argmax import predict_ids
 from everseg.losses.readout import full_values, merged_outputs, small_values
 from everseg.models.adapters.encoders import LibraryEncoder
+from everseg.models.adapters.whole import WholeNetwork
 from everseg.models.folding import united
 from everseg.models.model import SegmentationModel
 from everseg.models.open_sizes import Sizes, given_sizes, places
@@ -82,6 +83,11 @@ class Deployed(nn.Module):
         # Tables of 16 bits are looked up as 32: runtimes support more operations on them.
         self.wide = mask_type(ids) is np.uint16
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.int32 if self.wide else torch.uint8))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the encoder, or the whole network, is another library's."""
+        return isinstance(self.model.encoder, LibraryEncoder | WholeNetwork)
 
     @property
     def multiple(self) -> int | None:
@@ -251,13 +257,16 @@ class Parity:
 
 
 @torch.no_grad()
-def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], source: str) -> Parity:
+def check_parity(
+    deployed: Deployed, file: bytes, images: Sequence[np.ndarray], source: str, *, one_size: bool = False
+) -> Parity:
     """Run images through PyTorch and onnxruntime and compare. Each image is used at its own size and a smaller one.
 
     Args:
         file: the result of `to_onnx`.
         images: (H, W, 3) uint8 each, already resized for the model.
         source: description of the images.
+        one_size: the graph takes the size of these images only, so the smaller one is left out.
 
     Raises:
         GateError: a logit or more than a few pixels differ. The message says by how much.
@@ -268,7 +277,7 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
     sizes: dict[tuple[int, int], None] = {}
     worst = relative = 0.0
     equal = total = 0
-    for image in _at_sizes(images):
+    for image in map(np.ascontiguousarray, images) if one_size else _at_sizes(images):
         inputs = normalise(
             torch.from_numpy(image.transpose(2, 0, 1).copy())[None],
             deployed.form.normalisation,
