@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,6 +112,10 @@ def extend(
         float | None,
         typer.Option(metavar="SHARE", help="Share of the old classes' quality that must be left, 0 to 1."),
     ] = None,
+    keep_each_at_least: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The same of every old class that can be judged."),
+    ] = None,
     old_val: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Data with labels of old classes, to measure that quality."),
@@ -143,6 +148,7 @@ def extend(
         budget=budget,
         out=out,
         keep_at_least=keep_at_least,
+        keep_each_at_least=keep_each_at_least,
         old_val=old_val,
         images=images,
         onnx=False if no_onnx else None,
@@ -259,17 +265,27 @@ def serve(
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
+    ] = 120,
     quiet: Quiet = False,
 ) -> None:
     """Show a web page, on this machine only: drop an image there, and see the classes of one or two bundles."""
     from everseg import api
 
-    with api.serve(bundle, other, port=port, builder=builder(model), quiet=quiet) as serving:
-        give(serving)
-        say("end with Ctrl-C")
-        sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
-            serving.wait()
+    # Service managers end a program with SIGTERM. Like Ctrl-C, it lets the prediction that runs finish.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with api.serve(
+            bundle, other, port=port, builder=builder(model), timeout=timeout, quiet=quiet
+        ) as serving:
+            give(serving)
+            say("end with Ctrl-C")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                serving.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     note("stopped")
 
 

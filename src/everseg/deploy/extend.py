@@ -21,7 +21,7 @@ from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run, recipe_of
-from everseg.deploy.old_classes import LOOKED, Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.old_classes import LOOKED, Gate, Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.display import Piece, Result, percent
@@ -96,8 +96,8 @@ class Extension(Result):
     """Quality of the old classes that is left."""
     taught: tuple[Taught, ...]
     """Each new class on every test image of the new data: its IoU, and how much else is called so."""
-    gate: float | None
-    """Required share of the old classes' quality, if one was given."""
+    gate: Gate
+    """What was asked of the old classes' quality."""
     on_new: tuple[OnNew, ...] = ()
     """Each old class on the new data's test images, before and after."""
     notes: tuple[str, ...] = ()
@@ -114,10 +114,10 @@ class Extension(Result):
         if told := [one for one in self.on_new if one.pixels]:
             yield f"seen: {_seen_text(told)} (IoU of old classes on the new images, percent)"
         yield f"old:  {self.kept.text}"
-        if self.gate is not None:
+        if asked := self.gate.text:
             yield (
-                f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left of the old "
-                "classes; what else is called a new class stands beside it above"
+                f"gate: PASS, {percent(self.kept.share)} % of the old classes' quality is left, and {asked} was asked "
+                "for. It does not judge the other pixels that are called a new class (line 'new')"
             )
         yield from self.bundle.parity_text()
         page = self.run / REPORT
@@ -133,7 +133,8 @@ class Extension(Result):
             "new": self.new,
             "taught": [asdict(one) for one in self.taught],
             "on_new": [asdict(one) for one in self.on_new],
-            "gate": self.gate,
+            "gate": self.gate.mean,
+            "gate_each": self.gate.each,
             "notes": list(self.notes),
         }
 
@@ -148,6 +149,7 @@ def extend(
     budget: str | None = None,
     out: str | Path | None = None,
     keep_at_least: float | None = None,
+    keep_each_at_least: float | None = None,
     old_val: str | Path | None = None,
     images: str | Path | None = None,
     onnx: bool | None = None,
@@ -176,6 +178,7 @@ def extend(
             word are measured, and the most thorough one that fits is taken. A run that has begun keeps its own.
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
+        keep_each_at_least: the same share for every old class that is judged.
         old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
         images: as for `export`.
         onnx: write the ONNX file; by default if the old bundle has one.
@@ -189,8 +192,7 @@ def extend(
     """
     source = open_bundle(bundle)
     target = Path(out) if out is not None else _next_name(source.path)
-    if keep_at_least is not None and not 0 < keep_at_least <= 1:
-        raise ConfigError(f"--keep-at-least: expected a share above 0, at most 1, got {keep_at_least:g}")
+    gate = Gate(keep_at_least, keep_each_at_least)
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
@@ -233,20 +235,22 @@ def extend(
     told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
     if processes.is_main_process:
         # The gate belongs to the bundle's quality, not to the run's identity, so another call may ask for another one.
-        document = json.loads(json.dumps({**told, "gate": keep_at_least}))
+        document = json.loads(
+            json.dumps({**told, "gate": gate.mean, "gate_each": gate.each, "verdict": gate.verdict(kept)})
+        )
         changed = folder.kept(index) != document
         if changed:
             folder.save_kept(index, document)
         if config.report:
             report_at_the_end(Results(folder), config, quiet=quiet, again=changed)
-    if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
-        raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
+    if why := gate.fails(kept):
+        raise GateError(_failed(source, folder, target, kept, new, why))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
         _write(target, folder, index, builder, told, with_onnx, images, overrides, memory)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
-    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, on_new, notes)
+    return Extension(open_bundle(target), folder.path, kept, new, gate, on_new, notes)
 
 
 def preview(
@@ -445,9 +449,9 @@ def configuration(
     config = from_stored(base, chosen)
     if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
         raise ConfigError(
-            f"method '{config.method.name}': the model of {source.path} has no background, so pixels without a label "
-            "would not keep the new class from spreading over everything; method=complete (the default here) teaches "
-            "there what the deployed model is sure of"
+            f"method '{config.method.name}': the model of {source.path} has no background class, so pixels without a "
+            "label would all become the new class. Use method=complete (the default here): there it teaches what the "
+            "deployed model is sure of"
         )
     refuse_own_code(config, chosen, named=[str(data)])
     return config
@@ -464,7 +468,7 @@ def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool
     if how not in get_args(How):
         raise ConfigError(f"--how: choose one of {', '.join(get_args(How))}, not '{how}'")
     if method is not None:
-        raise ConfigError("--how chooses the method; leave --method out, or give it alone")
+        raise ConfigError("--how chooses the method already; give only one of --how and --method")
     if how == "thorough" and read_memory(source.path) is None:
         raise ConfigError(
             f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
@@ -511,7 +515,8 @@ def _lines(
     images = step.train[0]
     space = next(iter(source.spaces.values()))
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
+        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"{source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted(
@@ -538,12 +543,12 @@ def _lines(
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         yield (
             f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"{blank} pixels ({listed}). The old classes are kept by such pixels."
+            f"{blank} pixels ({listed}). These pixels help to keep the old classes."
         )
     else:
         yield (
             f"check:  warning: the deployed model finds none of its classes in the {blank} pixels. "
-            "There is little to keep the old classes by."
+            "So little in these images helps to keep the old classes."
         )
     if not measuring:
         yield (
@@ -610,12 +615,11 @@ def _next_name(path: Path) -> Path:
 
 
 def _failed(
-    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Sequence[Taught], gate: float
+    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Sequence[Taught], why: str
 ) -> str:
     """Write the message of a gate that failed."""
-    left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
     return (
-        f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"
+        f"gate: FAIL, {why}.\n"
         f"{_capital(kept.text)}.\n{f'New classes: {_new_text(new)}.' if new else 'No new class was taught.'}\n"
         f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
         f"Write it all the same: everseg export {folder.path} --out {target}"

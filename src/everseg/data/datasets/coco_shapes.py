@@ -20,6 +20,8 @@ BOXES = ("void", "fill")
 """What becomes of an object that has a box and no shape."""
 MAX_OUTLINE = 2_000_000
 """Pixels along one polygon; of longer ones the library would take memory without asking (about 50 bytes per pixel)."""
+MOST_DRAWN, MOST_RUNS = 20_000_000_000, 50_000_000
+"""Pixels and runs of pixels that all objects of an image may draw together: about half a minute."""
 _SHOWN = 8
 _NOT_PACKED = re.compile("[^0-o]|[P-o]{7}")
 """A character that packed run lengths do not have, or a number of more than 35 bits."""
@@ -86,6 +88,7 @@ def draw(
     faults: list[str] = []
     said = [] if remarks is None else remarks
     open_boxes: list[list[int]] = []
+    drawn = drawn_runs = 0
     for number, (category, segmentation) in enumerate(picture.objects):
         name = picture.called(number)
         has_shape = not is_empty(segmentation)
@@ -100,6 +103,12 @@ def draw(
         except DataError as error:
             faults.append(f"{name}: {error}")
             continue
+        drawn, drawn_runs = drawn + int(runs[1::2].sum()), drawn_runs + runs.size // 2
+        if drawn > MOST_DRAWN or drawn_runs > MOST_RUNS:
+            raise DataError(
+                f"its objects up to {name} cover {drawn} pixels in {drawn_runs} runs, and it has {height * width}; "
+                "objects that lie on each other so often are no annotation"
+            )
         # A last run of 0 has no run of 1 after it.
         ends = np.cumsum(runs).tolist()
         if has_shape and not runs[1::2].any():
@@ -237,7 +246,7 @@ def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
     elif isinstance(counts, list) and all(map(_is_whole, counts)):
         runs = np.array(counts, np.int64)
     else:
-        raise DataError("run lengths that are no whole numbers")
+        raise DataError("run lengths that are not whole numbers")
     if runs.size and runs.min() < 0:
         raise DataError("a run of negative length")
     # A sum of floats cannot wrap around, and it is exact up to the size of a picture.

@@ -175,7 +175,7 @@ def _content(file: Path, content: Any) -> tuple[list[tuple[int, str]], list[Any]
         samples, task = list(dataset["samples"]), str(dataset.get("task_type") or BITMAPS[0])
     except FOREIGN:
         raise DataError(
-            f"{file}: is no release of Segments.ai (dataset with samples and task_attributes.categories)"
+            f"{file}: is not a release of Segments.ai (dataset with samples and task_attributes.categories)"
         ) from None
     if task not in (*BITMAPS, *VECTORS):
         raise DataError(f"{file}: labels of the kind {task}; release segmentations or polygons of images")

@@ -200,7 +200,7 @@ def v7(content: Mapping[str, Any], reading: Reading) -> list[Drawn]:
 def _v7_fault(slot: Any, alone: bool) -> str:
     """Say why a slot is no picture; "" if it is one. The picture of an item's only slot is called as the item."""
     if not isinstance(slot, dict):
-        return "a slot is no object"
+        return "a slot is not an object"
     name, files = shown(slot.get("slot_name")), slot.get("source_files")
     kind, frames = slot.get("type") or "image", slot.get("frame_count") or 1
     if kind != "image" or frames != 1:
@@ -343,7 +343,7 @@ def _task(task: Mapping[str, Any], reading: Reading) -> list[Drawn]:
     regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for number, item in enumerate(results or []):
         if not isinstance(item, dict):
-            raise DataError(f"result {number} is no object")
+            raise DataError(f"result {number} is not an object")
         value = item.get("value") if isinstance(item.get("value"), dict) else item
         assert isinstance(value, dict)
         kinds = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
@@ -396,7 +396,7 @@ def _brush(rle: Any, height: int, width: int) -> np.ndarray:
     length less 1, and the value or values.
     """
     if not isinstance(rle, list) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
-        raise ValueError("run lengths that are no bytes")
+        raise ValueError("run lengths that are not bytes")
     bits, place = "".join(f"{byte:08b}" for byte in rle), 0
 
     def take(count: int) -> int:
