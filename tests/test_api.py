@@ -379,7 +379,7 @@ def test_each_finished_step_can_be_loaded_and_what_is_none_is_told(
     for folder in (finished.folder.step(0), finished.folder.final(0)):
         assert everseg.load(folder).classes == ("background", "red", "green")
     for wrong in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CheckpointError, match="holds no model"):
+        with pytest.raises(CheckpointError, match="give a run folder"):
             everseg.load(wrong)
     with pytest.raises(ConfigError, match="--step 5"):
         everseg.load(finished.path, step=5)

@@ -187,7 +187,7 @@ class Server(HttpServer):
 
     def metrics(self) -> str:
         """Return what happened since the start and what is going on, as Prometheus reads it."""
-        rows: list[tuple[str, str, list[tuple[str, float]]]] = [
+        rows: list[tuple[str, str, Sequence[tuple[str, float]]]] = [
             ("requests_total", "counter", [(f'{{status="{code}"}}', n) for code, n in sorted(self._answered.items())]),
             ("predictions_total", "counter", [(f'{{bundle="{i}"}}', one.done) for i, one in enumerate(self.served)]),
             ("prediction_seconds_total", "counter",
