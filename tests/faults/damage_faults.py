@@ -168,7 +168,8 @@ def _judged(damage: Damage, honest: Path, place: Path, read: Callable[[Path], st
         return Trial(what, f"a fault: {error!r}")
     finally:
         shutil.rmtree(place)
-    if found == before:
+    # A manifest in another layout has another digest, which the next step compares.
+    if found == before or damage.file.endswith("MANIFEST.json"):
         shutil.copytree(honest, place)
         damage.do(place)
         reason = _says_the_same(place, honest, damage)
