@@ -134,7 +134,8 @@ def _child(
 
 
 def _told(event: str, arguments: tuple[Any, ...]) -> None:
-    own = event == "subprocess.Popen" and arguments[0] == sys.executable  # another everseg, with less rights
+    # Another everseg, with less rights; and Python's own question for the processor.
+    own = event == "subprocess.Popen" and arguments[0] in (sys.executable, "uname")
     if event in RUNS_CODE and not own and not (event == "pickle.find_class" and _harmless(*arguments[:2])):
         os.write(2, f"{WATCHED}{event} {arguments}\n".encode("utf-8", "backslashreplace"))
 

@@ -434,23 +434,23 @@ CLASS_NAMES = (
 
 
 def _settings_files() -> Iterator[Hostile]:
-    fine = {"empty", "merge"}
+    fine = {"empty", "merge", "a directive"}  # the last one changes nothing of how values are read
     for name, data in SETTINGS_FILES.items():
+        if (
+            name == "code as method"
+        ):  # the user names the file, and so the code: this is how own methods are used
+            continue
 
         def settings(place: Path, data: bytes = data) -> Work:
             (place / "evil.py").write_text("open('imported', 'w').close()\n")
             (place / "run.yaml").write_bytes(data)
             return everseg("show", "run.yaml", "train.epochs=1")
 
-        if (
-            name == "code as method"
-        ):  # the user names the file, and so the code: this is how own methods are used
-            continue
         yield Hostile(
             f"settings: {name}",
             settings,
             (0, 2) if name in fine else (2,),
-            ("run.yaml",) if name not in fine else (),
+            () if name in fine or name.startswith("base of") else ("run.yaml",),  # else the base is named
         )
 
         def description(place: Path, data: bytes = data) -> Work:
