@@ -11,7 +11,7 @@ _SCORES = [
     ("IoU", "intersection over union of a class, in percent: of all pixels that are the class or are called so, the "
             "part for which both is true. 100 is best. Computed from the sums over all test images"),
     ("mIoU", "the mean of IoU over classes. Classes without a true pixel are left out"),
-    ("Dice", "twice the pixels that are the class and are called so, of the true pixels plus those called so, in percent"),
+    ("Dice", "twice the pixels that are the class and are called so, divided by true pixels plus pixels called so"),
     ("accuracy", "the share of the labelled test pixels that are right"),
 ]  # fmt: skip
 _OUTLINES = [
