@@ -438,7 +438,7 @@ def example_picture() -> bytes:
     Returns:
         A PNG file.
     """
-    image, _ = scene(EXAMPLE, (288, 384))
+    image, _ = scene(EXAMPLE, (128, 192))
     return png(Image.fromarray(image))
 
 
