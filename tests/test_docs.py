@@ -234,7 +234,7 @@ def test_which_method_quotes_the_measured_tables() -> None:
 
     def rows(page: str, cells: int) -> dict[str, list[str]]:
         lines = re.findall(r"^\| (.*) \|$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
-        table = [[re.sub(r"[*`\\\\]", "", cell).strip() for cell in line.split(" | ")] for line in lines]
+        table = [[re.sub(r"\*\*|[`\\]", "", cell).strip() for cell in line.split(" | ")] for line in lines]
         return {row[0]: row[1:] for row in table if len(row) == cells}
 
     measured, cost = rows("results/methods.md", 8), rows("methods.md", 4)

@@ -12,15 +12,18 @@ from safetensors.torch import save_file
 from untrained import ONE_ITERATION
 
 from everseg.config.fields import ModelConfig
+from everseg.data.batches.transforms import normalise
 from everseg.deploy.adopt import adopt
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.extend import extend
-from everseg.errors import CheckpointError
-from everseg.models.build import build_model
+from everseg.errors import CheckpointError, ConfigError, GateError
+from everseg.models.build import build_model, from_description
 from everseg.models.model import SegmentationModel
 from saying import must_say
 
 NAMES = "background,road,tree"
+SAID = {"norm": "bn", "normalisation": "imagenet"}
+"""What no weight shows."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +70,10 @@ def test_the_adopted_model_gives_the_networks_logits(tmp_path: Path, call, head,
     model = trained(head)
     save_file(renamed(model.state_dict(), encoder, classifier), tmp_path / "w.safetensors")
     code, out, err = call("adopt", tmp_path / "w.safetensors", "--arch", "timm:toynet", "--classes", NAMES,
-                          "--no-onnx", "-o", tmp_path / "b")  # fmt: skip
+                          "--no-onnx", "--norm", "bn", "--normalisation", "imagenet", "-o", tmp_path / "b")  # fmt: skip
     assert code == 0, err
     assert "3 finite logits" in out
-    must_say(out.replace("\n", " "), "norm and dilation", "defaults", "verify")
+    must_say(out.replace("\n", " "), "norm bn", "imagenet", "given", "dilations")
     image = torch.randn(1, 3, 75, 50)
     with torch.no_grad():
         expected, found = (m(image)["default"].logits for m in (model, open_bundle(tmp_path / "b").model()))
@@ -82,7 +85,7 @@ def test_the_classifiers_of_several_growths_are_one(tmp_path: Path) -> None:
     model = trained("mlp", 2, 1)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     made = adopt(
-        tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+        tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False, **SAID
     )
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -98,7 +101,7 @@ def test_it_is_extended_like_any_other(
     monkeypatch.chdir(tmp_path)
     save_file(trained(head).state_dict(), tmp_path / "w.safetensors")
     made = adopt(
-        tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+        tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False, **SAID
     )
     done = extend(made.bundle.path, data=new_data, add=["forklift"], overrides=ONE_ITERATION, quiet=True)
     assert [c.name for c in done.bundle.registry.classes] == [*NAMES.split(","), "forklift"]
@@ -123,7 +126,14 @@ def test_what_is_missing_is_named(tmp_path: Path, drop: str, words: str) -> None
     state = {k: v for k, v in trained("mlp").state_dict().items() if not k.startswith(drop)}
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=words):
-        adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False)
+        adopt(
+            tmp_path / "w.safetensors",
+            arch="timm:toynet",
+            classes=NAMES,
+            out=tmp_path / "b",
+            onnx=False,
+            **SAID,
+        )
     assert not (tmp_path / "b").exists()
 
 
@@ -132,7 +142,12 @@ def test_part_of_a_head_two_branches_and_foreign_weights_are_told(tmp_path: Path
         save_file(state, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match=words):
             adopt(
-                tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+                tmp_path / "w.safetensors",
+                arch="timm:toynet",
+                classes=NAMES,
+                out=tmp_path / "b",
+                onnx=False,
+                **SAID,
             )
 
     state = trained("deeplabv3").state_dict()
@@ -172,5 +187,67 @@ def test_classifiers_of_two_kinds_and_of_unequal_width_are_told(tmp_path: Path) 
         save_file({k: v.contiguous() for k, v in {**state, **more}.items()}, tmp_path / "w.safetensors")
         with pytest.raises(CheckpointError, match=words):
             adopt(
-                tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b", onnx=False
+                tmp_path / "w.safetensors",
+                arch="timm:toynet",
+                classes=NAMES,
+                out=tmp_path / "b",
+                onnx=False,
+                **SAID,
             )
+
+
+def of_another_activation(head: str = "mlp") -> SegmentationModel:
+    """A network whose norms are followed by a leaky ReLU; its weights are named and shaped like the others'."""
+    model = trained(head)
+    described = model.describe()
+    described["options"]["norm"] = "abn"
+    again = from_description(described)
+    again.load_state_dict(model.state_dict(), strict=True)
+    return again.eval()
+
+
+def a_reference(path: Path, model: SegmentationModel, normalisation: str) -> Path:
+    image = torch.randint(0, 255, (60, 75, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = model(normalise(image.movedim(2, 0)[None], normalisation))["default"].logits
+    save_file({"image": image, "logits": logits[0].contiguous()}, path)
+    return path
+
+
+def test_what_no_weight_shows_is_asked_for(tmp_path: Path, call) -> None:
+    save_file(trained("mlp").state_dict(), tmp_path / "w.safetensors")
+    given = ("adopt", tmp_path / "w.safetensors", "--arch", "timm:toynet", "--classes", NAMES, "--no-onnx")
+    code, _, err = call(*given, "-o", tmp_path / "b")
+    assert code == 2
+    must_say(err, "--norm", "--normalisation", "--reference")
+    code, _, err = call(*given, "--norm", "bn", "-o", tmp_path / "b")
+    assert (code, "--normalisation needed" in err) == (2, True), err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("normalisation", ["imagenet", "unit"])
+def test_a_reference_finds_activation_and_normalisation(tmp_path: Path, normalisation: str) -> None:
+    model = of_another_activation()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    reference = a_reference(tmp_path / "r.safetensors", model, normalisation)
+    made = adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b",
+                 onnx=False, reference=reference)  # fmt: skip
+    must_say(made.check, "norm abn", f"images {normalisation}")
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(made.bundle.model()(image)["default"].logits, model(image)["default"].logits)
+    assert made.bundle.about.form.normalisation == normalisation
+
+
+def test_a_reference_that_what_was_given_does_not_reproduce_is_an_error(tmp_path: Path) -> None:
+    model = of_another_activation()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    reference = a_reference(tmp_path / "r.safetensors", model, "unit")
+    with pytest.raises(GateError, match=r"norm bn, images imagenet: \d"):
+        adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b",
+              onnx=False, reference=reference, **SAID)  # fmt: skip
+    assert not (tmp_path / "b").exists()
+    save_file({"image": torch.zeros(3, 4, 4)}, tmp_path / "r.safetensors")
+    with pytest.raises(ConfigError, match=r"image and logits"):
+        adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b",
+              onnx=False, reference=tmp_path / "r.safetensors")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -9,9 +10,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from accelerate.state import AcceleratorState
 
 RUNS_CODE = {
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class", "socket.connect",
@@ -147,3 +151,17 @@ def everseg(*arguments: object) -> Callable[[], object]:
         cli.main([str(argument) for argument in arguments])
 
     return call
+
+
+def trained(config: Mapping[str, Any]) -> Callable[[], object]:
+    """A whole run by the command line, as work. Its settings are written to a file beside its `out` now."""
+    path = Path(config["out"]).with_name("run.yaml")
+    path.write_text(json.dumps(config))
+    call = everseg("run", path, "--quiet")
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a run of this process may have made one
+        call()
+
+    return work

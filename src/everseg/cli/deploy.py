@@ -232,9 +232,19 @@ def adopt(
         str | None, typer.Option(help="Class names in output order: a,b,c or a file; default config.json's.")
     ] = None,
     normalisation: Annotated[
-        Literal["imagenet", "unit"],
-        typer.Option(help="How the model wants its inputs, as data.normalisation."),
-    ] = "imagenet",
+        Literal["imagenet", "unit"] | None,
+        typer.Option(
+            help="How the model wants its inputs, as data.normalisation; default imagenet, not of timm."
+        ),
+    ] = None,
+    norm: Annotated[
+        Literal["bn", "abn", "iabn"] | None,
+        typer.Option(help="Of a head on timm's encoder: bn has a ReLU behind it, abn and iabn a leaky one."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="For timm: .safetensors with an image and the original's logits for it."),
+    ] = None,
     images: Images = None,
     no_onnx: NoOnnx = False,
     as_json: Json = False,
@@ -248,6 +258,8 @@ def adopt(
         classes=classes,
         out=out,
         normalisation=normalisation,
+        norm=norm,
+        reference=reference,
         images=images,
         onnx=not no_onnx,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from everseg.interop.unwrap import tensors_of
 from everseg.labels import BACKGROUND, LabelSpace, is_background_name
 from everseg.losses import upsample
 from everseg.models.adapters import timm as from_timm
-from everseg.models.adapters.whole import build_network, find_classifier
+from everseg.models.adapters.whole import Classifier, build_network, find_classifiers
 from everseg.models.build import ARCHITECTURES
 from everseg.models.model import SegmentationModel
 from everseg.models.tensor_file import read_tensors
@@ -31,6 +33,13 @@ from everseg.runs.model_folder import load_strictly
 
 TOLERANCE = 1e-5
 """Largest allowed difference of a logit from the original network's, relative to the largest logit (at least 1)."""
+REFERENCE_TOLERANCE = 1e-3
+"""The same for a reference's logits, which another machine may have computed."""
+Normalisation = Literal["imagenet", "unit"]
+NORMALISATIONS: tuple[Normalisation, ...] = ("imagenet", "unit")
+NORMS = ("bn", "abn", "iabn")
+AUXILIARY = "use_auxiliary_head"
+"""Entry of a transformers configuration that adds a second head, which only its training reads."""
 TORCHVISION = {
     "deeplabv3_resnet50": ("torchvision-deeplabv3", (3, 4, 6, 3)),
     "deeplabv3_resnet101": ("torchvision-deeplabv3", (3, 4, 23, 3)),
@@ -71,7 +80,9 @@ def adopt(
     arch: str,
     classes: str | Path | Sequence[str] | None = None,
     out: str | Path,
-    normalisation: Literal["imagenet", "unit"] = "imagenet",
+    normalisation: Normalisation | None = None,
+    norm: Literal["bn", "abn", "iabn"] | None = None,
+    reference: str | Path | None = None,
     images: str | Path | None = None,
     onnx: bool = True,
 ) -> Adopted:
@@ -86,7 +97,12 @@ def adopt(
             the config.json's. A first class with one of the background's usual names (background, __background__, BG,
             ...) is the background.
         out: a new folder.
-        normalisation: how the inputs of the model are normalised, see `everseg.data.batches.transforms.normalise`.
+        normalisation: how the inputs of the model are normalised, see `everseg.data.batches.transforms.normalise`;
+            default "imagenet". A timm encoder needs it, or `reference`.
+        norm: norm and activation of the head on a timm encoder, as `model.norm`; it needs that, or `reference`.
+        reference: for a timm encoder: a safetensors file with "image" (H, W, 3) uint8 and "logits" (C, h, w), what
+            the original network gives for it. The model must give the same; what was not given of the two above is
+            found so.
         images: as for `export`. The forward pass is also checked on one of them.
         onnx: write the ONNX file.
 
@@ -108,13 +124,18 @@ def adopt(
         )
     state = _state(Path(weights).expanduser())
     pictures, source = images_of(images) if images is not None else generated()
-    sample = normalise(torch.from_numpy(pictures[0].transpose(2, 0, 1).copy())[None], normalisation)
-    if kind == "torchvision":
-        model, own, check = _torchvision(name, state, sample)
-    elif kind == "timm":
-        model, own, check = _timm(name, state, sample)
+    if kind != "timm" and (norm is not None or reference is not None):
+        raise ConfigError(f"--norm and --reference are for --arch timm:NAME; {arch} says its norms itself")
+    own: list[str] = []
+    size: tuple[int, int] | None = None
+    form = normalisation or "imagenet"
+    if kind == "timm":
+        path = None if reference is None else Path(reference).expanduser()
+        model, form, check = _timm(name, state, pictures[0], norm, normalisation, path)
+    elif kind == "torchvision":
+        model, own, check = _torchvision(name, state, _input(pictures[0], form))
     else:
-        model, own, check = _transformers(Path(name), state, sample)
+        model, own, check, size = _transformers(Path(name), state, _input(pictures[0], form))
     names = list(own) if classes is None else class_names(classes)
     total = model.head("default").num_classes
     if not names:
@@ -125,7 +146,7 @@ def adopt(
         raise ConfigError(f"--classes: the model has {total} outputs, {len(names)} names were given")
     space, notes = _space(names)
     contents = Contents(
-        model, {"default": space}, form=InputForm("whole", normalisation=normalisation),
+        model, {"default": space}, form=InputForm("whole" if size is None else "resize", size, form),
         lineage={"source": f"{kind if kind == 'transformers' else arch} weights {Path(weights).name}", "check": check},
     )  # fmt: skip
     bundle = write_bundle(out, contents, images=pictures if onnx else (), source=source, onnx=onnx)
@@ -237,14 +258,83 @@ def _torchvision(
     return model, [], _finite(model, name, sample)
 
 
-def _timm(name: str, state: dict[str, Tensor], sample: Tensor) -> tuple[SegmentationModel, list[str], str]:
-    """Convert an encoder of timm with one of everseg's heads."""
-    model, ours = network(name, state)
-    _fill(
-        model, ours, f"timm's {name} under everseg's {model.describe()['name'].removeprefix('library-')} head"
+def _timm(
+    name: str,
+    state: dict[str, Tensor],
+    picture: np.ndarray,
+    norm: str | None,
+    normalisation: str | None,
+    reference: Path | None,
+) -> tuple[SegmentationModel, str, str]:
+    """Convert an encoder of timm with one of everseg's heads.
+
+    Weights do not show which activation stands behind a norm, nor how images were normalised. Both are asked for, or
+    found by a reference: the only combination that gives its logits.
+
+    Returns:
+        The model, the normalisation of its images, and what was checked.
+    """
+    kinds = {"--norm": norm, "--normalisation": normalisation}
+    missing = [key for key, value in kinds.items() if value is None]
+    if missing and reference is None:
+        raise ConfigError(
+            f"--arch timm:{name}: {' and '.join(missing)} needed: no weight shows whether the head's norm is followed "
+            "by a ReLU (--norm bn) or a leaky one (abn; iabn with In-place ABN's weights), nor whether images were "
+            "normalised by ImageNet's mean and deviation (--normalisation imagenet) or lie in [0, 1] (unit). "
+            "--reference FILE finds both: a .safetensors with an image (H, W, 3) uint8 and its logits (C, h, w)"
+        )
+    image, wanted = (picture, None) if reference is None else _reference(reference)
+    differences: dict[str, float] = {}
+    for kind in NORMS if norm is None else (norm,):
+        model, ours = network(name, state, kind)
+        head = model.describe()["name"].removeprefix("library-")
+        _fill(model, ours, f"timm's {name} under everseg's {head} head")
+        for way in NORMALISATIONS if normalisation is None else (cast(Normalisation, normalisation),):
+            check = _finite(model, name, _input(image, way))
+            if wanted is None:
+                return (
+                    model,
+                    way,
+                    f"{check}; norm {kind} and normalisation {way} as given, dilations everseg's own",
+                )
+            found = _logits(model, _input(image, way))[0]
+            same = found.shape == wanted.shape
+            difference = float((found - wanted).abs().max()) if same else float("inf")
+            if difference <= REFERENCE_TOLERANCE * max(1.0, float(wanted.abs().max())):
+                return (
+                    model,
+                    way,
+                    f"{check}, within {difference:.1e} of the reference: norm {kind}, images {way}",
+                )
+            differences[f"norm {kind}, images {way}"] = difference
+    tried = "; ".join(f"{what}: {value:.3g}" for what, value in differences.items())
+    raise GateError(
+        f"the adopted {name} does not give the logits of {reference}; largest differences: {tried}. Nothing was written"
     )
-    check = _finite(model, name, sample)
-    return model, [], f"{check}; norm and dilation are everseg's defaults, which no forward pass can verify"
+
+
+def _input(image: np.ndarray, normalisation: Normalisation) -> Tensor:
+    """Turn an image (H, W, 3) uint8 into a network's input (1, 3, H, W)."""
+    return normalise(torch.from_numpy(image.transpose(2, 0, 1).copy())[None], normalisation)
+
+
+def _reference(path: Path) -> tuple[np.ndarray, Tensor]:
+    """Read an image (H, W, 3) and the logits (C, h, w) that the original network gives for it."""
+    if not path.is_file():
+        raise ConfigError(f"--reference {path}: no such file")
+    found = read_tensors(path)
+    image, logits = found.get("image"), found.get("logits")
+    if not isinstance(image, Tensor) or not isinstance(logits, Tensor):
+        raise ConfigError(
+            f"--reference {path}: needs two tensors, image and logits; it has {some(sorted(found))}"
+        )
+    logits = logits[0] if logits.ndim == 4 and len(logits) == 1 else logits
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3 or logits.ndim != 3:
+        raise ConfigError(
+            f"--reference {path}: expected image (H, W, 3) uint8 and logits (C, h, w), got {tuple(image.shape)} "
+            f"{image.dtype} and {tuple(logits.shape)}"
+        )
+    return image.numpy(), logits.float()
 
 
 def _finite(model: SegmentationModel, name: str, sample: Tensor) -> str:
@@ -256,38 +346,88 @@ def _finite(model: SegmentationModel, name: str, sample: Tensor) -> str:
 
 def _transformers(
     folder: Path, state: dict[str, Tensor], sample: Tensor
-) -> tuple[SegmentationModel, list[str], str]:
-    """Convert a network of the transformers library, and check that its logits stay the same."""
+) -> tuple[SegmentationModel, list[str], str, tuple[int, int] | None]:
+    """Convert a network of the transformers library, and check that its logits stay the same.
+
+    Returns:
+        The model, the names of its classes, what was checked, and the only (H, W) that it takes; None = it takes any.
+    """
     config, network = _original(folder, state)
     outputs = int(network.config.num_labels)
-    classifier, channels = find_classifier(network, sample, outputs)
-    with torch.no_grad():
-        expected = network(pixel_values=sample).logits
-    # The classifier moves to the head of the new model; all other weights belong to the encoder.
+    expected, sample, size = _run_original(network, sample)
+    if getattr(network.config, AUXILIARY, False):
+        config = {**config, AUXILIARY: False}  # used in training only
     own = network.state_dict()
-    parts = {"weight": own.pop(f"{classifier}.weight"), "bias": own.pop(f"{classifier}.bias", None)}
-    if parts["bias"] is None:
-        parts["bias"] = torch.zeros(outputs)
-    model = ARCHITECTURES["transformers"](config=config, classifier=classifier, channels=channels)
-    model.grow({"default": outputs})
-    ours = {f"encoder.network.{name}": value for name, value in own.items()}
-    ours |= {f"heads.default.classifiers.0.{name}": value for name, value in parts.items()}
-    _fill(model, ours, "this network")
-    # A wrongly chosen classifier would load without an error, so the logits are compared.
-    found = upsample(_logits(model, sample), expected.shape[2:])
-    difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+    differences: dict[str, float] = {}
+    for classifier in find_classifiers(network, sample, outputs):
+        model = _without(own, config, classifier, outputs)
+        if model is None:
+            continue  # it belongs to the auxiliary head
+        found = upsample(_logits(model, sample), expected.shape[2:])
+        difference = float((found - expected).abs().max())
+        if difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            break
+        differences[classifier.layer] = difference
+    else:
+        tried = "; ".join(f"'{layer}': {value:.3g}" for layer, value in differences.items())
         raise GateError(
-            f"the adopted model's logits differ from the original's by up to {difference:.3g}: '{classifier}' is not "
-            "the last layer of this network; nothing was written"
+            f"no layer of this network with {outputs} outputs is its last one: with a classifier of everseg in its "
+            f"place the logits differ from the original's by up to {tried}. Nothing was written"
         )
     names = network.config.id2label or {}
     own_names = [str(names[i]) for i in range(outputs)] if set(names) == set(range(outputs)) else []
-    return (
-        model,
-        own_names,
-        f"classifier '{classifier}'; logits within {difference:.1e} of the original network's",
-    )
+    check = f"classifier '{classifier.layer}'; logits within {difference:.1e} of the original network's"
+    if size is not None:
+        check += f"; it takes images of {size[0]} x {size[1]} only, and every image is resized to that"
+    return model, own_names, check, size
+
+
+@torch.no_grad()
+def _run_original(network: Any, sample: Tensor) -> tuple[Tensor, Tensor, tuple[int, int] | None]:
+    """Run a network on an image, which is resized where it takes one size only.
+
+    Returns:
+        The logits, the image, and that size.
+    """
+    try:
+        return network(pixel_values=sample).logits, sample, None
+    except Exception as error:  # whatever the library raises
+        stated = getattr(network.config, "image_size", None)
+        size = (stated, stated) if isinstance(stated, int) else tuple(stated) if stated else None
+        if size is not None and len(size) == 2 and size != tuple(sample.shape[2:]):
+            fitted = upsample(sample, size)
+            with contextlib.suppress(Exception):
+                return network(pixel_values=fitted).logits, fitted, (int(size[0]), int(size[1]))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"this network runs neither an image of {sample.shape[2]} x {sample.shape[3]} pixels nor one of its "
+            f"configuration's image_size: {reason}"
+        ) from error
+
+
+def _without(
+    own: Mapping[str, Tensor], config: Mapping[str, Any], classifier: Classifier, outputs: int
+) -> SegmentationModel | None:
+    """Build the network with a classifier of ours in the place of its own; None = it has no such place."""
+    place = f"{classifier.place}."
+    parts = {name.rpartition(".")[2]: value for name, value in own.items() if name.startswith(place)}
+    parts.setdefault("bias", torch.zeros(outputs))
+    try:
+        model = ARCHITECTURES["transformers"](
+            config=dict(config), classifier=classifier.place, channels=classifier.channels
+        )
+    except AttributeError:  # PyTorch's word for a module that is not there
+        return None
+    model.grow({"default": outputs})
+    # The classifier moves to the head of the new model; all other weights belong to the encoder.
+    rest = {
+        f"encoder.network.{name}": value
+        for name, value in own.items()
+        if not name.startswith((place, *(("auxiliary_head.",) if config.get(AUXILIARY) is False else ())))
+    }
+    _fill(model, rest | {f"heads.default.classifiers.0.{name}": value for name, value in parts.items()},
+          "this network")  # fmt: skip
+    return model
 
 
 def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], Any]:
@@ -344,7 +484,9 @@ CLASSIFIER = re.compile(
 )
 
 
-def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, dict[str, Tensor]]:
+def network(
+    name: str, state: Mapping[str, Tensor], norm: str = "bn"
+) -> tuple[SegmentationModel, dict[str, Tensor]]:
     """Build the network that fits a state dict, and rename the tensors as in everseg.
 
     Args:
@@ -352,6 +494,7 @@ def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, 
         state: `encoder.body.*`, `encoder.*` or `backbone.*` as timm's `features_only` networks name their weights;
             `decoder.*` as everseg's all-MLP or DeepLabV3 head names them; `heads.default.classifiers.0.*` (classifiers
             of several growths are joined) or `classifier.*`.
+        norm: of the head, as `model.norm`.
 
     Returns:
         The grown model with random weights, and the state to load into it.
@@ -368,7 +511,7 @@ def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, 
     encoder = {**from_timm.describe(name, {}, None), "inputs": None}
     head, options = _head(state)
     parts = _classifier(state)
-    model = ARCHITECTURES[head](encoder=encoder, **options)
+    model = ARCHITECTURES[head](encoder=encoder, norm=norm, **options)
     model.grow({"default": len(parts["weight"])})
     prefix = next((p for p in ENCODERS if any(key.startswith(p) for key in state)), ENCODERS[0])
     ours = {f"heads.default.classifiers.0.{part}": value for part, value in parts.items()}
@@ -381,7 +524,7 @@ def network(name: str, state: Mapping[str, Tensor]) -> tuple[SegmentationModel, 
 def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """Find the head and its dimensions from the shapes of the weights.
 
-    Dilation rates and norm keep their defaults, because the shapes do not show them.
+    Dilation rates keep their defaults, because the shapes do not show them.
     """
     try:
         if "decoder.project.0.weight" in state:

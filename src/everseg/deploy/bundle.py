@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.display import Piece, Result, percent
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.labels import LabelSpace
 from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
@@ -41,6 +42,8 @@ from everseg.runs.model_folder import (
 )
 from everseg.runs.place import what_is
 from everseg.runs.run_folder import RunFolder
+
+log = logging.getLogger("everseg")
 
 PACKAGES = ("everseg", "torch", "numpy", "pillow", "safetensors")
 
@@ -189,10 +192,9 @@ def write_bundle(
     files: dict[str, bytes | Callable[[], bytes]] = {}
     parity = {}
     names = _file_names(contents.spaces) if onnx else {}
+    only: tuple[int, int] | None = None  # the one size that the graphs take; None = they take any
     for branch, name in names.items():
-        ids = registry.ids(contents.spaces[branch])
-        about = _metadata(contents, registry, branch, ids)
-        graph, parity[branch] = _graph(contents, branch, ids, about, images, source)
+        graph, parity[branch], only = _graph(contents, registry, branch, images, source, only)
         files[name] = graph
     described = ModelFile(
         contents.model.describe(),
@@ -217,7 +219,7 @@ def write_bundle(
     if onnx:
         script = "example.txt" if contents.form.channels is None else "example_channels.txt"
         files["example.py"] = resources.files("everseg.deploy").joinpath(script).read_bytes()
-    documents = {Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents)}
+    documents = {Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents, only)}
     images_kept = 0
     if contents.memory is not None:
         memory, copies = contents.memory(registry)
@@ -240,39 +242,78 @@ def write_bundle(
 
 def _graph(
     contents: Contents,
+    registry: Registry,
     branch: str,
-    ids: list[int],
-    about: Mapping[str, Any],
     images: Sequence[np.ndarray],
     source: str,
-) -> tuple[bytes, Parity]:
-    """Export a branch to ONNX, and compare the file with the model."""
-    form = contents.form
-    deployed = Deployed(contents.model, branch, ids, form)
-    file = to_onnx(deployed, about)
-    if form.resized_to is not None:
-        fitted = (
-            resize_transform(image, np.zeros(image.shape[:2], np.uint8), size=form.resized_to)[0]
-            for image in images
-        )
-        images = [image.transpose(1, 2, 0) for image in fitted]  # (H, W, 3) again
-    return file, check_parity(deployed, file, images, source)
+    only: tuple[int, int] | None,
+) -> tuple[bytes, Parity, tuple[int, int] | None]:
+    """Export a branch to ONNX, and compare the file with the model.
+
+    A network of another library that has no graph with open sizes gets one for a single size.
+
+    Args:
+        only: the size that the graph of an earlier branch is bound to.
+
+    Returns:
+        The file, the comparison, and the size that the graph is bound to; None = none.
+    """
+    ids = registry.ids(contents.spaces[branch])
+    deployed = Deployed(contents.model, branch, ids, contents.form)
+
+    def attempt(size: tuple[int, int] | None) -> tuple[bytes, Parity, tuple[int, int] | None]:
+        file = to_onnx(deployed, _metadata(contents, registry, branch, ids, size), size)
+        fitted = _resized(images, size or contents.form.resized_to)
+        return file, check_parity(deployed, file, fitted, source, one_size=size is not None), size
+
+    if only is not None or not deployed.foreign:
+        return attempt(only)
+    try:
+        return attempt(None)
+    except (ConfigError, GateError) as error:
+        size = _one_size(deployed, images)
+        log.info("%s; its ONNX file is for %d x %d pixels only", error, *size)
+        return attempt(size)
 
 
-def _metadata(contents: Contents, registry: Registry, branch: str, ids: list[int]) -> dict[str, Any]:
+def _one_size(deployed: Deployed, images: Sequence[np.ndarray]) -> tuple[int, int]:
+    """The size (H, W) of a graph that takes one size only: as the model sees images, in whole cells."""
+    form, multiple = deployed.form, deployed.multiple or 1
+    shape = images[0].shape if images else (512, 512)
+    size = form.resized_to or ((form.window,) * 2 if form.window else (shape[0], shape[1]))
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
+
+
+def _resized(images: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[np.ndarray]:
+    """Resize images (H, W, 3) as evaluation does; None = leave them."""
+    if size is None:
+        return list(images)
+    fitted = (resize_transform(image, np.zeros(image.shape[:2], np.uint8), size=size)[0] for image in images)
+    return [image.transpose(1, 2, 0) for image in fitted]  # (H, W, 3) again
+
+
+def _metadata(
+    contents: Contents, registry: Registry, branch: str, ids: list[int], only: tuple[int, int] | None
+) -> dict[str, Any]:
     """Collect the metadata of a branch's ONNX file."""
     entries = {entry.id: entry for entry in registry.classes}
     return {
         "classes": [{"id": i, "name": entries[i].name, "colour": entries[i].colour} for i in ids],
         "branch": branch,
-        "preprocessing": _preprocessing(contents),
+        "preprocessing": _preprocessing(contents, only),
     }
 
 
-def _preprocessing(contents: Contents) -> dict[str, Any]:
-    """What other readers must know to run the network, and how its outputs become classes if not by arg-max."""
+def _preprocessing(contents: Contents, only: tuple[int, int] | None = None) -> dict[str, Any]:
+    """What other readers must know to run the network, and how its outputs become classes if not by arg-max.
+
+    Args:
+        only: the one size that the graphs take; everseg itself goes by `form`.
+    """
     readout = contents.model.readout.to_json()
-    return contents.form.preprocessing() | ({"readout": readout} if readout else {})
+    size = {} if only is None else {"size": list(only), "one_size": True}
+    return contents.form.preprocessing() | size | ({"readout": readout} if readout else {})
 
 
 def _file_names(spaces: Mapping[str, LabelSpace]) -> dict[str, str]:

@@ -21,8 +21,11 @@ from everseg.display import percent
 from everseg.errors import ConfigError, GateError
 from everseg.losses.argmax import predict_ids
 from everseg.losses.readout import full_values, merged_outputs, small_values
+from everseg.models.adapters.encoders import LibraryEncoder
+from everseg.models.adapters.whole import WholeNetwork
 from everseg.models.folding import united
 from everseg.models.model import SegmentationModel
+from everseg.models.open_sizes import Sizes, given_sizes, places
 from everseg.runs.input_form import InputForm
 
 LOGIT_TOLERANCE = 1e-3
@@ -81,11 +84,36 @@ class Deployed(nn.Module):
         self.wide = mask_type(ids) is np.uint16
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.int32 if self.wide else torch.uint8))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def foreign(self) -> bool:
+        """Whether the encoder, or the whole network, is another library's."""
+        return isinstance(self.model.encoder, LibraryEncoder | WholeNetwork)
+
+    @property
+    def multiple(self) -> int | None:
+        """What an encoder of whole cells enlarges sides to a multiple of; None = it takes any size as it is."""
+        encoder = self.model.encoder
+        return encoder.multiple if isinstance(encoder, LibraryEncoder) else None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of that encoder's maps, each once."""
+        encoder = self.model.encoder
+        taps = encoder.taps.values() if isinstance(encoder, LibraryEncoder) else ()
+        return tuple(dict.fromkeys(stride for _, stride in taps))
+
+    def forward(self, image: Tensor, *places: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, H, W, 3) uint8 RGB, or stated channels, to logits (B, C, h, w) float32 and ids (B, H, W).
+
+        Args:
+            places: in an exported graph with open sizes, `Sizes` one after the other; see `open_sizes`.
 
         The ids are of `mask_type`.
         """
+        if places:
+            pairs = [(places[i], places[i + 1]) for i in range(0, len(places), 2)]
+            with given_sizes(Sizes(pairs[0], dict(zip(self.strides, pairs[1:], strict=True)))):
+                return self(image)
         inputs = normalise(image.permute(0, 3, 1, 2), self.form.normalisation, self.form.channels)
         output = self.model(inputs, (self.branch,))[self.branch]
         values = full_values(output, self.model.readout, (image.shape[1], image.shape[2]))
@@ -93,11 +121,12 @@ class Deployed(nn.Module):
         return output.logits, mask.to(torch.uint16) if self.wide else mask
 
 
-def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
-    """Export to ONNX with variable batch, height and width.
+def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] | None = None) -> bytes:
+    """Export to ONNX with variable batch, and with variable height and width unless `size` is given.
 
     Args:
         about: entries of the file's metadata. Every value is stored as JSON under its key.
+        size: the only (H, W) that the graph is to take.
 
     Raises:
         ConfigError: packages are missing, or the architecture cannot be exported.
@@ -107,28 +136,94 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any]) -> bytes:
     count, kind = (
         (3, torch.uint8) if channels is None else (len(channels), TORCH_TYPES[channels.array_type.name])
     )
-    example = torch.zeros(2, *EXAMPLE_SIZE, count, dtype=kind)
-    sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+    example = (torch.zeros(2, *(size or EXAMPLE_SIZE), count, dtype=kind),)
+    names = ["image"]
+    open_axes = ("batch",) if size else ("batch", "height", "width")
+    dims: tuple[Any, ...] = ({axis: torch.export.Dim(name) for axis, name in enumerate(open_axes)},)
+    if deployed.multiple is not None and size is None:
+        extra, extra_dims = _places(deployed.multiple, deployed.strides)
+        example, dims, names = (*example, *extra.values()), (dims[0], tuple(extra_dims)), [*names, *extra]
     with _quiet():
         try:
             program = torch.onnx.export(
-                deployed.eval(), (example,), dynamo=True, verbose=False, input_names=["image"],
-                output_names=["logits", "mask"], dynamic_shapes=(sizes,),
+                deployed.eval(), example, dynamo=True, verbose=False, input_names=names,
+                output_names=["logits", "mask"], dynamic_shapes=dims,
             )  # fmt: skip
         except Exception as error:  # the exporter can raise almost any exception
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            how = "with open sizes" if size is None else f"at {size[0]} x {size[1]} pixels"
             raise ConfigError(
-                f"the model cannot be exported to ONNX with open sizes ({reason}); leave it out with --no-onnx: "
+                f"the model cannot be exported to ONNX {how} ({reason}); leave it out with --no-onnx: "
                 "predict, serve and extend do without it"
             ) from error
     assert program is not None
     proto = program.model_proto
+    if len(names) > 1:
+        _compute_places(proto.graph, deployed.multiple or 1, deployed.strides)
     _forget_sources(proto.graph)
     for function in proto.functions:
         _forget_sources(function)
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     return proto.SerializeToString()
+
+
+def _places(multiple: int, strides: Sequence[int]) -> tuple[dict[str, Tensor], list[dict[int, Any]]]:
+    """Inputs of a graph with open sizes: `Sizes` by name, for an image of EXAMPLE_SIZE, and their open lengths."""
+    # At least two cells and more: the exporter takes lengths of 0 and 1 for special.
+    height, width = (side // multiple * multiple + multiple + 1 for side in EXAMPLE_SIZE)
+    sizes = places(height, width, multiple, tuple(strides))
+    found: dict[str, Tensor] = {}
+    dims: list[dict[int, Any]] = []
+    for axis, side in enumerate(("row", "column")):
+        found[f"{side}s"] = sizes.whole[axis]
+        dims.append({0: multiple * torch.export.Dim(f"{side}_cells", min=2)})
+    for stride, pair in sizes.cells.items():
+        for axis, side in enumerate(("row", "column")):
+            found[f"{side}s_of_{stride}"] = pair[axis]
+            dims.append({0: torch.export.Dim(f"{side}s_{stride}", min=2)})
+    return found, dims
+
+
+def _compute_places(graph: Any, multiple: int, strides: Sequence[int]) -> None:
+    """Compute the inputs of `_places` from the image's shape, and take them away from the graph's inputs."""
+    from onnx import TensorProto, helper
+
+    nodes: list[Any] = []
+
+    def number(value: int) -> str:
+        name = f"size_number_{value}"
+        if not any(name in node.output for node in nodes):
+            tensor = helper.make_tensor(name, TensorProto.INT64, [], [value])
+            nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+        return name
+
+    def made(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def cells(side: str, stride: int, output: str) -> str:
+        """ceil(side / stride)."""
+        raised = made("Add", [side, number(stride - 1)], f"{output}_raised")
+        return made("Div", [raised, number(stride)], output)
+
+    for axis, name in enumerate(("row", "column")):
+        shape = made("Shape", ["image"], f"{name}_shape", start=axis + 1, end=axis + 2)
+        side = made("Squeeze", [shape], f"{name}_side")
+        whole = made("Mul", [cells(side, multiple, f"{name}_cells"), number(multiple)], f"{name}_whole")
+        last = made("Sub", [side, number(1)], f"{name}_last")
+        every = made("Range", [number(0), whole, number(1)], f"{name}_every")
+        made("Min", [every, last], f"{name}s")  # the last row or column repeats
+        for stride in strides:
+            count = cells(side, stride, f"{name}_count_{stride}")
+            made("Range", [number(0), count, number(1)], f"{name}s_of_{stride}")
+    computed = {output for node in nodes for output in node.output}
+    kept = [value for value in graph.input if value.name not in computed]
+    del graph.input[:]
+    graph.input.extend(kept)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
 
 
 def _forget_sources(graph: Any) -> None:
@@ -162,13 +257,16 @@ class Parity:
 
 
 @torch.no_grad()
-def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], source: str) -> Parity:
+def check_parity(
+    deployed: Deployed, file: bytes, images: Sequence[np.ndarray], source: str, *, one_size: bool = False
+) -> Parity:
     """Run images through PyTorch and onnxruntime and compare. Each image is used at its own size and a smaller one.
 
     Args:
         file: the result of `to_onnx`.
         images: (H, W, 3) uint8 each, already resized for the model.
         source: description of the images.
+        one_size: the graph takes the size of these images only, so the smaller one is left out.
 
     Raises:
         GateError: a logit or more than a few pixels differ. The message says by how much.
@@ -179,7 +277,7 @@ def check_parity(deployed: Deployed, file: bytes, images: Sequence[np.ndarray], 
     sizes: dict[tuple[int, int], None] = {}
     worst = relative = 0.0
     equal = total = 0
-    for image in _at_sizes(images):
+    for image in map(np.ascontiguousarray, images) if one_size else _at_sizes(images):
         inputs = normalise(
             torch.from_numpy(image.transpose(2, 0, 1).copy())[None],
             deployed.form.normalisation,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from everseg.errors import ConfigError
 from everseg.models.blocks import NormKind, build_activation, build_norm
+from everseg.models.open_sizes import cut
 
 
 class MLPDecoder(nn.Module):
@@ -74,7 +75,7 @@ class MLPDecoder(nn.Module):
         """Map the taps (B, C_i, h_i, w_i) to (B, hidden, h_1, w_1), after the activation."""
         total = self._share(0, features)  # (B, hidden, h_1, w_1): the finest map sets the size
         for index in range(1, len(self.taps)):
-            total = total + self._share(index, features)[..., : total.shape[2], : total.shape[3]]
+            total = total + cut(self._share(index, features), total)
         return self.dropout(self.act(self.norm(total)))
 
     def _share(self, index: int, features: Mapping[str, Tensor]) -> Tensor:

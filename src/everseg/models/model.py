@@ -17,6 +17,7 @@ from everseg.errors import ConfigError
 from everseg.models.blocks import NORM_TYPES, BranchDict, MakeClassifier, NormKind, Restructured
 from everseg.models.heads import GrowingHead, Growth, Head, HeadOutput, background_layer, last_layer
 from everseg.models.kinds import KINDS
+from everseg.models.open_sizes import sizes_at_hand
 from everseg.types import Readout, SegOutput, Tap, Taps
 
 
@@ -339,12 +340,16 @@ class SegmentationModel(nn.Module):
             raise ConfigError("the model has no outputs yet: grow it first")
         found = self._maps(image, branches, encoded, self._wanted(taps))
         height, width = image.shape[2:]
-        # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
         outputs = {}
         for branch, maps in found.items():
             logits, auxiliary, own = self._through_head(branch, maps["decoder"], extra)
-            auxiliary = {name: value[..., :height, :width] for name, value in auxiliary.items()}
-            outputs[branch] = SegOutput(logits[..., :height, :width], maps | own, auxiliary)
+            if (
+                sizes_at_hand() is None
+            ):  # else the maps are cut to whole cells, which are never more than pixels
+                # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
+                logits = logits[..., :height, :width]
+                auxiliary = {name: value[..., :height, :width] for name, value in auxiliary.items()}
+            outputs[branch] = SegOutput(logits, maps | own, auxiliary)
         return outputs
 
     def _through_head(self, branch: str, decoded: Tensor, extra: Mapping[str, Tensor] | None) -> HeadOutput:

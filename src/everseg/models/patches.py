@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
+from everseg.models.open_sizes import cut
 
 
 class PatchDecoder(nn.Module):
@@ -51,7 +52,6 @@ class PatchDecoder(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map the taps (B, C_i, h_i, w_i) to (B, hidden, h, w)."""
         own = next(name for name, stride in self.strides.items() if stride == self.grid)
-        height, width = features[own].shape[2:]
         total = None
         for name, stride in self.strides.items():
             cells = self.norms[name](features[name].movedim(1, 3))
@@ -63,7 +63,7 @@ class PatchDecoder(nn.Module):
             elif stride > self.grid:
                 ratio = stride // self.grid
                 size = (map.shape[2] * ratio, map.shape[3] * ratio)
-                map = F.interpolate(map, size, mode="bilinear", align_corners=False)[..., :height, :width]
+                map = cut(F.interpolate(map, size, mode="bilinear", align_corners=False), features[own])
             total = map if total is None else total + map
         return cast(Tensor, total)
 

@@ -45,6 +45,8 @@ class Picture:
     """Whether it is a photograph that was reduced, so that enlarging it may smooth it."""
     note: str = ""
     """What stands below it."""
+    shape: float = 1.0
+    """Width / height, so that it can be enlarged to the window."""
     places: list[Place] = field(default_factory=list)
     """Names of regions, for pictures whose colours alone do not tell all classes apart."""
 

@@ -424,6 +424,8 @@ def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureR
     shown.append(
         Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
+    for picture in filter(None, shown):
+        picture.shape = round(one.label.shape[1] / one.label.shape[0], 3)
     return PictureRow(one.kind.capitalize(), " · ".join([one.id, *_scores(one, track)]), shown)
 
 

@@ -22,6 +22,7 @@ from everseg.models.blocks import ATTENTION, NORM_TYPES, BranchDecoder, check_no
 from everseg.models.deeplab import RATES, DeepLabV3
 from everseg.models.mlp import MLPDecoder
 from everseg.models.model import SegmentationModel
+from everseg.models.open_sizes import picked, sizes_at_hand
 from everseg.models.patches import PatchDecoder, plain
 from everseg.models.token_head import TokenHead
 from everseg.types import IMAGENET_MEAN, IMAGENET_STD, Taps
@@ -105,6 +106,12 @@ class LibraryEncoder(nn.Module):
         height, width = image.shape[2:]
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
+        if (sizes := sizes_at_hand()) is not None:
+            maps = self._read(self.body, picked(image, *sizes.whole))
+            return {
+                name: picked(maps[index], *sizes.cells[stride])
+                for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
+            }
         # Images grow to a multiple of every stride, so that all maps are grids over the same area.
         down, right = -height % self.multiple, -width % self.multiple
         if down or right:

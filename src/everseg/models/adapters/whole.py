@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ def transformers_network(*, config: Mapping[str, Any], classifier: str, channels
 
     Args:
         config: the library's configuration, as its config.json holds it.
-        classifier: name of the 1x1 convolution that gives the logits; everseg's growing classifiers replace it.
+        classifier: name of the 1x1 convolution that gives the logits, or of a module that does nothing beside it;
+            everseg's growing classifiers replace it.
         channels: channels of its input.
 
     Raises:
@@ -122,9 +124,23 @@ def transformers_library() -> Any:
     return transformers
 
 
+@dataclass(frozen=True)
+class Classifier:
+    """A layer that may give a network's logits."""
+
+    layer: str
+    """Name of the 1x1 convolution."""
+    place: str
+    """Name of what is taken out: the layer, or the outermost module that does nothing beside it."""
+    channels: int
+    """Of the layer's input."""
+
+
 @torch.no_grad()
-def find_classifier(network: nn.Module, image: Tensor, outputs: int) -> tuple[str, int]:
-    """Locate the layer that gives the logits: the last 1x1 convolution of a forward pass with that many outputs.
+def find_classifiers(network: nn.Module, image: Tensor, outputs: int) -> list[Classifier]:
+    """Locate the layers that may give the logits: 1x1 convolutions of a forward pass with that many outputs.
+
+    An auxiliary head has such a layer too, and may run last. Which one it is shows only when it is taken out.
 
     Args:
         network: in eval mode.
@@ -132,31 +148,48 @@ def find_classifier(network: nn.Module, image: Tensor, outputs: int) -> tuple[st
         outputs: number of classes.
 
     Returns:
-        Its name and the number of channels that come in.
+        The one that ran last first.
 
     Raises:
         ConfigError: there is none.
     """
-    ran: list[str] = []
-    with _watching(network, ran):
+    layers = [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.out_channels == outputs
+    ]
+    around = {".".join(name.split(".")[:k]) for name in layers for k in range(1, name.count(".") + 2)}
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    with _watching(network, around, seen):
         network(pixel_values=image)
-    # From the end: the classifier is the last layer that fits. Names of registration would not tell the order.
-    for name in reversed(ran):
-        layer = network.get_submodule(name)
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.out_channels == outputs:
-            return name, layer.in_channels
-    raise ConfigError(
-        f"the network has no 1x1 convolution with {outputs} outputs at its end, so its classifier cannot grow; "
-        "SegFormer and UPerNet have one"
-    )
+    found = []
+    for name in reversed([name for name in seen if name in layers]):
+        place = name
+        while (parent := place.rpartition(".")[0]) in seen and all(
+            map(torch.equal, seen[parent], seen[name])
+        ):
+            place = parent
+        found.append(Classifier(name, place, cast(nn.Conv2d, network.get_submodule(name)).in_channels))
+    if not found:
+        raise ConfigError(
+            f"the network has no 1x1 convolution with {outputs} outputs at its end, so its classifier cannot grow; "
+            "SegFormer and UPerNet have one"
+        )
+    return found
 
 
 @contextlib.contextmanager
-def _watching(network: nn.Module, ran: list[str]) -> Iterator[None]:
-    def note(name: str) -> Any:
-        return lambda *_: ran.append(name)
+def _watching(network: nn.Module, names: set[str], seen: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Note what goes into these modules and what comes out, in the order in which they end."""
 
-    handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules()]
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, given: Any, output: Any) -> None:
+            if given and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+                seen[name] = (given[0], output)
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(note(name)) for name in sorted(names)]
     try:
         yield
     finally:

@@ -184,8 +184,13 @@ def read(results: Results) -> Result:
         scores["relative drop"] = None if drop is None else drop["mean"]
     else:
         last = tracks[0].scores[-1]
-        steps = len(tracks[0].steps)
+        steps, growths = len(tracks[0].steps), [len(group) for group in tracks[0].space.groups]
         for suffix, key in (("", ""), (" (no bg)", "_without_background")):
+            if len(growths) > 2:
+                # The field's tables part such a sequence after its first step, not before its last.
+                later = [value for value in last["class_iou"][growths[0] :] if value is not None]
+                scores[f"base{suffix}"] = last[f"miou{key}"]["base"]
+                scores[f"later{suffix}"] = defined_mean(later)
             scores |= {f"{group}{suffix}": last[f"miou{key}"][group] for group in ("old", "new", "all")}
             scores[f"average{suffix}"] = sequence[f"average_miou{key}"] if steps > 1 else None
             scores[f"forgetting{suffix}"] = sequence[f"forgetting{key}"]["mean"]

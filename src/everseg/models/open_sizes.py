@@ -1,0 +1,71 @@
+"""Sizes of images while a graph is exported: how an encoder of whole cells takes images of any size there.
+
+PyTorch's exporter carries the image's height H as a symbol. The height enlarged to whole cells is then the expression
+ceil(H / 32) * 32, and every layer behind makes a longer one of it, until the exporter can neither prove that two of
+them are equal nor that a cut lies inside a map. So `Deployed` gives sizes that do not follow from H as inputs of their
+own: the rows and columns of the enlarged image, and those of each stride's cells that touch the image. Their
+lengths are symbols of their own, and the expressions stay short. `deploy.onnx` then computes these inputs from the
+image's shape, at the beginning of the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Places, as indices, int64."""
+
+    whole: tuple[Tensor, Tensor]
+    """Row and column of the image at every row and column of the enlarged one; its last ones repeat."""
+    cells: Mapping[int, tuple[Tensor, Tensor]]
+    """Stride -> 0, 1, ... for each row and each column of cells that touch the image."""
+
+
+_SIZES: ContextVar[Sizes | None] = ContextVar("everseg_open_sizes", default=None)
+
+
+@contextlib.contextmanager
+def given_sizes(sizes: Sizes) -> Iterator[None]:
+    """Let encoders take these sizes."""
+    token = _SIZES.set(sizes)
+    try:
+        yield
+    finally:
+        _SIZES.reset(token)
+
+
+def sizes_at_hand() -> Sizes | None:
+    """What `given_sizes` set; None in every ordinary run."""
+    return _SIZES.get()
+
+
+def places(height: int, width: int, multiple: int, strides: tuple[int, ...]) -> Sizes:
+    """The sizes of an image of `height` x `width` pixels, enlarged to a multiple."""
+
+    def whole(side: int) -> Tensor:
+        return torch.arange(-(-side // multiple) * multiple).clamp(max=side - 1)
+
+    cells = {
+        stride: (torch.arange(-(-height // stride)), torch.arange(-(-width // stride))) for stride in strides
+    }
+    return Sizes((whole(height), whole(width)), cells)
+
+
+def picked(map: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Take rows and columns of (B, C, H, W)."""
+    return map.index_select(2, rows).index_select(3, columns)
+
+
+def cut(map: Tensor, like: Tensor) -> Tensor:
+    """Cut (B, C, h, w) to the height and width of `like`, which are no larger."""
+    if sizes_at_hand() is None:
+        return map[..., : like.shape[2], : like.shape[3]]
+    return picked(map, *(torch.arange(side, device=map.device) for side in like.shape[2:]))
