@@ -364,7 +364,8 @@ class Served:
         for name, scores in last.get("scores", {}).items():
             # The name of the result says something only where there are several.
             where = tested if len(last["scores"]) == 1 else name
-            rows.append(("mIoU", f"{percent(scores['miou']['all'])} %" + (f" on {where}" if where else "")))
+            if (value := scores["miou"]["all"]) is not None:
+                rows.append(("mIoU", f"{percent(value)} %" + (f" on {where}" if where else "")))
         weights = sum(weight.numel() for weight in self.model.model.parameters())
         stored = sum(file.stat().st_size for file in self.bundle.path.glob("model.safetensors"))
         rows.append(("Model", f"{count(weights)} weights, {size(stored)}"))
