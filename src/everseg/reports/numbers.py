@@ -113,12 +113,13 @@ def group_rows(track: Track) -> Rows:
 
 
 def class_rows(track: Track, joint: Track | None = None) -> Rows:
-    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, share of the pixels.
+    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, Dice, share of the pixels.
 
     Args:
         joint: results of joint training on the same task, shown in a column of their own.
     """
     bound = joint.scores[-1]["class_iou"] if joint else None
+    outlines = track.boundary_scores.get("class_boundary_iou")
     truth, total = track.counts[-1].sum(axis=1), max(int(track.counts[-1].sum()), 1)
     rows = []
     for c, name in enumerate(track.space.names):
@@ -136,6 +137,8 @@ def class_rows(track: Track, joint: Track | None = None) -> Rows:
                 },
                 **({"joint IoU": in_percent(bound[c])} if bound else {}),
                 "forgetting": in_percent(track.sequence["forgetting"]["classes"][c]),
+                "Dice": in_percent(track.scores[-1]["class_dice"][c]),
+                **({"boundary IoU": in_percent(outlines[c])} if outlines else {}),
                 "accuracy": in_percent(track.scores[-1]["class_accuracy"][c]),
                 "share of test pixels": in_percent(truth[c] / total),
                 "test pixels": int(truth[c]),
