@@ -209,6 +209,7 @@ FOLDED_ELSEWHERE = {
     "data/verbs.py": "the ending of a file",
     "display.py": "an encoding",
     "deploy/card.py": "the values of a readout",
+    "deploy/http_server.py": "names of headers",
     "deploy/serve.py": "names of hosts and types of content",
 }
 """Where text is folded that is no name of a class, and what it is."""

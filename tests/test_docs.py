@@ -229,6 +229,36 @@ def test_the_harmless_settings_are_listed() -> None:
     assert set(re.findall(r"`([a-z_.*]+)`", section)) == HARMLESS
 
 
+def test_which_method_quotes_the_measured_tables() -> None:
+    """Old, new and time of the second step from results/methods.md, time of an iteration from methods.md."""
+
+    def rows(page: str, cells: int) -> dict[str, list[str]]:
+        lines = re.findall(r"^\| (.*) \|$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+        table = [[re.sub(r"[*`\\\\]", "", cell).strip() for cell in line.split(" | ")] for line in lines]
+        return {row[0]: row[1:] for row in table if len(row) == cells}
+
+    measured, cost = rows("results/methods.md", 8), rows("methods.md", 4)
+    quoted = rows("which-method.md", 5)
+    assert len(quoted) > 8
+    for method, (old, new, step, iteration) in quoted.items():
+        if method in ("method", "---"):
+            continue
+        figures = measured[method]
+        assert [old, new] == [figures[0].split(" ")[0], figures[1].split(" ")[0]], method
+        assert step == f"{figures[4].split(' ')[0]} s", method
+        assert iteration == (cost[method][0] if method in cost else "no iterations"), method
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_pictures_are_small_and_have_a_text_instead(path: Path) -> None:
+    for text, place in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", prose(path)):
+        file = path.parent / place
+        assert len(text) > 30, f"{page_id(path)}: {place} needs a text that says what it shows"
+        assert file.stat().st_size <= 150_000, f"{page_id(path)}: {place}"
+        if file.suffix == ".svg":
+            assert "<title" in file.read_text(encoding="utf-8"), place
+
+
 def test_every_method_has_its_formula() -> None:
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     for name in registry.BUILTIN["method"]:

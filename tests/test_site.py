@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib.util
+import re
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -149,6 +153,51 @@ def test_nothing_is_cut_at_the_right_edge_of_a_window_of_1280_pixels(built: Path
     assert {name: found for name, found in wide.items() if found} == {}
 
 
+FOUND = """(() => {
+  const all = root => [...root.querySelectorAll("*")].flatMap(e => e.shadowRoot ? [e, ...all(e.shadowRoot)] : [e])
+  const every = all(document), box = every.find(e => e.tagName === "INPUT" && e.type === "text")
+  const links = every.filter(e => e.tagName === "A" && /[?]h=/.test(e.href)).map(e => e.href.split("/html/").pop())
+  return box && links.length ? [box.value, ...links] : null
+})()"""
+"""What the search box holds and where its results lead."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.BROWSER is None, reason="no Chromium here (apt-get install chromium)")
+def test_the_search_finds_the_same_from_disk_as_over_http(built: Path, tmp_path: Path) -> None:
+    handler = functools.partial(QuietHandler, directory=str(built.parent))
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        chromium.page(tmp_path) as page,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.window(1280, 900)
+        found: dict[tuple[str, str], Any] = {}
+        for base in (built.as_uri(), f"http://127.0.0.1:{server.server_port}/html"):
+            for words in ("forgetting", "cuda out of memory"):
+                page.call("Page.navigate", url=f"{base}/docs/quickstart.html")
+                page.wait(
+                    "document.readyState === 'complete' && document.querySelector('.md-search__button') !== null"
+                )
+                page.script("document.querySelector('.md-search__button').click()")
+                page.wait(FOUND.replace("links.length", "true"))
+                for key in words:
+                    page.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+                    page.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+                page.wait(f"({FOUND} ?? [])[0] === {words!r}")
+                found[base[:4], words] = [re.sub(r"[?]h=[^#]*", "", link) for link in page.script(FOUND)]
+        server.shutdown()
+    for words, first in (("forgetting", "docs/glossary.html"), ("cuda out of memory", "docs/how-to.html")):
+        assert found["file", words] == found["http", words]
+        assert found["file", words][0] == words
+        assert first in found["file", words][1]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 @pytest.mark.slow
 def test_every_page_is_in_the_navigation(built: Path) -> None:
     links = {link.removeprefix("./") for link in Html((built / "index.html").read_text()).links}
@@ -158,7 +207,7 @@ def test_every_page_is_in_the_navigation(built: Path) -> None:
 
 @pytest.mark.slow
 def test_the_python_reference_holds_every_public_name(built: Path) -> None:
-    anchors = Html((built / "reference" / "python.html").read_text()).anchors
+    anchors = set().union(*(Html(f.read_text()).anchors for f in (built / "reference").glob("python*.html")))
     for name, address in everseg._LAZY.items():
         if ":" in address:
             assert address.replace(":", ".") in anchors, name
@@ -220,9 +269,9 @@ def test_the_reference_of_settings_holds_every_key() -> None:
 
 def test_the_reference_of_presets_rebuilds_each() -> None:
     """What is common to a family and what a preset sets beside are together the preset."""
-    text = settings.preset_pages()
+    text = "\n".join(settings.preset_pages().values())
     for name in presets.names():
-        (family,) = [part for part in text.split("\n## ") if f"| `{name}` |" in part]
+        (family,) = [part for part in re.split("\n##? ", text) if f"| `{name}` |" in part]
         common = dict(
             line.strip("| ").split(" | ") for line in family.split("| preset |")[0].splitlines()[4:] if line
         )

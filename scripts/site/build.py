@@ -9,12 +9,15 @@ Needs the extra `docs`.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import reference
+
+import everseg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -48,9 +51,10 @@ def gather(folder: Path) -> None:
     for page in ROOT.glob("*.md"):
         shutil.copy(page, pages)
     reference.write(pages / "reference")
-    for name in ("iframe-worker.js", "extra.css"):
+    for name in ("iframe-worker.js", "sidebar.js", "extra.css"):
         shutil.copy(HERE / name, pages)
-    shutil.copy(ROOT / "zensical.toml", folder)
+    settings = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    (folder / "zensical.toml").write_text(settings.replace("VERSION", everseg.__version__), encoding="utf-8")
     for name in ("src", "scripts"):
         (folder / name).symlink_to(ROOT / name)
 
@@ -59,7 +63,31 @@ def build(folder: Path, verb: str = "build") -> subprocess.CompletedProcess[str]
     """Gather the pages and build; a broken link or any other warning makes the exit code 1."""
     gather(folder)
     command = [sys.executable, "-m", "zensical", verb, *(["--strict"] if verb == "build" else [])]
-    return subprocess.run(command, cwd=folder, check=False, text=True, capture_output=verb == "build")
+    done = subprocess.run(command, cwd=folder, check=False, text=True, capture_output=verb == "build")
+    if verb == "build" and not done.returncode:
+        order_search(folder / "html")
+    return done
+
+
+def order_search(site: Path) -> None:
+    """Let the search lead to explanations first.
+
+    Attributes of results are entries of their own in the index, named "forgetting" or "new", and would come before
+    every page that explains the word. Their text goes to the entry of their class. The reference comes after the pages.
+    """
+    index = json.loads((site / "search.json").read_text(encoding="utf-8"))
+    entries: dict[str, dict[str, str]] = {}
+    for item in index["items"]:
+        owner = entries.get(item["location"].rpartition(".")[0])
+        if owner is not None and ("attribute<" in item["title"] or "property<" in item["title"]):
+            owner["text"] += f" {item['text']}"
+        else:
+            entries[item["location"]] = item
+    index["items"] = sorted(entries.values(), key=lambda item: item["location"].startswith("reference/"))
+    text = json.dumps(index, ensure_ascii=False)
+    (site / "search.json").write_text(text, encoding="utf-8")
+    # What a page that is read as a file takes instead.
+    (site / "search.js").write_text(f"var __index = {text};", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 // The site's search runs in a worker, which browsers refuse to pages that are read as files: there a hidden frame
-// stands in for it.
+// stands in for it. A worker gets and gives copies; the search writes into the query it gets, so without a copy each key
+// would empty the box.
 if (location.protocol === "file:") {
   window.Worker = class {
     constructor(url) {
@@ -7,7 +8,7 @@ if (location.protocol === "file:") {
       this.frame.hidden = true
       document.body.append(this.frame)
       const inside = this.frame.contentWindow
-      inside.postMessage = data => this.onmessage && this.onmessage({ data })
+      inside.postMessage = data => this.onmessage && this.onmessage({ data: structuredClone(data) })
       const script = inside.document.createElement("script")
       script.src = new URL(url, location.href).href
       this.ready = new Promise((resolve, reject) => {
@@ -18,7 +19,8 @@ if (location.protocol === "file:") {
       inside.document.head.append(script)
     }
     postMessage(data) {
-      this.ready.then(inside => inside.dispatchEvent(new inside.MessageEvent("message", { data })), () => {})
+      const copy = structuredClone(data)
+      this.ready.then(inside => inside.dispatchEvent(new inside.MessageEvent("message", { data: copy })), () => {})
     }
     terminate() {
       this.frame.remove()

@@ -95,8 +95,8 @@ def _code_of(kind: type[errors.EversegError]) -> str:
     return "128 + signal: 130, 143" if kind is errors.Interrupted else str(kind.exit_code)
 
 
-def python() -> str:
-    """Instructions for mkdocstrings: every public name, then the contracts of plug-ins."""
+def python() -> dict[str, str]:
+    """Name -> instructions for mkdocstrings: every public name, then the contracts of plug-ins, in four pages."""
     rooms = ("interop", "data")
     addresses = {name: address for name, address in everseg._LAZY.items() if name not in rooms}
     modules = [address for address in addresses.values() if ":" not in address]
@@ -112,23 +112,32 @@ def python() -> str:
         f"{address.replace(':', '.')}\n    options:\n      heading: everseg.data.{name}"
         for name, address in everseg.data._LAZY.items()
     ]
-    parts = [
-        "# Python",
-        "What `import everseg` offers, and what own plug-ins meet. Everything else may change.",
-    ]
-    for heading, found in (
-        ("everseg", names),
-        ("everseg.data", data),
-        (
-            "Results",
-            [f"{kind.__module__}.{kind.__qualname__}" for kind in results() if kind is not everseg.Run],
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in results() if kind is not everseg.Run]
+    pages = {
+        "python": (
+            "# Python",
+            "What `import everseg` offers. Further pages: [what the calls return](python-results.md), "
+            "[losses, metrics, scenarios](python-parts.md), [what your own plug-ins meet](python-contracts.md). "
+            "Everything else may change.",
+            {
+                "everseg": names,
+                "everseg.data": data,
+                "Original checkpoints": [f"everseg.interop.{name}" for name in interop.__all__],
+            },
         ),
-        ("Building blocks", modules),
-        ("Original checkpoints", [f"everseg.interop.{name}" for name in interop.__all__]),
-        ("Contracts", list(CONTRACTS)),
-    ):
-        parts += [f"## {heading}", *(f"::: {address}{_hidden(address)}" for address in found)]
-    return "\n\n".join(parts) + "\n"
+        "python-results": ("# Python: results", "What the calls return.", {"Results": kinds}),
+        "python-parts": ("# Python: parts", "Losses, metrics and scenarios, for a loop of your own.",
+                         {"Building blocks": modules}),
+        "python-contracts": ("# Python: contracts", "What your own method, data set or model meets.",
+                             {"Contracts": list(CONTRACTS)}),
+    }  # fmt: skip
+    texts = {}
+    for page, (title, intro, sections) in pages.items():
+        parts = [title, intro]
+        for heading, found in sections.items():
+            parts += [f"## {heading}", *(f"::: {address}{_hidden(address)}" for address in found)]
+        texts[page] = "\n\n".join(parts) + "\n"
+    return texts
 
 
 def results() -> list[type]:
@@ -173,14 +182,12 @@ def _hidden(package: str) -> str:
     return found
 
 
-PAGES = {"commands": commands, "settings": settings, "presets": preset_pages, "python": python}
-
-
 def write(folder: Path) -> None:
     """Write all pages."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, page in PAGES.items():
-        (folder / f"{name}.md").write_text(page(), encoding="utf-8")
+    pages = {"commands": commands(), "settings": settings(), **preset_pages(), **python()}
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -113,25 +113,55 @@ def values_of(annotation: Any, limits: Sequence[Any] = ()) -> str:
     ).strip()
 
 
-def preset_pages() -> str:
-    """Presets by data: what all of them set, then each with what it sets beside."""
-    parts = ["# Presets", "`everseg list presets` prints the names, `everseg show NAME` all settings of one with their "
-             "meaning. Further names follow the same pattern: `everseg run voc-15-5-sequential-mib`."]  # fmt: skip
+PRESET_PAGES = {
+    "voc": "Pascal VOC",
+    "ade": "ADE20K",
+    "camvid": "CamVid",
+    "demo": "the demo",
+    "domains": "domains",
+}
+"""Data of presets -> its words; a page each, those over several domains share one."""
+
+
+def preset_pages() -> dict[str, str]:
+    """Name -> text of the pages of presets: by data, what all of them set, then each with what it sets beside."""
     families: dict[str, dict[str, dict[str, Any]]] = {}
+    page_of: dict[str, str] = {}
     for name in presets.names():
-        preset = presets.load_preset(name)
-        data = presets.without_method(name) if "domains" in preset["data"] else name.split("-")[0]
-        families.setdefault(data, {})[name] = {key: value for key, value in flat(preset) if key != "name"}
-    for data, members in families.items():
+        preset, data = presets.load_preset(name), name.split("-")[0]
+        over_domains = "domains" in preset["data"]
+        family = presets.without_method(name) if over_domains else data
+        page_of[family] = "domains" if over_domains else data
+        families.setdefault(family, {})[name] = {key: value for key, value in flat(preset) if key != "name"}
+    parts = {page: [f"# Presets: {words}"] for page, words in PRESET_PAGES.items()}
+    for family, members in families.items():
         first = next(iter(members.values()))
         shared = {k: v for k, v in first.items() if all(m.get(k, ...) == v for m in members.values())}
-        parts += [f"## {data}", table(["all set", "to"], [(f"`{k}`", code(v)) for k, v in shared.items()])]
         rows = [
             (f"`{name}`", " ".join(f"`{k}={code(v).strip('`')}`" for k, v in own.items() if k not in shared))
             for name, own in members.items()
         ]
-        parts.append(table(["preset", "sets"], rows))
-    return "\n\n".join(parts) + "\n"
+        parts[page_of[family]] += [
+            f"## {family}",
+            table(["all set", "to"], [(f"`{k}`", code(v)) for k, v in shared.items()]),
+            table(["preset", "sets"], rows),
+        ]
+    lists = [
+        (
+            f"[{words}](presets-{page}.md)",
+            str(sum(len(families[f]) for f, on in page_of.items() if on == page)),
+        )
+        for page, words in PRESET_PAGES.items()
+    ]
+    intro = [
+        "# Presets",
+        "A preset is a named, complete set of settings: data, task, method, model, schedule. `everseg list presets` "
+        "prints the names, `everseg show NAME` all settings of one with their meaning. Further names follow the same "
+        "pattern: `everseg run voc-15-5-sequential-mib`.",
+        table(["presets of", "how many"], lists),
+    ]
+    pages = {"presets": intro, **{f"presets-{page}": texts for page, texts in parts.items()}}
+    return {name: "\n\n".join(texts) + "\n" for name, texts in pages.items()}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+_WORD = 16
+"""Longest word, in letters, that a narrow table keeps whole. A longer one (a path) may be cut to the next line."""
 _CELL = "padding: .15em .7em; text-align: {}; vertical-align: top"
 
 
@@ -223,8 +225,9 @@ class Table:
 
         drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for index, column in enumerate(self.columns):
-            # In a narrow terminal, headings and names wrap; numbers never do.
-            kept = [row[index] for row in self.rows] if column in self.right else []
+            # In a narrow terminal, headings and names wrap between words; numbers never do.
+            cells = [row[index] for row in self.rows]
+            kept = cells if column in self.right else [w for c in cells for w in c.split() if len(w) <= _WORD]
             drawn.add_column(
                 Text(column),
                 justify="right" if column in self.right else "left",

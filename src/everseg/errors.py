@@ -9,6 +9,10 @@ MORE = "more: "
 """Beginning of the last line of an error on the terminal. The place where its kind is explained follows."""
 
 
+MOST_LISTED = 100
+"""Most problems that a message lists. A file of 60,000 unknown keys has one fault, not 60,000."""
+
+
 def near_miss(name: object, known: Iterable[str], otherwise: str = "", *, below: str = "") -> str:
     """Return the end of a message: "; did you mean 'x'?", or `otherwise` if no known name is close.
 
@@ -58,7 +62,7 @@ class ConfigError(EversegError):
             text = f"{where}: {self.problems[0]}" if where else self.problems[0]
         else:
             head = f"{len(self.problems)} problems" + (f" in {where}" if where else "")
-            text = "\n  ".join([head, *self.problems])
+            text = f"{head}\n  " + some(self.problems, MOST_LISTED, "\n  ")
         super().__init__(text)
 
 

@@ -204,7 +204,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         # json keeps the last of them; another reader may keep the first, and see another document.
-        raise UnreadableError(f"the key {twice[:40]!r} stands twice in one mapping")
+        raise UnreadableError(f"the key {twice[:40]!r} appears twice in one mapping")
     return found
 
 
@@ -295,7 +295,7 @@ def arrays_of(data: bytes, most: int = MOST_ARRAY_BYTES) -> dict[str, np.ndarray
                 name = entry.filename.removesuffix(".npy")
                 if name == entry.filename or name in found:
                     raise UnreadableError(
-                        f"an entry {entry.filename[:40]!r} that is no array, or stands twice"
+                        f"an entry {entry.filename[:40]!r} that is not an array, or appears twice"
                     )
                 with archive.open(entry) as file:
                     found[name] = array_of(file, entry.file_size, most)  # type: ignore[arg-type]
@@ -305,5 +305,5 @@ def arrays_of(data: bytes, most: int = MOST_ARRAY_BYTES) -> dict[str, np.ndarray
     except UnreadableError:
         raise
     except Exception as error:  # a damaged archive makes its readers raise nearly anything
-        raise UnreadableError(f"it is no readable npz: {type(error).__name__}") from None
+        raise UnreadableError(f"it is not a readable npz: {type(error).__name__}") from None
     return found

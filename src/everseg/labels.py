@@ -375,13 +375,13 @@ class LabelSpace:
         texts = [("id", [str(raw) for raw in self.order if raw < 0])]
         for what, values in [*texts, *([("name", [*self.names])] if stored else [])]:
             if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-                found.append(f"the {what} {', '.join(twice)} stands twice")
+                found.append(f"the {what} {', '.join(twice)} appears twice")
         if "" in self.names:
             found.append("a class without a name")
         if self.background is not None and (
             type(self.background) is not int or not 0 <= self.background < self.num_classes
         ):
-            found.append("the background is none of the classes")
+            found.append("the background is not one of the classes")
         return found if stored else [*found, *self._respelt()]
 
     def _respelt(self) -> list[str]:

@@ -6,6 +6,7 @@ Everything goes to stderr, so that stdout stays free for tables and JSON.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 import time
@@ -47,6 +48,19 @@ def time_text(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+_UNITS = {"s": 1, "min": 60, "h": 3600}
+
+
+def seconds_of(text: str) -> float | None:
+    """Read a duration such as "90s", "10min" or "1.5h"; None if it is none.
+
+    >>> seconds_of("10min"), seconds_of("10")
+    (600.0, None)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", text.strip())
+    return float(match[1]) * _UNITS[match[2]] if match and float(match[1]) > 0 else None
 
 
 class Progress:

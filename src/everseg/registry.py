@@ -320,7 +320,7 @@ def _from_package(kind: str, module_name: str) -> Any:
             raise
         raise ConfigError(f"{kind}: no module named '{module_name}'") from None
     except (ValueError, TypeError):  # an empty name, or one that begins with a dot
-        raise ConfigError(f"{kind}: '{module_name}' is no name of a module") from None
+        raise ConfigError(f"{kind}: '{module_name}' is not the name of a module") from None
 
 
 def _from_file(kind: str, file_name: str) -> Any:

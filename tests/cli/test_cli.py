@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -179,6 +180,13 @@ def test_demo_shows_methods_bars_runs_and_what_is_next(everseg: Outcome, api: di
     assert lines.index("joint") < lines.index("reports") < lines.index("Next:"), "the table waits for nothing"
     assert "runs/demo-mib" in out
     assert "everseg predict runs/demo-mib" in out
+    after = out[out.index("reports") :]
+    assert (
+        after.index("runs/demo-mib/report.html")
+        < after.index("everseg data init")
+        < after.index("everseg show")
+    )
+    assert max(map(len, after.splitlines())) <= 80
     ft = next(line for line in out.splitlines() if line.split()[:1] == ["ft"])
     assert ft.split()[1:6] == ["70.0", "25.0", "62.5", "50.0", "60.0"]
     assert ft.count("▇") + ft.count("#") == 6
@@ -231,7 +239,7 @@ def test_lists_name_what_a_configuration_may_use(everseg: Outcome, what: str, so
 
 
 def test_presets_stand_under_headings_that_say_what_is_new_and_which_data(everseg: Outcome) -> None:
-    lines = everseg("list", "presets")[1].splitlines()
+    lines = everseg("list", "presets", "--all")[1].splitlines()
     headings = [line for line in lines if line and not line.startswith(" ")]
     assert len(headings) == len(set(headings)) == 7
     at = [line.split()[:1] for line in lines].index(["camvid-day-dusk-mdil"])
@@ -246,7 +254,8 @@ def test_presets_stand_under_headings_that_say_what_is_new_and_which_data(everse
 
 
 def test_presets_say_protocol_and_policy_and_are_found_by_every_spelling(everseg: Outcome) -> None:
-    rows = {line.split()[0]: line for line in everseg("list", "presets")[1].splitlines() if line[:1] == " "}
+    every = everseg("list", "presets", "--all")[1].splitlines()
+    rows = {line.split()[0]: line for line in every if line[:1] == " "}
     assert rows["voc-15-1-plop"].split()[1:] == ["overlapped,", "plop-voc"]
     assert rows["voc-15-1-mib"].split()[1:] == ["disjoint,", "mib-voc"]
     assert rows["ade-100-50-rcil"].split()[1:] == ["overlapped,", "plop-ade"]
@@ -261,6 +270,21 @@ def test_presets_say_protocol_and_policy_and_are_found_by_every_spelling(everseg
     # What nobody published is named only where nothing else is.
     assert "disjoint-plop" not in everseg("list", "presets", "plop")[1]
     assert "voc-15-1-disjoint-plop" in everseg("list", "presets", "15-1-disjoint-plop")[1]
+
+
+def test_presets_without_a_filter_are_groups_that_say_how_names_are_made(everseg: Outcome) -> None:
+    out = everseg("list", "presets")[1]
+    lines = out.splitlines()
+    assert len(lines) < 70
+    assert max(map(len, lines)) <= 80
+    every = [row["name"] for row in json.loads(everseg("list", "presets", "--json")[1])]
+    must_say(out, f"{len(every)} presets", "everseg list presets", "--all")
+    parts = [line.split("  ")[-1].strip() for line in lines if line.startswith(" ")]
+    named = {word.strip() for part in parts for word in part.split(",")}
+    for example in re.findall(r"such as (\S+)", out):
+        assert example in every
+    for word in ("15-1", "100-50b", "overlapped", "lwf-mc", "mdil+mib", "cs-idd-bdd"):
+        assert word in named, word
 
 
 def test_policies_say_what_becomes_of_each_kind_of_pixels(everseg: Outcome) -> None:
@@ -287,6 +311,20 @@ def test_show_explains_every_key_and_hyper_parameter(everseg: Outcome) -> None:
     assert rows["train.lr"].split()[1] == "0.001"
     assert rows["method.kd_weight"].split()[1] == "100.0"
     assert "distillation" in rows["method.kd_weight"]
+
+
+def test_show_begins_with_the_steps(everseg: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = everseg("show", "voc-15-1-mib")[1]
+    steps = out[: out.index("train.lr")].splitlines()
+    assert [line.split()[:2] for line in steps if line.split()[:1] == ["5"]] == [["5", "1"]]
+    must_say(out[: out.index("train.lr")], "aeroplane", "tvmonitor", "data.root=DIR")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = everseg("show", "demo-mib")[1]
+    assert out.index("person, sign") < out.index("train.lr")
+    lines = out[: out.index("Settings")].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line == line.rstrip() for line in lines), "no blanks at the ends of lines"
+    assert "building, tree" in out
 
 
 def test_show_yaml_is_a_file_to_start_from(everseg: Outcome, tmp_path: Path) -> None:

@@ -362,6 +362,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         "damaged",
     ),
     "zip encrypted": (encrypted_zip, "'secret' is encrypted"),
+    "zip without a name": (lambda: zip_of(("\0x", b"x", 0)), "has no name"),
     "neither": (lambda: b"<html>not found</html>", "not an archive"),
     "empty": (lambda: b"", "not an archive"),
 }

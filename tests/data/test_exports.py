@@ -1058,3 +1058,54 @@ def test_init_parses_every_annotation_once(
     assert len(seen) == sets * (1 if "Studio" in export else COUNT)
     own = [path for path in paths if path.name != "meta.json"]
     assert len(own) == len(set(own)) == sets * {"YOLO": 0, "Label Studio JSON": 1}.get(export, COUNT)
+
+
+SQUARE = [[0, 0], [5, 0], [5, 5]]
+FOREIGN: dict[str, Any] = {
+    "labelme: a number beyond floats": {"imagePath": "a", "shapes": [{"label": "a", "points": [[10**400, 0]] * 3}]},
+    "supervisely: tags that are a number": {"size": {}, "objects": [], "tags": 3},
+    "supervisely: holes that are a number": {"size": {"height": 9, "width": 9}, "objects": [
+        {"classTitle": "a", "geometryType": "polygon", "points": {"exterior": SQUARE, "interior": 5}}]},
+    "v7: slots in a list": {"item": {"name": "a", "slots": [{"slot_name": "0"}]}, "annotations": [
+        {"name": "a", "slot_names": [["0"]]}]},
+    "v7: an ellipse without centre": {"item": {"name": "a", "slots": [{"width": 9, "height": 9}]}, "annotations": [
+        {"name": "a", "ellipse": {}}]},
+    "v7: a box of texts": {"item": {"name": "a", "slots": [{"width": 9, "height": 9}]}, "annotations": [
+        {"name": "a", "bounding_box": {"x": "0", "y": 0, "w": 1, "h": 1}}]},
+    "label-studio: labels that are a number": [{"data": {"image": "a.png"}, "annotations": [{"result": [
+        {"original_width": 9, "original_height": 9, "value": {"points": SQUARE, "polygonlabels": 7}}]}]}],
+    "labelme: a picture of 10^18 pixels": {"imagePath": "a", "imageHeight": 10**9, "imageWidth": 10**9, "shapes": []},
+    "supervisely: a picture of 10^18 pixels": {"size": {"height": 10**9, "width": 10**9}, "objects": []},
+    "v7: a picture of 10^18 pixels": {"item": {"name": "a", "slots": [{"width": 10**9, "height": 10**9}]},
+                                      "annotations": []},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_file_of_another_form_than_its_tool_writes_is_told(case: str, tmp_path: Path) -> None:
+    """Found by fuzzing (tests/faults): lists, texts and numbers in each other's places, and sizes that nobody has."""
+    write(tmp_path / "a.json", FOREIGN[case])
+    tool, _, fact = case.partition(": ")
+    with pytest.raises(DataError, match=r"a\.json") as caught:
+        load_dataset(DataConfig(dataset="annotated", root=str(tmp_path)))
+    must_say(caught.value, "1000000000x1000000000" if "10^18" in fact else "a.json")
+    assert "10^18" in fact or "pairs" in str(caught.value) or f"form that {tool} writes" in str(caught.value)
+
+
+def test_a_release_with_points_that_are_none_is_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    for points in ([3, 4, 5], [[10**400, 0]] * 3, [["a", "b"]]):
+        entry = {"id": 1, "category_id": 1, "type": "polygon", "points": points}
+        label = {"attributes": {"annotations": [entry]}}
+        sample = {
+            "name": "a.png",
+            "attributes": {"image": {"url": "a.png"}},
+            "labels": {"ground-truth": label},
+        }
+        about = {"categories": [{"id": 1, "name": "a"}]}
+        write(
+            tmp_path / "r.json",
+            {"dataset": {"task_type": "vector", "task_attributes": about, "samples": [sample]}, "name": "r"},
+        )
+        with pytest.raises(DataError, match=r"annotation 1.*pairs of numbers"):
+            load_dataset(DataConfig(dataset="segments", root=str(tmp_path)))

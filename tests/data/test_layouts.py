@@ -108,7 +108,7 @@ def test_coco_faults_of_single_objects_are_found_by_the_check_per_image(tmp_path
         ({"images": [{"id": 0, "file_name": "../x.png", "width": 1, "height": 1}]}, "leads out"),
         ({"images": [{"id": 0, "file_name": "x.png", "width": 1.5, "height": 1}]}, "a size of 1.5x1"),
         ({"images": [{"id": 0, "file_name": "x.png", "width": 0, "height": 1}]}, "a size of 0x1"),
-        ({"images": 3}, "not of COCO's form"),
+        ({"images": 3}, "COCO annotations"),
     ],
 )
 def test_coco_files_of_another_form_are_refused(tmp_path: Path, change: dict, message: str) -> None:

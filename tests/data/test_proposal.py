@@ -271,7 +271,7 @@ def test_the_command_writes_a_description_and_a_page_and_says_what_to_type(call:
     code, out, _ = call("data", "init", "site", "--force", "--yes")
     assert code == 0
     told = [out.index(text) for text in (f"Wrote {here}/data.yaml", "First: the classes have no names yet", "Next:",
-                                         "camvid-6-5-mib gives the recipe only")]  # fmt: skip
+                                         "everseg show camvid-6-5-mib")]  # fmt: skip
     assert told == sorted(told)
     assert b"class_1" in (here / "data.yaml").read_bytes()
 

@@ -23,12 +23,13 @@ from everseg.data.datasets.folder import build as folder_data
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, configuration, extend
-from everseg.deploy.old_classes import Pair, estimated
+from everseg.deploy.old_classes import Gate, Kept, Pair, estimated, measured
 from everseg.display import percent, share
 from everseg.engine.prepare import known_in
 from everseg.engine.run import prepare
 from everseg.engine.runtime import make_accelerator
 from everseg.errors import CheckpointError, ConfigError, GateError
+from everseg.inference.predict import LoadedModel
 from everseg.labels import LabelSpace
 from everseg.models.build import deeplabv3_tiny
 from everseg.progress import Progress
@@ -167,6 +168,15 @@ def test_below_the_gate_no_bundle_is_written(at, new_data, call):
     assert "everseg diff" in err
     assert out == ""
     assert not Path("bundle-v2").exists()
+    code, _, err = call(
+        *arguments[:-2], "--keep-each-at-least", 1.0, "train.lr=0.3", "data.workers=0", "--quiet"
+    )
+    assert code == 6
+    must_say(err, "gate: FAIL", "of each class", "red")
+    assert not Path("bundle-v2").exists()
+    code, _, err = call(*arguments[:-1], 1.5, "--keep-each-at-least", 0, "data.workers=0")
+    assert code == 2
+    must_say(err, "--keep-at-least 1.5", "--keep-each-at-least 0")
     assert call("export", "runs/bundle-v2", "-o", "anyway", "--no-onnx")[0] == 0
     assert open_bundle("anyway").lineage["parent"] == open_bundle(at).digest
 
@@ -352,7 +362,7 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
         bundle.model(), after.eval(), bundle.spaces["default"], prepared.steps[0].spaces["default"], "default"
     )
     new = after.head("default").classifiers[1]
-    shares = []
+    shares, between = [], []
     for bias in (-100.0, 100.0):
         torch.nn.init.constant_(new.bias, bias)
         torch.nn.init.zeros_(new.weight)
@@ -361,8 +371,74 @@ def test_agreement_is_that_of_the_two_models(deployed, new_data):
         )
         assert kept.how == "estimated"
         shares.append((kept.share, kept.figures["agreement"], kept.figures["agreement_miou"]))
+        between.append(kept.interval)
     assert shares[0] == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)
     assert shares[1] == (0.0, 0.0, 0.0)
+    assert between == [(1.0, 1.0), (0.0, 0.0)]
+
+
+def kept_of(**shares: float | None) -> Kept:
+    known = [share for share in shares.values() if share is not None]
+    classes = {name: {"share": share} for name, share in shares.items()}
+    return Kept("measured", sum(known) / len(known) if known else None, classes, {}, "old classes")
+
+
+@pytest.mark.parametrize(
+    ("gate", "left", "facts"),
+    [
+        (Gate(0.7), kept_of(red=0.9, green=0.5), ()),
+        (Gate(0.8), kept_of(red=0.9, green=0.5), ("70.0 %", "80.0 %")),
+        (Gate(None, 0.6), kept_of(red=0.9, green=0.5), ("60.0 % of each", "green 50.0")),
+        (Gate(0.6, 0.5), kept_of(red=0.9, green=0.5, blue=None), ()),
+        (Gate(0.8, 0.4), kept_of(red=0.9, green=0.5), ("80.0 % and", "40.0 % of each")),
+        (Gate(0.1), kept_of(red=None), ("not known",)),
+        (Gate(None, 0.1), kept_of(red=None), ("not known",)),
+        (Gate(), kept_of(red=None), ()),
+    ],
+)
+def test_a_gate_judges_the_mean_and_every_class(gate, left, facts):
+    why = gate.fails(left)
+    assert bool(why) == bool(facts)
+    if facts:
+        must_say(why, *facts)
+    assert gate.verdict(left).startswith("FAIL" if facts else "PASS" if gate.text else "")
+
+
+def test_the_interval_of_a_measurement_is_that_of_its_ratio_over_drawn_images(deployed, new_data, old_data):
+    """Of the old classes only red is labelled; its figures are counted again from masks, image by image."""
+    bundle = open_bundle(deployed)
+    config = configuration(
+        bundle, new_data, ["forklift"], "mib", "x", ["data.workers=0", "scenario.test_split=train"]
+    )
+    before, after = bundle.model(), bundle.model()
+    before.head("default").classifiers[0].bias.data[1] += 1000  # all red: no draw is without it
+    after.head("default").classifiers[0].bias.data[1] += 5
+    space = bundle.spaces["default"]
+    dataset = folder_data(None, descriptor=str(old_data))
+    kept = measured(
+        Pair(before.eval(), after.eval(), space, space, "default"), dataset, config.data, config.scenario,
+        make_accelerator(config.train, training=False), Progress(quiet=True), batch=1,
+    )  # fmt: skip
+    split = dataset.splits["train"]
+    pairs = [split.read(index) for index in range(len(split))]
+    counts = []  # one row per model and image: pixels that are both, and that are at least one
+    for model in (before, after):
+        predict = LoadedModel(model, bundle.spaces, bundle.about.form).predict
+        # forklifts (1) are no class of the models, so their pixels are ignored
+        found = [(predict(image).ids[mask != 1] == 1, mask[mask != 1] == 2) for image, mask in pairs]
+        counts.append([((said & true).sum(), (said | true).sum()) for said, true in found])
+    one, other = np.array(counts, float)
+
+    def ratio(images: np.ndarray) -> float:
+        (a, b), (c, d) = one[images].sum(0), other[images].sum(0)
+        return (c / d) / (a / b)
+
+    assert kept.share == pytest.approx(ratio(np.arange(len(split))), abs=1e-9)
+    drawn = np.random.RandomState(0)
+    draws = [ratio(drawn.randint(0, len(split), len(split))) for _ in range(1000)]
+    assert kept.interval == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=1e-9)
+    assert kept.interval[0] < kept.interval[1]
+    assert kept.classes["red"]["share"] == pytest.approx(kept.share)
 
 
 def test_only_a_bundle_is_extended(deployed, new_data):
@@ -420,8 +496,8 @@ def test_report_and_card_tell_what_an_extension_measured(at, new_data, call):
     assert rows[2][:3] == ["forklift", "taught now", "-"]
     assert "Old, new and all classes" not in page
     assert "IoU per class" not in page
-    heads = re.findall(r'<div class="head">(.*?)</div>', page)
-    assert heads == ["image", "truth", "deployed model", "after step 1", "change"]
+    heads = re.findall(r'<div class="head">([a-z ]+)', page)
+    assert heads == ["image", "truth", "deployed model", "extended model", "change"]
     card = Path("bundle-v2/MODEL_CARD.md").read_text(encoding="utf-8")
     (row,) = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| 1 | mib")]
     assert row.count("not measured") == 3  # old, all, all without background

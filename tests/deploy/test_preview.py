@@ -6,10 +6,12 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from everseg.deploy import extend
 from everseg.deploy.bundle import open_bundle
 from everseg.runs.commit import load_tensors
 from saying import must_say
@@ -73,3 +75,76 @@ def test_a_word_that_cannot_be_kept_is_refused(at, new_data, call):
     assert code == 2
     must_say(err, "--how", "--method")
     assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
+
+
+def at_speeds(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
+    """Let previews take stated times; give the list of the words that were measured."""
+    tried = []
+
+    def previewed(asked: Any, *_: object, **__: object) -> extend.Preview:
+        tried.append(asked.how)
+        return extend.Preview(
+            (), ("forklift",), (), (), "mib", 10, seconds[asked.how] / 10, 6, seconds[asked.how]
+        )
+
+    monkeypatch.setattr(extend, "_previewed", previewed)
+    return tried
+
+
+def test_a_budget_takes_the_most_thorough_word_that_fits_and_stays_with_it(at, new_data, call, monkeypatch):
+    line = (
+        "extend",
+        at,
+        "--data",
+        new_data,
+        "--add",
+        "forklift",
+        *QUICK,
+        "--no-onnx",
+        "train.max_iterations=2",
+    )
+    tried = at_speeds(monkeypatch, {"balanced": 700, "quick": 80})
+    code, _, err = call(*line, "--budget", "10min", "--dry-run")
+    assert code == 0
+    must_say(err, "balanced", "11:40", "quick", "1:20")
+    assert tried == ["balanced", "quick", "quick"]  # the last one is the preview that was asked for
+    code, _, err = call(*line, "--budget", "10min")
+    assert code == 0, err
+    head = "heads.default.classifiers.0.weight"
+    before, after = (
+        load_tensors(path / "model.safetensors")[head] for path in (at, at.with_name("bundle-v2"))
+    )
+    assert torch.equal(before, after)  # quick: the old classifier stays
+    # Now the machine is fast, and the same command still goes on with the run that it began.
+    shutil.rmtree(at.with_name("bundle-v2"))
+    tried = at_speeds(monkeypatch, {"balanced": 7, "quick": 1})
+    code, _, err = call(*line, "--budget", "10min")
+    assert code == 0, err
+    assert (tried, at.with_name("bundle-v2").is_dir()) == ([], True)
+
+
+def test_a_budget_that_nothing_fits_into_says_what_would(at, new_data, call, monkeypatch):
+    at_speeds(monkeypatch, {"balanced": 700, "quick": 80})
+    line = ("extend", at, "--data", new_data, "--add", "forklift", *QUICK)
+    code, _, err = call(*line, "--budget", "40s", "train.epochs=8")
+    assert code == 2
+    must_say(err, "--budget 40s", "balanced", "quick", "train.epochs=4")
+    for wrong, more in (
+        ("soon", ()),
+        ("0s", ()),
+        ("10min", ("--how", "quick")),
+        ("10min", ("--method", "mib")),
+    ):
+        code, _, err = call(*line, "--budget", wrong, *more)
+        assert code == 2
+        must_say(err, "--budget", *more[:1])
+    assert [path.name for path in Path.cwd().iterdir()] == ["bundle"]
+
+
+@pytest.mark.slow
+def test_a_budget_measures(at, new_data, call):
+    line = ("extend", at, "--data", new_data, "--add", "forklift", *QUICK, "train.epochs=5", "--dry-run")
+    assert call(*line, "--budget", "1h")[0] == 0
+    code, _, err = call(*line, "--budget", "0.001s")
+    assert code == 2
+    must_say(err, "balanced", "quick")

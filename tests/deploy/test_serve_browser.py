@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import everseg
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.serve import Server
 from everseg.display import share
+from saying import must_say
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,7 +46,7 @@ def bundles(tmp_path_factory) -> list[Path]:
 @contextmanager
 def running(bundles: list[Path]) -> Iterator[Server]:
     with Server(bundles, 0) as one:
-        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=one.serve_forever)
         thread.start()
         try:
             yield one
@@ -135,11 +138,14 @@ def test_an_image_shows_its_classes_and_the_legend_their_shares(page, server, bu
     assert page.script(LEGEND)[1] == ["red", "-", "-", "rgb(230, 159, 0)"]
     show(page, photo)
     found = everseg.load(bundles[0]).predict(photo)
+    areas = np.bincount(found.ids.ravel(), minlength=4)
     rows = page.script(LEGEND)
-    assert [row[0] for row in rows] == ["background", "red", "green", "blue"]
-    for train_id, row in enumerate(rows[:3]):
-        assert row[1] == share((found.ids == train_id).mean())
-    assert rows[3][1] == "-", "a class that this bundle does not know"
+    names = ["background", "red", "green", "blue"]
+    assert [row[0] for row in rows] == sorted(names, key=lambda name: -areas[names.index(name)])
+    by_name = {row[0]: row for row in rows}
+    for train_id, name in enumerate(names[:3]):
+        assert by_name[name][1] == share((found.ids == train_id).mean())
+    assert by_name["blue"][1] == "-", "a class that this bundle does not know"
     assert len(np.unique(found.ids)) == 3
     np.testing.assert_allclose(pixels(page), expected(bundles[0], photo, 0.6), atol=2)
     clean(page, server)
@@ -156,7 +162,7 @@ def test_opacity_and_boxes_change_what_is_painted(page, server, bundles, photo):
     click(page, "#none")
     image = np.asarray(Image.open(photo).convert("RGB"))
     np.testing.assert_allclose(pixels(page), image, atol=1)
-    click(page, "#legend tr:nth-child(2) input")
+    click(page, "#legend [data-position='1'] input")
     red = everseg.load(bundles[0]).predict(photo).ids == 1
     changed = (np.abs(pixels(page).astype(int) - image) > 3).any(axis=2)
     assert red.any()
@@ -180,15 +186,28 @@ def test_two_bundles_are_switched_and_compared(page, server, bundles, photo):
     assert 0.02 < differing.mean() < 0.9
     click(page, "[value=difference]")
     page.wait("document.getElementById('caption0').textContent.includes('differ')")
-    assert page.script("document.getElementById('canvas1').parentElement.hidden")
+    assert not page.script("document.getElementById('canvas1').parentElement.hidden"), (
+        "both answers are shown"
+    )
     said = page.script("document.getElementById('caption0').textContent")
-    assert said.startswith(f"{share(differing.mean())} of the pixels")
-    grey = np.ptp(pixels(page).astype(int), axis=2) <= 2
+    assert said == f"A: bundle: {share(differing.mean())} of the pixels differ"
+    grey = np.ptp(pixels(page, 1).astype(int), axis=2) <= 2
     assert grey[~differing].all()
     assert (~grey)[differing & (b == 3)].all(), "blue, in its colour"
     opacity(page, 100)
-    colours = np.array([entry.colour for entry in open_bundle(bundles[1]).registry.classes])
-    np.testing.assert_array_equal(pixels(page)[differing], colours[b][differing])
+    for place, ids in enumerate((a, b)):
+        colours = np.array([entry.colour for entry in open_bundle(bundles[place]).registry.classes])
+        where = differing & ((a > 0) | (b > 0))
+        np.testing.assert_array_equal(pixels(page, place)[where], colours[ids][where])
+    told = page.script(
+        "[...document.querySelectorAll('#pairs tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    names = ["background", "red", "green", "blue"]
+    found = {(names[i], names[j]): ((a == i) & (b == j)).sum() for i in range(4) for j in range(4) if i != j}
+    largest = sorted(found, key=lambda pair: -found[pair])[: len(told)]
+    assert len(told) == min(8, sum(n > 0 for n in found.values()))
+    assert {tuple(row[:2]) for row in told} == set(largest)
+    assert told[0] == [*largest[0], share(found[largest[0]] / a.size)]
     assert sum("bundle=1" in url for url in page.requests) == 1, "asked once"
     clean(page, server)
 
@@ -203,6 +222,32 @@ def test_an_image_is_dropped_and_the_pointed_class_named(page, server, bundles, 
     at = {"x": box[0] + (x + 0.5) * box[2], "y": box[1] + (y + 0.5) * box[2]}
     page.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
     assert page.wait("document.getElementById('pointed').textContent") == "A: green"
+    click(page, "[value=both]")
+    page.wait("!document.getElementById('canvas1').parentElement.hidden")
+    page.script("document.getElementById('canvas0').focus()")
+    page.press("ArrowRight", 39)
+    ids_b = everseg.load(bundles[1]).predict(photo).ids
+    y, x = ids.shape[0] // 2, ids.shape[1] // 2 + max(1, round(max(ids.shape) / 40))
+    names = ["background", "red", "green", "blue"]
+    said = f"A: {names[ids[y, x]]}  ·  B: {names[ids_b[y, x]]}"
+    assert page.script("document.getElementById('pointed').textContent") == said
+    clean(page, server)
+
+
+def test_an_example_is_at_hand_and_the_mask_can_be_taken_along(page, server, bundles):
+    click(page, "#example")
+    page.wait("!document.getElementById('pictures').hidden")
+    image = np.asarray(Image.open(io.BytesIO(server.files["/example.png"][0])))
+    ids = everseg.load(bundles[0]).predict(image).ids
+    (name, address), *_ = page.script(
+        "[...document.querySelectorAll('#downloads a')].map(a => [a.download, a.href])"
+    )
+    assert name == "example-mask-a.png"
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+    lasting = np.array(open_bundle(bundles[0]).registry.ids(everseg.load(bundles[0]).spaces["all"]))
+    np.testing.assert_array_equal(mask, lasting[ids])
+    told = page.script("document.getElementById('about').innerText")
+    must_say(told, "A: bundle", "B: bundle-v2", "weights", "Time", "s for an image")
     clean(page, server)
 
 
@@ -223,11 +268,11 @@ def test_what_is_no_picture_is_told(page, tmp_path, photo):
 def test_the_keyboard_reaches_everything(page, photo):
     show(page, photo)
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         page.press("Tab", 9)
-        reached.append(page.script("document.activeElement.id || document.activeElement.type"))
-    assert reached[:4] == ["file", "radio", "opacity", "checkbox"]
-    assert {"all", "none"} <= set(reached)
+        reached.append(page.script("document.activeElement.id || document.activeElement.type || 'link'"))
+    assert reached[:5] == ["file", "example", "radio", "opacity", "checkbox"]
+    assert {"all", "none", "canvas0"} <= set(reached)
     unnamed = """[...document.querySelectorAll("input, select, button")].filter(e =>
       !(e.labels && e.labels.length && e.labels[0].textContent.trim()) && !e.textContent.trim()).length"""
     assert page.script(unnamed) == 0
@@ -283,7 +328,7 @@ def test_a_model_of_several_branches_asks_for_the_domain(browser, photo, tmp_pat
             )
             found = everseg.load(path).predict(photo, branch=domain)
             share = 100 * (found.ids == found.classes.index("green")).mean()
-            shown = "parseFloat(document.querySelectorAll('#legend tr')[2].cells[1].textContent)"
+            shown = "parseFloat(document.querySelector('#legend [data-position=\"2\"]').cells[1].textContent)"
             browser.wait(f"Math.abs({shown} - {share}) < 0.051")
         clean(browser, server)
 

@@ -88,11 +88,14 @@ def test_evaluation_counts_every_pixel_once(pair):
 
 def test_the_same_weights_give_the_same_counts_in_one_and_two_processes(pair, tmp_path):
     """Seven test images over two processes: an uneven last share."""
-    config = settings(tmp_path, data={"options": {"val": 7}}, method={"name": "ft"})
+    further = ["boundary-iou", "per-image"]
+    config = settings(tmp_path, data={"options": {"val": 7}}, method={"name": "ft"}, metrics=further)
     assert complete(config) == 0
     whole = RunFolder(tmp_path / "toy")
     before = {step: whole.counts(step)["default"] for step in (0, 1)}
     each = {step: whole.images(step)["default"] for step in (0, 1)}
+    outlines = {step: whole.boundary(step)["default"] for step in (0, 1)}
+    scores = {step: whole.metrics(step) for step in (0, 1)}
     for step in (0, 1):
         (whole.step(step) / "metrics.json").unlink()
         (whole.step(step) / "confusion.npz").unlink()
@@ -100,6 +103,12 @@ def test_the_same_weights_give_the_same_counts_in_one_and_two_processes(pair, tm
     for step in (0, 1):
         np.testing.assert_array_equal(whole.counts(step)["default"], before[step])
         np.testing.assert_array_equal(whole.images(step)["default"], each[step])
+        np.testing.assert_array_equal(whole.boundary(step)["default"], outlines[step])
+        assert outlines[step].shape == each[step].shape
+        assert whole.metrics(step) == scores[step]
+        found = scores[step]["branches"]["default"]
+        assert found["per_image"]["images"] == 7
+        assert len(found["class_boundary_iou"]) == len(found["classes"])
 
 
 def test_the_counts_of_every_image_stand_in_the_order_of_the_images(pair):

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from everseg.data.class_colours import IGNORED_COLOUR, colourise, overlay, palette
+import everseg
+from everseg.data.class_colours import IGNORED_COLOUR, SAFE, colourise, overlay, palette
 from everseg.errors import CheckpointError, DataError
 from everseg.inference.pictures import confusion_picture, legend, shrink, triplet, write_prediction
 
@@ -56,6 +58,71 @@ def test_red_and_green_of_equal_brightness_do_not_stand_for_two_of_the_first_cla
     seen = ((palette(12) / 255.0) ** 2.2 @ matrix.T).clip(0, 1) ** (1 / 2.2)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=2) + 1e9 * np.eye(12)
     assert distance.min() > 0.08
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB; typed again here, so that a wrong digit in the
+# code under test would be seen.
+MACHADO = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def lab(linear):
+    """CIE L*a*b* (D65) of linear RGB: a space of its own, while the palette was chosen in OKLab."""
+    to_xyz = [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+    xyz = linear @ np.array(to_xyz).T / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+def least_distances(colours):
+    """Eyes -> the smallest distance of two colours in L*a*b*, for normal eyes and three kinds of colour blindness."""
+    value = np.asarray(colours) / 255.0
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    seen = {"normal": linear, **{eyes: (linear @ np.array(m).T).clip(0, 1) for eyes, m in MACHADO.items()}}
+    far = 1e9 * np.eye(len(value))
+    return {
+        eyes: (np.linalg.norm(lab(one)[:, None] - lab(one)[None], axis=2) + far).min()
+        for eyes, one in seen.items()
+    }
+
+
+def test_the_first_twelve_colours_are_as_far_apart_as_okabe_and_itos_for_every_kind_of_eyes():
+    """2.3 is just noticed side by side. With more classes the report writes numbers into its pictures."""
+    for eyes, distance in least_distances(palette(SAFE)).items():
+        assert distance > 15, eyes
+    for eyes, distance in least_distances(palette(21)).items():
+        assert distance > 10, eyes
+
+
+def test_the_colours_of_the_charts_are_apart_for_every_kind_of_eyes_in_light_dark_and_print():
+    style = (Path(everseg.__file__).parent / "reports/templates/report.css").read_text()
+    themes = re.findall(r"((?:--s[1-8]: #[0-9a-f]{6}; ?){8})", style)
+    assert len(themes) == 3
+    for theme in themes:
+        colours = [
+            [int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in re.findall(r"#([0-9a-f]{6})", theme)
+        ]
+        for eyes, distance in least_distances(colours).items():
+            assert distance > 10, (eyes, theme)
 
 
 def test_impossible_palette_is_refused():

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("module", ["confusion", "continual", "scores"])
+@pytest.mark.parametrize("module", ["boundary", "confusion", "continual", "per_image", "scores"])
 def test_docstring_examples_hold(module):
     result = doctest.testmod(import_module(f"everseg.metrics.{module}"))
     assert result.attempted > 0

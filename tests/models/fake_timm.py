@@ -47,6 +47,10 @@ class Timm(types.ModuleType):
             hf_hub_id=known.get(name), classifier="fc", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
         )
 
+    @staticmethod
+    def model_entrypoint(name: str):
+        return Net  # only its module is looked at
+
     def create_model(
         self, name, pretrained=False, features_only=False, pretrained_cfg_overlay=None, **kwargs
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pickle
 import pickletools
 import random
@@ -26,7 +27,10 @@ from hypothesis import strategies as st
 
 import everseg
 from everseg.errors import CheckpointError, ConfigError
-from everseg.models.tensor_file import MAGIC, VERSION, read_tensors
+from everseg.models import tensor_file
+from everseg.models.tensor_file import read_tensors
+from everseg.models.tensor_layout import MAGIC, VERSION, Given, layout_of
+from saying import must_say
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
 DTYPES = [
@@ -35,6 +39,18 @@ DTYPES = [
 ]  # fmt: skip
 NEW_DTYPES = [torch.uint16, torch.uint32, torch.uint64]
 """Their storages have no type. PyTorch writes them in the old form as well, but cannot read that."""
+
+
+IN_ANOTHER_PROCESS = tensor_file._layout
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find layouts in this process, thousands of them, where a test is not about the other one."""
+    if request.node.get_closest_marker("other_process") is None:
+        monkeypatch.setattr(
+            tensor_file, "_layout", lambda file: json.loads(json.dumps(layout_of(Given(file.fileno()))))
+        )
 
 
 def saved(content: Any, path: Path, zipped: bool = True) -> Path:
@@ -745,6 +761,150 @@ def test_whatever_is_changed_in_a_file_it_is_read_or_refused(tmp_path, zipped):
         path.write_bytes(bytes(data).replace(checksum, bytes(4)) if zipped else bytes(data))
         with contextlib.suppress(CheckpointError):
             read_tensors(path)
+
+
+# ---------------------------------------------------------------- the other process
+
+
+@pytest.mark.other_process
+@FORMS
+def test_the_other_process_gives_what_this_one_would(tmp_path, zipped):
+    whole = numbers(4, 6)
+    content = {
+        "a": whole, "turned": whole.t(), "p": torch.nn.Parameter(torch.ones(2)), "n": np.float32(1.5),
+        "nan": float("nan"), "more": [OrderedDict(b=b"\xff"), (None, {1, 2})], "name": "Zürich \U0001f600",
+    }  # fmt: skip
+    path = saved(content, tmp_path / "a file.pth", zipped)
+    own = read_tensors(path)
+    assert own["a"].untyped_storage().data_ptr() == own["turned"].untyped_storage().data_ptr()
+    for one in (own, content):
+        assert str(one.pop("nan")) == "nan"
+    assert_same(own, content)
+    path.write_bytes(path.read_bytes()[:-70])
+    assert "damaged" in refusal(path)
+
+
+LOCKED = """
+import sys
+sys.path.insert(0, {root!r})
+import ctypes, socket, subprocess
+from everseg.models.tensor_layout import lock_up
+{before}
+lock_up()
+try:
+    {attempt}
+except (OSError, MemoryError, ImportError) as error:
+    print(type(error).__name__, getattr(error, "errno", None), flush=True)
+else:
+    print("done", flush=True)
+"""
+ATTEMPTS = {
+    "read a file": "open('/etc/hostname')", "write a file": "open('owned', 'w')", "socket": "socket.socket()",
+    "start a program": "subprocess.Popen(['touch', 'owned'])", "import": "import wave",
+    "compile": "eval('1')", "fork": "__import__('os').fork()",
+}  # fmt: skip
+
+
+def locked(folder: Path, attempt: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    root = str(Path(everseg.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", LOCKED.format(root=root, attempt=attempt, before=before)],
+        capture_output=True, text=True, check=False, cwd=folder, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_the_other_process_can_do_nothing_else(tmp_path, attempt):
+    """Python's own watch ends it at once."""
+    done = locked(tmp_path, ATTEMPTS[attempt])
+    assert (done.returncode, done.stdout) == (4, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits as Linux knows them")
+@pytest.mark.parametrize(("attempt", "said"), [
+    ("open('/etc/hostname')", "OSError 24"), ("socket.socket()", "OSError 24"), ("import wave", "OSError 24"),
+    ("bytearray(1 << 30)", "MemoryError None"), ("__import__('os').write(9, b'x')", "OSError 27"),
+    ("sum(range(100))", "done"),
+])  # fmt: skip
+def test_nor_where_that_watch_is_got_round(tmp_path, attempt, said):
+    """The limits are the operating system's: no new file or socket, no write to a file, no memory."""
+    nine = "import os; os.dup2(os.open('there', os.O_CREAT | os.O_WRONLY), 9); import signal;"
+    nine += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
+    done = locked(tmp_path, attempt, f"sys.addaudithook = lambda hook: None; {nine}")
+    assert done.stdout.strip() == said, done.stderr
+    assert not (tmp_path / "there").read_bytes()
+
+
+@pytest.mark.other_process
+@pytest.mark.parametrize(("program", "facts"), [
+    ("import time; time.sleep(60)", ["s,", "memory left"]), ("import os; os._exit(3)", ["1073 MB", "memory"]),
+    ("import os; os.abort()", ["without an answer", "-6"]), ("print('[')", ["without an answer"]),
+    ("print('{}')", ["layout"]), ("print('x' * 2_000_000)", ["larger than 1 MB"]),
+    ("print('{\"refused\": \"it is of cheese\"}')", ["it is of cheese"]),
+])  # fmt: skip
+def test_however_the_other_process_ends_it_is_said(tmp_path, monkeypatch, program, facts):
+    path = saved({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    monkeypatch.setattr(tensor_file, "_PROGRAM", program)
+    monkeypatch.setattr(tensor_file, "_PATIENCE", 0.5)
+    monkeypatch.setattr(tensor_file, "_MOST_LAYOUT", 1_000_000)
+    must_say(refusal(path), *facts)
+
+
+@pytest.mark.other_process
+def test_without_a_python_to_start_it_is_said(tmp_path, monkeypatch):
+    path = saved({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    assert "cannot be read" in refusal(path)
+    monkeypatch.setattr(sys, "executable", "")
+    assert "Python program" in refusal(path)
+
+
+def tensor_node(**changed: Any) -> dict[str, Any]:
+    """A layout of one tensor of two numbers."""
+    node = {
+        "number": 0,
+        "offset": 0,
+        "size": [2],
+        "stride": [1],
+        "dtype": "float32",
+        "grad": False,
+        "own": False,
+    }
+    nodes = [["T", *(node | changed).values()], ["D", "plain", ["a", ["r", 0]], {}]]
+    return {"storages": [[0, 8, 0]], "nodes": nodes, "content": ["r", 1]}
+
+
+LIES = [
+    None, [], {}, {**tensor_node(), "more": 1}, {**tensor_node(), "nodes": {}}, {**tensor_node(), "content": ["r", 2]},
+    {**tensor_node(), "content": ["r", -1]}, {**tensor_node(), "content": ["r", "0"]},
+    {**tensor_node(), "content": ["x", 1]}, {**tensor_node(), "content": []}, {**tensor_node(), "nodes": [["X"]]},
+    *({**tensor_node(), "storages": given} for given in (
+        [[0, -8, 0]], [[-1, 8, 0]], [[0, 1 << 40, 0]], [[0, 8]], [[0, 8, "0"]], [8], {}, [[1 << 61, 8, 0]], [[0, 8, 1]],
+        [[0, 1000, 0], [0, 1000, 0], [0, 1000, 0]], [[0, True, 0]],
+    )),
+    *(tensor_node(**{key: value}) for key, value in (
+        ("number", 1), ("number", -1), ("number", "0"), ("offset", -1), ("offset", 1), ("offset", 1 << 70),
+        ("size", [3]), ("size", [-2]), ("size", [1 << 40]), ("size", 2), ("size", [2.0]), ("size", [1] * 65),
+        ("stride", [2]), ("stride", []), ("dtype", "load"), ("dtype", ["float32"]), ("dtype", "complex64"),
+    )),
+    tensor_node(dtype="uint8", grad=True), tensor_node(size=[1 << 20, 1 << 20], stride=[0, 0]),
+    *({**tensor_node(), "nodes": [["D", *given]]} for given in (
+        ("dict", [], {}), ("plain", ["a"], {}), ("plain", [["s", []], 1, 2], {}), ("plain", [], {"__class__": 1}),
+        ("ordered", [], {"__dict__": 1}), ("plain",), ("plain", [["t", "load"], 1], {}),
+        ("plain", [1, ["n", "O8", "00"]], {}), ("plain", [1, ["d", "nowhere"]], {}), ("plain", [1, ["s", [-1]]], {}),
+        ("plain", [1, ["b", "zz"]], {}), ("plain", [1, {"a": 1}], {}),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", range(len(LIES)))
+def test_nothing_that_the_other_process_says_is_believed(tmp_path, monkeypatch, lie):
+    path = saved({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    monkeypatch.setattr(tensor_file, "_layout", lambda file: tensor_node())
+    assert read_tensors(path)["a"].shape == (2,)
+    monkeypatch.setattr(tensor_file, "_layout", lambda file: LIES[lie])
+    assert "damaged" in refusal(path)
 
 
 # ---------------------------------------------------------------- one reader

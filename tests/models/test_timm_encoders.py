@@ -119,7 +119,7 @@ def test_weights_that_do_not_fit_are_told(changes, words, timm, tmp_path):
         ({"encoder": "timm:toynet.mine"}, "names no file.*model.weights=FILE"),
         ({"options": {"config": {"pretrained": True}}}, "pretrained cannot be set"),
         ({"options": {"config": {"checkpoint_path": "x"}}}, "checkpoint_path cannot be set"),
-        ({"options": {"config": {"colour": 1}}}, "an encoder.*colour"),
+        ({"options": {"config": {"colour": 1}}}, "no argument colour"),
         ({"options": {"taps": ["stage1"]}}, "timm's feature maps"),
         ({"options": {"taps": [4, 1]}}, "fine to coarse"),
     ],
@@ -137,10 +137,14 @@ def test_a_checkpoints_description_cannot_fetch_anything(timm):
         {"config": {"pretrained": True}},
         {"config": {"pretrained_cfg": {"url": "http://x"}}},
         {"config": {"cache_dir": "x"}},
+        {"config": {"colour": "hf-hub:someone/x"}},
+        {"config": {"width": {"url": "http://x"}}},
+        {"config": {"width": [[], {}]}},
+        {"config": {"width": "x" * 100}},
     ):
         bad = {**described, "options": {**described["options"]}}
         bad["options"]["encoder"] = {**described["options"]["encoder"], **changes}
-        with pytest.raises(CheckpointError, match=r"no model|cannot be set"):
+        with pytest.raises(CheckpointError, match=r"no model|cannot be set|no argument|expected numbers"):
             from_description(bad)
 
 

@@ -31,6 +31,7 @@ NOT_RUN = {
     r"head=\$\(scontrol": "SLURM",
     r"exec srun": "SLURM",
     r"everseg sweep .* --ray": "a Ray cluster; scripts/real/ray_cases.py starts one",
+    r"python \S+/example\.py": "needs the ONNX file, which takes ten seconds; tests/deploy/test_export.py runs it",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
     r"python -m benchmarks --only losses step": "more than a minute even with --quick; the line before runs one part",
 }
@@ -48,6 +49,8 @@ MADE = {
         "data.yaml", "data_preview.html", "bad.txt", "out/classes.json", "runs/signs/steps/01/metrics.json", "back.pth",
         "mdil-3", "back.pth.tar",
     ],
+    "docs/first-own-data.md": ["data_preview.html", "runs/first/steps/01/metrics.json", "out/classes.json"],
+    "docs/tutorials/robotics.md": ["bundle-v2/MODEL_CARD.md", "diff/diff.png", "bundle-v3/MODEL_CARD.md"],
     "docs/data.md": ["have/downloads/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt"],
     "docs/deploy.md": ["runs/mine/bundle", "runs/mine/bundle-v2", "diff/diff.png", "adopted/MODEL_CARD.md"],
     "docs/features.md": ["looks/mib/drift.csv"],

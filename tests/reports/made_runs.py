@@ -55,6 +55,10 @@ def made_run(
     versions: Mapping[str, str] = VERSIONS,
     weights: Sequence[Mapping[str, Tensor]] = (),
     memory: Memory | None = None,
+    extends: bool = False,
+    new: int | None = None,
+    tests: int = 1,
+    planned_steps: int = 0,
 ) -> Path:
     """Write a finished run.
 
@@ -65,6 +69,10 @@ def made_run(
         seconds: time of each step's training, told by the journal, which says 100 MiB of memory per step so far.
         weights: of each step's model.
         memory: what each step leaves to later ones.
+        extends: whether the run extends a bundle of one step, so that its own step is number 1.
+        new: how many classes the last step teaches; default its last group.
+        tests: images of each test.
+        planned_steps: steps that the scenario plans; default those given. Further ones are not finished.
     """
     config = load(preset, [*overrides, f"name={name}", f"out={out}"])
     folder = RunFolder(out / name)
@@ -72,7 +80,7 @@ def made_run(
     write_json(folder.path / "run.json",
                {"config": to_json(config), "hash": "", "threads": 1, "versions": dict(versions)})  # fmt: skip
     planned = []
-    for index, (tested, sizes) in enumerate(zip(steps, groups, strict=True)):
+    for index, (tested, sizes) in enumerate(zip(steps, groups, strict=True), int(extends)):
         names = [f"c{i}" for i in range(sum(sizes))]
         bounds = np.cumsum([0, *sizes]).tolist()
         groups_of = tuple(tuple(range(a, b)) for a, b in pairwise(bounds))
@@ -80,6 +88,8 @@ def made_run(
         growth = [{key: sum(sizes) for key in tested}]
         about = ModelFile({"name": "deeplabv3-tiny", "options": {}, "growth": growth}, spaces,
                           fresh=config.scenario.single)  # fmt: skip
+        if extends:
+            save_model(folder.final(0), about, {})
         kept = {} if memory is None else {Path(FILE).stem: memory.document()}
         copied = {name: name.encode() for copy in (memory.copies if memory else ()) for name in copy.names
                   if copy.step == index}  # fmt: skip
@@ -91,24 +101,27 @@ def made_run(
                 **step_scores(value, sizes, background),
                 "classes": names,
                 "branch": key,
-                "new_classes": names[len(names) - sizes[-1] :],
+                "new_classes": names[len(names) - (sizes[-1] if new is None else new) :],
             }
             for key, value in tested.items()
         }
         if finished or index == 0:
-            each = dict(images or {}) if index == len(steps) - 1 else None
+            each = dict(images or {}) if index == len(steps) - 1 + extends else None
             folder.save_result(index, dict(tested), {"step": index, "branches": scores}, each)
-        domains = config.data.domains
+        domains, known = config.data.domains, list(range(sum(sizes) * extends))
         planned.append({
             "index": index,
             "branches": {},
             "train": [{"branch": key, "dataset": key, "split": "train", "images": 1, "sha256": digest, "lut": [],
                        **({"domain": key} if domains else {})} for key in tested],
-            "test": [{"branch": key, "dataset": key, "split": "val", "images": 1, "sha256": digest, "lut": [],
+            "test": [{"branch": key, "dataset": key, "split": "val", "images": tests, "sha256": digest, "lut": known,
                       **({"domain": key} if domains else {})} for key in tested],
         })  # fmt: skip
+    planned += [{**planned[-1], "index": index} for index in range(len(planned), planned_steps)]
     write_json(folder.path / "scenario.json", {"steps": planned})
-    lines = [_train_line(index, spent, config.train.batch) for index, spent in enumerate(seconds)]
+    lines = [
+        _train_line(index, spent, config.train.batch) for index, spent in enumerate(seconds, int(extends))
+    ]
     (folder.path / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return folder.path
 

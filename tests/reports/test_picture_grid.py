@@ -7,7 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from everseg.reports.picture_grid import CHANGES, Looked, change, choose, drawn
+from everseg.labels import LabelSpace
+from everseg.reports.picture_grid import (
+    CHANGES,
+    Looked,
+    change,
+    choose,
+    drawn,
+    grids,
+    places,
+    ranked_over,
+)
+from everseg.runs.results import Track
 from everseg.scenarios.steps import Source
 
 
@@ -19,7 +30,7 @@ def looked(number: int, wrong: int, name: str = "default") -> Looked:
     return Looked(name, f"{number:02d}", np.zeros((1, 10, 3), np.uint8), label, {0: label.copy(), 1: after})
 
 
-def test_the_worst_the_median_and_the_best_by_the_old_classes_then_a_seeded_draw() -> None:
+def test_the_worst_the_median_and_the_best_by_the_given_classes_then_a_seeded_draw() -> None:
     images = [looked(number, wrong) for number, wrong in enumerate([3, 9, 0, 5, 7, 1, 2, 8, 4])]
     chosen = choose(images, {"default": [0, 1]}, {"default": 2}, 1, seed=0)
     assert [(one.kind, one.id) for one in chosen[:3]] == [("worst", "01"), ("median", "08"), ("best", "02")]
@@ -70,3 +81,41 @@ def test_images_are_drawn_evenly_with_the_seed_and_stay_in_order() -> None:
     assert found == drawn(sources, 10, seed=1)
     assert found != drawn(sources, 10, seed=2)
     assert [len(s.indices) for s in drawn(sources, 1000, seed=1)] == [100, 100]
+
+
+def test_numbers_stand_in_the_middle_of_the_thickest_part_of_a_class() -> None:
+    ids = np.zeros((40, 80), np.uint8)
+    ids[10:30, 40:70] = 3
+    ids[2, :] = 3  # a thin line of the same class
+    ids[39, 79] = 5  # too small
+    found = {one.name: one for one in places(ids, [f"c{i}" for i in range(20)])}
+    assert set(found) == {"c0", "c3"}
+    assert found["c3"].text == "3"
+    assert 55 < found["c3"].left < 85
+    assert 40 < found["c3"].top < 60
+    row, column = int(found["c0"].top * 0.4), int(found["c0"].left * 0.8)
+    assert ids[row, column] == 0
+    assert places(ids, ()) == []
+
+
+def test_old_and_new_classes_are_scored_apart_and_background_does_not_rank() -> None:
+    """The best image by old classes alone would be one whose new class is missed whole."""
+    names = ("background", "road", "cat")
+    spaces = (LabelSpace(((0, 1),), names[:2], 0), LabelSpace(((0, 1), (2,)), names, 0))
+    track = Track("default", "default", (0, 1), (np.eye(2, dtype=int), np.eye(3, dtype=int)), spaces)
+    label = np.array([[0, 0, 0, 0, 1, 1, 2, 2, 2, 2]], np.uint8)
+    missed = np.array([[0, 0, 0, 0, 1, 1, 0, 0, 0, 0]], np.uint8)
+    photo = np.zeros((1, 10, 3), np.uint8)
+    images = [
+        Looked("default", "missed", photo, label, {0: missed, 1: missed}),
+        Looked("default", "right", photo, label, {0: missed, 1: label}),
+    ]
+    assert ranked_over(track) == [1, 2]
+    (grid,) = grids(images, [track], 64, 1, seed=0)
+    rows = {row.detail.split(" · ")[0]: row for row in grid.rows}
+    assert rows["missed"].title == "Worst"
+    assert rows["missed"].detail.endswith("mean IoU 50.0 · old classes 100.0 (road) · new classes 0.0 (cat)")
+    assert "old: road; new: cat" in grid.ranking
+    notes = [picture.note if picture else None for picture in rows["right"].pictures]
+    assert notes == ["", "", "mIoU 100.0", "mIoU 100.0", ""], "the first model knew no cat"
+    assert rows["missed"].pictures[3].note == "mIoU 50.0"

@@ -35,7 +35,18 @@ const boxes = [...document.querySelectorAll("svg.chart")].map(chart => {
             return box.width + box.height > 2 && (style.stroke !== "none" || style.fill !== "none"); }).length};
 });
 const pictures = [...document.images].map(image => image.naturalWidth);
-document.body.dataset.probe = JSON.stringify({boxes, pictures, wide: document.documentElement.scrollWidth,
+const zoom = document.querySelector("details.zoom"), image = zoom && zoom.querySelector("img");
+const small = image && image.getBoundingClientRect().width;
+if (zoom) zoom.open = true;
+const large = image && image.getBoundingClientRect();
+if (zoom) zoom.open = false;
+const cells = [...document.querySelectorAll(".matrix input")].slice(0, 3).map(size => {
+  size.checked = true;
+  return document.querySelector("table.confusion td").getBoundingClientRect().width;
+});
+document.body.dataset.probe = JSON.stringify({boxes, pictures, small, cells,
+  large: large && [large.left, large.top, large.right, large.bottom], window: [innerWidth, innerHeight],
+  wide: document.documentElement.scrollWidth,
   background: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color});
 </script>"""
 
@@ -98,7 +109,7 @@ def test_a_page_that_asks_for_something_would_be_found_out(pages: list[Path], tm
 
 
 def test_every_chart_is_drawn_and_every_picture_shown(pages: list[Path], tmp_path: Path) -> None:
-    for page, charts in zip(pages, (6, 8), strict=True):
+    for page, charts in zip(pages, (7, 9), strict=True):
         found = probed(page, tmp_path)
         assert len(found["boxes"]) == charts
         for box in found["boxes"]:
@@ -108,6 +119,19 @@ def test_every_chart_is_drawn_and_every_picture_shown(pages: list[Path], tmp_pat
             assert box["marks"] > 5, box
         assert found["pictures"]
         assert min(found["pictures"]) > 0
+
+
+def test_a_picture_enlarges_into_the_window_and_the_confusion_matrix_has_three_sizes(
+    pages: list[Path], tmp_path: Path
+) -> None:
+    for size in ("1280,900", "500,900"):
+        found = probed(pages[0], tmp_path, window=size)
+        left, top, right, bottom = found["large"]
+        assert right - left > 2 * found["small"]
+        assert 0 <= left < right <= found["window"][0]
+        assert 0 <= top < bottom <= found["window"][1]
+        assert found["cells"] == sorted(found["cells"])
+        assert found["cells"][2] > 3 * found["cells"][0]
 
 
 def test_it_fits_a_phone(pages: list[Path], tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_finished_run_has_its_report_and_making_it_again_gives_the_same_bytes(
     result = write_report(Results(RunFolder(copy)), finished.config, images=html.AUTOMATIC_IMAGES)
     assert (copy / "report.html").read_bytes() == first
     assert result.bytes == len(first) < page.LIMIT
-    assert result.charts == 6
+    assert result.charts == 7
     assert result.pictures > 3
     assert result.notes == ()
 
@@ -152,10 +152,19 @@ def test_every_number_follows_the_stored_counts(copy: Path) -> None:
     assert classes["blue"]["test pixels"] == 50
     flow = {row["class"]: row for row in tables["flow"]}
     assert flow["red"] == {
-        "class": "red", "right": 60.0, "background": 20.0, "classes learnt later": 20.0, "other classes": 0.0,
-        "test pixels": 100,
+        "class": "red", "right": 60.0, "background": 20.0, "classes learnt later": 20.0, "classes learnt with it": 0.0,
+        "classes learnt before it": 0.0, "taken for": "background 20.0 %, blue 20.0 %", "test pixels": 100,
     }  # fmt: skip
     assert set(flow) == {"background", "red", "green"}
+    (taken,) = tables["taken"]
+    assert (taken["class"], taken["classes learnt before it"], taken["taken for"]) == (
+        "blue",
+        20.0,
+        "green 20.0 %",
+    )
+    assert tables["confusion-counts"][2] == {
+        "true class": "green", "called background": 0, "called red": 30, "called green": 70, "called blue": 0
+    }  # fmt: skip
     must_say(given.text, f"from {np.mean(before):.1f} to {np.mean(iou[:3]):.1f} mIoU")
 
 
@@ -314,7 +323,7 @@ def test_every_chart_and_picture_has_a_text_alternative(finished: everseg.Run) -
     text = (finished.path / "report.html").read_text()
     given = Parsed(text)
     charts = given.all("svg")
-    assert len(charts) == 6
+    assert len(charts) == 7
     ids = [a["id"] for _, a in given.tags if "id" in a]
     assert len(ids) == len(set(ids)), "an id is the page's only one"
     for chart in charts:
@@ -380,7 +389,7 @@ def test_without_matplotlib_there_are_tables_and_a_word_how_to_get_charts(
     given = made(copy, images=0)
     assert given.all("svg") == []
     assert "pip install 'everseg[plot]'" in given.text
-    assert len([a for a in given.all("details") if "open" in a]) == 2, "the numbers of the charts stand open"
+    assert len([a for a in given.all("details") if "open" in a]) == 3, "the numbers of the charts stand open"
 
 
 def test_without_the_data_the_report_is_made_without_pictures(tmp_path: Path) -> None:
@@ -415,11 +424,13 @@ def test_rankings_of_pictures_say_over_which_classes_they_rank(
     finished: everseg.Run, domains: everseg.Run
 ) -> None:
     text = parsed(finished.path / "report.html").text
-    assert "known before step 1: background, red, green." in text
-    assert re.search(r"val-\d+ · mean IoU \d+\.\d over (background, )?(red|green)", text)
+    assert "over old: red, green; new: blue." in text
+    assert re.search(
+        r"val-\d+ · mean IoU [\d.]+ · old classes [\d.]+ \((red|green)[^)]*\) · new classes [\d.]+ \(blue\)",
+        text,
+    )
     text = parsed(domains.path / "report.html").text
-    assert "known before step 1: background, red, green, blue." in text, "day"
-    assert "of the model: background, red, green, blue." in text, "dusk, just learnt"
+    assert text.count("over red, green, blue.") == 2, "background does not rank"
 
 
 def test_feature_plots_are_shown_where_they_were_made(copy: Path) -> None:

@@ -211,7 +211,7 @@ def _ask_reading(readings: Sequence[str]) -> int:
     sys.stdout.flush()
     answer = sys.stdin.readline().strip()
     if answer not in map(str, range(1, len(readings) + 1)):
-        raise ConfigError(f"'{answer}' is none of 1 to {len(readings)}; nothing was written")
+        raise ConfigError(f"'{answer}' is not a number from 1 to {len(readings)}; nothing was written")
     return int(answer) - 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -93,6 +94,13 @@ def extend(
             help="Instead of a method: classifiers alone, the default, or with images of earlier steps."
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Instead of both: the time it may take here (90s, 10min, 2h); it is measured.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -103,6 +111,10 @@ def extend(
     keep_at_least: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Share of the old classes' quality that must be left, 0 to 1."),
+    ] = None,
+    keep_each_at_least: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The same of every old class that can be judged."),
     ] = None,
     old_val: Annotated[
         str | None,
@@ -122,8 +134,8 @@ def extend(
     names = [name.strip() for name in add.split(",") if name.strip()]
     if dry_run:
         seen = api.preview(
-            bundle, data=data, add=names, method=method, how=how, overrides=overrides or [], model=model,
-            old_val=old_val, quiet=quiet,
+            bundle, data=data, add=names, method=method, how=how, budget=budget, overrides=overrides or [],
+            model=model, old_val=old_val, quiet=quiet,
         )  # fmt: skip
         give(seen, as_json)
         return
@@ -133,8 +145,10 @@ def extend(
         add=names,
         method=method,
         how=how,
+        budget=budget,
         out=out,
         keep_at_least=keep_at_least,
+        keep_each_at_least=keep_each_at_least,
         old_val=old_val,
         images=images,
         onnx=False if no_onnx else None,
@@ -263,17 +277,27 @@ def serve(
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
     ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
+    ] = 120,
     quiet: Quiet = False,
 ) -> None:
     """Show a web page, on this machine only: drop an image there, and see the classes of one or two bundles."""
     from everseg import api
 
-    with api.serve(bundle, other, port=port, builder=builder(model), quiet=quiet) as serving:
-        give(serving)
-        say("end with Ctrl-C")
-        sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
-            serving.wait()
+    # Service managers end a program with SIGTERM. Like Ctrl-C, it lets the prediction that runs finish.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with api.serve(
+            bundle, other, port=port, builder=builder(model), timeout=timeout, quiet=quiet
+        ) as serving:
+            give(serving)
+            say("end with Ctrl-C")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                serving.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     note("stopped")
 
 

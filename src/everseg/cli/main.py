@@ -25,6 +25,7 @@ from everseg.cli.output import (
     guarded,
     listing,
     pairs,
+    preset_groups,
     preset_list,
     say,
     speaks,
@@ -117,15 +118,16 @@ def demo(
         return
     path = next((row.path for row in done if row.method == "mib"), done[-1].path)
     commands = {
-        f"everseg report {path}": "the page report.html in its folder again, with more pictures",
-        "everseg show demo-mib": "every setting with its meaning",
-        f"everseg eval {path}": "score a step again",
+        "everseg data init DIR": "your own images and masks: a description, and a page to look at",
         f"everseg predict {path} IMAGES -o out": "masks and overlays of your images",
+        f"everseg eval {path}": "all scores of the last step",
         "everseg run camvid-6-5-mib data.root=DIR": "the same on real images",
-        "everseg list presets": "every published setting",
+        "everseg show demo-mib": "what each step sees, and every setting with its meaning",
+        "everseg list presets": "the published settings",
     }
-    width = max(map(len, commands)) + 3
-    say("\nNext:\n" + "\n".join(f"  {command:<{width}}{what}" for command, what in commands.items()))
+    # A command stands on a line of its own: beside it the words would not fit into 80 columns.
+    lines = [f"  {command}\n      {what}" for command, what in commands.items()]
+    say("\n".join([f"\nOpen in a browser: {path / 'report.html'}", "\nNext:", *lines]))
 
 
 @app.command()
@@ -248,6 +250,9 @@ def list_names(
         str, typer.Argument(help="methods, scenarios, tasks, presets, models, datasets, policies.")
     ],
     contains: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+    every: Annotated[
+        bool, typer.Option("--all", help="Every preset by its name, not only what names are made of.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the names that a configuration may use."""
@@ -271,6 +276,8 @@ def list_names(
         from everseg.errors import ConfigError
 
         raise ConfigError(f"none of the {what} contains '{contains}' (everseg list {what})")
+    elif what == "presets" and not (contains or every):
+        say(preset_groups())
     elif what == "presets":
         say(preset_list(entries, contains))
     elif any(text for _, text in rows):
@@ -292,7 +299,7 @@ def show(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print a YAML file to start from.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the resolved configuration with each field's help, and what every step will see."""
+    """Print what every step will see, and the resolved configuration with each field's help."""
     from everseg import api
 
     outline = api.show(source, overrides=overrides or [], scenario=scenario)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 LISTS: dict[str, str] = {
     "methods": "method", "datasets": "dataset", "models": "model", "scenarios": "scenario",
 }  # fmt: skip
+WIDTH = 80
+"""Columns of a terminal that lines made here fit into."""
 OF_THE_SYSTEM = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EXDEV,
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.ESTALE,
@@ -102,6 +105,33 @@ def preset_list(entries: Sequence[Entry], contains: str = "") -> str:
     return "\n".join(lines)
 
 
+def preset_groups() -> str:
+    """Summarise the presets in a screen or two: what each group is about, and what its names are made of."""
+    from everseg.config import presets
+
+    groups = presets.groups()
+    lines = []
+    for group in groups:
+        lines += [group.title]
+        rows = {"names": (f"{group.names}, such as {group.example}",), **group.parts}
+        for what, values in rows.items():
+            lines += textwrap.wrap(
+                ", ".join(values), WIDTH, initial_indent=f"  {what:<11}", subsequent_indent=" " * 13,
+                break_on_hyphens=False, break_long_words=False,
+            )  # fmt: skip
+        lines += [""]
+    total = sum(group.number for group in groups)
+    return "\n".join(
+        [
+            *lines,
+            f"{total} presets. Not every task is published with every method.",
+            "  everseg list presets voc-15-5   those with voc-15-5 in their name",
+            "  everseg list presets --all      all of them",
+            "  everseg show voc-15-5-mib       what one of them does",
+        ]
+    )
+
+
 def _policy_text(name: str) -> str:
     """Say what a label policy does with each kind of pixels, and which others do the same."""
     from everseg.labels import POLICIES, policy_name
@@ -170,7 +200,11 @@ def give(result: Result, as_json: bool = False) -> None:
         if isinstance(piece, str):
             say(piece)
         elif isinstance(piece, Table):
-            console_of_stdout().print(piece)
+            # Into a file or pipe as plain text: a console would fill every line with blanks.
+            if sys.stdout.isatty():
+                console_of_stdout().print(piece)
+            else:
+                say(f"{piece}\n")
 
 
 def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:

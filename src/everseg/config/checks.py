@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from everseg.config.fields import DataConfig, MemoryConfig, RunConfig, TrainConfig
 from everseg.config.hyperparameters import Option, method_options
 from everseg.config.yaml import MAX_DEPTH, FullKey
-from everseg.errors import ConfigError, near_miss
+from everseg.errors import MOST_LISTED, ConfigError, near_miss
 
 Problem = tuple[FullKey, str]
 """A key, and what is wrong with its value."""
@@ -180,7 +180,9 @@ def _problems(error: ValidationError, raw: Mapping[str, Any]) -> list[Problem]:
         if item["type"] == "extra_forbidden":
             name = str(full_key[-1])
             above = key_text(full_key[:-1]) + "." if full_key[:-1] else ""
-            hint = near_miss(name, section.model_fields, below=above) or _elsewhere(name)
+            hint = ""
+            if len(found) < MOST_LISTED:  # those beyond are not shown
+                hint = near_miss(name, section.model_fields, below=above) or _elsewhere(name)
             found[full_key] = f"unknown key{hint}"
         elif item["type"] == "missing" and field is not None and len(full_key) == len(item["loc"]):
             named = _value(raw, full_key[:-2])

@@ -322,6 +322,9 @@ class RunConfig(_Section):
     """Write TensorBoard events if tensorboard is installed."""
     report: bool = True
     """Write report.html into the run's folder when the run is finished."""
+    metrics: list[Literal["boundary-iou", "per-image"]] = []
+    """Further scores of test images: boundary-iou (how well outlines are met; takes time) and per-image (mean, median
+    and worst images). IoU, Dice and accuracy are always there."""
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     model: ModelConfig = ModelConfig()
@@ -330,7 +333,7 @@ class RunConfig(_Section):
 
 
 HARMLESS = frozenset(
-    {"name", "out", "tensorboard", "report", "data.root", "data.domains.*.root", "data.extra",
+    {"name", "out", "tensorboard", "report", "metrics", "data.root", "data.domains.*.root", "data.extra",
      "data.domains.*.extra", "data.workers", "data.skip_bad", "model.download", "scenario.single_task",
      "train.checkpoint_every", "train.log_every", "train.max_time", "train.peer_timeout", "train.eval_batch"}
 )  # fmt: skip

@@ -33,6 +33,9 @@ _COLOUR_BLIND = (
     ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
     ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
 )
+SAFE = 12
+"""So many first colours are as far apart as those of Okabe and Ito among themselves, for normal eyes and three kinds of
+colour blindness. With more classes, pictures that must be read need another mark than colour."""
 _BYTES = 256
 """Ids that a byte tells apart."""
 _ROWS = 256

@@ -283,7 +283,7 @@ class NewDescription(Result):
     def outcome(self) -> str:
         """State what was written and the next commands, in several lines."""
         lines = [
-            f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images, please look at it."
+            f"Wrote {self.path.resolve()}, and {self.page.name} beside it: labels over images; open it in a browser."
         ]
         if self.table:
             lines += ["\nWhat the masks store = id = class:", *(f"  {line}" for line in self.table)]
@@ -292,9 +292,8 @@ class NewDescription(Result):
         lines += ["\nNext:", *(f"  {line}" for line in self.commands)]
         if any(RECIPE in command for command in self.commands):
             lines += [
-                f"\n{RECIPE} gives the recipe only, a small network that two CPU cores can train "
-                f"(everseg show {RECIPE});",
-                "data and task are yours. Any other preset can stand there, and key=value changes each setting.",
+                f"\nThis uses the settings of the preset {RECIPE} (small model, short training); your data replace",
+                f"CamVid. To see them: everseg show {RECIPE}. Any other preset works too; key=value changes one.",
             ]
         return "\n".join(lines)
 
@@ -511,7 +510,7 @@ def _domains(out: Path, made: Mapping[str, NewDescription]) -> NewDomains:
     }
     test = next((s for s in ("val", "test") if all(s in d.splits for d in datasets.values())), "train")
     lines = [
-        f"# {DOMAIN_RECIPE} gives the recipe only; the domains are taught in this order. Paths start from this file.",
+        f"# Settings of {DOMAIN_RECIPE}. The domains are taught in this order. Paths start from this file.",
         f"preset: {DOMAIN_RECIPE}",
         f"name: {out.stem}",
         "data:",

@@ -243,7 +243,9 @@ def _torchvision(
         }
         outputs = len(state[f"{last}.weight"])
     except (KeyError, IndexError) as error:
-        raise CheckpointError(f"these are no weights of torchvision's {name}: {error} is missing") from None
+        raise CheckpointError(
+            f"these weights do not belong to torchvision's {name}: {error} is missing"
+        ) from None
     if counted != blocks:
         raise CheckpointError(
             f"these weights have {', '.join(map(str, counted))} blocks in the stages, {name} has "
@@ -502,7 +504,7 @@ def network(
     """
     if "." in name:
         raise ConfigError(
-            f"--arch timm:{name}: a tag names weights, which are those of the file here; "
+            f"--arch timm:{name}: leave out the part after the dot: it names weights, and yours come from the file; "
             f"write timm:{name.partition('.')[0]}"
         )
     encoder = {**from_timm.describe(name, {}, None), "inputs": None}
@@ -567,6 +569,6 @@ def _classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(widths) > 1 or not all(value.dim() for value in values.values()):
             shapes = ", ".join(str(tuple(values[i].shape)) for i in sorted(values))
             raise CheckpointError(
-                f"these weights do not form one head: the growths of its {part} do not fit each other ({shapes})"
+                f"these weights do not form one head: the parts of its {part} do not fit together ({shapes})"
             )
     return {part: torch.cat([values[i] for i in sorted(values)]) for part, values in found.items()}

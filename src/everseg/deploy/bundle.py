@@ -34,11 +34,13 @@ from everseg.runs.model_folder import (
     ModelFile,
     Registry,
     is_bundle,
+    is_model_folder,
     load_model,
     read_lineage,
     read_model_file,
     save_model,
 )
+from everseg.runs.place import what_is
 from everseg.runs.run_folder import RunFolder
 
 log = logging.getLogger("everseg")
@@ -103,7 +105,7 @@ class Bundle(Result):
     @property
     def parity(self) -> Mapping[str, Mapping[str, Any]]:
         """Branch -> difference between its ONNX file and PyTorch. Empty without ONNX files."""
-        found: Mapping[str, Mapping[str, Any]] = self.lineage["parity"]
+        found: Mapping[str, Mapping[str, Any]] = self.lineage.get("parity", {})
         return found
 
     def parity_text(self) -> list[str]:
@@ -134,9 +136,11 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     if not is_bundle(path):
-        hint = "a run: make a bundle of it with everseg export" if RunFolder(path).is_begun else "no bundle"
+        # A run or the model folder of a step becomes a bundle; anything else is another path.
+        model = RunFolder(path).is_begun or is_model_folder(path)
+        made = f": make a bundle of it with everseg export {path}" if model else ""
         raise CheckpointError(
-            f"{path} is {hint}" if path.exists() else f"{path} does not exist: give a bundle's folder"
+            f"{path} {what_is(path)}{made or '; this needs a bundle (everseg export RUN makes one)'}"
         )
     digest = verify(path)
     about = read_model_file(path)

@@ -26,6 +26,7 @@ from everseg.runs.model_folder import (
     read_lineage,
     read_model_file,
 )
+from everseg.runs.place import what_is
 from everseg.runs.results import StepResults
 from everseg.runs.run_folder import RunFolder
 
@@ -82,9 +83,18 @@ def export(
     """
     path = Path(path)
     is_run = RunFolder(path).is_begun
+    if not is_run:
+        if is_bundle(path):
+            raise ConfigError(
+                f"{path} is a bundle already, so there is nothing to export; copy the folder instead"
+            )
+        model_folder_at(path)  # a path that is wrong is told before anything else
     if out is None:
         if not is_run:
-            raise ConfigError("--out FOLDER: give the new bundle a place")
+            raise ConfigError(
+                f"--out FOLDER: give the new bundle a place; only the bundle of a run has one of its own ({path} "
+                f"{what_is(path)})"
+            )
         out = path / ("bundle" if step is None else f"bundle-step-{step}")
     new_folder(out)
     if onnx:
@@ -261,8 +271,6 @@ def _history(
 
 def _of_model(path: Path, builder: Any) -> Contents:
     """Collect the contents of a bundle from a model folder: an imported checkpoint or a step's `final`."""
-    if is_bundle(path):
-        raise ConfigError(f"{path} is a bundle already; every bundle is complete by itself")
     path = model_folder_at(path)
     digest = verify(path)
     model, about = load_model(path, builder)

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -16,12 +16,12 @@ import torch
 from accelerate import PartialState
 
 from everseg.config.fields import DataConfig, RunConfig, TrainConfig
-from everseg.config.loading import from_stored, refuse_own_code
+from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run, recipe_of
-from everseg.deploy.old_classes import LOOKED, Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.old_classes import LOOKED, Gate, Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.display import Piece, Result, percent
@@ -32,7 +32,7 @@ from everseg.engine.step import iterations_of
 from everseg.errors import CheckpointError, ConfigError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
-from everseg.progress import Progress, time_text
+from everseg.progress import Progress, seconds_of, time_text
 from everseg.registry import BUILTIN
 from everseg.reports.figures import curves_of
 from everseg.reports.html import NAME as REPORT
@@ -96,8 +96,8 @@ class Extension(Result):
     """Quality of the old classes that is left."""
     taught: tuple[Taught, ...]
     """Each new class on every test image of the new data: its IoU, and how much else is called so."""
-    gate: float | None
-    """Required share of the old classes' quality, if one was given."""
+    gate: Gate
+    """What was asked of the old classes' quality."""
     on_new: tuple[OnNew, ...] = ()
     """Each old class on the new data's test images, before and after."""
     notes: tuple[str, ...] = ()
@@ -114,10 +114,10 @@ class Extension(Result):
         if told := [one for one in self.on_new if one.pixels]:
             yield f"seen: {_seen_text(told)} (IoU of old classes on the new images, percent)"
         yield f"old:  {self.kept.text}"
-        if self.gate is not None:
+        if asked := self.gate.text:
             yield (
-                f"gate: PASS, at least {percent(self.gate)} % asked for, {percent(self.kept.share)} % left of the old "
-                "classes; what else is called a new class stands beside it above"
+                f"gate: PASS, {percent(self.kept.share)} % of the old classes' quality is left, and {asked} was asked "
+                "for. It does not judge the other pixels that are called a new class (line 'new')"
             )
         yield from self.bundle.parity_text()
         page = self.run / REPORT
@@ -133,7 +133,8 @@ class Extension(Result):
             "new": self.new,
             "taught": [asdict(one) for one in self.taught],
             "on_new": [asdict(one) for one in self.on_new],
-            "gate": self.gate,
+            "gate": self.gate.mean,
+            "gate_each": self.gate.each,
             "notes": list(self.notes),
         }
 
@@ -145,8 +146,10 @@ def extend(
     add: Sequence[str] = (),
     method: str | None = None,
     how: How | None = None,
+    budget: str | None = None,
     out: str | Path | None = None,
     keep_at_least: float | None = None,
+    keep_each_at_least: float | None = None,
     old_val: str | Path | None = None,
     images: str | Path | None = None,
     onnx: bool | None = None,
@@ -171,8 +174,11 @@ def extend(
             background, "complete".
         how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced"
             (the default method), or "thorough" (the same with the images of earlier steps, which the bundle must hold).
+        budget: instead of both: the time that the extension may take here, such as "10min". A few iterations of each
+            word are measured, and the most thorough one that fits is taken. A run that has begun keeps its own.
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
+        keep_each_at_least: the same share for every old class that is judged.
         old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
         images: as for `export`.
         onnx: write the ONNX file; by default if the old bundle has one.
@@ -186,12 +192,16 @@ def extend(
     """
     source = open_bundle(bundle)
     target = Path(out) if out is not None else _next_name(source.path)
-    if keep_at_least is not None and not 0 < keep_at_least <= 1:
-        raise ConfigError(f"--keep-at-least: expected a share above 0, at most 1, got {keep_at_least:g}")
+    gate = Gate(keep_at_least, keep_each_at_least)
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
-    config = configuration(source, data, add, method, target.name, overrides, model, how)
+    config = _within(
+        budget,
+        _Asked(source, data, tuple(add), method, how, tuple(overrides), model),
+        target.name,
+        Progress(quiet=quiet),
+    ).configuration(target.name)
     folder = RunFolder(Path(config.out) / config.name)
     # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
@@ -225,20 +235,22 @@ def extend(
     told = {key: value for key, value in asdict(kept).items() if key != "notes" or value}
     if processes.is_main_process:
         # The gate belongs to the bundle's quality, not to the run's identity, so another call may ask for another one.
-        document = json.loads(json.dumps({**told, "gate": keep_at_least}))
+        document = json.loads(
+            json.dumps({**told, "gate": gate.mean, "gate_each": gate.each, "verdict": gate.verdict(kept)})
+        )
         changed = folder.kept(index) != document
         if changed:
             folder.save_kept(index, document)
         if config.report:
             report_at_the_end(Results(folder), config, quiet=quiet, again=changed)
-    if keep_at_least is not None and not (kept.share or 0.0) >= keep_at_least:
-        raise GateError(_failed(source, folder, target, kept, new, keep_at_least))
+    if why := gate.fails(kept):
+        raise GateError(_failed(source, folder, target, kept, new, why))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
         _write(target, folder, index, builder, told, with_onnx, images, overrides, memory)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
-    return Extension(open_bundle(target), folder.path, kept, new, keep_at_least, on_new, notes)
+    return Extension(open_bundle(target), folder.path, kept, new, gate, on_new, notes)
 
 
 def preview(
@@ -248,6 +260,7 @@ def preview(
     add: Sequence[str] = (),
     method: str | None = None,
     how: How | None = None,
+    budget: str | None = None,
     overrides: Sequence[str] = (),
     model: str | None = None,
     old_val: str | Path | None = None,
@@ -260,13 +273,90 @@ def preview(
     Raises:
         EversegError: as `extend`, as far as it can be known before the training.
     """
-    source = open_bundle(bundle)
-    config = configuration(source, data, add, method, "preview", overrides, model, how)
-    progress, builder = Progress(quiet=quiet), user_builder(config.model)
+    asked = _Asked(open_bundle(bundle), data, tuple(add), method, how, tuple(overrides), model)
+    progress = Progress(quiet=quiet)
+    return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller wants of an extension, as `extend` takes it."""
+
+    source: Bundle
+    data: str | Path
+    add: tuple[str, ...]
+    method: str | None
+    how: How | None
+    overrides: tuple[str, ...]
+    model: str | None
+
+    def configuration(self, name: str) -> RunConfig:
+        return configuration(
+            self.source, self.data, self.add, self.method, name, self.overrides, self.model, self.how
+        )
+
+
+def _within(budget: str | None, asked: _Asked, name: str | None, progress: Progress) -> _Asked:
+    """Choose the most thorough word of `How` whose extension fits into a time here.
+
+    Args:
+        budget: the time; None = as asked.
+        name: name of the run, if one is to be trained: if it has begun, its own word is chosen again, so that the same
+            command goes on with it whatever the machine has to do meanwhile. None = no run.
+
+    Raises:
+        ConfigError: the budget is no time, a method or a word is given too, there are several processes, or nothing
+            fits.
+    """
+    if budget is None:
+        return asked
+    if (seconds := seconds_of(budget)) is None:
+        raise ConfigError(f"--budget {budget}: expected a time such as 90s, 10min or 1.5h")
+    if asked.method is not None or asked.how is not None:
+        raise ConfigError("--budget chooses the method; leave --method and --how out")
+    if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+        raise ConfigError("--budget measures in one process; with several, choose --how yourself")
+    # With images of earlier steps in the bundle, "balanced" trains on them too: it is "thorough" then.
+    slower: How = "balanced" if read_memory(asked.source.path) is None else "thorough"
+    words = [replace(asked, how=how) for how in (slower, "quick")]
+    if name is not None:
+        for one in words:
+            config = one.configuration(name)
+            folder = RunFolder(Path(config.out) / config.name)
+            if folder.is_begun and not difference(folder.config(), config):
+                return one
+    told = []
+    for one in words:
+        seen = _previewed(one, Progress(quiet=True), measuring=True)
+        told.append(f"{one.how} about {time_text(seen.seconds)}")
+        if seen.seconds <= seconds:
+            progress.message(f"budget: {budget} here: {', '.join(told)}; so {one.how}")
+            return one
+    spent = seen.iterations * seen.seconds_per_iteration
+    epochs = one.configuration("preview").train.epochs
+    fitting = int(epochs * (seconds - (seen.seconds - spent)) / spent) if spent else 0
+    way = (
+        f"train.epochs={fitting} instead of {epochs} would fit"
+        if fitting >= 1
+        else "the tests alone take longer"
+    )
+    raise ConfigError(
+        f"--budget {budget}: nothing fits here ({', '.join(told)}); {way}. Give more time, fewer images or epochs"
+    )
+
+
+def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
+    """Make the preview of an extension.
+
+    Args:
+        measuring: labels of old classes are at hand.
+    """
+    source, config = asked.source, asked.configuration("preview")
+    builder = user_builder(config.model)
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     (step,) = prepared.steps
     began = perf_counter()
-    lines = tuple(_lines(source, prepared, config.data, config.train, builder, old_val is not None))
+    lines = tuple(_lines(source, prepared, config.data, config.train, builder, measuring))
     # The check of the background has sent some training images through the deployed model: what a test costs, too.
     looked = min(LOOKED, len(step.train[0].indices))
     per_image = (perf_counter() - began) / looked
@@ -359,9 +449,9 @@ def configuration(
     config = from_stored(base, chosen)
     if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
         raise ConfigError(
-            f"method '{config.method.name}': the model of {source.path} has no background, so pixels without a label "
-            "would not keep the new class from spreading over everything; method=complete (the default here) teaches "
-            "there what the deployed model is sure of"
+            f"method '{config.method.name}': the model of {source.path} has no background class, so pixels without a "
+            "label would all become the new class. Use method=complete (the default here): there it teaches what the "
+            "deployed model is sure of"
         )
     refuse_own_code(config, chosen, named=[str(data)])
     return config
@@ -378,7 +468,7 @@ def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool
     if how not in get_args(How):
         raise ConfigError(f"--how: choose one of {', '.join(get_args(How))}, not '{how}'")
     if method is not None:
-        raise ConfigError("--how chooses the method; leave --method out, or give it alone")
+        raise ConfigError("--how chooses the method already; give only one of --how and --method")
     if how == "thorough" and read_memory(source.path) is None:
         raise ConfigError(
             f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
@@ -425,7 +515,8 @@ def _lines(
     images = step.train[0]
     space = next(iter(source.spaces.values()))
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} steps, {source.digest[:12]}…; no old data are needed"
+        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"{source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted(
@@ -452,12 +543,12 @@ def _lines(
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
         yield (
             f"check:  the deployed model finds old classes in {percent(sum(seen.values()), digits=0)} % of the "
-            f"{blank} pixels ({listed}). The old classes are kept by such pixels."
+            f"{blank} pixels ({listed}). These pixels help to keep the old classes."
         )
     else:
         yield (
             f"check:  warning: the deployed model finds none of its classes in the {blank} pixels. "
-            "There is little to keep the old classes by."
+            "So little in these images helps to keep the old classes."
         )
     if not measuring:
         yield (
@@ -524,12 +615,11 @@ def _next_name(path: Path) -> Path:
 
 
 def _failed(
-    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Sequence[Taught], gate: float
+    source: Bundle, folder: RunFolder, target: Path, kept: Kept, new: Sequence[Taught], why: str
 ) -> str:
     """Write the message of a gate that failed."""
-    left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
     return (
-        f"gate: FAIL, {left} of the old classes' quality is left, at least {percent(gate)} % was asked for.\n"
+        f"gate: FAIL, {why}.\n"
         f"{_capital(kept.text)}.\n{f'New classes: {_new_text(new)}.' if new else 'No new class was taught.'}\n"
         f"No bundle was written. See where they differ: everseg diff {source.path} {folder.path} --images DIR\n"
         f"Write it all the same: everseg export {folder.path} --out {target}"

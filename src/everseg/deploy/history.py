@@ -191,10 +191,15 @@ def _ancestors(source: Bundle, at_hand: Mapping[str, Path]) -> list[Ancestor]:
     return found
 
 
+def taught_text(entry: Mapping[str, Any]) -> str:
+    """Name what a step of a bundle's history taught."""
+    names = [name for name in entry["classes"] if not is_background_name(name)]
+    return some(names, 6) if names else "more images"
+
+
 def _rows(entry: Mapping[str, Any]) -> Iterator[list[str]]:
     """Make a row for each result of a step."""
-    names = [name for name in entry["classes"] if not is_background_name(name)]
-    taught = some(names, 6) if names else "more images"
+    taught = taught_text(entry)
     trained = "; ".join(f"{s['images']} of {s['data']} ({s['sha256'][:12]}…)" for s in entry["train"])
     tested = "; ".join(f"{s['images']} of {s['data']}" for s in entry["test"])
     left = entry.get("kept") or {}

@@ -15,11 +15,11 @@ from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.display import percent
 from everseg.engine.rescore import source_by_name
-from everseg.errors import DataError, some
+from everseg.errors import ConfigError, DataError, some
 from everseg.inference.count import evaluate, through, views_of
 from everseg.labels import LabelSpace
-from everseg.metrics import ConfusionMatrix
-from everseg.metrics.scores import class_accuracy, iou
+from everseg.metrics import LEVEL, RESAMPLES, ConfusionMatrix, defined_means, interval, resampled_sums
+from everseg.metrics.scores import EPS, class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
 from everseg.runs.input_form import InputForm
@@ -47,8 +47,61 @@ class Kept:
     """The means behind `share`."""
     text: str
     """Summary in one sentence."""
+    interval: tuple[float, float] | None = None
+    """Where 95 % of the shares lie when as many test images are drawn with replacement; None if that is undefined. It
+    does not say how far agreement is from quality."""
     notes: tuple[str, ...] = ()
     """Remarks on class names of the images and of the model that differ in spelling or have no match."""
+
+    def below(self, limit: float) -> list[str]:
+        """The judged old classes of which less than a share is left, each with what is left, in percent."""
+        shares = {name: figures.get("share") for name, figures in self.classes.items()}
+        return [
+            f"{name} {percent(left)}" for name, left in shares.items() if left is not None and left < limit
+        ]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What is asked of an extension: shares of the old classes' quality that must be left, 0 to 1; None = not asked.
+
+    Raises:
+        ConfigError: a share is not above 0, or above 1.
+    """
+
+    mean: float | None = None
+    """In the mean over the old classes that are judged."""
+    each: float | None = None
+    """Of every one of them."""
+
+    def __post_init__(self) -> None:
+        options = {"--keep-at-least": self.mean, "--keep-each-at-least": self.each}
+        if bad := [f"{key} {v:g}" for key, v in options.items() if v is not None and not 0 < v <= 1]:
+            raise ConfigError(f"{', '.join(bad)}: expected a share above 0, at most 1")
+
+    @property
+    def text(self) -> str:
+        """What is asked; "" if nothing is."""
+        asked = (("", self.mean), (" of each class", self.each))
+        return " and ".join(f"at least {percent(limit)} %{of}" for of, limit in asked if limit is not None)
+
+    def verdict(self, kept: Kept) -> str:
+        """PASS or FAIL and the reason; "" if nothing is asked."""
+        if why := self.fails(kept):
+            return f"FAIL, {why}"
+        return f"PASS, {self.text} was asked for" if self.text else ""
+
+    def fails(self, kept: Kept) -> str:
+        """Say in a sentence, without its stop, why the quality does not suffice; "" if it does."""
+        if not self.text:
+            return ""
+        left = "it is not known how much" if kept.share is None else f"{percent(kept.share)} %"
+        whole = f"{left} of the old classes' quality is left, {self.text} was asked for"
+        low = kept.below(self.each) if self.each is not None else []
+        if low:
+            return f"{whole}; less is left of {some(low, 8)} %"
+        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean)
+        return "" if enough else whole
 
 
 @dataclass(frozen=True)
@@ -87,7 +140,7 @@ def measured(
     Raises:
         DataError: the data share no class with the model, or the deployed model finds none of its classes.
     """
-    means, per_class, seen = [], [], list[int]()
+    means, per_class, draws, seen = [], [], [], list[int]()
     source, notes = source_by_name(dataset, scenario, pair.branch, pair.old)
     outputs = {
         source.name: pair.new.num_classes
@@ -101,6 +154,9 @@ def measured(
         seen = [c for c, value in zip(pair.classes, each, strict=True) if not np.isnan(value)]
         per_class.append(each)
         means.append(_mean(each))
+        # Both models see the same images, so they share the draws.
+        truth, said, both = np.moveaxis(_draws(result.images[source.name])[:, :, pair.classes], 1, 0)
+        draws.append(defined_means(np.where(truth > 0, both / (truth + said - both + EPS), np.nan)))
     if not means[0] > 0:
         raise DataError(
             f"the deployed model finds none of its classes in '{dataset.name}', so nothing can be compared"
@@ -108,14 +164,16 @@ def measured(
     share = means[1] / means[0]
     names = [pair.old.names[i] for i in pair.classes]
     classes = {
-        name: {"deployed": _defined(a), "new": _defined(b)}
+        name: {"deployed": _defined(a), "new": _defined(b), "share": _defined(b / a) if a > 0 else None}
         for name, a, b in zip(names, *per_class, strict=True)
     }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = _interval(draws[1] / draws[0])
     return Kept(
         "measured", share, classes, {"deployed_miou": means[0], "new_miou": means[1]},
         f"old classes measured on '{dataset.name}': mIoU {percent(means[0])} before, {percent(means[1])} after, "
-        f"{percent(share)} % kept, over {_judged(pair, seen)}",
-        tuple(notes),
+        f"{percent(share)} % kept{_between(between)}, over {_judged(pair, seen)}",
+        between, tuple(notes),
     )  # fmt: skip
 
 
@@ -140,7 +198,7 @@ def estimated(
     background to an old class does not count at all. Pixels labelled as a new class are left out. Pixels labelled void
     or background are counted.
     """
-    matrix = ConfusionMatrix(pair.new.num_classes)
+    matrix, images = ConfusionMatrix(pair.new.num_classes), list[Tensor]()
     windows = InputForm.of_config(data).windows(batch)
     for image, label in _batches(source, datasets, data, batch, accelerator):
         before, after = (
@@ -150,7 +208,11 @@ def estimated(
         taught = (label >= pair.old.num_classes) & (label != pair.new.ignored)
         # What the deployed model had wrong by the label, and the new one has right, is no loss.
         taught |= (label != pair.old.background) & (before != label) & (after == label)
-        matrix.update(after.long(), before.long().masked_fill(taught, pair.new.ignored))
+        for one, other in zip(after.long(), before.long().masked_fill(taught, pair.new.ignored), strict=True):
+            image_matrix = ConfusionMatrix(pair.new.num_classes)
+            image_matrix.update(one, other)
+            matrix.merge(image_matrix)
+            images.append(image_matrix.sums)
     counts = matrix.counts.cpu().numpy()  # (C, C): rows = deployed model, columns = new model
     rows = counts.sum(1)[: pair.old.num_classes]
     often = [i for i in pair.classes if rows[i] > counts.sum() / 10_000]
@@ -168,20 +230,44 @@ def estimated(
         **_became(counts, pair),
     }
     classes = {
-        name: {"agreement": _defined(agree[i]), "iou": _defined(overlap[i]), "pixels": int(rows[i])}
+        name: {
+            "agreement": _defined(agree[i]), "iou": _defined(overlap[i]), "pixels": int(rows[i]),
+            "share": _defined(agree[i]) if i in often else None,
+        }
         for i, name in enumerate(pair.old.names)
-    }
+    }  # fmt: skip
     share = figures["class_agreement"]
+    said, _, both = np.moveaxis(_draws(torch.stack(images).cpu().numpy())[:, :, often], 1, 0)
+    between = _interval(defined_means(np.divide(both, said, out=np.full_like(both, np.nan), where=said > 0)))
     return Kept(
         "estimated", share, classes, figures,
         f"old classes estimated, not measured: the new model agrees with the deployed one on "
-        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean over "
-        f"{_judged(pair, often)} (mean IoU {percent(figures['agreement_miou'])}). Of the pixels that the deployed "
+        f"{percent(figures['agreement'])} % of the pixels, and on {percent(share)} % in the mean"
+        f"{_between(between)} over {_judged(pair, often)} (mean IoU {percent(figures['agreement_miou'])}). "
+        "Of the pixels that the deployed "
         f"model gives to old classes, {percent(figures['became_new'])} % became a new class, "
         f"{percent(figures['became_old'])} % another old class and {percent(figures['became_background'])} % "
-        "background. Pixels labelled as a new class and those that the labels say are right now are left out. Where "
-        "the two models differ, either may be right",
+        "background. Not counted: pixels labelled as a new class, and those where the label and the new model agree. "
+        "Where the two models differ, either may be right",
+        between,
     )  # fmt: skip
+
+
+def _draws(images: np.ndarray) -> np.ndarray:
+    """Sum the counts per image, (N, 3, C), over the images of each draw: (RESAMPLES, 3, C)."""
+    return resampled_sums(images, RESAMPLES, 0)
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float] | None:
+    found = interval([draws])
+    return None if found is None else (found[0], found[1])
+
+
+def _between(found: tuple[float, float] | None) -> str:
+    if found is None:
+        return ""
+    low, high = map(percent, found)
+    return f" ({percent(LEVEL, digits=0)} % interval over the images {low} to {high})"
 
 
 def _judged(pair: Pair, classes: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""A web page for trying bundles on this machine: a small HTTP server on the loopback address.
+"""A web page for trying bundles on this machine.
 
 Clients send the bytes of pictures, never names of files. The server refuses requests that other web sites could make a
 browser send.
@@ -7,50 +7,44 @@ browser send.
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
-import os
-import socket
-import socketserver
+import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
-from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from everseg.data.class_colours import palette
+from everseg.data.class_colours import palette, png
 from everseg.data.datasets.decode import (
     PictureTooLargeError,
     Reading,
     open_picture,
     read_image,
 )
+from everseg.data.demo.scenes import scene
 from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.class_ids import mask_type
-from everseg.display import UNDEFINED, Piece, Result, escaped, printable, share
+from everseg.deploy.history import taught_text
+from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
+from everseg.display import UNDEFINED, Piece, Result, count, escaped, percent, printable, share, size
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
 from everseg.models.folding import united
 
 HOST = "127.0.0.1"
-MAX_BYTES = 25_000_000
-"""Largest upload, in bytes."""
-WAITING = 3
-"""Number of uploads that may wait while one is predicted."""
-CONNECTIONS = 16
-PATIENCE = 30.0
-"""Seconds within which a request has to arrive completely."""
+TIMEOUT = 120.0
+"""Seconds that one prediction may take."""
+_GRACE = 10.0
+"""Seconds beyond that for sending its answer when the server is stopped."""
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -68,11 +62,8 @@ _HEADERS = {
 }
 
 
-class Server(ThreadingHTTPServer):
+class Server(HttpServer):
     """Serves one or two bundles until `shutdown`. It runs one prediction at a time."""
-
-    daemon_threads = True
-    allow_reuse_address = os.name == "posix"  # on other systems it would share the port with another program
 
     def __init__(
         self,
@@ -80,7 +71,8 @@ class Server(ThreadingHTTPServer):
         port: int = 8000,
         *,
         builder: Any = None,
-        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
+        patience: Patience | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Load the bundles and listen on the loopback address.
@@ -89,7 +81,8 @@ class Server(ThreadingHTTPServer):
             bundles: one or two bundles.
             port: the port to listen on; 0 chooses a free one.
             builder: the builder of your own architecture, if the models are not built-in ones.
-            patience: seconds within which a request has to arrive completely.
+            timeout: seconds that one prediction may take.
+            patience: seconds that clients have.
             log: receives a line about each prediction and each unexpected failure. The line says nothing about the
                 content of the picture.
 
@@ -100,14 +93,10 @@ class Server(ThreadingHTTPServer):
         """
         if not 1 <= len(bundles) <= 2:
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
-        self.served = [Served(path, builder) for path in bundles]
+        self.served = [Served(path, builder, timeout) for path in bundles]
         self.classes, self.notes = class_list(self.served), class_notes(self.served)
-        self.patience, self.log = patience, log
-        self.places = threading.BoundedSemaphore(1 + WAITING)
-        self.predicting = threading.Lock()
-        self._connections = threading.BoundedSemaphore(CONNECTIONS)
         try:
-            super().__init__((HOST, port), Handler)
+            super().__init__(HOST, port, replace(patience or Patience(), end=timeout + _GRACE), log)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"--port {port}: cannot listen there ({reason}); give another port") from None
@@ -117,6 +106,7 @@ class Server(ThreadingHTTPServer):
         self.files = {
             path: (folder.joinpath(name).read_bytes(), kind) for path, (name, kind) in _FILES.items()
         }
+        self.files["/example.png"] = (example_picture(), "image/png")
 
     @property
     def url(self) -> str:
@@ -125,33 +115,90 @@ class Server(ThreadingHTTPServer):
     def info(self) -> dict[str, Any]:
         """Return what the page needs to know: bundles, classes, limits."""
         return {
-            "bundles": [{"name": one.name, "branches": one.branches} for one in self.served],
+            "bundles": [
+                {"name": one.name, "branches": one.branches, "about": one.about()} for one in self.served
+            ],
             "classes": self.classes,
             "notes": self.notes,
             "undefined": UNDEFINED,
-            "limits": {"bytes": MAX_BYTES, "pixels": min(one.max_pixels for one in self.served)},
+            "limits": {
+                "bytes": self.limits.upload, "pixels": min(one.max_pixels for one in self.served), "side": MAX_SIDE,
+            },
             "types": TYPES,
-        }
+        }  # fmt: skip
 
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # the base class would look up the host name
-        self.server_name, self.server_port = HOST, self.server_address[1]
+    def check(self, request: Request) -> None:
+        """Refuse foreign host names that resolve to this machine (DNS rebinding), and requests from other sites."""
+        hosts = request.all("host")
+        if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
+            raise RefusedError(403, f"This page is at {self.url} only.")
+        origin = request.one("origin").lower()
+        if origin and origin not in {f"http://{host}" for host in self.hosts}:
+            raise RefusedError(403, "Requests of other sites are refused.")
+        if request.one("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise RefusedError(403, "Requests of other sites are refused.")
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection. If there are too many connections, close it."""
-        if not self._connections.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
+    def get(self, request: Request) -> Answer:
+        """Give the page, what it needs to know, or how the server is."""
+        if request.path == "/info":
+            return _json(self.info())
+        if request.path == "/share":
+            return _json({"text": share_text(request.query)})
+        if request.path == "/health":
+            return _json({"status": "ok", "bundles": [one.name for one in self.served]})
+        if request.path == "/metrics":
+            return Answer(
+                self.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8", headers=_HEADERS
+            )
+        if request.path not in self.files:
+            raise RefusedError(404, "There is no such page.")
+        return Answer(*self.files[request.path], headers=_HEADERS)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._connections.release()
+    def post(self, request: Request) -> Work:
+        """Check what is to be predicted with which bundle."""
+        if request.path != "/predict":
+            raise RefusedError(404, "There is no such page.")
+        if unknown := sorted(set(request.query) - {"bundle", "domain"}):
+            raise RefusedError(400, f"Only bundle and domain may be given, not {len(unknown)} more.")
+        which = request.query.get("bundle", "0")
+        if which not in [str(i) for i in range(len(self.served))]:
+            raise RefusedError(400, f"bundle: 0 to {len(self.served) - 1} are here.")
+        served = self.served[int(which)]
+        branch = request.query.get("domain")
+        served.check_branch(branch)
+        check_type(request.one("content-type"))
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that closed the connection. The handler reports failures of its own."""
+        def work(file: BinaryIO) -> Answer:
+            # Decoding is a part of the work, so that large pictures are decoded one at a time.
+            done = served.predict(decode_upload(file, served.reading), branch)
+            self.log(f"bundle {which}: {done['width']}x{done['height']} in {done['seconds']:.2f} s")
+            return _json(done)
+
+        return work
+
+    def refusal(self, status: int, text: str) -> Answer:
+        """Word a refusal as the page expects it."""
+        return replace(_json({"error": text}), status=status)
+
+    def give_up(self) -> None:
+        """End the prediction that runs."""
+        for one in self.served:
+            one.give_up()
+
+    def metrics(self) -> str:
+        """Return what happened since the start and what is going on, as Prometheus reads it."""
+        rows: list[tuple[str, str, list[tuple[str, float]]]] = [
+            ("requests_total", "counter", [(f'{{status="{code}"}}', n) for code, n in sorted(self._answered.items())]),
+            ("predictions_total", "counter", [(f'{{bundle="{i}"}}', one.done) for i, one in enumerate(self.served)]),
+            ("prediction_seconds_total", "counter",
+             [(f'{{bundle="{i}"}}', round(one.seconds, 3)) for i, one in enumerate(self.served)]),
+            *((name, "gauge", [("", value)]) for name, value in self.figures().items()),
+        ]  # fmt: skip
+        return "".join(
+            f"# TYPE everseg_serve_{name} {kind}\n"
+            + "".join(f"everseg_serve_{name}{labels} {value}\n" for labels, value in values)
+            for name, kind, values in rows
+        )
 
 
 class Serving(Result):
@@ -178,9 +225,13 @@ class Serving(Result):
             self._thread.join(0.5)  # without a time limit, Windows would not notice Ctrl-C
 
     def stop(self) -> None:
-        """Stop answering requests and free the port."""
+        """Finish and answer the prediction that runs, then stop and free the port."""
         if self._thread.is_alive():  # `shutdown` would wait for ever for a thread that has ended
-            self._server.shutdown()
+            try:
+                self._server.shutdown()
+            except KeyboardInterrupt:  # a second Ctrl-C
+                self._server.give_up()
+                raise
             self._thread.join()
         self._server.server_close()
 
@@ -207,6 +258,7 @@ def serve(
     *,
     port: int = 8000,
     builder: Any = None,
+    timeout: float = TIMEOUT,
     quiet: bool = False,
 ) -> Serving:
     """Serve a page on this machine that shows the classes of one or two bundles on images dropped there.
@@ -218,6 +270,7 @@ def serve(
         other: another bundle to compare it with.
         port: the port on 127.0.0.1; 0 chooses a free one.
         builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
+        timeout: seconds that one prediction may take; then it is given up, and the next one begins.
         quiet: do not print a line on stderr about each prediction.
 
     Raises:
@@ -225,164 +278,16 @@ def serve(
         CheckpointError: a bundle is missing or damaged.
     """
     bundles = [bundle] if other is None else [bundle, other]
-    return Serving(Server(bundles, port, builder=builder, log=(lambda text: None) if quiet else _to_stderr))
+    log = (lambda text: None) if quiet else _to_stderr
+    return Serving(Server(bundles, port, builder=builder, timeout=timeout, log=log))
 
 
 def _to_stderr(text: str) -> None:
     sys.stderr.write(printable(text) + "\n")
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers one request per connection."""
-
-    server: Server
-    server_version, sys_version = "everseg", ""
-
-    def setup(self) -> None:
-        super().setup()
-        # Replace the reader of the base class by one with a deadline for the whole request.
-        self.rfile.close()
-        self.rfile = io.BufferedReader(_Patient(self.connection, self.server.patience))
-
-    def do_GET(self) -> None:
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        self._answer(self._post)
-
-    def _answer(self, answer: Callable[[str, dict[str, str]], tuple[bytes, str]]) -> None:
-        """Check the origin of a request, then send the result of `answer` or one sentence about the problem."""
-        try:
-            self._check_origin()
-            address = _address(self.path)
-            body, kind = answer(address.path, dict(parse_qsl(address.query, keep_blank_values=True)))
-            self._send(HTTPStatus.OK, body, kind)
-        except RefusedError as refused:
-            self.send_error(refused.status, str(refused))
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
-        except Exception as error:  # whatever happened, the client gets an answer
-            self.server.log(f"a request failed: {type(error).__name__}")
-            self.send_error(500, "Something went wrong on the server.")
-
-    def _check_origin(self) -> None:
-        """Refuse foreign host names that resolve to this machine (DNS rebinding), and requests from other sites."""
-        hosts = self.headers.get_all("Host", [])
-        if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
-            raise RefusedError(403, f"This page is at {self.server.url} only.")
-        origin = self.headers.get("Origin")
-        if origin is not None and origin.lower() not in {f"http://{host}" for host in self.server.hosts}:
-            raise RefusedError(403, "Requests of other sites are refused.")
-        if self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-            raise RefusedError(403, "Requests of other sites are refused.")
-
-    def _get(self, path: str, query: dict[str, str]) -> tuple[bytes, str]:
-        if path == "/info":
-            return _json(self.server.info())
-        if path == "/share":
-            return _json({"text": share_text(query)})
-        if path not in self.server.files:
-            raise RefusedError(404, "There is no such page.")
-        return self.server.files[path]
-
-    def _post(self, path: str, query: dict[str, str]) -> tuple[bytes, str]:
-        if path != "/predict":
-            raise RefusedError(404, "There is no such page.")
-        if unknown := sorted(set(query) - {"bundle", "domain"}):
-            raise RefusedError(400, f"Only bundle and domain may be given, not {len(unknown)} more.")
-        which = query.get("bundle", "0")
-        if which not in [str(i) for i in range(len(self.server.served))]:
-            raise RefusedError(400, f"bundle: 0 to {len(self.server.served) - 1} are here.")
-        served = self.server.served[int(which)]
-        check_type(self.headers.get("Content-Type", ""))
-        length = self._length()
-        # Check for a free place before reading the body, so that waiting uploads do not fill the memory.
-        if not self.server.places.acquire(blocking=False):
-            raise RefusedError(503, "Busy with other images: try again in a moment.")
-        try:
-            data = self.rfile.read(length)
-            if len(data) < length:
-                raise RefusedError(400, "The upload ended early.")
-            # Decoding is inside the lock too, so that large pictures are decoded one at a time.
-            with self.server.predicting:
-                image = decode_upload(data, served.reading)
-                done = served.predict(image, query.get("domain"))
-        finally:
-            self.server.places.release()
-        self.server.log(f"bundle {which}: {done['width']}x{done['height']} in {done['seconds']:.2f} s")
-        return _json(done)
-
-    def _length(self) -> int:
-        """Return the length of the body in bytes, after checking the headers."""
-        text = self.headers.get("Content-Length")
-        if text is None or self.headers.get("Transfer-Encoding") is not None:
-            raise RefusedError(411, "The length of the upload must be given (Content-Length).")
-        if not (text.isascii() and text.isdigit()) or len(self.headers.get_all("Content-Length", [])) > 1:
-            raise RefusedError(400, "Content-Length is no number.")
-        if len(text) > 12 or int(text) > MAX_BYTES:
-            raise RefusedError(413, f"The image is larger than {MAX_BYTES // 1_000_000} MB.")
-        if int(text) == 0:
-            raise RefusedError(400, "The upload is empty.")
-        return int(text)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer with a sentence. The base class also calls this for malformed requests."""
-        body, kind = _json({"error": message or HTTPStatus(code).phrase})
-        self.close_connection = True
-        with contextlib.suppress(OSError):
-            self._send(HTTPStatus(code), body, kind)
-            self._drain()
-
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self.connection.settimeout(self.server.patience)
-        self.send_response(status)
-        for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            self.send_header("Retry-After", "2")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _drain(self) -> None:
-        """Read part of a refused upload, because closing the connection earlier would lose the answer."""
-        self.connection.shutdown(socket.SHUT_WR)
-        until = time.monotonic() + min(2.0, self.server.patience)
-        for _ in range(2 * MAX_BYTES // 65536):
-            self.connection.settimeout(max(0.01, until - time.monotonic()))
-            if time.monotonic() > until or not self.connection.recv(65536):
-                return
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing here. `Server.log` gets the lines that matter."""
-
-
-class _Patient(io.RawIOBase):
-    """Reads from a connection until a deadline for the whole request, however slowly the bytes arrive."""
-
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
-        self._connection, self._until = connection, time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the request did not arrive in time")
-        self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
-
-
-def _address(text: str) -> SplitResult:
-    try:
-        return urlsplit(text)
-    except ValueError:
-        raise RefusedError(400, "The address cannot be read.") from None
-
-
-def _json(value: Any) -> tuple[bytes, str]:
-    return json.dumps(value).encode(), "application/json"
+def _json(value: Any) -> Answer:
+    return Answer(json.dumps(value).encode(), "application/json", headers=_HEADERS)
 
 
 _SHOWN = ("PNG", "JPEG", "WEBP", "BMP")
@@ -391,25 +296,27 @@ TYPES = tuple(f"image/{form.lower()}" for form in _SHOWN)
 """Content types of these formats."""
 MAX_PIXELS = 16_000_000
 """Largest number of pixels. A larger picture is refused before it is decoded."""
+MAX_SIDE = 16_384
+"""Longest side of a picture. Networks and browsers pad or cut what is longer."""
+_LEAST = 64
+"""Pixels that a short side counts as: a network pads to as many, so 16 million x 1 would become a billion."""
 _MOST_LOGITS = 1_000_000_000
 """Largest number of logits of a picture at its own size (4 GB). It limits the pictures for models of many classes."""
 _FORMATS = frozenset({*_SHOWN, "MPO"})
+EXAMPLE = 3
+"""Seed of the example picture; the demo's own scenes have other ones."""
 _NAME = Path("image")
 """Name of an upload in messages. The real name of the file never leaves the browser."""
 
 
-class RefusedError(Exception):
-    """A request is refused. The answer is a status and one sentence."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+class TookTooLongError(Exception):
+    """A prediction has had its time."""
 
 
 class Served:
     """A bundle whose model is loaded into memory."""
 
-    def __init__(self, path: str | Path, builder: Any = None) -> None:
+    def __init__(self, path: str | Path, builder: Any = None, timeout: float = TIMEOUT) -> None:
         self.bundle: Bundle = open_bundle(path)
         self.model: LoadedModel = load(path, builder=builder)
         self.model.check_alone()
@@ -419,6 +326,12 @@ class Served:
                 "use everseg predict"
             )
         self.model.model = united(self.model.model)
+        self.timeout, self.done, self.seconds = timeout, 0, 0.0
+        self._until = math.inf
+        for module in (
+            self.model.model.modules()
+        ):  # a thread cannot be stopped from outside: it looks at the clock itself
+            module.register_forward_pre_hook(self._look_at_the_clock)
         self.name = self.bundle.path.resolve().name
         ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]
         if mask_type(ids) is not np.uint8:
@@ -434,6 +347,45 @@ class Served:
         # browsers rotate pictures as their EXIF data say, and the mask has to fit
         self.reading = replace(self.model.form.reading, max_pixels=self.max_pixels, exif="apply")
 
+    def about(self) -> list[tuple[str, str]]:
+        """Describe the bundle for people: pairs of what is said and the text, with all numbers formatted."""
+        lineage = self.bundle.lineage
+        rows = [("Made", str(lineage["created"]))] if lineage.get("created") else []
+        for entry in lineage["history"]:
+            images = sum(source["images"] for source in entry["train"])
+            method = f"{entry['method']}, " if entry.get("method") else ""
+            rows.append((f"Step {entry['step']}", f"{taught_text(entry)} ({method}{images:,} images)"))
+        last = lineage["history"][-1] if lineage["history"] else {}
+        tested = "; ".join(
+            f"{source['images']:,} images of {source['data']}" for source in last.get("test", ())
+        )
+        for name, scores in last.get("scores", {}).items():
+            # The name of the result says something only where there are several.
+            where = tested if len(last["scores"]) == 1 else name
+            rows.append(("mIoU", f"{percent(scores['miou']['all'])} %" + (f" on {where}" if where else "")))
+        weights = sum(weight.numel() for weight in self.model.model.parameters())
+        stored = sum(file.stat().st_size for file in self.bundle.path.glob("model.safetensors"))
+        rows.append(("Model", f"{count(weights)} weights, {size(stored)}"))
+        return rows
+
+    def _look_at_the_clock(self, module: Any, inputs: Any) -> None:
+        if time.monotonic() > self._until:
+            raise TookTooLongError
+
+    def give_up(self) -> None:
+        """End the prediction that runs."""
+        self._until = 0.0
+
+    def check_branch(self, branch: str | None) -> None:
+        """See that it is clear which branch to use.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        if (branch not in self.branches) if self.branches else (branch is not None):
+            names = ", ".join(self.branches) or "one branch only: leave domain out"
+            raise RefusedError(400, f"domain: {self.name} has {names}.")
+
     def predict(self, image: np.ndarray, branch: str | None) -> dict[str, Any]:
         """Classify an image.
 
@@ -446,18 +398,25 @@ class Served:
             pixels), shares (id -> its share of the pixels as text) and seconds.
 
         Raises:
-            RefusedError: it is unclear which branch to use, or the model failed.
+            RefusedError: it is unclear which branch to use, the model failed, or it took longer than `timeout`.
         """
-        if (branch not in self.branches) if self.branches else (branch is not None):
-            names = ", ".join(self.branches) or "one branch only: leave domain out"
-            raise RefusedError(400, f"domain: {self.name} has {names}.")
+        self.check_branch(branch)
         begun = time.monotonic()
+        self._until = begun + self.timeout
         try:
             found = self.model.predict(image, branch=branch)
+        except TookTooLongError:
+            raise RefusedError(
+                504, f"{self.name} took longer than {self.timeout:g} s for this image; try a smaller one."
+            ) from None
         except (MemoryError, RuntimeError):
             raise RefusedError(
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
+        finally:
+            self._until = math.inf
+            self.seconds += time.monotonic() - begun
+        self.done += 1
         # Look up the lasting id of every pixel's train id, (H, W).
         known = np.array(self.bundle.registry.ids(self.model.spaces[found.branch]))
         known = known.astype(mask_type(known.tolist()))
@@ -471,6 +430,16 @@ class Served:
             "shares": {str(i): share(counts[i] / ids.size) for i in np.unique(known)},
             "seconds": round(time.monotonic() - begun, 3),
         }
+
+
+def example_picture() -> bytes:
+    """Make the picture of the page's example: a generated street scene, because bundles hold no pictures of their own.
+
+    Returns:
+        A PNG file.
+    """
+    image, _ = scene(EXAMPLE, (288, 384))
+    return png(Image.fromarray(image))
 
 
 def share_text(query: Mapping[str, str]) -> str:
@@ -545,16 +514,22 @@ def _matched(served: Sequence[Served]) -> Matching:
     return match_names(second, first, what=(f"classes of {served[1].name}", f"classes of {served[0].name}"))
 
 
-def decode_upload(data: bytes, reading: Reading) -> np.ndarray:
+def decode_upload(file: BinaryIO, reading: Reading) -> np.ndarray:
     """Decode an uploaded picture to (H, W, 3) uint8.
 
     Raises:
         RefusedError: the data are no picture, are damaged or too large, or have a format that browsers do not show.
     """
     try:
-        picture = open_picture(io.BytesIO(data), _NAME, reading)
+        picture = open_picture(file, _NAME, reading)
         if picture.format not in _FORMATS:
             raise RefusedError(415, f"{picture.format} pictures are not taken here: use {_names()}.")
+        width, height = picture.size
+        if max(width, height) > MAX_SIDE or max(width, _LEAST) * max(height, _LEAST) > reading.max_pixels:
+            raise RefusedError(
+                413, f"The image has {width}x{height} pixels; at most {MAX_SIDE} a side are taken here, and "
+                f"{reading.max_pixels} in all, where a side counts as {_LEAST} at least."
+            )  # fmt: skip
         return read_image(picture, reading)
     except PictureTooLargeError as error:
         raise RefusedError(413, f"The {_first_clause(error)}.") from None

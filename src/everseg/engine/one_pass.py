@@ -22,7 +22,8 @@ from everseg.errors import CheckpointError, DataError, DivergedError, some
 from everseg.methods.base import Method, Pass, StepContext
 from everseg.models.model import SegmentationModel
 from everseg.progress import resident_bytes
-from everseg.runs.commit import load_tensors, purge, read_json, save_folder
+from everseg.runs.commit import load_tensors, purge, read_document, save_folder
+from everseg.runs.documents import STATE
 from everseg.runs.model_folder import load_strictly
 from everseg.types import Batch
 
@@ -114,7 +115,7 @@ class OnePass:
         path = self.newest(self.folder)
         if path is None:
             return None
-        state = read_json(path / "state.json")
+        state = read_document(path / "state.json", shape=STATE)
         if state["total"] != self.total:
             before = state["processes"]
             what = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -191,6 +192,7 @@ def load_optimizer_state(
     here = [[names[i] for i in group["params"]] for group in optimizer.state_dict()["param_groups"]]
     saved = [group["params"] for group in document["groups"]]
     _check_fit(optimizer, model, tensors, document, here, saved)
+    _check_options(document["groups"], optimizer.state_dict()["param_groups"])
     positions = {name: position for position, name in names.items()}
     weights = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {
@@ -241,6 +243,36 @@ def _check_fit(
             wrong.append(key)
     if wrong:
         raise CheckpointError(f"the optimiser state does not fit the model: {some(wrong, 8)}")
+
+
+def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> None:
+    """See that rates and decays are the kinds of values that this optimiser computes with."""
+    wrong = {
+        key
+        for old, group in zip(saved, here, strict=True)
+        for key, value in old.items()
+        if key in group
+        and key != "params"
+        and not (key in _HOW and (value is None or isinstance(value, bool)))
+        and not _is_alike(value, group[key])
+    }
+    if wrong:
+        raise CheckpointError(f"the optimiser state has options that are none: {some(sorted(wrong), 8)}")
+
+
+_HOW = ("foreach", "fused")
+"""Options that say how to compute, not what; they depend on the machine."""
+
+
+def _is_alike(value: Any, mine: Any) -> bool:
+    if isinstance(mine, tuple | list):
+        alike = isinstance(value, list) and len(value) == len(mine) and all(map(_is_alike, value, mine))
+        return alike and all(number < 1 for number in value)  # Adam's betas
+    if mine is None or isinstance(mine, bool):
+        return value is mine
+    if isinstance(mine, int | float):
+        return type(value) in (int, float) and 0 <= value < math.inf
+    return True
 
 
 def _names_by_position(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, str]:

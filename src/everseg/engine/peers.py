@@ -154,8 +154,8 @@ class _Peers:
             self._store.set("given", given)
         elif not self._agrees(given):
             raise ConfigError(
-                f"process {self.rank} was given other settings than process 0, and srun or the launcher made them one "
-                "run; give all the same, or start runs of their own one by one (srun --ntasks=1)"
+                f"process {self.rank} has other settings than process 0, but srun or the launcher started them as one "
+                "run; give all processes the same settings, or start separate runs (srun --ntasks=1)"
             )
 
     def _agrees(self, given: str) -> bool:
@@ -271,6 +271,6 @@ def refuse_sharding(environment: Mapping[str, str]) -> None:
     for key, name in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
         if environment.get(f"ACCELERATE_USE_{key}", "false").lower() in ("true", "1"):
             raise ConfigError(
-                f"{name} was asked for (accelerate's configuration), and everseg has the whole model on each device: "
-                "leave it out (accelerate launch --multi_gpu); train.accumulate and train.precision=bf16 save memory"
+                f"{name} is set in accelerate's configuration, but everseg keeps the whole model on each device: leave "
+                f"{name} out (accelerate launch --multi_gpu); train.accumulate and train.precision=bf16 save memory"
             )

@@ -16,6 +16,7 @@ from everseg.data.datasets import load_dataset, load_domains
 from everseg.data.label_meaning import require_meaning
 from everseg.errors import CheckpointError, ConfigError
 from everseg.progress import Progress
+from everseg.runs.place import what_is
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.extension import Known
 from everseg.scenarios.steps import Step, missing_splits, with_outlook
@@ -118,7 +119,9 @@ def known_in(bundle: Path) -> Known:
     )
 
     if not is_bundle(bundle):
-        raise CheckpointError(f"{bundle} is no bundle; make one of a run with: everseg export")
+        raise CheckpointError(
+            f"{bundle} {what_is(bundle)}; this needs a bundle (everseg export RUN makes one)"
+        )
     about, lineage = read_model_file(bundle), read_lineage(bundle)
     return Known(about.spaces, about.lasting_ids(bundle).next_id, lineage["steps"], bundle)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,18 @@ EVALUATION_KEYS = (
     "data.window", "data.overlap",
     "data.normalisation", "data.transform", "data.scale", "data.flip", "data.shift",
     "data.vertical_flip", "data.rotate", "data.brightness", "data.contrast", "data.saturation", "data.hue", "data.blur",
-    "scenario.test_split", "scenario.policy", "train.precision", "train.threads",
+    "scenario.test_split", "scenario.policy", "train.precision", "train.threads", "metrics",
 )  # fmt: skip
 """Settings that may differ from the run's. Those of the training transform may too, because scoring ignores them."""
+
+
+_OPTIONAL = ("dice", "class_dice", "boundary_iou", "class_boundary_iou", "per_image")
+"""Beginnings of the names of scores that not every run has."""
+
+
+def without_absent(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the scores that were not asked for, or that the run's version did not store."""
+    return {key: value for key, value in scores.items() if value or not key.startswith(_OPTIONAL)}
 
 
 @dataclass(frozen=True)
@@ -73,40 +82,95 @@ class Scores:
     """Class -> share of its pixels that is predicted correctly."""
     new_classes: tuple[str, ...]
     """The classes of `class_iou` that this step taught."""
+    dice: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    """"old", "new", "base" and "all" -> mean Dice coefficient; {} in runs of everseg 0.1.0, as the next two."""
+    dice_without_background: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    """The same without the background."""
+    class_dice: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    """Class -> Dice coefficient."""
+    boundary_iou: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    """"old", "new", "base", "all" -> mean boundary IoU; {} unless `metrics` asks for boundary-iou, as the next two."""
+    boundary_iou_without_background: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    """The same without the background."""
+    class_boundary_iou: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    """Class -> boundary IoU."""
+    per_image: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """Scores of single images as `metrics.image_statistics` gives them; {} unless `metrics` asks for per-image."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Scores:
         """Make scores from one entry of `metrics.json`."""
-        each = {
-            key: dict(zip(stored["classes"], stored[key], strict=True))
-            for key in ("class_iou", "class_accuracy")
+        known = {
+            one.name: stored[one.name]
+            for one in fields(cls)
+            if one.name in stored or one.default_factory is MISSING
         }
-        known = {field.name: stored[field.name] for field in fields(cls) if field.name != "branch"}
-        return cls(
-            **{**known, **each, "branch": stored["branch"], "new_classes": tuple(stored["new_classes"])}
-        )
+        for key, value in known.items():
+            if key.startswith("class_"):
+                known[key] = dict(zip(stored["classes"], value, strict=True))
+        return cls(**{**known, "new_classes": tuple(stored["new_classes"])})
 
     def to_json(self) -> dict[str, Any]:
         """Convert the scores to the form of an entry of `metrics.json`."""
+        found = without_absent(asdict(self))
         return {
-            **asdict(self),
+            **found,
             "classes": list(self.class_iou),
-            "class_iou": list(self.class_iou.values()),
-            "class_accuracy": list(self.class_accuracy.values()),
+            **{key: list(value.values()) for key, value in found.items() if key.startswith("class_")},
             "new_classes": list(self.new_classes),
         }
 
-    def table(self, title: str) -> Table:
-        """Make a table: the scores of groups and of the whole first, then the IoU of every class."""
+    def tables(self, title: str) -> Iterator[Table]:
+        """Make tables: the scores of groups and of the whole, those of every class, and those of single images."""
         rows = [
-            [f"mIoU {group}", percent(value), percent(self.miou_without_background.get(group))]
-            for group, value in self.miou.items()
+            [f"{what} {group}", percent(value), percent(plain.get(group))]
+            for what, means, plain in (
+                ("mIoU", self.miou, self.miou_without_background),
+                ("Dice", self.dice, self.dice_without_background),
+                ("boundary IoU", self.boundary_iou, self.boundary_iou_without_background),
+            )
+            for group, value in means.items()
         ]
         for key in ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou", "harmonic_mean"):
             rows.append([key.replace("_", " "), percent(getattr(self, key)), ""])
-        rows += [[f"IoU {name}", percent(value), ""] for name, value in self.class_iou.items()]
         columns = ["score", "percent", "without background"]
-        return table(columns, rows, title=title, right="percent|without background")
+        yield table(columns, rows, title=title, right="percent|without background")
+        each = {
+            "IoU": self.class_iou,
+            "Dice": self.class_dice,
+            "boundary IoU": self.class_boundary_iou,
+            "accuracy": self.class_accuracy,
+        }
+        shown = {name: values for name, values in each.items() if values}
+        rows = [[name, *(percent(values[name]) for values in shown.values())] for name in self.class_iou]
+        yield table(["class", *shown], rows, title="Each class, in percent", right="|".join(shown))
+        if self.per_image:
+            yield from _per_image_tables(self.per_image, list(self.class_iou))
+
+
+def _per_image_tables(found: Mapping[str, Any], classes: Sequence[str]) -> Iterator[Table]:
+    """Make tables of `metrics.image_statistics`: all images, the classes, and the worst images by name."""
+    three = ("mean", "median", "lowest")
+    rows = [
+        [name, *(percent(found[key][one]) for one in three)]
+        for name, key in (("mIoU", "iou"), ("Dice", "dice"))
+    ]
+    title = f"Single images, each with its mean over the classes in it: {found['images']} images, in percent"
+    yield table(["score", *three], rows, title=title, right="|".join(three))
+    columns = ["images", "Dice mean", "Dice median", "Dice lowest", "false alarms"]
+    rows = [
+        [
+            name,
+            str(found["class_images"][c]),
+            *(percent(found["class_dice"][one][c]) for one in three),
+            str(found["class_false_alarms"][c]),
+        ]
+        for c, name in enumerate(classes)
+    ]
+    title = "Each class over the images that show it (false alarms: images without it in which it is found)"
+    yield table(["class", *columns], rows, title=title, right="|".join(columns))
+    rows = [[one["image"], percent(one["iou"]), percent(one["dice"])] for one in found["worst"]]
+    yield table(["worst images", "mIoU", "Dice"], rows, right="mIoU|Dice")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -135,7 +199,7 @@ class StepScores(OnceADictionary):
     def shown(self) -> Iterator[Piece]:
         for name, scores in self.branches.items():
             parts = [self.run, f"step {self.step}", "" if name == "default" else name]
-            yield scores.table(
+            yield from scores.tables(
                 ", ".join(filter(None, [*parts, self.policy and f"label policy {self.policy}"]))
             )
         if self.inferred is not None:
@@ -227,11 +291,19 @@ def evaluate(
             job.datasets,
             *images,
             batch=config.train.eval_batch,
+            metrics=config.metrics,
         )
         accuracy = _share_right(inferred, job.sources)
     else:
         found, scores = score_step(
-            folder, index, job.sources, job.datasets, *images, batch=config.train.eval_batch, builder=builder
+            folder,
+            index,
+            job.sources,
+            job.datasets,
+            *images,
+            batch=config.train.eval_batch,
+            builder=builder,
+            metrics=config.metrics,
         )
     return StepScores(
         str(path),
@@ -301,7 +373,7 @@ def _evaluate_bundle(
     model, _ = load_model(path, user_builder(config.model), about)
     found = count.evaluate(
         model, [source], {source.dataset: dataset}, config.data, accelerator, progress,
-        batch=config.train.eval_batch, title=f"testing {path.name} on {source.split}", keep=0,
+        batch=config.train.eval_batch, title=f"testing {path.name} on {source.split}", metrics=config.metrics, keep=0,
     )  # fmt: skip
     scores = count.scores_of(found, about.spaces)
     return StepScores(

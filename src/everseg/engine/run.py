@@ -546,7 +546,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
     def scored(sources: Sequence[Source]) -> tuple[Evaluation, dict[str, Any]]:
         return score_step(
             folder, step.index, sources, session.datasets, config.data, accelerator, session.progress,
-            batch=config.train.eval_batch, builder=builder, between=stop_if_asked,
+            batch=config.train.eval_batch, builder=builder, metrics=config.metrics, between=stop_if_asked,
         )  # fmt: skip
 
     result, scores = scored(step.test)
@@ -568,7 +568,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 result.samples[name],
                 domain=name if config.data.domains else None,
             )
-        folder.save_result(step.index, result.counts, metrics, result.images, before, others)
+        folder.save_result(step.index, result.counts, metrics, result.images, before, others, result.boundary)
         session.journal.add("test", step=step.index, iteration=iteration, scores=scores)
         session.events.sequence(iteration, Results(folder).sequence)
     accelerator.wait_for_everyone()
@@ -671,7 +671,7 @@ def _state(source: Path, lineage: dict[str, Any], chosen: MethodConfig) -> dict[
     if build_method(chosen).state_dict():
         made_by = f"trained with '{lineage['method']}'" if lineage.get("method") else "not trained by everseg"
         raise ConfigError(
-            f"method '{method}' goes on from what it gathered in earlier steps, and {source} was {made_by}, which "
-            "gathered nothing for it; take a method that needs the model alone, such as mib or lwf"
+            f"method '{method}' needs statistics that only a run of '{method}' saves, and {source} was {made_by}; "
+            f"choose a method that needs the model alone, such as mib or lwf, or train {source} again with '{method}'"
         )
     return {}

@@ -41,7 +41,7 @@ from everseg.types import Batch
 
 LATER_STEPS = ("train.epochs_next", "train.lr_next")
 """Settings that act after the first step only."""
-_COPIED = ("images.npz", "confusion.npz", "metrics.json")
+_COPIED = ("images.npz", "boundary.npz", "confusion.npz", "metrics.json")
 _PACKAGES = ("everseg", "torch", "numpy", "pillow", "accelerate")
 """Packages that decide the bits of a result: another version may give other bits."""
 
@@ -255,7 +255,9 @@ def _is_of_another(target: RunFolder, source: RunFolder) -> bool:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in identity(config).items() if key not in LATER_STEPS}
+    settings = {key: value for key, value in identity(config).items() if key not in LATER_STEPS}
+    # Further scores cannot change the model, but a copied step would lack those that its run did not ask for.
+    return settings | ({"metrics": sorted(config.metrics)} if config.metrics else {})
 
 
 def _copy_flushed(source: RunFolder, target: Path) -> None:

@@ -43,7 +43,8 @@ from everseg.models.blocks import synchronise_norms
 from everseg.models.folding import folded_copy
 from everseg.models.model import SegmentationModel, channels_last
 from everseg.progress import resident_bytes
-from everseg.runs.commit import load_tensors, newest_valid, purge, read_json, save_folder
+from everseg.runs.commit import load_tensors, newest_valid, purge, read_document, save_folder
+from everseg.runs.documents import STATE
 from everseg.runs.memory import Memory
 from everseg.runs.model_folder import load_strictly
 from everseg.scenarios.steps import Step
@@ -420,7 +421,7 @@ class StepJob:
         path = self._newest(phase.folder)
         if path is None:
             return 0
-        state = read_json(path / "state.json")
+        state = read_document(path / "state.json", "scaler", "optimizer", shape=STATE)
         if state["total"] != phase.total:
             raise CheckpointError(
                 f"{path} was made for {state['total']} iterations, this run has {phase.total}: "
@@ -448,7 +449,8 @@ class StepJob:
         """Find the pre-tuning that this step goes on with: its number, and the iteration that its checkpoint holds."""
         number, iteration = 0, 0
         while (path := self._newest(self._tuning_folder(number))) is not None:
-            number, iteration = number + 1, int(read_json(path / "state.json")["iteration"])
+            state = read_document(path / "state.json", shape=STATE)
+            number, iteration = number + 1, int(state["iteration"])
         return max(number - 1, 0), iteration
 
     def _tune(self, ctx: StepContext, tuning: Tuning) -> None:

@@ -155,7 +155,7 @@ class Events:
         values: dict[str, float | None] = {}
         for name, value in scores.items():
             if isinstance(value, Mapping):
-                values |= _tagged(f"{root}/{safe_tag(name)}", value)
+                values |= _tagged(f"{root}/{safe_tag(name)}", _numbers(value))
             elif isinstance(value, (int, float, np.number)):
                 values[f"{root}/{safe_tag(name)}"] = float(value)
         # Classes may have names that are no tags, or equal ones once they are made tags: `safe_tags` keeps them apart.

@@ -23,7 +23,13 @@ from everseg.inference.windows import sliding_ids
 from everseg.labels import LabelSpace
 from everseg.losses.reading import read_ids
 from everseg.losses.readout import merged_outputs, small_values
-from everseg.metrics import ConfusionMatrix, step_scores
+from everseg.metrics import (
+    ConfusionMatrix,
+    boundary_scores,
+    boundary_sums,
+    image_statistics,
+    step_scores,
+)
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
 from everseg.runs.input_form import InputForm, Windows
@@ -45,6 +51,10 @@ class Evaluation:
     """Name -> (C, C) int64, rows = truth."""
     images: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (N, 3, C) uint32: for each image in order, pixels of each class that are true, predicted, and both."""
+    boundary: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> (N, 3, C) uint32: for each image the counts of `metrics.boundary_sums`; {} unless asked for."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """Name -> the images' names, SPLIT/ID in order; {} unless scores per image are asked for."""
     samples: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = field(default_factory=dict)
     """Name -> a few (image uint8 (H, W, 3), label, prediction) for pictures."""
 
@@ -124,6 +134,7 @@ def evaluate(
     title: str,
     predict: Predict | None = None,
     outputs: Mapping[str, int] | None = None,
+    metrics: Collection[str] = (),
     keep: int = 4,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -134,6 +145,7 @@ def evaluate(
         batch: number of images predicted at once.
         predict: the function that predicts images; default: with the branch of their source.
         outputs: name of a source -> number of classes to count; default the number of outputs of its branch.
+        metrics: further scores, as the setting `metrics` names them.
         keep: number of samples to keep for pictures, for each name.
         between: called after every batch; may raise an exception to stop.
 
@@ -147,12 +159,18 @@ def evaluate(
     reduce = all_reduce_sum(accelerator)
     result = Evaluation({s.name: s.branch for s in sources})
     each: dict[str, list[Tensor]] = {name: [] for name in outputs}
+    lines: dict[str, list[Tensor]] = {name: [] for name in outputs}
     progress.begin(title, sum(len(s.indices) for s in sources))
     done = 0
     reads = model.reads_extra if predict is None else ()
     for source, view in zip(sources, views_of(sources, datasets, reads), strict=True):
         samples = result.samples.setdefault(source.name, [])
         seen: list[Tensor] = []
+        outlined: list[Tensor] = []
+        if "per-image" in metrics:
+            result.names.setdefault(source.name, []).extend(
+                f"{source.split}/{view.split.id(i)}" for i in source.indices
+            )
         batches = plain_batches(
             [view],
             data,
@@ -176,6 +194,9 @@ def evaluate(
                 matrix.update(one, truth)
                 matrices[source.name].merge(matrix)
                 seen.append(matrix.sums)  # (3, C)
+                if "boundary-iou" in metrics:
+                    classes, ignored = outputs[source.name], source.ignored
+                    outlined.append(boundary_sums(one, truth, classes, ignored=ignored))
             if len(samples) < keep:
                 picture = picture_of(loaded.image[0].permute(1, 2, 0).numpy(), loaded.channels)
                 truth = loaded.label[0].numpy()
@@ -183,11 +204,16 @@ def evaluate(
             done += len(loaded.ids) * accelerator.num_processes
             progress.update(done)
             between()
-        each[source.name].append(_of_all(seen, len(source.indices), outputs[source.name], accelerator))
+        number, classes = len(source.indices), outputs[source.name]
+        each[source.name].append(_of_all(seen, number, classes, accelerator))
+        if "boundary-iou" in metrics:
+            lines[source.name].append(_of_all(outlined, number, classes, accelerator))
     progress.end()
     for name, matrix in matrices.items():
         result.counts[name] = reduce(matrix.counts.to(accelerator.device)).cpu().numpy()
         result.images[name] = torch.cat(each[name]).cpu().numpy().astype(np.uint32)
+        if lines[name]:
+            result.boundary[name] = torch.cat(lines[name]).cpu().numpy().astype(np.uint32)
     return result
 
 
@@ -196,6 +222,7 @@ def _of_all(seen: Sequence[Tensor], number: int, classes: int, accelerator: Acce
 
     Args:
         seen: (3, classes) for each image of this process: true pixels, predicted pixels, and pixels that are both.
+            The same of boundary regions.
         number: number of images of the source, over all processes.
 
     Returns:
@@ -221,18 +248,33 @@ def scores_of(
     scores = {}
     for name, counts in result.counts.items():
         space = spaces[result.branches[name]]
+        sizes = [len(group) for group in space.groups]
         scores[name] = {
-            **step_scores(counts, [len(group) for group in space.groups], space.background),
+            **step_scores(counts, sizes, space.background),
+            **_further_scores(result, name, sizes, space.background),
             "branch": result.branches[name],
             "classes": list(space.names),
             "new_classes": list(space.names[-len(space.groups[-1]) :]),
         }
         if result.branches[name] in refined:
             entry = scores[name]
-            for key in ("miou", "miou_without_background"):
-                entry[key] = {**entry[key], "old": entry[key]["all"], "new": None}
+            for key, value in entry.items():
+                if isinstance(value, Mapping) and "old" in value:
+                    entry[key] = {**value, "old": value["all"], "new": None}
             entry |= {"harmonic_mean": None, "new_classes": []}
     return scores
+
+
+def _further_scores(
+    result: Evaluation, name: str, sizes: Sequence[int], background: int | None
+) -> dict[str, Any]:
+    """Compute the scores that were asked for in addition."""
+    further: dict[str, Any] = {}
+    if name in result.boundary:
+        further |= boundary_scores(result.boundary[name].sum(0, dtype=np.int64), sizes, background)
+    if name in result.names:
+        further["per_image"] = image_statistics(result.images[name], result.names[name])
+    return further
 
 
 def user_builder(model: ModelConfig) -> Any:
@@ -254,6 +296,7 @@ def score_step(
     *,
     batch: int,
     builder: Any = None,
+    metrics: Collection[str] = (),
     between: Callable[[], None] = lambda: None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Load a finished step from disk and evaluate it.
@@ -264,6 +307,7 @@ def score_step(
         data: how images are brought to the network.
         batch: images at once.
         builder: builder of the user's architecture, if it is not a built-in one (`user_builder`).
+        metrics: further scores, as the setting `metrics` names them.
         between: called after every batch; may raise an exception to stop.
 
     Returns:
@@ -280,6 +324,7 @@ def score_step(
         progress,
         batch=batch,
         title=title,
+        metrics=metrics,
         between=between,
     )
     refined: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,12 +37,14 @@ def evaluate_inferred(
     progress: Progress,
     *,
     batch: int,
+    metrics: Collection[str] = (),
 ) -> tuple[Evaluation, dict[str, Any], dict[str, dict[str, int]]]:
     """Evaluate every image through the branch whose batch-norm statistics fit it best.
 
     Args:
         classes: branch -> names of its outputs in order. All branches are candidates.
         spaces: name of a source -> label space in which its images are scored.
+        metrics: further scores, as the setting `metrics` names them.
 
     Returns:
         The counts, the scores, and name -> branch -> number of images sent through it. If some branch knows a class
@@ -74,6 +76,7 @@ def evaluate_inferred(
         title="testing, branches chosen per image",
         predict=chooser,
         outputs={source.name: len(wider[source.name].names) for source in sources},
+        metrics=metrics,
         keep=0,
     )
     result.branches = {name: name for name in result.counts}
@@ -138,9 +141,19 @@ def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, A
     scores = scores_of(result, spaces)
     for name, entry in scores.items():
         if SYNTHETIC_OTHER in spaces[name].order:
-            for key in ("classes", "new_classes", "class_iou", "class_accuracy"):
-                entry[key].pop()
+            _without_last(entry)
+            entry["classes"].pop(), entry["new_classes"].pop()
     return scores
+
+
+def _without_last(entry: Mapping[str, Any]) -> None:
+    """Remove the last class from all lists of classes, in place."""
+    for key, value in entry.items():
+        if key == "per_image":
+            _without_last(value)
+        elif key.startswith("class_"):
+            for each in [value] if isinstance(value, list) else value.values():
+                each.pop()
 
 
 def _table(predicted: Sequence[str], space: LabelSpace) -> torch.Tensor:

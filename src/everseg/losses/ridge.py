@@ -113,7 +113,7 @@ def _factor(gram: Tensor, gamma: float) -> Tensor:
     if int(info):
         raise ValueError(
             f"gamma: {gamma:g} is too small for these features: with a condition number of up to "
-            f"{condition_bound(gram, gamma):.1e} the ridge regression has no solution in this precision; raise it"
+            f"{condition_bound(gram, gamma):.1e} the ridge regression has no solution in this precision; raise gamma"
         )
     return factor
 

@@ -97,8 +97,8 @@ class ACIL(Method):
     def prepare_model(self, model, step):
         if len(step.spaces) > 1:
             raise ConfigError(
-                "method 'acil' learns the classes of one domain: its features are frozen after the first step; choose "
-                "a method of domains, such as mdil"
+                "method 'acil' works on one domain only, because its features are frozen after the first step; "
+                "for several domains choose a method such as mdil"
             )
         if not step.is_first:
             self._check_expansion(model, step.branch)

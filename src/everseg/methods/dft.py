@@ -58,8 +58,8 @@ class DFTStar(Method):
     def prepare_model(self, model, step):
         if len(step.spaces) > 1:
             raise ConfigError(
-                "method 'dft*' learns the classes of one domain: its features are frozen after the first step; choose "
-                "a method of domains, such as mdil"
+                "method 'dft*' works on one domain only, because its features are frozen after the first step; "
+                "for several domains choose a method such as mdil"
             )
         super().prepare_model(model, step)
         if step.is_first:

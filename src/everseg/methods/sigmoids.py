@@ -41,7 +41,7 @@ def unfit_steps(
     found = []
     if any(len(step.spaces) > 1 for step in steps):
         found.append(
-            f"method '{name}' learns the classes of one domain; choose a method of domains, such as mdil, or "
+            f"method '{name}' works on one domain only; for several domains choose a method such as mdil, or "
             "scenario.kind=class-incremental"
         )
     elif any(not has_background(step, step.branch) for step in steps):
@@ -78,14 +78,14 @@ def check_head(name: str, model: SegmentationModel, step: Step, auxiliary: str |
     head = model.head(step.branch)
     if head.growths[0].head.background != "constant" or (auxiliary and auxiliary not in head.others):
         raise ConfigError(
-            f"method '{name}' goes on from a model that it has trained itself: its background has no output"
-            + (f", and it has the output '{auxiliary}'" if auxiliary else "")
-            + "; this model has others, so begin with a first step, or choose another method"
+            f"method '{name}' can continue only a model that it trained itself (without an output for the background"
+            + (f", with the output '{auxiliary}'" if auxiliary else "")
+            + "); begin with a first step of this method, or choose another one"
         )
     plain = [isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) for part in head.classifiers]
     if not all(plain):
         raise ConfigError(
-            f"method '{name}' reads the weights of 1x1 classifiers, which this network has not; choose another "
+            f"method '{name}' reads the weights of 1x1 classifiers, and this network has none; choose another "
             "model.name, such as deeplabv3-resnet101"
         )
 

@@ -99,7 +99,9 @@ def check_switches(name: str, method: Method) -> None:
             f"freeze_heads: {name} learns in its newest head, and freezes the older ones by itself"
         )
     if method.pretune:
-        raise ValueError(f"pretune: {name} has heads that are no mixtures of others; leave it out")
+        raise ValueError(
+            f"pretune: {name} cannot use pre-tuning, because its heads are not mixtures of others; leave it out"
+        )
 
 
 def check_step(name: str, step: Step) -> str:
@@ -111,8 +113,8 @@ def check_step(name: str, step: Step) -> str:
     branch = step.branch
     if len(step.spaces) > 1:
         raise ConfigError(
-            f"method '{name}' learns the classes of one domain: its features are frozen after the first step; "
-            "choose a method of domains, such as mdil"
+            f"method '{name}' works on one domain only, because its features are frozen after the first step; "
+            "for several domains choose a method such as mdil"
         )
     if not has_background(step, branch):
         raise ConfigError(

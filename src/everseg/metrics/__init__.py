@@ -1,16 +1,28 @@
 """Integer confusion counts and the scores derived from them."""
 
-from everseg.metrics.bootstrap import defined_means, group_miou, resampled_sums, sums_of
+from everseg.metrics.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    defined_means,
+    group_miou,
+    interval,
+    resampled_sums,
+    sums_of,
+)
+from everseg.metrics.boundary import boundary_region, boundary_sums, boundary_width
 from everseg.metrics.confusion import ConfusionMatrix
 from everseg.metrics.continual import (
+    boundary_scores,
     defined_mean,
     first_last_scores,
     relative_drop,
     sequence_scores,
     step_scores,
 )
+from everseg.metrics.per_image import image_scores, image_statistics
 from everseg.metrics.scores import (
     class_accuracy,
+    dice,
     false_share,
     frequency_weighted_iou,
     iou,
@@ -22,14 +34,24 @@ from everseg.metrics.scores import (
 )
 
 __all__ = [
+    "LEVEL",
+    "RESAMPLES",
     "ConfusionMatrix",
+    "boundary_region",
+    "boundary_scores",
+    "boundary_sums",
+    "boundary_width",
     "class_accuracy",
     "defined_mean",
     "defined_means",
+    "dice",
     "false_share",
     "first_last_scores",
     "frequency_weighted_iou",
     "group_miou",
+    "image_scores",
+    "image_statistics",
+    "interval",
     "iou",
     "iou_eval",
     "iou_of_sums",

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from everseg.metrics.continual import class_spans
 from everseg.metrics.scores import EPS, Counts
+
+RESAMPLES = 1000
+"""Number of draws. Each takes as many images as there are, with replacement. Runs on the same images share them."""
+LEVEL = 0.95
+"""Share of the draws that an interval holds."""
+
+
+def interval(draws: Iterable[np.ndarray]) -> list[float] | None:
+    """Interval [low, high] with `LEVEL` of the draws of the mean over runs; None if draws are missing or undefined."""
+    rows = list(draws)
+    if not rows:
+        return None
+    mean = np.mean(rows, axis=0)
+    if not np.isfinite(mean).all():
+        return None
+    rest = 50 * (1 - LEVEL)
+    return [float(value) for value in np.percentile(mean, [rest, 100 - rest])]
 
 
 def resampled_sums(images: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -10,12 +10,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from everseg.metrics.scores import (
     Counts,
     checked_counts,
     class_accuracy,
+    dice,
     frequency_weighted_iou,
     iou,
+    iou_of_sums,
     mean_accuracy,
     mean_iou,
     overall_accuracy,
@@ -35,11 +39,12 @@ def step_scores(counts: Counts, group_sizes: Sequence[int], background: int | No
           None after the first step) and `new` (last group). The background belongs to its own group: base and old.
         * `miou_without_background`: the same means with the background left out of them; its pixels still count
           for the other classes. Equal to `miou` if `background` is None.
+        * `dice`, `dice_without_background`: the same two for the Dice coefficient of each class.
         * `overall_accuracy`, `mean_accuracy`, `frequency_weighted_iou`: over all classes with background.
         * `harmonic_mean`: 2 * old * new / (old + new) of `miou` (background counted); 0 if both are 0.
-        * `class_iou`, `class_accuracy`: per class, None for classes without a true pixel.
+        * `class_iou`, `class_dice`, `class_accuracy`: per class, None for classes without a true pixel.
 
-        Means leave out classes without a true pixel. IoU and accuracy carry MiB's eps of 1e-6.
+        Means leave out classes without a true pixel. IoU and accuracy carry MiB's eps of 1e-6, Dice none.
 
     Raises:
         ValueError: wrong counts, sizes that are not positive or do not sum to C, or a background out of range.
@@ -54,15 +59,48 @@ def step_scores(counts: Counts, group_sizes: Sequence[int], background: int | No
     n = checked_counts(counts)
     spans = class_spans(len(n), group_sizes, background)
     means = _group_means(n, spans, None)
+    dices = dice(n)
     return {
         "miou": means,
         "miou_without_background": _group_means(n, spans, background),
+        "dice": _means_of(dices, spans, None),
+        "dice_without_background": _means_of(dices, spans, background),
         "overall_accuracy": _defined(overall_accuracy(n)),
         "mean_accuracy": _defined(mean_accuracy(n)),
         "frequency_weighted_iou": _defined(frequency_weighted_iou(n)),
         "harmonic_mean": _harmonic_mean(means["old"], means["new"]),
         "class_iou": [_defined(value) for value in iou(n)],
+        "class_dice": [_defined(value) for value in dices],
         "class_accuracy": [_defined(value) for value in class_accuracy(n)],
+    }
+
+
+def boundary_scores(
+    sums: np.ndarray, group_sizes: Sequence[int], background: int | None
+) -> dict[str, dict[str, float | None] | list[float | None]]:
+    """Score the outlines of the classes, from the counts that `boundary_sums` gives, summed over the images.
+
+    Args:
+        sums: (3, C) integers: pixels of each class in the true boundary region, in the predicted one, and in both.
+        group_sizes: as in `step_scores`.
+        background: as in `step_scores`.
+
+    Returns:
+        `boundary_iou` and `boundary_iou_without_background`: means over `all`, `base`, `old` and `new` classes as in
+        `step_scores`. `class_boundary_iou`: per class. A class without a pixel in the true region is None and enters no
+        mean. Nothing is added to denominators.
+
+    Raises:
+        ValueError: sizes that are not positive or do not sum to C, or a background out of range.
+
+    >>> boundary_scores(np.array([[4, 4], [5, 3], [4, 3]]), (2,), None)["class_boundary_iou"]
+    [0.8, 0.75]
+    """
+    spans, each = class_spans(sums.shape[-1], group_sizes, background), iou_of_sums(sums, eps=0.0)
+    return {
+        "boundary_iou": _means_of(each, spans, None),
+        "boundary_iou_without_background": _means_of(each, spans, background),
+        "class_boundary_iou": [_defined(value) for value in each],
     }
 
 
@@ -240,13 +278,23 @@ def class_spans(num_classes: int, group_sizes: Sequence[int], background: int | 
 
 
 def _group_means(n: Counts, spans: list[range], left_out: int | None) -> dict[str, float | None]:
+    return _means_of(iou(n), spans, left_out)
+
+
+def _means_of(each: np.ndarray, spans: list[range], left_out: int | None) -> dict[str, float | None]:
+    """Average the values of classes over the groups; classes without a value (NaN) are left out."""
     # After the first step there is one group: it is base and new, and nothing is old.
     last = spans[-1]
+
+    def mean(classes: range) -> float | None:
+        known = [each[c] for c in classes if c != left_out and not math.isnan(each[c])]
+        return float(np.mean(known)) if known else None
+
     return {
-        "all": _mean_iou(n, range(last.stop), left_out),
-        "base": _mean_iou(n, spans[0], left_out),
-        "old": _mean_iou(n, range(last.start), left_out) if len(spans) > 1 else None,
-        "new": _mean_iou(n, last, left_out),
+        "all": mean(range(last.stop)),
+        "base": mean(spans[0]),
+        "old": mean(range(last.start)) if len(spans) > 1 else None,
+        "new": mean(last),
     }
 
 

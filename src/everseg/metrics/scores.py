@@ -68,6 +68,32 @@ def iou_of_sums(sums: np.ndarray, eps: float = EPS) -> np.ndarray:
     return _ratio(hit, truth + predicted - hit, truth, eps)
 
 
+def dice(counts: Counts) -> np.ndarray:
+    """Dice coefficient (F1 score) of each class: 2 n_cc / (row_c + column_c).
+
+    Counts of all images are summed first, so each pixel weighs alike (`image_statistics` weighs each image alike).
+    Dice = 2 IoU / (1 + IoU): it is never below IoU, and both put classes in the same order.
+
+    Args:
+        counts: (C, C), rows = truth. Ignored pixels are not in it.
+
+    Returns:
+        (C,) float64 in [0, 1]; NaN for classes without a true pixel, also if they are predicted. Nothing is added to
+        the denominator, so a class that is found perfectly has exactly 1.
+
+    Raises:
+        ValueError: not a square matrix of integers >= 0.
+
+    Source: Dice, "Measures of the amount of ecologic association between species", Ecology 1945.
+
+    >>> dice(np.array([[3, 1], [1, 5]])).round(4).tolist()
+    [0.75, 0.8333]
+    """
+    n = checked_counts(counts)
+    truth, predicted = n.sum(1), n.sum(0)
+    return _ratio(2 * np.diag(n), truth + predicted, truth, 0.0)
+
+
 def class_accuracy(counts: Counts, eps: float = EPS) -> np.ndarray:
     """Share of each class's true pixels that were found: n_cc / (row_c + eps).
 

@@ -250,12 +250,14 @@ class GrowingHead(Restructured):
         known = {*self.others, FUTURE, *(name for one in self.growths for name in one.head.beside)}
         both = set(head.auxiliary) & ({*known, BACKGROUND} | set(head.beside))
         if both or set(head.beside) & {*self.others, BACKGROUND, FUTURE}:
-            raise ConfigError(f"an output's name stands twice: {', '.join(sorted(both or set(head.beside)))}")
+            raise ConfigError(
+                f"the name of an output appears twice: {', '.join(sorted(both or set(head.beside)))}"
+            )
         if not set(head.detached) <= set(head.auxiliary):
             raise ConfigError("head: `detached` names no auxiliary output")
         for name in head.auxiliary:
             if not name.isidentifier() or hasattr(self.others, name):
-                raise ConfigError(f"head: '{name}' is no usable name of an output")
+                raise ConfigError(f"head: '{name}' is not a usable name of an output")
 
     def grow(self, num_classes: int, head: Head = Head()) -> None:
         """Append outputs for `num_classes` >= 1 more classes, with PyTorch's default initialisation.

@@ -384,7 +384,7 @@ class SegmentationModel(nn.Module):
         """What the encoder is called with for these taps: nothing where it has no such argument."""
         unknown = [tap for tap in taps if tap not in get_args(Tap)]
         if unknown:
-            raise ConfigError(f"taps: '{unknown[0]}' is no kind of tap; kinds: {', '.join(get_args(Tap))}")
+            raise ConfigError(f"taps: '{unknown[0]}' is not a kind of tap; kinds: {', '.join(get_args(Tap))}")
         asks = bool(taps) and "taps" in inspect.signature(self.encoder.forward).parameters
         return {"taps": taps} if asks else {}
 

@@ -40,7 +40,7 @@ class PatchDecoder(nn.Module):
         self.grid = max([own for own in strides if own <= stride] or [strides[0]])
         if any(max(own, self.grid) % min(own, self.grid) for own in strides):
             raise ConfigError(
-                f"model.options: the taps' strides {strides} are no multiples of each other; choose others with taps"
+                f"model.options: the taps' strides {strides} are not multiples of each other; choose other taps"
             )
         self.strides = dict(zip(used, strides, strict=True))
         self.out_channels = hidden or list(used.values())[-1][0]

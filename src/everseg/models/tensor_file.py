@@ -1,30 +1,48 @@
 """Read weight files of other projects without running code from them: safetensors, and what `torch.save` writes.
 
-Two forms of the latter are known: the zip archive (PyTorch 1.6 and later) and the plain stream before it, in which the
-original MiB and MDIL checkpoints and many published encoders are stored. Both hold a pickle, which `tensor_pickle`
-reads, and the bytes of the storages.
+A file of `torch.save` is read in two parts. A process of its own, which can neither open files nor reach the network
+and whose memory and time are bounded, finds out what the file holds and where (`tensor_layout`). Here that layout is
+checked again, and the bytes of the tensors are read from the places that it names.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import struct
+import subprocess
 import sys
-import zipfile
-import zlib
+import threading
+from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError
-from everseg.models.tensor_pickle import ALONE, Claims, Pickle, Refusal, damaged, limit, shown
+from everseg.files import MB, UnreadableError, json_of, open_regular, size_text
+from everseg.models.tensor_layout import BIG, MAX_MEMORY, MAX_SECONDS, Given, check_sum
+from everseg.models.tensor_pickle import (
+    ALONE,
+    FLOATING,
+    ITEMSIZE,
+    MAX_SIZE,
+    NUMPY_NUMBERS,
+    Refusal,
+    Storage,
+    View,
+    bytes_of,
+    damaged,
+    inside,
+    most_viewed,
+)
 
-MAX_PICKLE = 32 << 20
-"""Most bytes of the pickle, the part that says which tensors there are; large real ones have a few MB."""
-MAX_DIRECTORY = 4 << 20
-"""Most bytes of a zip archive's directory: some 40,000 storages. Python's zipfile takes ten times that in memory."""
-MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""The first two values of the stream that PyTorch wrote before 1.6."""
+_PATIENCE = 2.0 * MAX_SECONDS
+"""Seconds that the reading process has; its time on a processor is bounded as well."""
+_MOST_LAYOUT = 256 * MB
+"""Most bytes of a layout; those of large real files have a few MB."""
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from everseg.models.tensor_layout import main; main()"
+)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -40,7 +58,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file.
         CheckpointError: damaged; holds names that could run code, or tensors of other kinds (complex, quantised,
-            float8, sparse); claims more than its bytes can hold; or holds no dictionary.
+            float8, sparse); claims more than its bytes can hold; takes too much memory or time to be read; or holds no
+            dictionary.
     """
     if not path.is_file():
         raise ConfigError(f"model.weights: no file '{path}'")
@@ -53,14 +72,17 @@ def read_tensors(path: Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{path}' is damaged or not a safetensors file: {error}") from None
     try:
-        with _File(path) as file:
-            loaded = _read(file)
+        with open_regular(path) as file:
+            given = Given(file.fileno())
+            loaded = _Reader(given, _layout(file)).content()
     except Refusal as refusal:
         raise CheckpointError(f"'{path}' cannot be read safely: {refusal}") from None
     except MemoryError:
         raise CheckpointError(f"'{path}' does not fit into this machine's memory") from None
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from None
+    except UnreadableError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error}") from None
     if not isinstance(loaded, dict):
         raise CheckpointError(
             f"'{path}' holds no dictionary of weights, but a {type(loaded).__name__}; {ALONE}"
@@ -68,146 +90,168 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return loaded
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- the other process
 
 
-class _File(io.FileIO):
-    """A file that Python's zipfile can ask for a directory, but not for one of whatever size it claims to have."""
+def _layout(file: BinaryIO) -> Any:
+    """Have another process find the layout of an open file.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.size = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self.size - self.tell())
-        wanted = left if size is None or size < 0 else min(size, left)
-        if wanted > MAX_DIRECTORY:
-            limit(f"its directory has {wanted >> 20} MiB")
-        return super().read(wanted) or b""
-
-    def fill(self, target: memoryview) -> None:
-        """Read exactly as many bytes as `target` has."""
-        while target:
-            count = self.readinto(target)
-            if not count:
-                damaged("it ends too early")
-            target = target[count:]
-
-
-def _read(file: _File) -> Any:
-    head = file.read(4)
-    file.seek(0)
-    if head == b"PK\x03\x04":
-        return _read_zip(file)
-    if head[:1] == b"\x80":
-        return _read_stream(file)
-    return damaged("it begins like neither of PyTorch's two formats" if head else "it is empty")
-
-
-def _read_zip(file: _File) -> Any:
-    """The archive: NAME/data.pkl is the pickle, NAME/data/KEY the bytes of a storage, both stored as they are."""
-    try:
-        entries = zipfile.ZipFile(file).infolist()
-    except (
-        zipfile.BadZipFile,
-        struct.error,
-        ValueError,
-        OverflowError,
-        OSError,
-        NotImplementedError,
-    ) as error:
-        damaged(f"{error or 'its directory'}")
-    names = {entry.filename: entry for entry in entries}
-    if len(names) != len(entries):
-        damaged("two entries with the same name")
-    strange = [name for name in names if ".." in name.split("/") or name.startswith("/") or "\\" in name]
-    if strange:
-        damaged(f"an entry called {shown(strange[0])}")
-    # torch.save neither compresses nor encrypts (which adds 12 bytes): what is read is never larger than the file.
-    if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
-        damaged("compressed or encrypted entries")
-    roots = [
-        name[: -len("/data.pkl")] for name in names if name.count("/") == 1 and name.endswith("/data.pkl")
-    ]
-    if len(roots) != 1:
-        damaged("a zip archive without the one entry data.pkl")
-    root = roots[0]
-    if f"{root}/constants.pkl" in names:
-        raise Refusal(f"it is a TorchScript program, which would have to be run; {ALONE}")
-    order = names.get(f"{root}/byteorder")
-    if order is not None:
-        _check_order(_content(file, order) == b"little")
-    # The pickle says how many bytes each storage has; memory for them is made before a single one is read. `Claims`
-    # keeps the sum within the size of the file.
-    claims = Claims(file.size)
-    loaded = Pickle(_content(file, names[f"{root}/data.pkl"]), claims).run()
-    for key, storage in claims.storages.items():
-        entry = names.get(f"{root}/data/{key}")
-        if entry is None or entry.file_size != storage.bytes.numel():
-            damaged(
-                f"the bytes of storage {shown(key)} are missing, or their number differs from the one stated"
-            )
-        _load(file, entry, storage.memory())
-    return loaded
-
-
-def _content(file: _File, entry: zipfile.ZipInfo) -> bytes:
-    if entry.file_size > MAX_PICKLE:
-        limit(f"its description of the tensors has {entry.file_size >> 20} MiB")
-    content = bytearray(entry.file_size)
-    _load(file, entry, memoryview(content))
-    return bytes(content)
-
-
-def _load(file: _File, entry: zipfile.ZipInfo, target: memoryview) -> None:
-    """Read a stored entry and compare its checksum, which torch.load does not: damaged weights look whole there."""
-    # The directory at the end of the archive says where an entry's own header is. That header repeats the name and may
-    # have other extra bytes than the directory, so its two lengths decide where the content begins.
-    start = entry.header_offset
-    file.seek(start if 0 <= start <= file.size else file.size)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        damaged(f"entry {shown(entry.filename)} is not where the directory says")
-    name, extra = struct.unpack("<HH", header[26:])
-    file.seek(start + 30 + name + extra)
-    file.fill(target)
-    # 0: PyTorch can be told to write no checksums.
-    if entry.CRC not in (0, zlib.crc32(target)):
-        damaged(f"entry {shown(entry.filename)} does not match its checksum")
-
-
-def _read_stream(file: _File) -> Any:
-    """Read the form before PyTorch 1.6.
-
-    Five pickles (magic number, version, machine, the content, the keys of the storages), then for each key the number
-    of its elements and their bytes.
+    Raises:
+        Refusal: it says why there is none, or ends in another way.
+        OSError: it cannot be started.
     """
-    # The length of the pickles is not stored: read as much as they may have, then go back to where they ended.
-    head = bytearray(min(file.size, MAX_PICKLE))
-    file.fill(memoryview(head))
-    claims = Claims(file.size)
-    reader = Pickle(bytes(head), claims)
-    for expected in (MAGIC, VERSION):
-        found = reader.run()
-        if type(found) is not int or found != expected:
-            damaged("its beginning")
-    machine = reader.run()
-    _check_order(isinstance(machine, dict) and machine.get("little_endian") is True)
-    loaded, keys = reader.run(), reader.run()
-    if type(keys) is not list or not all(type(key) is str for key in keys):
-        damaged("its list of storages")
-    if sorted(keys) != sorted(claims.storages):
-        damaged("its list of storages")
-    file.seek(reader.position)
-    for key in keys:
-        storage, count = claims.storages[key], bytearray(8)
-        file.fill(memoryview(count))
-        if int.from_bytes(count, "little", signed=True) != storage.count:
-            damaged(f"storage {shown(key)} has another number of elements than stated")
-        file.fill(storage.memory())
-    return loaded
+    if not sys.executable:
+        raise OSError("the Python program that is to read it was not found")
+    root = str(Path(__file__).resolve().parents[2])
+    # -I, -S: nothing of the environment, the current folder or installed packages takes part.
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _PROGRAM, root],
+        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(root).anchor, env={},
+    ) as reading:  # fmt: skip
+        late = threading.Timer(_PATIENCE, reading.kill)
+        late.start()
+        try:
+            assert reading.stdout is not None
+            answer = reading.stdout.read(_MOST_LAYOUT + 1)
+        finally:
+            late.cancel()
+            reading.kill()  # it has ended, or has more to say than is wanted, or this process is interrupted
+        code = reading.wait()
+    if len(answer) > _MOST_LAYOUT:
+        raise Refusal(f"its description of the tensors is larger than {size_text(_MOST_LAYOUT)}")
+    try:
+        layout = json_of(answer)
+    except UnreadableError:
+        raise Refusal(_ending(code)) from None
+    if isinstance(layout, dict) and isinstance(layout.get("refused"), str):
+        raise Refusal(layout["refused"])
+    return layout
 
 
-def _check_order(little: bool) -> None:
-    if little != (sys.byteorder == "little"):
-        raise Refusal("its bytes have the order of another kind of machine; save it again on one like this")
+def _ending(code: int) -> str:
+    """Say why a process that read a file gave no layout."""
+    if code == BIG:
+        return f"to find its tensors takes more than {size_text(MAX_MEMORY)} of memory; {ALONE}"
+    if code in (-9, -24):  # killed when its time was over; SIGXCPU
+        return (
+            f"to find its tensors takes more than {MAX_SECONDS} s, or the machine had no memory left; {ALONE}"
+        )
+    return f"the process that looked for its tensors ended without an answer ({code}); nothing of it was taken; {ALONE}"
+
+
+# ---------------------------------------------------------------- tensors
+
+
+class _Reader:
+    """Makes what a layout describes. Nothing in it is believed: whoever wrote it may have been taken over."""
+
+    def __init__(self, file: Given, layout: Any) -> None:
+        self.file = file
+        self.nodes: list[Any] = []
+        self.viewed = 0
+        if not isinstance(layout, dict) or sorted(layout) != ["content", "nodes", "storages"]:
+            damaged("its layout")
+        self.layout = layout
+        places = layout["storages"]
+        if type(places) is not list or not all(_naturals(place, 3) for place in places):
+            damaged("its list of storages")
+        if sum(size for _, size, _ in places) > file.size:
+            damaged("its tensors need more bytes than it has")
+        self.storages = [self._storage(number, *place) for number, place in enumerate(places)]
+
+    def content(self) -> Any:
+        if type(self.layout["nodes"]) is not list:
+            damaged("its layout")
+        try:
+            for node in self.layout["nodes"]:
+                self.nodes.append(self._node(*node))
+            return self._value(self.layout["content"])
+        except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+            return damaged("its layout")
+
+    def _storage(self, number: int, place: int, size: int, stated: int) -> tuple[Storage, Tensor]:
+        memory = _memory(size, torch.uint8)
+        target = memory.numpy().data
+        self.file.seek(min(place, self.file.size))
+        self.file.fill(target)
+        check_sum(target, stated, f"data/{number}")
+        return Storage(number, None, size, size), memory
+
+    def _value(self, value: Any) -> Any:
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if type(value) is not list or not value:
+            damaged("its layout")
+        letter, *given = value
+        if letter == "r" and type(given[0]) is int and given[0] >= 0:
+            return self.nodes[given[0]]
+        if letter == "b":
+            return bytes.fromhex(given[0])
+        if letter == "t":
+            return getattr(torch, given[0]) if given[0] in ITEMSIZE else damaged("its layout")
+        if letter == "s" and _naturals(given[0]):
+            return torch.Size(given[0])
+        if letter == "n" and given[0] in NUMPY_NUMBERS:
+            return np.frombuffer(bytes.fromhex(given[1]), np.dtype(given[0]))[0]
+        if letter == "d":
+            try:
+                return torch.device(given[0])
+            except RuntimeError:
+                damaged("an unknown device")
+        return damaged("its layout")
+
+    def _node(self, letter: str, *given: Any) -> Any:
+        if letter == "T":
+            return self._tensor(*given)
+        if letter == "D":
+            kind, pairs, more = given
+            made = {"plain": dict, "ordered": OrderedDict, "counter": Counter}[kind]()
+            values = [self._value(value) for value in pairs]
+            # `Counter.update` would add the counts up, whatever type they have.
+            dict.update(made, zip(values[::2], values[1::2], strict=True))
+            if more:
+                if kind != "ordered" or list(more) != ["_metadata"]:
+                    damaged("its layout")
+                vars(made)["_metadata"] = self._value(more["_metadata"])
+            return made
+        return {"L": list, "U": tuple, "S": set}[letter](self._value(value) for value in given[0])
+
+    def _tensor(
+        self, number: Any, offset: Any, size: Any, stride: Any, dtype: Any, grad: Any, parameter: Any
+    ) -> Tensor:
+        if dtype not in ITEMSIZE or not (_naturals(size) and _naturals(stride) and _naturals([offset])):
+            damaged("a tensor of unclear shape or type")
+        if len(size) != len(stride) or len(size) > 64 or (grad and dtype not in FLOATING):
+            damaged("a tensor of unclear shape or type")
+        kind = getattr(torch, dtype)
+        if number is None:
+            tensor = _memory(0, kind)
+        else:
+            storage, memory = self.storages[number]
+            view = View(storage, offset, tuple(size), tuple(stride), dtype)
+            self.viewed += bytes_of(view)
+            if not inside(view, storage.size) or self.viewed > most_viewed(self.file.size):
+                damaged("a tensor that reaches beyond its storage")
+            # set_ makes a view of the storage, as torch.load does: tensors of one storage share it.
+            tensor = _memory(0, kind).set_(memory.untyped_storage(), offset, tuple(size), tuple(stride))
+        return (
+            nn.Parameter(tensor, requires_grad=grad is True)
+            if parameter
+            else tensor.requires_grad_(grad is True)
+        )
+
+
+def _memory(count: int, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(count, dtype=dtype, device="cpu")
+    except RuntimeError:  # PyTorch's word for too little memory
+        raise MemoryError from None
+
+
+def _naturals(numbers: Any, count: int | None = None) -> bool:
+    """Whether it is a list of whole numbers from 0, and as many as `count` says."""
+    return (
+        type(numbers) is list
+        and count in (None, len(numbers))
+        and all(type(number) is int and 0 <= number < MAX_SIZE for number in numbers)
+    )

@@ -4,21 +4,21 @@ A pickle is a small program that may name any function of any installed package.
 by instruction; some thirty of them are known, enough for tensors, numbers, text and the containers around them. A name
 in it is compared with a short list of names, and one on the list stands for a function of this file. Nothing is ever
 imported or looked up because of a name, so no name can lead to code. What the file claims (sizes, strides, counts) is
-checked against the bytes that it has before memory is taken for it.
+checked against the bytes that it has.
+
+Neither PyTorch nor numpy is needed here: tensors are described, not made. `tensor_layout` runs this in a process of its
+own, and `tensor_file` makes the tensors.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
-
-import numpy as np
-import torch
-from torch import Tensor, nn
 
 MAX_WORK = 1_000_000
 """Most instructions of the pickle, some 20,000 tensors. One that takes much time or memory counts as several."""
@@ -32,8 +32,16 @@ MAX_GROWTH = 8
 Files below 128 KiB count as that large.
 """
 
+ITEMSIZE = {
+    **dict.fromkeys(("bool", "uint8", "int8"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64"), 8),
+}
+"""Types of elements -> bytes of one."""
+FLOATING = ("float16", "bfloat16", "float32", "float64")
 STORAGES = {
-    f"torch.{name}Storage": getattr(torch, dtype)
+    f"torch.{name}Storage": dtype
     for name, dtype in (
         ("Bool", "bool"), ("Byte", "uint8"), ("Char", "int8"), ("Short", "int16"), ("Int", "int32"), ("Long", "int64"),
         ("Half", "float16"), ("BFloat16", "bfloat16"), ("Float", "float32"), ("Double", "float64"),
@@ -42,12 +50,11 @@ STORAGES = {
 """Kinds of storage -> type of their elements."""
 BYTES = "torch.storage.UntypedStorage"
 """The storage of tensors whose type stands beside it: those of `UNTYPED`."""
-UNTYPED = {f"torch.{name}": getattr(torch, name) for name in ("uint16", "uint32", "uint64")}
-DTYPES = {str(dtype): dtype for dtype in STORAGES.values()} | UNTYPED
+UNTYPED = ("uint16", "uint32", "uint64")
 LEGACY_TENSORS = {name.replace("Storage", "Tensor"): dtype for name, dtype in STORAGES.items()}
 """Classes of tensors that PyTorch before 0.2 named."""
-NUMPY_NUMBERS = ("f8", "f4", "i8", "i4")
-"""Types of numpy numbers: old checkpoints hold their best score as one."""
+NUMPY_NUMBERS = {"f8": 8, "f4": 4, "i8": 8, "i4": 4}
+"""Types of numpy numbers -> bytes of one: old checkpoints hold their best score as one."""
 REFUSED = {
     f"torch.{name}": kind
     for kind, names in (
@@ -65,11 +72,6 @@ REFUSED = {
 """Harmless names, of kinds of tensors that no model of everseg has -> the kind."""
 KEYS = (str, int, float, bool, type(None), bytes)
 """Types of keys and of what sets hold: hashing them runs nothing and goes no level deeper."""
-LEAVES = (
-    *(*KEYS, Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device),
-    *(np.dtype(code).type for code in NUMPY_NUMBERS),
-)
-"""Types of what a file may hold besides dictionaries, lists, tuples and sets."""
 DICTIONARIES = (dict, OrderedDict, Counter)
 
 
@@ -93,23 +95,68 @@ def shown(name: object) -> str:
     return ascii(str(name)[:80])
 
 
-# ---------------------------------------------------------------- tensors
+# ---------------------------------------------------------------- what a file describes
 
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Memory that tensors are views of; filled after the pickle has been read."""
+    """Memory that tensors are views of."""
 
-    bytes: Tensor
-    """uint8."""
-    dtype: torch.dtype | None
+    number: int
+    """Counts them in the order of their first mention."""
+    dtype: str | None
     """None: the type stands beside each tensor."""
     count: int
     """Elements."""
+    size: int
+    """Bytes."""
 
-    def memory(self) -> memoryview:
-        """Its bytes, to be filled."""
-        return self.bytes.numpy().data
+
+@dataclass(eq=False)
+class View:
+    """A tensor."""
+
+    storage: Storage | None
+    """None: it has no elements, and no memory."""
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+    grad: bool = False
+    parameter: bool = False
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A torch.dtype."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch.device."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """A torch.Size."""
+
+    sides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NumpyNumber:
+    """A number of numpy, as its bytes."""
+
+    code: str
+    raw: bytes
+
+
+LEAVES = (*KEYS, View, Dtype, Device, Size, NumpyNumber)
+"""Types of what a file may hold besides dictionaries, lists, tuples and sets."""
 
 
 @dataclass
@@ -137,7 +184,7 @@ class Claims:
         if not isinstance(kind, _Name) or kind.name not in (*STORAGES, BYTES) or type(key) is not str:
             damaged("a storage without type or key")
         dtype = STORAGES.get(kind.name)
-        wanted = _natural(count) * (1 if dtype is None else dtype.itemsize)
+        wanted = _natural(count) * (1 if dtype is None else ITEMSIZE[dtype])
         known = self.storages.get(key)
         if known is not None:
             if (known.dtype, known.count) != (dtype, count):
@@ -146,13 +193,11 @@ class Claims:
         self.stored += wanted
         if self.stored > self.size:
             damaged("its tensors need more bytes than it has")
-        storage = Storage(_empty(wanted, torch.uint8), dtype, count)
+        storage = Storage(len(self.storages), dtype, count, wanted)
         self.storages[key] = storage
         return storage
 
-    def tensor(
-        self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None = None) -> View:
         """A view of a storage that lies inside it.
 
         Args:
@@ -163,25 +208,33 @@ class Claims:
         dtype = storage.dtype if isinstance(storage, Storage) and dtype is None else dtype
         if not isinstance(storage, Storage) or dtype is None or storage.dtype not in (None, dtype):
             damaged("a tensor without storage or type")
-        if len(size) != len(stride) or len(size) > 64:
+        if len(_list(size)) != len(_list(stride)) or len(_list(size)) > 64:
             damaged("a tensor of unclear shape")
         self.spend(10)
+        view = View(storage, offset, tuple(_list(size)), tuple(_list(stride)), dtype)
         # A tensor without elements takes no memory, but what is made from it may: its other sides count as well.
-        self.viewed += dtype.itemsize * math.prod(max(1, side) for side in size)
-        if self.viewed > MAX_GROWTH * max(self.size, 128 << 10):
+        self.viewed += bytes_of(view)
+        if self.viewed > most_viewed(self.size):
             limit(f"its tensors would take more than {MAX_GROWTH} times its own size")
-        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-        if all(size) and (last + 1) * dtype.itemsize > storage.bytes.numel():
+        if not inside(view, storage.size):
             damaged("a tensor that reaches beyond its storage")
-        # set_ makes a view of the storage, as torch.load does: tensors of one storage share it.
-        return _empty(0, dtype).set_(storage.bytes.untyped_storage(), offset, tuple(size), tuple(stride))
+        return view
 
 
-def _empty(count: int, dtype: torch.dtype) -> Tensor:
-    try:
-        return torch.empty(count, dtype=dtype, device="cpu")
-    except RuntimeError:  # PyTorch's word for too little memory
-        raise MemoryError from None
+def bytes_of(view: View) -> int:
+    """Bytes of a tensor as if it had memory of its own, sides of 0 counted as 1."""
+    return ITEMSIZE[view.dtype] * math.prod(max(1, side) for side in view.size)
+
+
+def most_viewed(size: int) -> int:
+    """Most bytes of all tensors together for a file of `size` bytes."""
+    return MAX_GROWTH * max(size, 128 << 10)
+
+
+def inside(view: View, size: int) -> bool:
+    """Whether a tensor lies inside the `size` bytes of its storage."""
+    last = view.offset + sum((side - 1) * step for side, step in zip(view.size, view.stride, strict=True))
+    return not all(view.size) or (last + 1) * ITEMSIZE[view.dtype] <= size
 
 
 def _natural(number: Any) -> int:
@@ -204,7 +257,7 @@ class _Name:
 class _NumpyType:
     """A type of numpy numbers, while the pickle is read."""
 
-    dtype: np.dtype[Any]
+    code: str
 
 
 @dataclass
@@ -351,8 +404,8 @@ _MEMO = {b"q": (_BYTE, True), b"r": (_WORD, True), b"h": (_BYTE, False), b"j": (
 
 def _known(name: str) -> Any:
     """What a name becomes on the stack."""
-    if name in DTYPES:
-        return DTYPES[name]
+    if name.startswith("torch.") and name[len("torch.") :] in ITEMSIZE:
+        return Dtype(name[len("torch.") :])
     if name in CALLS or name in STORAGES or name in (BYTES, "torch.Tensor"):
         return _Name(name)
     if name in REFUSED:
@@ -378,7 +431,7 @@ def _call(claims: Claims, name: Any, given: Any) -> Any:
 def _tensor(
     claims: Claims, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = False, hooks: Any = None,
     marks: Any = None,
-) -> Tensor:  # fmt: skip
+) -> View:  # fmt: skip
     # Hooks are functions, for which there is no name here: whatever stands there is left out.
     if marks is not None and (type(marks) is not dict or marks):
         damaged("a tensor that is a conjugate or negative view")
@@ -388,23 +441,23 @@ def _tensor(
 def _tensor_in_bytes(
     claims: Claims, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any,
     marks: Any = None,
-) -> Tensor:  # fmt: skip
-    if not isinstance(dtype, torch.dtype) or dtype not in UNTYPED.values():
+) -> View:  # fmt: skip
+    if not isinstance(dtype, Dtype) or dtype.name not in UNTYPED:
         damaged("a tensor of unclear type")
-    return _with_grad(claims.tensor(storage, offset, size, stride, dtype), grad)
+    return _with_grad(claims.tensor(storage, offset, size, stride, dtype.name), grad)
 
 
 def _parameter(
     claims: Claims, data: Any = None, grad: Any = True, hooks: Any = None, state: Any = None
-) -> Tensor:
+) -> View:
     claims.spend(10)
-    data = _empty(0, torch.float32) if data is None else data
-    if not isinstance(data, Tensor):
+    data = _empty("float32") if data is None else data
+    if not isinstance(data, View):
         damaged("a parameter without a tensor")
-    return _with_grad(nn.Parameter(data, requires_grad=False), grad)
+    return _with_grad(replace(data, grad=False, parameter=True), grad)
 
 
-def _with_attributes(claims: Claims, make: Any, kind: Any, given: Any, attributes: Any) -> Tensor:
+def _with_attributes(claims: Claims, make: Any, kind: Any, given: Any, attributes: Any) -> View:
     """A tensor with Python attributes: the call that makes it, its class, and the attributes, which are no weights."""
     if not isinstance(kind, _Name) or kind.name not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
         damaged("a tensor of another class")
@@ -414,10 +467,14 @@ def _with_attributes(claims: Claims, make: Any, kind: Any, given: Any, attribute
     return _call(claims, make, given)
 
 
-def _legacy_tensor(dtype: torch.dtype) -> Callable[[Claims], Tensor]:
-    def make(claims: Claims) -> Tensor:
+def _empty(dtype: str) -> View:
+    return View(None, 0, (0,), (1,), dtype)
+
+
+def _legacy_tensor(dtype: str) -> Callable[[Claims], View]:
+    def make(claims: Claims) -> View:
         claims.spend(10)
-        return _empty(0, dtype)
+        return _empty(dtype)
 
     return make
 
@@ -426,7 +483,7 @@ def _ordered(claims: Claims, pairs: Any = ()) -> OrderedDict[Any, Any]:
     """Empty, or of the list of pairs that Python 2 wrote."""
     claims.spend(len(_list(pairs)))
     ordered: OrderedDict[Any, Any] = OrderedDict()
-    for pair in pairs:
+    for pair in _list(pairs):
         _add(ordered, _list(pair), dict)
     return ordered
 
@@ -443,23 +500,22 @@ def _counter(claims: Claims, counts: Any) -> Counter[Any]:
 
 def _set(claims: Claims, items: Any) -> set[Any]:
     claims.spend(len(_list(items)))
-    return {_key(item) for item in items}
+    return {_key(item) for item in _list(items)}
 
 
-def _size(claims: Claims, sides: Any) -> torch.Size:
+def _size(claims: Claims, sides: Any) -> Size:
     claims.spend(len(_list(sides)))
-    return torch.Size([_natural(side) for side in sides])
+    return Size(tuple(_natural(side) for side in _list(sides)))
 
 
-def _device(claims: Claims, kind: Any, index: Any = None) -> torch.device:
-    try:
-        if type(kind) is str and index is None:
-            return torch.device(kind)
-        if type(kind) is str and type(index) is int and 0 <= index < 1000:
-            return torch.device(kind, index)
-    except RuntimeError:
-        pass
-    return damaged("an unknown device")
+def _device(claims: Claims, kind: Any, index: Any = None) -> Device:
+    if type(kind) is str and index is not None and type(index) is int and 0 <= index < 1000:
+        kind = f"{kind}:{index}"
+    elif index is not None:
+        damaged("an unknown device")
+    if type(kind) is not str or not re.fullmatch(r"[a-z]{1,20}(:\d{1,3})?", kind, re.ASCII):
+        damaged("an unknown device")
+    return Device(kind)
 
 
 def _encoded(claims: Claims, text: Any, encoding: Any) -> bytes:
@@ -476,13 +532,13 @@ def _encoded(claims: Claims, text: Any, encoding: Any) -> bytes:
 def _numpy_type(claims: Claims, code: Any, align: Any, copy: Any) -> _NumpyType:
     if type(code) is not str or code not in NUMPY_NUMBERS:
         damaged("a numpy number of another type than " + ", ".join(NUMPY_NUMBERS))
-    return _NumpyType(np.dtype(code))
+    return _NumpyType(code)
 
 
 def _numpy_number(claims: Claims, kind: Any, raw: Any) -> Any:
-    if not isinstance(kind, _NumpyType) or type(raw) is not bytes or len(raw) != kind.dtype.itemsize:
+    if not isinstance(kind, _NumpyType) or type(raw) is not bytes or len(raw) != NUMPY_NUMBERS[kind.code]:
         damaged("a numpy number without type or value")
-    return np.frombuffer(raw, kind.dtype)[0]
+    return NumpyNumber(kind.code, raw)
 
 
 CALLS: dict[str, tuple[Callable[..., Any], int, int]] = {
@@ -518,14 +574,16 @@ def _complete(claims: Claims, target: Any, state: Any) -> None:
         # The numbers of `state` describe structures, which none of NUMPY_NUMBERS is; its text is the byte order.
         if ">" in [part for part in state if type(part) is str]:
             damaged("a numpy number of another byte order")
-    elif type(target) in (Tensor, nn.Parameter) and type(state) is tuple and len(state) in (3, 4, 5):
+    elif type(target) is View and type(state) is tuple and len(state) in (3, 4, 5):
         # Before PyTorch 0.4. Tensors: (storage, offset, size, stride). Parameters, which had no storage of their own:
         # (requires_grad, volatile, hooks), earlier (data, creator, hooks, requires_grad, volatile).
         if len(state) > 3:
             data = claims.tensor(*state) if len(state) == 4 else state[0]
-            if type(data) is not Tensor or data.dtype != target.dtype:
+            if type(data) is not View or data.parameter or data.dtype != target.dtype:
                 damaged("a parameter without a tensor of its type")
-            target.data = data
+            target.storage, target.offset, target.size, target.stride = (
+                data.storage, data.offset, data.size, data.stride,
+            )  # fmt: skip
         if len(state) != 4:
             _with_grad(target, state[0] if len(state) == 3 else state[3])
     else:
@@ -553,15 +611,17 @@ def _key(key: Any) -> Any:
 
 
 def _list(items: Any) -> Sequence[Any]:
-    if type(items) not in (list, tuple, torch.Size):
+    items = items.sides if type(items) is Size else items
+    if type(items) not in (list, tuple):
         damaged("something else where a list belongs")
     return items
 
 
-def _with_grad(tensor: Tensor, grad: Any) -> Any:
-    if type(grad) is not bool or (grad and not tensor.is_floating_point()):
+def _with_grad(tensor: View, grad: Any) -> View:
+    if type(grad) is not bool or (grad and tensor.dtype not in FLOATING):
         damaged("gradients for a tensor that has none")
-    return tensor.requires_grad_(grad)
+    tensor.grad = grad
+    return tensor
 
 
 def _check_plain(content: Any, most: int) -> None:

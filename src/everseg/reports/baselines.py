@@ -65,7 +65,7 @@ def _beside(
             found = _scored_classes(other)
             if apart := [_apart(name, scored[name], found[name]) for name in domains
                          if name in found and found[name].keys() != scored[name].keys()]:  # fmt: skip
-                unlike.append(f"{other.folder.path.name} is no baseline: {'; '.join(apart)}.")
+                unlike.append(f"{other.folder.path.name} is not a baseline: {'; '.join(apart)}.")
                 continue
             if not set(domains) <= found.keys():
                 continue

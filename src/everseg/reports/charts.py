@@ -50,7 +50,9 @@ class Bar:
     value: float
     """Fraction."""
     mark: float | None = None
-    """An earlier value."""
+    """An earlier value: when the class was learnt, or with the deployed model."""
+    joint: float | None = None
+    """The value of joint training."""
     group: int = 0
 
 
@@ -70,7 +72,7 @@ def lines(
             known = [(step, 100 * value) for step, value in points if value is not None]
             if known:
                 at, values = zip(*known, strict=True)
-                axes.plot(at, values, color=SERIES[number % 8], marker="o", markersize=5.5, linewidth=2,
+                axes.plot(at, values, color=SERIES[number % 8], marker=MARKERS[number % 8], markersize=5.5, linewidth=2,
                           dashes=(None, None) if number < 8 else (4, 2), clip_on=False)  # fmt: skip
         steps = sorted({int(step) for points in series.values() for step, _ in points})
         every = -(-len(steps) // 12)
@@ -83,28 +85,55 @@ def lines(
     return draw(3.4, paint, key=key, title=title, description=description)
 
 
-def bars(rows: Sequence[Bar], *, key: str, title: str, description: str) -> str:
-    """IoU per class as horizontal bars coloured by group, with a mark where it stood when it was learnt."""
+_COLUMN = 0.55
+"""Inches per column of numbers beside bars."""
+_HEADS = 0.42
+"""Inches for the heads of these columns."""
+_HATCHES = (None, "////", "....", "xxxx", "----")
+
+
+def bars(rows: Sequence[Bar], heads: tuple[str, str, str], *, key: str, title: str, description: str) -> str:
+    """Draw IoU per class as horizontal bars coloured by group, with the numbers in columns beside them.
+
+    A bar is the value now. An upright mark is the earlier value, a diamond that of joint training. Each has a column of
+    its own, so no number can be read as another one. From the ninth group on, colours repeat with a hatching.
+
+    Args:
+        heads: of the columns of the earlier value, of the value now, and of joint training. A column without a value is
+            left out.
+    """
+    columns = [(head, [getattr(row, name) for row in rows], name == "value")
+               for head, name in zip(heads, ("mark", "value", "joint"), strict=True)
+               if any(getattr(row, name) is not None for row in rows)]  # fmt: skip
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, [row.name for row in rows])
-        at = range(len(rows))
-        colours = [SERIES[row.group % 8] for row in rows]
-        axes.barh(at, [100 * row.value for row in rows], height=0.62, color=colours)
+        axes = _axes(figure, [row.name for row in rows], right=0.15 + _COLUMN * len(columns), top=_HEADS)
         for y, row in enumerate(rows):
+            hatch = _HATCHES[row.group // 8 % len(_HATCHES)]
+            axes.barh([y], [100 * row.value], height=0.62, color=SERIES[row.group % 8], hatch=hatch,
+                      edgecolor=PAPER if hatch else "none", linewidth=0)  # fmt: skip
             if row.mark is not None:
                 mark = 100 * row.mark
                 axes.plot([mark, mark], [y - 0.42, y + 0.42], color=PAPER, linewidth=4.5, clip_on=False)
                 axes.plot([mark, mark], [y - 0.42, y + 0.42], color=INK, linewidth=2, clip_on=False)
-            end = 100 * max(row.value, row.mark or 0.0)
-            axes.annotate(percent(row.value), (end, y), (5, 0), textcoords="offset points", va="center",
-                          fontsize=10, color=INK)  # fmt: skip
+            if row.joint is not None:
+                axes.plot([100 * row.joint], [y], marker="D", markersize=5.5, markerfacecolor=PAPER,
+                          markeredgecolor=INK, markeredgewidth=1.2, clip_on=False)  # fmt: skip
+        for number, (head, values, now) in enumerate(columns):
+            from_edge = 72 * (_COLUMN * (number + 1) + 0.05)
+            axes.annotate(head, (1, 1), (from_edge, 5), xycoords="axes fraction",
+                          textcoords="offset points", ha="right", va="bottom",
+                          fontsize=9.5, color=INK if now else MUTED, linespacing=1.05)  # fmt: skip
+            for y, value in enumerate(values):
+                axes.annotate(percent(value), (1, y), (from_edge, 0), xycoords=("axes fraction", "data"),
+                              textcoords="offset points", ha="right", va="center", fontsize=10.5 if now else 10,
+                              fontweight="bold" if now else "normal", color=INK if now else MUTED)  # fmt: skip
         _names(axes, [row.name for row in rows])
-        axes.set_xlim(0, 110)
+        axes.set_xlim(0, 100)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("IoU, percent")
 
-    return draw(0.75 + _ROW * len(rows), paint, key=key, title=title, description=description)
+    return draw(0.65 + _HEADS + _ROW * len(rows), paint, key=key, title=title, description=description)
 
 
 def dots(rows: Mapping[str, Sequence[Sequence[float]]], *, key: str, title: str, description: str) -> str:
@@ -364,33 +393,41 @@ def stacks(
 def curve(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     starts: Sequence[tuple[int, int]],
+    colours: Sequence[int],
     *,
     key: str,
     title: str,
     description: str,
     y: str,
 ) -> str:
-    """Draw values over the iterations of all steps, with a gap where a step begins. Wide ranges get a log scale."""
+    """Draw values over the iterations of all steps, with a gap where a step begins. Wide ranges get a log scale.
+
+    Args:
+        colours: number of the series' colour of each curve, from 1; 0 = grey.
+    """
+    named = 1 < len(starts) <= MOST_NAMED_STEPS
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure)
-        for number, (at, values) in enumerate(series.values()):
-            axes.plot(
-                at, values, color=SERIES[number % 8], linewidth=1.5, marker="o" if len(at) == 1 else None
-            )
+        axes = _axes(figure, top=0.28 if named else 0.14, letters=9)
+        for (at, values), number in zip(series.values(), colours, strict=True):
+            axes.plot(at, values, color=SERIES[(number - 1) % 8] if number else MUTED, linewidth=1.5,
+                      dashes=(None, None) if number <= 8 else (4, 2), zorder=3 if number else 2,
+                      marker="o" if len(at) == 1 else None)  # fmt: skip
         every = [value for _, values in series.values() for value in values if isfinite(value)] or [0.0]
         low, high = min(every), max(every)
         if low > 0 and high > 30 * low:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda _value, _position: "")
+            axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
         elif low >= 0:
-            axes.set_ylim(bottom=0)
-        for step, first in starts[1:]:
-            axes.axvline(first, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-            if len(starts) <= MOST_NAMED_STEPS:
-                axes.annotate(f"step {step}", (first, 1), (3, -3), xycoords=("data", "axes fraction"),
-                              textcoords="offset points", va="top", fontsize=9, color=MUTED)  # fmt: skip
+            axes.set_ylim(0, 1.06 * high or 1.0)
+        for number, (step, first) in enumerate(starts):
+            if number:
+                axes.axvline(first, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+            if named:  # above the curves, where nothing is drawn
+                axes.annotate(f"step {step}", (first, 1), (0, 4), xycoords=("data", "axes fraction"),
+                              textcoords="offset points", va="bottom", fontsize=10, color=MUTED)  # fmt: skip
         axes.margins(x=0.01)
         axes.set_xlabel("iteration")
         axes.set_ylabel(y)
@@ -398,7 +435,9 @@ def curve(
     return draw(2.7, paint, key=key, title=title, description=description)
 
 
-def _axes(figure: Figure, names: Sequence[str] = ()) -> Axes:
+def _axes(
+    figure: Figure, names: Sequence[str] = (), *, right: float = 0.2, top: float = 0.14, letters: int = 6
+) -> Axes:
     """Add axes that leave room for their labels, which are row names or values.
 
     The room is estimated from the number of letters. A layout that measures the text would draw everything twice.
@@ -410,9 +449,9 @@ def _axes(figure: Figure, names: Sequence[str] = ()) -> Axes:
             for name in names
             for line in short(name).split("\n")
         ),
-        default=6,
+        default=letters,
     )
-    left, bottom, right, top = 0.22 + 0.088 * letters, 0.52, 0.2, 0.1
+    left, bottom = 0.22 + 0.088 * letters, 0.52
     axes = figure.add_axes(
         (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
     )
@@ -456,6 +495,8 @@ def wrapped(name: str) -> str:
 
 # Colours of a figure stand for roles; the page gives each role a colour for light, dark and print.
 INK, MUTED, LINE, PAPER = "#010101", "#010102", "#010103", "#010104"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+"""Of points in a chart of lines, so that colours are not the only difference."""
 SERIES = tuple(f"#0101{number:02x}" for number in range(0x11, 0x19))
 """Eight series, safe for colour-blind eyes."""
 ROLES = {

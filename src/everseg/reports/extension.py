@@ -98,15 +98,15 @@ def cards(told: Told) -> list[tuple[str, str, str]]:
         (one.name, percent(one.iou), f"IoU; {share(one.false_share)} of the other pixels are called so")
         for one in told.taught[:4]
     ]
-    which = "old classes that the new images show and label"
+    which = "old classes that these show and label"
     old = (
-        ("Old, new images", percent(told.after), f"mIoU of the {len(told.labelled)} {which}")
+        ("Old classes", percent(told.after), f"mIoU on the new images, of the {len(told.labelled)} {which}")
         if told.labelled
-        else ("Old, new images", NOT_MEASURED, "the new images do not label old classes")
+        else ("Old classes", NOT_MEASURED, "the new images do not label old classes")
     )
     kept = told.step.kept
     if kept.get("share") is not None:
-        left = ("Old, left", f"{percent(kept['share'])} %", f"{kept['how']}; see the note")
+        left = ("Old classes kept", f"{percent(kept['share'])} %", f"{kept['how']}; see the note")
         return [*found, left, old]
     return [*found, old]
 
@@ -118,10 +118,8 @@ def notes(told: Told, method: str) -> list[str]:
         method: name of the run's method.
     """
     said = [f"{text[:1].upper()}{text[1:]}." for text in [told.step.kept.get("text", "")] if text]
-    gate = told.step.kept.get("gate")
-    if gate is not None:
-        passed = (told.step.kept.get("share") or 0.0) >= gate
-        said.append(f"Gate: {'PASS' if passed else 'FAIL'}, at least {percent(gate)} % was asked for.")
+    if verdict := told.step.kept.get("verdict"):
+        said.append(f"Gate: {verdict}.")
     if method == "complete" and told.hidden:
         said.append(
             "Labels are missing in the new images where an old class may be that they do not label. There the deployed "

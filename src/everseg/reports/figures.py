@@ -11,12 +11,23 @@ import numpy as np
 from everseg.errors import some
 from everseg.reports import charts
 from everseg.reports.compare.cost import IMAGES, STEP_TIME
-from everseg.reports.numbers import KIND_TEXT, KINDS, Rows, class_rows, flow_rows, old_flows
+from everseg.reports.kinds import Words
+from everseg.reports.numbers import (
+    KIND_TEXT,
+    KINDS,
+    Flow,
+    Rows,
+    class_rows,
+    flow_rows,
+    new_flows,
+    old_flows,
+)
 from everseg.runs.results import Track
 
 PER_CLASS = "IoU per class"
 """Title of `classes_chart`."""
-_FLOW_COLOURS = (1, 0, 2, 4)
+_FLOW_COLOURS = (1, 0, 2, 3, 4)
+"""Number of the series' colour of each of `KINDS`; 0 = grey."""
 
 
 @dataclass
@@ -33,8 +44,11 @@ class Chart:
 
 
 def _colour(number: int) -> str:
-    """Colour of a series; the first series is 0."""
-    return f"var(--s{number % 8 + 1})"
+    """Colour of a series, the first being 0. From the ninth on, colours repeat with stripes."""
+    colour = f"var(--s{number % 8 + 1})"
+    if number < 8:
+        return colour
+    return f"repeating-linear-gradient({45 * (number // 8)}deg, {colour} 0 3px, var(--card) 3px 5px)"
 
 
 def _drawn(chart: Chart, draw: Callable[..., str], *given: Any, **options: Any) -> Chart:
@@ -82,35 +96,81 @@ def domains_chart(tracks: Sequence[Track], key: str) -> Chart | None:
     return _drawn(Chart(key, "mIoU of every domain", caption, legend), charts.lines, series)
 
 
-def classes_chart(track: Track, key: str) -> Chart | None:
-    """Draw the IoU per class after the last step and when it was learnt, by group, the largest loss first."""
+def classes_chart(
+    track: Track,
+    key: str,
+    words: Words,
+    *,
+    joint: Track | None = None,
+    before: Mapping[str, float | None] | None = None,
+) -> Chart | None:
+    """Draw the IoU per class now, earlier, and in joint training, by group, the largest loss first.
+
+    Args:
+        words: what the page says of this kind of run.
+        joint: results of joint training on the same task.
+        before: class -> its IoU with the deployed model, for an extension; else the earlier value is that of the step
+            that taught the class.
+    """
     rows, groups = [], track.group_of
-    final, lost = track.scores[-1]["class_iou"], track.sequence["forgetting"]["classes"]
+    final = track.scores[-1]["class_iou"]
+    bound: Sequence[float | None] = joint.scores[-1]["class_iou"] if joint else [None] * len(final)
     for c, name in enumerate(track.space.names):
         if final[c] is None:
             continue
         at = track.at_birth(c)
-        mark = None if at == len(track.steps) - 1 else track.scores[at]["class_iou"][c]
-        rows.append((groups[c], -(lost[c] or 0.0), charts.Bar(name, final[c], mark, groups[c])))
+        known = at < len(track.steps) - 1
+        mark = before.get(name) if before is not None else track.scores[at]["class_iou"][c] if known else None
+        lost = (final[c] - mark) if mark is not None else 0.0
+        rows.append((groups[c], lost, charts.Bar(name, final[c], mark, bound[c], groups[c])))
     if not rows:
         return None
     kept = sorted(sorted(rows, key=lambda row: row[1])[: charts.MOST_BARS], key=lambda row: row[:2])
-    legend = [(_colour(number), title) for number, title in enumerate(track.group_titles)]
-    caption = f"IoU of each class after step {track.steps[-1]}"
-    if len(track.steps) > 1:
-        legend.append(("mark", "when it was learnt"))
-        caption += (
-            "; the upright mark is its IoU when it was learnt. Within a group the largest loss comes first"
-        )
+    several = len(track.space.groups) > 1
+    legend = [(_colour(number), title) for number, title in enumerate(track.group_titles)] if several else []
+    caption = f"{words.per_class.format(step=track.steps[-1])}. A bar is the value now"
+    if any(bar.mark is not None for _, _, bar in kept):
+        legend.append(("mark", words.mark))
+        caption += f"; the upright mark is the value {words.mark}"
+    if joint is not None:
+        legend.append(("diamond", "joint training"))
+        caption += "; the diamond is joint training on the images of all steps, the upper bound"
+    caption += ". The numbers beside the bars say the same"
+    if any(bar.mark is not None for _, _, bar in kept):
+        caption += ". Within a group of classes the largest loss comes first"
     if len(rows) > len(kept):
-        caption += f". The {len(kept)} classes of {len(rows)} that lost most; the table has all"
-    chart = Chart(key, PER_CLASS, f"{caption}.", legend, class_rows(track))
-    return _drawn(chart, charts.bars, [bar for _, _, bar in kept])
+        caption += f". Shown are the {len(kept)} classes of {len(rows)} that lost most; the table has all"
+    chart = Chart(key, PER_CLASS, f"{caption}.", legend, class_rows(track, joint))
+    heads = ("\n".join(words.mark.rsplit(" ", 1)), "now", "joint")
+    return _drawn(chart, charts.bars, [bar for _, _, bar in kept], heads)
 
 
-def flow_chart(track: Track, key: str) -> Chart | None:
-    """Draw what the last model predicts on pixels of old classes; None without old classes."""
-    flows = old_flows(track)
+def flow_charts(track: Track, key: str, only: Sequence[str] | None = None) -> list[Chart]:
+    """Draw what the last model predicts on the pixels of old classes and on those of all others.
+
+    Args:
+        only: names of the classes to show; default all.
+    """
+    shown = set(track.space.names if only is None else only)
+    old, rest = (
+        [flow for flow in found if track.space.names[flow.train_id] in shown]
+        for found in (old_flows(track), new_flows(track))
+    )
+    step = track.steps[-1]
+    what = f"What the model of step {step} predicts on the pixels of every class"
+    apart = bool(old) or only is not None
+    taken = "What new classes are taken for" if apart else "What classes are taken for"
+    learnt = " learnt in that step" if apart else ""
+    found = [
+        _flow_chart(
+            track, f"{key}-flow", old, "What old classes turned into", f"{what} known before that step"
+        ),
+        _flow_chart(track, f"{key}-taken", rest, taken, f"{what}{learnt}"),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def _flow_chart(track: Track, key: str, flows: Sequence[Flow], title: str, what: str) -> Chart | None:
     if not flows:
         return None
     used = [number for number in range(len(KINDS)) if any(flow.shares[number] for flow in flows)]
@@ -120,10 +180,10 @@ def flow_chart(track: Track, key: str) -> Chart | None:
         for n in used
     ]
     caption = (
-        f"What the model of step {track.steps[-1]} predicts on the pixels of every class known before that step "
-        "(rows of the confusion counts); the class that is right least often comes first."
+        f"{what}, in percent of the class's true pixels (rows of the confusion counts). The class that is right least "
+        "often comes first."
     )
-    chart = Chart(key, "What old classes turned into", caption, legend, flow_rows(track))
+    chart = Chart(key, title, caption, legend, flow_rows(track, flows))
     rows = {track.space.names[flow.train_id]: [flow.shares[n] for n in used] for flow in kept}
     return _drawn(chart, charts.stacks, rows, [_FLOW_COLOURS[n] for n in used])
 
@@ -132,22 +192,43 @@ def training_charts(curves: Curves, key: str) -> list[Chart]:
     """Draw loss terms, learning rate and gradient norm over the iterations."""
     wanted = [
         ("Loss", "loss", {name.removeprefix("loss/"): s for name, s in curves.series.items() if "/" in name},
-         "Every loss term with its weight, and their sum where there are several."),
+         "Every loss term with its weight, and their sum where there are several. Losses have no unit; smaller is "
+         "better."),
         ("Learning rate", "learning rate", {k: s for k, s in curves.series.items() if k == "lr"},
-         "As scheduled; a method may scale it for some of the weights."),
+         "The factor between gradient and change of the weights, as scheduled. A method may scale it for some of the "
+         "weights."),
         ("Gradient norm", "gradient norm", {k: s for k, s in curves.series.items() if k == "grad_norm"},
-         "Length of the gradient of all weights at the logged iterations."),
+         "Length of the gradient of all weights at the logged iterations. It has no unit. A value that falls to nearly "
+         "0 or grows without end says that nothing is learnt."),
     ]  # fmt: skip
     found = []
+    below = any(value < 0 for name in curves.terms for value in curves.series[f"loss/{name}"][1])
     for title, y, series, caption in wanted:
         if not series:
             continue
         if curves.averaged:
             caption += " Long curves are averaged over neighbouring lines of the journal."
-        legend = [(_colour(n), name) for n, name in enumerate(series)] if len(series) > 1 else []
+        if y == "loss" and below:
+            caption += " A term below 0 is no fault: some divergences leave out a part that is constant."
+        numbers = _curve_colours(list(series)) if y == "loss" else [1] * len(series)
+        legend = (
+            [
+                (_colour(number - 1) if number else "var(--muted)", name)
+                for number, name in zip(numbers, series, strict=True)
+            ]
+            if len(series) > 1
+            else []
+        )
         chart = Chart(f"{key}-{y.replace(' ', '-')}", title, caption, legend)
-        found.append(_drawn(chart, charts.curve, series, curves.starts, y=y))
+        found.append(_drawn(chart, charts.curve, series, curves.starts, numbers, y=y))
     return found
+
+
+def _curve_colours(terms: Sequence[str]) -> list[int]:
+    """Number of the series' colour of each loss term. A term has the same one in every run; the sum is grey."""
+    fixed = {"sum": 0, "ce": 1, "bce": 1, "icarl": 1, "kd": 2}
+    free = (number for number in range(3, 3 + len(terms)))
+    return [fixed[name] if name in fixed else next(free) for name in terms]
 
 
 def speed_rows(curves: Curves) -> Rows:

@@ -12,16 +12,19 @@ from everseg.data.base import Dataset
 from everseg.display import OnceADictionary, Piece, for_files, percent, points
 from everseg.engine.prepare import prepare
 from everseg.engine.rescore import sources_of_test
-from everseg.errors import EversegError
-from everseg.metrics import step_scores
-from everseg.progress import Progress
-from everseg.reports import extension, figures, memory, numbers, page, picture_grid
+from everseg.errors import CheckpointError, EversegError
+from everseg.metrics import defined_mean, step_scores
+from everseg.progress import Progress, time_text
+from everseg.reports import extension, figures, glossary, memory, numbers, page, picture_grid
 from everseg.reports.baselines import domain_rows, drop_against_single, joint_beside
 from everseg.reports.charts import can_draw
+from everseg.reports.compare.cost import training_seconds
 from everseg.reports.figures import curves_of
+from everseg.reports.kinds import MEANS, WORDS, Kind, Words, kind_of
 from everseg.reports.provenance import provenance
 from everseg.reports.published import PLOP_RULE, Match, matches_of
 from everseg.reports.terminal import drop_text
+from everseg.reports.verdict import verdict
 from everseg.runs.commit import write_bytes
 from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RunFolder
@@ -93,10 +96,11 @@ def write_report(
             model=config.model, images=images, seed=config.seed,
         )  # fmt: skip
     drop = drop_against_single(results, config, notes) if results.config.data.domains else None
-    made = assemble(results, drop, [] if data is None else data.classes_per_step, notes)
-    made.grid_rule = picture_grid.rule(looked, config.seed)
+    per_class = [] if data is None else data.classes_per_step
+    made = assemble(results, drop, per_class, notes, picture_grid.alternating(looked))
+    made.grid_rule = picture_grid.rule(looked, config.seed, made.words)
     features = picture_grid.stored_features(results.folder.path)
-    made.change_legend = picture_grid.change_legend()
+    made.change_legend = picture_grid.change_legend(made.words)
     for side, rows in [*((side, 2) for side in _SIDES), (_SIDES[-1], 1), (0, 0)]:
         shown = replace(made, notes=list(made.notes))
         if rows:
@@ -200,7 +204,11 @@ def _sentences(notes: Sequence[str]) -> list[str]:
 
 
 def assemble(
-    results: Results, drop: Mapping[str, Any] | None, classes_per_step: numbers.Rows, notes: list[str]
+    results: Results,
+    drop: Mapping[str, Any] | None,
+    classes_per_step: numbers.Rows,
+    notes: list[str],
+    alternating: Mapping[str, float],
 ) -> page.Page:
     """Collect the content of a report.
 
@@ -208,21 +216,24 @@ def assemble(
         drop: the result of `drop_against_single` for a run over domains; None for others, and where it is unknown.
         classes_per_step: images and pixels per class; [] if the data are not available.
         notes: what is missing; this function may add notes.
+        alternating: what `picture_grid.alternating` found in the pictures; {} without pictures.
     """
     stored, tracks = results.config, results.tracks
-    scenario, several = stored.scenario, bool(stored.data.domains)
+    kind, several = kind_of(results), bool(stored.data.domains)
+    extends = kind in (Kind.EXTENSION, Kind.REFINEMENT)
     notes += [*_state_notes(results), *filter(None, [results.journal_faults])]
     joint = joint_beside(results, notes) if results.is_complete() else None
     curves = curves_of(results.journal)
     result = page.Page(
         name=stored.name,
-        sentence=numbers.sentence(
-            tracks, joint=scenario.joint, single=scenario.single, taught=results.taught, domains=several
-        ),
+        sentence="" if extends else numbers.sentence(kind, tracks, taught=results.taught, domains=several),
         facts=_facts(results),
-        cards=_domain_cards(tracks, drop) if several or len(tracks) > 1 else _cards(tracks[0]),
+        cards=_domain_cards(tracks, drop) if several or len(tracks) > 1 else _cards(kind, tracks[0]),
         notes=notes,
-        parts=[_part(track, len(tracks) > 1, number, joint) for number, track in enumerate(tracks)],
+        parts=[
+            _part(track, len(tracks) > 1, number, joint, kind, _before(results, track) if extends else None)
+            for number, track in enumerate(tracks)
+        ],
         training=figures.training_charts(curves, "training") if curves else [],
         speed=figures.speed_rows(curves) if curves else [],
         data=numbers.data_rows(results),
@@ -232,13 +243,18 @@ def assemble(
         classes_per_step=classes_per_step,
         provenance=provenance(results),
         drawn=can_draw(),
+        words=WORDS[kind],
+        findings=verdict(results, kind, curves, alternating),
+        glossary=glossary.words(results, kind, curves.terms if curves else [], joint=joint is not None),
         made="Every score is computed from the confusion counts in the run folder (steps/NN/confusion.npz).",
     )
-    if scenario.kind == "extension":
+    if extends:
         _add_extension(result, results)
     if figures_there := results.plop_figures:
         result.parts[0].reporting = numbers.reporting_rows(figures_there)
         result.parts[0].rule = PLOP_RULE
+    if joint is not None:
+        result.cards += _joint_cards(tracks, *joint)
     if several:
         _add_domains(result, results, drop)
     if results.is_complete():
@@ -254,18 +270,21 @@ def _add_extension(result: page.Page, results: Results) -> None:
     result.sentence = extension.sentence(told[0])
     result.cards = extension.cards(told[0])
     result.notes += extension.notes(told[0], results.config.method.name)
-    for part, one in zip(result.parts, told, strict=True):
+    for part, one, track in zip(result.parts, told, results.tracks, strict=True):
         part.taught, part.compared = numbers.taught_rows(one.taught), extension.rows(one)
         if one.hidden or one.step.others or not one.taught:
-            part.steps = []
+            part.steps = part.shown_steps = []
         if one.hidden or one.step.others:
-            part.charts = [chart for chart in part.charts if chart.title != figures.PER_CLASS]
+            # Pixels without a label may show old classes: only what the new classes are taken for is known.
+            part.charts = figures.flow_charts(track, part.key, [new.name for new in one.taught])
+            part.confusion, part.counts = None, []
 
 
 def _add_domains(result: page.Page, results: Results, drop: Mapping[str, Any] | None) -> None:
     """Add the parts that only runs over domains have."""
     result.domain_rows = _domain_table(results)
-    result.domain_groups = numbers.domain_group_rows(results.tracks)
+    if kind_of(results) is Kind.DOMAINS:
+        result.domain_groups = numbers.domain_group_rows(results.tracks)
     result.domain_chart = figures.domains_chart(results.tracks, "domains")
     said = {
         "table": result.domain_rows,
@@ -306,13 +325,14 @@ def _state_notes(results: Results) -> list[str]:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     config = results.config
-    scenario, domains = config.scenario, config.data.domains
+    scenario, domains, kind = config.scenario, config.data.domains, kind_of(results)
     task = ("explicit steps" if not isinstance(scenario.task, str) else scenario.task) if not domains else ""
     facts = [
+        ("kind of run", str(kind)),
         ("method", _method(config.method.name, scenario)),
         ("data", ", ".join(results.in_order(domains)) if domains else config.data.dataset),
         ("task", task),
-        ("protocol", "" if domains else scenario.protocol),
+        ("protocol", "" if domains or kind in (Kind.FIRST, Kind.REFINEMENT) else scenario.protocol),
         ("label policy", results.policy),
         ("model", config.model.name),
         (
@@ -321,9 +341,22 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ),
         ("steps", f"{len(results.steps)} of {len(results.planned)}"),
         ("memory", _memory(results)),
+        ("training time", _duration(results)),
         ("seed", str(config.seed)),
     ]
     return [(key, value) for key, value in facts if value]
+
+
+def _duration(results: Results) -> str:
+    """Say how long the training took, as h:mm:ss or m:ss with the unit of the first number; "" if it is not known."""
+    try:
+        seconds = training_seconds(results)
+    except CheckpointError:  # a note says what the journal lacks
+        return ""
+    if seconds is None:
+        return ""
+    text = time_text(seconds)
+    return f"{text} {'h' if text.count(':') == 2 else 'min'}"
 
 
 def _memory(results: Results) -> str:
@@ -331,13 +364,14 @@ def _memory(results: Results) -> str:
     return f"{kept[-1].images} training images" if kept else ""
 
 
-def _cards(track: Track) -> list[tuple[str, str, str]]:
+def _cards(kind: Kind, track: Track) -> list[tuple[str, str, str]]:
     """Summarise the last step in five numbers."""
     miou, plain = track.scores[-1]["miou"], track.scores[-1]["miou_without_background"]
     sequence, last = track.sequence, track.steps[-1]
-    shown = [("all", f"mIoU of all classes after step {last}")]
-    if miou["old"] is not None:
-        joint = len(track.steps) == 1
+    after = f" after step {last}" if kind is Kind.SEQUENCE else ""
+    shown = [("all", f"mIoU of all classes{after}")]
+    if kind is not Kind.FIRST and miou["old"] is not None:
+        joint = kind is Kind.JOINT
         old = "the task's old classes" if joint else f"the classes known before step {last}"
         new = "its new classes" if joint else f"the classes added in step {last}"
         shown = [("old", f"mIoU of {old}"), ("new", f"mIoU of {new}"), *shown]
@@ -352,6 +386,18 @@ def _cards(track: Track) -> list[tuple[str, str, str]]:
     return cards
 
 
+def _joint_cards(own: Sequence[Track], name: str, joint: Mapping[str, Track]) -> list[tuple[str, str, str]]:
+    """Name the upper bound beside the run's own numbers, and say so if it is none."""
+    bound, reached = (
+        defined_mean(track.scores[-1]["miou"]["all"] for track in tracks) for tracks in (joint.values(), own)
+    )
+    text = "mIoU of all classes, mean over domains" if len(joint) > 1 else "mIoU of all classes"
+    text += f": the upper bound, measured in {name}"
+    if bound is not None and reached is not None and reached > bound:
+        text += f". This run is above it: {numbers.BEYOND}"
+    return [("Joint", percent(bound), text)]
+
+
 def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     cards = []
     for track in tracks[:6]:
@@ -364,25 +410,55 @@ def _domain_cards(tracks: Sequence[Track], drop: Mapping[str, Any] | None) -> li
     return cards
 
 
+def _lead(words: Words, shown: numbers.Rows) -> str:
+    """Explain the columns of the table of scores, and no others."""
+    columns = set(shown[0])
+    both = any(column.endswith("(no background)") for column in columns)
+    said = [
+        words.scores,
+        words.parted if "old" in columns else "",
+        words.base if "base" in columns else "",
+        MEANS if both else "",
+    ]
+    return " ".join(filter(None, said)) if words.scores else ""
+
+
+def _before(results: Results, track: Track) -> dict[str, float | None]:
+    """Map each class that the new images label to its IoU with the deployed model."""
+    return {one.name: one.before for one in results.steps[-1].old_on_new(track.name) if one.pixels}
+
+
 def _part(
-    track: Track, several: bool, number: int, joint: tuple[str, Mapping[str, Track]] | None
+    track: Track,
+    several: bool,
+    number: int,
+    joint: tuple[str, Mapping[str, Track]] | None,
+    kind: Kind,
+    before: Mapping[str, float | None] | None,
 ) -> page.Part:
+    """Put the results under one name together; `before` is the IoU per class of the deployed model in extensions."""
     key = f"part{number}"
     bound = joint[1][track.name] if joint else None
     charts = [
         figures.steps_chart(track, f"{key}-steps"),
-        figures.classes_chart(track, f"{key}-classes"),
-        figures.flow_chart(track, f"{key}-flow"),
+        figures.classes_chart(track, f"{key}-classes", WORDS[kind], joint=bound, before=before),
+        *figures.flow_charts(track, key),
     ]
+    rows = numbers.step_rows(track)
     return page.Part(
         name=track.name if several else "",
         key=key,
-        steps=numbers.step_rows(track),
+        steps=rows,
+        shown_steps=(shown := numbers.shown_step_rows(rows, track, parted=bool(WORDS[kind].parted))),
+        lead=_lead(WORDS[kind], shown),
         matrix=numbers.matrix_rows(track, joint=bound),
         matrix_plain=numbers.matrix_rows(track, "_without_background", bound),
         joint=joint[0] if joint else "",
-        groups=numbers.group_rows(track),
+        groups=(group_rows := numbers.group_rows(track)),
+        shown_groups=numbers.shown_group_rows(group_rows),
         turns=numbers.turn_rows(track),
+        counts=numbers.count_rows(track),
+        confusion=numbers.confusion(track),
         charts=[chart for chart in charts if chart is not None],
     )
 
@@ -431,6 +507,7 @@ def _tables(made: page.Page) -> dict[str, numbers.Rows]:
                   f"{stem}new-classes": part.taught, f"{stem}before-after": part.compared,
                   f"{stem}forgetting": part.groups,
                   f"{stem}confusion-rises": part.turns,
+                  f"{stem}confusion-counts": part.counts,
                   f"{stem}plop-rule": part.reporting}  # fmt: skip
         found |= {f"{stem}{chart.key.rpartition('-')[2]}": chart.rows for chart in part.charts if chart.rows}
     for number, one in enumerate(made.comparable, 1):
@@ -446,6 +523,7 @@ def _numbers(made: page.Page) -> dict[str, Any]:
         "sentence": made.sentence,
         "facts": dict(made.facts),
         "notes": made.notes,
+        "verdict": [asdict(one) for one in made.findings],
         "replaced": made.replaced,
         "tables": made.tables,
         "published": [

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from everseg.display import in_percent, percent
+from everseg.display import in_percent, percent, share
 from everseg.errors import some
 from everseg.metrics import defined_mean
 from everseg.metrics.scores import checked_counts
+from everseg.reports.kinds import Kind
 from everseg.reports.published import Match
 from everseg.runs.results import Results, Taught, Track
 
 Rows = list[dict[str, Any]]
+BEYOND = "a bound is only as good as its own training, so train it longer"
+"""Said where a run is above joint training, which nobody expects of a bound."""
 GROUPS = ("old", "new", "base", "all")
 
 
@@ -33,6 +36,32 @@ def step_rows(track: Track) -> Rows:
         row["accuracy"] = in_percent(scores["overall_accuracy"])
         rows.append(row)
     return rows
+
+
+def shown_step_rows(rows: Rows, track: Track, *, parted: bool) -> Rows:
+    """Leave out of `step_rows` the columns that would say the same twice.
+
+    The means without background stay only where they differ from the others, "old" and "new" only where a class is old,
+    and "base" only where there are more than two groups of classes: with two it is "old" under another name.
+
+    Args:
+        rows: the result of `step_rows`.
+        track: what the rows were made of.
+        parted: whether old and new mean anything in this kind of run.
+    """
+    plain = " (no background)"
+    same = all(row[group] == row[f"{group}{plain}"] for row in rows for group in GROUPS)
+    parted = parted and any(row["old"] is not None for row in rows)
+    kept = [g for g in GROUPS if g == "all" or (parted and (g != "base" or len(track.space.groups) > 2))]
+    columns = ["step", *kept, *(f"{group}{plain}" for group in kept if not same), "accuracy"]
+    return [{column: row[column] for column in columns} for row in rows]
+
+
+def shown_group_rows(rows: Rows) -> Rows:
+    """Leave out of `group_rows` the columns without background where they say the same as those with it."""
+    plain = " (no background)"
+    same = all(row[key] == row[f"{key}{plain}"] for row in rows for key in row if f"{key}{plain}" in row)
+    return [{key: value for key, value in row.items() if not (same and key.endswith(plain))} for row in rows]
 
 
 def matrix_rows(track: Track, suffix: str = "", joint: Track | None = None) -> Rows:
@@ -83,8 +112,13 @@ def group_rows(track: Track) -> Rows:
     return rows
 
 
-def class_rows(track: Track) -> Rows:
-    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, share of the pixels."""
+def class_rows(track: Track, joint: Track | None = None) -> Rows:
+    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, share of the pixels.
+
+    Args:
+        joint: results of joint training on the same task, shown in a column of their own.
+    """
+    bound = joint.scores[-1]["class_iou"] if joint else None
     truth, total = track.counts[-1].sum(axis=1), max(int(track.counts[-1].sum()), 1)
     rows = []
     for c, name in enumerate(track.space.names):
@@ -100,6 +134,7 @@ def class_rows(track: Track) -> Rows:
                     f"IoU after step {index}": in_percent(ious[i][c]) if i >= at else None
                     for i, index in enumerate(track.steps)
                 },
+                **({"joint IoU": in_percent(bound[c])} if bound else {}),
                 "forgetting": in_percent(track.sequence["forgetting"]["classes"][c]),
                 "accuracy": in_percent(track.scores[-1]["class_accuracy"][c]),
                 "share of test pixels": in_percent(truth[c] / total),
@@ -115,28 +150,51 @@ def old_flows(track: Track) -> list[Flow]:
     return [f for f in flows(track.counts[-1], track.group_of, track.background) if f.train_id in old]
 
 
+def new_flows(track: Track) -> list[Flow]:
+    """List what the last model predicts on the pixels of all other classes: those that the last step taught."""
+    old = set(track.old)
+    return [f for f in flows(track.counts[-1], track.group_of, track.background) if f.train_id not in old]
+
+
 def old_turns(track: Track) -> list[Turn]:
     """List the pairs in which old classes are confused more often than when they were learnt."""
     return turns(track.counts[-1], [track.counts[track.at_birth(c)] for c in track.old])
 
 
-def flow_rows(track: Track) -> Rows:
-    """Make rows of `old_flows`."""
+def flow_rows(track: Track, found: Sequence[Flow]) -> Rows:
+    """Make rows of flows, with the names of the wrong classes that are predicted most."""
+    counts, names = track.counts[-1], track.space.names
     return [
         {
-            "class": track.space.names[flow.train_id],
+            "class": names[flow.train_id],
             **{KIND_TEXT[kind]: in_percent(share) for kind, share in zip(KINDS, flow.shares, strict=True)},
+            "taken for": taken_for(counts[flow.train_id], flow.train_id, names),
             "test pixels": flow.pixels,
         }
-        for flow in old_flows(track)
+        for flow in found
     ]
+
+
+def taken_for(row: np.ndarray, truth: int, names: Sequence[str], most: int = 3) -> str:
+    """Name the wrong classes that the pixels of one class are taken for, the most frequent first, with their shares.
+
+    Args:
+        row: (C,) pixels of the class by predicted class.
+
+    >>> taken_for(np.array([20, 70, 10]), 1, ["road", "car", "tree"])
+    'road 20.0 %, tree 10.0 %'
+    """
+    total = max(int(row.sum()), 1)
+    wrong = [c for c in np.argsort(-row, kind="stable").tolist() if c != truth and row[c]]
+    return ", ".join(f"{names[c]} {share(row[c] / total)}" for c in wrong[:most])
 
 
 KIND_TEXT = {
     "right": "right",
     "background": "background",
     "later": "classes learnt later",
-    "others": "other classes",
+    "same": "classes learnt with it",
+    "earlier": "classes learnt before it",
 }
 
 
@@ -153,6 +211,65 @@ def turn_rows(track: Track) -> Rows:
             "test pixels": turn.pixels,
         }
         for turn in old_turns(track)
+    ]
+
+
+MOST_CONFUSED = 60
+"""Most classes in the confusion matrix of the page. The file of counts has all."""
+LEAST_RISE = 0.005
+"""Smallest rise of a share that is marked there."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The confusion matrix of the page: classes by the step that taught them, the one least often right first."""
+
+    names: list[str]
+    groups: list[int]
+    """Number of the growth that brought each class."""
+    shares: list[list[float]]
+    """Rows = truth: percent of the class's true pixels by predicted class."""
+    rises: list[list[float | None]]
+    """The same as points above the share when the class was learnt; None unless the pair is among those that grew."""
+    left_out: int = 0
+    """How many classes are not shown."""
+
+    @property
+    def size(self) -> str:
+        """The size of the cells at first: with numbers where all of them fit."""
+        return "middle" if len(self.names) <= 24 else "small"
+
+
+def confusion(track: Track) -> Confusion | None:
+    """Sort the confusion counts after the last step for the page; None with less than two classes.
+
+    Classes that no test pixel shows and no prediction names are left out.
+    """
+    counts, groups = track.counts[-1], track.group_of
+    truth, called = counts.sum(axis=1), counts.sum(axis=0)
+    right = {c: float(counts[c, c] / truth[c]) if truth[c] else 1.0 for c in range(len(counts))}
+    seen = [c for c in range(len(counts)) if truth[c] or called[c]]
+    kept = sorted(seen, key=lambda c: right[c])[:MOST_CONFUSED]
+    order = sorted(kept, key=lambda c: (groups[c], right[c]))
+    if len(order) < 2:
+        return None
+    turns = [turn for turn in old_turns(track) if turn.rise >= LEAST_RISE]
+    grown = {(turn.truth, turn.taken_for): 100 * turn.rise for turn in turns}
+    return Confusion(
+        [track.space.names[c] for c in order],
+        [groups[c] for c in order],
+        [[100 * float(counts[c, other]) / max(int(truth[c]), 1) for other in order] for c in order],
+        [[grown.get((c, other)) for other in order] for c in order],
+        len(seen) - len(order),
+    )
+
+
+def count_rows(track: Track) -> Rows:
+    """Make a row of confusion counts per true class, with a column per predicted class, for the files."""
+    names = track.space.names
+    return [
+        {"true class": name, **{f"called {other}": int(n) for other, n in zip(names, row, strict=True)}}
+        for name, row in zip(names, track.counts[-1].tolist(), strict=True)
     ]
 
 
@@ -185,24 +302,35 @@ def published_rows(match: Match, results: Results, method: str, drop: float | No
     return [{"method": f"this run ({method})", **match.own(results, drop)}, *match.rows]
 
 
-def sentence(
-    tracks: Sequence[Track], *, joint: bool, single: bool, taught: Mapping[int, str], domains: bool
-) -> str:
-    """State the result in a sentence."""
+def sentence(kind: Kind, tracks: Sequence[Track], *, taught: Mapping[int, str], domains: bool) -> str:
+    """State the result of a run in a sentence. Extensions have their own (`extension.sentence`).
+
+    Args:
+        kind: of the run.
+        taught: step -> the domains or the data set that it trained on.
+        domains: whether the run is one over domains.
+    """
     last = max(track.steps[-1] for track in tracks)
     overall = percent(defined_mean(t.scores[-1]["miou"]["all"] for t in tracks if t.steps[-1] == last))
-    if single:
+    if kind is Kind.SINGLE:
         each = ", ".join(f"{t.name} {percent(t.scores[-1]['miou']['all'])}" for t in tracks)
         return f"Models trained on one domain each reach {each} mIoU."
     if domains:
-        return _domain_sentence(tracks, joint, taught, last)
-    (track, *_), lost = tracks, tracks[0].sequence["forgetting"]["mean"]
-    if joint:
-        number = sum(len(track.group_names(group)) for group in range(len(track.space.groups)))
-        return f"Taught all {number} classes at once, the model reaches {overall} mIoU."
-    if lost is None:
-        return f"After its first step the model reaches {overall} mIoU on {some(track.group_names(0), 6)}."
+        return _domain_sentence(tracks, kind is Kind.JOINT, taught, last)
+    track = tracks[0]
+    names = [track.space.names[c] for c in range(track.space.num_classes) if c != track.background]
+    if kind is Kind.JOINT:
+        return f"Taught all {len(names)} classes at once, the model reaches {overall} mIoU."
+    if kind is Kind.FIRST:
+        return f"The model learnt {some(names, 6)}; it reaches {overall} mIoU."
+    if len(track.steps) == 1:
+        return f"After its first step the model reaches {overall} mIoU on {some(names, 6)}."
     now = track.scores[-1]["miou"]
+    if track.spaces[-1].groups == track.spaces[-2].groups:
+        return (
+            f"Step {last} added no class: all classes together went from "
+            f"{percent(track.scores[-2]['miou']['all'])} to {overall} mIoU."
+        )
     before = percent(track.scores[-2]["miou"]["all"])
     return (
         f"Step {last} added {some(track.group_names(len(track.space.groups) - 1), 6)}: the old classes went from "
@@ -241,8 +369,8 @@ def data_rows(results: Results) -> Rows:
     ]
 
 
-KINDS = ("right", "background", "later", "others")
-"""found · called background · called a class learnt later · called another class known at the same time or before."""
+KINDS = ("right", "background", "later", "same", "earlier")
+"""right · called background · called a class learnt later · called one of the same step · called an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +379,7 @@ class Flow:
 
     train_id: int
     pixels: int
-    shares: tuple[float, float, float, float]
+    shares: tuple[float, float, float, float, float]
     """Of KINDS; they sum to 1."""
 
 
@@ -281,7 +409,7 @@ def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -
         background: its train id, or None.
 
     >>> flows(np.array([[3, 1], [2, 2]]), [0, 1], background=0)[1].shares
-    (0.5, 0.5, 0.0, 0.0)
+    (0.5, 0.5, 0.0, 0.0, 0.0)
     """
     table = checked_counts(counts)
     born = np.asarray(group_of)
@@ -290,7 +418,7 @@ def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -
         total = int(row.sum())
         if not total:
             continue
-        kinds = [0, 0, 0, 0]
+        kinds = [0, 0, 0, 0, 0]
         for other, number in enumerate(row.tolist()):
             if other == c:
                 kinds[0] += number
@@ -298,10 +426,12 @@ def flows(counts: np.ndarray, group_of: Sequence[int], background: int | None) -
                 kinds[1] += number
             elif born[other] > born[c]:
                 kinds[2] += number
-            else:
+            elif born[other] == born[c]:
                 kinds[3] += number
-        right, called_background, later, others = (number / total for number in kinds)
-        result.append(Flow(c, total, (right, called_background, later, others)))
+            else:
+                kinds[4] += number
+        right, called_background, later, same, earlier = (number / total for number in kinds)
+        result.append(Flow(c, total, (right, called_background, later, same, earlier)))
     return result
 
 

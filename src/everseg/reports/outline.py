@@ -1,4 +1,4 @@
-"""`everseg show`: every setting of a configuration with its meaning, and what each step will see, before training."""
+"""`everseg show`: what each step of a configuration will see, and every setting with its meaning, before training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.config.loading import dump, fields, load, to_json
+from everseg.data.datasets import ade, camvid, voc
 from everseg.display import Piece, Result, html_of, table
 from everseg.engine.prepare import prepare
+from everseg.errors import ConfigError, some
+from everseg.labels import RawLabels
 from everseg.progress import Progress
 from everseg.reports import terminal
 from everseg.reports.memory import planned_text
 from everseg.reports.text import columns, value_text
 from everseg.scenarios.summary import summarise
+from everseg.scenarios.tasks import task_groups
 
 _HEAD = ("key", "value", "help")
 
@@ -52,20 +56,25 @@ class Outline(Result):
         return dump(self.config)
 
     def shown(self) -> Iterator[Piece]:
-        yield columns(_HEAD, self._rows()) + "\n"
         yield from self._what_steps_see()
+        yield "Settings"
+        yield columns(_HEAD, self._rows())
 
     def _repr_html_(self) -> str:
         """A notebook shows the settings as a table; the terminal sets them in columns, which appear sooner."""
         notes = [f"note: {text}" for text in self.notes]
-        return html_of([*notes, table(_HEAD, self._rows()), *self._what_steps_see()])
+        return html_of([*notes, *self._what_steps_see(), table(_HEAD, self._rows(), title="Settings")])
 
     def _rows(self) -> list[tuple[str, str, str]]:
         return [(one.key, value_text(one.value), one.help) for one in self.settings]
 
     def _what_steps_see(self) -> Iterator[Piece]:
         if self.scenario is None:
-            yield "What every step sees is shown here too when the data are at hand: data.root=DIR"
+            taught = _taught(self.config)
+            if taught:
+                rows = [[index, len(names), some(names, 8)] for index, names in enumerate(taught)]
+                yield table(["step", "classes", "new classes"], rows, title="Steps", right="step|classes")
+            yield "With the data at hand (data.root=DIR), images and pixels are shown too.\n"
         else:
             yield from terminal.scenario_tables(self.scenario)
             if self.config.scenario.memory.size:
@@ -74,6 +83,21 @@ class Outline(Result):
     def to_json(self) -> dict[str, Any]:
         steps = None if self.scenario is None else list(self.scenario)
         return {"config": to_json(self.config), "scenario": steps, "notes": list(self.notes)}
+
+
+def _taught(config: RunConfig) -> list[list[str]]:
+    """List the classes that each step teaches, where they are known without the files of the data set; else []."""
+    data, scenario = config.data, config.scenario
+    names = {"voc": voc.NAMES, "ade": ("background", *ade.NAMES), "camvid": camvid.NAMES}.get(data.dataset)
+    if names is None or data.domains or data.options or scenario.kind != "class-incremental":
+        return []
+    labels = RawLabels(dict(enumerate(names)), None if data.dataset == "camvid" else 0)
+    try:
+        steps = task_groups(scenario.task, labels, data.dataset, scenario.order)
+    except ConfigError:  # `run` tells it with everything else that is wrong
+        return []
+    taught = [[labels.names[raw] for raw in step] for step in steps]
+    return [[name for step in taught for name in step]] if scenario.joint else taught
 
 
 def show(

@@ -15,10 +15,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from everseg.display import cell, for_csv, printable
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import Chart
-from everseg.reports.numbers import Rows
+from everseg.reports.kinds import Words
+from everseg.reports.numbers import Confusion, Rows
+from everseg.reports.verdict import Finding, Light
 
 LIMIT = 10_000_000
 """Largest size of a report, in bytes."""
+
+
+@dataclass
+class Place:
+    """The number of a class, written on a region of a picture."""
+
+    left: float
+    """Percent of the width, like `top` of the height."""
+    top: float
+    text: str
+    name: str
+    """Of the class."""
 
 
 @dataclass
@@ -27,7 +41,12 @@ class Picture:
 
     uri: str
     text: str
-    head: str = ""
+    photo: bool = False
+    """Whether it is a photograph that was reduced, so that enlarging it may smooth it."""
+    note: str = ""
+    """What stands below it."""
+    places: list[Place] = field(default_factory=list)
+    """Names of regions, for pictures whose colours alone do not tell all classes apart."""
 
 
 @dataclass
@@ -59,10 +78,14 @@ class Part:
     """"" where there is only one."""
     key: str
     steps: Rows
+    """Scores after each step, as the files have them."""
     matrix: Rows
     matrix_plain: Rows
     groups: Rows
+    """Forgetting per group of classes, as the files have it."""
     turns: Rows
+    counts: Rows
+    """The confusion counts after the last step, for the files."""
     charts: list[Chart]
     reporting: Rows = field(default_factory=list)
     """Figures by PLOP's reporting rule; [] unless the run has the labels of the PLOP family."""
@@ -70,8 +93,16 @@ class Part:
     """That rule in words."""
     taught: Rows = field(default_factory=list)
     """What an extension taught, with false-positive shares; [] in other runs."""
+    shown_steps: Rows = field(default_factory=list)
+    """The columns of `steps` that the page shows; [] where scores of old and new classes would mislead."""
+    lead: str = ""
+    """What these columns mean."""
+    shown_groups: Rows = field(default_factory=list)
+    """The columns of `groups` that the page shows."""
     compared: Rows = field(default_factory=list)
     """The deployed model and its extension on the new images, class by class; [] in other runs."""
+    confusion: Confusion | None = None
+    """The confusion matrix after the last step; None with a single class."""
     joint: str = ""
     """Name of the joint run whose row ends the matrix; "" where none is known."""
 
@@ -108,6 +139,12 @@ class Page:
     drawn: bool
     """Whether there are charts; without matplotlib there are tables only."""
     made: str
+    words: Words
+    """The sentences that are true for this kind of run."""
+    findings: list[Finding] = field(default_factory=list)
+    """The verdict, problems first."""
+    glossary: list[tuple[str, str]] = field(default_factory=list)
+    """The words on the page with their meaning."""
     domain_rows: Rows = field(default_factory=list)
     domain_groups: Rows = field(default_factory=list)
     domain_chart: Chart | None = None
@@ -129,6 +166,16 @@ class Page:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """Offered as JSON."""
 
+    @property
+    def worries(self) -> list[Finding]:
+        """What the verdict found to worry about."""
+        return [one for one in self.findings if one.light is not Light.GREEN]
+
+    @property
+    def in_order(self) -> list[Finding]:
+        """What the verdict found in order."""
+        return [one for one in self.findings if one.light is Light.GREEN]
+
 
 def environment() -> Environment:
     """Make the environment that renders the page templates. It escapes every text."""
@@ -149,10 +196,10 @@ def render(page: Page) -> str:
     """Render the page as HTML; every text in it is escaped."""
     style = resources.files("everseg.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in page.name)
-    files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()))
+    files = [(f"{name}-{stem}.csv", data_uri("text/csv", csv_text(rows).encode()), stem.replace("-", " "))
              for stem, rows in page.tables.items() if rows]  # fmt: skip
     text = json.dumps(page.numbers, indent=1, ensure_ascii=False)
-    files.append((f"{name}.json", data_uri("application/json", text.encode())))
+    files.append((f"{name}.json", data_uri("application/json", text.encode()), f"{name}.json"))
     yaml = data_uri("application/yaml", page.provenance["yaml"].encode())
     return (
         environment()

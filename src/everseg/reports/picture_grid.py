@@ -17,7 +17,7 @@ from everseg.config.fields import DataConfig, ModelConfig, TrainConfig
 from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.channels import picture_of
-from everseg.data.class_colours import palette
+from everseg.data.class_colours import SAFE, palette
 from everseg.display import in_percent, percent
 from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, EversegError, some
@@ -27,7 +27,9 @@ from everseg.losses.reading import read_ids
 from everseg.metrics import ConfusionMatrix, mean_iou
 from everseg.progress import Progress
 from everseg.reports.embedded import labels, photo, plot, stored_picture
-from everseg.reports.page import Grid, Picture, PictureRow
+from everseg.reports.kinds import Words
+from everseg.reports.page import Grid, Picture, PictureRow, Place
+from everseg.reports.verdict import alternation
 from everseg.runs.commit import read_document
 from everseg.runs.results import Results, StepResults, Track
 from everseg.scenarios.steps import Source
@@ -49,7 +51,7 @@ class Looked:
     predictions: dict[int, np.ndarray] = field(default_factory=dict)
     """Step -> (H, W) train ids; a step that did not know the image's branch is missing."""
     score: float | None = None
-    """Mean IoU, over this image alone, of the classes that were known before the last step."""
+    """Mean IoU, over this image alone, of the classes that rank the pictures."""
     kind: str = ""
     deployed: int | None = None
     """Of an extension: the step that holds the deployed model."""
@@ -153,7 +155,7 @@ def started_with(results: Results) -> int | None:
 
 def choose(
     looked: Sequence[Looked],
-    old: Mapping[str, Sequence[int]],
+    ranked: Mapping[str, Sequence[int]],
     classes: Mapping[str, int],
     each: int,
     seed: int,
@@ -161,7 +163,7 @@ def choose(
     """Choose, for each name, the worst, median and best images by the last step's score, and some at random.
 
     Args:
-        old: name -> train ids that the score averages over; classes without a true pixel in an image are left out.
+        ranked: name -> train ids that the score averages over; classes without a true pixel in an image are left out.
         classes: name -> number of classes.
         each: images per kind and name.
         seed: of the draw.
@@ -174,15 +176,15 @@ def choose(
     for name in dict.fromkeys(one.name for one in looked):
         mine = [one for one in looked if one.name == name and one.predictions]
         for one in mine:
-            one.score = image_score(one, old[name], classes[name])
-        ranked = sorted(
+            one.score = image_score(one, ranked[name], classes[name])
+        best_last = sorted(
             (one for one in mine if one.score is not None), key=lambda one: (one.score or 0.0, one.id)
         )
-        middle = (len(ranked) - each) // 2
+        middle = (len(best_last) - each) // 2
         picks = {
-            "worst": ranked[:each],
-            "median": ranked[max(middle, 0) :][:each],
-            "best": ranked[::-1][:each],
+            "worst": best_last[:each],
+            "median": best_last[max(middle, 0) :][:each],
+            "best": best_last[::-1][:each],
         }
         taken: list[Looked] = []
         for kind, ones in picks.items():
@@ -190,7 +192,7 @@ def choose(
                 if not any(one is other for other in taken):
                     one.kind = kind
                     taken.append(one)
-        rest = [one for one in ranked if not any(one is other for other in taken)]
+        rest = [one for one in best_last if not any(one is other for other in taken)]
         stream = np.random.default_rng(derive_seed(seed, "report", name))
         for position in sorted(stream.choice(len(rest), min(each, len(rest)), replace=False).tolist()):
             rest[position].kind = "random"
@@ -199,14 +201,17 @@ def choose(
     return chosen
 
 
-def image_score(one: Looked, classes: Sequence[int], number: int) -> float | None:
-    """Mean IoU of some classes in one image after the last step, as a fraction; None if none has a true pixel.
+def image_score(one: Looked, classes: Sequence[int], number: int, step: int | None = None) -> float | None:
+    """Mean IoU of some classes in one image, as a fraction; None if none has a true pixel.
 
     Of an extension it is the mean over the new classes and everything else together, whichever `classes` are given. So
     an image without a new class has a score too, which falls with every pixel that is called so.
+
+    Args:
+        step: whose model predicts; default the last one's.
     """
     matrix = ConfusionMatrix(number)
-    last, label = one.last, one.label
+    last, label = one.last if step is None else one.predictions[step], one.label
     if one.old is not None:
         last, label = (np.where(ids < one.old, 0, ids).astype(ids.dtype) for ids in (last, label))
         classes = [0, *range(one.old, number)]
@@ -241,10 +246,6 @@ def change(one: Looked) -> np.ndarray:
 
 MOST_COLUMNS = 4
 """Most steps shown in the grid. Of more steps, it shows the first, the last and some between."""
-_CHANGE_TEXT = (
-    "right", "forgotten: right after an earlier step, wrong now", "learnt: right now for the first time",
-    "wrong after every step", "not labelled",
-)  # fmt: skip
 
 
 def looked(
@@ -296,28 +297,34 @@ def shown_steps(finished: Sequence[int]) -> list[int]:
     return [finished[i] for i in np.linspace(0, len(finished) - 1, MOST_COLUMNS).round().astype(int)]
 
 
-def rule(found: Sequence[Looked], seed: int) -> str:
+def rule(found: Sequence[Looked], seed: int, words: Words) -> str:
     """Describe how the pictures were chosen."""
-    steps = sorted({step for one in found for step in one.predictions})
-    through = ", ".join(map(str, steps))
+    steps = ", ".join(map(str, sorted({step for one in found for step in one.predictions})))
+    start = (
+        f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with "
+        f"{words.models.format(steps=steps)}."
+    )
     if any(one.old is not None for one in found):
-        return (
-            f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with the "
-            f"deployed model and its extension (steps {through}). Each image is ranked by its mean IoU over the new "
-            "classes and everything else together, so images without a new class count too. The worst, the median and "
-            "the best image are shown, then some of the rest, drawn with the same seed."
+        by = (
+            "Each image is ranked by its mean IoU over the new classes and everything else together, so images without "
+            "a new class count too."
+        )
+    else:
+        by = (
+            "Each image is ranked by its mean IoU with the last model over the classes that it shows, old and new "
+            "alike; background does not count. Below each prediction stands its mean IoU over the classes that its "
+            "model knew."
         )
     return (
-        f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with the "
-        f"models of step{'s' if len(steps) > 1 else ''} {through}. Each image is ranked by its mean IoU after the last "
-        "step, over those of the classes named below that it shows. The worst, the median and the best image are "
-        "shown, then some of the rest, drawn with the same seed."
+        f"{start} {by} The worst, the median and the best image are shown, then some of the rest, drawn with the same "
+        "seed. Choose a picture to enlarge it."
     )
 
 
 def ranked_over(track: Track) -> list[int]:
-    """Find the train ids of the classes that rank the pictures: those known before the last step, else all."""
-    return track.old or list(range(track.space.num_classes))
+    """Find the train ids of the classes that rank the pictures: all but the background, unless it is the only one."""
+    every = range(track.space.num_classes)
+    return [c for c in every if c != track.background] or list(every)
 
 
 def ranking_text(track: Track, extends: bool = False) -> str:
@@ -328,9 +335,19 @@ def ranking_text(track: Track, extends: bool = False) -> str:
             f"Ranked over {new} and everything else together. Background pixels may show old classes, so they are not "
             "judged unless they are called a new class."
         )
-    names = some([track.space.names[c] for c in ranked_over(track)], 20)
-    which = f"known before step {track.steps[-1]}" if track.old else "of the model"
-    return f"Ranked over the classes {which}: {names}."
+    parts = _old_and_new(track)
+    told = "; ".join(
+        f"{name}{': ' if name else ''}{some([track.space.names[c] for c in ids], 20)}" for name, ids in parts
+    )
+    return f"Ranked over {told}."
+
+
+def _old_and_new(track: Track) -> list[tuple[str, list[int]]]:
+    """Part the classes that rank the pictures into old and new ones; one part without a name where none is old."""
+    ranked, old = ranked_over(track), set(track.old)
+    parts = [("old", [c for c in ranked if c in old]), ("new", [c for c in ranked if c not in old])]
+    found = [(name, ids) for name, ids in parts if ids]
+    return found if len(found) > 1 else [("", ranked)]
 
 
 def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int, seed: int) -> list[Grid]:
@@ -343,9 +360,9 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
     known = {track.name: track for track in tracks}
     found = [one for name in known for one in found if one.name == name]  # domains in the order of the tracks
     each = rows if len({one.name for one in found}) == 1 else 1
-    old = {name: ranked_over(track) for name, track in known.items()}
+    ranked = {name: ranked_over(track) for name, track in known.items()}
     sizes = {name: t.space.num_classes for name, t in known.items()}
-    chosen = choose(found, old, sizes, each, seed)
+    chosen = choose(found, ranked, sizes, each, seed)
     steps = sorted({step for one in found for step in one.predictions})
     result = []
     for name in dict.fromkeys(one.name for one in chosen):
@@ -354,10 +371,21 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
             {c for one in mine for ids in (one.label, *one.predictions.values()) for c in np.unique(ids)}
         )
         space, colours = known[name].space, palette(known[name].space.num_classes)
-        legend = [(css(colours[c]), space.names[c]) for c in present if c < space.num_classes]
+        numbered = space.num_classes > SAFE
+        legend = [
+            (css(colours[c]), f"{c} {space.names[c]}" if numbered else space.names[c])
+            for c in present
+            if c < space.num_classes
+        ]
         track, extends = known[name], any(one.old is not None for one in mine)
         start = mine[0].deployed
-        titles = ["deployed model" if step == start else f"after step {step}" for step in steps]
+        last = (
+            f"after step {steps[-1]}" if start is None else "extended model" if extends else "refined model"
+        )
+        titles = [
+            last if step == steps[-1] else "deployed model" if step == start else f"after step {step}"
+            for step in steps
+        ]
         heads = ["image", "truth", *titles, "change"]
         rows_shown = [_row(one, steps, side, track) for one in mine]
         result.append(
@@ -366,27 +394,110 @@ def grids(found: Sequence[Looked], tracks: Sequence[Track], side: int, rows: int
     return result
 
 
+def alternating(found: Sequence[Looked]) -> dict[str, float]:
+    """Map each domain or branch to the share of pixels that alternate like a checkerboard with the last model.
+
+    It is the mean over its images, beyond what their labels have, at the distance of 1, 2 or 4 pixels that has most.
+    """
+    result = {}
+    for name in dict.fromkeys(one.name for one in found):
+        mine = [one for one in found if one.name == name and one.predictions]
+        each = [[alternation(one.last, k) - alternation(one.label, k) for one in mine] for k in (1, 2, 4)]
+        if mine:
+            result[name] = max(0.0, *(float(np.mean(values)) for values in each))
+    return result
+
+
 def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureRow:
+    names = track.space.names if track.space.num_classes > SAFE else ()
     shown: list[Picture | None] = [
-        Picture(photo(one.image, side), f"test image {one.id}"),
-        Picture(labels(one.label, side), f"true classes of {one.id}"),
+        Picture(photo(one.image, side), f"test image {one.id}", photo=max(one.image.shape[:2]) >= side),
+        Picture(labels(one.label, side), f"true classes of {one.id}", places=places(one.label, names)),
     ]
     for step in steps:
         ids = one.predictions.get(step)
         text = f"classes of {one.id} after step {step}"
-        shown.append(None if ids is None else Picture(labels(ids, side), text))
+        note = _note(one, track, step)
+        shown.append(
+            None if ids is None else Picture(labels(ids, side), text, note=note, places=places(ids, names))
+        )
     shown.append(
         Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
-    ranked = [track.space.names[c] for c in ranked_over(track) if (one.label == c).any()]
-    which = some(ranked, 6) if one.old is None else "the new classes and everything else"
-    score = "" if one.score is None else f" · mean IoU {percent(one.score)} over {which}"
-    return PictureRow(one.kind.capitalize(), f"{one.id}{score}", shown)
+    return PictureRow(one.kind.capitalize(), " · ".join([one.id, *_scores(one, track)]), shown)
 
 
-def change_legend() -> list[tuple[str, str]]:
-    """Explain the colours of the last column."""
-    return [(css(colour), text) for colour, text in zip(CHANGE_COLOURS, _CHANGE_TEXT, strict=True)]
+def _note(one: Looked, track: Track, step: int) -> str:
+    """Say what one step's model reaches in the image, over the classes that it knew; "" where that means nothing."""
+    if one.old is not None or step not in one.predictions or step not in track.steps:
+        return ""
+    known = track.spaces[track.steps.index(step)].num_classes
+    classes = [c for c in ranked_over(track) if c < known]
+    value = image_score(one, classes, track.space.num_classes, step)
+    return "" if value is None else f"mIoU {percent(value)}"
+
+
+_GRAIN = 64
+"""Pixels of the longer side on which the middle of a region is looked for."""
+_LEAST_AREA = 0.006
+"""Smallest share of a picture that a region's class must have to be numbered."""
+
+
+def places(ids: np.ndarray, names: Sequence[str]) -> list[Place]:
+    """Find where the number of each class is written on a picture: in the middle of the thickest part of its regions.
+
+    Args:
+        ids: (H, W) train ids.
+        names: of the classes; () = no numbers, as where colours tell all classes apart.
+    """
+    coarse = ids[:: -(-max(ids.shape) // _GRAIN), :: -(-max(ids.shape) // _GRAIN)]
+    found = []
+    for c in np.unique(coarse).tolist() if names else ():
+        inside = coarse == c
+        if c >= len(names) or inside.mean() < _LEAST_AREA:
+            continue
+        while inside.any():  # peel until nothing is left: what goes last lies deepest
+            last = inside
+            padded = np.pad(inside, 1)
+            inside = (
+                padded[1:-1, 1:-1]
+                & padded[:-2, 1:-1]
+                & padded[2:, 1:-1]
+                & padded[1:-1, :-2]
+                & padded[1:-1, 2:]
+            )
+        rows, columns = np.nonzero(last)
+        row, column = rows[len(rows) // 2], columns[len(rows) // 2]
+        height, width = coarse.shape
+        found.append(
+            Place(
+                left=round(100 * (int(column) + 0.5) / width, 1),
+                top=round(100 * (int(row) + 0.5) / height, 1),
+                text=str(c),
+                name=names[c],
+            )
+        )
+    return found
+
+
+def _scores(one: Looked, track: Track) -> list[str]:
+    """Say how well the last model does on one image: over old and over new classes apart, each with its classes."""
+    if one.score is None:
+        return []
+    if one.old is not None:
+        return [f"mean IoU {percent(one.score)} over the new classes and everything else"]
+    said = []
+    for name, ids in _old_and_new(track):
+        shown = some([track.space.names[c] for c in ids if (one.label == c).any()], 6)
+        value = percent(image_score(one, ids, track.space.num_classes)) if shown else ""
+        over = f"{name} classes" if name else "classes"
+        said.append(f"{over} {value} ({shown})" if shown else f"no {over} in it")
+    return [f"mean IoU {percent(one.score)}", *said] if len(said) > 1 else [f"mean IoU of {said[0]}"]
+
+
+def change_legend(words: Words) -> list[tuple[str, str]]:
+    """Explain the colours of the last column that this kind of run can have."""
+    return [(css(colour), text) for colour, text in zip(CHANGE_COLOURS, words.changes, strict=True) if text]
 
 
 def css(colour: Sequence[int]) -> str:

@@ -59,11 +59,11 @@ def provenance(results: Results) -> dict[str, Any]:
     record, config = results.record, results.config
     facts = {
         "seed": config.seed,
-        "configuration (SHA-256)": record.hash,
         **{f"{name} version": value for name, value in record.versions.items()},
         "machine": record.machine,
         "CPU threads": record.threads,
         "started": text(record.argv) or FROM_PYTHON,
+        "configuration (SHA-256)": record.hash,
     }
     models = [
         {"step": step.index, "model": step.final.digest, "continues": step.final.parent or UNDEFINED}

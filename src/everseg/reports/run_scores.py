@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
 from everseg.display import OnceADictionary, Piece, Result, Table, figure, for_files, percent, points, table
-from everseg.engine.rescore import Scores
+from everseg.engine.rescore import Scores, without_absent
 from everseg.reports import terminal
 
 
@@ -23,12 +23,12 @@ class RunStep(OnceADictionary, Scores):
     """The classes that the step taught, without background. In joint training these are all classes."""
 
     def shown(self) -> Iterator[Piece]:
-        yield self.table(f"step {self.index}" + ("" if self.name == "default" else f", {self.name}"))
+        yield from self.tables(f"step {self.index}" + ("" if self.name == "default" else f", {self.name}"))
 
     def to_json(self) -> dict[str, Any]:
         first = {"index": self.index, "name": self.name, "branch": self.branch, "classes": list(self.classes)}
         rest = {key: value for key, value in asdict(self).items() if key != "new_classes"}
-        return {**first, **rest, **first}
+        return {**first, **without_absent(rest), **first}
 
 
 @dataclass(frozen=True)

@@ -127,15 +127,16 @@ def demo_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Show what every step sees: images and leaks per step, then images, pixels and weights per class.
+    """Show what every step sees: images and leaks per step, then pixels, then images, pixels and weights per class.
+
+    Three tables instead of one fit into a terminal of 80 columns.
 
     Args:
         steps: what `everseg.scenarios.summary.summarise` gives.
     """
     domains = any(step.get("domains") for step in steps)
-    head = ["background px", "ignored px", "old px hidden", "future px hidden"]
     overview = table(
-        ["step", *(["domains"] if domains else []), "new classes", "train", "test", *head, "shared"],
+        ["step", *(["domains"] if domains else []), "new classes", "train", "test", "shared images"],
         [
             [
                 step["index"],
@@ -143,18 +144,29 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
                 some(step["new_classes"], 8),
                 step["train"],
                 step["test"],
-                f"{step['background_pixels']:,}",
-                f"{step['ignored_pixels']:,}",
-                f"{sum(step['hidden']['old'].values()):,}",
-                f"{sum(step['hidden']['future'].values()):,}",
                 ", ".join(f"{n} with step {i}" for i, n in step["leaks"]["shared_images"].items())
                 or UNDEFINED,
             ]
             for step in steps
         ],
-        title="What every step sees (hidden: pixels of old or future classes trained as background or ignored; "
-        "shared: training images another step uses too)",
-        right="|".join(["step", "train", "test", *head]),
+        title="What every step sees (shared images: training images that another step uses too)",
+        right="step|train|test",
+    )
+    head = ["background", "ignored", "old classes", "future classes"]
+    hidden = table(
+        ["step", *head],
+        [
+            [
+                step["index"],
+                f"{step['background_pixels']:,}",
+                f"{step['ignored_pixels']:,}",
+                f"{sum(step['hidden']['old'].values()):,}",
+                f"{sum(step['hidden']['future'].values()):,}",
+            ]
+            for step in steps
+        ],
+        title="Pixels trained as background, ignored, and those of them that are hidden old or future classes",
+        right="|".join(["step", *head]),
     )
     weighted = any(step.get("class_weights") for step in steps)
     rows = []
@@ -165,4 +177,4 @@ def scenario_tables(steps: Sequence[Mapping[str, Any]]) -> list[Table]:
             rows.append([step["index"], name, entry["images"], f"{entry['pixels']:,}", *shown])
     columns = ["step", "class", "images", "pixels", *(["weight"] if weighted else [])]
     classes = table(columns, rows, title="Labelled in training", right="step|images|pixels|weight")
-    return [overview, classes]
+    return [overview, hidden, classes]

@@ -23,7 +23,7 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     width = shutil.get_terminal_size((160, 0)).columns
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     first, *middle, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
-    widths = [first, *(min(natural, width // 3) for natural in middle)]
+    widths = [first, *(min(natural, width // 5) for natural in middle)]
     widths.append(max(20, width - sum(widths) - 2 * len(widths)))
     lines = []
     for row in cells:

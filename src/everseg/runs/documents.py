@@ -1,4 +1,4 @@
-"""The documents of a run folder: what stands in each of them (`everseg.runs.shapes`)."""
+"""The documents of run folders and bundles: what stands in each of them (`everseg.runs.shapes`)."""
 
 from __future__ import annotations
 
@@ -68,6 +68,20 @@ SCENARIO = entries({"steps": _steps}, {"notes": many(TEXT)})
 """scenario.json."""
 
 _MEAN = entries({group: or_none(NUMBER) for group in ("all", "base", "old", "new")})
+_THREE = entries({name: or_none(NUMBER) for name in ("mean", "median", "lowest")})
+_EACH = entries({name: many(or_none(NUMBER)) for name in ("mean", "median", "lowest")})
+_PER_IMAGE = entries(
+    {
+        "images": COUNT,
+        "iou": _THREE,
+        "dice": _THREE,
+        "class_iou": _EACH,
+        "class_dice": _EACH,
+        "class_images": many(COUNT),
+        "class_false_alarms": many(COUNT),
+        "worst": many(entries({"image": TEXT, "iou": NUMBER, "dice": NUMBER})),
+    }
+)
 _SCORES = entries(
     {"miou": _MEAN, "classes": many(TEXT), "new_classes": many(TEXT), "class_iou": many(or_none(NUMBER))},
     {
@@ -77,6 +91,13 @@ _SCORES = entries(
         "frequency_weighted_iou": or_none(NUMBER),
         "harmonic_mean": or_none(NUMBER),
         "class_accuracy": many(or_none(NUMBER)),
+        "dice": _MEAN,
+        "dice_without_background": _MEAN,
+        "class_dice": many(or_none(NUMBER)),
+        "boundary_iou": _MEAN,
+        "boundary_iou_without_background": _MEAN,
+        "class_boundary_iou": many(or_none(NUMBER)),
+        "per_image": _PER_IMAGE,
         "branch": TEXT,
     },
 )
@@ -113,3 +134,67 @@ LINE = entries(
 
 SWEEP = entries({"runs": many(entries({"name": TEXT}))}, {"threads": or_none(THREADS)})
 """sweep.json."""
+
+_IMAGES = entries({"data": TEXT, "images": COUNT, "sha256": TEXT})
+_OLD_ON_NEW = entries({"pixels": COUNT})
+_STEP_SCORES = entries(
+    {"miou": named(or_none(NUMBER)), "class_iou": named(or_none(NUMBER))},
+    {"miou_without_background": named(or_none(NUMBER)), "old": or_none(many(_OLD_ON_NEW))},
+)
+_KEPT = entries({}, {"share": or_none(NUMBER), "how": TEXT})
+
+
+def _kept(value: Any, key: str, problems: list[str]) -> None:
+    _KEPT(value, key, problems)
+    if value and not problems and not {"share", "how"} <= set(value):
+        problems.append(f"{key}: expected share and how")
+
+
+_PARITY = entries(
+    {"source": TEXT, "sizes": many(many(COUNT)), "logit_difference": NUMBER, "equal_pixels": NUMBER}
+)
+LINEAGE = entries(
+    {
+        "steps": one("the number of steps", lambda value: type(value) is int and 0 <= value < 2**31),
+        "parent": or_none(SHA256),
+        "history": many(
+            entries(
+                {
+                    "step": COUNT,
+                    "method": TEXT,
+                    "classes": many(TEXT),
+                    "train": many(_IMAGES),
+                    "test": many(_IMAGES),
+                    "scores": named(_STEP_SCORES),
+                },
+                {"run": TEXT, "extends": or_none(SHA256), "kept": or_none(_kept)},
+            )
+        ),
+    },
+    {
+        "parity": named(_PARITY),
+        "final": or_none(TEXT),
+        "method": or_none(TEXT),
+        "source": or_none(TEXT),
+        "recipe": or_none(named(named(lambda value, key, problems: None))),
+    },
+)
+"""lineage.json of a bundle."""
+
+_GROUP = entries({"params": many(TEXT)})
+STATE = entries(
+    {"iteration": COUNT, "total": COUNT, "processes": COUNT},
+    {
+        "scaler": or_none(named(_ANY_NUMBER)),
+        "optimizer": entries(
+            {
+                "class": TEXT,
+                "groups": many(_GROUP),
+                "scalars": named(
+                    named(or_none(one("a plain value", lambda value: type(value) in (int, float, bool, str))))
+                ),
+            }
+        ),
+    },
+)
+"""state.json of a checkpoint."""

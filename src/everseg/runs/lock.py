@@ -133,8 +133,8 @@ def _check(path: Path, mine: bytes) -> None:
         return
     what = "was deleted" if found is None else f"was taken over by {found.name}"
     raise ConfigError(
-        f"{path} {what} while this process was paused or cut off; it ends without writing, and the run is that "
-        "of whoever goes on with it; the same command continues it once nobody writes there"
+        f"{path} {what} while this process was paused or cut off; it stops here and writes nothing more. "
+        "Another process may have continued the run; once none writes there, the same command continues it"
     )
 
 
@@ -233,7 +233,7 @@ def _watched(path: Path, found: _Found, say: Callable[[str], None]) -> bool:
     """
     beat, lease = found.seconds("beat", BEAT), found.seconds("lease", LEASE)
     say(
-        f"{path.parent} was last written by {found.name}; watching for at most {lease:.0f} s whether it still lives"
+        f"{path.parent} was last written by {found.name}; waiting up to {lease:.0f} s to see whether it still runs"
     )
     start = time.monotonic()
     while True:
@@ -249,7 +249,7 @@ def _watched(path: Path, found: _Found, say: Callable[[str], None]) -> bool:
             return False
         if now.changed != found.changed:
             raise ConfigError(
-                f"{path.parent} is in use by {found.name}, which gives signs of life; wait for it or stop it"
+                f"{path.parent} is in use by {found.name}, which is still running; wait for it or stop it"
             )
 
 

@@ -150,7 +150,7 @@ def read_memory(folder: Path, committed: Committed | None = None) -> Memory | No
     # An image that came with a bundle may be met again in the data: as another one, with annotations of its own.
     keys = Counter((kept.image.dataset, kept.image.split, kept.image.id, kept.image.steps) for kept in found)
     if twice := ["/".join(key[:3]) for key, number in keys.items() if number > 1]:
-        problems.append(f"images: {some(twice, 4)} stands twice")
+        problems.append(f"images: {some(twice, 4)} appears twice")
     if problems:
         raise CheckpointError(
             f"{path} is damaged: {some(problems, 8, between='; ')}; restore it or start again under another name"

@@ -25,18 +25,18 @@ from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.models.stored import Sizes
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
+from everseg.runs.documents import LINEAGE as LINEAGE_SHAPE
 from everseg.runs.input_form import InputForm
+from everseg.runs.place import LINEAGE, MODEL, what_is
 from everseg.types import Readout
 
-FILE = "classes.json"
+FILE = MODEL
 FORMAT = 2
 """Number of the layout. Files of layout 1 hold no number. A higher number is refused, because the keys of that layout
 may have another meaning.
 
 A new key does not raise the number: this everseg keeps keys that it does not know, and ignores them."""
 WEIGHTS = "model.safetensors"
-LINEAGE = "lineage.json"
-"""File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED_WIDE
 """Number of lasting ids that fit a mask of 16 bits. The next number marks ignored pixels."""
 _RAW_IDS = range(-16, 65536)
@@ -106,7 +106,7 @@ class ModelFile:
         """
         if self.registry is None:
             raise CheckpointError(
-                f"{where} is no bundle: its {FILE} gives the classes no lasting ids; make one with: everseg export"
+                f"{where} is not a bundle: its {FILE} gives the classes no lasting ids; make one: everseg export RUN"
             )
         return self.registry
 
@@ -154,7 +154,9 @@ def model_folder_at(path: Path) -> Path:
     """
     folder = path / "final" if (path / "final").is_dir() else path
     if not is_model_folder(folder):
-        raise CheckpointError(f"{folder} holds no model: give a run folder, or a step's `final` folder")
+        raise CheckpointError(
+            f"{path} {what_is(path)}; give a run folder, a bundle, or a step's `final` folder"
+        )
     return folder
 
 
@@ -292,14 +294,7 @@ def read_lineage(bundle: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    lineage = read_document(bundle / LINEAGE, "steps", "history")
-    problems = []
-    if type(lineage["steps"]) is not int or not 0 <= lineage["steps"] < 2**31:
-        problems.append("steps: expected the number of steps")
-    if not _is_list_of(lineage["history"], dict):
-        problems.append("history: expected an entry for each step")
-    _raise_damage(bundle / LINEAGE, problems)
-    return lineage
+    return read_document(bundle / LINEAGE, shape=LINEAGE_SHAPE)
 
 
 # ---------------------------------------------------------------- reading

@@ -142,6 +142,11 @@ class StepResults:
         return self.folder.images(self.index, self.counts, self._scored[1])
 
     @cached_property
+    def boundary(self) -> dict[str, np.ndarray]:
+        """Name of the results -> `RunFolder.boundary`."""
+        return self.folder.boundary(self.index, self._scored[1])
+
+    @cached_property
     def before(self) -> dict[str, np.ndarray]:
         """Name of the results -> counts of the deployed model on the same images, (C, C); {} but in extensions."""
         return self.folder.before(self.index, self._scored[1])

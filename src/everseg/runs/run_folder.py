@@ -39,9 +39,9 @@ from everseg.runs.input_form import InputForm
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory
 from everseg.runs.model_folder import ModelFile, load_model, read_model_file, save_model
+from everseg.runs.place import RECORD, what_is
 from everseg.scenarios.steps import Step
 
-RECORD = "run.json"
 SCENARIO_FILE = "scenario.json"
 MOST_SCENARIO = 256 * MB
 """Bytes of a scenario.json: it holds a table of up to 65,536 ids for every source of every step."""
@@ -161,7 +161,7 @@ class RunFolder:
         path = self.path / RECORD
         if not path.is_file():
             raise CheckpointError(
-                f"{self.path} is not a run folder (no run.json); give the folder a run was written to"
+                f"{self.path} {what_is(self.path)}; this needs a run folder, the one that holds {RECORD} (runs/NAME)"
             )
         stored = read_document(path, shape=RUN)
         threads, versions, argv = stored["threads"], stored.get("versions") or {}, stored.get("argv") or []
@@ -314,6 +314,7 @@ class RunFolder:
         images: dict[str, np.ndarray] | None = None,
         before: dict[str, np.ndarray] | None = None,
         others: dict[str, np.ndarray] | None = None,
+        boundary: dict[str, np.ndarray] | None = None,
     ) -> None:
         """Write a step's confusion counts (total and per image), then its scores, which mark the step as scored.
 
@@ -322,12 +323,14 @@ class RunFolder:
         Args:
             before: counts of the deployed model on the same images, if the run extends one.
             others: see `others`.
+            boundary: see `boundary`.
         """
         files = {}
         for stem, arrays, kind in (
             ("before", before or {}, np.int64),
             ("others", others or {}, np.uint32),
             ("images", images or {}, np.uint32),
+            ("boundary", boundary or {}, np.uint32),
             ("confusion", counts, np.int64),
         ):
             if arrays:
@@ -372,7 +375,9 @@ class RunFolder:
         found = self._arrays(index, "confusion.npz", np.int64, self._listed(index, files))
         for name, each in found.items():
             if each.ndim != 2 or each.shape[0] != each.shape[1] or each.min(initial=0) < 0:
-                raise self._unfit(index, f"confusion.npz is damaged: '{name}' is no square table of counts")
+                raise self._unfit(
+                    index, f"confusion.npz is damaged: '{name}' is not a square table of counts"
+                )
         return found
 
     def images(
@@ -396,7 +401,9 @@ class RunFolder:
         for name, each in found.items():
             assert counts is not None
             if each.ndim != 3 or each.shape[1] != 3:
-                raise self._unfit(index, f"images.npz is damaged: '{name}' is no table of counts per image")
+                raise self._unfit(
+                    index, f"images.npz is damaged: '{name}' is not a table of counts per image"
+                )
             if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
                 raise self._unfit(index, "images.npz does not fit confusion.npz beside it")
         return found
@@ -427,6 +434,17 @@ class RunFolder:
             CheckpointError: the file is damaged or changed.
         """
         return self._further(index, "others.npz", np.uint32, files)
+
+    def boundary(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
+        """Read the boundary counts per test image, (N, 3, C) as `metrics.boundary_sums`; {} where none were asked for.
+
+        Args:
+            files: as for `counts`.
+
+        Raises:
+            CheckpointError: the file is damaged or changed.
+        """
+        return self._further(index, "boundary.npz", np.uint32, files)
 
     def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:
         listed = self._listed(index, files)

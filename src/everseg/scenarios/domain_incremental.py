@@ -335,8 +335,8 @@ def _check_void_outputs(steps: Sequence[Step]) -> None:
             if SYNTHETIC_VOID in space.order[:-1]:
                 new = ", ".join(space.names[space.num_classes - number :])
                 problems.append(
-                    f"scenario.void_channel: step {step.index} adds {new} to the branch '{branch}', whose void output "
-                    "cannot be followed by classes; give the domain a branch of its own, or rename its classes"
+                    f"scenario.void_channel: step {step.index} adds {new} to the branch '{branch}', but a branch with "
+                    "a void output cannot get further classes; give the domain its own branch, or rename its classes"
                 )
     if problems:
         raise ConfigError(problems)

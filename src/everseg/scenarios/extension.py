@@ -135,14 +135,14 @@ class Known:
     def __init__(self, spaces: Mapping[str, LabelSpace], next_id: int, steps: int, where: str | Path) -> None:
         if len(spaces) > 1:
             raise ConfigError(
-                f"{where} has several branches ({', '.join(spaces)}); a bundle with one is extended. A step over one "
-                "of several, or a new domain, has to keep the others too: give such a sequence as one run "
-                "(scenario.kind=domain-incremental, where a domain met again grows by add: [...])"
+                f"extend works only on models with one branch; {where} has several branches: {', '.join(spaces)}. "
+                "Train new classes or domains in one run from the start (scenario.kind=domain-incremental; "
+                "add: [...] teaches further classes of a domain)"
             )
         ((self.branch, self.space),) = spaces.items()
         if self.space.background not in (0, None):
             raise ConfigError(
-                f"{where}: the background is output {self.space.background} of its model, and must be its first"
+                f"{where}: the background must be the model's first output, but is output {self.space.background}"
             )
         self.next_id, self.steps = next_id, steps
 

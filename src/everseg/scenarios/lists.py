@@ -131,8 +131,8 @@ def resolve_lists(config: ScenarioConfig, dataset: Dataset, num_steps: int) -> l
     expected = published_length(dataset.name)
     if len(split) != expected:
         raise DataError(
-            f"scenario.lists: the published lists of {dataset.name} are positions in a training split of "
-            f"{expected} images, this one has {len(split)}; complete the data set, or leave scenario.lists out"
+            f"scenario.lists: the published lists of {dataset.name} need the full training split ({expected} images); "
+            f"yours has {len(split)}; complete the data set, or leave scenario.lists out"
         )
     return lists
 
@@ -287,7 +287,7 @@ def _ids(lines: Sequence[str], position: Mapping[str, int]) -> np.ndarray:
     unknown = [line for line in lines if line not in position]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(lines)} lines are no ids of the training split, while others are, "
+            f"{len(unknown)} of {len(lines)} lines are not ids of the training split, but other lines are; "
             f"first '{unknown[0]}'{near_miss(unknown[0], position)}"
         )
     return np.array([position[line] for line in lines], np.int64)

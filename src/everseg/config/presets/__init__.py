@@ -8,7 +8,7 @@ voc-15-5-joint (all classes at once, scored in the task's groups), voc-offline-f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -145,6 +145,53 @@ def entries(contains: str = "") -> list[Entry]:
     found = [group for group in groups if any(contains in name for name in group)]
     published = [group for group in found if any(map(_listed, group))]
     return [_entry(group) for group in published or found]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The published presets under one title, and how their names are made."""
+
+    title: str
+    names: str
+    """How a name is made, such as "voc-TASK-METHOD"."""
+    parts: dict[str, tuple[str, ...]]
+    """"tasks" or "domains", "protocols" and "methods" -> what may stand in a name."""
+    number: int
+    """Number of presets."""
+    example: str
+    """One of them."""
+
+
+def groups() -> list[Group]:
+    """Summarise the published presets by their titles, in the order of `entries`."""
+    found: dict[str, list[str]] = {}
+    for name in names():
+        found.setdefault(title(name), []).append(name)
+    return [_group(heading, members) for heading, members in found.items()]
+
+
+def _group(heading: str, members: list[str]) -> Group:
+    domain, table = _domain_table(), _table()
+
+    def distinct(values: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(values))
+
+    example = next((name for name in members if name.endswith(("-mib", "-mdil"))), members[0])
+    if members[0] in domain:
+        chosen = [domain[name] for name in members]
+        parts = {"domains": distinct(one.sequence for one in chosen)}
+        parts["methods"] = distinct(one.method for one in chosen)
+        return Group(heading, "DOMAINS-METHOD", parts, len(members), example)
+    own = [table[name] for name in members]
+    pattern = f"{own[0].data}-TASK[-PROTOCOL]-METHOD"
+    if any(name == f"{one.data}-{one.method}" for name, one in zip(members, own, strict=True)):
+        pattern = f"{own[0].data}[-TASK][-PROTOCOL]-METHOD"
+    parts = {
+        "tasks": distinct(one.task for one in own),
+        "protocols": distinct(one.protocol for one in own),
+        "methods": distinct(one.method for one in own),
+    }
+    return Group(heading, pattern, parts, len(members), example)
 
 
 def _listed(name: str) -> bool:

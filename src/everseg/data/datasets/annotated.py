@@ -22,7 +22,7 @@ from everseg.config.yaml import read as read_yaml
 from everseg.data.base import Dataset
 from everseg.data.datasets import tool_files
 from everseg.data.datasets.coco import CocoSplit, Item, same_ids, with_size
-from everseg.data.datasets.coco_shapes import Picture, packed_runs
+from everseg.data.datasets.coco_shapes import FOREIGN, Picture, packed_runs
 from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import division_of
 from everseg.data.datasets.file_names import FileIndex, FileNote, split_in_name, walk, without_ending
@@ -230,15 +230,25 @@ def _parsed(base: Path, tool: str, index: FileIndex, reading: Reading) -> Parsed
 
 
 def _drawn(path: Path, tool: str, reading: Reading) -> list[Drawn]:
-    """Parse one file; [] if the tool did not write it."""
+    """Parse one file; [] if the tool did not write it.
+
+    Raises:
+        DataError: it cannot be understood.
+    """
     content = _content(path)
     if not _KINDS[tool](content):
         return []
-    if tool == "labelme":
-        return [tool_files.labelme(content)]
-    if tool == "supervisely":
-        return [tool_files.supervisely(content)]
-    return tool_files.v7(content) if tool == "v7" else tool_files.label_studio(content, reading)
+    try:
+        if tool == "labelme":
+            return [tool_files.labelme(content, reading)]
+        if tool == "supervisely":
+            return [tool_files.supervisely(content, reading)]
+        parse = tool_files.v7 if tool == "v7" else tool_files.label_studio
+        return parse(content, reading)
+    except FOREIGN as error:
+        raise DataError(
+            f"{path}: is not of the form that {tool} writes ({type(error).__name__}: {error}); export it again"
+        ) from None
 
 
 def _supervisely_image(inside: str) -> str:

@@ -551,7 +551,7 @@ def read_file(base: Path, path: Path, reading: Reading | None = None) -> CocoFil
         path = path.resolve()
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in LISTS):
         raise DataError(
-            f"{path}: is not of COCO's form: expected an object with the lists {', '.join(LISTS)}"
+            f"{path}: does not look like COCO annotations: expected an object with the lists {', '.join(LISTS)}"
         )
     faults: list[str] = []
     warnings: list[str] = []
@@ -591,7 +591,9 @@ def read_json(base: Path, path: Path, reading: Reading) -> Any:
                 f"{path}: lies outside of the data folder {base}; copy it there, or set data.options.follow_links=true"
             )
         if not real.is_file() or real.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: is no file, or larger than {MAX_BYTES >> 30} GB; cut it into several")
+            raise DataError(
+                f"{path}: is not a file, or is larger than {MAX_BYTES >> 30} GB; cut it into several"
+            )
         return json.loads(read_regular(real, MAX_BYTES))
     except (OSError, RuntimeError, UnreadableError) as error:
         if isinstance(error, RecursionError):
@@ -615,7 +617,7 @@ def _categories(items: list[Any], faults: list[str]) -> tuple[dict[int, str], fr
             faults.append(f"categories[{number}] needs a whole number as id, and a name")
         elif key in found or find_name(item["name"], found.values()) is not None:
             faults.append(
-                f"categories[{number}]: id {item['id']} or name {shown(item['name'])} stands there twice"
+                f"categories[{number}]: id {item['id']} or name {shown(item['name'])} appears twice"
             )
         else:
             found[key] = item["name"]
@@ -639,7 +641,7 @@ def _pictures(items: list[Any], faults: list[str]) -> dict[Any, Picture]:
             or name in files
         ):
             faults.append(
-                f"images[{number}]: id {shown(item['id'])} or file {shown(name)} is wrong or stands there twice"
+                f"images[{number}]: id {shown(item['id'])} or file {shown(name)} is wrong or appears twice"
             )
         elif "\0" in name or not parts_of(name) or ".." in parts_of(name):
             faults.append(f"images[{number}]: file {shown(name)} leads out of the data folder")

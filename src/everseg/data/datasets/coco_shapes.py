@@ -14,10 +14,14 @@ from everseg.config.checks import shown
 from everseg.errors import DataError, some
 from everseg.labels import IGNORED
 
+FOREIGN = (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError)
+"""What parsing annotations may raise beside DataError where lists, texts and numbers stand in each other's places."""
 BOXES = ("void", "fill")
 """What becomes of an object that has a box and no shape."""
 MAX_OUTLINE = 2_000_000
 """Pixels along one polygon; of longer ones the library would take memory without asking (about 50 bytes per pixel)."""
+MOST_DRAWN, MOST_RUNS = 20_000_000_000, 50_000_000
+"""Pixels and runs of pixels that all objects of an image may draw together: about half a minute."""
 _SHOWN = 8
 _NOT_PACKED = re.compile("[^0-o]|[P-o]{7}")
 """A character that packed run lengths do not have, or a number of more than 35 bits."""
@@ -84,6 +88,7 @@ def draw(
     faults: list[str] = []
     said = [] if remarks is None else remarks
     open_boxes: list[list[int]] = []
+    drawn = drawn_runs = 0
     for number, (category, segmentation) in enumerate(picture.objects):
         name = picture.called(number)
         has_shape = not is_empty(segmentation)
@@ -98,6 +103,12 @@ def draw(
         except DataError as error:
             faults.append(f"{name}: {error}")
             continue
+        drawn, drawn_runs = drawn + int(runs[1::2].sum()), drawn_runs + runs.size // 2
+        if drawn > MOST_DRAWN or drawn_runs > MOST_RUNS:
+            raise DataError(
+                f"its objects up to {name} cover {drawn} pixels in {drawn_runs} runs, and it has {height * width}; "
+                "objects that lie on each other so often are no annotation"
+            )
         # A last run of 0 has no run of 1 after it.
         ends = np.cumsum(runs).tolist()
         if has_shape and not runs[1::2].any():
@@ -139,14 +150,14 @@ def _runs(segmentation: Any, height: int, width: int, name: str, remarks: list[s
     if all(isinstance(part, dict) for part in segmentation):
         ones = [_runs(part, height, width, name, remarks) for part in segmentation if not is_empty(part)]
         return _union(ones, height * width)
-    if all(map(_is_number, segmentation)) or (
-        len(segmentation) > 2 and all(_is_point(part) for part in segmentation)
+    if all(map(is_number, segmentation)) or (
+        len(segmentation) > 2 and all(is_point(part) for part in segmentation)
     ):
         segmentation = [segmentation]  # one polygon without the list around it
     parts = []
     for part in segmentation:
         points = part
-        if isinstance(part, list) and len(part) > 2 and all(_is_point(point) for point in part):
+        if isinstance(part, list) and len(part) > 2 and all(is_point(point) for point in part):
             points = [number for point in part for number in point]
         if _check_polygon(points, height, width, alone=len(segmentation) == 1):
             parts.append(points)
@@ -170,7 +181,7 @@ def _union(runs: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def _box_runs(box: Any, height: int, width: int) -> np.ndarray:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
         raise DataError(f"no shape, and the box {shown(box)}, expected [left, top, width, height]")
     left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
     corners = [left, top, right, top, right, bottom, left, bottom]
@@ -183,7 +194,7 @@ def _check_polygon(points: Any, height: int, width: int, *, alone: bool) -> bool
     Args:
         alone: the object has no other part. Four numbers may then be a box as well as two points.
     """
-    if not isinstance(points, list) or len(points) % 2 or not all(map(_is_number, points)):
+    if not isinstance(points, list) or len(points) % 2 or not all(map(is_number, points)):
         raise DataError("a polygon that is not at least three points x, y")
     if len(points) == 4 and alone:
         raise DataError(
@@ -204,16 +215,18 @@ def _is_outside(points: list[Any], height: int, width: int) -> bool:
     return bool(points) and (max(xs) < 0 or max(ys) < 0 or min(xs) > width or min(ys) > height)
 
 
-def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+def is_point(value: Any) -> bool:
+    """Whether a value of a file is [x, y]."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number that a picture can have: finite, and no larger than floats are exact."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
+    return is_number(value) and value == int(value)
 
 
 def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
@@ -233,7 +246,7 @@ def run_lengths(counts: Any, height: int, width: int) -> np.ndarray:
     elif isinstance(counts, list) and all(map(_is_whole, counts)):
         runs = np.array(counts, np.int64)
     else:
-        raise DataError("run lengths that are no whole numbers")
+        raise DataError("run lengths that are not whole numbers")
     if runs.size and runs.min() < 0:
         raise DataError("a run of negative length")
     # A sum of floats cannot wrap around, and it is exact up to the size of a picture.

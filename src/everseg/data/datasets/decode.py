@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -119,7 +120,7 @@ def open_inside(root: Path, relative: str, *, follow_links: bool = False) -> Bin
                 )
             info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise DataError(f"{path}: is not a regular file; replace it by the picture, or leave it out")
+            raise DataError(f"{path}: is not a regular file; put the picture in its place, or leave it out")
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError:
@@ -155,6 +156,10 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
         DataError: empty, not a picture of an allowed format, or too large.
     """
     formats = _formats(file)
+    if _has_endless_header(file):
+        raise DataError(
+            f"{shown}: its header has more than {_MOST_HEADER >> 10} KiB of comments; save the picture without them"
+        )
     try:
         with _own_limit():
             picture = Image.open(file, formats=formats)
@@ -162,6 +167,19 @@ def open_picture(file: BinaryIO, shown: Path | str, reading: Reading) -> Image.I
         raise DataError(f"{shown}: {_what_instead(file, error)}") from None
     _check_size(picture.width, picture.height, shown, reading)
     return picture
+
+
+_MOST_HEADER = 64 << 10
+"""Bytes of a PPM's header. Pillow reads it byte by byte, which takes half a minute for a comment of 50 MB."""
+
+
+def _has_endless_header(file: BinaryIO) -> bool:
+    """Whether a PPM or its like (PGM, PBM, PFM) does not state its size within `_MOST_HEADER`."""
+    begun = file.read(2)
+    head = file.read(_MOST_HEADER) if re.match(b"P[0-6fy]", begun) else b""
+    file.seek(0)
+    numbers = 2 if begun in (b"P1", b"P4") else 3  # width, height, and the largest value if it is not 1
+    return len(head) == _MOST_HEADER and len(re.sub(rb"#[^\r\n]*", b" ", head).split(maxsplit=3)) < numbers
 
 
 def _formats(file: BinaryIO) -> tuple[str, ...]:
@@ -255,7 +273,7 @@ def _all_channels(given: Any, reading: Reading, channels: Channels) -> np.ndarra
     try:
         pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
     except Exception as error:  # a foreign object may raise any exception when it is converted to an array
-        raise DataError(f"{_GIVEN}: {type(given).__name__} is no image ({error})") from None
+        raise DataError(f"{_GIVEN}: {type(given).__name__} is not an image ({error})") from None
     return join_channels([_three_axes(pixels, _GIVEN, reading)], _GIVEN, channels)
 
 
@@ -341,6 +359,9 @@ def _read_npy(file: BinaryIO, shown: Path | str, reading: Reading) -> np.ndarray
         _three_axes(
             np.broadcast_to(np.zeros((), dtype), shape), shown, reading
         )  # checked before memory is taken
+        begin, end = file.tell(), file.seek(0, os.SEEK_END)
+        if begin + math.prod(shape) * dtype.itemsize > end:
+            raise DataError(f"{shown}: {_DAMAGED.format('it holds less than its header says')}")
         file.seek(0)
         return _three_axes(np.load(file, allow_pickle=False), shown, reading)
     except DataError:
@@ -419,13 +440,13 @@ def _from_array(given: Any, reading: Reading) -> np.ndarray:
     try:
         pixels = np.asarray(given.cpu() if hasattr(given, "cpu") else given)
     except Exception as error:  # a foreign object may raise any exception when it is converted to an array
-        raise DataError(f"{_GIVEN}: {type(given).__name__} is no picture ({error})") from None
+        raise DataError(f"{_GIVEN}: {type(given).__name__} is not a picture ({error})") from None
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     shape = "x".join(map(str, pixels.shape))
     if pixels.ndim not in (2, 3) or pixels.dtype == object or 0 in pixels.shape:
         raise DataError(
-            f"{_GIVEN}: {type(given).__name__} of shape {shape or '()'} and type {pixels.dtype} is no picture; "
+            f"{_GIVEN}: {type(given).__name__} of shape {shape or '()'} and type {pixels.dtype} is not a picture; "
             "give a path, bytes, a Pillow image, or an array (H, W, 3) uint8"
         )
     if pixels.ndim == 2:
@@ -708,7 +729,7 @@ def _check_single(picture: Image.Image, shown: Path | str) -> None:
     except Exception as error:  # counting the pages reads more of the file
         raise DataError(f"{shown}: {_DAMAGED.format(error)}") from None
     if pages > 1:
-        raise DataError(f"{shown}: holds {pages} pages; save the one that is meant")
+        raise DataError(f"{shown}: holds {pages} pages; save the one page that you want")
 
 
 def _tiff_pages(picture: Image.Image) -> int:

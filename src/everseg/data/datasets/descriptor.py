@@ -12,7 +12,7 @@ from everseg.data.datasets.decode import Colour
 from everseg.data.datasets.listing import LIST_ENDINGS
 from everseg.data.datasets.options import SHARED, own_file
 from everseg.data.datasets.tiles import Tiles, tiles_of
-from everseg.errors import ConfigError, near_miss
+from everseg.errors import MOST_LISTED, ConfigError, near_miss
 from everseg.files import UnreadableError, read_text
 from everseg.labels import (
     BACKGROUND,
@@ -126,7 +126,8 @@ class _Check:
     def keys(self, prefix: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for key in found:
             if key not in known:
-                hint = near_miss(key, known, f"; known: {', '.join(known)}")
+                shown = len(self.problems) < MOST_LISTED
+                hint = near_miss(key, known, f"; known: {', '.join(known)}") if shown else ""
                 self.problems.append(f"{prefix}{key}: unknown key{hint}")
 
     def wrong(self, key: str, expected: str, value: Any) -> None:
@@ -397,7 +398,7 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
             problems.append(f"line {number}: expected 'name:red,green,blue::'")
         elif (other := find_name(name.strip(), found)) is not None:
             as_it = "" if other == name.strip() else f", once as '{other}'"
-            problems.append(f"line {number}: '{name.strip()}' stands there twice{as_it}")
+            problems.append(f"line {number}: '{name.strip()}' appears twice{as_it}")
         elif (values[0], values[1], values[2]) in found.values():
             problems.append(f"line {number}: the colour {values} is given to another class already")
         else:

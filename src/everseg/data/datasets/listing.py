@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from everseg.data.datasets.decode import (
@@ -18,7 +18,7 @@ from everseg.data.datasets.decode import (
     check_readable,
 )
 from everseg.data.datasets.file_names import SPLITS, parts_of, walk, without_ending
-from everseg.errors import ConfigError, DataError, some
+from everseg.errors import MOST_LISTED, ConfigError, DataError, some
 from everseg.files import MOST_LIST, UnreadableError, read_text
 
 """Endings of pictures, in upper or lower case. JPEG masks are not left out here: the decoder refuses and explains them.
@@ -162,8 +162,8 @@ Entry = tuple[str, list[list[str]]]
 """A line of a list, and the ways to read it: [image] or [image, mask]."""
 
 
-def read_list(path: Path, split: str = "") -> list[Entry]:
-    """Read an image list: one entry per line, `image` or `image mask`, or a CSV file.
+def read_list(path: Path, split: str = "") -> Iterator[Entry]:
+    """Yield the entries of an image list: one entry per line, `image` or `image mask`, or a CSV file.
 
     A byte order mark, CRLF, blank lines, trailing blanks and lines starting with # are tolerated. A tab, or quotation
     marks, say where a name ends; with blanks, commas and semicolons an entry has several readings. Of a CSV file with a
@@ -177,8 +177,10 @@ def read_list(path: Path, split: str = "") -> list[Entry]:
     except UnreadableError as error:
         raise DataError(f"{path}: the list of images cannot be read ({error})") from None
     if path.suffix.lower() == ".csv":
-        return [(",".join(fields), [fields]) for fields, of in _csv_rows(path, text) if of in ("", split)]
-    entries = []
+        for fields, of in _csv_rows(path, text):
+            if of in ("", split):
+                yield ",".join(fields), [fields]
+        return
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -189,8 +191,7 @@ def read_list(path: Path, split: str = "") -> list[Entry]:
                 f"{path}, line {number}: {len(readings[0])} fields, expected 'image' or 'image mask'"
                 " (separate names that hold spaces by a tab)"
             )
-        entries.append((line, readings))
-    return entries
+        yield line, readings
 
 
 def _readings(line: str) -> list[list[str]]:
@@ -327,8 +328,9 @@ class ListedFolder:
                 absent = _absent(fields, image is None, mask is None)
                 name = image[0] if image else fields[0]
                 if (split, name) not in reading.skip:
-                    left_out.append(LeftOut(f"{', '.join(absent)}: no such file", name))
                     missing += absent
+                    if reading.on_missing == "skip":
+                        left_out.append(LeftOut(f"{', '.join(absent)}: no such file", name))
         problems = []
         if outside:
             problems.append(f"{len(outside)} entries lead out of the data folder: {some(outside)}")
@@ -564,12 +566,13 @@ def files_to_predict(
     files: list[tuple[Path, Path]] = []
     missing: list[str] = []
     left_out: dict[str, list[str]] = {}
+    real = _Places()
     for path in map(Path, paths):
         if path.is_dir():
             below = None if out.resolve() == path.resolve() else out.resolve()
             for found in sorted(p for p in path.rglob("*") if not p.is_dir()):
                 inside = found.relative_to(path)
-                if why := _why_not(found, inside, below, endings_of(reading)):
+                if why := _why_not(found, inside, below, endings_of(reading), real):
                     left_out.setdefault(why, []).append(str(inside))
                 else:
                     files.append((found, inside.with_suffix("")))
@@ -586,12 +589,14 @@ def files_to_predict(
     stems = Counter(stem for _, stem in files)
     if twice := sorted(str(stem) for stem, count in stems.items() if count > 1):
         raise DataError(
-            f"several images would be written to one name: {', '.join(twice)}; predict them separately"
+            f"several images would be written to one name: {some(twice)}; predict them separately"
         )
-    results = {(out / f"{stem}_{kind}.png").resolve() for stem in stems for kind in ("mask", "overlay")}
-    if inputs := [str(path) for path, _ in files if path.resolve() in results]:
+    inside_out = [path for path, _ in files if real(path).is_relative_to(out.resolve())]
+    kinds = ("mask", "overlay") if inside_out else ()
+    results = {real(out / f"{stem}_{kind}.png") for stem in stems for kind in kinds}
+    if inputs := [str(path) for path in inside_out if real(path) in results]:
         raise ConfigError(
-            f"--out {out}: the results would overwrite images given to predict: {', '.join(inputs)}; "
+            f"--out {out}: the results would overwrite images given to predict: {some(inputs)}; "
             "give another folder"
         )
     bad = []
@@ -601,15 +606,32 @@ def files_to_predict(
         except DataError as error:
             bad.append(str(error))
     if bad:
-        raise DataError("\n  ".join([f"{len(bad)} unreadable images; nothing was written:", *bad]))
+        head = f"{len(bad)} unreadable images; nothing was written:"
+        raise DataError(f"{head}\n  " + some(bad, MOST_LISTED, "\n  "))
     return files, said
 
 
-def _why_not(path: Path, inside: Path, out: Path | None, endings: tuple[str, ...]) -> str:
+class _Places:
+    """Where files really are. Folders are looked up once: a folder may hold a million files."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Path] = {}
+
+    def __call__(self, path: Path) -> Path:
+        if path.is_symlink():
+            return path.resolve()
+        if path.parent not in self._folders:
+            self._folders[path.parent] = path.parent.resolve()
+        return self._folders[path.parent] / path.name
+
+
+def _why_not(
+    path: Path, inside: Path, out: Path | None, endings: tuple[str, ...], real: Callable[[Path], Path]
+) -> str:
     """Say why a file of a folder is not predicted; "" if it is."""
     if any(part.startswith(".") for part in inside.parts):
         return "hidden"
-    if out is not None and path.resolve().is_relative_to(out):
+    if out is not None and real(path).is_relative_to(out):
         return "in the folder of the results"
     ending = path.suffix.lower()
     if ending in endings:

@@ -69,6 +69,6 @@ def _labels(labels: object) -> list[str]:
     if labels.background is not None and labels.background not in labels.names:
         known = some([*map(repr, labels.names)], 8)
         problems.append(
-            f"labels: background {labels.background!r} is no id of a class; give one of {known}, or None"
+            f"labels: background {labels.background!r} is not the id of a class; give one of {known}, or None"
         )
     return problems

@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from everseg.config.checks import shown
 from everseg.data.base import Dataset, Split
 from everseg.data.datasets.coco import MAX_BYTES, CocoSplit, read_json, same_ids, with_size
-from everseg.data.datasets.coco_shapes import Picture
+from everseg.data.datasets.coco_shapes import FOREIGN, Picture, is_point
 from everseg.data.datasets.decode import Reading, open_inside, open_picture
 from everseg.data.datasets.descriptor import division_of
 from everseg.data.datasets.file_names import SPLITS, FileIndex, FileNote, walk, without_ending
@@ -172,9 +173,9 @@ def _content(file: Path, content: Any) -> tuple[list[tuple[int, str]], list[Any]
         dataset = content["dataset"]
         categories = [(int(c["id"]), str(c["name"])) for c in dataset["task_attributes"]["categories"]]
         samples, task = list(dataset["samples"]), str(dataset.get("task_type") or BITMAPS[0])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except FOREIGN:
         raise DataError(
-            f"{file}: is no release of Segments.ai (dataset with samples and task_attributes.categories)"
+            f"{file}: is not a release of Segments.ai (dataset with samples and task_attributes.categories)"
         ) from None
     if task not in (*BITMAPS, *VECTORS):
         raise DataError(f"{file}: labels of the kind {task}; release segmentations or polygons of images")
@@ -236,7 +237,7 @@ def _found(
             given = (label["attributes"].get("segmentation_bitmap") or {}).get("url") or ".png"
             bitmap = f"{stem}_label_{labelset}{_ending(given, '.png')}"
             metadata = sample.get("metadata") or {}
-        except (KeyError, TypeError, AttributeError):
+        except FOREIGN:
             faults.append(f"samples[{number}] has no name, image or annotations with id and category_id")
             continue
         at = "" if folder == "." else f"{folder}/"
@@ -302,6 +303,10 @@ def _shape(entry: Mapping[str, Any]) -> Any:
     points = entry.get("points")
     if entry.get("type") != "polygon" or not isinstance(points, list):
         return []
+    if not all(map(is_point, points)):
+        raise DataError(
+            f"annotation {shown(entry.get('id'))}: its points are not pairs of numbers; export the release again"
+        )
     return [[float(v) for point in points for v in point]]
 
 

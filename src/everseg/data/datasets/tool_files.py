@@ -1,8 +1,9 @@
 """Parse the annotation files of labelling tools into pictures with objects, as COCO's are read.
 
-Every parser takes the content of a file, and knows nothing of folders. Shapes become COCO's polygons (x, y, x, y, ...)
-and run lengths, so that all tools' objects have pixels by one rule. Lines and points have no pixels; they become
-objects without a shape, which the check names.
+Every parser takes the content of a file, and knows nothing of folders. It tells what users get wrong; content of
+another form than the tool's may raise any of `coco_shapes.FOREIGN`, which the caller tells as such. Shapes become
+COCO's polygons (x, y, x, y, ...) and run lengths, so that all tools' objects have pixels by one rule. Lines and
+points have no pixels; they become objects without a shape, which the check names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from everseg.config.checks import shown
-from everseg.data.datasets.coco_shapes import even_odd, packed_runs
+from everseg.data.datasets.coco_shapes import even_odd, is_number, packed_runs
 from everseg.data.datasets.decode import Reading, open_picture, stored_ids
 from everseg.errors import DataError
 
@@ -47,13 +48,13 @@ def is_labelme(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
 
 
-def labelme(content: Mapping[str, Any]) -> Drawn:
+def labelme(content: Mapping[str, Any], reading: Reading) -> Drawn:
     """Parse one file of labelme (and of tools that write its form).
 
     Raises:
         DataError: a shape without label or points, or of an unknown type.
     """
-    height, width = _side(content.get("imageHeight")), _side(content.get("imageWidth"))
+    height, width = _size(content.get("imageHeight"), content.get("imageWidth"), reading)
     objects, names = [], []
     for number, shape in enumerate(content["shapes"]):
         called = f"shapes[{number}]"
@@ -99,13 +100,13 @@ def is_supervisely(content: Any) -> bool:
 SPLIT_TAGS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
-def supervisely(content: Mapping[str, Any]) -> Drawn:
+def supervisely(content: Mapping[str, Any], reading: Reading) -> Drawn:
     """Parse one file of Supervisely. It does not name its image; that goes by the name of the file.
 
     Raises:
         DataError: an object without class or points, or of an unknown kind.
     """
-    height, width = _side(content["size"].get("height")), _side(content["size"].get("width"))
+    height, width = _size(content["size"].get("height"), content["size"].get("width"), reading)
     objects, names = [], []
     for number, item in enumerate(content["objects"]):
         called = f"objects[{number}]"
@@ -162,7 +163,7 @@ def is_v7(content: Any) -> bool:
     )
 
 
-def v7(content: Mapping[str, Any]) -> list[Drawn]:
+def v7(content: Mapping[str, Any], reading: Reading) -> list[Drawn]:
     """Parse one file of V7 Darwin. Every slot of an item is an image of its own: `item/slot/file`.
 
     Raises:
@@ -171,7 +172,7 @@ def v7(content: Mapping[str, Any]) -> list[Drawn]:
     if "item" not in content:
         size = content["image"]
         image = "/".join((str(size.get("path") or ""), str(size["filename"])))
-        return [_v7_image(image, size, [*enumerate(content["annotations"])])]
+        return [_v7_image(image, size, [*enumerate(content["annotations"])], reading)]
     item, slots = content["item"], content["item"]["slots"]
     faults = [fault for slot in slots if (fault := _v7_fault(slot, len(slots) == 1))]
     called = [str(slot.get("slot_name")) if isinstance(slot, dict) else "" for slot in slots]
@@ -189,9 +190,9 @@ def v7(content: Mapping[str, Any]) -> list[Drawn]:
         raise DataError("; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else ""))
     place = "/".join((str(item.get("path") or ""), str(item.get("name"))))
     if len(slots) == 1:
-        return [_v7_image(place, slots[0], own[called[0]])]
+        return [_v7_image(place, slots[0], own[called[0]], reading)]
     return [
-        _v7_image(f"{place}/{name}/{slot['source_files'][0]['file_name']}", slot, own[name])
+        _v7_image(f"{place}/{name}/{slot['source_files'][0]['file_name']}", slot, own[name], reading)
         for name, slot in zip(called, slots, strict=True)
     ]
 
@@ -199,7 +200,7 @@ def v7(content: Mapping[str, Any]) -> list[Drawn]:
 def _v7_fault(slot: Any, alone: bool) -> str:
     """Say why a slot is no picture; "" if it is one. The picture of an item's only slot is called as the item."""
     if not isinstance(slot, dict):
-        return "a slot is no object"
+        return "a slot is not an object"
     name, files = shown(slot.get("slot_name")), slot.get("source_files")
     kind, frames = slot.get("type") or "image", slot.get("frame_count") or 1
     if kind != "image" or frames != 1:
@@ -210,9 +211,11 @@ def _v7_fault(slot: Any, alone: bool) -> str:
     return "" if named else f"slot {name} does not name one file (source_files)"
 
 
-def _v7_image(image: str, size: Mapping[str, Any], annotations: Sequence[tuple[int, Any]]) -> Drawn:
+def _v7_image(
+    image: str, size: Mapping[str, Any], annotations: Sequence[tuple[int, Any]], reading: Reading
+) -> Drawn:
     """Draw the annotations (number in the file, content) of one picture."""
-    height, width = _side(size.get("height")), _side(size.get("width"))
+    height, width = _size(size.get("height"), size.get("width"), reading)
     layer: Any = next(
         (a["raster_layer"] for _, a in annotations if isinstance(a, dict) and a.get("raster_layer")), None
     )
@@ -340,7 +343,7 @@ def _task(task: Mapping[str, Any], reading: Reading) -> list[Drawn]:
     regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     for number, item in enumerate(results or []):
         if not isinstance(item, dict):
-            raise DataError(f"result {number} is no object")
+            raise DataError(f"result {number} is not an object")
         value = item.get("value") if isinstance(item.get("value"), dict) else item
         assert isinstance(value, dict)
         kinds = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
@@ -358,17 +361,15 @@ def _task(task: Mapping[str, Any], reading: Reading) -> list[Drawn]:
             continue
         if len(labels) != 1:
             raise DataError(f"region {key} has {len(labels)} labels ({', '.join(labels)}), expected one")
-        size = _side(item.get("original_height")), _side(item.get("original_width"))
-        objects.append((labels[0], _region(key, item["value"], *size, reading)))
+        size = _size(item.get("original_height"), item.get("original_width"), reading)
+        objects.append((labels[0], _region(key, item["value"], *size)))
         names.append(f"region {key} ({labels[0]})")
     return [Drawn(image, *size, objects, names)]
 
 
-def _region(key: str, value: Mapping[str, Any], height: int, width: int, reading: Reading) -> Any:
+def _region(key: str, value: Mapping[str, Any], height: int, width: int) -> Any:
     if not height or not width:
         raise DataError(f"region {key}: original_width and original_height are missing")
-    if height * width > reading.max_pixels:
-        raise DataError(f"region {key}: claims {width}x{height} pixels, more than {reading.max_pixels}")
     across, down = width / 100, height / 100
     try:
         if "rle" in value:
@@ -395,7 +396,7 @@ def _brush(rle: Any, height: int, width: int) -> np.ndarray:
     length less 1, and the value or values.
     """
     if not isinstance(rle, list) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
-        raise ValueError("run lengths that are no bytes")
+        raise ValueError("run lengths that are not bytes")
     bits, place = "".join(f"{byte:08b}" for byte in rle), 0
 
     def take(count: int) -> int:
@@ -409,7 +410,7 @@ def _brush(rle: Any, height: int, width: int) -> np.ndarray:
     if total != 4 * height * width:
         raise ValueError(f"run lengths of {total} values for a picture of {width}x{height}")
     sizes = [take(4) + 1 for _ in range(4)]
-    values, at = np.zeros(total, np.int64), 0
+    values, at = np.zeros(total, np.uint8 if word <= 8 else np.uint32), 0
     while at < total:
         repeated = take(1)
         length = take(sizes[take(2)]) + 1
@@ -457,16 +458,22 @@ def yolo(text: str, names: Mapping[int, str], height: int, width: int) -> Drawn:
     return Drawn("", height, width, objects, called)
 
 
-def _side(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0
+def _size(height: Any, width: Any, reading: Reading) -> tuple[int, int]:
+    """Height and width as a file states them; 0 where it states none.
+
+    Raises:
+        DataError: more pixels than may be drawn: a few bytes of text can claim any size.
+    """
+    high, wide = (value if type(value) is int and value > 0 else 0 for value in (height, width))
+    if high * wide > reading.max_pixels:
+        raise DataError(
+            f"claims {shown(wide)}x{shown(high)} pixels, more than the limit of {reading.max_pixels}"
+        )
+    return high, wide
 
 
 def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value)
-    )
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def _ellipse(x: float, y: float, across: float, down: float, turn: float = 0) -> list[float]:

@@ -13,6 +13,7 @@ from everseg.data.datasets.options import read_skiplist, skiplist_line
 from everseg.data.writing import write_atomically
 from everseg.display import Piece, Result, escaped, printable, share, table
 from everseg.errors import ConfigError
+from everseg.files import MOST_LIST, UnreadableError, json_of, read_regular
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -298,9 +299,19 @@ def read_lock(path: Path) -> Digests:
         ConfigError: the file cannot be read, or is not a lock file.
     """
     try:
-        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-        return {(split, sample): (image, mask) for split, sample, image, mask in rows}
-    except OSError as error:
-        raise ConfigError(f"--lock: {path} cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError):
-        raise ConfigError(f"--lock: {path} was not written by data check --lock; name another file") from None
+        lines = read_regular(path, MOST_LIST).splitlines()
+    except UnreadableError as error:
+        raise ConfigError(f"--lock: {path} cannot be read ({error})") from None
+    found: Digests = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json_of(line)
+        except UnreadableError:
+            row = None
+        if type(row) is not list or len(row) != 4 or not all(isinstance(text, str) for text in row):
+            raise ConfigError(
+                f"--lock: {path}, line {number}: was not written by data check --lock; name another file"
+            )
+        split, sample, image, mask = row
+        found[split, sample] = image, mask
+    return found

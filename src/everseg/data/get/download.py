@@ -16,6 +16,7 @@ from everseg.data.get.fetch import fetch
 from everseg.data.get.unpack import ArchiveError, extract
 from everseg.data.writing import write_atomically
 from everseg.errors import ConfigError, DataError
+from everseg.files import UnreadableError, json_of, read_regular
 
 RECEIPT = ".everseg-download.json"
 VOC = "VOCdevkit/VOC2012"
@@ -252,17 +253,18 @@ def _alone(to: Path) -> Iterator[None]:
 
 
 def _read_receipt(to: Path, name: str) -> dict[str, Any]:
+    if not (to / RECEIPT).exists():
+        return {"format": 1, "files": {}}
     try:
-        receipt = json.loads((to / RECEIPT).read_bytes())
-        if receipt["format"] == 1 and isinstance(receipt["files"], dict):
+        receipt = json_of(read_regular(to / RECEIPT, root=to))
+        entries = receipt["files"].values()
+        if receipt["format"] == 1 and all(isinstance(entry, dict) for entry in entries):
             return receipt
-    except FileNotFoundError:
+    except (UnreadableError, KeyError, TypeError, AttributeError):
         pass
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{to / RECEIPT}: is not a readable receipt; delete it and the folders that it lists, and start again"
-        ) from None
-    return {"format": 1, "files": {}}
+    raise DataError(
+        f"{to / RECEIPT}: is not a readable receipt; delete it and the folders that it lists, and start again"
+    )
 
 
 def _write_receipt(to: Path, receipt: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from everseg.errors import DataError
+from everseg.files import UnreadableError, json_of, read_regular
 
 BLOCK = 1 << 20
 LARGEST = 64 << 30
@@ -245,8 +246,8 @@ def _notes_path(part: Path) -> Path:
 
 def _read_notes(part: Path) -> dict[str, Any]:
     try:
-        notes = json.loads(_notes_path(part).read_bytes())
-    except (OSError, ValueError):
+        notes = json_of(read_regular(_notes_path(part)))
+    except UnreadableError:
         return {}
     return notes if isinstance(notes, dict) else {}
 

@@ -194,7 +194,8 @@ def _zip_entries(raw: IO[bytes], archive: Path, budget: int) -> Iterator[_Entry]
                 problem = "is a link" if kind == stat.S_IFLNK else "is a device or pipe"
             elif info.flag_bits & 1:
                 problem = "is encrypted"
-            yield _Entry(info.filename, info.is_dir(), info.file_size, problem, partial(bundle.open, info))
+            is_folder = info.filename.endswith("/")  # `is_dir` fails on a name of nothing
+            yield _Entry(info.filename, is_folder, info.file_size, problem, partial(bundle.open, info))
 
 
 def _tar_entries(raw: IO[bytes]) -> Iterator[_Entry]:

@@ -119,7 +119,7 @@ class Proposal:
             lines.append("Guess: " + ", ".join(guesses))
         if self.values.faults:
             lines.append(
-                f"{len(self.values.faults)} masks tell nothing: {some(list(self.values.faults), 3, '; ')}"
+                f"{len(self.values.faults)} masks cannot be used: {some(list(self.values.faults), 3, '; ')}"
             )
         return "\n".join(lines)
 
@@ -249,8 +249,8 @@ def describe(
     if "layout" in keys:
         if "labels" in labels:
             raise DataError(
-                f"{root}: the masks' values have to be mapped to be ids, which a stored set cannot state; store "
-                "it with ids from 0 to 254 and 255 for pixels without annotation"
+                f"{root}: the values of the masks must be mapped to ids, and a stored data set has no place for a map; "
+                "store it with ids from 0 to 254, and 255 for pixels without annotation"
             )
         own = {
             key: value
@@ -297,7 +297,7 @@ def _named(proposal: Proposal, given: Sequence[str] | None, first: int | None) -
         names = None
     if first is not None and (names is None or not names.names or values.colours):
         raise ConfigError(
-            f"--names-from {first}: there is no plain list of names for ids that it could be about"
+            f"--names-from {first}: found no plain list of names (one a line) that it could number"
         )
     if names is None and values.ids and len(proposal.unnamed) > MOST:
         raise DataError(
@@ -559,7 +559,7 @@ def _with_background(meaning: _Meaning, given: str | None) -> _Meaning:
         found = find_name(given, names)
         if found is None and spelling(given) != NO_BACKGROUND:
             raise ConfigError(
-                f"--background: '{given}' is none of {some(names, 12)}; {NO_BACKGROUND}: there is none"
+                f"--background: '{given}' is not one of {some(names, 12)} (or '{NO_BACKGROUND}', if there is none)"
             )
         return replace(meaning, background=found)
     if meaning.background is not None:

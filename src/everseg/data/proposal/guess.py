@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -24,6 +23,7 @@ from everseg.data.proposal.lists import Lists, find_lists
 from everseg.data.proposal.naming import names_beside
 from everseg.data.proposal.unreadable import explained
 from everseg.errors import DataError, some
+from everseg.files import UnreadableError, json_of, read_regular
 from everseg.labels import find_name, is_void_name
 
 MASK_WORDS = (
@@ -290,8 +290,8 @@ def _require_cityscapes(root: Path) -> None:
     named: dict[str, set[str]] = {}
     for file in _spread([p for p in files if p.name.endswith("_gtFine_polygons.json")]):
         try:
-            labels = {str(o["label"]) for o in json.loads(file.read_bytes())["objects"]}
-        except (OSError, ValueError, KeyError, TypeError):
+            labels = {str(o["label"]) for o in json_of(read_regular(file))["objects"]}
+        except (UnreadableError, KeyError, TypeError):
             continue  # the reader says what is wrong with it
         foreign |= {label for label in labels if label.removesuffix("group") not in known}
         named[file.name.removesuffix("_polygons.json")] = labels

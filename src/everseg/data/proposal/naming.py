@@ -112,7 +112,9 @@ def given_names(given: Sequence[str], source: str = "--classes") -> NameList:
             problems.append(f"{source}: '{match[0]}' has no name before the =")
         for one in _values_of(value):
             if isinstance(one, tuple) and max(one) > 255:
-                problems.append(f"{source}: '{match[0]}' is no colour; red, green, blue go from 0 to 255")
+                problems.append(
+                    f"{source}: '{match[0]}' is not a colour; red, green and blue go from 0 to 255"
+                )
             elif tied.setdefault(one, name) != name:
                 problems.append(f"{source}: the value {shown(one)} is '{tied[one]}' and '{name}'")
     if len({isinstance(value, tuple) for value in tied}) > 1:

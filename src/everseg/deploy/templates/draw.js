@@ -23,7 +23,7 @@ export async function decode(answer, positions) {
   const pixels = {}, shares = {};
   for (const id of ids) pixels[positions[id]] = answer.pixels[id];
   for (const [id, text] of Object.entries(answer.shares)) shares[positions[id]] = text;
-  return { width, height, classes, pixels, shares, seconds: answer.seconds };
+  return { width, height, classes, pixels, shares, seconds: answer.seconds, mask: answer.mask };
 }
 
 /** A layer with the colour of every visible class, transparent elsewhere. */
@@ -34,16 +34,20 @@ export function layer(result, classes, visible) {
   });
 }
 
-/** A layer with the second result's colours where the two differ, and the number of pixels that do. */
+/** Where two results differ: a layer with each one's colours there, and the pairs of classes with their pixels. */
 export function difference(a, b, classes, visible) {
-  let differing = 0;
-  const canvas = fill(b, (pixel) => {
+  const pixels = new Map();
+  const side = (own) => fill(own, (pixel) => {
     const one = a.classes[pixel], other = b.classes[pixel];
-    if (one === other) return null;
-    differing++;
-    return visible[one] || visible[other] ? classes[other].colour : null;
+    return one !== other && (visible[one] || visible[other]) ? classes[own.classes[pixel]].colour : null;
   });
-  return { canvas, differing };
+  for (let pixel = 0; pixel < a.classes.length; pixel++) {
+    const one = a.classes[pixel], other = b.classes[pixel];
+    if (one !== other) pixels.set(256 * one + other, (pixels.get(256 * one + other) || 0) + 1);
+  }
+  const pairs = [...pixels].map(([key, number]) => ({ one: Math.floor(key / 256), other: key % 256, number }));
+  pairs.sort((left, right) => right.number - left.number);
+  return { layers: [side(a), side(b)], pairs, differing: pairs.reduce((sum, pair) => sum + pair.number, 0) };
 }
 
 /** The photo with a layer over it; in grey where the layer alone should speak. */
@@ -60,6 +64,23 @@ export function paint(canvas, photo, over, opacity, grey) {
   context.filter = "none";
   context.globalAlpha = opacity;
   context.drawImage(over, 0, 0);
+}
+
+/** A cross at the place that the arrow keys have reached. */
+export function cross(canvas, x, y) {
+  const context = canvas.getContext("2d");
+  const reach = Math.max(6, Math.max(canvas.width, canvas.height) / 40), unit = reach / 6;
+  for (const [colour, wide] of [["#000", 3 * unit], ["#fff", unit]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = wide;
+    context.globalAlpha = 1;
+    context.beginPath();
+    context.moveTo(x - reach, y + 0.5);
+    context.lineTo(x + reach, y + 0.5);
+    context.moveTo(x + 0.5, y - reach);
+    context.lineTo(x + 0.5, y + reach);
+    context.stroke();
+  }
 }
 
 function surface(width, height) {

@@ -1,5 +1,5 @@
 // The page: takes an image, asks for masks, and keeps legend and canvases in step.
-import { decode, difference, layer, paint } from "/draw.js";
+import { cross, decode, difference, layer, paint } from "/draw.js";
 
 const at = (id) => document.getElementById(id);
 const make = (tag, properties = {}, ...children) => {
@@ -19,7 +19,8 @@ const positions = info.bundles.map((_, i) => {
 });
 const visible = info.classes.map((row) => !row.background);
 const VIEWS = { a: [0], b: [1], both: [0, 1], difference: [0, 1] };
-const state = { view: "a", photo: null, file: null, results: [], layers: [], turn: 0 };
+const PAIRS = 8;  // rows of the table of differences
+const state = { view: "a", photo: null, file: null, results: [], layers: [], times: info.bundles.map(() => []), turn: 0, at: null };
 const shown = () => VIEWS[state.view];
 
 function build() {
@@ -42,6 +43,7 @@ function build() {
     select.addEventListener("change", () => { state.results[i] = undefined; refresh(); });
     at("branches").append(make("label", {}, `Domain of the image, ${titles[i]}`, select));
   });
+  about();
   for (const i of info.bundles.keys()) at("columns").append(make("th", { scope: "col" }, two ? letters[i] : "area"));
   info.classes.forEach((row, position) => {
     const box = make("input", { type: "checkbox", checked: visible[position] });
@@ -49,8 +51,20 @@ function build() {
     const swatch = make("i");
     swatch.style.background = `rgb(${row.colour.join(" ")})`;
     const cells = info.bundles.map(() => make("td", {}, info.undefined));
-    at("legend").append(make("tr", {}, make("th", { scope: "row" }, make("label", {}, box, swatch, row.name)), ...cells));
+    const line = make("tr", {}, make("th", { scope: "row" }, make("label", {}, box, swatch, row.name)), ...cells);
+    line.dataset.position = position;
+    at("legend").append(line);
   });
+}
+
+/** What the bundles are, and how long they took so far. */
+function about() {
+  at("about").replaceChildren(...info.bundles.flatMap((bundle, i) => {
+    const rows = [...bundle.about];
+    const times = [...state.times[i]].sort((a, b) => a - b);
+    if (times.length) rows.push(["Time", `${times[times.length >> 1].toFixed(2)} s for an image on this machine` + (times.length > 1 ? ` (median of ${times.length})` : "")]);
+    return [make("h2", {}, titles[i]), make("dl", {}, ...rows.flatMap(([what, text]) => [make("dt", {}, what), make("dd", {}, text)]))];
+  }));
 }
 
 /** Ask for the masks that the view needs and that are not here yet, one after the other. */
@@ -65,13 +79,15 @@ async function refresh() {
       const result = await decode(await ask(i, turn), positions[i]);
       if (turn !== state.turn) return;
       state.results[i] = result;
+      state.times[i].push(result.seconds);
+      about();
     }
     at("status").textContent = "";
     layers();
   } catch (error) {
     if (turn !== state.turn) return;
     at("status").textContent = "";
-    at("pictures").hidden = true;
+    for (const id of ["pictures", "downloads", "changes"]) at(id).hidden = true;
     report(error.message);
   }
 }
@@ -96,8 +112,8 @@ async function ask(i, turn) {
 
 async function take(file) {
   const turn = ++state.turn;
-  Object.assign(state, { photo: null, file, results: [], layers: [] });
-  at("pictures").hidden = true;
+  Object.assign(state, { photo: null, file, results: [], layers: [], at: null });
+  for (const id of ["pictures", "downloads", "changes"]) at(id).hidden = true;
   at("pointed").textContent = at("status").textContent = "";
   legend();
   const problem = !info.types.includes(file.type) ? `${file.name}: use ${info.types.map((type) => type.slice(6).toUpperCase()).join(", ")}.`
@@ -127,33 +143,53 @@ function layers() {
   const results = shown().map((i) => state.results[i]);
   if (!state.photo || results.some((result) => !result)) return;
   const captions = shown().map((i) => `${titles[i]}, ${state.results[i].seconds.toFixed(2)} s`);
+  at("changes").hidden = true;
   if (state.view === "difference") {
-    const { canvas, differing } = difference(results[0], results[1], info.classes, visible);
-    state.layers = [canvas];
-    captions.splice(0, 2, "");
-    caption(differing, results[1].classes.length);
+    const found = difference(results[0], results[1], info.classes, visible);
+    state.layers = found.layers;
+    captions.splice(0, 2, "", titles[1]);
+    caption(found, results[1].classes.length);
   } else {
     state.layers = results.map((result) => layer(result, info.classes, visible));
   }
   captions.forEach((text, place) => { at(`caption${place}`).textContent = text; });
   at("canvas1").parentElement.hidden = state.layers.length < 2;
   at("pictures").hidden = false;
+  downloads();
   legend();
   draw();
 }
 
-/** Say under the picture how many pixels differ, unless something else is shown by then. */
-async function caption(differing, whole) {
+/** A link to the mask of every result that is here. */
+function downloads() {
+  const stem = state.file.name.replace(/\.[^.]*$/, "");
+  const links = state.results.map((result, i) => result && make("a", {
+    href: result.mask, download: `${stem}-mask${two ? `-${letters[i].toLowerCase()}` : ""}.png`,
+  }, two ? `Download the mask of ${letters[i]}` : "Download the mask"));
+  at("downloads").replaceChildren(...links.filter(Boolean), "(PNG; the grey value of a pixel is the id of its class in classes.json)");
+  at("downloads").hidden = false;
+}
+
+/** Say under the pictures how many pixels differ and which classes they are, unless something else is shown by then. */
+async function caption({ differing, pairs }, whole) {
   const { turn } = state;
-  let text = "";
+  let text = "", rows = [];
   try {
     text = await shareText(differing, whole);
+    rows = await Promise.all(pairs.slice(0, PAIRS).map(async (pair) => [pair, await shareText(pair.number, whole)]));
   } catch {
     report("The program does not answer: is everseg serve still running?");
     return;
   }
   if (turn !== state.turn || state.view !== "difference") return;
-  at("caption0").textContent = `${text} of the pixels differ; in the colours of ${titles[1]}`;
+  at("caption0").textContent = `${titles[0]}: ${text} of the pixels differ`;
+  const named = (position) => {
+    const swatch = make("i");
+    swatch.style.background = `rgb(${info.classes[position].colour.join(" ")})`;
+    return make("td", {}, swatch, info.classes[position].name);
+  };
+  at("pairs").replaceChildren(...rows.map(([pair, area]) => make("tr", {}, named(pair.one), named(pair.other), make("td", {}, area))));
+  at("changes").hidden = !rows.length;
   draw();
 }
 
@@ -162,13 +198,24 @@ function draw() {
   at("percent").textContent = `${at("opacity").value} %`;
   state.layers.forEach((over, place) => {
     paint(at(`canvas${place}`), state.photo, over, opacity, state.view === "difference");
+    if (state.at) cross(at(`canvas${place}`), ...state.at);
     at(`canvas${place}`).setAttribute("aria-label", `The image with its classes in colour. ${at(`caption${place}`).textContent}`);
   });
 }
 
 function legend() {
-  [...at("legend").rows].forEach((row, position) => {
-    const known = state.results.filter(Boolean);
+  const known = state.results.filter(Boolean);
+  // Classes that are found stand first, the largest area on top. The order changes with the results only, so that a row
+  // stays where it is while somebody ticks boxes.
+  const area = (position) => Math.max(0, ...known.map((result) => result.pixels[position] || 0));
+  const wanted = info.classes.map((_, position) => position).sort((a, b) => area(b) - area(a) || a - b);
+  const rows = new Map([...at("legend").rows].map((row) => [Number(row.dataset.position), row]));
+  const focused = document.activeElement;
+  if ([...at("legend").rows].some((row, place) => Number(row.dataset.position) !== wanted[place])) {
+    at("legend").append(...wanted.map((position) => rows.get(position)));
+    if (at("legend").contains(focused)) focused.focus();
+  }
+  rows.forEach((row, position) => {
     row.classList.toggle("absent", known.length > 0 && known.every((result) => !result.pixels[position]));
     info.bundles.forEach((_, i) => {
       const result = state.results[i];
@@ -183,9 +230,26 @@ function point(event, place) {
   const canvas = at(`canvas${place}`);
   const box = canvas.getBoundingClientRect();
   const scale = Math.min(box.width / canvas.width, box.height / canvas.height);  // object-fit: contain, left top
-  const x = Math.floor((event.clientX - box.left) / scale), y = Math.floor((event.clientY - box.top) / scale);
+  tell(canvas, Math.floor((event.clientX - box.left) / scale), Math.floor((event.clientY - box.top) / scale));
+}
+
+/** Arrow keys move the place whose class is named, a fortieth of the picture at a time. */
+function step(event, place) {
+  const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (!way) return;
+  event.preventDefault();
+  const canvas = at(`canvas${place}`);
+  const by = Math.max(1, Math.round(Math.max(canvas.width, canvas.height) / 40));
+  const [x, y] = state.at || [canvas.width >> 1, canvas.height >> 1];
+  const kept = (value, most) => Math.min(most - 1, Math.max(0, value));
+  state.at = [kept(x + by * way[0], canvas.width), kept(y + by * way[1], canvas.height)];
+  draw();
+  tell(canvas, ...state.at);
+}
+
+function tell(canvas, x, y) {
   const inside = x >= 0 && y >= 0 && x < canvas.width && y < canvas.height;
-  const named = shown().map((i) => {
+  const named = (two && state.results.every(Boolean) ? VIEWS.both : shown()).map((i) => {
     const name = inside && state.results[i] ? info.classes[state.results[i].classes[y * canvas.width + x]].name : "";
     return two ? `${letters[i]}: ${name}` : name;
   });
@@ -203,7 +267,18 @@ function choose(every) {
   layers();
 }
 
+/** Fetch the example picture and take it as if somebody had chosen it. */
+async function example() {
+  try {
+    const picture = await (await fetch("/example.png")).blob();
+    take(new File([picture], "example.png", { type: "image/png" }));
+  } catch {
+    report("The program does not answer: is everseg serve still running?");
+  }
+}
+
 function listen() {
+  at("example").addEventListener("click", example);
   at("file").addEventListener("change", () => { if (at("file").files.length) take(at("file").files[0]); at("file").value = ""; });
   at("opacity").addEventListener("input", draw);
   at("all").addEventListener("click", () => choose(true));
@@ -211,6 +286,8 @@ function listen() {
   for (const place of [0, 1]) {
     at(`canvas${place}`).addEventListener("pointermove", (event) => point(event, place));
     at(`canvas${place}`).addEventListener("pointerleave", () => { at("pointed").textContent = ""; });
+    at(`canvas${place}`).addEventListener("keydown", (event) => step(event, place));
+    at(`canvas${place}`).addEventListener("blur", () => { state.at = null; at("pointed").textContent = ""; draw(); });
   }
   document.addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.add("over"); });
   document.addEventListener("dragleave", () => at("drop").classList.remove("over"));

@@ -244,16 +244,16 @@ class LibraryEncoder(nn.Module):
         except Exception as error:  # whatever the library raises
             text = " ".join(str(error).split())[:300]
             raise ConfigError(
-                f"model.encoder: it cannot run an image of {4 * unit} x {2 * unit} pixels, as an encoder must (does it "
-                f"take one size only?): {type(error).__name__}: {text}"
+                f"model.encoder: it cannot run an image of {4 * unit} x {2 * unit} pixels (perhaps it takes "
+                f"one size only): {type(error).__name__}: {text}"
             ) from error
         self.body.train()
         for map in maps:
             grid = map.ndim == 4 and 2 * unit % map.shape[2] == 0 and map.shape[3] == 2 * map.shape[2]
             if not grid:
                 raise ConfigError(
-                    f"model.encoder: a map of shape {tuple(map.shape)} for an image of {4 * unit} x {2 * unit} pixels "
-                    "is not a grid over it; choose another encoder or other taps (model.options.taps)"
+                    f"model.encoder: its output of shape {tuple(map.shape)} does not match an image of {4 * unit} x "
+                    f"{2 * unit} pixels; choose another encoder or other taps (model.options.taps)"
                 )
         return maps
 

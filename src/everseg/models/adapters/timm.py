@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from everseg.errors import CheckpointError, ConfigError, some
+from everseg.errors import CheckpointError, ConfigError, near_miss, some
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import encoder_state, weight_file
 from everseg.models.tensor_file import read_tensors
 
 OWN = ("pretrained", "checkpoint", "features", "feature_cls", "out_", "cache_dir", "num_classes")
 """Beginnings of the arguments of `timm.create_model` that users cannot set: they fetch files or are set here."""
+COMMON = frozenset({"output_stride", "in_chans"})
+"""Arguments that timm takes for any network, whatever its class does."""
 CHANNELS = "in_chans"
 """The argument that says how many channels the images have."""
 
@@ -152,15 +157,50 @@ def _check(description: Mapping[str, Any]) -> None:
         )
     if not isinstance(given, Mapping):
         raise ConfigError("model.options: config needs keys and values")
-    refused = [key for key in given if str(key).startswith(OWN)]
+    refused = [str(key) for key in given if str(key).startswith(OWN)]
     if refused:
-        raise ConfigError(f"model.options: config: {', '.join(refused)} cannot be set here")
+        raise ConfigError(f"model.options: config: {some(refused)} cannot be set here")
+    allowed = _arguments(name)
+    if unknown := [str(key)[:60] for key in given if key not in allowed]:
+        hint = near_miss(unknown[0], allowed, f"; it knows {some(sorted(allowed), 40)}")
+        raise ConfigError(f"model.options: config: '{name}' has no argument {some(unknown)}{hint}")
+    if strange := [str(key) for key, value in given.items() if not _is_plain(value)]:
+        raise ConfigError(
+            f"model.options: config: {some(strange)}: expected numbers, texts, true, false, or lists of them"
+        )
     if taps is not None and not (
         isinstance(taps, list) and taps and all(isinstance(tap, int) for tap in taps)
     ):
         raise ConfigError(
             f"model.options: taps needs numbers of timm's feature maps, such as [1, 2, 3], got {taps}"
         )
+
+
+def _arguments(name: str) -> frozenset[str]:
+    """The arguments that the networks of a model's family take: of all networks in the file that defines the model.
+
+    timm hands unknown arguments on from function to function, and some of these functions fetch what they are given.
+    """
+    entry = library().model_entrypoint(name)
+    networks = [
+        one
+        for one in vars(sys.modules[entry.__module__]).values()
+        if isinstance(one, type) and issubclass(one, nn.Module)
+    ]
+    found = set(COMMON)
+    for one in networks:
+        with contextlib.suppress(ValueError, TypeError):  # of some classes Python knows no arguments
+            found |= {key for key in inspect.signature(one).parameters if not key.startswith(OWN)}
+    return frozenset(found)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, a short text, a flag, or a list of them, as sizes and kinds of layers are."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return (
+        value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 60)
+    )
 
 
 def _pretrained_cfg(name: str) -> Any:

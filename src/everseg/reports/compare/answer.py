@@ -10,6 +10,7 @@ from everseg.errors import some
 from everseg.reports.compare.columns import best
 from everseg.reports.compare.cost import STEP_TIME
 from everseg.reports.compare.wording import text
+from everseg.reports.numbers import BEYOND
 
 Json = Mapping[str, Any]
 
@@ -56,7 +57,7 @@ def winners(table: Json) -> list[Winner]:
             continue
         shown = text(number, {"mean": leader, "sd": None})
         first = [g for g in taught if text(number, {**g["scores"][number], "sd": None}) == shown]
-        more = _bound(table, number) if number == whole else ""
+        more = _bound(table, number, leader) if number == whole else ""
         if number == whole:
             more = "; ".join(filter(None, [more, _close(taught, first, number)]))
         elif beside is not None and beside in table["numbers"] and len(first) == 1:
@@ -66,10 +67,14 @@ def winners(table: Json) -> list[Winner]:
     return found
 
 
-def _bound(table: Json, number: str) -> str:
-    """Say what joint training reaches; "" without it."""
+def _bound(table: Json, number: str, leader: float) -> str:
+    """Say what joint training reaches, and what it means if the leader is above it; "" without joint training."""
     joint = [g for g in table["groups"] if g["joint"] and g["scores"][number]["mean"] is not None]
-    return f"joint training: {text(number, joint[0]['scores'][number])}" if joint else ""
+    if not joint:
+        return ""
+    found = joint[0]["scores"][number]
+    above = f", below it: {BEYOND}" if leader > found["mean"] else ""
+    return f"joint training: {text(number, found)}{above}"
 
 
 def _close(groups: Sequence[Json], first: Sequence[Json], number: str) -> str:

@@ -36,7 +36,7 @@ def costs(results: Results) -> tuple[dict[str, float | None], list[str]]:
     trained, parameters, notes = _parameters(results)
     images, size = _kept(results)
     return {
-        TIME: sum(seconds.values()) if seconds else None,
+        TIME: training_seconds(results),
         # A step without a line in the journal has no time, and then neither has the mean.
         STEP_TIME: fmean(timed) if timed and len(timed) == len(later) else None,
         MEMORY: max(used, default=None),
@@ -45,6 +45,16 @@ def costs(results: Results) -> tuple[dict[str, float | None], list[str]]:
         IMAGES: images,
         BYTES: size,
     }, notes
+
+
+def training_seconds(results: Results) -> float | None:
+    """Sum up the seconds of training over all steps; None where the journal says nothing of them.
+
+    Raises:
+        CheckpointError: the journal is damaged.
+    """
+    seconds, _ = _by_step(results)
+    return sum(seconds.values()) if seconds else None
 
 
 def _by_step(results: Results) -> tuple[dict[int, float], dict[int, float]]:

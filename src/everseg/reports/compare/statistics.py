@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from everseg.metrics import defined_means, group_miou, resampled_sums
+from everseg.metrics import RESAMPLES, defined_means, group_miou, interval, resampled_sums
 from everseg.reports.compare.cost import COSTS
 from everseg.reports.compare.groups import Group, Result, Table, per_domain
 
@@ -68,11 +68,6 @@ def numbers_of(table: Table) -> list[str]:
     ]
 
 
-RESAMPLES = 1000
-"""Number of draws. Each takes as many images as there are, with replacement. Runs on the same images share them."""
-LEVEL = 0.95
-"""Share of the draws that an interval holds."""
-
 Draws = Mapping[str, np.ndarray]
 """Name of a number -> its value in each draw, (RESAMPLES,)."""
 
@@ -94,18 +89,6 @@ def draws_of(run: Result) -> Draws:
     if run.several:
         found["mIoU mean"] = defined_means(np.stack([*found.values()], axis=1))
     return found
-
-
-def interval(draws: Iterable[np.ndarray]) -> list[float] | None:
-    """Interval [low, high] with `LEVEL` of the draws of the mean over runs; None if draws are missing or undefined."""
-    rows = list(draws)
-    if not rows:
-        return None
-    mean = np.mean(rows, axis=0)
-    if np.isnan(mean).any():
-        return None
-    rest = 50 * (1 - LEVEL)
-    return [float(value) for value in np.percentile(mean, [rest, 100 - rest])]
 
 
 def of_scores(group: Group, draws: Mapping[int, Draws], number: str) -> list[float] | None:

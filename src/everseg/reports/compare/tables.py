@@ -21,11 +21,11 @@ from everseg.display import (
     spread,
 )
 from everseg.display import table as terminal_table
+from everseg.metrics import LEVEL, RESAMPLES
 from everseg.reports.charts import can_draw, file_of
 from everseg.reports.compare.answer import winners
 from everseg.reports.compare.columns import WITHOUT, best, column
 from everseg.reports.compare.cost import BYTES, COSTS, IMAGES, MEMORY, PARAMETERS, STEP_TIME, TIME, TRAINED
-from everseg.reports.compare.statistics import LEVEL, RESAMPLES
 from everseg.reports.compare.wording import text
 from everseg.reports.embedded import data_uri
 from everseg.reports.figures import Chart, old_new_chart, seeds_chart
@@ -235,7 +235,10 @@ def terminal(made: Json) -> list[Any]:
     pieces: list[Any] = []
     for table in made["tables"]:
         if table["reasons"]:
-            pieces.append("Not in one table with the first, because of\n  " + "\n  ".join(table["reasons"]))
+            pieces.append(
+                "Not in the same table as the first run, because these differ:\n  "
+                + "\n  ".join(table["reasons"])
+            )
         for convention, columns in conventions(table):
             labels = table["facts"].get("labels")
             what = ", ".join(filter(None, [table["title"], convention, labels and f"label policy {labels}"]))

@@ -1,0 +1,77 @@
+"""The words on the page of a run, each with its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from everseg.reports.kinds import Kind
+from everseg.runs.results import Results
+
+_SCORES = [
+    ("IoU", "intersection over union of a class, in percent: of all pixels that are the class or are called so, the "
+            "part for which both is true. 100 is best. Computed from the sums over all test images"),
+    ("mIoU", "the mean of IoU over classes. Classes without a true pixel are left out"),
+    ("accuracy", "the share of the labelled test pixels that are right"),
+]  # fmt: skip
+_STEPS = [
+    ("step", "one training with classes or images of its own. Step 0 is the first"),
+    ("old, new, base", "in a step: the classes learnt before it, those learnt in it, and those of step 0"),
+    ("average", "the mean over the steps of the mIoU over all classes known then"),
+    ("forgetting", "the best value before the last step minus the value after it. Negative: it got better"),
+    ("backward transfer", "the value after the last step minus the one when it was learnt. Negative: it got worse"),
+]  # fmt: skip
+_PROTOCOLS = {
+    "overlapped": "a step's images may also show classes of other steps. There these have no label",
+    "disjoint": "a step's images show only its own classes and earlier ones. Earlier ones have no label there",
+    "sequential": "a step's images keep the labels of earlier classes",
+    "partitioned": "every image belongs to one step only",
+}
+_LOSSES = {
+    "sum": "all terms together, which the training makes smaller",
+    "ce": "cross-entropy: how far the predictions are from the labels",
+    "bce": "binary cross-entropy: the same, with a yes or no for each class",
+    "bce_pixel": "binary cross-entropy of the pixels",
+    "icarl": "binary cross-entropy with the earlier model's answers as labels of old classes",
+    "kd": "knowledge distillation: how far the predictions are from those of the model before the step",
+    "kd_domains": "the same on the earlier domains' parts of the model",
+    "memory": "cross-entropy on images of earlier steps",
+    "soft": "cross-entropy with the earlier model's probabilities where it is unsure",
+    "penalty": "how far weights that matter for old classes have moved",
+    "feature": "how far the features are from those of the model before the step",
+    "features": "how far the features are from those of the model before the step",
+    "attention": "how far the attention is from that of the model before the step",
+    "contrast": "how close features of different classes are to each other",
+}
+"""Meaning of loss terms, by their name in the journal."""
+
+
+def words(results: Results, kind: Kind, terms: Iterable[str], *, joint: bool) -> list[tuple[str, str]]:
+    """List the words that a report uses, each with its meaning.
+
+    Args:
+        kind: of the run.
+        terms: names of the loss terms that the page shows.
+        joint: whether the page shows a joint run.
+    """
+    config = results.config
+    found = list(_SCORES)
+    if kind in (Kind.SEQUENCE, Kind.DOMAINS):
+        found += _STEPS
+    if kind is Kind.JOINT or joint:
+        found.append(("joint training", "one training on the images of all steps at once, which sees every label. No "
+                      "sequence of steps is expected to do better"))  # fmt: skip
+    if config.data.domains:
+        found.append(("domain", "images of one origin, such as a city, a season or a camera"))
+        found.append(("relative drop", "the mean over domains of (mIoU here - mIoU of a model trained on this domain "
+                      "alone) / the latter, in percent. Negative: worse than such models"))  # fmt: skip
+    elif kind in (Kind.SEQUENCE, Kind.JOINT, Kind.EXTENSION):
+        protocol = config.scenario.protocol
+        found.append((f"protocol {protocol}", _PROTOCOLS[protocol]))
+    found.append((f"label policy {results.policy}", "the rule that says where pixels without a class, and pixels of "
+                  "old and later classes, go in training and in tests (everseg docs data)"))  # fmt: skip
+    found.append(("seed", "the number that all random choices of the run begin with: same seed, same result"))
+    method = config.method.name
+    for name in terms:
+        known = _LOSSES.get(name, f"a loss term of the method {method} (everseg docs methods)")
+        found.append((f"loss term {name}", known))
+    return found

@@ -1,0 +1,395 @@
+"""The verdict of a report: what a user should worry about in a run, each with a line of what to do.
+
+Every check has limits of its own, which the page states. A check that cannot be made says nothing rather than "fine".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from everseg.display import percent, share
+from everseg.errors import EversegError, some
+from everseg.metrics import defined_mean
+from everseg.reports.figures import Curves
+from everseg.reports.kinds import Kind
+from everseg.runs.model_folder import WEIGHTS
+from everseg.runs.results import Results, Track
+
+
+class Light(StrEnum):
+    """How urgent a finding is."""
+
+    RED = "problem"
+    AMBER = "look"
+    GREEN = "fine"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One light of the verdict."""
+
+    light: Light
+    about: str
+    """What was looked at, in a word or two."""
+    said: str
+    """What was found, with figures."""
+    then: str = ""
+    """What to do; "" where all is well."""
+
+
+AT_ZERO = 0.005
+"""IoU below which a class counts as not learnt: 0.5 %."""
+FALLEN = (0.05, 0.2)
+"""Share of the old classes' mean IoU that may be lost: up to the first it is fine, beyond the second a problem."""
+BELOW_SHARE = 0.5
+"""A new class is called too rarely where fewer than this share of its true pixels' number are called so."""
+FLOODED = (0.02, 0.1)
+"""Share of the area of images without a new class that may be called so."""
+ALTERNATING = (0.01, 0.04)
+"""Share of the pixels that may alternate with their neighbours (`alternation`), beyond the labels' own."""
+FEW_IMAGES = (5, 20)
+"""Test images: below the first a problem, below the second worth a look."""
+FEW_WITH = 5
+"""Test images that show a class: with fewer its IoU says little."""
+FEW_ITERATIONS = 100
+STILL_FALLING = 0.1
+"""Share by which the loss may fall in the last fifth of a step, against the fifth before it."""
+SMALL_BATCH = 4
+"""Images that a batch norm should see at once."""
+
+
+def _light(value: float, limits: tuple[float, float]) -> Light:
+    return Light.GREEN if value <= limits[0] else Light.AMBER if value <= limits[1] else Light.RED
+
+
+def verdict(
+    results: Results,
+    kind: Kind,
+    curves: Curves | None,
+    alternating: Mapping[str, float] | None = None,
+) -> list[Finding]:
+    """Look at everything that a run has stored and say what to worry about, problems first.
+
+    Args:
+        curves: of the training, if the journal has any.
+        alternating: name of the results -> what `alternation` gives for its pictures; {} or None where there are none.
+    """
+    found = [
+        *_each(results, lambda track: at_zero(track)),
+        *([] if kind in (Kind.JOINT, Kind.FIRST, Kind.SINGLE) else _old(results, kind)),
+        *_each(results, lambda track: below_its_share(track, _new(results, track, kind))),
+        *_each(results, lambda track: flooding(results, track, _new(results, track, kind))),
+        *checkerboards(alternating or {}),
+        *few_images(results),
+        *cut_short(results, curves),
+        *tiny_batches(results),
+    ]
+    order = list(Light)
+    return sorted(found, key=lambda one: order.index(one.light))
+
+
+def _each(results: Results, check: Callable[[Track], Finding | None]) -> list[Finding]:
+    """Make a check for every domain, and name the domains where there are several. The worst light speaks for all."""
+    several = len(results.tracks) > 1
+    found = [(track.name, check(track)) for track in results.tracks]
+    told = [(name, one) for name, one in found if one is not None]
+    if not told:
+        return []
+    order = list(Light)
+    worst = min((one for _, one in told), key=lambda one: order.index(one.light))
+    if not several:
+        return [worst]
+    shown = [(name, one) for name, one in told if (one.light is Light.GREEN) == (worst.light is Light.GREEN)]
+    said = "; ".join(f"{name}: {one.said}" for name, one in shown)
+    return [Finding(worst.light, worst.about, said, worst.then)]
+
+
+def _new(results: Results, track: Track, kind: Kind) -> list[int]:
+    """Train ids of the classes that the last step added to others, without background; [] where it added none."""
+    if kind is Kind.EXTENSION:
+        names = set(results.steps[-1].scores[track.name]["new_classes"])
+        return [c for c, name in enumerate(track.space.names) if name in names and c != track.background]
+    apart = kind in (Kind.SEQUENCE, Kind.DOMAINS) and track.steps[-1] == results.steps[-1].index
+    if not apart or len(track.steps) < 2:
+        return []
+    return [c for c in range(track.space.num_classes) if c not in set(track.old) and c != track.background]
+
+
+def _ious(track: Track) -> list[float | None]:
+    found: list[float | None] = track.scores[-1]["class_iou"]
+    return found
+
+
+def at_zero(track: Track) -> Finding | None:
+    """Whether a class that test images show is not found at all."""
+    ious, called = _ious(track), track.counts[-1].sum(axis=0)
+    real = [c for c, iou in enumerate(ious) if iou is not None and c != track.background]
+    gone = [c for c in real if (ious[c] or 0.0) < AT_ZERO]
+    if not real:
+        return None
+    if not gone:
+        return Finding(Light.GREEN, "classes at 0", "no class has an IoU near 0")
+    names = track.space.names
+    never = [names[c] for c in gone if not called[c]]
+    how = ""
+    if never:
+        how = "; never predicted" if len(never) == len(gone) else f"; never predicted: {some(never, 6)}"
+    return Finding(
+        Light.RED,
+        "classes at 0",
+        f"IoU 0 for {some([names[c] for c in gone], 6)} ({len(gone)} of {len(real)} classes{how})",
+        "See below what their pixels are taken for. Train longer (train.epochs, train.epochs_next), weigh rare classes "
+        "(scenario.class_weights=computed), and see whether the labels of these classes are right (everseg data check)",
+    )
+
+
+def _old(results: Results, kind: Kind) -> list[Finding]:
+    """Whether what was known before has been lost."""
+    method = results.config.method.name
+    if kind in (Kind.EXTENSION, Kind.REFINEMENT):
+        kept = results.steps[-1].kept
+        if kept.get("share") is None:
+            return [Finding(
+                Light.AMBER, "old classes", "nothing says how much of the old classes is left",
+                "Give images with labels of old classes (everseg extend --old-val DATA)",
+            )]  # fmt: skip
+        lost = 1 - float(kept["share"])
+        light = _light(lost, FALLEN)
+        said = f"{percent(kept['share'])} % of the old classes' quality is left, {kept['how']}"
+        advice = "Keep the deployed model, or extend again with everseg extend --how thorough"
+        return [Finding(light, "old classes", said, "" if light is Light.GREEN else advice)]
+    return _each(results, lambda track: fallen(track, method))
+
+
+def fallen(track: Track, method: str) -> Finding | None:
+    """Whether old classes have less IoU than when they were learnt."""
+    rows = [
+        (track.space.names[c], track.scores[track.at_birth(c)]["class_iou"][c], _ious(track)[c])
+        for c in track.old
+        if c != track.background
+    ]
+    known = [(name, before, now) for name, before, now in rows if before is not None and now is not None]
+    then, now = defined_mean(row[1] for row in known), defined_mean(row[2] for row in known)
+    if not known or not then or now is None:
+        return None
+    light = _light(1 - now / then, FALLEN)
+    plain = "" if track.background is None else " without background"
+    said = f"the old classes have {percent(now)} mIoU{plain} now, {percent(then)} when they were learnt"
+    halved = [name for name, before, after in known if before >= AT_ZERO and after < before / 2]
+    if halved:
+        said += f"; less than half is left of {some(halved, 6)}"
+        light = Light.AMBER if light is Light.GREEN else light
+    if light is Light.GREEN:
+        return Finding(light, "old classes", said)
+    advice = (
+        "Fine-tuning forgets by design: use a method that keeps old classes, such as mib (everseg list methods)"
+        if method == "ft"
+        else "Give the method more weight on old classes, try another one (everseg list methods), or keep images of "
+        "earlier steps (scenario.memory.size)"
+    )
+    return Finding(light, "old classes", said, advice)
+
+
+def below_its_share(track: Track, new: Sequence[int]) -> Finding | None:
+    """Whether a new class is called so on fewer pixels than it has."""
+    counts = track.counts[-1]
+    truth, called = counts.sum(axis=1), counts.sum(axis=0)
+    real = [c for c in new if truth[c]]
+    few = [c for c in real if called[c] < BELOW_SHARE * truth[c] and (_ious(track)[c] or 0.0) >= AT_ZERO]
+    if not real:
+        return None
+    if not few:
+        return Finding(
+            Light.GREEN, "share of new classes", "new classes are called about as often as they are there"
+        )
+    total = max(int(counts.sum()), 1)
+    each = [
+        f"{track.space.names[c]} ({share(called[c] / total)} of the pixels called so, {share(truth[c] / total)} true)"
+        for c in few
+    ]
+    return Finding(
+        Light.AMBER,
+        "share of new classes",
+        f"called too rarely: {some(each, 4)}",
+        "Train the step longer (train.epochs_next), or weigh rare classes (scenario.class_weights=computed)",
+    )
+
+
+def flooding(results: Results, track: Track, new: Sequence[int]) -> Finding | None:
+    """Whether a new class is found where it is not."""
+    if not new:
+        return None
+    names = [track.space.names[c] for c in new]
+    told = [
+        (one.name, one.false_share if one.false_without is None else one.false_without, one.images_without)
+        for one in results.steps[-1].taught(track.name, names)
+    ]
+    known = [(name, value, images) for name, value, images in told if value is not None]
+    if not known:
+        return None
+    worst = max(value for _, value, _ in known)
+    light = _light(worst, FLOODED)
+    if light is Light.GREEN:
+        return Finding(light, "flooding", f"new classes cover at most {share(worst)} of where they are not")
+    each = [
+        f"{name} on {share(value)} of "
+        + (f"the area of {images} images without it" if images else "the other pixels")
+        for name, value, images in known
+        if value > FLOODED[0]
+    ]
+    return Finding(
+        light,
+        "flooding",
+        f"found where it is not: {some(each, 4)}",
+        "Add training images without the class, which teach where it is not, and use a method that models the "
+        "background (mib)",
+    )
+
+
+def alternation(ids: np.ndarray, distance: int) -> float:
+    """Share of the pixels that differ from both pairs of opposite neighbours at a distance, each pair being alike.
+
+    A checkerboard has it everywhere, an edge nowhere.
+
+    Args:
+        ids: (H, W) ids.
+        distance: of the neighbours, in pixels.
+
+    >>> alternation(np.indices((8, 8)).sum(0) % 2, 1), alternation(np.tile([0, 0, 0, 0, 1, 1, 1, 1], (8, 1)), 1)
+    (1.0, 0.0)
+    """
+    k = distance
+    if min(ids.shape) <= 2 * k:
+        return 0.0
+    centre = ids[k:-k, k:-k]
+    left, right = ids[k:-k, : -2 * k], ids[k:-k, 2 * k :]
+    above, below = ids[: -2 * k, k:-k], ids[2 * k :, k:-k]
+    found = (left == right) & (above == below) & (left != centre) & (above != centre)
+    return float(found.mean())
+
+
+def checkerboards(alternating: Mapping[str, float]) -> list[Finding]:
+    """Whether predictions alternate from pixel to pixel, as an undertrained decoder makes them."""
+    if not alternating:
+        return []
+    worst = max(alternating.values())
+    light = _light(worst, ALTERNATING)
+    if light is Light.GREEN:
+        return [Finding(light, "checkerboards", "the predictions have no pattern of single pixels")]
+    where = some([name for name, value in alternating.items() if value > ALTERNATING[0]], 4)
+    of = f" of {where}" if len(alternating) > 1 else ""
+    return [
+        Finding(
+            light,
+            "checkerboards",
+            f"{share(worst)} of the pixels in the pictures{of} alternate like a checkerboard",
+            "The decoder is not trained enough: train longer, or with a higher learning rate",
+        )
+    ]
+
+
+def few_images(results: Results) -> list[Finding]:
+    """Whether there are enough test images, over all and per class."""
+    planned = next(entry for entry in results.planned if entry["index"] == results.steps[-1].index)
+    number = sum(source["images"] for source in planned["test"])
+    light = Light.RED if number < FEW_IMAGES[0] else Light.AMBER if number < FEW_IMAGES[1] else Light.GREEN
+    said = f"{number} test images" if number != 1 else "1 test image"
+    rare = []
+    for track in results.tracks if number >= FEW_WITH else ():
+        images = results.steps[-1].images.get(track.name)
+        if images is None:
+            continue
+        shown = (images[:, 0] > 0).sum(axis=0)
+        rare += [
+            f"{track.space.names[c]} ({int(shown[c])})"
+            for c in range(track.space.num_classes)
+            if 0 < shown[c] < FEW_WITH and c != track.background
+        ]
+    if rare:
+        said += f"; few of them show {some(rare, 6)}"
+        light = Light.AMBER if light is Light.GREEN else light
+    if light is Light.GREEN:
+        return [Finding(light, "test images", said)]
+    advice = "Test on more images: with so few a difference of a few points says little"
+    return [Finding(light, "test images", said, advice)]
+
+
+def cut_short(results: Results, curves: Curves | None) -> list[Finding]:
+    """Whether training ended early: steps that are missing, a limit on iterations, a loss that still falls."""
+    train, said = results.config.train, []
+    missing = len(results.planned) - len(results.steps)
+    if missing > 0:
+        said.append(f"{missing} of {len(results.planned)} steps are not trained")
+    if train.max_iterations is not None:
+        said.append(f"every step ends after {train.max_iterations} iterations (train.max_iterations)")
+    elif curves is not None:
+        short = [
+            f"step {step}: {int(values['iterations'])}"
+            for (step, passing), values in curves.speed.items()
+            if not passing and values["iterations"] < FEW_ITERATIONS
+        ]
+        said += [f"few iterations ({some(short, 4)})"] if short else []
+    if curves is not None:
+        falls = [
+            f"in step {step} by {percent(value)} %" for step, value in _falls(curves) if value > STILL_FALLING
+        ]
+        said += [f"the loss still fell in the last fifth of training, {some(falls, 4)}"] if falls else []
+    if not said:
+        return [Finding(Light.GREEN, "length of training", "no step was cut short")]
+    then = "Run the same command again: it continues" if missing > 0 else (
+        "Leave out train.max_iterations" if train.max_iterations is not None
+        else "Train longer (train.epochs, train.epochs_next)"
+    )  # fmt: skip
+    return [Finding(Light.AMBER, "length of training", "; ".join(said), then)]
+
+
+def _falls(curves: Curves) -> list[tuple[int, float]]:
+    """Give by which share the loss fell in the last fifth of each step, against the fifth before it."""
+    name = (
+        "loss/sum" if "loss/sum" in curves.series else next((f"loss/{term}" for term in curves.terms), None)
+    )
+    if name is None:
+        return []
+    at, values = (np.array(part, dtype=np.float64) for part in curves.series[name])
+    ends = [first for _, first in curves.starts[1:]] + [np.inf]
+    found = []
+    for (step, first), end in zip(curves.starts, ends, strict=True):
+        mine = values[(at > first) & (at <= end)]
+        fifth = len(mine) // 5
+        if fifth >= 3:
+            before, last = float(mine[-2 * fifth : -fifth].mean()), float(mine[-fifth:].mean())
+            found.append((step, 1 - last / before if before > 0 else 0.0))
+    return found
+
+
+def tiny_batches(results: Results) -> list[Finding]:
+    """Whether batch norms were trained on too few images at once."""
+    train = results.config.train
+    if not _has_batch_norm(results):
+        return []
+    seen = train.batch // train.accumulate  # of all processes together: how many there were is not stored
+    if seen >= SMALL_BATCH:
+        return [Finding(Light.GREEN, "batch norm", f"its statistics are of {seen} images at a time")]
+    return [
+        Finding(
+            Light.RED if seen <= 1 else Light.AMBER,
+            "batch norm",
+            f"its statistics are of {seen} {'image' if seen == 1 else 'images'} at a time, which makes them noisy",
+            f"Use at least {SMALL_BATCH} images per device and part (train.batch, train.accumulate), or freeze the "
+            "norms if the method can (everseg list methods)",
+        )
+    ]
+
+
+def _has_batch_norm(results: Results) -> bool:
+    """Whether the last model keeps running statistics; only the names in its file are read."""
+    try:
+        with safe_open(results.steps[-1].final.folder / WEIGHTS, framework="numpy") as opened:
+            return any(name.endswith("running_mean") for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError, EversegError):
+        return False

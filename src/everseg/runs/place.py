@@ -1,0 +1,58 @@
+"""What lies at a path that a user gave, in words, for refusals that name the real fault."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from everseg.errors import near_miss, some
+
+RECORD = "run.json"
+"""The file that makes a folder a run folder."""
+MODEL = "classes.json"
+"""The file that makes a folder a model folder."""
+LINEAGE = "lineage.json"
+"""The file that makes a model folder a bundle."""
+_MOST = 2000
+"""Entries of a folder that are looked at: it may be one of many pictures."""
+
+
+def what_is(path: Path) -> str:
+    """Say what a path is, as the end of a sentence that begins with the path: "does not exist", "is a bundle", ...
+
+    >>> what_is(Path("no/such/run"))
+    'does not exist'
+    """
+    try:
+        if path.is_file():
+            return "is a file, not a folder"
+        if not path.is_dir():
+            return f"does not exist{_meant(path)}"
+        if (path / RECORD).is_file():
+            return "is a run folder"
+        if (path / MODEL).is_file():
+            return "is a bundle" if (path / LINEAGE).is_file() else "is the model folder of a step"
+        entries = sorted(islice(path.iterdir(), _MOST))
+        runs = [entry for entry in entries if (entry / RECORD).is_file()]
+        bundles = [entry for entry in entries if (entry / LINEAGE).is_file()]
+    except OSError as error:
+        return f"cannot be looked into ({error.strerror})"
+    if runs or bundles:
+        kind = "runs" if runs else "bundles"
+        return f"holds {kind}: give one of them ({some([str(one) for one in runs or bundles], 4)})"
+    if not entries:
+        return "is an empty folder"
+    return "holds neither a run nor a model"
+
+
+def _meant(path: Path) -> str:
+    """Name the entry of the same folder that is spelt nearly so; "" if there is none."""
+    if not path.parent.is_dir():
+        return ""
+    try:
+        beside = [entry.name for entry in islice(path.parent.iterdir(), _MOST) if entry.is_dir()]
+    except OSError:
+        return ""
+    place = "" if path.parent == Path() else f"{path.parent}/"
+    hint = near_miss(path.name, sorted(beside), below=place).removeprefix("; ")
+    return f" ({hint})" if hint else ""
