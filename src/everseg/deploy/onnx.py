@@ -136,7 +136,7 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     count, kind = (
         (3, torch.uint8) if channels is None else (len(channels), TORCH_TYPES[channels.array_type.name])
     )
-    example = (torch.zeros(2, *(size or EXAMPLE_SIZE), count, dtype=kind),)
+    example: tuple[Tensor, ...] = (torch.zeros(2, *(size or EXAMPLE_SIZE), count, dtype=kind),)
     names = ["image"]
     open_axes = ("batch",) if size else ("batch", "height", "width")
     dims: tuple[Any, ...] = ({axis: torch.export.Dim(name) for axis, name in enumerate(open_axes)},)
