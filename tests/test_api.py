@@ -193,7 +193,7 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
     assert "0, 1" in err
     code, _, err = call("eval", finished.path.parent, USER_CODE)
     assert code == 4
-    must_say(err, "not a run")
+    must_say(err, "needs a run folder")
 
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:

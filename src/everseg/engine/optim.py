@@ -257,7 +257,7 @@ def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> N
         and not _is_alike(value, group[key])
     }
     if wrong:
-        raise CheckpointError(f"the optimiser state has options that are none: {some(sorted(wrong), 8)}")
+        raise CheckpointError(f"the optimiser state has unknown options: {some(sorted(wrong), 8)}")
 
 
 _HOW = ("foreach", "fused")
