@@ -309,9 +309,11 @@ def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypat
     asked = []
     monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
     monkeypatch.setattr(
-        bundle_module, "to_onnx", lambda deployed, about: asked.append((deployed.branch, about)) or b"x"
+        bundle_module, "to_onnx", lambda deployed, about, size: asked.append((deployed.branch, about)) or b"x"
     )
-    monkeypatch.setattr(bundle_module, "check_parity", lambda *_: Parity(1, "noise", ((33, 33),), 0.0, 1.0))
+    monkeypatch.setattr(
+        bundle_module, "check_parity", lambda *_, **__: Parity(1, "noise", ((33, 33),), 0.0, 1.0)
+    )
     model = deeplabv3_tiny(widths=[8, 8, 8, 8], per_branch="norm")
     spaces = {}
     for path, last in (("day", "b"), ("night/1", "c")):

@@ -571,12 +571,12 @@ def test_the_command_says_where_and_ends_with_an_interrupt(bundles, ends):
             line = one.stdout.readline()
             assert line.startswith("open http://127.0.0.1:"), line
             port = int(line.split("/")[2].split(":")[1])
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", "/info")
             assert json.loads(connection.getresponse().read())["bundles"][0]["name"] == "a"
             connection.close()
             one.send_signal(ends)
-            _, errors = one.communicate(timeout=20)
+            _, errors = one.communicate(timeout=60)
         finally:
             one.kill()
     *notes, last = errors.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -44,7 +45,8 @@ class Ended(NamedTuple):
         for bad in ("Traceback", "fault of everseg", WATCHED):
             if bad in self.text:
                 return f"{bad!r} in: {self.text[-700:]}"
-        if self.code not in (0, 75) and not any(line.startswith("error:") for line in self.text.splitlines()):
+        said = re.search(r"^(error: |\d+ errors, )", self.text, re.MULTILINE)
+        if self.code not in (0, 75) and not said:
             return f"no message: {self.text[-300:]!r}"
         if lost := [fact for fact in facts if fact not in self.text]:
             return f"the message lacks {lost}: {self.text[-700:]}"
@@ -132,7 +134,8 @@ def _child(
 
 
 def _told(event: str, arguments: tuple[Any, ...]) -> None:
-    own = event == "subprocess.Popen" and arguments[0] == sys.executable  # another everseg, with less rights
+    # Another everseg, with less rights; and Python's own question for the processor.
+    own = event == "subprocess.Popen" and arguments[0] in (sys.executable, "uname")
     if event in RUNS_CODE and not own and not (event == "pickle.find_class" and _harmless(*arguments[:2])):
         os.write(2, f"{WATCHED}{event} {arguments}\n".encode("utf-8", "backslashreplace"))
 
@@ -156,7 +159,7 @@ def everseg(*arguments: object) -> Callable[[], object]:
 def trained(config: Mapping[str, Any]) -> Callable[[], object]:
     """A whole run by the command line, as work. Its settings are written to a file beside its `out` now."""
     path = Path(config["out"]).with_name("run.yaml")
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
     call = everseg("run", path, "--quiet")
 
     def work() -> None:

@@ -107,7 +107,7 @@ def _spread(cases: list[tuple[int, ...]], number: int) -> list[tuple[int, ...]]:
     return random.Random(number).sample(cases, number)
 
 
-@campaign("errors at every write of a save", everyday=40, long=350)
+@campaign("errors at every write of a save", everyday=14, long=350)
 def errors_of_a_save(place: Path, number: int) -> Iterator[Trial]:
     """Each operation of a save in turn fails (disk full, quota, I/O error, read-only, permission), once or for good: a
     sentence says which, the older files stay whole, nothing half-written is left where deleting is possible, and saving
@@ -140,7 +140,7 @@ def errors_of_a_save(place: Path, number: int) -> Iterator[Trial]:
         yield Trial(what, problem)
 
 
-@campaign("ends at every write of a save", everyday=8, long=35)
+@campaign("ends at every write of a save", everyday=4, long=35)
 def ends_of_a_save(place: Path, number: int) -> Iterator[Trial]:
     """The process ends before each operation of a save in turn: a whole checkpoint exists, each document is the old
     or the new one, and saving again gives the same bytes."""
@@ -175,7 +175,7 @@ def _whole(run: Path) -> str:
     return ""
 
 
-@campaign("a disk that fails under a run", everyday=1, long=40)
+@campaign("a disk that fails under a run", everyday=0, long=40)
 def failing_runs(place: Path, number: int) -> Iterator[Trial]:
     """A disk fills up, breaks or becomes read-only at any moment of a run: exit code 4 with the error's sentence, whole
     checkpoints, and the same command goes on to the same bytes."""

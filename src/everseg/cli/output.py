@@ -250,7 +250,11 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     return code if isinstance(code, int) else 0
 
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    "out of memory|can(not|'t) allocate memory|not enough memory|bad_alloc|alloc_failed"
+    "|could not create a primitive",  # oneDNN, which says no more
+    re.IGNORECASE,
+)
 
 
 def learn_more(topic: str) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def adopt(
         raise ConfigError(f"--norm and --reference are for --arch timm:NAME; {arch} says its norms itself")
     own: list[str] = []
     size: tuple[int, int] | None = None
-    form = normalisation or "imagenet"
+    form: Normalisation = normalisation or "imagenet"
     if kind == "timm":
         path = None if reference is None else Path(reference).expanduser()
         model, form, check = _timm(name, state, pictures[0], norm, normalisation, path)
@@ -263,9 +263,9 @@ def _timm(
     state: dict[str, Tensor],
     picture: np.ndarray,
     norm: str | None,
-    normalisation: str | None,
+    normalisation: Normalisation | None,
     reference: Path | None,
-) -> tuple[SegmentationModel, str, str]:
+) -> tuple[SegmentationModel, Normalisation, str]:
     """Convert an encoder of timm with one of everseg's heads.
 
     Weights do not show which activation stands behind a norm, nor how images were normalised. Both are asked for, or
@@ -289,7 +289,7 @@ def _timm(
         model, ours = network(name, state, kind)
         head = model.describe()["name"].removeprefix("library-")
         _fill(model, ours, f"timm's {name} under everseg's {head} head")
-        for way in NORMALISATIONS if normalisation is None else (cast(Normalisation, normalisation),):
+        for way in NORMALISATIONS if normalisation is None else (normalisation,):
             check = _finite(model, name, _input(image, way))
             if wanted is None:
                 return (

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from everseg.data.batches.transforms import resize_transform
-from everseg.deploy.card import model_card
+from everseg.deploy.card import at_sizes, model_card
 from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
@@ -114,7 +114,7 @@ class Bundle(Result):
         for branch, found in self.parity.items():
             through = f" of branch '{branch}'" if len(self.parity) > 1 else ""
             lines.append(
-                f"ONNX{through} against PyTorch on {found['source']} at {len(found['sizes'])} sizes: largest "
+                f"ONNX{through} against PyTorch on {found['source']} {at_sizes(found)}: largest "
                 f"difference of a logit {found['logit_difference']:.1e}, same class on "
                 f"{percent(found['equal_pixels'], digits=4)} % of the pixels"
             )
@@ -272,8 +272,15 @@ def _graph(
         return attempt(None)
     except (ConfigError, GateError) as error:
         size = _one_size(deployed, images)
-        log.info("%s; its ONNX file is for %d x %d pixels only", error, *size)
+        log.info(
+            "no ONNX graph with open sizes, so the file takes %d x %d pixels only (%s)", *size, _first(error)
+        )
         return attempt(size)
+
+
+def _first(error: Exception) -> str:
+    """The beginning of a message, up to its first semicolon."""
+    return str(error).partition(";")[0]
 
 
 def _one_size(deployed: Deployed, images: Sequence[np.ndarray]) -> tuple[int, int]:

@@ -229,11 +229,19 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     for branch, parity in lineage["parity"].items():
         yield (
             f"* ONNX of branch '{for_markdown(branch)}' against PyTorch on {for_markdown(parity['source'])} "
-            f"at {len(parity['sizes'])} sizes: "
+            f"{at_sizes(parity)}: "
             f"largest difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
+
+
+def at_sizes(parity: Mapping[str, Any]) -> str:
+    """Say at which sizes (H, W) an ONNX file was compared, and whether it takes no other."""
+    sizes = parity["sizes"]
+    if sizes and parity.get("one_size"):  # bundles of earlier versions have no such entry
+        return f"at {' x '.join(map(str, sizes[0]))}, the only size that it takes"
+    return f"at {len(sizes)} sizes"
 
 
 def _code(text: str) -> str:

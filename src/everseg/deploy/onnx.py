@@ -136,7 +136,7 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     count, kind = (
         (3, torch.uint8) if channels is None else (len(channels), TORCH_TYPES[channels.array_type.name])
     )
-    example = (torch.zeros(2, *(size or EXAMPLE_SIZE), count, dtype=kind),)
+    example: tuple[Tensor, ...] = (torch.zeros(2, *(size or EXAMPLE_SIZE), count, dtype=kind),)
     names = ["image"]
     open_axes = ("batch",) if size else ("batch", "height", "width")
     dims: tuple[Any, ...] = ({axis: torch.export.Dim(name) for axis, name in enumerate(open_axes)},)
@@ -254,6 +254,8 @@ class Parity:
     """Largest absolute difference of a logit."""
     equal_pixels: float
     """Share of pixels with the same class."""
+    one_size: bool = False
+    """Whether the file takes no other size."""
 
 
 @torch.no_grad()
@@ -303,7 +305,7 @@ def check_parity(
         equal += int((found_mask == mask).sum())
         total += mask.size
         sizes[(image.shape[0], image.shape[1])] = None
-    result = Parity(len(images), source, tuple(sizes), worst, equal / total)
+    result = Parity(len(images), source, tuple(sizes), worst, equal / total, one_size)
     if not (relative <= LOGIT_TOLERANCE and 1 - result.equal_pixels <= PIXEL_TOLERANCE):
         raise GateError(
             f"the ONNX model of branch '{deployed.branch}' differs from the trained one on {source}: a logit by "

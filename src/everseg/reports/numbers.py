@@ -257,11 +257,14 @@ def confusion(track: Track) -> Confusion | None:
     if len(order) < 2:
         return None
     turns = [turn for turn in old_turns(track) if turn.rise >= LEAST_RISE]
-    grown = {(turn.truth, turn.taken_for): 100 * turn.rise for turn in turns}
+    grown = {(turn.truth, turn.taken_for): in_percent(turn.rise) for turn in turns}
     return Confusion(
         [track.space.names[c] for c in order],
         [groups[c] for c in order],
-        [[100 * float(counts[c, other]) / max(int(truth[c]), 1) for other in order] for c in order],
+        [
+            [in_percent(float(counts[c, other]) / max(int(truth[c]), 1)) or 0.0 for other in order]
+            for c in order
+        ],
         [[grown.get((c, other)) for other in order] for c in order],
         len(seen) - len(order),
     )

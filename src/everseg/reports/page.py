@@ -28,7 +28,7 @@ class Place:
     """The number of a class, written on a region of a picture."""
 
     left: float
-    """Percent of the width, like `top` of the height."""
+    """Fraction of the width, like `top` of the height."""
     top: float
     text: str
     name: str

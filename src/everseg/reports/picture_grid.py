@@ -473,8 +473,8 @@ def places(ids: np.ndarray, names: Sequence[str]) -> list[Place]:
         height, width = coarse.shape
         found.append(
             Place(
-                left=round(100 * (int(column) + 0.5) / width, 1),
-                top=round(100 * (int(row) + 0.5) / height, 1),
+                left=(int(column) + 0.5) / width,
+                top=(int(row) + 0.5) / height,
                 text=str(c),
                 name=names[c],
             )

@@ -152,7 +152,8 @@ def _kept(value: Any, key: str, problems: list[str]) -> None:
 
 
 _PARITY = entries(
-    {"source": TEXT, "sizes": many(many(COUNT)), "logit_difference": NUMBER, "equal_pixels": NUMBER}
+    {"source": TEXT, "sizes": many(many(COUNT)), "logit_difference": NUMBER, "equal_pixels": NUMBER},
+    {"one_size": FLAG},
 )
 LINEAGE = entries(
     {
