@@ -136,14 +136,18 @@ def tree(packages: Mapping[str, Package], known: list[Hole], root: str = "everse
 
 
 def requirements(project: Mapping[str, Any]) -> list[Requirement]:
-    """Every direct requirement: of the package, its extras, and its build."""
+    """Every direct requirement: of the package, its extras, and its build. Of a package named twice all bounds hold."""
     extras = project["project"]["optional-dependencies"].values()
     texts = [
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
         *(t for of in extras for t in of),
     ]
-    return [one for one in map(Requirement, texts) if one.name != "everseg"]
+    found: dict[str, Requirement] = {}
+    for one in map(Requirement, texts):
+        first = found.setdefault(canonicalize_name(one.name), one)
+        first.specifier &= one.specifier
+    return [one for name, one in found.items() if name != "everseg"]
 
 
 def let_in(needed: list[Requirement], known: list[Hole]) -> Iterator[tuple[Requirement, Hole, str]]:

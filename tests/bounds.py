@@ -1,4 +1,4 @@
-"""What one large input may take: seconds and megabytes, at full size by `python tests/bounds.py 1`.
+"""What one large input may take: seconds of a processor and megabytes, at full size by `python tests/bounds.py 1`.
 
 Each function makes the input, and gives back what everseg does with it. Memory is what the process has at most
 meanwhile, beyond what it had before, as Linux tells it.
@@ -23,7 +23,7 @@ from everseg.errors import EversegError
 
 @dataclass(frozen=True)
 class Bound:
-    """Most seconds and megabytes at full size, on a processor of 2020 that does nothing else."""
+    """Most seconds and megabytes at full size."""
 
     make: Callable[[Path, float], Callable[[], object]]
     seconds: float
@@ -170,10 +170,10 @@ def cost(name: str, folder: Path, scale: float = 1.0) -> Cost:
             cost(name, Path(other), 1e-5)
     act = BOUNDS[name].make(folder, scale)
     Path("/proc/self/clear_refs").write_text("5")
-    before, begun = _peak(), time.monotonic()
+    before, begun = _peak(), time.process_time()
     with contextlib.suppress(EversegError):
         act()
-    return Cost(name, time.monotonic() - begun, _peak() - before)
+    return Cost(name, time.process_time() - begun, _peak() - before)
 
 
 def _peak() -> float:

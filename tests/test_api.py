@@ -193,7 +193,7 @@ def test_eval_takes_the_last_step_by_default_and_says_which_there_are(
     assert "0, 1" in err
     code, _, err = call("eval", finished.path.parent, USER_CODE)
     assert code == 4
-    must_say(err, "not a run")
+    must_say(err, "needs a run folder")
 
 
 def test_eval_on_another_split_counts_that_split(finished: everseg.Run) -> None:
@@ -379,7 +379,7 @@ def test_each_finished_step_can_be_loaded_and_what_is_none_is_told(
     for folder in (finished.folder.step(0), finished.folder.final(0)):
         assert everseg.load(folder).classes == ("background", "red", "green")
     for wrong in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CheckpointError, match="holds no model"):
+        with pytest.raises(CheckpointError, match="give a run folder"):
             everseg.load(wrong)
     with pytest.raises(ConfigError, match="--step 5"):
         everseg.load(finished.path, step=5)

@@ -169,8 +169,11 @@ def requirements() -> dict[str, Requirement]:
     project = PROJECT["project"]
     texts = [*PROJECT["build-system"]["requires"], *project["dependencies"]]
     texts += [text for extra in project["optional-dependencies"].values() for text in extra]
-    found = [Requirement(text) for text in texts]
-    return {one.name.lower(): one for one in found if one.name != "everseg"}
+    found: dict[str, Requirement] = {}
+    for one in map(Requirement, texts):
+        if one.name != "everseg":  # of a package that is named twice all bounds hold
+            found.setdefault(one.name.lower(), one).specifier &= one.specifier
+    return found
 
 
 def lower_bound(requirement: Requirement) -> str | None:

@@ -130,6 +130,8 @@ def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     [
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_no_memory_has_a_sentence(

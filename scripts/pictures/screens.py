@@ -45,7 +45,7 @@ SHOTS = {
     "first-own-data": (
         Shot("first-preview", "data_preview.html", (1000, 760)),
         Shot("first-report", "runs/first/report.html", (1000, 620)),
-        Shot("first-overlay", "out/*overlay*", times=4),
+        Shot("first-overlay", "out/*overlay*", times=6),
     ),
     "tutorials/robotics": (
         Shot("robotics-report", "runs/bundle-v2/report.html", (1000, 640)),
@@ -54,7 +54,6 @@ SHOTS = {
     "tutorials/drone": (Shot("drone-overlay", "masks/*overlay*", times=2),),
     "tutorials/medical": (Shot("medical-diff", "diff/diff.png"),),
     "tutorials/driving": (Shot("driving-compare", "runs/cs-bdd-idd-sweep/compare.html", (1100, 640)),),
-    "tutorials/voc": (Shot("voc-compare", "runs/voc-15-5-overlapped-sweep/compare.html", (1100, 640)),),
 }
 """Page below docs -> its pictures."""
 NOT_TYPED = re.compile(r"everseg serve|everseg data download|pip |python3 -m venv|source |curl")
@@ -90,6 +89,7 @@ def photograph(shots: tuple[Shot, ...], folder: Path) -> None:
             file = sorted(folder.glob(shot.file))[0]
             if file.suffix == ".html":
                 page.window(*shot.size)
+                page.call("Emulation.setScrollbarsHidden", hidden=True)
                 page.call("Page.navigate", url=file.resolve().as_uri())
                 page.wait("document.readyState === 'complete'")
                 if shot.at:
@@ -101,7 +101,7 @@ def photograph(shots: tuple[Shot, ...], folder: Path) -> None:
                 picture = Image.open(file).convert("RGB")
                 size = (picture.width * shot.times, picture.height * shot.times)
                 picture = picture.resize(size, Image.Resampling.NEAREST)
-                picture.thumbnail((1100, 900))
+                picture.thumbnail((1100, 700))
             save(picture, ASSETS / f"{shot.name}.webp")
 
 

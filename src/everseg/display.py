@@ -78,6 +78,15 @@ def share(value: float | None, *, digits: int = 1) -> str:
     return text if text == UNDEFINED else f"{text} %"
 
 
+def counted(number: int, thing: str) -> str:
+    """Format a number of things, with an s unless it is one.
+
+    >>> counted(1, "note"), counted(0, "note"), counted(1200, "image")
+    ('1 note', '0 notes', '1,200 images')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def points(value: float | None) -> str:
     """Format a difference of two fractions as percentage points, with its sign.
 

@@ -14,12 +14,13 @@ from saying import must_say
 
 def test_a_folder_that_is_no_run_is_refused(everseg: Everseg, here: Path) -> None:
     before = everything(here)
-    for path in ("data", "nowhere", "run.yaml"):
-        refused(everseg("eval", path), 4, f"{path} is not a run folder", "give the folder")
+    for path, what in (("data", "neither a run"), ("nowhere", "does not exist"), ("run.yaml", "is a file")):
+        refused(everseg("eval", path), 4, path, what, "needs a run folder")
         refused(
             everseg("predict", path, "data/images", "-o", "out"),
             4,
-            f"{path} holds no model",
+            path,
+            what,
             "give a run folder",
         )
         refused(everseg("import", "mib", path, "--back", "-o", "x.pth"), 4, path, "run folder")

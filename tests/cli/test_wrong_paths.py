@@ -1,4 +1,4 @@
-"""Every command names the real fault of a path: it is missing, of another kind, or holds several of what is meant."""
+"""Every command names the real fault of a path: not there, of another kind, or a folder of several of what is meant."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("NO_SUCH", ["does not exist"]),
         ("runs/sings", ["does not exist", "runs/signs"]),
-        ("photos", ["neither a run nor a model"]),
+        ("photos", ["holds neither a run"]),
         ("photos/a.png", ["a file"]),
         ("empty", ["an empty folder"]),
-        ("runs", ["holds runs", "runs/signs"]),
+        ("runs", ["folder of runs", "runs/signs"]),
     ],
 )
 def test_a_path_that_is_nothing_of_everseg_is_called_what_it_is(call, here, path, facts):
     for command in (*OF_RUNS, *OF_BUNDLES, "predict"):
-        code, _, err = call(command, path, *MORE.get(command, ()), "--quiet" if command in MORE else "--json")
+        code, _, err = call(command, path, *MORE.get(command, ()))
         assert code in (2, 3, 4), (command, err)
         must_say(err, path, *facts)
         assert "everseg export" in err or "run folder" in err, (command, "no way out", err)
@@ -57,5 +57,12 @@ def test_another_kind_of_folder_is_named_with_what_makes_the_right_one(call, her
         must_say(err, "runs/signs is a run folder", "everseg export runs/signs")
     for command in ("report", "features"):
         must_say(call(command, "bundle")[2], "bundle is a bundle", "run folder")
+    for data, facts in (
+        ("photos", "data init photos"),
+        ("runs/nothing", "does not exist"),
+        ("photos/a.png", ".yaml"),
+    ):
+        for line in (["data", "check", data], ["extend", "bundle", "--data", data, "--add", "b"]):
+            must_say(call(*line)[2], data, facts)
     must_say(call("export", "bundle")[2], "a bundle already")
     must_say(call("export", "runs/signs/steps/01/final")[2], "--out", "model folder")

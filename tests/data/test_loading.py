@@ -491,7 +491,8 @@ class Broken:
 @pytest.mark.parametrize(
     "error",
     [EOFError(), ConnectionResetError(), OSError("got end of file during message"),
-     RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")],
+     RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+     RuntimeError("Too many open files. Raise it")],
 )  # fmt: skip
 def test_a_pipe_that_breaks_tells_of_the_loader(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(loading, "DataLoader", Broken)

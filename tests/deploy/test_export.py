@@ -121,7 +121,7 @@ def test_nothing_is_overwritten_and_nothing_left_half_written(run, tmp_path, cal
     assert "exists already" in err
     with pytest.raises(ConfigError, match="a bundle already"):
         export(export(run, tmp_path / "c", onnx=False).path, tmp_path / "d", onnx=False)
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="give a run folder"):
         export(tmp_path, tmp_path / "d", onnx=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 

@@ -45,6 +45,8 @@ def test_over_domains_the_claim_holds_too(tmp_path: Path) -> None:
         (["method=mib", "method.bce=true"], False),
         (["method=ewc"], False),
         (["method=mdil", "method.updates=two-legacy"], False),
+        (["metrics=[per-image]"], False),
+        (["metrics=[]"], True),
         (["seed=1"], False),
         (["train.epochs=2"], False),
         (["train.threads=2"], False),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from accelerate.state import AcceleratorState
 
 RUNS_CODE = {
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class", "socket.connect",
@@ -40,7 +45,8 @@ class Ended(NamedTuple):
         for bad in ("Traceback", "fault of everseg", WATCHED):
             if bad in self.text:
                 return f"{bad!r} in: {self.text[-700:]}"
-        if self.code not in (0, 75) and not any(line.startswith("error:") for line in self.text.splitlines()):
+        said = re.search(r"^(error: |\d+ errors, )", self.text, re.MULTILINE)
+        if self.code not in (0, 75) and not said:
             return f"no message: {self.text[-300:]!r}"
         if lost := [fact for fact in facts if fact not in self.text]:
             return f"the message lacks {lost}: {self.text[-700:]}"
@@ -128,7 +134,8 @@ def _child(
 
 
 def _told(event: str, arguments: tuple[Any, ...]) -> None:
-    own = event == "subprocess.Popen" and arguments[0] == sys.executable  # another everseg, with less rights
+    # Another everseg, with less rights; and Python's own question for the processor.
+    own = event == "subprocess.Popen" and arguments[0] in (sys.executable, "uname")
     if event in RUNS_CODE and not own and not (event == "pickle.find_class" and _harmless(*arguments[:2])):
         os.write(2, f"{WATCHED}{event} {arguments}\n".encode("utf-8", "backslashreplace"))
 
@@ -147,3 +154,17 @@ def everseg(*arguments: object) -> Callable[[], object]:
         cli.main([str(argument) for argument in arguments])
 
     return call
+
+
+def trained(config: Mapping[str, Any]) -> Callable[[], object]:
+    """A whole run by the command line, as work. Its settings are written to a file beside its `out` now."""
+    path = Path(config["out"]).with_name("run.yaml")
+    path.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    call = everseg("run", path, "--quiet")
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a run of this process may have made one
+        call()
+
+    return work

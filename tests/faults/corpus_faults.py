@@ -434,23 +434,23 @@ CLASS_NAMES = (
 
 
 def _settings_files() -> Iterator[Hostile]:
-    fine = {"empty", "merge"}
+    fine = {"empty", "merge", "a directive"}  # the last one changes nothing of how values are read
     for name, data in SETTINGS_FILES.items():
+        if (
+            name == "code as method"
+        ):  # the user names the file, and so the code: this is how own methods are used
+            continue
 
         def settings(place: Path, data: bytes = data) -> Work:
             (place / "evil.py").write_text("open('imported', 'w').close()\n")
             (place / "run.yaml").write_bytes(data)
             return everseg("show", "run.yaml", "train.epochs=1")
 
-        if (
-            name == "code as method"
-        ):  # the user names the file, and so the code: this is how own methods are used
-            continue
         yield Hostile(
             f"settings: {name}",
             settings,
             (0, 2) if name in fine else (2,),
-            ("run.yaml",) if name not in fine else (),
+            () if name in fine or name.startswith("base of") else ("run.yaml",),  # else the base is named
         )
 
         def description(place: Path, data: bytes = data) -> Work:
@@ -532,28 +532,28 @@ def _tried(hostiles: list[Hostile], place: Path, number: int) -> Iterator[Trial]
         shutil.rmtree(ground)
 
 
-@campaign("hostile weights", everyday=8, long=len(KINDS["weights"]))
+@campaign("hostile weights", everyday=5, long=len(KINDS["weights"]))
 def weights(place: Path, number: int) -> Iterator[Trial]:
     """Pickles that would run code or take memory, safetensors that lie: exit code 4 and a message; nothing runs, and
     nothing is written elsewhere."""
     return _tried(KINDS["weights"], place, number)
 
 
-@campaign("hostile data", everyday=8, long=len(KINDS["data"]))
+@campaign("hostile data", everyday=6, long=len(KINDS["data"]))
 def data(place: Path, number: int) -> Iterator[Trial]:
     """Pictures, masks, lists and archives that are damaged, lie or lead out: exit code 3 and the file's name; odd
     ones that are no fault are read."""
     return _tried(KINDS["data"], place, number)
 
 
-@campaign("hostile documents", everyday=8, long=len(KINDS["documents"]))
+@campaign("hostile documents", everyday=4, long=len(KINDS["documents"]))
 def documents(place: Path, number: int) -> Iterator[Trial]:
     """JSON and arrays of run folders and bundles that are none, nest, repeat keys, or are links, FIFOs and devices:
     exit code 4 and the file's name."""
     return _tried(KINDS["documents"], place, number)
 
 
-@campaign("hostile settings and names", everyday=6, long=len(KINDS["settings and names"]))
+@campaign("hostile settings and names", everyday=4, long=len(KINDS["settings and names"]))
 def settings(place: Path, number: int) -> Iterator[Trial]:
     """YAML with tags, aliases or levels, names of runs that lead out, names of classes with markup and escapes: exit
     code 2 or 3, or they are shown as text."""

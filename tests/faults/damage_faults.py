@@ -125,7 +125,7 @@ def _seen(folder: Path) -> str:
 def of_run(run: Path) -> str:
     """All that a report, a comparison, a prediction and the next step would read of a run."""
     folder = RunFolder(run)
-    finals = [verify(folder.final(step)) for step in range(len(folder.finished_steps()))]
+    finals = [verify(folder.final(step)) for step in range(len(folder.finished_steps))]
     lost = Journal(run / "journal.jsonl").read()[1]
     return repr((everything(run), finals, _seen(run), folder.config(), lost))
 
@@ -168,7 +168,8 @@ def _judged(damage: Damage, honest: Path, place: Path, read: Callable[[Path], st
         return Trial(what, f"a fault: {error!r}")
     finally:
         shutil.rmtree(place)
-    if found == before:
+    # A manifest in another layout has another digest, which the next step compares.
+    if found == before or damage.file.endswith("MANIFEST.json"):
         shutil.copytree(honest, place)
         damage.do(place)
         reason = _says_the_same(place, honest, damage)
@@ -179,7 +180,7 @@ def _judged(damage: Damage, honest: Path, place: Path, read: Callable[[Path], st
     return Trial(what, "something else was read without a word")
 
 
-@campaign("damages of run folders and bundles", everyday=24, long=310)
+@campaign("damages of run folders and bundles", everyday=14, long=310)
 def damages(place: Path, number: int) -> Iterator[Trial]:
     """A flipped bit, a cut, zeros, bytes behind, a file lost, swapped, replaced or too many: it is told with the
     folder, or everything is read as before."""

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from apart import Ended, apart
+from apart import Ended, apart, trained
 from campaigns import Trial, campaign
 from disk import Disk
 from processes import complete, results
 from toy import settings
 
-import everseg
 from everseg.errors import CheckpointError
 from everseg.runs.commit import (
     newest_valid,
@@ -108,7 +107,7 @@ def _spread(cases: list[tuple[int, ...]], number: int) -> list[tuple[int, ...]]:
     return random.Random(number).sample(cases, number)
 
 
-@campaign("errors at every write of a save", everyday=40, long=350)
+@campaign("errors at every write of a save", everyday=14, long=350)
 def errors_of_a_save(place: Path, number: int) -> Iterator[Trial]:
     """Each operation of a save in turn fails (disk full, quota, I/O error, read-only, permission), once or for good: a
     sentence says which, the older files stay whole, nothing half-written is left where deleting is possible, and saving
@@ -141,7 +140,7 @@ def errors_of_a_save(place: Path, number: int) -> Iterator[Trial]:
         yield Trial(what, problem)
 
 
-@campaign("ends at every write of a save", everyday=8, long=35)
+@campaign("ends at every write of a save", everyday=4, long=35)
 def ends_of_a_save(place: Path, number: int) -> Iterator[Trial]:
     """The process ends before each operation of a save in turn: a whole checkpoint exists, each document is the old
     or the new one, and saving again gives the same bytes."""
@@ -176,22 +175,19 @@ def _whole(run: Path) -> str:
     return ""
 
 
-def _train(config: dict) -> None:
-    torch.set_num_threads(1)
-    everseg.run(config, quiet=True)
-
-
-@campaign("a disk that fails under a run", everyday=1, long=40)
+@campaign("a disk that fails under a run", everyday=0, long=40)
 def failing_runs(place: Path, number: int) -> Iterator[Trial]:
     """A disk fills up, breaks or becomes read-only at any moment of a run: exit code 4 with the error's sentence, whole
     checkpoints, and the same command goes on to the same bytes."""
     config = settings(place / "whole", train=SHORT)
-    counted = place / "counted"
+    counted, whole = place / "counted", trained(config)
 
     def count() -> None:
         with Disk(place / "whole", errno.EIO, None)() as disk:
-            _train(config)
-        counted.write_text("\n".join(disk.done))
+            try:
+                whole()
+            finally:
+                counted.write_text("\n".join(disk.done))
 
     ended = apart(count, place)
     assert ended.code == 0, ended.text
@@ -201,10 +197,11 @@ def failing_runs(place: Path, number: int) -> Iterator[Trial]:
         at, code = draw.randrange(len(operations)), draw.choice([*SAID][:4])
         out = place / "out"
         config = settings(out, train=SHORT)
+        work = trained(config)
 
-        def fail(config: dict = config, out: Path = out, at: int = at, code: int = code) -> None:
+        def fail(work=work, out: Path = out, at: int = at, code: int = code) -> None:
             with Disk(out, code, at, lasting=True)():
-                _train(config)
+                work()
 
         ended = apart(fail, place)
         what = f"{operations[at]} (operation {at} of {len(operations)}) {errno.errorcode[code]}"
@@ -272,12 +269,12 @@ def real_disks(place: Path, number: int) -> Iterator[Trial]:
         def on_it(kind: str = kind, out: Path = out) -> None:
             _mounted(out, kind if "=" in kind else "size=20m")
             config = settings(out, train=SHORT)
-            ended = apart(lambda: _train(config), place, prepare=None if "=" in kind else _frozen(out, kind))
+            ended = apart(trained(config), place, prepare=None if "=" in kind else _frozen(out, kind))
             problem = _told(ended, kind) or _whole(out / "toy")
             if problem:
                 raise CheckpointError(problem)
             _mounted(out, "size=50m,nr_inodes=100000", REMOUNT)
-            again = apart(lambda: _train(config), place)
+            again = apart(trained(config), place)
             if again.code or results(out / "toy") != before:
                 raise CheckpointError(f"it does not go on to the same: {again.text[-500:]}")
 

@@ -30,6 +30,9 @@ def test_every_draw_is_what_step_scores_makes_of_its_images(matrices):
                 expected = scores[key][group]
                 value = found[key][group][draw]
                 assert np.isnan(value) if expected is None else value == pytest.approx(expected, abs=1e-12)
+            assert found[key]["base"][draw] == pytest.approx(scores[key]["base"], abs=1e-12)
+        later = [value for value in scores["class_iou"][2:] if value is not None]
+        assert found["miou"]["later"][draw] == pytest.approx(np.mean(later), abs=1e-12)
     assert 0 < missing < 50, "the rare class is absent in some draws and in others not"
 
 

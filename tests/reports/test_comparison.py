@@ -17,8 +17,10 @@ import everseg
 from everseg.errors import CheckpointError, ConfigError
 from everseg.reports import charts
 from everseg.reports.compare import tables
+from everseg.reports.compare.answer import winners
 from everseg.reports.compare.comparison import Estimate, collect
 from everseg.reports.compare.statistics import spread
+from everseg.reports.figures import old_new_chart
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -127,6 +129,27 @@ def test_both_background_conventions_are_shown_where_they_differ(sweep: Path, tm
     assert [title for title, _ in tables.conventions(table)] == [""]
 
 
+def test_a_sequence_of_several_steps_is_parted_after_its_first_one_as_the_fields_tables_are(
+    tmp_path: Path,
+) -> None:
+    for name, first, second, third in (("a", 0.9, 0.2, 0.1), ("b", 0.5, 0.6, 0.3)):
+        steps = [counts(first, first), counts(first, first, second), counts(first, first, second, third)]
+        made_run(tmp_path, name, "demo-ft" if name == "a" else "demo-mib",
+                 steps=[{"default": one} for one in steps], groups=[(3,), (3, 1), (3, 1, 1)])  # fmt: skip
+    made = collect([tmp_path])[0]
+    found = {name: score["mean"] for name, score in group(made, "ft")["scores"].items()}
+    assert (found["base (no bg)"], found["later (no bg)"]) == (near(0.9), near(0.15))
+    assert found["old (no bg)"] == near((0.9 + 0.9 + 0.2) / 3)
+    (table,) = made["tables"]
+    (_, counted), _ = tables.conventions(table)
+    assert list(counted)[:5] == ["base", "later", "old", "new", "all"]
+    said = {one.what: (one.names, one.more) for one in winners(table)}
+    assert [said[what][0] for what in ("Keeps the old best", "Learns the new best")] == ["ft", "mib"]
+    assert said["Keeps the old best"][1].startswith("later")
+    chart = old_new_chart(table, "x")
+    must_say(chart.title, "First", "later")
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "reason"),
     [
@@ -150,7 +173,7 @@ def test_runs_made_otherwise_get_a_table_of_their_own(
     assert [len(table["groups"]) for table in made["tables"]] == [1, 1]
     assert made["tables"][0]["reasons"] == []
     assert any(text.startswith(reason) for text in made["tables"][1]["reasons"]), made["tables"][1]["reasons"]
-    assert any(isinstance(piece, str) and "one table" in piece for piece in tables.terminal(made))
+    assert any(isinstance(piece, str) and "the same table" in piece for piece in tables.terminal(made))
 
 
 def test_other_labels_are_told_apart_and_how_to_get_one_table(tmp_path: Path, call: Call) -> None:
@@ -224,7 +247,7 @@ def test_unfinished_and_foreign_folders(tmp_path: Path) -> None:
     made = collect([tmp_path / "x"])[0]
     assert [g["name"] for g in made["tables"][0]["groups"]] == ["ft"]
     must_say(made["notes"][0], "half", "left out")
-    with pytest.raises(ConfigError, match="no run folder") as caught:
+    with pytest.raises(ConfigError, match="needs run folders") as caught:
         everseg.compare([tmp_path, tmp_path / "nothing"])
     assert len(caught.value.problems) == 2
     (tmp_path / "x/whole/journal.jsonl").write_text('{"event": "train", "step": 0}\n')
@@ -402,4 +425,4 @@ def test_the_command_prints_the_table_and_json(sweep: Path, call: Call) -> None:
     assert [g["name"] for g in json.loads(out)["tables"][0]["groups"]] == ["mib", "ft"]
     code, _, err = call("compare", sweep / "nothing")
     assert code == 2
-    assert "no run folder" in err
+    assert "needs run folders" in err

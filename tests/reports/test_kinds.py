@@ -13,10 +13,13 @@ import pytest
 from made_runs import counts, made_run, two_steps
 from parsed_pages import Parsed, parsed
 
+from everseg.labels import LabelSpace
+from everseg.reports.figures import classes_chart
+from everseg.reports.glossary import words
 from everseg.reports.html import write_report
 from everseg.reports.kinds import WORDS, Kind, Words, kind_of
 from everseg.reports.picture_grid import CHANGES, change_legend
-from everseg.runs.results import Results
+from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RunFolder
 
 ONE = {"steps": [{"default": counts(0.8, 0.6)}], "groups": [(3,)]}
@@ -163,8 +166,6 @@ def test_columns_that_say_the_same_stand_once_on_the_page_and_in_full_in_the_fil
 
 
 def test_the_deployed_model_is_the_mark_of_an_extension(tmp_path: Path) -> None:
-    from everseg.reports.figures import classes_chart
-
     results = Results(RunFolder(MADE[Kind.EXTENSION](tmp_path)))
     (track,) = results.tracks
     chart = classes_chart(track, "k", WORDS[Kind.EXTENSION], before={"c1": 0.9, "c2": 0.6, "c3": None})
@@ -174,3 +175,27 @@ def test_the_deployed_model_is_the_mark_of_an_extension(tmp_path: Path) -> None:
     if chart.svg:
         assert ">90.0<" in chart.svg
     assert np.isclose(track.scores[-1]["class_iou"][1], 0.8)
+
+
+def test_every_loss_term_and_setting_on_the_page_is_explained_there(tmp_path: Path) -> None:
+    results = Results(RunFolder(MADE[Kind.SEQUENCE](tmp_path)))
+    told = dict(words(results, Kind.SEQUENCE, ["ce", "kd", "odd"], joint=True))
+    assert {"IoU", "mIoU", "forgetting", "protocol overlapped", "label policy ignore-void", "seed", "joint training",
+            "loss term ce", "loss term kd"} <= set(told)  # fmt: skip
+    assert "mib" in told["loss term odd"], "whose term it is"
+    assert "joint training" not in dict(words(results, Kind.SEQUENCE, [], joint=False))
+    assert not [text for text in told.values() if text.endswith(".")], "the page ends each with one"
+
+
+def test_more_than_eight_groups_of_classes_get_a_hatching_in_chart_and_legend() -> None:
+    number = 10
+    spaces = [LabelSpace(tuple((c,) for c in range(n)), tuple(f"c{c}" for c in range(n)), None)
+              for n in range(1, number + 1)]  # fmt: skip
+    tested = [np.diag(np.full(n, 10)) for n in range(1, number + 1)]
+    track = Track("default", "default", tuple(range(number)), tuple(tested), tuple(spaces))
+    chart = classes_chart(track, "k", WORDS[Kind.SEQUENCE])
+    assert chart is not None
+    colours = [colour for colour, name in chart.legend if name.startswith("learnt in")]
+    assert len(set(colours)) == number
+    assert [colour.startswith("repeating-linear-gradient") for colour in colours] == [False] * 8 + [True] * 2
+    assert chart.svg is None or chart.svg.count("<pattern") > 0

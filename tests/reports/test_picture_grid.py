@@ -91,9 +91,9 @@ def test_numbers_stand_in_the_middle_of_the_thickest_part_of_a_class() -> None:
     found = {one.name: one for one in places(ids, [f"c{i}" for i in range(20)])}
     assert set(found) == {"c0", "c3"}
     assert found["c3"].text == "3"
-    assert 55 < found["c3"].left < 85
-    assert 40 < found["c3"].top < 60
-    row, column = int(found["c0"].top * 0.4), int(found["c0"].left * 0.8)
+    assert 0.55 < found["c3"].left < 0.85
+    assert 0.4 < found["c3"].top < 0.6
+    row, column = int(found["c0"].top * 40), int(found["c0"].left * 80)
     assert ids[row, column] == 0
     assert places(ids, ()) == []
 

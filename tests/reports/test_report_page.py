@@ -521,4 +521,4 @@ def test_the_verb(copy: Path, call: Outcome) -> None:
     assert "Made without pictures." in err
     code, _, err = call("report", copy / "steps")
     assert code == 4
-    must_say(err, "not a run")
+    must_say(err, "run folder", "run.json")

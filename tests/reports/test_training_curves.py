@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everseg.reports.figures import MOST_POINTS, curves_of
+from everseg.reports.figures import MOST_POINTS, curves_of, training_charts
 from everseg.runs.journal import Journal
 
 
@@ -59,3 +59,19 @@ def test_no_journal_no_curves(tmp_path: Path) -> None:
     assert curves_of(Journal(tmp_path / "journal.jsonl").lines()) is None
     path = written(tmp_path / "other.jsonl", {"event": "test", "step": 0}, tail="[]\nnull\n")
     assert curves_of(Journal(path).lines()) is None
+
+
+def test_a_loss_term_has_the_same_colour_in_every_run_and_the_sum_is_grey(tmp_path: Path) -> None:
+    def legend(*entries: dict) -> tuple[dict[str, str], str]:
+        curves = curves_of(Journal(written(tmp_path / "journal.jsonl", *entries)).lines())
+        assert curves is not None
+        loss = training_charts(curves, "t")[0]
+        return {name: colour for colour, name in loss.legend}, loss.caption
+
+    first, caption = legend(train(0, 10, ce=1.0), train(1, 10, ce=0.5, kd=0.5))
+    other, below = legend(train(0, 10, kd=-0.5, ce=0.5, extra=0.25))
+    assert first["sum"] == other["sum"] == "var(--muted)"
+    assert (first["ce"], first["kd"]) == (other["ce"], other["kd"])
+    assert len(set(other.values())) == 4
+    assert "below 0" in below
+    assert "below 0" not in caption

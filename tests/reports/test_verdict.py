@@ -82,6 +82,23 @@ def test_fine_tuning_is_told_to_use_a_method(tmp_path: Path) -> None:
     assert "Fine-tuning" in told.then
 
 
+@pytest.mark.parametrize(
+    ("kept", "light"),
+    [({}, Light.AMBER), ({"share": 0.97}, Light.GREEN), ({"share": 0.9}, Light.AMBER), ({"share": 0.5}, Light.RED),
+     ({"share": 0.97, "verdict": "FAIL, less is left of c1"}, Light.RED)],
+)  # fmt: skip
+def test_what_an_extension_kept(tmp_path: Path, kept: dict[str, Any], light: Light) -> None:
+    overrides = ["scenario.kind=extension", "scenario.bundle=old", "scenario.task=[[c3]]"]
+    made = {"steps": [{"default": counts(0.8, 0.6, 0.5)}], "groups": [(3, 1)], "extends": True}
+    path = made_run(tmp_path, "r", "demo-mib", overrides=overrides, **made)
+    if kept:
+        RunFolder(path).save_kept(1, {"how": "measured", "text": "", **kept})
+    results = Results(RunFolder(path))
+    told = {one.about: one for one in verdict(results, kind_of(results), None)}["old classes"]
+    assert told.light is light
+    assert bool(told.then) == (light is not Light.GREEN)
+
+
 def test_new_classes_below_their_share(tmp_path: Path) -> None:
     told = found(tmp_path, **two_steps(0.8, 0.79, 0.4))["share of new classes"]
     assert told.light is Light.AMBER

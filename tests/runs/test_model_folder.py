@@ -199,7 +199,7 @@ def test_where_a_model_lies(tmp_path: Path) -> None:
         == tmp_path / "step/final"
     )
     assert not is_model_folder(tmp_path / "step")
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="give a run folder"):
         model_folder_at(tmp_path)
     with pytest.raises(CheckpointError, match=r"no bundle: .*classes\.json .*lasting ids"):
         RUN.lasting_ids(tmp_path)

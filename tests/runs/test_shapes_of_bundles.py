@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.history import History, _ancestors
+from everseg.deploy.serve import Served
 from everseg.engine.optim import load_optimizer_state, optimizer_state
 from everseg.errors import CheckpointError
 from everseg.runs.documents import LINEAGE, STATE
@@ -47,6 +49,8 @@ def use(bundle: Bundle, lineage: Mapping[str, Any], case: str) -> None:
             ).shown()
         )
         assert changed.steps >= 0
+        model = SimpleNamespace(model=torch.nn.Linear(1, 1))
+        assert Served.about(SimpleNamespace(bundle=changed, model=model))
     except Exception as error:
         raise AssertionError(f"{case}: {error!r}") from error
 

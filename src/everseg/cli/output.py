@@ -250,7 +250,11 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
     return code if isinstance(code, int) else 0
 
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    "out of memory|can(not|'t) allocate memory|not enough memory|bad_alloc|alloc_failed"
+    "|could not create a primitive",  # oneDNN, which says no more
+    re.IGNORECASE,
+)
 
 
 def learn_more(topic: str) -> str:
@@ -268,9 +272,10 @@ def learn_more(topic: str) -> str:
 def _usage(error: Any) -> str:
     text = error.format_message()
     context = getattr(error, "ctx", None)
-    possible = getattr(error, "possibilities", None)
-    if possible and "mean" not in text:
-        text += f" Did you mean {', '.join(possible)}?"
+    option = getattr(error, "option_name", None)
+    if option and hasattr(error, "possibilities"):
+        known = [name for one in context.command.params for name in one.opts] if context is not None else []
+        text = f"no such option: {option}" + near_miss(option, known)
     return f"{text} (see: {context.command_path} --help)" if context is not None else text
 
 

@@ -70,7 +70,8 @@ def read(path: Path) -> Parsed:
     try:
         if not path.is_file():
             looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
-            raise ConfigError(f"{path}: {'not a file' if path.exists() else f'no such file{looked}'}")
+            kind = "a folder, not a file" if path.is_dir() else "not a file"
+            raise ConfigError(f"{path}: {kind if path.exists() else f'no such file{looked}'}")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES // 1000} kB; a configuration is a small file")
         data = read_regular(path, MAX_BYTES)

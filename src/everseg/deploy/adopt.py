@@ -207,7 +207,8 @@ def class_names(given: str | Path | Sequence[str]) -> list[str]:
 
 def _state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ConfigError(f"'{path}': no such file of weights")
+        what = "is a folder; give the file of weights in it" if path.is_dir() else "no such file of weights"
+        raise ConfigError(f"'{path}': {what}")
     loaded = read_tensors(path)
     key = next(
         (key for key in ("state_dict", "model", "model_state") if isinstance(loaded.get(key), Mapping)), ""

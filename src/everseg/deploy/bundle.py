@@ -137,8 +137,9 @@ def open_bundle(path: str | Path) -> Bundle:
     path = Path(path)
     if not is_bundle(path):
         # A run or the model folder of a step becomes a bundle; anything else is another path.
-        model = RunFolder(path).is_begun or is_model_folder(path)
-        made = f": make a bundle of it with everseg export {path}" if model else ""
+        run, model = RunFolder(path).is_begun, is_model_folder(path)
+        more = "" if run else " -o FOLDER"
+        made = f": make a bundle of it with everseg export {path}{more}" if run or model else ""
         raise CheckpointError(
             f"{path} {what_is(path)}{made or '; this needs a bundle (everseg export RUN makes one)'}"
         )

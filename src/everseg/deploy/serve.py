@@ -34,7 +34,7 @@ from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
-from everseg.display import UNDEFINED, Piece, Result, count, escaped, percent, printable, share, size
+from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
@@ -187,7 +187,7 @@ class Server(HttpServer):
 
     def metrics(self) -> str:
         """Return what happened since the start and what is going on, as Prometheus reads it."""
-        rows: list[tuple[str, str, list[tuple[str, float]]]] = [
+        rows: list[tuple[str, str, Sequence[tuple[str, float]]]] = [
             ("requests_total", "counter", [(f'{{status="{code}"}}', n) for code, n in sorted(self._answered.items())]),
             ("predictions_total", "counter", [(f'{{bundle="{i}"}}', one.done) for i, one in enumerate(self.served)]),
             ("prediction_seconds_total", "counter",
@@ -354,15 +354,18 @@ class Served:
         for entry in lineage["history"]:
             images = sum(source["images"] for source in entry["train"])
             method = f"{entry['method']}, " if entry.get("method") else ""
-            rows.append((f"Step {entry['step']}", f"{taught_text(entry)} ({method}{images:,} images)"))
+            rows.append(
+                (f"Step {entry['step']}", f"{taught_text(entry)} ({method}{counted(images, 'image')})")
+            )
         last = lineage["history"][-1] if lineage["history"] else {}
         tested = "; ".join(
-            f"{source['images']:,} images of {source['data']}" for source in last.get("test", ())
+            f"{counted(source['images'], 'image')} of {source['data']}" for source in last.get("test", ())
         )
         for name, scores in last.get("scores", {}).items():
             # The name of the result says something only where there are several.
             where = tested if len(last["scores"]) == 1 else name
-            rows.append(("mIoU", f"{percent(scores['miou']['all'])} %" + (f" on {where}" if where else "")))
+            if (value := scores["miou"]["all"]) is not None:
+                rows.append(("mIoU", f"{percent(value)} %" + (f" on {where}" if where else "")))
         weights = sum(weight.numel() for weight in self.model.model.parameters())
         stored = sum(file.stat().st_size for file in self.bundle.path.glob("model.safetensors"))
         rows.append(("Model", f"{count(weights)} weights, {size(stored)}"))
@@ -438,7 +441,7 @@ def example_picture() -> bytes:
     Returns:
         A PNG file.
     """
-    image, _ = scene(EXAMPLE, (288, 384))
+    image, _ = scene(EXAMPLE, (128, 192))
     return png(Image.fromarray(image))
 
 

@@ -257,7 +257,7 @@ def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> N
         and not _is_alike(value, group[key])
     }
     if wrong:
-        raise CheckpointError(f"the optimiser state has options that are none: {some(sorted(wrong), 8)}")
+        raise CheckpointError(f"the optimiser state has unknown options: {some(sorted(wrong), 8)}")
 
 
 _HOW = ("foreach", "fused")
@@ -267,11 +267,11 @@ _HOW = ("foreach", "fused")
 def _is_alike(value: Any, mine: Any) -> bool:
     if isinstance(mine, tuple | list):
         alike = isinstance(value, list) and len(value) == len(mine) and all(map(_is_alike, value, mine))
-        return alike and all(number < 1 for number in value)  # Adam's betas
+        return alike and all(number is None or number < 1 for number in value)  # Adam's betas
     if mine is None or isinstance(mine, bool):
         return value is mine
     if isinstance(mine, int | float):
-        return type(value) in (int, float) and 0 <= value < math.inf
+        return type(value) in (int, float) and min(mine, 0) <= value < math.inf
     return True
 
 

@@ -249,7 +249,7 @@ class LoadedModel:
             if values.shape != size:
                 raise DataError(
                     f"{name} of {'x'.join(map(str, values.shape[::-1]))} pixels for an image of "
-                    f"{size[1]}x{size[0]}; both need one size"
+                    f"{size[1]}x{size[0]}; both need the same size"
                 )
         if self.form.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)

@@ -66,7 +66,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ConfigError(f"'{path}': no such file; give a checkpoint that MDIL's training scripts wrote")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise ConfigError(f"'{path}': {what}; give a checkpoint that MDIL's training scripts wrote")
     return tensors_of(read_tensors(path), "state_dict", "MDIL", f"'{path}'")
 
 

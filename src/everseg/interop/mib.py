@@ -54,7 +54,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: damaged, unsafe, or not a checkpoint of MiB's code.
     """
     if not Path(path).expanduser().is_file():
-        raise ConfigError(f"'{path}': no such file; give the .pth that MiB's run.py wrote for a step")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise ConfigError(f"'{path}': {what}; give the .pth that MiB's run.py wrote for a step")
     return tensors_of(read_tensors(Path(path).expanduser()), "model_state", "MiB", f"'{path}'")
 
 

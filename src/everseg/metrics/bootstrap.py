@@ -62,7 +62,8 @@ def group_miou(
         background: train id of the background, or None.
 
     Returns:
-        `miou` and `miou_without_background`, each with `old`, `new` and `all` (no `base`): (R,) in [0, 1]. Classes
+        `miou` and `miou_without_background`, each with `old`, `new` and `all`, and with more than two groups also with
+        `base` (the first group) and `later` (all others): (R,) in [0, 1]. Classes
         without a true pixel are left out of a mean. The mean is NaN where no class is left, so also for `old` of a
         single group; `step_scores` gives None there.
 
@@ -77,6 +78,8 @@ def group_miou(
     iou = np.where(truth > 0, both / (truth + predicted - both + EPS), np.nan)
     spans = class_spans(sums.shape[-1], group_sizes, background)
     groups = {"old": range(spans[-1].start), "new": spans[-1], "all": range(spans[-1].stop)}
+    if len(spans) > 2:
+        groups |= {"base": spans[0], "later": range(spans[0].stop, spans[-1].stop)}
     return {
         key: {
             name: defined_means(iou[:, [c for c in span if c != left_out]]) for name, span in groups.items()

@@ -59,9 +59,9 @@ def boundary_region(ids: Tensor, ignored: Tensor, width: int) -> Tensor:
     values = ids.int()
     beyond = torch.iinfo(torch.int32).max
     # All pixels of a window have the class of its centre, if both the largest and the smallest id there are that class.
-    # Ignored pixels are made to win neither; what is outside of the image wins both.
+    # Ignored pixels are made to win neither; what is outside of the image always wins the largest.
     largest = _window_max(F.pad(values.masked_fill(ignored, -1), [width] * 4, value=beyond), width)
-    smallest = -_window_max(F.pad((-values).masked_fill(ignored, -beyond), [width] * 4, value=1), width)
+    smallest = -_window_max(F.pad((-values).masked_fill(ignored, -beyond), [width] * 4, value=-beyond), width)
     return ((largest != values) | (smallest != values)) & ~ignored
 
 

@@ -7,6 +7,7 @@ checked again, and the bytes of the tensors are read from the places that it nam
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -40,6 +41,8 @@ _PATIENCE = 2.0 * MAX_SECONDS
 """Seconds that the reading process has; its time on a processor is bounded as well."""
 _MOST_LAYOUT = 256 * MB
 """Most bytes of a layout; those of large real files have a few MB."""
+_NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+"""What Python may need of the environment to start."""
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from everseg.models.tensor_layout import main; main()"
 )
@@ -106,7 +109,8 @@ def _layout(file: BinaryIO) -> Any:
     # -I, -S: nothing of the environment, the current folder or installed packages takes part.
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _PROGRAM, root],
-        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(root).anchor, env={},
+        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(root).anchor,
+        env={name: os.environ[name] for name in _NEEDED if name in os.environ},
     ) as reading:  # fmt: skip
         late = threading.Timer(_PATIENCE, reading.kill)
         late.start()
@@ -207,8 +211,8 @@ class _Reader:
             kind, pairs, more = given
             made = {"plain": dict, "ordered": OrderedDict, "counter": Counter}[kind]()
             values = [self._value(value) for value in pairs]
-            # `Counter.update` would add the counts up, whatever type they have.
-            dict.update(made, zip(values[::2], values[1::2], strict=True))
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                made[key] = value
             if more:
                 if kind != "ordered" or list(more) != ["_metadata"]:
                     damaged("its layout")
@@ -227,6 +231,8 @@ class _Reader:
         if number is None:
             tensor = _memory(0, kind)
         else:
+            if type(number) is not int or not 0 <= number < len(self.storages):
+                damaged("a tensor without storage")
             storage, memory = self.storages[number]
             view = View(storage, offset, tuple(size), tuple(stride), dtype)
             self.viewed += bytes_of(view)

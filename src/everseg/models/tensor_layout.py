@@ -167,12 +167,13 @@ class _Writer:
                 "T", number, value.offset, value.size, value.stride, value.dtype, value.grad, value.parameter,
             ]  # fmt: skip
         if isinstance(value, dict):
-            kind = {OrderedDict: "ordered", Counter: "counter"}.get(type(value), "plain")
+            kinds: dict[type, str] = {OrderedDict: "ordered", Counter: "counter"}
+            kind = kinds.get(type(value), "plain")
             pairs = [self.value(part) for pair in value.items() for part in pair]
             more = vars(value) if type(value) is OrderedDict else {}
             return ["D", kind, pairs, {name: self.value(part) for name, part in more.items()}]
-        letter = {list: "L", tuple: "U", set: "S"}[type(value)]
-        return [letter, [self.value(part) for part in value]]
+        letters: dict[type, str] = {list: "L", tuple: "U", set: "S"}
+        return [letters[type(value)], [self.value(part) for part in value]]
 
 
 # ---------------------------------------------------------------- files

@@ -129,6 +129,7 @@ def bars(rows: Sequence[Bar], heads: tuple[str, str, str], *, key: str, title: s
                               textcoords="offset points", ha="right", va="center", fontsize=10.5 if now else 10,
                               fontweight="bold" if now else "normal", color=INK if now else MUTED)  # fmt: skip
         _names(axes, [row.name for row in rows])
+        axes.tick_params(axis="y", pad=8)  # a diamond at 0 reaches to the left of the axis
         axes.set_xlim(0, 100)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("IoU, percent")
@@ -405,6 +406,8 @@ def curve(
     Args:
         colours: number of the series' colour of each curve, from 1; 0 = grey.
     """
+    from matplotlib.ticker import MaxNLocator
+
     named = 1 < len(starts) <= MOST_NAMED_STEPS
 
     def paint(figure: Figure) -> None:
@@ -429,6 +432,7 @@ def curve(
                 axes.annotate(f"step {step}", (first, 1), (0, 4), xycoords=("data", "axes fraction"),
                               textcoords="offset points", va="bottom", fontsize=10, color=MUTED)  # fmt: skip
         axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.set_xlabel("iteration")
         axes.set_ylabel(y)
 

@@ -98,9 +98,14 @@ def cards(told: Told) -> list[tuple[str, str, str]]:
         (one.name, percent(one.iou), f"IoU; {share(one.false_share)} of the other pixels are called so")
         for one in told.taught[:4]
     ]
-    which = "old classes that these show and label"
+    number = len(told.labelled)
+    which = (
+        "1 old class that these show and label"
+        if number == 1
+        else f"{number} old classes that these show and label"
+    )
     old = (
-        ("Old classes", percent(told.after), f"mIoU on the new images, of the {len(told.labelled)} {which}")
+        ("Old classes", percent(told.after), f"mIoU on the new images, of {which}")
         if told.labelled
         else ("Old classes", NOT_MEASURED, "the new images do not label old classes")
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from everseg.errors import some
 from everseg.reports import charts
+from everseg.reports.compare.columns import parts
 from everseg.reports.compare.cost import IMAGES, STEP_TIME
 from everseg.reports.kinds import Words
 from everseg.reports.numbers import (
@@ -340,9 +341,9 @@ MOST_SERIES = 6
 
 
 def seeds_chart(table: Mapping[str, Any], key: str) -> Chart | None:
-    """Draw old, new and all mIoU of every run, or the mIoU of every domain; None if there is nothing to draw."""
+    """Draw the mIoU of kept, learnt and all classes of every run, or of every domain; None if there is nothing."""
     domains = [name for name in table["numbers"] if name.startswith("mIoU ")]
-    names = domains or [name for name in ("old", "new", "all") if name in table["numbers"]]
+    names = domains or [name for name in (*parts(table["numbers"]), "all") if name in table["numbers"]]
     names = names[:MOST_SERIES]
     rows = {
         group["name"]: [[v for v in group["values"][name] if v is not None] for name in names]
@@ -374,7 +375,7 @@ def old_new_chart(table: Mapping[str, Any], key: str, *, counted: bool = False) 
         counted: whether there is a background, which then counts as an old class.
     """
     domains = [name for name in table["numbers"] if name.startswith("mIoU ") and name != "mIoU mean"]
-    x, y = (domains[0], domains[-1]) if len(domains) > 1 else ("old", "new")
+    x, y = (domains[0], domains[-1]) if len(domains) > 1 else parts(table["numbers"])
     groups = [
         group
         for group in table["groups"]
@@ -395,9 +396,11 @@ def old_new_chart(table: Mapping[str, Any], key: str, *, counted: bool = False) 
     what = (
         (f"mIoU of {x.removeprefix('mIoU ')}", f"mIoU of {y.removeprefix('mIoU ')}")
         if domains
-        else ("mIoU of the old classes", "mIoU of the new classes")
-    )
-    title = f"{x.removeprefix('mIoU ')} against {y.removeprefix('mIoU ')}".capitalize()
+        else {"old": ("mIoU of the old classes", "mIoU of the new classes"),
+              "base": ("mIoU of the first step's classes", "mIoU of the classes taught later")}[x]
+    )  # fmt: skip
+    named = {"base": "first classes", "later": "later ones"}
+    title = f"{named.get(x, x.removeprefix('mIoU '))} against {named.get(y, y.removeprefix('mIoU '))}".capitalize()
     caption = (
         f"{what[0]} and {what[1].removeprefix('mIoU ')} after the last step"
         f"{', background counted' if counted else ''}. "

@@ -11,8 +11,15 @@ _SCORES = [
     ("IoU", "intersection over union of a class, in percent: of all pixels that are the class or are called so, the "
             "part for which both is true. 100 is best. Computed from the sums over all test images"),
     ("mIoU", "the mean of IoU over classes. Classes without a true pixel are left out"),
+    ("Dice", "twice the pixels that are the class and are called so, divided by true pixels plus pixels called so"),
     ("accuracy", "the share of the labelled test pixels that are right"),
 ]  # fmt: skip
+_OUTLINES = [
+    (
+        "boundary IoU",
+        "the IoU of the strips along the outlines of a class, as wide as 2 % of the image's diagonal",
+    ),
+]
 _STEPS = [
     ("step", "one training with classes or images of its own. Step 0 is the first"),
     ("old, new, base", "in a step: the classes learnt before it, those learnt in it, and those of step 0"),
@@ -55,6 +62,8 @@ def words(results: Results, kind: Kind, terms: Iterable[str], *, joint: bool) ->
     """
     config = results.config
     found = list(_SCORES)
+    if any(track.boundary is not None for track in results.tracks):
+        found += _OUTLINES
     if kind in (Kind.SEQUENCE, Kind.DOMAINS):
         found += _STEPS
     if kind is Kind.JOINT or joint:

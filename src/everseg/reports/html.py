@@ -208,7 +208,7 @@ def assemble(
     drop: Mapping[str, Any] | None,
     classes_per_step: numbers.Rows,
     notes: list[str],
-    alternating: Mapping[str, float],
+    alternating: Mapping[str, float] | None = None,
 ) -> page.Page:
     """Collect the content of a report.
 
@@ -216,7 +216,7 @@ def assemble(
         drop: the result of `drop_against_single` for a run over domains; None for others, and where it is unknown.
         classes_per_step: images and pixels per class; [] if the data are not available.
         notes: what is missing; this function may add notes.
-        alternating: what `picture_grid.alternating` found in the pictures; {} without pictures.
+        alternating: what `picture_grid.alternating` found in the pictures; None without pictures.
     """
     stored, tracks = results.config, results.tracks
     kind, several = kind_of(results), bool(stored.data.domains)
@@ -348,13 +348,15 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _duration(results: Results) -> str:
-    """Say how long the training took, as h:mm:ss or m:ss with the unit of the first number; "" if it is not known."""
+    """Say how long the training took: seconds, m:ss min or h:mm:ss h; "" if it is not known."""
     try:
         seconds = training_seconds(results)
     except CheckpointError:  # a note says what the journal lacks
         return ""
     if seconds is None:
         return ""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
     text = time_text(seconds)
     return f"{text} {'h' if text.count(':') == 2 else 'min'}"
 

@@ -113,12 +113,13 @@ def group_rows(track: Track) -> Rows:
 
 
 def class_rows(track: Track, joint: Track | None = None) -> Rows:
-    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, share of the pixels.
+    """Make a row per class with true pixels: step learnt, IoU after each step, loss of IoU, Dice, share of the pixels.
 
     Args:
         joint: results of joint training on the same task, shown in a column of their own.
     """
     bound = joint.scores[-1]["class_iou"] if joint else None
+    outlines = track.boundary_scores.get("class_boundary_iou")
     truth, total = track.counts[-1].sum(axis=1), max(int(track.counts[-1].sum()), 1)
     rows = []
     for c, name in enumerate(track.space.names):
@@ -136,6 +137,8 @@ def class_rows(track: Track, joint: Track | None = None) -> Rows:
                 },
                 **({"joint IoU": in_percent(bound[c])} if bound else {}),
                 "forgetting": in_percent(track.sequence["forgetting"]["classes"][c]),
+                "Dice": in_percent(track.scores[-1]["class_dice"][c]),
+                **({"boundary IoU": in_percent(outlines[c])} if outlines else {}),
                 "accuracy": in_percent(track.scores[-1]["class_accuracy"][c]),
                 "share of test pixels": in_percent(truth[c] / total),
                 "test pixels": int(truth[c]),
@@ -254,11 +257,14 @@ def confusion(track: Track) -> Confusion | None:
     if len(order) < 2:
         return None
     turns = [turn for turn in old_turns(track) if turn.rise >= LEAST_RISE]
-    grown = {(turn.truth, turn.taken_for): 100 * turn.rise for turn in turns}
+    grown = {(turn.truth, turn.taken_for): in_percent(turn.rise) for turn in turns}
     return Confusion(
         [track.space.names[c] for c in order],
         [groups[c] for c in order],
-        [[100 * float(counts[c, other]) / max(int(truth[c]), 1) for other in order] for c in order],
+        [
+            [in_percent(float(counts[c, other]) / max(int(truth[c]), 1)) or 0.0 for other in order]
+            for c in order
+        ],
         [[grown.get((c, other)) for other in order] for c in order],
         len(seen) - len(order),
     )

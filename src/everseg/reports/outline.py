@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everseg.config.fields import DataConfig, RunConfig
+from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig
 from everseg.config.loading import dump, fields, load, to_json
 from everseg.data.datasets import ade, camvid, voc
 from everseg.display import Piece, Result, html_of, table
@@ -70,7 +70,7 @@ class Outline(Result):
 
     def _what_steps_see(self) -> Iterator[Piece]:
         if self.scenario is None:
-            taught = _taught(self.config)
+            taught = _taught(self.config.data, self.config.scenario)
             if taught:
                 rows = [[index, len(names), some(names, 8)] for index, names in enumerate(taught)]
                 yield table(["step", "classes", "new classes"], rows, title="Steps", right="step|classes")
@@ -85,9 +85,8 @@ class Outline(Result):
         return {"config": to_json(self.config), "scenario": steps, "notes": list(self.notes)}
 
 
-def _taught(config: RunConfig) -> list[list[str]]:
+def _taught(data: DataConfig, scenario: ScenarioConfig) -> list[list[str]]:
     """List the classes that each step teaches, where they are known without the files of the data set; else []."""
-    data, scenario = config.data, config.scenario
     names = {"voc": voc.NAMES, "ade": ("background", *ade.NAMES), "camvid": camvid.NAMES}.get(data.dataset)
     if names is None or data.domains or data.options or scenario.kind != "class-incremental":
         return []

@@ -28,7 +28,7 @@ class Place:
     """The number of a class, written on a region of a picture."""
 
     left: float
-    """Percent of the width, like `top` of the height."""
+    """Fraction of the width, like `top` of the height."""
     top: float
     text: str
     name: str
@@ -45,6 +45,8 @@ class Picture:
     """Whether it is a photograph that was reduced, so that enlarging it may smooth it."""
     note: str = ""
     """What stands below it."""
+    shape: float = 1.0
+    """Width / height, so that it can be enlarged to the window."""
     places: list[Place] = field(default_factory=list)
     """Names of regions, for pictures whose colours alone do not tell all classes apart."""
 

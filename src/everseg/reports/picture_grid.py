@@ -424,6 +424,8 @@ def _row(one: Looked, steps: Sequence[int], side: int, track: Track) -> PictureR
     shown.append(
         Picture(labels(change(one), side, CHANGE_COLOURS), f"what changed in {one.id} over the steps")
     )
+    for picture in filter(None, shown):
+        picture.shape = round(one.label.shape[1] / one.label.shape[0], 3)
     return PictureRow(one.kind.capitalize(), " · ".join([one.id, *_scores(one, track)]), shown)
 
 
@@ -471,8 +473,8 @@ def places(ids: np.ndarray, names: Sequence[str]) -> list[Place]:
         height, width = coarse.shape
         found.append(
             Place(
-                left=round(100 * (int(column) + 0.5) / width, 1),
-                top=round(100 * (int(row) + 0.5) / height, 1),
+                left=(int(column) + 0.5) / width,
+                top=(int(row) + 0.5) / height,
                 text=str(c),
                 name=names[c],
             )

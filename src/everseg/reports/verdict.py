@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from everseg.display import percent, share
 from everseg.errors import EversegError, some
+from everseg.files import UnreadableError, check_regular
 from everseg.metrics import defined_mean
 from everseg.reports.figures import Curves
 from everseg.reports.kinds import Kind
@@ -79,16 +80,27 @@ def verdict(
         curves: of the training, if the journal has any.
         alternating: name of the results -> what `alternation` gives for its pictures; {} or None where there are none.
     """
-    found = [
-        *_each(results, lambda track: at_zero(track)),
-        *([] if kind in (Kind.JOINT, Kind.FIRST, Kind.SINGLE) else _old(results, kind)),
-        *_each(results, lambda track: below_its_share(track, _new(results, track, kind))),
-        *_each(results, lambda track: flooding(results, track, _new(results, track, kind))),
-        *checkerboards(alternating or {}),
-        *few_images(results),
-        *cut_short(results, curves),
-        *tiny_batches(results),
+
+    def over(check: Callable[[Track, Sequence[int]], Finding | None]) -> list[Finding]:
+        return _each(results, lambda track: check(track, _new(results, track, kind)))
+
+    checks: list[Callable[[], list[Finding]]] = [
+        lambda: _each(results, at_zero),
+        lambda: [] if kind in (Kind.JOINT, Kind.FIRST, Kind.SINGLE) else _old(results, kind),
+        lambda: over(below_its_share),
+        lambda: over(lambda track, new: flooding(results, track, new)),
+        lambda: checkerboards(alternating or {}),
+        lambda: few_images(results),
+        lambda: cut_short(results, curves),
+        lambda: tiny_batches(results),
     ]
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check()
+        except EversegError as error:  # the other checks still say what they can
+            found.append(Finding(Light.AMBER, "stored files", f"a check could not be made: {error}"))
+    found = list(dict.fromkeys(found))
     order = list(Light)
     return sorted(found, key=lambda one: order.index(one.light))
 
@@ -158,8 +170,8 @@ def _old(results: Results, kind: Kind) -> list[Finding]:
                 Light.AMBER, "old classes", "nothing says how much of the old classes is left",
                 "Give images with labels of old classes (everseg extend --old-val DATA)",
             )]  # fmt: skip
-        lost = 1 - float(kept["share"])
-        light = _light(lost, FALLEN)
+        gate = str(kept.get("verdict") or "")
+        light = Light.RED if gate.startswith("FAIL") else _light(1 - float(kept["share"]), FALLEN)
         said = f"{percent(kept['share'])} % of the old classes' quality is left, {kept['how']}"
         advice = "Keep the deployed model, or extend again with everseg extend --how thorough"
         return [Finding(light, "old classes", said, "" if light is Light.GREEN else advice)]
@@ -295,7 +307,7 @@ def checkerboards(alternating: Mapping[str, float]) -> list[Finding]:
 
 def few_images(results: Results) -> list[Finding]:
     """Whether there are enough test images, over all and per class."""
-    planned = next(entry for entry in results.planned if entry["index"] == results.steps[-1].index)
+    planned = next((e for e in results.planned if e["index"] == results.steps[-1].index), {"test": []})
     number = sum(source["images"] for source in planned["test"])
     light = Light.RED if number < FEW_IMAGES[0] else Light.AMBER if number < FEW_IMAGES[1] else Light.GREEN
     said = f"{number} test images" if number != 1 else "1 test image"
@@ -387,9 +399,11 @@ def tiny_batches(results: Results) -> list[Finding]:
 
 
 def _has_batch_norm(results: Results) -> bool:
-    """Whether the last model keeps running statistics; only the names in its file are read."""
+    """Whether the last model keeps running statistics. Only the names in its file are read, not its weights."""
+    folder = results.steps[-1].final.folder
     try:
-        with safe_open(results.steps[-1].final.folder / WEIGHTS, framework="numpy") as opened:
+        check_regular(folder / WEIGHTS, root=folder)
+        with safe_open(folder / WEIGHTS, framework="numpy") as opened:
             return any(name.endswith("running_mean") for name in opened.keys())  # noqa: SIM118
-    except (OSError, SafetensorError, EversegError):
+    except (OSError, UnreadableError, SafetensorError):  # gone weights are told where pictures need them
         return False

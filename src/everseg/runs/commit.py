@@ -388,7 +388,8 @@ def purge(folder: Path, keep: int = 2) -> None:
     for path in checkpoints[keep:]:
         # A half-deleted checkpoint must not look like a damaged one, so it is renamed before it is deleted.
         doomed = path.with_name(path.name + ".old")
-        path.rename(doomed)
+        with writing(doomed):
+            path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     for pattern in ("*.tmp", "*.old"):
         for leftover in folder.glob(pattern):

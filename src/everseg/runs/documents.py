@@ -137,9 +137,10 @@ SWEEP = entries({"runs": many(entries({"name": TEXT}))}, {"threads": or_none(THR
 
 _IMAGES = entries({"data": TEXT, "images": COUNT, "sha256": TEXT})
 _OLD_ON_NEW = entries({"pixels": COUNT})
+_STEP_MEAN = entries({"all": or_none(NUMBER)}, {group: or_none(NUMBER) for group in ("base", "old", "new")})
 _STEP_SCORES = entries(
-    {"miou": named(or_none(NUMBER)), "class_iou": named(or_none(NUMBER))},
-    {"miou_without_background": named(or_none(NUMBER)), "old": or_none(many(_OLD_ON_NEW))},
+    {"miou": _STEP_MEAN, "class_iou": named(or_none(NUMBER))},
+    {"miou_without_background": _STEP_MEAN, "old": or_none(many(_OLD_ON_NEW))},
 )
 _KEPT = entries({}, {"share": or_none(NUMBER), "how": TEXT})
 

@@ -39,7 +39,7 @@ def what_is(path: Path) -> str:
         return f"cannot be looked into ({error.strerror})"
     if runs or bundles:
         kind = "runs" if runs else "bundles"
-        return f"holds {kind}: give one of them ({some([str(one) for one in runs or bundles], 4)})"
+        return f"is a folder of {kind} ({some([str(one) for one in runs or bundles], 4)})"
     if not entries:
         return "is an empty folder"
     return "holds neither a run nor a model"

@@ -20,6 +20,7 @@ from everseg.display import percent, share
 from everseg.errors import CheckpointError, some
 from everseg.labels import LabelSpace, policy_name
 from everseg.metrics import (
+    boundary_scores,
     defined_mean,
     false_share,
     first_last_scores,
@@ -478,6 +479,7 @@ class Results:
                 tuple(index for index, _, _, _ in rows[name]),
                 tuple(counts for _, _, counts, _ in rows[name]),
                 tuple(space for _, _, _, space in rows[name]),
+                self.step(rows[name][-1][0]).boundary.get(name),
             )
             for name in self.in_order(rows)
         )
@@ -557,6 +559,8 @@ class Track:
     """Confusion counts after each of `steps`: (C, C) int64, rows = truth."""
     spaces: tuple[LabelSpace, ...]
     """Label space after each of `steps`."""
+    boundary: np.ndarray | None = None
+    """Boundary counts per test image after the last of `steps` (`RunFolder.boundary`); None unless asked for."""
 
     @property
     def space(self) -> LabelSpace:
@@ -574,6 +578,14 @@ class Track:
             step_scores(n, [len(group) for group in space.groups], space.background)
             for n, space in zip(self.counts, self.spaces, strict=True)
         ]
+
+    @cached_property
+    def boundary_scores(self) -> dict[str, Any]:
+        """The scores of outlines after the last step, computed by `metrics.boundary_scores`; {} unless asked for."""
+        if self.boundary is None:
+            return {}
+        sizes = [len(group) for group in self.space.groups]
+        return boundary_scores(self.boundary.sum(0, dtype=np.int64), sizes, self.background)
 
     @cached_property
     def sequence(self) -> dict[str, Any]:

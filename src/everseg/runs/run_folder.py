@@ -444,7 +444,13 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged or changed.
         """
-        return self._further(index, "boundary.npz", np.uint32, files)
+        found = self._further(index, "boundary.npz", np.uint32, files)
+        for name, each in found.items():
+            if each.ndim != 3 or each.shape[1] != 3:
+                raise self._unfit(
+                    index, f"boundary.npz is damaged: '{name}' is not a table of counts per image"
+                )
+        return found
 
     def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:
         listed = self._listed(index, files)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from everseg.config.fields import ScenarioConfig
@@ -320,6 +321,11 @@ def _key(preset: _Preset) -> str | int:
 
 
 def _unknown(name: str) -> str:
+    if Path(name).is_dir():
+        run = (Path(name) / "run.json").is_file()
+        more = "; the same command that began it goes on" if run else ""
+        what = "a run folder" if run else "a folder"
+        return f"'{name}' is {what}; a preset or a YAML file is needed (everseg list presets){more}"
     hint = near_miss(name, [*_domain_table(), *_table()])
     data = next((data for data in _part("data") if name.startswith(f"{data}-")), None)
     own = f"; for another task: everseg run {_example(data)} scenario.task=..." if data else ""

@@ -119,12 +119,15 @@ def _next(iterator: Iterator[Any]) -> Any:
 def _is_of_the_loader(error: Exception) -> bool:
     """Whether an error comes from a loader process itself, not from the samples it reads.
 
-    torch's message starts with "DataLoader ..." if a process died or hangs, and with "Caught ..." if an error was
-    raised inside one. If a pipe breaks before torch notices either, the error is of another type.
+    torch's message starts with "DataLoader ..." if a process died or hangs, with "Too many open files" if it can send
+    nothing any more, and with "Caught ..." if an error was raised inside one. If a pipe breaks before torch notices any
+    of these, the error is of another type.
     """
     text = str(error)
     return (
-        text.startswith("DataLoader ") if isinstance(error, RuntimeError) else not text.startswith("Caught ")
+        text.startswith(("DataLoader ", "Too many open files"))
+        if isinstance(error, RuntimeError)
+        else not text.startswith("Caught ")
     )
 
 

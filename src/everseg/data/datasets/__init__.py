@@ -33,6 +33,7 @@ def load_dataset(data: DataConfig) -> Dataset:
     name, given, root = data.dataset, dict(data.options), data.root
     if data.dataset.lower().endswith((".yaml", ".yml")):
         name, given, root = _described(data)
+    _refuse_a_place(name)
     builder = registry.resolve("dataset", name)
     if not callable(builder):
         raise ConfigError(f"data.dataset: '{data.dataset}' is not a function that returns a Dataset")
@@ -46,6 +47,33 @@ def load_dataset(data: DataConfig) -> Dataset:
         require_own(dataset, data.dataset)
     dataset = compact(dataset)
     return replace(dataset, extra=dict(data.extra)) if data.extra else dataset
+
+
+def _refuse_a_place(name: str) -> None:
+    """Refuse the path of a folder or file where a data set's name is wanted: it is no unknown name."""
+    if ":" in name or name in registry.names("dataset"):
+        return
+    place = Path(name).expanduser()
+    if any((place / file).is_file() for file in ("run.json", "classes.json")):
+        raise ConfigError(
+            f"data.dataset: '{name}' is a run or a model of everseg, not a data set; give a description FILE.yaml"
+        )
+    if place.is_dir():
+        described = place / "data.yaml"
+        known = f"the description in it: {described}" if described.is_file() else None
+        raise ConfigError(
+            f"data.dataset: '{name}' is a folder; give {known or f'a description of it: everseg data init {name}'}"
+        )
+    if place.is_file() and place.suffix != ".py":
+        raise ConfigError(
+            f"data.dataset: '{name}' is a file; give a description, whose name ends in .yaml (everseg data init makes "
+            "one), or code, file.py:NAME"
+        )
+    if "/" in name:
+        raise ConfigError(
+            f"data.dataset: '{name}' does not exist; give a description FILE.yaml (everseg data init makes one), a "
+            "name of everseg list datasets, or file.py:NAME"
+        )
 
 
 def _described(data: DataConfig) -> tuple[str, dict[str, Any], str | None]:

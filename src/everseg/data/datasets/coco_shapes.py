@@ -107,7 +107,7 @@ def draw(
         if drawn > MOST_DRAWN or drawn_runs > MOST_RUNS:
             raise DataError(
                 f"its objects up to {name} cover {drawn} pixels in {drawn_runs} runs, and it has {height * width}; "
-                "objects that lie on each other so often are no annotation"
+                "objects that cover each other so often cannot be an annotation"
             )
         # A last run of 0 has no run of 1 after it.
         ends = np.cumsum(runs).tolist()

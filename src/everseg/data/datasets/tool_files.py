@@ -410,7 +410,8 @@ def _brush(rle: Any, height: int, width: int) -> np.ndarray:
     if total != 4 * height * width:
         raise ValueError(f"run lengths of {total} values for a picture of {width}x{height}")
     sizes = [take(4) + 1 for _ in range(4)]
-    values, at = np.zeros(total, np.uint8 if word <= 8 else np.uint32), 0
+    kind: type[np.unsignedinteger] = np.uint8 if word <= 8 else np.uint32
+    values, at = np.zeros(total, kind), 0
     while at < total:
         repeated = take(1)
         length = take(sizes[take(2)]) + 1

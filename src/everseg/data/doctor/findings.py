@@ -11,7 +11,7 @@ from typing import Any, Literal
 from everseg.data.class_colours import colour_word
 from everseg.data.datasets.options import read_skiplist, skiplist_line
 from everseg.data.writing import write_atomically
-from everseg.display import Piece, Result, escaped, printable, share, table
+from everseg.display import Piece, Result, counted, escaped, printable, share, table
 from everseg.errors import ConfigError
 from everseg.files import MOST_LIST, UnreadableError, json_of, read_regular
 
@@ -141,7 +141,10 @@ class Report(Result):
         """State how many findings there are, and whether training can begin."""
         count = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
         verdict = "ready to train" if self.ok else "correct the errors before training"
-        return f"{count['error']} errors, {count['warning']} warnings, {count['note']} notes: {verdict}."
+        return (
+            ", ".join(counted(count[level], level) for level in ("error", "warning", "note"))
+            + f": {verdict}."
+        )
 
     def shown(self) -> Iterable[Piece]:
         yield self.summary()

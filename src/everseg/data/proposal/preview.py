@@ -18,7 +18,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import IGNORED_COLOUR, colour_word, colourise, overlay
 from everseg.data.datasets.decode import Colour
 from everseg.data.mask_values import own_palette
-from everseg.display import printable, share
+from everseg.display import counted, printable, share
 from everseg.errors import DataError
 from everseg.labels import IGNORED, ignored_id
 
@@ -144,7 +144,7 @@ def _legend(
             "id": raw,
             "name": printable(name),
             "share": share(total[raw] / total.sum(), digits=2) if total.sum() else "",
-            "images": f"{shown_in[raw]} image{'' if shown_in[raw] == 1 else 's'}",
+            "images": counted(int(shown_in[raw]), "image"),
             "colour": f"rgb({red} {green} {blue})",
             "own": [
                 (f"rgb({r} {g} {b})", f"{colour_word((r, g, b))} {r},{g},{b}") for r, g, b in own.get(raw, ())

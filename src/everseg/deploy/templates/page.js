@@ -63,7 +63,8 @@ function about() {
     const rows = [...bundle.about];
     const times = [...state.times[i]].sort((a, b) => a - b);
     if (times.length) rows.push(["Time", `${times[times.length >> 1].toFixed(2)} s for an image on this machine` + (times.length > 1 ? ` (median of ${times.length})` : "")]);
-    return [make("h2", {}, titles[i]), make("dl", {}, ...rows.flatMap(([what, text]) => [make("dt", {}, what), make("dd", {}, text)]))];
+    const list = make("dl", {}, ...rows.flatMap(([what, text]) => [make("dt", {}, what), make("dd", {}, text)]));
+    return [make("div", {}, make("h2", {}, titles[i]), list)];
   }));
 }
 
@@ -249,7 +250,7 @@ function step(event, place) {
 
 function tell(canvas, x, y) {
   const inside = x >= 0 && y >= 0 && x < canvas.width && y < canvas.height;
-  const named = (two && state.results.every(Boolean) ? VIEWS.both : shown()).map((i) => {
+  const named = (two && VIEWS.both.every((i) => state.results[i]) ? VIEWS.both : shown()).map((i) => {
     const name = inside && state.results[i] ? info.classes[state.results[i].classes[y * canvas.width + x]].name : "";
     return two ? `${letters[i]}: ${name}` : name;
   });

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from everseg.errors import some
-from everseg.reports.compare.columns import best
+from everseg.reports.compare.columns import best, parts
 from everseg.reports.compare.cost import STEP_TIME
 from everseg.reports.compare.wording import text
 from everseg.reports.numbers import BEYOND
@@ -41,12 +41,12 @@ def winners(table: Json) -> list[Winner]:
     Joint training is the upper bound and takes no part. Numbers in which all are equal are left out.
     """
     taught = [group for group in table["groups"] if not group["joint"]]
-    whole = overall(table)
+    whole, (kept, learnt) = overall(table), parts(table["numbers"])
     found = []
     for number, what, beside in (
         (whole, "Best over all", None),
-        ("old", "Keeps the old best", "new"),
-        ("new", "Learns the new best", "old"),
+        (kept, "Keeps the old best", learnt),
+        (learnt, "Learns the new best", kept),
         ("forgetting" if whole == OVERALL[1] else None, "Forgets least", whole),
         (STEP_TIME, "Fastest later step", whole),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,8 @@ class Column:
 
 
 _COLUMNS = {
+    "base": Column("percent", "more", "mIoU of the classes of the first step, after the last step"),
+    "later": Column("percent", "more", "mIoU of the classes that all later steps taught, after the last step"),
     "old": Column("percent", "more", "mIoU of the classes learnt before the last step, after the last step"),
     "new": Column("percent", "more", "mIoU of the classes that the last step taught"),
     "all": Column("percent", "more", "mIoU of all classes after the last step"),
@@ -55,6 +57,16 @@ _COLUMNS = {
                         "copied them, else they are read from the data again"),
     cost.BYTES: Column("bytes", "less", "bytes of the images, masks and maps that the run copied"),
 }  # fmt: skip
+
+
+PARTS = (("base", "later"), ("old", "new"))
+"""Pairs of numbers: the classes that were to be kept, and those that were to be learnt. A sequence of more than two
+steps has both pairs, and the first pair says more of it."""
+
+
+def parts(numbers: Collection[str]) -> tuple[str, str]:
+    """The pair that says most of a comparison with these numbers."""
+    return next((pair for pair in PARTS if set(pair) <= set(numbers)), PARTS[-1])
 
 
 def column(number: str) -> Column:

@@ -12,12 +12,13 @@ from typing import Any
 from everseg.config import presets
 from everseg.config.fields import RunConfig
 from everseg.config.loading import difference, identity, load
-from everseg.errors import ConfigError
+from everseg.errors import ConfigError, some
 from everseg.labels import policies_apart, policy_name
 from everseg.metrics import defined_mean, relative_drop
 from everseg.reports.baselines import drop_against_single
 from everseg.reports.compare.cost import costs
 from everseg.reports.text import value_text
+from everseg.runs.place import what_is
 from everseg.runs.results import Results, Track
 from everseg.runs.run_folder import RECORD, RunFolder
 from everseg.scenarios.tasks import canonical_task
@@ -155,11 +156,12 @@ def found_folders(paths: Sequence[str | Path]) -> list[RunFolder]:
             continue
         inside = [path] if RunFolder(path).is_begun else sorted(p.parent for p in path.glob(f"*/{RECORD}"))
         if not inside:
-            problems.append(f"{path}: no run folder (no run.json), and none in it")
+            problems.append(f"{path} {what_is(path)}; this needs run folders ({RECORD}), or a folder of some")
         for one in inside:
             folders.setdefault(one.resolve(), RunFolder(one))
     if not folders and not problems:
-        problems = ["expected run folders, or a folder of runs"]
+        files = f", not {some([str(path) for path in paths], 4)}" if paths else ""
+        problems = [f"expected run folders, or a folder of runs{files}"]
     if problems:
         raise ConfigError(problems)
     return list(folders.values())
@@ -182,8 +184,13 @@ def read(results: Results) -> Result:
         scores["relative drop"] = None if drop is None else drop["mean"]
     else:
         last = tracks[0].scores[-1]
-        steps = len(tracks[0].steps)
+        steps, growths = len(tracks[0].steps), [len(group) for group in tracks[0].space.groups]
         for suffix, key in (("", ""), (" (no bg)", "_without_background")):
+            if len(growths) > 2:
+                # The field's tables part such a sequence after its first step, not before its last.
+                later = [value for value in last["class_iou"][growths[0] :] if value is not None]
+                scores[f"base{suffix}"] = last[f"miou{key}"]["base"]
+                scores[f"later{suffix}"] = defined_mean(later)
             scores |= {f"{group}{suffix}": last[f"miou{key}"][group] for group in ("old", "new", "all")}
             scores[f"average{suffix}"] = sequence[f"average_miou{key}"] if steps > 1 else None
             scores[f"forgetting{suffix}"] = sequence[f"forgetting{key}"]["mean"]

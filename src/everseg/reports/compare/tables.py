@@ -138,7 +138,7 @@ class Leaderboard:
 
 
 NO_BACKGROUND = "the same with the background left out of the means; the columns before count it as a class"
-_LEADING = ("old", "new", "all")
+_LEADING = ("base", "old", "new", "all")
 
 
 def leaderboard(table: Json) -> Leaderboard:
