@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ import possessions
 import pytest
 from reading import ROOT, blocks, commands, given
 
+from everseg.cli import deploy as verbs
 from everseg.config import presets
 from everseg.data.get import download
 from everseg.deploy import serve
@@ -165,12 +167,15 @@ class Reader:
         started, ready = [], threading.Event()
 
         class Noticed(serve.Server):
-            def serve_forever(self, poll_interval: float = 0.02) -> None:
+            def serve_forever(self) -> None:
                 started.append(self)
                 ready.set()
-                super().serve_forever(poll_interval)
+                super().serve_forever()
 
         self.patch.setattr(serve, "Server", Noticed)
+        # Only the main thread may set what a signal does, and the command runs in another one here.
+        deaf = types.SimpleNamespace(signal=lambda *_: None, SIGTERM=None, default_int_handler=None)
+        self.patch.setattr(verbs, "signal", deaf)
         thread = threading.Thread(target=lambda: self.call(*words), daemon=True)
         thread.start()
         ready.wait(30)
