@@ -215,7 +215,9 @@ def load_model(
     # A user's own builder may make anything, and is the user's own.
     known = about.architecture.get("name") in ARCHITECTURES
     try:
-        model = from_description(about.architecture, builder=builder, sizes=Sizes.of(state) if known else None)
+        model = from_description(
+            about.architecture, builder=builder, sizes=Sizes.of(state) if known else None
+        )
     except CheckpointError as error:  # it knows no folder
         raise CheckpointError(f"{folder}: {error}") from error
     load_strictly(model, state, str(folder))
