@@ -146,14 +146,14 @@ def _many(folder: Path, scale: float) -> None:
 
 
 BOUNDS: dict[str, Bound] = {
-    "yaml_keys": Bound(yaml_keys, 30, 500),
-    "data_keys": Bound(data_keys, 30, 500),
-    "ppm_comment": Bound(ppm_comment, 5, 200),
-    "list_lines": Bound(list_lines, 60, 1500),
-    "repeated_lines": Bound(repeated_lines, 60, 1500),
+    "yaml_keys": Bound(yaml_keys, 10, 200),
+    "data_keys": Bound(data_keys, 15, 100),
+    "ppm_comment": Bound(ppm_comment, 1, 10),
+    "list_lines": Bound(list_lines, 60, 700),
+    "repeated_lines": Bound(repeated_lines, 60, 400),
     "journal_lines": Bound(journal_lines, 90, 2000),
-    "coco_objects": Bound(coco_objects, 60, 500),
-    "coco_overdrawn": Bound(coco_overdrawn, 60, 500),
+    "coco_objects": Bound(coco_objects, 20, 400),
+    "coco_overdrawn": Bound(coco_overdrawn, 20, 200),
     "names_to_predict": Bound(names_to_predict, 120, 2000),
     "names_to_describe": Bound(names_to_describe, 120, 2000),
 }

@@ -131,6 +131,7 @@ def test_a_disk_without_inodes_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )

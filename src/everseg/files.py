@@ -145,13 +145,22 @@ def system_text(error: OSError, path: Path | str | None, *, writing: bool = True
     return f"{full}{path}: {begun}{known.format(**words)}"
 
 
+FEW_FILES = 1000
+"""Free inodes below which they may be what a disk lacks."""
+
+
 def _room(path: Path) -> str:
-    """What is left on a disk: its room, or its number of files where that is what is used up."""
+    """What is left on a disk: its room, or its number of files where that is the scarcer of the two, and few.
+
+    Half-written files may be deleted by now, so neither needs to be 0.
+    """
     try:
         while not path.exists() and path != path.parent:
             path = path.parent
-        if hasattr(os, "statvfs") and (found := os.statvfs(path)).f_files and not found.f_favail:
-            return "its number of files is used up: 0 inodes free"
+        found = os.statvfs(path) if hasattr(os, "statvfs") else None
+        few = found is not None and bool(found.f_files) and found.f_favail < FEW_FILES
+        if found is not None and few and found.f_favail * found.f_blocks <= found.f_bavail * found.f_files:
+            return f"its number of files is used up: {found.f_favail} inodes free"
         return f"{shutil.disk_usage(path).free / 1e6:.0f} MB free"
     except OSError:
         return "its room is not known"

@@ -62,7 +62,7 @@ def test_another_kind_of_folder_is_named_with_what_makes_the_right_one(call, her
         ("runs/nothing", "does not exist"),
         ("photos/a.png", ".yaml"),
     ):
-        for line in (["data", "check", data], ["extend", "bundle", "--data", data, "--add", "b"]):
+        for line in (["data", "check", data], ["data", "weights", data]):
             must_say(call(*line)[2], data, facts)
     must_say(call("export", "bundle")[2], "a bundle already")
     must_say(call("export", "runs/signs/steps/01/final")[2], "--out", "model folder")

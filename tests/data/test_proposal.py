@@ -446,7 +446,7 @@ def test_the_background_is_known_by_name_by_option_or_told(
         (
             "bg,car,tree",
             ("--background", "sky"),
-            ("--background: 'sky'", "bg, car, tree; none"),
+            ("--background: 'sky'", "bg, car, tree", "none"),
         ),
     ],
 )

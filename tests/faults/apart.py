@@ -45,7 +45,7 @@ class Ended(NamedTuple):
         for bad in ("Traceback", "fault of everseg", WATCHED):
             if bad in self.text:
                 return f"{bad!r} in: {self.text[-700:]}"
-        said = re.search(r"^(error: |\d+ errors, )", self.text, re.MULTILINE)
+        said = re.search(r"^(error: |\d+ errors?, )", self.text, re.MULTILINE)
         if self.code not in (0, 75) and not said:
             return f"no message: {self.text[-300:]!r}"
         if lost := [fact for fact in facts if fact not in self.text]:

@@ -241,7 +241,7 @@ def can_mount(place: Path) -> bool:
 
 @campaign("a real disk that is full or read-only", everyday=0, long=8)
 def real_disks(place: Path, number: int) -> Iterator[Trial]:
-    """A run on a disk of 40 to 400 kB, or of few files, or one that is remounted read-only while it trains: exit code
+    """A run on a disk of 40 to 200 kB, or of few files, or one that is remounted read-only while it trains: exit code
     4 and a sentence; with room the same command goes on to the same bytes. Skipped where mounting is not allowed."""
     if not can_mount(place):
         yield from (
@@ -253,10 +253,10 @@ def real_disks(place: Path, number: int) -> Iterator[Trial]:
     kinds = itertools.cycle(
         (
             "size=40k",
+            "size=80k",
             "size=120k",
+            "size=160k",
             "size=200k",
-            "size=300k",
-            "size=400k",
             "nr_inodes=20",
             "read-only",
             "read-only late",

@@ -251,7 +251,7 @@ def guarded(app: typer.Typer, arguments: list[str], debug: bool) -> int:
 
 
 _NO_MEMORY = re.compile(
-    "out of memory|can(not|'t) allocate memory|not enough memory|bad_alloc|alloc_failed"
+    "out of memory|can(not|'t) allocate memory|not enough memory|bad_alloc|alloc_failed|can't start new thread"
     "|could not create a primitive",  # oneDNN, which says no more
     re.IGNORECASE,
 )

@@ -274,6 +274,7 @@ def _timm(
     Returns:
         The model, the normalisation of its images, and what was checked.
     """
+    _described(name)  # a wrong name is told before anything is asked for
     kinds = {"--norm": norm, "--normalisation": normalisation}
     missing = [key for key, value in kinds.items() if value is None]
     if missing and reference is None:
@@ -519,6 +520,16 @@ def network(
         if not CLASSIFIER.fullmatch(key):
             ours[ENCODERS[0] + key.removeprefix(prefix) if key.startswith(prefix) else key] = value
     return model, ours
+
+
+def _described(name: str) -> dict[str, Any]:
+    """Describe an encoder of timm."""
+    if "." in name:
+        raise ConfigError(
+            f"--arch timm:{name}: a tag names weights, which are those of the file here; "
+            f"write timm:{name.partition('.')[0]}"
+        )
+    return {**from_timm.describe(name, {}, None), "inputs": None}
 
 
 def _head(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:

@@ -22,11 +22,10 @@ from everseg.runs.model_folder import (
     LINEAGE,
     is_bundle,
     load_model,
-    model_folder_at,
     read_lineage,
     read_model_file,
 )
-from everseg.runs.place import what_is
+from everseg.runs.place import model_folder_at, what_is
 from everseg.runs.results import StepResults
 from everseg.runs.run_folder import RunFolder
 

@@ -16,7 +16,6 @@ from everseg.data.datasets import load_dataset, load_domains
 from everseg.data.label_meaning import require_meaning
 from everseg.errors import CheckpointError, ConfigError
 from everseg.progress import Progress
-from everseg.runs.place import what_is
 from everseg.scenarios.domain_incremental import needed_domains
 from everseg.scenarios.extension import Known
 from everseg.scenarios.steps import Step, missing_splits, with_outlook
@@ -117,6 +116,7 @@ def known_in(bundle: Path) -> Known:
         read_lineage,
         read_model_file,
     )
+    from everseg.runs.place import what_is
 
     if not is_bundle(bundle):
         raise CheckpointError(

@@ -59,7 +59,8 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_folder import LINEAGE, model_folder_at, read_lineage, read_model_file, save_model
+from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.place import model_folder_at
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
 from everseg.scenarios import extension

@@ -31,7 +31,8 @@ from everseg.models.model import SegmentationModel
 from everseg.progress import counting
 from everseg.runs.commit import verify, write_json
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import load_model, model_folder_at
+from everseg.runs.model_folder import load_model
+from everseg.runs.place import model_folder_at
 from everseg.runs.run_folder import RunFolder
 from everseg.types import SegOutput
 

@@ -307,8 +307,8 @@ def checkerboards(alternating: Mapping[str, float]) -> list[Finding]:
 
 def few_images(results: Results) -> list[Finding]:
     """Whether there are enough test images, over all and per class."""
-    planned = next((e for e in results.planned if e["index"] == results.steps[-1].index), {"test": []})
-    number = sum(source["images"] for source in planned["test"])
+    last = results.steps[-1].index
+    number = sum(source["images"] for e in results.planned if e["index"] == last for source in e["test"])
     light = Light.RED if number < FEW_IMAGES[0] else Light.AMBER if number < FEW_IMAGES[1] else Light.GREEN
     said = f"{number} test images" if number != 1 else "1 test image"
     rare = []

@@ -178,7 +178,6 @@ LINEAGE = entries(
         "final": or_none(TEXT),
         "method": or_none(TEXT),
         "source": or_none(TEXT),
-        "recipe": or_none(named(named(lambda value, key, problems: None))),
     },
 )
 """lineage.json of a bundle."""

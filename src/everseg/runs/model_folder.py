@@ -27,16 +27,17 @@ from everseg.models.stored import Sizes
 from everseg.runs.commit import Committed, load_tensors, read_committed, read_document, save_folder
 from everseg.runs.documents import LINEAGE as LINEAGE_SHAPE
 from everseg.runs.input_form import InputForm
-from everseg.runs.place import LINEAGE, MODEL, what_is
 from everseg.types import Readout
 
-FILE = MODEL
+FILE = "classes.json"
 FORMAT = 2
 """Number of the layout. Files of layout 1 hold no number. A higher number is refused, because the keys of that layout
 may have another meaning.
 
 A new key does not raise the number: this everseg keeps keys that it does not know, and ignores them."""
 WEIGHTS = "model.safetensors"
+LINEAGE = "lineage.json"
+"""File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED_WIDE
 """Number of lasting ids that fit a mask of 16 bits. The next number marks ignored pixels."""
 _RAW_IDS = range(-16, 65536)
@@ -144,20 +145,6 @@ def is_model_folder(folder: Path) -> bool:
 def is_bundle(folder: Path) -> bool:
     """Tell whether a folder holds a model with its lineage."""
     return is_model_folder(folder) and (folder / LINEAGE).is_file()
-
-
-def model_folder_at(path: Path) -> Path:
-    """Find the model folder that a user means: the given folder itself, or `final` in it if it is a step's folder.
-
-    Raises:
-        CheckpointError: there is no model folder.
-    """
-    folder = path / "final" if (path / "final").is_dir() else path
-    if not is_model_folder(folder):
-        raise CheckpointError(
-            f"{path} {what_is(path)}; give a run folder, a bundle, or a step's `final` folder"
-        )
-    return folder
 
 
 def save_model(

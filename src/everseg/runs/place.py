@@ -5,14 +5,11 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from everseg.errors import near_miss, some
+from everseg.errors import CheckpointError, near_miss, some
+from everseg.runs.model_folder import is_bundle, is_model_folder
 
 RECORD = "run.json"
 """The file that makes a folder a run folder."""
-MODEL = "classes.json"
-"""The file that makes a folder a model folder."""
-LINEAGE = "lineage.json"
-"""The file that makes a model folder a bundle."""
 _MOST = 2000
 """Entries of a folder that are looked at: it may be one of many pictures."""
 
@@ -30,11 +27,11 @@ def what_is(path: Path) -> str:
             return f"does not exist{_meant(path)}"
         if (path / RECORD).is_file():
             return "is a run folder"
-        if (path / MODEL).is_file():
-            return "is a bundle" if (path / LINEAGE).is_file() else "is the model folder of a step"
+        if is_model_folder(path):
+            return "is a bundle" if is_bundle(path) else "is the model folder of a step"
         entries = sorted(islice(path.iterdir(), _MOST))
         runs = [entry for entry in entries if (entry / RECORD).is_file()]
-        bundles = [entry for entry in entries if (entry / LINEAGE).is_file()]
+        bundles = [entry for entry in entries if is_bundle(entry)]
     except OSError as error:
         return f"cannot be looked into ({error.strerror})"
     if runs or bundles:
@@ -43,6 +40,20 @@ def what_is(path: Path) -> str:
     if not entries:
         return "is an empty folder"
     return "holds neither a run nor a model"
+
+
+def model_folder_at(path: Path) -> Path:
+    """Find the model folder that a user means: the given folder itself, or `final` in it if it is a step's folder.
+
+    Raises:
+        CheckpointError: there is no model folder.
+    """
+    folder = path / "final" if (path / "final").is_dir() else path
+    if not is_model_folder(folder):
+        raise CheckpointError(
+            f"{path} {what_is(path)}; give a run folder, a bundle, or a step's `final` folder"
+        )
+    return folder
 
 
 def _meant(path: Path) -> str:

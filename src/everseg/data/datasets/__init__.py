@@ -54,7 +54,7 @@ def _refuse_a_place(name: str) -> None:
     if ":" in name or name in registry.names("dataset"):
         return
     place = Path(name).expanduser()
-    if any((place / file).is_file() for file in ("run.json", "classes.json")):
+    if any((place / file).is_file() for file in ("run.json", "MANIFEST.json")):
         raise ConfigError(
             f"data.dataset: '{name}' is a run or a model of everseg, not a data set; give a description FILE.yaml"
         )

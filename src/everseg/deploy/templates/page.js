@@ -167,7 +167,7 @@ function downloads() {
   const links = state.results.map((result, i) => result && make("a", {
     href: result.mask, download: `${stem}-mask${two ? `-${letters[i].toLowerCase()}` : ""}.png`,
   }, two ? `Download the mask of ${letters[i]}` : "Download the mask"));
-  at("downloads").replaceChildren(...links.filter(Boolean), "(PNG; the grey value of a pixel is the id of its class in classes.json)");
+  at("downloads").replaceChildren(...links.filter(Boolean), "(PNG; the grey value of a pixel is the id of its class, as in the masks of everseg predict)");
   at("downloads").hidden = false;
 }
 
