@@ -182,6 +182,22 @@ def text_of(data: bytes) -> str:
         raise UnreadableError(f"line {line} is not UTF-8 text; save the file as UTF-8") from None
 
 
+MOST_DIGITS = 18
+"""Digits of a whole number that a text may state: more fit no file, no picture and no list."""
+
+
+def whole_number(text: str) -> int | None:
+    """Read a whole number that somebody else wrote: digits 0 to 9, blanks around them; None for anything else.
+
+    `str.isdigit` is true for "\u00b2" and `str.strip` takes away what `int` does not, and `int` refuses 4,301 digits.
+
+    >>> whole_number(" 12 "), whole_number("-1"), whole_number("\u00b2"), whole_number("9" * 5000)
+    (12, None, None, None)
+    """
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+
+
 def read_text(path: Path, most: int = MOST, *, root: Path | None = None) -> str:
     """Read a text file as `read_regular` and `text_of` do.
 

@@ -299,3 +299,11 @@ def test_a_journal_that_is_not_whole_is_said_in_the_report(
     text = (run / "report.html").read_text()
     assert "journal.jsonl" in text
     assert said in text
+
+
+def test_a_folder_that_looks_like_a_step_s_is_none(run: Path) -> None:
+    """`"1²".isdigit()` is true and `int` refuses it."""
+    before = everything(run)
+    shutil.copytree(run / "steps/01", run / "steps/1²")
+    shutil.copytree(run / "steps/01", run / f"steps/{'1' * 200}")
+    assert everything(run) == before

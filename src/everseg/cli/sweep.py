@@ -9,6 +9,7 @@ import typer
 
 from everseg.cli.output import Json, Overrides, give
 from everseg.errors import ConfigError
+from everseg.files import whole_number
 
 
 def sweep(
@@ -88,6 +89,6 @@ def _words(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     words = _words(text)
-    if wrong := [word for word in words if not word.isdecimal()]:
+    if wrong := [word for word in words if whole_number(word) is None]:
         raise ConfigError(f"--seeds: expected whole numbers of at least 0, got {', '.join(wrong)}")
     return [int(word) for word in words]

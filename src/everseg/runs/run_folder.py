@@ -20,7 +20,7 @@ from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, difference, from_stored, to_json
 from everseg.data.writing import remove_leftovers
 from everseg.errors import CheckpointError, ConfigError, some
-from everseg.files import MB, UnreadableError, arrays_of, read_regular
+from everseg.files import MB, UnreadableError, arrays_of, read_regular, whole_number
 from everseg.labels import LabelSpace
 from everseg.metrics import sums_of
 from everseg.models.model import SegmentationModel
@@ -87,7 +87,7 @@ class RunFolder:
     def finished_steps(self) -> list[int]:
         """Indices of the steps that are trained and scored, in order."""
         names = (path.parent.name for path in self.path.glob("steps/[0-9]*/metrics.json"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(number for name in names if (number := whole_number(name)) is not None)
 
     def is_finished(self, config: RunConfig) -> bool:
         """Tell whether the folder holds the run of this configuration with every step trained and scored."""

@@ -19,7 +19,7 @@ import numpy as np
 from everseg.config.fields import ScenarioConfig
 from everseg.data.base import Dataset
 from everseg.errors import ConfigError, DataError, near_miss, some
-from everseg.files import MOST_LIST, UnreadableError, array_of, read_regular, read_text
+from everseg.files import MOST_LIST, UnreadableError, array_of, read_regular, read_text, whole_number
 from everseg.scenarios.tasks import Groups, canonical_task
 
 _TABLES = "everseg.scenarios"
@@ -305,7 +305,7 @@ def _positions(lines: Sequence[str], position: Mapping[str, int]) -> np.ndarray:
             f"{len(unknown or lines)} of {len(lines)} lines are neither ids of the training split nor all positions, "
             f"first '{(unknown or lines)[0]}'{near_miss((unknown or lines)[0], position)}"
         )
-    numbered = {int(name): name for name in position if name.isascii() and name.isdecimal()}
+    numbered = {number: name for name in position if (number := whole_number(name)) is not None}
     open_to_both = [
         line for line in lines if int(line) in numbered and position[numbered[int(line)]] != int(line)
     ]

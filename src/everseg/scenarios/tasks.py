@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from everseg.errors import ConfigError
+from everseg.files import whole_number
 from everseg.labels import RawLabels, spelling
 
 Groups = tuple[tuple[int, ...], ...]
@@ -201,8 +202,8 @@ def resolve_classes(items: Iterable[int | str], labels: RawLabels, where: str) -
     for item in items:
         # A name goes before a number: a class may be called "7".
         raw = by_name.get(spelling(item)) if isinstance(item, str) else item
-        if raw is None and isinstance(item, str) and item.isdecimal():
-            raw = int(item)
+        if raw is None and isinstance(item, str):
+            raw = whole_number(item)
         if raw is not None and raw == labels.background:
             problems.append(f"{where}: '{item}' is the background, which every step has; leave it out")
         elif raw is not None and raw in labels.void:

@@ -13,7 +13,7 @@ from everseg.data.datasets.listing import LIST_ENDINGS
 from everseg.data.datasets.options import SHARED, own_file
 from everseg.data.datasets.tiles import Tiles, tiles_of
 from everseg.errors import MOST_LISTED, ConfigError, near_miss
-from everseg.files import UnreadableError, read_text
+from everseg.files import UnreadableError, read_text, whole_number
 from everseg.labels import (
     BACKGROUND,
     IGNORE_NAME,
@@ -392,7 +392,7 @@ def read_labelmap(path: Path) -> dict[str, Colour]:
             continue
         name, _, rest = line.partition(":")
         numbers = rest.split(":")[0].split(",")
-        values = [int(n) for n in numbers if n.strip().isdecimal()]
+        values = [value for n in numbers if (value := whole_number(n)) is not None]
         if len(numbers) != 3 or len(values) != 3 or max(values) > 255 or not name.strip():
             # What stands there instead is not shown: the file may be none of the data's.
             problems.append(f"line {number}: expected 'name:red,green,blue::'")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from everseg.errors import DataError
-from everseg.files import UnreadableError, json_of, read_regular
+from everseg.files import UnreadableError, json_of, read_regular, whole_number
 
 BLOCK = 1 << 20
 LARGEST = 64 << 30
@@ -163,10 +163,10 @@ def _start(response: Any, part: Path, have: int) -> tuple[int, int | None]:
         if span.partition("-")[0] != str(have):
             _forget(part)
             raise _BrokenOffError("the server sent another range than asked for")
-        total = int(whole) if whole.isdigit() else None
+        total = whole_number(whole)
     else:
         have = 0
-        total = int(length) if length.isdigit() else None
+        total = whole_number(length)
     if total is not None and total > LARGEST:
         raise DataError(f"{response.url}: {total} bytes are more than everseg fetches ({LARGEST})")
     free = shutil.disk_usage(part.parent).free
@@ -232,8 +232,7 @@ def _unwritable(part: Path, error: OSError) -> DataError:
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
-    seconds = error.headers.get("Retry-After", "")
-    return min(60.0, float(seconds)) if seconds.isdigit() else 0.0
+    return min(60.0, float(whole_number(error.headers.get("Retry-After", "")) or 0))
 
 
 def _size(path: Path) -> int:
