@@ -514,11 +514,19 @@ def test_health_and_metrics(bundles):
     b"GET / HTTP/1.1\r\nA: b\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nA: \0\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n",
     b"GET  / HTTP/1.1\r\n\r\n", b"get / HTTP/1.1\r\n\r\n", b"GET /\xe9 HTTP/1.1\r\n\r\n", b"\r\n\r\n",
     b"GET http://[/ HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n",
-    b"GET /?" + b"a=1&" * 200 + b" HTTP/1.1\r\n\r\n",
+    b"GET /?" + b"a=1&" * 200 + b" HTTP/1.1\r\n\r\n", b"GET /?a=1&a=2 HTTP/1.1\r\n\r\n",
 ])  # fmt: skip
 def test_heads_are_read_strictly(text):
     with pytest.raises(RefusedError):
         parse_head(text)
+
+
+def test_blanks_around_a_value_are_no_part_of_it_and_take_no_time():
+    assert parse_head(b"GET / HTTP/1.1\r\nA: \t b c \t\r\n\r\n").headers == (("a", "b c"),)
+    began = time.monotonic()
+    with pytest.raises(RefusedError):
+        parse_head(b"GET / HTTP/1.1\r\nA:" + b" " * 800 + b"\0\r\n\r\n")
+    assert time.monotonic() - began < 1, "all clients wait for it"
 
 
 def test_who_asks_first_whether_to_send_is_told(server):
