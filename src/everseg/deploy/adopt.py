@@ -20,7 +20,7 @@ from everseg.deploy.trial_images import generated, images_of
 from everseg.display import Piece, Result
 from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
 from everseg.files import UnreadableError, json_of, read_regular, read_text
-from everseg.interop.unwrap import tensors_of
+from everseg.interop.unwrap import tensors_of, weights_at
 from everseg.labels import BACKGROUND, LabelSpace, is_background_name
 from everseg.losses import upsample
 from everseg.models.adapters import timm as from_timm
@@ -122,7 +122,7 @@ def adopt(
         raise ConfigError(
             f"--arch {arch}: expected torchvision:NAME, transformers:FOLDER with a config.json, or timm:NAME"
         )
-    state = _state(Path(weights).expanduser())
+    state = _state(weights)
     pictures, source = images_of(images) if images is not None else generated()
     if kind != "timm" and (norm is not None or reference is not None):
         raise ConfigError(f"--norm and --reference are for --arch timm:NAME; {arch} says its norms itself")
@@ -205,10 +205,8 @@ def class_names(given: str | Path | Sequence[str]) -> list[str]:
     return value
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        what = "is a folder; give the file of weights in it" if path.is_dir() else "no such file of weights"
-        raise ConfigError(f"'{path}': {what}")
+def _state(given: str | Path) -> dict[str, Tensor]:
+    path = weights_at(given, "give the file of weights")
     loaded = read_tensors(path)
     key = next(
         (key for key in ("state_dict", "model", "model_state") if isinstance(loaded.get(key), Mapping)), ""
