@@ -272,7 +272,7 @@ def _timm(
     Returns:
         The model, the normalisation of its images, and what was checked.
     """
-    _described(name)  # a wrong name is told before anything is asked for
+    _described(name)  # says that a name is wrong before anything is asked for
     kinds = {"--norm": norm, "--normalisation": normalisation}
     missing = [key for key, value in kinds.items() if value is None]
     if missing and reference is None:
@@ -325,13 +325,19 @@ def _reference(path: Path) -> tuple[np.ndarray, Tensor]:
     image, logits = found.get("image"), found.get("logits")
     if not isinstance(image, Tensor) or not isinstance(logits, Tensor):
         raise ConfigError(
-            f"--reference {path}: needs two tensors, image and logits; it has {some(sorted(found))}"
+            f"--reference {path}: needs two tensors, image and logits; it has {some(sorted(map(str, found)))}"
         )
     logits = logits[0] if logits.ndim == 4 and len(logits) == 1 else logits
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3 or logits.ndim != 3:
         raise ConfigError(
             f"--reference {path}: expected image (H, W, 3) uint8 and logits (C, h, w), got {tuple(image.shape)} "
             f"{image.dtype} and {tuple(logits.shape)}"
+        )
+    if not logits.numel() or not bool(logits.isfinite().all()):
+        # A difference from nothing, or in units of an infinite logit, would pass for small.
+        raise ConfigError(
+            f"--reference {path}: the logits {tuple(logits.shape)} are empty or not finite; store what the original "
+            "network gives for the image"
         )
     return image.numpy(), logits.float()
 
@@ -392,10 +398,11 @@ def _run_original(network: Any, sample: Tensor) -> tuple[Tensor, Tensor, tuple[i
         return network(pixel_values=sample).logits, sample, None
     except Exception as error:  # whatever the library raises
         stated = getattr(network.config, "image_size", None)
-        size = (stated, stated) if isinstance(stated, int) else tuple(stated) if stated else None
+        pair = isinstance(stated, list | tuple)
+        size = (stated, stated) if isinstance(stated, int) else tuple(stated) if pair else None
         if size is not None and len(size) == 2 and size != tuple(sample.shape[2:]):
-            fitted = upsample(sample, size)
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # `size` may be anything that stands in the config.json
+                fitted = upsample(sample, size)
                 return network(pixel_values=fitted).logits, fitted, (int(size[0]), int(size[1]))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
@@ -502,12 +509,7 @@ def network(
         ConfigError: timm does not know the encoder or is not installed, or the name has a tag.
         CheckpointError: the weights hold no known head, or no classifier.
     """
-    if "." in name:
-        raise ConfigError(
-            f"--arch timm:{name}: leave out the part after the dot: it names weights, and yours come from the file; "
-            f"write timm:{name.partition('.')[0]}"
-        )
-    encoder = {**from_timm.describe(name, {}, None), "inputs": None}
+    encoder = _described(name)
     head, options = _head(state)
     parts = _classifier(state)
     model = ARCHITECTURES[head](encoder=encoder, norm=norm, **options)
@@ -521,10 +523,14 @@ def network(
 
 
 def _described(name: str) -> dict[str, Any]:
-    """Describe an encoder of timm."""
+    """Describe an encoder of timm.
+
+    Raises:
+        ConfigError: timm does not know it or is not installed, or the name has a tag.
+    """
     if "." in name:
         raise ConfigError(
-            f"--arch timm:{name}: a tag names weights, which are those of the file here; "
+            f"--arch timm:{name}: leave out the part after the dot: it names weights, and yours come from the file; "
             f"write timm:{name.partition('.')[0]}"
         )
     return {**from_timm.describe(name, {}, None), "inputs": None}
