@@ -18,7 +18,7 @@ from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
 from everseg.display import Piece, Result
-from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
+from everseg.errors import CheckpointError, ConfigError, GateError, first_line, near_miss, some
 from everseg.files import UnreadableError, json_of, read_regular, read_text
 from everseg.interop.unwrap import tensors_of, weights_at
 from everseg.labels import BACKGROUND, LabelSpace, is_background_name
@@ -404,10 +404,9 @@ def _run_original(network: Any, sample: Tensor) -> tuple[Tensor, Tensor, tuple[i
             with contextlib.suppress(Exception):  # `size` may be anything that stands in the config.json
                 fitted = upsample(sample, size)
                 return network(pixel_values=fitted).logits, fitted, (int(size[0]), int(size[1]))
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"this network runs neither an image of {sample.shape[2]} x {sample.shape[3]} pixels nor one of its "
-            f"configuration's image_size: {reason}"
+            f"configuration's image_size: {first_line(error)}"
         ) from error
 
 
@@ -456,8 +455,7 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
             None, config=network.config, state_dict=dict(state), output_loading_info=True
         )
     except Exception as error:  # the library can raise almost any exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"transformers cannot load these weights: {reason}") from None
+        raise CheckpointError(f"transformers cannot load these weights: {first_line(error)}") from None
     problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
     problems += [f"not in this network: {name}" for name in sorted(info["unexpected_keys"])]
     problems += [f"another shape: {entry[0]}" for entry in info["mismatched_keys"]]

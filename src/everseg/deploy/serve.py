@@ -35,7 +35,7 @@ from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
-from everseg.errors import ConfigError, DataError, some
+from everseg.errors import ConfigError, DataError, first_clause, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
 from everseg.models.folding import united
@@ -535,9 +535,9 @@ def decode_upload(file: BinaryIO, reading: Reading) -> np.ndarray:
             )  # fmt: skip
         return read_image(picture, reading)
     except PictureTooLargeError as error:
-        raise RefusedError(413, f"The {_first_clause(error)}.") from None
+        raise RefusedError(413, f"The {first_clause(error)}.") from None
     except DataError as error:
-        raise RefusedError(400, f"The {_first_clause(error)}.") from None
+        raise RefusedError(400, f"The {first_clause(error)}.") from None
 
 
 def check_type(content_type: str) -> None:
@@ -548,11 +548,6 @@ def check_type(content_type: str) -> None:
 
 def _known(colour: tuple[int, ...], served: Sequence[Served]) -> bool:
     return any(colour == tuple(entry.colour) for one in served for entry in one.bundle.registry.classes)
-
-
-def _first_clause(error: DataError) -> str:
-    """Return the part of a message that says what is wrong. The rest is advice for files of a data set."""
-    return str(error).partition(";")[0]
 
 
 def _names() -> str:
