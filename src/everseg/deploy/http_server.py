@@ -369,9 +369,8 @@ class HttpServer:
         self._unsent += len(content)
         try:
             async with asyncio.timeout(self.patience.answer):
-                for start in range(
-                    0, len(content), _PIECE
-                ):  # a piece at a time: the writer copies what it is given
+                # A piece at a time, because the writer copies what it is given.
+                for start in range(0, len(content), _PIECE):
                     writer.write(content[start : start + _PIECE])
                     await writer.drain()
                 await writer.drain()

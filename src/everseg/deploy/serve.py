@@ -327,10 +327,10 @@ class Served:
             )
         self.model.model = united(self.model.model)
         self.timeout, self.done, self.seconds = timeout, 0, 0.0
+        """Seconds that a prediction may take; predictions so far; seconds that all of them took, failures included."""
         self._until = math.inf
-        for module in (
-            self.model.model.modules()
-        ):  # a thread cannot be stopped from outside: it looks at the clock itself
+        # A thread cannot be stopped from outside, so it looks at the clock itself.
+        for module in self.model.model.modules():
             module.register_forward_pre_hook(self._look_at_the_clock)
         self.name = self.bundle.path.resolve().name
         ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]
