@@ -42,6 +42,24 @@ def some(items: Sequence[str], most: int = 20, between: str = ", ") -> str:
     return between.join(items if more <= 1 else [*items[:most], f"and {more} more"])
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the kind of the error if it says nothing.
+
+    >>> first_line(ValueError("too long: more follows")), first_line(ValueError())
+    ('too long: more follows', 'ValueError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def first_clause(error: BaseException) -> str:
+    """Return the part of one of our messages that says what is wrong. What to do follows its first semicolon.
+
+    >>> first_clause(ValueError("no such file; give another"))
+    'no such file'
+    """
+    return str(error).partition(";")[0]
+
+
 class EversegError(Exception):
     """A problem that the user can mend. The message says what, where, and what to do; no traceback is shown."""
 

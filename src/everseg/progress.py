@@ -54,7 +54,7 @@ _UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
 def seconds_of(text: str) -> float | None:
-    """Read a duration such as "90s", "10min" or "1.5h"; None if it is none.
+    """Read a duration such as "90s", "10min" or "1.5h"; None if it is not one.
 
     >>> seconds_of("10min"), seconds_of("10")
     (600.0, None)

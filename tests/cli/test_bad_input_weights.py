@@ -41,7 +41,7 @@ def test_import_refuses_what_is_no_mib_checkpoint_and_never_runs_code(
     ):  # fmt: skip
         refused(everseg("import", "mib", name, "-o", "out"), 4, name, part)
     refused(everseg("import", "mib", "nowhere.pth", "-o", "out"), 2, "'nowhere.pth': no such file")
-    refused(everseg("import", "mib", ".", "-o", "out"), 2, "'.': no such file")
+    refused(everseg("import", "mib", ".", "-o", "out"), 2, "'.': is a folder")
     assert everything(tmp_path) == before
 
 

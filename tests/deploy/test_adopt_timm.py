@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_timm import Timm
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from untrained import ONE_ITERATION
 
 from everseg.config.fields import ModelConfig
@@ -247,6 +247,12 @@ def test_a_reference_that_what_was_given_does_not_reproduce_is_an_error(tmp_path
         adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b",
               onnx=False, reference=reference, **SAID)  # fmt: skip
     assert not (tmp_path / "b").exists()
+    found = {name: tensor.clone() for name, tensor in load_file(reference).items()}
+    for logits in (found["logits"].index_fill(1, torch.tensor(0), torch.inf), found["logits"][:, :0]):
+        save_file({**found, "logits": logits.contiguous()}, reference)
+        with pytest.raises(ConfigError, match="finite"):
+            adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b",
+                  onnx=False, reference=reference, **SAID)  # fmt: skip
     save_file({"image": torch.zeros(3, 4, 4)}, tmp_path / "r.safetensors")
     with pytest.raises(ConfigError, match=r"image and logits"):
         adopt(tmp_path / "w.safetensors", arch="timm:toynet", classes=NAMES, out=tmp_path / "b",

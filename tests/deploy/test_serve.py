@@ -442,10 +442,36 @@ def test_uploads_and_answers_together_are_bounded(bundles):
         assert ask(server, body=picture()[1])[0] == 503
 
 
-def test_a_full_disk_for_uploads_is_said(bundles, monkeypatch):
-    def full(*_: object, **__: object) -> object:
-        raise OSError(28, "No space left on device")
+class Full(io.BytesIO):
+    """A file on a full disk. What it has in its buffer can be written neither later nor when it is closed."""
 
+    when = "write"
+
+    def write(self, data: bytes) -> int:
+        if self.when == "write":
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+    def seek(self, place: int, *how: int) -> int:
+        if place == 0:
+            raise OSError(28, "No space left on device")
+        return super().seek(place, *how)
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open:
+            raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("when", ["open", "write", "rewind"])
+def test_a_full_disk_for_uploads_is_said(bundles, monkeypatch, when):
+    def full(*_: object, **__: object) -> object:
+        if when == "open":
+            raise OSError(28, "No space left on device")
+        return Full()
+
+    monkeypatch.setattr(Full, "when", when)
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with running(bundles[:1], limits=Limits(in_memory=10)) as server:
         status, answer, _ = ask(server, body=picture()[1])
@@ -460,6 +486,7 @@ def test_a_prediction_has_its_time(bundles, monkeypatch):
         status, answer, _ = ask(server, body=picture()[1])
         assert status == 504, "not 503, after which the page would try again"
         must_say(answer["error"], "0.2 s", "smaller")
+        must_say(server.lines, "504", "0.2 s")
         monkeypatch.undo()
         server.served[0].timeout = 60
         assert ask(server, body=picture()[1])[0] == 200, "the next one begins anew"
@@ -514,11 +541,19 @@ def test_health_and_metrics(bundles):
     b"GET / HTTP/1.1\r\nA: b\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nA: \0\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n",
     b"GET  / HTTP/1.1\r\n\r\n", b"get / HTTP/1.1\r\n\r\n", b"GET /\xe9 HTTP/1.1\r\n\r\n", b"\r\n\r\n",
     b"GET http://[/ HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n",
-    b"GET /?" + b"a=1&" * 200 + b" HTTP/1.1\r\n\r\n",
+    b"GET /?" + b"a=1&" * 200 + b" HTTP/1.1\r\n\r\n", b"GET /?a=1&a=2 HTTP/1.1\r\n\r\n",
 ])  # fmt: skip
 def test_heads_are_read_strictly(text):
     with pytest.raises(RefusedError):
         parse_head(text)
+
+
+def test_blanks_around_a_value_are_no_part_of_it_and_take_no_time():
+    assert parse_head(b"GET / HTTP/1.1\r\nA: \t b c \t\r\n\r\n").headers == (("a", "b c"),)
+    began = time.monotonic()
+    with pytest.raises(RefusedError):
+        parse_head(b"GET / HTTP/1.1\r\nA:" + b" " * 800 + b"\0\r\n\r\n")
+    assert time.monotonic() - began < 1, "all clients wait for it"
 
 
 def test_who_asks_first_whether_to_send_is_told(server):
@@ -531,15 +566,18 @@ def test_who_asks_first_whether_to_send_is_told(server):
     assert b" 431 " in raw(server, b"GET / HTTP/1.1\r\nA: " + b"x" * 20_000 + b"\r\n\r\n")
 
 
-def test_faults_of_ours_are_no_news_for_the_client(bundles, monkeypatch, capfd):
+@pytest.mark.parametrize("kind", [KeyError, OSError, TimeoutError])
+def test_faults_of_ours_are_no_news_for_the_client(bundles, monkeypatch, capfd, kind):
     def broken(self, image, path):
-        raise KeyError("a secret of the program")
+        raise kind("a secret of the program")
 
     monkeypatch.setattr(Served, "predict", broken)
     with running(bundles[:1]) as server:
         status, answer, _ = ask(server, body=picture()[1])
         assert (status, answer) == (500, {"error": "Something went wrong on the server."})
-        assert server.lines == ["a request failed: KeyError"]
+        assert server.lines == [f"a request failed: {kind.__name__}"]
+        monkeypatch.setattr(Served, "about", lambda self: open("no such file"))  # noqa: SIM115, PTH123
+        assert ask(server, "GET", "/info")[0] == 500
     assert capfd.readouterr().err == ""
 
 

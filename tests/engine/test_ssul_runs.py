@@ -196,6 +196,9 @@ def the_masks_of_predict_are_those_of_the_test(
     expected = read_ids(seen["default"], loaded.model.readout, image.shape[:2])[0].numpy()
     assert len(np.unique(expected)) == 2
     np.testing.assert_array_equal(loaded.predict(image, extra={"proposals": regions}).ids, expected)
+    with pytest.raises(DataError) as error:
+        loaded.predict(image, extra={"proposals": regions + 0.5})
+    must_say(error.value, "proposals", "float64")
     loaded.form = replace(
         loaded.form, evaluation="resize", size=(24, 16)
     )  # each pixel looks up the region of the map as given

@@ -189,6 +189,8 @@ def test_unsafe_damaged_and_absent_files_are_refused(tmp_path, monkeypatch):
     assert not Path("attacked").exists()
     with pytest.raises(ConfigError, match="no such file"):
         mib.read("absent.pth")
+    with pytest.raises(ConfigError, match="folder"):
+        mib.read(tmp_path)
 
 
 @pytest.mark.golden

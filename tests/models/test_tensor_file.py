@@ -824,6 +824,7 @@ def test_the_other_process_can_do_nothing_else(tmp_path, attempt):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits as Linux knows them")
 @pytest.mark.parametrize(("attempt", "said"), [
     ("open('/etc/hostname')", "OSError 24"), ("socket.socket()", "OSError 24"), ("import wave", "OSError 24"),
+    ("__import__('os').close(2) or open('/etc/hostname')", "OSError 24"),
     ("bytearray(1 << 30)", "MemoryError None"), ("__import__('os').write(9, b'x')", "OSError 27"),
     ("sum(range(100))", "done"),
 ])  # fmt: skip

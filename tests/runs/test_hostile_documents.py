@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"name": "deeplabv3-tiny", "options": {"widths": [8, 8, 8, 8], "hidden": 8, "norm": "bn"}},
     "method": "mib",
     "train": {"batch": 4, "max_iterations": 1, "threads": 1},
+    "metrics": ["boundary-iou", "per-image"],
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def everything(run: Path) -> str:
     results = Results(RunFolder(run))
     notes: list[str] = []
     page = assemble(results, None, [], notes)
-    figures = [track.scores for track in results.tracks]
+    figures = [(track.scores, track.boundary_scores) for track in results.tracks]
     images = [(name, each.tolist()) for step in results.steps for name, each in step.images.items()]
     table = collect([run])[0]["tables"]
     about = (
@@ -257,6 +258,8 @@ def test_an_array_is_no_larger_than_its_bytes(run: Path, name: str, case: str) -
         ("images.npz", np.zeros((4, 3, 7), np.int64)),
         ("images.npz", np.zeros((4, 2, 7), np.uint32)),
         ("images.npz", np.zeros((4, 3), np.uint32)),
+        ("boundary.npz", np.zeros((4, 2, 7), np.uint32)),
+        ("boundary.npz", np.zeros((4, 3, 6), np.uint32)),
     ],
 )
 def test_an_array_has_its_type_and_shape(run: Path, name: str, array: np.ndarray) -> None:

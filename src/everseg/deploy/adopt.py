@@ -18,9 +18,9 @@ from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
 from everseg.display import Piece, Result
-from everseg.errors import CheckpointError, ConfigError, GateError, near_miss, some
+from everseg.errors import CheckpointError, ConfigError, GateError, first_line, near_miss, some
 from everseg.files import UnreadableError, json_of, read_regular, read_text
-from everseg.interop.unwrap import tensors_of
+from everseg.interop.unwrap import tensors_of, weights_at
 from everseg.labels import BACKGROUND, LabelSpace, is_background_name
 from everseg.losses import upsample
 from everseg.models.adapters import timm as from_timm
@@ -122,7 +122,7 @@ def adopt(
         raise ConfigError(
             f"--arch {arch}: expected torchvision:NAME, transformers:FOLDER with a config.json, or timm:NAME"
         )
-    state = _state(Path(weights).expanduser())
+    state = _state(weights)
     pictures, source = images_of(images) if images is not None else generated()
     if kind != "timm" and (norm is not None or reference is not None):
         raise ConfigError(f"--norm and --reference are for --arch timm:NAME; {arch} says its norms itself")
@@ -205,10 +205,8 @@ def class_names(given: str | Path | Sequence[str]) -> list[str]:
     return value
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        what = "is a folder; give the file of weights in it" if path.is_dir() else "no such file of weights"
-        raise ConfigError(f"'{path}': {what}")
+def _state(given: str | Path) -> dict[str, Tensor]:
+    path = weights_at(given, "give the file of weights")
     loaded = read_tensors(path)
     key = next(
         (key for key in ("state_dict", "model", "model_state") if isinstance(loaded.get(key), Mapping)), ""
@@ -274,7 +272,7 @@ def _timm(
     Returns:
         The model, the normalisation of its images, and what was checked.
     """
-    _described(name)  # a wrong name is told before anything is asked for
+    _described(name)  # says that a name is wrong before anything is asked for
     kinds = {"--norm": norm, "--normalisation": normalisation}
     missing = [key for key, value in kinds.items() if value is None]
     if missing and reference is None:
@@ -327,13 +325,19 @@ def _reference(path: Path) -> tuple[np.ndarray, Tensor]:
     image, logits = found.get("image"), found.get("logits")
     if not isinstance(image, Tensor) or not isinstance(logits, Tensor):
         raise ConfigError(
-            f"--reference {path}: needs two tensors, image and logits; it has {some(sorted(found))}"
+            f"--reference {path}: needs two tensors, image and logits; it has {some(sorted(map(str, found)))}"
         )
     logits = logits[0] if logits.ndim == 4 and len(logits) == 1 else logits
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3 or logits.ndim != 3:
         raise ConfigError(
             f"--reference {path}: expected image (H, W, 3) uint8 and logits (C, h, w), got {tuple(image.shape)} "
             f"{image.dtype} and {tuple(logits.shape)}"
+        )
+    if not logits.numel() or not bool(logits.isfinite().all()):
+        # A difference from nothing, or in units of an infinite logit, would pass for small.
+        raise ConfigError(
+            f"--reference {path}: the logits {tuple(logits.shape)} are empty or not finite; store what the original "
+            "network gives for the image"
         )
     return image.numpy(), logits.float()
 
@@ -394,15 +398,15 @@ def _run_original(network: Any, sample: Tensor) -> tuple[Tensor, Tensor, tuple[i
         return network(pixel_values=sample).logits, sample, None
     except Exception as error:  # whatever the library raises
         stated = getattr(network.config, "image_size", None)
-        size = (stated, stated) if isinstance(stated, int) else tuple(stated) if stated else None
+        pair = isinstance(stated, list | tuple)
+        size = (stated, stated) if isinstance(stated, int) else tuple(stated) if pair else None
         if size is not None and len(size) == 2 and size != tuple(sample.shape[2:]):
-            fitted = upsample(sample, size)
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # `size` may be anything that stands in the config.json
+                fitted = upsample(sample, size)
                 return network(pixel_values=fitted).logits, fitted, (int(size[0]), int(size[1]))
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"this network runs neither an image of {sample.shape[2]} x {sample.shape[3]} pixels nor one of its "
-            f"configuration's image_size: {reason}"
+            f"configuration's image_size: {first_line(error)}"
         ) from error
 
 
@@ -451,8 +455,7 @@ def _original(folder: Path, state: dict[str, Tensor]) -> tuple[dict[str, Any], A
             None, config=network.config, state_dict=dict(state), output_loading_info=True
         )
     except Exception as error:  # the library can raise almost any exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"transformers cannot load these weights: {reason}") from None
+        raise CheckpointError(f"transformers cannot load these weights: {first_line(error)}") from None
     problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
     problems += [f"not in this network: {name}" for name in sorted(info["unexpected_keys"])]
     problems += [f"another shape: {entry[0]}" for entry in info["mismatched_keys"]]
@@ -504,12 +507,7 @@ def network(
         ConfigError: timm does not know the encoder or is not installed, or the name has a tag.
         CheckpointError: the weights hold no known head, or no classifier.
     """
-    if "." in name:
-        raise ConfigError(
-            f"--arch timm:{name}: leave out the part after the dot: it names weights, and yours come from the file; "
-            f"write timm:{name.partition('.')[0]}"
-        )
-    encoder = {**from_timm.describe(name, {}, None), "inputs": None}
+    encoder = _described(name)
     head, options = _head(state)
     parts = _classifier(state)
     model = ARCHITECTURES[head](encoder=encoder, norm=norm, **options)
@@ -523,10 +521,14 @@ def network(
 
 
 def _described(name: str) -> dict[str, Any]:
-    """Describe an encoder of timm."""
+    """Describe an encoder of timm.
+
+    Raises:
+        ConfigError: timm does not know it or is not installed, or the name has a tag.
+    """
     if "." in name:
         raise ConfigError(
-            f"--arch timm:{name}: a tag names weights, which are those of the file here; "
+            f"--arch timm:{name}: leave out the part after the dot: it names weights, and yours come from the file; "
             f"write timm:{name.partition('.')[0]}"
         )
     return {**from_timm.describe(name, {}, None), "inputs": None}

@@ -22,7 +22,7 @@ from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.display import Piece, Result, percent
-from everseg.errors import CheckpointError, ConfigError, GateError
+from everseg.errors import CheckpointError, ConfigError, GateError, first_clause
 from everseg.labels import LabelSpace
 from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
@@ -273,14 +273,11 @@ def _graph(
     except (ConfigError, GateError) as error:
         size = _one_size(deployed, images)
         log.info(
-            "no ONNX graph with open sizes, so the file takes %d x %d pixels only (%s)", *size, _first(error)
+            "no ONNX graph with open sizes, so the file takes %d x %d pixels only (%s)",
+            *size,
+            first_clause(error),
         )
         return attempt(size)
-
-
-def _first(error: Exception) -> str:
-    """The beginning of a message, up to its first semicolon."""
-    return str(error).partition(";")[0]
 
 
 def _one_size(deployed: Deployed, images: Sequence[np.ndarray]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import socket
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, BinaryIO
@@ -251,9 +251,11 @@ class HttpServer:
         try:
             request = await self._head(reader)
             self._open[task] = "body"
-            self.check(request)
+            with self._telling():
+                self.check(request)
             if request.method == "GET":
-                answer = self.get(request)
+                with self._telling():
+                    answer = self.get(request)
             elif request.method == "POST":
                 answer = await self._post(task, request, reader, writer)
             else:
@@ -261,14 +263,33 @@ class HttpServer:
             refused = False
         except RefusedError as refusal:
             answer = self._word(refusal)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):  # of the connection: `_telling` words all others
             raise
         except Exception as error:  # whatever happened, the client gets an answer
-            self.log(f"a request failed: {type(error).__name__}")
-            answer = self._word(RefusedError(500, "Something went wrong on the server."))
+            answer = self._word(self._fault(error))
         await self._send(writer, answer)
         if refused:
             await self._drain(reader, writer)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn faults of a subclass into refusals, and log them.
+
+        Without it, an OSError of its own would be taken for a client that is gone, and nobody would hear of it.
+        """
+        try:
+            yield
+        except RefusedError as refusal:
+            if refusal.status >= 500 and refusal.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                self.log(f"answered {refusal.status}: {refusal}")
+            raise
+        except Exception as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: Exception) -> RefusedError:
+        """Log an unexpected failure, and say no more than that to the client."""
+        self.log(f"a request failed: {type(error).__name__}")
+        return RefusedError(500, "Something went wrong on the server.")
 
     def _word(self, refused: RefusedError) -> Answer:
         answer = self.refusal(refused.status, str(refused))
@@ -290,14 +311,15 @@ class HttpServer:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> Answer:
-        work = self.post(request)
+        with self._telling():
+            work = self.post(request)
         length = length_of(request, self.limits.upload)
         self._check_places()  # before the body is read: who would be sent away need not send it
         if request.one("expect").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         arrived = 0
         # An upload is bounded by `limits.upload`, and all of them together by `limits.arriving`.
-        with tempfile.SpooledTemporaryFile(max_size=self.limits.in_memory) as file:
+        with _upload_file(self.limits.in_memory) as file:
             try:
                 async with asyncio.timeout(self.patience.body):
                     while arrived < length:
@@ -309,9 +331,11 @@ class HttpServer:
                         self._arrived += len(data)
                         if self._arrived > self.limits.arriving:
                             raise RefusedError(503, "Busy with other uploads: try again in a moment.")
-                        _keep(file, data)
+                        with _on_disk():
+                            file.write(data)
                 self._check_places()
-                file.seek(0)
+                with _on_disk():
+                    file.seek(0)  # writes what is still in a buffer
                 self._open[task] = "work"
                 self._busy += 1
                 try:
@@ -332,7 +356,8 @@ class HttpServer:
     def _begin(self, work: Work, file: Any) -> Answer:
         if self._stop.is_set():
             raise RefusedError(503, "The server is being stopped.")
-        return work(file)
+        with self._telling():
+            return work(file)
 
     async def _send(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
         self._answered[answer.status] += 1
@@ -344,9 +369,8 @@ class HttpServer:
         self._unsent += len(content)
         try:
             async with asyncio.timeout(self.patience.answer):
-                for start in range(
-                    0, len(content), _PIECE
-                ):  # a piece at a time: the writer copies what it is given
+                # A piece at a time, because the writer copies what it is given.
+                for start in range(0, len(content), _PIECE):
                     writer.write(content[start : start + _PIECE])
                     await writer.drain()
                 await writer.drain()
@@ -362,9 +386,23 @@ class HttpServer:
                     return
 
 
-def _keep(file: Any, data: bytes) -> None:
+@contextlib.contextmanager
+def _upload_file(in_memory: int) -> Iterator[Any]:
+    """A file for an upload, of which so many bytes stay in memory."""
+    file = tempfile.SpooledTemporaryFile(max_size=in_memory)  # noqa: SIM115
     try:
-        file.write(data)
+        yield file
+    finally:
+        # On a full disk, closing fails as well: it tries again to write. The client has been told by then.
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+@contextlib.contextmanager
+def _on_disk() -> Iterator[None]:
+    """Refuse an upload that the disk cannot take."""
+    try:
+        yield
     except OSError:
         raise RefusedError(503, "There is no room for the upload on this machine's disk.") from None
 
@@ -382,7 +420,8 @@ def _connections(most: int) -> int:
 # ---------------------------------------------------------------- heads
 
 _LINE = re.compile(rb"([A-Z]{1,20}) ([\x21-\x7e]+) HTTP/1\.[01]")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
+# Blanks around a value are taken off afterwards. With patterns for them here, a head of blanks would take days.
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
 
 
 def parse_head(data: bytes) -> Request:
@@ -403,12 +442,17 @@ def parse_head(data: bytes) -> Request:
     fields = [_FIELD.fullmatch(line) for line in lines]
     if None in fields:
         raise RefusedError(400, "The headers cannot be read.")
-    headers = tuple((one[1].decode().lower(), one[2].decode("latin-1")) for one in fields if one is not None)
+    headers = tuple(
+        (one[1].decode().lower(), one[2].strip(b" \t").decode("latin-1")) for one in fields if one is not None
+    )
     try:
         address = urlsplit(begun[2].decode())
-        query = dict(parse_qsl(address.query, keep_blank_values=True, max_num_fields=MAX_HEADERS))
+        pairs = parse_qsl(address.query, keep_blank_values=True, max_num_fields=MAX_HEADERS)
     except ValueError:
         raise RefusedError(400, "The address cannot be read.") from None
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        raise RefusedError(400, "The address gives the same name twice.")
     return Request(begun[1].decode(), address.path, query, headers)
 
 

@@ -142,9 +142,8 @@ def measured(
     """
     means, per_class, draws, seen = [], [], [], list[int]()
     source, notes = source_by_name(dataset, scenario, pair.branch, pair.old)
-    outputs = {
-        source.name: pair.new.num_classes
-    }  # count both models on the same pixels; a predicted new class is wrong there
+    # Both models are counted on the same pixels. A predicted new class is wrong there.
+    outputs = {source.name: pair.new.num_classes}
     for model, title in ((pair.before, "deployed model"), (pair.after, "new model")):
         result = evaluate(
             model, [source], {source.dataset: dataset}, data, accelerator, progress,
@@ -154,7 +153,7 @@ def measured(
         seen = [c for c, value in zip(pair.classes, each, strict=True) if not np.isnan(value)]
         per_class.append(each)
         means.append(_mean(each))
-        # Both models see the same images, so they share the draws.
+        # Both models see the same images, so they share the draws. Each is (RESAMPLES, old classes), in pixels.
         truth, said, both = np.moveaxis(_draws(result.images[source.name])[:, :, pair.classes], 1, 0)
         draws.append(defined_means(np.where(truth > 0, both / (truth + said - both + EPS), np.nan)))
     if not means[0] > 0:
@@ -237,6 +236,7 @@ def estimated(
         for i, name in enumerate(pair.old.names)
     }  # fmt: skip
     share = figures["class_agreement"]
+    # Each (RESAMPLES, judged classes), in pixels: what the deployed model calls so, and where the new one agrees.
     said, _, both = np.moveaxis(_draws(torch.stack(images).cpu().numpy())[:, :, often], 1, 0)
     between = _interval(defined_means(np.divide(both, said, out=np.full_like(both, np.nan), where=said > 0)))
     return Kept(

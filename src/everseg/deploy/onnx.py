@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from everseg.data.batches.transforms import normalise, resized_image
 from everseg.deploy.class_ids import mask_type
 from everseg.display import percent
-from everseg.errors import ConfigError, GateError
+from everseg.errors import ConfigError, GateError, first_line
 from everseg.losses.argmax import predict_ids
 from everseg.losses.readout import full_values, merged_outputs, small_values
 from everseg.models.adapters.encoders import LibraryEncoder
@@ -150,10 +150,9 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
                 output_names=["logits", "mask"], dynamic_shapes=dims,
             )  # fmt: skip
         except Exception as error:  # the exporter can raise almost any exception
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             how = "with open sizes" if size is None else f"at {size[0]} x {size[1]} pixels"
             raise ConfigError(
-                f"the model cannot be exported to ONNX {how} ({reason}); leave it out with --no-onnx: "
+                f"the model cannot be exported to ONNX {how} ({first_line(error)}); leave it out with --no-onnx: "
                 "predict, serve and extend do without it"
             ) from error
     assert program is not None
@@ -295,7 +294,7 @@ def check_parity(
         except Exception as error:  # onnxruntime has its own exception classes
             raise GateError(
                 f"onnxruntime cannot run the exported model at {image.shape[0]} x {image.shape[1]}: "
-                f"{str(error).splitlines()[0]}; nothing was written; --no-onnx leaves the ONNX file out"
+                f"{first_line(error)}; nothing was written; --no-onnx leaves the ONNX file out"
             ) from error
         # Logits of another shape cannot be subtracted; they count as infinitely different.
         same = found.shape == tuple(logits.shape)

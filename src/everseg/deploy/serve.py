@@ -35,7 +35,7 @@ from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
-from everseg.errors import ConfigError, DataError, some
+from everseg.errors import ConfigError, DataError, first_clause, some
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
 from everseg.models.folding import united
@@ -327,10 +327,10 @@ class Served:
             )
         self.model.model = united(self.model.model)
         self.timeout, self.done, self.seconds = timeout, 0, 0.0
+        """Seconds that a prediction may take; predictions so far; seconds that all of them took, failures included."""
         self._until = math.inf
-        for module in (
-            self.model.model.modules()
-        ):  # a thread cannot be stopped from outside: it looks at the clock itself
+        # A thread cannot be stopped from outside, so it looks at the clock itself.
+        for module in self.model.model.modules():
             module.register_forward_pre_hook(self._look_at_the_clock)
         self.name = self.bundle.path.resolve().name
         ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]
@@ -535,9 +535,9 @@ def decode_upload(file: BinaryIO, reading: Reading) -> np.ndarray:
             )  # fmt: skip
         return read_image(picture, reading)
     except PictureTooLargeError as error:
-        raise RefusedError(413, f"The {_first_clause(error)}.") from None
+        raise RefusedError(413, f"The {first_clause(error)}.") from None
     except DataError as error:
-        raise RefusedError(400, f"The {_first_clause(error)}.") from None
+        raise RefusedError(400, f"The {first_clause(error)}.") from None
 
 
 def check_type(content_type: str) -> None:
@@ -548,11 +548,6 @@ def check_type(content_type: str) -> None:
 
 def _known(colour: tuple[int, ...], served: Sequence[Served]) -> bool:
     return any(colour == tuple(entry.colour) for one in served for entry in one.bundle.registry.classes)
-
-
-def _first_clause(error: DataError) -> str:
-    """Return the part of a message that says what is wrong. The rest is advice for files of a data set."""
-    return str(error).partition(";")[0]
 
 
 def _names() -> str:

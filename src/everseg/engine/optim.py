@@ -245,6 +245,10 @@ def _check_fit(
         raise CheckpointError(f"the optimiser state does not fit the model: {some(wrong, 8)}")
 
 
+_HOW = ("foreach", "fused")
+"""Options that say how to compute, not what; they depend on the machine."""
+
+
 def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> None:
     """See that rates and decays are the kinds of values that this optimiser computes with."""
     wrong = {
@@ -260,11 +264,11 @@ def _check_options(saved: list[dict[str, Any]], here: list[dict[str, Any]]) -> N
         raise CheckpointError(f"the optimiser state has unknown options: {some(sorted(wrong), 8)}")
 
 
-_HOW = ("foreach", "fused")
-"""Options that say how to compute, not what; they depend on the machine."""
-
-
 def _is_alike(value: Any, mine: Any) -> bool:
+    """Whether a stored option may take the place of this optimiser's own.
+
+    Numbers may differ, as rates do, but not fall below 0 where mine does not. None, true and false must be equal.
+    """
     if isinstance(mine, tuple | list):
         alike = isinstance(value, list) and len(value) == len(mine) and all(map(_is_alike, value, mine))
         return alike and all(number is None or number < 1 for number in value)  # Adam's betas

@@ -29,6 +29,7 @@ from everseg.errors import (
     Interrupted,
     PeerError,
     TimeBudgetReached,
+    first_line,
     some,
 )
 from everseg.runs.lock import release
@@ -107,7 +108,7 @@ def all_present(accelerator: Accelerator, timeout: float, given: str) -> Iterato
     except _AGREED:
         raise
     except EversegError as error:
-        peers.leave(str(error).splitlines()[0])
+        peers.leave(first_line(error))
         raise
     except Exception as error:
         broken = isinstance(error, distributed.DistError) or _CONNECTION.search(str(error)) is not None
@@ -258,7 +259,7 @@ def did_not_meet(error: Exception) -> PeerError:
     meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     return PeerError(
         f"the {os.environ.get('WORLD_SIZE')} processes of the run did not meet at {meeting} "
-        f"({str(error).splitlines()[0][:160]}); start them all together, and see that the hosts reach each other there"
+        f"({first_line(error)[:160]}); start them all together, and see that the hosts reach each other there"
     )
 
 

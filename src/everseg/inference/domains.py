@@ -142,7 +142,8 @@ def _scores(result: Evaluation, spaces: Mapping[str, LabelSpace]) -> dict[str, A
     for name, entry in scores.items():
         if SYNTHETIC_OTHER in spaces[name].order:
             _without_last(entry)
-            entry["classes"].pop(), entry["new_classes"].pop()
+            for key in ("classes", "new_classes"):
+                entry[key].pop()
     return scores
 
 

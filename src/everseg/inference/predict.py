@@ -240,9 +240,9 @@ class LoadedModel:
         Raises:
             ConfigError: there is no such branch, or there are no statistics for the choice, or `extra` lacks a map
                 that the network reads, or has one that it does not.
-            DataError: the file is not a readable image, or a map has another size.
+            DataError: the file is not a readable image, or a map has another size, or other values.
         """
-        extra = extra or {}
+        extra = {name: np.asarray(values) for name, values in (extra or {}).items()}
         self.check_extra(extra, infer_domain)
         pixels = read_image(image, self.form.reading)
         size = (pixels.shape[0], pixels.shape[1])
@@ -251,6 +251,10 @@ class LoadedModel:
                 raise DataError(
                     f"{name} of {'x'.join(map(str, values.shape[::-1]))} pixels for an image of "
                     f"{size[1]}x{size[0]}; both need the same size"
+                )
+            if values.dtype.kind not in "bui":
+                raise DataError(
+                    f"{name} of type {values.dtype}: give whole numbers, such as those of a PNG file"
                 )
         if self.form.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)

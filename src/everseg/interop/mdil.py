@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from everseg.errors import CheckpointError, ConfigError, some
-from everseg.interop.unwrap import tensors_of
+from everseg.interop.unwrap import tensors_of, weights_at
 from everseg.models.erfnet import erfnet
 from everseg.models.model import SegmentationModel
 from everseg.models.pretrained import (
@@ -64,11 +64,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         ConfigError: no such file.
         CheckpointError: damaged, unsafe, or without weights.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        what = "is a folder" if Path(path).is_dir() else "no such file"
-        raise ConfigError(f"'{path}': {what}; give a checkpoint that MDIL's training scripts wrote")
-    return tensors_of(read_tensors(path), "state_dict", "MDIL", f"'{path}'")
+    file = weights_at(path, "give the .pth.tar that MDIL's training scripts wrote for a step")
+    return tensors_of(read_tensors(file), "state_dict", "MDIL", f"'{path}'")
 
 
 def load(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import CheckpointError, ConfigError, some
-from everseg.interop.unwrap import tensors_of
+from everseg.interop.unwrap import tensors_of, weights_at
 from everseg.models.blocks import absolute_gamma
 from everseg.models.build import deeplabv3
 from everseg.models.compensation import MERGE
@@ -53,10 +53,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         ConfigError: no such file.
         CheckpointError: damaged, unsafe, or not a checkpoint of MiB's code.
     """
-    if not Path(path).expanduser().is_file():
-        what = "is a folder" if Path(path).is_dir() else "no such file"
-        raise ConfigError(f"'{path}': {what}; give the .pth that MiB's run.py wrote for a step")
-    return tensors_of(read_tensors(Path(path).expanduser()), "model_state", "MiB", f"'{path}'")
+    file = weights_at(path, "give the .pth that MiB's run.py wrote for a step")
+    return tensors_of(read_tensors(file), "model_state", "MiB", f"'{path}'")
 
 
 def load(

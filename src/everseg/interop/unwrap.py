@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from everseg.errors import CheckpointError, some
+from everseg.errors import CheckpointError, ConfigError, some
+
+
+def weights_at(given: str | Path, todo: str) -> Path:
+    """Return the path of a file of weights, with `~` expanded.
+
+    Args:
+        todo: end of the message, what to give instead.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"'{given}': {'is a folder' if path.is_dir() else 'no such file'}; {todo}")
+    return path
 
 
 def tensors_of(checkpoint: Mapping[str, Any], key: str, project: str, where: str) -> dict[str, Tensor]:

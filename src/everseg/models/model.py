@@ -343,10 +343,9 @@ class SegmentationModel(nn.Module):
         outputs = {}
         for branch, maps in found.items():
             logits, auxiliary, own = self._through_head(branch, maps["decoder"], extra)
-            if (
-                sizes_at_hand() is None
-            ):  # else the maps are cut to whole cells, which are never more than pixels
-                # A transposed convolution may reach beyond an image whose size is no multiple of its stride.
+            # A transposed convolution may reach beyond an image whose size is no multiple of its stride. With sizes at
+            # hand the maps are cut to whole cells already, and an image never has more cells than pixels.
+            if sizes_at_hand() is None:
                 logits = logits[..., :height, :width]
                 auxiliary = {name: value[..., :height, :width] for name, value in auxiliary.items()}
             outputs[branch] = SegOutput(logits, maps | own, auxiliary)

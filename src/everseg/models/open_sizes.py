@@ -24,9 +24,9 @@ class Sizes:
     """Places, as indices, int64."""
 
     whole: tuple[Tensor, Tensor]
-    """Row and column of the image at every row and column of the enlarged one; its last ones repeat."""
+    """(H',) and (W',): row and column of the image at each row and column of the enlarged one. The last ones repeat."""
     cells: Mapping[int, tuple[Tensor, Tensor]]
-    """Stride -> 0, 1, ... for each row and each column of cells that touch the image."""
+    """Stride -> (h,) and (w,): 0, 1, ... for each row and each column of cells that touch the image."""
 
 
 _SIZES: ContextVar[Sizes | None] = ContextVar("everseg_open_sizes", default=None)
@@ -48,7 +48,12 @@ def sizes_at_hand() -> Sizes | None:
 
 
 def places(height: int, width: int, multiple: int, strides: tuple[int, ...]) -> Sizes:
-    """The sizes of an image of `height` x `width` pixels, enlarged to a multiple."""
+    """Make the sizes of an image of `height` x `width` pixels.
+
+    Args:
+        multiple: what the sides of the enlarged image are a multiple of, in pixels.
+        strides: of the encoder's maps, in pixels.
+    """
 
     def whole(side: int) -> Tensor:
         return torch.arange(-(-side // multiple) * multiple).clamp(max=side - 1)
@@ -60,7 +65,7 @@ def places(height: int, width: int, multiple: int, strides: tuple[int, ...]) -> 
 
 
 def picked(map: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Take rows and columns of (B, C, H, W)."""
+    """Take rows (h,) and columns (w,) of (B, C, H, W), which gives (B, C, h, w)."""
     return map.index_select(2, rows).index_select(3, columns)
 
 

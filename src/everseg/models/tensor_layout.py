@@ -6,7 +6,7 @@ bytes of the storages.
 
 `tensor_file` starts this as a program. It gets the file as its standard input, already open, and writes a layout: where
 the bytes of each storage lie, and which tensors, numbers, text and containers the pickle describes. It needs nothing
-but Python's own library, and before it reads the first byte it gives up all that it could do harm with.
+but Python's own library. Before it reads the first byte it gives up opening files and sockets and starting processes.
 """
 
 from __future__ import annotations
@@ -81,13 +81,15 @@ def lock_up() -> None:
     """Give up files, network, programs and most of the machine's memory and time, for good.
 
     The limits are the operating system's: whatever a hole in this reader or in Python led to would be bound by them.
+    They do not stop calls that need no descriptor, such as deleting a file: only `_refuse` does.
     """
     for codec in ("cp437", "utf-8", "latin-1", "ascii"):  # zipfile would import one when it meets a name
         codecs.lookup(codec)
     if resource is not None:
-        # No further file or socket can be opened: 0, 1 and 2 are all there are. What is open cannot grow on a disk.
+        # No further file or socket can be opened, not even in the place of 0, 1 or 2 after closing it. These stay open,
+        # for the limit is on new ones. What is open cannot grow on a disk.
         for what, most in (
-            ("RLIMIT_NOFILE", 3), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0), ("RLIMIT_NPROC", 0),
+            ("RLIMIT_NOFILE", 0), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0), ("RLIMIT_NPROC", 0),
             ("RLIMIT_CPU", MAX_SECONDS), ("RLIMIT_AS", MAX_MEMORY),
         ):  # fmt: skip
             if hasattr(resource, what):

@@ -146,6 +146,7 @@ _KEPT = entries({}, {"share": or_none(NUMBER), "how": TEXT})
 
 
 def _kept(value: Any, key: str, problems: list[str]) -> None:
+    """Check what an extension kept of the old classes; {} where it was not compared with its bundle."""
     _KEPT(value, key, problems)
     if value and not problems and not {"share", "how"} <= set(value):
         problems.append(f"{key}: expected share and how")

@@ -145,7 +145,7 @@ class StepResults:
     @cached_property
     def boundary(self) -> dict[str, np.ndarray]:
         """Name of the results -> `RunFolder.boundary`."""
-        return self.folder.boundary(self.index, self._scored[1])
+        return self.folder.boundary(self.index, self.counts, self._scored[1])
 
     @cached_property
     def before(self) -> dict[str, np.ndarray]:

@@ -435,21 +435,30 @@ class RunFolder:
         """
         return self._further(index, "others.npz", np.uint32, files)
 
-    def boundary(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
+    def boundary(
+        self, index: int, counts: Mapping[str, np.ndarray] | None = None, files: Files = READ_AGAIN
+    ) -> dict[str, np.ndarray]:
         """Read the boundary counts per test image, (N, 3, C) as `metrics.boundary_sums`; {} where none were asked for.
 
         Args:
+            counts: the result of `counts`, if the caller has read it before.
             files: as for `counts`.
 
         Raises:
-            CheckpointError: the file is damaged or changed.
+            CheckpointError: the file is damaged or changed, or has other results or classes than `counts`.
         """
-        found = self._further(index, "boundary.npz", np.uint32, files)
+        listed = self._listed(index, files)
+        found = self._further(index, "boundary.npz", np.uint32, listed)
+        if found and counts is None:
+            counts = self.counts(index, listed)
         for name, each in found.items():
+            assert counts is not None
             if each.ndim != 3 or each.shape[1] != 3:
                 raise self._unfit(
                     index, f"boundary.npz is damaged: '{name}' is not a table of counts per image"
                 )
+            if name not in counts or each.shape[2] != len(counts[name]):
+                raise self._unfit(index, "boundary.npz does not fit confusion.npz beside it")
         return found
 
     def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:

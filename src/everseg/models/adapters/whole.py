@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from everseg.errors import CheckpointError, ConfigError
+from everseg.errors import CheckpointError, ConfigError, first_line
 from everseg.models.adapters.elsewhere import from_elsewhere
 from everseg.models.blocks import BatchNorm
 from everseg.models.model import SegmentationModel
@@ -89,9 +89,9 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     except CheckpointError:  # more than its weights hold
         raise
     except Exception as error:  # the library raises nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"transformers cannot build a semantic-segmentation network of this configuration: {reason}"
+            "transformers cannot build a semantic-segmentation network of this configuration: "
+            f"{first_line(error)}"
         ) from error
 
 
