@@ -1,6 +1,7 @@
 """The verdict of a report: what a user should worry about in a run, each with a line of what to do.
 
-Every check has limits of its own; docs/report.md states them. A check that cannot be made says nothing rather than "fine".
+Every check has limits of its own; docs/report.md states them. A check that cannot be made says nothing rather than
+"fine".
 """
 
 from __future__ import annotations
