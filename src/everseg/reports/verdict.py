@@ -13,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from everseg.display import percent, share
+from everseg.display import counted, percent, share
 from everseg.errors import EversegError, some
 from everseg.files import UnreadableError, check_regular
 from everseg.metrics import defined_mean
@@ -318,7 +318,7 @@ def few_images(results: Results) -> list[Finding]:
     last = results.steps[-1].index
     number = sum(source["images"] for e in results.planned if e["index"] == last for source in e["test"])
     light = Light.RED if number < FEW_IMAGES[0] else Light.AMBER if number < FEW_IMAGES[1] else Light.GREEN
-    said = f"{number} test images" if number != 1 else "1 test image"
+    said = counted(number, "test image")
     rare = []
     for track in results.tracks if number >= FEW_WITH else ():
         images = results.steps[-1].images.get(track.name)
@@ -396,14 +396,16 @@ def tiny_batches(results: Results) -> list[Finding]:
     train = results.config.train
     if not _has_batch_norm(results):
         return []
-    seen = train.batch // train.accumulate  # of all processes together: how many there were is not stored
+    seen = train.batch // train.accumulate
+    # Of all processes together, and how many there were is not stored.
+    apart = "" if train.sync_norm else " (several processes divide them)"
     if seen >= SMALL_BATCH:
-        return [Finding(Light.GREEN, "batch norm", f"its statistics are of {seen} images at a time")]
+        return [Finding(Light.GREEN, "batch norm", f"its statistics are of {seen} images at a time{apart}")]
     return [
         Finding(
             Light.RED if seen <= 1 else Light.AMBER,
             "batch norm",
-            f"its statistics are of {seen} {'image' if seen == 1 else 'images'} at a time, which makes them noisy",
+            f"its statistics are of {counted(seen, 'image')} at a time{apart}, which makes them noisy",
             f"Use at least {SMALL_BATCH} images per device and part (train.batch, train.accumulate), or freeze the "
             "norms if the method can (everseg list methods)",
         )
