@@ -158,7 +158,7 @@ def let_in(needed: list[Requirement], known: list[Hole]) -> Iterator[tuple[Requi
                 continue
             bounds = [bound.version for bound in one.specifier if bound.operator in (">=", "==", "~=")]
             ends = re.findall(r"[<>=!~]=?\s*([\w.]+)", hole.affected)
-            for version in bounds or ["0", *ends]:
+            for version in [*(bounds or ["0"]), *ends]:
                 if hole.has(version) and one.specifier.contains(version, prereleases=True):
                     yield one, hole, version
                     break

@@ -67,13 +67,13 @@ def test_a_hole_that_a_bound_lets_in_is_told_and_fails(
     [
         (">=2", "<3", True), (">=3", "<3", False), ("", "<3", True), (">=1,<2", ">=2", False),
         (">=2.5", ">=2,<2.4", False),
-        ("==2.0", "<3", True), (">=2", ">=2.1,<2.3", False), ("<5", ">=4", True),
+        ("==2.0", "<3", True), (">=2", ">=2.1,<2.3", True), ("<5", ">=4", True), (">=2,<3", ">=3,<3.2", False),
     ],
 )  # fmt: skip
-def test_what_bounds_let_in_is_judged_by_the_lowest_release(
+def test_what_bounds_let_in_is_judged_by_their_lowest_release_and_by_where_a_hole_begins(
     bounds: str, affected: str, is_let_in: bool
 ) -> None:
-    """Who installs today gets the newest; the bound stands for the oldest that an old environment may keep."""
+    """Who installs today gets the newest; an old environment may keep every release that the bounds allow."""
     found = list(audit.let_in([Requirement(f"x{bounds}")], [audit.Hole("CVE-1", "x", affected, "")]))
     assert bool(found) == is_let_in
 

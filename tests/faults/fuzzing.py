@@ -81,6 +81,18 @@ def put(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
+def each_of(*reads: Callable[[], object]) -> None:
+    """Read in each of these ways. Where all of them refuse, the first refusal is raised."""
+    refused = []
+    for read in reads:
+        try:
+            read()
+        except _errors() as error:
+            refused.append(error)
+    if len(refused) == len(reads):
+        raise refused[0]
+
+
 # ---------------------------------------------------------------- pictures
 
 
@@ -155,12 +167,11 @@ def _lists(_: Path) -> list[bytes]:
 def _list(folder: Path, data: bytes) -> None:
     from everseg.data.datasets.listing import csv_splits, read_list
 
-    for name in ("l.txt", "l.csv"):
-        path = put(folder, name, data)
-        with contextlib.suppress(_errors()):
-            read_list(path, "train")
-        with contextlib.suppress(_errors()):
-            csv_splits(path)
+    text, table = (put(folder, name, data) for name in ("l.txt", "l.csv"))
+    each_of(
+        lambda: list(read_list(text, "train")), lambda: list(read_list(table, "train")),
+        lambda: csv_splits(text), lambda: csv_splits(table),
+    )  # fmt: skip
 
 
 def _step_lists(_: Path) -> list[bytes]:
@@ -427,12 +438,10 @@ def _weights(folder: Path, data: bytes) -> None:
     from everseg.runs.model_folder import changed_parameters
 
     path = put(folder, "w.safetensors", data)
-    for read in (
+    each_of(
         lambda: load_tensors(path), lambda: load_tensors(path, data), lambda: read_tensors(path),
         lambda: changed_parameters(path, path),
-    ):  # fmt: skip
-        with contextlib.suppress(_errors()):
-            read()
+    )  # fmt: skip
 
 
 def _foreign(_: Path) -> list[bytes]:

@@ -89,6 +89,8 @@ def kills(place: Path, number: int) -> Iterator[Trial]:
                 problem = f"{what}: {broken}"
                 break
         problem = problem or _goes_on(config, place / "out" / "toy", before[name])
+        if problem and not struck:  # what ended otherwise than by the kill is a trial too
+            struck.append(what)
         for count, what in enumerate(struck):
             yield Trial(f"{name}, {workers} workers, {what}", problem if count == len(struck) - 1 else "")
         done += len(struck)
@@ -188,7 +190,7 @@ IMAGES: dict[str, Callable[[Path], object]] = {
     "a link out": lambda path: (path.unlink(), path.symlink_to("/etc/passwd")),
     "a web page": lambda path: path.write_bytes(b"<!DOCTYPE html>"),
     "of another size": lambda path: trees.save(path, trees.image_of(1, (5, 7))),
-    "without permission": lambda path: path.write_bytes(b"\0" * 100),
+    "zeros": lambda path: path.write_bytes(b"\0" * 100),
     "its folder gone": lambda path: shutil.rmtree(path.parent),
 }  # fmt: skip
 

@@ -40,12 +40,15 @@ def test_a_reader_reads_or_refuses_what_it_gets(name: str, tmp_path: Path) -> No
 def test_honest_inputs_are_read(tmp_path: Path) -> None:
     """Else the fuzzer would only see how its readers refuse everything."""
     for name in ("image", "list", "label map", "journal", "npz", "safetensors", "pth", "archive"):
+        refused = []
         for number, seed in enumerate(READERS[name].seeds(tmp_path)):
             folder = tmp_path / name.replace(" ", "_") / str(number)
             folder.mkdir(parents=True)
             said = said_by(name, folder, seed)
             assert said[1] == ""
-            assert said[0] == "read" or name == "image", (name, number, said)
+            refused += [(number, said[0])] if said[0] != "read" else []
+        # GIF and JPEG 2000 are not on the list of formats; 16 bits and more do not say how bright they are.
+        assert len(refused) <= (5 if name == "image" else 0), (name, refused)
 
 
 def test_a_fault_a_crash_and_a_slow_reader_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

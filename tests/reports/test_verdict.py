@@ -40,7 +40,7 @@ def lights(findings: Mapping[str, Finding]) -> dict[str, Light]:
 def test_a_run_without_a_fault_has_green_lights_only_and_nothing_to_do(tmp_path: Path) -> None:
     told = found(tmp_path, **two_steps(0.8, 0.79, 0.7), weights=[NORM, NORM])
     assert set(told) == {"classes at 0", "old classes", "share of new classes", "flooding", "test images",
-                         "length of training", "batch norm"}  # fmt: skip
+                         "batch norm"}, "without a journal nothing is said of the length of training"  # fmt: skip
     assert {one.light for one in told.values()} == {Light.GREEN}
     assert {one.then for one in told.values()} == {""}
 
@@ -50,6 +50,7 @@ def test_a_class_at_0_is_named_and_whether_it_is_predicted_at_all(tmp_path: Path
     assert told.light is Light.RED
     assert "c3 (1 of 3 classes; never predicted)" in told.said
     assert "scenario.class_weights" in told.then
+    assert "share of new classes" not in found(tmp_path, name="t", **two_steps(0.8, 0.79, 0.0))
     wrong = counts(0.8, 0.8)
     wrong[1] = [1000, 0, 0]
     wrong[2, 1] = 5
@@ -57,6 +58,26 @@ def test_a_class_at_0_is_named_and_whether_it_is_predicted_at_all(tmp_path: Path
         "classes at 0"
     ].said
     assert "c1 (1 of 2 classes)" in said
+
+
+def test_a_class_that_was_forgotten_is_told_apart_from_one_that_was_never_learnt(tmp_path: Path) -> None:
+    lost = found(tmp_path, "demo-ft", **two_steps(0.8, 0.0, 0.7))["classes at 0"]
+    assert "forgotten since: c1, c2" in lost.said
+    assert "train.epochs" not in lost.then
+    both = found(tmp_path, "demo-ft", name="s", **two_steps(0.8, 0.0, 0.0))["classes at 0"]
+    assert "forgotten since: c1, c2" in both.said
+    assert "train.epochs" in both.then
+
+
+def test_an_extension_is_told_no_setting_that_it_refuses(tmp_path: Path) -> None:
+    overrides = ["scenario.kind=extension", "scenario.bundle=old", "scenario.task=[[c3]]"]
+    for name, iou in (("r", 0.0), ("s", 0.3)):
+        made = {"steps": [{"default": counts(0.8, 0.6, iou)}], "groups": [(3, 1)], "extends": True}
+        told = found(tmp_path, name=name, overrides=overrides, **made)
+        about = told["share of new classes" if iou else "classes at 0"]
+        assert about.light is not Light.GREEN
+        assert "train.epochs" in about.then
+        assert "class_weights" not in about.then
 
 
 @pytest.mark.parametrize(
@@ -148,6 +169,11 @@ def test_training_that_was_cut_short(tmp_path: Path) -> None:
     cut = found(tmp_path, name="a", **two_steps(0.8, 0.79, 0.7), overrides=["train.max_iterations=40"])[about]
     assert cut.light is Light.AMBER
     assert "40 iterations" in cut.said
+    overrides = ["train.max_iterations=40"]
+    beyond = found(tmp_path, name="d", **two_steps(0.8, 0.79, 0.7), overrides=overrides, seconds=[9, 9])[
+        about
+    ]
+    assert "max_iterations" not in beyond.said + beyond.then, "ten iterations do not reach the limit"
     few = found(tmp_path, name="b", **two_steps(0.8, 0.79, 0.7), seconds=[9, 9])[about]
     assert "step 0: 10, step 1: 10" in few.said
     missing = found(
@@ -169,6 +195,7 @@ def test_a_loss_that_still_falls(tmp_path: Path, last: float, seen: bool) -> Non
     results = Results(RunFolder(path))
     told = {one.about: one for one in verdict(results, kind_of(results), curves_of(results.journal))}
     assert ("loss still fell" in told["length of training"].said) == seen
+    assert told["length of training"].light is (Light.AMBER if seen else Light.GREEN)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The verdict of a report: what a user should worry about in a run, each with a line of what to do.
 
-Every check has limits of its own, which the page states. A check that cannot be made says nothing rather than "fine".
+Every check has limits of its own; docs/report.md states them. A check that cannot be made says nothing rather than
+"fine".
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from everseg.display import percent, share
+from everseg.display import counted, percent, share
 from everseg.errors import EversegError, some
 from everseg.files import UnreadableError, check_regular
 from everseg.metrics import defined_mean
@@ -85,9 +86,9 @@ def verdict(
         return _each(results, lambda track: check(track, _new(results, track, kind)))
 
     checks: list[Callable[[], list[Finding]]] = [
-        lambda: _each(results, at_zero),
+        lambda: _each(results, lambda track: at_zero(track, kind)),
         lambda: [] if kind in (Kind.JOINT, Kind.FIRST, Kind.SINGLE) else _old(results, kind),
-        lambda: over(below_its_share),
+        lambda: over(lambda track, new: below_its_share(track, new, kind)),
         lambda: over(lambda track, new: flooding(results, track, new)),
         lambda: checkerboards(alternating or {}),
         lambda: few_images(results),
@@ -137,8 +138,16 @@ def _ious(track: Track) -> list[float | None]:
     return found
 
 
-def at_zero(track: Track) -> Finding | None:
-    """Whether a class that test images show is not found at all."""
+def _teach_more(kind: Kind) -> str:
+    """What to do for classes that a step hardly learnt, with settings that this kind of run can have."""
+    if kind in (Kind.EXTENSION, Kind.REFINEMENT):
+        return "Extend again with more images or more epochs (train.epochs=...)"
+    epochs = "train.epochs, train.epochs_next" if kind in (Kind.SEQUENCE, Kind.DOMAINS) else "train.epochs"
+    return f"Train longer ({epochs}), or weigh rare classes (scenario.class_weights=computed)"
+
+
+def at_zero(track: Track, kind: Kind) -> Finding | None:
+    """Whether a class that test images show is not found at all, and whether it was when it was learnt."""
     ious, called = _ious(track), track.counts[-1].sum(axis=0)
     real = [c for c, iou in enumerate(ious) if iou is not None and c != track.background]
     gone = [c for c in real if (ious[c] or 0.0) < AT_ZERO]
@@ -151,13 +160,15 @@ def at_zero(track: Track) -> Finding | None:
     how = ""
     if never:
         how = "; never predicted" if len(never) == len(gone) else f"; never predicted: {some(never, 6)}"
-    return Finding(
-        Light.RED,
-        "classes at 0",
-        f"IoU 0 for {some([names[c] for c in gone], 6)} ({len(gone)} of {len(real)} classes{how})",
-        "See below what their pixels are taken for. Train longer (train.epochs, train.epochs_next), weigh rare classes "
-        "(scenario.class_weights=computed), and see whether the labels of these classes are right (everseg data check)",
-    )
+    which = some([names[c] for c in gone], 6)
+    said = f"IoU below {share(AT_ZERO)} for {which} ({len(gone)} of {len(real)} classes{how})"
+    forgotten = [c for c in gone if (track.scores[track.at_birth(c)]["class_iou"][c] or 0.0) >= AT_ZERO]
+    if forgotten:
+        said += f"; found when learnt, and forgotten since: {some([names[c] for c in forgotten], 6)}"
+    advice = "See below what their pixels are taken for"
+    if len(forgotten) < len(gone):
+        advice += f". {_teach_more(kind)}, and see whether the labels of these classes are right (everseg data check)"
+    return Finding(Light.RED, "classes at 0", said, advice)
 
 
 def _old(results: Results, kind: Kind) -> list[Finding]:
@@ -207,18 +218,18 @@ def fallen(track: Track, method: str) -> Finding | None:
     return Finding(light, "old classes", said, advice)
 
 
-def below_its_share(track: Track, new: Sequence[int]) -> Finding | None:
-    """Whether a new class is called so on fewer pixels than it has."""
+def below_its_share(track: Track, new: Sequence[int], kind: Kind) -> Finding | None:
+    """Whether a new class is called so on far fewer pixels than it has. Of classes at 0, `at_zero` tells."""
     counts = track.counts[-1]
     truth, called = counts.sum(axis=1), counts.sum(axis=0)
-    real = [c for c in new if truth[c]]
-    few = [c for c in real if called[c] < BELOW_SHARE * truth[c] and (_ious(track)[c] or 0.0) >= AT_ZERO]
-    if not real:
+    found = [c for c in new if truth[c] and (_ious(track)[c] or 0.0) >= AT_ZERO]
+    few = [c for c in found if called[c] < BELOW_SHARE * truth[c]]
+    if not found:
         return None
     if not few:
-        return Finding(
-            Light.GREEN, "share of new classes", "new classes are called about as often as they are there"
-        )
+        least = percent(BELOW_SHARE, digits=0)
+        said = f"for each new class that is found, the area called so is at least {least} % of the true one"
+        return Finding(Light.GREEN, "share of new classes", said)
     total = max(int(counts.sum()), 1)
     each = [
         f"{track.space.names[c]} ({share(called[c] / total)} of the pixels called so, {share(truth[c] / total)} true)"
@@ -228,7 +239,7 @@ def below_its_share(track: Track, new: Sequence[int]) -> Finding | None:
         Light.AMBER,
         "share of new classes",
         f"called too rarely: {some(each, 4)}",
-        "Train the step longer (train.epochs_next), or weigh rare classes (scenario.class_weights=computed)",
+        _teach_more(kind),
     )
 
 
@@ -254,13 +265,10 @@ def flooding(results: Results, track: Track, new: Sequence[int]) -> Finding | No
         for name, value, images in known
         if value > FLOODED[0]
     ]
-    return Finding(
-        light,
-        "flooding",
-        f"found where it is not: {some(each, 4)}",
-        "Add training images without the class, which teach where it is not, and use a method that models the "
-        "background (mib)",
-    )
+    advice = "Add training images without the class, which teach where it is not"
+    if track.background is not None and "mib" not in results.config.method.name:
+        advice += ", or use a method that models the background (mib)"
+    return Finding(light, "flooding", f"found where it is not: {some(each, 4)}", advice)
 
 
 def alternation(ids: np.ndarray, distance: int) -> float:
@@ -310,7 +318,7 @@ def few_images(results: Results) -> list[Finding]:
     last = results.steps[-1].index
     number = sum(source["images"] for e in results.planned if e["index"] == last for source in e["test"])
     light = Light.RED if number < FEW_IMAGES[0] else Light.AMBER if number < FEW_IMAGES[1] else Light.GREEN
-    said = f"{number} test images" if number != 1 else "1 test image"
+    said = counted(number, "test image")
     rare = []
     for track in results.tracks if number >= FEW_WITH else ():
         images = results.steps[-1].images.get(track.name)
@@ -337,8 +345,11 @@ def cut_short(results: Results, curves: Curves | None) -> list[Finding]:
     missing = len(results.planned) - len(results.steps)
     if missing > 0:
         said.append(f"{missing} of {len(results.planned)} steps are not trained")
-    if train.max_iterations is not None:
-        said.append(f"every step ends after {train.max_iterations} iterations (train.max_iterations)")
+    most, speed = train.max_iterations, curves.speed.values() if curves is not None else ()
+    # A limit above the iterations of the epochs changes nothing. Without a journal it is not known to.
+    limited = most is not None and (curves is None or any(values["iterations"] >= most for values in speed))
+    if limited:
+        said.append(f"no step has more than {most} iterations (train.max_iterations)")
     elif curves is not None:
         short = [
             f"step {step}: {int(values['iterations'])}"
@@ -351,10 +362,11 @@ def cut_short(results: Results, curves: Curves | None) -> list[Finding]:
             f"in step {step} by {percent(value)} %" for step, value in _falls(curves) if value > STILL_FALLING
         ]
         said += [f"the loss still fell in the last fifth of training, {some(falls, 4)}"] if falls else []
-    if not said:
-        return [Finding(Light.GREEN, "length of training", "no step was cut short")]
+    if not said:  # without a journal nobody knows
+        fine = Finding(Light.GREEN, "length of training", "no step was cut short")
+        return [fine] if curves is not None else []
     then = "Run the same command again: it continues" if missing > 0 else (
-        "Leave out train.max_iterations" if train.max_iterations is not None
+        "Leave out train.max_iterations" if limited
         else "Train longer (train.epochs, train.epochs_next)"
     )  # fmt: skip
     return [Finding(Light.AMBER, "length of training", "; ".join(said), then)]
@@ -384,14 +396,16 @@ def tiny_batches(results: Results) -> list[Finding]:
     train = results.config.train
     if not _has_batch_norm(results):
         return []
-    seen = train.batch // train.accumulate  # of all processes together: how many there were is not stored
+    seen = train.batch // train.accumulate
+    # Of all processes together, and how many there were is not stored.
+    apart = "" if train.sync_norm else " (several processes divide them)"
     if seen >= SMALL_BATCH:
-        return [Finding(Light.GREEN, "batch norm", f"its statistics are of {seen} images at a time")]
+        return [Finding(Light.GREEN, "batch norm", f"its statistics are of {seen} images at a time{apart}")]
     return [
         Finding(
             Light.RED if seen <= 1 else Light.AMBER,
             "batch norm",
-            f"its statistics are of {seen} {'image' if seen == 1 else 'images'} at a time, which makes them noisy",
+            f"its statistics are of {counted(seen, 'image')} at a time{apart}, which makes them noisy",
             f"Use at least {SMALL_BATCH} images per device and part (train.batch, train.accumulate), or freeze the "
             "norms if the method can (everseg list methods)",
         )
