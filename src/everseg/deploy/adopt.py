@@ -398,8 +398,8 @@ def _run_original(network: Any, sample: Tensor) -> tuple[Tensor, Tensor, tuple[i
         return network(pixel_values=sample).logits, sample, None
     except Exception as error:  # whatever the library raises
         stated = getattr(network.config, "image_size", None)
-        pair = isinstance(stated, list | tuple)
-        size = (stated, stated) if isinstance(stated, int) else tuple(stated) if pair else None
+        sides = [stated, stated] if isinstance(stated, int) else stated
+        size = tuple(sides) if isinstance(sides, list | tuple) else None
         if size is not None and len(size) == 2 and size != tuple(sample.shape[2:]):
             with contextlib.suppress(Exception):  # `size` may be anything that stands in the config.json
                 fitted = upsample(sample, size)
