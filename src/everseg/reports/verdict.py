@@ -345,9 +345,11 @@ def cut_short(results: Results, curves: Curves | None) -> list[Finding]:
     missing = len(results.planned) - len(results.steps)
     if missing > 0:
         said.append(f"{missing} of {len(results.planned)} steps are not trained")
-    most, speed = train.max_iterations, curves.speed.values() if curves is not None else ()
+    most = train.max_iterations
     # A limit above the iterations of the epochs changes nothing. Without a journal it is not known to.
-    limited = most is not None and (curves is None or any(values["iterations"] >= most for values in speed))
+    limited = most is not None and (
+        curves is None or max((one["iterations"] for one in curves.speed.values()), default=0) >= most
+    )
     if limited:
         said.append(f"no step has more than {most} iterations (train.max_iterations)")
     elif curves is not None:
