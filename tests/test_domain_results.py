@@ -125,7 +125,7 @@ def test_relative_drop_is_unknown_beside_other_data(runs: Path, tmp_path: Path, 
     refused = list[str]()
     assert drop_against_single(mdil.results, mdil.config, refused) is None
     assert refused == [
-        "b-other-classes is no baseline: domain 'day' was tested with other classes (red only here)."
+        "b-other-classes is not a baseline: domain 'day' was tested with other classes (red only here)."
     ]
     (tmp_path / "run.yaml").write_text(
         json.dumps(settings(tmp_path, name="mdil", data=day_and_fog(), train=LONG))

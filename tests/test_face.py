@@ -27,7 +27,7 @@ from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
 from everseg.deploy.extend import Extension, Preview
 from everseg.deploy.history import Ancestor, History, Rollback
-from everseg.deploy.old_classes import Kept
+from everseg.deploy.old_classes import Gate, Kept
 from everseg.display import OnceADictionary, Result
 from everseg.engine.rescore import Scores, StepScores
 from everseg.inference.predict import Prediction, Predictions, WrittenPrediction
@@ -253,7 +253,7 @@ def results(folder: Path) -> dict[str, Result]:
         "Comparison": comparison(),
         "Sweep": Sweep(Path(HOSTILE), 1, (run,), SlurmJobs(Path(HOSTILE), (HOSTILE,), ())),
         "Bundle": made,
-        "Extension": Extension(made, Path(HOSTILE), kept, (Taught(HOSTILE, 0.5, 0.1, 2, 0.2),), 0.9),
+        "Extension": Extension(made, Path(HOSTILE), kept, (Taught(HOSTILE, 0.5, 0.1, 2, 0.2),), Gate(0.9)),
         "Preview": Preview((HOSTILE,), (HOSTILE,), (HOSTILE,), (HOSTILE,), HOSTILE, 1, 0.5, 2, 3.0),
         "History": History(
             Path(HOSTILE), HOSTILE,

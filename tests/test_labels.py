@@ -159,7 +159,7 @@ def test_what_is_no_list_of_classes_is_told() -> None:
     ids, names, background = wrong.problems(stored=True)
     must_say(ids, "id -1", "twice")
     must_say(names, "name b", "twice")
-    must_say(background, "background", "none")
+    must_say(background, "background", "not", "classes")
     must_say(wrong.problems()[-1], "1 'b' and 2 'b'", "one name")
     number, empty = LabelSpace(((0, 1),), ("a", "b", ""), None).problems()
     must_say(number, "3 names", "2 ids")

@@ -127,7 +127,7 @@ DURING: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (_cut_image, ("images/train/a_1.png", "damaged or cut off", "restore the file")),
     (_empty_image, ("images/train/a_1.png", "is empty (0 bytes)", "restore the file")),
     (_text_image, ("images/train/a_1.png", "is a web page", "fetch it again")),
-    (_image_is_fifo, ("images/train/a_1.png", "not a regular file", "replace it")),
+    (_image_is_fifo, ("images/train/a_1.png", "not a regular file", "put the picture in its place")),
     (_other_size, ("masks/train/a_1.png", "16x12 but the mask 8x6", "export the mask")),
 ]
 

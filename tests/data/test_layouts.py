@@ -210,7 +210,7 @@ def test_a_label_map_gives_classes_and_colours(tmp_path: Path) -> None:
     trees.write(tmp_path / "labelmap.txt", "car:250,50::\ntree:1,2,3::\ntree:3,2,1::\nroad:1,2,3::\n")
     with pytest.raises(ConfigError, match="3 problems") as caught:
         load(file)
-    for text in ("line 1: expected", "line 3: 'tree' stands there twice", "line 4: the colour [1, 2, 3]"):
+    for text in ("line 1: expected", "line 3: 'tree' appears twice", "line 4: the colour [1, 2, 3]"):
         assert text in str(caught.value)
 
 
@@ -428,7 +428,7 @@ def test_coco_categories_of_one_name_are_refused_and_splits_may_spell_each_its_o
 ) -> None:
     twice = {**coco(), "categories": [{"id": 7, "name": "Traffic Light"}, {"id": 3, "name": "traffic_light"}]}
     trees.write(tmp_path / "a/annotations.json", json.dumps(twice))
-    with pytest.raises(DataError, match=r"categories\[1\]: id 3 or name 'traffic_light' stands there twice"):
+    with pytest.raises(DataError, match=r"categories\[1\]: id 3 or name 'traffic_light' appears twice"):
         load("coco", tmp_path / "a")
     for split, name in (("train", "Car"), ("val", "car")):
         content = {**coco(3), "categories": [{"id": 7, "name": name}]}

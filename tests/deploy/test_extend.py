@@ -237,7 +237,7 @@ def test_a_method_with_a_memory_needs_its_own_bundle(at, new_data, call, tmp_pat
         "extend", at, "--data", new_data, "--add", "forklift", "--method", "ewc", "data.workers=0"
     )
     assert code == 2
-    assert "gathered" in err
+    must_say(err, "ewc", "statistics")
     run = everseg.run(
         settings(tmp_path, method={"name": "ewc"}, scenario={"task": [["red"]]}, train={"epochs": 1}),
         quiet=True,

@@ -61,7 +61,7 @@ def test_every_other_change_counts_by_what_it_became(estimate):
     shares = [found.figures[f"became_{what}"] for what in ("new", "old", "background")]
     assert shares == pytest.approx([2 / 10, 1 / 10, 1 / 10])
     must_say(found.text, "20.0 % became a new class", "10.0 % another old class", "10.0 % background")
-    must_say(found.text, "new class", "left out")
+    must_say(found.text, "new class", "Not counted")
 
 
 def test_a_change_for_the_better_is_no_loss(estimate):

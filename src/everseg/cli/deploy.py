@@ -279,7 +279,7 @@ def serve(
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
-    ] = 120,
+    ] = 120.0,
     quiet: Quiet = False,
 ) -> None:
     """Show a web page, on this machine only: drop an image there, and see the classes of one or two bundles."""
@@ -297,7 +297,7 @@ def serve(
             with contextlib.suppress(KeyboardInterrupt):
                 serving.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     note("stopped")
 
 
