@@ -452,6 +452,7 @@ class Results:
             CheckpointError: no step is finished, or counts do not fit their classes.
         """
         rows: dict[str, list[tuple[int, str, np.ndarray, LabelSpace]]] = {}
+        outlines: dict[str, np.ndarray | None] = {}
         for step in self.steps:
             for name, branch in step.branch_of.items():
                 if step.is_fresh:  # a new model: the results of earlier ones say nothing about it
@@ -468,6 +469,8 @@ class Results:
                         f"delete {place / 'metrics.json'} and run the same command to score it again"
                     )
                 rows.setdefault(name, []).append((step.index, branch, known, step.spaces[branch]))
+                # The last step's are shown; those of the others are read too, so that damage in them is told.
+                outlines[name] = step.boundary.get(name)
         if not rows:
             raise CheckpointError(
                 f"{self.folder.path} has no finished step yet; run its command to finish one"
@@ -479,7 +482,7 @@ class Results:
                 tuple(index for index, _, _, _ in rows[name]),
                 tuple(counts for _, _, counts, _ in rows[name]),
                 tuple(space for _, _, _, space in rows[name]),
-                self.step(rows[name][-1][0]).boundary.get(name),
+                outlines[name],
             )
             for name in self.in_order(rows)
         )
