@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -400,13 +399,16 @@ def _run_original(network: Any, sample: Tensor) -> tuple[Tensor, Tensor, tuple[i
         stated = getattr(network.config, "image_size", None)
         sides = [stated, stated] if isinstance(stated, int) else stated
         size = tuple(sides) if isinstance(sides, list | tuple) else None
+        why = first_line(error)
         if size is not None and len(size) == 2 and size != tuple(sample.shape[2:]):
-            with contextlib.suppress(Exception):  # `size` may be anything that stands in the config.json
+            try:  # `size` may be anything that stands in the config.json
                 fitted = upsample(sample, size)
                 return network(pixel_values=fitted).logits, fitted, (int(size[0]), int(size[1]))
+            except Exception as second:
+                why += f"; then: {first_line(second)}"
         raise ConfigError(
             f"this network runs neither an image of {sample.shape[2]} x {sample.shape[3]} pixels nor one of its "
-            f"configuration's image_size: {first_line(error)}"
+            f"configuration's image_size: {why}"
         ) from error
 
 

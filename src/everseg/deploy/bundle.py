@@ -272,7 +272,8 @@ def _graph(
         return attempt(None)
     except (ConfigError, GateError) as error:
         size = _one_size(deployed, images)
-        log.info(
+        # A warning, so that it is seen: what fails may also be the comparison with the model.
+        log.warning(
             "no ONNX graph with open sizes, so the file takes %d x %d pixels only (%s)",
             *size,
             first_clause(error),

@@ -394,19 +394,10 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged or changed, or its images do not add up to `counts`.
         """
-        listed = self._listed(index, files)
-        found = self._further(index, "images.npz", np.uint32, listed)
-        if found and counts is None:
-            counts = self.counts(index, listed)
-        for name, each in found.items():
-            assert counts is not None
-            if each.ndim != 3 or each.shape[1] != 3:
-                raise self._unfit(
-                    index, f"images.npz is damaged: '{name}' is not a table of counts per image"
-                )
-            if name not in counts or not np.array_equal(each.sum(0, dtype=np.int64), sums_of(counts[name])):
-                raise self._unfit(index, "images.npz does not fit confusion.npz beside it")
-        return found
+        return self._per_image(
+            index, "images.npz", counts, files,
+            lambda each, count: np.array_equal(each.sum(0, dtype=np.int64), sums_of(count)),
+        )  # fmt: skip
 
     def before(self, index: int, files: Files = READ_AGAIN) -> dict[str, np.ndarray]:
         """Read the counts of the deployed model on the test images of the step that extends it, (C, C), rows = truth.
@@ -447,18 +438,33 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged or changed, or has other results or classes than `counts`.
         """
+        return self._per_image(
+            index, "boundary.npz", counts, files, lambda each, count: each.shape[2] == len(count)
+        )
+
+    def _per_image(
+        self,
+        index: int,
+        file: str,
+        counts: Mapping[str, np.ndarray] | None,
+        files: Files,
+        fits: Callable[[np.ndarray, np.ndarray], bool],
+    ) -> dict[str, np.ndarray]:
+        """Read counts per image, (N, 3, C), of an archive that may be absent.
+
+        Args:
+            fits: whether one table agrees with the confusion counts of its name.
+        """
         listed = self._listed(index, files)
-        found = self._further(index, "boundary.npz", np.uint32, listed)
-        if found and counts is None:
-            counts = self.counts(index, listed)
+        found = self._further(index, file, np.uint32, listed)
+        if not found:
+            return found
+        counts = self.counts(index, listed) if counts is None else counts
         for name, each in found.items():
-            assert counts is not None
             if each.ndim != 3 or each.shape[1] != 3:
-                raise self._unfit(
-                    index, f"boundary.npz is damaged: '{name}' is not a table of counts per image"
-                )
-            if name not in counts or each.shape[2] != len(counts[name]):
-                raise self._unfit(index, "boundary.npz does not fit confusion.npz beside it")
+                raise self._unfit(index, f"{file} is damaged: '{name}' is not a table of counts per image")
+            if name not in counts or not fits(each, counts[name]):
+                raise self._unfit(index, f"{file} does not fit confusion.npz beside it")
         return found
 
     def _further(self, index: int, name: str, kind: type[np.integer], files: Files) -> dict[str, np.ndarray]:

@@ -317,6 +317,7 @@ def _resize(image: np.ndarray, label: np.ndarray, height: int, width: int) -> tu
 
 
 def resize_nearest(label: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize ids by nearest neighbour: (H, W) of any ids, with the further maps it may carry, to (height, width)."""
     only, maps = parted(label)
     small = [
         np.asarray(

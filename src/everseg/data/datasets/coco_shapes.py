@@ -217,7 +217,7 @@ def _is_outside(points: list[Any], height: int, width: int) -> bool:
 
 def is_point(value: Any) -> bool:
     """Whether a value of a file is [x, y]."""
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def is_number(value: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from everseg.config.checks import shown
-from everseg.data.datasets.coco_shapes import even_odd, is_number, packed_runs
+from everseg.data.datasets.coco_shapes import even_odd, is_point, packed_runs
 from everseg.data.datasets.decode import Reading, open_picture, stored_ids
 from everseg.errors import DataError
 
@@ -61,7 +61,7 @@ def labelme(content: Mapping[str, Any], reading: Reading) -> Drawn:
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
             raise DataError(f"{called}: has no label")
         kind, points = shape.get("shape_type") or "polygon", shape.get("points")
-        if not isinstance(points, list) or not all(map(_is_pair, points)):
+        if not isinstance(points, list) or not all(map(is_point, points)):
             raise DataError(f"{called} ({shape['label']}): its points are not pairs of numbers")
         objects.append((shape["label"], _labelme_shape(called, kind, points, shape, height, width)))
         names.append(f"{called} ({kind} {shape['label']})")
@@ -126,7 +126,7 @@ def _supervisely_shape(called: str, item: Mapping[str, Any], height: int, width:
     if kind == "bitmap":
         bitmap: Any = item.get("bitmap")
         origin: Any = bitmap.get("origin") if isinstance(bitmap, dict) else None
-        if not _is_pair(origin):
+        if not is_point(origin):
             raise DataError(f"{called}: its bitmap has no origin")
         part = _png(bitmap.get("data"), called, packed=True)
         return _placed(part, round(origin[0]), round(origin[1]), height, width, called)
@@ -135,8 +135,8 @@ def _supervisely_shape(called: str, item: Mapping[str, Any], height: int, width:
     interior = points.get("interior") or [] if isinstance(points, dict) else []
     if (
         not isinstance(exterior, list)
-        or not all(map(_is_pair, exterior))
-        or not all(isinstance(hole, list) and all(map(_is_pair, hole)) for hole in interior)
+        or not all(map(is_point, exterior))
+        or not all(isinstance(hole, list) and all(map(is_point, hole)) for hole in interior)
     ):
         raise DataError(f"{called}: its points are not pairs of numbers")
     if kind == "rectangle" and len(exterior) == 2:
@@ -471,10 +471,6 @@ def _size(height: Any, width: Any, reading: Reading) -> tuple[int, int]:
             f"claims {shown(wide)}x{shown(high)} pixels, more than the limit of {reading.max_pixels}"
         )
     return high, wide
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def _ellipse(x: float, y: float, across: float, down: float, turn: float = 0) -> list[float]:
