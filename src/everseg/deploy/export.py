@@ -161,7 +161,7 @@ def of_run(
         spaces,
         state,
         form=about.form,
-        domains=_domains(folder, index, config, begin),
+        domains=_domains(folder.branch_of(index), begin, bool(config.data.domains or config.scenario.domain)),
         steps=steps if len(steps) == len(growth) else range(len(growth)),
         before=before,
         parent=parent,
@@ -183,19 +183,20 @@ def of_run(
     )
 
 
-def _domains(folder: RunFolder, index: int, config: RunConfig, begin: Path | None) -> Mapping[str, str]:
+def _domains(found: Mapping[str, str], begin: Path | None, named: bool) -> Mapping[str, str]:
     """Domain -> branch that its images take; {} for a model of one data set.
 
     Args:
+        found: name of the last step's results -> branch.
         begin: the folder of the model that the run began with, if it extended one.
+        named: whether the names of the results are those of domains.
     """
     if begin is None:
-        return folder.branch_of(index) if config.data.domains else {}
+        return found if named else {}
     before = read_model_file(begin)
-    known = before.domains or {branch: branch for branch in before.spaces}
-    if config.scenario.domain is not None:
-        return {**known, **folder.branch_of(index)}
-    return known if len(before.spaces) > 1 or before.domains else {}
+    if not named:
+        return before.domains
+    return {**(before.domains or {branch: branch for branch in before.spaces}), **found}
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 
-from everseg.config.fields import DataConfig, RunConfig
+from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig, TrainConfig
 from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
@@ -236,12 +236,24 @@ def extend(
     if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        _tell(source, prepared, config, builder, bool(measured_on), progress)
+        for line in _lines(
+            source, prepared, config.data, config.scenario, config.train, builder, bool(measured_on)
+        ):
+            progress.message(line)
     execute(config, quiet=quiet)
     index = source.steps
     accelerator = make_accelerator(config.train, training=False)
     pairs = _pairs(folder, index, builder, accelerator.device, source.spaces)
-    kept = _kept(pairs, prepared, measured_on, config, accelerator, progress)
+    kept = _kept(
+        pairs,
+        prepared,
+        measured_on,
+        config.data,
+        config.scenario,
+        accelerator,
+        progress,
+        config.train.eval_batch,
+    )
     results = StepResults(folder, index)
     new = tuple(
         one for name, entry in results.scores.items() for one in results.taught(name, entry["new_classes"])
@@ -445,7 +457,7 @@ def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     (step,) = prepared.steps
     began = perf_counter()
-    lines = tuple(_lines(source, prepared, config, builder, measuring))
+    lines = tuple(_lines(source, prepared, config.data, config.scenario, config.train, builder, measuring))
     # The check of the background has sent some training images through the deployed model: what a test costs, too.
     looked = min(LOOKED, len(step.train[0].indices))
     per_image = (perf_counter() - began) / looked
@@ -601,38 +613,31 @@ def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
     return {"memory": {**kept, "size": memory.size, "selection": selection, "keep": "files"}}
 
 
-def _tell(
+def _lines(
     source: Bundle,
     prepared: Prepared,
-    config: RunConfig,
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    train: TrainConfig,
     builder: Any,
     measuring: bool,
-    progress: Progress,
-) -> None:
-    """Print what is known before the training: classes, images, and what the deployed model finds in the new data."""
-    for line in _lines(source, prepared, config, builder, measuring):
-        progress.message(line)
-
-
-def _lines(
-    source: Bundle, prepared: Prepared, config: RunConfig, builder: Any, measuring: bool
 ) -> Iterator[str]:
-    """What `_tell` prints."""
+    """Say what is known before the training: classes, images, and what the deployed model finds in the new data."""
     (step,) = prepared.steps
     images = step.train[0]
-    origin = images.branch if images.branch in source.spaces else str(config.scenario.like)
+    origin = images.branch if images.branch in source.spaces else str(scenario.like)
     space = source.spaces[origin]
     yield (
         f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
         f"{source.digest[:12]}…; no old data are needed"
     )
-    if config.scenario.domain is not None:
+    if scenario.domain is not None:
         how = (
             f"goes through the branch '{origin}', with the places that use it already"
             if images.branch == origin
             else f"gets a branch of its own, which begins as a copy of '{origin}'"
         )
-        yield f"place:  '{config.scenario.domain}' {how}; the model has the branches {', '.join(step.spaces)}"
+        yield f"place:  '{scenario.domain}' {how}; the model has the branches {', '.join(step.spaces)}"
     if len(step.spaces) > 1 and read_memory(source.path) is not None:
         yield (
             "note:   the bundle's images of earlier steps are not trained on and not passed on: they are of one place, "
@@ -654,10 +659,10 @@ def _lines(
         + ", ".join(f"{number} with {name}" for name, number in zip(names, shown, strict=True))
         + f"; {labelled}"
     )
-    accelerator = make_accelerator(config.train.model_copy(update={"threads": None}), training=False)
+    accelerator = make_accelerator(train.model_copy(update={"threads": None}), training=False)
     seen = seen_in_background(
-        source.model(builder), space, replace(images, branch=origin), prepared.datasets, config.data, accelerator,
-        batch=config.train.eval_batch,
+        source.model(builder), space, replace(images, branch=origin), prepared.datasets, data, accelerator,
+        batch=train.eval_batch,
     )  # fmt: skip
     blank = "ignored" if space.background is None else "background"
     if seen:
@@ -705,29 +710,30 @@ def _kept(
     pairs: Mapping[str, Pair],
     prepared: Prepared | None,
     measured_on: Mapping[str, str],
-    config: RunConfig,
+    data: DataConfig,
+    scenario: ScenarioConfig,
     accelerator: Accelerator,
     progress: Progress,
+    batch: int,
 ) -> Kept:
     """Measure what is left of each branch where there are data for it, and estimate it where there are none.
 
     Args:
         prepared: the new data; may be None where all branches are measured.
         measured_on: branch -> data.
+        batch: images at once.
     """
-    parts, batch = dict[str, Kept](), config.train.eval_batch
+    parts = dict[str, Kept]()
     for branch, pair in pairs.items():
         if branch in measured_on:
-            old_data = _labelled(config.data, measured_on[branch])
-            parts[branch] = measured(
-                pair, old_data, config.data, config.scenario, accelerator, progress, batch=batch
-            )
+            old_data = _labelled(data, measured_on[branch])
+            parts[branch] = measured(pair, old_data, data, scenario, accelerator, progress, batch=batch)
         else:
             assert prepared is not None
             (test,) = prepared.steps[0].test
             if test.branch != branch:
                 test = unlabelled(test, branch, pair.old)
-            parts[branch] = estimated(pair, test, prepared.datasets, config.data, accelerator, batch=batch)
+            parts[branch] = estimated(pair, test, prepared.datasets, data, accelerator, batch=batch)
     return together(parts)
 
 

@@ -358,7 +358,7 @@ def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Pr
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(folder, prepared, config.scenario, several=len(config.data.domains) > 1)
     if config.scenario.bundle is not None:
-        place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config)
+        place_start(folder, prepared.steps[0], config.scenario, config.model, config.method)
     if threads != torch.get_num_threads():
         progress.message(f"note: using {threads} CPU threads, as this run did before")
         torch.set_num_threads(threads)
@@ -622,7 +622,9 @@ def _with_others(
     ).images  # fmt: skip
 
 
-def place_start(folder: RunFolder, step: Step, source: Path, config: RunConfig) -> None:
+def place_start(
+    folder: RunFolder, step: Step, scenario: ScenarioConfig, network: ModelConfig, chosen: MethodConfig
+) -> None:
     """Copy the bundle to where the step looks for its parent, or check that an existing copy is of this bundle.
 
     The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
@@ -630,14 +632,15 @@ def place_start(folder: RunFolder, step: Step, source: Path, config: RunConfig) 
     copy, equal to the branch `scenario.like`. So the step, its teacher and its comparisons find it there as any other.
 
     Args:
-        source: the bundle.
-        config: of the run.
+        scenario: names the bundle.
+        network: names the user's own architecture, if the bundle has one.
+        chosen: the run's method.
 
     Raises:
         CheckpointError: the bundle is missing or damaged, or is not the one that the run began with.
         ConfigError: the method needs the state it gathered in earlier steps, but another method made the bundle.
     """
-    target = folder.final(step.index - 1)
+    source, target = Path(str(scenario.bundle)), folder.final(step.index - 1)
     if target.is_dir():
         if source.is_dir() and verify(source) != parent_of(target):
             raise CheckpointError(
@@ -652,14 +655,14 @@ def place_start(folder: RunFolder, step: Step, source: Path, config: RunConfig) 
     )
     about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
     if step.branch not in about.spaces:
-        model, _ = load_model(source, user_builder(config.model), about)
-        about = with_branch(model, about, step.branch, str(config.scenario.like))
+        model, _ = load_model(source, user_builder(network), about)
+        about = with_branch(model, about, step.branch, str(scenario.like))
         weights = model.state_dict()
     save_model(
         target,
         about,
         weights,
-        _state(source, lineage, config.method),
+        _state(source, lineage, chosen),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},
         files=copies,
