@@ -143,6 +143,13 @@ class ScenarioConfig(_Section):
     model of a bundle), or your own file.py:build."""
     bundle: str | None = None
     """Bundle whose model an "extension" starts from; its classes are the old ones, `task` names the new ones."""
+    domain: str | None = None
+    """Place or device that the images of an "extension" come from; default none, as in a bundle of one branch."""
+    branch: str | None = None
+    """Branch that these images take; default the bundle's only one. A name that the bundle does not know is a new
+    branch."""
+    like: str | None = None
+    """Branch that a new one begins as a copy of, its classes included."""
     steps: list[StepConfig] | None = None
     """Steps of a domain-incremental scenario; default one per domain, in the order of `data.domains`."""
     task: str | list[list[int | str]] = "4-2"

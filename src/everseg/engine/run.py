@@ -59,7 +59,8 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.model_edits import with_branch
+from everseg.runs.model_folder import LINEAGE, load_model, read_lineage, read_model_file, save_model
 from everseg.runs.place import model_folder_at
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -357,7 +358,7 @@ def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Pr
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(folder, prepared, config.scenario, several=len(config.data.domains) > 1)
     if config.scenario.bundle is not None:
-        place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config.method)
+        place_start(folder, prepared.steps[0], config.scenario, config.model, config.method)
     if threads != torch.get_num_threads():
         progress.message(f"note: using {threads} CPU threads, as this run did before")
         torch.set_num_threads(threads)
@@ -440,7 +441,7 @@ def _record_scenario(
     # Runs begun before a setting existed have no such entry, and must be able to continue.
     unused = {
         name
-        for name in ("bundle", "memory", "partition_draw")
+        for name in ("bundle", "domain", "branch", "like", "memory", "partition_draw")
         if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
     }
     settings = scenario.model_dump(mode="json", exclude=unused)
@@ -621,21 +622,25 @@ def _with_others(
     ).images  # fmt: skip
 
 
-def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfig) -> None:
+def place_start(
+    folder: RunFolder, step: Step, scenario: ScenarioConfig, network: ModelConfig, chosen: MethodConfig
+) -> None:
     """Copy the bundle to where the step looks for its parent, or check that an existing copy is of this bundle.
 
     The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
-    copied only if the same method made it.
+    copied only if the same method made it. A branch that the step trains and the bundle does not have is put into the
+    copy, equal to the branch `scenario.like`. So the step, its teacher and its comparisons find it there as any other.
 
     Args:
-        source: the bundle.
+        scenario: names the bundle.
+        network: names the user's own architecture, if the bundle has one.
         chosen: the run's method.
 
     Raises:
         CheckpointError: the bundle is missing or damaged, or is not the one that the run began with.
         ConfigError: the method needs the state it gathered in earlier steps, but another method made the bundle.
     """
-    target = folder.final(step.index - 1)
+    source, target = Path(str(scenario.bundle)), folder.final(step.index - 1)
     if target.is_dir():
         if source.is_dir() and verify(source) != parent_of(target):
             raise CheckpointError(
@@ -648,10 +653,15 @@ def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfi
     copies = (
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
+    about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
+    if step.branch not in about.spaces:
+        model, _ = load_model(source, user_builder(network), about)
+        about = with_branch(model, about, step.branch, str(scenario.like))
+        weights = model.state_dict()
     save_model(
         target,
-        read_model_file(source),
-        load_tensors(source / "model.safetensors"),
+        about,
+        weights,
         _state(source, lineage, chosen),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},
