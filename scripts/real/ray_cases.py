@@ -77,7 +77,7 @@ def build(root=None):
 '''
 SETTINGS = """
 report: false
-tensorboard: false
+tracker: []
 data: {dataset: "plug.py:build", root: data, crop: 32, workers: 0}
 scenario: {task: "2-1"}
 model: {name: deeplabv3-tiny, norm: bn, options: {widths: [8, 8, 8, 8], hidden: 8}}
