@@ -96,6 +96,11 @@ def check(fact: bool, what: str) -> None:
         raise FailedError(what)
 
 
+def asked(name: str, only: str) -> bool:
+    """Tell whether `--only A,B` asks for a case: its name contains one of these."""
+    return any(part in name for part in only.split(","))
+
+
 class Bench:
     """The project folder, the environment with Ray, and the clusters that are up."""
 
@@ -511,10 +516,6 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this, or one of these (A,B)")
     parser.add_argument("--keep", action="store_true", help="leave the folder with all runs and logs")
     given = parser.parse_args()
-
-    def asked(name: str) -> bool:
-        return any(part in name for part in given.only.split(","))
-
     root = Path(tempfile.mkdtemp(prefix="everseg-ray-"))
     rows: list[tuple[str, str, float, str]] = []
     try:
@@ -531,8 +532,8 @@ def main() -> int:
             print(f"{result:6}  {rows[-1][2]:6.1f} s  {name}: {what}\n{'':18}{told}", flush=True)
 
         print(f"{versions(bench.python)}; {os.uname().sysname} {os.uname().release}", flush=True)
-        chosen = {name: case for name, case in ON_ONE.items() if asked(name)}
-        node = asked("dead node")
+        chosen = {name: case for name, case in ON_ONE.items() if asked(name, given.only)}
+        node = asked("dead node", given.only)
         if chosen or node:
             with bench.cluster() as sessions:
                 for name, case in chosen.items():
@@ -540,7 +541,7 @@ def main() -> int:
                 if node:
                     do("dead node", dead_node.__doc__, lambda: dead_node(bench, sessions))
         for name, case in ALONE.items():
-            if asked(name):
+            if asked(name, given.only):
                 if case in (not_there, written_elsewhere) and os.geteuid() != 0:
                     print(f"left out  {name}: needs root", flush=True)
                     continue
