@@ -26,7 +26,7 @@ from sealed import content, put_arrays
 METRICS = "steps/01/metrics.json"
 DOCUMENTS = ("run.json", "scenario.json", METRICS)
 SETTINGS: dict[str, Any] = {
-    "name": "demo-mib", "tensorboard": False, "report": False,
+    "name": "demo-mib", "tracker": [], "report": False,
     "data": {"dataset": "demo", "options": {"size": [48, 64], "num_train": 8, "num_val": 4}, "crop": 32, "workers": 0},
     "model": {"name": "deeplabv3-tiny", "options": {"widths": [8, 8, 8, 8], "hidden": 8, "norm": "bn"}},
     "method": "mib",
