@@ -176,8 +176,8 @@ BOUNDS: dict[str, Bound] = {
     "journal_lines": Bound(journal_lines, 90, 2000, 0.01),
     "coco_objects": Bound(coco_objects, 20, 400, 0.01),
     "coco_overdrawn": Bound(coco_overdrawn, 20, 200, 0.02),
-    "names_to_predict": Bound(names_to_predict, 120, 2000, 0.005),
-    "names_to_describe": Bound(names_to_describe, 120, 2000, 0.005),
+    "names_to_predict": Bound(names_to_predict, 150, 2000, 0.005),
+    "names_to_describe": Bound(names_to_describe, 60, 600, 0.005),
 }
 
 

@@ -787,7 +787,9 @@ def _about_tiff(file: BinaryIO) -> str:
         bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
         # The type of a tag is the file's own choice: text and fractions may stand where numbers are expected.
         deep = max(numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
-        kind = _SAMPLES.get(numbers(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1))[0], "an unknown kind of numbers")
+        kind = _SAMPLES.get(
+            numbers(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1))[0], "an unknown kind of numbers"
+        )
         colours = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
     except Exception:  # decoders raise almost any exception on damaged files
         return ""
