@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from toy import settings
+from untrained import make_bundle
 
 import everseg
 from everseg.deploy import bundle as bundle_module
@@ -328,6 +329,34 @@ def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypat
     image = np.zeros((40, 40, 3), np.uint8)
     loaded = everseg.load(made.path)
     assert loaded.predict(image, branch="dusk").branch == "day"
+
+
+def test_where_one_graph_takes_one_size_only_all_of_the_bundle_do(tmp_path, monkeypatch):
+    """One preprocessing.json states the size for all of them."""
+
+    def graph(contents, registry, branch, images, source, only):
+        size = only or ((32, 48) if branch == "dusk" else None)
+        return f"{branch} {size}".encode(), Parity(1, "", ((32, 48),), 0.0, 1.0, size is not None), size
+
+    def made(name: str, *branches: str) -> tuple[dict, dict, list[bytes]]:
+        where = make_bundle(
+            tmp_path / name, {branch: ["background", "crate"] for branch in branches}, onnx=True
+        )
+        how, lineage = (
+            json.loads((where / f"{document}.json").read_text()) for document in ("preprocessing", "lineage")
+        )
+        return how, lineage["parity"], [path.read_bytes() for path in sorted(where.glob("*.onnx"))]
+
+    monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
+    monkeypatch.setattr(bundle_module, "_graph", graph)
+    how, parity, files = made("bound", "day", "dusk")
+    assert (how["size"], how["one_size"]) == ([32, 48], True)
+    assert [one["one_size"] for one in parity.values()] == [True, True]
+    assert files == [b"day (32, 48)", b"dusk (32, 48)"]
+    how, parity, files = made("open", "day", "dawn")
+    assert "one_size" not in how
+    assert [one["one_size"] for one in parity.values()] == [False, False]
+    assert files == [b"dawn None", b"day None"]
 
 
 def test_a_wrong_architecture_is_told(monkeypatch):
