@@ -118,7 +118,7 @@ def crates(data: Path) -> bool:
 
 def test_a_kill_and_the_same_command_give_the_same_bytes(at, new_data):
     def config(name: str) -> dict:
-        changes = ["data.workers=0", "train.checkpoint_every=2", "train.threads=1", "tensorboard=false"]
+        changes = ["data.workers=0", "train.checkpoint_every=2", "train.threads=1", "tracker=[]"]
         return to_json(configuration(open_bundle(at), new_data, ["forklift"], "mib", name, changes))
 
     assert complete(config("whole")) == 0

@@ -539,7 +539,7 @@ def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
     with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
         few = {"max_iterations": _TRIED, "log_every": 1, "checkpoint_every": 10**6}
         small = config.model_copy(
-            update={"out": place, "tensorboard": False, "train": config.train.model_copy(update=few)}
+            update={"out": place, "tracker": [], "train": config.train.model_copy(update=few)}
         )
         curves = curves_of(Results(execute(small, quiet=True, dry_run=True)).journal)
     rate = next(iter(curves.speed.values()))["images_per_second"] if curves is not None else 0.0

@@ -25,10 +25,11 @@ from everseg.config.fields import (
     RunConfig,
     ScenarioConfig,
 )
-from everseg.config.loading import config_hash
+from everseg.config.loading import config_hash, identity
 from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.events import Events, Sink
 from everseg.engine.memory import memory_before, memory_problems
 from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
@@ -38,7 +39,8 @@ from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
 from everseg.engine.step import StepJob, epoch_of, iterations_of
-from everseg.engine.tensorboard import Events
+from everseg.engine.tensorboard import tensorboard
+from everseg.engine.trackers import TITLES, Tracker, check_installed
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, evaluate, score_step, user_builder, views_of
 from everseg.labels import IGNORED, LabelSpace, policy_set
@@ -97,6 +99,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             "use bf16 or fp32"
         )
     _check_single_task(config.scenario, config.data.domains)
+    check_installed(config.tracker)
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
     # With several branches in one step, a batch gives gradients to one of them only; DDP must expect unused weights.
@@ -389,8 +392,10 @@ def _run(
             for step in steps
         )
     journal = Journal(folder.path / "journal.jsonl" if main else None)
+    # A dry run leaves nothing at a service.
+    trackers = [name for name in config.tracker if main and not (dry_run and name in TITLES)]
     events = Events(
-        folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
+        _places(trackers, identity(config), folder.path, progress.message), notify=progress.message
     )
     method = build_method(config.method)
     done = 0  # iterations of the steps so far
@@ -415,6 +420,29 @@ def _run(
     finally:
         events.close()
     return folder
+
+
+def _places(
+    chosen: Sequence[str], settings: Mapping[str, Any], folder: Path, notify: Callable[[str], None]
+) -> list[Sink]:
+    """Open the places that the run's numbers go to.
+
+    Args:
+        chosen: the setting `tracker`.
+        settings: what the services are told of the run.
+
+    Raises:
+        ConfigError: one of the services refuses to start.
+    """
+    opened = tensorboard(folder / "events", notify) if "tensorboard" in chosen else []
+    try:
+        for name in dict.fromkeys(chosen):
+            if name in TITLES:
+                opened.append(Tracker(name, folder.name, settings, folder))
+    except ConfigError:
+        Events(opened).close()
+        raise
+    return opened
 
 
 def _length(step: Step, session: Session, method: Method, appended: int) -> int:
