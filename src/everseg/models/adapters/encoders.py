@@ -145,10 +145,10 @@ class LibraryEncoder(nn.Module):
                 )
                 found[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
         for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True):
-            rows, columns = -(-height // stride), -(-width // stride)  # ceil(side / stride)
+            h, w = -(-height // stride), -(-width // stride)  # ceil(side / stride)
             if name in before:
-                found[name + PRE] = before[name][..., :rows, :columns]
-            found[name] = maps[index][..., :rows, :columns]
+                found[name + PRE] = before[name][..., :h, :w]
+            found[name] = maps[index][..., :h, :w]
         return found
 
     @contextlib.contextmanager
