@@ -148,16 +148,13 @@ def test_a_teacher_is_a_model_of_its_own(kind):
     assert not torch.equal(student.features["encoder"], new.features["encoder"])
 
 
-def test_decoders_may_belong_to_branches_but_norms_and_adapters_may_not():
+def test_decoders_may_belong_to_branches():
     model = tiny(options={"per_branch": "decoder"})
     model.grow({"day": 3})
     model.grow({"night": 2}, init_from="day")
     outputs = model.eval()(torch.randn(1, 3, 32, 32))
     assert {b: o.logits.shape[1] for b, o in outputs.items()} == {"day": 3, "night": 2}
     assert len(model.branch_parameters("night")) > 2
-    for choice in ("norm", "adapter"):
-        with pytest.raises(ConfigError, match=f"'{choice}'.*choose 'head' or 'decoder'"):
-            tiny(options={"per_branch": choice})
 
 
 def test_taps_can_be_chosen():
@@ -374,6 +371,11 @@ def test_what_a_method_compares_instead_is_said():
     assert "layer1 " in note
     assert "layer2" not in note
     assert compared_otherwise(registry.resolve("method", "mib")(), tiny("swin")) == []
+    own_norms = tiny("swin", options={"per_branch": "norm"})  # which runs through a branch only, and has none yet
+    state = torch.get_rng_state()
+    assert len(compared_otherwise(plop, own_norms)) == 1
+    assert own_norms.branches == ()
+    assert torch.equal(torch.get_rng_state(), state)
     swin = tiny("swin")
     swin.grow({"default": 3})
     with pytest.raises(ConfigError) as error:

@@ -80,7 +80,7 @@ class Deployed(nn.Module):
                 f"the network reads {', '.join(model.reads_extra)} beside every image, and an ONNX file of ours takes "
                 "images alone; leave it out with --no-onnx"
             )
-        self.model, self.branch, self.form = united(model), branch, form
+        self.model, self.branch, self.form = united(model, branch), branch, form
         self.ids: Tensor
         # Tables of 16 bits are looked up as 32: runtimes support more operations on them.
         self.wide = mask_type(ids) is np.uint16
