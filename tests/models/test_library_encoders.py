@@ -371,7 +371,9 @@ def test_what_a_method_compares_instead_is_said():
     assert "layer1 " in note
     assert "layer2" not in note
     assert compared_otherwise(registry.resolve("method", "mib")(), tiny("swin")) == []
-    own_norms = tiny("swin", options={"per_branch": "norm"})  # which runs through a branch only, and has none yet
+    own_norms = tiny(
+        "swin", options={"per_branch": "norm"}
+    )  # which runs through a branch only, and has none yet
     state = torch.get_rng_state()
     assert len(compared_otherwise(plop, own_norms)) == 1
     assert own_norms.branches == ()

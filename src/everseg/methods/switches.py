@@ -105,10 +105,12 @@ def check_model(method: Method, model: SegmentationModel) -> None:
 
 def compared_otherwise(method: Method, model: SegmentationModel) -> list[str]:
     """List what the method compares of this network in place of what it asks for, each as a sentence."""
-    if not method.reads_before_activation or (
-        getattr(model.encoder, "by_branch", False) and not model.branches
-    ):
-        return []  # encoders by branch are everseg's own, which have all that methods ask for
+    if not method.reads_before_activation:
+        return []
+    if not model.branches and getattr(model.encoder, "by_branch", False):  # it runs through a branch only
+        with torch.random.fork_rng(devices=[]):
+            model = copy.deepcopy(model)
+            model.grow({"trial": 1})
     names = model.tap_names()
     if stages := [name for name in names if is_stage(name) and name + PRE not in names]:
         return [
