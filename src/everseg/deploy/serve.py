@@ -472,7 +472,7 @@ def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
     ours = {} if len(served) == 1 else _matched(served).pairs
     rows: dict[str, dict[str, Any]] = {}
     taken: set[tuple[int, ...]] = set()
-    free = iter([tuple(colour) for colour in palette(256).tolist()])
+    free = iter([tuple(colour) for colour in palette(256, background=None).tolist()])
     for position, one in enumerate(served):
         empty = {
             space.names[space.background]

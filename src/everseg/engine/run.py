@@ -567,6 +567,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 values,
                 result.counts[name],
                 result.samples[name],
+                background=step.spaces[result.branches[name]].background,
                 domain=name if config.data.domains else None,
             )
         folder.save_result(step.index, result.counts, metrics, result.images, before, others, result.boundary)

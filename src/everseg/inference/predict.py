@@ -57,10 +57,12 @@ class Prediction(Result):
     """(H, W, 3) uint8, as given; of other channels the picture that `channels.shown` states."""
     branch: str
     """Branch that predicted the image."""
+    background: int | None
+    """Train id of the background; None if the branch has none."""
 
     def overlay(self) -> np.ndarray:
         """Draw the classes in colour over the image, (H, W, 3) uint8."""
-        return overlay(self.image, self.ids)
+        return overlay(self.image, self.ids, background=self.background)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -88,7 +90,8 @@ class Prediction(Result):
 
     def _repr_html_(self) -> str:
         """Show the overlay and a legend of its colours."""
-        colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
+        shades = palette(len(self.classes), background=self.background).tolist()
+        colours = dict(zip(self.classes, shades, strict=True))
         legend = " ".join(
             f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
             f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {share(part)}</span>'
@@ -269,7 +272,8 @@ class LoadedModel:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, size, extra)
         picture = picture_of(pixels, self.form.channels)
-        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, picture, branch)
+        space = self.spaces[branch]
+        return Prediction(_stored(ids.cpu().numpy()), space.names, picture, branch, space.background)
 
     def _ids(
         self, image: Tensor, branch: str, size: tuple[int, int], maps: Mapping[str, np.ndarray]
@@ -420,7 +424,9 @@ def predict(
             except DataError as error:
                 damaged.append(str(error))
             else:
-                results = write_prediction(out / stem, prediction.ids, prediction.image)
+                results = write_prediction(
+                    out / stem, prediction.ids, prediction.image, background=prediction.background
+                )
                 written.append(WrittenPrediction(*results))
                 taken[stem.as_posix()] = prediction.branch
             advance(number + 1, len(files))

@@ -148,7 +148,10 @@ def write_features(
     )
     progress.end()
     progress.message(f"projecting {len(pixels.label)} pixels")
-    files = pictures(pixels, run=config.name, steps=(before, after), seed=seed)
+    empty = (space.names[space.background] for space in spaces.values() if space.background is not None)
+    found = (find_name(name, pixels.classes) for name in empty)
+    background = next((pixels.classes.index(name) for name in found if name is not None), None)
+    files = pictures(pixels, run=config.name, steps=(before, after), seed=seed, background=background)
     branches = {source.name: source.branch for source in sources}
     rows = class_drift(pixels)
     result = FeatureDrift(
@@ -321,17 +324,22 @@ def tsne(pixels: Pixels, *, seed: int, most: int = TSNE_PIXELS) -> Projection:
     return Projection("t-SNE of both together", before, after, chosen, ("t-SNE 1", "t-SNE 2"), linear=False)
 
 
-def pictures(pixels: Pixels, *, run: str, steps: tuple[int, int], seed: int) -> dict[str, bytes]:
+def pictures(
+    pixels: Pixels, *, run: str, steps: tuple[int, int], seed: int, background: int | None
+) -> dict[str, bytes]:
     """Draw file name -> PNG: both projections, coloured by class and, if there are several domains, by domain.
 
     Args:
         run: name for the titles.
         steps: before and after.
         seed: of t-SNE.
+        background: index of the background in the pixels' classes, None if there is none.
     """
-    colourings = {"class": (pixels.label, pixels.classes, palette(len(pixels.classes)))}
+    colourings = {
+        "class": (pixels.label, pixels.classes, palette(len(pixels.classes), background=background))
+    }
     if len(pixels.domains) > 1:
-        colourings["domain"] = (pixels.domain, pixels.domains, palette(len(pixels.domains) + 1)[1:])
+        colourings["domain"] = (pixels.domain, pixels.domains, palette(len(pixels.domains), background=None))
     files = {}
     for kind, flat in (("pca", pca(pixels)), ("tsne", tsne(pixels, seed=seed))):
         for what, (groups, names, colours) in colourings.items():
