@@ -78,13 +78,21 @@ def share(value: float | None, *, digits: int = 1) -> str:
     return text if text == UNDEFINED else f"{text} %"
 
 
-def counted(number: int, thing: str) -> str:
-    """Format a number of things, with an s unless it is one.
+def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
+    """Format a number of things, in the plural unless it is one, and what they do.
 
-    >>> counted(1, "note"), counted(0, "note"), counted(1200, "image")
-    ('1 note', '0 notes', '1,200 images')
+    >>> counted(1, "note"), counted(0, "entry"), counted(1200, "class"), counted(2, "day")
+    ('1 note', '0 entries', '1,200 classes', '2 days')
+    >>> counted(1, "file", "does not exist", "do not exist"), counted(2, "file", "does not exist", "do not exist")
+    ('1 file does not exist', '2 files do not exist')
     """
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    verb = one if number == 1 else several
+    named = (
+        thing
+        if number == 1
+        else re.sub(r"(?<=[^aeiou])y$", "ie", re.sub(r"(?<=s|x|ch|sh)$", "e", thing)) + "s"
+    )
+    return f"{number:,} {named}{' ' if verb else ''}{verb}"
 
 
 def points(value: float | None) -> str:

@@ -16,7 +16,7 @@ from everseg.data.channels import picture_of, same_channels
 from everseg.data.class_colours import colourise
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
-from everseg.display import OnceADictionary, Picture, Piece, percent, table
+from everseg.display import OnceADictionary, Picture, Piece, counted, percent, table
 from everseg.errors import ConfigError
 from everseg.inference.pictures import legend, shrink
 from everseg.inference.predict import LoadedModel, load
@@ -105,7 +105,7 @@ class Difference(OnceADictionary):
         ]
         count = len(self.images)
         title = (
-            f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {count} images; "
+            f"{self.a} and {self.b}: pixels that differ, {percent(self.share)} % of {counted(count, 'image')}; "
             "ranked by them, all classes counted"
         )
         columns = ["image", "percent", "which class became which (percent of the image)"]

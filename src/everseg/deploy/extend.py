@@ -24,7 +24,7 @@ from everseg.deploy.export import of_run, recipe_of
 from everseg.deploy.old_classes import LOOKED, Gate, Kept, Pair, estimated, measured, seen_in_background
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
@@ -75,9 +75,9 @@ class Preview(Result):
         yield f"taught: {', '.join(self.taught) or 'no new class'}; refined: {', '.join(self.refined) or 'none'}"
         yield f"kept:   {', '.join(self.kept) or 'nothing else is known'}; method {self.method}"
         yield (
-            f"time:   about {time_text(self.seconds)} here: {self.iterations} iterations of "
+            f"time:   about {time_text(self.seconds)} here: {counted(self.iterations, 'iteration')} of "
             f"{self.seconds_per_iteration:.2g} s (the median of {_TRIED}, measured now), and the tests on "
-            f"{self.test_images} images"
+            f"{counted(self.test_images, 'image')}"
         )
         yield "dry run: nothing was kept"
 
@@ -515,7 +515,7 @@ def _lines(
     images = step.train[0]
     space = next(iter(source.spaces.values()))
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"bundle: {counted(len(space.names), 'class')} after {source.steps} step{'s' * (source.steps != 1)}, "
         f"{source.digest[:12]}…; no old data are needed"
     )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
@@ -530,7 +530,7 @@ def _lines(
     names = step.spaces[images.branch].names[space.num_classes :] or also
     shown = [_showing(prepared, images, one) for one in names]
     yield (
-        f"data:   {len(images.indices)} training images, "
+        f"data:   {counted(len(images.indices), 'training image')}, "
         + ", ".join(f"{number} with {name}" for name, number in zip(names, shown, strict=True))
         + f"; {labelled}"
     )

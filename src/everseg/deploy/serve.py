@@ -322,7 +322,8 @@ class Served:
         self.model.check_alone()
         if (channels := self.model.form.channels) is not None:
             raise ConfigError(
-                f"{path}: the model sees {len(channels)} channels of {channels.bits} bits, which no browser shows; "
+                f"{path}: the model sees {counted(len(channels), 'channel')} of {channels.bits} bits, which no "
+                "browser shows; "
                 "use everseg predict"
             )
         self.model.model = united(self.model.model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from everseg.display import percent
+from everseg.display import counted, percent
 from everseg.inference.pictures import confusion_picture, legend, shrink, triplet
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _gibibytes(count: float | None) -> float | None:
 def _column(name: str, values: Sequence[float | None], count: int) -> list[float | None]:
     column = [None if value is None else float(value) for value in values]
     if len(column) != count:
-        raise ValueError(f"{name} has {len(column)} entries for {count} class names")
+        raise ValueError(f"{name} has {counted(len(column), 'entry')} for {count} class names")
     return column
 
 

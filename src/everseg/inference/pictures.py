@@ -21,7 +21,7 @@ from everseg.data.class_colours import (
     palette,
     png,
 )
-from everseg.display import percent
+from everseg.display import counted, percent
 from everseg.errors import DataError
 from everseg.labels import IGNORED
 from everseg.runs.commit import write_bytes, writing
@@ -86,7 +86,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape != (len(class_names),) * 2 or counts.size == 0:
         raise ValueError(
-            f"confusion matrix {counts.shape} for {len(class_names)} class names: C x C is expected"
+            f"confusion matrix {counts.shape} for {counted(len(class_names), 'class name')}: C x C is expected"
         )
     if counts.min() < 0:
         raise ValueError("confusion matrix with negative counts")

@@ -19,7 +19,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
-from everseg.display import Picture, Piece, Result, escaped, share
+from everseg.display import Picture, Piece, Result, counted, escaped, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
@@ -133,7 +133,7 @@ class Predictions(Result, Sequence[WrittenPrediction]):
         return len(self.files)
 
     def shown(self) -> Iterator[Piece]:
-        yield f"{len(self)} masks and overlays in {self.out}; {MASK_IDS} there names the ids"
+        yield f"masks and overlays of {counted(len(self), 'image')} in {self.out}; {MASK_IDS} there names the ids"
         for name, written in list(zip(self.branches, self.files, strict=True))[:_PICTURES]:
             yield Picture(partial(_reduced, written.overlay), name)
 
@@ -333,7 +333,9 @@ def _check_maps(folders: Mapping[str, Path], stems: Sequence[Path]) -> None:
     for name, folder in folders.items():
         files = [folder / f"{stem}{ENDING}" for stem in stems]
         if absent := [str(file) for file in files if not file.is_file()]:
-            problems.append(f"--extra {name}: {len(absent)} images have no map: {some(absent, 5)}")
+            problems.append(
+                f"--extra {name}: {counted(len(absent), 'image', 'has', 'have')} no map: {some(absent, 5)}"
+            )
     if problems:
         raise DataError("\n  ".join(problems))
 
@@ -431,13 +433,15 @@ def predict(
                 taken[stem.as_posix()] = prediction.branch
             advance(number + 1, len(files))
     if not taken:
-        raise DataError("\n  ".join([f"{len(damaged)} unreadable images; nothing was written:", *damaged]))
+        raise DataError(
+            "\n  ".join([f"{counted(len(damaged), 'unreadable image')}; nothing was written:", *damaged])
+        )
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
     if infer_domain:
         write_json(out / "domains.json", taken)
     write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
     if damaged:
-        head = f"{len(damaged)} unreadable images; the other {len(written)} are written to {out}:"
+        head = f"{counted(len(damaged), 'unreadable image')}; the other {len(written)} are written to {out}:"
         raise DataError("\n  ".join([head, *damaged, *left_out]))
     return Predictions(out, tuple(written), taken, tuple(left_out))

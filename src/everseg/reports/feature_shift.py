@@ -17,7 +17,18 @@ from torch import Tensor
 from everseg.config.fields import DataConfig, RunConfig
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.class_colours import palette
-from everseg.display import OnceADictionary, Picture, Piece, Table, figure, for_csv, percent, printable, table
+from everseg.display import (
+    OnceADictionary,
+    Picture,
+    Piece,
+    Table,
+    counted,
+    figure,
+    for_csv,
+    percent,
+    printable,
+    table,
+)
 from everseg.distributed import derive_seed
 from everseg.engine.prepare import Prepared, prepare
 from everseg.errors import CheckpointError, ConfigError, DataError
@@ -147,7 +158,7 @@ def write_features(
         shown=lambda done: progress.update(done),
     )
     progress.end()
-    progress.message(f"projecting {len(pixels.label)} pixels")
+    progress.message(f"projecting {counted(len(pixels.label), 'pixel')}")
     empty = (space.names[space.background] for space in spaces.values() if space.background is not None)
     found = (find_name(name, pixels.classes) for name in empty)
     background = next((pixels.classes.index(name) for name in found if name is not None), None)
@@ -343,9 +354,8 @@ def pictures(
     files = {}
     for kind, flat in (("pca", pca(pixels)), ("tsne", tsne(pixels, seed=seed))):
         for what, (groups, names, colours) in colourings.items():
-            title = (
-                f"{printable(run)}: encoder features of {len(flat.chosen):,} pixels by {what}\n{flat.title}"
-            )
+            number = counted(len(flat.chosen), "pixel")
+            title = f"{printable(run)}: encoder features of {number} by {what}\n{flat.title}"
             figure = _figure(flat, groups[flat.chosen], names, colours / 255, title, steps)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -583,7 +593,7 @@ def _pixels(
     total = sum(map(len, features))
     if total < _LEAST_PIXELS:
         raise DataError(
-            f"the test images show {total} labelled pixels at the size of the encoder's map; "
+            f"the test images show {counted(total, 'labelled pixel')} at the size of the encoder's map; "
             f"features need {_LEAST_PIXELS} at least"
         )
     both = np.concatenate(features)

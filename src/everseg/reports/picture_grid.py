@@ -18,7 +18,7 @@ from everseg.data.base import Dataset
 from everseg.data.batches.loader import normalised_batches
 from everseg.data.channels import picture_of
 from everseg.data.class_colours import SAFE, palette
-from everseg.display import in_percent, percent
+from everseg.display import counted, in_percent, percent
 from everseg.distributed import derive_seed
 from everseg.errors import CheckpointError, EversegError, some
 from everseg.inference.count import user_builder, views_of
@@ -301,7 +301,8 @@ def rule(found: Sequence[Looked], seed: int, words: Words) -> str:
     """Describe how the pictures were chosen."""
     steps = ", ".join(map(str, sorted({step for one in found for step in one.predictions})))
     start = (
-        f"Chosen by rule, not by hand: {len(found)} test images were drawn with seed {seed} and predicted with "
+        f"Chosen by rule, not by hand: {counted(len(found), 'test image', 'was', 'were')} drawn with seed {seed} "
+        "and predicted with "
         f"{words.models.format(steps=steps)}."
     )
     if any(one.old is not None for one in found):
