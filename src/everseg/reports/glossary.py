@@ -9,8 +9,7 @@ from everseg.runs.results import Results
 
 MEANINGS = {
     "IoU": "intersection over union of one class: the pixels that are of the class and called so, divided by the "
-    "pixels "
-    "that are of the class or called so. In percent; 100 is perfect",
+    "pixels that are of the class or called so. In percent; 100 is perfect",
     "mIoU": "the mean of the IoU over classes. Classes without a true pixel are left out",
     "Dice": "twice the pixels that are of a class and called so, divided by the true pixels plus the pixels called so",
     "accuracy": "the share of the labelled test pixels that are right",
@@ -19,17 +18,14 @@ MEANINGS = {
     "old, new, base": "in a step: the classes learnt before it, those learnt in it, and those of step 0",
     "average": "the mean over the steps of the mIoU of all that was tested then",
     "forgetting": "what earlier classes have lost, in points: their best mIoU after an earlier step minus their mIoU "
-    "after "
-    "the last one. Negative: they got better",
+    "after the last one. Negative: they got better",
     "backward transfer": "the change of earlier classes since they were learnt, in points: their mIoU after the last "
-    "step "
-    "minus the one when they were new. Negative: they got worse",
+    "step minus the one when they were new. Negative: they got worse",
     "joint training": "one training on the images of all steps at once, which sees every label. Usually the upper "
     "bound",
     "domain": "images of one origin, such as a city, a season or a camera",
     "relative drop": "the mean over domains of (mIoU here - mIoU of a model trained on this domain alone) / the "
-    "latter, "
-    "in percent. Negative: worse than such models",
+    "latter, in percent. Negative: worse than such models",
     "label policy": "the rule that says what training and tests make of pixels without a class, and of old and later "
     "classes",
     "seed": "the number that all random choices of a run begin with. The same seed on the same machine gives the same "
