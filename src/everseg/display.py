@@ -87,11 +87,9 @@ def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
     ('1 file does not exist', '2 files do not exist')
     """
     verb = one if number == 1 else several
-    named = (
-        thing
-        if number == 1
-        else re.sub(r"(?<=[^aeiou])y$", "ie", re.sub(r"(?<=s|x|ch|sh)$", "e", thing)) + "s"
-    )
+    named = thing
+    if number != 1:
+        named = re.sub(r"(s|x|ch|sh)$", r"\1e", re.sub(r"(?<=[^aeiou])y$", "ie", thing)) + "s"
     return f"{number:,} {named}{' ' if verb else ''}{verb}"
 
 
