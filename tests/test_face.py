@@ -241,7 +241,7 @@ def results(folder: Path) -> dict[str, Result]:
         "StepScores": StepScores(
             HOSTILE, 1, 3, {HOSTILE: scores()}, {HOSTILE: np.eye(2, dtype=np.int64)}, {HOSTILE: {HOSTILE: 3}}, 0.5
         ),
-        "Prediction": Prediction(ids, ("background", HOSTILE), image, HOSTILE),
+        "Prediction": Prediction(ids, ("background", HOSTILE), image, HOSTILE, 0),
         "Predictions": Predictions(
             Path(HOSTILE), (WrittenPrediction(Path(HOSTILE), Path(HOSTILE)),), {HOSTILE: HOSTILE}
         ),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.models import erfnet
 from everseg.models.blocks import (
@@ -113,7 +114,7 @@ def load_encoder_weights(model: SegmentationModel, spec: str, download: bool = F
             state.setdefault(name, torch.zeros_like(value))
     plain.load_state_dict(state, strict=True)
     count = _adopt(model.encoder, plain)
-    sentence = f"encoder: {count} tensors from {spec}{note}"
+    sentence = f"encoder: {counted(count, 'tensor')} from {spec}{note}"
     log.info(sentence)
     return sentence
 

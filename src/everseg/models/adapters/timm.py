@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
 from everseg.models.blocks import check_in_channels
 from everseg.models.pretrained import encoder_state, weight_file
@@ -138,7 +139,7 @@ def load_weights(
     broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
     if broken:
         raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
-    return state, f"encoder: {len(state)} tensors from {path}"
+    return state, f"encoder: {counted(len(state), 'tensor')} from {path}"
 
 
 def preprocessing(name: str) -> tuple[list[float], list[float]] | None:
