@@ -45,6 +45,8 @@ NOT_IN_PYTHON = {
     "list": "prints names that a configuration may use",
     "docs": "prints pages",
     "import mib": "`everseg.api` has import_mib and export_mib: one verb there is two functions, one for each way",
+    "weights list": "`everseg.interop.weights.catalogue`",
+    "weights get": "`everseg.interop.weights.get`",
     "import mdil": "`everseg.api` has import_mdil, export_mdil and export_mdil_encoder",
 }
 NOT_COMMANDS = {
