@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from toy import settings
+from untrained import make_bundle
 
 import everseg
+from everseg.data.class_colours import BACKGROUND_COLOUR
 from everseg.deploy import bundle as bundle_module
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.class_ids import register, with_ids
@@ -28,7 +30,7 @@ from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import Registry, read_model_file, save_model
+from everseg.runs.model_folder import BundleClass, Registry, read_model_file, save_model
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -182,6 +184,20 @@ def test_ids_are_kept_and_never_used_again():
     assert [(c.id, c.name, c.branches) for c in shared.classes] == [
         (0, "background", ("a", "b")), (1, "car", ("a", "b")), (2, "bus", ("a",)), (3, "van", ("b",)),
     ]  # fmt: skip
+
+
+def test_only_a_background_is_near_black_wherever_its_id_is():
+    """A road model has none. Where another domain brings one later, all others keep the colour that they have."""
+    street = LabelSpace(((0, 1),), ("road", "car"), background=None)
+    first = register({"a": street}, [{"a": 2}], [0])
+    assert BACKGROUND_COLOUR not in [entry.colour for entry in first.classes]
+    field = LabelSpace(((0, 1),), ("background", "cow"))
+    both = register({"a": street, "b": field}, [{"a": 2}, {"b": 2}], [0, 1], first)
+    assert both.classes[:2] == first.classes
+    assert [entry.name for entry in both.classes if entry.colour == BACKGROUND_COLOUR] == ["background"]
+    assert len({entry.colour for entry in both.classes}) == 4
+    old = Registry((BundleClass(0, "road", BACKGROUND_COLOUR, 0, ("a",)),), next_id=1)  # of earlier versions
+    assert len({entry.colour for entry in register({"a": street}, [{"a": 2}], [0], old).classes}) == 2
 
 
 def test_outputs_that_share_a_raw_id_have_lasting_ids_of_their_own():
@@ -377,6 +393,34 @@ def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypat
     image = np.zeros((40, 40, 3), np.uint8)
     loaded = everseg.load(made.path)
     assert loaded.predict(image, branch="dusk").branch == "day"
+
+
+def test_where_one_graph_takes_one_size_only_all_of_the_bundle_do(tmp_path, monkeypatch):
+    """One preprocessing.json states the size for all of them."""
+
+    def graph(contents, registry, branch, images, source, only):
+        size = only or ((32, 48) if branch == "dusk" else None)
+        return f"{branch} {size}".encode(), Parity(1, "", ((32, 48),), 0.0, 1.0, size is not None), size
+
+    def made(name: str, *branches: str) -> tuple[dict, dict, list[bytes]]:
+        where = make_bundle(
+            tmp_path / name, {branch: ["background", "crate"] for branch in branches}, onnx=True
+        )
+        how, lineage = (
+            json.loads((where / f"{document}.json").read_text()) for document in ("preprocessing", "lineage")
+        )
+        return how, lineage["parity"], [path.read_bytes() for path in sorted(where.glob("*.onnx"))]
+
+    monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
+    monkeypatch.setattr(bundle_module, "_graph", graph)
+    how, parity, files = made("bound", "day", "dusk")
+    assert (how["size"], how["one_size"]) == ([32, 48], True)
+    assert [one["one_size"] for one in parity.values()] == [True, True]
+    assert files == [b"day (32, 48)", b"dusk (32, 48)"]
+    how, parity, files = made("open", "day", "dawn")
+    assert "one_size" not in how
+    assert [one["one_size"] for one in parity.values()] == [False, False]
+    assert files == [b"dawn None", b"day None"]
 
 
 def test_a_wrong_architecture_is_told(monkeypatch):

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast, get_args
 
@@ -559,7 +559,9 @@ def init_from_background(model: SegmentationModel, branch: str, *, biases: bool 
     first, new = background_layer(head), last_layer(head.classifiers[-1])
     if first.bias is None or new.bias is None:
         raise ConfigError(f"branch '{branch}': the classifiers need a bias")
-    if any(growth.head != Head() for growth in (head.growths[0], head.growths[-1])):
+    # Of a background that was merged with other classes only the first part is shared out.
+    plain = [replace(growth.head, sums=()) for growth in (head.growths[0], head.growths[-1])]
+    if any(kind != Head() for kind in plain):
         raise ConfigError(
             f"branch '{branch}': its classifiers are of another method's kind; a new one cannot start from the "
             "background's as it does in MiB"
