@@ -172,7 +172,7 @@ def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any
         "--extra", "proposals=maps", "--extra", "depth=a=b",
     )  # fmt: skip
     assert code == 0
-    must_say(out, "1 masks", "in out")
+    must_say(out, "1 image", "in out")
     given = {"step": 0, "builder": None, "domain": "dusk", "infer_domain": False, "quiet": False,
              "extra": {"proposals": "maps", "depth": "a=b"}}  # fmt: skip
     assert api["calls"] == [("predict", (Path("runs/x"), [Path("a.png"), Path("b")], Path("out")), given)]

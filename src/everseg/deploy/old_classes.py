@@ -22,14 +22,12 @@ from everseg.metrics import LEVEL, RESAMPLES, ConfusionMatrix, defined_means, in
 from everseg.metrics.scores import EPS, class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
+from everseg.reports.extension import ROUNDING
 from everseg.runs.input_form import InputForm
 from everseg.scenarios.steps import Source, packed
 
 LOOKED = 32
 """Most images in which the deployed model is asked for its classes before an extension begins."""
-_ROUNDING = 1e-6
-"""What a share may lack of its limit: the scores have a small number in their denominators (`metrics.scores.EPS`), so
-that equal models agree on a share just below 1."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Kept:
         return [
             f"{name} {percent(left)}"
             for name, left in shares.items()
-            if left is not None and left < limit - _ROUNDING
+            if left is not None and left < limit - ROUNDING
         ]
 
 
@@ -105,7 +103,7 @@ class Gate:
         low = kept.below(self.each) if self.each is not None else []
         if low:
             return f"{whole}; less is left of {some(low, 8)} %"
-        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean - _ROUNDING)
+        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean - ROUNDING)
         return "" if enough else whole
 
 
