@@ -43,6 +43,7 @@ from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.engine.step import iterations_of
 from everseg.errors import CheckpointError, ConfigError, DataError, GateError, some
+from everseg.files import real_path
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress, seconds_of, time_text
@@ -876,7 +877,7 @@ def _write(
 
 def _next_name(path: Path) -> Path:
     """Return the name of the next version of a bundle: b, b-v2, b-v3."""
-    path = path if path.name not in ("", "..") else path.resolve()
+    path = path if path.name not in ("", "..") else real_path(path)
     match = re.fullmatch(r"(.+)-v(\d+)", path.name)
     return path.with_name(f"{match[1]}-v{int(match[2]) + 1}" if match else f"{path.name}-v2")
 

@@ -36,6 +36,7 @@ from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
 from everseg.errors import ConfigError, DataError, first_clause, some
+from everseg.files import real_path
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
 from everseg.models.folding import united
@@ -337,7 +338,7 @@ class Served:
         # A thread cannot be stopped from outside, so it looks at the clock itself.
         for module in self.model.model.modules():
             module.register_forward_pre_hook(self._look_at_the_clock)
-        self.name = self.bundle.path.resolve().name
+        self.name = real_path(self.bundle.path).name
         ids = [raw for space in self.model.spaces.values() for raw in self.bundle.registry.ids(space)]
         if mask_type(ids) is not np.uint8:
             # A browser reads 8 bits of every channel from a picture: ids of 16 bits would become others.

@@ -21,6 +21,7 @@ from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
 from everseg.display import Picture, Piece, Result, counted, escaped, share
 from everseg.errors import ConfigError, DataError, some
+from everseg.files import real_path
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
@@ -411,7 +412,7 @@ def predict(
             others are then written.
     """
     model = load(path, step=step, builder=builder)
-    folders = {name: Path(folder).expanduser().resolve() for name, folder in (extra or {}).items()}
+    folders = {name: real_path(Path(folder).expanduser()) for name, folder in (extra or {}).items()}
     model.check_extra(folders, infer_domain)
     model.check_branch(domain, infer_domain)
     out = Path(out)
