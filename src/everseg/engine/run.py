@@ -59,7 +59,7 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.model_folder import LINEAGE, read_domains, read_lineage, read_model_file, save_model
 from everseg.runs.place import model_folder_at
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -648,11 +648,13 @@ def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfi
     copies = (
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
+    about = read_model_file(source)
     save_model(
         target,
-        read_model_file(source),
+        about,
         load_tensors(source / "model.safetensors"),
         _state(source, lineage, chosen),
+        domains=read_domains(source, about.spaces),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},
         files=copies,
