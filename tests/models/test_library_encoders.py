@@ -278,7 +278,9 @@ def test_layers_are_stem_and_blocks_in_the_order_in_which_they_run(kind):
     held = [id(weight) for layer in layers for weight in layer]
     assert len(held) == len(set(held))
     assert set(held) == {id(weight) for weight in encoder.parameters()}
-    blocks = {"mobilenet_v2": 16, "mobilevit": 7}.get(kind, 8 if kind in WITH_PATCHES else 4)
+    blocks = {"mobilenet_v2": 16, "mobilevit": 7, "swin": 5, "swinv2": 5}.get(
+        kind, 8 if kind in WITH_PATCHES else 4
+    )
     assert len(layers) == blocks + 1
     names = {id(weight): name for name, weight in encoder.body.named_parameters()}
     inside = [[name for p in layer if "norms." not in (name := names[id(p)])] for layer in layers[1:]]

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from everseg.errors import ConfigError, some
 from everseg.models.adapters import timm as from_timm
 from everseg.models.adapters import transformers as from_transformers
 from everseg.models.adapters.per_branch import RANK, BranchLayer, merge, own_parts, through_branch
+from everseg.models.adapters.windows import Windowed, given_windows, strides_of, windowed_layers
 from everseg.models.blocks import (
     ATTENTION,
     BranchDecoder,
@@ -141,7 +142,8 @@ class LibraryEncoder(nn.Module):
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
         if (sizes := sizes_at_hand()) is not None:
-            maps = self._read(self.body, picked(image, *sizes.whole))
+            with given_windows(*self._windowed, sizes.windows):
+                maps = self._read(self.body, picked(image, *sizes.whole))
             return {
                 name: picked(maps[index], *sizes.cells[stride])
                 for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
@@ -168,6 +170,20 @@ class LibraryEncoder(nn.Module):
             name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
             for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
         }
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Maps that layers of the encoder cut into windows: their stride, and the windows' side in cells; each once."""
+        layers, strides = self._windowed
+        return tuple(dict.fromkeys((stride, one.side) for one, stride in zip(layers, strides, strict=True)))
+
+    @cached_property
+    def _windowed(self) -> tuple[list[Windowed], list[int]]:
+        """These layers, and the stride of each one's map."""
+        layers, unit, weight = windowed_layers(self.body), self._unit, next(self.body.parameters())
+        image = weight.new_zeros(1, self.in_channels, 2 * unit, 4 * unit)
+        with self._trying(), torch.no_grad():
+            return layers, strides_of(layers, lambda: self._read(self.body, image), 2 * unit)
 
     @property
     def attention_grids(self) -> list[tuple[int, int]]:
