@@ -84,6 +84,12 @@ def needs_statistics(model: SegmentationModel) -> bool:
     return not all(_own_norms(model, name) for name in model.branches)
 
 
+def can_choose(model: SegmentationModel) -> bool:
+    """Whether there are several branches, and what a choice between all of them needs."""
+    known = model.branches if not needs_statistics(model) else model.domain_statistics
+    return len(model.branches) > 1 and all(branch in known for branch in model.branches)
+
+
 @torch.no_grad()
 def features_of(model: SegmentationModel, image: Tensor) -> Tensor:
     """The features that a choice compares, (B, C, H, W) -> (B, D) float64 on the CPU.
