@@ -349,7 +349,8 @@ def test_branches_that_share_the_encoder_are_chosen_by_stored_features(tmp_path:
         pixels = [torch.from_numpy(split.read(i)[0]).permute(2, 0, 1)[None] / 255 for i in range(len(split))]
         measured = model if light == "fog" else done.folder.load_final(0)[0]
         with torch.no_grad():
-            found = np.stack([measured.encode(one)["layer1"].mean((2, 3))[0].numpy() for one in pixels])
+            maps = [measured.encode(one)["layer1"][0].numpy() for one in pixels]
+        found = np.stack([np.concatenate([map.mean((1, 2)), map.std((1, 2))]) for map in maps])
         assert stored.count == len(split)
         np.testing.assert_allclose(stored.mean, found.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(stored.covariance, np.cov(found.T, bias=True), rtol=1e-3, atol=1e-6)

@@ -69,9 +69,11 @@ def test_joined_they_are_those_of_all_images():
     torch.testing.assert_close(found.covariance, wanted.covariance)
 
 
-def test_wide_maps_are_brought_to_the_largest_number_of_features():
-    assert pool(torch.rand(2, 3, 4, 5)).shape == (2, 3)
-    assert pool(torch.rand(2, 2 * MOST_FEATURES, 1, 2)).shape == (2, MOST_FEATURES)
+def test_features_are_means_and_deviations_and_not_too_many():
+    map = torch.rand(2, 3, 4, 5)
+    wanted = np.concatenate([map.numpy().mean((2, 3)), map.numpy().std((2, 3))], 1)
+    np.testing.assert_allclose(pool(map).numpy(), wanted, rtol=1e-5)
+    assert pool(torch.rand(2, MOST_FEATURES, 1, 2)).shape == (2, MOST_FEATURES)
 
 
 # ---------------------------------------------------------------- models
@@ -121,7 +123,7 @@ def test_without_statistics_of_a_branch_there_is_no_choice():
     model.domain_statistics = {name: statistics(drawn(9, 5, 0)) for name in model.branches}
     with pytest.raises(ConfigError) as caught:
         infer_branch(model, images("day", 1, 0))
-    must_say(caught.value, 5, 6)
+    must_say(caught.value, 5, 12)
 
 
 # ---------------------------------------------------------------- stored

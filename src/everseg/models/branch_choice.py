@@ -94,9 +94,9 @@ def can_choose(model: SegmentationModel) -> bool:
 def features_of(model: SegmentationModel, image: Tensor) -> Tensor:
     """The features that a choice compares, (B, C, H, W) -> (B, D) float64 on the CPU.
 
-    They are means of the encoder's finest map. What one domain differs in from another (light, colour, texture) is seen
-    there, and what the images show is not yet. Where the encoder has parts per branch it is run through the first one,
-    which later steps leave as it is: all branches are compared by the same features.
+    They are means and deviations of the encoder's finest map. What one domain differs in from another (light, colour,
+    texture) is seen there, and what the images show is not yet. Where the encoder has parts per branch it is run
+    through the first one, which later steps leave as it is: all branches are compared by the same features.
 
     Args:
         model: comes back in the mode it was in.

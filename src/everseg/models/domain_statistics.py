@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from everseg.errors import CheckpointError, some
@@ -14,9 +15,9 @@ MOST_FEATURES = 1024
 """Largest number of features. A wider map's neighbouring channels are averaged: a covariance has its square."""
 MOST_IMAGES = 512
 """Largest number of images that a branch is measured on in a step. More change the choice little."""
-SHRINKAGE = 0.1
+SHRINKAGE = 0.5
 """Share of the covariances' diagonal in the covariance that distances are measured by. A few dozen images say little
-about how hundreds of features go together."""
+about how hundreds of features go together. 0.1 chooses a little worse (docs/results/camvid-domains.md)."""
 _KEYS = ("count", "mean", "covariance")
 
 
@@ -42,11 +43,21 @@ class DomainStatistics:
 
 
 def pool(map: Tensor) -> Tensor:
-    """Features of each image: the means of a map's channels, (B, C, H, W) -> (B, D) float64 on the CPU."""
-    means = map.detach().float().mean(dim=(2, 3)).double().cpu()
-    if means.shape[1] <= MOST_FEATURES:
-        return means
-    return torch.nn.functional.adaptive_avg_pool1d(means[:, None], MOST_FEATURES)[:, 0]
+    """Features of each image: the mean and the deviation of each of a map's channels.
+
+    Means alone choose worse (docs/results/camvid-domains.md).
+
+    Args:
+        map: (B, C, H, W).
+
+    Returns:
+        (B, D) float64 on the CPU, D = 2 C and at most `MOST_FEATURES`.
+    """
+    variance, mean = torch.var_mean(map.detach().float(), dim=(2, 3), correction=0)
+    each = torch.stack([mean, variance.sqrt()], dim=1).double().cpu()  # (B, 2, C)
+    if each.shape[2] > MOST_FEATURES // 2:
+        each = F.adaptive_avg_pool1d(each, MOST_FEATURES // 2)
+    return each.flatten(1)
 
 
 def mahalanobis(features: Tensor, domains: Mapping[str, DomainStatistics]) -> Tensor:
