@@ -21,7 +21,7 @@ from everseg.deploy.card import at_sizes, model_card
 from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.errors import CheckpointError, ConfigError, GateError, first_clause
 from everseg.labels import LabelSpace
 from everseg.models.heads import sizes_of
@@ -122,7 +122,7 @@ class Bundle(Result):
 
     def shown(self) -> Iterator[Piece]:
         yield from self.parity_text()
-        yield f"wrote {self.path}: {len(self.registry.classes)} classes, MODEL_CARD.md says the rest"
+        yield f"wrote {self.path}: {counted(len(self.registry.classes), 'class')}, MODEL_CARD.md says the rest"
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.path), "sha256": self.digest, "parity": self.parity}
