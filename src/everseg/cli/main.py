@@ -97,7 +97,10 @@ Domain = Annotated[
     str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is used (and tested).")
 ]
 InferDomain = Annotated[
-    bool, typer.Option("--infer-domain", help="Choose the branch per image from the batch-norm statistics.")
+    bool,
+    typer.Option(
+        "--infer-domain", help="Choose the branch per image: the one whose images look most like it."
+    ),
 ]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished step; default the last.")]
 

@@ -235,6 +235,7 @@ def write_bundle(
         described,
         contents.model.state_dict(),
         contents.method_state,
+        domains=contents.model.domain_statistics,
         parent=contents.parent,
         documents=documents,
         files=files,

@@ -39,6 +39,7 @@ from everseg.errors import ConfigError, DataError, first_clause, some
 from everseg.files import real_path
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import IGNORED, Matching, match_names
+from everseg.models.branch_choice import can_choose
 from everseg.models.folding import united
 
 HOST = "127.0.0.1"
@@ -299,6 +300,8 @@ _SHOWN = ("PNG", "JPEG", "WEBP", "BMP")
 """Formats that browsers can show and everseg can decode."""
 TYPES = tuple(f"image/{form.lower()}" for form in _SHOWN)
 """Content types of these formats."""
+AUTO = "auto"
+"""What to give as the domain if the model shall choose it, where it can."""
 MAX_PIXELS = 16_000_000
 """Largest number of pixels. A larger picture is refused before it is decoded."""
 MAX_SIDE = 16_384
@@ -346,8 +349,10 @@ class Served:
                 f"{path}: class ids up to {max(ids)}, and the page shows masks of bytes (ids to {IGNORED - 1}); use "
                 "everseg predict, or the ONNX file, whose masks have 16 bits"
             )
-        self.branches = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
-        """Names for choosing a branch; empty if there is only one branch."""
+        names = tuple(self.model.branch_of) if len(self.model.spaces) > 1 else ()
+        self.chooses = can_choose(self.model.model) and AUTO not in names
+        self.branches = (*names, AUTO) if self.chooses else names
+        """Names for choosing a branch; empty if there is only one branch. The last one may be AUTO."""
         outputs = max(space.num_classes for space in self.model.spaces.values())
         self.max_pixels = min(MAX_PIXELS, _MOST_LOGITS // outputs)
         # browsers rotate pictures as their EXIF data say, and the mask has to fit
@@ -404,7 +409,8 @@ class Served:
 
         Returns:
             A dictionary with width, height, mask (data URI of a grey PNG of lasting class ids), pixels (id -> number of
-            pixels), shares (id -> its share of the pixels as text) and seconds.
+            pixels), shares (id -> its share of the pixels as text), seconds, and of a model with several branches
+            domain (the branch taken).
 
         Raises:
             RefusedError: it is unclear which branch to use, the model failed, or it took longer than `timeout`.
@@ -413,7 +419,8 @@ class Served:
         begun = time.monotonic()
         self._until = begun + self.timeout
         try:
-            found = self.model.predict(image, branch=branch)
+            auto = self.chooses and branch == AUTO
+            found = self.model.predict(image, branch=None if auto else branch, infer_domain=auto)
         except TookTooLongError:
             if self._given_up:
                 raise RefusedError(503, "The server is being stopped.") from None
@@ -440,6 +447,7 @@ class Served:
             "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
             "shares": {str(i): share(counts[i] / ids.size) for i in np.unique(known)},
             "seconds": round(time.monotonic() - begun, 3),
+            **({"domain": found.branch} if self.branches else {}),
         }
 
 

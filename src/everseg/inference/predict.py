@@ -237,7 +237,7 @@ class LoadedModel:
             image: anything that `everseg.data.datasets.decode.read_image` accepts: a path, bytes, a Pillow image, or an
                 array (H, W, 3) uint8 RGB. A model of other channels takes one file or array that holds all of them.
             branch: name of a branch, or of a domain that uses it; default the first branch.
-            infer_domain: choose the branch from the domains' batch-norm statistics.
+            infer_domain: choose the branch by what the images of the domains look like (`models.branch_choice`).
             extra: further maps that the network reads, such as proposals: name -> (H, W) whole numbers, of the image's
                 size.
 
@@ -393,7 +393,7 @@ def predict(
         out: folder for masks and overlays; created if it does not exist.
         step: which step of a run; default the last.
         domain: the branch for all images; required if the model has several.
-        infer_domain: choose the branch of every image from the domains' batch-norm statistics. The file `domains.json`
+        infer_domain: choose the branch of every image (`models.branch_choice`). The file `domains.json`
             beside the masks lists the choices.
         extra: further maps that the network reads, such as proposals: name -> folder with a map `NAME.png` for each
             image, below it as the image lies below the folder given; one channel, of the image's size.

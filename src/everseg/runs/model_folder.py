@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from everseg.errors import CheckpointError, ConfigError, some
 from everseg.labels import IGNORED_WIDE, LabelSpace, known_as, spelling
 from everseg.models.build import ARCHITECTURES, from_description
+from everseg.models.domain_statistics import DomainStatistics, of_tensors, to_tensors
 from everseg.models.heads import sizes_of
 from everseg.models.model import SegmentationModel
 from everseg.models.stored import Sizes
@@ -36,6 +37,8 @@ may have another meaning.
 
 A new key does not raise the number: this everseg keeps keys that it does not know, and ignores them."""
 WEIGHTS = "model.safetensors"
+DOMAINS = "domains.safetensors"
+"""File of what the images of each branch look like; see `everseg.models.domain_statistics`. Most models have none."""
 LINEAGE = "lineage.json"
 """File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED_WIDE
@@ -155,6 +158,7 @@ def save_model(
     weights: Mapping[str, Tensor],
     method_state: Mapping[str, Tensor] | None = None,
     *,
+    domains: Mapping[str, DomainStatistics] | None = None,
     raw: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
@@ -166,6 +170,7 @@ def save_model(
         folder: the folder to make; see `everseg.runs.commit.save_folder`.
         weights: the model's `state_dict`.
         method_state: state that the method carries from step to step.
+        domains: the model's `domain_statistics`.
         raw: where `weights` are a moving average, the weights that training left. Nothing reads them back.
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
@@ -174,9 +179,12 @@ def save_model(
     Returns:
         The folder's digest.
     """
+    further = {} if raw is None else {"raw": raw}
+    if domains:
+        further[DOMAINS.removesuffix(".safetensors")] = to_tensors(domains)
     return save_folder(
         folder,
-        {"model": weights, "method_state": method_state or {}, **({} if raw is None else {"raw": raw})},
+        {"model": weights, "method_state": method_state or {}, **further},
         {FILE.removesuffix(".json"): about.document(), **(documents or {})},
         parent=parent,
         files=files,
@@ -211,8 +219,25 @@ def load_model(
         raise CheckpointError(f"{folder}: {error}") from error
     load_strictly(model, state, str(folder))
     model.readout = about.readout
+    model.domain_statistics = read_domains(folder, model.branches)
     model.eval()
     return model, about
+
+
+def read_domains(folder: Path, branches: Collection[str]) -> dict[str, DomainStatistics]:
+    """Read what the images of each branch look like; {} if the folder does not say it.
+
+    Args:
+        branches: those of the model.
+
+    Raises:
+        CheckpointError: the file is changed or damaged, or of another model.
+    """
+    committed = read_committed(folder)
+    if DOMAINS not in committed.files:
+        return {}
+    path = folder / DOMAINS
+    return of_tensors(load_tensors(path, committed.read(DOMAINS)), branches, str(path))
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:

@@ -98,7 +98,7 @@ async function refresh() {
       state.times[i].push(result.seconds);
       about();
     }
-    at("status").textContent = "";
+    at("status").textContent = state.results.flatMap((found, i) => info.bundles[i].branches.length && at(`branch${i}`).value === "auto" ? [`Domain, ${titles[i]}: ${found.domain}`] : []).join("; ");
     layers();
   } catch (error) {
     if (turn !== state.turn) return;
