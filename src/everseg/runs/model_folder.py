@@ -36,6 +36,8 @@ may have another meaning.
 
 A new key does not raise the number: this everseg keeps keys that it does not know, and ignores them."""
 WEIGHTS = "model.safetensors"
+SKETCH = "sketch.safetensors"
+"""File in which a bundle keeps samples of its features (`everseg.runs.sketch`)."""
 LINEAGE = "lineage.json"
 """File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED_WIDE
@@ -156,6 +158,7 @@ def save_model(
     method_state: Mapping[str, Tensor] | None = None,
     *,
     raw: Mapping[str, Tensor] | None = None,
+    sketch: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
@@ -167,6 +170,7 @@ def save_model(
         weights: the model's `state_dict`.
         method_state: state that the method carries from step to step.
         raw: where `weights` are a moving average, the weights that training left. Nothing reads them back.
+        sketch: samples of the features (`everseg.runs.sketch.tensors`).
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
         files: file name -> bytes of any other file, or what makes them when they are written.
@@ -174,9 +178,14 @@ def save_model(
     Returns:
         The folder's digest.
     """
+    further = {"raw": raw, Path(SKETCH).stem: sketch or None}
     return save_folder(
         folder,
-        {"model": weights, "method_state": method_state or {}, **({} if raw is None else {"raw": raw})},
+        {
+            "model": weights,
+            "method_state": method_state or {},
+            **{name: values for name, values in further.items() if values is not None},
+        },
         {FILE.removesuffix(".json"): about.document(), **(documents or {})},
         parent=parent,
         files=files,
