@@ -21,7 +21,7 @@ from everseg.deploy.card import at_sizes, model_card
 from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.errors import CheckpointError, ConfigError, GateError, first_clause
 from everseg.labels import LabelSpace
 from everseg.models.heads import sizes_of
@@ -125,7 +125,7 @@ class Bundle(Result):
 
     def shown(self) -> Iterator[Piece]:
         yield from self.parity_text()
-        yield f"wrote {self.path}: {len(self.registry.classes)} classes, MODEL_CARD.md says the rest"
+        yield f"wrote {self.path}: {counted(len(self.registry.classes), 'class')}, MODEL_CARD.md says the rest"
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.path), "sha256": self.digest, "parity": self.parity}
@@ -197,8 +197,10 @@ def write_bundle(
     names = _file_names(contents.spaces) if onnx else {}
     only: tuple[int, int] | None = None  # the one size that the graphs take; None = they take any
     for branch, name in names.items():
-        graph, parity[branch], only = _graph(contents, registry, branch, images, source, only)
-        files[name] = graph
+        files[name], parity[branch], only = _graph(contents, registry, branch, images, source, only)
+    # preprocessing.json says one size for all graphs, so a graph that came before the first bound one is bound as well.
+    for branch in [branch for branch, one in parity.items() if only is not None and not one.one_size]:
+        files[names[branch]], parity[branch], _ = _graph(contents, registry, branch, images, source, only)
     described = ModelFile(
         contents.model.describe(),
         {branch: with_ids(space, registry) for branch, space in contents.spaces.items()},

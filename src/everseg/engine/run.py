@@ -28,6 +28,7 @@ from everseg.config.fields import (
 from everseg.config.loading import config_hash, identity
 from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
+from everseg.display import counted
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.events import Events, Sink
 from everseg.engine.memory import memory_before, memory_problems
@@ -157,12 +158,15 @@ def _check_plan(
     _check_channels(config.data, config.scenario.bundle, channels)
     method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
+    notes = switches.idle(method)
     if todo and todo[0].index == 0 and todo[0].is_first:
         # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
         model = build_model(config.model, config.data.normalisation, _in_channels(channels))
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
         switches.check_model(method, model)
+        if len(prepared.steps) > 1:
+            notes += switches.compared_otherwise(method, model)
         if config.train.layer_decay is not None:
             encoder_layers(model.encoder)
     refused = _refused_preparation(config, prepared.steps, _in_channels(channels))
@@ -181,7 +185,7 @@ def _check_plan(
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
     ]:
         raise ConfigError(problems)
-    for note in switches.idle(method):
+    for note in notes:
         progress.message(f"note: {note}")
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")
@@ -261,7 +265,7 @@ def _check_channels(data: DataConfig, bundle: str | None, channels: Channels | N
         for key in ("saturation", "hue"):
             if getattr(data, key) is not None:
                 problems.append(
-                    f"data.{key}: is of RGB images, and these have {len(channels)} channels; leave it out"
+                    f"data.{key}: is of RGB images, and these have {counted(len(channels), 'channel')}; leave it out"
                 )
     if bundle is not None:
         seen = read_model_file(model_folder_at(Path(bundle))).form.channels
@@ -499,7 +503,7 @@ def _record_scenario(
     if stored != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks, maps or lists have changed since {folder.path} was started; "
-            f"restore them, or start again under another name (name=...)"
+            "restore them, or start again under another name (name=...)"
         )
 
 
@@ -596,6 +600,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 values,
                 result.counts[name],
                 result.samples[name],
+                background=step.spaces[result.branches[name]].background,
                 domain=name if config.data.domains else None,
             )
         folder.save_result(step.index, result.counts, metrics, result.images, before, others, result.boundary)

@@ -19,7 +19,7 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
-from everseg.display import Picture, Piece, Result, escaped, share
+from everseg.display import Picture, Piece, Result, counted, escaped, share
 from everseg.errors import ConfigError, DataError, some
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
@@ -57,10 +57,12 @@ class Prediction(Result):
     """(H, W, 3) uint8, as given; of other channels the picture that `channels.shown` states."""
     branch: str
     """Branch that predicted the image."""
+    background: int | None
+    """Train id of the background; None if the branch has none."""
 
     def overlay(self) -> np.ndarray:
         """Draw the classes in colour over the image, (H, W, 3) uint8."""
-        return overlay(self.image, self.ids)
+        return overlay(self.image, self.ids, background=self.background)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -88,7 +90,8 @@ class Prediction(Result):
 
     def _repr_html_(self) -> str:
         """Show the overlay and a legend of its colours."""
-        colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
+        shades = palette(len(self.classes), background=self.background).tolist()
+        colours = dict(zip(self.classes, shades, strict=True))
         legend = " ".join(
             f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
             f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {share(part)}</span>'
@@ -130,7 +133,7 @@ class Predictions(Result, Sequence[WrittenPrediction]):
         return len(self.files)
 
     def shown(self) -> Iterator[Piece]:
-        yield f"{len(self)} masks and overlays in {self.out}; {MASK_IDS} there names the ids"
+        yield f"masks and overlays of {counted(len(self), 'image')} in {self.out}; {MASK_IDS} there names the ids"
         for name, written in list(zip(self.branches, self.files, strict=True))[:_PICTURES]:
             yield Picture(partial(_reduced, written.overlay), name)
 
@@ -269,7 +272,8 @@ class LoadedModel:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, size, extra)
         picture = picture_of(pixels, self.form.channels)
-        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, picture, branch)
+        space = self.spaces[branch]
+        return Prediction(_stored(ids.cpu().numpy()), space.names, picture, branch, space.background)
 
     def _ids(
         self, image: Tensor, branch: str, size: tuple[int, int], maps: Mapping[str, np.ndarray]
@@ -329,7 +333,9 @@ def _check_maps(folders: Mapping[str, Path], stems: Sequence[Path]) -> None:
     for name, folder in folders.items():
         files = [folder / f"{stem}{ENDING}" for stem in stems]
         if absent := [str(file) for file in files if not file.is_file()]:
-            problems.append(f"--extra {name}: {len(absent)} images have no map: {some(absent, 5)}")
+            problems.append(
+                f"--extra {name}: {counted(len(absent), 'image', 'has', 'have')} no map: {some(absent, 5)}"
+            )
     if problems:
         raise DataError("\n  ".join(problems))
 
@@ -420,18 +426,22 @@ def predict(
             except DataError as error:
                 damaged.append(str(error))
             else:
-                results = write_prediction(out / stem, prediction.ids, prediction.image)
+                results = write_prediction(
+                    out / stem, prediction.ids, prediction.image, background=prediction.background
+                )
                 written.append(WrittenPrediction(*results))
                 taken[stem.as_posix()] = prediction.branch
             advance(number + 1, len(files))
     if not taken:
-        raise DataError("\n  ".join([f"{len(damaged)} unreadable images; nothing was written:", *damaged]))
+        raise DataError(
+            "\n  ".join([f"{counted(len(damaged), 'unreadable image')}; nothing was written:", *damaged])
+        )
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
     if infer_domain:
         write_json(out / "domains.json", taken)
     write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
     if damaged:
-        head = f"{len(damaged)} unreadable images; the other {len(written)} are written to {out}:"
+        head = f"{counted(len(damaged), 'unreadable image')}; the other {len(written)} are written to {out}:"
         raise DataError("\n  ".join([head, *damaged, *left_out]))
     return Predictions(out, tuple(written), taken, tuple(left_out))
