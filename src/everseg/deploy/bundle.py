@@ -42,6 +42,7 @@ from everseg.runs.model_folder import (
 )
 from everseg.runs.place import what_is
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.sketch import Sketch, tensors
 
 log = logging.getLogger("everseg")
 
@@ -72,6 +73,8 @@ class Contents:
     """Entries of the model's file that a later everseg wrote; the bundle gets them unchanged."""
     memory: Bundled | None = None
     """Makes the memory that goes into the bundle, if any does."""
+    sketch: Callable[[Registry], Mapping[str, Sketch]] | None = None
+    """Makes the samples of the features that go into the bundle, if any do."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -228,7 +231,9 @@ def write_bundle(
         files |= copies
         documents[Path(MEMORY).stem] = memory.document()
         images_kept = len(memory.images)
-    card = model_card(out.name, described, lineage, contents.model.parameter_count, images_kept)
+    sketch = contents.sketch(registry) if contents.sketch is not None else {}
+    vectors = sum(len(one.ids) for one in sketch.values())
+    card = model_card(out.name, described, lineage, contents.model.parameter_count, images_kept, vectors)
     files["MODEL_CARD.md"] = card.encode()
     save_model(
         out,
@@ -236,6 +241,7 @@ def write_bundle(
         contents.model.state_dict(),
         contents.method_state,
         domains=contents.model.domain_statistics,
+        sketch=tensors(sketch),
         parent=contents.parent,
         documents=documents,
         files=files,

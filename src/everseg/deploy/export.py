@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import numpy as np
 from everseg.config.fields import RunConfig
 from everseg.config.loading import config_hash, to_json
 from everseg.deploy.bundle import Bundle, Contents, new_folder, write_bundle
+from everseg.deploy.feature_sketch import renewed
 from everseg.deploy.memory import bundled_memory
 from everseg.deploy.onnx import require_onnx
-from everseg.deploy.trial_images import generated, images_of, images_of_run
-from everseg.errors import CheckpointError, ConfigError
+from everseg.deploy.trial_images import SKETCHED, generated, images_of, images_of_run, shown_in_tests
+from everseg.errors import CheckpointError, ConfigError, DataError
+from everseg.labels import LabelSpace
+from everseg.models.model import SegmentationModel
 from everseg.runs import command
 from everseg.runs.commit import load_tensors, parent_of, verify
+from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import (
     LINEAGE,
+    Registry,
     is_bundle,
     load_model,
     read_lineage,
@@ -28,6 +34,7 @@ from everseg.runs.model_folder import (
 from everseg.runs.place import model_folder_at, what_is
 from everseg.runs.results import StepResults
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.sketch import Sketch
 
 RECIPE: dict[str, tuple[str, ...]] = {
     "data": ("transform", "crop", "size", "shift", "shift_fill", "scale", "flip", "scale_range",
@@ -101,6 +108,7 @@ def export(
     if is_run:
         folder = RunFolder(path)
         contents = of_run(folder, folder.chosen_step(step), builder, memory=memory)
+        contents.sketch = sketch_of_run(folder, contents, overrides)
     elif memory:
         raise ConfigError("--memory: a model folder does not say what its masks mean; give the run's folder")
     else:
@@ -181,6 +189,44 @@ def of_run(
         unknown=about.unknown,
         memory=bundled_memory(folder, index, recorded, spaces) if memory else None,
     )
+
+
+def sketch_of_run(
+    folder: RunFolder,
+    contents: Contents,
+    overrides: Sequence[str] = (),
+    *,
+    before: SegmentationModel | None = None,
+    old: Mapping[str, Sketch] | None = None,
+) -> Callable[[Registry], Mapping[str, Sketch]] | None:
+    """Make what samples the features of a finished model on test images of its run; None where these cannot be read.
+
+    Args:
+        before: as for `renewed`.
+        old: as for `renewed`.
+    """
+    try:
+        shown = shown_in_tests(folder, overrides, SKETCHED)
+    except (ConfigError, DataError):
+        return None
+    branch_of = folder.branch_of(folder.finished_steps[-1])
+    only = next(iter(branch_of.values()))
+    images: dict[str, list[np.ndarray]] = {}
+    for key, each in shown.items():
+        images.setdefault(branch_of.get(key, only), []).extend(each)
+    return partial(_renewed, contents.model, contents.spaces, images, contents.form, before, old)
+
+
+def _renewed(
+    model: SegmentationModel,
+    spaces: Mapping[str, LabelSpace],
+    images: Mapping[str, Sequence[np.ndarray]],
+    form: InputForm,
+    before: SegmentationModel | None,
+    old: Mapping[str, Sketch] | None,
+    registry: Registry,
+) -> Mapping[str, Sketch]:
+    return renewed(model, spaces, registry, images, form, before=before, old=old)
 
 
 def _domains(found: Mapping[str, str], begin: Path | None, named: bool) -> Mapping[str, str]:

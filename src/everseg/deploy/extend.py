@@ -21,7 +21,7 @@ from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
-from everseg.deploy.export import of_run, recipe_of
+from everseg.deploy.export import of_run, recipe_of, sketch_of_run
 from everseg.deploy.old_classes import (
     LOOKED,
     Gate,
@@ -56,6 +56,7 @@ from everseg.runs.model_edits import check_branch_name
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.sketch import Sketch, read_sketch
 from everseg.scenarios.steps import Source
 
 How = Literal["quick", "balanced", "thorough"]
@@ -293,6 +294,7 @@ def _extended(
         accelerator,
         progress,
         config.train.eval_batch,
+        read_sketch(source.path),
     )
     results = StepResults(folder, index)
     new = tuple(
@@ -314,7 +316,7 @@ def _extended(
         raise GateError(_failed(source, folder, target, kept, new, why))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
-        _write(target, folder, index, builder, told, with_onnx, images, asked.overrides, memory)
+        _write(target, folder, index, builder, told, with_onnx, images, asked.overrides, memory, source)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
     return Extension(open_bundle(target), folder.path, kept, new, gate, on_new, notes)
@@ -796,6 +798,7 @@ def _kept(
     accelerator: Accelerator,
     progress: Progress,
     batch: int,
+    sketches: Mapping[str, Sketch],
 ) -> Kept:
     """Measure what is left of each branch where there are data for it, and estimate it where there are none.
 
@@ -803,6 +806,7 @@ def _kept(
         prepared: the new data; may be None where all branches are measured.
         measured_on: branch -> data.
         batch: images at once.
+        sketches: branch -> the samples of its features that the bundle holds.
     """
     parts = dict[str, Kept]()
     for branch, pair in pairs.items():
@@ -814,7 +818,9 @@ def _kept(
             (test,) = prepared.steps[0].test
             if test.branch != branch:
                 test = unlabelled(test, branch, pair.old)
-            parts[branch] = estimated(pair, test, prepared.datasets, data, accelerator, batch=batch)
+            parts[branch] = estimated(
+                pair, test, prepared.datasets, data, accelerator, batch=batch, sketch=sketches.get(branch)
+            )
     return together(parts)
 
 
@@ -858,6 +864,7 @@ def _write(
     images: str | Path | None,
     overrides: Sequence[str],
     memory: bool,
+    source: Bundle,
 ) -> None:
     """Write the new bundle, unless this run has written it already."""
     if is_bundle(target):
@@ -865,6 +872,14 @@ def _write(
             new_folder(target)  # another model's bundle is there: raises
         return
     contents = of_run(folder, index, builder, kept, memory=memory)
+    before, _, _, _ = folder.load_final(index - 1, builder)
+    contents.sketch = sketch_of_run(
+        folder,
+        contents,
+        [text for text in overrides if text.startswith("data")],
+        before=before,
+        old=read_sketch(source.path),
+    )
     pictures: list[np.ndarray] = []
     where = ""
     if onnx:

@@ -39,6 +39,8 @@ A new key does not raise the number: this everseg keeps keys that it does not kn
 WEIGHTS = "model.safetensors"
 DOMAINS = "domains.safetensors"
 """File of what the images of each branch look like; see `everseg.models.domain_statistics`. Most models have none."""
+SKETCH = "sketch.safetensors"
+"""File in which a bundle keeps samples of its features (`everseg.runs.sketch`)."""
 LINEAGE = "lineage.json"
 """File in which a bundle records how its model was made."""
 MOST_IDS = IGNORED_WIDE
@@ -160,6 +162,7 @@ def save_model(
     *,
     domains: Mapping[str, DomainStatistics] | None = None,
     raw: Mapping[str, Tensor] | None = None,
+    sketch: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     documents: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes | Callable[[], bytes]] | None = None,
@@ -172,6 +175,7 @@ def save_model(
         method_state: state that the method carries from step to step.
         domains: the model's `domain_statistics`.
         raw: where `weights` are a moving average, the weights that training left. Nothing reads them back.
+        sketch: samples of the features (`everseg.runs.sketch.tensors`).
         parent: digest of the folder that this one continues.
         documents: file name without ending -> JSON value of a further file.
         files: file name -> bytes of any other file, or what makes them when they are written.
@@ -179,12 +183,18 @@ def save_model(
     Returns:
         The folder's digest.
     """
-    further = {} if raw is None else {"raw": raw}
-    if domains:
-        further[DOMAINS.removesuffix(".safetensors")] = to_tensors(domains)
+    further = {
+        "raw": raw,
+        Path(DOMAINS).stem: to_tensors(domains) if domains else None,
+        Path(SKETCH).stem: sketch or None,
+    }
     return save_folder(
         folder,
-        {"model": weights, "method_state": method_state or {}, **further},
+        {
+            "model": weights,
+            "method_state": method_state or {},
+            **{name: values for name, values in further.items() if values is not None},
+        },
         {FILE.removesuffix(".json"): about.document(), **(documents or {})},
         parent=parent,
         files=files,
