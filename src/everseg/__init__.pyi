@@ -15,6 +15,7 @@ from everseg.api import load as load
 from everseg.api import report as report
 from everseg.api import run as run
 from everseg.deploy.adopt import adopt as adopt
+from everseg.deploy.bench import bench as bench
 from everseg.deploy.diff import diff as diff
 from everseg.deploy.export import export as export
 from everseg.deploy.extend import extend as extend
@@ -22,6 +23,8 @@ from everseg.deploy.extend import preview as preview
 from everseg.deploy.history import history as history
 from everseg.deploy.history import rollback as rollback
 from everseg.deploy.serve import serve as serve
+from everseg.deploy.sign import sign as sign
+from everseg.deploy.sign import verify as verify
 from everseg.engine.rescore import evaluate as evaluate
 from everseg.inference.predict import predict as predict
 from everseg.labels import LabelPolicy as LabelPolicy

@@ -18,6 +18,14 @@ Images = Annotated[
     typer.Option("--images", metavar="DIR", help="Images to compare the ONNX file with the model on."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Predict with the bundle's ONNX file: fp32, fp16 or int8."),
+]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option("--require-signature", metavar="KEY", help="Public key that must have signed the bundle."),
+]
 NoOnnx = Annotated[bool, typer.Option("--no-onnx", help="Leave the ONNX file out. Then no extra is needed.")]
 
 
@@ -29,6 +37,9 @@ def add_deploy_commands(app: typer.Typer) -> None:
     app.command()(rollback)
     app.command()(diff)
     app.command()(adopt)
+    app.command()(bench)
+    app.command()(sign)
+    app.command()(verify)
     app.command()(serve)
 
 
@@ -47,6 +58,22 @@ def export(
             "--memory", help="Put the images of the run's memory into the bundle, with their labels."
         ),
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="fp16,int8", help="Smaller ONNX files beside the full one, measured against it on images."
+        ),
+    ] = "",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="For that: a data.yaml, a data set, or a folder of images; default the run's data.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Points that a smaller file may lose.")
+    ] = 1.0,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the run has one.")
     ] = None,
@@ -62,6 +89,9 @@ def export(
         images=images,
         onnx=not no_onnx,
         memory=memory,
+        precision=names_in(precision),
+        calibrate=calibrate,
+        max_drop=max_drop,
         overrides=overrides or [],
         builder=builder(model),
     )
@@ -122,6 +152,7 @@ def extend(
     ] = None,
     images: Images = None,
     no_onnx: NoOnnx = False,
+    require_signature: RequireSignature = None,
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the bundle has one.")
     ] = None,
@@ -131,7 +162,7 @@ def extend(
     """Teach a deployed model new classes, or refine it on more images, without old data. The same command continues."""
     from everseg import api
 
-    names = [name.strip() for name in add.split(",") if name.strip()]
+    names = names_in(add)
     if dry_run:
         seen = api.preview(
             bundle, data=data, add=names, method=method, how=how, budget=budget, overrides=overrides or [],
@@ -152,6 +183,7 @@ def extend(
         old_val=old_val,
         images=images,
         onnx=False if no_onnx else None,
+        require_signature=require_signature,
         overrides=overrides or [],
         model=model,
         quiet=quiet,
@@ -266,6 +298,68 @@ def adopt(
     give(done, as_json)
 
 
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to measure.")],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Of the image; default what the model is made for, or 512x512."
+        ),
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", metavar="NAME", help="Domain whose branch is measured.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=5, help="Timed runs of each form.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default every processor that the process may use.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if the bundle has one.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure latency, throughput and memory of each form of a bundle on this machine."""
+    from everseg import api
+
+    give(
+        api.bench(
+            bundle, size=size, domain=domain, runs=runs, threads=threads, model=model, quiet=quiet or as_json
+        ),
+        as_json,
+    )
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to sign.")],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Private key (Ed25519, PEM); its password is asked for.")],
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make the key first: FILE, and FILE.pub for those who verify.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sign a bundle with a key of yours, so that others can trust it after it travelled."""
+    from everseg import api
+    from everseg.runs.signature import is_encrypted
+
+    locked = not new_key and key.is_file() and is_encrypted(key)
+    password = typer.prompt(f"password of {key}", hide_input=True, err=True) if locked else None
+    give(api.sign(bundle, key=key, new_key=new_key, password=password), as_json)
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to verify.")],
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Public key that must have signed it; default bytes only.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of a bundle with its manifest, and the manifest with a signature."""
+    from everseg import api
+
+    give(api.verify(bundle, key=key), as_json)
+
+
 def serve(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to look at.")],
     other: Annotated[
@@ -277,6 +371,8 @@ def serve(
     model: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Your own architecture, if a bundle has one.")
     ] = None,
+    precision: Precision = None,
+    require_signature: RequireSignature = None,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
     ] = 120.0,
@@ -289,7 +385,13 @@ def serve(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with api.serve(
-            bundle, other, port=port, builder=builder(model), timeout=timeout, quiet=quiet
+            bundle,
+            other,
+            port=port,
+            builder=builder(model),
+            precision=precision,
+            timeout=timeout,
+            quiet=quiet,
         ) as serving:
             give(serving)
             say("end with Ctrl-C")
@@ -299,6 +401,11 @@ def serve(
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     note("stopped")
+
+
+def names_in(text: str) -> list[str]:
+    """The names of an option that takes several, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def builder(model: str | None) -> Any:

@@ -16,7 +16,7 @@ import typer
 
 from everseg.cli.convert import import_app
 from everseg.cli.data import data_app
-from everseg.cli.deploy import add_deploy_commands, builder
+from everseg.cli.deploy import Precision, RequireSignature, add_deploy_commands, builder
 from everseg.cli.docs import docs
 from everseg.cli.output import (
     Json,
@@ -194,6 +194,8 @@ def predict(
             metavar="NAME=DIR", help="Further maps that the model reads, such as proposals; repeatable."
         ),
     ] = None,
+    precision: Precision = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -209,6 +211,8 @@ def predict(
         domain=domain,
         infer_domain=infer_domain,
         extra=pairs("--extra", extra or []),
+        precision=precision,
+        require_signature=require_signature,
         quiet=quiet or as_json,
     )
     give(written, as_json)

@@ -7,6 +7,7 @@ browser send.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -71,6 +72,8 @@ class Server(HttpServer):
         port: int = 8000,
         *,
         builder: Any = None,
+        precision: str | None = None,
+        require_signature: str | Path | None = None,
         timeout: float = TIMEOUT,
         patience: Patience | None = None,
         log: Callable[[str], None] = lambda text: None,
@@ -81,6 +84,8 @@ class Server(HttpServer):
             bundles: one or two bundles.
             port: the port to listen on; 0 chooses a free one.
             builder: the builder of your own architecture, if the models are not built-in ones.
+            precision: predict with the bundles' ONNX files of this precision; None = with PyTorch.
+            require_signature: file of the public key that must have signed the bundles.
             timeout: seconds that one prediction may take.
             patience: seconds that clients have.
             log: receives a line about each prediction and each unexpected failure. The line says nothing about the
@@ -93,7 +98,7 @@ class Server(HttpServer):
         """
         if not 1 <= len(bundles) <= 2:
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
-        self.served = [Served(path, builder, timeout) for path in bundles]
+        self.served = [Served(path, builder, timeout, precision, require_signature) for path in bundles]
         self.classes, self.notes = class_list(self.served), class_notes(self.served)
         try:
             super().__init__(HOST, port, replace(patience or Patience(), end=timeout + _GRACE), log)
@@ -258,6 +263,8 @@ def serve(
     *,
     port: int = 8000,
     builder: Any = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
     timeout: float = TIMEOUT,
     quiet: bool = False,
 ) -> Serving:
@@ -270,6 +277,8 @@ def serve(
         other: another bundle to compare it with.
         port: the port on 127.0.0.1; 0 chooses a free one.
         builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
+        precision: predict with the bundles' ONNX files of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
+        require_signature: file of the public key that must have signed the bundles (`everseg sign`).
         timeout: seconds that one prediction may take; then it is given up, and the next one begins.
         quiet: do not print a line on stderr about each prediction.
 
@@ -279,7 +288,11 @@ def serve(
     """
     bundles = [bundle] if other is None else [bundle, other]
     log = (lambda text: None) if quiet else _to_stderr
-    return Serving(Server(bundles, port, builder=builder, timeout=timeout, log=log))
+    server = Server(
+        bundles, port, builder=builder, precision=precision, require_signature=require_signature, timeout=timeout,
+        log=log,
+    )  # fmt: skip
+    return Serving(server)
 
 
 def _to_stderr(text: str) -> None:
@@ -316,9 +329,18 @@ class TookTooLongError(Exception):
 class Served:
     """A bundle whose model is loaded into memory."""
 
-    def __init__(self, path: str | Path, builder: Any = None, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        builder: Any = None,
+        timeout: float = TIMEOUT,
+        precision: str | None = None,
+        require_signature: str | Path | None = None,
+    ) -> None:
         self.bundle: Bundle = open_bundle(path)
-        self.model: LoadedModel = load(path, builder=builder)
+        self.model: LoadedModel = load(
+            path, builder=builder, precision=precision, require_signature=require_signature
+        )
         self.model.check_alone()
         if (channels := self.model.form.channels) is not None:
             raise ConfigError(
@@ -326,6 +348,7 @@ class Served:
                 "use everseg predict"
             )
         self.model.model = united(self.model.model)
+        self.precision = precision
         self.timeout, self.done, self.seconds = timeout, 0, 0.0
         """Seconds that a prediction may take; predictions so far; seconds that all of them took, failures included."""
         self._until = math.inf
@@ -367,8 +390,11 @@ class Served:
             if (value := scores["miou"]["all"]) is not None:
                 rows.append(("mIoU", f"{percent(value)} %" + (f" on {where}" if where else "")))
         weights = sum(weight.numel() for weight in self.model.model.parameters())
-        stored = sum(file.stat().st_size for file in self.bundle.path.glob("model.safetensors"))
-        rows.append(("Model", f"{count(weights)} weights, {size(stored)}"))
+        name = "model.safetensors"
+        if self.model.onnx is not None:
+            name = next(iter(self.bundle.about.onnx_files(self.precision or "").values()))
+            rows.append(("Run by", f"onnxruntime, {self.precision}"))
+        rows.append(("Model", f"{count(weights)} weights, {size((self.bundle.path / name).stat().st_size)}"))
         return rows
 
     def _look_at_the_clock(self, module: Any, inputs: Any) -> None:
@@ -378,6 +404,33 @@ class Served:
     def give_up(self) -> None:
         """End the prediction that runs."""
         self._until = 0.0
+        if self.model.onnx is not None:
+            self.model.onnx.give_up()
+
+    @contextlib.contextmanager
+    def _having(self, seconds: float) -> Iterator[None]:
+        """Give a prediction so much time.
+
+        Raises:
+            TookTooLongError: it took longer.
+        """
+        self._until = time.monotonic() + seconds
+        onnx = self.model.onnx
+        timer = threading.Timer(seconds, self.give_up)  # onnxruntime does not look at the clock
+        timer.daemon = True
+        if onnx is not None:
+            timer.start()
+        try:
+            yield
+        except RuntimeError:
+            if onnx is not None and time.monotonic() >= self._until:
+                raise TookTooLongError from None
+            raise
+        finally:
+            self._until = math.inf
+            timer.cancel()
+            if onnx is not None:
+                onnx.go_on()
 
     def check_branch(self, branch: str | None) -> None:
         """See that it is clear which branch to use.
@@ -405,9 +458,9 @@ class Served:
         """
         self.check_branch(branch)
         begun = time.monotonic()
-        self._until = begun + self.timeout
         try:
-            found = self.model.predict(image, branch=branch)
+            with self._having(self.timeout):
+                found = self.model.predict(image, branch=branch)
         except TookTooLongError:
             raise RefusedError(
                 504, f"{self.name} took longer than {self.timeout:g} s for this image; try a smaller one."
@@ -417,7 +470,6 @@ class Served:
                 500, f"{self.name} could not classify this image; a smaller one may fit into memory."
             ) from None
         finally:
-            self._until = math.inf
             self.seconds += time.monotonic() - begun
         self.done += 1
         # Look up the lasting id of every pixel's train id, (H, W).

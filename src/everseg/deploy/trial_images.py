@@ -27,7 +27,7 @@ FEW = 6
 def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
     """Read a few evenly spread images of a folder with the reading settings of `form`. Also return a description."""
     reading = (form or InputForm()).reading
-    files = _spread(image_files(folder, reading))
+    files = spread(image_files(folder, reading))
     return [read_image(path, reading) for path in files], f"{len(files)} images of {Path(folder).name}"
 
 
@@ -70,12 +70,12 @@ def _test_images(dataset: Dataset, name: str) -> list[np.ndarray]:
     if name not in dataset.splits:
         raise DataError(f"data set '{dataset.name}' has no split '{name}'")
     split = dataset.splits[name]
-    return [split.read(index)[0] for index in _spread(range(len(split)))]
+    return [split.read(index)[0] for index in spread(range(len(split)))]
 
 
-def _spread(items: Sequence[T]) -> list[T]:
-    """Choose a few evenly spread items."""
+def spread(items: Sequence[T], number: int = FEW) -> list[T]:
+    """Choose so many evenly spread items, or all where there are fewer."""
     if not items:
         return []
-    positions = np.unique(np.linspace(0, len(items) - 1, FEW).round().astype(int))
+    positions = np.unique(np.linspace(0, len(items) - 1, number).round().astype(int))
     return [items[position] for position in positions.tolist()]

@@ -21,6 +21,7 @@ from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
 from everseg.display import Picture, Piece, Result, escaped, share
 from everseg.errors import ConfigError, DataError, some
+from everseg.inference.onnx_files import OnnxFiles
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
 from everseg.labels import LabelSpace
@@ -34,6 +35,7 @@ from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import load_model
 from everseg.runs.place import model_folder_at
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.signature import require_signature as signed
 from everseg.types import SegOutput
 
 MASK_IDS = "classes.json"
@@ -166,6 +168,8 @@ class LoadedModel:
         self.form = form or InputForm()
         self.path: Path | None = None
         """Folder that the model was loaded from."""
+        self.onnx: OnnxFiles | None = None
+        """The ONNX files that give its outputs; None = PyTorch does."""
         self.branch_of = {**{branch: branch for branch in spaces}, **(branch_of or {})}
         """Name that `predict` accepts -> branch. The names are the branches and the domains that use them."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -256,12 +260,10 @@ class LoadedModel:
                 raise DataError(
                     f"{name} of type {values.dtype}: give whole numbers, such as those of a PNG file"
                 )
-        if self.form.resized_to is None:
+        if self.resized_to is None:
             batch = np.array(pixels.transpose(2, 0, 1), order="C")  # (3, H, W)
         else:
-            batch, _ = resize_transform(
-                pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.form.resized_to
-            )
+            batch, _ = resize_transform(pixels, np.zeros(pixels.shape[:2], np.uint8), size=self.resized_to)
         on_device = torch.from_numpy(batch).to(self.device)
         if infer_domain:
             branch = self._infer(on_device)
@@ -286,30 +288,53 @@ class LoadedModel:
         """
         read = {"extra": {name: self._as_input(values) for name, values in maps.items()}} if maps else {}
 
-        def see(part: Tensor) -> SegOutput:
-            return self.model(self._normalised(part), (branch,), **read)[branch]
-
-        readout = self.model.readout
-        if (windows := self.form.windows()) is not None:
+        readout, windows = self.model.readout, self.form.windows()
+        if self.onnx is not None and (readout.merge or readout.residual):
+            # Outputs that are no class are read inside of the graph, so only its mask is complete.
+            if windows is not None:
+                raise ConfigError(
+                    "--precision: this model predicts by windows, and its readout needs outputs that an ONNX file "
+                    "keeps to itself; leave --precision out"
+                )
+            return self.onnx.ids(image, branch, size)
+        if windows is not None:
             return sliding_ids(
-                lambda part: small_values(see(part), readout), image, windows, merged_outputs(readout)
-            )
-        output = see(image[None])
+                lambda part: small_values(self.see(part, branch, **read), readout), image, windows,
+                merged_outputs(readout),
+            )  # fmt: skip
+        output = self.see(image[None], branch, **read)
         if readout.regions:  # each pixel of the image as given looks its region up
             whole = {readout.regions: self._on_device(maps[readout.regions])}
             output = output._replace(features={**output.features, **whole})
         return read_ids(output, readout, size)[0]
 
+    def see(self, image: Tensor, branch: str, **read: Any) -> SegOutput:
+        """Run the network, or its ONNX file, on images (B, 3, h, w) of its input size, as they are stored."""
+        if self.onnx is not None:
+            return SegOutput(self.onnx.logits(image, branch), {})
+        output: SegOutput = self.model(self._normalised(image), (branch,), **read)[branch]
+        return output
+
+    @property
+    def resized_to(self) -> tuple[int, int] | None:
+        """(H, W) that every image is resized to; None if images keep their own size."""
+        return (self.onnx.one_size if self.onnx is not None else None) or self.form.resized_to
+
     def _as_input(self, values: np.ndarray) -> Tensor:
         """Bring a further map to the network's input size, as the pipeline of the data does: (1, h, w)."""
-        if self.form.resized_to is not None:
-            values = resize_nearest(values, *self.form.resized_to)
+        if self.resized_to is not None:
+            values = resize_nearest(values, *self.resized_to)
         return self._on_device(values)
 
     def _on_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64))[None].to(self.device)
 
     def _infer(self, image: Tensor) -> str:
+        if self.onnx is not None:
+            raise ConfigError(
+                "--infer-domain reads statistics of the PyTorch model; name the domain (--domain), or leave "
+                "--precision out"
+            )
         if (windows := self.form.windows()) is not None:
             return infer_sliding_branch(self.model, self._normalised, image, windows)
         return infer_branch(self.model, self._normalised(image[None]))[0]
@@ -339,20 +364,28 @@ def load(
     *,
     step: int | None = None,
     builder: Any = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
     kind: type[LoadedModel] = LoadedModel,
 ) -> LoadedModel:
     """Load a trained model from a run folder (its last step) or from the folder of a finished step.
 
     Args:
         step: which step of a run; default the last.
+        precision: predict with a bundle's ONNX file of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
+        require_signature: file of the public key that must have signed the bundle (`everseg sign`).
         builder: the builder of your own architecture, if the model is not a built-in one. It is never imported
             automatically.
         kind: the class of the returned object, if it should be a subclass of `LoadedModel`.
 
     Raises:
-        CheckpointError: the model is missing, damaged, or not a model of everseg.
+        CheckpointError: the model is missing, damaged, not a model of everseg, or not signed with the key.
+        ConfigError: there is no ONNX file of that precision.
     """
     path = Path(path)
+    if require_signature is not None:
+        signed(path, require_signature)
+    onnx = None if precision is None else OnnxFiles.of_bundle(path, precision)
     folder = RunFolder(path)
     if folder.is_begun:
         index = folder.chosen_step(step)
@@ -363,6 +396,9 @@ def load(
     model, about = load_model(path, builder)
     loaded = kind(model, about.spaces, about.form, about.domains)
     loaded.path = path
+    if onnx is not None:
+        loaded.onnx, loaded.device = onnx, torch.device("cpu")
+        model.to(loaded.device)
     return loaded
 
 
@@ -376,6 +412,8 @@ def predict(
     domain: str | None = None,
     infer_domain: bool = False,
     extra: Mapping[str, str | Path] | None = None,
+    precision: str | None = None,
+    require_signature: str | Path | None = None,
     quiet: bool = False,
 ) -> Predictions:
     """Predict images and folders of images. Write id masks and overlays.
@@ -391,6 +429,8 @@ def predict(
         extra: further maps that the network reads, such as proposals: name -> folder with a map `NAME.png` for each
             image, below it as the image lies below the folder given; one channel, of the image's size.
         builder: the builder of your own architecture, if the model is not a built-in one.
+        precision: as for `load`.
+        require_signature: as for `load`.
         quiet: print no progress.
 
     Returns:
@@ -404,7 +444,7 @@ def predict(
             nothing is written. Damage behind a sound header is found when the image is decoded; the results of all
             others are then written.
     """
-    model = load(path, step=step, builder=builder)
+    model = load(path, step=step, builder=builder, precision=precision, require_signature=require_signature)
     folders = {name: Path(folder).expanduser().resolve() for name, folder in (extra or {}).items()}
     model.check_extra(folders, infer_domain)
     model.check_branch(domain, infer_domain)
