@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("wide")
     wide_data(here / "data")
     everseg.run(
-        "demo-mib", quiet=True, name="w", out=str(here / "runs"), tensorboard=True, report=True,
+        "demo-mib", quiet=True, name="w", out=str(here / "runs"), tracker=["tensorboard"], report=True,
         data={"dataset": str(here / "data/data.yaml"), "crop": SIDE, "workers": 0, "evaluation": "whole"},
         scenario={"task": "200-99", "test_split": "val"},
         train={"epochs": 1, "epochs_next": 1, "batch": 3, "threads": 1},

@@ -14,13 +14,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
 from encoders import TYPES
 from processes import complete, killed, results
 from safetensors.torch import save_file
+from torch.nn import BatchNorm2d
 from toy import settings
 
 import everseg
-from everseg.deploy.bundle import Bundle
+from everseg.data.batches.transforms import normalise
+from everseg.deploy.bundle import Bundle, write_bundle
+from everseg.deploy.export import of_run
 from everseg.models.model import SegmentationModel
 from everseg.runs.run_folder import RunFolder
 from forklifts import write_forklifts
@@ -38,6 +43,8 @@ CASES: dict[str, dict] = {
     "timm:regnety_002": {},
 }
 """Encoder -> its configuration, small."""
+SIZES = ((96, 128), (75, 53), (33, 200), (240, 320))
+"""Of the images on which a graph is compared; each also smaller."""
 
 
 class Contract:
@@ -76,9 +83,12 @@ class Contract:
         return "yes"
 
     def exports(self, onnx: bool = True) -> str:
-        """A bundle whose ONNX file gives the model's results."""
-        self.bundle = everseg.export(self.place / "whole" / "toy", self.place / "bundle", onnx=onnx)
-        return size_of_graph(self.bundle) if onnx else "yes"
+        """A bundle whose ONNX file gives the model's results at many sizes, on noise."""
+        folder = RunFolder(self.place / "whole" / "toy")
+        contents = of_run(folder, folder.chosen_step(None))
+        enliven(contents.model)
+        self.bundle = write_bundle(self.place / "bundle", contents, images=noise(), source="noise", onnx=onnx)
+        return graph_in_words(self.bundle) if onnx else "yes"
 
     def extends(self) -> str:
         """The bundle learns a further class."""
@@ -109,10 +119,35 @@ class Contract:
         return {name: getattr(self, name) for name in ("trains", "resumes", "exports", "extends", "adopts")}
 
 
-def size_of_graph(bundle: Bundle) -> str:
-    """Which sizes its ONNX file takes."""
+def noise() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+@torch.no_grad()
+def enliven(model: SegmentationModel) -> None:
+    """Give every batch norm the statistics of noise.
+
+    After two iterations those of a fresh network are hardly its own yet, and its logits nearly the same everywhere:
+    they would agree with anything.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all that it sees
+    model.train()
+    image = torch.from_numpy(noise()[0].copy()).permute(2, 0, 1)[None]
+    model(normalise(torch.cat([image, image.flip(3)])))
+    model.eval()
+    logits = model(normalise(image))["default"].logits
+    assert float(logits.std((2, 3)).mean()) > 0.01, "the logits are nearly the same everywhere"
+
+
+def graph_in_words(bundle: Bundle) -> str:
+    """Which sizes its ONNX file takes, and how far it is from the model."""
     how = json.loads((bundle.path / "preprocessing.json").read_text())
-    return f"{how['size'][0]} x {how['size'][1]} only" if how.get("one_size") else "any size"
+    size = f"{how['size'][0]} x {how['size'][1]} only" if how.get("one_size") else "any size"
+    return f"{size}, {bundle.parity['default']['logit_difference']:.1e}"
 
 
 def main(asked: list[str]) -> int:

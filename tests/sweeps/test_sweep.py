@@ -564,10 +564,18 @@ def test_files_of_another_machine_may_be_seen_later(tmp_path: Path, monkeypatch:
 def test_a_signal_has_ray_interrupt_every_run(
     fake: Fake, engine: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waited = []
+
+    def waiting(futures: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)  # the launcher's, after the system's: one request
+        waited.append(len(futures))
+
     monkeypatch.setattr(launch, "wait", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(ray_cluster, "wait", waiting)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="the same command continues") as stop:
         sweep_here(tmp_path, ["ft", "ewc"], on="ray")
+    assert waited == [2]
     assert stop.value.exit_code == 143
     assert [force for _, force in engine.cancelled] == [False, False]
     assert signal.getsignal(signal.SIGTERM) == before

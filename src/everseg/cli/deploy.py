@@ -147,9 +147,23 @@ def extend(
         typer.Option(metavar="SHARE", help="The same of every old class that can be judged."),
     ] = None,
     old_val: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Data with labels of old classes, to measure that quality."),
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DATA",
+            help="Data with labels of old classes, to measure that quality; of several branches one each.",
+        ),
     ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Place or device of the new images: a known one, or a new branch."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch that a new one begins as a copy of; default the nearest."),
+    ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="A new place takes the nearest branch itself, none of its own.")
+    ] = False,
     images: Images = None,
     no_onnx: NoOnnx = False,
     require_signature: RequireSignature = None,
@@ -166,7 +180,7 @@ def extend(
     if dry_run:
         seen = api.preview(
             bundle, data=data, add=names, method=method, how=how, budget=budget, overrides=overrides or [],
-            model=model, old_val=old_val, quiet=quiet,
+            model=model, old_val=old_val, domain=domain, like=like, shared=shared, quiet=quiet,
         )  # fmt: skip
         give(seen, as_json)
         return
@@ -181,6 +195,9 @@ def extend(
         keep_at_least=keep_at_least,
         keep_each_at_least=keep_each_at_least,
         old_val=old_val,
+        domain=domain,
+        like=like,
+        shared=shared,
         images=images,
         onnx=False if no_onnx else None,
         require_signature=require_signature,

@@ -210,16 +210,20 @@ def of_run(
     if kept is not None:
         history[-1]["kept"] = dict(kept)
     grown = [i for i in own if any(recorded[i]["grows"].values())]
-    old = [] if before is None else sorted({entry.step for entry in before.classes})
     growth = model.describe()["growth"]
     about = folder.about(index)
+    steps = grown
+    if (
+        before is not None
+    ):  # its classes keep the steps that its registry gives them, so these numbers are not read
+        steps = [*[0] * (len(growth) - len(grown)), *grown]
     return Contents(
         model,
         spaces,
         state,
         form=about.form,
-        domains=folder.branch_of(index) if config.data.domains else {},
-        steps=_steps_of([*old, *grown], len(growth)),
+        domains=_domains(folder.branch_of(index), begin, bool(config.data.domains or config.scenario.domain)),
+        steps=steps if len(steps) == len(growth) else range(len(growth)),
         before=before,
         parent=parent,
         lineage={
@@ -240,9 +244,20 @@ def of_run(
     )
 
 
-def _steps_of(steps: Sequence[int], growths: int) -> Sequence[int]:
-    """Return the step of each growth. If the numbers do not match, count the growths instead."""
-    return steps if len(steps) == growths else range(growths)
+def _domains(found: Mapping[str, str], begin: Path | None, named: bool) -> Mapping[str, str]:
+    """Domain -> branch that its images take; {} for a model of one data set.
+
+    Args:
+        found: name of the last step's results -> branch.
+        begin: the folder of the model that the run began with, if it extended one.
+        named: whether the names of the results are those of domains.
+    """
+    if begin is None:
+        return found if named else {}
+    before = read_model_file(begin)
+    if not named:
+        return before.domains
+    return {**(before.domains or {branch: branch for branch in before.spaces}), **found}
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:

@@ -5,23 +5,34 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
-from everseg.config.fields import DataConfig, RunConfig, TrainConfig
+from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig, TrainConfig
 from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
 from everseg.data.datasets import load_dataset
 from everseg.deploy.bundle import Bundle, new_folder, open_bundle, write_bundle
 from everseg.deploy.export import of_run, recipe_of
-from everseg.deploy.old_classes import LOOKED, Gate, Kept, Pair, estimated, measured, seen_in_background
+from everseg.deploy.old_classes import (
+    LOOKED,
+    Gate,
+    Kept,
+    Pair,
+    estimated,
+    fit,
+    measured,
+    seen_in_background,
+    together,
+    unlabelled,
+)
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.display import Piece, Result, percent
@@ -29,7 +40,7 @@ from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
 from everseg.engine.step import iterations_of
-from everseg.errors import CheckpointError, ConfigError, GateError, some
+from everseg.errors import CheckpointError, ConfigError, DataError, GateError, some
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress, seconds_of, time_text
@@ -39,6 +50,7 @@ from everseg.reports.html import NAME as REPORT
 from everseg.reports.html import report_at_the_end
 from everseg.runs.commit import verify
 from everseg.runs.memory import Memory, read_memory
+from everseg.runs.model_edits import check_branch_name
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
@@ -46,6 +58,8 @@ from everseg.scenarios.steps import Source
 
 How = Literal["quick", "balanced", "thorough"]
 """How thoroughly a model is extended, in a word."""
+OldVal = str | Path | Sequence[str] | None
+"""What `--old-val` names: data, or "NAME=DATA" for each of several branches."""
 _TRIED = 6
 """Iterations that a preview measures."""
 
@@ -150,14 +164,17 @@ def extend(
     out: str | Path | None = None,
     keep_at_least: float | None = None,
     keep_each_at_least: float | None = None,
-    old_val: str | Path | None = None,
+    old_val: OldVal = None,
+    domain: str | None = None,
+    like: str | None = None,
+    shared: bool = False,
     images: str | Path | None = None,
     onnx: bool | None = None,
     overrides: Sequence[str] = (),
     model: str | None = None,
     quiet: bool = False,
 ) -> Extension:
-    """Teach a bundle's model further classes, or refine it on more images, without its old data.
+    """Teach a bundle's model further classes, more images, or another place or device, without its old data.
 
     The bundle itself is not changed.
 
@@ -179,7 +196,12 @@ def extend(
         out: a new folder; default the bundle's name with -v2, -v3, ...
         keep_at_least: share of the old classes' quality that must be left, 0 to 1. Below it, no new bundle is written.
         keep_each_at_least: the same share for every old class that is judged.
-        old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated.
+        old_val: data with labels of old classes, for measuring that share. Without such data the share is estimated. Of
+            a bundle with several branches: "NAME=DATA" for each branch or domain that is to be measured.
+        domain: the place or device that the new data come from. A name that the bundle knows takes its branch. A new
+            name gets a branch of its own, which begins as a copy of the nearest one.
+        like: the branch that is nearest; default the one whose classes fit the labels of some new images best.
+        shared: a new name takes that nearest branch itself.
         images: as for `export`.
         onnx: write the ONNX file; by default if the old bundle has one.
         overrides: "key=value" as for `run`.
@@ -196,12 +218,10 @@ def extend(
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
-    config = _within(
-        budget,
-        _Asked(source, data, tuple(add), method, how, tuple(overrides), model),
-        target.name,
-        Progress(quiet=quiet),
-    ).configuration(target.name)
+    asked = _Asked(source, data, tuple(add), method, how, tuple(overrides), model)
+    asked = asked.at(domain, like, shared, Progress(quiet=quiet))
+    measured_on = _old_data(old_val, source)
+    config = _within(budget, asked, target.name, Progress(quiet=quiet)).configuration(target.name)
     folder = RunFolder(Path(config.out) / config.name)
     # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
@@ -211,22 +231,29 @@ def extend(
     begun = bool(folder.finished_steps)
     builder = user_builder(config.model)
     # a finished run that is measured on other data does not need the new data
-    measures_only = begun and old_val is not None
+    measures_only = begun and measured_on.keys() == source.spaces.keys()
     prepared = None if measures_only else prepare(config.data, config.scenario, progress, seed=config.seed)
     if prepared is not None and not begun:
         if is_bundle(target):
             new_folder(target)
-        _tell(source, prepared, config.data, config.train, builder, old_val is not None, progress)
+        for line in _lines(
+            source, prepared, config.data, config.scenario, config.train, builder, bool(measured_on)
+        ):
+            progress.message(line)
     execute(config, quiet=quiet)
     index = source.steps
     accelerator = make_accelerator(config.train, training=False)
-    pair, batch = _pair(folder, index, builder, accelerator.device), config.train.eval_batch
-    if prepared is not None and old_val is None:
-        test = prepared.steps[0].test[0]
-        kept = estimated(pair, test, prepared.datasets, config.data, accelerator, batch=batch)
-    else:
-        old_data = _labelled(config.data, str(old_val))
-        kept = measured(pair, old_data, config.data, config.scenario, accelerator, progress, batch=batch)
+    pairs = _pairs(folder, index, builder, accelerator.device, source.spaces)
+    kept = _kept(
+        pairs,
+        prepared,
+        measured_on,
+        config.data,
+        config.scenario,
+        accelerator,
+        progress,
+        config.train.eval_batch,
+    )
     results = StepResults(folder, index)
     new = tuple(
         one for name, entry in results.scores.items() for one in results.taught(name, entry["new_classes"])
@@ -263,7 +290,10 @@ def preview(
     budget: str | None = None,
     overrides: Sequence[str] = (),
     model: str | None = None,
-    old_val: str | Path | None = None,
+    old_val: OldVal = None,
+    domain: str | None = None,
+    like: str | None = None,
+    shared: bool = False,
     quiet: bool = False,
 ) -> Preview:
     """Say what `extend` with the same arguments would teach and keep, and measure how long it would take here.
@@ -273,9 +303,19 @@ def preview(
     Raises:
         EversegError: as `extend`, as far as it can be known before the training.
     """
-    asked = _Asked(open_bundle(bundle), data, tuple(add), method, how, tuple(overrides), model)
     progress = Progress(quiet=quiet)
+    asked = _Asked(open_bundle(bundle), data, tuple(add), method, how, tuple(overrides), model)
+    asked = asked.at(domain, like, shared, progress)
     return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the images of an extension come from, and which branch they take; see `ScenarioConfig`."""
+
+    domain: str | None = None
+    branch: str | None = None
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -289,11 +329,72 @@ class _Asked:
     how: How | None
     overrides: tuple[str, ...]
     model: str | None
+    place: Place = field(default_factory=Place)
 
     def configuration(self, name: str) -> RunConfig:
         return configuration(
-            self.source, self.data, self.add, self.method, name, self.overrides, self.model, self.how
+            self.source,
+            self.data,
+            self.add,
+            self.method,
+            name,
+            self.overrides,
+            self.model,
+            self.how,
+            self.place,
         )
+
+    def at(self, domain: str | None, like: str | None, shared: bool, progress: Progress) -> _Asked:
+        """Decide which branch the new images take.
+
+        Raises:
+            ConfigError: names that do not fit each other or the bundle.
+        """
+        known = {**{branch: branch for branch in self.source.spaces}, **self.source.about.domains}
+        if domain is None or domain in known:
+            if like is not None or shared:
+                which = "names a new place" if domain is None else f"'{domain}' has a branch already"
+                raise ConfigError(
+                    f"--like, --shared: they choose the branch of a new place; --domain {which}"
+                )
+            return self if domain is None else replace(self, place=Place(domain, known[domain]))
+        if like is not None and like not in known:
+            raise ConfigError(f"--like {like}: the bundle knows {', '.join(known)}")
+        if not shared:
+            check_branch_name(domain)
+        origin = known[like] if like is not None else self.nearest(progress)
+        return replace(self, place=Place(domain, origin) if shared else Place(domain, domain, origin))
+
+    def nearest(self, progress: Progress) -> str:
+        """Find the branch that labels some of the new images best, by mean IoU over the classes that it shares.
+
+        It is the first one if no branch shares a class.
+        """
+        first, *others = self.source.spaces
+        if not others:
+            return first
+        found = dict[str, float]()
+        for branch in (first, *others):
+            config = replace(
+                self, add=(), method="complete", how=None, place=Place(None, branch)
+            ).configuration("nearest")
+            try:
+                prepared = prepare(config.data, config.scenario, Progress(quiet=True), seed=config.seed)
+            except DataError:  # no class in common
+                found[branch] = -1.0
+                continue
+            builder = user_builder(config.model)
+            accelerator = make_accelerator(config.train.model_copy(update={"threads": None}), training=False)
+            found[branch] = fit(
+                self.source.model(builder), prepared.steps[0].train[0], self.source.spaces[branch],
+                prepared.datasets, config.data, accelerator, batch=config.train.eval_batch,
+            )  # fmt: skip
+        best = max(found, key=lambda branch: found[branch])
+        told = ", ".join(f"{branch} {percent(value)}" for branch, value in found.items() if value >= 0)
+        progress.message(
+            f"nearest: {best} ({told or 'none shares a class with the data'}; mIoU on some new images)"
+        )
+        return best
 
 
 def _within(budget: str | None, asked: _Asked, name: str | None, progress: Progress) -> _Asked:
@@ -356,14 +457,14 @@ def _previewed(asked: _Asked, progress: Progress, measuring: bool) -> Preview:
     prepared = prepare(config.data, config.scenario, progress, seed=config.seed)
     (step,) = prepared.steps
     began = perf_counter()
-    lines = tuple(_lines(source, prepared, config.data, config.train, builder, measuring))
+    lines = tuple(_lines(source, prepared, config.data, config.scenario, config.train, builder, measuring))
     # The check of the background has sent some training images through the deployed model: what a test costs, too.
     looked = min(LOOKED, len(step.train[0].indices))
     per_image = (perf_counter() - began) / looked
     with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
         few = {"max_iterations": _TRIED, "log_every": 1, "checkpoint_every": 10**6}
         small = config.model_copy(
-            update={"out": place, "tensorboard": False, "train": config.train.model_copy(update=few)}
+            update={"out": place, "tracker": [], "train": config.train.model_copy(update=few)}
         )
         curves = curves_of(Results(execute(small, quiet=True, dry_run=True)).journal)
     rate = next(iter(curves.speed.values()))["images_per_second"] if curves is not None else 0.0
@@ -395,11 +496,13 @@ def configuration(
     overrides: Sequence[str] = (),
     model: str | None = None,
     how: How | None = None,
+    place: Place | None = None,
 ) -> RunConfig:
     """Build the configuration of the run that teaches a bundle's model further classes.
 
     Args:
         how: as for `extend`.
+        place: which branch the data take; default the only one.
 
     Raises:
         ConfigError: the overrides are wrong, or the model has a user-defined architecture and `model` does not name it.
@@ -424,13 +527,17 @@ def configuration(
         form["evaluation"], train["eval_batch"] = "whole", 1
     architecture = source.about.architecture
     scenario = recipe.get("scenario", {})
-    memory = _memory(scenario.pop("memory", None), read_memory(source.path))
+    place = place or Place()
+    origin = source.spaces.get(place.like or place.branch or next(iter(source.spaces)))
+    several = len(source.spaces) > 1 or place.like is not None
+    # The images of a memory are of the places before; a batch is of one branch.
+    memory = _memory(scenario.pop("memory", None), None if several else read_memory(source.path))
     base = {
         "name": name,
         "data": {**recipe.get("data", {}), **form, "dataset": str(data)},
         "scenario": {
             "protocol": "sequential", **scenario, **memory, "kind": "extension",
-            "bundle": str(source.path), "task": [list(add)] if add else [],
+            "bundle": str(source.path), "task": [list(add)] if add else [], **asdict(place),
         },
         "model": {"name": configured_name(architecture["name"]), "options": architecture["options"]},
         "train": {**train, "lr_next": None},
@@ -442,9 +549,9 @@ def configuration(
         raise CheckpointError(
             f"{source.path}: this everseg does not understand how its model was trained: {error}"
         ) from None
-    settings = _settings_of(how, method, source, bool(add))
-    without = all(space.background is None for space in source.spaces.values())
-    method = method or ("mib" if add and not without else "complete")
+    settings = _settings_of(how, method, source, bool(add), several, place.like is not None)
+    without = origin is not None and origin.background is None
+    method = method or ("mib" if add and not without and not several else "complete")
     chosen = [f"method={method}", *settings, *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
     if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
@@ -457,8 +564,15 @@ def configuration(
     return config
 
 
-def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool) -> list[str]:
+def _settings_of(
+    how: How | None, method: str | None, source: Bundle, adds: bool, several: bool, new_branch: bool
+) -> list[str]:
     """The settings that a word stands for.
+
+    Args:
+        adds: there are new classes.
+        several: the model has several branches, the new one included.
+        new_branch: the images take a new branch.
 
     Raises:
         ConfigError: a method is given too, the word is unknown, or the bundle holds no images for "thorough".
@@ -474,10 +588,16 @@ def _settings_of(how: How | None, method: str | None, source: Bundle, adds: bool
             f"--how thorough trains on images of earlier steps again, and {source.path} holds none; everseg export RUN "
             "--memory puts them into a bundle (scenario.memory), or take --how balanced"
         )
+    if how == "thorough" and several:
+        raise ConfigError(
+            "--how thorough: the images of earlier steps in the bundle are of one place, and the model has several "
+            "branches; take --how balanced"
+        )
     if how != "quick":
         return []
-    frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", "norm")]
-    return [*frozen, *(["method.freeze_heads=old"] if adds else [])]
+    # Of several branches, the trained one's own norms and adapters are what a new place needs.
+    frozen = [f"method.freeze_{part}=true" for part in ("encoder", "decoder", *([] if several else ["norm"]))]
+    return [*frozen, *(["method.freeze_heads=old"] if adds and not new_branch else [])]
 
 
 def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
@@ -493,31 +613,36 @@ def _memory(recipe: Any, memory: Memory | None) -> dict[str, Any]:
     return {"memory": {**kept, "size": memory.size, "selection": selection, "keep": "files"}}
 
 
-def _tell(
+def _lines(
     source: Bundle,
     prepared: Prepared,
     data: DataConfig,
+    scenario: ScenarioConfig,
     train: TrainConfig,
     builder: Any,
     measuring: bool,
-    progress: Progress,
-) -> None:
-    """Print what is known before the training: classes, images, and what the deployed model finds in the new data."""
-    for line in _lines(source, prepared, data, train, builder, measuring):
-        progress.message(line)
-
-
-def _lines(
-    source: Bundle, prepared: Prepared, data: DataConfig, train: TrainConfig, builder: Any, measuring: bool
 ) -> Iterator[str]:
-    """What `_tell` prints."""
+    """Say what is known before the training: classes, images, and what the deployed model finds in the new data."""
     (step,) = prepared.steps
     images = step.train[0]
-    space = next(iter(source.spaces.values()))
+    origin = images.branch if images.branch in source.spaces else str(scenario.like)
+    space = source.spaces[origin]
     yield (
         f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
         f"{source.digest[:12]}…; no old data are needed"
     )
+    if scenario.domain is not None:
+        how = (
+            f"goes through the branch '{origin}', with the places that use it already"
+            if images.branch == origin
+            else f"gets a branch of its own, which begins as a copy of '{origin}'"
+        )
+        yield f"place:  '{scenario.domain}' {how}; the model has the branches {', '.join(step.spaces)}"
+    if len(step.spaces) > 1 and read_memory(source.path) is not None:
+        yield (
+            "note:   the bundle's images of earlier steps are not trained on and not passed on: they are of one place, "
+            "and the model has several branches"
+        )
     # Old classes that the table of the training source maps to their train ids, so their labels are used.
     also = sorted(
         {space.names[i] for i in set(images.lut) if i < space.num_classes and i != space.background}
@@ -536,8 +661,9 @@ def _lines(
     )
     accelerator = make_accelerator(train.model_copy(update={"threads": None}), training=False)
     seen = seen_in_background(
-        source.model(builder), space, images, prepared.datasets, data, accelerator, batch=train.eval_batch
-    )
+        source.model(builder), space, replace(images, branch=origin), prepared.datasets, data, accelerator,
+        batch=train.eval_batch,
+    )  # fmt: skip
     blank = "ignored" if space.background is None else "background"
     if seen:
         listed = ", ".join(f"{name} {percent(share)} %" for name, share in list(seen.items())[:5])
@@ -566,12 +692,73 @@ def _showing(prepared: Prepared, source: Source, name: str) -> int:
     return int((pixels > 0).any(axis=1).sum())
 
 
-def _pair(folder: RunFolder, index: int, builder: Any, device: torch.device) -> Pair:
-    """Load the models before and after the step, and move them to the device."""
+def _pairs(
+    folder: RunFolder, index: int, builder: Any, device: torch.device, branches: Iterable[str]
+) -> dict[str, Pair]:
+    """Load the models before and after the step, and move them to the device: for each branch the two and its classes.
+
+    Args:
+        branches: those of the bundle. A branch that the step made is none of them: it has nothing to keep.
+    """
     before, old, _, _ = folder.load_final(index - 1, builder)
     after, new, _, _ = folder.load_final(index, builder)
-    (branch,) = old
-    return Pair(before.to(device), after.to(device), old[branch], new[branch], branch)
+    before, after = before.to(device), after.to(device)
+    return {branch: Pair(before, after, old[branch], new[branch], branch) for branch in branches}
+
+
+def _kept(
+    pairs: Mapping[str, Pair],
+    prepared: Prepared | None,
+    measured_on: Mapping[str, str],
+    data: DataConfig,
+    scenario: ScenarioConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    batch: int,
+) -> Kept:
+    """Measure what is left of each branch where there are data for it, and estimate it where there are none.
+
+    Args:
+        prepared: the new data; may be None where all branches are measured.
+        measured_on: branch -> data.
+        batch: images at once.
+    """
+    parts = dict[str, Kept]()
+    for branch, pair in pairs.items():
+        if branch in measured_on:
+            old_data = _labelled(data, measured_on[branch])
+            parts[branch] = measured(pair, old_data, data, scenario, accelerator, progress, batch=batch)
+        else:
+            assert prepared is not None
+            (test,) = prepared.steps[0].test
+            if test.branch != branch:
+                test = unlabelled(test, branch, pair.old)
+            parts[branch] = estimated(pair, test, prepared.datasets, data, accelerator, batch=batch)
+    return together(parts)
+
+
+def _old_data(old_val: OldVal, source: Bundle) -> dict[str, str]:
+    """Branch -> the data that its old classes are measured on.
+
+    Raises:
+        ConfigError: it is open which branch is meant, or two are given for one.
+    """
+    given = [] if old_val is None else [old_val] if isinstance(old_val, str | Path) else list(old_val)
+    known = {**{branch: branch for branch in source.spaces}, **source.about.domains}
+    found = dict[str, str]()
+    for one in map(str, given):
+        name, sign, data = one.partition("=")
+        if not (sign and name in known):
+            if len(source.spaces) > 1:
+                raise ConfigError(
+                    f"--old-val {one}: the bundle has several branches; say whose classes these data label: "
+                    f"--old-val NAME={one}, NAME one of {', '.join(known)}"
+                )
+            name, data = next(iter(known)), one
+        if known[name] in found:
+            raise ConfigError(f"--old-val {one}: the branch '{known[name]}' has data already")
+        found[known[name]] = data
+    return found
 
 
 def _labelled(data: DataConfig, name: str) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,10 +23,13 @@ from everseg.metrics.scores import EPS, class_accuracy, iou
 from everseg.models.model import SegmentationModel
 from everseg.progress import Progress
 from everseg.runs.input_form import InputForm
-from everseg.scenarios.steps import Source
+from everseg.scenarios.steps import Source, packed
 
 LOOKED = 32
 """Most images in which the deployed model is asked for its classes before an extension begins."""
+_ROUNDING = 1e-6
+"""What a share may lack of its limit: the scores have a small number in their denominators (`metrics.scores.EPS`), so
+that equal models agree on a share just below 1."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Kept:
     how: str
     """"measured" on labelled images, or "estimated" from agreement."""
     share: float | None
-    """Share that the gate compares with its limit; None if it is unknown.
+    """Share that the gate compares with its limit; None if it is unknown. Of several branches it is the lowest.
 
     Measured: the new model's mean IoU over the old classes, divided by the deployed model's.
     Estimated: see `estimated`.
@@ -57,7 +60,9 @@ class Kept:
         """The judged old classes of which less than a share is left, each with what is left, in percent."""
         shares = {name: figures.get("share") for name, figures in self.classes.items()}
         return [
-            f"{name} {percent(left)}" for name, left in shares.items() if left is not None and left < limit
+            f"{name} {percent(left)}"
+            for name, left in shares.items()
+            if left is not None and left < limit - _ROUNDING
         ]
 
 
@@ -100,7 +105,7 @@ class Gate:
         low = kept.below(self.each) if self.each is not None else []
         if low:
             return f"{whole}; less is left of {some(low, 8)} %"
-        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean)
+        enough = kept.share is not None and (self.mean is None or kept.share >= self.mean - _ROUNDING)
         return "" if enough else whole
 
 
@@ -174,6 +179,38 @@ def measured(
         f"{percent(share)} % kept{_between(between)}, over {_judged(pair, seen)}",
         between, tuple(notes),
     )  # fmt: skip
+
+
+def unlabelled(source: Source, branch: str, space: LabelSpace) -> Source:
+    """The images of a source through another branch, whose classes their labels do not speak of."""
+    nothing = packed([space.ignored] * len(source.lut), space.num_classes)
+    return replace(source, branch=branch, lut=nothing)
+
+
+def together(parts: Mapping[str, Kept]) -> Kept:
+    """Join what is left in several branches. The share is that of the branch that kept least.
+
+    Args:
+        parts: branch -> what is left in it; at least one. One alone stays as it is.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    least = min(parts, key=lambda branch: -1.0 if (share := parts[branch].share) is None else share)
+    how = {one.how for one in parts.values()}
+    texts = "; ".join(f"branch '{branch}': {one.text}" for branch, one in parts.items())
+    return Kept(
+        "measured" if how == {"measured"} else "estimated",
+        parts[least].share,
+        {f"{branch}: {name}": value for branch, one in parts.items() for name, value in one.classes.items()},
+        {f"{branch}: {key}": value for branch, one in parts.items() for key, value in one.figures.items()},
+        f"{len(parts)} branches, of which '{least}' kept least and counts. {_capital(texts)}",
+        parts[least].interval,
+        tuple(note for one in parts.values() for note in one.notes),
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 @torch.no_grad()
@@ -328,6 +365,34 @@ def seen_in_background(
     shares = counts / max(1, counts.sum())
     order = sorted(range(space.num_classes), key=lambda i: -shares[i])
     return {space.names[i]: float(shares[i]) for i in order if i != space.background and shares[i] > 0}
+
+
+@torch.no_grad()
+def fit(
+    model: SegmentationModel,
+    source: Source,
+    space: LabelSpace,
+    datasets: Mapping[str, Dataset],
+    data: DataConfig,
+    accelerator: Accelerator,
+    *,
+    batch: int,
+    images: int = LOOKED,
+) -> float:
+    """Say how well a branch labels some images: the mean IoU of the classes that these label.
+
+    Args:
+        source: the images, through the branch. The first few are used.
+        space: the branch's classes.
+    """
+    few = replace(source, indices=source.indices[:images])
+    matrix = ConfusionMatrix(space.num_classes)
+    windows = InputForm.of_config(data).windows(batch)
+    for image, label in _batches(few, datasets, data, batch, accelerator):
+        ids = through(model.to(accelerator.device), source.branch, image, accelerator, windows)
+        matrix.update(ids.long(), label.long())
+    labelled = [c for c in set(source.lut) if c < space.num_classes and c != space.background]
+    return _mean(iou(matrix.counts.cpu().numpy())[labelled])
 
 
 def _batches(

@@ -25,10 +25,11 @@ from everseg.config.fields import (
     RunConfig,
     ScenarioConfig,
 )
-from everseg.config.loading import config_hash
+from everseg.config.loading import config_hash, identity
 from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
 from everseg.distributed import all_reduce_max, derive_seed
+from everseg.engine.events import Events, Sink
 from everseg.engine.memory import memory_before, memory_problems
 from everseg.engine.one_pass import length_of, order_of
 from everseg.engine.optim import warmup_length
@@ -38,7 +39,8 @@ from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.runtime import StopRequest, computes_bf16, make_accelerator
 from everseg.engine.session import Session
 from everseg.engine.step import StepJob, epoch_of, iterations_of
-from everseg.engine.tensorboard import Events
+from everseg.engine.tensorboard import tensorboard
+from everseg.engine.trackers import TITLES, Tracker, check_installed
 from everseg.errors import CheckpointError, ConfigError, DataError, EversegError
 from everseg.inference.count import Evaluation, evaluate, score_step, user_builder, views_of
 from everseg.labels import IGNORED, LabelSpace, policy_set
@@ -59,7 +61,8 @@ from everseg.runs.journal import Journal
 from everseg.runs.lock import locked
 from everseg.runs.memory import FILE as MEMORY
 from everseg.runs.memory import Memory, read_memory
-from everseg.runs.model_folder import LINEAGE, read_lineage, read_model_file, save_model
+from everseg.runs.model_edits import with_branch
+from everseg.runs.model_folder import LINEAGE, load_model, read_lineage, read_model_file, save_model
 from everseg.runs.place import model_folder_at
 from everseg.runs.results import Results
 from everseg.runs.run_folder import RunFolder
@@ -96,6 +99,7 @@ def execute(config: RunConfig, *, quiet: bool = False, dry_run: bool = False) ->
             "use bf16 or fp32"
         )
     _check_single_task(config.scenario, config.data.domains)
+    check_installed(config.tracker)
     folder = RunFolder(Path(config.out) / config.name)
     finished = folder.is_finished(config)
     # With several branches in one step, a batch gives gradients to one of them only; DDP must expect unused weights.
@@ -357,7 +361,7 @@ def _open(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Pr
     threads = folder.open(config, torch.get_num_threads())
     _record_scenario(folder, prepared, config.scenario, several=len(config.data.domains) > 1)
     if config.scenario.bundle is not None:
-        place_start(folder, prepared.steps[0], Path(config.scenario.bundle), config.method)
+        place_start(folder, prepared.steps[0], config.scenario, config.model, config.method)
     if threads != torch.get_num_threads():
         progress.message(f"note: using {threads} CPU threads, as this run did before")
         torch.set_num_threads(threads)
@@ -388,8 +392,10 @@ def _run(
             for step in steps
         )
     journal = Journal(folder.path / "journal.jsonl" if main else None)
+    # A dry run leaves nothing at a service.
+    trackers = [name for name in config.tracker if main and not (dry_run and name in TITLES)]
     events = Events(
-        folder.path / "events" if main else None, enabled=config.tensorboard, notify=progress.message
+        _places(trackers, identity(config), folder.path, progress.message), notify=progress.message
     )
     method = build_method(config.method)
     done = 0  # iterations of the steps so far
@@ -416,6 +422,29 @@ def _run(
     return folder
 
 
+def _places(
+    chosen: Sequence[str], settings: Mapping[str, Any], folder: Path, notify: Callable[[str], None]
+) -> list[Sink]:
+    """Open the places that the run's numbers go to.
+
+    Args:
+        chosen: the setting `tracker`.
+        settings: what the services are told of the run.
+
+    Raises:
+        ConfigError: one of the services refuses to start.
+    """
+    opened = tensorboard(folder / "events", notify) if "tensorboard" in chosen else []
+    try:
+        for name in dict.fromkeys(chosen):
+            if name in TITLES:
+                opened.append(Tracker(name, folder.name, settings, folder))
+    except ConfigError:
+        Events(opened).close()
+        raise
+    return opened
+
+
 def _length(step: Step, session: Session, method: Method, appended: int) -> int:
     """Count what a step does before its test: its iterations, and the batches of its pass without gradients."""
     config, plan = session.config, method.accumulates(step)
@@ -440,7 +469,7 @@ def _record_scenario(
     # Runs begun before a setting existed have no such entry, and must be able to continue.
     unused = {
         name
-        for name in ("bundle", "memory", "partition_draw")
+        for name in ("bundle", "domain", "branch", "like", "memory", "partition_draw")
         if getattr(scenario, name) == ScenarioConfig.model_fields[name].default
     }
     settings = scenario.model_dump(mode="json", exclude=unused)
@@ -621,21 +650,25 @@ def _with_others(
     ).images  # fmt: skip
 
 
-def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfig) -> None:
+def place_start(
+    folder: RunFolder, step: Step, scenario: ScenarioConfig, network: ModelConfig, chosen: MethodConfig
+) -> None:
     """Copy the bundle to where the step looks for its parent, or check that an existing copy is of this bundle.
 
     The copy records the bundle's digest as its parent, so that the chain of hashes continues. The method's state is
-    copied only if the same method made it.
+    copied only if the same method made it. A branch that the step trains and the bundle does not have is put into the
+    copy, equal to the branch `scenario.like`. So the step, its teacher and its comparisons find it there as any other.
 
     Args:
-        source: the bundle.
+        scenario: names the bundle.
+        network: names the user's own architecture, if the bundle has one.
         chosen: the run's method.
 
     Raises:
         CheckpointError: the bundle is missing or damaged, or is not the one that the run began with.
         ConfigError: the method needs the state it gathered in earlier steps, but another method made the bundle.
     """
-    target = folder.final(step.index - 1)
+    source, target = Path(str(scenario.bundle)), folder.final(step.index - 1)
     if target.is_dir():
         if source.is_dir() and verify(source) != parent_of(target):
             raise CheckpointError(
@@ -648,10 +681,15 @@ def place_start(folder: RunFolder, step: Step, source: Path, chosen: MethodConfi
     copies = (
         {name: (source / name).read_bytes for copy in memory.copies for name in copy.names} if memory else {}
     )
+    about, weights = read_model_file(source), load_tensors(source / "model.safetensors")
+    if step.branch not in about.spaces:
+        model, _ = load_model(source, user_builder(network), about)
+        about = with_branch(model, about, step.branch, str(scenario.like))
+        weights = model.state_dict()
     save_model(
         target,
-        read_model_file(source),
-        load_tensors(source / "model.safetensors"),
+        about,
+        weights,
         _state(source, lineage, chosen),
         parent=digest,
         documents={Path(LINEAGE).stem: lineage, **({Path(MEMORY).stem: memory.document()} if memory else {})},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from everseg.errors import ConfigError
-from everseg.models.blocks import NORM_TYPES, BranchDict, MakeClassifier, NormKind, Restructured
+from everseg.models.blocks import BranchDict, MakeClassifier, NormKind, Restructured, is_norm
 from everseg.models.heads import GrowingHead, Growth, Head, HeadOutput, background_layer, last_layer
 from everseg.models.kinds import KINDS
 from everseg.models.open_sizes import sizes_at_hand
@@ -221,7 +221,7 @@ class SegmentationModel(nn.Module):
                 weight.requires_grad_(False)
         if norm:
             for module in self.modules():
-                if isinstance(module, NORM_TYPES):
+                if is_norm(module):
                     module.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, Restructured):
@@ -243,7 +243,7 @@ class SegmentationModel(nn.Module):
             trained = {id(inner) for module in kept for inner in module.modules()}
             for root in [self] if self.frozen.norm else roots:
                 for module in root.modules():
-                    if isinstance(module, NORM_TYPES) and id(module) not in trained:
+                    if is_norm(module) and id(module) not in trained:
                         module.training = False
         if self.frozen.dropout:
             for module in self.modules():

@@ -10,17 +10,16 @@ import contextlib
 import importlib
 import os
 import re
-import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from everseg.errors import ConfigError, Interrupted, some
 from everseg.sweeps import process
+from everseg.sweeps.launch import stopping
 from everseg.sweeps.plan import FILE, GridRun
 from everseg.sweeps.process import Outcome, Submit, run_process
 
@@ -60,7 +59,7 @@ def ray(
         engine = importlib.import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray: pip install 'everseg[ray]'") from None
-    with _signals():
+    with stopping():
         ours = not engine.is_initialized()
         if ours:
             _connect(engine)
@@ -96,24 +95,6 @@ def ray(
         finally:
             if ours:
                 engine.shutdown()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(
-            "the sweep was interrupted; its runs are saved, the same command continues them", number
-        )
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _connect(engine: Any) -> None:
