@@ -56,7 +56,8 @@ from everseg.sweeps.sweep import sweep
 __all__ = [
     "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "bench", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
-    "import_mdil", "import_mib", "load", "predict", "preview", "report", "rollback", "run", "serve", "show", "sign", "sweep", "verify",
+    "import_mdil", "import_mib", "load", "predict", "preview", "report", "rollback", "run", "serve", "show", "sign",
+    "sweep", "verify",
 ]  # fmt: skip
 
 

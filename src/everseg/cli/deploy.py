@@ -349,7 +349,9 @@ def bench(
 
 def sign(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to sign.")],
-    key: Annotated[Path, typer.Option(metavar="FILE", help="Private key (Ed25519, PEM); its password is asked for.")],
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="Private key (Ed25519, PEM); its password is asked for.")
+    ],
     new_key: Annotated[
         bool, typer.Option("--new-key", help="Make the key first: FILE, and FILE.pub for those who verify.")
     ] = False,
@@ -367,7 +369,8 @@ def sign(
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to verify.")],
     key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Public key that must have signed it; default bytes only.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Public key that must have signed it; default bytes only."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -196,6 +196,12 @@ def predict(
     ] = None,
     precision: Precision = None,
     require_signature: RequireSignature = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORM", help="masks, or for labelling tools and maps: cvat, coco, labelstudio, geotiff."
+        ),
+    ] = "masks",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -213,6 +219,7 @@ def predict(
         extra=pairs("--extra", extra or []),
         precision=precision,
         require_signature=require_signature,
+        format=format,
         quiet=quiet or as_json,
     )
     give(written, as_json)

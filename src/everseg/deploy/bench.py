@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from everseg.deploy.bundle import Bundle, open_bundle
-from everseg.display import Piece, Result, count, counted, figure, size, table
+from everseg.display import Piece, Result, counted, figure, size, table
 from everseg.errors import ConfigError, EversegError
 from everseg.progress import counting
 from everseg.runs.model_folder import PRECISIONS, WEIGHTS
@@ -65,7 +65,7 @@ class Bench(Result):
         rows = [
             [
                 form.name, size(form.bytes), figure(1000 * form.latency), figure(1000 * form.slowest),
-                f"{figure(first / form.latency, digits=2)} x", count(form.throughput), size(form.memory),
+                f"{figure(first / form.latency, digits=2)} x", figure(form.throughput), size(form.memory),
                 figure(form.load, digits=2), form.runs,
             ]
             for form in self.forms

@@ -139,8 +139,8 @@ def reducer(precisions: Sequence[str], trials: Mapping[str, Trial], max_drop: fl
 
 def _gate(found: Reduced, max_drop: float) -> None:
     failed = [
-        f"{name}{f' of branch {branch!r}' if len(found) > 1 else ''} loses {figure(one.drop, digits=2)} points of {one.measure} "
-        f"({percent(one.full)} -> {percent(one.reduced)} on {one.source})"
+        f"{name}{f' of branch {branch!r}' if len(found) > 1 else ''} loses {figure(one.drop, digits=2)} points of "
+        f"{one.measure} ({percent(one.full)} -> {percent(one.reduced)} on {one.source})"
         for branch, each in found.items()
         for name, (_, one) in each.items()
         if not one.drop <= max_drop
@@ -152,8 +152,8 @@ def _gate(found: Reduced, max_drop: float) -> None:
             else ""
         )
         raise GateError(
-            f"{'; '.join(failed)}; --max-drop {figure(max_drop, digits=2)} was asked for, so nothing was written. {advice}leave this "
-            "precision out, or allow more (--max-drop)"
+            f"{'; '.join(failed)}; --max-drop {figure(max_drop, digits=2)} was asked for, so nothing was "
+            f"written. {advice}leave this precision out, or allow more (--max-drop)"
         )
 
 

@@ -64,7 +64,9 @@ class Verified(Result):
         }  # fmt: skip
 
 
-def sign(bundle: str | Path, *, key: str | Path, new_key: bool = False, password: str | None = None) -> Signed:
+def sign(
+    bundle: str | Path, *, key: str | Path, new_key: bool = False, password: str | None = None
+) -> Signed:
     """Sign a bundle: the list of its files with their digests, in a file SIGNATURE.json beside them.
 
     The bundle itself is not changed, and several keys may sign it.

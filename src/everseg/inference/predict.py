@@ -19,8 +19,9 @@ from everseg.data.channels import picture_of
 from everseg.data.class_colours import overlay, palette, png
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import files_to_predict
-from everseg.display import Picture, Piece, Result, escaped, share
+from everseg.display import Picture, Piece, Result, counted, escaped, share
 from everseg.errors import ConfigError, DataError, some
+from everseg.inference.for_tools import MASKS, writer_of
 from everseg.inference.onnx_files import OnnxFiles
 from everseg.inference.pictures import shrink, write_prediction
 from everseg.inference.windows import infer_sliding_branch, sliding_ids
@@ -120,6 +121,10 @@ class Predictions(Result, Sequence[WrittenPrediction]):
     """Name of an image below `out`, without its ending -> branch that predicted it."""
     notes: tuple[str, ...] = ()
     """Which files of the folders were left out, and why."""
+    format: str = MASKS
+    """The form that was asked for. Only masks have `files`."""
+    made: tuple[Path, ...] = ()
+    """What was written in another form."""
 
     @overload
     def __getitem__(self, at: int) -> WrittenPrediction: ...
@@ -132,11 +137,21 @@ class Predictions(Result, Sequence[WrittenPrediction]):
         return len(self.files)
 
     def shown(self) -> Iterator[Piece]:
+        if self.format != MASKS:
+            names = some([str(path) for path in self.made], 4)
+            yield f"{counted(len(self.branches), 'image')} for {self.format}: {names}"
+            return
         yield f"{len(self)} masks and overlays in {self.out}; {MASK_IDS} there names the ids"
         for name, written in list(zip(self.branches, self.files, strict=True))[:_PICTURES]:
             yield Picture(partial(_reduced, written.overlay), name)
 
     def to_json(self) -> dict[str, Any]:
+        if self.format != MASKS:
+            images: list[dict[str, Any]] = [
+                {"image": name, "branch": branch} for name, branch in self.branches.items()
+            ]
+            made = {"format": self.format, "made": [str(path) for path in self.made]}
+            return {"out": str(self.out), "images": images, **made, "notes": list(self.notes)}
         return {
             "out": str(self.out),
             "images": [
@@ -414,6 +429,7 @@ def predict(
     extra: Mapping[str, str | Path] | None = None,
     precision: str | None = None,
     require_signature: str | Path | None = None,
+    format: str = MASKS,
     quiet: bool = False,
 ) -> Predictions:
     """Predict images and folders of images. Write id masks and overlays.
@@ -431,6 +447,8 @@ def predict(
         builder: the builder of your own architecture, if the model is not a built-in one.
         precision: as for `load`.
         require_signature: as for `load`.
+        format: "masks" (id masks and overlays), or what a labelling tool or a map takes instead: "cvat", "coco",
+            "labelstudio", "geotiff" (`everseg.inference.for_tools`).
         quiet: print no progress.
 
     Returns:
@@ -451,6 +469,16 @@ def predict(
     out = Path(out)
     written, taken, damaged = [], {}, []
     files, left_out = files_to_predict(images, out, model.form.reading)
+    writer = None
+    if format != MASKS:
+        chosen = (
+            model.spaces
+            if infer_domain
+            else [next(iter(model.spaces)) if domain is None else model.branch_of[domain]]
+        )
+        writer = writer_of(
+            format, out, [model.spaces[branch] for branch in chosen], [image for image, _ in files]
+        )
     _check_maps(folders, [stem for _, stem in files])
     with counting("predicting", quiet=quiet) as advance:
         for number, (image, stem) in enumerate(files):
@@ -460,18 +488,24 @@ def predict(
             except DataError as error:
                 damaged.append(str(error))
             else:
-                results = write_prediction(out / stem, prediction.ids, prediction.image)
-                written.append(WrittenPrediction(*results))
+                if writer is None:
+                    results = write_prediction(out / stem, prediction.ids, prediction.image)
+                    written.append(WrittenPrediction(*results))
+                else:
+                    name = stem.with_name(stem.name + image.suffix).as_posix()
+                    writer.add(name, prediction.ids, prediction.classes, image)
                 taken[stem.as_posix()] = prediction.branch
             advance(number + 1, len(files))
     if not taken:
         raise DataError("\n  ".join([f"{len(damaged)} unreadable images; nothing was written:", *damaged]))
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
+    made = () if writer is None else tuple(writer.finish())
     if infer_domain:
         write_json(out / "domains.json", taken)
-    write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
+    if writer is None:
+        write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
     if damaged:
-        head = f"{len(damaged)} unreadable images; the other {len(written)} are written to {out}:"
+        head = f"{len(damaged)} unreadable images; the other {len(taken)} are written to {out}:"
         raise DataError("\n  ".join([head, *damaged, *left_out]))
-    return Predictions(out, tuple(written), taken, tuple(left_out))
+    return Predictions(out, tuple(written), taken, tuple(left_out), format, made)

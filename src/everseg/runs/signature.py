@@ -17,7 +17,15 @@ from typing import Any
 from everseg.data.writing import write_flushed
 from everseg.errors import CheckpointError, ConfigError, first_line
 from everseg.files import UnreadableError, read_regular
-from everseg.runs.commit import MANIFEST, Committed, read_committed, read_document, verify, write_json, writing
+from everseg.runs.commit import (
+    MANIFEST,
+    Committed,
+    read_committed,
+    read_document,
+    verify,
+    write_json,
+    writing,
+)
 from everseg.runs.documents import SIGNATURE
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.place import what_is
@@ -63,9 +71,13 @@ def signatures(folder: Path) -> list[dict[str, str]]:
     """
     if not (folder / FILE).exists():
         return []
-    found = read_document(folder / FILE, shape=SIGNATURE, most=_MOST, advice="sign the bundle again, or fetch it again")
+    found = read_document(
+        folder / FILE, shape=SIGNATURE, most=_MOST, advice="sign the bundle again, or fetch it again"
+    )
     if found["format"] != FORMAT:
-        raise CheckpointError(f"{folder / FILE} has format {found['format']}; this everseg reads format {FORMAT}")
+        raise CheckpointError(
+            f"{folder / FILE} has format {found['format']}; this everseg reads format {FORMAT}"
+        )
     entries: list[dict[str, str]] = found["signatures"]
     return entries
 
@@ -86,7 +98,9 @@ def require_signature(folder: Path, key: str | Path) -> str:
     public = _public(Path(key))
     wanted = fingerprint(public)
     if not (folder / MANIFEST).is_file() or not is_bundle(folder):
-        raise CheckpointError(f"{folder} {what_is(folder)}; only a bundle can be signed (everseg export, everseg sign)")
+        raise CheckpointError(
+            f"{folder} {what_is(folder)}; only a bundle can be signed (everseg export, everseg sign)"
+        )
     committed = read_committed(folder)
     found = [one["signature"] for one in signatures(folder) if one["key"] == wanted]
     if not found:
@@ -116,7 +130,9 @@ def new_key(private: Path, password: str | None = None) -> Path:
     ed25519, serialization = _library()
     public = private.with_name(private.name + ".pub")
     if taken := [str(path) for path in (private, public) if path.exists()]:
-        raise ConfigError(f"{' and '.join(taken)} exists already; a key is never overwritten: give another name")
+        raise ConfigError(
+            f"{' and '.join(taken)} exists already; a key is never overwritten: give another name"
+        )
     made = ed25519.Ed25519PrivateKey.generate()
     encryption = (
         serialization.NoEncryption()
@@ -128,9 +144,7 @@ def new_key(private: Path, password: str | None = None) -> Path:
         os.close(os.open(private, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with private.open("wb") as file:
             file.write(
-                made.private_bytes(
-                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-                )
+                made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
             )
         write_flushed(
             public,
@@ -153,7 +167,8 @@ def fingerprint(public: Any) -> str:
 
 def _message(committed: Committed) -> bytes:
     files = [
-        [name, committed.files[name]["size"], committed.files[name]["sha256"]] for name in sorted(committed.files)
+        [name, committed.files[name]["size"], committed.files[name]["sha256"]]
+        for name in sorted(committed.files)
     ]
     body = {"purpose": _PURPOSE, "files": files, "parent": committed.parent}
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
@@ -172,10 +187,14 @@ def _fits(public: Any, signature: str, message: bytes) -> bool:
 def _private(key: Path, password: str | None) -> Any:
     ed25519, serialization = _library()
     try:
-        found = serialization.load_pem_private_key(_bytes(key), None if password is None else password.encode())
+        found = serialization.load_pem_private_key(
+            _bytes(key), None if password is None else password.encode()
+        )
     except (ValueError, TypeError) as error:
-        kind = "is a public key; signing needs the private one" if b"PUBLIC KEY" in _bytes(key) else (
-            f"holds no private key that can be read ({first_line(error)})"
+        kind = (
+            "is a public key; signing needs the private one"
+            if b"PUBLIC KEY" in _bytes(key)
+            else (f"holds no private key that can be read ({first_line(error)})")
         )
         raise ConfigError(f"{key} {kind}") from None
     if not isinstance(found, ed25519.Ed25519PrivateKey):
@@ -187,7 +206,9 @@ def _public(key: Path) -> Any:
     ed25519, serialization = _library()
     data = _bytes(key)
     if b"PRIVATE KEY" in data:
-        raise ConfigError(f"{key} is a private key; give the public one ({key}.pub), and keep this one to yourself")
+        raise ConfigError(
+            f"{key} is a private key; give the public one ({key}.pub), and keep this one to yourself"
+        )
     try:
         found = serialization.load_pem_public_key(data)
     except ValueError as error:
