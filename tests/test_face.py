@@ -28,6 +28,7 @@ from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
 from everseg.deploy.extend import Extension, Preview
 from everseg.deploy.history import Ancestor, History, Rollback
+from everseg.deploy.hub import Pulled, Pushed
 from everseg.deploy.old_classes import Gate, Kept
 from everseg.deploy.sign import Signed, Verified
 from everseg.display import OnceADictionary, Result
@@ -265,6 +266,8 @@ def results(folder: Path) -> dict[str, Result]:
             (Ancestor(1, HOSTILE, Path(HOSTILE)), Ancestor(1, HOSTILE, None)),
         ),
         "Bench": Bench(Path(HOSTILE), (32, 48), 1, 4, (Form(HOSTILE, 1, 0.1, 0.1, 0.1, 9.0, 1, 5),), (HOSTILE,)),
+        "Pushed": Pushed(Path(HOSTILE), HOSTILE, HOSTILE, HOSTILE, 1, (HOSTILE,)),
+        "Pulled": Pulled(made, HOSTILE, HOSTILE, (HOSTILE,)),
         "Signed": Signed(Path(HOSTILE), HOSTILE, Path(HOSTILE)),
         "Verified": Verified(Path(HOSTILE), HOSTILE, 1, None, (HOSTILE,), (HOSTILE,)),
         "Rollback": Rollback(Path(HOSTILE), Ancestor(1, HOSTILE, Path(HOSTILE)), True),

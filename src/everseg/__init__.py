@@ -30,6 +30,8 @@ _LAZY = {
     "diff": "everseg.deploy.diff:diff",
     "bench": "everseg.deploy.bench:bench",
     "adopt": "everseg.deploy.adopt:adopt",
+    "push": "everseg.deploy.hub:push",
+    "pull": "everseg.deploy.hub:pull",
     "serve": "everseg.deploy.serve:serve",
     "sign": "everseg.deploy.sign:sign",
     "verify": "everseg.deploy.sign:verify",

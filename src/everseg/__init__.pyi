@@ -22,6 +22,8 @@ from everseg.deploy.extend import extend as extend
 from everseg.deploy.extend import preview as preview
 from everseg.deploy.history import history as history
 from everseg.deploy.history import rollback as rollback
+from everseg.deploy.hub import pull as pull
+from everseg.deploy.hub import push as push
 from everseg.deploy.serve import serve as serve
 from everseg.deploy.sign import sign as sign
 from everseg.deploy.sign import verify as verify

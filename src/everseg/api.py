@@ -28,6 +28,7 @@ from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend, preview
 from everseg.deploy.history import history, rollback
+from everseg.deploy.hub import pull, push
 from everseg.deploy.serve import serve
 from everseg.deploy.sign import sign, verify
 from everseg.display import OnceADictionary, Piece, Result, in_percent, printable
@@ -56,8 +57,8 @@ from everseg.sweeps.sweep import sweep
 __all__ = [
     "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "bench", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
-    "import_mdil", "import_mib", "load", "predict", "preview", "report", "rollback", "run", "serve", "show", "sign",
-    "sweep", "verify",
+    "import_mdil", "import_mib", "load", "predict", "preview", "pull", "push", "report", "rollback", "run", "serve",
+    "show", "sign", "sweep", "verify",
 ]  # fmt: skip
 
 

@@ -40,6 +40,8 @@ def add_deploy_commands(app: typer.Typer) -> None:
     app.command()(bench)
     app.command()(sign)
     app.command()(verify)
+    app.command()(push)
+    app.command()(pull)
     app.command()(serve)
 
 
@@ -378,6 +380,39 @@ def verify(
     from everseg import api
 
     give(api.verify(bundle, key=key), as_json)
+
+
+def push(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to publish.")],
+    to: Annotated[str, typer.Argument(metavar="hf:ORG/NAME", help="Repository of the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="NAME", help="License that you give the model, such as apache-2.0.")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Publish the training images that the bundle holds, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a bundle to the hub, with a model card that the hub reads."""
+    from everseg import api
+
+    give(api.push(bundle, to, private=private, license=license, memory=memory), as_json)
+
+
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="hf:ORG/NAME[@REVISION]", help="Repository; a commit's hash pins it.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    require_signature: RequireSignature = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch a bundle from the hub and verify every byte of it. Nothing of it is run."""
+    from everseg import api
+
+    give(api.pull(source, out, require_signature=require_signature, quiet=quiet or as_json), as_json)
 
 
 def serve(

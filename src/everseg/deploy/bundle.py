@@ -243,7 +243,7 @@ def write_bundle(
         **({"reduced": stored(reduced)} if reduced else {}),
     }
     if onnx:
-        files[EXAMPLE] = _example(contents.form)
+        files[EXAMPLE] = example_script(contents.form)
     documents = {Path(LINEAGE).stem: lineage, "preprocessing": _preprocessing(contents, only)}
     images_kept = 0
     if contents.memory is not None:
@@ -299,14 +299,15 @@ def write_reduced(bundle: Bundle, out: str | Path, reduce: Reduce, builder: Any 
     if "form" in read_document(
         bundle.path / "preprocessing.json"
     ):  # bundles of 0.1 have a script of their own
-        files[EXAMPLE] = _example(about.form)
+        files[EXAMPLE] = example_script(about.form)
     documents = {Path(CLASSES).stem: about.document(), Path(LINEAGE).stem: lineage}
     files |= {CARD: card.encode(), **_files_of(reduced)}
     save_folder(out, {}, documents, committed.parent, files)
     return open_bundle(out)
 
 
-def _example(form: InputForm) -> bytes:
+def example_script(form: InputForm) -> bytes:
+    """Return the script `example.py` of bundles."""
     script = "example.txt" if form.channels is None else "example_channels.txt"
     return resources.files("everseg.deploy").joinpath(script).read_bytes()
 
