@@ -24,6 +24,7 @@ from everseg.data.proposal.guess import Guess
 from everseg.data.verbs import ClassWeight, Downloaded, NewDescription, Weights
 from everseg.deploy.adopt import Adopted
 from everseg.deploy.bench import Bench, Form
+from everseg.deploy.browser import BrowserPage
 from everseg.deploy.bundle import Bundle, Contents, write_bundle
 from everseg.deploy.diff import Became, Difference, ImageDifference
 from everseg.deploy.extend import Extension, Preview
@@ -266,6 +267,7 @@ def results(folder: Path) -> dict[str, Result]:
             (Ancestor(1, HOSTILE, Path(HOSTILE)), Ancestor(1, HOSTILE, None)),
         ),
         "Bench": Bench(Path(HOSTILE), (32, 48), 1, 4, (Form(HOSTILE, 1, 0.1, 0.1, 0.1, 9.0, 1, 5),), (HOSTILE,)),
+        "BrowserPage": BrowserPage(Path(HOSTILE), 1, "fp32"),
         "Pushed": Pushed(Path(HOSTILE), HOSTILE, HOSTILE, HOSTILE, 1, (HOSTILE,)),
         "Pulled": Pulled(made, HOSTILE, HOSTILE, (HOSTILE,)),
         "Signed": Signed(Path(HOSTILE), HOSTILE, Path(HOSTILE)),

@@ -168,7 +168,7 @@ def test_public_names() -> None:
     assert sorted(everseg.__all__) == [
         "LabelPolicy", "LabelSpace", "Method", "Run", "__version__", "adopt", "bench", "compare", "data", "demo",
         "diff", "env", "evaluate", "export", "extend", "features", "history", "interop", "load", "losses", "metrics",
-        "predict", "preview", "pull", "push", "report", "rollback", "run", "scenarios", "serve", "show", "sign",
+        "page", "predict", "preview", "pull", "push", "report", "rollback", "run", "scenarios", "serve", "show", "sign",
         "sweep", "verify",
     ]  # fmt: skip
     for name in everseg.__all__:

@@ -30,6 +30,7 @@ _LAZY = {
     "diff": "everseg.deploy.diff:diff",
     "bench": "everseg.deploy.bench:bench",
     "adopt": "everseg.deploy.adopt:adopt",
+    "page": "everseg.deploy.browser:page",
     "push": "everseg.deploy.hub:push",
     "pull": "everseg.deploy.hub:pull",
     "serve": "everseg.deploy.serve:serve",

@@ -16,6 +16,7 @@ from everseg.api import report as report
 from everseg.api import run as run
 from everseg.deploy.adopt import adopt as adopt
 from everseg.deploy.bench import bench as bench
+from everseg.deploy.browser import page as page
 from everseg.deploy.diff import diff as diff
 from everseg.deploy.export import export as export
 from everseg.deploy.extend import extend as extend

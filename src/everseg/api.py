@@ -23,6 +23,7 @@ from everseg.config.loading import load as load_config
 from everseg.config.loading import to_json
 from everseg.deploy.adopt import adopt
 from everseg.deploy.bench import bench
+from everseg.deploy.browser import page
 from everseg.deploy.bundle import Bundle
 from everseg.deploy.diff import diff
 from everseg.deploy.export import export
@@ -57,8 +58,8 @@ from everseg.sweeps.sweep import sweep
 __all__ = [
     "Demo", "DemoRow", "LoadedModel", "Model", "Prediction", "Run", "adopt", "bench", "compare", "demo", "diff", "env",
     "evaluate", "export", "export_mdil", "export_mdil_encoder", "export_mib", "extend", "features", "history",
-    "import_mdil", "import_mib", "load", "predict", "preview", "pull", "push", "report", "rollback", "run", "serve",
-    "show", "sign", "sweep", "verify",
+    "import_mdil", "import_mib", "load", "page", "predict", "preview", "pull", "push", "report", "rollback", "run",
+    "serve", "show", "sign", "sweep", "verify",
 ]  # fmt: skip
 
 

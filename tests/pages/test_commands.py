@@ -33,6 +33,7 @@ NOT_RUN = {
     r"exec srun": "SLURM",
     r"everseg sweep .* --ray": "a Ray cluster; scripts/real/ray_cases.py starts one",
     r"python \S+/example\.py": "needs the ONNX file, which takes ten seconds; tests/deploy/test_export.py runs it",
+    r"npm install|everseg page |python -m http\.server": "an npm package; tests/deploy/test_browser_page.py",
     r"everseg (push|pull) ": "the network; tests/deploy/test_hub.py has a hub of its own",
     r"everseg (sign|verify) |everseg .* --require-signature": "the extra sign; tests/deploy/test_sign.py",
     r"everseg \w+ .*--precision": "needs the ONNX file; tests/deploy/test_precisions.py has one",

@@ -40,6 +40,7 @@ def add_deploy_commands(app: typer.Typer) -> None:
     app.command()(bench)
     app.command()(sign)
     app.command()(verify)
+    app.command()(page)
     app.command()(push)
     app.command()(pull)
     app.command()(serve)
@@ -380,6 +381,21 @@ def verify(
     from everseg import api
 
     give(api.verify(bundle, key=key), as_json)
+
+
+def page(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with its ONNX file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    runtime: Annotated[
+        Path, typer.Option(metavar="DIR", help="The npm package onnxruntime-web; its files are copied.")
+    ],
+    precision: Annotated[str, typer.Option(metavar="NAME", help="fp32, fp16 or int8.")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Write a folder with a web page that runs the bundle in the browser, without a server of ours."""
+    from everseg import api
+
+    give(api.page(bundle, out=out, runtime=runtime, precision=precision), as_json)
 
 
 def push(

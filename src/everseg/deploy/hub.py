@@ -18,7 +18,7 @@ from typing import Any
 
 from everseg.data.writing import flush_folder, write_flushed
 from everseg.deploy.bundle import CARD, EXAMPLE, Bundle, example_script, new_folder, open_bundle
-from everseg.display import Piece, Result, counted, printable
+from everseg.display import Piece, Result, counted, in_percent, printable
 from everseg.errors import CheckpointError, ConfigError, EversegError, first_line
 from everseg.files import MOST, UnreadableError, read_regular
 from everseg.progress import counting
@@ -262,7 +262,7 @@ def header(bundle: Bundle, name: str, license: str | None = None) -> str:
                 task_type="image-segmentation", task_name="Semantic segmentation",
                 dataset_type=_slug(where), dataset_name=printable(where) or "test images",
                 metric_type="mean_iou" if metric == "mIoU" else "iou", metric_name=printable(metric),
-                metric_value=round(100 * value, 2),
+                metric_value=in_percent(value),
             )
             for metric, value in values.items()
             if value is not None
