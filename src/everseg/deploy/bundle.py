@@ -212,8 +212,11 @@ def write_bundle(
     graphs: dict[str, bytes] = {}
     only: tuple[int, int] | None = None  # the one size that the graphs take; None = they take any
     for branch, name in names.items():
-        graph, parity[branch], only = _graph(contents, registry, branch, images, source, only)
-        files[name], graphs[branch] = graph, graph
+        graphs[branch], parity[branch], only = _graph(contents, registry, branch, images, source, only)
+    # preprocessing.json says one size for all graphs, so a graph that came before the first bound one is bound as well.
+    for branch in [branch for branch, one in parity.items() if only is not None and not one.one_size]:
+        graphs[branch], parity[branch], _ = _graph(contents, registry, branch, images, source, only)
+    files |= {names[branch]: graph for branch, graph in graphs.items()}
     reduced: Reduced = {}
     if reduce is not None:
         loaded = LoadedModel(contents.model, contents.spaces, contents.form, contents.domains)

@@ -92,12 +92,16 @@ class Server(HttpServer):
                 content of the picture.
 
         Raises:
-            ConfigError: there are not one or two bundles, a name may mean two classes of a bundle, or the server cannot
-                listen on the port.
+            ConfigError: there are not one or two bundles, `timeout` is not above 0, a name may mean two classes of a
+                bundle, or the server cannot listen on the port.
             CheckpointError: a bundle is missing or damaged.
         """
         if not 1 <= len(bundles) <= 2:
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
+        if not timeout > 0:  # NaN is not either
+            raise ConfigError(
+                f"timeout: {timeout}; give the seconds that one prediction may take, more than 0"
+            )
         self.served = [Served(path, builder, timeout, precision, require_signature) for path in bundles]
         self.classes, self.notes = class_list(self.served), class_notes(self.served)
         try:
@@ -186,7 +190,7 @@ class Server(HttpServer):
         return replace(_json({"error": text}), status=status)
 
     def give_up(self) -> None:
-        """End the prediction that runs."""
+        """End the prediction that runs, and begin no other."""
         for one in self.served:
             one.give_up()
 
@@ -279,11 +283,11 @@ def serve(
         builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
         precision: predict with the bundles' ONNX files of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
         require_signature: file of the public key that must have signed the bundles (`everseg sign`).
-        timeout: seconds that one prediction may take; then it is given up, and the next one begins.
+        timeout: seconds that one prediction may take, more than 0; then it is given up, and the next one begins.
         quiet: do not print a line on stderr about each prediction.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or `timeout` is not above 0.
         CheckpointError: a bundle is missing or damaged.
     """
     bundles = [bundle] if other is None else [bundle, other]
@@ -351,7 +355,7 @@ class Served:
         self.precision = precision
         self.timeout, self.done, self.seconds = timeout, 0, 0.0
         """Seconds that a prediction may take; predictions so far; seconds that all of them took, failures included."""
-        self._until = math.inf
+        self._until, self._given_up = math.inf, False
         # A thread cannot be stopped from outside, so it looks at the clock itself.
         for module in self.model.model.modules():
             module.register_forward_pre_hook(self._look_at_the_clock)
@@ -398,12 +402,12 @@ class Served:
         return rows
 
     def _look_at_the_clock(self, module: Any, inputs: Any) -> None:
-        if time.monotonic() > self._until:
+        if self._given_up or time.monotonic() > self._until:
             raise TookTooLongError
 
     def give_up(self) -> None:
-        """End the prediction that runs."""
-        self._until = 0.0
+        """End the prediction that runs, and every later one at its first layer: its image may still be decoded now."""
+        self._given_up = True
         if self.model.onnx is not None:
             self.model.onnx.give_up()
 
@@ -416,21 +420,24 @@ class Served:
         """
         self._until = time.monotonic() + seconds
         onnx = self.model.onnx
-        timer = threading.Timer(seconds, self.give_up)  # onnxruntime does not look at the clock
-        timer.daemon = True
-        if onnx is not None:
+        timer = (
+            None if onnx is None else threading.Timer(seconds, onnx.give_up)
+        )  # it does not look at the clock
+        if timer is not None:
+            timer.daemon = True
             timer.start()
         try:
             yield
         except RuntimeError:
-            if onnx is not None and time.monotonic() >= self._until:
+            if onnx is not None and (self._given_up or time.monotonic() >= self._until):
                 raise TookTooLongError from None
             raise
         finally:
             self._until = math.inf
-            timer.cancel()
-            if onnx is not None:
-                onnx.go_on()
+            if timer is not None and onnx is not None:
+                timer.cancel()
+                if not self._given_up:
+                    onnx.go_on()
 
     def check_branch(self, branch: str | None) -> None:
         """See that it is clear which branch to use.
@@ -462,6 +469,8 @@ class Served:
             with self._having(self.timeout):
                 found = self.model.predict(image, branch=branch)
         except TookTooLongError:
+            if self._given_up:
+                raise RefusedError(503, "The server is being stopped.") from None
             raise RefusedError(
                 504, f"{self.name} took longer than {self.timeout:g} s for this image; try a smaller one."
             ) from None
