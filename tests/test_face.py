@@ -49,6 +49,8 @@ NOT_IN_PYTHON = {
     "list": "prints names that a configuration may use",
     "docs": "prints pages",
     "import mib": "`everseg.api` has import_mib and export_mib: one verb there is two functions, one for each way",
+    "weights list": "`everseg.interop.weights.catalogue`",
+    "weights get": "`everseg.interop.weights.get`",
     "import mdil": "`everseg.api` has import_mdil, export_mdil and export_mdil_encoder",
 }
 NOT_COMMANDS = {
@@ -246,7 +248,7 @@ def results(folder: Path) -> dict[str, Result]:
         "StepScores": StepScores(
             HOSTILE, 1, 3, {HOSTILE: scores()}, {HOSTILE: np.eye(2, dtype=np.int64)}, {HOSTILE: {HOSTILE: 3}}, 0.5
         ),
-        "Prediction": Prediction(ids, ("background", HOSTILE), image, HOSTILE),
+        "Prediction": Prediction(ids, ("background", HOSTILE), image, HOSTILE, 0),
         "Predictions": Predictions(
             Path(HOSTILE), (WrittenPrediction(Path(HOSTILE), Path(HOSTILE)),), {HOSTILE: HOSTILE}
         ),

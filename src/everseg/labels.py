@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from everseg.display import counted
 from everseg.errors import ConfigError, some
 
 IGNORED = 255
@@ -373,7 +374,7 @@ class LabelSpace:
         """
         found = []
         if len(self.names) != self.num_classes:
-            found.append(f"{len(self.names)} names for {self.num_classes} ids")
+            found.append(f"{counted(len(self.names), 'name')} for {self.num_classes} ids")
         # Check only negative ids: where domains share a branch, two data sets may use one id for two classes.
         texts = [("id", [str(raw) for raw in self.order if raw < 0])]
         for what, values in [*texts, *([("name", [*self.names])] if stored else [])]:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 
 from everseg import errors
 from everseg.api import Demo, DemoRow, Run
@@ -150,6 +151,16 @@ def test_eval_prints_groups_and_classes(everseg: Outcome, api: dict[str, Any]) -
     assert ["class", "IoU", "accuracy"] in rows, "a run of a version without Dice shows none"
     assert ["car", "50.0", "-"] in rows
     assert json.loads(everseg("eval", "runs/x", "--json")[1])["step"] == 1
+
+
+def test_every_command_that_writes_somewhere_takes_the_short_option() -> None:
+    def commands(group: Any) -> Iterator[Any]:
+        for command in group.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    written = [o for c in commands(get_command(cli.app)) for o in c.params if "--out" in o.opts]
+    assert len(written) > 10
+    assert [option for option in written if "-o" not in option.opts] == []
 
 
 def test_predict_needs_a_folder_to_write_to(everseg: Outcome, api: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from toy import settings
 from untrained import make_bundle
 
 import everseg
+from everseg.data.class_colours import BACKGROUND_COLOUR
 from everseg.deploy import bundle as bundle_module
 from everseg.deploy.bundle import Contents, open_bundle, write_bundle
 from everseg.deploy.class_ids import register, with_ids
@@ -29,7 +30,7 @@ from everseg.models.build import deeplabv3_tiny
 from everseg.models.erfnet import erfnet
 from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.input_form import InputForm
-from everseg.runs.model_folder import Registry, read_model_file, save_model
+from everseg.runs.model_folder import BundleClass, Registry, read_model_file, save_model
 from everseg.runs.run_folder import RunFolder
 from saying import must_say
 
@@ -183,6 +184,20 @@ def test_ids_are_kept_and_never_used_again():
     assert [(c.id, c.name, c.branches) for c in shared.classes] == [
         (0, "background", ("a", "b")), (1, "car", ("a", "b")), (2, "bus", ("a",)), (3, "van", ("b",)),
     ]  # fmt: skip
+
+
+def test_only_a_background_is_near_black_wherever_its_id_is():
+    """A road model has none. Where another domain brings one later, all others keep the colour that they have."""
+    street = LabelSpace(((0, 1),), ("road", "car"), background=None)
+    first = register({"a": street}, [{"a": 2}], [0])
+    assert BACKGROUND_COLOUR not in [entry.colour for entry in first.classes]
+    field = LabelSpace(((0, 1),), ("background", "cow"))
+    both = register({"a": street, "b": field}, [{"a": 2}, {"b": 2}], [0, 1], first)
+    assert both.classes[:2] == first.classes
+    assert [entry.name for entry in both.classes if entry.colour == BACKGROUND_COLOUR] == ["background"]
+    assert len({entry.colour for entry in both.classes}) == 4
+    old = Registry((BundleClass(0, "road", BACKGROUND_COLOUR, 0, ("a",)),), next_id=1)  # of earlier versions
+    assert len({entry.colour for entry in register({"a": street}, [{"a": 2}], [0], old).classes}) == 2
 
 
 def test_outputs_that_share_a_raw_id_have_lasting_ids_of_their_own():

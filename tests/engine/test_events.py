@@ -138,7 +138,7 @@ def test_a_diverged_loss_is_shown_as_such(tmp_path, read):
 
 def test_evaluation_writes_groups_classes_and_leaves_out_absent_scores(tmp_path, read):
     events = in_files(tmp_path)
-    events.evaluation(30, 1, NAMES, SCORES, COUNTS)
+    events.evaluation(30, 1, NAMES, SCORES, COUNTS, background=0)
     events.close()
     found = read(tmp_path)
     expected = {
@@ -159,7 +159,7 @@ def test_evaluation_writes_groups_classes_and_leaves_out_absent_scores(tmp_path,
 
 def test_evaluation_writes_a_table_of_classes(tmp_path, read):
     events = in_files(tmp_path)
-    events.evaluation(30, 1, NAMES, SCORES, COUNTS)
+    events.evaluation(30, 1, NAMES, SCORES, COUNTS, background=0)
     events.close()
     assert text_of(read(tmp_path), "val/classes").splitlines() == [
         "Step 1, iteration 30",
@@ -175,14 +175,14 @@ def test_evaluation_writes_a_table_of_classes(tmp_path, read):
 def test_evaluation_writes_pictures_of_samples_confusion_and_legend(tmp_path, read):
     events = in_files(tmp_path)
     large = sample(300, 1000)
-    events.evaluation(30, 1, NAMES, SCORES, COUNTS, [sample(), large])
-    events.evaluation(40, 1, NAMES, SCORES, COUNTS, [sample()])
+    events.evaluation(30, 1, NAMES, SCORES, COUNTS, [sample(), large], background=0)
+    events.evaluation(40, 1, NAMES, SCORES, COUNTS, [sample()], background=0)
     events.close()
     found = read(tmp_path)
     assert sorted(found.Tags()["images"]) == ["val/confusion", "val/legend", "val/pred/0", "val/pred/1"]
-    np.testing.assert_array_equal(picture_of(found, "val/pred/0"), triplet(*sample()))
+    np.testing.assert_array_equal(picture_of(found, "val/pred/0"), triplet(*sample(), background=0))
     np.testing.assert_array_equal(picture_of(found, "val/confusion"), confusion_picture(COUNTS, NAMES))
-    np.testing.assert_array_equal(picture_of(found, "val/legend"), legend(NAMES))
+    np.testing.assert_array_equal(picture_of(found, "val/legend"), legend(NAMES, background=0))
     assert picture_of(found, "val/pred/1").shape == (153, 1536, 3), "a large picture is reduced"
     assert [event.step for event in found.Images("val/pred/0")] == [30, 40]
     assert [event.step for event in found.Images("val/legend")] == [30], "once, until the classes change"
@@ -191,7 +191,7 @@ def test_evaluation_writes_pictures_of_samples_confusion_and_legend(tmp_path, re
 def test_domains_stand_apart(tmp_path, read):
     events = in_files(tmp_path)
     for domain, value in (("city", 0.5), ("country/side", 0.25)):
-        events.evaluation(3, 0, NAMES, {"miou": {"all": value}}, COUNTS, domain=domain)
+        events.evaluation(3, 0, NAMES, {"miou": {"all": value}}, COUNTS, domain=domain, background=0)
     events.close()
     found = read(tmp_path)
     assert series(found, "val/city/miou/all") == [(3, 0.5)]
@@ -229,7 +229,7 @@ def test_of_the_sequence_scores_only_single_numbers_are_written(tmp_path, read):
 def test_iterations_done_again_after_a_crash_show_once(tmp_path, read):
     first = in_files(tmp_path)
     train(first, range(1, 11))
-    first.evaluation(10, 0, NAMES, SCORES, COUNTS, [sample()])
+    first.evaluation(10, 0, NAMES, SCORES, COUNTS, [sample()], background=0)
     first.close()
     resumed = in_files(tmp_path)
     train(resumed, range(6, 9), shift=0.5)
@@ -284,7 +284,7 @@ def test_hostile_class_names_go_through_the_whole_evaluation(tmp_path, read):
     names = ["a/b", "a_b", "<img src=x onerror=alert(1)>|\n# title\x00*b* `c` [d](e)"]
     events = in_files(tmp_path)
     events.scalars(1, {"kd/<x>\n": 1.0}, lr=0.1, images_per_second=1.0)
-    events.evaluation(1, 0, names, SCORES | {"class_iou": [0.1, 0.2, 0.3]}, COUNTS, [sample()])
+    events.evaluation(1, 0, names, SCORES | {"class_iou": [0.1, 0.2, 0.3]}, COUNTS, [sample()], background=0)
     events.close()
     found = read(tmp_path)
     iou = [tag for tag in found.Tags()["scalars"] if tag.startswith("val/iou/")]
@@ -301,15 +301,15 @@ def test_hostile_class_names_go_through_the_whole_evaluation(tmp_path, read):
 def test_scores_for_another_number_of_classes_are_refused(tmp_path, read):
     events = in_files(tmp_path)
     with pytest.raises(ValueError, match="class_iou has 2 entries for 3"):
-        events.evaluation(1, 0, NAMES, {"class_iou": [0.1, 0.2]}, COUNTS)
+        events.evaluation(1, 0, NAMES, {"class_iou": [0.1, 0.2]}, COUNTS, background=0)
     with pytest.raises(ValueError, match="C x C"):
-        events.evaluation(1, 0, NAMES, {}, COUNTS[:2, :2])
+        events.evaluation(1, 0, NAMES, {}, COUNTS[:2, :2], background=0)
     events.close()
 
 
 def use_everything(events: Events) -> None:
     train(events, range(1, 3))
-    events.evaluation(1, 0, NAMES, SCORES, COUNTS, [sample()])
+    events.evaluation(1, 0, NAMES, SCORES, COUNTS, [sample()], background=0)
     events.sequence(1, {"forgetting": 0.1})
     events.close()
     events.close()

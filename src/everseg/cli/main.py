@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from everseg.cli.convert import import_app
+from everseg.cli.convert import import_app, weights_app
 from everseg.cli.data import data_app
 from everseg.cli.deploy import Precision, RequireSignature, add_deploy_commands, builder
 from everseg.cli.docs import docs
@@ -71,6 +71,7 @@ def top(
 
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
+app.add_typer(weights_app, name="weights")
 
 
 def _presets(incomplete: str) -> list[str]:
@@ -100,7 +101,7 @@ Step = Annotated[int | None, typer.Option("--step", min=0, help="Which finished 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs.")] = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, order and augmentation.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -231,7 +232,9 @@ def features(
     overrides: Overrides = None,
     before: Annotated[int | None, typer.Option(min=0, help="Earlier step; default --after minus 1.")] = None,
     after: Annotated[int | None, typer.Option(min=0, help="Later step; default the last.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default RUN/features/before-K-after-L.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; default RUN/features/before-K-after-L.")
+    ] = None,
     pixels: Annotated[int, typer.Option(min=1, help="Most pixels per class and domain.")] = 200,
     images: Annotated[int, typer.Option(min=1, help="Most test images per domain.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of t-SNE.")] = 0,
@@ -324,7 +327,9 @@ def show(
 def report(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default RUN/report.html.")
+    ] = None,
     images: Annotated[
         int, typer.Option(min=0, help="Test images looked at for the pictures; 0 = none.")
     ] = 64,

@@ -24,7 +24,7 @@ from everseg.deploy.class_ids import register, with_ids
 from everseg.deploy.memory import Bundled
 from everseg.deploy.onnx import Deployed, Parity, check_parity, require_onnx, to_onnx
 from everseg.deploy.precisions import Reduce, Reduced, reduced_text, stored
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.errors import CheckpointError, ConfigError, GateError, first_clause
 from everseg.inference.predict import LoadedModel, load
 from everseg.labels import LabelSpace
@@ -137,7 +137,7 @@ class Bundle(Result):
         for branch, each in self.reduced.items():
             for precision, one in each.items():
                 yield reduced_text(branch, precision, one, several=len(self.about.spaces) > 1)
-        yield f"wrote {self.path}: {len(self.registry.classes)} classes, MODEL_CARD.md says the rest"
+        yield f"wrote {self.path}: {counted(len(self.registry.classes), 'class')}, MODEL_CARD.md says the rest"
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.path), "sha256": self.digest, "parity": self.parity, "reduced": self.reduced}

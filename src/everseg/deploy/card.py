@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from everseg.deploy.precisions import reduced_text
-from everseg.display import UNDEFINED, for_markdown, percent, printable
+from everseg.display import UNDEFINED, counted, for_markdown, percent, printable
 from everseg.errors import some
 from everseg.labels import BACKGROUND, is_background_name
 from everseg.runs.command import FROM_PYTHON
@@ -59,7 +59,7 @@ def _summary(about: ModelFile, lineage: Mapping[str, Any], parameters: int, memo
     )
     through = f", branches {', '.join(map(for_markdown, branches))}" if len(branches) > 1 else ""
     return (
-        f"A semantic-segmentation model: {len(known)} classes after {lineage['steps']} step"
+        f"A semantic-segmentation model: {counted(len(known), 'class')} after {lineage['steps']} step"
         f"{'' if lineage['steps'] == 1 else 's'}, `{_code(str(about.architecture['name']))}`, "
         f"{parameters / 1e6:.1f} M weights{through}. {_readout(about)}Written {lineage['created']} by everseg "
         f"{lineage['versions']['everseg']}. {holds}"
@@ -265,7 +265,7 @@ def at_sizes(parity: Mapping[str, Any]) -> str:
     sizes = parity["sizes"]
     if sizes and parity.get("one_size"):  # bundles of earlier versions have no such entry
         return f"at {' x '.join(map(str, sizes[0]))}, the only size that it takes"
-    return f"at {len(sizes)} sizes"
+    return f"at {counted(len(sizes), 'size')}"
 
 
 def _code(text: str) -> str:

@@ -37,7 +37,7 @@ from everseg.deploy.old_classes import (
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.reclass import ClassChanges, ClassEdits, change_classes
 from everseg.deploy.trial_images import images_of, images_of_run
-from everseg.display import Piece, Result, percent
+from everseg.display import Piece, Result, counted, percent
 from everseg.engine.prepare import Prepared, prepare
 from everseg.engine.run import execute
 from everseg.engine.runtime import make_accelerator
@@ -91,9 +91,9 @@ class Preview(Result):
         yield f"taught: {', '.join(self.taught) or 'no new class'}; refined: {', '.join(self.refined) or 'none'}"
         yield f"kept:   {', '.join(self.kept) or 'nothing else is known'}; method {self.method}"
         yield (
-            f"time:   about {time_text(self.seconds)} here: {self.iterations} iterations of "
+            f"time:   about {time_text(self.seconds)} here: {counted(self.iterations, 'iteration')} of "
             f"{self.seconds_per_iteration:.2g} s (the median of {_TRIED}, measured now), and the tests on "
-            f"{self.test_images} images"
+            f"{counted(self.test_images, 'image')}"
         )
         yield "dry run: nothing was kept"
 
@@ -713,7 +713,7 @@ def _lines(
     origin = images.branch if images.branch in source.spaces else str(scenario.like)
     space = source.spaces[origin]
     yield (
-        f"bundle: {len(space.names)} classes after {source.steps} step{'s' * (source.steps != 1)}, "
+        f"bundle: {counted(len(space.names), 'class')} after {source.steps} step{'s' * (source.steps != 1)}, "
         f"{source.digest[:12]}…; no old data are needed"
     )
     if scenario.domain is not None:
@@ -740,7 +740,7 @@ def _lines(
     names = step.spaces[images.branch].names[space.num_classes :] or also
     shown = [_showing(prepared, images, one) for one in names]
     yield (
-        f"data:   {len(images.indices)} training images, "
+        f"data:   {counted(len(images.indices), 'training image')}, "
         + ", ".join(f"{number} with {name}" for name, number in zip(names, shown, strict=True))
         + f"; {labelled}"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everseg.data.class_colours import palette
+from everseg.data.class_colours import BACKGROUND_COLOUR, palette
 from everseg.deploy.bundle import Bundle, Contents, new_folder, open_bundle, write_bundle
 from everseg.deploy.onnx import require_onnx
 from everseg.deploy.trial_images import generated, images_of
@@ -311,11 +311,12 @@ def _registry_after(
         if one.branches or old in edits.rename or find_name(one.name, edits.rename.values()) is None
     ]
     next_id = registry.next_id
+    background = next((one.id for one in registry.classes if one.colour == BACKGROUND_COLOUR), None)
     for new in edits.merge:
         if find_name(new, [one.name for one in classes]) is None:
             if next_id >= MOST_IDS:
                 raise ConfigError(f"class '{new}': all ids are taken")
-            red, green, blue = palette(next_id + 1)[next_id].tolist()
+            red, green, blue = palette(next_id + 1, background=background)[next_id].tolist()
             classes.append(BundleClass(next_id, new, (red, green, blue), step, ()))
             next_id += 1
 

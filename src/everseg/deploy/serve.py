@@ -349,7 +349,8 @@ class Served:
         self.model.check_alone()
         if (channels := self.model.form.channels) is not None:
             raise ConfigError(
-                f"{path}: the model sees {len(channels)} channels of {channels.bits} bits, which no browser shows; "
+                f"{path}: the model sees {counted(len(channels), 'channel')} of {channels.bits} bits, which no "
+                "browser shows; "
                 "use everseg predict"
             )
         self.model.model = united(self.model.model)
@@ -534,7 +535,7 @@ def class_list(served: Sequence[Served]) -> list[dict[str, Any]]:
     ours = {} if len(served) == 1 else _matched(served).pairs
     rows: dict[str, dict[str, Any]] = {}
     taken: set[tuple[int, ...]] = set()
-    free = iter([tuple(colour) for colour in palette(256).tolist()])
+    free = iter([tuple(colour) for colour in palette(256, background=None).tolist()])
     for position, one in enumerate(served):
         empty = {
             space.names[space.background]

@@ -13,6 +13,7 @@ from everseg.data.channels import Channels
 from everseg.data.datasets.decode import read_image
 from everseg.data.datasets.listing import image_files
 from everseg.data.demo import build as demo
+from everseg.display import counted
 from everseg.engine.prepare import open_datasets
 from everseg.engine.rescore import stored_config
 from everseg.errors import ConfigError, DataError
@@ -28,7 +29,9 @@ def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[n
     """Read a few evenly spread images of a folder with the reading settings of `form`. Also return a description."""
     reading = (form or InputForm()).reading
     files = spread(image_files(folder, reading))
-    return [read_image(path, reading) for path in files], f"{len(files)} images of {Path(folder).name}"
+    return [
+        read_image(path, reading) for path in files
+    ], f"{counted(len(files), 'image')} of {Path(folder).name}"
 
 
 def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[list[np.ndarray], str]:
@@ -48,7 +51,7 @@ def images_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> tuple[lis
         if overrides:
             raise
         return generated(folder.about(folder.chosen_step(None)).form.channels)
-    return images, f"{len(images)} test images of the run"
+    return images, f"{counted(len(images), 'test image')} of the run"
 
 
 def generated(channels: Channels | None = None) -> tuple[list[np.ndarray], str]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from everseg.display import percent
+from everseg.display import counted, percent
 from everseg.errors import first_line
 from everseg.inference.pictures import confusion_picture, legend, shrink, triplet
 
@@ -132,6 +132,7 @@ class Events:
         counts: np.ndarray,
         samples: Sequence[Sample] = (),
         *,
+        background: int | None,
         domain: str | None = None,
     ) -> None:
         """Write one evaluation: groups of scores, IoU of each class, a table, the confusion matrix, pictures.
@@ -147,6 +148,7 @@ class Events:
                 the table `val/classes`. Other lists and texts are not written.
             counts: (C, C) pixels, row = label, column = prediction; picture `val/confusion`.
             samples: pictures `val/pred/<k>`: image | label | prediction.
+            background: id of the background, None if there is none.
             domain: where there are several, its name; `val/<domain>/` then takes the place of `val/`.
 
         Raises:
@@ -173,10 +175,11 @@ class Events:
         pictures = {f"{root}/confusion": confusion_picture(counts, class_names)}
         # The legend is written again only when classes have been added.
         if self._legends.get(root) != tuple(class_names):
-            pictures[f"{root}/legend"] = legend(class_names)
+            pictures[f"{root}/legend"] = legend(class_names, background=background)
             self._legends[root] = tuple(class_names)
         for k, sample in enumerate(samples):
-            pictures[f"{root}/pred/{k}"] = shrink(triplet(*sample), _PICTURE_HEIGHT, _PICTURE_WIDTH)
+            side_by_side = triplet(*sample, background=background)
+            pictures[f"{root}/pred/{k}"] = shrink(side_by_side, _PICTURE_HEIGHT, _PICTURE_WIDTH)
         table = _table(class_names, columns, np.asarray(counts).sum(axis=1))
         text = f"Step {step}, iteration {iteration}\n\n{table}"
         self._write(iteration, _present(values), pictures, {f"{root}/classes": text})
@@ -282,7 +285,7 @@ def _gibibytes(count: float | None) -> float | None:
 def _column(name: str, values: Sequence[float | None], count: int) -> list[float | None]:
     column = [None if value is None else float(value) for value in values]
     if len(column) != count:
-        raise ValueError(f"{name} has {len(column)} entries for {count} class names")
+        raise ValueError(f"{name} has {counted(len(column), 'entry')} for {count} class names")
     return column
 
 

@@ -28,6 +28,7 @@ from everseg.config.fields import (
 from everseg.config.loading import config_hash, identity
 from everseg.data.batches.extra import MapFolder, missing_maps
 from everseg.data.channels import Channels, same_channels
+from everseg.display import counted
 from everseg.distributed import all_reduce_max, derive_seed
 from everseg.engine.events import Events, Sink
 from everseg.engine.memory import memory_before, memory_problems
@@ -264,7 +265,7 @@ def _check_channels(data: DataConfig, bundle: str | None, channels: Channels | N
         for key in ("saturation", "hue"):
             if getattr(data, key) is not None:
                 problems.append(
-                    f"data.{key}: is of RGB images, and these have {len(channels)} channels; leave it out"
+                    f"data.{key}: is of RGB images, and these have {counted(len(channels), 'channel')}; leave it out"
                 )
     if bundle is not None:
         seen = read_model_file(model_folder_at(Path(bundle))).form.channels
@@ -502,7 +503,7 @@ def _record_scenario(
     if stored != json.loads(json.dumps(record)):
         raise DataError(
             f"the images, masks, maps or lists have changed since {folder.path} was started; "
-            f"restore them, or start again under another name (name=...)"
+            "restore them, or start again under another name (name=...)"
         )
 
 
@@ -599,6 +600,7 @@ def _score(session: Session, step: Step, iteration: int, trained_now: bool) -> N
                 values,
                 result.counts[name],
                 result.samples[name],
+                background=step.spaces[result.branches[name]].background,
                 domain=name if config.data.domains else None,
             )
         folder.save_result(step.index, result.counts, metrics, result.images, before, others, result.boundary)

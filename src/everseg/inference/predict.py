@@ -60,10 +60,12 @@ class Prediction(Result):
     """(H, W, 3) uint8, as given; of other channels the picture that `channels.shown` states."""
     branch: str
     """Branch that predicted the image."""
+    background: int | None
+    """Train id of the background; None if the branch has none."""
 
     def overlay(self) -> np.ndarray:
         """Draw the classes in colour over the image, (H, W, 3) uint8."""
-        return overlay(self.image, self.ids)
+        return overlay(self.image, self.ids, background=self.background)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -91,7 +93,8 @@ class Prediction(Result):
 
     def _repr_html_(self) -> str:
         """Show the overlay and a legend of its colours."""
-        colours = dict(zip(self.classes, palette(len(self.classes)).tolist(), strict=True))
+        shades = palette(len(self.classes), background=self.background).tolist()
+        colours = dict(zip(self.classes, shades, strict=True))
         legend = " ".join(
             f'<span style="white-space: nowrap"><span style="background: rgb{tuple(colours[name])}; display: '
             f'inline-block; width: 1em; height: 1em"></span> {escaped(name)} {share(part)}</span>'
@@ -141,7 +144,7 @@ class Predictions(Result, Sequence[WrittenPrediction]):
             names = some([str(path) for path in self.made], 4)
             yield f"{counted(len(self.branches), 'image')} for {self.format}: {names}"
             return
-        yield f"{len(self)} masks and overlays in {self.out}; {MASK_IDS} there names the ids"
+        yield f"masks and overlays of {counted(len(self), 'image')} in {self.out}; {MASK_IDS} there names the ids"
         for name, written in list(zip(self.branches, self.files, strict=True))[:_PICTURES]:
             yield Picture(partial(_reduced, written.overlay), name)
 
@@ -286,7 +289,8 @@ class LoadedModel:
             branch = next(iter(self.spaces)) if branch is None else self.branch_of.get(branch, branch)
         ids = self._ids(on_device, branch, size, extra)
         picture = picture_of(pixels, self.form.channels)
-        return Prediction(_stored(ids.cpu().numpy()), self.spaces[branch].names, picture, branch)
+        space = self.spaces[branch]
+        return Prediction(_stored(ids.cpu().numpy()), space.names, picture, branch, space.background)
 
     def _ids(
         self, image: Tensor, branch: str, size: tuple[int, int], maps: Mapping[str, np.ndarray]
@@ -369,7 +373,9 @@ def _check_maps(folders: Mapping[str, Path], stems: Sequence[Path]) -> None:
     for name, folder in folders.items():
         files = [folder / f"{stem}{ENDING}" for stem in stems]
         if absent := [str(file) for file in files if not file.is_file()]:
-            problems.append(f"--extra {name}: {len(absent)} images have no map: {some(absent, 5)}")
+            problems.append(
+                f"--extra {name}: {counted(len(absent), 'image', 'has', 'have')} no map: {some(absent, 5)}"
+            )
     if problems:
         raise DataError("\n  ".join(problems))
 
@@ -489,7 +495,9 @@ def predict(
                 damaged.append(str(error))
             else:
                 if writer is None:
-                    results = write_prediction(out / stem, prediction.ids, prediction.image)
+                    results = write_prediction(
+                        out / stem, prediction.ids, prediction.image, background=prediction.background
+                    )
                     written.append(WrittenPrediction(*results))
                 else:
                     name = stem.with_name(stem.name + image.suffix).as_posix()
@@ -497,7 +505,9 @@ def predict(
                 taken[stem.as_posix()] = prediction.branch
             advance(number + 1, len(files))
     if not taken:
-        raise DataError("\n  ".join([f"{len(damaged)} unreadable images; nothing was written:", *damaged]))
+        raise DataError(
+            "\n  ".join([f"{counted(len(damaged), 'unreadable image')}; nothing was written:", *damaged])
+        )
     used = dict.fromkeys(taken.values())
     names = {b: {str(i): name for i, name in enumerate(model.spaces[b].names)} for b in used}
     made = () if writer is None else tuple(writer.finish())
@@ -506,6 +516,6 @@ def predict(
     if writer is None:
         write_json(out / MASK_IDS, names if infer_domain else names[next(iter(used))])
     if damaged:
-        head = f"{len(damaged)} unreadable images; the other {len(taken)} are written to {out}:"
+        head = f"{counted(len(damaged), 'unreadable image')}; the other {len(taken)} are written to {out}:"
         raise DataError("\n  ".join([head, *damaged, *left_out]))
     return Predictions(out, tuple(written), taken, tuple(left_out), format, made)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
+
+import torch
 
 from everseg.errors import ConfigError
 from everseg.methods.base import Method, StepContext

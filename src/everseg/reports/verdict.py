@@ -261,7 +261,7 @@ def flooding(results: Results, track: Track, new: Sequence[int]) -> Finding | No
         return Finding(light, "flooding", f"new classes cover at most {share(worst)} of where they are not")
     each = [
         f"{name} on {share(value)} of "
-        + (f"the area of {images} images without it" if images else "the other pixels")
+        + (f"the area of {counted(images, 'image')} without it" if images else "the other pixels")
         for name, value, images in known
         if value > FLOODED[0]
     ]

@@ -17,6 +17,7 @@ import numpy as np
 from everseg.data.base import Split, mask_fault
 from everseg.data.batches.parallel import Progress, map_samples
 from everseg.data.writing import write_atomically
+from everseg.display import counted
 from everseg.errors import DataError, some
 from everseg.labels import RawLabels
 
@@ -194,7 +195,9 @@ def _build(
     if unreadable:
         rows = [result if isinstance(result, str) else result[0] for result in results]
         faults = unreadable + undeclared(split, labels, rows)
-        raise DataError(_listing(f"{len(faults)} masks of split '{split.name}' have faults:", faults))
+        raise DataError(
+            _listing(f"faults in {counted(len(faults), 'mask')} of split '{split.name}':", faults)
+        )
     whole = [result for result in results if not isinstance(result, str)]
     counts = np.stack([row for row, _ in whole]) if whole else np.zeros((0, labels.width), np.int32)
     return counts, [digest for _, digest in whole if digest]

@@ -526,12 +526,17 @@ def describe(
             name, given, taps, download=config.download, channels=in_channels
         )
         if source is not None:
-            state, note = from_transformers.load_weights(description, source)
+            # A network without values (device "meta") takes nothing but the names of its weights.
+            with torch.device("cpu"):
+                state, note = from_transformers.load_weights(description, source)
             said = from_transformers.preprocessing(source) if in_channels == 3 else None
     else:
         description = from_timm.describe(name, given, taps, channels=in_channels)
         if config.weights is not None or "." in name:
-            state, note = from_timm.load_weights(description, name, config.weights, download=config.download)
+            with torch.device("cpu"):
+                state, note = from_timm.load_weights(
+                    description, name, config.weights, download=config.download
+                )
             said = from_timm.preprocessing(name) if "." in name and in_channels == 3 else None
     description["inputs"] = None if said is None else _conversion(INPUTS[normalisation], said)
     if description["inputs"] is not None:
@@ -558,7 +563,8 @@ def load_body(model: SegmentationModel, state: Mapping[str, Tensor]) -> None:
     shared = body.state_dict().keys()
     if wrong := sorted(state.keys() ^ {*shared, *(key for keys in own.values() for key in keys)}):
         raise ConfigError(f"model.encoder: the weights do not fit the encoder: {some(wrong)}")
-    body.load_state_dict({name: state[name] for name in shared}, strict=True)
+    if not any(value.is_meta for value in body.state_dict().values()):
+        body.load_state_dict({name: state[name] for name in shared}, strict=True)
     for name, owner in norms.items():
         owner.pretrained = {key.removeprefix(f"{name}."): state[key] for key in own[name]}
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everseg.display import counted
 from everseg.errors import CheckpointError, ConfigError, near_miss, some
 from everseg.files import UnreadableError, json_of, read_regular
 from everseg.models.adapters.attention import plain_attention
@@ -225,7 +226,7 @@ def load_weights(description: Mapping[str, Any], source: Source) -> tuple[dict[s
     if broken:
         raise CheckpointError(f"{where} are not finite: {some(broken)}; fetch or save the file again")
     note = f", {len(fresh)} of them fresh norms on the maps" if fresh else ""
-    return state, f"encoder: {len(state)} tensors from {source.weights}{note}"
+    return state, f"encoder: {counted(len(state), 'tensor')} from {source.weights}{note}"
 
 
 def _spread(
