@@ -478,6 +478,9 @@ def serve(
     ] = None,
     precision: Precision = None,
     require_signature: RequireSignature = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Predictions at a time; above 1 each in a process of its own.")
+    ] = 1,
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="What one prediction may take.")
     ] = 120.0,

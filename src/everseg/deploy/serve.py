@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image
 
 from everseg.data.class_colours import palette, png
@@ -35,6 +36,7 @@ from everseg.deploy.bundle import Bundle, open_bundle
 from everseg.deploy.class_ids import mask_type
 from everseg.deploy.history import taught_text
 from everseg.deploy.http_server import Answer, HttpServer, Patience, RefusedError, Request, Work
+from everseg.deploy.workers import Job, Workers
 from everseg.display import UNDEFINED, Piece, Result, count, counted, escaped, percent, printable, share, size
 from everseg.errors import ConfigError, DataError, first_clause, some
 from everseg.inference.predict import LoadedModel, load
@@ -44,6 +46,8 @@ from everseg.models.folding import united
 HOST = "127.0.0.1"
 TIMEOUT = 120.0
 """Seconds that one prediction may take."""
+_LONGEST = 86_400.0
+"""Seconds of the longest timer: a day."""
 _GRACE = 10.0
 """Seconds beyond that for sending its answer when the server is stopped."""
 _FILES = {
@@ -75,6 +79,7 @@ class Server(HttpServer):
         builder: Any = None,
         precision: str | None = None,
         require_signature: str | Path | None = None,
+        workers: int = 1,
         timeout: float = TIMEOUT,
         patience: Patience | None = None,
         log: Callable[[str], None] = lambda text: None,
@@ -87,6 +92,7 @@ class Server(HttpServer):
             builder: the builder of your own architecture, if the models are not built-in ones.
             precision: predict with the bundles' ONNX files of this precision; None = with PyTorch.
             require_signature: file of the public key that must have signed the bundles.
+            workers: predictions at a time. With more than 1 each runs in a process of its own, which holds the models.
             timeout: seconds that one prediction may take.
             patience: seconds that clients have.
             log: receives a line about each prediction and each unexpected failure. The line says nothing about the
@@ -103,13 +109,34 @@ class Server(HttpServer):
             raise ConfigError(
                 f"timeout: {timeout}; give the seconds that one prediction may take, more than 0"
             )
+        if workers < 1 or (workers > 1 and builder is not None):
+            raise ConfigError(
+                f"--workers {workers}: expected 1 or more"
+                if workers < 1
+                else "--workers and an architecture of your own (--model) exclude each other"
+            )
         self.served = [Served(path, builder, timeout, precision, require_signature) for path in bundles]
         self.classes, self.notes = class_list(self.served), class_notes(self.served)
         try:
-            super().__init__(HOST, port, replace(patience or Patience(), end=timeout + _GRACE), log)
+            super().__init__(HOST, port, replace(patience or Patience(), end=timeout + _GRACE), log, workers)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"--port {port}: cannot listen there ({reason}); give another port") from None
+        self.workers: Workers | None = None
+        self._counting = threading.Lock()
+        if workers > 1:
+            job = Job(
+                predictor,
+                {
+                    "bundles": [str(path) for path in bundles], "precision": precision,
+                    "threads": max(1, torch.get_num_threads() // workers),
+                },
+            )  # fmt: skip
+            try:
+                self.workers = Workers(workers, job, timeout)
+            except BaseException:
+                super().server_close()
+                raise
         names = [f"{name}:{self.server_port}" for name in (HOST, "localhost")]
         self.hosts = frozenset([*names, *([HOST, "localhost"] if self.server_port == 80 else [])])
         folder = resources.files("everseg.deploy").joinpath("templates")
@@ -180,11 +207,32 @@ class Server(HttpServer):
 
         def work(file: BinaryIO) -> Answer:
             # Decoding is a part of the work, so that large pictures are decoded one at a time.
-            done = served.predict(decode_upload(file, served.reading), branch)
+            if self.workers is None:
+                done = served.predict(decode_upload(file, served.reading), branch)
+            else:
+                done = self._elsewhere(self.workers, int(which), file.read(), branch)
             self.log(f"bundle {which}: {done['width']}x{done['height']} in {done['seconds']:.2f} s")
             return _json(done)
 
         return work
+
+    def _elsewhere(self, workers: Workers, which: int, data: bytes, branch: str | None) -> dict[str, Any]:
+        """Let another process predict, and count it as if it had been done here."""
+        begun, served = time.monotonic(), self.served[which]
+        try:
+            done: dict[str, Any] = workers.call(which, data, branch)
+        finally:
+            with self._counting:
+                served.seconds += time.monotonic() - begun
+        with self._counting:
+            served.done += 1
+        return done
+
+    def server_close(self) -> None:
+        """Free the port, and end the other processes."""
+        super().server_close()
+        if self.workers is not None:
+            self.workers.close()
 
     def refusal(self, status: int, text: str) -> Answer:
         """Word a refusal as the page expects it."""
@@ -194,6 +242,8 @@ class Server(HttpServer):
         """End the prediction that runs, and begin no other."""
         for one in self.served:
             one.give_up()
+        if self.workers is not None:
+            self.workers.kill()
 
     def metrics(self) -> str:
         """Return what happened since the start and what is going on, as Prometheus reads it."""
@@ -270,6 +320,7 @@ def serve(
     builder: Any = None,
     precision: str | None = None,
     require_signature: str | Path | None = None,
+    workers: int = 1,
     timeout: float = TIMEOUT,
     quiet: bool = False,
 ) -> Serving:
@@ -284,6 +335,7 @@ def serve(
         builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
         precision: predict with the bundles' ONNX files of this precision ("fp32", "fp16", "int8"); None = with PyTorch.
         require_signature: file of the public key that must have signed the bundles (`everseg sign`).
+        workers: predictions at a time. With more than 1 each runs in a process of its own, which holds the models.
         timeout: seconds that one prediction may take, more than 0; then it is given up, and the next one begins.
         quiet: do not print a line on stderr about each prediction.
 
@@ -294,8 +346,8 @@ def serve(
     bundles = [bundle] if other is None else [bundle, other]
     log = (lambda text: None) if quiet else _to_stderr
     server = Server(
-        bundles, port, builder=builder, precision=precision, require_signature=require_signature, timeout=timeout,
-        log=log,
+        bundles, port, builder=builder, precision=precision, require_signature=require_signature,
+        workers=workers, timeout=timeout, log=log,
     )  # fmt: skip
     return Serving(server)
 
@@ -423,7 +475,7 @@ class Served:
         self._until = time.monotonic() + seconds
         onnx = self.model.onnx
         timer = (
-            None if onnx is None else threading.Timer(seconds, onnx.give_up)
+            None if onnx is None else threading.Timer(min(seconds, _LONGEST), onnx.give_up)
         )  # it does not look at the clock
         if timer is not None:
             timer.daemon = True
@@ -496,6 +548,21 @@ class Served:
             "shares": {str(i): share(counts[i] / ids.size) for i in np.unique(known)},
             "seconds": round(time.monotonic() - begun, 3),
         }
+
+
+def predictor(
+    bundles: Sequence[str], precision: str | None, threads: int
+) -> Callable[[int, bytes, str | None], dict[str, Any]]:
+    """Load bundles in another process. Return what predicts an upload with one of them, as `Server` does."""
+    torch.set_num_threads(threads)
+    # The main process has checked signatures, and ends a process that takes too long.
+    served = [Served(path, precision=precision, timeout=math.inf) for path in bundles]
+
+    def predict(which: int, data: bytes, branch: str | None) -> dict[str, Any]:
+        one = served[which]
+        return one.predict(decode_upload(io.BytesIO(data), one.reading), branch)
+
+    return predict
 
 
 def example_picture() -> bytes:
