@@ -5,41 +5,21 @@ from __future__ import annotations
 import concurrent.futures
 import io
 import json
-import os
-import signal
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from untrained import make_bundle, picture
+from worker_job import numbered
 
 import everseg
 from everseg.deploy.http_server import RefusedError
 from everseg.deploy.serve import Server
 from everseg.deploy.workers import Job, Workers
 from everseg.errors import ConfigError
-
-
-def numbered(first: int) -> Callable[[str], int]:
-    """A job: what is asked says what happens."""
-
-    def answer(word: str) -> int:
-        if word == "refuse":
-            raise RefusedError(413, "too large")
-        if word == "fail":
-            raise ValueError(word)
-        if word == "hang":
-            time.sleep(60)
-        if word == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return first + len(word)
-
-    return answer
 
 
 def test_processes_that_hang_or_die_are_replaced() -> None:

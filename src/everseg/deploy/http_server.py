@@ -1,8 +1,8 @@
 """A small HTTP server for this machine that slow clients cannot hold up.
 
 One event loop talks to all clients; one thread (or a few) does the work, a request after the other. A client that is
-slow, or stalls, costs a socket and a few kilobytes until its time is up. It never holds a thread, nor a place in the queue:
-those are for requests that have arrived completely.
+slow, or stalls, costs a socket and a few kilobytes until its time is up. It never holds a thread, nor a place in the
+queue: those are for requests that have arrived completely.
 
 Neither uvicorn with starlette nor waitress sets a time for a request's head or body, and all of the limits below would
 have to be written around them as well (tried with uvicorn 0.54, starlette 1.10 and waitress 3.0.2).

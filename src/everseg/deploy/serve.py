@@ -69,7 +69,7 @@ _HEADERS = {
 
 
 class Server(HttpServer):
-    """Serves one or two bundles until `shutdown`. It runs one prediction at a time."""
+    """Serves one or two bundles until `shutdown`. It runs one prediction at a time, or a few (`workers`)."""
 
     def __init__(
         self,
