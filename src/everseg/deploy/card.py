@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from everseg.deploy.precisions import reduced_text
 from everseg.display import UNDEFINED, counted, for_markdown, percent, printable
 from everseg.errors import some
 from everseg.labels import BACKGROUND, is_background_name
@@ -264,6 +265,9 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
             f"largest difference of a logit {parity['logit_difference']:.1e}, same class on "
             f"{percent(parity['equal_pixels'], digits=4)} % of the pixels."
         )
+    for branch, each in lineage.get("reduced", {}).items():
+        for precision, one in each.items():
+            yield f"* {for_markdown(reduced_text(branch, precision, one, len(lineage['reduced']) > 1))}."
     yield f"* Versions: {', '.join(f'{name} {number}' for name, number in lineage['versions'].items())}"
 
 

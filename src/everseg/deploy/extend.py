@@ -56,6 +56,7 @@ from everseg.runs.model_edits import check_branch_name
 from everseg.runs.model_folder import is_bundle
 from everseg.runs.results import OnNew, Results, StepResults, Taught
 from everseg.runs.run_folder import RunFolder
+from everseg.runs.signature import require_signature as signed
 from everseg.runs.sketch import Sketch, read_sketch
 from everseg.scenarios.steps import Source
 
@@ -177,6 +178,7 @@ def extend(
     images: str | Path | None = None,
     onnx: bool | None = None,
     overrides: Sequence[str] = (),
+    require_signature: str | Path | None = None,
     model: str | None = None,
     quiet: bool = False,
 ) -> Extension | ClassChanges:
@@ -215,6 +217,7 @@ def extend(
         images: as for `export`.
         onnx: write the ONNX file; by default if the old bundle has one.
         overrides: "key=value" as for `run`.
+        require_signature: file of the public key that must have signed the bundle (`everseg sign`).
         model: FILE.py:NAME of your own architecture, if the bundle has one.
 
     Returns:
@@ -225,6 +228,8 @@ def extend(
         GateError: less quality is left than required. The run is kept, but no bundle is written.
         EversegError: as `run`.
     """
+    if require_signature is not None:
+        signed(Path(bundle), require_signature)
     source = open_bundle(bundle)
     target = Path(out) if out is not None else _next_name(source.path)
     edits = ClassEdits.of(drop, merge, rename)

@@ -30,7 +30,7 @@ SKETCHED = 16
 def images_of(folder: str | Path, form: InputForm | None = None) -> tuple[list[np.ndarray], str]:
     """Read a few evenly spread images of a folder with the reading settings of `form`. Also return a description."""
     reading = (form or InputForm()).reading
-    files = _spread(image_files(folder, reading))
+    files = spread(image_files(folder, reading))
     return [
         read_image(path, reading) for path in files
     ], f"{counted(len(files), 'image')} of {Path(folder).name}"
@@ -84,11 +84,11 @@ def _test_images(dataset: Dataset, name: str, number: int) -> list[np.ndarray]:
     if name not in dataset.splits:
         raise DataError(f"data set '{dataset.name}' has no split '{name}'")
     split = dataset.splits[name]
-    return [split.read(index)[0] for index in _spread(range(len(split)), number)]
+    return [split.read(index)[0] for index in spread(range(len(split)), number)]
 
 
-def _spread(items: Sequence[T], number: int = FEW) -> list[T]:
-    """Choose some evenly spread items."""
+def spread(items: Sequence[T], number: int = FEW) -> list[T]:
+    """Choose so many evenly spread items, or all where there are fewer."""
     if not items:
         return []
     positions = np.unique(np.linspace(0, len(items) - 1, number).round().astype(int))
