@@ -78,6 +78,9 @@ def _presets(incomplete: str) -> list[str]:
     """Name the presets that a shell may complete a word to; without one the shell completes file names."""
     from everseg.config import presets
 
+    preset, sign, _ = incomplete.partition(presets.NETWORK)
+    if sign:
+        return [f"{preset}{sign}{network}" for network in presets.networks()]
     return [name for name in presets.names(every=True) if name.startswith(incomplete)]
 
 
