@@ -16,14 +16,18 @@ from PIL import Image
 
 import everseg
 from everseg.deploy import precisions
-from everseg.deploy.bundle import open_bundle
+from everseg.deploy.bundle import Bundle, open_bundle
+from everseg.deploy.card import model_card
 from everseg.deploy.http_server import RefusedError
 from everseg.deploy.precisions import Measured
 from everseg.deploy.serve import Served
 from everseg.display import size
 from everseg.errors import CheckpointError, ConfigError, GateError
 from everseg.runs.commit import verify
+from everseg.runs.documents import LINEAGE
 from everseg.runs.model_folder import read_model_file
+from everseg.runs.shapes import problems_of
+from hostile_documents import variants
 from saying import must_say
 from sealed import reseal
 
@@ -162,6 +166,21 @@ def test_what_is_missing_is_asked_for_at_once(tmp_path: Path, call: Callable) ->
     must_say(err, "int7", "int8")
     with pytest.raises(ConfigError, match="no-onnx"):
         everseg.export(BUNDLE, tmp_path / "b", precision=["int8"], onnx=False)
+
+
+def test_what_a_lineage_says_of_them_is_told_or_harmless(small: Path) -> None:
+    made = open_bundle(small)
+    honest = dict(made.lineage)
+    assert problems_of(honest, LINEAGE) == []
+    told = 0
+    for case, value in variants(honest["reduced"]["default"]["int8"]):
+        changed = {**honest, "reduced": {"default": {"int8": value}}}
+        if problems_of(changed, LINEAGE):
+            told += 1
+            continue
+        assert list(Bundle(made.path, made.digest, made.about, changed).shown()), case
+        assert model_card("b", made.about, changed, 1), case
+    assert told > 50
 
 
 def test_a_damaged_or_strange_entry_is_refused(small: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from everseg.deploy.serve import Served
 from everseg.errors import CheckpointError, ConfigError
 from everseg.runs import signature
 from everseg.runs.commit import verify
+from hostile_documents import NO_DOCUMENT, variants
 from saying import must_say
 from sealed import reseal
 
@@ -157,6 +158,21 @@ def test_a_strange_file_of_signatures_is_refused(signed: Path, tmp_path: Path) -
         path.write_text(json.dumps(value))
         with pytest.raises(CheckpointError):
             everseg.verify(signed, key=tmp_path / "mine.pub")
+    accepted = 0
+    for case, value in variants(honest):
+        path.write_text(json.dumps(value))
+        try:
+            signature.require_signature(signed, tmp_path / "mine.pub")
+        except CheckpointError:
+            continue
+        accepted += 1
+        assert one in value["signatures"], f"{case}: no other text stands for the signature"
+    assert accepted < 10
+    for case, data in NO_DOCUMENT.items():
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            signature.require_signature(signed, tmp_path / "mine.pub")
+        assert case
     path.write_text(json.dumps({**honest, "padding": "x" * 70_000}))
     with pytest.raises(CheckpointError):
         everseg.verify(signed, key=tmp_path / "mine.pub")
