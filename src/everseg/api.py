@@ -27,6 +27,7 @@ from everseg.deploy.diff import diff
 from everseg.deploy.export import export
 from everseg.deploy.extend import Extension, extend, preview
 from everseg.deploy.history import history, rollback
+from everseg.deploy.reclass import ClassChanges
 from everseg.deploy.serve import serve
 from everseg.display import OnceADictionary, Piece, Result, in_percent, printable
 from everseg.engine.rescore import Scores, evaluate, stored_config
@@ -324,8 +325,10 @@ class Model(LoadedModel):
             each = [", ".join(self.classes)]
         return printable("\n  ".join([f"Model{where} that knows", *each]))
 
-    def extend(self, *, data: str | Path, add: Sequence[str] = (), **options: Any) -> Extension:
-        """Teach the model more classes, or refine it on more images; see `everseg.deploy.extend.extend`.
+    def extend(
+        self, *, data: str | Path | None = None, add: Sequence[str] = (), **options: Any
+    ) -> Extension | ClassChanges:
+        """Teach the model more classes, images or places, or change its classes; see `everseg.deploy.extend.extend`.
 
         Raises:
             CheckpointError: the model was not loaded from a bundle.

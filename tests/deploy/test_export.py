@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from toy import settings
+from untrained import make_bundle
 
 import everseg
 from everseg.data.class_colours import BACKGROUND_COLOUR
@@ -31,6 +32,7 @@ from everseg.runs.commit import load_tensors, parent_of, verify
 from everseg.runs.input_form import InputForm
 from everseg.runs.model_folder import BundleClass, Registry, read_model_file, save_model
 from everseg.runs.run_folder import RunFolder
+from saying import must_say
 
 FILES = {
     "MANIFEST.json", "MODEL_CARD.md", "classes.json", "lineage.json", "method_state.safetensors", "model.safetensors",
@@ -281,6 +283,54 @@ def test_the_example_needs_three_packages_only_and_predicts_like_everseg(bundle,
     assert (ids == everseg.load(run).predict(image).ids).mean() > 0.999
 
 
+def example(bundle: Path, image: np.ndarray, place: Path) -> np.ndarray:
+    """The mask that a bundle's example.py gives, run without everseg and torch."""
+    Image.fromarray(image).save(place / "given.png")
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(bundle / "example.py"), "given.png"],
+        cwd=place, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(place / "given.mask.png") as mask:
+        return np.asarray(mask)
+
+
+def test_a_network_without_a_graph_of_open_sizes_gets_one_of_a_single_size(
+    run, bundle, tmp_path, monkeypatch, caplog
+):
+    """The bundle says the size, its example keeps to it, and everseg itself goes on taking any size."""
+    file, asked = (bundle / "model.onnx").read_bytes(), []
+
+    def one_size_alone(deployed, about, size=None):
+        asked.append((size, about["preprocessing"].get("one_size", False)))
+        if size is None:
+            raise ConfigError("its layers ask for the size; leave it out")
+        return file
+
+    monkeypatch.setattr(bundle_module, "to_onnx", one_size_alone)
+    monkeypatch.setattr(Deployed, "foreign", True)
+    loaded = everseg.load(run)
+    noise = np.random.RandomState(3)
+    images = [noise.randint(0, 255, (*size, 3), dtype=np.uint8) for size in ((40, 52), (60, 30))]
+    contents = Contents(loaded.model.cpu(), loaded.spaces, form=loaded.form)
+    made = write_bundle(tmp_path / "b", contents, images=images, source="noise")
+    assert asked == [(None, False), ((40, 52), True)]
+    must_say(caplog.text, "40 x 52", "ask for the size")
+    how = json.loads((made.path / "preprocessing.json").read_text())
+    assert (how["size"], how["one_size"]) == ([40, 52], True)
+    assert (made.parity["default"]["sizes"], made.parity["default"]["one_size"]) == ([[40, 52]], True)
+    must_say((made.path / "MODEL_CARD.md").read_text(), "40 x 52", "only size")
+
+    image = np.asarray(Image.fromarray(images[0][:9, :12]).resize((75, 53)))
+    smaller = np.asarray(Image.fromarray(image).resize((52, 40), Image.Resampling.BILINEAR))
+    predict = everseg.load(made.path).predict
+    expected = Image.fromarray(predict(smaller).ids.astype(np.uint8)).resize(
+        (75, 53), Image.Resampling.NEAREST
+    )
+    assert (example(made.path, image, tmp_path) == np.asarray(expected)).mean() > 0.999
+    np.testing.assert_array_equal(predict(image).ids, loaded.predict(image).ids)
+
+
 def test_a_graph_that_gives_something_else_is_refused(run, tmp_path, bundle, monkeypatch):
     images = [np.random.RandomState(3).randint(0, 255, (40, 52, 3), dtype=np.uint8)]
     loaded = everseg.load(run)
@@ -345,6 +395,34 @@ def test_every_branch_has_its_file_and_a_shared_class_one_id(tmp_path, monkeypat
     assert loaded.predict(image, branch="dusk").branch == "day"
 
 
+def test_where_one_graph_takes_one_size_only_all_of_the_bundle_do(tmp_path, monkeypatch):
+    """One preprocessing.json states the size for all of them."""
+
+    def graph(contents, registry, branch, images, source, only):
+        size = only or ((32, 48) if branch == "dusk" else None)
+        return f"{branch} {size}".encode(), Parity(1, "", ((32, 48),), 0.0, 1.0, size is not None), size
+
+    def made(name: str, *branches: str) -> tuple[dict, dict, list[bytes]]:
+        where = make_bundle(
+            tmp_path / name, {branch: ["background", "crate"] for branch in branches}, onnx=True
+        )
+        how, lineage = (
+            json.loads((where / f"{document}.json").read_text()) for document in ("preprocessing", "lineage")
+        )
+        return how, lineage["parity"], [path.read_bytes() for path in sorted(where.glob("*.onnx"))]
+
+    monkeypatch.setattr(bundle_module, "require_onnx", lambda: None)
+    monkeypatch.setattr(bundle_module, "_graph", graph)
+    how, parity, files = made("bound", "day", "dusk")
+    assert (how["size"], how["one_size"]) == ([32, 48], True)
+    assert [one["one_size"] for one in parity.values()] == [True, True]
+    assert files == [b"day (32, 48)", b"dusk (32, 48)"]
+    how, parity, files = made("open", "day", "dawn")
+    assert "one_size" not in how
+    assert [one["one_size"] for one in parity.values()] == [False, False]
+    assert files == [b"dawn None", b"day None"]
+
+
 def test_a_wrong_architecture_is_told(monkeypatch):
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
 
@@ -356,6 +434,17 @@ def test_a_wrong_architecture_is_told(monkeypatch):
     model.grow({"default": 2})
     with pytest.raises(ConfigError, match=r"open sizes .*control flow.*--no-onnx"):
         to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
+
+    def refuse_at_length(*_, **__):
+        raise RuntimeError(
+            "Failed. \x1b[96mThis is step 1/3\x1b[0m\n- Modify the model\n## Exception summary\n\n"
+            "<class 'torch.Violation'>: 4 not in range\n\nmore"
+        )
+
+    monkeypatch.setattr("torch.onnx.export", refuse_at_length)
+    with pytest.raises(ConfigError) as error:
+        to_onnx(Deployed(model.eval(), "default", [0, 1], InputForm()), {})
+    must_say(error.value, "(torch.Violation: 4 not in range)")
 
 
 def test_a_run_over_domains_keeps_its_branches_and_results(tmp_path, call):

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from untrained import make_bundle
 from untrained import picture as squares
 
 import everseg
+from everseg.deploy import serve
 from everseg.deploy.bundle import open_bundle
 from everseg.deploy.http_server import Limits, Patience, RefusedError, parse_head
 from everseg.deploy.serve import Served, Server, class_list
@@ -426,7 +428,9 @@ def test_dripping_and_stalled_clients_hold_up_nobody(bundles):
         begun = time.monotonic()
         assert ask(server, body=data)[0] == 200
         assert time.monotonic() - begun < 3
-        assert server.figures()["connections"] == 80, "none of them was let go yet"
+        until_true(
+            lambda: server.figures()["connections"] == 80
+        )  # the prediction's is closed, and none of theirs
 
 
 def test_uploads_and_answers_together_are_bounded(bundles):
@@ -519,6 +523,28 @@ def test_stopping_lets_the_running_prediction_finish_and_no_other(bundles, monke
         for thread in [*threads, stop]:
             thread.join(10)
     assert sorted(status for status, _, _ in results) == [200, 503]
+
+
+def test_what_is_given_up_while_its_image_is_decoded_is_not_begun(bundles, monkeypatch):
+    """A second Ctrl-C ends the work wherever it is."""
+    true = serve.decode_upload
+    with running(bundles[:1]) as server:
+
+        def slow(file, reading):
+            server.give_up()
+            return true(file, reading)
+
+        monkeypatch.setattr(serve, "decode_upload", slow)
+        status, answer, _ = ask(server, body=picture()[1])
+    assert (status, server.served[0].done) == (503, 0)
+    must_say(answer["error"], "stopped")
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
+def test_a_time_that_is_none_is_refused_before_anything_is_loaded(seconds):
+    with pytest.raises(ConfigError) as caught:
+        everseg.serve("nowhere", timeout=seconds)
+    must_say(caught.value, "timeout", str(seconds))
 
 
 def test_health_and_metrics(bundles):

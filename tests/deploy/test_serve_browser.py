@@ -17,7 +17,9 @@ from PIL import Image, ImageOps
 from untrained import make_bundle, picture
 
 import everseg
+from everseg.deploy import serve
 from everseg.deploy.bundle import open_bundle
+from everseg.deploy.http_server import RefusedError
 from everseg.deploy.serve import Server
 from everseg.display import share
 from saying import must_say
@@ -264,6 +266,20 @@ def test_what_is_no_picture_is_told(page, tmp_path, photo):
     show(page, photo)
     assert page.script("document.getElementById('error').hidden")
     assert page.console == []
+
+
+def test_what_the_server_refuses_is_shown_in_its_words(page, server, photo, monkeypatch):
+    """A refused share of the pixels stood on the page as `undefined`."""
+
+    def refuse(query):
+        raise RefusedError(503, "Too many connections: try again.")
+
+    show(page, photo)
+    monkeypatch.setattr(serve, "share_text", refuse)
+    click(page, "input[value=difference]")
+    page.wait("!document.getElementById('error').hidden")
+    must_say(page.script("document.getElementById('error').textContent"), "Too many")
+    assert "undefined" not in page.script("document.body.innerText")
 
 
 def test_the_keyboard_reaches_everything(page, photo):

@@ -23,7 +23,7 @@ def picture(height: int = 96, width: int = 128) -> np.ndarray:
 
 
 @torch.no_grad()
-def make_bundle(out: Path, branches: dict[str, list[str]], seed: int = 0) -> Path:
+def make_bundle(out: Path, branches: dict[str, list[str]], seed: int = 0, *, onnx: bool = False) -> Path:
     """A bundle whose outputs are balanced on `picture()`, so that each class has some of its pixels."""
     torch.manual_seed(seed)
     model = deeplabv3_tiny(**SMALL)
@@ -41,7 +41,7 @@ def make_bundle(out: Path, branches: dict[str, list[str]], seed: int = 0) -> Pat
         branch: LabelSpace((tuple(range(len(names))),), tuple(names), background=0)
         for branch, names in branches.items()
     }
-    return write_bundle(out, Contents(model, spaces), onnx=False).path
+    return write_bundle(out, Contents(model, spaces), onnx=onnx).path
 
 
 ONE_ITERATION = (

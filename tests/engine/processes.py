@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -14,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch._dynamo  # noqa: F401  torch.optim imports it at the first step: here, so that no fork need do it
+import toy
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -43,6 +45,7 @@ def start(
     Args:
         at: when it sends itself a signal.
     """
+    _know_the_configuration()
     child = os.fork()
     if child:
         return child
@@ -63,6 +66,15 @@ def start(
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+@functools.cache
+def _know_the_configuration() -> None:
+    """Check a run's settings once before the first fork, else every fork would read what the options mean anew.
+
+    That was most of the time of a run that is killed early.
+    """
+    everseg.run(toy.settings(Path("nowhere")), quiet=True, dry_run=True)
 
 
 def _strike(at: At) -> None:

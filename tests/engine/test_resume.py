@@ -44,11 +44,16 @@ def undisturbed(tmp_path_factory) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("method", some(["mib", "rw", "rcil"], "mib"))
-def test_kills_at_any_moments_change_nothing(tmp_path, undisturbed, method):
-    """Six kills, each at another distance from the start of its call: at flushes, iterations and renamings."""
-    config = settings(tmp_path, method={"name": method})
-    for count in random.Random(method).sample(range(30), 6):
-        killed(config, "any", count)
+def test_20_kills_at_any_moments_change_nothing(tmp_path, undisturbed, method):
+    """Each at another distance from the start of its call: at flushes, iterations and renamings, through both steps.
+
+    With a checkpoint after each iteration, so that every call but the shortest gets further.
+    """
+    config = settings(tmp_path, method={"name": method}, train={"checkpoint_every": 1})
+    draw = random.Random(method)
+    for _ in range(20):
+        killed(config, "any", draw.randrange(34))
+    assert list((tmp_path / "toy/steps").glob("01/ckpt/*")), "the last kills were in the second step"
     for path in (tmp_path / "toy").rglob(".*.tmp"):
         age(path)
     assert complete(config) == 0

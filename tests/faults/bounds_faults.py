@@ -25,8 +25,6 @@ def large_inputs(place: Path, number: int) -> Iterator[Trial]:
         problem = done.stderr[-500:] if done.returncode else ""
         taken = ""
         if not problem:
-            one = json.loads(done.stdout)
-            taken = f": {one['seconds']:.0f} s, {one['megabytes']:.0f} MB"
-            if one["seconds"] > bound.seconds or one["megabytes"] > bound.megabytes:
-                problem = f"{taken[2:]}; promised are {bound.seconds:g} s and {bound.megabytes:g} MB"
+            one = bounds.Cost(**json.loads(done.stdout))
+            taken, problem = f": {one.seconds:.0f} s, {one.megabytes:.0f} MB", bound.broken(one, 1.0)
         yield Trial(f"{bound.make.__doc__ or name}{taken}", problem)

@@ -26,6 +26,8 @@ class Trial(NamedTuple):
     """What of the promise was broken; "" if nothing."""
     harmless: str = ""
     """Why the fault could not be noticed and need not be; "" if it was told."""
+    skipped: str = ""
+    """Why it could not be tried on this machine. Such a trial shows nothing, and does not count."""
 
 
 Trials = Callable[[Path, int], Iterator[Trial]]
@@ -78,6 +80,7 @@ class Outcome:
     tried: int = 0
     harmless: list[Trial] = field(default_factory=list)
     broken: list[Trial] = field(default_factory=list)
+    skipped: list[Trial] = field(default_factory=list)
     seconds: float = 0.0
     slowest: float = 0.0
     """Seconds of the longest trial."""
@@ -85,8 +88,9 @@ class Outcome:
     def __str__(self) -> str:
         held = self.tried - len(self.broken)
         quiet = f", {len(self.harmless)} of them harmless" if self.harmless else ""
+        left_out = f", {len(self.skipped)} skipped ({self.skipped[0].skipped})" if self.skipped else ""
         return (
-            f"{self.campaign.name}: {held} of {self.tried} held{quiet}; {self.seconds:.0f} s, "
+            f"{self.campaign.name}: {held} of {self.tried} held{quiet}{left_out}; {self.seconds:.0f} s, "
             f"the longest {self.slowest:.1f} s"
         )
 
@@ -103,6 +107,9 @@ def carry_out(campaign: Campaign, number: int, tell: Callable[[Trial], object] =
         for trial in campaign.run(Path(place).resolve(), number):
             now = time.monotonic()
             tell(trial)
+            if trial.skipped:
+                outcome.skipped.append(trial)
+                continue
             outcome.tried, outcome.slowest, last = outcome.tried + 1, max(outcome.slowest, now - last), now
             if trial.problem:
                 outcome.broken.append(trial)

@@ -245,7 +245,7 @@ def real_disks(place: Path, number: int) -> Iterator[Trial]:
     4 and a sentence; with room the same command goes on to the same bytes. Skipped where mounting is not allowed."""
     if not can_mount(place):
         yield from (
-            Trial("no mounts", harmless="this machine lets nobody mount a disk") for _ in range(number)
+            Trial("no mounts", skipped="this machine lets nobody mount a disk") for _ in range(number)
         )
         return
     assert complete(settings(place / "whole", train=SHORT)) == 0

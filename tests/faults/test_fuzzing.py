@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import fuzzing
+import numpy as np
 import pytest
 from fuzzing import KEPT, READERS, Reader, said_by, spoilt
 
@@ -57,6 +58,8 @@ def test_a_fault_a_crash_and_a_slow_reader_are_found(tmp_path: Path, monkeypatch
             raise KeyError("found")
         if data.startswith(b"c"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if data.startswith(b"m"):
+            np.ones(64 << 20, np.uint8).sum()
         while data.startswith(b"d"):
             pass
 
@@ -64,6 +67,10 @@ def test_a_fault_a_crash_and_a_slow_reader_are_found(tmp_path: Path, monkeypatch
     monkeypatch.setattr(fuzzing, "MOST_SECONDS", 0.05)
     assert "KeyError" in said_by("weak", tmp_path, b"b")[1]
     assert "0.05 s" in said_by("weak", tmp_path, b"d")[1]
+    monkeypatch.setattr(fuzzing, "MOST_SECONDS", 5)
+    monkeypatch.setattr(fuzzing, "MOST_MEMORY", 32 << 20)
+    for _ in range(2):  # the first one does not hide the second
+        assert " MB" in said_by("weak", tmp_path, b"m")[1]
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.setattr(fuzzing, "spoilt", lambda *_: b"b")

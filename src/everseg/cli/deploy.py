@@ -74,16 +74,25 @@ def extend(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Bundle of the deployed model. It is not changed.")
     ],
-    data: Annotated[
-        str, typer.Option(help="A data.yaml: it labels the new classes, or more images of known ones.")
-    ],
     overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A data.yaml: it labels the new classes, or more images of known ones."),
+    ] = None,
     add: Annotated[
         str,
         typer.Option(
             help="Names of the new classes, separated by commas; default none, known ones are refined."
         ),
     ] = "",
+    drop: Annotated[str, typer.Option(metavar="A,B", help="Classes that the model loses.")] = "",
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B=C", help="Classes that become one, of the name C; may be repeated."),
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="A=B", help="A new name of a class; may be repeated.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="A name of `everseg list methods`; default mib, or complete (see the docs)."),
@@ -142,13 +151,18 @@ def extend(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teach a deployed model new classes, or refine it on more images, without old data. The same command continues."""
+    """Teach a deployed model classes, more images or another place, without old data; or drop, merge, rename some."""
     from everseg import api
 
-    names = [name.strip() for name in add.split(",") if name.strip()]
+    names = _names(add)
+    edits: dict[str, Any] = {
+        "drop": _names(drop),
+        "merge": {new: _names(parts) for parts, new in _pairs("--merge A,B=C", merge)},
+        "rename": dict(_pairs("--rename A=B", rename)),
+    }
     if dry_run:
         seen = api.preview(
-            bundle, data=data, add=names, method=method, how=how, budget=budget, overrides=overrides or [],
+            bundle, data=data, add=names, **edits, method=method, how=how, budget=budget, overrides=overrides or [],
             model=model, old_val=old_val, domain=domain, like=like, shared=shared, quiet=quiet,
         )  # fmt: skip
         give(seen, as_json)
@@ -157,6 +171,7 @@ def extend(
         bundle,
         data=data,
         add=names,
+        **edits,
         method=method,
         how=how,
         budget=budget,
@@ -174,6 +189,30 @@ def extend(
         quiet=quiet,
     )
     give(done, as_json)
+
+
+def _names(text: str) -> list[str]:
+    """Class names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
+    """What stands before and behind the last "=" of each text.
+
+    Args:
+        option: with the form that is expected, for the message.
+    """
+    from everseg.errors import ConfigError
+
+    if wrong := [text for text in given or [] if "=" not in text]:
+        raise ConfigError(f"{option}: no '=' in {', '.join(wrong)}")
+    found = [text.rpartition("=") for text in given or []]
+    pairs = [(before.strip(), behind.strip()) for before, _, behind in found]
+    for place, what in ((0, "before"), (1, "behind")):
+        seen = [pair[place] for pair in pairs]
+        if twice := sorted({name for name in seen if seen.count(name) > 1}):
+            raise ConfigError(f"{option}: {', '.join(twice)} stands twice {what} the '='")
+    return pairs
 
 
 Look = Annotated[

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from everseg.cli.convert import import_app
+from everseg.cli.convert import import_app, weights_app
 from everseg.cli.data import data_app
 from everseg.cli.deploy import add_deploy_commands, builder
 from everseg.cli.docs import docs
@@ -71,12 +71,16 @@ def top(
 
 app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
+app.add_typer(weights_app, name="weights")
 
 
 def _presets(incomplete: str) -> list[str]:
     """Name the presets that a shell may complete a word to; without one the shell completes file names."""
     from everseg.config import presets
 
+    preset, sign, _ = incomplete.partition(presets.NETWORK)
+    if sign:
+        return [f"{preset}{sign}{network}" for network in presets.networks()]
     return [name for name in presets.names(every=True) if name.startswith(incomplete)]
 
 

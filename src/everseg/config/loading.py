@@ -426,7 +426,7 @@ def _add_source(tree: _Tree, source: str | Path | Mapping[str, Any] | None, prob
 
 
 def _is_file_name(source: str) -> bool:
-    if source in presets.names(every=True):
+    if presets.is_preset(source):
         return False
     return source.endswith((".yaml", ".yml")) or "/" in source or Path(source).is_file()
 
@@ -454,7 +454,7 @@ def _add_layer(
     for key, name in named[:1]:
         if not isinstance(name, str):
             problems.append(((key,), "expected the name of a preset or a YAML file"))
-        elif key == "base" and name not in presets.names(every=True):
+        elif key == "base" and not presets.is_preset(name):
             _add_file(tree, folder / Path(name).expanduser(), problems, parents)
         else:
             try:

@@ -194,8 +194,10 @@ def write_bundle(
     names = _file_names(contents.spaces) if onnx else {}
     only: tuple[int, int] | None = None  # the one size that the graphs take; None = they take any
     for branch, name in names.items():
-        graph, parity[branch], only = _graph(contents, registry, branch, images, source, only)
-        files[name] = graph
+        files[name], parity[branch], only = _graph(contents, registry, branch, images, source, only)
+    # preprocessing.json says one size for all graphs, so a graph that came before the first bound one is bound as well.
+    for branch in [branch for branch, one in parity.items() if only is not None and not one.one_size]:
+        files[names[branch]], parity[branch], _ = _graph(contents, registry, branch, images, source, only)
     described = ModelFile(
         contents.model.describe(),
         {branch: with_ids(space, registry) for branch, space in contents.spaces.items()},

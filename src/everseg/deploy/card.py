@@ -84,6 +84,10 @@ def _classes(registry: Registry, history: Sequence[Mapping[str, Any]]) -> Iterat
     """Yield the rows of the table of classes, with scores from the last step that tested each class."""
     found: dict[str, str] = {}
     for entry in history:
+        if changed := entry.get("changed"):
+            # A merged class was never tested as such.
+            found = {changed["rename"].get(name, name): text for name, text in found.items()}
+            continue
         tested: dict[str, list[str]] = {}
         for result, scores in entry["scores"].items():
             for name, value in scores["class_iou"].items():
@@ -110,6 +114,14 @@ def _steps(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "|---" * 8 + "|",
     ]
     for entry in history:
+        if changed := entry.get("changed"):
+            marks = [
+                str(entry["step"]),
+                entry["method"],
+                for_markdown(changed_text(changed)),
+                *[UNDEFINED] * 5,
+            ]
+            rows.append(f"| {' | '.join(marks)} |")
         for result, scores in entry["scores"].items():
             tested = next((source for source in entry["test"]), {"data": UNDEFINED, "images": 0})
             where = f"{tested['data']} ({tested['images']})" if len(entry["scores"]) == 1 else result
@@ -171,25 +183,30 @@ def _measures_old(entry: Mapping[str, Any], scores: Mapping[str, Any]) -> bool:
     return not old or any(value is not None for value in old)
 
 
+def changed_text(changed: Mapping[str, Any]) -> str:
+    """Say which classes a step without training dropped, merged and renamed."""
+    told = [f"without {name}" for name in changed["drop"]]
+    told += [f"{' + '.join(names)} = {new}" for new, names in changed["merge"].items()]
+    told += [f"{old} = {new}" for old, new in changed["rename"].items()]
+    return "; ".join(told)
+
+
 def _weak(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the section on classes whose IoU is far below the mean of the last step."""
-    if not history:
+    """Yield the section on classes whose IoU is far below the mean of the last step that was tested."""
+    last = next((entry for entry in reversed(history) if entry["scores"]), None)
+    if last is None:
         return
     found = []
     unmeasured = False
-    for scores in history[-1]["scores"].values():
+    for scores in last["scores"].values():
         mean = scores["miou"]["all"]
-        measured = _measures_old(history[-1], scores)
+        measured = _measures_old(last, scores)
         unmeasured = unmeasured or not measured
         found += [
             f"{name} ({percent(value)})"
             for name, value in scores["class_iou"].items()
             if value is not None and mean is not None
-            if (
-                value < WEAK * mean
-                if measured
-                else value < WEAK_ALONE and name in history[-1].get("classes", ())
-            )
+            if (value < WEAK * mean if measured else value < WEAK_ALONE and name in last.get("classes", ()))
         ]
     yield "## Weak classes"
     names = ", ".join(map(for_markdown, found)) or "none"
@@ -222,6 +239,9 @@ def _origin(lineage: Mapping[str, Any]) -> Iterator[str]:
     if lineage["parent"]:
         yield f"* Extended from the bundle {lineage['parent'][:12]}…"
     for entry in lineage["history"]:
+        if changed := entry.get("changed"):
+            yield f"* Step {entry['step']} changed classes without training: {for_markdown(changed_text(changed))}."
+            continue
         lists = ", ".join(
             f"{s['images']} of {for_markdown(s['data'])} ({s['sha256'][:12]}…)" for s in entry["train"]
         )

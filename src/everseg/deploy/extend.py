@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 
+from everseg import registry
 from everseg.config.fields import DataConfig, RunConfig, ScenarioConfig, TrainConfig
 from everseg.config.loading import difference, from_stored, refuse_own_code
 from everseg.data.base import Dataset
@@ -34,6 +35,7 @@ from everseg.deploy.old_classes import (
     unlabelled,
 )
 from everseg.deploy.onnx import require_onnx
+from everseg.deploy.reclass import ClassChanges, ClassEdits, change_classes
 from everseg.deploy.trial_images import images_of, images_of_run
 from everseg.display import Piece, Result, counted, percent
 from everseg.engine.prepare import Prepared, prepare
@@ -44,7 +46,6 @@ from everseg.errors import CheckpointError, ConfigError, DataError, GateError, s
 from everseg.inference.count import user_builder
 from everseg.models.build import configured_name
 from everseg.progress import Progress, seconds_of, time_text
-from everseg.registry import BUILTIN
 from everseg.reports.figures import curves_of
 from everseg.reports.html import NAME as REPORT
 from everseg.reports.html import report_at_the_end
@@ -156,8 +157,11 @@ class Extension(Result):
 def extend(
     bundle: str | Path,
     *,
-    data: str | Path,
+    data: str | Path | None = None,
     add: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    merge: Mapping[str, Sequence[str]] | None = None,
+    rename: Mapping[str, str] | None = None,
     method: str | None = None,
     how: How | None = None,
     budget: str | None = None,
@@ -173,7 +177,7 @@ def extend(
     overrides: Sequence[str] = (),
     model: str | None = None,
     quiet: bool = False,
-) -> Extension:
+) -> Extension | ClassChanges:
     """Teach a bundle's model further classes, more images, or another place or device, without its old data.
 
     The bundle itself is not changed.
@@ -187,6 +191,10 @@ def extend(
         data: a data.yaml (or a data set's name, with `data.root=DIR` in `overrides`) that labels the new classes.
         add: names of the new classes, in any spelling (`everseg.labels.spelling`). The bundle spells them as the data
             do. () refines the classes that the bundle knows and the data label.
+        drop: classes that the model loses.
+        merge: new class -> the classes that become one under its name.
+        rename: class -> its new name. These three need no training. Without `data` nothing else happens; with data the
+            model is extended afterwards, from a bundle of the changed classes, `<name of the new bundle>-classes`.
         method: the method that preserves the old classes. Default "mib"; without new classes, and for a model without
             background, "complete".
         how: instead of a method: "quick" (the classifiers alone are trained, with `add` only the new one), "balanced"
@@ -207,6 +215,9 @@ def extend(
         overrides: "key=value" as for `run`.
         model: FILE.py:NAME of your own architecture, if the bundle has one.
 
+    Returns:
+        The extension; or without data the changes of the classes.
+
     Raises:
         ConfigError: the data lack a new class, the bundle knows it already, or the folder exists.
         GateError: less quality is left than required. The run is kept, but no bundle is written.
@@ -214,14 +225,42 @@ def extend(
     """
     source = open_bundle(bundle)
     target = Path(out) if out is not None else _next_name(source.path)
+    edits = ClassEdits.of(drop, merge, rename)
+    if data is None:
+        _needs_no_data(edits, add, domain, overrides)
+        return change_classes(source, target, edits, images=images, onnx=onnx, builder=_builder(model))
+    if edits:
+        between = target.with_name(f"{target.name}-classes")
+        changed = change_classes(source, between, edits, onnx=False, builder=_builder(model))
+        source = open_bundle(between)
+        for line in changed.lines:
+            Progress(quiet=quiet).message(line)
     gate = Gate(keep_at_least, keep_each_at_least)
     with_onnx = bool(source.about.onnx) if onnx is None else onnx
     if with_onnx:
         require_onnx()
     asked = _Asked(source, data, tuple(add), method, how, tuple(overrides), model)
     asked = asked.at(domain, like, shared, Progress(quiet=quiet))
-    measured_on = _old_data(old_val, source)
-    config = _within(budget, asked, target.name, Progress(quiet=quiet)).configuration(target.name)
+    asked = _within(budget, asked, target.name, Progress(quiet=quiet))
+    return _extended(asked, target, gate, _old_data(old_val, source), with_onnx, images, quiet)
+
+
+def _extended(
+    asked: _Asked,
+    target: Path,
+    gate: Gate,
+    measured_on: Mapping[str, str],
+    with_onnx: bool,
+    images: str | Path | None,
+    quiet: bool,
+) -> Extension:
+    """Do what `extend` is asked for, once it is decided.
+
+    Args:
+        target: the new bundle.
+        measured_on: branch -> data that its old classes are measured on.
+    """
+    source, config = asked.source, asked.configuration(target.name)
     folder = RunFolder(Path(config.out) / config.name)
     # A killed call may have written the bundle already; only other things in its place are refused here.
     if not is_bundle(target):
@@ -274,7 +313,7 @@ def extend(
         raise GateError(_failed(source, folder, target, kept, new, why))
     if processes.is_main_process:
         memory = read_memory(source.path) is not None and read_memory(folder.final(index)) is not None
-        _write(target, folder, index, builder, told, with_onnx, images, overrides, memory)
+        _write(target, folder, index, builder, told, with_onnx, images, asked.overrides, memory)
     processes.wait_for_everyone()
     notes = (*(prepared.notes if prepared is not None else ()), *kept.notes)
     return Extension(open_bundle(target), folder.path, kept, new, gate, on_new, notes)
@@ -283,8 +322,11 @@ def extend(
 def preview(
     bundle: str | Path,
     *,
-    data: str | Path,
+    data: str | Path | None = None,
     add: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    merge: Mapping[str, Sequence[str]] | None = None,
+    rename: Mapping[str, str] | None = None,
     method: str | None = None,
     how: How | None = None,
     budget: str | None = None,
@@ -295,7 +337,7 @@ def preview(
     like: str | None = None,
     shared: bool = False,
     quiet: bool = False,
-) -> Preview:
+) -> Preview | ClassChanges:
     """Say what `extend` with the same arguments would teach and keep, and measure how long it would take here.
 
     A few iterations run in a temporary folder, in this process alone.
@@ -304,9 +346,42 @@ def preview(
         EversegError: as `extend`, as far as it can be known before the training.
     """
     progress = Progress(quiet=quiet)
-    asked = _Asked(open_bundle(bundle), data, tuple(add), method, how, tuple(overrides), model)
-    asked = asked.at(domain, like, shared, progress)
-    return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
+    source, edits = open_bundle(bundle), ClassEdits.of(drop, merge, rename)
+    if data is None:
+        _needs_no_data(edits, add, domain, overrides)
+        target = _next_name(source.path)
+        return change_classes(source, target, edits, builder=_builder(model), dry_run=True)
+    with tempfile.TemporaryDirectory(prefix="everseg-preview-") as place:
+        if edits:
+            between = Path(place) / source.path.resolve().name
+            changed = change_classes(source, between, edits, onnx=False, builder=_builder(model))
+            source = open_bundle(between)
+            for line in changed.lines:
+                progress.message(line)
+        asked = _Asked(source, data, tuple(add), method, how, tuple(overrides), model)
+        asked = asked.at(domain, like, shared, progress)
+        return _previewed(_within(budget, asked, None, progress), progress, measuring=old_val is not None)
+
+
+def _needs_no_data(
+    edits: ClassEdits, add: Sequence[str], domain: str | None, overrides: Sequence[str]
+) -> None:
+    """Stop unless something is asked for that needs no data, and nothing else is.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if not edits:
+        raise ConfigError(
+            "--data: name the new images (a data.yaml); only --drop, --merge and --rename need none"
+        )
+    needing = [f"--add {','.join(add)}"] * bool(add) + [f"--domain {domain}"] * bool(domain) + list(overrides)
+    if needing:
+        raise ConfigError(f"{', '.join(needing)}: this needs new images; name them with --data")
+
+
+def _builder(model: str | None) -> Any:
+    return None if model is None else registry.resolve("model", model)
 
 
 @dataclass(frozen=True)
@@ -554,7 +629,12 @@ def configuration(
     method = method or ("mib" if add and not without and not several else "complete")
     chosen = [f"method={method}", *settings, *([f"model={model}"] if model else []), *overrides]
     config = from_stored(base, chosen)
-    if without and add and config.method.name != "complete" and config.method.name in BUILTIN["method"]:
+    if (
+        without
+        and add
+        and config.method.name != "complete"
+        and config.method.name in registry.BUILTIN["method"]
+    ):
         raise ConfigError(
             f"method '{config.method.name}': the model of {source.path} has no background class, so pixels without a "
             "label would all become the new class. Use method=complete (the default here): there it teaches what the "

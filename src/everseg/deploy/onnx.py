@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
         except Exception as error:  # the exporter can raise almost any exception
             how = "with open sizes" if size is None else f"at {size[0]} x {size[1]} pixels"
             raise ConfigError(
-                f"the model cannot be exported to ONNX {how} ({first_line(error)}); leave it out with --no-onnx: "
+                f"the model cannot be exported to ONNX {how} ({_reason(error)}); leave it out with --no-onnx: "
                 "predict, serve and extend do without it"
             ) from error
     assert program is not None
@@ -171,6 +172,15 @@ def to_onnx(deployed: Deployed, about: Mapping[str, Any], size: tuple[int, int] 
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     return proto.SerializeToString()
+
+
+def _reason(error: Exception) -> str:
+    """What the exporter says of the cause: one line, further down in a page of advice to programmers."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # colours of a terminal
+    found = re.search(r"## Exception summary\s+(?:<class '(?P<kind>[^']*)'>: )?(?P<what>.+)", text)
+    if found is None:
+        return first_line(Exception(text or type(error).__name__))
+    return ": ".join(filter(None, found.groups()))
 
 
 def _places(

@@ -87,12 +87,16 @@ class Server(HttpServer):
                 content of the picture.
 
         Raises:
-            ConfigError: there are not one or two bundles, a name may mean two classes of a bundle, or the server cannot
-                listen on the port.
+            ConfigError: there are not one or two bundles, `timeout` is not above 0, a name may mean two classes of a
+                bundle, or the server cannot listen on the port.
             CheckpointError: a bundle is missing or damaged.
         """
         if not 1 <= len(bundles) <= 2:
             raise ConfigError(f"serve shows one or two bundles, not {len(bundles)}")
+        if not timeout > 0:  # NaN is not either
+            raise ConfigError(
+                f"timeout: {timeout}; give the seconds that one prediction may take, more than 0"
+            )
         self.served = [Served(path, builder, timeout) for path in bundles]
         self.classes, self.notes = class_list(self.served), class_notes(self.served)
         try:
@@ -181,7 +185,7 @@ class Server(HttpServer):
         return replace(_json({"error": text}), status=status)
 
     def give_up(self) -> None:
-        """End the prediction that runs."""
+        """End the prediction that runs, and begin no other."""
         for one in self.served:
             one.give_up()
 
@@ -270,11 +274,11 @@ def serve(
         other: another bundle to compare it with.
         port: the port on 127.0.0.1; 0 chooses a free one.
         builder: the builder of your own architecture, if a bundle has one. It is never imported automatically.
-        timeout: seconds that one prediction may take; then it is given up, and the next one begins.
+        timeout: seconds that one prediction may take, more than 0; then it is given up, and the next one begins.
         quiet: do not print a line on stderr about each prediction.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or `timeout` is not above 0.
         CheckpointError: a bundle is missing or damaged.
     """
     bundles = [bundle] if other is None else [bundle, other]
@@ -329,7 +333,7 @@ class Served:
         self.model.model = united(self.model.model)
         self.timeout, self.done, self.seconds = timeout, 0, 0.0
         """Seconds that a prediction may take; predictions so far; seconds that all of them took, failures included."""
-        self._until = math.inf
+        self._until, self._given_up = math.inf, False
         # A thread cannot be stopped from outside, so it looks at the clock itself.
         for module in self.model.model.modules():
             module.register_forward_pre_hook(self._look_at_the_clock)
@@ -373,12 +377,12 @@ class Served:
         return rows
 
     def _look_at_the_clock(self, module: Any, inputs: Any) -> None:
-        if time.monotonic() > self._until:
+        if self._given_up or time.monotonic() > self._until:
             raise TookTooLongError
 
     def give_up(self) -> None:
-        """End the prediction that runs."""
-        self._until = 0.0
+        """End the prediction that runs, and every later one at its first layer: its image may still be decoded now."""
+        self._given_up = True
 
     def check_branch(self, branch: str | None) -> None:
         """See that it is clear which branch to use.
@@ -410,6 +414,8 @@ class Served:
         try:
             found = self.model.predict(image, branch=branch)
         except TookTooLongError:
+            if self._given_up:
+                raise RefusedError(503, "The server is being stopped.") from None
             raise RefusedError(
                 504, f"{self.name} took longer than {self.timeout:g} s for this image; try a smaller one."
             ) from None

@@ -158,12 +158,15 @@ def _check_plan(
     _check_channels(config.data, config.scenario.bundle, channels)
     method = build_method(config.method)
     todo = [step for step in prepared.steps if not folder.final(step.index).is_dir()]
+    notes = switches.idle(method)
     if todo and todo[0].index == 0 and todo[0].is_first:
         # Building reads the pretrained weights, so a wrong or missing weight file stops the run here.
         model = build_model(config.model, config.data.normalisation, _in_channels(channels))
         for branch in prepared.steps[-1].spaces:
             model.heads.check(branch)
         switches.check_model(method, model)
+        if len(prepared.steps) > 1:
+            notes += switches.compared_otherwise(method, model)
         if config.train.layer_decay is not None:
             encoder_layers(model.encoder)
     refused = _refused_preparation(config, prepared.steps, _in_channels(channels))
@@ -182,7 +185,7 @@ def _check_plan(
         *_unfit_material(config.scenario.memory, config.method.name, method, prepared, todo),
     ]:
         raise ConfigError(problems)
-    for note in switches.idle(method):
+    for note in notes:
         progress.message(f"note: {note}")
     for note in doubtful(todo, prepared.counts):
         progress.message(f"warning: {note}")

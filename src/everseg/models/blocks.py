@@ -28,6 +28,12 @@ PRE = ".pre"
 ATTENTION = "attention"
 """Beginning of the name of a transformer block's attention map: "attention1", "attention2", ..."""
 
+
+def is_stage(tap: str) -> bool:
+    """Whether a tap of an encoder is the map of one of its stages."""
+    return tap not in ("encoder", "decoder") and not tap.endswith(PRE) and not tap.startswith(ATTENTION)
+
+
 PerBranch = Literal["head", "decoder", "norm", "adapter"]
 """What each branch owns, every choice including the ones before it: its classifiers; its decoder; the encoder's batch
 norms; 1x1 convolutions beside the encoder's convolutions."""

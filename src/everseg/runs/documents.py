@@ -152,6 +152,8 @@ def _kept(value: Any, key: str, problems: list[str]) -> None:
         problems.append(f"{key}: expected share and how")
 
 
+_CHANGED = entries({"drop": many(TEXT), "merge": named(many(TEXT)), "rename": named(TEXT)})
+"""Classes that a step without training dropped, merged and renamed."""
 _PARITY = entries(
     {"source": TEXT, "sizes": many(many(COUNT)), "logit_difference": NUMBER, "equal_pixels": NUMBER},
     {"one_size": FLAG},
@@ -170,7 +172,7 @@ LINEAGE = entries(
                     "test": many(_IMAGES),
                     "scores": named(_STEP_SCORES),
                 },
-                {"run": TEXT, "extends": or_none(SHA256), "kept": or_none(_kept)},
+                {"run": TEXT, "extends": or_none(SHA256), "kept": or_none(_kept), "changed": _CHANGED},
             )
         ),
     },

@@ -128,7 +128,9 @@ class ModelFile:
         }
 
     def _branch(self, name: str, space: LabelSpace) -> dict[str, Any]:
-        entry = {"groups": space.groups, "names": space.names, "background": space.background}
+        entry: dict[str, Any] = {"groups": space.groups, "names": space.names, "background": space.background}
+        if space.formerly:
+            entry["formerly"] = dict(space.formerly)
         if self.registry is None:
             return entry
         return {**entry, "ids": self.registry.ids(space), "onnx": self.onnx.get(name)}
@@ -380,7 +382,11 @@ class _Reader:
         if not _is_list_of(names, str):
             self.problems.append(f"{where}.names: expected the names of the classes")
             names = []
-        space = LabelSpace(tuple(map(tuple, groups)), tuple(names), background)
+        formerly: Any = entry.get("formerly", {})
+        if not isinstance(formerly, dict) or not all(now in names for now in formerly.values()):
+            self.problems.append(f"{where}.formerly: expected today's class of each earlier name")
+            formerly = {}
+        space = LabelSpace(tuple(map(tuple, groups)), tuple(names), background, tuple(formerly.items()))
         if not all(raw in _RAW_IDS for raw in space.order):
             self.problems.append(f"{where}.groups: a raw id that no mask can hold")
         self.problems += [f"{where}: {problem}" for problem in space.problems(stored=True)]

@@ -75,7 +75,7 @@ def build(
     added = _added(names, dataset, known)
     space = known.space
     if added:
-        space = LabelSpace((*space.groups, known.ids(added)), (*space.names, *added), space.background)
+        space = replace(space, groups=(*space.groups, known.ids(added)), names=(*space.names, *added))
     policies = tested(policy_set(config.policy))
     new = [raw for raw, name in dataset.labels.names.items() if name in added]
     shared = shared_classes(dataset.labels, space, what=(f"data set '{dataset.name}'", "the bundle"))
@@ -198,12 +198,17 @@ class Known:
 def _added(names: Sequence[str], dataset: Dataset, known: Known) -> list[str]:
     """Look up the new classes and return their names as the data set spells them, in the order given."""
     labels = dataset.labels
+    earlier = dict(known.space.formerly)
     choices = [
-        labels.names[raw] for raw in labels.classes if find_name(labels.names[raw], known.space.names) is None
+        labels.names[raw]
+        for raw in labels.classes
+        if find_name(labels.names[raw], (*known.space.names, *earlier)) is None
     ]
     added, problems = list[str](), list[str]()
     for name in names:
         old, found = find_name(name, known.space.names), find_name(name, choices)
+        if old is None and (before := find_name(name, earlier)) is not None:
+            old = earlier[before]
         if old is not None:
             as_it = "" if old == name else f" as '{old}'"
             problems.append(f"class '{name}': the bundle knows it already{as_it}; leave it out")

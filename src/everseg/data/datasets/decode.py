@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from everseg.data.channels import TYPES, Channels
-from everseg.data.datasets.tiff import UnreadTiffError, directories, layout_of, pages, pixels_of
+from everseg.data.datasets.tiff import UnreadTiffError, directories, layout_of, numbers, pages, pixels_of
 from everseg.display import counted, percent
 from everseg.errors import DataError
 
@@ -785,10 +785,11 @@ def _about_tiff(file: BinaryIO) -> str:
     try:
         tags = next(directories(file))
         bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        deep = max(bits) if isinstance(bits, tuple) else int(bits)
-        kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
-        kind = _SAMPLES.get(kinds[0] if isinstance(kinds, tuple) else kinds, "an unknown kind of numbers")
+        # The type of a tag is the file's own choice: text and fractions may stand where numbers are expected.
+        deep = max(numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
+        kind = _SAMPLES.get(
+            numbers(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1))[0], "an unknown kind of numbers"
+        )
         colours = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
     except Exception:  # decoders raise almost any exception on damaged files
         return ""

@@ -602,7 +602,8 @@ def files_to_predict(
         raise DataError(
             f"several images would be written to one name: {some(twice)}; predict them separately"
         )
-    inside_out = [path for path, _ in files if real(path).is_relative_to(out.resolve())]
+    target = out.resolve()  # once, and not for each of a million files
+    inside_out = [path for path, _ in files if real(path).is_relative_to(target)]
     kinds = ("mask", "overlay") if inside_out else ()
     results = {real(out / f"{stem}_{kind}.png") for stem in stems for kind in kinds}
     if inputs := [str(path) for path in inside_out if real(path) in results]:

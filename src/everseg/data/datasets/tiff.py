@@ -109,7 +109,7 @@ def layout_of(file: BinaryIO) -> Layout:
     if count > 1:
         raise UnreadTiffError("holds several pages; save one page with all channels")
     width, height, bands = int(tags[256]), int(tags[257]), int(tags.get(277, 1))
-    bits, forms = set(_several(tags.get(258, 1))), set(_several(tags.get(339, 1)))
+    bits, forms = set(numbers(tags.get(258, 1))), set(numbers(tags.get(339, 1)))
     compression, predictor, planar = (int(tags.get(tag, 1)) for tag in (259, 317, 284))
     kind = _KINDS.get((forms.pop(), bits.pop()) if len(forms) == len(bits) == 1 else (0, 0))
     known = compression in (1, 8, 32946) and predictor in (1, 2) and not (predictor == 2 and kind == "f4")
@@ -127,7 +127,7 @@ def layout_of(file: BinaryIO) -> Layout:
         or block[0] * block[1] > 4 * max(width * height, 2**20)
     ):
         raise ValueError("impossible sizes")
-    offsets, lengths = (_several(tags[tag]) for tag in ((324, 325) if tiled else (273, 279)))
+    offsets, lengths = (numbers(tags[tag]) for tag in ((324, 325) if tiled else (273, 279)))
     return Layout(
         height, width, bands, np.dtype(kind).newbyteorder(order), compression != 1,
         predictor == 2, planar == 2, tiled, block, tuple(zip(offsets, lengths, strict=True)),
@@ -165,5 +165,6 @@ def _block(file: BinaryIO, layout: Layout, place: tuple[int, int], shape: tuple[
     return np.cumsum(values, axis=1, dtype=values.dtype) if layout.differences else values
 
 
-def _several(value: Any) -> tuple[int, ...]:
+def numbers(value: Any) -> tuple[int, ...]:
+    """The whole numbers of a tag, one or several. Raises almost any error where it holds something else."""
     return tuple(map(int, value)) if isinstance(value, tuple | list) else (int(value),)

@@ -8,7 +8,22 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 
-const info = await (await fetch("/info")).json();
+const SILENT = "The program does not answer: is everseg serve still running?";
+
+/** What the server says to a question without an upload; its own words where it refuses. */
+async function told(path, kind = "json") {
+  let response, answer;
+  try {
+    response = await fetch(path);
+    answer = await response[response.ok ? kind : "json"]();
+  } catch {
+    throw new Error(SILENT);
+  }
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+const info = await told("/info").catch((error) => { report(error.message); throw error; });
 const letters = ["A", "B"];
 const two = info.bundles.length > 1;
 const titles = info.bundles.map((bundle, i) => (two ? `${letters[i]}: ${bundle.name}` : bundle.name));
@@ -100,7 +115,7 @@ async function ask(i, turn) {
   try {
     response = await fetch(`/predict?${query}`, { method: "POST", body: state.file, headers: { "Content-Type": state.file.type } });
   } catch {
-    throw new Error("The program does not answer: is everseg serve still running?");
+    throw new Error(SILENT);
   }
   if (response.status === 503 && turn === state.turn) {  // busy with images dropped before
     await new Promise((done) => setTimeout(done, 1000));
@@ -135,8 +150,7 @@ async function take(file) {
 
 /** The server formats every number, so that the page and the command line show the same text. */
 async function shareText(part, whole) {
-  const answer = await (await fetch(`/share?${new URLSearchParams({ part, whole })}`)).json();
-  return answer.text;
+  return (await told(`/share?${new URLSearchParams({ part, whole })}`)).text;
 }
 
 /** New layers after a new result, view or choice of classes. */
@@ -178,8 +192,8 @@ async function caption({ differing, pairs }, whole) {
   try {
     text = await shareText(differing, whole);
     rows = await Promise.all(pairs.slice(0, PAIRS).map(async (pair) => [pair, await shareText(pair.number, whole)]));
-  } catch {
-    report("The program does not answer: is everseg serve still running?");
+  } catch (error) {
+    if (turn === state.turn) report(error.message);
     return;
   }
   if (turn !== state.turn || state.view !== "difference") return;
@@ -271,10 +285,9 @@ function choose(every) {
 /** Fetch the example picture and take it as if somebody had chosen it. */
 async function example() {
   try {
-    const picture = await (await fetch("/example.png")).blob();
-    take(new File([picture], "example.png", { type: "image/png" }));
-  } catch {
-    report("The program does not answer: is everseg serve still running?");
+    take(new File([await told("/example.png", "blob")], "example.png", { type: "image/png" }));
+  } catch (error) {
+    report(error.message);
   }
 }
 

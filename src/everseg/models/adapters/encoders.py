@@ -23,6 +23,7 @@ from everseg.models.adapters.per_branch import RANK, BranchLayer, merge, own_par
 from everseg.models.adapters.windows import Windowed, given_windows, strides_of, windowed_layers
 from everseg.models.blocks import (
     ATTENTION,
+    PRE,
     BranchDecoder,
     PerBranch,
     check_norm,
@@ -43,6 +44,8 @@ FORM = "hf:NAME or timm:NAME"
 MAX_TAPS = 4
 INPUTS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "unit": ((0.0,) * 3, (1.0,) * 3)}
 """`data.normalisation` -> mean and deviation that images are given with."""
+ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations", "timm.layers.activations")
+"""Python modules that define activations."""
 _BLOCK = re.compile(
     r"(.*?(?<![A-Za-z_])(?:(?:layers?|blocks?|stages?)[._]\d+(?:\.(?:(?:layers?|blocks?)\.)?\d+)?|layer\d+\.\d+))"
     r"(?=\.)"
@@ -91,7 +94,7 @@ class LibraryEncoder(nn.Module):
         self._grids: list[tuple[int, int]] | None = None
         unit = from_timm.unit(self.body) if module is from_timm else from_transformers.unit(description)
         # A trial image shows which maps there are and how large.
-        maps = self._trial(unit)
+        maps, activations = self._trial(unit)
         self._unit = unit
         asked = module.positions(description, len(maps))
         self._indices = _per_resolution(maps) if asked is None else asked
@@ -99,6 +102,13 @@ class LibraryEncoder(nn.Module):
         # The trial image has 2 * unit rows, so a map of h rows has stride 2 * unit / h.
         self.taps = {f"layer{k + 1}": (map.shape[1], 2 * unit // map.shape[2]) for k, map in enumerate(maps)}
         """Name -> channels, stride."""
+        self._last_activations = {
+            name: called
+            for name, map in zip(self.taps, maps, strict=True)
+            for called, output in activations.items()
+            if output is map
+        }
+        """Tap -> name of the activation that gives it, where a stage ends in one."""
         strides = [stride for _, stride in self.taps.values()]
         if strides != sorted(strides):
             raise ConfigError(f"model.options: taps must go from fine to coarse; their strides are {strides}")
@@ -119,6 +129,9 @@ class LibraryEncoder(nn.Module):
         if self.by_branch:
             self.attention_grids  # noqa: B018  (found while the network still runs without a branch)
             own_parts(self.body, self._run_trial, adapters=per_branch == "adapter", rank=rank)
+            # An activation inside a norm, as some of timm's have it, belongs to the branches now.
+            inside = {name for name, _ in self.body.named_modules()}
+            self._last_activations = {k: v for k, v in self._last_activations.items() if v in inside}
 
     def forward(
         self, image: Tensor, branches: Iterable[str] | None = None, *, taps: Taps = ()
@@ -127,7 +140,8 @@ class LibraryEncoder(nn.Module):
 
         Asked for "attention" also "attention1", "attention2", ... of every transformer block, before the maps: (B,
         heads, h, w, h', w') from each cell of the block's map to each cell of the map that it looks at, cut to the
-        image alike.
+        image alike. Asked for "before_activation" also "layer1.pre", ... of the stages that end in an activation (a
+        ResNet's or a RegNet's; those of transformers and of ConvNeXt do not), before it.
         """
         if not self.by_branch:
             return self._taps(image, taps)
@@ -153,8 +167,12 @@ class LibraryEncoder(nn.Module):
         if down or right:
             image = F.pad(image, (0, right, 0, down), mode="replicate")
         found: dict[str, Tensor] = {}
-        if "attention" in taps and self.attention_grids:
-            maps, attentions = from_transformers.read_attention(self.body, image)
+        with self._before_activations("before_activation" in taps) as before:
+            if "attention" in taps and self.attention_grids:
+                maps, attentions = from_transformers.read_attention(self.body, image)
+            else:
+                maps, attentions = self._read(self.body, image), []
+        if attentions:
             for number, (rows, (fine, coarse)) in enumerate(
                 zip(attentions, self.attention_grids, strict=True), start=1
             ):
@@ -164,12 +182,32 @@ class LibraryEncoder(nn.Module):
                     -(-side // stride) for stride in (fine, coarse) for side in (height, width)
                 )
                 found[f"{ATTENTION}{number}"] = grid[:, :, :h, :w, :to_h, :to_w]
-        else:
-            maps = self._read(self.body, image)
-        return found | {
-            name: maps[index][..., : -(-height // stride), : -(-width // stride)]  # ceil(side / stride)
-            for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True)
-        }
+        for index, (name, (_, stride)) in zip(self._indices, self.taps.items(), strict=True):
+            h, w = -(-height // stride), -(-width // stride)  # ceil(side / stride)
+            if name in before:
+                found[name + PRE] = before[name][..., :h, :w]
+            found[name] = maps[index][..., :h, :w]
+        return found
+
+    @contextlib.contextmanager
+    def _before_activations(self, asked: bool) -> Iterator[dict[str, Tensor]]:
+        """Note what goes into the activation that ends a stage: tap -> (B, C, h, w), where `asked`."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, activation: nn.Module, given: tuple[Tensor, ...]) -> None:
+            # An activation that works in place would change the map under our hands.
+            found[name] = given[0].clone() if getattr(activation, "inplace", False) else given[0]
+
+        ends = self._last_activations.items() if asked else ()
+        hooks = [
+            self.body.get_submodule(called).register_forward_pre_hook(partial(note, name))
+            for name, called in ends
+        ]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @property
     def windows(self) -> tuple[tuple[int, int], ...]:
@@ -301,8 +339,22 @@ class LibraryEncoder(nn.Module):
         with self._trying(), torch.no_grad():
             return self._read(self.body, image.to(weight))
 
-    def _trial(self, unit: int) -> list[Tensor]:
-        """Run a small image of 2 x 4 units, and check that every map is a grid over it."""
+    def _trial(self, unit: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Run a small image of 2 x 4 units, and check that every map is a grid over it.
+
+        Returns:
+            The maps, and what each activation gave, by its name.
+        """
+        activations: dict[str, Tensor] = {}
+
+        def note(name: str, _module: nn.Module, _given: Any, output: Any) -> None:
+            activations[name] = output
+
+        hooks = [
+            module.register_forward_hook(partial(note, name))
+            for name, module in self.body.named_modules()
+            if type(module).__module__ in ACTIVATIONS
+        ]
         # In eval mode, so that running statistics stay as they are; with gradients, for `_keep_unused` reads the graph.
         self.body.eval()
         try:
@@ -314,6 +366,9 @@ class LibraryEncoder(nn.Module):
                 f"model.encoder: it cannot run an image of {4 * unit} x {2 * unit} pixels (perhaps it takes "
                 f"one size only): {type(error).__name__}: {text}"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.body.train()
         for map in maps:
             grid = map.ndim == 4 and 2 * unit % map.shape[2] == 0 and map.shape[3] == 2 * map.shape[2]
@@ -322,7 +377,7 @@ class LibraryEncoder(nn.Module):
                     f"model.encoder: its output of shape {tuple(map.shape)} does not match an image of {4 * unit} x "
                     f"{2 * unit} pixels; choose another encoder or other taps (model.options.taps)"
                 )
-        return maps
+        return maps, activations
 
 
 def mlp(
@@ -471,12 +526,17 @@ def describe(
             name, given, taps, download=config.download, channels=in_channels
         )
         if source is not None:
-            state, note = from_transformers.load_weights(description, source)
+            # A network without values (device "meta") takes nothing but the names of its weights.
+            with torch.device("cpu"):
+                state, note = from_transformers.load_weights(description, source)
             said = from_transformers.preprocessing(source) if in_channels == 3 else None
     else:
         description = from_timm.describe(name, given, taps, channels=in_channels)
         if config.weights is not None or "." in name:
-            state, note = from_timm.load_weights(description, name, config.weights, download=config.download)
+            with torch.device("cpu"):
+                state, note = from_timm.load_weights(
+                    description, name, config.weights, download=config.download
+                )
             said = from_timm.preprocessing(name) if "." in name and in_channels == 3 else None
     description["inputs"] = None if said is None else _conversion(INPUTS[normalisation], said)
     if description["inputs"] is not None:
@@ -503,7 +563,8 @@ def load_body(model: SegmentationModel, state: Mapping[str, Tensor]) -> None:
     shared = body.state_dict().keys()
     if wrong := sorted(state.keys() ^ {*shared, *(key for keys in own.values() for key in keys)}):
         raise ConfigError(f"model.encoder: the weights do not fit the encoder: {some(wrong)}")
-    body.load_state_dict({name: state[name] for name in shared}, strict=True)
+    if not any(value.is_meta for value in body.state_dict().values()):
+        body.load_state_dict({name: state[name] for name in shared}, strict=True)
     for name, owner in norms.items():
         owner.pretrained = {key.removeprefix(f"{name}."): state[key] for key in own[name]}
 
