@@ -63,7 +63,7 @@ def test_every_family_starts_as_the_library_has_it_and_trains_whole(kind, per_br
     again.load_state_dict(model.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("kind", ["segformer", "convnext", "resnet", "regnet", "dinov2"])
+@pytest.mark.parametrize("kind", ["segformer", "resnet", "regnet"])
 def test_merged_into_plain_weights_a_branch_gives_the_same_maps(kind):
     model = moved(moved(two(kind), "day"), "night").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
