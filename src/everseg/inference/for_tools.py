@@ -163,7 +163,9 @@ class _LabelStudio:
     def finish(self) -> list[Path]:
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(self.names) + 1, background=0)[1:]]
+        colours = [
+            "#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(len(self.names) + 1, background=0)[1:]
+        ]
         labels = "".join(
             f"    <Label value={quoteattr(name)} background={quoteattr(colour)}/>\n"
             for name, colour in zip(self.names, colours, strict=True)
